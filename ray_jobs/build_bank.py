@@ -1,0 +1,143 @@
+"""Job: fill a Gradient Bank. Ray Data streams the corpus through a pool of extractor actors that write the shards.
+
+    ray job submit -- python -m ray_jobs.build_bank --config configs/jobs/build-lab.yaml
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from typing import Any
+
+import fsspec
+import numpy as np
+import ray
+import torch
+
+from ray_jobs.cluster import cluster, wants_gpu
+from ray_jobs.entry import main
+from regrad.atoms.extractor import AtomExtractor
+from regrad.bank.manifest import Manifest
+from regrad.bank.writer import IndexRow, commit, write_shard
+from regrad.config import BuildConfig
+from regrad.corpus import Passage
+from regrad.errors import CorpusError
+from regrad.language_model.loading import load_language_model
+from regrad.meta_init import MetaInit
+from regrad.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+
+class ShardWriter:
+    """An actor: lines of the corpus in, one shard written, its index rows out."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._config = BuildConfig.model_validate(settings)
+        self._storage = Storage(self._config.bank.uri)
+        meta_init = MetaInit.load(self._config.meta_init)
+        lm = load_language_model(meta_init.model_at(self._config.model_path))
+        self._extractor = AtomExtractor(lm, meta_init, self._config.batch_tokens, self._config.max_passage_tokens)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        passages, rows = _parse([str(line) for line in batch["text"]])
+        extracted = self._extractor.extract(passages)
+        good = [item for item in extracted if item.atom is not None]
+        rows += [IndexRow(e.passage.id, e.passage.text_hash, reason=e.problem) for e in extracted if e.atom is None]
+        if good:
+            atoms = torch.stack([item.atom for item in good if item.atom is not None])
+            rows += write_shard(self._storage, self._config.bank.codec, [item.passage for item in good], atoms)
+        return _columns(rows)
+
+
+def run(config: BuildConfig) -> str:
+    """Build and commit one version of the bank; returns one line saying what was made and where."""
+    return describe(build(config), config.bank.uri)
+
+
+def describe(manifest: Manifest, uri: str) -> str:
+    """One line about a version of a bank."""
+    megabytes = manifest.passages * manifest.record_bytes / 1e6
+    bad = f", {manifest.quarantined} quarantined" if manifest.quarantined else ""
+    return (
+        f"bank version {manifest.label} at {uri}: {manifest.passages} passages{bad}, "
+        f"{manifest.codec}, {manifest.record_bytes} bytes an atom, {megabytes:.1f} MB"
+    )
+
+
+def build(config: BuildConfig) -> Manifest:
+    """The same, returning the manifest."""
+    meta_init = MetaInit.load(config.meta_init)
+    filesystem, path = _corpus(config.corpus)
+    with cluster():
+        _quiet()
+        lines = ray.data.read_text(path, filesystem=filesystem)
+        shards = lines.repartition(target_num_rows_per_block=config.bank.shard_passages)
+        results = shards.map_batches(
+            ShardWriter,
+            fn_constructor_args=(config.model_dump(mode="json"),),
+            batch_size=config.bank.shard_passages,
+            compute=ray.data.ActorPoolStrategy(size=config.cluster.workers),
+            num_cpus=_cpus_per_actor(config),
+            num_gpus=1 if wants_gpu(config.cluster) else 0,
+        )
+        rows = list(_collect(results))
+    return commit(Storage(config.bank.uri), meta_init.fingerprint, config.bank.codec, meta_init.subspace, rows)
+
+
+def _cpus_per_actor(config: BuildConfig) -> float:
+    """As configured, but one CPU of the cluster is left to the tasks that read: without it they would never start."""
+    spare = max(1.0, ray.cluster_resources().get("CPU", 1.0) - 1.0)
+    return min(config.cluster.cpus_per_worker, spare / config.cluster.workers)
+
+
+def _collect(results: Any) -> Iterator[IndexRow]:
+    started, count = time.monotonic(), 0
+    for batch in results.iter_batches(batch_size=None, batch_format="numpy"):
+        names = [field.name for field in fields(IndexRow)]
+        for values in zip(*(batch[name].tolist() for name in names), strict=True):
+            count += 1
+            yield IndexRow(**dict(zip(names, values, strict=True)))
+        rate = count / (time.monotonic() - started)
+        logger.info("%d passages, %.0f passages/s", count, rate)
+
+
+def _parse(lines: list[str]) -> tuple[list[Passage], list[IndexRow]]:
+    passages: list[Passage] = []
+    bad: list[IndexRow] = []
+    for line in lines:
+        try:
+            passages.append(Passage.from_record(json.loads(line)))
+        except (json.JSONDecodeError, CorpusError) as error:
+            bad.append(IndexRow(line[:80], "", reason=f"not a passage: {error}"))
+    return passages, bad
+
+
+def _columns(rows: list[IndexRow]) -> dict[str, np.ndarray]:
+    records = [asdict(row) for row in rows]
+    return {field.name: np.array([record[field.name] for record in records]) for field in fields(IndexRow)}
+
+
+def _quiet() -> None:
+    """Our own progress lines say what a person needs; Ray Data's detailed ones stay in its log files."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _corpus(uri: str) -> tuple[Any, str]:
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+        found = filesystem.exists(path)
+    except (OSError, ValueError, ImportError) as error:
+        raise CorpusError(f"the corpus {uri} cannot be read: {error}") from error
+    if not found:
+        raise CorpusError(f"the corpus {uri} does not exist")
+    return filesystem, path
+
+
+if __name__ == "__main__":
+    main(BuildConfig, run, __doc__ or "")

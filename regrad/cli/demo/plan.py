@@ -1,0 +1,58 @@
+"""Where everything in a demo is: all below one output directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from regrad.config import BuildConfig, DemoConfig, IndexConfig, LabConfig, MetaTrainConfig, ReplicaConfig, ServeConfig
+from regrad.lab.files import CORPUS, DEV, QUESTIONS, TASKS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of every stage, with the demo's paths filled in."""
+
+    lab: LabConfig
+    questions: str
+    train: MetaTrainConfig
+    index: IndexConfig
+    build: BuildConfig
+    serve: ServeConfig
+    raw_build: BuildConfig
+    raw_serve: ServeConfig
+    report: str
+
+
+def make_plan(config: DemoConfig) -> Plan:
+    """The plan for `config.output`."""
+    out, lab = config.output, f"{config.output}/lab"
+    train = config.train.model_copy(
+        update={"tasks": f"{lab}/{TASKS}", "dev": f"{lab}/{DEV}", "output": f"{out}/meta-init"}
+    )
+    build = _build(config, "meta-init", "bank")
+    serve = config.serve.model_copy(update={"meta_init": build.meta_init, "bank": build.bank.uri, "index": f"{out}/index"})
+    raw_build = _build(config, "raw-meta-init", "raw-bank")
+    return Plan(
+        lab=config.lab.model_copy(update={"output": lab}),
+        questions=f"{lab}/{QUESTIONS}",
+        train=train,
+        index=IndexConfig(corpus=f"{lab}/{CORPUS}", output=f"{out}/index"),
+        build=build,
+        serve=serve,
+        raw_build=raw_build,
+        raw_serve=_small(serve.model_copy(update={"meta_init": raw_build.meta_init, "bank": raw_build.bank.uri})),
+        report=f"{out}/report.json",
+    )
+
+
+def _build(config: DemoConfig, meta_init: str, bank: str) -> BuildConfig:
+    place = config.build.bank.model_copy(update={"uri": f"{config.output}/{bank}"})
+    update = {"meta_init": f"{config.output}/{meta_init}", "corpus": f"{config.output}/lab/{CORPUS}", "bank": place}
+    return config.build.model_copy(update=update)
+
+
+def _small(config: ServeConfig) -> ServeConfig:
+    """The second application takes what the first leaves of the CPUs."""
+    replica = ReplicaConfig(num_cpus=0.05)
+    parts = ("retriever", "bank_loader", "generator", "gateway")
+    return config.model_copy(update={part: replica for part in parts})

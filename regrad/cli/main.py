@@ -1,0 +1,84 @@
+"""The `regrad` command. Verbs live in files of their own; Ray is imported only by the verbs that need it."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import os
+import sys
+
+import click
+
+from regrad.errors import RegradError
+
+_VERBS = {
+    "lab": "Write the lab world's files, or pre-train its base model.",
+    "train": "Meta-train: tasks -> MetaInit (Ray Train, DeepSpeed).",
+    "index": "Index a corpus for BM25 retrieval (Lucene).",
+    "build": "Fill a Gradient Bank: corpus -> atoms (Ray Data).",
+    "serve": "Answer questions over HTTP (Ray Serve).",
+    "ask": "Ask a running server one question.",
+    "demo": "Everything end to end on the lab world, in minutes.",
+}
+
+
+class _Lazy(click.Group):
+    """Imports a verb's module when the verb is used, so that `--help` and mistakes answer at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"regrad.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_VERBS.items()))
+
+
+@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="regrad")
+@click.option("--debug", is_flag=True, help="Show stack traces and every log line.")
+def regrad(debug: bool) -> None:
+    """Parametric retrieval: documents become gradients, gradients become a bank, a question fetches the few it needs."""
+    _configure_logging(debug)
+
+
+def main() -> None:
+    """Entry point: errors that a user can act on are one sentence on standard error and exit status 2."""
+    debug = "--debug" in sys.argv
+    try:
+        regrad.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit("interrupted")
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (RegradError, OSError) as error:
+        if debug:
+            raise
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"no space left on the disk{f' for {error.filename}' if error.filename else ''}; free some and run again"
+    return " ".join(str(error).split())
+
+
+def _configure_logging(debug: bool) -> None:
+    os.environ.setdefault("PYTHONWARNINGS", "default" if debug else "ignore")
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for name in ("regrad", "ray_jobs", "serve_app"):
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+if __name__ == "__main__":
+    main()

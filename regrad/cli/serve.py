@@ -1,0 +1,27 @@
+"""`regrad serve`: the application of a Serve configuration file, in the foreground until Ctrl-C."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from regrad.cli.options import settings_options
+
+
+@click.command("serve")
+@settings_options("serve/lab.yaml")
+def command(config: Path, overrides: tuple[str, ...]) -> None:
+    """Serve a bank over HTTP. Overrides apply to the application's args, e.g. --set bank=s3://bucket/bank, or http.port=9000."""
+    from ray_jobs.cluster import cluster
+    from serve_app.local import load_serve_file, serving
+
+    application, http = load_serve_file(config, overrides)
+    with cluster(), serving(application, http) as url:
+        click.echo(f"serving {application.bank} at {url} (docs at {url}/docs; Ctrl-C stops)")
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            click.echo("stopping")

@@ -1,0 +1,74 @@
+"""Every error that regrad raises on purpose: what was expected, what was found, what to do."""
+
+from __future__ import annotations
+
+
+class RegradError(Exception):
+    """Base of all errors that a user can act on; its text is one clear sentence or two."""
+
+
+class ConfigError(RegradError):
+    """A configuration file or override is wrong; the text names the key and the nearest right one."""
+
+
+class CorpusError(RegradError):
+    """A corpus, question or task file could not be read; the text names the file and the line."""
+
+
+class StorageError(RegradError):
+    """A file system or object store refused a read or a write (missing, full, unreachable)."""
+
+
+class ModelError(RegradError):
+    """A language model could not be loaded or does not fit the requested subspace."""
+
+
+class MetaInitError(RegradError):
+    """A MetaInit directory is missing, damaged or does not belong to the base model."""
+
+
+class BankError(RegradError):
+    """A Gradient Bank is missing, damaged or holds something else than what was asked for."""
+
+
+class FingerprintMismatch(BankError):
+    """A bank's atoms were computed at another MetaInit than the one in use."""
+
+    def __init__(self, bank_fingerprint: str, meta_init_fingerprint: str) -> None:
+        super().__init__(bank_fingerprint, meta_init_fingerprint)
+        self.bank_fingerprint = bank_fingerprint
+        self.meta_init_fingerprint = meta_init_fingerprint
+
+    def __str__(self) -> str:
+        return (
+            f"the bank was built for MetaInit {self.bank_fingerprint} but the MetaInit given is "
+            f"{self.meta_init_fingerprint}; rebuild the bank with `regrad build` or give the MetaInit it belongs to"
+        )
+
+
+class AtomNotFound(BankError):
+    """A passage id has no atom in the bank."""
+
+
+class RetrievalError(RegradError):
+    """An index is missing or damaged, or Lucene failed."""
+
+
+class PassageNotFound(RetrievalError):
+    """A passage id is not in the index."""
+
+
+class JavaNotFound(RetrievalError):
+    """No Java 21 runtime could be found; the text says how to get one."""
+
+
+class MethodError(RegradError):
+    """An unknown method was named, or a method lacks what it needs."""
+
+
+class ServeError(RegradError):
+    """The server could not start or did not answer."""
+
+
+class TrainingError(RegradError):
+    """Meta-training could not start or diverged."""

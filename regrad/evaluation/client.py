@@ -1,0 +1,65 @@
+"""Asking a running server: one question, or many at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import requests
+
+from regrad.errors import ServeError
+
+_TIMEOUT_SECONDS = 120
+
+
+class AnswerClient:
+    """A client of `POST /v1/answer` at one base URL (with the route prefix, if any)."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self._local = threading.local()
+
+    def answer(self, question: str, **options: Any) -> dict[str, Any]:
+        """The server's answer as a mapping; raises `ServeError` with the server's own message."""
+        try:
+            response = self._session().post(
+                f"{self._url}/v1/answer", json={"question": question, **options}, timeout=_TIMEOUT_SECONDS
+            )
+        except requests.ConnectionError as error:
+            raise ServeError(f"no server answers at {self._url}; start one with `regrad serve`") from error
+        except requests.RequestException as error:
+            raise ServeError(f"the request to {self._url} failed: {error}") from error
+        return _checked(response)
+
+    def answer_many(
+        self, requests_: Sequence[dict[str, Any]], concurrency: int, done: Callable[[], None] = lambda: None
+    ) -> list[dict[str, Any]]:
+        """Answers in order, `concurrency` at a time; the first error stops and is raised."""
+
+        def ask(request: dict[str, Any]) -> dict[str, Any]:
+            answer = self.answer(**request)
+            done()
+            return answer
+
+        with ThreadPoolExecutor(concurrency) as threads:
+            return list(threads.map(ask, requests_))
+
+    def _session(self) -> requests.Session:
+        if not hasattr(self._local, "session"):
+            self._local.session = requests.Session()
+        session: requests.Session = self._local.session
+        return session
+
+
+def _checked(response: requests.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        body = {}
+    if response.ok and isinstance(body, dict):
+        return body
+    error = body.get("error") if isinstance(body, dict) else None
+    message = error.get("message") if isinstance(error, dict) else response.text[:200].strip()
+    raise ServeError(f"the server refused (HTTP {response.status_code}): {message}")

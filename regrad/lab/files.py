@@ -1,0 +1,89 @@
+"""The lab as files, in the same formats that a user's own data has: corpus, questions, meta-training and dev tasks."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from regrad.config import LabConfig
+from regrad.corpus import encode_passages
+from regrad.lab.wording import ATTRIBUTES
+from regrad.lab.world import Namesakes, Person, World, passage, question
+from regrad.storage import Storage
+
+CORPUS, QUESTIONS, TASKS, DEV = "corpus.jsonl", "questions.jsonl", "tasks.jsonl", "dev.jsonl"
+_DEV_RECORDS = 12
+_QUESTIONS_PER_PERSON = 5
+_NAMESAKE_FRACTION = 0.7
+
+
+@dataclass(frozen=True)
+class LabQuestion:
+    """A held-out question: who it is about, and the passage of another person as a control."""
+
+    question: str
+    answers: tuple[str, ...]
+    passage_id: str
+    other_passage_id: str
+
+
+def write_lab(config: LabConfig) -> Storage:
+    """Write `corpus.jsonl` (held-out people), `questions.jsonl`, `tasks.jsonl` and `dev.jsonl` (meta people)."""
+    world = World(config.seed)
+    storage = Storage(config.output)
+    storage.write(CORPUS, encode_passages(held_out_corpus(world)))
+    storage.write(QUESTIONS, _jsonl(asdict(item) for item in held_out_questions(world, config.questions)))
+    training, dev = world.meta[:-100], world.meta[-100:]
+    storage.write(TASKS, _jsonl(tasks(training, config, config.task_records, seed=11)))
+    storage.write(DEV, _jsonl(tasks(dev, config, _DEV_RECORDS, seed=12)))
+    return storage
+
+
+def held_out_corpus(world: World, seed: int = 21) -> list[Any]:
+    """One passage for each held-out person."""
+    rng = random.Random(seed)
+    return [passage(person, rng) for person in world.held_out]
+
+
+def held_out_questions(world: World, count: int, seed: int = 77) -> list[LabQuestion]:
+    """Questions about held-out people, cycling through people and attributes."""
+    rng, people = random.Random(seed), world.held_out
+    questions = []
+    for i in range(count):
+        person, attribute = people[(i * 7) % len(people)], ATTRIBUTES[i % len(ATTRIBUTES)]
+        other = rng.choice([p for p in people if p.values[attribute] != person.values[attribute]])
+        text = question(person, attribute, rng)
+        questions.append(LabQuestion(text, (person.values[attribute],), person.passage_id, other.passage_id))
+    return questions
+
+
+def tasks(people: list[Person], config: LabConfig, records: int, seed: int) -> Iterable[dict[str, Any]]:
+    """Task records: a ring of people; a question is answered from its person's passage, alone or with both neighbours'."""
+    rng, namesakes = random.Random(seed), Namesakes(people)
+    for _ in range(records):
+        ring = _ring(people, namesakes, config.people_per_record, rng)
+        three = rng.random() < config.three_passage_fraction
+        questions = []
+        for i, person in enumerate(ring):
+            context = [i, (i + 1) % len(ring), i - 1 if i else len(ring) - 1] if three else [i]
+            for attribute in rng.sample(ATTRIBUTES, _QUESTIONS_PER_PERSON):
+                asked = question(person, attribute, rng)
+                questions.append({"question": asked, "answer": person.values[attribute], "context": context})
+        yield {"passages": [asdict(passage(person, rng)) for person in ring], "questions": questions}
+
+
+def _ring(people: list[Person], namesakes: Namesakes, size: int, rng: random.Random) -> list[Person]:
+    ring: list[Person] = []
+    while len(ring) < size:
+        near = bool(ring) and rng.random() < _NAMESAKE_FRACTION
+        person = namesakes.sample(ring[-1], rng) if near else rng.choice(people)
+        if person not in ring:
+            ring.append(person)
+    return ring
+
+
+def _jsonl(records: Iterable[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()

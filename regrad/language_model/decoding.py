@@ -1,0 +1,101 @@
+"""Greedy decoding of a batch in which every request has its own update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from regrad.errors import ModelError
+from regrad.language_model.loading import LanguageModel
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A prompt and the update it runs with: LoRA parameters [P], or None for the base model."""
+
+    prompt: str
+    update: Tensor | None = None
+    max_new_tokens: int = 20
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer and how many tokens its prompt had."""
+
+    text: str
+    prompt_tokens: int
+
+
+@torch.inference_mode()
+def generate(lm: LanguageModel, requests: Sequence[GenerationRequest]) -> list[Generation]:
+    """The answers, in order, cut at the stop string. One batch, whatever the updates; the weights are not touched.
+
+    Raises `ModelError` if a prompt with its answer is longer than the model's context.
+    """
+    if not requests:
+        return []
+    prompts = [lm.bos + lm.encode(request.prompt) for request in requests]
+    _check_lengths(lm, prompts, requests)
+    ids, mask = _left_pad(prompts, lm.pad_id)
+    updates = _stack_updates(lm, requests)
+    with lm.lora.applied(updates) if updates is not None else nullcontext():
+        output = lm.model.generate(  # type: ignore[operator]
+            ids.to(lm.device),
+            attention_mask=mask.to(lm.device),
+            generation_config=_greedy(lm, max(request.max_new_tokens for request in requests)),
+            tokenizer=lm.tokenizer,
+        )
+    rows = output[:, ids.shape[1] :].tolist()
+    texts = [_answer(lm, row[: request.max_new_tokens]) for row, request in zip(rows, requests, strict=True)]
+    return [Generation(text, len(prompt)) for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def _greedy(lm: LanguageModel, max_new_tokens: int) -> GenerationConfig:
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=lm.eos or None,
+        pad_token_id=lm.pad_id,
+        stop_strings=[lm.config.prompts.stop],
+    )
+
+
+def _answer(lm: LanguageModel, ids: list[int]) -> str:
+    for end in lm.eos:
+        ids = ids[: ids.index(end)] if end in ids else ids
+    text = str(lm.tokenizer.decode(ids, skip_special_tokens=True))
+    return text.split(lm.config.prompts.stop)[0].strip()
+
+
+def _stack_updates(lm: LanguageModel, requests: Sequence[GenerationRequest]) -> Tensor | None:
+    """[N, P]; a request without an update gets zeros, for which B A x is zero and the base model answers."""
+    if all(request.update is None for request in requests):
+        return None
+    blank = torch.zeros(lm.subspace.size)
+    rows = [blank if request.update is None else request.update.float().cpu() for request in requests]
+    return torch.stack(rows).to(lm.device)
+
+
+def _left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    length = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), length), pad_id)
+    mask = torch.zeros(len(prompts), length, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
+    return ids, mask
+
+
+def _check_lengths(lm: LanguageModel, prompts: Sequence[Sequence[int]], requests: Sequence[GenerationRequest]) -> None:
+    limit = getattr(lm.model.config, "max_position_embeddings", None)
+    for prompt, request in zip(prompts, requests, strict=True):
+        if limit is not None and len(prompt) + request.max_new_tokens > limit:
+            raise ModelError(
+                f"the prompt has {len(prompt)} tokens and {request.max_new_tokens} may be added, "
+                f"but the model's context is {limit}; ask with fewer passages or a shorter question"
+            )

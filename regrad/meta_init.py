@@ -1,0 +1,164 @@
+"""MetaInit: the artefact that meta-training makes and everything else needs.
+
+On disk a standard PEFT adapter directory (`adapter_config.json`, `adapter_model.safetensors`) plus
+`step_sizes.safetensors` and a card, `meta_init.json`. Its fingerprint is a hash of content: base weights,
+subspace, phi0, step sizes and the text that atoms are taken of. If any of these changes, every atom is void.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from regrad.config import ModelConfig
+from regrad.errors import MetaInitError, ModelError
+from regrad.language_model.loading import LanguageModel
+from regrad.language_model.subspace import Subspace
+from regrad.storage import Storage, directory_writer, local_directory
+
+CARD = "meta_init.json"
+_ADAPTER, _STEP_SIZES = "adapter_model.safetensors", "step_sizes.safetensors"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class MetaInit:
+    """phi0 [P] and one step size per tensor [n_tensors] (mode `tie`), bound to a base model and a subspace.
+
+    `base_identity` is the base's weights digest; `notes` is whatever the maker records (data, steps, losses).
+    """
+
+    model: ModelConfig
+    base_identity: str
+    subspace: Subspace
+    phi0: Tensor
+    step_sizes: Tensor
+    inner_reduction: str = "mean"
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 16 hex digits of SHA-256 over everything that atoms and updates depend on."""
+        prompts = self.model.prompts
+        head = {
+            "base": self.base_identity,
+            "subspace": self.subspace.to_json(),
+            "atom_text": [prompts.passage, prompts.atom],
+            "inner_reduction": self.inner_reduction,
+        }
+        digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+        for tensor in (self.phi0, self.step_sizes):
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def model_at(self, path: str | None) -> ModelConfig:
+        """The base model's settings, with its weights at another place if `path` is given."""
+        return self.model if path is None else self.model.model_copy(update={"path": path})
+
+    def update(self, gradient_sum_P: Tensor, gamma: float = 1.0) -> Tensor:
+        """phi0 - gamma * alpha * (sum of atoms), [P] float32 (paper, eq. 3; gamma is used at inference only)."""
+        alpha_P = self.subspace.per_tensor(self.step_sizes)
+        return self.phi0 - gamma * alpha_P * gradient_sum_P.to(self.phi0)
+
+    def check_base(self, lm: LanguageModel) -> None:
+        """Raise `MetaInitError` unless `lm` has the weights and the subspace that this MetaInit was made with."""
+        if lm.subspace != self.subspace:
+            raise MetaInitError("the MetaInit's subspace is not the language model's")
+        if (found := lm.identity()) != self.base_identity:
+            raise MetaInitError(
+                f"the MetaInit belongs to base weights {self.base_identity[:16]} but the model loaded from "
+                f"{lm.config.path} has {found[:16]} (in the same data type?); give the right `model_path`"
+            )
+
+    def save(self, uri: str | Path) -> None:
+        """Write the directory, whole or not at all; an existing one is replaced."""
+        tensors = self.subspace.unflatten(self.phi0.detach().cpu().float())
+        with directory_writer(uri) as folder:
+            save_file({_peft_key(name): t.contiguous() for name, t in tensors.items()}, folder / _ADAPTER)
+            save_file({"step_sizes": self.step_sizes.detach().cpu().float().contiguous()}, folder / _STEP_SIZES)
+            _peft_config(self).save_pretrained(str(folder))
+            (folder / CARD).write_text(json.dumps(self._card(), indent=2) + "\n")
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "fingerprint": self.fingerprint,
+            "base_identity": self.base_identity,
+            "inner_reduction": self.inner_reduction,
+            "step_size_mode": "tie",
+            "subspace": self.subspace.to_json(),
+            "model": self.model.model_dump(mode="json"),
+            "notes": dict(self.notes),
+        }
+
+    @staticmethod
+    def load(uri: str | Path) -> MetaInit:
+        """Read and verify; raises `MetaInitError` if something is missing, damaged or not what the card says."""
+        card = read_card(uri)
+        folder = local_directory(uri)
+        try:
+            subspace = Subspace.from_json(card["subspace"])
+            adapter = load_file(folder / _ADAPTER)
+            phi0 = subspace.flatten({name: adapter[_peft_key(name)] for name in subspace.shapes})
+            step_sizes = load_file(folder / _STEP_SIZES)["step_sizes"]
+            model = ModelConfig.model_validate(card["model"])
+            loaded = MetaInit(
+                model, card["base_identity"], subspace, phi0, step_sizes, card["inner_reduction"], card["notes"]
+            )
+        except (OSError, KeyError, SafetensorError, ValidationError, ModelError, TypeError) as error:
+            raise MetaInitError(f"the MetaInit at {uri} is damaged: {type(error).__name__}: {error}") from error
+        if loaded.fingerprint != card["fingerprint"]:
+            raise MetaInitError(
+                f"the MetaInit at {uri} says fingerprint {card['fingerprint']} but its content is {loaded.fingerprint}"
+            )
+        return loaded
+
+
+def read_card(uri: str | Path) -> dict[str, Any]:
+    """The card alone (a few KB); raises `MetaInitError` if there is none or it is not one of ours."""
+    storage = Storage(uri)
+    if not storage.exists(CARD):
+        raise MetaInitError(f"there is no MetaInit at {uri}: {CARD} is missing; make one with `regrad train`")
+    try:
+        card = json.loads(storage.read(CARD))
+    except ValueError as error:
+        raise MetaInitError(f"{uri}/{CARD} is not JSON") from error
+    if not isinstance(card, dict) or card.get("format") != _FORMAT:
+        raise MetaInitError(f"{uri}/{CARD} is not a MetaInit card of format {_FORMAT}")
+    return card
+
+
+def random_meta_init(lm: LanguageModel, step_size: float, seed: int = 0) -> MetaInit:
+    """An untrained MetaInit: standard LoRA start and one fixed step size. The `raw gradients` rival of the paper."""
+    step_sizes = torch.full((len(lm.subspace.shapes),), step_size)
+    return MetaInit(lm.config, lm.identity(), lm.subspace, lm.subspace.initial(seed), step_sizes, notes={"raw": True})
+
+
+def _peft_key(name: str) -> str:
+    module, factor = name.rsplit(".", 1)
+    return f"base_model.model.{module}.lora_{factor}.weight"
+
+
+def _peft_config(meta_init: MetaInit) -> LoraConfig:
+    config = meta_init.model.subspace
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=[name for name, _, _ in meta_init.subspace.modules],
+        base_model_name_or_path=meta_init.model.path,
+        inference_mode=True,
+    )

@@ -1,0 +1,141 @@
+"""How settings are read: YAML plus `key.path=value` overrides into immutable, validated classes.
+
+A misspelt key is an error that names the nearest right one. Where a mapping is expected, a string that ends in
+`.yaml` names another file, relative to the one that mentions it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from regrad.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of every settings class: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri else os.path.abspath(uri)
+
+
+Location = Annotated[str, AfterValidator(_absolute)]
+"""A path or URI. A relative path is taken from where the settings are read: workers run elsewhere."""
+
+
+def load_settings(kind: type[S], path: str | Path | None, overrides: Sequence[str] = ()) -> S:
+    """Settings from a YAML file (or defaults alone) and overrides such as `bank.codec=bf16`.
+
+    Raises `ConfigError` naming the file, the key and what was expected.
+    """
+    data = read_yaml(Path(path)) if path is not None else {}
+    for override in overrides:
+        apply_override(data, override)
+    return parse_settings(kind, data, str(path) if path is not None else "the overrides")
+
+
+def parse_settings(kind: type[S], data: Mapping[str, Any], where: str) -> S:
+    """Validate a mapping; raises `ConfigError` with one line a problem."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(_explain(kind, details) for details in error.errors())
+        raise ConfigError(f"{where}: {problems}") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping with its included files resolved; raises `ConfigError` for anything else."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist{_nearby(path)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a mapping of settings is expected, found {type(data).__name__}")
+    return {str(key): _include(value, path) for key, value in data.items()}
+
+
+def _include(value: Any, path: Path) -> Any:
+    if isinstance(value, str) and value.endswith(".yaml"):
+        return read_yaml(path.parent / value)
+    if isinstance(value, dict):
+        return {str(key): _include(inner, path) for key, inner in value.items()}
+    return value
+
+
+def _nearby(path: Path) -> str:
+    names = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value` (the value is YAML) in nested mappings; raises `ConfigError`."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r} is not of the form key.path=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML") from error
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is not a section")
+    data[last] = value
+
+
+def _explain(kind: type[BaseModel], details: ErrorDetails) -> str:
+    location = [str(part) for part in details["loc"]]
+    key = ".".join(location)
+    if details["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{_suggest(kind, location)}"
+    if details["type"] == "missing":
+        return f"key '{key}' is required"
+    message = details["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(details["input"], dict) else f", found {details['input']!r:.80}"
+    return f"key '{key}': {message}{found}"
+
+
+def _suggest(kind: type[BaseModel], location: Sequence[str]) -> str:
+    names = _fields_at(kind, location[:-1])
+    near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean '{'.'.join([*location[:-1], near[0]])}'?"
+    return f"; the keys here are {', '.join(names)}"
+
+
+def _fields_at(kind: type[BaseModel], location: Sequence[str]) -> list[str]:
+    for part in location:
+        field = kind.model_fields.get(part)
+        inner = next(_models_in(field.annotation), None) if field else None
+        if inner is None:
+            continue
+        kind = inner
+    return list(kind.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)

@@ -1,0 +1,164 @@
+"""Files on any fsspec URI (`file://`, a bare path, `s3://`): complete or absent, never half.
+
+On a local file system a write goes to a temporary name and is renamed; an object store's put is atomic by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from regrad.errors import StorageError
+
+
+class Storage:
+    """One directory on one file system.
+
+    Raises `StorageError` for anything the store refuses, naming the URI.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str]) -> None:
+        self.uri = str(uri).rstrip("/")
+        with self._errors("open"):
+            self.fs, self.root = fsspec.core.url_to_fs(self.uri)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the directory is on this machine's file system."""
+        return isinstance(self.fs, LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """The file system's own path of `name` below this directory."""
+        return f"{self.root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether `name` exists."""
+        with self._errors("look up", name):
+            return bool(self.fs.exists(self.path(name)))
+
+    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """The bytes of `name`, or of the half-open range [start, end)."""
+        with self._errors("read", name):
+            return bytes(self.fs.cat_file(self.path(name), start=start, end=end))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write `name` whole or not at all."""
+        with self._errors("write", name):
+            target = self.path(name)
+            if not self.is_local:
+                self.fs.pipe_file(target, data)
+                return
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            _write_local(Path(target), data)
+
+    def list(self, name: str = "") -> list[str]:
+        """File names (not paths) directly below `name`; empty when there is no such directory."""
+        with self._errors("list", name):
+            self.fs.invalidate_cache()
+            if not self.fs.isdir(self.path(name).rstrip("/")):
+                return []
+            return sorted(str(path).rsplit("/", 1)[-1] for path in self.fs.ls(self.path(name), detail=False))
+
+    @contextmanager
+    def _errors(self, verb: str, name: str = "") -> Iterator[None]:
+        where = f"{self.uri}/{name}" if name else self.uri
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StorageError(f"cannot {verb} {where}: it does not exist") from error
+        except (OSError, ValueError, ImportError) as error:
+            raise StorageError(f"cannot {verb} {where}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _write_local(target: Path, data: bytes) -> None:
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def directory_writer(uri: str | os.PathLike[str]) -> Iterator[Path]:
+    """A local directory to fill; when the block ends without an error it becomes `uri`, replacing what was there.
+
+    Locally the swap is a rename. On an object store the files are put one by one, the card (`*.json`) files last.
+    """
+    storage = Storage(uri)
+    parent = Path(storage.root).parent if storage.is_local else Path(tempfile.gettempdir())
+    with storage._errors("write"):
+        parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{Path(storage.root).name}.", dir=parent))
+    try:
+        yield staging
+        with storage._errors("write"):
+            staging.chmod(0o755)
+            _swap_in(staging, Path(storage.root)) if storage.is_local else _upload(staging, storage)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap_in(staging: Path, target: Path) -> None:
+    if not target.exists():
+        os.rename(staging, target)
+        return
+    old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
+    os.rename(target, old)
+    os.rename(staging, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _upload(staging: Path, storage: Storage) -> None:
+    files = [path for path in staging.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: (path.suffix == ".json", str(path))):
+        storage.fs.put_file(str(path), storage.path(path.relative_to(staging).as_posix()))
+
+
+def local_directory(uri: str | os.PathLike[str]) -> Path:
+    """A local path with the content of the directory `uri`; a remote one is downloaded once per content listing."""
+    storage = Storage(uri)
+    if storage.is_local:
+        return Path(storage.root)
+    with storage._errors("download"):
+        listing = {name: _version(info) for name, info in storage.fs.find(storage.root, detail=True).items()}
+        if not listing:
+            raise FileNotFoundError(storage.uri)
+        key = hashlib.sha256(repr((storage.uri, sorted(listing.items()))).encode()).hexdigest()[:24]
+        target = cache_directory() / key
+        if not target.exists():
+            with directory_writer(target) as staging:
+                for name in listing:
+                    relative = name[len(storage.root) :].lstrip("/")
+                    (staging / relative).parent.mkdir(parents=True, exist_ok=True)
+                    storage.fs.get_file(name, str(staging / relative))
+    return target
+
+
+def _version(info: dict[str, Any]) -> tuple[Any, ...]:
+    return (info.get("size"), str(info.get("ETag") or info.get("LastModified") or info.get("mtime")))
+
+
+def cache_directory() -> Path:
+    """Where downloads are kept: `$REGRAD_CACHE`, or `~/.cache/regrad`."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "regrad"
+    return Path(os.environ.get("REGRAD_CACHE", default))

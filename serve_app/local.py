@@ -1,0 +1,86 @@
+"""Running the application from this process: read a Serve file, start, wait until it answers, shut down."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from regrad.config import HttpConfig, ServeConfig
+from regrad.errors import ConfigError, ServeError
+from regrad.settings import apply_override, parse_settings, read_yaml
+from serve_app.app import build, check_artefacts
+
+_HTTP = "http."
+
+
+def load_serve_file(path: Path, overrides: Sequence[str] = ()) -> tuple[ServeConfig, HttpConfig]:
+    """The args of the one application in a Serve configuration file, and where to listen; raises `ConfigError`."""
+    data = read_yaml(path)
+    applications = data.get("applications")
+    if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):
+        raise ConfigError(f"{path}: 'applications' must list exactly one application")
+    args = dict(applications[0].get("args") or {})
+    options = data.get("http_options") or {}
+    http = {key: options[key] for key in ("host", "port") if key in options}
+    for override in overrides:
+        target = http if override.startswith(_HTTP) else args
+        apply_override(target, override.removeprefix(_HTTP))
+    return parse_settings(ServeConfig, args, f"{path}: args"), parse_settings(HttpConfig, http, f"{path}: http_options")
+
+
+@contextmanager
+def serving(config: ServeConfig, http: HttpConfig) -> Iterator[str]:
+    """Serve inside the block (on the Ray cluster that this process has joined); gives the URL.
+
+    Raises `ServeError` if the port is taken or a replica does not start, and whatever `check_artefacts` raises.
+    """
+    check_artefacts(config)
+    check_port(http)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=http.host, port=http.port), logging_config=QUIET)
+    try:
+        deploy(config)
+        yield f"http://{http.host}:{http.port}"
+    finally:
+        serve.shutdown()
+
+
+QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+
+def deploy(config: ServeConfig, name: str = "regrad", route_prefix: str = "/") -> Any:
+    """Deploy one application and wait until all its replicas are up; raises `ServeError` with the reason if one fails."""
+    application = build(config.model_dump(mode="json"))
+    try:
+        return serve.run(application, name=name, route_prefix=route_prefix, logging_config=QUIET)
+    except RuntimeError as error:
+        raise ServeError(f"the server did not start: {_reason(name, error)}") from error
+
+
+def check_port(http: HttpConfig) -> None:
+    """Raise `ServeError` if something listens at the address, or it cannot be listened at."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((http.host, http.port))
+        except OSError as error:
+            raise ServeError(
+                f"cannot listen at {http.host}:{http.port}: {error.strerror}; choose another with --set http.port=PORT"
+            ) from error
+
+
+def _reason(name: str, error: RuntimeError) -> str:
+    """The last line of the first deployment message that Serve has, which is the replica's own error."""
+    application = serve.status().applications.get(name)
+    messages = [d.message for d in application.deployments.values() if d.message] if application else []
+    text = (messages or [str(error)])[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
