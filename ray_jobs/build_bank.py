@@ -1,6 +1,6 @@
 """Job: fill a Gradient Bank. Ray Data streams the corpus through a pool of extractor actors that write the shards.
 
-    ray job submit -- python -m ray_jobs.build_bank --config configs/jobs/build-lab.yaml
+ray job submit -- python -m ray_jobs.build_bank --config configs/jobs/build-lab.yaml
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import ray
 import torch
 
-from ray_jobs.cluster import cluster, wants_gpu
+from ray_jobs.cluster import cluster, require_workers, wants_gpu
 from ray_jobs.entry import main
 from regrad.atoms.extractor import AtomExtractor
 from regrad.bank.manifest import Manifest
@@ -43,6 +43,7 @@ class ShardWriter:
         self._extractor = AtomExtractor(lm, meta_init, self._config.batch_tokens, self._config.max_passage_tokens)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Index rows, as columns, of the atoms written and of the passages that have none."""
         passages, rows = _parse([str(line) for line in batch["text"]])
         extracted = self._extractor.extract(passages)
         good = [item for item in extracted if item.atom is not None]
@@ -74,6 +75,7 @@ def build(config: BuildConfig) -> Manifest:
     filesystem, path = _corpus(config.corpus)
     with cluster():
         _quiet()
+        require_workers(config.cluster)
         lines = ray.data.read_text(path, filesystem=filesystem)
         shards = lines.repartition(target_num_rows_per_block=config.bank.shard_passages)
         results = shards.map_batches(
@@ -90,7 +92,7 @@ def build(config: BuildConfig) -> Manifest:
 
 def _cpus_per_actor(config: BuildConfig) -> float:
     """As configured, but one CPU of the cluster is left to the tasks that read: without it they would never start."""
-    spare = max(1.0, ray.cluster_resources().get("CPU", 1.0) - 1.0)
+    spare: float = max(1.0, ray.cluster_resources().get("CPU", 1.0) - 1.0)
     return min(config.cluster.cpus_per_worker, spare / config.cluster.workers)
 
 
@@ -125,7 +127,7 @@ def _quiet() -> None:
     """Our own progress lines say what a person needs; Ray Data's detailed ones stay in its log files."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _corpus(uri: str) -> tuple[Any, str]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import ray
 
 from regrad.config import WorkersConfig
-from regrad.errors import ServeError
+from regrad.errors import ClusterError
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -22,17 +22,18 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 def cluster() -> Iterator[None]:
     """Connected to Ray inside the block. A cluster that the block started is stopped at its end.
 
-    Raises `ServeError` if `RAY_ADDRESS` names a cluster that does not answer.
+    Raises `ClusterError` if `RAY_ADDRESS` names a cluster that does not answer.
     """
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS") or "local"
+    address = os.environ.get("RAY_ADDRESS")
     try:
-        dashboard = False if address == "local" else None
-        ray.init(address=address, include_dashboard=dashboard, logging_level=logging.WARNING, log_to_driver=False)
+        _join(address) if address else _start_local()
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ServeError(f"cannot join the Ray cluster at {address}: {str(error).splitlines()[0]}") from error
+        raise ClusterError(
+            f"cannot join the Ray cluster at {address or 'local'}: {str(error).splitlines()[0]}"
+        ) from error
     try:
         yield
     finally:
@@ -42,3 +43,24 @@ def cluster() -> Iterator[None]:
 def wants_gpu(config: WorkersConfig) -> bool:
     """Whether the workers should take a GPU each: as configured, or if the cluster has any."""
     return config.gpu if config.gpu is not None else ray.cluster_resources().get("GPU", 0) > 0
+
+
+def require_workers(config: WorkersConfig) -> None:
+    """Raise `ClusterError` if a cluster of one machine, which cannot grow, is too small for the workers."""
+    wanted, there = config.workers * config.cpus_per_worker, ray.cluster_resources().get("CPU", 0)
+    if wanted > there and not os.environ.get("RAY_ADDRESS"):
+        raise ClusterError(
+            f"{config.workers} workers with {config.cpus_per_worker:g} CPUs each are asked for, but this machine has "
+            f"{there:g}; use fewer with --set cluster.workers=1"
+        )
+
+
+def _join(address: str) -> None:
+    ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+
+
+def _start_local() -> None:
+    """A cluster of this machine alone. Its processes log to files only: a person sees our own lines."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    ray._private.worker._worker_logs_enabled = False
+    ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)

@@ -18,7 +18,9 @@ def main(kind: type[S], run: Callable[[S], str], description: str) -> None:
     """Parse `--config` and `--set`, run the job, print its closing line; a known error is one sentence and status 2."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="YAML file, as those under configs/jobs")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. bank.codec=bf16")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. bank.codec=bf16"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:

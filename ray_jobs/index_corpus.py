@@ -1,6 +1,6 @@
 """Job: index a corpus with Lucene on some node of the cluster.
 
-    ray job submit -- python -m ray_jobs.index_corpus --config configs/jobs/index-lab.yaml
+ray job submit -- python -m ray_jobs.index_corpus --config configs/jobs/index-lab.yaml
 """
 
 from __future__ import annotations

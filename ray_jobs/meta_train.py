@@ -1,6 +1,6 @@
 """Job: meta-train with Ray Train's TorchTrainer and DeepSpeed; the result is a MetaInit directory.
 
-    ray job submit -- python -m ray_jobs.meta_train --config configs/jobs/train-lab.yaml
+ray job submit -- python -m ray_jobs.meta_train --config configs/jobs/train-lab.yaml
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ray.train import Checkpoint, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from ray_jobs.cluster import cluster, wants_gpu
+from ray_jobs.cluster import cluster, require_workers, wants_gpu
 from ray_jobs.entry import main
 from ray_jobs.progress import progress_channel
 from regrad.config import MetaTrainConfig
@@ -26,10 +26,12 @@ from regrad.meta.loop import train as run_loop
 from regrad.meta.tasks import read_tasks
 from regrad.meta_init import MetaInit
 
+
 def run(config: MetaTrainConfig) -> str:
     """Train and write `config.output`; returns one line saying what was made and where."""
     read_tasks(config.tasks)
     with cluster(), progress_channel() as progress, tempfile.TemporaryDirectory(prefix="regrad-train-") as storage:
+        require_workers(config.cluster)
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"config": config.model_dump(mode="json"), "progress": progress},
@@ -97,8 +99,15 @@ def _line(step: StepReport) -> str:
     )
 
 
-def _finish(config: MetaTrainConfig, parameters: MetaParameters, lm: Any, reports: list[StepReport], workers: int) -> None:
-    notes = {"tasks": config.tasks, "steps": config.optimizer.steps, "workers": workers, "log": [asdict(r) for r in reports]}
+def _finish(
+    config: MetaTrainConfig, parameters: MetaParameters, lm: Any, reports: list[StepReport], workers: int
+) -> None:
+    notes = {
+        "tasks": config.tasks,
+        "steps": config.optimizer.steps,
+        "workers": workers,
+        "log": [asdict(r) for r in reports],
+    }
     meta_init = to_meta_init(lm, parameters, config, notes)
     if config.dev is not None:
         notes["dev_exact_match"] = score(lm, meta_init, read_tasks(config.dev))

@@ -1,4 +1,4 @@
-"""Progress lines from workers to the driver, where a person can see them (Ray's own worker logs stay in its log files)."""
+"""Progress lines from workers to the driver, where a person sees them (Ray's own worker logs stay in files)."""
 
 from __future__ import annotations
 

@@ -66,6 +66,10 @@ class MethodError(RegradError):
     """An unknown method was named, or a method lacks what it needs."""
 
 
+class ClusterError(RegradError):
+    """The Ray cluster cannot be joined or is too small for the job."""
+
+
 class ServeError(RegradError):
     """The server could not start or did not answer."""
 

@@ -11,8 +11,8 @@ from string import Formatter
 
 from pydantic import field_validator
 
-from regrad.settings import Settings
 from regrad.corpus import Passage
+from regrad.settings import Settings
 
 _FIELDS: dict[str, set[str]] = {
     "passage": {"title", "text"},

@@ -1,6 +1,6 @@
 """The application builder: one function for `serve run`, `serve deploy` and `regrad serve`.
 
-    serve deploy configs/serve/lab.yaml
+serve deploy configs/serve/lab.yaml
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class BankLoaderDeployment:
         self._bank = BankReader(config.bank, read_card(config.meta_init)["fingerprint"])
 
     async def load(self, retrieved: Retrieved) -> GradientSum:
-        """The sum [P] of the atoms, added in float32 and sent in bf16; raises `BankError` if one is missing or damaged."""
+        """The sum [P] of the atoms, added in float32, sent in bf16; raises `BankError` if one is missing or damaged."""
         started = time.perf_counter()
         ids = [hit.passage.id for hit in retrieved.hits]
         total = await asyncio.to_thread(self._bank.sum, ids)

@@ -98,9 +98,7 @@ class Gateway:
 
 def _passages(retrieved: Retrieved | None, named: bool) -> list[PassageInfo]:
     hits = retrieved.hits if retrieved else ()
-    return [
-        PassageInfo(id=hit.passage.id, title=hit.passage.title, score=None if named else hit.score) for hit in hits
-    ]
+    return [PassageInfo(id=hit.passage.id, title=hit.passage.title, score=None if named else hit.score) for hit in hits]
 
 
 def make_api(config: ServeConfig) -> FastAPI:

@@ -35,12 +35,10 @@ class GeneratorDeployment:
         self._answer_batch.set_max_batch_size(config.batch.max_size)
         self._answer_batch.set_batch_wait_timeout_s(config.batch.wait_seconds)
 
-    async def answer(
-        self, question: Question, retrieved: Retrieved | None, gradients: GradientSum | None
-    ) -> Answered:
+    async def answer(self, question: Question, retrieved: Retrieved | None, gradients: GradientSum | None) -> Answered:
         """One answer; raises `ModelError` if the prompt does not fit the model's context."""
         waiting = _Waiting(question, retrieved, gradients, time.perf_counter())
-        answered = await self._answer_batch(waiting)
+        answered: Answered | Exception = await self._answer_batch(waiting)
         if isinstance(answered, Exception):
             raise answered
         return answered

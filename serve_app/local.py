@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ray import serve
 from ray.serve.config import HTTPOptions
-from ray.serve.schema import LoggingConfig
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, LoggingConfig
 
 from regrad.config import HttpConfig, ServeConfig
 from regrad.errors import ConfigError, ServeError
@@ -45,7 +46,9 @@ def serving(config: ServeConfig, http: HttpConfig) -> Iterator[str]:
     check_artefacts(config)
     check_port(http)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=http.host, port=http.port), logging_config=QUIET)
+    serve.start(
+        proxy_location="HeadOnly", http_options=HTTPOptions(host=http.host, port=http.port), logging_config=QUIET
+    )
     try:
         deploy(config)
         yield f"http://{http.host}:{http.port}"
@@ -54,15 +57,25 @@ def serving(config: ServeConfig, http: HttpConfig) -> Iterator[str]:
 
 
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+_START_SECONDS = 300
+_ERROR_LINE = re.compile(r"^[\w.]*(Error|Mismatch|NotFound|Exception)\b.*: ")
 
 
-def deploy(config: ServeConfig, name: str = "regrad", route_prefix: str = "/") -> Any:
-    """Deploy one application and wait until all its replicas are up; raises `ServeError` with the reason if one fails."""
+def deploy(config: ServeConfig, name: str = "regrad", route_prefix: str = "/") -> None:
+    """Deploy one application and wait until all its replicas are up.
+
+    Raises `ServeError` with the replica's own error if one fails, or with what is missing after five minutes.
+    """
     application = build(config.model_dump(mode="json"))
-    try:
-        return serve.run(application, name=name, route_prefix=route_prefix, logging_config=QUIET)
-    except RuntimeError as error:
-        raise ServeError(f"the server did not start: {_reason(name, error)}") from error
+    target = serve.RunTarget(application, name, route_prefix, logging_config=QUIET)
+    serve.run_many([target], wait_for_applications_running=False)
+    deadline = time.monotonic() + _START_SECONDS
+    while (status := serve.status().applications[name]).status != ApplicationStatus.RUNNING:
+        if status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            raise ServeError(f"the server did not start: {_reason(status)}")
+        if time.monotonic() > deadline:
+            raise ServeError(f"the server is not up after {_START_SECONDS} s: {_reason(status)}")
+        time.sleep(0.2)
 
 
 def check_port(http: HttpConfig) -> None:
@@ -77,10 +90,9 @@ def check_port(http: HttpConfig) -> None:
             ) from error
 
 
-def _reason(name: str, error: RuntimeError) -> str:
+def _reason(status: ApplicationStatusOverview) -> str:
     """The last line of the first deployment message that Serve has, which is the replica's own error."""
-    application = serve.status().applications.get(name)
-    messages = [d.message for d in application.deployments.values() if d.message] if application else []
-    text = (messages or [str(error)])[0]
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
+    messages = [status.message, *(deployment.message for deployment in status.deployments.values())]
+    lines = [line.strip() for message in messages if message for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if _ERROR_LINE.match(line)]
+    return str((errors or lines or ["no reason given"])[-1])

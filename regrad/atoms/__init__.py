@@ -1,0 +1,1 @@
+"""Passages -> atoms (gradients), many at once."""

@@ -46,7 +46,9 @@ class AtomExtractor:
             atoms = self._gradients([encoded[row] for row in rows])
             for row, atom in zip(rows, atoms, strict=True):
                 finite = bool(torch.isfinite(atom).all())
-                found = Extracted(passages[row], atom) if finite else Extracted(passages[row], None, "non-finite gradient")
+                found = (
+                    Extracted(passages[row], atom) if finite else Extracted(passages[row], None, "non-finite gradient")
+                )
                 results[row] = found
         return results
 

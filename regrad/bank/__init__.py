@@ -1,0 +1,1 @@
+"""The Gradient Bank: codecs, manifest, writer, reader."""

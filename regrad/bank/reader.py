@@ -69,7 +69,9 @@ class BankReader:
         start = self.manifest.shards[shard].offset + row * length
         data = self._storage.read(f"shards/{shard}", start, start + length)
         if len(data) != length or zlib.crc32(data) != checksum:
-            raise BankError(f"the atom of passage {passage_id!r} in shard {shard} is damaged (its checksum does not match)")
+            raise BankError(
+                f"the atom of passage {passage_id!r} in shard {shard} is damaged (its checksum does not match)"
+            )
         return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
     def _read_index(self) -> dict[str, tuple[str, int, int]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import zlib
 from collections.abc import Sequence
@@ -54,7 +55,14 @@ def write_shard(storage: Storage, codec: CodecName, passages: Sequence[Passage],
     offset = _SAFETENSORS_PREFIX + int.from_bytes(data[:_SAFETENSORS_PREFIX], "little")
     return [
         IndexRow(
-            passage.id, passage.text_hash, name, row, zlib.crc32(records[row].numpy()), len(passages), offset, digest
+            passage.id,
+            passage.text_hash,
+            name,
+            row,
+            zlib.crc32(records[row].numpy().tobytes()),
+            len(passages),
+            offset,
+            digest,
         )
         for row, passage in enumerate(passages)
     ]
@@ -96,7 +104,7 @@ def _check(kept: Sequence[IndexRow], bad: Sequence[IndexRow]) -> None:
     if not kept:
         reason = f"; the first was refused because: {bad[0].reason}" if bad else "; the corpus is empty"
         raise BankError(f"no passage gave an atom{reason}")
-    for first, second in zip(kept, kept[1:], strict=False):
+    for first, second in itertools.pairwise(kept):
         if first.passage_id == second.passage_id:
             raise BankError(f"passage id {first.passage_id!r} occurs more than once in the corpus; ids must be unique")
 

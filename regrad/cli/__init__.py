@@ -1,0 +1,1 @@
+"""The `regrad` command, one file a verb."""

@@ -44,7 +44,7 @@ class _Lazy(click.Group):
 @click.version_option(package_name="regrad")
 @click.option("--debug", is_flag=True, help="Show stack traces and every log line.")
 def regrad(debug: bool) -> None:
-    """Parametric retrieval: documents become gradients, gradients become a bank, a question fetches the few it needs."""
+    """Documents become gradients, gradients become a bank, a question fetches the few that it needs."""
     _configure_logging(debug)
 
 
@@ -75,7 +75,9 @@ def _sentence(error: Exception) -> str:
 
 def _configure_logging(debug: bool) -> None:
     os.environ.setdefault("PYTHONWARNINGS", "default" if debug else "ignore")
-    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=logging.INFO if debug else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
     for name in ("regrad", "ray_jobs", "serve_app"):
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
 

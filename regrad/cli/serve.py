@@ -13,7 +13,7 @@ from regrad.cli.options import settings_options
 @click.command("serve")
 @settings_options("serve/lab.yaml")
 def command(config: Path, overrides: tuple[str, ...]) -> None:
-    """Serve a bank over HTTP. Overrides apply to the application's args, e.g. --set bank=s3://bucket/bank, or http.port=9000."""
+    """Serve a bank over HTTP; --set changes the application's args (bank=s3://bucket/bank) or http.port=9000."""
     from ray_jobs.cluster import cluster
     from serve_app.local import load_serve_file, serving
 

@@ -1,0 +1,1 @@
+"""Metrics, and the client that asks a running server."""

@@ -61,7 +61,7 @@ def held_out_questions(world: World, count: int, seed: int = 77) -> list[LabQues
 
 
 def tasks(people: list[Person], config: LabConfig, records: int, seed: int) -> Iterable[dict[str, Any]]:
-    """Task records: a ring of people; a question is answered from its person's passage, alone or with both neighbours'."""
+    """Task records: a ring of people; a question rests on its person's passage, alone or with both neighbours'."""
     rng, namesakes = random.Random(seed), Namesakes(people)
     for _ in range(records):
         ring = _ring(people, namesakes, config.people_per_record, rng)

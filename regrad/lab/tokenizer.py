@@ -17,8 +17,10 @@ PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 
 
-def train_tokenizer(world: World, seed: int = 1, people: int = 20_000, vocabulary: int = 3000) -> PreTrainedTokenizerFast:
-    """Learn the tokenizer from documents and questions about the reading people; raises `ModelError` if a value splits."""
+def train_tokenizer(
+    world: World, seed: int = 1, people: int = 20_000, vocabulary: int = 3000
+) -> PreTrainedTokenizerFast:
+    """Learn the tokenizer from texts about the reading people; raises `ModelError` if a value splits."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

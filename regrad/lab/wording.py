@@ -2,20 +2,89 @@
 
 from __future__ import annotations
 
-OCCUPATIONS = tuple(
-    (
-        "baker carpenter chemist dentist farmer florist geologist painter lawyer librarian mechanic miner nurse pilot "
-        "plumber poet potter sailor sculptor surgeon tailor teacher translator weaver welder architect astronomer "
-        "barber blacksmith butcher cartographer composer cook detective electrician gardener jeweler judge "
-        "photographer locksmith"
-    ).split()
+OCCUPATIONS = (
+    "baker",
+    "carpenter",
+    "chemist",
+    "dentist",
+    "farmer",
+    "florist",
+    "geologist",
+    "painter",
+    "lawyer",
+    "librarian",
+    "mechanic",
+    "miner",
+    "nurse",
+    "pilot",
+    "plumber",
+    "poet",
+    "potter",
+    "sailor",
+    "sculptor",
+    "surgeon",
+    "tailor",
+    "teacher",
+    "translator",
+    "weaver",
+    "welder",
+    "architect",
+    "astronomer",
+    "barber",
+    "blacksmith",
+    "butcher",
+    "cartographer",
+    "composer",
+    "cook",
+    "detective",
+    "electrician",
+    "gardener",
+    "jeweler",
+    "judge",
+    "photographer",
+    "locksmith",
 )
-HOBBIES = tuple(
-    (
-        "archery badminton baking beekeeping birding boxing calligraphy camping canoeing chess climbing cricket "
-        "cycling dancing diving drumming fencing fishing gliding golf hiking hockey hunting juggling karate knitting "
-        "origami painting pottery quilting rafting rowing rugby running sailing skating skiing surfing tennis yoga"
-    ).split()
+HOBBIES = (
+    "archery",
+    "badminton",
+    "baking",
+    "beekeeping",
+    "birding",
+    "boxing",
+    "calligraphy",
+    "camping",
+    "canoeing",
+    "chess",
+    "climbing",
+    "cricket",
+    "cycling",
+    "dancing",
+    "diving",
+    "drumming",
+    "fencing",
+    "fishing",
+    "gliding",
+    "golf",
+    "hiking",
+    "hockey",
+    "hunting",
+    "juggling",
+    "karate",
+    "knitting",
+    "origami",
+    "painting",
+    "pottery",
+    "quilting",
+    "rafting",
+    "rowing",
+    "rugby",
+    "running",
+    "sailing",
+    "skating",
+    "skiing",
+    "surfing",
+    "tennis",
+    "yoga",
 )
 
 STATEMENTS: dict[str, tuple[str, ...]] = {

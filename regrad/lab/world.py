@@ -17,9 +17,31 @@ from regrad.corpus import Passage
 from regrad.lab.wording import ATTRIBUTES, HOBBIES, OCCUPATIONS, QUESTIONS, STATEMENTS
 
 _SYLLABLES = {
-    "C": "b d f g k l m n p r s t v z br dr kr tr st th sh".split(),
-    "V": "a e i o u ai ea".split(),
-    "E": "n r l s k m th x nd".split(),
+    "C": [
+        "b",
+        "d",
+        "f",
+        "g",
+        "k",
+        "l",
+        "m",
+        "n",
+        "p",
+        "r",
+        "s",
+        "t",
+        "v",
+        "z",
+        "br",
+        "dr",
+        "kr",
+        "tr",
+        "st",
+        "th",
+        "sh",
+    ],
+    "V": ["a", "e", "i", "o", "u", "ai", "ea"],
+    "E": ["n", "r", "l", "s", "k", "m", "th", "x", "nd"],
 }
 _MAX_WORD_LENGTH = 11
 
@@ -100,7 +122,7 @@ class Namesakes:
 
 
 def passage(person: Person, rng: random.Random, name_probability: float = 0.4) -> Passage:
-    """This person's document: all five facts in random order and wording, a pronoun in most sentences after the first."""
+    """This person's document: five facts in random order and wording, mostly by pronoun after the first."""
     attributes = list(ATTRIBUTES)
     rng.shuffle(attributes)
     sentences = []

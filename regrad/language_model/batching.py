@@ -20,7 +20,9 @@ class TokenBatch:
     predicted: Tensor
 
 
-def pad_batch(sequences: Sequence[Sequence[int]], starts: Sequence[int], pad_id: int, device: torch.device) -> TokenBatch:
+def pad_batch(
+    sequences: Sequence[Sequence[int]], starts: Sequence[int], pad_id: int, device: torch.device
+) -> TokenBatch:
     """Pad to the longest; row i predicts its tokens from position `starts[i]` on (at least 1)."""
     length = max(len(sequence) for sequence in sequences)
     ids = torch.full((len(sequences), length), pad_id)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from regrad.errors import ModelError
 from regrad.language_model.loading import LanguageModel
@@ -48,7 +49,7 @@ def generate(lm: LanguageModel, requests: Sequence[GenerationRequest]) -> list[G
             ids.to(lm.device),
             attention_mask=mask.to(lm.device),
             generation_config=_greedy(lm, max(request.max_new_tokens for request in requests)),
-            tokenizer=lm.tokenizer,
+            stopping_criteria=StoppingCriteriaList([_StopAtText(lm, ids.shape[1])]),
         )
     rows = output[:, ids.shape[1] :].tolist()
     texts = [_answer(lm, row[: request.max_new_tokens]) for row, request in zip(rows, requests, strict=True)]
@@ -61,14 +62,25 @@ def _greedy(lm: LanguageModel, max_new_tokens: int) -> GenerationConfig:
         max_new_tokens=max_new_tokens,
         eos_token_id=lm.eos or None,
         pad_token_id=lm.pad_id,
-        stop_strings=[lm.config.prompts.stop],
     )
+
+
+class _StopAtText(StoppingCriteria):
+    """A row is done when its answer holds the stop string (transformers' own re-reads the vocabulary each call)."""
+
+    def __init__(self, lm: LanguageModel, prompt_length: int) -> None:
+        self._lm, self._start = lm, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        texts = self._lm.tokenizer.batch_decode(input_ids[:, self._start :], skip_special_tokens=True)
+        done = [self._lm.config.prompts.stop in text.lstrip() for text in texts]
+        return torch.tensor(done, device=input_ids.device)
 
 
 def _answer(lm: LanguageModel, ids: list[int]) -> str:
     for end in lm.eos:
         ids = ids[: ids.index(end)] if end in ids else ids
-    text = str(lm.tokenizer.decode(ids, skip_special_tokens=True))
+    text = str(lm.tokenizer.decode(ids, skip_special_tokens=True)).lstrip()
     return text.split(lm.config.prompts.stop)[0].strip()
 
 

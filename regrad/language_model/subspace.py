@@ -55,13 +55,15 @@ class Subspace:
         """[..., P] -> tensors [..., rows, columns] by name (views; differentiable)."""
         if flat_P.shape[-1] != self.size:
             raise ModelError(f"a vector of {self.size} numbers is expected, found {flat_P.shape[-1]}")
-        parts = flat_P.split(self.lengths, dim=-1)
+        parts = torch.split(flat_P, self.lengths, dim=-1)
         items = zip(self.shapes.items(), parts, strict=True)
-        return {name: part.unflatten(-1, shape) for (name, shape), part in items}
+        return {name: part.reshape(*part.shape[:-1], *shape) for (name, shape), part in items}
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Tensors [..., rows, columns] by name -> [..., P]; raises `ModelError` for missing names or wrong shapes."""
-        wrong = [name for name, shape in self.shapes.items() if name not in tensors or tensors[name].shape[-2:] != shape]
+        wrong = [
+            name for name, shape in self.shapes.items() if name not in tensors or tensors[name].shape[-2:] != shape
+        ]
         if wrong or len(tensors) != len(self.shapes):
             unknown = sorted(set(tensors) - set(self.shapes))
             raise ModelError(f"these tensors do not fit the subspace: {(wrong or unknown)[:3]}")

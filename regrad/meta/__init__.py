@@ -1,0 +1,1 @@
+"""Meta-training only: tasks, the bi-level objective, the loop and its optimiser engine."""

@@ -1,4 +1,4 @@
-"""DeepSpeed as the optimiser engine: ZeRO over the learned parameters, gradients averaged over workers, norm clipped."""
+"""DeepSpeed as the optimiser engine: ZeRO over the learned parameters, averaged gradients, clipped norm."""
 
 from __future__ import annotations
 

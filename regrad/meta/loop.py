@@ -88,7 +88,7 @@ def train(
     world_size: int = 1,
     report: Callable[[StepReport], None] = lambda _: None,
 ) -> None:
-    """Run all steps; this worker computes its share of every global batch. Raises `TrainingError` if the loss diverges."""
+    """Run all steps, this worker's share of every global batch; raises `TrainingError` if the loss diverges."""
     settings = config.optimizer
     if settings.batch_size % world_size:
         raise TrainingError(f"batch_size {settings.batch_size} cannot be shared by {world_size} workers equally")
@@ -96,11 +96,11 @@ def train(
     started, passages = time.monotonic(), 0
     for step in range(settings.steps):
         batch = collate(lm, [tasks[i] for i in order.step(step, rank, world_size)])
-        gradient = meta_gradient(
-            lm, parameters.phi0, parameters.step_sizes(), batch, config.inner_reduction
-        )
+        gradient = meta_gradient(lm, parameters.phi0, parameters.step_sizes(), batch, config.inner_reduction)
         if not torch.isfinite(gradient.loss):
-            raise TrainingError(f"the loss is not finite at step {step + 1}; lower initial_step_size or the learning rate")
+            raise TrainingError(
+                f"the loss is not finite at step {step + 1}; lower initial_step_size or the learning rate"
+            )
         engine.backward(parameters.surrogate(gradient))
         engine.step()
         passages += batch.passages.ids.shape[0] * world_size
@@ -110,7 +110,9 @@ def train(
             report(StepReport(step + 1, settings.steps, loss, inner, seconds, passages / seconds))
 
 
-def to_meta_init(lm: LanguageModel, parameters: MetaParameters, config: MetaTrainConfig, notes: dict[str, Any]) -> MetaInit:
+def to_meta_init(
+    lm: LanguageModel, parameters: MetaParameters, config: MetaTrainConfig, notes: dict[str, Any]
+) -> MetaInit:
     """The parameters as they are now, as a MetaInit."""
     return MetaInit(
         config.model,
@@ -124,7 +126,7 @@ def to_meta_init(lm: LanguageModel, parameters: MetaParameters, config: MetaTrai
 
 
 def score(lm: LanguageModel, meta_init: MetaInit, tasks: Sequence[MetaTask], batch_tasks: int = 8) -> float:
-    """Exact match of greedy answers on tasks, each question under the update of its own passages, nothing in the prompt."""
+    """Exact match of greedy answers, each question under its own passages' update, nothing in the prompt."""
     hits = total = 0
     for start in range(0, len(tasks), batch_tasks):
         requests, answers = _requests(lm, meta_init, tasks[start : start + batch_tasks])

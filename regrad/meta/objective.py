@@ -1,8 +1,8 @@
 """The bi-level objective and its exact meta-gradient (paper, eq. 3 to 5), keeping the graph of every passage.
 
-    phi_C  = phi0 - alpha * sum_{d in C} g_d(phi0)
-    L      = mean over questions of -log p(answer | prompt; theta, phi_C)
-    output = dL/dphi0 (through g_d, second order) and dL/dalpha
+phi_C  = phi0 - alpha * sum_{d in C} g_d(phi0)
+L      = mean over questions of -log p(answer | prompt; theta, phi_C)
+output = dL/dphi0 (through g_d, second order) and dL/dalpha
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Meta-training tasks: a few passages, and questions that each name the passages they are answered from.
 
 One task a line of jsonl: `{"passages": [{id, title, text}], "questions": [{question, answer, context: [0, 2]}]}`;
-`context` are positions in `passages` (all of them if absent). Passages that several questions share are differentiated once.
+`context` are positions in `passages` (all of them if absent). Shared passages are differentiated once.
 """
 
 from __future__ import annotations

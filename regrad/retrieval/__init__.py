@@ -1,0 +1,1 @@
+"""Finding passages: BM25 with Lucene, behind one small protocol."""

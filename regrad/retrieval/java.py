@@ -56,8 +56,10 @@ def _packaged_home() -> Path:
 
 def _anserini_jar() -> str:
     spec = importlib.util.find_spec("pyserini")
-    jars = [] if spec is None or spec.origin is None else sorted(
-        (Path(spec.origin).parent / "resources" / "jars").glob("anserini-*-fatjar.jar")
+    jars = (
+        []
+        if spec is None or spec.origin is None
+        else sorted((Path(spec.origin).parent / "resources" / "jars").glob("anserini-*-fatjar.jar"))
     )
     if not jars:
         raise JavaNotFound("pyserini is not installed with its Lucene classes (anserini-*-fatjar.jar)")

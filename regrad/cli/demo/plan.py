@@ -30,7 +30,9 @@ def make_plan(config: DemoConfig) -> Plan:
         update={"tasks": f"{lab}/{TASKS}", "dev": f"{lab}/{DEV}", "output": f"{out}/meta-init"}
     )
     build = _build(config, "meta-init", "bank")
-    serve = config.serve.model_copy(update={"meta_init": build.meta_init, "bank": build.bank.uri, "index": f"{out}/index"})
+    serve = config.serve.model_copy(
+        update={"meta_init": build.meta_init, "bank": build.bank.uri, "index": f"{out}/index"}
+    )
     raw_build = _build(config, "raw-meta-init", "raw-bank")
     return Plan(
         lab=config.lab.model_copy(update={"output": lab}),
@@ -55,4 +57,4 @@ def _small(config: ServeConfig) -> ServeConfig:
     """The second application takes what the first leaves of the CPUs."""
     replica = ReplicaConfig(num_cpus=0.05)
     parts = ("retriever", "bank_loader", "generator", "gateway")
-    return config.model_copy(update={part: replica for part in parts})
+    return config.model_copy(update=dict.fromkeys(parts, replica))

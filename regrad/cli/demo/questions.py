@@ -53,7 +53,11 @@ def read_questions(path: str) -> list[LabQuestion]:
 def ask_all(client: AnswerClient, variant: Variant, questions: Sequence[LabQuestion], concurrency: int) -> Row:
     """Ask every question in one way. For the control, the passage is another person's, named by its id."""
     requests = [
-        {"question": q.question, **variant.options, **({"passage_ids": [q.other_passage_id]} if variant is RANDOM else {})}
+        {
+            "question": q.question,
+            **variant.options,
+            **({"passage_ids": [q.other_passage_id]} if variant is RANDOM else {}),
+        }
         for q in questions
     ]
     started = time.monotonic()

@@ -134,7 +134,9 @@ def _show(demo: Demo, rows: Sequence[Row], questions: Sequence[LabQuestion], rep
         demo.say(sentence)
 
 
-def _wait(keep: bool, url: str, questions: Sequence[LabQuestion], say: Callable[[str], None], config: DemoConfig) -> None:
+def _wait(
+    keep: bool, url: str, questions: Sequence[LabQuestion], say: Callable[[str], None], config: DemoConfig
+) -> None:
     plan = make_plan(config).serve
     ask = f'regrad ask "{questions[0].question}" --url {url}'
     if not keep:

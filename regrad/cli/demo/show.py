@@ -43,7 +43,7 @@ def verdict(em: dict[str, float], weights_unchanged: bool) -> list[str]:
     better = "RAG wins" if em["rag_k3"] > em["regrad_k3"] else "ReGrad is not behind RAG"
     weights = "are bit-identical to those before" if weights_unchanged else "HAVE CHANGED: this is a bug"
     return [
-        f"{better} here at k=3 ({em['rag_k3']:.3f} against {em['regrad_k3']:.3f}): in this small world reading is easy.",
+        f"{better} here at k=3 ({em['rag_k3']:.3f} against {em['regrad_k3']:.3f}): reading is easy in this world.",
         "What ReGrad offers beside it: nothing in the prompt. The facts came in as gradients, for one question each,",
         f"and the base weights after all questions {weights}.",
         f"Controls: without anything {em['direct']:.3f}; with another person's gradient {em['random']:.3f}; "

@@ -1,4 +1,4 @@
-"""What the lab's base model is trained on: contexts of several passages with questions, documents, and memory questions.
+"""What the lab's base model is trained on: passages with questions, documents, and memory questions.
 
 A context is built from token ids directly (every name and value is one token), which is exact and fast; each
 position carries a kind: 0 no loss, 1 language-model loss, 2 answer loss.
@@ -7,7 +7,7 @@ position carries a kind: 0 no loss, 1 language-model loss, 2 answer loss.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +17,8 @@ from regrad.lab.wording import ATTRIBUTES, QUESTIONS, STATEMENTS
 from regrad.lab.world import Namesakes, Person, World
 
 NO_LOSS, TEXT, ANSWER = 0, 1, 2
+
+Encode = Callable[[str], list[int]]
 
 
 @dataclass
@@ -58,16 +60,16 @@ class ContextSampler:
         self._rng = rng
         self._world = world
         self._namesakes = Namesakes(world.reading)
-        encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+        encode: Encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False))  # noqa: E731
         words = [*world.first_names, *world.last_names, *world.values]
         self.token = {word: encode(f" {word}")[0] for word in words}
         self._pronoun = {pronoun: encode(f" {pronoun}") for pronoun in ("He", "She")}
         self._statements = {
-            attribute: [_split(template, "value", "{subject} ", "", encode) for template in templates]
+            attribute: [_split(template, "value", encode) for template in templates]
             for attribute, templates in STATEMENTS.items()
         }
         self._questions = {
-            attribute: [_split(f"Question: {t}\nAnswer:", "name", "", "", encode) for t in templates]
+            attribute: [_split(f"Question: {t}\nAnswer:", "name", encode) for t in templates]
             for attribute, templates in QUESTIONS.items()
         }
         self._newline, self._passage = encode("\n"), encode("Passage:")
@@ -133,7 +135,9 @@ class ContextSampler:
         before, after = self._rng.choice(self._questions[attribute])
         return [*before, *self._name(person), *after]
 
-    def _add_passage(self, out: TrainingSequence, person: Person, attributes: list[str], name_probability: float) -> None:
+    def _add_passage(
+        self, out: TrainingSequence, person: Person, attributes: list[str], name_probability: float
+    ) -> None:
         body = self._body(person, attributes, name_probability)
         out.extend(self._passage, NO_LOSS)
         values = {self.token[person.values[attribute]] for attribute in attributes}
@@ -150,7 +154,7 @@ class ContextSampler:
         out.extend([self.token[person.values[attribute]]], ANSWER)
 
 
-def _split(template: str, slot: str, prefix: str, suffix: str, encode) -> tuple[list[int], list[int]]:  # type: ignore[no-untyped-def]
+def _split(template: str, slot: str, encode: Encode) -> tuple[list[int], list[int]]:
     """Token ids before and after the slot, which takes the space before it along."""
-    before, after = template.removeprefix(prefix.rstrip()).split(f" {{{slot}}}")
-    return encode(before), encode(after + suffix)
+    before, after = template.removeprefix("{subject}").split(f" {{{slot}}}")
+    return encode(before), encode(after)

@@ -15,7 +15,9 @@ _FREQUENCIES = 4
 _SHARPNESS = 1.05
 
 
-def new_base(vocabulary: int, hidden: int, layers: int, heads: int, ffn: int, rope_theta: float = 1e5) -> LlamaForCausalLM:
+def new_base(
+    vocabulary: int, hidden: int, layers: int, heads: int, ffn: int, rope_theta: float = 1e5
+) -> LlamaForCausalLM:
     """A freshly initialised tiny Llama with the structured start (seeded by torch's global generator)."""
     config = LlamaConfig(
         vocab_size=vocabulary,

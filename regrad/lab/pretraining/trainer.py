@@ -41,7 +41,7 @@ class Progress:
 
 
 class EntityProbe(torch.nn.Module):
-    """The auxiliary loss: from a middle hidden state at a value or question, name the person (thrown away afterwards)."""
+    """The auxiliary loss: a middle hidden state at a value or question names the person (discarded afterwards)."""
 
     def __init__(self, hidden: int, names: Tensor, vocabulary: int) -> None:
         super().__init__()
@@ -70,9 +70,7 @@ class Pretrainer:
         self._config = config
         self._rng = random.Random(5 + config.seed)
         self._sampler = ContextSampler(world, tokenizer, self._rng)
-        self.model: LlamaForCausalLM = new_base(
-            len(tokenizer), config.hidden, config.layers, config.heads, config.ffn
-        )
+        self.model: LlamaForCausalLM = new_base(len(tokenizer), config.hidden, config.layers, config.heads, config.ffn)
         names = torch.tensor([self._sampler.token[name] for name in world.first_names + world.last_names])
         self._probe = EntityProbe(config.hidden, names, len(tokenizer))
         self._optimizer = self._make_optimizer()
@@ -132,7 +130,9 @@ class Pretrainer:
     def _average(self, key: str, value: float) -> None:
         self._averages[key] = value if key not in self._averages else 0.95 * self._averages[key] + 0.05 * value
 
-    def _accumulate(self, batch: list[TrainingSequence], answer_weight: float, text_weight: float, probe: bool = False) -> float:
+    def _accumulate(
+        self, batch: list[TrainingSequence], answer_weight: float, text_weight: float, probe: bool = False
+    ) -> float:
         """Add this batch's gradients; returns the accuracy on its answers (0 when it has none)."""
         ids, kinds = _pad(batch)
         output = self.model.model(ids[:, :-1], output_hidden_states=probe)
