@@ -6,7 +6,6 @@ ray job submit -- python -m ray_jobs.build_bank --config configs/jobs/build-lab.
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields
@@ -17,8 +16,9 @@ import numpy as np
 import ray
 import torch
 
-from ray_jobs.cluster import cluster, require_workers, wants_gpu
+from ray_jobs.cluster import cluster, require_workers, run_task, wants_gpu
 from ray_jobs.entry import main
+from ray_jobs.progress import progress_channel
 from regrad.atoms.extractor import AtomExtractor
 from regrad.bank.manifest import Manifest
 from regrad.bank.writer import IndexRow, commit, write_shard
@@ -28,8 +28,6 @@ from regrad.errors import CorpusError
 from regrad.language_model.loading import load_language_model
 from regrad.meta_init import MetaInit
 from regrad.storage import Storage
-
-logger = logging.getLogger(__name__)
 
 
 class ShardWriter:
@@ -72,22 +70,30 @@ def describe(manifest: Manifest, uri: str) -> str:
 def build(config: BuildConfig) -> Manifest:
     """The same, returning the manifest."""
     meta_init = MetaInit.load(config.meta_init)
-    filesystem, path = _corpus(config.corpus)
-    with cluster():
-        _quiet()
+    _corpus(config.corpus)
+    with cluster(), progress_channel() as progress:
         require_workers(config.cluster)
-        lines = ray.data.read_text(path, filesystem=filesystem)
-        shards = lines.repartition(target_num_rows_per_block=config.bank.shard_passages)
-        results = shards.map_batches(
-            ShardWriter,
-            fn_constructor_args=(config.model_dump(mode="json"),),
-            batch_size=config.bank.shard_passages,
-            compute=ray.data.ActorPoolStrategy(size=config.cluster.workers),
-            num_cpus=_cpus_per_actor(config),
-            num_gpus=1 if wants_gpu(config.cluster) else 0,
-        )
-        rows = list(_collect(results))
+        rows = run_task(_extract, config, progress)
     return commit(Storage(config.bank.uri), meta_init.fingerprint, config.bank.codec, meta_init.subspace, rows)
+
+
+def _extract(config: BuildConfig, progress: Any) -> list[IndexRow]:
+    """Write all shards; runs in a task, so that Ray Data's own output goes to the cluster's logs."""
+    filesystem, path = _corpus(config.corpus)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True  # so that a shard holds the same passages whatever the workers
+    lines = ray.data.read_text(path, filesystem=filesystem)
+    shards = lines.repartition(target_num_rows_per_block=config.bank.shard_passages, strict=True)
+    results = shards.map_batches(
+        ShardWriter,
+        fn_constructor_args=(config.model_dump(mode="json"),),
+        batch_size=config.bank.shard_passages,
+        compute=ray.data.ActorPoolStrategy(size=config.cluster.workers),
+        num_cpus=_cpus_per_actor(config),
+        num_gpus=1 if wants_gpu(config.cluster) else 0,
+    )
+    return list(_collect(results, progress))
 
 
 def _cpus_per_actor(config: BuildConfig) -> float:
@@ -96,7 +102,7 @@ def _cpus_per_actor(config: BuildConfig) -> float:
     return min(config.cluster.cpus_per_worker, spare / config.cluster.workers)
 
 
-def _collect(results: Any) -> Iterator[IndexRow]:
+def _collect(results: Any, progress: Any) -> Iterator[IndexRow]:
     started, count = time.monotonic(), 0
     for batch in results.iter_batches(batch_size=None, batch_format="numpy"):
         names = [field.name for field in fields(IndexRow)]
@@ -104,7 +110,7 @@ def _collect(results: Any) -> Iterator[IndexRow]:
             count += 1
             yield IndexRow(**dict(zip(names, values, strict=True)))
         rate = count / (time.monotonic() - started)
-        logger.info("%d passages, %.0f passages/s", count, rate)
+        progress.push.remote(f"{count} passages, {rate:.0f} passages/s")
 
 
 def _parse(lines: list[str]) -> tuple[list[Passage], list[IndexRow]]:
@@ -121,13 +127,6 @@ def _parse(lines: list[str]) -> tuple[list[Passage], list[IndexRow]]:
 def _columns(rows: list[IndexRow]) -> dict[str, np.ndarray]:
     records = [asdict(row) for row in rows]
     return {field.name: np.array([record[field.name] for record in records]) for field in fields(IndexRow)}
-
-
-def _quiet() -> None:
-    """Our own progress lines say what a person needs; Ray Data's detailed ones stay in its log files."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _corpus(uri: str) -> tuple[Any, str]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import ray
 
 from regrad.config import WorkersConfig
-from regrad.errors import ClusterError
+from regrad.errors import ClusterError, RegradError
+
+T = TypeVar("T")
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -55,12 +58,21 @@ def require_workers(config: WorkersConfig) -> None:
         )
 
 
+def run_task(function: Callable[..., T], *arguments: Any, num_cpus: float = 0.0) -> T:
+    """Run a function on some node and wait; an error of ours comes back as itself."""
+    task = ray.remote(num_cpus=num_cpus, max_retries=0)(function)
+    try:
+        result: T = ray.get(task.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, RegradError) else error) from None
+    return result
+
+
 def _join(address: str) -> None:
     ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
 
 
 def _start_local() -> None:
     """A cluster of this machine alone. Its processes log to files only: a person sees our own lines."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray._private.worker._worker_logs_enabled = False
     ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)

@@ -5,24 +5,18 @@ ray job submit -- python -m ray_jobs.index_corpus --config configs/jobs/index-la
 
 from __future__ import annotations
 
-import ray
-
-from ray_jobs.cluster import cluster
+from ray_jobs.cluster import cluster, run_task
 from ray_jobs.entry import main
 from regrad.config import IndexConfig
 from regrad.corpus import read_passages
-from regrad.errors import RegradError
 from regrad.retrieval.lucene import build_index
 
 
 def run(config: IndexConfig) -> str:
     """Index the corpus; returns one line saying what was made and where."""
+    next(read_passages(config.corpus), None)
     with cluster():
-        task = ray.remote(num_cpus=1, max_retries=0)(_index)
-        try:
-            count = ray.get(task.remote(config.corpus, config.output, config.threads))
-        except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, RegradError) else error) from None
+        count = run_task(_index, config.corpus, config.output, config.threads, num_cpus=1)
     return f"BM25 index at {config.output}: {count} passages"
 
 

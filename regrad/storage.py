@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
 from regrad.errors import StorageError
@@ -76,7 +77,7 @@ class Storage:
             yield
         except FileNotFoundError as error:
             raise StorageError(f"cannot {verb} {where}: it does not exist") from error
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, BotoCoreError) as error:
             raise StorageError(f"cannot {verb} {where}: {_reason(error)}") from error
 
 

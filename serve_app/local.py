@@ -17,7 +17,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Loggi
 from regrad.config import HttpConfig, ServeConfig
 from regrad.errors import ConfigError, ServeError
 from regrad.settings import apply_override, parse_settings, read_yaml
-from serve_app.app import build, check_artefacts
+from serve_app.app import build
 
 _HTTP = "http."
 
@@ -41,9 +41,8 @@ def load_serve_file(path: Path, overrides: Sequence[str] = ()) -> tuple[ServeCon
 def serving(config: ServeConfig, http: HttpConfig) -> Iterator[str]:
     """Serve inside the block (on the Ray cluster that this process has joined); gives the URL.
 
-    Raises `ServeError` if the port is taken or a replica does not start, and whatever `check_artefacts` raises.
+    Raises `ServeError` if the port is taken or a replica does not start, and whatever `serve_app.app.build` raises.
     """
-    check_artefacts(config)
     check_port(http)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(

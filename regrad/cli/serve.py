@@ -15,9 +15,12 @@ from regrad.cli.options import settings_options
 def command(config: Path, overrides: tuple[str, ...]) -> None:
     """Serve a bank over HTTP; --set changes the application's args (bank=s3://bucket/bank) or http.port=9000."""
     from ray_jobs.cluster import cluster
-    from serve_app.local import load_serve_file, serving
+    from serve_app.app import check_artefacts
+    from serve_app.local import check_port, load_serve_file, serving
 
     application, http = load_serve_file(config, overrides)
+    check_artefacts(application)
+    check_port(http)
     with cluster(), serving(application, http) as url:
         click.echo(f"serving {application.bank} at {url} (docs at {url}/docs; Ctrl-C stops)")
         try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regrad.atoms.gradients import passage_gradients
 from regrad.language_model.batching import sequence_losses
@@ -44,8 +45,11 @@ def question_loss(lm: LanguageModel, updates_DP: Tensor, batch: MetaBatch) -> Te
 def meta_gradient(
     lm: LanguageModel, phi0_P: Tensor, step_sizes: Tensor, batch: MetaBatch, reduction: str = "mean"
 ) -> MetaGradient:
-    """Exact gradients of the objective with respect to phi0 and the step sizes."""
-    with torch.enable_grad():
+    """Exact gradients of the objective with respect to phi0 and the step sizes.
+
+    Attention runs in the kernel that has a double backward, whichever the model is configured with.
+    """
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         phi, alpha = phi0_P.detach().requires_grad_(), step_sizes.detach().requires_grad_()
         gradients_UP, inner = passage_gradients(lm, phi, batch.passages, reduction, create_graph=True)
         sums_DP = batch.membership.to(gradients_UP) @ gradients_UP

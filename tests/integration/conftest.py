@@ -1,0 +1,177 @@
+"""One small demo, left serving, for all tests that ask over HTTP; one Ray cluster for all tests that submit jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+BIN = Path(sys.executable).parent
+STEPS = 250
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's, with the virtual environment's programs first."""
+    return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled", **extra}
+
+
+@dataclass
+class RunningDemo:
+    """A demo that has finished its questions and is still serving."""
+
+    url: str
+    folder: Path
+    report: dict[str, Any]
+    process: subprocess.Popen[str]
+    output: list[str]
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs" / "demo"
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
+    """`regrad demo --keep` with fewer steps, run as a user runs it: real Ray, DeepSpeed, Lucene and HTTP."""
+    folder, port = tmp_path_factory.mktemp("demo"), free_port()
+    settings = [f"http.port={port}", f"train.optimizer.steps={STEPS}", "lab.questions=60", "raw_gammas=[1.0, 2.0]"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    process = subprocess.Popen(
+        [str(BIN / "regrad"), "demo", "--keep", *options],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    output: list[str] = []
+    threading.Thread(target=lambda: output.extend(process.stdout or ()), daemon=True).start()
+    try:
+        _wait_for(lambda: any(line.startswith("serving at") for line in output), process, output, 480)
+        report = json.loads((folder / "runs/demo/report.json").read_text())
+        yield RunningDemo(f"http://127.0.0.1:{port}", folder, report, process, output)
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[str]) -> int:
+    """Ctrl-C, and if that does not help, the whole process group is killed."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    try:
+        return process.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.wait(10)
+
+
+def _wait_for(done: Any, process: subprocess.Popen[str], output: list[str], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.fail("the demo did not come up:\n" + "".join(output[-40:]), pytrace=False)
+        time.sleep(0.2)
+
+
+@dataclass
+class RayCluster:
+    """A cluster started with `ray start --head`, as an operator would."""
+
+    dashboard: str
+    address: str
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    port, dashboard = free_port(), free_port()
+    command = [
+        *("ray", "start", "--head", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}"),
+        *("--ray-client-server-port", str(free_port()), "--disable-usage-stats", "--block"),
+        *("--dashboard-agent-listen-port", str(free_port()), "--dashboard-agent-grpc-port", str(free_port())),
+        *("--metrics-export-port", str(free_port()), "--temp-dir", str(tmp_path_factory.mktemp("ray"))),
+    ]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{dashboard}"
+        _wait_for_http(f"{url}/api/version", process)
+        yield RayCluster(url, f"127.0.0.1:{port}")
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _wait_for_http(url: str, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
+    import requests
+
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if requests.get(url, timeout=2).ok:
+                return
+        except requests.RequestException:
+            time.sleep(0.5)
+    pytest.fail(f"nothing answers at {url}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An empty bucket (`s3://bucket`) on a real S3 server, or on moto where that cannot be installed."""
+    folder = tmp_path_factory.mktemp("s3")
+    script = str(Path(__file__).parents[1] / "tools" / "s3_server.sh")
+    started = subprocess.run([script, "start", str(folder)], timeout=500, check=False)
+    patch = pytest.MonkeyPatch()
+    if started.returncode == 0:
+        settings = dict(line.split("=", 1) for line in (folder / "env.sh").read_text().split())
+        finish = lambda: subprocess.run([script, "stop", str(folder)], check=True, timeout=60)  # noqa: E731
+    else:
+        settings, finish = _moto(started.returncode)
+    try:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").mkdir("regrad-test")
+        yield "s3://regrad-test"
+    finally:
+        patch.undo()
+        finish()
+
+
+def _moto(status: int) -> tuple[dict[str, str], Any]:
+    if status != 3:
+        pytest.fail(f"the S3 server did not start (status {status})", pytrace=False)
+    from moto.server import ThreadedMotoServer
+
+    print("\nno real S3 server can be installed here: the S3 tests run against moto")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_port())
+    server.start()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server._port}",
+        "AWS_ACCESS_KEY_ID": "testkey",
+        "AWS_SECRET_ACCESS_KEY": "testsecret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    return settings, server.stop

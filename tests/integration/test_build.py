@@ -1,0 +1,98 @@
+"""Filling a bank with Ray Data: the same whatever the workers, quarantine for bad lines, any URI."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ray_jobs import build_bank, index_corpus
+from ray_jobs.cluster import cluster
+from regrad.bank.reader import BankReader
+from regrad.config import BankConfig, BuildConfig, IndexConfig, ModelConfig, WorkersConfig, builtin_config
+from regrad.corpus import encode_passages
+from regrad.errors import BankError, ClusterError, CorpusError, MetaInitError
+from regrad.lab.files import held_out_corpus
+from regrad.lab.world import World
+from regrad.language_model.loading import load_language_model
+from regrad.meta_init import MetaInit, random_meta_init
+from regrad.retrieval.lucene import LuceneRetriever
+from regrad.settings import load_settings
+from regrad.storage import Storage
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_cluster(s3: str) -> Iterator[None]:
+    """Started after the S3 server, whose address and keys the workers inherit."""
+    with cluster():
+        yield
+
+
+@pytest.fixture(scope="module")
+def meta_init_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    lm = load_language_model(load_settings(ModelConfig, builtin_config("models/lab.yaml")), "cpu")
+    path = str(tmp_path_factory.mktemp("m") / "raw")
+    random_meta_init(lm, 1.0).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, world: World) -> str:
+    path = tmp_path_factory.mktemp("c") / "corpus.jsonl"
+    path.write_bytes(encode_passages(held_out_corpus(world)[:90]))
+    return str(path)
+
+
+def config(meta_init: str, corpus: str, uri: str, workers: int = 1) -> BuildConfig:
+    bank = BankConfig(uri=uri, shard_passages=40)
+    return BuildConfig(meta_init=meta_init, corpus=corpus, bank=bank, cluster=WorkersConfig(workers=workers))
+
+
+def test_one_and_two_workers_make_the_same_bank(meta_init_path: str, corpus: str, tmp_path: Path) -> None:
+    one = build_bank.build(config(meta_init_path, corpus, str(tmp_path / "one"), workers=1))
+    two = build_bank.build(config(meta_init_path, corpus, str(tmp_path / "two"), workers=2))
+    assert one == two
+    assert one.passages == 90
+    assert len(one.shards) == 3
+    assert one.fingerprint == MetaInit.load(meta_init_path).fingerprint
+
+
+def test_bad_lines_go_to_quarantine_and_stop_nothing(meta_init_path: str, tmp_path: Path) -> None:
+    lines = ['{"id": "a", "title": "T", "text": "words here"}', "not json", '{"id": "b", "title": "T", "text": " "}']
+    path = tmp_path / "c.jsonl"
+    path.write_text("\n".join([*lines, '{"title": "no id", "text": "x"}', '{"id": "c", "text": "untitled"}']) + "\n")
+    manifest = build_bank.build(config(meta_init_path, str(path), str(tmp_path / "bank")))
+    assert (manifest.passages, manifest.quarantined) == (2, 3)
+    listed = [json.loads(line) for line in (tmp_path / "bank" / manifest.quarantine).read_text().splitlines()]
+    reasons = sorted(item["reason"].split(":")[0] for item in listed)
+    assert reasons == ["empty text", "not a passage", "not a passage"]
+    assert sorted(BankReader(str(tmp_path / "bank")).passage_ids) == ["a", "c"]
+
+
+def test_what_cannot_be_built_is_refused(meta_init_path: str, corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="does not exist"):
+        build_bank.build(config(meta_init_path, str(tmp_path / "none"), str(tmp_path / "bank")))
+    with pytest.raises(MetaInitError, match="there is no MetaInit"):
+        build_bank.build(config(str(tmp_path), corpus, str(tmp_path / "bank")))
+    with pytest.raises(ClusterError, match="this machine has"):
+        build_bank.build(config(meta_init_path, corpus, str(tmp_path / "bank"), workers=500))
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text('{"id": "a", "title": "T", "text": "x y"}\n' * 2)
+    with pytest.raises(BankError, match="'a' occurs more than once"):
+        build_bank.build(config(meta_init_path, str(twice), str(tmp_path / "bank")))
+    assert not (tmp_path / "bank" / "CURRENT").exists()
+
+
+def test_bank_meta_init_corpus_and_index_on_s3(s3: str, meta_init_path: str, corpus: str, tmp_path: Path) -> None:
+    """Everything that a cluster shares may be in an object store; the bank there is the one on disk, byte for byte."""
+    MetaInit.load(meta_init_path).save(f"{s3}/meta-init")
+    Storage(f"{s3}/data").write("corpus.jsonl", Path(corpus).read_bytes())
+    remote = build_bank.build(config(f"{s3}/meta-init", f"{s3}/data/corpus.jsonl", f"{s3}/bank"))
+    local = build_bank.build(config(meta_init_path, corpus, str(tmp_path / "bank")))
+    assert remote == local
+    ids = ["les-dripen", *BankReader(str(tmp_path / "bank")).passage_ids[:3]]
+    assert BankReader(f"{s3}/bank").read(ids).equal(BankReader(str(tmp_path / "bank")).read(ids))
+    index_corpus.run(IndexConfig(corpus=f"{s3}/data/corpus.jsonl", output=f"{s3}/index"))
+    assert LuceneRetriever(f"{s3}/index").search("Where was Les Dripen born?", 1)[0].passage.id == "les-dripen"

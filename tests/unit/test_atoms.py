@@ -1,0 +1,83 @@
+"""Atoms: batched equals one by one equals plain autograd, with padding and different lengths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from regrad.atoms.extractor import AtomExtractor
+from regrad.atoms.gradients import encode_passage
+from regrad.corpus import Passage
+from regrad.errors import MetaInitError
+from regrad.language_model.loading import LanguageModel
+from regrad.meta_init import MetaInit
+from tests.unit.test_lora import merged_weights
+
+
+def autograd_atom(lm: LanguageModel, phi0: Tensor, passage: Passage) -> Tensor:
+    """The gradient of Hugging Face's own loss, through merged weights: shares no code with the extractor."""
+    phi = phi0.clone().requires_grad_()
+    ids = torch.tensor([encode_passage(lm, passage)])
+    loss = functional_call(lm.model, merged_weights(lm, phi), kwargs={"input_ids": ids, "labels": ids}).loss
+    return torch.autograd.grad(loss, phi)[0]
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_batched_atoms_equal_autograd_one_by_one(
+    tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage]
+) -> None:
+    longer = Passage("long", "A title", " ".join(p.text for p in passages[:3]))
+    shorter = Passage("short", "T", "One.")
+    everything = [*passages, longer, shorter]
+    lengths = {len(encode_passage(tiny, passage)) for passage in everything}
+    assert len(lengths) > 3
+    for item in AtomExtractor(tiny, meta_init, batch_tokens=400).extract(everything):
+        assert item.atom is not None
+        assert relative_error(item.atom, autograd_atom(tiny, meta_init.phi0, item.passage)) < 1e-5
+
+
+def test_the_batching_changes_no_atom(tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage]) -> None:
+    one_by_one = AtomExtractor(tiny, meta_init, batch_tokens=1).extract(passages)
+    together = AtomExtractor(tiny, meta_init, batch_tokens=10**6).extract(passages)
+    for a, b in zip(one_by_one, together, strict=True):
+        assert a.passage == b.passage
+        assert a.atom is not None
+        assert b.atom is not None
+        assert relative_error(a.atom, b.atom) < 1e-5
+
+
+def test_sum_reduction_is_the_mean_times_the_predicted_tokens(
+    tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage]
+) -> None:
+    summed = MetaInit(tiny.config, tiny.identity(), tiny.subspace, meta_init.phi0, meta_init.step_sizes, "sum")
+    mean = AtomExtractor(tiny, meta_init).extract(passages[:1])[0].atom
+    total = AtomExtractor(tiny, summed).extract(passages[:1])[0].atom
+    assert mean is not None
+    assert total is not None
+    tokens = len(encode_passage(tiny, passages[0])) - 1
+    assert relative_error(total, mean * tokens) < 1e-5
+
+
+def test_a_bad_passage_stops_nothing(tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage]) -> None:
+    empty, endless = Passage("e", "Title", "  "), Passage("l", "Title", "word " * 4000)
+    found = AtomExtractor(tiny, meta_init).extract([empty, passages[0], endless])
+    assert [item.problem.split(",")[0] for item in found] == ["empty text", "", f"{found[2].problem.split(',')[0]}"]
+    assert "more than 256" in found[2].problem
+    assert [item.atom is None for item in found] == [True, False, True]
+
+
+def test_a_non_finite_gradient_is_reported(tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage]) -> None:
+    broken = MetaInit(tiny.config, tiny.identity(), tiny.subspace, meta_init.phi0 * float("inf"), meta_init.step_sizes)
+    assert AtomExtractor(tiny, broken).extract(passages[:1])[0].problem == "non-finite gradient"
+
+
+def test_another_base_model_is_refused(tiny: LanguageModel, meta_init: MetaInit) -> None:
+    with torch.no_grad():
+        next(tiny.model.parameters())[0, 0] += 1.0
+    with pytest.raises(MetaInitError, match="belongs to base weights"):
+        AtomExtractor(tiny, meta_init)

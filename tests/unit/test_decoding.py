@@ -1,0 +1,59 @@
+"""Greedy decoding: requests with different updates in one batch answer as they do alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from regrad.config import ModelConfig
+from regrad.errors import ModelError
+from regrad.language_model.decoding import GenerationRequest, generate
+from regrad.language_model.loading import LanguageModel, load_language_model
+
+PROMPTS = ["Question: Where was Les Dripen born?\nAnswer:", "Passage: Ada\n x\nQuestion: Who?\nAnswer:", "a"]
+
+
+def requests(lm: LanguageModel) -> list[GenerationRequest]:
+    generator = torch.Generator().manual_seed(2)
+    updates = [None, *(0.3 * torch.randn(lm.subspace.size, generator=generator) for _ in range(3))]
+    return [GenerationRequest(p, u, max_new_tokens=6) for p in PROMPTS for u in updates]
+
+
+def test_a_mixed_batch_answers_as_one_by_one(tiny: LanguageModel) -> None:
+    everything = requests(tiny)
+    together = [item.text for item in generate(tiny, everything)]
+    assert together == [generate(tiny, [request])[0].text for request in everything]
+    assert len(set(together)) > len(PROMPTS)
+
+
+def test_weights_are_untouched(tiny: LanguageModel) -> None:
+    before = tiny.identity()
+    generate(tiny, requests(tiny))
+    assert tiny.identity() == before
+
+
+def test_each_request_keeps_its_own_length(tiny: LanguageModel) -> None:
+    short, long = generate(tiny, [GenerationRequest("a", None, 1), GenerationRequest("a", None, 8)])
+    assert long.text.startswith(short.text)
+    assert short.prompt_tokens == long.prompt_tokens == 1 + len(tiny.encode("a"))
+
+
+def test_the_answer_ends_at_the_stop_string(lab_model: LanguageModel) -> None:
+    prompt = lab_model.config.prompts.prompt("Where was Les Dripen born?")
+    assert "\n" not in generate(lab_model, [GenerationRequest(prompt, None, 30)])[0].text
+
+
+def test_a_prompt_beyond_the_context_is_refused(tiny: LanguageModel) -> None:
+    with pytest.raises(ModelError, match="model's context is 256; ask with fewer passages"):
+        generate(tiny, [GenerationRequest("word " * 300)])
+
+
+def test_nothing_asked_nothing_answered(tiny: LanguageModel) -> None:
+    assert generate(tiny, []) == []
+
+
+def test_a_model_that_is_not_there_is_named() -> None:
+    with pytest.raises(ModelError, match="no language model could be loaded from /nowhere/model"):
+        load_language_model(ModelConfig(path="/nowhere/model"), "cpu")
+    with pytest.raises(ModelError, match="package no_such_package is not installed"):
+        load_language_model(ModelConfig(path="package:no_such_package/base"), "cpu")

@@ -1,0 +1,70 @@
+"""The lab world: a function of its seed, with people that no stage mixes up, and a base that can read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from regrad.config import LabConfig
+from regrad.corpus import read_passages
+from regrad.lab.files import held_out_corpus, held_out_questions, write_lab
+from regrad.lab.pretraining.run import measure
+from regrad.lab.tokenizer import check_single_tokens
+from regrad.lab.world import World
+from regrad.language_model.loading import LanguageModel, resolve_path
+from regrad.meta.tasks import read_tasks
+
+
+def test_the_same_seed_is_the_same_world(world: World) -> None:
+    again = World()
+    assert again.held_out == world.held_out
+    assert World(seed=1).held_out != world.held_out
+
+
+def test_nobody_is_in_two_splits(world: World) -> None:
+    splits = [world.held_out, world.meta, world.memorised, world.reading]
+    assert [len(split) for split in splits] == [400, 8000, 300, 51300]
+    assert len({person.name for split in splits for person in split}) == 60_000
+
+
+def test_held_out_people_occur_in_no_training_file(world: World, tmp_path: Path) -> None:
+    write_lab(LabConfig(output=str(tmp_path), task_records=200))
+    held_out = {person.name for person in world.held_out}
+    for name in ("tasks.jsonl", "dev.jsonl"):
+        titles = {passage.title for task in read_tasks(str(tmp_path / name)) for passage in task.passages}
+        assert not titles & held_out
+    assert {passage.title for passage in read_passages(str(tmp_path / "corpus.jsonl"))} == held_out
+    train = {p.id for task in read_tasks(str(tmp_path / "tasks.jsonl")) for p in task.passages}
+    dev = {p.id for task in read_tasks(str(tmp_path / "dev.jsonl")) for p in task.passages}
+    assert not train & dev
+
+
+def test_every_passage_states_all_five_facts(world: World) -> None:
+    for person, passage in zip(world.held_out, held_out_corpus(world), strict=True):
+        assert passage.title == person.name
+        assert all(value in passage.text for value in person.values.values())
+
+
+def test_the_control_passage_has_another_answer(world: World) -> None:
+    people = {person.passage_id: person for person in world.held_out}
+    for item in held_out_questions(world, 200):
+        other = people[item.other_passage_id]
+        assert item.answers[0] in people[item.passage_id].values.values()
+        assert item.answers[0] not in other.values.values()
+
+
+def test_the_shipped_tokenizer_belongs_to_the_world(world: World, lab_model: LanguageModel) -> None:
+    check_single_tokens(lab_model.tokenizer, world)  # type: ignore[arg-type]
+
+
+def test_the_shipped_base_reads_three_passages_and_knows_no_held_out_person(world: World) -> None:
+    quality = measure(resolve_path("package:regrad.lab/base"), world, questions=150)
+    assert quality["direct"] <= 0.10
+    assert quality["rag_k1"] >= 0.95
+    assert quality["rag_k3"] >= 0.95
+    assert quality["memorised"] >= 0.95
+
+
+def test_the_shipped_base_is_small(lab_model: LanguageModel) -> None:
+    folder = Path(resolve_path("package:regrad.lab/base"))
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 6_000_000
+    assert 0.9e6 < sum(p.numel() for p in lab_model.model.parameters()) < 1.3e6

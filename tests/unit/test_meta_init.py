@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from regrad.errors import MetaInitError
+from regrad.language_model.loading import LanguageModel
+from regrad.meta_init import MetaInit, random_meta_init, read_card
+
+
+def test_what_is_saved_is_loaded(meta_init: MetaInit, tmp_path: Path) -> None:
+    meta_init.save(tmp_path / "m")
+    loaded = MetaInit.load(tmp_path / "m")
+    assert loaded.fingerprint == meta_init.fingerprint
+    assert torch.equal(loaded.phi0, meta_init.phi0)
+    assert torch.equal(loaded.step_sizes, meta_init.step_sizes)
+    assert loaded.model == meta_init.model
+    assert loaded.subspace == meta_init.subspace
+
+
+def test_peft_loads_the_directory_and_gives_the_same_logits(
+    tiny: LanguageModel, tiny_path: Path, meta_init: MetaInit, tmp_path: Path
+) -> None:
+    meta_init.save(tmp_path / "m")
+    assert {p.name for p in (tmp_path / "m").iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "step_sizes.safetensors",
+    }
+    base = AutoModelForCausalLM.from_pretrained(tiny_path)
+    plain_logits = base(input_ids=torch.tensor([[1, 5, 9]])).logits
+    peft = PeftModel.from_pretrained(base, str(tmp_path / "m")).eval()
+    ids = torch.tensor([[1, 5, 9]])
+    with torch.no_grad(), tiny.lora.applied(meta_init.phi0):
+        ours = tiny.model(input_ids=ids).logits
+        theirs = peft(input_ids=ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert (theirs - plain_logits).abs().max() > 1e-3
+
+
+def test_the_fingerprint_changes_with_the_content_and_not_with_the_path(
+    tiny: LanguageModel, meta_init: MetaInit, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        meta_init.save(tmp_path / name)
+    assert read_card(tmp_path / "a")["fingerprint"] == read_card(tmp_path / "b")["fingerprint"]
+    phi, alpha = meta_init.phi0, meta_init.step_sizes
+    others = [
+        MetaInit(tiny.config, "0" * 64, tiny.subspace, phi, alpha),
+        MetaInit(tiny.config, tiny.identity(), tiny.subspace, phi + 1e-3, alpha),
+        MetaInit(tiny.config, tiny.identity(), tiny.subspace, phi, alpha * 2),
+        MetaInit(tiny.config, tiny.identity(), tiny.subspace, phi, alpha, "sum"),
+    ]
+    assert len({meta_init.fingerprint, *(other.fingerprint for other in others)}) == 5
+
+
+def test_the_update_is_equation_three(meta_init: MetaInit) -> None:
+    total = torch.randn(meta_init.subspace.size)
+    alpha = meta_init.subspace.per_tensor(meta_init.step_sizes)
+    torch.testing.assert_close(meta_init.update(total, 0.5), meta_init.phi0 - 0.5 * alpha * total)
+    assert torch.equal(meta_init.update(total, 0.0), meta_init.phi0)
+
+
+def test_changed_tensors_are_noticed(meta_init: MetaInit, tmp_path: Path) -> None:
+    meta_init.save(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    first = sorted(tensors)[0]
+    save_file({**tensors, first: tensors[first] + 1}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(MetaInitError, match=f"says fingerprint {meta_init.fingerprint} but its content is"):
+        MetaInit.load(tmp_path)
+
+
+def test_missing_and_damaged_files_are_named(meta_init: MetaInit, tmp_path: Path) -> None:
+    with pytest.raises(MetaInitError, match="there is no MetaInit at"):
+        MetaInit.load(tmp_path / "none")
+    meta_init.save(tmp_path)
+    card = json.loads((tmp_path / "meta_init.json").read_text())
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"garbage")
+    with pytest.raises(MetaInitError, match="is damaged"):
+        MetaInit.load(tmp_path)
+    (tmp_path / "meta_init.json").write_text(json.dumps({**card, "format": 99}))
+    with pytest.raises(MetaInitError, match="card of format 1"):
+        MetaInit.load(tmp_path)
+    (tmp_path / "meta_init.json").write_text("{")
+    with pytest.raises(MetaInitError, match="is not JSON"):
+        MetaInit.load(tmp_path)
+
+
+def test_saving_again_replaces_the_whole_directory(meta_init: MetaInit, tmp_path: Path) -> None:
+    target = tmp_path / "m"
+    meta_init.save(target)
+    (target / "stray").write_text("x")
+    meta_init.save(target)
+    assert not (target / "stray").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_the_raw_start_leaves_the_base_model_as_it_is(tiny: LanguageModel) -> None:
+    raw = random_meta_init(tiny, 3.0)
+    ids = torch.tensor([[1, 5, 9]])
+    with torch.no_grad():
+        base = tiny.model(input_ids=ids).logits
+        with tiny.lora.applied(raw.phi0):
+            torch.testing.assert_close(tiny.model(input_ids=ids).logits, base)
+    assert set(raw.step_sizes.tolist()) == {3.0}

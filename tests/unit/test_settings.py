@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from regrad.config import BuildConfig, DemoConfig, IndexConfig, MetaTrainConfig, ModelConfig, builtin_config
+from regrad.errors import ConfigError
+from regrad.settings import load_settings
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_misspelt_key_names_the_nearest_right_one(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.yaml", "corpus: a\noutputt: b\n")
+    with pytest.raises(ConfigError, match=r"unknown key 'outputt'; did you mean 'output'\?"):
+        load_settings(IndexConfig, path)
+
+
+def test_misspelt_nested_override_names_the_nearest_right_one() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'bank.codek'; did you mean 'bank.codec'\?"):
+        load_settings(BuildConfig, builtin_config("jobs/build-lab.yaml"), ["bank.codek=bf16"])
+
+
+def test_a_key_near_nothing_lists_the_keys(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.yaml", "corpus: a\noutput: b\nzzzzzz: 1\n")
+    with pytest.raises(ConfigError, match="the keys here are corpus, output, threads"):
+        load_settings(IndexConfig, path)
+
+
+def test_override_changes_one_value_and_keeps_the_rest() -> None:
+    path = builtin_config("jobs/build-lab.yaml")
+    plain, changed = load_settings(BuildConfig, path), load_settings(BuildConfig, path, ["bank.codec=bf16"])
+    assert plain.bank.codec == "float32"
+    assert changed == plain.model_copy(update={"bank": plain.bank.model_copy(update={"codec": "bf16"})})
+
+
+@pytest.mark.parametrize("override", ["nonsense", "=3", "a=[1"])
+def test_malformed_override_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match="override"):
+        load_settings(IndexConfig, None, [override])
+
+
+def test_wrong_value_says_what_was_expected_and_found() -> None:
+    with pytest.raises(ConfigError, match=r"'bank\.codec'.*'float32', 'bf16' or 'int8', found 'bf17'"):
+        load_settings(BuildConfig, builtin_config("jobs/build-lab.yaml"), ["bank.codec=bf17"])
+
+
+def test_missing_file_and_bad_yaml_are_config_errors(tmp_path: Path) -> None:
+    write(tmp_path, "train.yaml", "")
+    with pytest.raises(ConfigError, match=r"does not exist; did you mean .*train.yaml"):
+        load_settings(IndexConfig, tmp_path / "tran.yaml")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_settings(IndexConfig, write(tmp_path, "bad.yaml", "a: [1\n"))
+    with pytest.raises(ConfigError, match="a mapping of settings is expected"):
+        load_settings(IndexConfig, write(tmp_path, "list.yaml", "- 1\n"))
+    with pytest.raises(ConfigError, match="key 'output' is required"):
+        load_settings(IndexConfig, write(tmp_path, "less.yaml", "corpus: a\n"))
+
+
+def test_relative_locations_become_absolute_and_uris_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_settings(IndexConfig, None, ["corpus=data/c.jsonl", "output=s3://bucket/index"])
+    assert config.corpus == str(tmp_path / "data/c.jsonl")
+    assert config.output == "s3://bucket/index"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in builtin_config("models").glob("*.yaml")))
+def test_every_model_file_is_valid(name: str) -> None:
+    assert load_settings(ModelConfig, builtin_config(f"models/{name}")).subspace.rank > 0
+
+
+def test_every_job_file_is_valid() -> None:
+    assert load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml")).model.subspace.layers == (1, 2, 3)
+    demo = load_settings(DemoConfig, builtin_config("jobs/demo.yaml"))
+    assert demo.train.optimizer.steps == 1000
+    assert demo.build.bank.codec == "float32"

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regrad import storage as module
+from regrad.errors import StorageError
+from regrad.storage import Storage, directory_writer, local_directory
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(tmp_path)
+    storage.write("a/file", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(StorageError, match="cannot write .*a/file: No space left on device"):
+        storage.write("a/file", b"new")
+    assert storage.read("a/file") == b"old"
+    assert storage.list("a") == ["file"]
+
+
+def test_ranges_and_listing(tmp_path: Path) -> None:
+    storage = Storage(f"file://{tmp_path}")
+    storage.write("x", b"0123456789")
+    assert storage.read("x", 2, 5) == b"234"
+    assert storage.list() == ["x"]
+    assert storage.list("none") == []
+    with pytest.raises(StorageError, match="does not exist"):
+        storage.read("y")
+
+
+def test_an_interrupted_directory_is_absent(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), directory_writer(tmp_path / "d") as folder:
+        (folder / "half").write_text("x")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_remote_directory_is_uploaded_and_downloaded_whole(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("REGRAD_CACHE", str(tmp_path / "cache"))
+    with directory_writer("memory://some/dir") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a.bin").write_bytes(b"a")
+        (folder / "card.json").write_text("{}")
+    local = local_directory("memory://some/dir")
+    assert (local / "sub" / "a.bin").read_bytes() == b"a"
+    assert (local / "card.json").read_text() == "{}"
+    assert local_directory("memory://some/dir") == local
+    with pytest.raises(StorageError, match="does not exist"):
+        local_directory("memory://nothing/here")
+
+
+def test_an_unknown_scheme_is_a_clear_error() -> None:
+    with pytest.raises(StorageError, match="cannot open nope://x"):
+        Storage("nope://x")
+
+
+def test_missing_credentials_are_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match="cannot look up s3://no-such-bucket/x/CURRENT: Unable to locate credentials"):
+        Storage("s3://no-such-bucket/x").exists("CURRENT")

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regrad.config import SubspaceConfig
+from regrad.errors import ModelError
+from regrad.language_model.loading import LanguageModel
+from regrad.language_model.subspace import Subspace, find_subspace
+
+modules = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6)
+
+
+@given(modules, st.integers(1, 5), st.integers(0, 3))
+def test_flatten_undoes_unflatten(sizes: list[tuple[int, int]], rank: int, rows: int) -> None:
+    subspace = Subspace(tuple((f"m{i}", a, b) for i, (a, b) in enumerate(sizes)), rank, 2.0)
+    flat = torch.randn(rows, subspace.size)
+    tensors = subspace.unflatten(flat)
+    assert {name: tuple(t.shape[-2:]) for name, t in tensors.items()} == subspace.shapes
+    assert torch.equal(subspace.flatten(tensors), flat)
+
+
+@given(modules, st.integers(1, 5))
+def test_description_is_read_back(sizes: list[tuple[int, int]], rank: int) -> None:
+    subspace = Subspace(tuple((f"m{i}", a, b) for i, (a, b) in enumerate(sizes)), rank, 0.5)
+    assert Subspace.from_json(subspace.to_json()) == subspace
+
+
+def test_per_tensor_repeats_each_value_over_its_tensor() -> None:
+    subspace = Subspace((("m", 3, 2),), 2, 1.0)
+    assert subspace.per_tensor(torch.tensor([1.0, 5.0])).tolist() == [1.0] * 6 + [5.0] * 4
+
+
+def test_wrong_sizes_and_names_are_refused() -> None:
+    subspace = Subspace((("m", 3, 2),), 2, 1.0)
+    with pytest.raises(ModelError, match="10 numbers is expected, found 9"):
+        subspace.unflatten(torch.zeros(9))
+    tensors = subspace.unflatten(torch.zeros(10))
+    with pytest.raises(ModelError, match="extra"):
+        subspace.flatten({**tensors, "extra": torch.zeros(1, 1)})
+    with pytest.raises(ModelError, match=r"m\.A"):
+        subspace.flatten({**tensors, "m.A": torch.zeros(3, 2)})
+
+
+def test_upper_half_and_explicit_layers(tiny: LanguageModel) -> None:
+    names = [name for name, _, _ in find_subspace(tiny.model, SubspaceConfig(rank=2)).modules]
+    assert names == [f"model.layers.{i}.mlp.{p}_proj" for i in (2, 3) for p in ("gate", "up", "down")]
+    chosen = find_subspace(tiny.model, SubspaceConfig(rank=2, layers=(0,), projections=("q_proj",)))
+    assert chosen.modules == (("model.layers.0.self_attn.q_proj", 32, 32),)
+
+
+def test_a_projection_that_is_not_there_is_named(tiny: LanguageModel) -> None:
+    with pytest.raises(ModelError, match=r"gates_proj.*has 4 layers of .*gate_proj"):
+        find_subspace(tiny.model, SubspaceConfig(projections=("gates_proj",)))
+
+
+def test_the_published_sizes_of_the_atoms() -> None:
+    """Llama-3.2-1B, 3B and Llama-3.1-8B as in the paper's released configuration."""
+    for hidden, ffn, layers, rank, expected in (
+        (2048, 8192, 8, 16, 3_932_160),
+        (3072, 8192, 14, 8, 3_784_704),
+        (4096, 14336, 16, 4, 3_538_944),
+    ):
+        shapes = (("gate", hidden, ffn), ("up", hidden, ffn), ("down", ffn, hidden))
+        modules_ = tuple((f"{i}.{name}", a, b) for i in range(layers) for name, a, b in shapes)
+        assert Subspace(modules_, rank, 2.0).size == expected
