@@ -18,6 +18,7 @@ T = TypeVar("T")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
@@ -44,18 +45,25 @@ def cluster() -> Iterator[None]:
 
 
 def wants_gpu(config: WorkersConfig) -> bool:
-    """Whether the workers should take a GPU each: as configured, or if the cluster has any."""
-    return config.gpu if config.gpu is not None else ray.cluster_resources().get("GPU", 0) > 0
+    """Whether the workers should take a GPU each: as configured, or if the cluster has one for each."""
+    return config.gpu if config.gpu is not None else ray.cluster_resources().get("GPU", 0) >= config.workers
 
 
 def require_workers(config: WorkersConfig) -> None:
     """Raise `ClusterError` if a cluster of one machine, which cannot grow, is too small for the workers."""
-    wanted, there = config.workers * config.cpus_per_worker, ray.cluster_resources().get("CPU", 0)
-    if wanted > there and not os.environ.get("RAY_ADDRESS"):
-        raise ClusterError(
-            f"{config.workers} workers with {config.cpus_per_worker:g} CPUs each are asked for, but this machine has "
-            f"{there:g}; use fewer with --set cluster.workers=1"
-        )
+    there = ray.cluster_resources()
+    wanted = {"CPU": config.workers * config.cpus_per_worker, "GPU": config.workers if config.gpu else 0}
+    for kind, count in wanted.items():
+        if count > there.get(kind, 0) and not joined():
+            raise ClusterError(
+                f"{config.workers} workers are asked for, which take {count:g} {kind}s, but this machine has "
+                f"{there.get(kind, 0):g}; use fewer with --set cluster.workers=1"
+            )
+
+
+def joined() -> bool:
+    """Whether jobs run on a cluster that somebody else started (and that may grow)."""
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def run_task(function: Callable[..., T], *arguments: Any, num_cpus: float = 0.0) -> T:

@@ -6,10 +6,13 @@ ray job submit -- python -m ray_jobs.meta_train --config configs/jobs/train-lab.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import train
 from ray.train import Checkpoint, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -21,16 +24,18 @@ from ray_jobs.progress import progress_channel
 from regrad.config import MetaTrainConfig
 from regrad.errors import RegradError, TrainingError
 from regrad.language_model.loading import load_language_model
-from regrad.meta.loop import MetaParameters, StepReport, score, to_meta_init
+from regrad.meta.loop import MetaParameters, StepReport, check_shares, score, to_meta_init
 from regrad.meta.loop import train as run_loop
 from regrad.meta.tasks import read_tasks
 from regrad.meta_init import MetaInit
+from regrad.storage import Storage
 
 
 def run(config: MetaTrainConfig) -> str:
     """Train and write `config.output`; returns one line saying what was made and where."""
+    check_shares(config, config.cluster.workers)
     read_tasks(config.tasks)
-    with cluster(), progress_channel() as progress, tempfile.TemporaryDirectory(prefix="regrad-train-") as storage:
+    with cluster(), progress_channel() as progress, _hand_over(config) as run_config:
         require_workers(config.cluster)
         trainer = TorchTrainer(
             _worker,
@@ -40,7 +45,7 @@ def run(config: MetaTrainConfig) -> str:
                 use_gpu=wants_gpu(config.cluster),
                 resources_per_worker={"CPU": config.cluster.cpus_per_worker},
             ),
-            run_config=RunConfig(name="meta_train", storage_path=storage),
+            run_config=run_config,
         )
         with _fit(trainer).as_directory() as folder:
             meta_init = MetaInit.load(folder)
@@ -48,6 +53,18 @@ def run(config: MetaTrainConfig) -> str:
     notes = meta_init.notes
     dev = f", dev EM {notes['dev_exact_match']:.3f}" if "dev_exact_match" in notes else ""
     return f"MetaInit {meta_init.fingerprint} at {config.output}: {notes['steps']} steps{dev}"
+
+
+@contextmanager
+def _hand_over(config: MetaTrainConfig) -> Iterator[RunConfig]:
+    """A place that workers and driver share, for as long as the job runs."""
+    parent, _, name = config.output.rpartition("/")
+    storage = Storage(config.storage or f"{parent}/.{name}.training")
+    filesystem = None if storage.is_local else PyFileSystem(FSSpecHandler(storage.fs))
+    try:
+        yield RunConfig(name="meta_train", storage_path=storage.root, storage_filesystem=filesystem)
+    finally:
+        storage.remove()
 
 
 def _fit(trainer: TorchTrainer) -> Checkpoint:

@@ -54,7 +54,7 @@ class ModelConfig(Settings):
 
 
 class WorkersConfig(Settings):
-    """How much of the cluster a job takes. `gpu: null` uses GPUs when the cluster has any."""
+    """How much of the cluster a job takes. `gpu: null` uses GPUs when the cluster has one for each worker."""
 
     workers: int = Field(2, ge=1)
     cpus_per_worker: float = Field(1.0, gt=0)
@@ -81,6 +81,9 @@ class MetaTrainConfig(Settings):
     tasks: Location = Field(description="jsonl of {passages, questions: [{question, answer, context}]}")
     dev: Location | None = Field(None, description="tasks of the same form, scored for exact match at the end")
     output: Location
+    storage: Location | None = Field(
+        None, description="where workers leave the result for the driver, shared by all nodes; beside `output` if null"
+    )
     initial_step_size: float = Field(1e-2, gt=0)
     inner_reduction: Literal["mean", "sum"] = "mean"
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -37,7 +37,8 @@ class Passage:
         values = [record.get("id"), record.get("title", ""), record.get("text")]
         for field, value in zip(("id", "title", "text"), values, strict=True):
             if not isinstance(value, str) or (field == "id" and not value):
-                raise CorpusError(f"{where}: field '{field}' must be a non-empty string, found {value!r:.60}")
+                kind = "a non-empty string" if field == "id" else "a string"
+                raise CorpusError(f"{where}: field '{field}' must be {kind}, found {value!r:.60}")
         return Passage(*values)
 
 

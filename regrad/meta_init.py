@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class MetaInit:
     def save(self, uri: str | Path) -> None:
         """Write the directory, whole or not at all; an existing one is replaced."""
         tensors = self.subspace.unflatten(self.phi0.detach().cpu().float())
-        with directory_writer(uri) as folder:
+        with directory_writer(uri) as folder, _write_errors(uri):
             save_file({_peft_key(name): t.contiguous() for name, t in tensors.items()}, folder / _ADAPTER)
             save_file({"step_sizes": self.step_sizes.detach().cpu().float().contiguous()}, folder / _STEP_SIZES)
             _peft_config(self).save_pretrained(str(folder))
@@ -143,6 +144,14 @@ def random_meta_init(lm: LanguageModel, step_size: float, seed: int = 0) -> Meta
     """An untrained MetaInit: standard LoRA start and one fixed step size. The `raw gradients` rival of the paper."""
     step_sizes = torch.full((len(lm.subspace.shapes),), step_size)
     return MetaInit(lm.config, lm.identity(), lm.subspace, lm.subspace.initial(seed), step_sizes, notes={"raw": True})
+
+
+@contextmanager
+def _write_errors(uri: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise MetaInitError(f"the MetaInit cannot be written to {uri}: {error}") from error
 
 
 def _peft_key(name: str) -> str:

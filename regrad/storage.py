@@ -62,6 +62,13 @@ class Storage:
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             _write_local(Path(target), data)
 
+    def remove(self) -> None:
+        """Remove the directory and all that is in it, if it exists."""
+        with self._errors("remove"):
+            self.fs.invalidate_cache()
+            if self.fs.exists(self.root):
+                self.fs.rm(self.root, recursive=True)
+
     def list(self, name: str = "") -> list[str]:
         """File names (not paths) directly below `name`; empty when there is no such directory."""
         with self._errors("list", name):

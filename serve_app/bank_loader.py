@@ -25,4 +25,5 @@ class BankLoaderDeployment:
         ids = [hit.passage.id for hit in retrieved.hits]
         total = await asyncio.to_thread(self._bank.sum, ids)
         milliseconds = (time.perf_counter() - started) * 1e3
-        return GradientSum(total.to(torch.bfloat16), self._bank.manifest.label, milliseconds)
+        manifest = self._bank.manifest
+        return GradientSum(total.to(torch.bfloat16), manifest.fingerprint, manifest.label, milliseconds)

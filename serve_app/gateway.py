@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from ray import serve
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
 
 from regrad.config import ServeConfig
 from regrad.errors import ModelError, PassageNotFound, RegradError
@@ -146,6 +147,11 @@ def _add_error_handlers(api: FastAPI) -> None:
         field = ".".join(str(part) for part in first["loc"][1:]) or "body"
         message = first["msg"].removeprefix("Value error, ")
         return JSONResponse(error_content("invalid_request", f"{field}: {message}", field), status_code=422)
+
+    @api.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        content = error_content("not_found" if error.status_code == 404 else "refused", str(error.detail), "path")
+        return JSONResponse(content, status_code=error.status_code, headers=error.headers)
 
     @api.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:

@@ -6,13 +6,13 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from ray import serve
-
 from regrad.config import ServeConfig
-from regrad.language_model.decoding import GenerationRequest, generate
+from regrad.errors import FingerprintMismatch, ModelError
+from regrad.language_model.decoding import Generation, GenerationRequest, check_fits, generate
 from regrad.language_model.loading import load_language_model
 from regrad.meta_init import MetaInit
 from regrad.methods import get_method
+from serve_app.batching import Batcher
 from serve_app.messages import Answered, GradientSum, Question, Retrieved
 
 
@@ -31,48 +31,55 @@ class GeneratorDeployment:
         self._meta_init = MetaInit.load(config.meta_init)
         self._lm = load_language_model(self._meta_init.model_at(config.model_path))
         self._meta_init.check_base(self._lm)
-        self._decoding = asyncio.Lock()
-        self._answer_batch.set_max_batch_size(config.batch.max_size)
-        self._answer_batch.set_batch_wait_timeout_s(config.batch.wait_seconds)
+        self._batcher = Batcher(self._decode, config.batch.max_size, config.batch.wait_seconds)
 
     async def answer(self, question: Question, retrieved: Retrieved | None, gradients: GradientSum | None) -> Answered:
         """One answer; raises `ModelError` if the prompt does not fit the model's context."""
-        waiting = _Waiting(question, retrieved, gradients, time.perf_counter())
-        answered: Answered | Exception = await self._answer_batch(waiting)
-        if isinstance(answered, Exception):
-            raise answered
-        return answered
+        return await self._batcher.submit(_Waiting(question, retrieved, gradients, time.perf_counter()))
 
     async def weights_digest(self) -> str:
         """SHA-256 of the base weights as they are in memory now."""
         return await asyncio.to_thread(self._lm.identity)
 
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)
-    async def _answer_batch(self, batch: list[_Waiting]) -> list[Answered | Exception]:
-        async with self._decoding:
-            return await asyncio.to_thread(self._decode, batch)
-
     def _decode(self, batch: list[_Waiting]) -> list[Answered | Exception]:
         started = time.perf_counter()
-        requests = [self._request(waiting) for waiting in batch]
-        generations = generate(self._lm, requests)
+        prepared = [self._prepare(waiting) for waiting in batch]
+        requests = [request for request in prepared if isinstance(request, GenerationRequest)]
+        generations = iter(generate(self._lm, requests))
         milliseconds = (time.perf_counter() - started) * 1e3
         return [
-            Answered(
-                generation.text,
-                generation.prompt_tokens,
-                waiting.gradients.bank_version if waiting.gradients else None,
-                waiting.gradients.milliseconds if waiting.gradients else 0.0,
-                (started - waiting.arrived) * 1e3,
-                milliseconds,
-                len(batch),
-            )
-            for waiting, generation in zip(batch, generations, strict=True)
+            request
+            if isinstance(request, Exception)
+            else _answered(waiting, next(generations), started, milliseconds, len(requests))
+            for waiting, request in zip(batch, prepared, strict=True)
         ]
 
-    def _request(self, waiting: _Waiting) -> GenerationRequest:
+    def _prepare(self, waiting: _Waiting) -> GenerationRequest | Exception:
+        """The request as the model gets it, or why it cannot: one bad request must not fail its whole batch."""
         question, gradients = waiting.question, waiting.gradients
         passages = [hit.passage for hit in waiting.retrieved.hits] if waiting.retrieved else []
         prompt = get_method(question.method).prompt(self._lm.config.prompts, question.text, passages)
+        if gradients and gradients.fingerprint != self._meta_init.fingerprint:
+            return FingerprintMismatch(gradients.fingerprint, self._meta_init.fingerprint)
         update = self._meta_init.update(gradients.total.float(), question.gamma) if gradients else None
-        return GenerationRequest(prompt, update, question.max_new_tokens)
+        request = GenerationRequest(prompt, update, question.max_new_tokens)
+        try:
+            check_fits(self._lm, request)
+        except ModelError as error:
+            return error
+        return request
+
+
+def _answered(
+    waiting: _Waiting, generation: Generation, started: float, milliseconds: float, batch_size: int
+) -> Answered:
+    gradients = waiting.gradients
+    return Answered(
+        text=generation.text,
+        prompt_tokens=generation.prompt_tokens,
+        bank_version=gradients.bank_version if gradients else None,
+        load_milliseconds=gradients.milliseconds if gradients else 0.0,
+        queue_milliseconds=(started - waiting.arrived) * 1e3,
+        generate_milliseconds=milliseconds,
+        batch_size=batch_size,
+    )

@@ -38,12 +38,15 @@ def load_serve_file(path: Path, overrides: Sequence[str] = ()) -> tuple[ServeCon
 
 
 @contextmanager
-def serving(config: ServeConfig, http: HttpConfig) -> Iterator[str]:
+def serving(config: ServeConfig, http: HttpConfig, shared: bool = False) -> Iterator[str]:
     """Serve inside the block (on the Ray cluster that this process has joined); gives the URL.
+
+    At the end Serve is shut down, or, on a `shared` cluster, only this application is deleted.
 
     Raises `ServeError` if the port is taken or a replica does not start, and whatever `serve_app.app.build` raises.
     """
-    check_port(http)
+    if not shared:
+        check_port(http)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location="HeadOnly", http_options=HTTPOptions(host=http.host, port=http.port), logging_config=QUIET
@@ -52,15 +55,16 @@ def serving(config: ServeConfig, http: HttpConfig) -> Iterator[str]:
         deploy(config)
         yield f"http://{http.host}:{http.port}"
     finally:
-        serve.shutdown()
+        serve.delete(APPLICATION) if shared else serve.shutdown()
 
 
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+APPLICATION = "regrad"
 _START_SECONDS = 300
 _ERROR_LINE = re.compile(r"^[\w.]*(Error|Mismatch|NotFound|Exception)\b.*: ")
 
 
-def deploy(config: ServeConfig, name: str = "regrad", route_prefix: str = "/") -> None:
+def deploy(config: ServeConfig, name: str = APPLICATION, route_prefix: str = "/") -> None:
     """Deploy one application and wait until all its replicas are up.
 
     Raises `ServeError` with the replica's own error if one fails, or with what is missing after five minutes.

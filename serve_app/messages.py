@@ -19,9 +19,10 @@ class Retrieved:
 
 @dataclass(frozen=True)
 class GradientSum:
-    """The sum of the passages' atoms [P] in bf16, the bank version they came from, and how long fetching took."""
+    """The sum of the passages' atoms [P] in bf16, where it came from and for which MetaInit, and how long it took."""
 
     total: Tensor
+    fingerprint: str
     bank_version: str
     milliseconds: float
 

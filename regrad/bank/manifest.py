@@ -1,12 +1,13 @@
 """What a bank directory looks like; docs/bank-format.md describes it in prose.
 
-    CURRENT                     the number of the version in force, as JSON
+    CURRENT                     the version in force, as JSON: {format, version}
     manifests/00000001.json     one version: fingerprint, codec, shards, index
-    index/<sha256>.parquet      passage_id, text_hash, shard, row, crc32; sorted by passage_id
-    quarantine/<sha256>.jsonl   passages without an atom: id, reason
-    shards/<sha256>.safetensors one tensor `atoms` [n, record_bytes] uint8
+    index/<digest>.parquet      passage_id, text_hash, shard, row, crc32; sorted by passage_id
+    quarantine/<digest>.jsonl   passages without an atom: id, reason
+    shards/<digest>.safetensors one tensor `atoms` [n, record_bytes] uint8
 
-Shards, indexes and manifests are never changed once written; a version becomes visible when CURRENT names it.
+A digest is the first 32 hex digits of the content's SHA-256. Shards, indexes and manifests are not changed once
+written; a version becomes visible when CURRENT names it. (Two simultaneous writers are not arbitrated yet.)
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ def current_version(storage: Storage) -> int | None:
     """The version that CURRENT names, or None for a bank that does not exist yet."""
     if not storage.exists(POINTER):
         return None
-    return _parse(Pointer, storage, POINTER).version
+    pointer = _parse(Pointer, storage, POINTER)
+    if pointer.format != FORMAT:
+        raise BankError(f"the bank at {storage.uri} has format {pointer.format}; this regrad reads format {FORMAT}")
+    return pointer.version
 
 
 def read_manifest(storage: Storage, version: int | None = None) -> Manifest:

@@ -51,10 +51,12 @@ def regrad(debug: bool) -> None:
 def main() -> None:
     """Entry point: errors that a user can act on are one sentence on standard error and exit status 2."""
     debug = "--debug" in sys.argv
+    arguments = ["--debug"] * debug + [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        regrad.main(standalone_mode=False)
+        regrad.main(arguments, standalone_mode=False)
     except click.exceptions.Abort:
-        sys.exit("interrupted")
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -64,6 +66,7 @@ def main() -> None:
         print(f"error: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -41,7 +41,8 @@ def generate(lm: LanguageModel, requests: Sequence[GenerationRequest]) -> list[G
     if not requests:
         return []
     prompts = [lm.bos + lm.encode(request.prompt) for request in requests]
-    _check_lengths(lm, prompts, requests)
+    for prompt, request in zip(prompts, requests, strict=True):
+        _check_length(lm, len(prompt), request.max_new_tokens)
     ids, mask = _left_pad(prompts, lm.pad_id)
     updates = _stack_updates(lm, requests)
     with lm.lora.applied(updates) if updates is not None else nullcontext():
@@ -103,11 +104,15 @@ def _left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Te
     return ids, mask
 
 
-def _check_lengths(lm: LanguageModel, prompts: Sequence[Sequence[int]], requests: Sequence[GenerationRequest]) -> None:
+def check_fits(lm: LanguageModel, request: GenerationRequest) -> None:
+    """Raise `ModelError` if the prompt and the longest answer exceed the model's context."""
+    _check_length(lm, len(lm.bos) + len(lm.encode(request.prompt)), request.max_new_tokens)
+
+
+def _check_length(lm: LanguageModel, prompt_tokens: int, max_new_tokens: int) -> None:
     limit = getattr(lm.model.config, "max_position_embeddings", None)
-    for prompt, request in zip(prompts, requests, strict=True):
-        if limit is not None and len(prompt) + request.max_new_tokens > limit:
-            raise ModelError(
-                f"the prompt has {len(prompt)} tokens and {request.max_new_tokens} may be added, "
-                f"but the model's context is {limit}; ask with fewer passages or a shorter question"
-            )
+    if limit is not None and prompt_tokens + max_new_tokens > limit:
+        raise ModelError(
+            f"the prompt has {prompt_tokens} tokens and {max_new_tokens} may be added, "
+            f"but the model's context is {limit}; ask with fewer passages or a shorter question"
+        )

@@ -23,7 +23,10 @@ _PACKAGE = "package:"
 
 @dataclass
 class LanguageModel:
-    """A frozen causal language model in evaluation mode, its tokenizer, and the slots for updates."""
+    """A frozen causal language model in evaluation mode, its tokenizer, and the slots for updates.
+
+    `config` is what it was loaded with, its data type resolved: a MetaInit made from it loads alike anywhere.
+    """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
@@ -93,7 +96,8 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"no language model could be loaded from {config.path}: {reason}") from error
     model.requires_grad_(False).eval().to(device)
-    return LanguageModel(model, tokenizer, BatchedLora(model, find_subspace(model, config.subspace)), config)
+    resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+    return LanguageModel(model, tokenizer, BatchedLora(model, find_subspace(model, config.subspace)), resolved)
 
 
 def resolve_path(path: str) -> str:

@@ -78,6 +78,12 @@ def parameter_groups(parameters: MetaParameters, config: OptimizerConfig) -> lis
     ]
 
 
+def check_shares(config: MetaTrainConfig, workers: int) -> None:
+    """Raise `TrainingError` unless the global batch is the same number of tasks for each worker."""
+    if config.optimizer.batch_size % workers:
+        raise TrainingError(f"batch_size {config.optimizer.batch_size} cannot be shared by {workers} workers equally")
+
+
 def train(
     lm: LanguageModel,
     parameters: MetaParameters,
@@ -90,8 +96,7 @@ def train(
 ) -> None:
     """Run all steps, this worker's share of every global batch; raises `TrainingError` if the loss diverges."""
     settings = config.optimizer
-    if settings.batch_size % world_size:
-        raise TrainingError(f"batch_size {settings.batch_size} cannot be shared by {world_size} workers equally")
+    check_shares(config, world_size)
     order = TaskOrder(len(tasks), settings.batch_size, config.seed)
     started, passages = time.monotonic(), 0
     for step in range(settings.steps):
@@ -115,7 +120,7 @@ def to_meta_init(
 ) -> MetaInit:
     """The parameters as they are now, as a MetaInit."""
     return MetaInit(
-        config.model,
+        lm.config,
         lm.identity(),
         lm.subspace,
         parameters.phi0.detach().float().cpu().clone(),

@@ -37,6 +37,7 @@ def build_index(passages: Iterable[Passage], uri: str, threads: int = 2) -> int:
 
 def _index(passages: Iterable[Passage], folder: Path, threads: int) -> int:
     start_java()
+    from jnius import JavaException
     from pyserini.index.lucene import LuceneIndexer
 
     indexer = LuceneIndexer(args=["-index", str(folder), "-storeRaw"], threads=threads)
@@ -49,8 +50,9 @@ def _index(passages: Iterable[Passage], folder: Path, threads: int) -> int:
                     raise RetrievalError(f"passage id {passage.id!r} occurs more than once in the corpus")
                 seen.add(passage.id)
             indexer.add_batch_raw([_document(passage) for passage in batch])
-    finally:
         indexer.close()
+    except JavaException as error:
+        raise RetrievalError(f"Lucene could not write the index: {error}") from error
     return len(seen)
 
 

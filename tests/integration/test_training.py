@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ from regrad.meta.loop import MetaParameters, learning_rate_factor, parameter_gro
 from regrad.meta.tasks import read_tasks
 from regrad.meta_init import MetaInit
 from regrad.settings import load_settings
+from regrad.storage import Storage
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_cluster(s3: str) -> Iterator[None]:
+    with cluster():
+        yield
 
 
 class PlainEngine:
@@ -48,17 +56,20 @@ def settings(folder: Path, *extra: str) -> MetaTrainConfig:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_two_deepspeed_workers_train_what_one_process_trains(tmp_path: Path, stage: int) -> None:
-    config = settings(tmp_path, f"optimizer.zero_stage={stage}")
+def test_two_deepspeed_workers_train_what_one_process_trains(tmp_path: Path, s3: str, stage: int) -> None:
+    """With each ZeRO stage; the last one hands over and writes to an object store."""
+    output = f"{s3}/trained" if stage == 2 else f"{tmp_path}/m"
+    config = settings(tmp_path, f"optimizer.zero_stage={stage}", f"output={output}")
     lm = load_language_model(config.model, "cpu")
     parameters = MetaParameters(lm, config.initial_step_size, config.seed)
     start = parameters.phi0.detach().clone()
     train(lm, parameters, PlainEngine(parameters, config), read_tasks(config.tasks), config)
     alone = to_meta_init(lm, parameters, config, {})
-    with cluster():
-        line = meta_train.run(config)
-    shared = MetaInit.load(tmp_path / "m")
-    assert line == f"MetaInit {shared.fingerprint} at {tmp_path}/m: 4 steps"
+    line = meta_train.run(config)
+    shared = MetaInit.load(output)
+    assert line == f"MetaInit {shared.fingerprint} at {output}: 4 steps"
+    left = Storage(output.rpartition("/")[0]).list()
+    assert not [name for name in left if name.startswith(".")], "nothing of the hand-over is left"
     moved = (alone.phi0 - start).norm()
     # AdamW divides by the root of the squared gradient: where that is tiny, float32 rounding of the average shows.
     assert (shared.phi0 - alone.phi0).norm() / moved < 2e-2
@@ -67,12 +78,12 @@ def test_two_deepspeed_workers_train_what_one_process_trains(tmp_path: Path, sta
 
 def test_a_batch_that_workers_cannot_share_is_a_clear_error(tmp_path: Path) -> None:
     config = settings(tmp_path, "optimizer.batch_size=3")
-    with cluster(), pytest.raises(TrainingError, match="batch_size 3 cannot be shared by 2 workers equally"):
+    with pytest.raises(TrainingError, match="batch_size 3 cannot be shared by 2 workers equally"):
         meta_train.run(config)
     assert not (tmp_path / "m").exists()
 
 
 def test_a_loss_that_diverges_is_a_clear_error(tmp_path: Path) -> None:
     config = settings(tmp_path, "initial_step_size=1e30", "cluster.workers=1")
-    with cluster(), pytest.raises(TrainingError, match="loss is not finite at step 1; lower initial_step_size"):
+    with pytest.raises(TrainingError, match="loss is not finite at step 1; lower initial_step_size"):
         meta_train.run(config)

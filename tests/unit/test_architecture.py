@@ -75,3 +75,9 @@ def test_ray_files_are_thin(folder: str) -> None:
     for path in (ROOT / folder).glob("*.py"):
         assert len(path.read_text().splitlines()) <= 220, path
         assert not [module for module in imports(path) if module.split(".")[0] == "transformers"], path
+
+
+def test_serve_app_and_ray_jobs_do_not_import_each_other() -> None:
+    for folder, other in (("ray_jobs", "serve_app"), ("serve_app", "ray_jobs")):
+        for path in (ROOT / folder).glob("*.py"):
+            assert other not in {module.split(".")[0] for module in imports(path)}, path

@@ -69,5 +69,5 @@ def test_missing_credentials_are_a_clear_error(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StorageError, match="cannot look up s3://no-such-bucket/x/CURRENT: Unable to locate credentials"):
-        Storage("s3://no-such-bucket/x").exists("CURRENT")
+    with pytest.raises(StorageError, match="cannot look up s3://no-bucket/x/CURRENT: Unable to locate credentials"):
+        Storage("s3://no-bucket/x").exists("CURRENT")

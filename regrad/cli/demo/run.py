@@ -11,11 +11,12 @@ from typing import Any
 from ray import serve
 
 from ray_jobs import build_bank, index_corpus, meta_train
-from ray_jobs.cluster import cluster
+from ray_jobs.cluster import cluster, joined
 from regrad.bank.manifest import Manifest
 from regrad.cli.demo.plan import Plan, make_plan
 from regrad.cli.demo.questions import RANDOM, VARIANTS, Row, Variant, ask_all, read_questions
 from regrad.cli.demo.show import show_examples, show_table, verdict
+from regrad.cli.wait import wait_until_stopped
 from regrad.config import DemoConfig
 from regrad.evaluation.client import AnswerClient
 from regrad.lab.files import LabQuestion, write_lab
@@ -108,13 +109,14 @@ class Demo:
 def run_demo(config: DemoConfig, keep: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Run everything; returns the report. With `keep`, the server stays until Ctrl-C."""
     demo = Demo(config, say)
-    check_port(config.http)
+    if not joined():
+        check_port(config.http)
     with cluster():
         manifest = demo.prepare()
         questions = read_questions(demo.plan.questions)
         serving_since = time.monotonic()
         say("== starting Ray Serve: gateway, retriever, bank loader, generator")
-        with serving(demo.plan.serve, config.http) as url:
+        with serving(demo.plan.serve, config.http, shared=joined()) as url:
             demo.seconds["serve_ready"] = round(time.monotonic() - serving_since, 1)
             with demo.stage("ask", f"asking {len(questions)} questions in every way, at {url}"):
                 rows, unchanged = demo.ask(url, questions)
@@ -144,11 +146,8 @@ def _wait(
         say(f"To go on: {again}\n          {ask}")
         return
     say(f"serving at {url} (docs at {url}/docs); Ctrl-C stops\nTo go on, in another terminal: {ask}")
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        say("stopping")
+    wait_until_stopped()
+    say("stopping")
 
 
 def _weights_digest() -> str:

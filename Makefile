@@ -1,0 +1,46 @@
+# Two commands do all set-up: `make demo` (the main job, end to end) and `make test` (everything that CI runs).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo install lint types unit integration test test-fast clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo         install, then the whole path on the lab world (about 7 minutes after installation)"
+	@echo "make test         install, then lint, types, unit and integration tests"
+	@echo "make test-fast    the same without integration tests"
+	@echo "make install      only the virtual environment in $(VENV)"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/regrad demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest tests/unit
+
+integration: $(STAMP)
+	$(BIN)/python -m pytest tests/integration
+
+test-fast: lint types unit
+
+test: lint types
+	$(BIN)/python -m pytest tests
+
+clean:
+	rm -rf $(VENV) runs
