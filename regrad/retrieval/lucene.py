@@ -31,6 +31,7 @@ def build_index(passages: Iterable[Passage], uri: str, threads: int = 2) -> int:
         count = _index(passages, lucene, threads)
         if not count:
             raise RetrievalError("the corpus is empty: there is nothing to index")
+        _check_complete(lucene, count)
         (folder / CARD).write_text(json.dumps({"format": 1, "passages": count}) + "\n")
     return count
 
@@ -54,6 +55,19 @@ def _index(passages: Iterable[Passage], folder: Path, threads: int) -> int:
     except JavaException as error:
         raise RetrievalError(f"Lucene could not write the index: {error}") from error
     return len(seen)
+
+
+def _check_complete(folder: Path, count: int) -> None:
+    """Lucene reports some failures (a full disk) only in its log: count what the index holds."""
+    from jnius import JavaException
+    from pyserini.search.lucene import LuceneSearcher
+
+    try:
+        found = LuceneSearcher(str(folder)).num_docs
+    except JavaException as error:
+        raise RetrievalError(f"Lucene wrote an index that cannot be read (is the disk full?): {error}") from error
+    if found != count:
+        raise RetrievalError(f"the index holds {found} of {count} passages (is the disk full?)")
 
 
 def _document(passage: Passage) -> str:
