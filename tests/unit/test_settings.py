@@ -77,5 +77,5 @@ def test_every_model_file_is_valid(name: str) -> None:
 def test_every_job_file_is_valid() -> None:
     assert load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml")).model.subspace.layers == (1, 2, 3)
     demo = load_settings(DemoConfig, builtin_config("jobs/demo.yaml"))
-    assert demo.train.optimizer.steps == 1000
+    assert demo.train.optimizer.steps == 850
     assert demo.build.bank.codec == "float32"

@@ -16,7 +16,7 @@ _EXAMPLE_KEYS = ("direct", "rag_k3", "regrad_k1", "regrad_k3", "regrad_icl")
 
 def show_table(rows: Sequence[Row]) -> None:
     """Exact match and prompt length of every variant."""
-    table = Table(title="200 questions about held-out people".replace("200", str(len(rows[0].answers))))
+    table = Table(title=f"{len(rows[0].answers)} questions about held-out people")
     table.add_column("method")
     for heading in ("exact match", "prompt tokens", "questions/s"):
         table.add_column(heading, justify="right")
@@ -27,14 +27,16 @@ def show_table(rows: Sequence[Row]) -> None:
 
 
 def show_examples(rows: Sequence[Row], questions: Sequence[LabQuestion]) -> None:
-    """The first questions, with every method's answer side by side."""
-    by_key = {row.variant.key: row for row in rows}
+    """The first questions, one a column, with every method's answer below."""
+    by_key, shown = {row.variant.key: row for row in rows}, questions[:_EXAMPLES]
     table = Table(title="Side by side")
-    for heading in ("question", "truth", *(by_key[key].variant.label for key in _EXAMPLE_KEYS)):
-        table.add_column(heading)
-    for i, question in enumerate(questions[:_EXAMPLES]):
-        answers = [str(by_key[key].answers[i]["answer"]) for key in _EXAMPLE_KEYS]
-        table.add_row(question.question, question.answers[0], *answers)
+    table.add_column("", no_wrap=True)
+    for question in shown:
+        table.add_column(question.question)
+    table.add_row("truth", *(question.answers[0] for question in shown), end_section=True)
+    for key in _EXAMPLE_KEYS:
+        row = by_key[key]
+        table.add_row(row.variant.label, *(str(answer["answer"]) for answer in row.answers[: len(shown)]))
     Console().print(table)
 
 
