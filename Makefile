@@ -39,8 +39,7 @@ integration: $(STAMP)
 
 test-fast: lint types unit
 
-test: lint types
-	$(BIN)/python -m pytest tests
+test: lint types unit integration
 
 clean:
 	rm -rf $(VENV) runs

@@ -15,6 +15,7 @@ from regrad.bank.manifest import read_manifest
 from regrad.config import ReplicaConfig, ServeConfig
 from regrad.errors import FingerprintMismatch
 from regrad.meta_init import read_card
+from regrad.retrieval.lucene import check_index
 from regrad.settings import parse_settings
 from regrad.storage import Storage
 from serve_app.bank_loader import BankLoaderDeployment
@@ -39,11 +40,12 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def check_artefacts(config: ServeConfig) -> None:
-    """Refuse a bank that does not belong to the MetaInit before anything starts."""
+    """Refuse what is missing, and a bank that does not belong to the MetaInit, before anything starts."""
     expected = read_card(config.meta_init)["fingerprint"]
     found = read_manifest(Storage(config.bank)).fingerprint
     if found != expected:
         raise FingerprintMismatch(found, expected)
+    check_index(config.index)
 
 
 def _deploy(cls: Any, name: str, config: ReplicaConfig) -> Any:

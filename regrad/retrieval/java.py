@@ -8,17 +8,41 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 from regrad.errors import JavaNotFound
+
+T = TypeVar("T")
 
 _HEAP = "-Xmx1g"
 
 
+def in_java_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Run a function on the one thread of this process that talks to Java, and wait for its result.
+
+    pyjnius attaches every Python thread that touches a Java object to the JVM and never detaches it: when such a
+    thread ends, or two use an object at once, the process can crash. So only one thread ever does.
+    """
+    return _thread().submit(_call, function, arguments).result()
+
+
+def _call(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+    start_java()
+    return function(*arguments)
+
+
+@cache
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="java")
+
+
 @cache
 def start_java() -> None:
-    """Start the JVM of this process, once; raises `JavaNotFound` saying how to get one."""
+    """Start the JVM of this process, once (on the Java thread); raises `JavaNotFound` saying how to get one."""
     home = java_home()
     os.environ["JAVA_HOME"] = str(home)
     os.environ.pop("JVM_PATH", None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 from regrad.config import RetrieverConfig
 from regrad.corpus import Passage
 from regrad.errors import PassageNotFound, RetrievalError
-from regrad.retrieval.java import start_java
+from regrad.retrieval.java import in_java_thread
 from regrad.retrieval.protocol import Hit
-from regrad.storage import directory_writer, local_directory
+from regrad.storage import Storage, directory_writer, local_directory
 
 CARD = "regrad-index.json"
 _BATCH = 1000
@@ -28,16 +27,15 @@ def build_index(passages: Iterable[Passage], uri: str, threads: int = 2) -> int:
     """
     with directory_writer(uri) as folder:
         lucene = folder / "lucene"
-        count = _index(passages, lucene, threads)
+        count = in_java_thread(_index, passages, lucene, threads)
         if not count:
             raise RetrievalError("the corpus is empty: there is nothing to index")
-        _check_complete(lucene, count)
+        in_java_thread(_check_complete, lucene, count)
         (folder / CARD).write_text(json.dumps({"format": 1, "passages": count}) + "\n")
     return count
 
 
 def _index(passages: Iterable[Passage], folder: Path, threads: int) -> int:
-    start_java()
     from jnius import JavaException
     from pyserini.index.lucene import LuceneIndexer
 
@@ -75,39 +73,54 @@ def _document(passage: Passage) -> str:
     return json.dumps({"id": passage.id, "contents": contents, "title": passage.title, "text": passage.text})
 
 
+def check_index(uri: str) -> None:
+    """Raise `RetrievalError` if there is no index at `uri`."""
+    if not Storage(uri).exists(CARD):
+        raise RetrievalError(f"there is no index at {uri}: {CARD} is missing; make one with `regrad index`")
+
+
 class LuceneRetriever:
-    """BM25 search over an index made by `build_index`; raises `RetrievalError` if there is none at `uri`."""
+    """BM25 search over an index made by `build_index`; raises `RetrievalError` if there is none at `uri`.
+
+    Safe to use from many threads; one search runs at a time.
+    """
 
     def __init__(self, uri: str, config: RetrieverConfig = RetrieverConfig()) -> None:
+        check_index(uri)
         folder = local_directory(uri)
-        if not (folder / CARD).exists():
-            raise RetrievalError(f"there is no index at {uri}: {CARD} is missing; make one with `regrad index`")
-        start_java()
-        logging.getLogger("pyserini").setLevel(logging.WARNING)
-        from pyserini.search.lucene import LuceneSearcher
-
-        self._searcher: Any = LuceneSearcher(str(folder / "lucene"))
-        self._searcher.set_bm25(config.k1, config.b)
-        self._lock = threading.Lock()  # objects shared through jnius break when two threads use them at once
+        self._searcher: Any = in_java_thread(_open, folder / "lucene", config)
 
     def search(self, question: str, k: int) -> list[Hit]:
         """The k best passages, best first (ties by Lucene's document order)."""
-        with self._lock:
-            hits = self._searcher.search(question, k)
-            found = [(str(hit.lucene_document.get("raw")), float(hit.score)) for hit in hits]
+        found = in_java_thread(_search, self._searcher, question, k)
         return [Hit(_passage(raw), score) for raw, score in found]
 
     def get(self, passage_ids: Sequence[str]) -> list[Passage]:
         """Passages by id, in order; raises `PassageNotFound` naming an unknown one."""
-        return [self._get(passage_id) for passage_id in passage_ids]
+        raws = in_java_thread(_look_up, self._searcher, list(passage_ids))
+        for passage_id, raw in zip(passage_ids, raws, strict=True):
+            if raw is None:
+                raise PassageNotFound(f"the index has no passage {passage_id!r:.80}")
+        return [_passage(raw) for raw in raws if raw is not None]
 
-    def _get(self, passage_id: str) -> Passage:
-        with self._lock:
-            document = self._searcher.doc(passage_id)
-            raw = document.raw() if document is not None else None
-        if raw is None:
-            raise PassageNotFound(f"the index has no passage {passage_id!r:.80}")
-        return _passage(raw)
+
+def _open(folder: Path, config: RetrieverConfig) -> Any:
+    logging.getLogger("pyserini").setLevel(logging.WARNING)
+    from pyserini.search.lucene import LuceneSearcher
+
+    searcher = LuceneSearcher(str(folder))
+    searcher.set_bm25(config.k1, config.b)
+    return searcher
+
+
+def _search(searcher: Any, question: str, k: int) -> list[tuple[str, float]]:
+    hits = searcher.search(question, k)
+    return [(str(hit.lucene_document.get("raw")), float(hit.score)) for hit in hits]
+
+
+def _look_up(searcher: Any, passage_ids: list[str]) -> list[str | None]:
+    documents = [searcher.doc(passage_id) for passage_id in passage_ids]
+    return [None if document is None else str(document.raw()) for document in documents]
 
 
 def _passage(raw: str) -> Passage:

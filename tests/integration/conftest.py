@@ -39,6 +39,15 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled", **extra}
 
 
+def search(index: str, question: str, k: int = 3) -> list[str]:
+    """Passage ids from an index, in a process of its own (this one starts and stops Ray, which a JVM may not survive)."""
+    code = "import json, sys; from regrad.retrieval.lucene import LuceneRetriever as R; "
+    code += "print(json.dumps([h.passage.id for h in R(sys.argv[1]).search(sys.argv[2], int(sys.argv[3]))]))"
+    command = [sys.executable, "-c", code, index, question, str(k)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return [str(passage_id) for passage_id in json.loads(result.stdout.splitlines()[-1])]
+
+
 @dataclass
 class RunningDemo:
     """A demo that has finished its questions and is still serving."""

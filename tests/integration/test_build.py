@@ -18,9 +18,9 @@ from regrad.lab.files import held_out_corpus
 from regrad.lab.world import World
 from regrad.language_model.loading import load_language_model
 from regrad.meta_init import MetaInit, random_meta_init
-from regrad.retrieval.lucene import LuceneRetriever
 from regrad.settings import load_settings
 from regrad.storage import Storage
+from tests.integration.conftest import search
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,4 +95,4 @@ def test_bank_meta_init_corpus_and_index_on_s3(s3: str, meta_init_path: str, cor
     ids = ["les-dripen", *BankReader(str(tmp_path / "bank")).passage_ids[:3]]
     assert BankReader(f"{s3}/bank").read(ids).equal(BankReader(str(tmp_path / "bank")).read(ids))
     index_corpus.run(IndexConfig(corpus=f"{s3}/data/corpus.jsonl", output=f"{s3}/index"))
-    assert LuceneRetriever(f"{s3}/index").search("Where was Les Dripen born?", 1)[0].passage.id == "les-dripen"
+    assert search(f"{s3}/index", "Where was Les Dripen born?", 1) == ["les-dripen"]

@@ -12,8 +12,7 @@ import yaml
 
 from regrad.bank.reader import BankReader
 from regrad.meta_init import MetaInit
-from regrad.retrieval.lucene import LuceneRetriever
-from tests.integration.conftest import BIN, RayCluster, RunningDemo, environment, free_port
+from tests.integration.conftest import BIN, RayCluster, RunningDemo, environment, free_port, search
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -40,7 +39,7 @@ def test_index_corpus_job(ray_cluster: RayCluster, demo: RunningDemo, tmp_path: 
     settings = [f"corpus={demo.runs}/lab/corpus.jsonl", f"output={tmp_path}/index"]
     output = submit(ray_cluster, "index_corpus", CONFIGS / "jobs/index-lab.yaml", *settings)
     assert f"BM25 index at {tmp_path}/index: 400 passages" in output
-    assert len(LuceneRetriever(f"{tmp_path}/index").search("born", 3)) == 3
+    assert len(search(f"{tmp_path}/index", "born")) == 3
 
 
 def test_build_bank_job(ray_cluster: RayCluster, demo: RunningDemo, tmp_path: Path) -> None:
