@@ -27,13 +27,14 @@ from regrad.language_model.loading import load_language_model
 from regrad.meta.loop import MetaParameters, StepReport, check_shares, score, to_meta_init
 from regrad.meta.loop import train as run_loop
 from regrad.meta.tasks import read_tasks
-from regrad.meta_init import MetaInit
-from regrad.storage import Storage
+from regrad.meta_init import CARD, MetaInit
+from regrad.storage import Storage, check_replaceable
 
 
 def run(config: MetaTrainConfig) -> str:
     """Train and write `config.output`; returns one line saying what was made and where."""
     check_shares(config, config.cluster.workers)
+    check_replaceable(config.output, CARD)
     read_tasks(config.tasks)
     with cluster(), progress_channel() as progress, _hand_over(config) as run_config:
         require_workers(config.cluster)

@@ -85,7 +85,7 @@ class MetaInit:
     def save(self, uri: str | Path) -> None:
         """Write the directory, whole or not at all; an existing one is replaced."""
         tensors = self.subspace.unflatten(self.phi0.detach().cpu().float())
-        with directory_writer(uri) as folder, _write_errors(uri):
+        with directory_writer(uri, CARD) as folder, _write_errors(uri):
             save_file({_peft_key(name): t.contiguous() for name, t in tensors.items()}, folder / _ADAPTER)
             save_file({"step_sizes": self.step_sizes.detach().cpu().float().contiguous()}, folder / _STEP_SIZES)
             _peft_config(self).save_pretrained(str(folder))

@@ -107,12 +107,15 @@ def _write_local(target: Path, data: bytes) -> None:
 
 
 @contextmanager
-def directory_writer(uri: str | os.PathLike[str]) -> Iterator[Path]:
-    """A local directory to fill; when the block ends without an error it becomes `uri`, replacing what was there.
+def directory_writer(uri: str | os.PathLike[str], card: str) -> Iterator[Path]:
+    """A local directory to fill; when the block ends without an error it becomes `uri`.
 
-    Locally the swap is a rename. On an object store the files are put one by one, the card (`*.json`) files last.
+    What is there is replaced only if it is empty or of the same kind, that is, holds a file named `card`: anything
+    else raises `StorageError` before anything is written. Locally the swap is a rename. On an object store the files
+    are put one by one, the card last.
     """
     storage = Storage(uri)
+    check_replaceable(uri, card)
     parent = Path(storage.root).parent if storage.is_local else Path(tempfile.gettempdir())
     with storage._errors("write"):
         parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +124,7 @@ def directory_writer(uri: str | os.PathLike[str]) -> Iterator[Path]:
         yield staging
         with storage._errors("write"):
             staging.chmod(0o755)
-            _swap_in(staging, Path(storage.root)) if storage.is_local else _upload(staging, storage)
+            _swap_in(staging, Path(storage.root)) if storage.is_local else _upload(staging, storage, card)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -136,9 +139,20 @@ def _swap_in(staging: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _upload(staging: Path, storage: Storage) -> None:
+def check_replaceable(uri: str | os.PathLike[str], card: str) -> None:
+    """Raise `StorageError` if something stands at `uri` that is neither empty nor a directory with a file `card`."""
+    storage = Storage(uri)
+    with storage._errors("look up"):
+        if not storage.fs.exists(storage.root) or storage.fs.exists(storage.path(card)):
+            return
+        if storage.fs.isdir(storage.root) and not storage.fs.ls(storage.root):
+            return
+    raise StorageError(f"{uri} exists and has no {card}: it is something else and is left alone; choose another")
+
+
+def _upload(staging: Path, storage: Storage, card: str) -> None:
     files = [path for path in staging.rglob("*") if path.is_file()]
-    for path in sorted(files, key=lambda path: (path.suffix == ".json", str(path))):
+    for path in sorted(files, key=lambda path: (path.name == card, str(path))):
         storage.fs.put_file(str(path), storage.path(path.relative_to(staging).as_posix()))
 
 
@@ -154,7 +168,7 @@ def local_directory(uri: str | os.PathLike[str]) -> Path:
         key = hashlib.sha256(repr((storage.uri, sorted(listing.items()))).encode()).hexdigest()[:24]
         target = cache_directory() / key
         if not target.exists():
-            with directory_writer(target) as staging:
+            with directory_writer(target, card="") as staging:
                 for name in listing:
                     relative = name[len(storage.root) :].lstrip("/")
                     (staging / relative).parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ def build_index(passages: Iterable[Passage], uri: str, threads: int = 2) -> int:
 
     Raises `RetrievalError` if there are none, an id occurs twice or Lucene fails.
     """
-    with directory_writer(uri) as folder:
+    with directory_writer(uri, CARD) as folder:
         lucene = folder / "lucene"
         count = in_java_thread(_index, passages, lucene, threads)
         if not count:

@@ -37,7 +37,7 @@ def test_ranges_and_listing(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_directory_is_absent(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), directory_writer(tmp_path / "d") as folder:
+    with pytest.raises(KeyboardInterrupt), directory_writer(tmp_path / "d", "card.json") as folder:
         (folder / "half").write_text("x")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
@@ -45,7 +45,7 @@ def test_an_interrupted_directory_is_absent(tmp_path: Path) -> None:
 
 def test_a_remote_directory_is_uploaded_and_downloaded_whole(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("REGRAD_CACHE", str(tmp_path / "cache"))
-    with directory_writer("memory://some/dir") as folder:
+    with directory_writer("memory://some/dir", "card.json") as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "a.bin").write_bytes(b"a")
         (folder / "card.json").write_text("{}")
@@ -71,3 +71,17 @@ def test_missing_credentials_are_a_clear_error(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match="cannot look up s3://no-bucket/x/CURRENT: Unable to locate credentials"):
         Storage("s3://no-bucket/x").exists("CURRENT")
+
+
+def test_something_else_at_the_place_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "precious").write_text("x")
+    for name in ("file", "folder"):
+        with pytest.raises(StorageError, match="is something else"), directory_writer(tmp_path / name, "card.json"):
+            pytest.fail("nothing may be written")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "precious"]
+    (tmp_path / "empty").mkdir()
+    with directory_writer(tmp_path / "empty", "card.json") as folder:
+        (folder / "card.json").write_text("{}")
+    assert (tmp_path / "empty" / "card.json").exists()

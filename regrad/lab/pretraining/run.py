@@ -19,7 +19,7 @@ from regrad.lab.wording import ATTRIBUTES
 from regrad.lab.world import Namesakes, World, question
 from regrad.language_model.decoding import GenerationRequest, generate
 from regrad.language_model.loading import LanguageModel, load_language_model
-from regrad.storage import directory_writer
+from regrad.storage import check_replaceable, directory_writer
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +29,13 @@ _BATCH = 64
 
 def pretrain(config: LabPretrainConfig) -> str:
     """Train and write `config.output` (Hugging Face format plus `quality.json`); returns the closing line."""
+    check_replaceable(config.output, QUALITY)
     torch.set_num_threads(config.threads)
     world, started = World(), time.monotonic()
     tokenizer = train_tokenizer(world)
     model = Pretrainer(config, world, tokenizer).run(_log)
     seconds = time.monotonic() - started
-    with directory_writer(config.output) as folder:
+    with directory_writer(config.output, QUALITY) as folder:
         model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
         quality = {"seconds": round(seconds), **measure(str(folder), world)}
