@@ -9,14 +9,16 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields
+from itertools import islice
 from typing import Any
 
 import fsspec
 import numpy as np
 import ray
 import torch
+from botocore.exceptions import BotoCoreError
 
-from ray_jobs.cluster import cluster, require_workers, run_task, wants_gpu
+from ray_jobs.cluster import cluster, device, require_workers, run_task, wants_gpu
 from ray_jobs.entry import main
 from ray_jobs.progress import progress_channel
 from regrad.atoms.extractor import AtomExtractor
@@ -29,6 +31,8 @@ from regrad.language_model.loading import load_language_model
 from regrad.meta_init import MetaInit
 from regrad.storage import Storage
 
+_LINES_PER_BLOCK = 1000
+
 
 class ShardWriter:
     """An actor: lines of the corpus in, one shard written, its index rows out."""
@@ -37,12 +41,12 @@ class ShardWriter:
         self._config = BuildConfig.model_validate(settings)
         self._storage = Storage(self._config.bank.uri)
         meta_init = MetaInit.load(self._config.meta_init)
-        lm = load_language_model(meta_init.model_at(self._config.model_path))
+        lm = load_language_model(meta_init.model_at(self._config.model_path), device())
         self._extractor = AtomExtractor(lm, meta_init, self._config.batch_tokens, self._config.max_passage_tokens)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Index rows, as columns, of the atoms written and of the passages that have none."""
-        passages, rows = _parse([str(line) for line in batch["text"]])
+        passages, rows = _parse([bytes(line) for line in batch["line"]])
         extracted = self._extractor.extract(passages)
         good = [item for item in extracted if item.atom is not None]
         rows += [IndexRow(e.passage.id, e.passage.text_hash, reason=e.problem) for e in extracted if e.atom is None]
@@ -70,7 +74,7 @@ def describe(manifest: Manifest, uri: str) -> str:
 def build(config: BuildConfig) -> Manifest:
     """The same, returning the manifest."""
     meta_init = MetaInit.load(config.meta_init)
-    _corpus(config.corpus)
+    _check_corpus(config.corpus)
     with cluster(), progress_channel() as progress:
         require_workers(config.cluster)
         rows = run_task(_extract, config, progress)
@@ -79,11 +83,11 @@ def build(config: BuildConfig) -> Manifest:
 
 def _extract(config: BuildConfig, progress: Any) -> list[IndexRow]:
     """Write all shards; runs in a task, so that Ray Data's own output goes to the cluster's logs."""
-    filesystem, path = _corpus(config.corpus)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True  # so that a shard holds the same passages whatever the workers
-    lines = ray.data.read_text(path, filesystem=filesystem)
+    files = ray.data.from_items([{"uri": config.corpus}])
+    lines = files.map_batches(_read_lines, batch_size=1)
     shards = lines.repartition(target_num_rows_per_block=config.bank.shard_passages, strict=True)
     results = shards.map_batches(
         ShardWriter,
@@ -94,6 +98,14 @@ def _extract(config: BuildConfig, progress: Any) -> list[IndexRow]:
         num_gpus=1 if wants_gpu(config.cluster) else 0,
     )
     return list(_collect(results, progress))
+
+
+def _read_lines(batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[bytes]]]:
+    """The lines of the files, as bytes (a line ends at a newline and nowhere else), streamed in blocks."""
+    for uri in batch["uri"]:
+        with fsspec.open(str(uri), "rb", compression="infer") as file:
+            while block := [line for line in islice(file, _LINES_PER_BLOCK) if line.strip()]:
+                yield {"line": block}
 
 
 def _cpus_per_actor(config: BuildConfig) -> float:
@@ -113,14 +125,14 @@ def _collect(results: Any, progress: Any) -> Iterator[IndexRow]:
         progress.push.remote(f"{count} passages, {rate:.0f} passages/s")
 
 
-def _parse(lines: list[str]) -> tuple[list[Passage], list[IndexRow]]:
+def _parse(lines: list[bytes]) -> tuple[list[Passage], list[IndexRow]]:
     passages: list[Passage] = []
     bad: list[IndexRow] = []
     for line in lines:
         try:
             passages.append(Passage.from_record(json.loads(line)))
-        except (json.JSONDecodeError, CorpusError) as error:
-            bad.append(IndexRow(line[:80], "", reason=f"not a passage: {error}"))
+        except (ValueError, RecursionError, CorpusError) as error:
+            bad.append(IndexRow(line[:80].decode(errors="replace").strip(), "", reason=f"not a passage: {error}"))
     return passages, bad
 
 
@@ -129,15 +141,14 @@ def _columns(rows: list[IndexRow]) -> dict[str, np.ndarray]:
     return {field.name: np.array([record[field.name] for record in records]) for field in fields(IndexRow)}
 
 
-def _corpus(uri: str) -> tuple[Any, str]:
+def _check_corpus(uri: str) -> None:
     try:
         filesystem, path = fsspec.core.url_to_fs(uri)
         found = filesystem.exists(path)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, BotoCoreError) as error:
         raise CorpusError(f"the corpus {uri} cannot be read: {error}") from error
     if not found:
         raise CorpusError(f"the corpus {uri} does not exist")
-    return filesystem, path
 
 
 if __name__ == "__main__":

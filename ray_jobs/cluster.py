@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import ray
 
 from regrad.config import WorkersConfig
-from regrad.errors import ClusterError, RegradError
+from regrad.errors import ClusterError, RegradError, StorageError
 
 T = TypeVar("T")
 
@@ -71,8 +71,22 @@ def run_task(function: Callable[..., T], *arguments: Any, num_cpus: float = 0.0)
     try:
         result: T = ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, RegradError) else error) from None
+        raise _cause(error) from None
     return result
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error that a task raised, freed of Ray's wrapping (which can be nested); ours if it is a full disk or so."""
+    while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    if isinstance(error, OSError) and not isinstance(error, RegradError):
+        return StorageError(error.strerror or str(error))
+    return error
+
+
+def device() -> str:
+    """Where this worker computes: on the GPU that it was given, or on the CPU even if the machine has GPUs."""
+    return "cuda" if ray.get_gpu_ids() else "cpu"
 
 
 def _join(address: str) -> None:

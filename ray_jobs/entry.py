@@ -26,4 +26,5 @@ def main(kind: type[S], run: Callable[[S], str], description: str) -> None:
     try:
         print(run(load_settings(kind, arguments.config, arguments.set)))
     except RegradError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -6,6 +6,7 @@ ray job submit -- python -m ray_jobs.meta_train --config configs/jobs/train-lab.
 from __future__ import annotations
 
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -35,7 +36,8 @@ def run(config: MetaTrainConfig) -> str:
     """Train and write `config.output`; returns one line saying what was made and where."""
     check_shares(config, config.cluster.workers)
     check_replaceable(config.output, CARD)
-    read_tasks(config.tasks)
+    for tasks in filter(None, (config.tasks, config.dev)):
+        read_tasks(tasks)
     with cluster(), progress_channel() as progress, _hand_over(config) as run_config:
         require_workers(config.cluster)
         trainer = TorchTrainer(
@@ -50,7 +52,7 @@ def run(config: MetaTrainConfig) -> str:
         )
         with _fit(trainer).as_directory() as folder:
             meta_init = MetaInit.load(folder)
-    meta_init.save(config.output)
+        meta_init.save(config.output)
     notes = meta_init.notes
     dev = f", dev EM {notes['dev_exact_match']:.3f}" if "dev_exact_match" in notes else ""
     return f"MetaInit {meta_init.fingerprint} at {config.output}: {notes['steps']} steps{dev}"
@@ -60,7 +62,7 @@ def run(config: MetaTrainConfig) -> str:
 def _hand_over(config: MetaTrainConfig) -> Iterator[RunConfig]:
     """A place that workers and driver share, for as long as the job runs."""
     parent, _, name = config.output.rpartition("/")
-    storage = Storage(config.storage or f"{parent}/.{name}.training")
+    storage = Storage(f"{config.storage or parent}/.{name}.{uuid.uuid4().hex}.training")
     filesystem = None if storage.is_local else PyFileSystem(FSSpecHandler(storage.fs))
     try:
         yield RunConfig(name="meta_train", storage_path=storage.root, storage_filesystem=filesystem)
@@ -91,7 +93,7 @@ def _worker(settings: dict[str, Any]) -> None:
     config, progress = MetaTrainConfig.model_validate(settings["config"]), settings["progress"]
     context = train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    lm = load_language_model(config.model)
+    lm = load_language_model(config.model, train.torch.get_device())
     parameters = MetaParameters(lm, config.initial_step_size, config.seed)
     from regrad.meta.engine import deepspeed_engine
 

@@ -192,7 +192,7 @@ class LabConfig(Settings):
     seed: int = 0
     questions: int = Field(200, ge=1)
     task_records: int = Field(4000, ge=1)
-    people_per_record: int = Field(8, ge=3)
+    people_per_record: int = Field(8, ge=3, le=50)
     three_passage_fraction: float = Field(0.7, ge=0, le=1)
 
 
@@ -226,5 +226,5 @@ class DemoConfig(Settings):
     serve: ServeConfig
     http: HttpConfig = HttpConfig()
     concurrency: int = Field(32, ge=1, le=256)
-    raw_gammas: tuple[float, ...] = (0.1, 0.3, 1.0, 2.0, 5.0)
+    raw_gammas: tuple[float, ...] = Field((0.1, 0.3, 1.0, 2.0, 5.0), min_length=1)
     raw_step_size: float = Field(10.0, gt=0)

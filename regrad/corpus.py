@@ -6,9 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from lzma import LZMAError
 from typing import Any
+from zipfile import BadZipFile
 
 import fsspec
+from botocore.exceptions import BotoCoreError
 
 from regrad.errors import CorpusError
 
@@ -39,7 +42,17 @@ class Passage:
             if not isinstance(value, str) or (field == "id" and not value):
                 kind = "a non-empty string" if field == "id" else "a string"
                 raise CorpusError(f"{where}: field '{field}' must be {kind}, found {value!r:.60}")
+            if not _encodable(value):
+                raise CorpusError(f"{where}: field '{field}' holds a character that is not valid Unicode")
         return Passage(*values)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_passages(uri: str) -> Iterator[Passage]:
@@ -59,15 +72,15 @@ def read_records(uri: str) -> Iterator[tuple[int, Any]]:
                     yield number, _decode(line, uri, number)
     except FileNotFoundError as error:
         raise CorpusError(f"{uri} does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, EOFError, ImportError, BotoCoreError, LZMAError, BadZipFile) as error:
         raise CorpusError(f"{uri} cannot be read: {error}") from error
 
 
 def _decode(line: str, uri: str, number: int) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise CorpusError(f"{uri} line {number} is not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{uri} line {number} is not JSON: {error}") from error
 
 
 def encode_passages(passages: Iterable[Passage]) -> bytes:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -117,8 +116,10 @@ class MetaInit:
             loaded = MetaInit(
                 model, card["base_identity"], subspace, phi0, step_sizes, card["inner_reduction"], card["notes"]
             )
-        except (OSError, KeyError, SafetensorError, ValidationError, ModelError, TypeError) as error:
+        except (OSError, KeyError, SafetensorError, ValueError, ModelError, TypeError) as error:
             raise MetaInitError(f"the MetaInit at {uri} is damaged: {type(error).__name__}: {error}") from error
+        if step_sizes.shape != (len(subspace.shapes),) or not bool(torch.isfinite(step_sizes).all()):
+            raise MetaInitError(f"the MetaInit at {uri} is damaged: its step sizes do not fit its subspace")
         if loaded.fingerprint != card["fingerprint"]:
             raise MetaInitError(
                 f"the MetaInit at {uri} says fingerprint {card['fingerprint']} but its content is {loaded.fingerprint}"
@@ -135,7 +136,7 @@ def read_card(uri: str | Path) -> dict[str, Any]:
         card = json.loads(storage.read(CARD))
     except ValueError as error:
         raise MetaInitError(f"{uri}/{CARD} is not JSON") from error
-    if not isinstance(card, dict) or card.get("format") != _FORMAT:
+    if not isinstance(card, dict) or card.get("format") != _FORMAT or not isinstance(card.get("fingerprint"), str):
         raise MetaInitError(f"{uri}/{CARD} is not a MetaInit card of format {_FORMAT}")
     return card
 

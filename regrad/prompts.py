@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from string import Formatter
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from regrad.corpus import Passage
 from regrad.settings import Settings
@@ -31,7 +31,7 @@ class PromptFormat(Settings):
     context: str = "Passage {index}: {passage}\n"
     question: str = "Question: {question}\nAnswer:"
     answer: str = " {answer}"
-    stop: str = "\n"
+    stop: str = Field("\n", min_length=1)
 
     @field_validator(*_FIELDS)
     @classmethod

@@ -135,7 +135,11 @@ def _swap_in(staging: Path, target: Path) -> None:
         return
     old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
     os.rename(target, old)
-    os.rename(staging, target)
+    try:
+        os.rename(staging, target)
+    except OSError:
+        os.rename(old, target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -151,6 +155,9 @@ def check_replaceable(uri: str | os.PathLike[str], card: str) -> None:
 
 
 def _upload(staging: Path, storage: Storage, card: str) -> None:
+    if storage.fs.exists(storage.path(card)):  # without its card, what is half replaced is not taken for whole
+        storage.fs.rm_file(storage.path(card))
+        storage.remove()
     files = [path for path in staging.rglob("*") if path.is_file()]
     for path in sorted(files, key=lambda path: (path.name == card, str(path))):
         storage.fs.put_file(str(path), storage.path(path.relative_to(staging).as_posix()))
@@ -171,6 +178,8 @@ def local_directory(uri: str | os.PathLike[str]) -> Path:
             with directory_writer(target, card="") as staging:
                 for name in listing:
                     relative = name[len(storage.root) :].lstrip("/")
+                    if ".." in Path(relative).parts:
+                        raise ValueError(f"{name} leads out of the directory")
                     (staging / relative).parent.mkdir(parents=True, exist_ok=True)
                     storage.fs.get_file(name, str(staging / relative))
     return target

@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from ray import serve
+from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
@@ -144,21 +145,26 @@ def _add_error_handlers(api: FastAPI) -> None:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return JSONResponse(error_content("invalid_json", "the body is not JSON", "body"), status_code=400)
-        field = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        field = ".".join(str(part) for part in first["loc"][1:])[:80] or "body"
         message = first["msg"].removeprefix("Value error, ")
         return JSONResponse(error_content("invalid_request", f"{field}: {message}", field), status_code=422)
 
     @api.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        content = error_content("not_found" if error.status_code == 404 else "refused", str(error.detail), "path")
+        if error.status_code == 400:
+            content = error_content("invalid_json", "the body is not JSON", "body")
+        else:
+            content = error_content("not_found" if error.status_code == 404 else "refused", str(error.detail), "path")
         return JSONResponse(content, status_code=error.status_code, headers=error.headers)
 
-    @api.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
         kind, status, field, message = _classify(error)
         if status >= 500:
             logger.error("request failed: %s", type(error).__name__, exc_info=error)
         return JSONResponse(error_content(kind, message, field), status_code=status)
+
+    for kind_of_error in (RegradError, RayTaskError, BackPressureError, TimeoutError, Exception):
+        api.add_exception_handler(kind_of_error, failed)
 
 
 def _classify(error: Exception) -> tuple[str, int, str | None, str]:

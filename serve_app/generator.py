@@ -6,8 +6,10 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+import ray
+
 from regrad.config import ServeConfig
-from regrad.errors import FingerprintMismatch, ModelError
+from regrad.errors import BankError, FingerprintMismatch, ModelError
 from regrad.language_model.decoding import Generation, GenerationRequest, check_fits, generate
 from regrad.language_model.loading import load_language_model
 from regrad.meta_init import MetaInit
@@ -29,7 +31,9 @@ class GeneratorDeployment:
 
     def __init__(self, config: ServeConfig) -> None:
         self._meta_init = MetaInit.load(config.meta_init)
-        self._lm = load_language_model(self._meta_init.model_at(config.model_path))
+        self._lm = load_language_model(
+            self._meta_init.model_at(config.model_path), "cuda" if ray.get_gpu_ids() else "cpu"
+        )
         self._meta_init.check_base(self._lm)
         self._batcher = Batcher(self._decode, config.batch.max_size, config.batch.wait_seconds)
 
@@ -59,6 +63,8 @@ class GeneratorDeployment:
         question, gradients = waiting.question, waiting.gradients
         passages = [hit.passage for hit in waiting.retrieved.hits] if waiting.retrieved else []
         prompt = get_method(question.method).prompt(self._lm.config.prompts, question.text, passages)
+        if gradients and gradients.total.shape != self._meta_init.phi0.shape:
+            return BankError(f"the bank's sums have {len(gradients.total)} numbers, not {len(self._meta_init.phi0)}")
         if gradients and gradients.fingerprint != self._meta_init.fingerprint:
             return FingerprintMismatch(gradients.fingerprint, self._meta_init.fingerprint)
         update = self._meta_init.update(gradients.total.float(), question.gamma) if gradients else None

@@ -13,10 +13,12 @@ written; a version becomes visible when CURRENT names it. (Two simultaneous writ
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from regrad.bank.codec import CODECS
 from regrad.config import CodecName
 from regrad.errors import BankError, StorageError
 from regrad.settings import Settings
@@ -24,6 +26,7 @@ from regrad.storage import Storage
 
 FORMAT = 1
 POINTER = "CURRENT"
+_NAME = re.compile(r"(shards/[0-9a-f]{32}\.safetensors|index/[0-9a-f]{32}\.parquet|quarantine/[0-9a-f]{32}\.jsonl)")
 
 
 class Pointer(Settings):
@@ -57,6 +60,16 @@ class Manifest(Settings):
     shards: dict[str, Shard]
     index: str
     quarantine: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        if self.record_bytes != CODECS[self.codec].record_bytes(self.size):
+            raise ValueError(f"record_bytes {self.record_bytes} is not what {self.codec} makes of {self.size} numbers")
+        names = [*(f"shards/{name}" for name in self.shards), self.index, self.quarantine]
+        wrong = [name for name in names if not _NAME.fullmatch(name)]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r:.80} is not the name of a file of a bank")
+        return self
 
     @property
     def label(self) -> str:

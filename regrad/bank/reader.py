@@ -79,7 +79,10 @@ class BankReader:
             table = pq.read_table(io.BytesIO(self._storage.read(self.manifest.index)))
             shards = pc.cast(table["shard"], pa.string()).to_pylist()
             columns = [table[name].to_pylist() for name in ("passage_id", "row", "crc32")]
-        except (pa.ArrowException, KeyError) as error:
+        except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:
             raise BankError(f"the index of the bank at {self._storage.uri} is damaged: {error}") from error
         ids, rows, checksums = columns
+        unknown = set(shards) - set(self.manifest.shards)
+        if unknown or any(None in column for column in (ids, rows, checksums)):
+            raise BankError(f"the index of the bank at {self._storage.uri} is damaged: it names what is not there")
         return dict(zip(ids, zip(shards, rows, checksums, strict=True), strict=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from regrad.config import ModelConfig
@@ -89,12 +89,13 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
     transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=config.attention, trust_remote_code=False
+            path, dtype=dtype, attn_implementation=config.attention, trust_remote_code=False, use_safetensors=True
         )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"no language model could be loaded from {config.path}: {reason}") from error
+    model.generation_config = GenerationConfig()  # greedy means greedy, whatever the model's own file suggests
     model.requires_grad_(False).eval().to(device)
     resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
     return LanguageModel(model, tokenizer, BatchedLora(model, find_subspace(model, config.subspace)), resolved)

@@ -40,7 +40,8 @@ class MetaTask:
     @staticmethod
     def from_record(record: Any, where: str = "record") -> MetaTask:
         """Check one decoded record; raises `CorpusError` naming `where`."""
-        if not isinstance(record, dict) or not record.get("passages") or not record.get("questions"):
+        parts = [record.get(k) if isinstance(record, dict) else None for k in ("passages", "questions")]
+        if not all(isinstance(part, list) and part for part in parts):
             raise CorpusError(f"{where}: a task needs non-empty 'passages' and 'questions'")
         passages = tuple(Passage.from_record(item, f"{where} passage {i}") for i, item in enumerate(record["passages"]))
         questions = tuple(

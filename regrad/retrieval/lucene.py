@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from regrad.storage import Storage, directory_writer, local_directory
 
 CARD = "regrad-index.json"
 _BATCH = 1000
+_MAX_TERMS = 512
 
 
 def build_index(passages: Iterable[Passage], uri: str, threads: int = 2) -> int:
@@ -92,7 +94,7 @@ class LuceneRetriever:
 
     def search(self, question: str, k: int) -> list[Hit]:
         """The k best passages, best first (ties by Lucene's document order)."""
-        found = in_java_thread(_search, self._searcher, question, k)
+        found = in_java_thread(_search, self._searcher, _bounded(question), k)
         return [Hit(_passage(raw), score) for raw, score in found]
 
     def get(self, passage_ids: Sequence[str]) -> list[Passage]:
@@ -102,6 +104,12 @@ class LuceneRetriever:
             if raw is None:
                 raise PassageNotFound(f"the index has no passage {passage_id!r:.80}")
         return [_passage(raw) for raw in raws if raw is not None]
+
+
+def _bounded(question: str) -> str:
+    """Lucene takes at most 1024 terms: of a longer question the first distinct words count."""
+    words = list(dict.fromkeys(re.findall(r"\w+", question)))
+    return question if len(words) <= _MAX_TERMS else " ".join(words[:_MAX_TERMS])
 
 
 def _open(folder: Path, config: RetrieverConfig) -> Any:
