@@ -96,3 +96,13 @@ def test_bank_meta_init_corpus_and_index_on_s3(s3: str, meta_init_path: str, cor
     assert BankReader(f"{s3}/bank").read(ids).equal(BankReader(str(tmp_path / "bank")).read(ids))
     index_corpus.run(IndexConfig(corpus=f"{s3}/data/corpus.jsonl", output=f"{s3}/index"))
     assert search(f"{s3}/index", "Where was Les Dripen born?", 1) == ["les-dripen"]
+
+
+def test_a_line_ends_at_a_newline_only_and_odd_bytes_are_quarantined(meta_init_path: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    good = json.dumps({"id": "u", "title": "T", "text": "one\u2028two\u0085three"}, ensure_ascii=False).encode()
+    lines = [good, b'{"id": "x", "text": "\xff"}', b"[" * 100_000, b'{"id": "s", "text": "\\ud800"}']
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    manifest = build_bank.build(config(meta_init_path, str(path), str(tmp_path / "bank")))
+    assert (manifest.passages, manifest.quarantined) == (1, 3)
+    assert BankReader(str(tmp_path / "bank")).passage_ids == ["u"]

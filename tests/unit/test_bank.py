@@ -132,3 +132,16 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "CURRENT").write_text("garbage")
     with pytest.raises(BankError, match="CURRENT is damaged"):
         BankReader(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"codec": "bf16"}, {"size": 3}, {"record_bytes": 10**15}, {"index": "../../etc/passwd"}, {"shards": {}}],
+    ids=str,
+)
+def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    fill(str(tmp_path))
+    path = tmp_path / "manifests" / "00000001.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(BankError, match="is damaged"):
+        BankReader(str(tmp_path))
