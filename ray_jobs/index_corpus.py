@@ -5,23 +5,38 @@ ray job submit -- python -m ray_jobs.index_corpus --config configs/jobs/index-la
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from ray_jobs.cluster import cluster, run_task
 from ray_jobs.entry import main
+from ray_jobs.progress import progress_channel
 from regrad.config import IndexConfig
-from regrad.corpus import read_passages
+from regrad.corpus import Passage, read_passages
 from regrad.retrieval.lucene import build_index
+
+_REPORT_EVERY = 10_000
 
 
 def run(config: IndexConfig) -> str:
     """Index the corpus; returns one line saying what was made and where."""
     next(read_passages(config.corpus), None)
-    with cluster():
-        count = run_task(_index, config.corpus, config.output, config.threads, num_cpus=1)
+    with cluster(), progress_channel() as progress:
+        count = run_task(_index, config.corpus, config.output, config.threads, progress, num_cpus=1)
     return f"BM25 index at {config.output}: {count} passages"
 
 
-def _index(corpus: str, output: str, threads: int) -> int:
-    return build_index(read_passages(corpus), output, threads)
+def _index(corpus: str, output: str, threads: int, progress: Any) -> int:
+    return build_index(_counted(read_passages(corpus), progress), output, threads)
+
+
+def _counted(passages: Iterator[Passage], progress: Any) -> Iterator[Passage]:
+    count = 0
+    for count, passage in enumerate(passages, start=1):
+        if count % _REPORT_EVERY == 0:
+            progress.push.remote(f"{count} passages")
+        yield passage
+    progress.push.remote(f"{count} passages read")
 
 
 if __name__ == "__main__":
