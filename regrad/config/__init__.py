@@ -1,0 +1,44 @@
+"""What a run can set, typed and validated. Files under `configs/` are written in these words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from regrad.config.bank import BankConfig, BuildConfig, CodecName, IndexConfig, RetrieverConfig
+from regrad.config.cluster import WorkersConfig
+from regrad.config.lab import DemoConfig, LabConfig, LabPretrainConfig
+from regrad.config.model import ModelConfig, ModelPath, SubspaceConfig
+from regrad.config.serving import BatchConfig, HttpConfig, LimitsConfig, ReplicaConfig, ServeConfig
+from regrad.config.synthesis import SynthesisConfig
+from regrad.config.training import MetaTrainConfig, OptimizerConfig
+
+__all__ = [
+    "BankConfig",
+    "BatchConfig",
+    "BuildConfig",
+    "CodecName",
+    "DemoConfig",
+    "HttpConfig",
+    "IndexConfig",
+    "LabConfig",
+    "LabPretrainConfig",
+    "LimitsConfig",
+    "MetaTrainConfig",
+    "ModelConfig",
+    "ModelPath",
+    "OptimizerConfig",
+    "ReplicaConfig",
+    "RetrieverConfig",
+    "ServeConfig",
+    "SubspaceConfig",
+    "SynthesisConfig",
+    "WorkersConfig",
+    "builtin_config",
+]
+
+
+def builtin_config(name: str) -> Path:
+    """A file that comes with regrad, such as `jobs/train-lab.yaml`: from the wheel, or from a source checkout."""
+    package = Path(__file__).parents[1]
+    wheel, checkout = package / "configs" / name, package.parent / "configs" / name
+    return wheel if wheel.exists() else checkout

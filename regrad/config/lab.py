@@ -1,0 +1,55 @@
+"""The lab world, its base model, and the demo."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from regrad.config.bank import BuildConfig
+from regrad.config.serving import HttpConfig, ServeConfig
+from regrad.config.training import MetaTrainConfig
+from regrad.settings import Location, Settings
+
+
+class LabConfig(Settings):
+    """`regrad lab world`: the lab's files."""
+
+    output: Location = "runs/lab"
+    seed: int = 0
+    questions: int = Field(200, ge=1)
+    task_records: int = Field(4000, ge=1)
+    people_per_record: int = Field(8, ge=3, le=50)
+    three_passage_fraction: float = Field(0.7, ge=0, le=1)
+
+
+class LabPretrainConfig(Settings):
+    """`regrad lab pretrain`: the size of the base model and its schedule (steps, never seconds)."""
+
+    output: Location = "runs/lab/base"
+    seed: int = 2
+    layers: int = 4
+    hidden: int = 128
+    heads: int = 4
+    ffn: int = 384
+    steps: int = 2600
+    lr: float = 2e-3
+    decay_fraction: float = 0.5
+    tokens_per_step: int = 2400
+    questions_per_context: int = 8
+    memory_questions: int = 64
+    documents: int = 12
+    advance_at: float = 0.85
+    threads: int = 1
+
+
+class DemoConfig(Settings):
+    """`regrad demo`: the whole path on the lab world. Paths inside the parts are set below `output`."""
+
+    output: Location = "runs/demo"
+    lab: LabConfig = LabConfig()
+    train: MetaTrainConfig
+    build: BuildConfig
+    serve: ServeConfig
+    http: HttpConfig = HttpConfig()
+    concurrency: int = Field(32, ge=1, le=256)
+    raw_gammas: tuple[float, ...] = Field((0.1, 0.3, 1.0, 2.0, 5.0), min_length=1)
+    raw_step_size: float = Field(10.0, gt=0)
