@@ -9,17 +9,14 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields
-from itertools import islice
 from typing import Any
 
-import fsspec
 import numpy as np
-import ray
 import torch
-from botocore.exceptions import BotoCoreError
 
-from ray_jobs.cluster import cluster, device, require_workers, run_task, wants_gpu
+from ray_jobs.cluster import cluster, device, require_workers, run_task
 from ray_jobs.entry import main
+from ray_jobs.lines import actor_pool, blocks_of_lines, check_corpus
 from ray_jobs.progress import progress_channel
 from regrad.atoms.extractor import AtomExtractor
 from regrad.bank.manifest import Manifest
@@ -30,8 +27,6 @@ from regrad.errors import CorpusError
 from regrad.language_model.loading import load_language_model
 from regrad.meta_init import MetaInit
 from regrad.storage import Storage
-
-_LINES_PER_BLOCK = 1000
 
 
 class ShardWriter:
@@ -74,7 +69,7 @@ def describe(manifest: Manifest, uri: str) -> str:
 def build(config: BuildConfig) -> Manifest:
     """The same, returning the manifest."""
     meta_init = MetaInit.load(config.meta_init)
-    _check_corpus(config.corpus)
+    check_corpus(config.corpus)
     with cluster(), progress_channel() as progress:
         require_workers(config.cluster)
         rows = run_task(_extract, config, progress)
@@ -82,36 +77,15 @@ def build(config: BuildConfig) -> Manifest:
 
 
 def _extract(config: BuildConfig, progress: Any) -> list[IndexRow]:
-    """Write all shards; runs in a task, so that Ray Data's own output goes to the cluster's logs."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True  # so that a shard holds the same passages whatever the workers
-    files = ray.data.from_items([{"uri": config.corpus}])
-    lines = files.map_batches(_read_lines, batch_size=1)
-    shards = lines.repartition(target_num_rows_per_block=config.bank.shard_passages, strict=True)
+    """Write all shards; a shard holds the same passages whatever the workers."""
+    shards = blocks_of_lines(config.corpus, config.bank.shard_passages)
     results = shards.map_batches(
         ShardWriter,
         fn_constructor_args=(config.model_dump(mode="json"),),
         batch_size=config.bank.shard_passages,
-        compute=ray.data.ActorPoolStrategy(size=config.cluster.workers),
-        num_cpus=_cpus_per_actor(config),
-        num_gpus=1 if wants_gpu(config.cluster) else 0,
+        **actor_pool(config.cluster),
     )
     return list(_collect(results, progress))
-
-
-def _read_lines(batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[bytes]]]:
-    """The lines of the files, as bytes (a line ends at a newline and nowhere else), streamed in blocks."""
-    for uri in batch["uri"]:
-        with fsspec.open(str(uri), "rb", compression="infer") as file:
-            while block := [line for line in islice(file, _LINES_PER_BLOCK) if line.strip()]:
-                yield {"line": block}
-
-
-def _cpus_per_actor(config: BuildConfig) -> float:
-    """As configured, but one CPU of the cluster is left to the tasks that read: without it they would never start."""
-    spare: float = max(1.0, ray.cluster_resources().get("CPU", 1.0) - 1.0)
-    return min(config.cluster.cpus_per_worker, spare / config.cluster.workers)
 
 
 def _collect(results: Any, progress: Any) -> Iterator[IndexRow]:
@@ -139,16 +113,6 @@ def _parse(lines: list[bytes]) -> tuple[list[Passage], list[IndexRow]]:
 def _columns(rows: list[IndexRow]) -> dict[str, np.ndarray]:
     records = [asdict(row) for row in rows]
     return {field.name: np.array([record[field.name] for record in records]) for field in fields(IndexRow)}
-
-
-def _check_corpus(uri: str) -> None:
-    try:
-        filesystem, path = fsspec.core.url_to_fs(uri)
-        found = filesystem.exists(path)
-    except (OSError, ValueError, ImportError, BotoCoreError) as error:
-        raise CorpusError(f"the corpus {uri} cannot be read: {error}") from error
-    if not found:
-        raise CorpusError(f"the corpus {uri} does not exist")
 
 
 if __name__ == "__main__":
