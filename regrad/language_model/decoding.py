@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -43,14 +43,14 @@ def generate(lm: LanguageModel, requests: Sequence[GenerationRequest]) -> list[G
     prompts = [lm.bos + lm.encode(request.prompt) for request in requests]
     for prompt, request in zip(prompts, requests, strict=True):
         _check_length(lm, len(prompt), request.max_new_tokens)
-    ids, mask = _left_pad(prompts, lm.pad_id)
+    ids, mask = left_pad(prompts, lm.pad_id)
     updates = _stack_updates(lm, requests)
     with lm.lora.applied(updates) if updates is not None else nullcontext():
         output = lm.model.generate(  # type: ignore[operator]
             ids.to(lm.device),
             attention_mask=mask.to(lm.device),
             generation_config=_greedy(lm, max(request.max_new_tokens for request in requests)),
-            stopping_criteria=StoppingCriteriaList([_StopAtText(lm, ids.shape[1])]),
+            stopping_criteria=StoppingCriteriaList([StopWhen(lm, ids.shape[1], _has_stop(lm))]),
         )
     rows = output[:, ids.shape[1] :].tolist()
     texts = [_answer(lm, row[: request.max_new_tokens]) for row, request in zip(rows, requests, strict=True)]
@@ -66,16 +66,20 @@ def _greedy(lm: LanguageModel, max_new_tokens: int) -> GenerationConfig:
     )
 
 
-class _StopAtText(StoppingCriteria):
-    """A row is done when its answer holds the stop string (transformers' own re-reads the vocabulary each call)."""
+class StopWhen(StoppingCriteria):
+    """A row is done when its text so far satisfies `done` (transformers' own re-reads the vocabulary each call)."""
 
-    def __init__(self, lm: LanguageModel, prompt_length: int) -> None:
-        self._lm, self._start = lm, prompt_length
+    def __init__(self, lm: LanguageModel, prompt_length: int, done: Callable[[str], bool]) -> None:
+        self._lm, self._start, self._done = lm, prompt_length, done
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Which rows are done [N]."""
         texts = self._lm.tokenizer.batch_decode(input_ids[:, self._start :], skip_special_tokens=True)
-        done = [self._lm.config.prompts.stop in text.lstrip() for text in texts]
-        return torch.tensor(done, device=input_ids.device)
+        return torch.tensor([self._done(text) for text in texts], device=input_ids.device)
+
+
+def _has_stop(lm: LanguageModel) -> Callable[[str], bool]:
+    return lambda text: lm.config.prompts.stop in text.lstrip()
 
 
 def _answer(lm: LanguageModel, ids: list[int]) -> str:
@@ -94,7 +98,8 @@ def _stack_updates(lm: LanguageModel, requests: Sequence[GenerationRequest]) -> 
     return torch.stack(rows).to(lm.device)
 
 
-def _left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Ids [N, T] that all end with their prompt, and the mask [N, T] of what is not padding."""
     length = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), length), pad_id)
     mask = torch.zeros(len(prompts), length, dtype=torch.long)
