@@ -76,3 +76,7 @@ class ServeError(RegradError):
 
 class TrainingError(RegradError):
     """Meta-training could not start or diverged."""
+
+
+class SynthesisError(RegradError):
+    """No question could be written for a corpus; the text names the most frequent reason."""

@@ -52,11 +52,14 @@ class PromptFormat(Settings):
 
     def prompt(self, question: str, passages: Sequence[Passage] = ()) -> str:
         """The generator's input: the passages in the order given, then the question."""
-        context = "".join(
+        return self.context_text(passages) + self.question.format(question=question)
+
+    def context_text(self, passages: Sequence[Passage]) -> str:
+        """The passages as they stand in a prompt, in the order given."""
+        return "".join(
             self.context.format(index=index, passage=self.passage_text(passage))
             for index, passage in enumerate(passages, start=1)
         )
-        return context + self.question.format(question=question)
 
     def answer_text(self, answer: str) -> str:
         """What training appends to a prompt."""
