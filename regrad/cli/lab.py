@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from regrad.cli.options import settings_options
-from regrad.config import LabConfig, LabPretrainConfig
+from regrad.config import LabConfig, LabPretrainConfig, LabWriterConfig
 from regrad.settings import load_settings
 
 
@@ -35,3 +35,13 @@ def pretrain(config: Path, overrides: tuple[str, ...]) -> None:
     from regrad.lab.pretraining import run
 
     click.echo(run.pretrain(settings))
+
+
+@command.command("writer")
+@settings_options("jobs/lab-writer.yaml")
+def writer(config: Path, overrides: tuple[str, ...]) -> None:
+    """Teach a copy of the base to write questions, for `regrad synth` (half a minute on one core)."""
+    settings = load_settings(LabWriterConfig, config, overrides)
+    from regrad.lab.pretraining import questions
+
+    click.echo(questions.make_writer(settings))

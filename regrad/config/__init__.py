@@ -6,7 +6,7 @@ from pathlib import Path
 
 from regrad.config.bank import BankConfig, BuildConfig, CodecName, IndexConfig, RetrieverConfig
 from regrad.config.cluster import WorkersConfig
-from regrad.config.lab import DemoConfig, LabConfig, LabPretrainConfig
+from regrad.config.lab import DemoConfig, LabConfig, LabPretrainConfig, LabWriterConfig
 from regrad.config.model import ModelConfig, ModelPath, SubspaceConfig
 from regrad.config.serving import BatchConfig, HttpConfig, LimitsConfig, ReplicaConfig, ServeConfig
 from regrad.config.synthesis import SynthesisConfig
@@ -22,6 +22,7 @@ __all__ = [
     "IndexConfig",
     "LabConfig",
     "LabPretrainConfig",
+    "LabWriterConfig",
     "LimitsConfig",
     "MetaTrainConfig",
     "ModelConfig",

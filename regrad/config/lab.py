@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from regrad.config.bank import BuildConfig
+from regrad.config.model import ModelConfig
 from regrad.config.serving import HttpConfig, ServeConfig
 from regrad.config.training import MetaTrainConfig
 from regrad.settings import Location, Settings
@@ -19,6 +20,7 @@ class LabConfig(Settings):
     task_records: int = Field(4000, ge=1)
     people_per_record: int = Field(8, ge=3, le=50)
     three_passage_fraction: float = Field(0.7, ge=0, le=1)
+    documents: int = Field(0, ge=0, description="meta-training people whose documents alone are written, too")
 
 
 class LabPretrainConfig(Settings):
@@ -39,6 +41,17 @@ class LabPretrainConfig(Settings):
     documents: int = 12
     advance_at: float = 0.85
     threads: int = 1
+
+
+class LabWriterConfig(Settings):
+    """`regrad lab writer`: a copy of the base that writes questions."""
+
+    model: ModelConfig
+    output: Location = "runs/lab/writer"
+    seed: int = 0
+    steps: int = Field(200, ge=1)
+    batch_size: int = Field(24, ge=1)
+    lr: float = Field(1e-3, gt=0)
 
 
 class DemoConfig(Settings):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from regrad.config import LabConfig
-from regrad.corpus import encode_passages
+from regrad.corpus import Passage, encode_passages
 from regrad.lab.wording import ATTRIBUTES
 from regrad.lab.world import Namesakes, Person, World, passage, question
 from regrad.storage import Storage
 
 CORPUS, QUESTIONS, TASKS, DEV = "corpus.jsonl", "questions.jsonl", "tasks.jsonl", "dev.jsonl"
+DOCUMENTS = "documents.jsonl"
 _DEV_RECORDS = 12
 _QUESTIONS_PER_PERSON = 5
 _NAMESAKE_FRACTION = 0.7
@@ -31,7 +32,10 @@ class LabQuestion:
 
 
 def write_lab(config: LabConfig) -> Storage:
-    """Write `corpus.jsonl` (held-out people), `questions.jsonl`, `tasks.jsonl` and `dev.jsonl` (meta people)."""
+    """Write `corpus.jsonl` (held-out people), `questions.jsonl`, `tasks.jsonl` and `dev.jsonl` (meta people).
+
+    With `config.documents`, also `documents.jsonl`: so many of the meta people's documents, and no questions.
+    """
     world = World(config.seed)
     storage = Storage(config.output)
     storage.write(CORPUS, encode_passages(held_out_corpus(world)))
@@ -39,13 +43,20 @@ def write_lab(config: LabConfig) -> Storage:
     training, dev = world.meta[:-100], world.meta[-100:]
     storage.write(TASKS, _jsonl(tasks(training, config, config.task_records, seed=11)))
     storage.write(DEV, _jsonl(tasks(dev, config, _DEV_RECORDS, seed=12)))
+    if config.documents:
+        storage.write(DOCUMENTS, encode_passages(documents(training[: config.documents])))
     return storage
 
 
-def held_out_corpus(world: World, seed: int = 21) -> list[Any]:
+def held_out_corpus(world: World, seed: int = 21) -> list[Passage]:
     """One passage for each held-out person."""
+    return documents(world.held_out, seed)
+
+
+def documents(people: Sequence[Person], seed: int = 22) -> list[Passage]:
+    """One passage for each person."""
     rng = random.Random(seed)
-    return [passage(person, rng) for person in world.held_out]
+    return [passage(person, rng) for person in people]
 
 
 def held_out_questions(world: World, count: int, seed: int = 77) -> list[LabQuestion]:
