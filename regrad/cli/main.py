@@ -13,7 +13,8 @@ import click
 from regrad.errors import RegradError
 
 _VERBS = {
-    "lab": "Write the lab world's files, or pre-train its base model.",
+    "lab": "Write the lab world's files, or train its models.",
+    "synth": "Write questions for your own passages: corpus -> tasks (Ray Data).",
     "train": "Meta-train: tasks -> MetaInit (Ray Train, DeepSpeed).",
     "index": "Index a corpus for BM25 retrieval (Lucene).",
     "build": "Fill a Gradient Bank: corpus -> atoms (Ray Data).",

@@ -1,0 +1,21 @@
+"""`regrad synth`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from regrad.cli.options import settings_options
+from regrad.config import SynthesisConfig
+from regrad.settings import load_settings
+
+
+@click.command("synth")
+@settings_options("jobs/synth-lab.yaml")
+def command(config: Path, overrides: tuple[str, ...]) -> None:
+    """Write questions and answers for a corpus that has none, as tasks for `regrad train`."""
+    settings = load_settings(SynthesisConfig, config, overrides)
+    from ray_jobs import synthesize
+
+    click.echo(synthesize.run(settings))
