@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -21,9 +22,10 @@ from ray_jobs.cluster import cluster, device, require_workers, run_task
 from ray_jobs.entry import main
 from ray_jobs.lines import actor_pool, blocks_of_lines, check_corpus
 from ray_jobs.progress import progress_channel
+from regrad import errors
 from regrad.config import SynthesisConfig
 from regrad.corpus import Passage
-from regrad.errors import SynthesisError
+from regrad.errors import RegradError, SynthesisError
 from regrad.language_model.loading import load_language_model
 from regrad.meta.synthesis.tasks import Hits, report, settle, tasks
 from regrad.meta.synthesis.writer import Draft, PairWriter, decode_drafts, encode_drafts, read_line
@@ -38,21 +40,33 @@ class PartWriter:
     """An actor: a block of lines in, one part written unless it is there, its name and counts out."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        config = SynthesisConfig.model_validate(settings)
-        self._parts = Storage(parts_uri(config))
-        self._writer = PairWriter(load_language_model(config.model, device()), config)
-        self._key = self._writer.key
+        self._config = SynthesisConfig.model_validate(settings)
+        self._parts = Storage(parts_uri(self._config))
+
+    @cached_property
+    def _writer(self) -> PairWriter:
+        return PairWriter(load_language_model(self._config.model, device()), self._config)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One row: the part's name, its passages, and the pairs that hold so far."""
-        lines = [bytes(line) for line in batch["line"]]
-        name = sha256(b"\n".join([self._key.encode(), *lines])).hexdigest() + ".jsonl"
+        """One row: the part's name, its passages, and the pairs that hold so far; or an error of ours, by name.
+
+        Ray Data hands on that an actor failed, but not with what: so an error is a value.
+        """
+        row = {"name": "", "passages": 0, "pairs": 0, "made": False, "error": "", "message": ""}
+        try:
+            row |= self._part([bytes(line) for line in batch["line"]])
+        except RegradError as error:
+            row |= {"error": type(error).__name__, "message": str(error)}
+        return {key: np.array([value]) for key, value in row.items()}
+
+    def _part(self, lines: list[bytes]) -> dict[str, Any]:
+        name = sha256(b"\n".join([self._writer.key.encode(), *lines])).hexdigest() + ".jsonl"
         made = not self._parts.exists(name)
         if made:
             self._parts.write(name, encode_drafts(self._drafts(lines)))
         drafts = decode_drafts(self._parts.read(name))
-        counts = {"passages": len(drafts), "pairs": sum(len(draft.pairs) for draft in drafts), "made": made}
-        return {"name": np.array([name]), **{key: np.array([value]) for key, value in counts.items()}}
+        pairs = sum(len(draft.pairs) for draft in drafts)
+        return {"name": name, "passages": len(drafts), "pairs": pairs, "made": made}
 
     def _drafts(self, lines: list[bytes]) -> list[Draft]:
         read = [read_line(line) for line in lines]
@@ -99,6 +113,8 @@ def _write_parts(config: SynthesisConfig, progress: Any) -> list[str]:
 def _collect(results: Any, progress: Any) -> Iterator[str]:
     started, passages, pairs, made = time.monotonic(), 0, 0, 0
     for row in results.iter_rows():
+        if row["error"]:
+            raise getattr(errors, str(row["error"]))(str(row["message"]))
         passages, pairs = passages + int(row["passages"]), pairs + int(row["pairs"])
         made += int(row["passages"]) if row["made"] else 0
         rate = made / (time.monotonic() - started)

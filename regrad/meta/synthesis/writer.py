@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -76,7 +77,7 @@ class PairWriter:
         self._lm, self._config = lm, config
         self._parser = PairParser(lm.config.prompts)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """SHA-256 (hex) of what drafts depend on beside the passages: the weights, the prompts, the settings."""
         model = self._lm.config.model_dump(mode="json", include={"dtype", "attention", "prompts"})
