@@ -12,8 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from regrad.config import ModelConfig, SubspaceConfig, builtin_config
+from regrad.config import LabWriterConfig, ModelConfig, SubspaceConfig, builtin_config
 from regrad.corpus import Passage
+from regrad.lab.pretraining.questions import make_writer
 from regrad.lab.prompts import LAB_PROMPTS
 from regrad.lab.world import Split, World, passage
 from regrad.language_model.loading import LanguageModel, load_language_model
@@ -94,3 +95,12 @@ def meta_init(tiny: LanguageModel) -> MetaInit:
     generator = torch.Generator().manual_seed(1)
     phi0 = torch.randn(size, generator=generator) * 0.1
     return MetaInit(tiny.config, tiny.identity(), tiny.subspace, phi0, torch.rand(tensors, generator=generator) + 0.5)
+
+
+@pytest.fixture(scope="session")
+def writer_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The lab's base after a few steps of learning to write questions: it writes right ones and wrong ones."""
+    path = str(tmp_path_factory.mktemp("writer") / "writer")
+    settings = [f"output={path}", "steps=60", "batch_size=6", "lr=2e-3"]
+    make_writer(load_settings(LabWriterConfig, builtin_config("jobs/lab-writer.yaml"), settings))
+    return path
