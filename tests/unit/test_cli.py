@@ -21,7 +21,7 @@ def regrad(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
 def test_help_lists_the_verbs(tmp_path: Path) -> None:
     result = regrad("--help", cwd=tmp_path)
     assert result.returncode == 0
-    for verb in ("lab", "train", "index", "build", "serve", "ask", "demo"):
+    for verb in ("lab", "synth", "train", "index", "build", "serve", "ask", "demo"):
         assert f"\n  {verb} " in result.stdout
 
 
@@ -31,6 +31,7 @@ def test_help_lists_the_verbs(tmp_path: Path) -> None:
         (["build", "--set", "bank.codek=bf16"], "did you mean 'bank.codec'?"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["train", "--set", "tasks=none.jsonl"], "none.jsonl does not exist"),
+        (["synth", "--set", "corpus=none.jsonl"], "none.jsonl does not exist"),
         (["build"], "there is no MetaInit at"),
         (["index", "--set", "corpus=none.jsonl"], "none.jsonl does not exist"),
         (["serve"], "there is no MetaInit at"),

@@ -38,6 +38,12 @@ def test_held_out_people_occur_in_no_training_file(world: World, tmp_path: Path)
     assert not train & dev
 
 
+def test_documents_without_questions_are_of_the_people_of_the_tasks(world: World, tmp_path: Path) -> None:
+    write_lab(LabConfig(output=str(tmp_path), task_records=5, documents=30))
+    written = [passage.id for passage in read_passages(str(tmp_path / "documents.jsonl"))]
+    assert written == [person.passage_id for person in world.meta[:30]]
+
+
 def test_every_passage_states_all_five_facts(world: World) -> None:
     for person, passage in zip(world.held_out, held_out_corpus(world), strict=True):
         assert passage.title == person.name

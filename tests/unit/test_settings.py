@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from regrad.config import BuildConfig, DemoConfig, IndexConfig, MetaTrainConfig, ModelConfig, builtin_config
+from regrad.config import (
+    BuildConfig,
+    DemoConfig,
+    IndexConfig,
+    LabWriterConfig,
+    MetaTrainConfig,
+    ModelConfig,
+    SynthesisConfig,
+    builtin_config,
+)
 from regrad.errors import ConfigError
 from regrad.settings import load_settings
 
@@ -76,6 +85,9 @@ def test_every_model_file_is_valid(name: str) -> None:
 
 def test_every_job_file_is_valid() -> None:
     assert load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml")).model.subspace.layers == (1, 2, 3)
+    synthesis = load_settings(SynthesisConfig, builtin_config("jobs/synth-lab.yaml"))
+    lab = load_settings(LabWriterConfig, builtin_config("jobs/lab-writer.yaml")).model
+    assert synthesis.model.prompts == lab.prompts
     demo = load_settings(DemoConfig, builtin_config("jobs/demo.yaml"))
     assert demo.train.optimizer.steps == 850
     assert demo.build.bank.codec == "float32"
