@@ -17,6 +17,7 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
+import torch
 
 from ray_jobs.cluster import cluster, device, require_workers, run_task
 from ray_jobs.entry import main
@@ -57,6 +58,10 @@ class PartWriter:
             row |= self._part([bytes(line) for line in batch["line"]])
         except RegradError as error:
             row |= {"error": type(error).__name__, "message": str(error)}
+        except torch.OutOfMemoryError:
+            rows = f"{self._config.batch_passages} passages with {self._config.candidates} candidates each"
+            problem = f"the GPU's memory is too small for {rows} at once; lower batch_passages"
+            row |= {"error": "SynthesisError", "message": problem}
         return {key: np.array([value]) for key, value in row.items()}
 
     def _part(self, lines: list[bytes]) -> dict[str, Any]:

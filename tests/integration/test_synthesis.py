@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from ray_jobs import index_corpus, synthesize
 from ray_jobs.cluster import cluster
@@ -113,6 +115,23 @@ def test_what_cannot_be_done_is_one_sentence(corpus: str, tmp_path: Path) -> Non
     with pytest.raises(RetrievalError, match="there is no index at"):
         synthesize.run(settings(*overrides("m", corpus, output), f"index={tmp_path}"))
     assert not Path(output).exists()
+
+
+def test_too_little_memory_says_what_to_lower(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(synthesize, "load_language_model", fail)
+    config = settings(*overrides("m", corpus, str(tmp_path / "out")))
+    row = synthesize.PartWriter(config.model_dump(mode="json"))({"line": np.array([b"{}"])})
+    assert row["error"] == ["SynthesisError"]
+    assert "too small for 16 passages with 10 candidates each at once; lower batch_passages" in row["message"][0]
+
+
+def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(SynthesisError, match="no question was kept of 0 for 0 passages"):
+        synthesize.run(settings(*overrides("m", str(tmp_path / "empty.jsonl"), str(tmp_path / "out"))))
 
 
 def test_a_model_that_writes_no_questions_is_an_error_that_shows_what_it_wrote(corpus: str, tmp_path: Path) -> None:

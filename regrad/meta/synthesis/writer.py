@@ -68,9 +68,10 @@ class Draft:
 
 
 class PairWriter:
-    """Writes and judges with one model. A passage's draft depends on model, settings and passage, not on its batch.
+    """Writes and judges with one model.
 
-    (As far as sampling promises it: see `regrad.language_model.sampling`.)
+    A passage's draft depends on the model, the settings and the passage, and on the passages beside it only where the
+    rounding of their batch tips a draw or an answer (`regrad.language_model.sampling` says how rarely).
     """
 
     def __init__(self, lm: LanguageModel, config: SynthesisConfig) -> None:
