@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,52 @@ from regrad.language_model.loading import LanguageModel
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Right-padded ids [N, T] and which of them are predicted [N, T] (the first `start` tokens of a row are not)."""
+    """Right-padded ids [N, T] and which of them are predicted [N, T] (the first `start` tokens of a row are not).
+
+    `entered` [N, T - 1, D], if it is there, is what the first adapted block reads (see `share_lower_blocks`).
+    """
 
     ids: Tensor
     predicted: Tensor
+    entered: Tensor | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each row, without padding [N]."""
+        positions = torch.arange(1, self.ids.shape[1] + 1, device=self.ids.device)
+        return (self.predicted * positions).amax(1)
+
+    def take(self, rows: Tensor) -> TokenBatch:
+        """Some of the rows, cut to the longest of them."""
+        length = int(self.lengths[rows].max())
+        entered = None if self.entered is None else self.entered[rows, : length - 1]
+        return TokenBatch(self.ids[rows, :length], self.predicted[rows, :length], entered)
+
+
+def row_chunks(batch: TokenBatch, tokens: int) -> list[Tensor]:
+    """Row numbers in groups of similar length, of at most `tokens` padded tokens (or one row)."""
+    lengths = batch.lengths.tolist()
+    groups: list[list[int]] = [[]]
+    longest = 0
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        longest = max(longest, lengths[row])
+        if groups[-1] and longest * (len(groups[-1]) + 1) > tokens:
+            groups.append([])
+            longest = lengths[row]
+        groups[-1].append(row)
+    return [torch.tensor(group, device=batch.ids.device) for group in groups if group]
+
+
+def share_lower_blocks(lm: LanguageModel, batch: TokenBatch, tokens: int) -> TokenBatch:
+    """The batch with the output of the frozen lower blocks, computed once, without a graph, in chunks of `tokens`."""
+    parts = []
+    size = max(1, tokens // batch.ids.shape[1])
+    for start in range(0, batch.ids.shape[0], size):
+        entered = lm.blocks.enter(batch.ids[start : start + size, :-1])
+        if entered is None:
+            return batch
+        parts.append(entered)
+    return replace(batch, entered=torch.cat(parts))
 
 
 def pad_batch(
@@ -38,7 +80,7 @@ def sequence_losses(lm: LanguageModel, batch: TokenBatch, reduction: str = "mean
 
     Runs with whatever update is applied to `lm` and is differentiable with respect to it.
     """
-    hidden_NTD = lm.hidden(batch.ids[:, :-1])
+    hidden_NTD = lm.hidden(batch.ids[:, :-1], batch.entered)
     mask_NT = batch.predicted[:, 1:]
     token_losses = F.cross_entropy(lm.logits(hidden_NTD[mask_NT]), batch.ids[:, 1:][mask_NT], reduction="none")
     rows = mask_NT.nonzero()[:, 0]

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from regrad.config import ModelConfig
 from regrad.errors import ModelError
+from regrad.language_model.blocks import Blocks
 from regrad.language_model.lora import BatchedLora
 from regrad.language_model.subspace import Subspace, find_subspace
 from regrad.storage import local_directory
@@ -32,6 +34,7 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     lora: BatchedLora
     config: ModelConfig
+    blocks: Blocks
 
     @property
     def subspace(self) -> Subspace:
@@ -43,15 +46,27 @@ class LanguageModel:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
-    def hidden(self, ids_NT: Tensor) -> Tensor:
-        """Final hidden states [N, T, D] of right-padded token ids (no position attends to what follows it)."""
-        output = self.model.base_model(input_ids=ids_NT, use_cache=False)  # type: ignore[operator]
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The precision of a forward pass now: the weights' own, or that of an autocast block around the call."""
+        kind = self.device.type
+        if torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+        return next(self.model.parameters()).dtype
+
+    def hidden(self, ids_NT: Tensor, entered_NTD: Tensor | None = None) -> Tensor:
+        """Final hidden states [N, T, D] of right-padded token ids (no position attends to what follows it).
+
+        With `entered_NTD`, what `blocks.enter` gave for these ids, the frozen lower blocks are not run again.
+        """
+        with self.blocks.skipped(entered_NTD):
+            output = self.model.base_model(input_ids=ids_NT, use_cache=False)  # type: ignore[operator]
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits [..., V] of hidden states [..., D], in float32 at least."""
+        """Vocabulary logits [..., V] of hidden states [..., D], scaled as the model does, in float32 at least."""
         scores: Tensor = self.model.get_output_embeddings()(hidden)  # type: ignore[operator]
-        return scores if scores.dtype == torch.float64 else scores.float()
+        return scaled_logits(self.model.config, scores if scores.dtype == torch.float64 else scores.float())
 
     def identity(self) -> str:
         """SHA-256 (hex) of every weight's name, shape and bytes as they are in memory now."""
@@ -98,7 +113,32 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
     model.generation_config = GenerationConfig()  # greedy means greedy, whatever the model's own file suggests
     model.requires_grad_(False).eval().to(device)
     resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
-    return LanguageModel(model, tokenizer, BatchedLora(model, find_subspace(model, config.subspace)), resolved)
+    subspace = find_subspace(model, config.subspace)
+    lm = LanguageModel(model, tokenizer, BatchedLora(model, subspace), resolved, Blocks(model, subspace))
+    _check_head(lm)
+    return lm
+
+
+def scaled_logits(config: Any, scores: Tensor) -> Tensor:
+    """What some models do after their output embedding: divide (Granite), multiply (Cohere), soft-cap (Gemma)."""
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        scores = scores / divisor
+    if (factor := getattr(config, "logit_scale", None)) is not None:
+        scores = scores * factor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        scores = cap * torch.tanh(scores / cap)
+    return scores
+
+
+@torch.no_grad()
+def _check_head(lm: LanguageModel) -> None:
+    """Raise `ModelError` if our logits are not the model's own: its atoms would be wrong."""
+    ids = torch.tensor([[0, 1, 2]], device=lm.device)
+    own = lm.model(input_ids=ids, use_cache=False).logits
+    ours = lm.logits(lm.hidden(ids))
+    if not torch.allclose(own.float(), ours.float(), rtol=2e-2, atol=2e-2):
+        kind = type(lm.model).__name__
+        raise ModelError(f"{kind} makes its logits in a way that regrad does not know; its gradients would be wrong")
 
 
 def resolve_path(path: str) -> str:

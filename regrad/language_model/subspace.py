@@ -70,7 +70,9 @@ class Subspace:
         return torch.cat([tensors[name].flatten(-2) for name in self.shapes], dim=-1)
 
     def per_tensor(self, values: Tensor) -> Tensor:
-        """One number a tensor [n_tensors] -> [P], each repeated over its tensor (step-size mode `tie`)."""
+        """Step sizes as [P]: one a tensor [n_tensors] is repeated over its tensor; [P] stays as it is."""
+        if values.shape[-1] == self.size:
+            return values
         lengths = torch.tensor(self.lengths, device=values.device)
         return values.repeat_interleave(lengths, output_size=self.size)
 
@@ -92,6 +94,14 @@ class Subspace:
         """The inverse of `to_json`."""
         modules = tuple((str(name), int(inputs), int(outputs)) for name, inputs, outputs in data["modules"])
         return Subspace(modules, int(data["rank"]), float(data["scaling"]))
+
+
+def block_of(module: str) -> tuple[str, int]:
+    """The path of the list of blocks that a projection is in, and the number of its block."""
+    match = re.match(r"^((?:.*\.)?layers)\.(\d+)\.", module)
+    if match is None:
+        raise ModelError(f"{module} is in no numbered block")
+    return match[1], int(match[2])
 
 
 def find_subspace(model: nn.Module, config: SubspaceConfig) -> Subspace:
