@@ -56,8 +56,10 @@ def parse_settings(kind: type[S], data: Mapping[str, Any], where: str) -> S:
         raise ConfigError(f"{where}: {problems}") from error
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A YAML mapping with its included files resolved; raises `ConfigError` for anything else."""
+    if path.resolve() in including:
+        raise ConfigError(f"{path} includes itself")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -70,14 +72,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a mapping of settings is expected, found {type(data).__name__}")
-    return {str(key): _include(value, path) for key, value in data.items()}
+    chain = (*including, path.resolve())
+    return {str(key): _include(value, path, chain) for key, value in data.items()}
 
 
-def _include(value: Any, path: Path) -> Any:
+def _include(value: Any, path: Path, chain: tuple[Path, ...]) -> Any:
     if isinstance(value, str) and value.endswith(".yaml"):
-        return read_yaml(path.parent / value)
+        return read_yaml(path.parent / value, chain)
     if isinstance(value, dict):
-        return {str(key): _include(inner, path) for key, inner in value.items()}
+        return {str(key): _include(inner, path, chain) for key, inner in value.items()}
     return value
 
 

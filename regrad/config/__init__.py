@@ -10,16 +10,30 @@ from regrad.config.lab import DemoConfig, LabConfig, LabPretrainConfig, LabWrite
 from regrad.config.model import ModelConfig, ModelPath, SubspaceConfig
 from regrad.config.serving import BatchConfig, HttpConfig, LimitsConfig, ReplicaConfig, ServeConfig
 from regrad.config.synthesis import SynthesisConfig
-from regrad.config.training import MetaTrainConfig, OptimizerConfig
+from regrad.config.training import (
+    CheckpointConfig,
+    DevConfig,
+    InnerConfig,
+    MetaTrainConfig,
+    OptimizerConfig,
+    ShapeConfig,
+    StrategyConfig,
+    StrategyName,
+    TaskSource,
+    WatchConfig,
+)
 
 __all__ = [
     "BankConfig",
     "BatchConfig",
     "BuildConfig",
+    "CheckpointConfig",
     "CodecName",
     "DemoConfig",
+    "DevConfig",
     "HttpConfig",
     "IndexConfig",
+    "InnerConfig",
     "LabConfig",
     "LabPretrainConfig",
     "LabWriterConfig",
@@ -31,8 +45,13 @@ __all__ = [
     "ReplicaConfig",
     "RetrieverConfig",
     "ServeConfig",
+    "ShapeConfig",
+    "StrategyConfig",
+    "StrategyName",
     "SubspaceConfig",
     "SynthesisConfig",
+    "TaskSource",
+    "WatchConfig",
     "WorkersConfig",
     "builtin_config",
 ]

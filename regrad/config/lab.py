@@ -19,7 +19,7 @@ class LabConfig(Settings):
     questions: int = Field(200, ge=1)
     task_records: int = Field(4000, ge=1)
     people_per_record: int = Field(8, ge=3, le=50)
-    three_passage_fraction: float = Field(0.7, ge=0, le=1)
+    three_passage_fraction: float = Field(1.0, ge=0, le=1)
     documents: int = Field(0, ge=0, description="meta-training people whose documents alone are written, too")
 
 

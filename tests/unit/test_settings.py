@@ -89,5 +89,12 @@ def test_every_job_file_is_valid() -> None:
     lab = load_settings(LabWriterConfig, builtin_config("jobs/lab-writer.yaml")).model
     assert synthesis.model.prompts == lab.prompts
     demo = load_settings(DemoConfig, builtin_config("jobs/demo.yaml"))
-    assert demo.train.optimizer.steps == 850
+    assert demo.train.optimizer.steps == 1000
     assert demo.build.bank.codec == "float32"
+
+
+def test_files_that_include_each_other_are_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("train: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("model: a.yaml\n")
+    with pytest.raises(ConfigError, match=r"a.yaml includes itself"):
+        load_settings(DemoConfig, tmp_path / "a.yaml")
