@@ -22,7 +22,7 @@ from regrad.corpus import encode_passages, read_records
 from regrad.errors import CorpusError, ModelError, RetrievalError, SynthesisError
 from regrad.lab.files import documents
 from regrad.lab.world import World
-from regrad.meta.tasks import read_tasks
+from regrad.meta.task_files import read_tasks
 from regrad.settings import load_settings
 from regrad.storage import Storage
 from tests.integration.conftest import environment

@@ -11,7 +11,7 @@ from regrad.lab.pretraining.run import measure
 from regrad.lab.tokenizer import check_single_tokens
 from regrad.lab.world import World
 from regrad.language_model.loading import LanguageModel, resolve_path
-from regrad.meta.tasks import read_tasks
+from regrad.meta.task_files import read_tasks
 
 
 def test_the_same_seed_is_the_same_world(world: World) -> None:

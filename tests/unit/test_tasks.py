@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from regrad.errors import CorpusError
-from regrad.meta.tasks import TaskOrder, read_tasks
+from regrad.config import ModelConfig, ShapeConfig
+from regrad.errors import CorpusError, TrainingError
+from regrad.lab.prompts import LAB_PROMPTS
+from regrad.meta.batch import collate
+from regrad.meta.check import Lengths
+from regrad.meta.order import DrawOrder, share_of
+from regrad.meta.task_files import check_dev_tasks, duplicates, read_tasks, scan_file, task_files
+from regrad.meta.tasks import MetaTask
 
 PASSAGE = {"id": "a", "title": "t", "text": "x"}
 
@@ -27,7 +36,9 @@ def test_context_defaults_to_all_passages(tmp_path: Path) -> None:
     ("record", "message"),
     [
         ([], "needs non-empty 'passages'"),
-        ({"passages": [PASSAGE], "questions": []}, "needs non-empty"),
+        ({"passages": [PASSAGE], "questions": []}, "needs non-empty 'questions'"),
+        ({"passages": [PASSAGE], "questions": [{"question": "q", "answer": ""}]}, "must be non-empty strings"),
+        ({"id": 3, "passages": [PASSAGE], "questions": [{"question": "q", "answer": "a"}]}, "'id' must be a string"),
         ({"passages": [{"id": "a"}], "questions": [{}]}, "field 'text'"),
         ({"passages": [PASSAGE], "questions": [{"question": "q"}]}, "must be non-empty strings"),
         ({"passages": [PASSAGE], "questions": [{"question": "q", "answer": "a", "context": [1]}]}, "from 0 to 0"),
@@ -52,20 +63,106 @@ def test_no_file_and_no_json(tmp_path: Path) -> None:
         read_tasks(str(empty))
 
 
+def test_a_task_survives_the_way_to_json_and_back() -> None:
+    questions = [{"question": "q", "answer": "a", "context": [1, 0, 1]}]
+    task = MetaTask.from_record({"id": "x", "passages": [PASSAGE, {**PASSAGE, "id": "b"}], "questions": questions})
+    assert task.questions[0].context == (1, 0)
+    assert MetaTask.from_record(json.loads(json.dumps(task.to_record()))) == task
+
+
+def test_parquet_jsonl_and_gzip_in_one_directory_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    def records(start: int) -> list[dict[str, Any]]:
+        asked = {"question": "q", "answer": "a", "context": [0]}
+        return [{"id": f"t{i}", "passages": [PASSAGE], "questions": [asked]} for i in range(start, start + 2)]
+
+    lines = "".join(json.dumps(record) + "\n" for record in records(2))
+    pq.write_table(pa.Table.from_pylist(records(0)), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text(lines)
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(lines.replace("t2", "t4").replace("t3", "t5").encode()))
+    (tmp_path / "notes.txt").write_text("not tasks")
+    assert [task.id for task in read_tasks(str(tmp_path))] == [f"t{i}" for i in range(6)]
+    (tmp_path / "d.parquet").write_bytes(b"garbage")
+    with pytest.raises(CorpusError, match="d.parquet"):
+        read_tasks(str(tmp_path))
+
+
+def test_a_directory_without_tasks_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="holds no task files"):
+        task_files(str(tmp_path))
+
+
+def test_bad_records_come_with_file_and_line_and_stop_nothing(tmp_path: Path, tiny_path: Path) -> None:
+    good = {"passages": [PASSAGE], "questions": [{"question": "q", "answer": "a"}]}
+    long = {**good, "passages": [{**PASSAGE, "text": "x " * 300}]}
+    wordy = {**good, "questions": [{"question": "q " * 300, "answer": "a"}]}
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in (good, {"passages": [PASSAGE]}, long, wordy)) + "{\n")
+    lengths = Lengths.of(ModelConfig(path=str(tiny_path), prompts=LAB_PROMPTS))
+    found = list(scan_file(str(path), lengths, ShapeConfig(max_passage_tokens=100, max_tokens=200)))
+    assert [item.problem.removeprefix(str(path)) for item in found[:2]] == [
+        "",
+        " line 2: a task needs non-empty 'questions'",
+    ]
+    assert "line 3 passage 0: " in found[2].problem and "more than 100" in found[2].problem
+    assert "line 4 question 0: " in found[3].problem and "more than 200" in found[3].problem
+    assert found[4].problem.endswith("line 5 is not JSON")
+    assert found[0].task is not None and found[0].task.id == f"{path} line 1"
+
+
+def test_a_dev_task_whose_answer_would_not_fit_is_refused_before_training(tmp_path: Path, tiny: Any) -> None:
+    """The tiny model's context is 256."""
+    questions = [{"question": "q " * 116, "answer": "a"}]
+    path = write(tmp_path, {"id": "long", "passages": [PASSAGE], "questions": questions})
+    lengths = Lengths.of(tiny.config)
+    check_dev_tasks(path, lengths, ShapeConfig(), 5)
+    with pytest.raises(CorpusError, match="task long question 0: the prompt has .* the model's context is 256"):
+        check_dev_tasks(path, lengths, ShapeConfig(), 20)
+
+
+def test_lengths_count_what_training_sees(tiny: Any, tiny_path: Path) -> None:
+    """With passages in the prompt, too."""
+    task = MetaTask.from_record(
+        {"passages": [PASSAGE, {**PASSAGE, "id": "b"}], "questions": [{"question": "q", "answer": "a"}]}
+    )
+    lengths = Lengths.of(tiny.config)
+    for shape in (ShapeConfig(), ShapeConfig(in_prompt=True)):
+        batch = collate(tiny, [task], shape)
+        assert int(batch.questions.lengths[0]) == lengths.question(task, task.questions[0], shape)
+        assert int(batch.passages.lengths[0]) == lengths.passage(task.passages[0])
+
+
+def test_a_repeated_id_names_both_places() -> None:
+    assert duplicates([("f line 1", "a"), ("f line 2", "b"), ("g line 1", "a")]) == {
+        "g line 1": "g line 1: task id 'a' is also at f line 1"
+    }
+
+
 def test_workers_share_each_global_batch_whatever_their_number() -> None:
-    order = TaskOrder(tasks=10, batch_size=4, seed=3)
-    for step in range(7):
-        alone = order.step(step)
-        shared = [order.step(step, rank, 2) for rank in range(2)]
-        assert sorted(shared[0] + shared[1]) == sorted(alone)
-        assert len(shared[0]) == len(shared[1]) == 2
+    batch = list(range(8))
+    for workers in (1, 2, 4):
+        shares = [share_of(batch, rank, workers) for rank in range(workers)]
+        assert sorted(number for share in shares for number in share) == batch
+        assert {len(share) for share in shares} == {8 // workers}
 
 
 def test_every_epoch_sees_every_task_once_in_a_new_order() -> None:
-    order = TaskOrder(tasks=6, batch_size=3, seed=0)
-    first = order.step(0) + order.step(1)
-    second = order.step(2) + order.step(3)
-    assert sorted(first) == sorted(second) == list(range(6))
-    assert first != second
-    assert TaskOrder(6, 3, seed=0).step(2) == order.step(2)
-    assert [TaskOrder(6, 3, seed=s).step(0) for s in range(4)] != [first[:3]] * 4
+    draws = [number for _, number in DrawOrder([6], seed=0).draws(12)]
+    assert sorted(draws[:6]) == sorted(draws[6:]) == list(range(6))
+    assert draws[:6] != draws[6:]
+    assert [number for _, number in DrawOrder([6], seed=0).draws(9)] == draws[:9]
+    assert [number for _, number in DrawOrder([6], seed=1).draws(12)] != draws
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"), [((None, None), (30, 10)), ((1.0, 1.0), (20, 20)), ((3.0, 2.0), (24, 16))]
+)
+def test_sources_are_mixed_in_proportion_at_every_moment(weights: Any, shares: tuple[int, int]) -> None:
+    drawn = [source for source, _ in DrawOrder([30, 10], weights).draws(40)]
+    assert (drawn.count(0), drawn.count(1)) == shares
+    for position in range(1, 41):
+        assert abs(drawn[:position].count(0) - shares[0] / 40 * position) <= 1
+
+
+def test_a_source_without_tasks_is_a_clear_error() -> None:
+    with pytest.raises(TrainingError, match="at least one task"):
+        DrawOrder([3, 0])
