@@ -10,6 +10,7 @@ from torch import Tensor
 
 from regrad.atoms.gradients import encode_passage, passage_batch, passage_gradients
 from regrad.corpus import Passage
+from regrad.errors import MetaInitError
 from regrad.language_model.loading import LanguageModel
 from regrad.meta_init import MetaInit
 
@@ -30,6 +31,11 @@ class AtomExtractor:
         self, lm: LanguageModel, meta_init: MetaInit, batch_tokens: int = 2048, max_passage_tokens: int = 2048
     ) -> None:
         meta_init.check_base(lm)
+        if meta_init.inner_steps > 1:
+            raise MetaInitError(
+                f"the MetaInit was learned for {meta_init.inner_steps} inner steps; an atom is a gradient at phi0 and "
+                "serves one: train with inner.steps 1"
+            )
         self._lm, self._reduction = lm, meta_init.inner_reduction
         self._phi0 = meta_init.phi0.to(lm.device)
         self._batch_tokens = batch_tokens
@@ -69,6 +75,8 @@ class AtomExtractor:
     def _problem(self, passage: Passage, ids: Sequence[int]) -> str:
         if not passage.text.strip():
             return "empty text"
+        if len(ids) < 2:
+            return "nothing to predict in fewer than two tokens"
         if len(ids) > self._max_tokens:
             return f"{len(ids)} tokens, more than {self._max_tokens}; split the passage"
         return ""

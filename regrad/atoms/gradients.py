@@ -28,16 +28,23 @@ def passage_batch(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> Toke
 
 
 def passage_gradients(
-    lm: LanguageModel, phi_P: Tensor, batch: TokenBatch, reduction: str = "mean", create_graph: bool = False
+    lm: LanguageModel,
+    phi: Tensor,
+    batch: TokenBatch,
+    reduction: str = "mean",
+    create_graph: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Gradients [U, P] of each passage's language-model loss at phi, and the losses [U] (paper, eq. 1 and 2).
 
-    With `create_graph` the result can be differentiated with respect to `phi_P` (second order).
+    `phi` is [P] for all passages, or [U, P], one start for each. With `create_graph` the result can be differentiated
+    with respect to `phi` (second order). With `recompute` the adapted blocks keep no activations.
     """
     with torch.enable_grad():
-        passages = batch.ids.shape[0]
-        phi_UP = phi_P.expand(passages, -1) if create_graph else phi_P.detach().expand(passages, -1).requires_grad_()
-        with lm.lora.applied(phi_UP):
+        start = phi if create_graph else phi.detach()
+        phi_UP = start.expand(batch.ids.shape[0], -1)
+        phi_UP = phi_UP if create_graph else phi_UP.requires_grad_()
+        with lm.lora.applied(phi_UP), lm.blocks.recomputed(recompute):
             losses = sequence_losses(lm, batch, reduction)
-        (gradients,) = torch.autograd.grad(losses.sum(), phi_UP, create_graph=create_graph)
+            (gradients,) = torch.autograd.grad(losses.sum(), phi_UP, create_graph=create_graph)
     return gradients, losses.detach()
