@@ -34,8 +34,9 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class MetaInit:
-    """phi0 [P] and one step size per tensor [n_tensors] (mode `tie`), bound to a base model and a subspace.
+    """phi0 [P] and step sizes, one a tensor [n_tensors] or one a number [P], bound to a base model and a subspace.
 
+    `step_size_mode` says how they were learned, `inner_steps` how many inner steps they were learned for.
     `base_identity` is the base's weights digest; `notes` is whatever the maker records (data, steps, losses).
     """
 
@@ -46,6 +47,8 @@ class MetaInit:
     step_sizes: Tensor
     inner_reduction: str = "mean"
     notes: Mapping[str, Any] = field(default_factory=dict)
+    step_size_mode: str = "tie"
+    inner_steps: int = 1
 
     @property
     def fingerprint(self) -> str:
@@ -56,6 +59,7 @@ class MetaInit:
             "subspace": self.subspace.to_json(),
             "atom_text": [prompts.passage, prompts.atom],
             "inner_reduction": self.inner_reduction,
+            **({"inner_steps": self.inner_steps} if self.inner_steps > 1 else {}),
         }
         digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
         for tensor in (self.phi0, self.step_sizes):
@@ -96,7 +100,8 @@ class MetaInit:
             "fingerprint": self.fingerprint,
             "base_identity": self.base_identity,
             "inner_reduction": self.inner_reduction,
-            "step_size_mode": "tie",
+            "inner_steps": self.inner_steps,
+            "step_size_mode": self.step_size_mode,
             "subspace": self.subspace.to_json(),
             "model": self.model.model_dump(mode="json"),
             "notes": dict(self.notes),
@@ -114,11 +119,20 @@ class MetaInit:
             step_sizes = load_file(folder / _STEP_SIZES)["step_sizes"]
             model = ModelConfig.model_validate(card["model"])
             loaded = MetaInit(
-                model, card["base_identity"], subspace, phi0, step_sizes, card["inner_reduction"], card["notes"]
+                model,
+                card["base_identity"],
+                subspace,
+                phi0,
+                step_sizes,
+                card["inner_reduction"],
+                card["notes"],
+                card["step_size_mode"],
+                card.get("inner_steps", 1),
             )
         except (OSError, KeyError, SafetensorError, ValueError, ModelError, TypeError) as error:
             raise MetaInitError(f"the MetaInit at {uri} is damaged: {type(error).__name__}: {error}") from error
-        if step_sizes.shape != (len(subspace.shapes),) or not bool(torch.isfinite(step_sizes).all()):
+        fits = step_sizes.shape in {(len(subspace.shapes),), (subspace.size,)}
+        if not fits or not bool(torch.isfinite(step_sizes).all()):
             raise MetaInitError(f"the MetaInit at {uri} is damaged: its step sizes do not fit its subspace")
         if loaded.fingerprint != card["fingerprint"]:
             raise MetaInitError(

@@ -1,81 +1,34 @@
-"""The meta-training loop. It knows tasks, the objective and an optimiser engine; not Ray, and not who reports progress.
+"""The meta-training loop. It knows tasks, a strategy and an optimiser engine; not Ray, and not who listens.
 
-The engine is DeepSpeed's on every worker of a job (`regrad.meta.engine`); the loop is the same with one process.
+The same loop runs in one process (a notebook, a test) and on every worker of a job.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import reduce
+from operator import add
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from regrad.atoms.gradients import passage_gradients
-from regrad.config import MetaTrainConfig, OptimizerConfig
+from regrad.config import MetaTrainConfig
+from regrad.corpus import Passage
 from regrad.errors import TrainingError
-from regrad.evaluation.metrics import exact_match
-from regrad.language_model.decoding import GenerationRequest, generate
 from regrad.language_model.loading import LanguageModel
-from regrad.meta.objective import MetaGradient, meta_gradient
-from regrad.meta.tasks import MetaTask, TaskOrder, collate
+from regrad.meta.batch import collate
+from regrad.meta.engines.base import Engine, learning_rate_factor
+from regrad.meta.objective import MetaGradient
+from regrad.meta.order import DrawOrder, share_of
+from regrad.meta.reports import Listener, Meter, Silent, StepReport, peak_memory
+from regrad.meta.scoring import Sums, score
+from regrad.meta.shape import shape_task
+from regrad.meta.state import DevScore, TrainState
+from regrad.meta.strategies import Strategy
+from regrad.meta.strategies.choice import choose
+from regrad.meta.tasks import MetaTask
 from regrad.meta_init import MetaInit
-
-
-class MetaParameters(nn.Module):
-    """What is learned: phi0 [P] and the step sizes relative to their start [n_tensors], both float32."""
-
-    def __init__(self, lm: LanguageModel, initial_step_size: float, seed: int) -> None:
-        super().__init__()
-        self.initial_step_size = initial_step_size
-        self.phi0 = nn.Parameter(lm.subspace.initial(seed).to(lm.device))
-        self.relative_step_sizes = nn.Parameter(torch.ones(len(lm.subspace.shapes), device=lm.device))
-
-    def step_sizes(self) -> Tensor:
-        """alpha [n_tensors]."""
-        return self.relative_step_sizes * self.initial_step_size
-
-    def surrogate(self, gradient: MetaGradient) -> Tensor:
-        """A scalar whose ordinary gradient is the meta-gradient: sum(p * stop_gradient(G_p))."""
-        return (self.phi0 * gradient.phi0).sum() + (self.step_sizes() * gradient.step_sizes).sum()
-
-
-class Engine(Protocol):
-    """What the loop needs of DeepSpeed: average gradients over workers, clip, step the optimiser and its schedule."""
-
-    def backward(self, loss: Tensor) -> Any: ...
-    def step(self) -> Any: ...
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One logged step on one worker."""
-
-    step: int
-    steps: int
-    loss: float
-    inner_loss: float
-    seconds: float
-    passages_per_second: float
-
-
-def learning_rate_factor(config: OptimizerConfig, step: int) -> float:
-    """Linear warm-up, then linear to zero at `config.steps`."""
-    warmup = max(1, math.ceil(config.warmup_fraction * config.steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return max(0.0, (config.steps - step) / max(1, config.steps - warmup))
-
-
-def parameter_groups(parameters: MetaParameters, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """AdamW groups: phi0 at `lr`, the relative step sizes at `step_size_lr`."""
-    return [
-        {"params": [parameters.phi0], "lr": config.lr, "weight_decay": config.weight_decay},
-        {"params": [parameters.relative_step_sizes], "lr": config.step_size_lr or config.lr, "weight_decay": 0.0},
-    ]
 
 
 def check_shares(config: MetaTrainConfig, workers: int) -> None:
@@ -84,85 +37,162 @@ def check_shares(config: MetaTrainConfig, workers: int) -> None:
         raise TrainingError(f"batch_size {config.optimizer.batch_size} cannot be shared by {workers} workers equally")
 
 
-def train(
-    lm: LanguageModel,
-    parameters: MetaParameters,
-    engine: Engine,
-    tasks: Sequence[MetaTask],
-    config: MetaTrainConfig,
-    rank: int = 0,
-    world_size: int = 1,
-    report: Callable[[StepReport], None] = lambda _: None,
-) -> None:
-    """Run all steps, this worker's share of every global batch; raises `TrainingError` if the loss diverges."""
-    settings = config.optimizer
-    check_shares(config, world_size)
-    order = TaskOrder(len(tasks), settings.batch_size, config.seed)
-    started, passages = time.monotonic(), 0
-    for step in range(settings.steps):
-        batch = collate(lm, [tasks[i] for i in order.step(step, rank, world_size)])
-        gradient = meta_gradient(lm, parameters.phi0, parameters.step_sizes(), batch, config.inner_reduction)
-        if not torch.isfinite(gradient.loss):
+def batches(
+    tasks: Sequence[MetaTask], config: MetaTrainConfig, rank: int = 0, world_size: int = 1, pool: Sequence[Passage] = ()
+) -> Iterator[list[MetaTask]]:
+    """This worker's part of every global batch, from tasks in memory (one source)."""
+    size = config.optimizer.batch_size
+    draws = [number for _, number in DrawOrder([len(tasks)], seed=config.seed).draws(config.optimizer.steps * size)]
+    for start in range(0, len(draws), size):
+        positions = share_of(range(start, start + size), rank, world_size)
+        yield [shape_task(tasks[draws[p]], config.shape, pool, config.seed, p) for p in positions]
+
+
+class Trainer:
+    """One worker's side of a run."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        engine: Engine,
+        config: MetaTrainConfig,
+        identity: str,
+        notes: dict[str, Any] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        listener: Listener | None = None,
+    ) -> None:
+        check_shares(config, world_size)
+        self._lm, self._engine, self._config = lm, engine, config
+        self._identity, self._notes = identity, notes or {}
+        self._rank, self._world_size = rank, world_size
+        self._listener: Listener = listener or Silent()
+        self._strategy: Strategy | None = None
+        self._meter = Meter()
+
+    def run(
+        self, steps: Iterable[Sequence[MetaTask]], dev: Sequence[MetaTask] = (), state: TrainState | None = None
+    ) -> TrainState:
+        """Train until the last step; `steps` are this worker's tasks of each step that is still to be done.
+
+        Raises `TrainingError` if too many steps in a row have a non-finite loss or gradient.
+        """
+        state = state or TrainState()
+        for tasks in steps:
+            self._step(tasks, state)
+            last = state.step == self._config.optimizer.steps
+            if last or state.step % self._config.watch.every == 0:
+                self._listener.report(self._report(state))
+            scoring = self._config.scoring.every
+            scored = bool(dev) and (last or (scoring is not None and state.step % scoring == 0))
+            if scored:
+                self._score(dev, state)
+            if last or scored or state.step % self._config.checkpoints.every == 0:
+                self._listener.checkpoint(state, self._engine.state(), self.meta_init(state))
+        if state.step != self._config.optimizer.steps:
+            raise TrainingError(f"the tasks ended at step {state.step} of {self._config.optimizer.steps}")
+        return state
+
+    def meta_init(self, state: TrainState) -> MetaInit:
+        """The parameters as they are now, as a MetaInit."""
+        inner, point = self._config.inner, self._engine.point()
+        notes = {**self._notes, "steps": state.step, "skipped_steps": len(state.skipped)}
+        notes["dev"] = [vars(score) for score in state.dev]
+        notes["losses"] = [round(loss, 6) for loss in state.losses[:: max(1, len(state.losses) // 500)]]
+        return MetaInit(
+            self._lm.config,
+            self._identity,
+            self._lm.subspace,
+            point.phi0.detach().float().cpu().clone(),
+            self._engine.step_sizes(),
+            inner.reduction,
+            notes,
+            step_size_mode=inner.step_size_mode,
+            inner_steps=inner.steps,
+        )
+
+    def _step(self, tasks: Sequence[MetaTask], state: TrainState) -> None:
+        gradient = self._gradient(tasks)
+        finite = all(bool(torch.isfinite(t).all()) for t in (gradient.loss, gradient.phi0, gradient.alpha))
+        values = [float(gradient.loss), float(gradient.inner_loss)] if finite else [0.0, 0.0]
+        bad, loss, inner = self._engine.total([0.0 if finite else 1.0, *values])
+        state.step += 1
+        if bad:
+            self._skip(state)
+            return
+        self._engine.apply(gradient, learning_rate_factor(self._config.optimizer, state.step - 1))
+        state.losses.append(loss / self._world_size)
+        self._meter.losses(inner / self._world_size, gradient.error)
+
+    def _skip(self, state: TrainState) -> None:
+        state.skipped.append(state.step)
+        limit = self._config.optimizer.max_bad_steps
+        if state.skipped_in_a_row >= limit:
             raise TrainingError(
-                f"the loss is not finite at step {step + 1}; lower initial_step_size or the learning rate"
+                f"the loss or its gradient is not finite at step {state.step}, the {limit}. time in a row; "
+                "lower inner.initial_step_size or optimizer.lr (the last checkpoint is intact)"
             )
-        engine.backward(parameters.surrogate(gradient))
-        engine.step()
-        passages += batch.passages.ids.shape[0] * world_size
-        if (step + 1) % config.log_every == 0 or step + 1 == settings.steps:
-            seconds = time.monotonic() - started
-            loss, inner = float(gradient.loss), float(gradient.inner_loss)
-            report(StepReport(step + 1, settings.steps, loss, inner, seconds, passages / seconds))
+        self._listener.note(f"step {state.step} is skipped: its loss or gradient is not finite")
 
+    def _gradient(self, tasks: Sequence[MetaTask]) -> MetaGradient:
+        """The mean over this worker's tasks, a micro-batch at a time."""
+        size = self._config.optimizer.micro_batch or len(tasks)
+        parts = []
+        for start in range(0, len(tasks), size):
+            part = tasks[start : start + size]
+            parts.append(self._part(part).scaled(len(part) / len(tasks)))
+        return reduce(add, parts)
 
-def to_meta_init(
-    lm: LanguageModel, parameters: MetaParameters, config: MetaTrainConfig, notes: dict[str, Any]
-) -> MetaInit:
-    """The parameters as they are now, as a MetaInit."""
-    return MetaInit(
-        lm.config,
-        lm.identity(),
-        lm.subspace,
-        parameters.phi0.detach().float().cpu().clone(),
-        parameters.step_sizes().detach().float().cpu(),
-        config.inner_reduction,
-        notes,
-    )
+    def _part(self, tasks: Sequence[MetaTask]) -> MetaGradient:
+        batch, point = collate(self._lm, tasks, self._config.shape), self._engine.point()
+        self._meter.count(batch.passages.ids.shape[0], batch.tokens)
+        with self._autocast():
+            if self._strategy is None:
+                self._strategy, said = choose(
+                    self._lm, point, batch, self._config.strategy, self._config.inner,
+                    self._config.cluster.workers, self._engine.layer_wise,
+                )  # fmt: skip
+                self._listener.note(said)
+            return self._strategy(self._lm, point, batch)
 
+    def _autocast(self) -> Any:
+        if self._config.optimizer.precision == "bf16":
+            return torch.autocast(self._lm.device.type, dtype=torch.bfloat16)
+        return nullcontext()
 
-def score(lm: LanguageModel, meta_init: MetaInit, tasks: Sequence[MetaTask], batch_tasks: int = 8) -> float:
-    """Exact match of greedy answers, each question under its own passages' update, nothing in the prompt."""
-    hits = total = 0
-    for start in range(0, len(tasks), batch_tasks):
-        requests, answers = _requests(lm, meta_init, tasks[start : start + batch_tasks])
-        predictions = generate(lm, requests)
-        hits += sum(exact_match(p.text, [a]) for p, a in zip(predictions, answers, strict=True))
-        total += len(answers)
-    return hits / total
+    def _score(self, dev: Sequence[MetaTask], state: TrainState) -> None:
+        """Each worker scores a part; with sharded weights all score everything, since they have to run in step."""
+        alone = self._engine.layer_wise
+        mine = dev if alone else share_of(range(len(dev)), self._rank, self._world_size)
+        tasks = list(dev) if alone else [dev[number] for number in mine]  # type: ignore[index]
+        config = self._config
+        with self._meter.paused():
+            sums = score(self._lm, self._engine.point(), tasks, config.inner, config.shape, config.scoring)
+        exact, f1, count = self._engine.total([sums.exact_match, sums.f1, sums.questions])
+        found = Sums(exact, f1, max(count, 1))
+        questions = int(count) // (self._world_size if alone else 1)
+        state.dev.append(
+            DevScore(state.step, found.exact_match / found.questions, found.f1 / found.questions, questions)
+        )
+        self._listener.scored(state.dev[-1])
 
-
-def _requests(
-    lm: LanguageModel, meta_init: MetaInit, tasks: Sequence[MetaTask]
-) -> tuple[list[GenerationRequest], list[str]]:
-    batch = collate(lm, tasks)
-    phi0 = meta_init.phi0.to(lm.device)
-    gradients_UP, _ = passage_gradients(lm, phi0, batch.passages, meta_init.inner_reduction)
-    sums_DP = (batch.membership @ gradients_UP).cpu()
-    updates = [meta_init.update(row) for row in sums_DP]
-    grouped = _questions_by_update(tasks)
-    requests = [
-        GenerationRequest(lm.config.prompts.prompt(question), update)
-        for update, questions in zip(updates, grouped, strict=True)
-        for question, _ in questions
-    ]
-    return requests, [answer for questions in grouped for _, answer in questions]
-
-
-def _questions_by_update(tasks: Sequence[MetaTask]) -> list[list[tuple[str, str]]]:
-    """The questions in the order in which `collate` groups them."""
-    grouped: dict[frozenset[object], list[tuple[str, str]]] = {}
-    for task in tasks:
-        for question in task.questions:
-            members = frozenset(task.passages[i] for i in question.context)
-            grouped.setdefault(members, []).append((question.question, question.answer))
-    return list(grouped.values())
+    def _report(self, state: TrainState) -> StepReport:
+        recent = state.losses[-self._config.watch.every :]
+        sizes = self._engine.step_sizes().sort().values
+        middle = float(sizes[len(sizes) // 2])
+        seconds, passages, tokens = self._meter.rates()
+        return StepReport(
+            step=state.step,
+            steps=self._config.optimizer.steps,
+            loss=sum(recent) / max(1, len(recent)),
+            inner_loss=self._meter.inner_loss,
+            seconds=seconds,
+            passages_per_second=passages * self._world_size / seconds,
+            tokens_per_second=tokens * self._world_size / seconds,
+            step_size_low=float(sizes[0]),
+            step_size_middle=middle,
+            step_size_high=float(sizes[-1]),
+            memory_gb=peak_memory(self._lm.device) / 1e9,
+            skipped=len(state.skipped),
+            gradient_error=self._meter.error,
+        )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from regrad.evaluation.metrics import exact_match, normalise
+from regrad.evaluation.metrics import exact_match, f1, normalise
 
 
 def test_normalisation_follows_squad() -> None:
@@ -21,3 +21,12 @@ def test_normalisation_follows_squad() -> None:
 )
 def test_exact_match_over_aliases(prediction: str, answers: list[str], expected: bool) -> None:
     assert exact_match(prediction, answers) is expected
+
+
+def test_f1_is_the_best_overlap_of_words_with_any_answer() -> None:
+    assert f1("the red house", ["red house"]) == 1.0
+    assert f1("red car", ["red house"]) == pytest.approx(0.5)
+    assert f1("red red", ["red"]) == pytest.approx(2 / 3)
+    assert f1("blue", ["red", "blue boat"]) == pytest.approx(2 / 3)
+    assert f1("", ["red"]) == 0.0
+    assert f1("the", [""]) == 1.0

@@ -1,0 +1,88 @@
+"""One of two workers: every engine in turn, without Ray. Arguments: rank, port, folder for the results.
+
+For each engine the first worker writes `<engine>.safetensors`: the averaged meta-gradient (recovered from AdamW's first
+moment after one unclipped step), and whether a second engine that loads the state goes on with the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from regrad.config import InnerConfig, LabConfig, ModelConfig, OptimizerConfig, StrategyConfig, builtin_config
+from regrad.lab.files import tasks as lab_tasks
+from regrad.lab.world import Split, World
+from regrad.language_model.loading import LanguageModel, load_language_model
+from regrad.meta.batch import collate
+from regrad.meta.engines import Engine, make_engine
+from regrad.meta.objective import MetaGradient
+from regrad.meta.parameters import MetaParameters
+from regrad.meta.strategies import make_strategy
+from regrad.meta.tasks import MetaTask
+from regrad.settings import load_settings
+
+INNER = InnerConfig(initial_step_size=0.01)
+ENGINES: dict[str, int | None] = {"ddp": None, "zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3}
+
+
+def optimizer(stage: int | None) -> OptimizerConfig:
+    return OptimizerConfig(zero_stage=stage, lr=1e-3, step_size_lr=1e-2, clip=1e6, steps=10)  # type: ignore[arg-type]
+
+
+def model() -> LanguageModel:
+    return load_language_model(load_settings(ModelConfig, builtin_config("models/lab.yaml")), "cpu")
+
+
+def tasks() -> list[MetaTask]:
+    people = World(split=Split()).meta[:40]
+    return [MetaTask.from_record(record) for record in lab_tasks(people, LabConfig(people_per_record=3), 4, seed=3)]
+
+
+def gradient(lm: LanguageModel, engine: Engine, part: list[MetaTask]) -> MetaGradient:
+    """With sharded weights only the strategy of first-order passes works."""
+    strategy = make_strategy(StrategyConfig(name="difference" if engine.layer_wise else "graph"), INNER)
+    return strategy(lm, engine.point(), collate(lm, part))
+
+
+def main() -> None:
+    rank, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    results = {}
+    for name, stage in ENGINES.items():
+        results[name] = check(name, stage, rank, folder)
+    if rank == 0:
+        (folder / "results.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+def check(name: str, stage: int | None, rank: int, folder: Path) -> dict[str, object]:
+    lm, mine = model(), tasks()[rank::2]
+    engine = make_engine(lm, MetaParameters(lm.subspace, INNER, seed=0), optimizer(stage))
+    found = gradient(lm, engine, mine)
+    engine.apply(found, 1.0)
+    state = engine.state()
+    if rank == 0:
+        save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
+    lm2 = model()
+    other = make_engine(lm2, MetaParameters(lm2.subspace, INNER, seed=1), optimizer(stage))
+    other.load(state)
+    for each in (engine, other):
+        each.apply(found, 0.5)
+    same = all(torch.equal(value, other.state()[key]) for key, value in engine.state().items())
+    whole = sum(p.numel() for p in model().model.parameters())
+    held = sum(getattr(p, "ds_tensor", p).numel() for p in lm.model.parameters())
+    agreed = (engine.agree(True), engine.agree(rank == 0), engine.total([1.0, float(rank)]))
+    return {"resumes": same, "held": held / whole, "agreed": agreed}
+
+
+if __name__ == "__main__":
+    main()

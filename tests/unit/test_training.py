@@ -1,0 +1,334 @@
+"""The loop in one process: parameters, schedules, checkpoints, skipped steps, dev scores, and who watches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from regrad.config import DevConfig, InnerConfig, LabConfig, MetaTrainConfig, OptimizerConfig, WatchConfig
+from regrad.errors import ConfigError, MetaInitError, TrainingError
+from regrad.lab.files import tasks as lab_tasks
+from regrad.lab.world import World
+from regrad.language_model.loading import LanguageModel
+from regrad.meta.engines import PlainEngine
+from regrad.meta.engines.base import learning_rate_factor
+from regrad.meta.loop import Trainer, batches
+from regrad.meta.objective import MetaGradient, Point
+from regrad.meta.parameters import MetaParameters
+from regrad.meta.reports import Silent, StepReport
+from regrad.meta.scoring import score
+from regrad.meta.state import DevScore, TrainState, load_checkpoint, save_checkpoint
+from regrad.meta.tasks import MetaTask
+from regrad.meta.watch import Watcher, dev_line, make_sinks, step_line
+from regrad.meta_init import MetaInit
+from regrad.settings import parse_settings
+
+
+@pytest.fixture(scope="module")
+def tasks(world: World) -> list[MetaTask]:
+    records = lab_tasks(world.meta[:40], LabConfig(people_per_record=3), 6, seed=3)
+    return [MetaTask.from_record(record) for record in records]
+
+
+def settings(lm: LanguageModel, **changes: Any) -> MetaTrainConfig:
+    data = {
+        "model": lm.config.model_dump(),
+        "tasks": "unused.jsonl",
+        "output": "unused",
+        "inner": {"initial_step_size": 0.5},
+        "optimizer": {"steps": 6, "batch_size": 2, "lr": 1e-2},
+        "checkpoints": {"every": 3},
+        "watch": {"every": 2},
+        "strategy": {"name": "graph"},
+    }
+    return parse_settings(MetaTrainConfig, {**data, **changes}, "test")
+
+
+class Keeper(Silent):
+    """Keeps everything that it is told."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.notes: list[str] = []
+        self.reports: list[StepReport] = []
+        self.dev: list[DevScore] = []
+        self.folder = folder
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def report(self, report: StepReport) -> None:
+        self.reports.append(report)
+
+    def scored(self, dev: DevScore) -> None:
+        self.dev.append(dev)
+
+    def checkpoint(self, state: TrainState, tensors: dict[str, Tensor], meta_init: MetaInit) -> None:
+        if self.folder is not None:
+            folder = self.folder / str(state.step)
+            folder.mkdir()
+            save_checkpoint(folder, state, tensors, meta_init)
+
+
+def make(lm: LanguageModel, config: MetaTrainConfig, listener: Silent | None = None) -> tuple[Trainer, PlainEngine]:
+    engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
+    return Trainer(lm, engine, config, lm.identity(), {"kept": 1}, listener=listener), engine
+
+
+@pytest.mark.parametrize("mode", ["tie", "same", "full", "fix"])
+@pytest.mark.parametrize("space", ["linear", "log"])
+def test_step_sizes_start_where_they_should_and_get_the_gradient_of_their_mode(
+    tiny: LanguageModel, mode: Any, space: Any
+) -> None:
+    inner = InnerConfig(initial_step_size=0.3, step_size_mode=mode, step_size_space=space)
+    parameters = MetaParameters(tiny.subspace, inner, 0)
+    size, count = tiny.subspace.size, len(tiny.subspace.shapes)
+    torch.testing.assert_close(parameters.point().alpha, torch.full((size,), 0.3))
+    assert parameters.step_sizes().shape == ((size,) if mode == "full" else (count,))
+    gradient_P = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    parameters(MetaGradient(torch.zeros(()), torch.zeros(()), gradient_P, gradient_P)).backward()
+    torch.testing.assert_close(parameters.phi0.grad, gradient_P)
+    per_tensor = torch.stack([part.sum() for part in gradient_P.split(tiny.subspace.lengths)])
+    expected = {"tie": per_tensor, "same": gradient_P.sum().reshape(1), "full": gradient_P, "fix": None}[mode]
+    if expected is None:
+        assert [name for name, _ in parameters.named_parameters()] == ["phi0"]
+    else:  # d alpha / d raw is the initial step size in both spaces at the start
+        torch.testing.assert_close(parameters.raw.grad, 0.3 * expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_can_start_from_another_meta_init(tiny: LanguageModel, meta_init: MetaInit) -> None:
+    for mode, space in (("tie", "linear"), ("tie", "log"), ("full", "linear")):
+        inner = InnerConfig(initial_step_size=0.2, step_size_mode=mode, step_size_space=space)  # type: ignore[arg-type]
+        point = MetaParameters(tiny.subspace, inner, 0, meta_init).point()
+        torch.testing.assert_close(point.phi0, meta_init.phi0)
+        torch.testing.assert_close(point.alpha, tiny.subspace.per_tensor(meta_init.step_sizes))
+    negative = replace(meta_init, step_sizes=-meta_init.step_sizes)
+    with pytest.raises(TrainingError, match="step_size_space linear"):
+        MetaParameters(tiny.subspace, InnerConfig(step_size_space="log"), 0, negative)
+    full = replace(meta_init, step_sizes=torch.ones(tiny.subspace.size))
+    with pytest.raises(TrainingError, match="step_size_mode full"):
+        MetaParameters(tiny.subspace, InnerConfig(), 0, full)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_learning_rates_warm_up_and_then_follow_the_schedule(schedule: Any) -> None:
+    config = OptimizerConfig(steps=100, warmup_fraction=0.1, schedule=schedule)
+    factors = [learning_rate_factor(config, step) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    middle = {"linear": 0.5, "cosine": 0.5, "constant": 1.0}[schedule]
+    assert factors[55] == pytest.approx(middle)
+    assert factors[99] == pytest.approx(
+        {"linear": 1 / 90, "cosine": (1 - math.cos(math.pi / 90)) / 2}.get(schedule, 1.0)
+    )
+
+
+def test_a_resumed_run_has_the_same_losses_and_the_same_bits(
+    tiny: LanguageModel, tasks: list[MetaTask], tmp_path: Path
+) -> None:
+    config = settings(tiny)
+    whole, engine = make(tiny, config, Keeper(tmp_path))
+    state = whole.run(batches(tasks, config))
+    resumed, engine2 = make(tiny, config)
+    before, tensors = load_checkpoint(tmp_path / "3")
+    assert before.step == 3
+    engine2.load(tensors)
+    steps = list(batches(tasks, config))[before.step :]
+    after = resumed.run(steps, state=before)
+    assert after.losses == state.losses and len(state.losses) == 6
+    for name, value in engine.state().items():
+        assert torch.equal(value, engine2.state()[name]), name
+
+
+def test_a_damaged_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="checkpoint at .* is damaged"):
+        load_checkpoint(tmp_path)
+
+
+def test_micro_batches_give_the_same_step_as_one_batch(tiny: LanguageModel, tasks: list[MetaTask]) -> None:
+    results = []
+    for micro in (None, 1):
+        optimizer = {"steps": 2, "batch_size": 4, "micro_batch": micro}
+        config = settings(tiny, optimizer=optimizer)
+        trainer, engine = make(tiny, config)
+        state = trainer.run(batches(tasks, config))
+        results.append((state.losses, engine.point().phi0.clone()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-5)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    tiny: LanguageModel, tasks: list[MetaTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, keeper = settings(tiny), Keeper()
+    trainer, engine = make(tiny, config, keeper)
+    poison(monkeypatch, trainer, {2, 3})
+    state = trainer.run(batches(tasks, config))
+    assert state.skipped == [2, 3] and len(state.losses) == 4 and state.step == 6
+    assert "step 2 is skipped: its loss or gradient is not finite" in keeper.notes
+    assert bool(torch.isfinite(engine.point().phi0).all())
+    assert keeper.reports[-1].skipped == 2
+    assert trainer.meta_init(state).notes["skipped_steps"] == 2
+
+
+def test_too_many_bad_steps_in_a_row_stop_the_run_and_earlier_ones_do_not_count(
+    tiny: LanguageModel, tasks: list[MetaTask], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    optimizer = {"steps": 6, "batch_size": 2, "max_bad_steps": 2}
+    config = settings(tiny, optimizer=optimizer)
+    trainer, _ = make(tiny, config, Keeper(tmp_path))
+    poison(monkeypatch, trainer, {2, 5, 6})
+    with pytest.raises(TrainingError, match=r"not finite at step 6, the 2\. time in a row; lower inner"):
+        trainer.run(batches(tasks, config))
+    assert load_checkpoint(tmp_path / "3")[0].skipped == [2], "the last good checkpoint is intact"
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, steps: set[int]) -> None:
+    original, count = trainer._gradient, iter(range(1, 100))
+
+    def gradient(part: Any) -> MetaGradient:
+        found = original(part)
+        return replace(found, phi0=found.phi0 * math.nan) if next(count) in steps else found
+
+    monkeypatch.setattr(trainer, "_gradient", gradient)
+
+
+def test_training_lowers_the_loss_and_the_card_says_what_was_done(tiny: LanguageModel, tasks: list[MetaTask]) -> None:
+    config = settings(tiny, optimizer={"steps": 30, "batch_size": 2, "lr": 2e-2, "schedule": "cosine"})
+    keeper = Keeper()
+    trainer, _ = make(tiny, config, keeper)
+    state = trainer.run(batches(tasks, config), dev=tasks[:2])
+    assert sum(state.losses[-5:]) < 0.7 * sum(state.losses[:5])
+    assert [report.step for report in keeper.reports] == list(range(2, 31, 2))
+    last = keeper.reports[-1]
+    assert last.loss == pytest.approx(sum(state.losses[-2:]) / 2)
+    assert last.tokens_per_second > last.passages_per_second > 0 and last.memory_gb > 0.01
+    assert last.step_size_low <= last.step_size_middle <= last.step_size_high
+    notes = trainer.meta_init(state).notes
+    assert notes["kept"] == 1 and notes["steps"] == 30 and notes["dev"][0]["questions"] == 30
+    assert keeper.dev[0].step == 30
+
+
+def test_dev_tasks_are_scored_as_often_as_asked_each_with_a_checkpoint(
+    tiny: LanguageModel, tasks: list[MetaTask], tmp_path: Path
+) -> None:
+    config = settings(tiny, scoring={"every": 2}, checkpoints={"every": 100})
+    keeper = Keeper(tmp_path)
+    make(tiny, config, keeper)[0].run(batches(tasks, config), dev=tasks[:1])
+    assert [score.step for score in keeper.dev] == [2, 4, 6]
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 4, 6]
+    assert load_checkpoint(tmp_path / "4")[0].latest_dev == keeper.dev[1]
+
+
+def test_tasks_that_end_too_early_are_an_error(tiny: LanguageModel, tasks: list[MetaTask]) -> None:
+    config = settings(tiny)
+    with pytest.raises(TrainingError, match="ended at step 2 of 6"):
+        make(tiny, config)[0].run(list(batches(tasks, config))[:2])
+
+
+def test_scores_use_gamma_and_the_same_update_as_training(lab_model: LanguageModel, world: World) -> None:
+    """With no update (gamma near zero) the lab's base knows nobody; the sums add up over parts."""
+    records = [MetaTask.from_record(r) for r in lab_tasks(world.meta[-20:], LabConfig(people_per_record=3), 4, seed=5)]
+    point = Point(lab_model.subspace.initial(0), torch.full((lab_model.subspace.size,), 5.0))
+    whole = score(lab_model, point, records)
+    parts = score(lab_model, point, records[:1]) + score(lab_model, point, records[1:])
+    assert whole == parts and whole.questions == 60
+    none = score(lab_model, point, records, config=DevConfig(gamma=1e-6))
+    assert none.exact_match < whole.exact_match, "raw gradients answer some"
+    assert whole.f1 >= whole.exact_match
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inner": {"steps": 2}, "strategy": {"name": "hvp"}}, "inner.steps above 1 needs strategy.name graph"),
+        ({"strategy": {"name": "graph", "activation_checkpointing": True}}, "difference or first-order"),
+        ({"optimizer": {"zero_stage": 3}}, "zero_stage 3 needs strategy.name difference"),
+        ({"tasks": []}, "tasks"),
+        ({"strateg": {}}, "did you mean 'strategy'"),
+        ({"shape": {"distractor_probabilty": 1}}, "did you mean 'shape.distractor_probability'"),
+        ({"tasks": [{"uri": "a", "wieght": 1}]}, "did you mean 'tasks.0.weight'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tiny: LanguageModel, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings(tiny, **changes)
+
+
+def test_tasks_may_be_one_place_or_weighted_sources(tiny: LanguageModel) -> None:
+    assert [source.weight for source in settings(tiny, tasks="s3://b/t").tasks] == [None]
+    mixed = settings(tiny, tasks=["s3://b/general", {"uri": "s3://b/law", "weight": 2}]).tasks
+    assert [(source.uri, source.weight) for source in mixed] == [("s3://b/general", None), ("s3://b/law", 2.0)]
+
+
+def test_an_update_with_a_step_size_for_each_number_survives_saving(meta_init: MetaInit, tmp_path: Path) -> None:
+    full = replace(meta_init, step_sizes=torch.rand(meta_init.subspace.size), step_size_mode="full")
+    full.save(tmp_path / "m")
+    loaded = MetaInit.load(tmp_path / "m")
+    assert loaded.fingerprint == full.fingerprint != meta_init.fingerprint and loaded.step_size_mode == "full"
+    atom = torch.randn(meta_init.subspace.size)
+    torch.testing.assert_close(loaded.update(atom), full.phi0 - full.step_sizes * atom)
+
+
+def test_a_meta_init_for_several_inner_steps_has_no_bank(tiny: LanguageModel, meta_init: MetaInit) -> None:
+    from regrad.atoms.extractor import AtomExtractor
+
+    several = replace(meta_init, inner_steps=2)
+    assert several.fingerprint != meta_init.fingerprint
+    with pytest.raises(MetaInitError, match="2 inner steps; an atom is a gradient at phi0 and serves one"):
+        AtomExtractor(tiny, several)
+
+
+REPORT = StepReport(10, 20, 1.5, 2.5, 3.0, 4.0, 5.0, 0.1, 0.2, 0.3, 0.5, 1, 2e-6)
+
+
+def test_watchers_see_lines_and_tensorboard_files(tmp_path: Path, tiny: LanguageModel) -> None:
+    config = settings(tiny, output=str(tmp_path / "m"))
+    lines: list[str] = []
+    watcher = Watcher(lines.append, make_sinks(config))
+    for item in ("a note", REPORT, DevScore(20, 0.5, 0.75, 8)):
+        watcher(item)
+    watcher.close()
+    assert lines == ["a note", step_line(REPORT), dev_line(DevScore(20, 0.5, 0.75, 8))]
+    assert "step 10/20  loss 1.500" in lines[1] and "gradient error 2e-06" in lines[1] and "1 steps skipped" in lines[1]
+    [events] = (tmp_path / "m.logs").iterdir()
+    content = events.read_bytes()
+    for tag in (b"train/loss", b"train/step_size_low", b"dev/f1", b"dev/exact_match"):
+        assert tag in content
+
+
+def test_trackers_that_are_not_installed_are_a_clear_error(
+    tmp_path: Path, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    for name, key in (("wandb", "wandb_project"), ("mlflow", "mlflow_experiment")):
+        monkeypatch.setitem(sys.modules, name, None)
+        config = settings(tiny, output=str(tmp_path / "m"), watch={key: "mine", "tensorboard": False})
+        with pytest.raises(ConfigError, match=f"watch asks for {name}, which is not installed: `pip install {name}`"):
+            make_sinks(config)
+    assert make_sinks(settings(tiny, watch=WatchConfig(tensorboard=False).model_dump())) == []
+
+
+def test_weights_and_biases_and_mlflow_get_the_numbers(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against stand-ins with the calls of the real clients that are used."""
+    import sys
+    from unittest.mock import MagicMock
+
+    wandb, mlflow = MagicMock(), MagicMock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    watch = {"wandb_project": "p", "mlflow_experiment": "e", "tensorboard": False}
+    watcher = Watcher(lambda _: None, make_sinks(settings(tiny, watch=watch)))
+    watcher(DevScore(20, 0.5, 0.75, 8))
+    watcher.close()
+    expected = {"dev/exact_match": 0.5, "dev/f1": 0.75, "dev/questions": 8.0}
+    wandb.init.return_value.log.assert_called_once_with(expected, step=20)
+    wandb.init.return_value.finish.assert_called_once()
+    mlflow.set_experiment.assert_called_once_with("e")
+    mlflow.log_metrics.assert_called_once_with(expected, step=20)
+    mlflow.end_run.assert_called_once()
