@@ -5,137 +5,193 @@ ray job submit -- python -m ray_jobs.meta_train --config configs/jobs/train-lab.
 
 from __future__ import annotations
 
+import logging
 import tempfile
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyarrow.fs import FSSpecHandler, PyFileSystem
+import torch
 from ray import train
-from ray.train import Checkpoint, RunConfig, ScalingConfig
+from ray.train import Checkpoint, DataConfig, Result, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from ray_jobs.cluster import cluster, require_workers, wants_gpu
 from ray_jobs.entry import main
 from ray_jobs.progress import progress_channel
+from ray_jobs.run_directory import RunDirectory
+from ray_jobs.task_stream import TaskStream, in_order, open_stream, worker_steps
 from regrad.config import MetaTrainConfig
 from regrad.errors import RegradError, TrainingError
 from regrad.language_model.loading import load_language_model
-from regrad.meta.loop import MetaParameters, StepReport, check_shares, score, to_meta_init
-from regrad.meta.loop import train as run_loop
-from regrad.meta.tasks import read_tasks
+from regrad.meta.check import Lengths
+from regrad.meta.engines import make_engine
+from regrad.meta.loop import Trainer, check_shares
+from regrad.meta.parameters import MetaParameters
+from regrad.meta.reports import StepReport
+from regrad.meta.state import META_INIT, DevScore, TrainState, load_checkpoint, save_checkpoint
+from regrad.meta.task_files import check_dev_tasks, read_tasks, task_files
+from regrad.meta.watch import Watcher, make_sinks
 from regrad.meta_init import CARD, MetaInit
-from regrad.storage import Storage, check_replaceable
+from regrad.storage import check_replaceable
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: MetaTrainConfig) -> str:
-    """Train and write `config.output`; returns one line saying what was made and where."""
+    """Train, or go on with an unfinished run, and write `config.output`; returns one line about it."""
     check_shares(config, config.cluster.workers)
     check_replaceable(config.output, CARD)
-    for tasks in filter(None, (config.tasks, config.dev)):
-        read_tasks(tasks)
-    with cluster(), progress_channel() as progress, _hand_over(config) as run_config:
+    for source in config.tasks:
+        task_files(source.uri)
+    if config.dev is not None:
+        check_dev_tasks(config.dev, Lengths.of(config.model), config.shape, config.scoring.max_new_tokens)
+    parent = MetaInit.load(config.start_from).fingerprint if config.start_from else None
+    with cluster(), _watching(config) as progress:
         require_workers(config.cluster)
+        stream = open_stream(config)
+        config = stream.config
+        place = RunDirectory(config, stream.digest)
+        notes = {"tasks": stream.summary, "parent": parent, "seed": config.seed, "workers": config.cluster.workers}
+        with place.locked():
+            meta_init = _chosen(_train(config, stream, place, notes, progress), config)
+            meta_init.save(config.output)
+            place.remove()
+    return _describe(meta_init, config)
+
+
+def _describe(meta_init: MetaInit, config: MetaTrainConfig) -> str:
+    notes = meta_init.notes
+    dev = next((score for score in notes["dev"] if score["step"] == notes["steps"]), None)
+    scored = f", dev EM {dev['exact_match']:.3f}, F1 {dev['f1']:.3f}" if dev else ""
+    skipped = f", {notes['skipped_steps']} skipped" if notes["skipped_steps"] else ""
+    return f"MetaInit {meta_init.fingerprint} at {config.output}: {notes['steps']} steps{skipped}{scored}"
+
+
+@contextmanager
+def _watching(config: MetaTrainConfig) -> Iterator[Any]:
+    """Lines on the log, numbers to the configured trackers; gives workers the handle to push to."""
+    with closing(Watcher(logger.info, make_sinks(config))) as watcher, progress_channel(watcher) as progress:
+        yield progress
+
+
+def _train(
+    config: MetaTrainConfig, stream: TaskStream, place: RunDirectory, notes: dict[str, Any], progress: Any
+) -> Result:
+    """Until it is done: a lost worker costs the steps since the last checkpoint, `max_failures` times."""
+    settings = {"config": config.model_dump(mode="json"), "notes": notes, "progress": progress}
+    if place.resumed:
+        logger.info("going on with the unfinished run at %s", place.storage.uri)
+    before = ""
+    for failures in range(config.checkpoints.max_failures + 1):
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"config": config.model_dump(mode="json"), "progress": progress},
+            train_loop_config=settings,
             scaling_config=ScalingConfig(
                 num_workers=config.cluster.workers,
                 use_gpu=wants_gpu(config.cluster),
                 resources_per_worker={"CPU": config.cluster.cpus_per_worker},
             ),
-            run_config=run_config,
+            run_config=place.run_config(),
+            datasets={"tasks": stream.draws},
+            dataset_config=DataConfig(datasets_to_split=[], execution_options=in_order()),
         )
-        with _fit(trainer).as_directory() as folder:
-            meta_init = MetaInit.load(folder)
-        meta_init.save(config.output)
-    notes = meta_init.notes
-    dev = f", dev EM {notes['dev_exact_match']:.3f}" if "dev_exact_match" in notes else ""
-    return f"MetaInit {meta_init.fingerprint} at {config.output}: {notes['steps']} steps{dev}"
+        try:
+            return trainer.fit()
+        except TrainingFailedError as error:
+            cause = _cause(error)
+            if isinstance(cause, RegradError) or failures == config.checkpoints.max_failures or before == str(cause):
+                raise TrainingError(_sentence(cause, place)) from error
+            before = str(cause)
+            logger.warning("a worker was lost (%s); going on from the last checkpoint", _short(cause))
+    raise AssertionError
 
 
-@contextmanager
-def _hand_over(config: MetaTrainConfig) -> Iterator[RunConfig]:
-    """A place that workers and driver share, for as long as the job runs."""
-    parent, _, name = config.output.rpartition("/")
-    storage = Storage(f"{config.storage or parent}/.{name}.{uuid.uuid4().hex}.training")
-    filesystem = None if storage.is_local else PyFileSystem(FSSpecHandler(storage.fs))
-    try:
-        yield RunConfig(name="meta_train", storage_path=storage.root, storage_filesystem=filesystem)
-    finally:
-        storage.remove()
+def _cause(error: TrainingFailedError) -> BaseException:
+    """What went wrong in the first worker that failed: an error of ours if there is one among them."""
+    by_rank: dict[int, Any] = getattr(error, "worker_failures", None) or {}
+    failures: list[BaseException] = [getattr(failure, "cause", failure) for failure in by_rank.values()]
+    ours = [failure for failure in failures if isinstance(failure, RegradError)]
+    first: BaseException = [*ours, *failures, error][0]
+    return first
 
 
-def _fit(trainer: TorchTrainer) -> Checkpoint:
-    try:
-        result = trainer.fit()
-    except TrainingFailedError as error:
-        raise TrainingError(f"meta-training failed: {_cause(error)}") from error
-    if result.checkpoint is None:
+def _sentence(cause: BaseException, place: RunDirectory) -> str:
+    if isinstance(cause, RegradError):
+        return str(cause)
+    return f"meta-training failed: {_short(cause)}; what was done is kept in {place.storage.uri}: run it again to go on"
+
+
+def _short(cause: BaseException) -> str:
+    lines = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {lines[-1]:.200}"
+
+
+def _chosen(result: Result, config: MetaTrainConfig) -> MetaInit:
+    """The best checkpoint by dev F1, or the last."""
+    checkpoint = result.checkpoint
+    scored = [(c, m["dev_f1"]) for c, m in result.best_checkpoints or [] if m.get("dev_f1") is not None]
+    if config.scoring.select == "best" and scored:
+        checkpoint = max(scored, key=lambda item: item[1])[0]
+    if checkpoint is None:
         raise TrainingError(f"meta-training made no checkpoint: {result.error}")
-    return result.checkpoint
+    with checkpoint.as_directory() as folder:
+        return MetaInit.load(Path(folder) / META_INIT)
 
 
-def _cause(error: TrainingFailedError) -> str:
-    """One line: what went wrong in the first worker that failed, or the last line of Ray's own account."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
-        cause = getattr(failure, "cause", failure)
-        return f"{type(cause).__name__}: {cause}" if not isinstance(cause, RegradError) else str(cause)
-    return str(error).strip().splitlines()[-1]
+class _Reporter:
+    """One worker's listener: the first worker tells the driver, and checkpoints go through Ray Train."""
+
+    def __init__(self, push: Callable[[Any], Any], rank: int) -> None:
+        self._push, self._first = push, rank == 0
+
+    def note(self, text: str) -> None:
+        self._tell(text)
+
+    def report(self, report: StepReport) -> None:
+        self._tell(report)
+
+    def scored(self, dev: DevScore) -> None:
+        self._tell(dev)
+
+    def checkpoint(self, state: TrainState, tensors: dict[str, torch.Tensor], meta_init: MetaInit) -> None:
+        dev = state.latest_dev
+        metrics: dict[str, Any] = {"step": state.step} | ({"dev_f1": dev.f1} if dev else {})
+        if not self._first:
+            train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(Path(folder), state, tensors, meta_init)
+            train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+    def _tell(self, item: Any) -> None:
+        if self._first:
+            self._push(item)
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    config, progress = MetaTrainConfig.model_validate(settings["config"]), settings["progress"]
+    config = MetaTrainConfig.model_validate(settings["config"])
     context = train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     lm = load_language_model(config.model, train.torch.get_device())
-    parameters = MetaParameters(lm, config.initial_step_size, config.seed)
-    from regrad.meta.engine import deepspeed_engine
-
-    engine = deepspeed_engine(parameters, config.optimizer)
-    reports: list[StepReport] = []
-
-    def report(step: StepReport) -> None:
-        reports.append(step)
-        if rank == 0:
-            progress.push.remote(_line(step))
-
-    run_loop(lm, parameters, engine, read_tasks(config.tasks), config, rank, world_size, report)
-    if rank == 0:
-        _finish(config, parameters, lm, reports, world_size)
-    else:
-        train.report({})
-
-
-def _line(step: StepReport) -> str:
-    return (
-        f"step {step.step}/{step.steps}  loss {step.loss:.3f}  passage loss {step.inner_loss:.3f}  "
-        f"{step.passages_per_second:.0f} passages/s  {step.seconds:.0f} s"
+    identity = lm.identity()
+    start = MetaInit.load(config.start_from) if config.start_from else None
+    if start is not None:
+        start.check_base(lm)
+    engine = make_engine(
+        lm, MetaParameters(lm.subspace, config.inner, config.seed, start).to(lm.device), config.optimizer
     )
-
-
-def _finish(
-    config: MetaTrainConfig, parameters: MetaParameters, lm: Any, reports: list[StepReport], workers: int
-) -> None:
-    notes = {
-        "tasks": config.tasks,
-        "steps": config.optimizer.steps,
-        "workers": workers,
-        "log": [asdict(r) for r in reports],
-    }
-    meta_init = to_meta_init(lm, parameters, config, notes)
-    if config.dev is not None:
-        notes["dev_exact_match"] = score(lm, meta_init, read_tasks(config.dev))
-        meta_init = to_meta_init(lm, parameters, config, notes)
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "meta_init"
-        meta_init.save(target)
-        train.report({"loss": reports[-1].loss}, checkpoint=Checkpoint.from_directory(target))
+    state = TrainState()
+    if checkpoint := train.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            state, tensors = load_checkpoint(Path(folder))
+        engine.load(tensors)
+    reporter = _Reporter(settings["progress"].push.remote, rank)
+    trainer = Trainer(lm, engine, config, identity, settings["notes"], rank, world_size, reporter)
+    steps = worker_steps(train.get_dataset_shard("tasks"), config, state.step, rank, world_size)
+    trainer.run(steps, read_tasks(config.dev) if config.dev else (), state)
 
 
 if __name__ == "__main__":

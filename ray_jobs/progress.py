@@ -1,4 +1,4 @@
-"""Progress lines from workers to the driver, where a person sees them (Ray's own worker logs stay in files)."""
+"""Progress from workers to the driver, where a person sees it (Ray's own worker logs stay in files)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _POLL_SECONDS = 0.5
 
 class _Mailbox:
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        self._items: list[Any] = []
 
-    def push(self, line: str) -> None:
-        self._lines.append(line)
+    def push(self, item: Any) -> None:
+        self._items.append(item)
 
-    def drain(self) -> list[str]:
-        lines, self._lines = self._lines, []
-        return lines
+    def drain(self) -> list[Any]:
+        items, self._items = self._items, []
+        return items
 
 
 @contextmanager
-def progress_channel(show: Callable[[str], None] = logger.info) -> Iterator[Any]:
-    """An actor handle to give to workers (`handle.push.remote(line)`); lines are shown as they come."""
+def progress_channel(show: Callable[[Any], None] = logger.info) -> Iterator[Any]:
+    """An actor handle to give to workers (`handle.push.remote(item)`); `show` gets the items as they come."""
     mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
     stop = threading.Event()
 
@@ -47,11 +47,11 @@ def progress_channel(show: Callable[[str], None] = logger.info) -> Iterator[Any]
         _show_all(mailbox, show)
 
 
-def _show_all(mailbox: Any, show: Callable[[str], None]) -> None:
+def _show_all(mailbox: Any, show: Callable[[Any], None]) -> None:
     try:
-        lines = ray.get(mailbox.drain.remote(), timeout=10)
+        items = ray.get(mailbox.drain.remote(), timeout=10)
     except ray.exceptions.RayError as error:
         logger.debug("no progress to show: %s", error)
         return
-    for line in lines:
-        show(line)
+    for item in items:
+        show(item)

@@ -1,89 +1,302 @@
-"""Ray Train with DeepSpeed on two workers against the same loop in one process with plain AdamW."""
+"""Meta-training as a job: the same result as one process, data through Ray Data, and what happens when things die."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from ray_jobs import meta_train
 from ray_jobs.cluster import cluster
+from ray_jobs.run_directory import RunDirectory
+from ray_jobs.task_stream import open_stream, worker_steps
 from regrad.config import LabConfig, MetaTrainConfig, builtin_config
-from regrad.errors import TrainingError
+from regrad.errors import CorpusError, TrainingError
 from regrad.lab.files import write_lab
 from regrad.language_model.loading import load_language_model
-from regrad.meta.loop import MetaParameters, learning_rate_factor, parameter_groups, to_meta_init, train
-from regrad.meta.tasks import read_tasks
+from regrad.meta.engines import PlainEngine
+from regrad.meta.loop import Trainer, batches
+from regrad.meta.order import DrawOrder
+from regrad.meta.parameters import MetaParameters
+from regrad.meta.task_files import read_tasks
+from regrad.meta.tasks import MetaTask
 from regrad.meta_init import MetaInit
 from regrad.settings import load_settings
 from regrad.storage import Storage
+from tests.integration.conftest import BIN, environment, stop
+
+STEPS = 36
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    write_lab(LabConfig(output=str(folder), task_records=12, people_per_record=3))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def local_cluster(s3: str) -> Iterator[None]:
     with cluster():
         yield
 
 
-class PlainEngine:
-    """What DeepSpeed does, in four lines of PyTorch."""
-
-    def __init__(self, parameters: MetaParameters, config: MetaTrainConfig) -> None:
-        settings = config.optimizer
-        self._parameters, self._clip = parameters, settings.clip
-        self._optimizer = torch.optim.AdamW(parameter_groups(parameters, settings))
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: learning_rate_factor(settings, step)
-        )
-
-    def backward(self, loss: Any) -> None:
-        self._optimizer.zero_grad()
-        loss.backward()
-
-    def step(self) -> None:
-        torch.nn.utils.clip_grad_norm_(self._parameters.parameters(), self._clip)
-        self._optimizer.step()
-        self._schedule.step()
-
-
-def settings(folder: Path, *extra: str) -> MetaTrainConfig:
-    write_lab(LabConfig(output=str(folder / "lab"), task_records=12))
-    values = [f"tasks={folder}/lab/tasks.jsonl", "dev=null", f"output={folder}/m", "optimizer.steps=4", *extra]
+def settings(lab: Path, folder: Path, *extra: str) -> MetaTrainConfig:
+    values = [f"tasks={lab}/tasks.jsonl", "dev=null", f"output={folder}/m", "optimizer.steps=4"]
+    values += ["strategy.name=graph", *extra]
     return load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), values)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_two_deepspeed_workers_train_what_one_process_trains(tmp_path: Path, s3: str, stage: int) -> None:
-    """With each ZeRO stage; the last one hands over and writes to an object store."""
-    output = f"{s3}/trained" if stage == 2 else f"{tmp_path}/m"
-    config = settings(tmp_path, f"optimizer.zero_stage={stage}", f"output={output}")
+def test_two_workers_train_what_one_process_trains_and_leave_nothing_behind(
+    lab: Path, s3: str, local_cluster: None
+) -> None:
+    """The hand-over, the checkpoints and the result are on an object store."""
+    output = f"{s3}/trained"
+    config = settings(lab, Path("unused"), f"output={output}", f"dev={lab}/dev.jsonl")
     lm = load_language_model(config.model, "cpu")
-    parameters = MetaParameters(lm, config.initial_step_size, config.seed)
+    parameters = MetaParameters(lm.subspace, config.inner, config.seed)
     start = parameters.phi0.detach().clone()
-    train(lm, parameters, PlainEngine(parameters, config), read_tasks(config.tasks), config)
-    alone = to_meta_init(lm, parameters, config, {})
+    trainer = Trainer(lm, PlainEngine(parameters, config.optimizer), config, lm.identity())
+    dev = read_tasks(config.dev or "")
+    state = trainer.run(batches(read_tasks(config.tasks[0].uri), config), dev)
+    alone = trainer.meta_init(state)
     line = meta_train.run(config)
     shared = MetaInit.load(output)
-    assert line == f"MetaInit {shared.fingerprint} at {output}: 4 steps"
-    left = Storage(output.rpartition("/")[0]).list()
-    assert not [name for name in left if name.startswith(".")], "nothing of the hand-over is left"
-    moved = (alone.phi0 - start).norm()
+    score = shared.notes["dev"][0]
+    expected = f"4 steps, dev EM {score['exact_match']:.3f}, F1 {score['f1']:.3f}"
+    assert line == f"MetaInit {shared.fingerprint} at {output}: {expected}"
+    assert sorted(name for name in Storage(s3).list() if "trained" in name) == ["trained", "trained.logs"]
+    assert [name for name in Storage(f"{output}.logs").list() if "tfevents" in name]
     # AdamW divides by the root of the squared gradient: where that is tiny, float32 rounding of the average shows.
-    assert (shared.phi0 - alone.phi0).norm() / moved < 2e-2
+    assert (shared.phi0 - alone.phi0).norm() / (alone.phi0 - start).norm() < 2e-2
     torch.testing.assert_close(shared.step_sizes, alone.step_sizes, rtol=1e-3, atol=1e-3)
+    assert shared.notes["losses"] == pytest.approx(alone.notes["losses"], rel=1e-2)
+    assert shared.notes["tasks"] == [{"uri": config.tasks[0].uri, "weight": None, "tasks": 12}]
+    assert score["exact_match"] == pytest.approx(alone.notes["dev"][0]["exact_match"], abs=0.05)
+    assert shared.notes["parent"] is None
 
 
-def test_a_batch_that_workers_cannot_share_is_a_clear_error(tmp_path: Path) -> None:
-    config = settings(tmp_path, "optimizer.batch_size=3")
+def test_training_goes_on_from_another_meta_init_on_another_domain(
+    lab: Path, tmp_path: Path, local_cluster: None
+) -> None:
+    """With plain DDP and several of the settings at once; the card names the parent and the data."""
+    first = settings(lab, tmp_path, "optimizer.zero_stage=null", "optimizer.steps=2", "cluster.workers=1")
+    meta_train.run(first)
+    parent = MetaInit.load(first.output)
+    mixed = [{"uri": f"{lab}/tasks.jsonl", "weight": 3}, {"uri": f"{lab}/dev.jsonl", "weight": 1}]
+    extra = [f"tasks={json.dumps(mixed)}", f"start_from={first.output}", f"output={tmp_path}/next"]
+    extra += ["optimizer.zero_stage=3", "strategy.name=auto", "shape.distractor_probability=0.5"]
+    extra += ["shape.in_prompt=true", "shape.bad_tasks=skip", "shape.max_tokens=250", "inner.step_size_space=log"]
+    extra += ["optimizer.micro_batch=1", "optimizer.schedule=cosine", "optimizer.steps=2"]
+    meta_train.run(settings(lab, tmp_path, *extra))
+    child = MetaInit.load(f"{tmp_path}/next")
+    assert child.notes["parent"] == parent.fingerprint
+    assert [source["weight"] for source in child.notes["tasks"]] == [3.0, 1.0]
+    moved = (child.phi0 - parent.phi0).abs().max()
+    assert 0 < moved < 0.05, "it began where the parent ended"
+
+
+def test_the_stream_is_the_order_of_the_seed_whatever_the_files_and_the_workers(
+    lab: Path, tmp_path: Path, local_cluster: None
+) -> None:
+    records = [json.loads(line) for line in (lab / "tasks.jsonl").read_text().splitlines()]
+    tasks = [{**record, "id": f"t{i:02}"} for i, record in enumerate(records)]
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(tasks[:5]), folder / "a.parquet")
+    (folder / "b.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks[5:]))
+    config = settings(lab, tmp_path, f"tasks={folder}", "optimizer.steps=14")
+    stream = open_stream(config)
+    order = [number for _, number in DrawOrder([12], seed=config.seed).draws(28)]
+    expected = [[f"t{order[2 * step]:02}", f"t{order[2 * step + 1]:02}"] for step in range(14)]
+    assert ids(worker_steps(stream.draws.iterator(), config, 0, 0, 1)) == expected
+    for rank in range(2):
+        found = ids(worker_steps(stream.draws.iterator(), config, 5, rank, 2))
+        assert found == [[step[rank]] for step in expected[5:]], "from any step on, this worker's share"
+    assert stream.summary == [{"uri": str(folder), "weight": None, "tasks": 12}]
+    epochs = open_stream(settings(lab, tmp_path, f"tasks={folder}", "optimizer.epochs=1.5")).config.optimizer
+    assert epochs.steps == 9, "one and a half times twelve tasks, two at a time"
+
+
+def ids(steps: Iterator[list[MetaTask]]) -> list[list[str]]:
+    return [[task.id for task in tasks] for tasks in steps]
+
+
+def test_bad_tasks_are_fatal_with_their_line_or_skipped_and_counted(
+    lab: Path, tmp_path: Path, local_cluster: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = (lab / "tasks.jsonl").read_text().splitlines()
+    named = [json.dumps({**json.loads(line), "id": "same"}) for line in lines[:2]]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("\n".join([*named, '{"passages": []}', *lines[2:5]]) + "\n")
+    config = settings(lab, tmp_path, f"tasks={bad}")
+    with pytest.raises(
+        CorpusError, match=r"line 3: a task needs non-empty 'passages' \(and 1 more; shape.bad_tasks=skip"
+    ):
+        open_stream(config)
+    stream = open_stream(settings(lab, tmp_path, f"tasks={bad}", "shape.bad_tasks=skip"))
+    assert stream.summary[0]["tasks"] == 4
+    assert "line 2: task id 'same' is also at" in caplog.text
+    assert "2 of 6 tasks are skipped" in caplog.text
+    with pytest.raises(CorpusError, match="holds no tasks"):
+        bad.write_text("{}\n")
+        open_stream(settings(lab, tmp_path, f"tasks={bad}", "shape.bad_tasks=skip"))
+
+
+def test_a_batch_that_workers_cannot_share_is_a_clear_error(lab: Path, tmp_path: Path) -> None:
+    config = settings(lab, tmp_path, "optimizer.batch_size=3")
     with pytest.raises(TrainingError, match="batch_size 3 cannot be shared by 2 workers equally"):
         meta_train.run(config)
     assert not (tmp_path / "m").exists()
 
 
-def test_a_loss_that_diverges_is_a_clear_error(tmp_path: Path) -> None:
-    config = settings(tmp_path, "initial_step_size=1e30", "cluster.workers=1")
-    with pytest.raises(TrainingError, match="loss is not finite at step 1; lower initial_step_size"):
-        meta_train.run(config)
+def test_a_loss_that_diverges_stops_the_run_at_once_with_a_clear_error(
+    lab: Path, tmp_path: Path, local_cluster: None
+) -> None:
+    extra = ("inner.initial_step_size=1e30", "cluster.workers=1", "optimizer.max_bad_steps=2")
+    with pytest.raises(
+        TrainingError, match=r"not finite at step 2, the 2\. time in a row; lower inner.initial_step_size"
+    ):
+        meta_train.run(settings(lab, tmp_path, *extra))
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_run_with_other_settings_or_data_is_not_resumed(lab: Path, tmp_path: Path) -> None:
+    RunDirectory(settings(lab, tmp_path), "data")
+    assert RunDirectory(settings(lab, tmp_path, "watch.every=7", "cluster.workers=1"), "data").resumed
+    with pytest.raises(TrainingError, match=r"other settings: optimizer.lr was 0.003, is 0.1\. Finish it"):
+        RunDirectory(settings(lab, tmp_path, "optimizer.lr=0.1"), "data")
+    with pytest.raises(TrainingError, match="tasks_digest was 'data', is 'other'"):
+        RunDirectory(settings(lab, tmp_path), "other")
+    fresh = RunDirectory(settings(lab, tmp_path, "optimizer.lr=0.1", "checkpoints.resume=false"), "data")
+    assert not fresh.resumed
+
+
+def test_two_drivers_do_not_train_into_one_place(lab: Path, tmp_path: Path) -> None:
+    first, second = (RunDirectory(settings(lab, tmp_path), "data") for _ in range(2))
+    with first.locked(), pytest.raises(TrainingError, match="another run is training into"), second.locked():
+        pass
+    with second.locked():
+        pass
+
+
+class Run:
+    """`regrad train` as a user runs it, in a process group of its own, found again by a mark in its environment."""
+
+    def __init__(self, lab: Path, folder: Path) -> None:
+        self.mark = uuid.uuid4().hex
+        self.output: list[str] = []
+        values = [f"tasks={lab}/tasks.jsonl", "dev=null", f"output={folder}/m", f"optimizer.steps={STEPS}"]
+        values += ["strategy.name=graph", "checkpoints.every=6", "watch.every=2"]
+        options = [part for value in values for part in ("--set", value)]
+        self.process = subprocess.Popen(
+            [str(BIN / "regrad"), "train", *options],
+            env=environment(REGRAD_TEST_MARK=self.mark),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        threading.Thread(target=lambda: self.output.extend(self.process.stdout or ()), daemon=True).start()
+
+    def step(self) -> int:
+        """The last step that was shown."""
+        lines = [line for line in self.output if "  loss " in line]
+        return int(lines[-1].split("step ")[1].split("/")[0]) if lines else 0
+
+    def wait(self, done: Callable[[], bool], seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() > deadline or (self.process.poll() is not None):
+                pytest.fail("the run did not get there:\n" + "".join(self.output[-20:]), pytrace=False)
+            time.sleep(0.05)
+
+    def finish(self) -> str:
+        self.process.wait(180)
+        time.sleep(0.5)
+        assert self.process.returncode == 0, "".join(self.output[-20:])
+        return "".join(self.output)
+
+    def workers(self) -> list[psutil.Process]:
+        """The training workers of this run."""
+        return [p for p in self.processes() if "TrainWorker" in " ".join(_command(p))]
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that this run started."""
+        return [p for p in psutil.process_iter() if _mark(p) == self.mark]
+
+
+def _mark(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get("REGRAD_TEST_MARK")
+    except psutil.Error:
+        return None
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return [process.name(), *process.cmdline()]
+    except psutil.Error:
+        return []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> MetaInit:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    Run(lab, folder).finish()
+    return MetaInit.load(folder / "m")
+
+
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same_to_the_last_bit(
+    lab: Path, tmp_path: Path, undisturbed: MetaInit
+) -> None:
+    run = Run(lab, tmp_path)
+    try:
+        run.wait(lambda: run.step() >= 14)
+        run.workers()[-1].send_signal(signal.SIGKILL)
+        output = run.finish()
+    finally:
+        stop(run.process)  # type: ignore[arg-type]
+    assert "a worker was lost" in output
+    steps = [int(line.split("step ")[1].split("/")[0]) for line in output.splitlines() if "  loss " in line]
+    again = next(later for earlier, later in pairwise(steps) if later <= earlier)
+    assert again > 12, "at most one checkpoint interval was lost"
+    found = MetaInit.load(tmp_path / "m")
+    assert found.notes["losses"] == undisturbed.notes["losses"]
+    assert found.fingerprint == undisturbed.fingerprint
+
+
+def test_a_killed_driver_goes_on_with_the_same_command_and_the_result_is_the_same_to_the_last_bit(
+    lab: Path, tmp_path: Path, undisturbed: MetaInit
+) -> None:
+    run = Run(lab, tmp_path)
+    run.wait(lambda: run.step() >= 14)
+    everything = run.processes()
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.wait(10)
+    psutil.wait_procs(everything, timeout=30)
+    for process in run.processes():
+        process.kill()
+    assert not (tmp_path / "m").exists()
+    again = Run(lab, tmp_path)
+    output = again.finish()
+    assert "going on with the unfinished run" in output
+    first = next(line for line in output.splitlines() if "  loss " in line)
+    assert int(first.split("step ")[1].split("/")[0]) > 12, "it began after the last checkpoint"
+    found = MetaInit.load(tmp_path / "m")
+    assert found.notes["losses"] == undisturbed.notes["losses"]
+    assert found.fingerprint == undisturbed.fingerprint
+    assert not (tmp_path / "m.training").exists()

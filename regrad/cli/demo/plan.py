@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from regrad.config import BuildConfig, DemoConfig, IndexConfig, LabConfig, MetaTrainConfig, ReplicaConfig, ServeConfig
+from regrad.config import (
+    BuildConfig,
+    DemoConfig,
+    IndexConfig,
+    LabConfig,
+    MetaTrainConfig,
+    ReplicaConfig,
+    ServeConfig,
+    TaskSource,
+)
 from regrad.lab.files import CORPUS, DEV, QUESTIONS, TASKS
 
 
@@ -27,7 +36,7 @@ def make_plan(config: DemoConfig) -> Plan:
     """The plan for `config.output`."""
     out, lab = config.output, f"{config.output}/lab"
     train = config.train.model_copy(
-        update={"tasks": f"{lab}/{TASKS}", "dev": f"{lab}/{DEV}", "output": f"{out}/meta-init"}
+        update={"tasks": (TaskSource(uri=f"{lab}/{TASKS}"),), "dev": f"{lab}/{DEV}", "output": f"{out}/meta-init"}
     )
     build = _build(config, "meta-init", "bank")
     serve = config.serve.model_copy(

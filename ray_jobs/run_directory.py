@@ -1,0 +1,84 @@
+"""The directory of an unfinished run: its settings, and Ray Train's checkpoints. It is removed when the run is done."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.train import CheckpointConfig, RunConfig
+
+from regrad.config import MetaTrainConfig
+from regrad.errors import TrainingError
+from regrad.storage import Storage
+
+_SETTINGS, _CHECKPOINTS = "run.json", "checkpoints"
+_FREE = {"output", "checkpoints", "watch", "cluster"}  # what a resumed run may change: none of it changes a number
+
+
+class RunDirectory:
+    """Raises `TrainingError` if another run, with other settings or data, was left unfinished there."""
+
+    def __init__(self, config: MetaTrainConfig, digest: str) -> None:
+        self._config = config
+        self.storage = Storage(config.checkpoints.location or f"{config.output}.training")
+        settings = {**config.model_dump(mode="json", exclude=_FREE), "tasks_digest": digest}
+        if not config.checkpoints.resume:
+            self.storage.remove()
+        self.resumed = self.storage.exists(_SETTINGS)
+        if self.resumed:
+            self._compare(json.loads(self.storage.read(_SETTINGS)), settings)
+        else:
+            self.storage.write(_SETTINGS, json.dumps(settings, indent=1).encode())
+
+    def run_config(self) -> RunConfig:
+        """For Ray Train: where checkpoints go and which are kept."""
+        keep = self._config.checkpoints.keep
+        best = {"checkpoint_score_attribute": "dev_f1", "checkpoint_score_order": "max"} if self._config.dev else {}
+        filesystem = None if self.storage.is_local else PyFileSystem(FSSpecHandler(self.storage.fs))
+        return RunConfig(
+            name=_CHECKPOINTS,
+            storage_path=self.storage.root,
+            storage_filesystem=filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=keep, **best),
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One driver at a time; on a local file system only (an object store has no lock that a crash releases)."""
+        if not self.storage.is_local:
+            yield
+            return
+        lock = os.open(Path(self.storage.root) / ".lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise TrainingError(f"another run is training into {self._config.output} now") from error
+        finally:
+            os.close(lock)
+
+    def remove(self) -> None:
+        """The run is done."""
+        self.storage.remove()
+
+    def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        differences = list(_differences(before, now))
+        if differences:
+            raise TrainingError(
+                f"an unfinished run at {self.storage.uri} has other settings: {'; '.join(differences[:8])}. "
+                "Finish it with its own, or discard it with --set checkpoints.resume=false"
+            )
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted({*before, *now}):
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield f"{key} was {before!r:.60}, is {now!r:.60}"
