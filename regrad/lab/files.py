@@ -18,7 +18,7 @@ CORPUS, QUESTIONS, TASKS, DEV = "corpus.jsonl", "questions.jsonl", "tasks.jsonl"
 DOCUMENTS = "documents.jsonl"
 _DEV_RECORDS = 12
 _QUESTIONS_PER_PERSON = 5
-_NAMESAKE_FRACTION = 0.7
+_NAMESAKE_FRACTION = 0.9
 
 
 @dataclass(frozen=True)
@@ -72,28 +72,41 @@ def held_out_questions(world: World, count: int, seed: int = 77) -> list[LabQues
 
 
 def tasks(people: list[Person], config: LabConfig, records: int, seed: int) -> Iterable[dict[str, Any]]:
-    """Task records: a ring of people; a question rests on its person's passage, alone or with both neighbours'."""
+    """Task records: people who mostly share name pieces; a question rests on its person's passage and two others'.
+
+    The two others are, where there are any, such that share a name piece with the person: what BM25 retrieves beside.
+    """
     rng, namesakes = random.Random(seed), Namesakes(people)
-    for _ in range(records):
-        ring = _ring(people, namesakes, config.people_per_record, rng)
+    for number in range(records):
+        group = _group(people, namesakes, config.people_per_record, rng)
         three = rng.random() < config.three_passage_fraction
         questions = []
-        for i, person in enumerate(ring):
-            context = [i, (i + 1) % len(ring), i - 1 if i else len(ring) - 1] if three else [i]
+        for i, person in enumerate(group):
+            context = [i, *(_nearest(group, i, rng) if three else ())]
             for attribute in rng.sample(ATTRIBUTES, _QUESTIONS_PER_PERSON):
                 asked = question(person, attribute, rng)
                 questions.append({"question": asked, "answer": person.values[attribute], "context": context})
-        yield {"passages": [asdict(passage(person, rng)) for person in ring], "questions": questions}
+        passages = [asdict(passage(person, rng)) for person in group]
+        yield {"id": f"{seed}-{number}", "passages": passages, "questions": questions}
 
 
-def _ring(people: list[Person], namesakes: Namesakes, size: int, rng: random.Random) -> list[Person]:
-    ring: list[Person] = []
-    while len(ring) < size:
-        near = bool(ring) and rng.random() < _NAMESAKE_FRACTION
-        person = namesakes.sample(ring[-1], rng) if near else rng.choice(people)
-        if person not in ring:
-            ring.append(person)
-    return ring
+def _group(people: list[Person], namesakes: Namesakes, size: int, rng: random.Random) -> list[Person]:
+    """Each next person mostly shares a name piece with one who is already there."""
+    group: list[Person] = []
+    while len(group) < size:
+        near = bool(group) and rng.random() < _NAMESAKE_FRACTION
+        person = namesakes.sample(rng.choice(group), rng) if near else rng.choice(people)
+        if person not in group:
+            group.append(person)
+    return group
+
+
+def _nearest(group: list[Person], i: int, rng: random.Random) -> list[int]:
+    """Two others, those first who share a name piece with person i."""
+    others = [j for j in range(len(group)) if j != i]
+    rng.shuffle(others)
+    pieces = set(group[i].name.split())
+    return sorted(others, key=lambda j: not pieces & set(group[j].name.split()))[:2]
 
 
 def _jsonl(records: Iterable[dict[str, Any]]) -> bytes:

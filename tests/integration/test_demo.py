@@ -38,7 +38,7 @@ def test_the_report_has_every_key_and_shows_the_effect(demo: RunningDemo) -> Non
     assert set(demo.report["seconds"]) >= {"meta_train", "index", "build", "serve_ready", "total"}
     assert demo.report["bank"]["passages"] == 400
     assert demo.report["bank"]["codec"] == "float32"
-    assert demo.report["bank"]["bytes_per_atom"] == 4 * 73728
+    assert demo.report["bank"]["bytes_per_atom"] == 4 * 147456
     assert demo.report["weights_unchanged"] is True
 
 
