@@ -1,6 +1,6 @@
 """Atoms a second: all passages of a batch in one backward pass, against PEFT with one passage at a time.
 
-    python benchmarks/atoms.py --passages 256 --out atoms.json
+    python benchmarks/atoms.py --passages 256 --json atoms.json
 
 Both run in this process, in turn, on the same passages of the lab world; the ratio is the number to quote.
 """
@@ -8,14 +8,12 @@ Both run in this process, in turn, on the same passages of the lab world; the ra
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 
 import torch
+from common import in_turn, show, write
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -45,26 +43,17 @@ def peft_one_by_one(meta_init: MetaInit, lm: LanguageModel, passages: list[Passa
     return run
 
 
-def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, taken in turn so that a drift of the machine hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if repeat:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--passages", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", default="")
+    parser.add_argument("--json", default="", metavar="FILE")
+    parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.passages, arguments.repeats = 32, 1
     torch.set_num_threads(arguments.threads)
     lm = load_language_model(load_settings(ModelConfig, builtin_config("models/lab.yaml")), "cpu")
     meta_init, rng, world = random_meta_init(lm, 1.0), random.Random(0), World()
@@ -73,15 +62,15 @@ def main() -> None:
     for tokens in (256, 1024, 2048):
         extractor = AtomExtractor(lm, meta_init, batch_tokens=tokens)
         runs[f"regrad, {tokens} tokens a batch"] = lambda extractor=extractor: extractor.extract(passages)  # type: ignore[misc]
-    seconds = measure(runs, arguments.repeats)
+    seconds = in_turn(runs, arguments.repeats, lm.device)
     baseline = seconds["PEFT, one by one"]
-    print(f"{'':32}{'ms a passage':>14}{'time / PEFT':>14}")
-    for name, value in seconds.items():
-        print(f"{name:32}{1e3 * value / len(passages):14.2f}{value / baseline:14.2f}")
-    if arguments.out:
-        result = {"passages": len(passages), "threads": arguments.threads, "seconds": seconds}
-        with open(arguments.out, "w") as file:
-            json.dump(result, file, indent=1)
+    rows = [
+        {"way": name, "ms a passage": 1e3 * value / len(passages), "time / PEFT": value / baseline}
+        for name, value in seconds.items()
+    ]
+    show(rows)
+    if arguments.json:
+        write(arguments.json, {"fastest_over_peft": min(seconds.values()) / baseline}, rows, lm.device)
 
 
 if __name__ == "__main__":

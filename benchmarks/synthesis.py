@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import write
 
 from regrad.atoms.extractor import AtomExtractor
 from regrad.config import LabConfig, LabWriterConfig, SynthesisConfig, builtin_config
@@ -166,8 +165,7 @@ def main() -> None:
             print(json.dumps(row), flush=True)
     print_table(measured)
     if arguments.json:
-        result = {"figures": figures(measured), "rows": measured, "hardware": hardware()}
-        Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n")
+        write(arguments.json, figures(measured), measured, torch.device("cpu"))
 
 
 def print_table(measured: list[dict[str, Any]]) -> None:
@@ -184,11 +182,6 @@ def figures(measured: list[dict[str, Any]]) -> dict[str, float]:
     """The numbers to quote, by name."""
     quoted = ("kept", "true_written", "true_kept", "regrad_k1", "regrad_k3")
     return {f"{row['questions']}: {key}": row[key] for row in measured for key in quoted if key in row}
-
-
-def hardware() -> dict[str, Any]:
-    """Where this ran."""
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__, "gpu": False}
 
 
 if __name__ == "__main__":
