@@ -21,7 +21,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray_jobs.cluster import cluster, require_workers, wants_gpu
 from ray_jobs.entry import main
 from ray_jobs.progress import progress_channel
-from ray_jobs.run_directory import RunDirectory
+from ray_jobs.run_directory import RunDirectory, run_directory
 from ray_jobs.task_stream import TaskStream, in_order, open_stream, worker_steps
 from regrad.config import MetaTrainConfig
 from regrad.errors import RegradError, TrainingError
@@ -53,9 +53,8 @@ def run(config: MetaTrainConfig) -> str:
         require_workers(config.cluster)
         stream = open_stream(config)
         config = stream.config
-        place = RunDirectory(config, stream.digest)
         notes = {"tasks": stream.summary, "parent": parent, "seed": config.seed, "workers": config.cluster.workers}
-        with place.locked():
+        with run_directory(config, stream.digest) as place:
             meta_init = _chosen(_train(config, stream, place, notes, progress), config)
             meta_init.save(config.output)
             place.remove()

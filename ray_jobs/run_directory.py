@@ -21,20 +21,27 @@ _SETTINGS, _CHECKPOINTS = "run.json", "checkpoints"
 _FREE = {"output", "checkpoints", "watch", "cluster"}  # what a resumed run may change: none of it changes a number
 
 
+@contextmanager
+def run_directory(config: MetaTrainConfig, digest: str) -> Iterator[RunDirectory]:
+    """The run's directory, for this driver alone; raises `TrainingError` if another one trains into it now."""
+    storage = Storage(config.checkpoints.location or f"{config.output}.training")
+    with _locked(storage, config.output):
+        yield RunDirectory(config, digest, storage)
+
+
 class RunDirectory:
     """Raises `TrainingError` if another run, with other settings or data, was left unfinished there."""
 
-    def __init__(self, config: MetaTrainConfig, digest: str) -> None:
-        self._config = config
-        self.storage = Storage(config.checkpoints.location or f"{config.output}.training")
+    def __init__(self, config: MetaTrainConfig, digest: str, storage: Storage) -> None:
+        self._config, self.storage = config, storage
         settings = {**config.model_dump(mode="json", exclude=_FREE), "tasks_digest": digest}
         if not config.checkpoints.resume:
-            self.storage.remove()
-        self.resumed = self.storage.exists(_SETTINGS)
+            storage.remove()
+        self.resumed = storage.exists(_SETTINGS)
         if self.resumed:
-            self._compare(json.loads(self.storage.read(_SETTINGS)), settings)
+            self._compare(_settings(storage), settings)
         else:
-            self.storage.write(_SETTINGS, json.dumps(settings, indent=1).encode())
+            storage.write(_SETTINGS, json.dumps(settings, indent=1).encode())
 
     def run_config(self) -> RunConfig:
         """For Ray Train: where checkpoints go and which are kept."""
@@ -48,21 +55,6 @@ class RunDirectory:
             checkpoint_config=CheckpointConfig(num_to_keep=keep, **best),
         )
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """One driver at a time; on a local file system only (an object store has no lock that a crash releases)."""
-        if not self.storage.is_local:
-            yield
-            return
-        lock = os.open(Path(self.storage.root) / ".lock", os.O_CREAT | os.O_RDWR)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError as error:
-            raise TrainingError(f"another run is training into {self._config.output} now") from error
-        finally:
-            os.close(lock)
-
     def remove(self) -> None:
         """The run is done."""
         self.storage.remove()
@@ -74,6 +66,39 @@ class RunDirectory:
                 f"an unfinished run at {self.storage.uri} has other settings: {'; '.join(differences[:8])}. "
                 "Finish it with its own, or discard it with --set checkpoints.resume=false"
             )
+
+
+def _settings(storage: Storage) -> dict[str, Any]:
+    try:
+        found = json.loads(storage.read(_SETTINGS))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise TrainingError(
+            f"{storage.uri}/{_SETTINGS} is damaged; discard the run with --set checkpoints.resume=false"
+        )
+    return found
+
+
+@contextmanager
+def _locked(storage: Storage, output: str) -> Iterator[None]:
+    """One driver at a time; on a local file system only (an object store has no lock that a crash releases)."""
+    if not storage.is_local:
+        yield
+        return
+    path = Path(f"{storage.root}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path, os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise TrainingError(f"another run is training into {output} now") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:

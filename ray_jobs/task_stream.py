@@ -63,7 +63,7 @@ def open_stream(config: MetaTrainConfig) -> TaskStream:
         {"uri": source.uri, "weight": source.weight, "tasks": len(keys)}
         for source, keys in zip(config.tasks, sources, strict=True)
     ]
-    digest = hashlib.sha256(json.dumps([good[key] for key in sorted(good)]).encode()).hexdigest()[:16]
+    digest = _hash(json.dumps([good[key] for key in sorted(good)]))
     config = _with_steps(config, sum(len(keys) for keys in sources))
     return TaskStream(_lay_out(config, scanned, sources), config, summary, digest)
 
@@ -97,7 +97,7 @@ def worker_steps(
 
 
 def _scan(config: MetaTrainConfig, files: Sequence[str]) -> Any:
-    """One row a record: file, number, place, id, problem, task (JSON)."""
+    """One row a record: file, number, place, id, hash of the content, problem, task (JSON)."""
     items = [{"file": number, "uri": uri} for number, uri in enumerate(files)]
     settings = {"model": config.model, "shape": config.shape}
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
@@ -110,22 +110,28 @@ def _scan_files(batch: dict[str, np.ndarray], model: Any, shape: Any) -> Iterato
         rows: list[tuple[Any, ...]] = []
         for number, item in enumerate(scan_file(str(uri), lengths, shape)):
             task = json.dumps(item.task.to_record()) if item.task else ""
-            rows.append((file, number, item.where, item.task.id if item.task else "", item.problem, task))
+            identifier, content = (item.task.id, _hash(task)) if item.task else ("", "")
+            rows.append((file, number, item.where, identifier, content, item.problem, task))
             if len(rows) == _ROWS_PER_BLOCK:
                 yield _columns(rows)
                 rows = []
         yield _columns(rows)
 
 
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _columns(rows: list[tuple[Any, ...]]) -> dict[str, Any]:
-    names, kinds = ("file", "number", "place", "id", "problem", "task"), (np.int64, np.int64, *[object] * 4)
+    names = ("file", "number", "place", "id", "content", "problem", "task")
+    kinds = (np.int64, np.int64, *[object] * 5)
     columns = list(zip(*rows, strict=True)) or [()] * len(names)
     return {name: np.array(column, kind) for name, kind, column in zip(names, kinds, columns, strict=True)}
 
 
 def _good(config: MetaTrainConfig, scanned: Any) -> dict[Key, str]:
-    """Ids of the good tasks by key; the bad ones are counted and shown, or fatal."""
-    rows = scanned.select_columns(["file", "number", "place", "id", "problem"]).take_all()
+    """Hashes of the good tasks by key; the bad ones are counted and shown, or fatal."""
+    rows = scanned.select_columns(["file", "number", "place", "id", "content", "problem"]).take_all()
     rows.sort(key=lambda row: (row["file"], row["number"]))
     problems = {row["place"]: row["problem"] for row in rows if row["problem"]}
     problems |= duplicates([(row["place"], row["id"]) for row in rows if not row["problem"]])
@@ -136,7 +142,7 @@ def _good(config: MetaTrainConfig, scanned: Any) -> dict[Key, str]:
         logger.warning("skipped: %s", problem)
     if problems:
         logger.warning("%d of %d tasks are skipped", len(problems), len(rows))
-    return {(row["file"], row["number"]): row["id"] for row in rows if row["place"] not in problems}
+    return {(row["file"], row["number"]): row["content"] for row in rows if row["place"] not in problems}
 
 
 def _lay_out(config: MetaTrainConfig, scanned: Any, sources: list[list[Key]]) -> Any:

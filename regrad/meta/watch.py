@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -85,7 +87,9 @@ class _TensorBoard:
         from tensorboardX import SummaryWriter
 
         self._storage = Storage(uri)
-        self._folder = Path(self._storage.root) if self._storage.is_local else _temporary()
+        self._folder = (
+            Path(self._storage.root) if self._storage.is_local else Path(tempfile.mkdtemp(prefix="regrad-logs-"))
+        )
         self._writer = SummaryWriter(str(self._folder))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -98,6 +102,8 @@ class _TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+        if not self._storage.is_local:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class _WeightsAndBiases:
@@ -130,9 +136,3 @@ def _installed(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(f"watch asks for {name}, which is not installed: `pip install {name}`") from error
-
-
-def _temporary() -> Path:
-    import tempfile
-
-    return Path(tempfile.mkdtemp(prefix="regrad-logs-"))

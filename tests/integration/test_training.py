@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -21,7 +22,7 @@ import torch
 
 from ray_jobs import meta_train
 from ray_jobs.cluster import cluster
-from ray_jobs.run_directory import RunDirectory
+from ray_jobs.run_directory import RunDirectory, run_directory
 from ray_jobs.task_stream import open_stream, worker_steps
 from regrad.config import LabConfig, MetaTrainConfig, builtin_config
 from regrad.errors import CorpusError, TrainingError
@@ -175,22 +176,47 @@ def test_a_loss_that_diverges_stops_the_run_at_once_with_a_clear_error(
 
 
 def test_a_run_with_other_settings_or_data_is_not_resumed(lab: Path, tmp_path: Path) -> None:
-    RunDirectory(settings(lab, tmp_path), "data")
-    assert RunDirectory(settings(lab, tmp_path, "watch.every=7", "cluster.workers=1"), "data").resumed
-    with pytest.raises(TrainingError, match=r"other settings: optimizer.lr was 0.003, is 0.1\. Finish it"):
-        RunDirectory(settings(lab, tmp_path, "optimizer.lr=0.1"), "data")
+    def opened(digest: str, *extra: str) -> bool:
+        with run_directory(settings(lab, tmp_path, *extra), digest) as place:
+            return place.resumed
+
+    assert not opened("data")
+    assert opened("data", "watch.every=7", "cluster.workers=1")
+    with pytest.raises(TrainingError, match=r"other settings: optimizer.lr was 0.004, is 0.1\. Finish it"):
+        opened("data", "optimizer.lr=0.1")
     with pytest.raises(TrainingError, match="tasks_digest was 'data', is 'other'"):
-        RunDirectory(settings(lab, tmp_path), "other")
-    fresh = RunDirectory(settings(lab, tmp_path, "optimizer.lr=0.1", "checkpoints.resume=false"), "data")
-    assert not fresh.resumed
+        opened("other")
+    assert not opened("data", "optimizer.lr=0.1", "checkpoints.resume=false")
+    (tmp_path / "m.training" / "run.json").write_text("{")
+    with pytest.raises(TrainingError, match=r"run.json is damaged; discard the run"):
+        opened("data", "optimizer.lr=0.1")
 
 
 def test_two_drivers_do_not_train_into_one_place(lab: Path, tmp_path: Path) -> None:
-    first, second = (RunDirectory(settings(lab, tmp_path), "data") for _ in range(2))
-    with first.locked(), pytest.raises(TrainingError, match="another run is training into"), second.locked():
-        pass
-    with second.locked():
-        pass
+    """Not even one that would discard what the other has done."""
+    config = settings(lab, tmp_path)
+    fresh = settings(lab, tmp_path, "checkpoints.resume=false")
+    with run_directory(config, "data"):
+        with pytest.raises(TrainingError, match="another run is training into"), run_directory(fresh, "data"):
+            pass
+        assert (tmp_path / "m.training" / "run.json").exists()
+    with run_directory(config, "data") as place:
+        assert place.resumed
+    assert not (tmp_path / "m.training.lock").exists()
+
+
+def test_a_run_that_was_killed_after_its_last_step_only_has_to_be_saved(
+    lab: Path, tmp_path: Path, local_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(lab, tmp_path, "cluster.workers=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "remove", lambda self: None)
+        meta_train.run(config)
+    done = MetaInit.load(config.output)
+    shutil.rmtree(config.output)
+    meta_train.run(config)
+    assert MetaInit.load(config.output).fingerprint == done.fingerprint
+    assert not (tmp_path / "m.training").exists()
 
 
 class Run:
