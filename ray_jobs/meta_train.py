@@ -44,17 +44,18 @@ def run(config: MetaTrainConfig) -> str:
     """Train, or go on with an unfinished run, and write `config.output`; returns one line about it."""
     check_shares(config, config.cluster.workers)
     check_replaceable(config.output, CARD)
+    lengths = Lengths.of(config.model)
     for source in config.tasks:
         task_files(source.uri)
-    if config.dev is not None:
-        check_dev_tasks(config.dev, Lengths.of(config.model), config.shape, config.scoring.max_new_tokens)
+    dev = check_dev_tasks(config.dev, lengths, config.shape, config.scoring.max_new_tokens) if config.dev else None
     parent = MetaInit.load(config.start_from).fingerprint if config.start_from else None
-    with cluster(), _watching(config) as progress:
+    with cluster():
         require_workers(config.cluster)
         stream = open_stream(config)
         config = stream.config
         notes = {"tasks": stream.summary, "parent": parent, "seed": config.seed, "workers": config.cluster.workers}
-        with run_directory(config, stream.digest) as place:
+        data = {"tasks": stream.digest, "dev": dev, "parent": parent}
+        with run_directory(config, data) as place, _watching(config) as progress:
             meta_init = _chosen(_train(config, stream, place, notes, progress), config)
             meta_init.save(config.output)
             place.remove()
@@ -79,12 +80,15 @@ def _watching(config: MetaTrainConfig) -> Iterator[Any]:
 def _train(
     config: MetaTrainConfig, stream: TaskStream, place: RunDirectory, notes: dict[str, Any], progress: Any
 ) -> Result:
-    """Until it is done: a lost worker costs the steps since the last checkpoint, `max_failures` times."""
+    """Until it is done: a lost worker costs the steps since the last checkpoint.
+
+    It is given up after more than `max_failures` losses without a new checkpoint between them.
+    """
     settings = {"config": config.model_dump(mode="json"), "notes": notes, "progress": progress}
     if place.resumed:
         logger.info("going on with the unfinished run at %s", place.storage.uri)
-    before = ""
-    for failures in range(config.checkpoints.max_failures + 1):
+    failures, mark = 0, place.mark()
+    while True:
         trainer = TorchTrainer(
             _worker,
             train_loop_config=settings,
@@ -101,11 +105,11 @@ def _train(
             return trainer.fit()
         except TrainingFailedError as error:
             cause = _cause(error)
-            if isinstance(cause, RegradError) or failures == config.checkpoints.max_failures or before == str(cause):
+            failures = 1 if place.mark() != mark else failures + 1
+            if isinstance(cause, RegradError) or failures > config.checkpoints.max_failures:
                 raise TrainingError(_sentence(cause, place)) from error
-            before = str(cause)
+            mark = place.mark()
             logger.warning("a worker was lost (%s); going on from the last checkpoint", _short(cause))
-    raise AssertionError
 
 
 def _cause(error: TrainingFailedError) -> BaseException:
@@ -185,10 +189,11 @@ def _worker(settings: dict[str, Any]) -> None:
     state = TrainState()
     if checkpoint := train.get_checkpoint():
         with checkpoint.as_directory() as folder:
-            state, tensors = load_checkpoint(Path(folder))
+            state, tensors = load_checkpoint(Path(folder), identity)
         engine.load(tensors)
     reporter = _Reporter(settings["progress"].push.remote, rank)
-    trainer = Trainer(lm, engine, config, identity, settings["notes"], rank, world_size, reporter)
+    here = context.get_local_world_size()
+    trainer = Trainer(lm, engine, config, identity, settings["notes"], rank, world_size, reporter, here)
     steps = worker_steps(train.get_dataset_shard("tasks"), config, state.step, rank, world_size)
     trainer.run(steps, read_tasks(config.dev) if config.dev else (), state)
 

@@ -33,9 +33,11 @@ def progress_channel(show: Callable[[Any], None] = logger.info) -> Iterator[Any]
     mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
     stop = threading.Event()
 
+    waiting: list[Any] = []
+
     def poll() -> None:
         while not stop.wait(_POLL_SECONDS):
-            _show_all(mailbox, show)
+            _show_all(mailbox, waiting, show)
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -44,13 +46,18 @@ def progress_channel(show: Callable[[Any], None] = logger.info) -> Iterator[Any]
     finally:
         stop.set()
         thread.join()
-        _show_all(mailbox, show)
+        _show_all(mailbox, waiting, show)
 
 
-def _show_all(mailbox: Any, show: Callable[[Any], None]) -> None:
+def _show_all(mailbox: Any, waiting: list[Any], show: Callable[[Any], None]) -> None:
+    """Show what has come. An answer that is late on a busy machine is waited for again, not asked for again."""
     try:
-        items = ray.get(mailbox.drain.remote(), timeout=10)
+        waiting[:] = waiting or [mailbox.drain.remote()]
+        if not ray.wait(waiting, timeout=10)[0]:
+            return
+        items = ray.get(waiting.pop())
     except ray.exceptions.RayError as error:
+        waiting.clear()
         logger.debug("no progress to show: %s", error)
         return
     for item in items:

@@ -15,28 +15,29 @@ from ray.train import CheckpointConfig, RunConfig
 
 from regrad.config import MetaTrainConfig
 from regrad.errors import TrainingError
-from regrad.storage import Storage
+from regrad.storage import Storage, check_replaceable
 
 _SETTINGS, _CHECKPOINTS = "run.json", "checkpoints"
 _FREE = {"output", "checkpoints", "watch", "cluster"}  # what a resumed run may change: none of it changes a number
 
 
 @contextmanager
-def run_directory(config: MetaTrainConfig, digest: str) -> Iterator[RunDirectory]:
+def run_directory(config: MetaTrainConfig, data: dict[str, Any]) -> Iterator[RunDirectory]:
     """The run's directory, for this driver alone; raises `TrainingError` if another one trains into it now."""
     storage = Storage(config.checkpoints.location or f"{config.output}.training")
     with _locked(storage, config.output):
-        yield RunDirectory(config, digest, storage)
+        check_replaceable(storage.uri, _SETTINGS)
+        yield RunDirectory(config, data, storage)
 
 
 class RunDirectory:
     """Raises `TrainingError` if another run, with other settings or data, was left unfinished there."""
 
-    def __init__(self, config: MetaTrainConfig, digest: str, storage: Storage) -> None:
+    def __init__(self, config: MetaTrainConfig, data: dict[str, Any], storage: Storage) -> None:
         self._config, self.storage = config, storage
-        settings = {**config.model_dump(mode="json", exclude=_FREE), "tasks_digest": digest}
+        settings = {**config.model_dump(mode="json", exclude=_FREE), "data": data}
         if not config.checkpoints.resume:
-            storage.remove()
+            self.remove()
         self.resumed = storage.exists(_SETTINGS)
         if self.resumed:
             self._compare(_settings(storage), settings)
@@ -56,8 +57,15 @@ class RunDirectory:
         )
 
     def remove(self) -> None:
-        """The run is done."""
-        self.storage.remove()
+        """Remove what belongs to the run, and the directory if nothing else is in it."""
+        Storage(f"{self.storage.uri}/{_CHECKPOINTS}").remove()
+        self.storage.remove_file(_SETTINGS)
+        if not self.storage.list():
+            self.storage.remove()
+
+    def mark(self) -> list[str]:
+        """Changes when there is a new checkpoint."""
+        return self.storage.list(_CHECKPOINTS)
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         differences = list(_differences(before, now))

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import ray
 
-from regrad.config import MetaTrainConfig
+from regrad.config import MetaTrainConfig, ShapeConfig
 from regrad.corpus import Passage
 from regrad.errors import CorpusError, TrainingError
 from regrad.meta.check import Lengths
 from regrad.meta.order import DrawOrder
 from regrad.meta.shape import shape_task
-from regrad.meta.task_files import duplicates, scan_file, task_files
+from regrad.meta.task_files import ScannedTask, duplicates, scan_file, task_files
 from regrad.meta.tasks import MetaTask
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def open_stream(config: MetaTrainConfig) -> TaskStream:
     context.execution_options.preserve_order = True
     files = [(number, uri) for number, source in enumerate(config.tasks) for uri in task_files(source.uri)]
     scanned = _scan(config, [uri for _, uri in files])
-    good = _good(config, scanned)
+    good = _good(config, scanned, [uri for _, uri in files])
     sources = [[key for key in good if files[key[0]][0] == number] for number in range(len(config.tasks))]
     for source, keys in zip(config.tasks, sources, strict=True):
         if not keys:
@@ -108,7 +108,7 @@ def _scan_files(batch: dict[str, np.ndarray], model: Any, shape: Any) -> Iterato
     lengths = Lengths.of(model)
     for file, uri in zip(batch["file"].tolist(), batch["uri"].tolist(), strict=True):
         rows: list[tuple[Any, ...]] = []
-        for number, item in enumerate(scan_file(str(uri), lengths, shape)):
+        for number, item in enumerate(_scan_file(str(uri), lengths, shape)):
             task = json.dumps(item.task.to_record()) if item.task else ""
             identifier, content = (item.task.id, _hash(task)) if item.task else ("", "")
             rows.append((file, number, item.where, identifier, content, item.problem, task))
@@ -116,6 +116,14 @@ def _scan_files(batch: dict[str, np.ndarray], model: Any, shape: Any) -> Iterato
                 yield _columns(rows)
                 rows = []
         yield _columns(rows)
+
+
+def _scan_file(uri: str, lengths: Lengths, shape: ShapeConfig) -> Iterator[ScannedTask]:
+    """A file that cannot be read becomes a record whose place is the file: an error would lose its words on the way."""
+    try:
+        yield from scan_file(uri, lengths, shape)
+    except CorpusError as error:
+        yield ScannedTask(uri, None, str(error))
 
 
 def _hash(text: str) -> str:
@@ -129,11 +137,14 @@ def _columns(rows: list[tuple[Any, ...]]) -> dict[str, Any]:
     return {name: np.array(column, kind) for name, kind, column in zip(names, kinds, columns, strict=True)}
 
 
-def _good(config: MetaTrainConfig, scanned: Any) -> dict[Key, str]:
+def _good(config: MetaTrainConfig, scanned: Any, files: Sequence[str]) -> dict[Key, str]:
     """Hashes of the good tasks by key; the bad ones are counted and shown, or fatal."""
     rows = scanned.select_columns(["file", "number", "place", "id", "content", "problem"]).take_all()
     rows.sort(key=lambda row: (row["file"], row["number"]))
     problems = {row["place"]: row["problem"] for row in rows if row["problem"]}
+    for uri in files:
+        if uri in problems:
+            raise CorpusError(problems[uri])
     problems |= duplicates([(row["place"], row["id"]) for row in rows if not row["problem"]])
     if problems and config.shape.bad_tasks == "fail":
         more = f" (and {len(problems) - 1} more; shape.bad_tasks=skip leaves them out)" if len(problems) > 1 else ""

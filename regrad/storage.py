@@ -69,6 +69,13 @@ class Storage:
             if self.fs.exists(self.root):
                 self.fs.rm(self.root, recursive=True)
 
+    def remove_file(self, name: str) -> None:
+        """Remove the file `name`, if it exists."""
+        with self._errors("remove", name):
+            self.fs.invalidate_cache()
+            if self.fs.exists(self.path(name)):
+                self.fs.rm_file(self.path(name))
+
     def list(self, name: str = "") -> list[str]:
         """File names (not paths) directly below `name`; empty when there is no such directory."""
         with self._errors("list", name):

@@ -47,7 +47,7 @@ class ShapeConfig(Settings):
     questions: int | None = Field(None, ge=1, description="at most so many questions a task, drawn anew each time")
     in_prompt: bool = Field(False, description="passages also in the prompt of the outer loss: ReGrad + ICL")
     order: Literal["best-last", "best-first", "shuffled"] = Field("best-last", description="of passages in a prompt")
-    distractors: int = Field(2, ge=0, description="foreign passages that are mixed into a task's contexts")
+    distractors: int = Field(2, ge=0, description="foreign passages that are mixed in, behind a question's own")
     distractor_probability: float = Field(0.0, ge=0, le=1, description="how often they are")
     max_passage_tokens: int = Field(1024, ge=8)
     max_tokens: int = Field(1536, ge=16, description="prompt and answer together")
@@ -70,6 +70,9 @@ TaskSources = Annotated[tuple[TaskSource, ...], BeforeValidator(_as_sources), Fi
 """A location, or a list of locations or of {uri, weight}: domains that are mixed."""
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Settings):
     """AdamW over phi0 and the step sizes, with linear warm-up."""
 
@@ -83,7 +86,7 @@ class OptimizerConfig(Settings):
     step_size_lr: float | None = Field(None, gt=0, description="for the relative step sizes; the same as lr if null")
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="after the warm-up, down to zero")
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(0.5, gt=0, description="the norm to which the meta-gradient is clipped")
     zero_stage: Literal[0, 1, 2, 3] | None = Field(1, description="of DeepSpeed; plain PyTorch DDP if null")

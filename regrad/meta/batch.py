@@ -104,13 +104,14 @@ def encode_question(
 ) -> tuple[list[int], int]:
     """Token ids of prompt and answer, and how many the prompt has.
 
-    With passages in the prompt, those of the lowest rank are left out until it fits `shape.max_tokens`.
+    With passages in the prompt, those of the lowest rank are left out until it fits `shape.max_tokens` and the model.
     """
+    limit = min(shape.max_tokens, getattr(lm.model.config, "max_position_embeddings", None) or shape.max_tokens)
     answer = [*lm.encode(lm.config.prompts.answer_text(question.answer)), *lm.eos]
     context = prompt_passages(task, question, shape)
     while True:
         prompt = lm.bos + lm.encode(lm.config.prompts.prompt(question.question, context))
-        if not context or len(prompt) + len(answer) <= shape.max_tokens:
+        if not context or len(prompt) + len(answer) <= limit:
             return [*prompt, *answer], len(prompt)
         context = context[1:] if shape.order == "best-last" else context[:-1]
 

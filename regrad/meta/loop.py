@@ -26,7 +26,7 @@ from regrad.meta.scoring import Sums, score
 from regrad.meta.shape import shape_task
 from regrad.meta.state import DevScore, TrainState
 from regrad.meta.strategies import Strategy
-from regrad.meta.strategies.choice import choose
+from regrad.meta.strategies.choice import LEANER, choose
 from regrad.meta.tasks import MetaTask
 from regrad.meta_init import MetaInit
 
@@ -61,11 +61,12 @@ class Trainer:
         rank: int = 0,
         world_size: int = 1,
         listener: Listener | None = None,
+        workers_here: int = 1,
     ) -> None:
         check_shares(config, world_size)
         self._lm, self._engine, self._config = lm, engine, config
         self._identity, self._notes = identity, notes or {}
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self._workers_here = rank, world_size, workers_here
         self._listener: Listener = listener or Silent()
         self._strategy: Strategy | None = None
         self._meter = Meter()
@@ -112,6 +113,8 @@ class Trainer:
         )
 
     def _step(self, tasks: Sequence[MetaTask], state: TrainState) -> None:
+        if self._strategy is None:
+            self._choose(tasks, state)
         gradient = self._gradient(tasks)
         finite = all(bool(torch.isfinite(t).all()) for t in (gradient.loss, gradient.phi0, gradient.alpha))
         values = [float(gradient.loss), float(gradient.inner_loss)] if finite else [0.0, 0.0]
@@ -130,7 +133,8 @@ class Trainer:
         if state.skipped_in_a_row >= limit:
             raise TrainingError(
                 f"the loss or its gradient is not finite at step {state.step}, the {limit}. time in a row; "
-                "lower inner.initial_step_size or optimizer.lr (the last checkpoint is intact)"
+                "lower inner.initial_step_size or optimizer.lr and start again with checkpoints.resume=false (the last "
+                "checkpoint is intact: copy its meta_init first if you want to start from it)"
             )
         self._listener.note(f"step {state.step} is skipped: its loss or gradient is not finite")
 
@@ -146,14 +150,29 @@ class Trainer:
     def _part(self, tasks: Sequence[MetaTask]) -> MetaGradient:
         batch, point = collate(self._lm, tasks, self._config.shape), self._engine.point()
         self._meter.count(batch.passages.ids.shape[0], batch.tokens)
+        assert self._strategy is not None
         with self._autocast():
-            if self._strategy is None:
-                self._strategy, said = choose(
-                    self._lm, point, batch, self._config.strategy, self._config.inner,
-                    self._config.cluster.workers, self._engine.layer_wise,
-                )  # fmt: skip
-                self._listener.note(said)
             return self._strategy(self._lm, point, batch)
+
+    def _choose(self, tasks: Sequence[MetaTask], state: TrainState) -> None:
+        """The leanest of what the workers would choose, so that all do the same, and again after a resume."""
+        config = self._config
+        if state.strategy != "auto":
+            said = f"strategy {state.strategy}, as before"
+        else:
+            batch = collate(self._lm, tasks[: config.optimizer.micro_batch], config.shape)
+            with self._autocast():
+                mine, said = choose(
+                    self._lm, self._engine.point(), batch, config.strategy, config.inner,
+                    self._workers_here, self._engine.layer_wise,
+                )  # fmt: skip
+            votes = self._engine.total([float(mine.name == name) for name in LEANER])
+            state.strategy = [name for name, count in zip(LEANER, votes, strict=True) if count][-1]
+        settled = config.strategy.model_copy(update={"name": state.strategy})
+        self._strategy, _ = choose(
+            self._lm, self._engine.point(), None, settled, config.inner, layer_wise=self._engine.layer_wise
+        )
+        self._listener.note(said)
 
     def _autocast(self) -> Any:
         if self._config.optimizer.precision == "bf16":
@@ -163,8 +182,8 @@ class Trainer:
     def _score(self, dev: Sequence[MetaTask], state: TrainState) -> None:
         """Each worker scores a part; with sharded weights all score everything, since they have to run in step."""
         alone = self._engine.layer_wise
-        mine = dev if alone else share_of(range(len(dev)), self._rank, self._world_size)
-        tasks = list(dev) if alone else [dev[number] for number in mine]  # type: ignore[index]
+        mine = range(len(dev)) if alone else share_of(range(len(dev)), self._rank, self._world_size)
+        tasks = [self._shaped_dev(dev[number], number) for number in mine]
         config = self._config
         with self._meter.paused():
             sums = score(self._lm, self._engine.point(), tasks, config.inner, config.shape, config.scoring)
@@ -175,6 +194,11 @@ class Trainer:
             DevScore(state.step, found.exact_match / found.questions, found.f1 / found.questions, questions)
         )
         self._listener.scored(state.dev[-1])
+
+    def _shaped_dev(self, task: MetaTask, number: int) -> MetaTask:
+        """As training shapes it, but with all questions and nothing mixed in."""
+        shape = self._config.shape.model_copy(update={"questions": None, "distractor_probability": 0.0})
+        return shape_task(task, shape, (), self._config.seed, number)
 
     def _report(self, state: TrainState) -> StepReport:
         recent = state.losses[-self._config.watch.every :]

@@ -17,12 +17,15 @@ from regrad.meta.tasks import MetaTask, TaskQuestion
 def shape_task(task: MetaTask, shape: ShapeConfig, pool: Sequence[Passage], seed: int, position: int) -> MetaTask:
     """The task as the draw at `position` sees it; distractors come from `pool`."""
     rng = random.Random(f"{seed}/shape/{position}")
-    if rng.random() < shape.distractor_probability:
-        task = _with_distractors(task, _sample(task, pool, shape.distractors, rng))
-    questions = list(task.questions)
+    questions = [replace(q, context=q.context[: shape.k]) for q in task.questions]
     if shape.questions is not None and shape.questions < len(questions):
         questions = rng.sample(questions, shape.questions)
-    return _without_unused(replace(task, questions=tuple(_shape_question(q, shape, rng) for q in questions)))
+    task = replace(task, questions=tuple(questions))
+    if rng.random() < shape.distractor_probability:
+        task = _with_distractors(task, _sample(task, pool, shape.distractors, rng))
+    if shape.order == "shuffled":
+        task = replace(task, questions=tuple(_shuffled(q, rng) for q in task.questions))
+    return _without_unused(task)
 
 
 def _sample(task: MetaTask, pool: Sequence[Passage], count: int, rng: random.Random) -> list[Passage]:
@@ -38,11 +41,8 @@ def _with_distractors(task: MetaTask, distractors: Sequence[Passage]) -> MetaTas
     return replace(task, passages=task.passages + tuple(distractors), questions=questions)
 
 
-def _shape_question(question: TaskQuestion, shape: ShapeConfig, rng: random.Random) -> TaskQuestion:
-    context = list(question.context[: shape.k])
-    if shape.order == "shuffled":
-        rng.shuffle(context)
-    return replace(question, context=tuple(context))
+def _shuffled(question: TaskQuestion, rng: random.Random) -> TaskQuestion:
+    return replace(question, context=tuple(rng.sample(question.context, len(question.context))))
 
 
 def _without_unused(task: MetaTask) -> MetaTask:

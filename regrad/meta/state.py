@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from regrad.errors import TrainingError
-from regrad.meta_init import MetaInit
+from regrad.config import StrategyName
+from regrad.errors import MetaInitError, TrainingError
+from regrad.meta_init import MetaInit, read_card
 
 META_INIT = "meta_init"
 _STATE, _TENSORS = "state.json", "state.safetensors"
@@ -35,12 +36,13 @@ class DevScore:
 
 @dataclass
 class TrainState:
-    """Steps done, the mean loss of each, steps that were skipped, and dev scores."""
+    """Steps done, the mean loss of each, steps that were skipped, dev scores, and the strategy that was chosen."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
     dev: list[DevScore] = field(default_factory=list)
+    strategy: StrategyName = "auto"
 
     @property
     def skipped_in_a_row(self) -> int:
@@ -63,13 +65,17 @@ def save_checkpoint(folder: Path, state: TrainState, tensors: Mapping[str, Tenso
     (folder / _STATE).write_text(json.dumps(asdict(state)))
 
 
-def load_checkpoint(folder: Path) -> tuple[TrainState, dict[str, Tensor]]:
-    """The inverse; raises `TrainingError` if the checkpoint is damaged."""
+def load_checkpoint(folder: Path, base_identity: str | None = None) -> tuple[TrainState, dict[str, Tensor]]:
+    """The inverse; raises `TrainingError` if the checkpoint is damaged, or was made with other base weights."""
     try:
         data: dict[str, Any] = json.loads((folder / _STATE).read_text())
         dev = [DevScore(**score) for score in data.pop("dev")]
-        return TrainState(**data, dev=dev), load_file(folder / _TENSORS)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        state, tensors = TrainState(**data, dev=dev), load_file(folder / _TENSORS)
+        begun_with = read_card(folder / META_INIT)["base_identity"]
+    except (MetaInitError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise TrainingError(
             f"the checkpoint at {folder} is damaged: {error}; start again with resume: false"
         ) from error
+    if base_identity not in (None, begun_with):
+        raise TrainingError("the run was begun with other base weights; discard it with checkpoints.resume=false")
+    return state, tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,10 +66,13 @@ def scan_file(uri: str, lengths: Lengths | None = None, shape: ShapeConfig = Sha
         yield ScannedTask(place, task if task.id else MetaTask(task.passages, task.questions, place))
 
 
-def check_dev_tasks(uri: str, lengths: Lengths, shape: ShapeConfig, max_new_tokens: int) -> None:
-    """Raise `CorpusError` for the first dev task that could not be scored, before anything is trained."""
+def check_dev_tasks(uri: str, lengths: Lengths, shape: ShapeConfig, max_new_tokens: int) -> str:
+    """Raise `CorpusError` for the first dev task that could not be scored; returns a hash of all of them."""
+    digest = hashlib.sha256()
     for task in read_tasks(uri):
         lengths.check_dev(task, f"{uri} task {task.id}", shape, max_new_tokens)
+        digest.update(json.dumps(task.to_record()).encode())
+    return digest.hexdigest()[:16]
 
 
 def read_tasks(uri: str) -> list[MetaTask]:

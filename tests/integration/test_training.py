@@ -25,7 +25,7 @@ from ray_jobs.cluster import cluster
 from ray_jobs.run_directory import RunDirectory, run_directory
 from ray_jobs.task_stream import open_stream, worker_steps
 from regrad.config import LabConfig, MetaTrainConfig, builtin_config
-from regrad.errors import CorpusError, TrainingError
+from regrad.errors import CorpusError, StorageError, TrainingError
 from regrad.lab.files import write_lab
 from regrad.language_model.loading import load_language_model
 from regrad.meta.engines import PlainEngine
@@ -177,14 +177,14 @@ def test_a_loss_that_diverges_stops_the_run_at_once_with_a_clear_error(
 
 def test_a_run_with_other_settings_or_data_is_not_resumed(lab: Path, tmp_path: Path) -> None:
     def opened(digest: str, *extra: str) -> bool:
-        with run_directory(settings(lab, tmp_path, *extra), digest) as place:
+        with run_directory(settings(lab, tmp_path, *extra), {"tasks": digest}) as place:
             return place.resumed
 
     assert not opened("data")
     assert opened("data", "watch.every=7", "cluster.workers=1")
     with pytest.raises(TrainingError, match=r"other settings: optimizer.lr was 0.004, is 0.1\. Finish it"):
         opened("data", "optimizer.lr=0.1")
-    with pytest.raises(TrainingError, match="tasks_digest was 'data', is 'other'"):
+    with pytest.raises(TrainingError, match="data.tasks was 'data', is 'other'"):
         opened("other")
     assert not opened("data", "optimizer.lr=0.1", "checkpoints.resume=false")
     (tmp_path / "m.training" / "run.json").write_text("{")
@@ -196,13 +196,38 @@ def test_two_drivers_do_not_train_into_one_place(lab: Path, tmp_path: Path) -> N
     """Not even one that would discard what the other has done."""
     config = settings(lab, tmp_path)
     fresh = settings(lab, tmp_path, "checkpoints.resume=false")
-    with run_directory(config, "data"):
-        with pytest.raises(TrainingError, match="another run is training into"), run_directory(fresh, "data"):
+    with run_directory(config, {}):
+        with pytest.raises(TrainingError, match="another run is training into"), run_directory(fresh, {}):
             pass
         assert (tmp_path / "m.training" / "run.json").exists()
-    with run_directory(config, "data") as place:
+    with run_directory(config, {}) as place:
         assert place.resumed
     assert not (tmp_path / "m.training.lock").exists()
+
+
+def test_a_directory_that_is_something_else_is_left_alone(lab: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "m.training"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    for extra in ((), ("checkpoints.resume=false",)):
+        config = settings(lab, tmp_path, *extra)
+        with pytest.raises(StorageError, match="it is something else and is left alone"), run_directory(config, {}):
+            pass
+    assert (folder / "thesis.tex").read_text() == "years of work"
+    (folder / "thesis.tex").unlink()
+    with run_directory(settings(lab, tmp_path), {}) as place:
+        (folder / "notes.txt").write_text("mine")
+        place.remove()
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_a_file_that_cannot_be_read_is_one_error_even_when_bad_tasks_are_skipped(
+    lab: Path, tmp_path: Path, local_cluster: None
+) -> None:
+    for name in ("broken.parquet", "broken.jsonl.gz"):
+        (tmp_path / name).write_bytes(b"PAR1 garbage")
+        with pytest.raises(CorpusError, match=name):
+            open_stream(settings(lab, tmp_path, f"tasks={tmp_path}/{name}", "shape.bad_tasks=skip"))
 
 
 def test_a_run_that_was_killed_after_its_last_step_only_has_to_be_saved(

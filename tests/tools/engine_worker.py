@@ -32,7 +32,7 @@ ENGINES: dict[str, int | None] = {"ddp": None, "zero0": 0, "zero1": 1, "zero2": 
 
 
 def optimizer(stage: int | None) -> OptimizerConfig:
-    return OptimizerConfig(zero_stage=stage, lr=1e-3, step_size_lr=1e-2, clip=1e6, steps=10)  # type: ignore[arg-type]
+    return OptimizerConfig(zero_stage=stage, lr=1e-3, step_size_lr=1e-2, clip=0.05, steps=10)  # type: ignore[arg-type]
 
 
 def model() -> LanguageModel:
@@ -79,7 +79,7 @@ def check(name: str, stage: int | None, rank: int, folder: Path) -> dict[str, ob
         each.apply(found, 0.5)
     same = all(torch.equal(value, other.state()[key]) for key, value in engine.state().items())
     whole = sum(p.numel() for p in model().model.parameters())
-    held = sum(getattr(p, "ds_tensor", p).numel() for p in lm.model.parameters())
+    held = sum(p.numel() + (p.ds_tensor.numel() if hasattr(p, "ds_tensor") else 0) for p in lm.model.parameters())
     agreed = (engine.agree(True), engine.agree(rank == 0), engine.total([1.0, float(rank)]))
     return {"resumes": same, "held": held / whole, "agreed": agreed}
 

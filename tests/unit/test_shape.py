@@ -49,6 +49,12 @@ def test_distractors_come_behind_a_questions_own_passages_and_are_never_its_own(
         assert ids(task, 1)[2:] == added
 
 
+def test_distractors_come_beside_the_first_k() -> None:
+    task = shaped(0, k=1, distractor_probability=1.0, distractors=2)
+    assert ids(task, 0)[0] == "p1" and len(ids(task, 0)) == 3
+    assert all(name.startswith("d") for name in ids(task, 0)[1:])
+
+
 def test_distractors_are_mixed_in_as_often_as_asked() -> None:
     count = sum(len(shaped(position, distractor_probability=0.3).passages) > 4 for position in range(500))
     assert 110 <= count <= 190
@@ -85,6 +91,9 @@ def test_a_prompt_that_is_too_long_loses_the_worst_passages_first(tiny: Language
     whole, _ = encode_question(tiny, TASK, question, ShapeConfig(in_prompt=True))
     limit = ShapeConfig(in_prompt=True, max_tokens=len(whole) - 1)
     ids_, start = encode_question(tiny, TASK, question, limit)
+    many = shape_task(TASK, ShapeConfig(distractor_probability=1.0, distractors=20), POOL, 1, 0)
+    longest, _ = encode_question(tiny, many, many.questions[0], ShapeConfig(in_prompt=True, max_tokens=10_000))
+    assert len(longest) <= 256, "the model's context"
     text = tiny.tokenizer.decode(ids_)
     assert len(ids_) < len(whole) and start < len(ids_)
     assert "1" in text and tiny.tokenizer.decode(whole).count("Passage") == text.count("Passage") + 1

@@ -22,7 +22,7 @@ from regrad.meta.loop import Trainer, batches
 from regrad.meta.objective import MetaGradient, Point
 from regrad.meta.parameters import MetaParameters
 from regrad.meta.reports import Silent, StepReport
-from regrad.meta.scoring import score
+from regrad.meta.scoring import Sums, score
 from regrad.meta.state import DevScore, TrainState, load_checkpoint, save_checkpoint
 from regrad.meta.tasks import MetaTask
 from regrad.meta.watch import Watcher, dev_line, make_sinks, step_line
@@ -224,6 +224,36 @@ def test_dev_tasks_are_scored_as_often_as_asked_each_with_a_checkpoint(
     assert load_checkpoint(tmp_path / "4")[0].latest_dev == keeper.dev[1]
 
 
+def test_dev_tasks_are_scored_at_the_k_that_is_trained(
+    tiny: LanguageModel, tasks: list[MetaTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[MetaTask] = []
+    monkeypatch.setattr("regrad.meta.loop.score", lambda lm, at, given, *rest: seen.extend(given) or Sums(1, 1, 1))
+    config = settings(tiny, shape={"k": 1, "questions": 1, "distractor_probability": 1.0})
+    make(tiny, config)[0].run(batches(tasks, config), dev=tasks[:1])
+    [task] = seen
+    assert len(task.questions) == len(tasks[0].questions)
+    assert {len(question.context) for question in task.questions} == {1}
+
+
+def test_the_strategy_that_auto_chose_is_kept_in_the_checkpoint(
+    tiny: LanguageModel, tasks: list[MetaTask], tmp_path: Path
+) -> None:
+    lean = settings(tiny, strategy={"name": "auto", "memory_gb": 1e-9})
+    keeper = Keeper(tmp_path)
+    make(tiny, lean, keeper)[0].run(batches(tasks, lean))
+    assert keeper.notes[0].startswith("strategy difference: estimated GB")
+    state, tensors = load_checkpoint(tmp_path / "3", tiny.identity())
+    assert state.strategy == "difference"
+    later = Keeper()
+    trainer, engine = make(tiny, settings(tiny, strategy={"name": "auto"}), later)
+    engine.load(tensors)
+    trainer.run(list(batches(tasks, lean))[3:], state=state)
+    assert later.notes == ["strategy difference, as before"]
+    with pytest.raises(TrainingError, match="begun with other base weights"):
+        load_checkpoint(tmp_path / "3", "other")
+
+
 def test_tasks_that_end_too_early_are_an_error(tiny: LanguageModel, tasks: list[MetaTask]) -> None:
     config = settings(tiny)
     with pytest.raises(TrainingError, match="ended at step 2 of 6"):
@@ -249,6 +279,9 @@ def test_scores_use_gamma_and_the_same_update_as_training(lab_model: LanguageMod
         ({"strategy": {"name": "graph", "activation_checkpointing": True}}, "difference or first-order"),
         ({"optimizer": {"zero_stage": 3}}, "zero_stage 3 needs strategy.name difference"),
         ({"tasks": []}, "tasks"),
+        ({"optimizer": {"lr": math.inf}}, "optimizer.lr"),
+        ({"optimizer": {"betas": [2, 3]}}, "optimizer.betas"),
+        ({"scoring": {"gamma": math.nan}}, "scoring.gamma"),
         ({"strateg": {}}, "did you mean 'strategy'"),
         ({"shape": {"distractor_probabilty": 1}}, "did you mean 'shape.distractor_probability'"),
         ({"tasks": [{"uri": "a", "wieght": 1}]}, "did you mean 'tasks.0.weight'"),

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regrad.atoms.gradients import passage_gradients
-from regrad.config import InnerConfig, StrategyConfig
+from regrad.config import InnerConfig, StrategyConfig, StrategyName
+from regrad.errors import ConfigError
 from regrad.language_model.batching import TokenBatch
 from regrad.language_model.loading import LanguageModel
 from regrad.meta.batch import MetaBatch
@@ -22,6 +23,9 @@ from regrad.meta.objective import Point, shared
 from regrad.meta.strategies.base import Strategy, make_strategy
 
 logger = logging.getLogger(__name__)
+
+LEANER: tuple[StrategyName, ...] = ("graph", "hvp", "difference", "first-order")
+"""All strategies, each with less memory than the one before."""
 
 _WHOLE = 2**62
 _MARGIN = 1.3  # what autograd frees late, fragments, and batches longer than the first
@@ -39,13 +43,16 @@ class Estimate:
 def choose(
     lm: LanguageModel,
     at: Point,
-    batch: MetaBatch,
+    batch: MetaBatch | None,
     config: StrategyConfig,
     inner: InnerConfig,
     workers_here: int = 1,
     layer_wise: bool = False,
 ) -> tuple[Strategy, str]:
-    """The strategy for batches like this one, and a sentence that says which and why."""
+    """The strategy for batches like this one, and a sentence that says which and why.
+
+    `workers_here` share the memory of this machine; each has a GPU of its own, if any.
+    """
     if layer_wise:  # workers gather weights together, so all have to make the same passes, whatever their batches
         config = config.model_copy(update={"chunk_tokens": _WHOLE})
     if config.name != "auto":
@@ -53,8 +60,13 @@ def choose(
     if inner.steps > 1:
         return _made("graph", config, inner), "strategy graph: the only one for several inner steps"
     if layer_wise:
-        return _made("difference", config, inner), "strategy difference: the only exact one with sharded weights"
-    free = config.memory_gb * 1e9 if config.memory_gb else 0.8 * free_bytes(lm.device) / workers_here
+        said = "strategy difference: the only one of second order with sharded weights"
+        coarse = "; differences are coarse in bf16, watch their estimated error"
+        return _made("difference", config, inner), said + (coarse if lm.compute_dtype == torch.bfloat16 else "")
+    if batch is None:
+        raise ConfigError("strategy auto needs a batch to choose for")
+    sharing = 1 if lm.device.type == "cuda" else workers_here
+    free = config.memory_gb * 1e9 if config.memory_gb else 0.8 * free_bytes(lm.device) / sharing
     estimate = estimate_memory(lm, at, batch, config.chunk_tokens, inner.reduction)
     needs = {"graph": estimate.graph, "hvp": estimate.hvp, "difference": estimate.difference}
     name = next((name for name, need in needs.items() if need <= free), "difference")
