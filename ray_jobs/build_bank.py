@@ -19,6 +19,7 @@ from ray_jobs.entry import main
 from ray_jobs.lines import actor_pool, blocks_of_lines, check_corpus
 from ray_jobs.progress import progress_channel
 from regrad.atoms.extractor import AtomExtractor
+from regrad.bank.codecs import codec_for
 from regrad.bank.manifest import Manifest
 from regrad.bank.writer import IndexRow, commit, write_shard
 from regrad.config import BuildConfig
@@ -36,6 +37,7 @@ class ShardWriter:
         self._config = BuildConfig.model_validate(settings)
         self._storage = Storage(self._config.bank.uri)
         meta_init = MetaInit.load(self._config.meta_init)
+        self._codec = codec_for(self._config.bank.codec, meta_init.subspace)
         lm = load_language_model(meta_init.model_at(self._config.model_path), device())
         self._extractor = AtomExtractor(lm, meta_init, self._config.batch_tokens, self._config.max_passage_tokens)
 
@@ -47,7 +49,7 @@ class ShardWriter:
         rows += [IndexRow(e.passage.id, e.passage.text_hash, reason=e.problem) for e in extracted if e.atom is None]
         if good:
             atoms = torch.stack([item.atom for item in good if item.atom is not None])
-            rows += write_shard(self._storage, self._config.bank.codec, [item.passage for item in good], atoms)
+            rows += write_shard(self._storage, self._codec, [item.passage for item in good], atoms)
         return _columns(rows)
 
 

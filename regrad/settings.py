@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -118,7 +119,15 @@ def _explain(kind: type[BaseModel], details: ErrorDetails) -> str:
         return f"key '{key}' is required"
     message = details["msg"].removeprefix("Value error, ")
     found = "" if isinstance(details["input"], dict) else f", found {details['input']!r:.80}"
-    return f"key '{key}': {message}{found}"
+    return f"key '{key}': {message}{found}{_nearest_value(details)}"
+
+
+def _nearest_value(details: ErrorDetails) -> str:
+    if details["type"] != "literal_error" or not isinstance(details["input"], str):
+        return ""
+    allowed = re.findall(r"'([^']+)'", details.get("ctx", {}).get("expected", ""))
+    near = difflib.get_close_matches(details["input"], allowed, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _suggest(kind: type[BaseModel], location: Sequence[str]) -> str:

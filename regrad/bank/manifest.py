@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from regrad.bank.codec import CODECS
+from regrad.bank.codecs import codec_for
 from regrad.config import CodecName
 from regrad.errors import BankError, StorageError
+from regrad.language_model.subspace import Subspace
 from regrad.settings import Settings
 from regrad.storage import Storage
 
@@ -63,13 +64,22 @@ class Manifest(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        if self.record_bytes != CODECS[self.codec].record_bytes(self.size):
+        subspace = self._parsed_subspace()
+        if self.size != subspace.size:
+            raise ValueError(f"size {self.size} is not the subspace's {subspace.size}")
+        if self.record_bytes != codec_for(self.codec, subspace).record_bytes:
             raise ValueError(f"record_bytes {self.record_bytes} is not what {self.codec} makes of {self.size} numbers")
         names = [*(f"shards/{name}" for name in self.shards), self.index, self.quarantine]
         wrong = [name for name in names if not _NAME.fullmatch(name)]
         if wrong:
             raise ValueError(f"{wrong[0]!r:.80} is not the name of a file of a bank")
         return self
+
+    def _parsed_subspace(self) -> Subspace:
+        try:
+            return Subspace.from_json(self.subspace)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"subspace {str(self.subspace)!r:.80} is not one: {error}") from error
 
     @property
     def label(self) -> str:

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from regrad.bank.codec import CODECS
+from regrad.bank.codecs import codec_for
 from regrad.bank.manifest import read_manifest
 from regrad.errors import AtomNotFound, BankError, FingerprintMismatch
+from regrad.language_model.subspace import Subspace
 from regrad.storage import Storage
 
 _PARALLEL_READS = 16
@@ -33,6 +34,7 @@ class BankReader:
         self.manifest = read_manifest(self._storage, version)
         if fingerprint is not None and fingerprint != self.manifest.fingerprint:
             raise FingerprintMismatch(self.manifest.fingerprint, fingerprint)
+        self._codec = codec_for(self.manifest.codec, Subspace.from_json(self.manifest.subspace))
         self._index = self._read_index()
         self._threads = ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="bank")
 
@@ -52,16 +54,18 @@ class BankReader:
 
         Raises `AtomNotFound` for an unknown id, `BankError` for an atom whose checksum does not match.
         """
+        return self._codec.decode(self._records(passage_ids))
+
+    def sum(self, passage_ids: Sequence[str]) -> Tensor:
+        """The sum [P] of these passages' atoms in float32; zeros for none. Raises as `read`."""
+        return self._codec.add_decoded(self._records(passage_ids), torch.zeros(self.manifest.size))
+
+    def _records(self, passage_ids: Sequence[str]) -> Tensor:
         missing = [passage_id for passage_id in passage_ids if passage_id not in self._index]
         if missing:
             raise AtomNotFound(f"the bank at {self._storage.uri} has no atom for passage {missing[0]!r}")
         records = list(self._threads.map(self._record, passage_ids))
-        stacked = torch.stack(records) if records else torch.empty(0, self.manifest.record_bytes, dtype=torch.uint8)
-        return CODECS[self.manifest.codec].decode(stacked, self.manifest.size)
-
-    def sum(self, passage_ids: Sequence[str]) -> Tensor:
-        """The sum [P] of these passages' atoms in float32; zeros for none."""
-        return self.read(passage_ids).sum(0)
+        return torch.stack(records) if records else torch.empty(0, self.manifest.record_bytes, dtype=torch.uint8)
 
     def _record(self, passage_id: str) -> Tensor:
         shard, row, checksum = self._index[passage_id]

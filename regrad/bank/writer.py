@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import save
 from torch import Tensor
 
-from regrad.bank.codec import CODECS
+from regrad.bank.codecs import Codec, codec_for
 from regrad.bank.manifest import FORMAT, POINTER, Manifest, Pointer, Shard, current_version, manifest_name
 from regrad.config import CodecName
 from regrad.corpus import Passage
@@ -45,9 +45,9 @@ class IndexRow:
     reason: str = ""
 
 
-def write_shard(storage: Storage, codec: CodecName, passages: Sequence[Passage], atoms_NP: Tensor) -> list[IndexRow]:
+def write_shard(storage: Storage, codec: Codec, passages: Sequence[Passage], atoms_NP: Tensor) -> list[IndexRow]:
     """Encode and write one shard, named by its content (writing it twice changes nothing); returns its index rows."""
-    records = CODECS[codec].encode(atoms_NP)
+    records = codec.encode(atoms_NP).cpu()
     data = save({ATOMS: records})
     digest = hashlib.sha256(data).hexdigest()
     name = f"{digest[:32]}.safetensors"
@@ -87,7 +87,7 @@ def commit(
         codec=codec,
         subspace=subspace.to_json(),
         size=subspace.size,
-        record_bytes=CODECS[codec].record_bytes(subspace.size),
+        record_bytes=codec_for(codec, subspace).record_bytes,
         passages=len(kept),
         quarantined=len(bad),
         shards={row.shard: Shard(rows=row.shard_rows, offset=row.offset, sha256=row.sha256) for row in kept},

@@ -10,7 +10,7 @@ from regrad.config.cluster import WorkersConfig
 from regrad.config.model import ModelPath
 from regrad.settings import Location, Settings
 
-CodecName = Literal["float32", "bf16", "int8"]
+CodecName = Literal["float32", "bf16", "int8", "int4", "lowrank16", "lowrank32"]
 
 
 class IndexConfig(Settings):

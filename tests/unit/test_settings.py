@@ -55,7 +55,7 @@ def test_malformed_override_is_refused(override: str) -> None:
 
 
 def test_wrong_value_says_what_was_expected_and_found() -> None:
-    with pytest.raises(ConfigError, match=r"'bank\.codec'.*'float32', 'bf16' or 'int8', found 'bf17'"):
+    with pytest.raises(ConfigError, match=r"'bank\.codec'.*'float32', 'bf16', .*, found 'bf17'; did you mean 'bf16'\?"):
         load_settings(BuildConfig, builtin_config("jobs/build-lab.yaml"), ["bank.codec=bf17"])
 
 

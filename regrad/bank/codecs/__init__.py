@@ -1,0 +1,42 @@
+"""How an atom is stored: one codec a file, chosen by name. docs/bank-format.md has every byte.
+
+A new codec is one file with a subclass of `Codec`, its name in `regrad.config.CodecName`, and one line in `CODECS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+
+from regrad.bank.codecs.base import Codec
+from regrad.bank.codecs.cast import CastCodec
+from regrad.bank.codecs.int4 import Int4Codec
+from regrad.bank.codecs.int8 import Int8Codec
+from regrad.bank.codecs.low_rank import LowRankCodec
+from regrad.config import CodecName
+from regrad.errors import BankError
+from regrad.language_model.subspace import Subspace
+
+CODECS: Mapping[CodecName, Callable[[Subspace], Codec]] = {
+    "float32": partial(CastCodec, dtype=torch.float32),
+    "bf16": partial(CastCodec, dtype=torch.bfloat16),
+    "int8": Int8Codec,
+    "int4": Int4Codec,
+    "lowrank16": partial(LowRankCodec, ratio=16),
+    "lowrank32": partial(LowRankCodec, ratio=32),
+}
+
+__all__ = ["CODECS", "Codec", "codec_for"]
+
+
+def codec_for(name: str, subspace: Subspace) -> Codec:
+    """The codec of this name for atoms of this subspace; raises `BankError` that names the nearest one if unknown."""
+    for known, make in CODECS.items():
+        if known == name:
+            return make(subspace)
+    near = difflib.get_close_matches(name, CODECS, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise BankError(f"unknown codec {name!r:.80}{hint} (there are {', '.join(CODECS)})")

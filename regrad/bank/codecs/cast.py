@@ -1,0 +1,29 @@
+"""float32 and bf16: each number in one floating-point type."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regrad.bank.codecs.base import Codec
+from regrad.bank.codecs.grouped import read_as
+from regrad.language_model.subspace import Subspace
+
+
+class CastCodec(Codec):
+    """float32 is exact; bf16 rounds to nearest, an error of at most 2^-8 of each normal number."""
+
+    def __init__(self, subspace: Subspace, dtype: torch.dtype) -> None:
+        super().__init__(subspace)
+        self._dtype = dtype
+
+    @property
+    def record_bytes(self) -> int:
+        """P times the bytes of one number."""
+        return self.subspace.size * self._dtype.itemsize
+
+    def _encode(self, atoms_NP: Tensor) -> Tensor:
+        return atoms_NP.to(self._dtype).contiguous().view(torch.uint8)
+
+    def _decode(self, records: Tensor) -> Tensor:
+        return read_as(self._dtype, records).float()
