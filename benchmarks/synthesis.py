@@ -16,12 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import write
+from torch import Tensor
 
 from regrad.atoms.extractor import AtomExtractor
 from regrad.config import LabConfig, LabWriterConfig, SynthesisConfig, builtin_config
@@ -74,10 +75,12 @@ class HeldOut:
         retriever = LuceneRetriever(f"{folder}/held-out-index")
         self._found = [[hit.passage.id for hit in retriever.search(q.question, max(KS))] for q in self._questions]
 
-    def scores(self, meta_init: MetaInit) -> dict[str, float]:
-        """Exact match at each k, nothing in the prompt."""
+    def scores(self, meta_init: MetaInit, stored: Callable[[Tensor], Tensor] = lambda atoms: atoms) -> dict[str, float]:
+        """Exact match at each k, nothing in the prompt, with what `stored` makes of the atoms [n, P]."""
         lm = load_language_model(meta_init.model, "cpu")
-        atoms = {item.passage.id: item.atom for item in AtomExtractor(lm, meta_init).extract(self._corpus)}
+        extracted = [item.atom for item in AtomExtractor(lm, meta_init).extract(self._corpus)]
+        values = stored(torch.stack([atom for atom in extracted if atom is not None]))
+        atoms = {item.id: atom for item, atom in zip(self._corpus, values, strict=True)}
         return {f"regrad_k{k}": self._score(lm, meta_init, atoms, k) for k in KS}
 
     def _score(self, lm: Any, meta_init: MetaInit, atoms: dict[str, Any], k: int) -> float:

@@ -61,7 +61,7 @@ def from_int4(data: Tensor, count: int) -> Tensor:
 
 
 def read_as(dtype: torch.dtype, data: Tensor) -> Tensor:
-    """Bytes [n, b] as n rows of numbers. A copy: of a single row, `contiguous` would keep strides that `view` refuses."""
+    """Bytes [n, b] as n rows of numbers. A copy: `contiguous` leaves a single row strides that `view` refuses."""
     return data.clone(memory_format=torch.contiguous_format).view(dtype)
 
 
