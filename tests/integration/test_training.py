@@ -39,7 +39,7 @@ from regrad.settings import load_settings
 from regrad.storage import Storage
 from tests.integration.conftest import BIN, environment, stop
 
-STEPS = 36
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +268,7 @@ class Run:
         lines = [line for line in self.output if "  loss " in line]
         return int(lines[-1].split("step ")[1].split("/")[0]) if lines else 0
 
-    def wait(self, done: Callable[[], bool], seconds: float = 120) -> None:
+    def wait(self, done: Callable[[], bool], seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
         while not done():
             if time.monotonic() > deadline or (self.process.poll() is not None):
@@ -276,7 +276,7 @@ class Run:
             time.sleep(0.05)
 
     def finish(self) -> str:
-        self.process.wait(180)
+        self.process.wait(300)
         time.sleep(0.5)
         assert self.process.returncode == 0, "".join(self.output[-20:])
         return "".join(self.output)
