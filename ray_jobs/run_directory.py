@@ -12,6 +12,7 @@ from typing import Any
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import CheckpointConfig, RunConfig
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 from regrad.config import MetaTrainConfig
 from regrad.errors import TrainingError
@@ -63,9 +64,10 @@ class RunDirectory:
         if not self.storage.list():
             self.storage.remove()
 
-    def mark(self) -> list[str]:
-        """Changes when there is a new checkpoint."""
-        return self.storage.list(_CHECKPOINTS)
+    def mark(self) -> bytes:
+        """Changes when a new checkpoint is complete: Ray's list of them, in which what a failed upload left is not."""
+        name = f"{_CHECKPOINTS}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
+        return self.storage.read(name) if self.storage.exists(name) else b""
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         differences = list(_differences(before, now))

@@ -205,6 +205,16 @@ def test_two_drivers_do_not_train_into_one_place(lab: Path, tmp_path: Path) -> N
     assert not (tmp_path / "m.training.lock").exists()
 
 
+def test_what_a_failed_upload_leaves_does_not_count_as_a_new_checkpoint(lab: Path, tmp_path: Path) -> None:
+    """Otherwise a run whose disk is full would be tried again for ever."""
+    with run_directory(settings(lab, tmp_path), {}) as place:
+        before = place.mark()
+        place.storage.write("checkpoints/checkpoint_half/state.safetensors", b"half")
+        assert place.mark() == before
+        place.storage.write("checkpoints/checkpoint_manager_snapshot.json", b"{}")
+        assert place.mark() != before
+
+
 def test_a_directory_that_is_something_else_is_left_alone(lab: Path, tmp_path: Path) -> None:
     folder = tmp_path / "m.training"
     folder.mkdir()
