@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from regrad.atoms.gradients import encode_passage, passage_batch, passage_gradients
 from regrad.corpus import Passage
 from regrad.errors import MetaInitError
 from regrad.language_model.loading import LanguageModel
+from regrad.language_model.subspace import finite_rows
 from regrad.meta_init import MetaInit
+
+Encode = Callable[[Tensor], Tensor]
+"""Finite atoms [n, P] float32 -> records [n, record_bytes] uint8 on the same device, such as `Codec.encode`."""
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """One passage's atom [P] float32, or the reason why there is none."""
+    """One passage's atom [P] float32, or its record if it was encoded, or the reason why there is neither."""
 
     passage: Passage
-    atom: Tensor | None
+    atom: Tensor | None = None
     problem: str = ""
+    record: Tensor | None = None
 
 
 class AtomExtractor:
@@ -42,25 +46,36 @@ class AtomExtractor:
         context = getattr(lm.model.config, "max_position_embeddings", max_passage_tokens)
         self._max_tokens = min(max_passage_tokens, context)
 
-    def extract(self, passages: Sequence[Passage]) -> list[Extracted]:
-        """One result a passage, in the order given. The batching changes no atom beyond rounding."""
+    def extract(self, passages: Sequence[Passage], encode: Encode | None = None) -> list[Extracted]:
+        """One result a passage, in the order given. The batching changes no atom beyond rounding.
+
+        With `encode` (a codec's), the atoms of each batch are encoded where they were computed and dropped: only
+        records are brought to the CPU and kept. Without it, all float32 atoms are.
+        """
         encoded = [encode_passage(self._lm, passage) for passage in passages]
         problems = [self._problem(passage, ids) for passage, ids in zip(passages, encoded, strict=True)]
-        results = [Extracted(passage, None, problem) for passage, problem in zip(passages, problems, strict=True)]
+        results = [Extracted(passage, problem=problem) for passage, problem in zip(passages, problems, strict=True)]
         fit = sorted((i for i, problem in enumerate(problems) if not problem), key=lambda i: len(encoded[i]))
         for rows in self._batches(fit, encoded):
-            atoms = self._gradients([encoded[row] for row in rows])
-            for row, atom in zip(rows, atoms, strict=True):
-                finite = bool(torch.isfinite(atom).all())
-                found = (
-                    Extracted(passages[row], atom) if finite else Extracted(passages[row], None, "non-finite gradient")
-                )
-                results[row] = found
+            found = self._extract_batch([passages[row] for row in rows], [encoded[row] for row in rows], encode)
+            for row, result in zip(rows, found, strict=True):
+                results[row] = result
         return results
 
-    def _gradients(self, sequences: list[list[int]]) -> Tensor:
+    def _extract_batch(
+        self, passages: list[Passage], sequences: list[list[int]], encode: Encode | None
+    ) -> list[Extracted]:
+        # A function of its own, so that nothing refers to this batch's atoms when the next one's are computed.
         batch = passage_batch(self._lm, sequences)
-        return passage_gradients(self._lm, self._phi0, batch, self._reduction)[0].float().cpu()
+        atoms_BP = passage_gradients(self._lm, self._phi0, batch, self._reduction)[0].float()
+        finite = finite_rows(atoms_BP)
+        atoms_BP, good = atoms_BP if finite.all() else atoms_BP[finite], finite.tolist()
+        kept = iter(atoms_BP.cpu() if encode is None else encode(atoms_BP).cpu())
+        field = "atom" if encode is None else "record"
+        return [
+            Extracted(passage, **{field: next(kept)}) if ok else Extracted(passage, problem="non-finite gradient")
+            for passage, ok in zip(passages, good, strict=True)
+        ]
 
     def _batches(self, rows: Sequence[int], encoded: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         batch: list[int] = []

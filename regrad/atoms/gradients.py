@@ -2,7 +2,7 @@
 
 Each passage gets its own (expanded, not copied) view of phi0, so one backward pass of the summed losses
 returns every passage's gradient by itself: for a LoRA projection gB_i = s * d_i^T (x_i A^T) and
-gA_i = s * (d_i B)^T x_i, exactly what autograd computes for the batched products of `lora_delta`.
+gA_i = s * (d_i B)^T x_i, exactly what autograd computes for the batched products of `add_lora`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regrad.corpus import Passage
-from regrad.language_model.batching import TokenBatch, pad_batch, sequence_losses
+from regrad.language_model.batching import TokenBatch, losses_and_slopes, pad_batch, sequence_losses
 from regrad.language_model.loading import LanguageModel
 
 
@@ -45,6 +45,11 @@ def passage_gradients(
         phi_UP = start.expand(batch.ids.shape[0], -1)
         phi_UP = phi_UP if create_graph else phi_UP.requires_grad_()
         with lm.lora.applied(phi_UP), lm.blocks.recomputed(recompute):
-            losses = sequence_losses(lm, batch, reduction)
-            (gradients,) = torch.autograd.grad(losses.sum(), phi_UP, create_graph=create_graph)
+            if create_graph:
+                losses = sequence_losses(lm, batch, reduction)
+                (gradients,) = torch.autograd.grad(losses.sum(), phi_UP, create_graph=True)
+            else:
+                hidden_NTD = lm.hidden(batch.ids[:, :-1], batch.entered)
+                losses, slopes_NTD = losses_and_slopes(lm, hidden_NTD, batch, reduction)
+                (gradients,) = torch.autograd.grad(hidden_NTD, phi_UP, slopes_NTD)
     return gradients, losses.detach()

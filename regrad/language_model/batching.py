@@ -11,6 +11,8 @@ from torch import Tensor
 
 from regrad.language_model.loading import LanguageModel
 
+_HEAD_TOKENS = 256
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -82,7 +84,44 @@ def sequence_losses(lm: LanguageModel, batch: TokenBatch, reduction: str = "mean
     """
     hidden_NTD = lm.hidden(batch.ids[:, :-1], batch.entered)
     mask_NT = batch.predicted[:, 1:]
-    token_losses = F.cross_entropy(lm.logits(hidden_NTD[mask_NT]), batch.ids[:, 1:][mask_NT], reduction="none")
-    rows = mask_NT.nonzero()[:, 0]
-    totals = token_losses.new_zeros(mask_NT.shape[0]).index_add(0, rows, token_losses)
-    return totals / mask_NT.sum(1).clamp_min(1) if reduction == "mean" else totals
+    token_losses = _token_losses(lm, hidden_NTD[mask_NT], batch.ids[:, 1:][mask_NT])
+    return _row_sums(token_losses, mask_NT) / _divisors(mask_NT, reduction)
+
+
+def losses_and_slopes(
+    lm: LanguageModel, hidden_NTD: Tensor, batch: TokenBatch, reduction: str = "mean"
+) -> tuple[Tensor, Tensor]:
+    """The same losses [N] from the final hidden states, and the gradient of their sum with respect to those [N, T, D].
+
+    Logits are the largest tensors of all: here they are made, differentiated and dropped for some tokens at a time.
+    First order only, as no graph is kept.
+    """
+    mask_NT = batch.predicted[:, 1:]
+    divisors_N = _divisors(mask_NT, reduction)
+    per_token = (hidden_NTD.detach()[mask_NT], batch.ids[:, 1:][mask_NT], divisors_N[mask_NT.nonzero()[:, 0]])
+    parts = [_part(lm, *part) for part in zip(*(torch.split(v, _HEAD_TOKENS) for v in per_token), strict=True)]
+    losses_M, slopes_MD = (torch.cat(values) for values in zip(*parts, strict=True))
+    slopes_NTD = torch.zeros_like(hidden_NTD)
+    slopes_NTD[mask_NT] = slopes_MD
+    return _row_sums(losses_M, mask_NT) / divisors_N, slopes_NTD
+
+
+@torch.enable_grad()
+def _part(lm: LanguageModel, hidden_MD: Tensor, targets_M: Tensor, divisors_M: Tensor) -> tuple[Tensor, Tensor]:
+    hidden_MD = hidden_MD.detach().requires_grad_()
+    losses_M = _token_losses(lm, hidden_MD, targets_M)
+    (slopes_MD,) = torch.autograd.grad(losses_M, hidden_MD, 1 / divisors_M.to(losses_M.dtype))
+    return losses_M.detach(), slopes_MD
+
+
+def _token_losses(lm: LanguageModel, hidden_MD: Tensor, targets_M: Tensor) -> Tensor:
+    return F.cross_entropy(lm.logits(hidden_MD), targets_M, reduction="none")
+
+
+def _row_sums(token_losses_M: Tensor, mask_NT: Tensor) -> Tensor:
+    return token_losses_M.new_zeros(mask_NT.shape[0]).index_add(0, mask_NT.nonzero()[:, 0], token_losses_M)
+
+
+def _divisors(mask_NT: Tensor, reduction: str) -> Tensor:
+    counts_N = mask_NT.sum(1).clamp_min(1)
+    return counts_N if reduction == "mean" else torch.ones_like(counts_N)

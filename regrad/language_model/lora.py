@@ -48,17 +48,21 @@ class BatchedLora:
         def add_update(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if self._current is None:
                 return None
-            low_rank = lora_delta(inputs[0], self._current[f"{name}.A"], self._current[f"{name}.B"])
-            return output + low_rank * self.subspace.scaling
+            a, b = self._current[f"{name}.A"], self._current[f"{name}.B"]
+            return add_lora(output, inputs[0], a, b, self.subspace.scaling)
 
         return add_update
 
 
-def lora_delta(x_NTD: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """B A x for every row: A is [R, D] and B [O, R], or per update [U, R, D] and [U, O, R] with N = U * n."""
+def add_lora(output_NTO: Tensor, x_NTD: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """`output` + scaling * B A x: A is [R, D] and B [O, R], or per update [U, R, D] and [U, O, R] with N = U * n.
+
+    The scale is applied where there are only R numbers a token, and the sum is part of the second product.
+    """
     a, b = a.to(x_NTD.dtype), b.to(x_NTD.dtype)
     if a.dim() == 2:
-        return F.linear(F.linear(x_NTD, a), b)
-    grouped = x_NTD.reshape(a.shape[0], -1, x_NTD.shape[-1])
-    low = torch.bmm(grouped, a.transpose(1, 2))
-    return torch.bmm(low, b.transpose(1, 2)).view(*x_NTD.shape[:-1], b.shape[1])
+        low = F.linear(x_NTD, a).flatten(0, -2) * scaling
+        return torch.addmm(output_NTO.flatten(0, -2), low, b.t()).view(output_NTO.shape)
+    updates = a.shape[0]
+    low = torch.bmm(x_NTD.reshape(updates, -1, x_NTD.shape[-1]), a.mT) * scaling
+    return torch.baddbmm(output_NTO.reshape(updates, -1, b.shape[1]), low, b.mT).view(output_NTO.shape)

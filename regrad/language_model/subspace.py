@@ -96,6 +96,18 @@ class Subspace:
         return Subspace(modules, int(data["rank"]), float(data["scaling"]))
 
 
+def finite_rows(vectors_NP: Tensor) -> Tensor:
+    """Which vectors have finite numbers only [N] bool.
+
+    A number that is not finite makes its row's sum so, and sums read the vectors once; as the sum of finite numbers
+    can overflow, rows in doubt are then looked at number by number.
+    """
+    finite = torch.isfinite(vectors_NP.sum(1))
+    if not finite.all():
+        finite[~finite] = torch.isfinite(vectors_NP[~finite]).all(1)
+    return finite
+
+
 def block_of(module: str) -> tuple[str, int]:
     """The path of the list of blocks that a projection is in, and the number of its block."""
     match = re.match(r"^((?:.*\.)?layers)\.(\d+)\.", module)

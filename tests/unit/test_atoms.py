@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from regrad.atoms.extractor import AtomExtractor
-from regrad.atoms.gradients import encode_passage
+from regrad.atoms.gradients import encode_passage, passage_gradients
+from regrad.bank.codecs import codec_for
+from regrad.config import CodecName
 from regrad.corpus import Passage
 from regrad.errors import MetaInitError
 from regrad.language_model.loading import LanguageModel
@@ -51,6 +56,18 @@ def test_the_batching_changes_no_atom(tiny: LanguageModel, meta_init: MetaInit, 
         assert relative_error(a.atom, b.atom) < 1e-5
 
 
+def test_logits_are_made_for_some_tokens_at_a_time(
+    tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage]
+) -> None:
+    sizes: list[int] = []
+    head = tiny.model.get_output_embeddings()  # type: ignore[operator]
+    head.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    AtomExtractor(tiny, meta_init, batch_tokens=10**6).extract(passages)
+    assert sum(sizes) == sum(len(encode_passage(tiny, passage)) - 1 for passage in passages)
+    assert len(sizes) > 1
+    assert max(sizes) <= 256
+
+
 def test_sum_reduction_is_the_mean_times_the_predicted_tokens(
     tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage]
 ) -> None:
@@ -74,6 +91,52 @@ def test_a_bad_passage_stops_nothing(tiny: LanguageModel, meta_init: MetaInit, p
 def test_a_non_finite_gradient_is_reported(tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage]) -> None:
     broken = MetaInit(tiny.config, tiny.identity(), tiny.subspace, meta_init.phi0 * float("inf"), meta_init.step_sizes)
     assert AtomExtractor(tiny, broken).extract(passages[:1])[0].problem == "non-finite gradient"
+
+
+@pytest.mark.parametrize("name", ["float32", "bf16", "int8", "int4"])
+def test_encoded_records_are_the_codec_of_the_atoms(
+    tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage], name: CodecName
+) -> None:
+    codec, extractor = codec_for(name, tiny.subspace), AtomExtractor(tiny, meta_init, batch_tokens=150)
+    atoms = torch.stack([item.atom for item in extractor.extract(passages) if item.atom is not None])
+    found = extractor.extract(passages, codec.encode)
+    assert [item.passage for item in found] == passages
+    assert all(item.atom is None and not item.problem for item in found)
+    assert torch.equal(torch.stack([item.record for item in found if item.record is not None]), codec.encode(atoms))
+
+
+def test_only_records_outlive_their_batch(tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage]) -> None:
+    codec, batches = codec_for("int8", tiny.subspace), []
+
+    def encode(atoms: Tensor) -> Tensor:
+        assert all(earlier() is None for earlier in batches)
+        batches.append(weakref.ref(atoms))
+        return codec.encode(atoms)
+
+    found = AtomExtractor(tiny, meta_init, batch_tokens=150).extract(passages, encode)
+    storages = [item.record.untyped_storage() for item in found if item.record is not None]
+    kept = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    assert len(batches) > 2
+    assert sum(kept.values()) == len(passages) * codec.record_bytes
+
+
+def test_a_non_finite_gradient_never_reaches_the_codec(
+    tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_broken(*arguments: Any) -> tuple[Tensor, Tensor]:
+        gradients, losses = passage_gradients(*arguments)
+        gradients[1, 7] = float("nan")
+        return gradients, losses
+
+    monkeypatch.setattr("regrad.atoms.extractor.passage_gradients", one_broken)
+    codec = codec_for("int8", tiny.subspace)
+    found = AtomExtractor(tiny, meta_init).extract([*passages[:4], Passage("e", "T", "")], codec.encode)
+    assert sorted(item.problem for item in found) == ["", "", "", "empty text", "non-finite gradient"]
+    whole = AtomExtractor(tiny, meta_init).extract(passages[:4])
+    for item, atom in zip(found, [item.atom for item in whole], strict=False):
+        assert (item.record is None) == bool(item.problem)
+        if item.record is not None and atom is not None:
+            assert torch.equal(item.record, codec.encode(atom[None])[0])
 
 
 def test_another_base_model_is_refused(tiny: LanguageModel, meta_init: MetaInit) -> None:

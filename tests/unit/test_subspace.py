@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from regrad.config import SubspaceConfig
 from regrad.errors import ModelError
 from regrad.language_model.loading import LanguageModel
-from regrad.language_model.subspace import Subspace, find_subspace
+from regrad.language_model.subspace import Subspace, find_subspace, finite_rows
 
 modules = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6)
 
@@ -66,3 +66,10 @@ def test_the_published_sizes_of_the_atoms() -> None:
         shapes = (("gate", hidden, ffn), ("up", hidden, ffn), ("down", ffn, hidden))
         modules_ = tuple((f"{i}.{name}", a, b) for i in range(layers) for name, a, b in shapes)
         assert Subspace(modules_, rank, 2.0).size == expected
+
+
+def test_a_row_is_finite_if_all_its_numbers_are_even_if_their_sum_is_not() -> None:
+    inf, nan, most = float("inf"), float("nan"), torch.finfo(torch.float32).max
+    rows = torch.tensor([[1.0, 2.0], [most, most], [inf, 1.0], [inf, -inf], [nan, 0.0], [-most, -most]])
+    assert finite_rows(rows).tolist() == [True, True, False, False, False, True]
+    assert finite_rows(torch.empty(0, 3)).tolist() == []

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regrad.errors import BankError
-from regrad.language_model.subspace import Subspace
+from regrad.language_model.subspace import Subspace, finite_rows
 
 
 class Codec(ABC):
@@ -38,7 +38,7 @@ class Codec(ABC):
         """Atoms [n, P] -> records [n, record_bytes] uint8; raises `BankError` for another P or a non-finite number."""
         if atoms_NP.dim() != 2 or atoms_NP.shape[1] != self.subspace.size:
             raise BankError(f"atoms of {self.subspace.size} numbers are expected, found {tuple(atoms_NP.shape)}")
-        finite = torch.isfinite(atoms_NP).all(1)
+        finite = finite_rows(atoms_NP)
         if not finite.all():
             row = int((~finite).nonzero()[0])
             raise BankError(f"atom {row} has a number that is not finite; such a passage has no atom: quarantine it")
