@@ -5,7 +5,6 @@ ray job submit -- python -m ray_jobs.build_bank --config configs/jobs/build-lab.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields
@@ -23,7 +22,7 @@ from regrad.bank.codecs import codec_for
 from regrad.bank.manifest import Manifest
 from regrad.bank.writer import IndexRow, commit, write_shard
 from regrad.config import BuildConfig
-from regrad.corpus import Passage
+from regrad.corpus import Passage, parse_passage, shown
 from regrad.errors import CorpusError
 from regrad.language_model.loading import load_language_model
 from regrad.meta_init import MetaInit
@@ -43,7 +42,7 @@ class ShardWriter:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Index rows, as columns, of the atoms written and of the passages that have none."""
-        passages, rows = _parse([bytes(line) for line in batch["line"]])
+        passages, rows = _parse([bytes(line) for line in batch["line"]], batch["problem"].tolist())
         extracted = self._extractor.extract(passages)
         good = [item for item in extracted if item.atom is not None]
         rows += [IndexRow(e.passage.id, e.passage.text_hash, reason=e.problem) for e in extracted if e.atom is None]
@@ -101,14 +100,14 @@ def _collect(results: Any, progress: Any) -> Iterator[IndexRow]:
         progress.push.remote(f"{count} passages, {rate:.0f} passages/s")
 
 
-def _parse(lines: list[bytes]) -> tuple[list[Passage], list[IndexRow]]:
+def _parse(lines: list[bytes], problems: list[str]) -> tuple[list[Passage], list[IndexRow]]:
     passages: list[Passage] = []
     bad: list[IndexRow] = []
-    for line in lines:
+    for line, problem in zip(lines, problems, strict=True):
         try:
-            passages.append(Passage.from_record(json.loads(line)))
-        except (ValueError, RecursionError, CorpusError) as error:
-            bad.append(IndexRow(line[:80].decode(errors="replace").strip(), "", reason=f"not a passage: {error}"))
+            passages.append(parse_passage(line, problem))
+        except CorpusError as error:
+            bad.append(IndexRow(shown(line), "", reason=f"not a passage: {error}"))
     return passages, bad
 
 

@@ -81,6 +81,9 @@ def _cause(error: BaseException) -> BaseException:
         error = error.cause
     if isinstance(error, OSError) and not isinstance(error, RegradError):
         return StorageError(error.strerror or str(error))
+    if isinstance(error, RegradError):
+        # Ray Data adds advice of its own, about retries, to whatever a task of it raised.
+        error.args = tuple(str(item).partition("\nFailed to apply UDF transform")[0] for item in error.args)
     return error
 
 

@@ -55,7 +55,7 @@ class PartWriter:
         """
         row = {"name": "", "passages": 0, "pairs": 0, "made": False, "error": "", "message": ""}
         try:
-            row |= self._part([bytes(line) for line in batch["line"]])
+            row |= self._part([bytes(line) for line in batch["line"]], batch["problem"].tolist())
         except RegradError as error:
             row |= {"error": type(error).__name__, "message": str(error)}
         except torch.OutOfMemoryError:
@@ -64,17 +64,18 @@ class PartWriter:
             row |= {"error": "SynthesisError", "message": problem}
         return {key: np.array([value]) for key, value in row.items()}
 
-    def _part(self, lines: list[bytes]) -> dict[str, Any]:
-        name = sha256(b"\n".join([self._writer.key.encode(), *lines])).hexdigest() + ".jsonl"
+    def _part(self, lines: list[bytes], problems: list[str]) -> dict[str, Any]:
+        made_of = [self._writer.key.encode(), *lines, *(problem.encode() for problem in problems)]
+        name = sha256(b"\n".join(made_of)).hexdigest() + ".jsonl"
         made = not self._parts.exists(name)
         if made:
-            self._parts.write(name, encode_drafts(self._drafts(lines)))
+            self._parts.write(name, encode_drafts(self._drafts(lines, problems)))
         drafts = decode_drafts(self._parts.read(name))
         pairs = sum(len(draft.pairs) for draft in drafts)
         return {"name": name, "passages": len(drafts), "pairs": pairs, "made": made}
 
-    def _drafts(self, lines: list[bytes]) -> list[Draft]:
-        read = [read_line(line) for line in lines]
+    def _drafts(self, lines: list[bytes], problems: list[str]) -> list[Draft]:
+        read = [read_line(line, problem) for line, problem in zip(lines, problems, strict=True)]
         written = iter(self._writer.write([item for item in read if isinstance(item, Passage)]))
         return [next(written) if isinstance(item, Passage) else item for item in read]
 

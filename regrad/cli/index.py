@@ -14,7 +14,7 @@ from regrad.settings import load_settings
 @click.command("index")
 @settings_options("jobs/index-lab.yaml")
 def command(config: Path, overrides: tuple[str, ...]) -> None:
-    """Index a corpus (jsonl of id, title, text) for BM25 retrieval."""
+    """Index a corpus (passages of id, title, text) for BM25 retrieval."""
     settings = load_settings(IndexConfig, config, overrides)
     from ray_jobs import index_corpus
 

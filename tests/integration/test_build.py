@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ray_jobs import build_bank, index_corpus
 from ray_jobs.cluster import cluster
 from regrad.bank.reader import BankReader
 from regrad.config import BankConfig, BuildConfig, IndexConfig, ModelConfig, WorkersConfig, builtin_config
-from regrad.corpus import encode_passages
+from regrad.corpus import Passage, encode_passages, read_passages
 from regrad.errors import BankError, ClusterError, CorpusError, MetaInitError
 from regrad.lab.files import held_out_corpus
 from regrad.lab.world import World
@@ -69,6 +74,45 @@ def test_bad_lines_go_to_quarantine_and_stop_nothing(meta_init_path: str, tmp_pa
     reasons = sorted(item["reason"].split(":")[0] for item in listed)
     assert reasons == ["empty text", "not a passage", "not a passage"]
     assert sorted(BankReader(str(tmp_path / "bank")).passage_ids) == ["a", "c"]
+
+
+def write_parts(folder: Path, passages: Sequence[Passage]) -> None:
+    """The passages in their order, in four files of four kinds, with some beside them that are none of the corpus."""
+    zst, gz, tsv, parquet = (passages[i * 25 : (i + 1) * 25] for i in range(4))
+    (folder / "2").mkdir(parents=True)
+    with pa.OSFile(str(folder / "1.jsonl.zst"), "wb") as raw, pa.CompressedOutputStream(raw, "zstd") as file:
+        file.write(encode_passages(zst))
+    (folder / "2" / "a.jsonl.gz").write_bytes(gzip.compress(encode_passages(gz)))
+    with open(folder / "2" / "b.tsv", "w", newline="") as table:
+        rows = [(passage.text, passage.id, passage.title) for passage in tsv]
+        csv.writer(table, "excel-tab").writerows([("text", "id", "title"), *rows])
+    pq.write_table(pa.Table.from_pylist([asdict(passage) for passage in parquet]), folder / "3.parquet")
+    (folder / "2" / "empty.jsonl").write_bytes(b"")
+    (folder / "_SUCCESS").write_bytes(b"")
+
+
+def test_a_directory_of_files_of_all_kinds_makes_the_bank_of_one_file(
+    s3: str, meta_init_path: str, corpus: str, tmp_path: Path
+) -> None:
+    write_parts(tmp_path / "parts", list(read_passages(corpus)))
+    Storage(f"{s3}/parts").fs.put(str(tmp_path / "parts"), f"{s3}/parts", recursive=True)
+    whole = build_bank.build(config(meta_init_path, corpus, str(tmp_path / "whole")))
+    assert build_bank.build(config(meta_init_path, f"{s3}/parts", str(tmp_path / "parted"))) == whole
+
+
+def test_a_bad_row_is_quarantined_and_a_damaged_file_is_named(meta_init_path: str, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "a.tsv").write_text("7\tonly two columns\n8\twords here\tT\n")
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(b'{"_id": "beir", "text": "words here"}\n'))
+    manifest = build_bank.build(config(meta_init_path, str(folder), str(tmp_path / "bank")))
+    assert (manifest.passages, manifest.quarantined) == (2, 1)
+    [bad] = [json.loads(line) for line in (tmp_path / "bank" / manifest.quarantine).read_text().splitlines()]
+    assert bad["id"] == "7\tonly two columns"
+    assert bad["reason"].startswith("not a passage: ") and "found 2" in bad["reason"]
+    (folder / "b.jsonl.gz").write_bytes((folder / "b.jsonl.gz").read_bytes()[:-9])
+    with pytest.raises(CorpusError, match=r"b\.jsonl\.gz cannot be read: .*copy it or make it again$"):
+        build_bank.build(config(meta_init_path, str(folder), str(tmp_path / "bank")))
 
 
 def test_what_cannot_be_built_is_refused(meta_init_path: str, corpus: str, tmp_path: Path) -> None:

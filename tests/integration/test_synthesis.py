@@ -123,14 +123,14 @@ def test_too_little_memory_says_what_to_lower(corpus: str, tmp_path: Path, monke
 
     monkeypatch.setattr(synthesize, "load_language_model", fail)
     config = settings(*overrides("m", corpus, str(tmp_path / "out")))
-    row = synthesize.PartWriter(config.model_dump(mode="json"))({"line": np.array([b"{}"])})
+    row = synthesize.PartWriter(config.model_dump(mode="json"))({"line": np.array([b"{}"]), "problem": np.array([""])})
     assert row["error"] == ["SynthesisError"]
     assert "too small for 16 passages with 10 candidates each at once; lower batch_passages" in row["message"][0]
 
 
 def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(SynthesisError, match="no question was kept of 0 for 0 passages"):
+    with pytest.raises(CorpusError, match="the corpus is empty"):
         synthesize.run(settings(*overrides("m", str(tmp_path / "empty.jsonl"), str(tmp_path / "out"))))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from regrad.config import SynthesisConfig
-from regrad.corpus import Passage
+from regrad.corpus import Passage, parse_passage, shown
 from regrad.errors import CorpusError, ModelError
 from regrad.evaluation.metrics import exact_match, normalise
 from regrad.language_model.decoding import GenerationRequest, check_fits, generate
@@ -180,13 +180,12 @@ class PairWriter:
         return True
 
 
-def read_line(line: bytes) -> Passage | Draft:
+def read_line(line: bytes, problem: str = "") -> Passage | Draft:
     """The passage of one line of a corpus, or a draft that says what is wrong with the line."""
     try:
-        return Passage.from_record(json.loads(line))
-    except (ValueError, RecursionError, CorpusError) as error:
-        shown = line[:80].decode(errors="replace").strip()
-        return Draft(Passage(shown, "", ""), rejected=(Rejected(BAD_LINE, detail=str(error)),))
+        return parse_passage(line, problem)
+    except CorpusError as error:
+        return Draft(Passage(shown(line), "", ""), rejected=(Rejected(BAD_LINE, detail=str(error)),))
 
 
 def encode_drafts(drafts: Iterable[Draft]) -> bytes:

@@ -1,0 +1,390 @@
+"""Reading a corpus: the formats, which files there are, bad records as items, bad files as errors."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regrad.corpus import MAX_LINE_BYTES, Passage, corpus_files, encode_passages, parse_passage, read_passages, read_raw
+from regrad.errors import CorpusError
+
+PASSAGES = [
+    Passage("1", "Ada", 'Ada said "go",\tand went.'),
+    Passage("2", "", "one\u2028two\u0085three"),
+    Passage("x y", "Zoë", "Zoë's \U0001f600"),
+]
+
+
+def zstd(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstd,
+}
+
+
+def tsv(passages: list[Passage], header: str = "id\ttext\ttitle\n") -> bytes:
+    """As DPR has it: every text and title quoted, quotes doubled."""
+    rows = [[p.id, *('"{}"'.format(value.replace('"', '""')) for value in (p.text, p.title))] for p in passages]
+    return (header + "".join("\t".join(row) + "\n" for row in rows)).encode()
+
+
+def parquet(path: Path, columns: dict[str, Any], **options: Any) -> str:
+    pq.write_table(pa.table(columns), path, **options)
+    return str(path)
+
+
+def read(path: Path, data: bytes) -> list[Passage]:
+    path.write_bytes(data)
+    return list(read_passages(str(path)))
+
+
+def problems(path: Path, data: bytes) -> list[str]:
+    """What is wrong with each record, decoded or not; the file's name taken out."""
+    path.write_bytes(data)
+    found = []
+    for record in read_raw(str(path)):
+        try:
+            record.passage()
+            found.append("")
+        except CorpusError as error:
+            found.append(str(error).removeprefix(f"{path} "))
+    return found
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+@pytest.mark.parametrize("name", ["c.jsonl", "c.json-lines", "c.tsv"])
+def test_text_formats_plain_and_compressed_give_the_same_passages(tmp_path: Path, name: str, ending: str) -> None:
+    data = tsv(PASSAGES) if name.endswith("tsv") else encode_passages(PASSAGES)
+    assert read(tmp_path / (name + ending), COMPRESS[ending](data)) == PASSAGES
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_compressed_file_of_several_parts_is_read_to_its_end(tmp_path: Path, ending: str) -> None:
+    parts = [COMPRESS[ending](encode_passages([passage])) for passage in PASSAGES]
+    assert read(tmp_path / f"c.jsonl{ending}", b"".join(parts)) == PASSAGES
+
+
+def test_the_last_line_needs_no_newline_and_blank_lines_and_marks_of_order_are_skipped(tmp_path: Path) -> None:
+    data = b"\xef\xbb\xbf" + encode_passages(PASSAGES[:2]).replace(b"\n", b"\r\n \n\n") + b'{"id": "e", "text": "x"}'
+    assert [passage.id for passage in read(tmp_path / "c.jsonl", data)] == ["1", "2", "e"]
+
+
+def test_beirs_records_are_passages(tmp_path: Path) -> None:
+    record = {"_id": "doc1", "title": "T", "text": "x", "metadata": {"url": "u"}}
+    assert read(tmp_path / "corpus.jsonl", json.dumps(record).encode()) == [Passage("doc1", "T", "x")]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "passage"),
+    [
+        ("", "7\twords\tT", Passage("7", "T", "words")),
+        ("title\tid\ttext\n", "T\t7\twords", Passage("7", "T", "words")),
+        ("_id\textra\ttext\r\n", "7\t?\twords\r", Passage("7", "", "words")),
+        ("id\ttext\ttitle\n", '7\tsays "so" here\tT', Passage("7", "T", 'says "so" here')),
+        ("id\ttext\ttitle\n", '7\t"two\n\nlines"\tT', Passage("7", "T", "two\n\nlines")),
+    ],
+    ids=["no header", "other order", "BEIR's id, no title, CRLF", "quotes within a field", "a field of lines"],
+)
+def test_the_columns_of_tsv(tmp_path: Path, header: str, row: str, passage: Passage) -> None:
+    assert read(tmp_path / "c.tsv", f"{header}{row}\n".encode()) == [passage]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"id": pa.array([1, 2]), "title": ["T", None], "text": ["a", "b"]},
+        {"_id": ["1", "2"], "title": pa.array(["T", None]).dictionary_encode(), "text": pa.array([b"a", b"b"])},
+        {"text": pa.array(["a", "b"], pa.large_string()), "id": pa.array([1, 2], pa.uint8()), "title": ["T", ""]},
+    ],
+)
+def test_parquets_columns_and_types(tmp_path: Path, columns: dict[str, Any]) -> None:
+    assert list(read_passages(parquet(tmp_path / "c.parquet", columns))) == [
+        Passage("1", "T", "a"),
+        Passage("2", "", "b"),
+    ]
+
+
+def test_parquet_is_read_in_order_over_row_groups(tmp_path: Path) -> None:
+    columns = {"id": range(1000), "text": [f"text {i}" for i in range(1000)]}
+    found = read_passages(parquet(tmp_path / "c.parquet", columns, row_group_size=70))
+    assert [(passage.id, passage.text) for passage in found] == [(str(i), f"text {i}") for i in range(1000)]
+
+
+def test_a_directory_is_its_files_by_path_but_hidden_ones_and_others(tmp_path: Path) -> None:
+    names = ["b.jsonl", "a/z.tsv", "a.jsonl.gz", "[1]*?.jsonl", "é ü.jsonl", "deep/er/c.jsonl"]
+    left_out = ["_SUCCESS", ".a.jsonl", "_b.jsonl", "README.md", "c.parquet.gz", ".git/a.jsonl", "_temporary/a.jsonl"]
+    for name in names + left_out:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        data = encode_passages([Passage(name, "", "x")])
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    (tmp_path / "a/z.tsv").write_bytes(tsv([Passage("a/z.tsv", "", "x")]))
+    expected = sorted(names)
+    files = corpus_files(str(tmp_path))
+    assert [os.path.relpath(file.uri, tmp_path) for file in files] == expected
+    assert [file.bytes for file in files] == [(tmp_path / name).stat().st_size for name in expected]
+    for uri in (str(tmp_path), f"{tmp_path}/", f"file://{tmp_path}"):
+        assert [passage.id for passage in read_passages(uri)] == expected
+    assert [passage.id for passage in read_passages(f"{tmp_path}/[1]*?.jsonl")] == ["[1]*?.jsonl"]
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_a_glob_is_the_files_and_directories_that_match(tmp_path: Path, prefix: str) -> None:
+    for name in ("part-1.jsonl", "part-2/a.jsonl", "part-2/_b.jsonl", "_c/c.jsonl", "other.jsonl", "part.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encode_passages([Passage(name, "", "x")]))
+    assert [p.id for p in read_passages(f"{prefix}{tmp_path}/part*")] == ["part-1.jsonl", "part-2/a.jsonl"]
+    assert len(corpus_files(f"{prefix}{tmp_path}/**")) == 3
+    with pytest.raises(CorpusError, match="holds no file of a corpus"):
+        corpus_files(f"{prefix}{tmp_path}/none*")
+
+
+def test_any_file_system_will_do() -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe(
+        {"/corpus/b.jsonl": encode_passages(PASSAGES[1:]), "/corpus/a.tsv.gz": gzip.compress(tsv(PASSAGES[:1]))}
+    )
+    try:
+        for uri in ("memory://corpus", "memory://corpus/", "memory://corpus/*"):
+            assert [file.uri for file in corpus_files(uri)] == ["memory://corpus/a.tsv.gz", "memory://corpus/b.jsonl"]
+            assert list(read_passages(uri)) == PASSAGES
+    finally:
+        memory.rm("/corpus", recursive=True)
+
+
+def test_a_corpus_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="c.jsonl does not exist"):
+        corpus_files(str(tmp_path / "c.jsonl"))
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(CorpusError, match=r"holds no file of a corpus; such a file ends in one of \.jsonl, .*\.zst"):
+        corpus_files(str(tmp_path))
+    with pytest.raises(CorpusError, match=r"notes\.txt is no file of a corpus; .*\.parquet"):
+        corpus_files(str(tmp_path / "notes.txt"))
+
+
+def test_an_empty_file_is_fine_beside_others_and_an_empty_corpus_is_not(tmp_path: Path) -> None:
+    for ending in COMPRESS:
+        (tmp_path / f"a.jsonl{ending}").write_bytes(b"")
+    (tmp_path / "b.tsv").write_text("id\ttext\ttitle\n")
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b"\n \n"))
+    (tmp_path / "d.parquet").write_bytes(b"")
+    parquet(tmp_path / "e.parquet", {"id": pa.array([], pa.string()), "text": pa.array([], pa.string())})
+    with pytest.raises(CorpusError, match="the corpus is empty"):
+        list(read_passages(str(tmp_path)))
+    (tmp_path / "f.jsonl").write_bytes(encode_passages(PASSAGES))
+    assert list(read_passages(str(tmp_path))) == PASSAGES
+
+
+def test_bad_lines_of_jsonl_are_items(tmp_path: Path) -> None:
+    good = b'{"id": "a", "text": "x"}'
+    bad = [
+        (b"not json", "line 2 is not JSON"),
+        (b'{"id": "x", "text": "\xff"}', "line 3 is not JSON"),
+        (b'{"id": "x", "text": null}', "line 4: field 'text' must be a string, found None"),
+        (b'{"id": "x", "text": "\\u0000"}', "line 5: field 'text' holds a NUL"),
+        (b'{"id": "\\ud800", "text": "x"}', "line 6: field 'id' holds a NUL or a character that is not valid Unicode"),
+        (b"[" * 100_000, "line 7 is not JSON"),
+        (b'{"id": 7, "text": "x"}', "line 8: field 'id' must be a non-empty string, found 7"),
+        (b"\x00", "line 9 is not JSON"),
+    ]
+    found = problems(tmp_path / "c.jsonl", b"\n".join([good, *(line for line, _ in bad), good]))
+    assert [found[0], found[-1]] == ["", ""]
+    for problem, (_, expected) in zip(found[1:-1], bad, strict=True):
+        assert problem.startswith(expected)
+
+
+def test_bad_rows_of_tsv_are_items_and_take_no_others_with_them(tmp_path: Path) -> None:
+    rows = [
+        (b"1\tone", "line 2: not a row of tab-separated values: expected 3 columns (id, text, title), found 2"),
+        (b"2\ttwo\tT\tmore", "line 3: not a row of tab-separated values: expected 3 columns"),
+        (b"3\t\xff\tT", "line 4: not a row of tab-separated values: 'utf-8' codec"),
+        (b'4\t"no end\tT', "line 5: not a row of tab-separated values: "),
+        (b'5\t"good"\tT', ""),
+        (b"\ttext\tT", "line 7: field 'id' must be a non-empty string"),
+        (b"6\t\x00\tT", "line 8: field 'text' holds a NUL"),
+        (b'7\t"good\nto the end"\tT', ""),
+        (b'8\t"no\xff\nend"\tT', "line 11: not a row of tab-separated values: 'utf-8' codec"),
+        (b"9\tgood\tT", ""),
+        (b'10\t"never closed\tT', "line 14: not a row of tab-separated values: unexpected end of data"),
+        (b"11\tgood\tT", ""),
+    ]
+    data = b"id\ttext\ttitle\n" + b"\n".join(row for row, _ in rows) + b"\n"
+    found = problems(tmp_path / "c.tsv", data)
+    # The second line of row 8 is a row of its own once the first has been given up.
+    stray = found.pop(9)
+    assert stray.startswith("line 12: not a row of tab-separated values: expected 3 columns")
+    assert len(found) == len(rows)
+    for problem, (_, expected) in zip(found, rows, strict=True):
+        assert problem.startswith(expected) and bool(problem) == bool(expected)
+    shown = [record.line for record in read_raw(str(tmp_path / "c.tsv")) if record.problem]
+    assert shown[0] == b"1\tone"
+
+
+def test_bad_rows_of_parquet_are_items(tmp_path: Path) -> None:
+    text = pa.array([b"good", b"\xff\xfe", None, b"x\x00", b"x" * (MAX_LINE_BYTES + 1), b"good"])
+    path = parquet(tmp_path / "c.parquet", {"id": ["a", "b", "c", "d", "e", None], "text": text})
+    records = list(read_raw(path))
+    assert [bool(record.problem) for record in records] == [False, True, False, False, True, False]
+    assert records[1].where == f"{path} row 2" and b'"b"' in records[1].line and len(records[4].line) <= 80
+    for record, words in zip(
+        records[1:], ["utf-8", "'text' must be", "a NUL", "longer than", "'id' must be"], strict=True
+    ):
+        with pytest.raises(CorpusError, match=words):
+            record.passage()
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.tsv", "c.jsonl.gz", "c.jsonl.zst"])
+@pytest.mark.parametrize("unclosed", [b"x", b'1\t"x'])
+def test_a_line_that_is_too_long_is_an_item_and_not_held_in_memory(tmp_path: Path, name: str, unclosed: bytes) -> None:
+    path, good = tmp_path / name, tsv(PASSAGES, "") if ".tsv" in name else encode_passages(PASSAGES)
+    path.write_bytes(
+        COMPRESS[path.suffix if path.suffix in COMPRESS else ""](
+            good + unclosed + b"x" * (8 * MAX_LINE_BYTES) + b"\n" + good
+        )
+    )
+    tracemalloc.start()
+    records = list(read_raw(str(path)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [record.problem for record in records] == [""] * 3 + [f"longer than {MAX_LINE_BYTES} bytes"] + [""] * 3
+    assert records[3].line == unclosed + b"x" * (80 - len(unclosed)) and records[3].where == f"{path} line 4"
+    # At most: the line up to the limit, the chunk that goes past it, and the two put together.
+    assert peak < 3 * MAX_LINE_BYTES
+
+
+def test_a_quote_that_nothing_closes_is_given_up_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("regrad.corpus.tsv.MAX_LINE_BYTES", 1000)
+    rows = b"".join(b"%d\ttext\tT\n" % i for i in range(2, 500))
+    found = problems(tmp_path / "c.tsv", b'1\t"no end\tT\n' + rows)
+    assert found[0].startswith("line 1: not a row of tab-separated values: a quoted field is longer than")
+    assert len(found) == 499 and not any(found[1:])
+
+
+def damaged(ending: str, how: str) -> bytes:
+    rows = [json.dumps({"id": str(i), "text": os.urandom(300).hex()}) for i in range(4000)]
+    data = COMPRESS[ending]("\n".join(rows).encode())
+    middle = len(data) // 2
+    return data[:middle] if how == "cut off" else data[:middle] + b"\x00" * 4000 + data[middle + 4000 :]
+
+
+# Nothing can see in a zst file without checksums that its middle was overwritten.
+@pytest.mark.parametrize(
+    ("ending", "how"),
+    [
+        (ending, how)
+        for ending in COMPRESS
+        for how in ("cut off", "overwritten")
+        if ending and (ending, how) != (".zst", "overwritten")
+    ],
+)
+def test_a_damaged_compressed_file_is_an_error_that_names_it(tmp_path: Path, ending: str, how: str) -> None:
+    path = tmp_path / f"c.jsonl{ending}"
+    path.write_bytes(damaged(ending, how))
+    with pytest.raises(CorpusError, match=rf"c\.jsonl{ending} cannot be read: .*; it is damaged or not what its name"):
+        list(read_raw(str(path)))
+
+
+def test_what_is_not_parquet_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    rows = {"id": [str(i) for i in range(5000)], "text": [os.urandom(50).hex() for _ in range(5000)]}
+    data = Path(parquet(path, rows)).read_bytes()
+    for bad in (data[: len(data) // 2], b"garbage", data[:1000] + b"\x00" * 5000 + data[6000:]):
+        path.write_bytes(bad)
+        with pytest.raises(CorpusError, match=r"c\.parquet cannot be read: .*it is damaged"):
+            list(read_raw(str(path)))
+    with pytest.raises(CorpusError, match="has no column 'text'; it has id, contents"):
+        list(read_raw(parquet(path, {"id": ["a"], "contents": ["x"]})))
+    with pytest.raises(CorpusError, match="column 'text' must hold strings, found list"):
+        list(read_raw(parquet(path, {"id": ["a"], "text": [["x"]]})))
+
+
+def test_what_may_not_be_read_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c.jsonl").write_bytes(encode_passages(PASSAGES))
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.open", refuse)
+    with pytest.raises(CorpusError, match=r"c\.jsonl cannot be read: .*Permission denied; allow it"):
+        list(read_raw(str(tmp_path / "c.jsonl")))
+
+
+def test_a_directory_that_cannot_be_listed_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "c.jsonl").write_bytes(encode_passages(PASSAGES))
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("/in"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(CorpusError, match="Permission denied"):
+        corpus_files(str(tmp_path))
+
+
+def test_the_bytes_read_add_up_to_the_size_of_the_file(tmp_path: Path) -> None:
+    passages = [Passage(str(i), "T", os.urandom(400).hex()) for i in range(3000)]
+    for name in ("c.jsonl", "c.tsv", *(f"c.jsonl{ending}" for ending in (".gz", ".bz2", ".xz", ".zst"))):
+        data = tsv(passages) if name == "c.tsv" else encode_passages(passages)
+        (tmp_path / name).write_bytes(COMPRESS[Path(name).suffix if Path(name).suffix in COMPRESS else ""](data))
+    parquet(tmp_path / "c.parquet", {"id": range(3000), "text": [passage.text for passage in passages]})
+    for file in corpus_files(str(tmp_path)):
+        read_bytes = [record.read_bytes for record in read_raw(file.uri)]
+        assert sum(read_bytes) == file.bytes and min(read_bytes) >= 0, file.uri
+        # A bz2 block alone is 0.4 of this file.
+        assert 0.3 < sum(read_bytes[:1500]) / file.bytes < 0.8, file.uri
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1), min_size=1),
+    st.integers(1, 20),
+)
+def test_any_text_comes_back_whatever_the_chunks(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], chunk: int
+) -> None:
+    passages = [Passage(str(i), text, text) for i, text in enumerate(texts)]
+    folder = tmp_path_factory.mktemp("c")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("regrad.corpus.lines._CHUNK", chunk)
+        assert read(folder / "c.jsonl", encode_passages(passages)) == passages
+        quoted = [Passage(p.id, p.title.replace("\r", "r"), p.text.replace("\r", "r")) for p in passages]
+        assert read(folder / "c.tsv", tsv(quoted)) == quoted
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_stop_the_reading_of_text(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    folder = tmp_path_factory.mktemp("c")
+    for name in ("c.jsonl", "c.tsv"):
+        problems(folder / name, data)
+
+
+def test_a_known_problem_is_the_problem() -> None:
+    assert parse_passage(b'{"id": "a", "text": "x"}') == Passage("a", "", "x")
+    with pytest.raises(CorpusError, match="record: longer than 7 bytes"):
+        parse_passage(b'{"id": "a"', "longer than 7 bytes")
