@@ -1,0 +1,1 @@
+"""What bank_store.py is made of: one file for each thing that is measured."""
