@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo install lint types unit integration test test-fast clean
+.PHONY: demo s3 s3-stop install lint types unit integration test test-fast clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         install, then the whole path on the lab world (about 7 minutes after installation)"
 	@echo "make test         install, then lint, types, unit and integration tests"
 	@echo "make test-fast    the same without integration tests"
+	@echo "make s3           a real S3 server on this machine, to try banks on (make s3-stop ends it)"
 	@echo "make install      only the virtual environment in $(VENV)"
 
 install: $(STAMP)
@@ -40,6 +41,13 @@ integration: $(STAMP)
 test-fast: lint types unit
 
 test: lint types unit integration
+
+s3:
+	tests/tools/s3_server.sh start $(CURDIR)/runs/s3
+	@echo "in your shell: set -a; . runs/s3/env.sh; set +a"
+
+s3-stop:
+	tests/tools/s3_server.sh stop $(CURDIR)/runs/s3
 
 clean:
 	rm -rf $(VENV) runs

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
+_LINE_SECONDS = 5.0
 
 
 class _Mailbox:
@@ -47,6 +51,70 @@ def progress_channel(show: Callable[[Any], None] = logger.info) -> Iterator[Any]
         stop.set()
         thread.join()
         _show_all(mailbox, waiting, show)
+
+
+@contextmanager
+def progress_bar(total_bytes: int) -> Iterator[Callable[[tuple[int, int]], None]]:
+    """Shows how far a corpus of so many bytes is: give it (passages done, bytes read) as they grow.
+
+    On a terminal a bar, elsewhere a line every few seconds; both say passages a second and how long it still takes.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(total_bytes)
+        return
+    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task, rate = bar.add_task("starting", total=max(1, total_bytes)), _Rate()
+
+        def show(done: tuple[int, int]) -> None:
+            speed = rate.passages(*done)
+            text = f"{done[0]} passages" + (f", {speed:.0f} passages/s" if speed else "")
+            bar.update(task, completed=done[1], description=text)
+
+        yield show
+
+
+class _Rate:
+    """Speed since the first block was done: starting workers and loading a model says nothing of what is to come."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int, int] | None = None
+
+    def passages(self, count: int, read: int) -> float:
+        """Passages a second; 0 at first."""
+        now = time.monotonic()
+        self._first = self._first or (now, count, read)
+        return (count - self._first[1]) / max(1e-9, now - self._first[0])
+
+    def seconds_left(self, read: int, total: int) -> float | None:
+        """Until all bytes are read; None if that cannot be told yet."""
+        if self._first is None or read <= self._first[2] or read >= total:
+            return None
+        return (time.monotonic() - self._first[0]) * (total - read) / (read - self._first[2])
+
+
+class _Lines:
+    """One line of the log every few seconds, and one at the end."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total, self._shown, self._rate = max(1, total_bytes), 0.0, _Rate()
+        self._last: tuple[int, int] | None = None
+
+    def __call__(self, done: tuple[int, int]) -> None:
+        speed, now = self._rate.passages(*done), time.monotonic()
+        if done == self._last or (now - self._shown < _LINE_SECONDS and done[1] < self._total):
+            return
+        self._shown, self._last = now, done
+        left = self._rate.seconds_left(done[1], self._total)
+        rest = (f", {speed:.0f} passages/s" if speed else "") + (f", about {_duration(left)} left" if left else "")
+        logger.info("%d passages (%.0f %%)%s", done[0], 100 * done[1] / self._total, rest)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _show_all(mailbox: Any, waiting: list[Any], show: Callable[[Any], None]) -> None:

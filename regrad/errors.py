@@ -46,6 +46,28 @@ class FingerprintMismatch(BankError):
         )
 
 
+class BankFormatError(BankError):
+    """A bank was written by another version of regrad, in a format that this one cannot read."""
+
+
+class BankConflict(BankError):
+    """Somebody else committed a version of the bank in the meantime; nothing of theirs or ours is lost."""
+
+    def __init__(self, uri: str, version: int) -> None:
+        super().__init__(uri, version)
+        self.uri, self.version = uri, version
+
+    def __str__(self) -> str:
+        return (
+            f"somebody else committed version {self.version} of the bank at {self.uri} in the meantime; run the same "
+            "command again: it goes on from their version, and what was computed is kept"
+        )
+
+
+class AtomDamaged(BankError):
+    """An atom's bytes are not those that were written; the text names the passage and the shard."""
+
+
 class AtomNotFound(BankError):
     """A passage id has no atom in the bank."""
 

@@ -10,8 +10,10 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +58,47 @@ class Storage:
         """Write `name` whole or not at all."""
         with self._errors("write", name):
             target = self.path(name)
+            _write_local(Path(target), data) if self.is_local else self.fs.pipe_file(target, data)
+
+    def write_named(self, folder: str, suffix: str, *chunks: bytes | memoryview) -> tuple[str, str, int]:
+        """Write the chunks, one after the other, as a file named by its content (twice changes nothing).
+
+        Returns the name `folder/<32 hex digits>suffix`, the SHA-256 (64 hex digits) and the bytes. On a local file
+        system the hash is computed while the bytes are written.
+        """
+        with self._errors("write", folder):
             if not self.is_local:
-                self.fs.pipe_file(target, data)
-                return
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-            _write_local(Path(target), data)
+                digest = _sha256(chunks)
+                self.fs.pipe_file(self.path(f"{folder}/{digest[:32]}{suffix}"), b"".join(chunks))
+            else:
+                digest = _write_hashed(Path(self.path(folder)), suffix, chunks)
+        return f"{folder}/{digest[:32]}{suffix}", digest, sum(len(chunk) for chunk in chunks)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write `name` only if nobody has: whole, and by one of many at once. False if somebody was first.
+
+        An object store decides by a conditional put (If-None-Match), a file system by a hard link. A put whose
+        answer was lost is known by its content.
+        """
+        with self._errors("write", name):
+            if self.is_local:
+                return _create_local(Path(self.path(name)), data)
+            try:
+                self.fs.pipe_file(self.path(name), data, mode="create")
+            except OSError:  # FileExistsError, or EINVAL from S3 servers other than AWS
+                self.fs.invalidate_cache()
+                if not self.fs.exists(self.path(name)):
+                    raise
+                return bytes(self.fs.cat_file(self.path(name))) == data
+        return True
+
+    def files(self, name: str = "") -> dict[str, tuple[int, float]]:
+        """Every file below `name`, by its path from here: bytes, and seconds since the epoch when it was written."""
+        with self._errors("list", name):
+            self.fs.invalidate_cache()
+            found = self.fs.find(self.path(name).rstrip("/"), detail=True)
+        root = self.root.rstrip("/")
+        return {path[len(root) + 1 :]: (int(info["size"]), _seconds(info)) for path, info in found.items()}
 
     def remove(self) -> None:
         """Remove the directory and all that is in it, if it exists."""
@@ -101,16 +139,55 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _write_local(target: Path, data: bytes) -> None:
+@contextmanager
+def _temporary(target: Path, chunks: Sequence[bytes | memoryview]) -> Iterator[Path]:
+    """A file beside `target` with all chunks flushed to the disk; gone at the end unless it was renamed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            for chunk in chunks:
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_local(target: Path, data: bytes) -> None:
+    with _temporary(target, [data]) as temporary:
+        os.replace(temporary, target)
+
+
+def _create_local(target: Path, data: bytes) -> bool:
+    with _temporary(target, [data]) as temporary:
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+    return True
+
+
+def _write_hashed(folder: Path, suffix: str, chunks: Sequence[bytes | memoryview]) -> str:
+    with ThreadPoolExecutor(1) as thread:
+        hashing = thread.submit(_sha256, chunks)
+        with _temporary(folder / f"new{suffix}", chunks) as temporary:
+            digest = hashing.result()
+            os.replace(temporary, folder / f"{digest[:32]}{suffix}")
+    return digest
+
+
+def _sha256(chunks: Sequence[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _seconds(info: Mapping[str, Any]) -> float:
+    value = info.get("mtime") or info.get("LastModified") or info.get("created") or 0.0
+    return float(value.timestamp() if isinstance(value, datetime) else value)
 
 
 @contextmanager

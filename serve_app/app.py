@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
-from regrad.bank.manifest import read_manifest
+from regrad.bank.versions import read_manifest
 from regrad.config import ReplicaConfig, ServeConfig
 from regrad.errors import FingerprintMismatch
 from regrad.meta_init import read_card

@@ -1,92 +1,250 @@
-"""Reading a bank: atoms by passage id, one ranged read each, checked on every fetch."""
+"""Reading a bank: atoms by passage id, from the nearest tier, checked on every fetch, summed as they are stored."""
 
 from __future__ import annotations
 
-import io
-import zlib
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from operator import itemgetter
+from threading import Lock
+from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from regrad.bank.catalog import Catalog, Location
 from regrad.bank.codecs import codec_for
-from regrad.bank.manifest import read_manifest
-from regrad.errors import AtomNotFound, BankError, FingerprintMismatch
-from regrad.language_model.subspace import Subspace
+from regrad.bank.commit import read_part
+from regrad.bank.lookup import key_of
+from regrad.bank.manifest import Manifest
+from regrad.bank.rows import FORGOTTEN, merged, read_table
+from regrad.bank.tiers.disk import DiskTier
+from regrad.bank.tiers.memory import MemoryTier
+from regrad.bank.tiers.store import StoreTier
+from regrad.bank.versions import current_version, read_manifest
+from regrad.config import TiersConfig
+from regrad.corpus import Passage
+from regrad.errors import AtomDamaged, AtomNotFound, BankError, FingerprintMismatch, StorageError
 from regrad.storage import Storage
 
-_PARALLEL_READS = 16
+_INLINE_BYTES = 1 << 20
+_REMEMBERED = 1 << 16
+
+
+class Fetched(NamedTuple):
+    """One passage's record [record_bytes] uint8 and the tier that it came from, or why there is none."""
+
+    record: Tensor | None
+    tier: str = ""
+    problem: str = ""
+    deleted: bool = False
+    error: type[BankError | StorageError] = AtomNotFound
 
 
 class BankReader:
-    """One version of a bank, opened. Nothing of the shards is loaded until it is asked for.
+    """One version of a bank, opened: what is read of it depends on what is asked for, not on how large it is.
 
     Raises `BankError` if there is no bank or it is damaged, `FingerprintMismatch` if it belongs to another MetaInit
-    than `fingerprint`.
+    than `fingerprint`. Readers of several versions may share a memory tier. Safe for threads.
     """
 
-    def __init__(self, uri: str, fingerprint: str | None = None, version: int | None = None) -> None:
-        self._storage = Storage(uri)
+    def __init__(
+        self,
+        uri: str,
+        fingerprint: str | None = None,
+        version: int | None = None,
+        tiers: TiersConfig = TiersConfig(),
+        memory: MemoryTier | None = None,
+    ) -> None:
+        self._storage, self._tiers = Storage(uri), tiers
         self.manifest = read_manifest(self._storage, version)
         if fingerprint is not None and fingerprint != self.manifest.fingerprint:
             raise FingerprintMismatch(self.manifest.fingerprint, fingerprint)
-        self._codec = codec_for(self.manifest.codec, Subspace.from_json(self.manifest.subspace))
-        self._index = self._read_index()
-        self._threads = ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="bank")
+        self.codec = codec_for(self.manifest.codec, self.manifest.parsed_subspace())
+        self._catalog = Catalog(self._storage, self.manifest.parts, self.codec.record_bytes)
+        self._memory = memory or MemoryTier(tiers.memory_bytes)
+        remote = not self._storage.is_local
+        self._disk = DiskTier(tiers.disk, tiers.disk_bytes) if tiers.disk and remote else None
+        self._store = StoreTier(self._storage, self.codec.record_bytes, tiers.backoff_seconds)
+        self._inline = self._storage.is_local and self.codec.record_bytes <= _INLINE_BYTES
+        at_once = max(1, min(tiers.parallel_reads, tiers.inflight_bytes // self.codec.record_bytes))
+        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="bank")
+        self._flights: dict[Location, Future[Fetched]] = {}
+        self._located: dict[str, Location] = {}
+        self._lock = Lock()
+
+    @property
+    def uri(self) -> str:
+        """Where the bank is."""
+        return self._storage.uri
 
     def __len__(self) -> int:
         return self.manifest.passages
 
     def __contains__(self, passage_id: str) -> bool:
-        return passage_id in self._index
+        return self.locate(passage_id) is not None
 
-    @property
     def passage_ids(self) -> list[str]:
-        """Every passage that has an atom."""
-        return list(self._index)
+        """Every passage that has an atom, sorted. Reads the whole index: not for a bank of millions."""
+        if not self.manifest.parts:
+            return []
+        index = merged([read_part(self._storage, part)[0] for part in self.manifest.parts], drop_deleted=True)
+        ids: list[str] = index["passage_id"].to_pylist()
+        return [passage_id for passage_id in ids if not (self._is_old and self.was_deleted(passage_id))]
 
-    def read(self, passage_ids: Sequence[str]) -> Tensor:
+    def locate(self, passage_id: str) -> Location | None:
+        """Where the passage's atom is; None if it has none."""
+        known = self._located.get(passage_id)
+        if known is not None:
+            return known
+        found = self._catalog.find(passage_id)
+        if found is not None and self._is_old and self.was_deleted(passage_id):
+            found = None
+        if found is not None:
+            if len(self._located) >= _REMEMBERED:
+                self._located.clear()
+            self._located[passage_id] = found
+        return found
+
+    def was_deleted(self, passage_id: str) -> bool:
+        """Whether the passage was deleted by this version or a later one: then nobody may have its atom from here."""
+        version = self._forgotten.get(key_of(passage_id))
+        if version is None:
+            return False
+        return version > self.manifest.version or self._catalog.find(passage_id) is None
+
+    def in_memory(self, passage: Passage) -> Fetched | None:
+        """The passage's record if it is in the memory tier, and of this text."""
+        location = self.locate(passage.id)
+        if location is None or not location.entry.belongs_to(passage.text_hash):
+            return None
+        record = self._memory.get((location.shard, location.start))
+        return None if record is None else Fetched(record, "memory")
+
+    def fetch(self, passages: Sequence[str | Passage], seconds: float | None = None) -> list[Fetched]:
+        """The records in the order asked for, all tiers tried, by the deadline (the settings' by default).
+
+        Nothing is raised for one atom: one that is absent, of another text than the passage's, damaged, or not there in
+        time has no record and says why. An atom that is being fetched for somebody else is not fetched twice.
+        """
+        deadline = time.monotonic() + (self._tiers.deadline_seconds if seconds is None else seconds)
+        started = [self._start(passage, deadline) for passage in passages]
+        return [item if isinstance(item, Fetched) else _wait(item, deadline) for item in started]
+
+    def read(self, passages: Sequence[str | Passage]) -> Tensor:
         """Atoms [n, P] float32 in the order asked for.
 
-        Raises `AtomNotFound` for an unknown id, `BankError` for an atom whose checksum does not match.
+        Raises `AtomNotFound` for a passage without an atom, `AtomDamaged` for one whose checksum does not match,
+        `StorageError` if the store does not answer in time.
         """
-        return self._codec.decode(self._records(passage_ids))
+        records = self._records(passages)
+        empty = torch.empty(0, self.codec.record_bytes, dtype=torch.uint8)
+        return self.codec.decode(torch.stack(records) if records else empty)
 
-    def sum(self, passage_ids: Sequence[str]) -> Tensor:
+    def sum(self, passages: Sequence[str | Passage]) -> Tensor:
         """The sum [P] of these passages' atoms in float32; zeros for none. Raises as `read`."""
-        return self._codec.add_decoded(self._records(passage_ids), torch.zeros(self.manifest.size))
+        return self.codec.sum(self._records(passages))
 
-    def _records(self, passage_ids: Sequence[str]) -> Tensor:
-        missing = [passage_id for passage_id in passage_ids if passage_id not in self._index]
-        if missing:
-            raise AtomNotFound(f"the bank at {self._storage.uri} has no atom for passage {missing[0]!r}")
-        records = list(self._threads.map(self._record, passage_ids))
-        return torch.stack(records) if records else torch.empty(0, self.manifest.record_bytes, dtype=torch.uint8)
+    def _records(self, passages: Sequence[str | Passage]) -> list[Tensor]:
+        known = self._all_in_memory(passages)
+        if known is not None:
+            return known
+        found = self.fetch(passages)
+        for passage, item in zip(passages, found, strict=True):
+            if item.record is None:
+                name = passage if isinstance(passage, str) else passage.id
+                raise item.error(f"the bank at {self._storage.uri} has no atom for passage {name!r}: {item.problem}")
+        return [item.record for item in found if item.record is not None]
 
-    def _record(self, passage_id: str) -> Tensor:
-        shard, row, checksum = self._index[passage_id]
-        length = self.manifest.record_bytes
-        start = self.manifest.shards[shard].offset + row * length
-        data = self._storage.read(f"shards/{shard}", start, start + length)
-        if len(data) != length or zlib.crc32(data) != checksum:
-            raise BankError(
-                f"the atom of passage {passage_id!r} in shard {shard} is damaged (its checksum does not match)"
-            )
-        return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    def _all_in_memory(self, passages: Sequence[str | Passage]) -> list[Tensor] | None:
+        """The records if memory has every one: what a warm reader mostly does, so it takes few steps for each."""
+        places = []
+        for passage in passages:
+            location = self._located.get(passage if isinstance(passage, str) else passage.id)
+            if location is None or not (isinstance(passage, str) or location.entry.belongs_to(passage.text_hash)):
+                return None
+            places.append((location.shard, location.start))
+        return self._memory.get_all(places)
 
-    def _read_index(self) -> dict[str, tuple[str, int, int]]:
+    def _start(self, passage: str | Passage, deadline: float) -> Fetched | Future[Fetched]:
+        """What memory has, at once; else the fetch, which somebody else may have begun."""
+        location = self.locate(passage if isinstance(passage, str) else passage.id)
+        if location is None:
+            return self._absent(passage if isinstance(passage, str) else passage.id)
+        if isinstance(passage, Passage) and not location.entry.belongs_to(passage.text_hash):
+            return Fetched(None, problem="its atom was computed from another text; add the passage again")
+        record = self._memory.get((location.shard, location.start))
+        if record is not None:
+            return Fetched(record, "memory")
+        if self._inline:
+            return self._get(location, deadline)
+        with self._lock:
+            flight = self._flights.get(location)
+            if flight is None:
+                flight = self._flights[location] = self._threads.submit(self._fly, location, deadline)
+        return flight
+
+    def _absent(self, passage_id: str) -> Fetched:
+        if self.was_deleted(passage_id):
+            return Fetched(None, problem="it was deleted", deleted=True)
+        return Fetched(None, problem="it is not in this version")
+
+    def _fly(self, location: Location, deadline: float) -> Fetched:
         try:
-            table = pq.read_table(io.BytesIO(self._storage.read(self.manifest.index)))
-            shards = pc.cast(table["shard"], pa.string()).to_pylist()
-            columns = [table[name].to_pylist() for name in ("passage_id", "row", "crc32")]
-        except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:
-            raise BankError(f"the index of the bank at {self._storage.uri} is damaged: {error}") from error
-        ids, rows, checksums = columns
-        unknown = set(shards) - set(self.manifest.shards)
-        if unknown or any(None in column for column in (ids, rows, checksums)):
-            raise BankError(f"the index of the bank at {self._storage.uri} is damaged: it names what is not there")
-        return dict(zip(ids, zip(shards, rows, checksums, strict=True), strict=True))
+            return self._get(location, deadline)
+        finally:
+            with self._lock:
+                self._flights.pop(location, None)
+
+    def _get(self, location: Location, deadline: float) -> Fetched:
+        data, tier = self._from_disk(location), "disk"
+        if data is None:
+            tier = "disk" if self._storage.is_local else "store"
+            try:
+                data = self._store.get(location, deadline)
+            except (AtomDamaged, StorageError) as error:
+                return Fetched(None, problem=str(error), error=type(error))
+            if self._disk:
+                self._disk.put(_file_name(location), data)
+        record = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        self._memory.put((location.shard, location.start), record)
+        return Fetched(record, tier)
+
+    def _from_disk(self, location: Location) -> bytes | None:
+        data = self._disk.get(_file_name(location)) if self._disk else None
+        if data is None or not self._disk:
+            return None
+        if self._store.is_whole(data, location):
+            return data
+        self._disk.drop(_file_name(location))
+        return None
+
+    @cached_property
+    def _newest(self) -> Manifest:
+        """The version in force when it was first asked for."""
+        number = current_version(self._storage)
+        return self.manifest if number in (None, self.manifest.version) else read_manifest(self._storage, number)
+
+    @cached_property
+    def _is_old(self) -> bool:
+        return self._newest.version != self.manifest.version
+
+    @cached_property
+    def _forgotten(self) -> dict[bytes, int]:
+        """Keys of deleted passages, and the last version in which they were: up to there nothing is given out."""
+        if self._newest.forgotten is None:
+            return {}
+        rows = read_table(self._storage, self._newest.forgotten, FORGOTTEN).to_pylist()
+        return {row["key"].to_bytes(8, "big"): row["version"] for row in sorted(rows, key=itemgetter("version"))}
+
+
+def _wait(flight: Future[Fetched], deadline: float) -> Fetched:
+    try:
+        return flight.result(max(0.0, deadline - time.monotonic()))
+    except TimeoutError:
+        return Fetched(None, problem="the store did not give it in time", error=StorageError)
+
+
+def _file_name(location: Location) -> str:
+    return f"{location.shard.removesuffix('.safetensors')}-{location.start}.atom"

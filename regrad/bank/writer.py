@@ -1,134 +1,82 @@
-"""Writing a bank: shards first (by many workers), then one commit that makes them visible.
-
-A writer that dies before the commit leaves shards that no version names, and the bank as it was.
-"""
+"""Adding atoms to a bank from one process: for imports, for atoms computed on the way, for a notebook."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import itertools
-import json
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from safetensors.torch import save
+import torch
 from torch import Tensor
 
-from regrad.bank.codecs import Codec, codec_for
-from regrad.bank.manifest import FORMAT, POINTER, Manifest, Pointer, Shard, current_version, manifest_name
-from regrad.config import CodecName
-from regrad.corpus import Passage
+from regrad.bank.codecs import codec_for
+from regrad.bank.commit import Change, commit_onto_newest
+from regrad.bank.manifest import Layout, Manifest
+from regrad.bank.rows import INDEX, QUARANTINE, table
+from regrad.bank.shards import ShardInfo, shard_table, write_shard
 from regrad.errors import BankError
-from regrad.language_model.subspace import Subspace
 from regrad.storage import Storage
 
-ATOMS = "atoms"
-_SAFETENSORS_PREFIX = 8
+
+def index_rows(ids: Sequence[str], text_hashes: Sequence[str], shard: ShardInfo, crcs: Sequence[int]) -> pa.Table:
+    """The index of the passages whose records are the rows of one shard, in order; an empty hash is an unknown text."""
+    hashes = [bytes.fromhex(text_hash) if text_hash else None for text_hash in text_hashes]
+    columns = {"passage_id": list(ids), "text_hash": hashes, "shard": [shard.shard] * len(ids)}
+    return table(INDEX, {**columns, "row": list(range(len(ids))), "crc32": list(crcs)})
 
 
-@dataclass(frozen=True)
-class IndexRow:
-    """Where one passage's atom is, or (`reason` not empty) why it has none."""
+class BankWriter:
+    """Collects records, writes a shard whenever there are `shard_passages`, and commits them all together.
 
-    passage_id: str
-    text_hash: str
-    shard: str = ""
-    row: int = 0
-    crc32: int = 0
-    shard_rows: int = 0
-    offset: int = 0
-    sha256: str = ""
-    reason: str = ""
-
-
-def write_shard(storage: Storage, codec: Codec, passages: Sequence[Passage], atoms_NP: Tensor) -> list[IndexRow]:
-    """Encode and write one shard, named by its content (writing it twice changes nothing); returns its index rows."""
-    records = codec.encode(atoms_NP).cpu()
-    data = save({ATOMS: records})
-    digest = hashlib.sha256(data).hexdigest()
-    name = f"{digest[:32]}.safetensors"
-    storage.write(f"shards/{name}", data)
-    offset = _SAFETENSORS_PREFIX + int.from_bytes(data[:_SAFETENSORS_PREFIX], "little")
-    return [
-        IndexRow(
-            passage.id,
-            passage.text_hash,
-            name,
-            row,
-            zlib.crc32(records[row].numpy().tobytes()),
-            len(passages),
-            offset,
-            digest,
-        )
-        for row, passage in enumerate(passages)
-    ]
-
-
-def commit(
-    storage: Storage, fingerprint: str, codec: CodecName, subspace: Subspace, rows: Sequence[IndexRow]
-) -> Manifest:
-    """Write index, quarantine list and manifest, then swing the pointer; returns the new version.
-
-    Raises `BankError` if a passage id occurs twice or nothing could be extracted.
+    What is not committed is not seen. An id may be added once; one that the bank has already is replaced.
     """
-    kept = sorted((row for row in rows if not row.reason), key=lambda row: row.passage_id)
-    bad = sorted((row for row in rows if row.reason), key=lambda row: row.passage_id)
-    _check(kept, bad)
-    parent = current_version(storage)
-    manifest = Manifest(
-        format=FORMAT,
-        version=(parent or 0) + 1,
-        parent=parent,
-        fingerprint=fingerprint,
-        codec=codec,
-        subspace=subspace.to_json(),
-        size=subspace.size,
-        record_bytes=codec_for(codec, subspace).record_bytes,
-        passages=len(kept),
-        quarantined=len(bad),
-        shards={row.shard: Shard(rows=row.shard_rows, offset=row.offset, sha256=row.sha256) for row in kept},
-        index=_write_named(storage, "index", "parquet", _parquet(kept)),
-        quarantine=_write_named(storage, "quarantine", "jsonl", _quarantine(bad)),
-    )
-    storage.write(manifest_name(manifest.version), manifest.model_dump_json(indent=1).encode())
-    pointer = Pointer(format=FORMAT, version=manifest.version)
-    storage.write(POINTER, pointer.model_dump_json().encode())
-    return manifest
 
+    def __init__(self, uri: str, layout: Layout, shard_passages: int = 1024) -> None:
+        self._storage, self._layout, self._most = Storage(uri), layout, shard_passages
+        self.codec = codec_for(layout.codec, layout.parsed_subspace())
+        self._waiting: list[tuple[str, str, Tensor]] = []
+        self._indexes: list[pa.Table] = []
+        self._shards: list[ShardInfo] = []
+        self._refused: list[tuple[str, str]] = []
 
-def _check(kept: Sequence[IndexRow], bad: Sequence[IndexRow]) -> None:
-    if not kept:
-        reason = f"; the first was refused because: {bad[0].reason}" if bad else "; the corpus is empty"
-        raise BankError(f"no passage gave an atom{reason}")
-    for first, second in itertools.pairwise(kept):
-        if first.passage_id == second.passage_id:
-            raise BankError(f"passage id {first.passage_id!r} occurs more than once in the corpus; ids must be unique")
+    def __len__(self) -> int:
+        return len(self._waiting) + sum(map(len, self._indexes))
 
+    def add_atom(self, passage_id: str, text_hash: str, atom_P: Tensor) -> None:
+        """Encode and add one atom [P]; raises `BankError` for another size or a number that is not finite."""
+        self.add_record(passage_id, text_hash, self.codec.encode(atom_P.unsqueeze(0))[0])
 
-def _parquet(rows: Sequence[IndexRow]) -> bytes:
-    table = pa.table(
-        {
-            "passage_id": pa.array([row.passage_id for row in rows], pa.string()),
-            "text_hash": pa.array([row.text_hash for row in rows], pa.string()),
-            "shard": pa.array([row.shard for row in rows], pa.string()).dictionary_encode(),
-            "row": pa.array([row.row for row in rows], pa.uint32()),
-            "crc32": pa.array([row.crc32 for row in rows], pa.uint32()),
-        }
-    )
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    def add_record(self, passage_id: str, text_hash: str, record: Tensor) -> None:
+        """Add one encoded record [record_bytes] uint8."""
+        if record.shape != (self.codec.record_bytes,) or record.dtype != torch.uint8:
+            raise BankError(f"a record of {self.codec.record_bytes} bytes is expected, found {tuple(record.shape)}")
+        self._waiting.append((passage_id, text_hash, record.cpu().contiguous()))
+        if len(self._waiting) >= self._most:
+            self._flush()
 
+    def refuse(self, passage_id: str, reason: str) -> None:
+        """Put a passage on the quarantine list."""
+        self._refused.append((passage_id, reason))
 
-def _quarantine(rows: Sequence[IndexRow]) -> bytes:
-    return "".join(json.dumps({"id": row.passage_id, "reason": row.reason}) + "\n" for row in rows).encode()
+    def commit(self) -> Manifest:
+        """Commit what was added, on top of whatever version is in force by then; the writer is empty afterwards."""
+        manifest = commit_onto_newest(self._storage, self._layout, self.change())
+        self._indexes, self._shards, self._refused = [], [], []
+        return manifest
 
+    def change(self) -> Change:
+        """What was added, with all shards written."""
+        if self._waiting:
+            self._flush()
+        ids, reasons = ([item[i] for item in self._refused] for i in range(2))
+        return Change(
+            index=pa.concat_tables([INDEX.empty_table(), *self._indexes]),
+            shards=shard_table(self._shards),
+            quarantine=table(QUARANTINE, {"passage_id": ids, "reason": reasons}),
+        )
 
-def _write_named(storage: Storage, folder: str, suffix: str, data: bytes) -> str:
-    name = f"{folder}/{hashlib.sha256(data).hexdigest()[:32]}.{suffix}"
-    storage.write(name, data)
-    return name
+    def _flush(self) -> None:
+        ids, hashes, records = zip(*self._waiting, strict=True)
+        shard, crcs = write_shard(self._storage, records)
+        self._indexes.append(index_rows(ids, hashes, shard, crcs))
+        self._shards.append(shard)
+        self._waiting = []

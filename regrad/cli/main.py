@@ -18,6 +18,7 @@ _VERBS = {
     "train": "Meta-train: tasks -> MetaInit (Ray Train, DeepSpeed).",
     "index": "Index a corpus for BM25 retrieval (Lucene).",
     "build": "Fill a Gradient Bank: corpus -> atoms (Ray Data).",
+    "bank": "Look at a bank, add to it, forget passages, make room, check it.",
     "serve": "Answer questions over HTTP (Ray Serve).",
     "ask": "Ask a running server one question.",
     "demo": "Everything end to end on the lab world, in minutes.",

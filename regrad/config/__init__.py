@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from regrad.config.bank import BankConfig, BuildConfig, CodecName, IndexConfig, RetrieverConfig
+from regrad.config.bank import (
+    BankConfig,
+    BuildConfig,
+    CodecName,
+    IndexConfig,
+    RetrieverConfig,
+    SourceConfig,
+    TiersConfig,
+)
 from regrad.config.cluster import WorkersConfig
 from regrad.config.lab import DemoConfig, LabConfig, LabPretrainConfig, LabWriterConfig
 from regrad.config.model import ModelConfig, ModelPath, SubspaceConfig
@@ -46,11 +54,13 @@ __all__ = [
     "RetrieverConfig",
     "ServeConfig",
     "ShapeConfig",
+    "SourceConfig",
     "StrategyConfig",
     "StrategyName",
     "SubspaceConfig",
     "SynthesisConfig",
     "TaskSource",
+    "TiersConfig",
     "WatchConfig",
     "WorkersConfig",
     "builtin_config",

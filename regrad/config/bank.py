@@ -36,6 +36,27 @@ class BankConfig(Settings):
     shard_passages: int = Field(128, ge=1)
 
 
+class TiersConfig(Settings):
+    """Where a reader of a bank keeps atoms, nearest first, and how it fetches those that it has not."""
+
+    memory_bytes: int = Field(512 * 1024 * 1024, ge=0, description="encoded atoms kept in this process; 0: none")
+    disk: Location | None = Field(None, description="a directory on a local disk for atoms of a remote bank")
+    disk_bytes: int = Field(16 * 1024**3, ge=0)
+    parallel_reads: int = Field(16, ge=1, le=256)
+    inflight_bytes: int = Field(256 * 1024 * 1024, ge=1, description="of atoms that are being fetched")
+    deadline_seconds: float = Field(10.0, gt=0, description="an atom that is not there by then counts as absent")
+    backoff_seconds: float = Field(0.05, ge=0, description="before the second try; doubled for each further one")
+
+
+class SourceConfig(Settings):
+    """Where the atoms of a question come from, if they can also be computed."""
+
+    policy: Literal["cached", "online", "cheapest"] = "cached"
+    online_memory_bytes: int = Field(256 * 1024 * 1024, ge=0, description="computed atoms, encoded, kept in memory")
+    write_back: bool = Field(False, description="add what was computed to the bank")
+    write_back_passages: int = Field(64, ge=1, description="in one commit")
+
+
 class BuildConfig(Settings):
     """`regrad build`: one atom for every passage of a corpus."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from regrad.config.bank import RetrieverConfig
+from regrad.config.bank import RetrieverConfig, TiersConfig
 from regrad.config.model import ModelPath
 from regrad.settings import Location, Settings
 
@@ -50,6 +50,7 @@ class ServeConfig(Settings):
     meta_init: Location
     model_path: ModelPath | None = None
     bank: Location
+    tiers: TiersConfig = TiersConfig()
     index: Location
     retrieval: RetrieverConfig = RetrieverConfig()
     limits: LimitsConfig = LimitsConfig()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,9 +148,15 @@ def _wait_for_http(url: str, process: subprocess.Popen[bytes], seconds: float = 
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def s3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the S3 server keeps its settings and process numbers."""
+    return tmp_path_factory.mktemp("s3")
+
+
+@pytest.fixture(scope="session")
+def s3(s3_folder: Path) -> Iterator[str]:
     """An empty bucket (`s3://bucket`) on a real S3 server, or on moto where that cannot be installed."""
-    folder = tmp_path_factory.mktemp("s3")
+    folder = s3_folder
     script = str(Path(__file__).parents[1] / "tools" / "s3_server.sh")
     started = subprocess.run([script, "start", str(folder)], timeout=500, check=False)
     patch = pytest.MonkeyPatch()
@@ -167,6 +173,40 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         patch.undo()
         finish()
+
+
+@pytest.fixture
+def restart_s3(s3: str, s3_folder: Path) -> Callable[[Callable[[], None]], None]:
+    """Kills the S3 gateway with SIGKILL, does what it is given, and starts the gateway anew."""
+    pids = s3_folder / "pids"
+    if not pids.exists():
+        pytest.skip("the S3 server is moto, which keeps its objects in this process")
+
+    def restart(meanwhile: Callable[[], None]) -> None:
+        os.kill(int(pids.read_text().split()[-1]), signal.SIGKILL)
+        try:
+            meanwhile()
+        finally:
+            command = ["radosgw", "-f", "-n", "client.rgw"]
+            gateway = {**os.environ, "CEPH_CONF": str(s3_folder / "ceph.conf")}
+            quiet = subprocess.DEVNULL
+            process = subprocess.Popen(command, env=gateway, stdout=quiet, stderr=quiet, start_new_session=True)
+            with pids.open("a") as file:
+                file.write(f"{process.pid}\n")
+            port = int(os.environ["AWS_ENDPOINT_URL"].rsplit(":", 1)[1])
+            _wait_for_port(port)
+
+    return restart
+
+
+def _wait_for_port(port: int, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    pytest.fail(f"nothing listens at port {port}", pytrace=False)
 
 
 def _moto(status: int) -> tuple[dict[str, str], Any]:

@@ -12,13 +12,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from ray_jobs import build_bank, index_corpus
 from ray_jobs.cluster import cluster
+from regrad.bank.manifest import Manifest
 from regrad.bank.reader import BankReader
 from regrad.config import BankConfig, BuildConfig, IndexConfig, ModelConfig, WorkersConfig, builtin_config
 from regrad.corpus import Passage, encode_passages, read_passages
-from regrad.errors import BankError, ClusterError, CorpusError, MetaInitError
+from regrad.errors import BankError, ClusterError, CorpusError, MetaInitError, ModelError
 from regrad.lab.files import held_out_corpus
 from regrad.lab.world import World
 from regrad.language_model.loading import load_language_model
@@ -55,12 +57,17 @@ def config(meta_init: str, corpus: str, uri: str, workers: int = 1) -> BuildConf
     return BuildConfig(meta_init=meta_init, corpus=corpus, bank=bank, cluster=WorkersConfig(workers=workers))
 
 
+def quarantined(bank: Path, manifest: Manifest) -> list[dict[str, str]]:
+    assert manifest.quarantine is not None
+    return [{"id": row["passage_id"], **row} for row in pq.read_table(bank / manifest.quarantine.name).to_pylist()]
+
+
 def test_one_and_two_workers_make_the_same_bank(meta_init_path: str, corpus: str, tmp_path: Path) -> None:
     one = build_bank.build(config(meta_init_path, corpus, str(tmp_path / "one"), workers=1))
     two = build_bank.build(config(meta_init_path, corpus, str(tmp_path / "two"), workers=2))
     assert one == two
     assert one.passages == 90
-    assert len(one.shards) == 3
+    assert [part.shards for part in one.parts] == [3]
     assert one.fingerprint == MetaInit.load(meta_init_path).fingerprint
 
 
@@ -70,10 +77,9 @@ def test_bad_lines_go_to_quarantine_and_stop_nothing(meta_init_path: str, tmp_pa
     path.write_text("\n".join([*lines, '{"title": "no id", "text": "x"}', '{"id": "c", "text": "untitled"}']) + "\n")
     manifest = build_bank.build(config(meta_init_path, str(path), str(tmp_path / "bank")))
     assert (manifest.passages, manifest.quarantined) == (2, 3)
-    listed = [json.loads(line) for line in (tmp_path / "bank" / manifest.quarantine).read_text().splitlines()]
-    reasons = sorted(item["reason"].split(":")[0] for item in listed)
+    reasons = sorted(item["reason"].split(":")[0] for item in quarantined(tmp_path / "bank", manifest))
     assert reasons == ["empty text", "not a passage", "not a passage"]
-    assert sorted(BankReader(str(tmp_path / "bank")).passage_ids) == ["a", "c"]
+    assert sorted(BankReader(str(tmp_path / "bank")).passage_ids()) == ["a", "c"]
 
 
 def write_parts(folder: Path, passages: Sequence[Passage]) -> None:
@@ -107,7 +113,7 @@ def test_a_bad_row_is_quarantined_and_a_damaged_file_is_named(meta_init_path: st
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(b'{"_id": "beir", "text": "words here"}\n'))
     manifest = build_bank.build(config(meta_init_path, str(folder), str(tmp_path / "bank")))
     assert (manifest.passages, manifest.quarantined) == (2, 1)
-    [bad] = [json.loads(line) for line in (tmp_path / "bank" / manifest.quarantine).read_text().splitlines()]
+    [bad] = quarantined(tmp_path / "bank", manifest)
     assert bad["id"] == "7\tonly two columns"
     assert bad["reason"].startswith("not a passage: ") and "found 2" in bad["reason"]
     (folder / "b.jsonl.gz").write_bytes((folder / "b.jsonl.gz").read_bytes()[:-9])
@@ -122,11 +128,40 @@ def test_what_cannot_be_built_is_refused(meta_init_path: str, corpus: str, tmp_p
         build_bank.build(config(str(tmp_path), corpus, str(tmp_path / "bank")))
     with pytest.raises(ClusterError, match="this machine has"):
         build_bank.build(config(meta_init_path, corpus, str(tmp_path / "bank"), workers=500))
-    twice = tmp_path / "twice.jsonl"
-    twice.write_text('{"id": "a", "title": "T", "text": "x y"}\n' * 2)
-    with pytest.raises(BankError, match="'a' occurs more than once"):
-        build_bank.build(config(meta_init_path, str(twice), str(tmp_path / "bank")))
+    nothing = tmp_path / "nothing.jsonl"
+    nothing.write_text('{"id": "a", "title": "T", "text": " "}\n')
+    with pytest.raises(BankError, match="no passage gave an atom; the first was refused: empty text"):
+        build_bank.build(config(meta_init_path, str(nothing), str(tmp_path / "bank")))
     assert not (tmp_path / "bank" / "CURRENT").exists()
+
+
+def test_a_worker_that_cannot_start_says_why_in_one_sentence(meta_init_path: str, corpus: str, tmp_path: Path) -> None:
+    wrong = config(meta_init_path, corpus, str(tmp_path / "bank")).model_copy(update={"model_path": str(tmp_path)})
+    with pytest.raises(ModelError):
+        build_bank.build(wrong)
+
+
+def test_a_second_build_computes_what_is_new_and_drops_what_is_gone(
+    meta_init_path: str, corpus: str, tmp_path: Path
+) -> None:
+    uri, lines = str(tmp_path / "bank"), Path(corpus).read_text().splitlines(keepends=True)
+    first = build_bank.build(config(meta_init_path, corpus, uri))
+    assert build_bank.build(config(meta_init_path, corpus, uri)) == first
+    changed = tmp_path / "changed.jsonl"
+    new = '{"id": "new", "title": "T", "text": "one more"}\n'
+    changed.write_text("".join(lines[5:]) + new + lines[7])
+    second = build_bank.build(config(meta_init_path, str(changed), uri))
+    assert (second.version, second.passages, second.quarantined) == (2, 86, 1)
+    assert quarantined(tmp_path / "bank", second)[0]["reason"].startswith("duplicate id")
+    added = tmp_path / "added.jsonl"
+    added.write_text("".join(lines[:2]))
+    third = build_bank.build(config(meta_init_path, str(added), uri), add=True)
+    assert (third.version, third.passages) == (3, 88)
+    old, bank = BankReader(uri, version=1), BankReader(uri)
+    kept = [passage_id for passage_id in old.passage_ids() if passage_id in bank]
+    assert len(kept) == 87
+    torch.testing.assert_close(bank.read(kept), old.read(kept), rtol=1e-4, atol=1e-6)  # batched otherwise: rounding
+    assert list((tmp_path / "bank" / "builds").iterdir()) == []
 
 
 def test_bank_meta_init_corpus_and_index_on_s3(s3: str, meta_init_path: str, corpus: str, tmp_path: Path) -> None:
@@ -136,7 +171,7 @@ def test_bank_meta_init_corpus_and_index_on_s3(s3: str, meta_init_path: str, cor
     remote = build_bank.build(config(f"{s3}/meta-init", f"{s3}/data/corpus.jsonl", f"{s3}/bank"))
     local = build_bank.build(config(meta_init_path, corpus, str(tmp_path / "bank")))
     assert remote == local
-    ids = ["les-dripen", *BankReader(str(tmp_path / "bank")).passage_ids[:3]]
+    ids = ["les-dripen", *BankReader(str(tmp_path / "bank")).passage_ids()[:3]]
     assert BankReader(f"{s3}/bank").read(ids).equal(BankReader(str(tmp_path / "bank")).read(ids))
     index_corpus.run(IndexConfig(corpus=f"{s3}/data/corpus.jsonl", output=f"{s3}/index"))
     assert search(f"{s3}/index", "Where was Les Dripen born?", 1) == ["les-dripen"]
@@ -149,4 +184,4 @@ def test_a_line_ends_at_a_newline_only_and_odd_bytes_are_quarantined(meta_init_p
     path.write_bytes(b"\n".join(lines) + b"\n")
     manifest = build_bank.build(config(meta_init_path, str(path), str(tmp_path / "bank")))
     assert (manifest.passages, manifest.quarantined) == (1, 3)
-    assert BankReader(str(tmp_path / "bank")).passage_ids == ["u"]
+    assert BankReader(str(tmp_path / "bank")).passage_ids() == ["u"]

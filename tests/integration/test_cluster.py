@@ -48,7 +48,7 @@ def test_build_bank_job(ray_cluster: RayCluster, demo: RunningDemo, tmp_path: Pa
     output = submit(ray_cluster, "build_bank", CONFIGS / "jobs/build-lab.yaml", *settings)
     assert "400 passages, int8" in output
     bank, full = BankReader(f"{tmp_path}/bank"), BankReader(f"{demo.runs}/bank")
-    ids = full.passage_ids[:20]
+    ids = full.passage_ids()[:20]
     exact = full.read(ids)
     error = (bank.read(ids) - exact).norm() / exact.norm()
     assert 0 < error < 0.02

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from regrad.bank.codecs import CODECS, codec_for
+from regrad.bank.codecs import CODECS
+from regrad.bank.manifest import Layout
 from regrad.bank.reader import BankReader
-from regrad.bank.writer import commit, write_shard
+from regrad.bank.upkeep import delete
+from regrad.bank.writer import BankWriter
 from regrad.config import CodecName
 from regrad.corpus import Passage
 from regrad.language_model.subspace import Subspace
-from regrad.storage import Storage
+from tests.unit.banks import atoms as values
+from tests.unit.banks import layout, writer
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bank-format.md"
 # With a side shorter than the rank, sides that are no multiple of 64, and room enough for low-rank records.
@@ -39,8 +42,23 @@ def document() -> dict[str, Any]:
 def test_the_documents_reader_reads_what_regrad_writes(
     tmp_path: Path, document: dict[str, Any], codec: CodecName, subspace: Subspace
 ) -> None:
-    storage, passages = Storage(str(tmp_path)), [Passage(f"p{i}", "title", f"text {i}") for i in range(3)]
+    passages = [Passage(f"p{i}", "title", f"text {i}") for i in range(3)]
     atoms = torch.randn(3, subspace.size, generator=torch.Generator().manual_seed(0))
-    commit(storage, "f" * 16, codec, subspace, write_shard(storage, codec_for(codec, subspace), passages, atoms))
+    writer = BankWriter(str(tmp_path), Layout(fingerprint="f" * 16, codec=codec, subspace=subspace.to_json()))
+    for passage, atom in zip(passages, atoms, strict=True):
+        writer.add_atom(passage.id, passage.text_hash, atom)
+    writer.commit()
     found = torch.from_numpy(document["read_atom"](str(tmp_path), "p1").copy())
     torch.testing.assert_close(found, BankReader(str(tmp_path)).read(["p1"])[0])
+
+
+def test_the_documents_reader_knows_newer_parts_and_deleted_passages(tmp_path: Path, document: dict[str, Any]) -> None:
+    many = [Passage(f"p{i}", "", f"text {i}") for i in range(40)]
+    writer(str(tmp_path), layout(), many, values(40)).commit()
+    writer(str(tmp_path), layout(), [Passage("p2", "", "new")], values(1, seed=3)).commit()
+    manifest = delete(str(tmp_path), ["p4"])
+    assert [part.deleted for part in manifest.parts] == [0, 1]  # small parts are merged into each other
+    assert torch.from_numpy(document["read_atom"](str(tmp_path), "p2").copy()).equal(values(1, seed=3)[0])
+    assert torch.from_numpy(document["read_atom"](str(tmp_path), "p6").copy()).equal(values(40)[6])
+    with pytest.raises(KeyError, match="was deleted"):
+        document["read_atom"](str(tmp_path), "p4")

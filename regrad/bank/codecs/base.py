@@ -7,6 +7,7 @@ subspace have the same number of bytes, so one atom is one ranged read.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -56,8 +57,12 @@ class Codec(ABC):
             return torch.empty(0, self.subspace.size, device=records.device)
         return self._decode(records)
 
-    def add_decoded(self, records: Tensor, out_P: Tensor) -> Tensor:
-        """Add the atoms of records [n, record_bytes] to `out_P` [P] float32 in place, one at a time; returns it."""
-        for row in range(len(records)):
-            out_P += self.decode(records[row : row + 1])[0]
+    def add_decoded(self, records: Iterable[Tensor], out_P: Tensor) -> Tensor:
+        """Add the atoms of records [record_bytes] uint8 to `out_P` [P] float32 in place, one at a time; returns it."""
+        for record in records:
+            out_P += self.decode(record.unsqueeze(0))[0]
         return out_P
+
+    def sum(self, records: Sequence[Tensor]) -> Tensor:
+        """The sum [P] float32 of the atoms of records [record_bytes] uint8; zeros for none."""
+        return self.add_decoded(records, torch.zeros(self.subspace.size))

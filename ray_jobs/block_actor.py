@@ -1,0 +1,109 @@
+"""The actor that fills a bank, block by block. In a module of its own: a job's main module is pickled by value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+from torch import Tensor
+
+import regrad.errors
+from ray_jobs.cluster import device
+from regrad.atoms.extractor import AtomExtractor
+from regrad.bank.building import BUILT, BlockBuilder
+from regrad.bank.codecs import Codec, codec_for
+from regrad.bank.rows import table
+from regrad.bank.versions import read_manifest
+from regrad.config import BuildConfig
+from regrad.corpus import Passage, parse_passage, shown
+from regrad.errors import CorpusError, RegradError, StorageError
+from regrad.language_model.loading import load_language_model
+from regrad.meta_init import MetaInit, read_card
+from regrad.storage import Storage
+
+_RESULT = pa.schema([*BUILT, pa.field("read_bytes", pa.int64()), pa.field("failure", pa.string())])
+
+
+class BlockActor:
+    """An actor: a block of the corpus in, one shard and its receipt written, what became of each passage out."""
+
+    def __init__(self, settings: dict[str, Any], base: int | None) -> None:
+        self._config, self._base = BuildConfig.model_validate(settings), base
+        self._builder: BlockBuilder | None = None
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """A table `_RESULT`. An error of ours comes as data: Ray Data would drop what raised it."""
+        read = sum(batch["read_bytes"].to_pylist())
+        try:
+            self._builder = self._builder or self._make_builder()
+            built = self._builder.build(*_parse(batch))
+        except (RegradError, OSError) as error:
+            built = BUILT.empty_table()
+            return _result(built, read, f"{type(error).__name__}: {_text(error)}")
+        return _result(built, read)
+
+    def _make_builder(self) -> BlockBuilder:
+        config, storage = self._config, Storage(self._config.bank.uri)
+        settings = {
+            "fingerprint": read_card(config.meta_init)["fingerprint"],
+            "codec": config.bank.codec,
+            "batch_tokens": config.batch_tokens,
+            "max_passage_tokens": config.max_passage_tokens,
+        }
+        base = read_manifest(storage, self._base) if self._base else None
+        return BlockBuilder(storage, settings, self._extract, base)
+
+    def _extract(self, passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
+        return [(item.record, item.problem) for item in self._extractor.extract(passages, self._codec.encode)]
+
+    @cached_property
+    def _extractor(self) -> AtomExtractor:
+        """Made when the first passage needs it: a build with nothing to compute loads no model."""
+        config, meta_init = self._config, self._meta_init
+        lm = load_language_model(meta_init.model_at(config.model_path), device())
+        return AtomExtractor(lm, meta_init, config.batch_tokens, config.max_passage_tokens)
+
+    @cached_property
+    def _meta_init(self) -> MetaInit:
+        return MetaInit.load(self._config.meta_init)
+
+    @cached_property
+    def _codec(self) -> Codec:
+        return codec_for(self._config.bank.codec, self._meta_init.subspace)
+
+
+def _parse(batch: pa.Table) -> tuple[list[Passage], list[tuple[str, str]]]:
+    """The passages, and what is none: the beginning of the line, and why."""
+    passages: list[Passage] = []
+    refused: list[tuple[str, str]] = []
+    for line, problem in zip(batch["line"].to_pylist(), batch["problem"].to_pylist(), strict=True):
+        try:
+            passages.append(parse_passage(line, problem))
+        except CorpusError as error:
+            refused.append((shown(line), f"not a passage: {error}"))
+    return passages, refused
+
+
+def _result(built: pa.Table, read_bytes: int, failure: str | None = None) -> pa.Table:
+    """The rows, and one more for the block itself."""
+    block = table(_RESULT, {"read_bytes": [read_bytes], "failure": [failure]})
+    return pa.concat_tables([built, block], promote_options="default").select(_RESULT.names)
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, RegradError):
+        return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+    return str(error)
+
+
+def error_of(failure: str) -> RegradError:
+    """The error that an actor reported as data."""
+    name, _, text = failure.partition(": ")
+    kind = getattr(regrad.errors, name, StorageError)
+    try:
+        made = kind(text)
+    except TypeError:
+        made = regrad.errors.BankError(text)
+    return made if isinstance(made, RegradError) else StorageError(text)

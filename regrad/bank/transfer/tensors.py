@@ -1,0 +1,158 @@
+"""Atoms as files that anything reads: one safetensors file a passage, float32, under the names of LoRA tensors.
+
+    bank.json            what the atoms are: kind, fingerprint, subspace
+    atoms.jsonl          one line a passage: id, file, text_hash (null if the text is not known)
+    <hash>.safetensors   `<module>.A` [rank, in] and `<module>.B` [out, rank] of each adapted projection
+
+`<hash>` is the first 32 hex digits of the SHA-256 of the id, so a file name is safe whatever the id is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from regrad.bank.manifest import Kind, Layout
+from regrad.bank.reader import BankReader
+from regrad.bank.transfer.intake import BadAtom, Imported, Incoming, layout_for, take_in
+from regrad.bank.transfer.names import flat_atom, subspace_names
+from regrad.bank.transfer.outgoing import hash_of, outgoing
+from regrad.config import CodecName
+from regrad.corpus import read_records
+from regrad.errors import BankError
+from regrad.language_model.subspace import Subspace
+from regrad.settings import Settings, parse_settings
+from regrad.storage import directory_writer, local_directory
+
+CARD, LISTING = "bank.json", "atoms.jsonl"
+_FORMAT = 1
+
+
+class ExportCard(Settings):
+    """What the atoms of an export are, and which version of a bank they came from."""
+
+    format: int = _FORMAT
+    kind: Kind
+    fingerprint: str
+    subspace: dict[str, Any]
+    codec: CodecName
+    version: str
+
+
+def file_name(passage_id: str) -> str:
+    """The file of a passage's tensors."""
+    return f"{hashlib.sha256(passage_id.encode()).hexdigest()[:32]}.safetensors"
+
+
+def export_tensors(uri: str, output: str, version: int | None = None, passage_ids: Sequence[str] | None = None) -> int:
+    """Write a version's atoms (or those of some passages) as tensors to a new directory, or over a former export.
+
+    Whole or not at all; returns how many there are. Raises `StorageError` if `output` is something else, and
+    `AtomNotFound` or `AtomDamaged` as `copy_bank`.
+    """
+    bank = BankReader(uri, version=version)
+    records, count = outgoing(uri, bank, passage_ids), 0
+    subspace = bank.manifest.parsed_subspace()
+    with directory_writer(output, CARD) as folder, open(folder / LISTING, "w", encoding="utf-8") as listing:
+        for rows, found in records:
+            for row, atom_P in zip(rows.to_pylist(), bank.codec.decode(torch.from_numpy(found)), strict=True):
+                name = file_name(row["passage_id"])
+                (folder / name).write_bytes(_encoded(subspace, atom_P))
+                line = {"id": row["passage_id"], "file": name, "text_hash": hash_of(row) or None}
+                listing.write(json.dumps(line, ensure_ascii=False) + "\n")
+            count += len(rows)
+        (folder / CARD).write_text(_card(bank).model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return count
+
+
+def import_tensors(folder: str, uri: str, codec: CodecName | None = None) -> Imported:
+    """Add what `export_tensors` wrote, or somebody else in the same form, to a bank.
+
+    A file that is missing or damaged, or a number that is not finite, quarantines its passage. Raises `BankError` if
+    the directory is not an export or a file has other tensors than the card says.
+    """
+    where = local_directory(folder)
+    card = _read_card(where)
+    subspace = _subspace(card, where)
+    layout = layout_for(uri, card.kind, card.fingerprint, subspace, codec)
+    return take_in(uri, layout, _incoming(where, subspace))
+
+
+def _encoded(subspace: Subspace, atom_P: Tensor) -> bytes:
+    return save({name: tensor.clone() for name, tensor in subspace.unflatten(atom_P).items()})
+
+
+def _card(bank: BankReader) -> ExportCard:
+    manifest = bank.manifest
+    return ExportCard(
+        kind=manifest.kind,
+        fingerprint=manifest.fingerprint,
+        subspace=manifest.subspace,
+        codec=manifest.codec,
+        version=manifest.label,
+    )
+
+
+def _read_card(folder: Path) -> ExportCard:
+    path = folder / CARD
+    if not path.is_file():
+        raise BankError(f"{folder} is not an export of atoms: {CARD} is missing")
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise BankError(f"{path} is not JSON") from error
+    if not isinstance(data, dict) or data.get("format") != _FORMAT:
+        raise BankError(f"{path} is not the card of an export of format {_FORMAT}")
+    return parse_settings(ExportCard, data, str(path))
+
+
+def _subspace(card: ExportCard, folder: Path) -> Subspace:
+    try:
+        fields = {name: getattr(card, name) for name in Layout.model_fields}
+        return Layout(**fields).parsed_subspace()
+    except ValueError as error:
+        raise BankError(f"{folder / CARD}: {error}") from error
+
+
+def _incoming(folder: Path, subspace: Subspace) -> Iterator[Incoming]:
+    if not (folder / LISTING).is_file():
+        raise BankError(f"{folder} is not an export of atoms: {LISTING} is missing")
+    for number, line in read_records(str(folder / LISTING)):
+        where = f"{folder / LISTING} line {number}"
+        passage_id, name, text_hash = _parsed(line, where)
+        try:
+            yield Incoming(passage_id, text_hash, _read(folder / name, subspace))
+        except BadAtom as error:
+            yield Incoming(passage_id, text_hash, None, str(error))
+
+
+def _parsed(line: Any, where: str) -> tuple[str, str, str]:
+    passage_id, name = (line.get("id"), line.get("file")) if isinstance(line, dict) else (None, None)
+    if not isinstance(passage_id, str) or not isinstance(name, str) or not passage_id or not name:
+        raise BankError(f"{where}: an object with id and file is expected, found {line!r:.80}")
+    text_hash = line.get("text_hash") or ""
+    if Path(name).name != name:
+        raise BankError(f"{where}: {name!r:.80} is not the name of a file in the same directory")
+    if not _is_hash(text_hash):
+        raise BankError(f"{where}: text_hash must be 64 hex digits or null, found {text_hash!r:.80}")
+    return passage_id, name, text_hash
+
+
+def _is_hash(text: Any) -> bool:
+    return text == "" or (isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef"))
+
+
+def _read(path: Path, subspace: Subspace) -> Tensor:
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise BadAtom(f"{path.name} cannot be read: {error}") from error
+    return flat_atom(subspace_names(tensors, str(path)), subspace, str(path))

@@ -1,0 +1,106 @@
+"""Reading every byte of a bank and saying what is not as it was written."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from regrad.bank.commit import read_part
+from regrad.bank.compact import whole_index
+from regrad.bank.lookup import encode_lookup
+from regrad.bank.manifest import File, Manifest, Part
+from regrad.bank.shards import shard_path
+from regrad.bank.versions import read_manifest, versions
+from regrad.errors import BankError, RegradError
+from regrad.storage import Storage
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not as it was written, and the passages whose atoms are lost with it."""
+
+    file: str
+    problem: str
+    passages: tuple[str, ...] = ()
+
+
+def verify(
+    uri: str, version: int | None = None, repair: bool = False, progress: Callable[[int, int], None] = lambda *_: None
+) -> list[Damage]:
+    """All damage of a version (the one in force by default), empty if there is none.
+
+    With `repair`, look-up files are made anew from their index. `progress` is called with the number of shards read and
+    of all. Raises `BankError` if there is no bank, or its manifest cannot be read.
+    """
+    storage = Storage(uri)
+    manifest = read_manifest(storage, version)
+    damage = [found for part in manifest.parts for found in _check_part(storage, part, repair)]
+    damage += [found for file in (manifest.quarantine, manifest.forgotten) if file for found in _check(storage, file)]
+    if any(item.file.startswith(("index/", "shard-lists/")) for item in damage):
+        return damage
+    return damage + list(_check_shards(storage, manifest, progress))
+
+
+def damaged_manifests(uri: str) -> list[Damage]:
+    """Manifests of any version that cannot be read."""
+    storage, damage = Storage(uri), []
+    for number in versions(storage):
+        try:
+            read_manifest(storage, number)
+        except BankError as error:
+            damage.append(Damage(f"manifests/{number:08d}.json", str(error)))
+    return damage
+
+
+def _check_part(storage: Storage, part: Part, repair: bool) -> Iterator[Damage]:
+    tables = [*_check(storage, part.index), *_check(storage, part.shard_list)]
+    yield from tables
+    for found in _check(storage, part.lookup):
+        if repair and not tables:
+            storage.write(part.lookup.name, encode_lookup(*read_part(storage, part)))
+            found = next(_check(storage, part.lookup), Damage(found.file, f"{found.problem}; it was made anew"))
+        yield found
+
+
+def _check(storage: Storage, file: File) -> Iterator[Damage]:
+    try:
+        digest = hashlib.sha256(storage.read(file.name)).hexdigest()
+    except RegradError as error:
+        yield Damage(file.name, str(error))
+        return
+    if digest != file.sha256:
+        yield Damage(file.name, "its checksum does not match")
+
+
+def _check_shards(storage: Storage, manifest: Manifest, progress: Callable[[int, int], None]) -> Iterator[Damage]:
+    index, shards = whole_index(storage, manifest)
+    if len(index) != manifest.passages:
+        yield Damage("manifest", f"it says {manifest.passages} passages, its index has {len(index)}")
+    names = index["shard"].cast(pa.string())
+    for number, shard in enumerate(shards.to_pylist()):
+        rows = index.filter(pc.equal(names, shard["shard"])) if len(shards) > 1 else index
+        yield from _check_shard(storage, manifest.record_bytes, shard, rows)
+        progress(number + 1, len(shards))
+
+
+def _check_shard(storage: Storage, record_bytes: int, shard: dict, rows: pa.Table) -> Iterator[Damage]:
+    name = shard_path(shard["shard"])
+    try:
+        data = storage.read(name)
+    except RegradError as error:
+        yield Damage(name, str(error), tuple(rows["passage_id"].to_pylist()))
+        return
+    columns = (rows[name].to_pylist() for name in ("passage_id", "row", "crc32"))
+    bad = [
+        passage_id
+        for passage_id, row, crc32 in zip(*columns, strict=True)
+        if zlib.crc32(data[(start := shard["offset"] + row * record_bytes) : start + record_bytes]) != crc32
+    ]
+    if bad or len(data) != shard["bytes"] or hashlib.sha256(data).hexdigest() != shard["sha256"]:
+        lost = f"{len(bad)} of its atoms are damaged" if bad else "no atom that is in use is damaged"
+        yield Damage(name, f"its checksum does not match; {lost}", tuple(bad))

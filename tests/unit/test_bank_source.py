@@ -1,0 +1,265 @@
+"""Where atoms are had from: memory, disk, store, or computed now; what fails, is late or was deleted is said."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from regrad.bank.costs import Costs
+from regrad.bank.reader import BankReader
+from regrad.bank.source import AtomSource
+from regrad.bank.tiers.disk import DiskTier
+from regrad.bank.tiers.memory import MemoryTier
+from regrad.bank.upkeep import delete
+from regrad.config import SourceConfig, TiersConfig
+from regrad.corpus import Passage
+from regrad.errors import AtomDamaged, StorageError
+from regrad.storage import Storage
+from tests.unit.banks import FLOAT32, PASSAGES, SUBSPACE, atoms, fill
+
+RECORD = FLOAT32.record_bytes
+
+
+@pytest.fixture
+def remote(request: pytest.FixtureRequest) -> str:
+    """A bank that is not on a local file system."""
+    uri = f"memory://{request.node.name}"
+    Storage(uri).remove()
+    fill(uri)
+    return uri
+
+
+class Store:
+    """Stands in for what a reader reads shards with: counts, waits, fails."""
+
+    def __init__(self, reader: BankReader, failures: int = 0, seconds: float = 0.0, flip: int = 0) -> None:
+        self.reads, self.at_once, self.most = 0, 0, 0
+        self.failures, self.seconds, self.flip = failures, seconds, flip
+        self._lock, self._real = threading.Lock(), reader._storage.read
+        reader._storage.read = self.read  # type: ignore[method-assign]
+
+    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        if not name.startswith("shards/"):
+            return self._real(name, start, end)
+        with self._lock:
+            self.reads += 1
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+        time.sleep(self.seconds)
+        with self._lock:
+            self.at_once -= 1
+            self.failures, self.flip, fails, flips = self.failures - 1, self.flip - 1, self.failures > 0, self.flip > 0
+        if fails:
+            raise StorageError("the line is cut")
+        data = self._real(name, start, end)
+        return bytes([data[0] ^ 1]) + data[1:] if flips else data
+
+
+def test_atoms_come_from_the_nearest_tier(remote: str, tmp_path: Path) -> None:
+    tiers = TiersConfig(disk=str(tmp_path / "cache"))
+    reader = BankReader(remote, tiers=tiers)
+    store = Store(reader)
+    assert [item.tier for item in reader.fetch(["p0", "p1"])] == ["store", "store"]
+    assert [item.tier for item in reader.fetch(["p1", "p2"])] == ["memory", "store"]
+    assert store.reads == 3
+    again = BankReader(remote, tiers=tiers)
+    assert [item.tier for item in again.fetch(["p0", "p3"])] == ["disk", "store"]
+    assert again.read(["p0", "p3"]).equal(atoms()[[0, 3]])
+
+
+def test_a_cache_that_was_damaged_or_taken_away_costs_a_fetch(remote: str, tmp_path: Path) -> None:
+    tiers = TiersConfig(disk=str(tmp_path / "cache"), memory_bytes=0)
+    BankReader(remote, tiers=tiers).read(["p0", "p1"])
+    files = sorted((tmp_path / "cache").iterdir())
+    files[0].write_bytes(b"x" * RECORD)
+    files[1].write_bytes(b"short")
+    reader = BankReader(remote, tiers=tiers)
+    assert [item.tier for item in reader.fetch(["p0", "p1"])] == ["store", "store"]
+    assert [item.tier for item in reader.fetch(["p0", "p1"])] == ["disk", "disk"]
+    for path in (tmp_path / "cache").iterdir():
+        path.unlink()
+    assert reader.read(["p0", "p1"]).equal(atoms()[:2])
+
+
+def test_a_disk_that_cannot_be_written_to_costs_only_time(remote: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    reader = BankReader(remote, tiers=TiersConfig(disk=str(tmp_path / "file"), memory_bytes=0))
+    assert reader.read(["p0"]).equal(atoms()[:1])
+
+
+def test_memory_and_disk_hold_as_many_bytes_as_allowed_and_drop_the_oldest(tmp_path: Path) -> None:
+    memory = MemoryTier(3 * RECORD)
+    for i in range(5):
+        memory.put(i, torch.full((RECORD,), i, dtype=torch.uint8))
+        memory.get(0)
+    assert memory.bytes == 3 * RECORD
+    assert [i for i in range(5) if memory.get(i) is not None] == [0, 3, 4]
+    memory.put("large", torch.zeros(4 * RECORD, dtype=torch.uint8))
+    assert memory.get("large") is None
+    disk = DiskTier(str(tmp_path), 250)
+    for i in range(4):
+        disk.put(f"{i}.atom", bytes(100))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2.atom", "3.atom"]
+    assert DiskTier(str(tmp_path), 120).get("2.atom") is None
+
+
+def test_a_store_that_stumbles_is_asked_again(remote: str) -> None:
+    reader = BankReader(remote, tiers=TiersConfig(backoff_seconds=0.01))
+    store = Store(reader, failures=3)
+    assert reader.read(["p5"]).equal(atoms()[5:6])
+    assert store.reads == 4
+
+
+def test_a_store_that_is_away_is_given_up_at_the_deadline(remote: str) -> None:
+    reader = BankReader(remote, tiers=TiersConfig(deadline_seconds=0.3, backoff_seconds=0.01))
+    Store(reader, failures=10**6)
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="'p5': the line is cut"):
+        reader.read(["p5"])
+    assert time.monotonic() - started < 3
+
+
+def test_a_store_that_hangs_does_not_hold_the_question(remote: str) -> None:
+    reader = BankReader(remote)
+    Store(reader, seconds=2.0)
+    started = time.monotonic()
+    (found,) = reader.fetch(["p5"], seconds=0.2)
+    assert (found.record, found.problem) == (None, "the store did not give it in time")
+    assert time.monotonic() - started < 1.5
+
+
+def test_a_bad_transfer_is_fetched_again_and_a_bad_atom_is_reported(remote: str) -> None:
+    reader = BankReader(remote, tiers=TiersConfig(memory_bytes=0))
+    store = Store(reader, flip=1)
+    assert reader.read(["p5"]).equal(atoms()[5:6])
+    store.flip = 100
+    with pytest.raises(AtomDamaged, match="'p5'"):
+        reader.read(["p5"])
+
+
+def test_one_atom_is_fetched_once_however_many_want_it(remote: str) -> None:
+    reader = BankReader(remote)
+    store = Store(reader, seconds=0.3)
+    results: list[Tensor] = []
+    threads = [threading.Thread(target=lambda: results.append(reader.read(["p2"]))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (store.reads, len(results)) == (1, 8)
+    assert all(result.equal(atoms()[2:3]) for result in results)
+
+
+def test_bytes_in_flight_are_bounded(remote: str) -> None:
+    reader = BankReader(remote, tiers=TiersConfig(inflight_bytes=2 * RECORD + 1))
+    store = Store(reader, seconds=0.05)
+    reader.read([passage.id for passage in PASSAGES])
+    assert (store.reads, store.most) == (7, 2)
+
+
+class Extractor:
+    """Computes the atoms that the bank should have, and counts."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seen: list[str] = []
+        self.seconds = seconds
+
+    def __call__(self, passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
+        self.seen += [passage.id for passage in passages]
+        time.sleep(self.seconds)
+        return [
+            (None, "empty text")
+            if not passage.text
+            else (FLOAT32.encode(torch.full((1, SUBSPACE.size), float(len(passage.text))))[0], "")
+            for passage in passages
+        ]
+
+
+NEW = Passage("new", "", "seventeen letters")
+
+
+def test_what_the_bank_has_not_is_computed_once_and_kept(remote: str) -> None:
+    extract = Extractor()
+    source = AtomSource(BankReader(remote), SourceConfig(), extract)
+    changed = Passage("p1", "title 1", "other")
+    found = source.sum([PASSAGES[0], NEW, changed])
+    assert found.tiers == ("store", "online", "online")
+    torch.testing.assert_close(found.total, atoms()[0] + 17 + 5)
+    assert source.sum([NEW]).tiers == ("computed",)
+    assert extract.seen == ["new", "p1"]
+    found = source.sum([Passage("e", "", ""), PASSAGES[0]])
+    assert (found.tiers, found.problems) == (("", "memory"), (("e", "empty text"),))
+    assert found.total.equal(atoms()[0])
+
+
+def test_without_an_extractor_absent_atoms_are_reported(remote: str) -> None:
+    found = AtomSource(BankReader(remote), SourceConfig()).sum([NEW, PASSAGES[0]])
+    assert found.problems == (("new", "it is not in this version"),)
+    assert found.total.equal(atoms()[0])
+
+
+def test_a_deleted_passage_is_not_computed_either(remote: str) -> None:
+    delete(remote, ["p0"])
+    extract = Extractor()
+    for policy in ("cached", "online", "cheapest"):
+        found = AtomSource(BankReader(remote), SourceConfig(policy=policy), extract).sum([PASSAGES[0]])
+        assert found.problems == (("p0", "it was deleted"),)
+    assert extract.seen == []
+
+
+def test_online_computes_everything(remote: str) -> None:
+    extract = Extractor()
+    source = AtomSource(BankReader(remote), SourceConfig(policy="online"), extract)
+    assert source.sum(PASSAGES[:2]).tiers == ("online", "online")
+
+
+@pytest.mark.parametrize(("fetch_seconds", "compute_seconds", "winner"), [(0.05, 0.0, "online"), (0.0, 0.05, "store")])
+def test_the_cheaper_way_is_taken_as_measured(
+    remote: str, fetch_seconds: float, compute_seconds: float, winner: str
+) -> None:
+    reader = BankReader(remote, tiers=TiersConfig(memory_bytes=0))
+    Store(reader, seconds=fetch_seconds)
+    config = SourceConfig(policy="cheapest", online_memory_bytes=0)
+    source = AtomSource(reader, config, Extractor(compute_seconds))
+    tiers = [source.sum([passage]).tiers[0] for passage in PASSAGES]
+    assert set(tiers[:2]) == {"store", "online"}
+    assert set(tiers[2:]) == {winner}
+
+
+def test_the_loser_is_tried_again_now_and_then() -> None:
+    costs = Costs()
+    costs.fetched(1, 10.0)
+    costs.computed(100, 1.0)
+    chosen = [costs.prefers_computing(100) for _ in range(100)]
+    assert 90 < sum(chosen) < 100
+
+
+def test_computed_atoms_are_written_back(remote: str) -> None:
+    config = SourceConfig(write_back=True, write_back_passages=2)
+    source = AtomSource(BankReader(remote), config, Extractor())
+    others = [Passage(f"n{i}", "", "x" * (i + 1)) for i in range(3)]
+    for passage in others:
+        source.sum([passage])
+    source.close()
+    bank = BankReader(remote)
+    assert len(bank) == 10
+    assert bank.read(others)[:, 0].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_what_cannot_be_written_back_does_not_fail_the_question(
+    remote: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(Storage, "write_named", fails)
+    source = AtomSource(BankReader(remote), SourceConfig(write_back=True), Extractor())
+    assert source.sum([NEW]).tiers == ("online",)
+    source.close()
+    assert "could not be written back: no space left" in caplog.text
