@@ -55,6 +55,8 @@ def test_every_record_has_the_promised_bytes_and_decodes_to_an_atom(
     assert found.dtype == torch.float32
     assert found.shape == atoms.shape
     torch.testing.assert_close(codec.add_decoded(records, torch.ones(subspace.size)), 1 + found.sum(0))
+    torch.testing.assert_close(codec.sum(list(records)), found.sum(0))
+    assert codec.decode(records).equal(found), "adding up has changed a record"
 
 
 @given(
