@@ -22,11 +22,12 @@ from regrad.storage import Storage
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not as it was written, and the passages whose atoms are lost with it."""
+    """A file that is not as it was written (or was not, and is `repaired`), and the passages whose atoms are lost."""
 
     file: str
     problem: str
     passages: tuple[str, ...] = ()
+    repaired: bool = False
 
 
 def verify(
@@ -63,7 +64,8 @@ def _check_part(storage: Storage, part: Part, repair: bool) -> Iterator[Damage]:
     for found in _check(storage, part.lookup):
         if repair and not tables:
             storage.write(part.lookup.name, encode_lookup(*read_part(storage, part)))
-            found = next(_check(storage, part.lookup), Damage(found.file, f"{found.problem}; it was made anew"))
+            mended = Damage(found.file, f"{found.problem}; it was made anew", repaired=True)
+            found = next(_check(storage, part.lookup), mended)
         yield found
 
 

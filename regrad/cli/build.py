@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from regrad.cli.bank import QUARANTINED
-from regrad.cli.options import settings_options
+from regrad.cli.options import QUARANTINED, settings_options
 from regrad.config import BuildConfig
 from regrad.settings import load_settings
 

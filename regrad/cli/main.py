@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import logging
 import os
 import sys
 
 import click
 
+from regrad.cli.lazy import LazyGroup
 from regrad.errors import RegradError
 
 _VERBS = {
@@ -18,31 +18,16 @@ _VERBS = {
     "train": "Meta-train: tasks -> MetaInit (Ray Train, DeepSpeed).",
     "index": "Index a corpus for BM25 retrieval (Lucene).",
     "build": "Fill a Gradient Bank: corpus -> atoms (Ray Data).",
-    "bank": "Look at a bank, add to it, forget passages, make room, check it.",
+    "bank": "Look at a Gradient Bank, add to it, forget passages, mend, prune, copy it.",
     "serve": "Answer questions over HTTP (Ray Serve).",
     "ask": "Ask a running server one question.",
     "demo": "Everything end to end on the lab world, in minutes.",
 }
 
 
-class _Lazy(click.Group):
-    """Imports a verb's module when the verb is used, so that `--help` and mistakes answer at once."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _VERBS:
-            return None
-        command: click.Command = importlib.import_module(f"regrad.cli.{cmd_name}").command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_VERBS.items()))
-
-
-@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=LazyGroup, package="regrad.cli", verbs=_VERBS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="regrad")
 @click.option("--debug", is_flag=True, help="Show stack traces and every log line.")
 def regrad(debug: bool) -> None:

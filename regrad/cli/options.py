@@ -10,6 +10,9 @@ import click
 
 from regrad.config import builtin_config
 
+QUARANTINED = 3
+"""The exit status of a verb that has filled a bank, but for passages that could not be used."""
+
 
 def settings_options(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add `--config` (a built-in file by default) and `--set` to a command."""

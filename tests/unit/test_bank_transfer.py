@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from regrad.bank.transfer.tensors import export_tensors, file_name, import_tenso
 from regrad.bank.upkeep import delete
 from regrad.bank.verify import verify
 from regrad.bank.versions import current_version
-from regrad.cli.bank_transfer import export_command, import_command
+from regrad.cli.bank import command
 from regrad.config import ModelConfig
 from regrad.corpus import Passage
 from regrad.errors import AtomDamaged, AtomNotFound, BankError, CorpusError, MetaInitError
@@ -289,6 +290,16 @@ def test_a_directory_of_files_with_a_damaged_and_an_infinite_one(tmp_path: Path,
     assert BankReader(uri).read(["p0", "deep/p1"]).equal(values[:2])
     assert set(quarantine(uri)) == {"p2", "p3", "p4"}
     assert quarantine(uri)["p2"] == "a number is not finite"
+    assert not re.search(r"\[|\]|Traceback", quarantine(uri)["p3"] + quarantine(uri)["p4"])
+
+
+def test_a_file_named_by_question_and_rank_does_not_name_its_passage(tmp_path: Path, meta_init: str) -> None:
+    (tmp_path / "g").mkdir()
+    torch.save(peft(atoms(1)[0]), tmp_path / "g" / "0_1.pt")
+    with pytest.raises(BankError, match="keyed by question and rank, as '0_1'"):
+        import_release(str(tmp_path / "g"), str(tmp_path / "b"), meta_init)
+    ids = lines(tmp_path / "ids.jsonl", [{"key": "0_1", "id": "p0"}])
+    assert import_release(str(tmp_path / "g"), str(tmp_path / "b"), meta_init, ids).added == 1
 
 
 class Bomb:
@@ -443,24 +454,24 @@ def test_what_is_no_directory_of_adapters_is_an_error(tmp_path: Path) -> None:
 
 
 def export(*arguments: str) -> Result:
-    return CliRunner().invoke(export_command, list(arguments))
+    return CliRunner().invoke(command, ["export", *arguments])
 
 
 def import_(*arguments: str) -> Result:
-    return CliRunner().invoke(import_command, list(arguments))
+    return CliRunner().invoke(command, ["import", *arguments])
 
 
 def test_the_commands_copy_and_say_what_they_did(tmp_path: Path) -> None:
     a, b, c, files = (str(tmp_path / name) for name in ("a", "b", "c", "files"))
     fill(a)
     done = export(a, b)
-    assert (done.exit_code, "7 atoms added, 1 refused" in done.output) == (0, True), done.output
+    assert (done.exit_code, "copied 7 atoms" in done.output) == (0, True), done.output
     assert records(b) == records(a)
     (tmp_path / "ids").write_text("p1\n\np4\n")
     done = export(a, files, "--format", "safetensors", "--ids-from", str(tmp_path / "ids"), "--version", "1")
     assert (done.exit_code, "2 atoms" in done.output) == (0, True), done.output
     done = import_(c, "--from", files, "--format", "safetensors", "--codec", "bf16")
-    assert (done.exit_code, "2 atoms added" in done.output) == (0, True), done.output
+    assert (done.exit_code, "added 2 atoms" in done.output) == (0, True), done.output
     assert BankReader(c).manifest.codec == "bf16"
     assert import_(c, "--from", a, "--format", "bank").exit_code == 0
     assert (BankReader(c).passage_ids(), BankReader(c).manifest.version) == (IDS, 2)
@@ -472,17 +483,17 @@ def test_the_command_imports_what_others_wrote(tmp_path: Path, meta_init: str) -
     ids = lines(tmp_path / "ids.jsonl", [{"key": "0_0", "id": "p0"}])
     release = ["--from", str(tmp_path / "g.pt"), "--format", "regrad-release"]
     done = import_(str(tmp_path / "b"), *release, "--meta-init", meta_init, "--ids", ids)
-    assert (done.exit_code, "1 atoms added, 1 left out" in done.output) == (0, True), done.output
+    assert (done.exit_code, "added 1 atom to" in done.output) == (0, True), done.output
     done = import_(str(tmp_path / "b"), *release)
     assert (done.exit_code, "needs --meta-init" in done.output) == (2, True)
     write_adapter(tmp_path / "adapters/0", 0)
     prag = ["--from", str(tmp_path / "adapters"), "--format", "prag"]
     done = import_(str(tmp_path / "c"), *prag, "--base-identity", "llama")
-    assert (done.exit_code, "1 atoms added" in done.output) == (0, True), done.output
+    assert (done.exit_code, "added 1 atom" in done.output) == (0, True), done.output
     done = import_(str(tmp_path / "c"), *prag, "--meta-init", meta_init)
     assert (done.exit_code, "does not go with --format prag" in done.output) == (2, True)
     done = export(str(tmp_path / "b"), str(tmp_path / "d"), "--format", "safetensors", "--codec", "bf16")
-    assert (done.exit_code, "--format bank only" in done.output) == (2, True)
+    assert (done.exit_code, "--codec goes with --format bank" in done.output) == (2, True)
 
 
 def test_ids_from_lines_and_from_a_corpus(tmp_path: Path) -> None:

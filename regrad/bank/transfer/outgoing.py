@@ -69,7 +69,7 @@ def _ids_of_records(uri: str) -> list[str]:
 
 def _ids_of_lines(uri: str) -> list[str]:
     try:
-        with fsspec.open(uri, "rt", encoding="utf-8", compression="infer") as file:
+        with fsspec.open(uri, "rt", encoding="utf-8-sig", compression="infer") as file:
             return [line.rstrip("\n") for line in file if line.strip()]
     except (OSError, ValueError, EOFError, ImportError) as error:
         raise CorpusError(f"{uri} cannot be read: {error}") from error

@@ -28,7 +28,8 @@ def read_tensors(path: Path) -> Any:
             f"({_reason(error)})"
         ) from error
     except Exception as error:  # a damaged file makes the unpickler fail in any way
-        raise BadAtom(f"{path} cannot be read: {type(error).__name__}: {str(error).splitlines()[0:1]}") from error
+        reason = str(error).strip().splitlines()
+        raise BadAtom(f"{path} cannot be read: {reason[0] if reason else type(error).__name__}") from error
 
 
 def _reason(error: Exception) -> str:

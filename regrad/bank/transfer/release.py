@@ -97,11 +97,10 @@ def _places(content: Any, where: str, place: Place = ()) -> Iterator[Place]:
 
 def _passage_id(place: Place, stem: str) -> str | None:
     """The passage that a key means by itself: a text that is not a question's number and a rank."""
-    if not place:
-        return stem
-    key = place[0]
-    own = len(place) == 1 and isinstance(key, str) and key and not _QUESTION_AND_RANK.fullmatch(key)
-    return str(key) if own else None
+    key = place[0] if place else stem
+    if len(place) > 1 or not isinstance(key, str) or not key:
+        return None
+    return None if _QUESTION_AND_RANK.fullmatch(key.rsplit("/", 1)[-1]) else key
 
 
 def _load(opened: Any, file: Path, place: Place, subspace: Subspace) -> Tensor:
