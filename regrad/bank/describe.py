@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from regrad.bank.compact import whole_index
 from regrad.bank.lookup import key_of
 from regrad.bank.manifest import Manifest
-from regrad.bank.rows import FORGOTTEN, QUARANTINE, read_table, rows_in_use
-from regrad.bank.shards import FOLDER
+from regrad.bank.remains import remains
+from regrad.bank.rows import FORGOTTEN, QUARANTINE, read_table
 from regrad.bank.versions import read_manifest, versions
 from regrad.storage import Storage
 
@@ -21,8 +21,8 @@ from regrad.storage import Storage
 class BankInfo:
     """Counts of a version, and of all files of the bank. Bytes and records are of what is on the disk now.
 
-    `dead_records` are atoms that are still in some shard file although the version in force has no passage for them;
-    0 means that what was deleted is gone. `dead_bytes` is their size.
+    `dead_records` are atoms that are still in some shard file although the version in force has no passage for them,
+    whichever version is described; 0 means that what was deleted is gone. See `Remains` for the others.
     """
 
     uri: str
@@ -41,8 +41,11 @@ class BankInfo:
     files: dict[str, int]
     bytes: dict[str, int]
     records_on_disk: int
+    missing_records: int
     dead_records: int
     dead_bytes: int
+    dead_of_builds: int
+    dead_of_nobody: int
     unfinished_blocks: int
 
 
@@ -51,18 +54,11 @@ def info(uri: str, version: int | None = None) -> BankInfo:
     storage = Storage(uri)
     manifest = read_manifest(storage, version)
     there = storage.files()
-    folders = Counter({name.split("/")[0]: 0 for name in there})
+    folders = Counter(name.split("/")[0] for name in there)
     sizes: Counter[str] = Counter()
     for name, (size, _) in there.items():
-        folders[name.split("/")[0]] += 1
         sizes[name.split("/")[0]] += size
-    on_disk = {
-        name.removeprefix(f"{FOLDER}/"): _records(storage, manifest, name, size)
-        for name, (size, _) in there.items()
-        if name.startswith(f"{FOLDER}/")
-    }
-    in_use = rows_in_use(whole_index(storage, manifest)[0])
-    dead = sum(max(0, count - in_use.get(shard, 0)) for shard, count in on_disk.items())
+    left = remains(storage, read_manifest(storage), {name: size for name, (size, _) in there.items()})
     lookup = sum(part.lookup.bytes for part in manifest.parts)
     return BankInfo(
         uri=uri,
@@ -80,17 +76,14 @@ def info(uri: str, version: int | None = None) -> BankInfo:
         index_bytes_per_passage=lookup / max(1, manifest.passages),
         files=dict(sorted(folders.items())),
         bytes=dict(sorted(sizes.items())),
-        records_on_disk=sum(on_disk.values()),
-        dead_records=dead,
-        dead_bytes=dead * manifest.record_bytes,
+        records_on_disk=left.records,
+        missing_records=left.missing,
+        dead_records=left.dead,
+        dead_bytes=left.dead_bytes,
+        dead_of_builds=left.of_builds,
+        dead_of_nobody=left.of_nobody,
         unfinished_blocks=folders.get("builds", 0),
     )
-
-
-def _records(storage: Storage, manifest: Manifest, name: str, size: int) -> int:
-    """How many records a shard file has: what its safetensors header leaves of it."""
-    header = 8 + int.from_bytes(storage.read(name, 0, 8), "little")
-    return max(0, size - header) // manifest.record_bytes
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from regrad.bank.rows import SHARDS
@@ -61,3 +62,14 @@ def read_receipt(storage: Storage, name: str) -> pa.Table | None:
         return None
     shards = {shard for shard in result["shard"].to_pylist() if shard}
     return result if all(storage.exists(shard_path(shard)) for shard in shards) else None
+
+
+def unfinished(storage: Storage) -> dict[str, int]:
+    """The shards that receipts name, and their rows."""
+    found: dict[str, int] = {}
+    for name in storage.list(FOLDER):
+        receipt = read_receipt(storage, f"{FOLDER}/{name}")
+        if receipt is not None:
+            described = receipt.filter(pc.is_valid(receipt["shard_rows"]))
+            found.update(zip(described["shard"].to_pylist(), described["shard_rows"].to_pylist(), strict=True))
+    return found

@@ -16,7 +16,7 @@ from regrad.bank.catalog import Catalog
 from regrad.bank.commit import Change, commit_onto_newest
 from regrad.bank.manifest import Manifest
 from regrad.bank.receipts import FOLDER as BUILDS
-from regrad.bank.receipts import read_receipt
+from regrad.bank.receipts import unfinished
 from regrad.bank.rows import SHARDS, read_table
 from regrad.bank.shards import shard_path
 from regrad.bank.versions import manifest_name, read_manifest, versions
@@ -55,8 +55,8 @@ def gc(uri: str, keep: int = 1, grace_seconds: float = _HOUR, abandon: bool = Fa
     """Remove versions but the newest `keep`, and the files that only they needed.
 
     Files that no version names (of a writer that died, or is at work now) are removed when they are older than the
-    grace; what an unfinished build has done is kept for it, unless it is to be abandoned. Files that are not a bank's
-    are left alone.
+    grace. What unfinished builds have done is kept for them; if it is to be abandoned, it goes now. Files that are not
+    a bank's are left alone.
     """
     if keep < 1:
         raise BankError("at least one version has to be kept; to remove a bank, remove its directory")
@@ -64,13 +64,13 @@ def gc(uri: str, keep: int = 1, grace_seconds: float = _HOUR, abandon: bool = Fa
     read_manifest(storage)
     numbers = versions(storage)
     old, kept = numbers[:-keep], numbers[-keep:]
-    needed = _files_of(storage, kept) | ({} if abandon else _files_of_builds(storage)).keys()
-    obsolete = _files_known_of(storage, old) - needed
+    needed, builds = _files_of(storage, kept), _files_of_builds(storage)
+    needed |= set() if abandon else builds
+    obsolete = (_files_known_of(storage, old) | builds) - needed
     newest = time.time() - grace_seconds
     there = {name: found for name, found in storage.files().items() if name.startswith(_OURS) or name.endswith(".tmp")}
     stray = {name for name, (_, written) in there.items() if name not in needed and written < newest}
-    abandoned = {name for name in there if abandon and name.startswith(f"{BUILDS}/")}
-    gone = sorted(name for name in (obsolete | stray | abandoned) & there.keys() if name not in needed)
+    gone = sorted((obsolete | stray) & there.keys())
     if not dry_run:
         _remove(storage, gone)
     return Removed(tuple(old), tuple(gone), sum(there[name][0] for name in gone))
@@ -104,11 +104,7 @@ def _files_of(storage: Storage, numbers: Sequence[int]) -> set[str]:
     return found
 
 
-def _files_of_builds(storage: Storage) -> dict[str, None]:
+def _files_of_builds(storage: Storage) -> set[str]:
     """Receipts, and the shards that they name."""
-    found: dict[str, None] = {}
-    for name in storage.list(BUILDS):
-        receipt = read_receipt(storage, f"{BUILDS}/{name}")
-        shards = set(receipt["shard"].to_pylist()) if receipt is not None else set()
-        found |= dict.fromkeys([f"{BUILDS}/{name}", *(shard_path(shard) for shard in shards if shard)])
-    return found
+    receipts = {f"{BUILDS}/{name}" for name in storage.list(BUILDS)}
+    return receipts | {shard_path(shard) for shard in unfinished(storage)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def test_forgetting_step_by_step(uri: str) -> None:
     assert f"forgot 2 passages in version {BankReader(uri).manifest.label}: p3, p6\n5 passages left." in text
     assert f"    regrad bank compact {uri}\n    regrad bank gc {uri}\n" in text
     text = said(f"info {uri}")
-    assert "2 records (352 bytes) of atoms that were deleted or replaced are still in shard files" in text
+    assert re.search(r"2 records \(\d+ bytes\) of atoms that no passage has are still in shard files", text)
     assert f"run `regrad bank compact {uri}`, then `regrad bank gc {uri}`." in text
     text = said(f"info {uri} --id p3")
     assert "none in this version" in text

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from regrad.bank.building import BlockBuilder
+from regrad.bank.commit import commit
 from regrad.bank.compact import compact
 from regrad.bank.describe import diff, info, passage_info
 from regrad.bank.reader import BankReader
@@ -75,6 +77,46 @@ def test_a_lost_shard_does_not_hide_a_deleted_atom(tmp_path: Path) -> None:
     (tmp_path / "shards" / place.shard).unlink()
     found = info(uri)
     assert (found.passages, found.records_on_disk, found.dead_records) == (6, 4, 1)
+
+
+def test_atoms_of_a_version_with_larger_or_smaller_records_are_counted_too(tmp_path: Path) -> None:
+    uri, base = str(tmp_path), fill(str(tmp_path), "int4")
+    other = writer(uri, layout("float32"), PASSAGES[:2], atoms()[:2])
+    commit(Storage(uri), layout("float32"), other.change(), base, fresh=True)
+    found = info(uri)
+    assert (found.records_on_disk, found.dead_records) == (9, 7)
+    assert info(uri, 1).dead_records == 7
+    gc(uri)
+    assert (info(uri).records_on_disk, info(uri).dead_records) == (2, 0)
+
+
+def test_a_damaged_header_does_not_hide_a_deleted_atom(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    fill(uri)
+    place = BankReader(uri).locate("p3")
+    delete(uri, ["p3"])
+    assert place is not None
+    shard = tmp_path / "shards" / place.shard
+    shard.write_bytes(b"\xff" * 8 + shard.read_bytes()[8:])
+    assert (info(uri).dead_records, info(uri).missing_records) == (1, 0)
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert (info(uri).dead_records, info(uri).missing_records) == (1, 1)
+
+
+def test_abandoned_builds_and_files_of_dead_writers_are_counted_and_go(tmp_path: Path) -> None:
+    uri, storage = str(tmp_path), Storage(str(tmp_path))
+    fill(uri)
+    extract = lambda passages: [(record, "") for record in FLOAT32.encode(atoms(len(passages), seed=9))]  # noqa: E731
+    BlockBuilder(storage, {"of": "a build"}, extract, None).build(PASSAGES[:2])
+    (tmp_path / "shards" / ".new.tmp").write_bytes(b"half a shard")
+    found = info(uri)
+    assert (found.dead_records, found.dead_of_builds, found.dead_of_nobody) == (3, 2, 1)
+    gc(uri)
+    assert info(uri).dead_of_builds == 2
+    gc(uri, abandon=True)
+    assert (info(uri).dead_of_builds, info(uri).dead_of_nobody) == (0, 1)
+    gc(uri, grace_seconds=0)
+    assert (info(uri).dead_records, info(uri).records_on_disk) == (0, 7)
 
 
 def test_a_deleted_passage_can_come_back_in_a_new_version_only(tmp_path: Path) -> None:

@@ -67,14 +67,33 @@ _HINT = " (--quarantine lists them)"
 
 
 def _about_forgetting(bank: BankInfo) -> str:
+    lost = ""
+    if bank.missing_records:
+        names = f"{show.counted(bank.missing_records, 'record')} that passages should have"
+        lost = f"{names} cannot be there, by the files' sizes: run `{show.verb('verify', bank.uri)}`.\n"
     if not bank.dead_records:
-        return f"Every one of the {show.counted(bank.records_on_disk, 'record')} on disk belongs to a passage."
-    unfinished = ", or of builds that did not end" if bank.unfinished_blocks else ""
+        return f"{lost}Every one of the {show.counted(bank.records_on_disk, 'record')} on disk belongs to a passage."
     return (
-        f"{show.counted(bank.dead_records, 'record')} ({show.size(bank.dead_bytes)}) of atoms that were deleted or "
-        f"replaced{unfinished} are still in shard files: run `{show.verb('compact', bank.uri)}`, then "
-        f"`{show.verb('gc', bank.uri)}`."
+        f"{lost}{show.counted(bank.dead_records, 'record')} ({show.size(bank.dead_bytes)}) of atoms that no passage "
+        f"has are still in shard files: {_ways_to_remove(bank)}"
     )
+
+
+def _ways_to_remove(bank: BankInfo) -> str:
+    """What to run so that no shard file holds an atom that no passage has."""
+    options = " --abandon-builds" * bool(bank.dead_of_builds) + " --grace 0" * bool(bank.dead_of_nobody)
+    ways = f"run `{show.verb('compact', bank.uri)}`, then `{show.verb('gc', bank.uri)}{options}`."
+    if bank.dead_of_builds:
+        ways += (
+            f"\n--abandon-builds: {show.counted(bank.dead_of_builds, 'record')} of builds that did not end, which "
+            "could go on from them."
+        )
+    if bank.dead_of_nobody:
+        ways += (
+            f"\n--grace 0: {show.counted(bank.dead_of_nobody, 'record')} in files that nothing names, of a writer that "
+            "died, or is at work now: wait for it. After an hour they go without it."
+        )
+    return ways
 
 
 def _refuse_unknown(uri: str, passage: PassageInfo) -> None:
@@ -102,11 +121,11 @@ def _what_is_left(uri: str, named: bool) -> str:
     """Whether a deleted atom's bytes may still be somewhere: a shard outlives the version that knew its rows."""
     from regrad.bank.describe import info
 
-    ways = f"run `{show.verb('compact', uri)}`, then `{show.verb('gc', uri)}`"
+    bank = info(uri)
     if named:
-        return f"Its bytes are still there: {ways}."
-    if info(uri).dead_records:
-        return f"Some shard files hold atoms that no passage has any more, perhaps this one: {ways}."
+        return f"Its bytes are still there: {_ways_to_remove(bank)}"
+    if bank.dead_records:
+        return f"Some shard files hold atoms that no passage has any more, perhaps this one: {_ways_to_remove(bank)}"
     return "No shard file holds an atom that no passage has: its bytes are gone."
 
 
