@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from regrad.bank.catalog import Catalog
 from regrad.bank.commit import Change, commit_onto_newest
 from regrad.bank.manifest import Manifest
+from regrad.bank.reader import BankReader
 from regrad.bank.receipts import FOLDER as BUILDS
 from regrad.bank.receipts import unfinished
-from regrad.bank.rows import SHARDS, read_table
+from regrad.bank.rows import QUARANTINE, SHARDS, read_table
 from regrad.bank.shards import shard_path
 from regrad.bank.versions import manifest_name, read_manifest, versions
 from regrad.errors import AtomNotFound, BankError, StorageError
@@ -39,16 +40,34 @@ class Removed:
 def delete(uri: str, passage_ids: Sequence[str]) -> Manifest:
     """Forget passages: a version without them, and no older version gives them out any more.
 
-    Raises `AtomNotFound` naming an id that has no atom; nothing is deleted then.
+    They may also be on the quarantine list, or in older versions only. Raises `AtomNotFound` naming an id that is
+    nowhere, or is forgotten already; nothing is deleted then.
     """
     storage = Storage(uri)
     manifest = read_manifest(storage)
-    catalog = Catalog(storage, manifest.parts, manifest.record_bytes)
-    unknown = [passage_id for passage_id in passage_ids if catalog.find(passage_id) is None]
+    unknown = _unknown(storage, manifest, sorted(set(passage_ids)))
     if unknown:
-        raise AtomNotFound(f"the bank at {uri} has no atom for {unknown[:5]}; nothing was deleted")
+        raise AtomNotFound(
+            f"the bank at {uri} has no atom for {unknown[:5]}; nothing was deleted (`regrad bank info URI --id ID` "
+            "says whether it was before)"
+        )
     change = Change(removed=sorted(set(passage_ids)), forget=True)
     return commit_onto_newest(storage, manifest.layout, change)
+
+
+def _unknown(storage: Storage, newest: Manifest, passage_ids: Sequence[str]) -> list[str]:
+    """Those that neither the newest version nor its quarantine list has, nor an older one that would give them out."""
+    catalog = Catalog(storage, newest.parts, newest.record_bytes)
+    left = [passage_id for passage_id in passage_ids if catalog.find(passage_id) is None]
+    if left and newest.quarantine:
+        refused = set(read_table(storage, newest.quarantine, QUARANTINE)["passage_id"].to_pylist())
+        left = [passage_id for passage_id in left if passage_id not in refused]
+    for number in reversed(versions(storage)):
+        if left and number != newest.version:
+            with suppress(BankError, StorageError):
+                reader = BankReader(storage.uri, version=number)
+                left = [passage_id for passage_id in left if passage_id not in reader]
+    return left
 
 
 def gc(uri: str, keep: int = 1, grace_seconds: float = _HOUR, abandon: bool = False, dry_run: bool = False) -> Removed:

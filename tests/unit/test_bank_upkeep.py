@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from regrad.bank.building import BlockBuilder
-from regrad.bank.commit import commit
+from regrad.bank.commit import Change, commit
 from regrad.bank.compact import compact
 from regrad.bank.describe import diff, info, passage_info
 from regrad.bank.reader import BankReader
@@ -117,6 +117,28 @@ def test_abandoned_builds_and_files_of_dead_writers_are_counted_and_go(tmp_path:
     assert (info(uri).dead_of_builds, info(uri).dead_of_nobody) == (0, 1)
     gc(uri, grace_seconds=0)
     assert (info(uri).dead_records, info(uri).records_on_disk) == (0, 7)
+
+
+def test_a_passage_that_only_an_older_version_has_can_be_forgotten(tmp_path: Path) -> None:
+    uri, base = str(tmp_path), fill(str(tmp_path))
+    commit(Storage(uri), layout(), Change(removed=["p3"]), base)
+    assert BankReader(uri, version=1).read(["p3"]).equal(atoms()[3:4])
+    assert delete(uri, ["p3", "p5"]).passages == 5
+    for version in (1, 2, 3):
+        assert "p3" not in BankReader(uri, version=version)
+    with pytest.raises(AtomNotFound, match="nothing was deleted"):
+        delete(uri, ["p3"])
+
+
+def test_a_refused_passage_can_be_forgotten(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    fill(uri)
+    manifest = delete(uri, ["bad"])
+    assert (manifest.passages, manifest.quarantined) == (7, 0)
+    assert BankReader(uri).was_deleted("bad")
+    gc(uri)
+    assert [path for path in tmp_path.rglob("quarantine/*") if path.is_file()] == []
+    assert verify(uri) == []
 
 
 def test_a_deleted_passage_can_come_back_in_a_new_version_only(tmp_path: Path) -> None:

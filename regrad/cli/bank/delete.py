@@ -15,8 +15,9 @@ from regrad.cli.bank.arguments import check_ids, given_ids, ids_option, uri_argu
 def command(uri: str, ids: tuple[str, ...], ids_from: str | None) -> None:
     """Forget passages: a new version without them, and no older version gives them out any more.
 
-    All or none: an id that has no atom is an error, and nothing is deleted then. It does not ask back. Their bytes stay
-    in files until `regrad bank compact` and `regrad bank gc` have run.
+    Also passages that were refused, or that only older versions have. All or none: an id that is nowhere is an error,
+    and nothing is deleted then. It does not ask back. Their bytes stay in files until `regrad bank compact` and
+    `regrad bank gc` have run.
     """
     check_ids(ids)
     wanted = sorted({*ids, *(given_ids(ids_from) or ())})
