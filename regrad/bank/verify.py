@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from regrad.bank.commit import read_part
+from regrad.bank.catalog import Catalog
+from regrad.bank.commit import Change, commit, read_part
 from regrad.bank.compact import whole_index
 from regrad.bank.lookup import encode_lookup
 from regrad.bank.manifest import File, Manifest, Part
 from regrad.bank.shards import shard_path
 from regrad.bank.versions import read_manifest, versions
-from regrad.errors import BankError, RegradError
+from regrad.errors import BankError, BankFormatError, StorageError
 from regrad.storage import Storage
 
 
@@ -36,7 +38,8 @@ def verify(
     """All damage of a version (the one in force by default), empty if there is none.
 
     With `repair`, look-up files are made anew from their index. `progress` is called with the number of shards read and
-    of all. Raises `BankError` if there is no bank, or its manifest cannot be read.
+    of all. Raises `BankError` if there is no bank, or its manifest cannot be read, and `StorageError` if the store does
+    not answer or refuses: that is no damage.
     """
     storage = Storage(uri)
     manifest = read_manifest(storage, version)
@@ -47,12 +50,28 @@ def verify(
     return damage + list(_check_shards(storage, manifest, progress))
 
 
+def drop_lost(uri: str, damage: Sequence[Damage]) -> Manifest | None:
+    """A version without the atoms that `verify` has found lost, so that a build computes them again; None without any.
+
+    They are not forgotten. An atom that somebody has replaced meanwhile stays.
+    """
+    storage = Storage(uri)
+    base = read_manifest(storage)
+    lost = {passage_id for item in damage if not item.repaired for passage_id in item.passages}
+    catalog = Catalog(storage, base.parts, base.record_bytes)
+    shards = {item.file for item in damage}
+    still = [name for name in sorted(lost) if (at := catalog.find(name)) and shard_path(at.shard) in shards]
+    return commit(storage, base.layout, Change(removed=still), base) if still else None
+
+
 def damaged_manifests(uri: str) -> list[Damage]:
-    """Manifests of any version that cannot be read."""
+    """Manifests of any version that are damaged; raises `BankFormatError` for one that this regrad cannot know."""
     storage, damage = Storage(uri), []
     for number in versions(storage):
         try:
             read_manifest(storage, number)
+        except BankFormatError:
+            raise
         except BankError as error:
             damage.append(Damage(f"manifests/{number:08d}.json", str(error)))
     return damage
@@ -70,32 +89,40 @@ def _check_part(storage: Storage, part: Part, repair: bool) -> Iterator[Damage]:
 
 
 def _check(storage: Storage, file: File) -> Iterator[Damage]:
-    try:
-        digest = hashlib.sha256(storage.read(file.name)).hexdigest()
-    except RegradError as error:
-        yield Damage(file.name, str(error))
-        return
-    if digest != file.sha256:
+    data = _content(storage, file.name)
+    if data is None:
+        yield Damage(file.name, "it is missing")
+    elif hashlib.sha256(data).hexdigest() != file.sha256:
         yield Damage(file.name, "its checksum does not match")
+
+
+def _content(storage: Storage, name: str) -> bytes | None:
+    """The bytes of a file, None if there is none. A store that does not answer, or refuses, proves no damage."""
+    try:
+        return storage.read(name)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
 
 
 def _check_shards(storage: Storage, manifest: Manifest, progress: Callable[[int, int], None]) -> Iterator[Damage]:
     index, shards = whole_index(storage, manifest)
     if len(index) != manifest.passages:
         yield Damage("manifest", f"it says {manifest.passages} passages, its index has {len(index)}")
-    names = index["shard"].cast(pa.string())
+    ordered = index.take(pc.sort_indices(index["shard"].cast(pa.string())))
+    names = ordered["shard"].cast(pa.string()).to_numpy()
     for number, shard in enumerate(shards.to_pylist()):
-        rows = index.filter(pc.equal(names, shard["shard"])) if len(shards) > 1 else index
-        yield from _check_shard(storage, manifest.record_bytes, shard, rows)
+        first, last = (int(np.searchsorted(names, shard["shard"], side)) for side in ("left", "right"))
+        yield from _check_shard(storage, manifest.record_bytes, shard, ordered.slice(first, last - first))
         progress(number + 1, len(shards))
 
 
 def _check_shard(storage: Storage, record_bytes: int, shard: dict, rows: pa.Table) -> Iterator[Damage]:
     name = shard_path(shard["shard"])
-    try:
-        data = storage.read(name)
-    except RegradError as error:
-        yield Damage(name, str(error), tuple(rows["passage_id"].to_pylist()))
+    data = _content(storage, name)
+    if data is None:
+        yield Damage(name, "it is missing", tuple(rows["passage_id"].to_pylist()))
         return
     columns = (rows[name].to_pylist() for name in ("passage_id", "row", "crc32"))
     bad = [

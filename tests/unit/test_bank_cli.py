@@ -177,6 +177,19 @@ def test_verify_reports_a_manifest_that_is_damaged(uri: str) -> None:
     assert "2 damaged files" in bank(f"verify {uri}").output
 
 
+def test_verify_can_drop_what_is_lost(uri: str) -> None:
+    damage(uri, "p4")
+    assert "--drop-lost`, then compute them again" in bank(f"verify {uri}").output
+    assert bank(f"verify {uri} --drop-lost").exit_code == 1
+    assert (BankReader(uri).manifest.version, len(BankReader(uri))) == (2, 6)
+    assert "does not go with --version" in refusal(f"verify {uri} --drop-lost --version 1")
+
+
+def test_verify_does_not_call_a_newer_format_damage(uri: str) -> None:
+    Path(uri, "manifests/00000002.json").write_text('{"format": 3}')
+    assert "has format 3; this regrad reads format 2: update regrad" in refusal(f"verify {uri}")
+
+
 def test_diff_counts_and_lists_the_first_ids(uri: str) -> None:
     more = [Passage(f"q{i:02}", "", "x") for i in range(25)]
     writer(uri, layout(), [*more, PASSAGES[1]], atoms(26, seed=3)).commit()

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from regrad.bank.building import BlockBuilder
+from regrad.bank.building import BlockBuilder, assemble
 from regrad.bank.commit import Change, commit
 from regrad.bank.compact import compact
 from regrad.bank.describe import diff, info, passage_info
 from regrad.bank.reader import BankReader
 from regrad.bank.shards import write_shard
 from regrad.bank.upkeep import delete, gc
-from regrad.bank.verify import damaged_manifests, verify
+from regrad.bank.verify import damaged_manifests, drop_lost, verify
 from regrad.corpus import Passage
-from regrad.errors import AtomDamaged, AtomNotFound, BankError
+from regrad.errors import AtomDamaged, AtomNotFound, BankError, StorageError
 from regrad.storage import Storage
 from tests.unit.banks import FLOAT32, PASSAGES, atoms, fill, layout, writer
 
@@ -106,7 +108,10 @@ def test_a_damaged_header_does_not_hide_a_deleted_atom(tmp_path: Path) -> None:
 def test_abandoned_builds_and_files_of_dead_writers_are_counted_and_go(tmp_path: Path) -> None:
     uri, storage = str(tmp_path), Storage(str(tmp_path))
     fill(uri)
-    extract = lambda passages: [(record, "") for record in FLOAT32.encode(atoms(len(passages), seed=9))]  # noqa: E731
+
+    def extract(passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
+        return [(record, "") for record in FLOAT32.encode(atoms(len(passages), seed=9))]
+
     BlockBuilder(storage, {"of": "a build"}, extract, None).build(PASSAGES[:2])
     (tmp_path / "shards" / ".new.tmp").write_bytes(b"half a shard")
     found = info(uri)
@@ -275,6 +280,46 @@ def test_verify_names_every_damaged_file_and_the_passages_lost_with_it(tmp_path:
     assert manifest.parts[0].index.name in [item.file for item in verify(uri)]
     (tmp_path / "manifests/00000001.json").write_text("{")
     assert [item.file for item in damaged_manifests(uri)] == ["manifests/00000001.json"]
+
+
+def test_a_store_that_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is listed as lost may be deleted next: a store that is away must not look like a bank that is lost."""
+    uri = str(tmp_path)
+    fill(uri)
+    read = Storage.read
+
+    def refuse(self: Storage, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        if name.startswith("shards/"):
+            raise StorageError(f"cannot read {name}: Permission denied") from PermissionError()
+        return read(self, name, start, end)
+
+    monkeypatch.setattr(Storage, "read", refuse)
+    with pytest.raises(StorageError, match="Permission denied"):
+        verify(uri)
+
+
+def test_lost_atoms_are_dropped_for_a_build_to_compute_them_again(tmp_path: Path) -> None:
+    uri, storage = str(tmp_path), Storage(str(tmp_path))
+    base = fill(uri)
+    flip(tmp_path, BankReader(uri), "p4")
+    computed: list[str] = []
+
+    def extract(passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
+        computed.extend(passage.id for passage in passages)
+        return [(record, "") for record in FLOAT32.encode(atoms()[4:5])]
+
+    BlockBuilder(storage, {}, extract, base).build(PASSAGES)
+    assert computed == []
+    dropped = drop_lost(uri, verify(uri))
+    assert dropped is not None
+    assert (dropped.passages, BankReader(uri).was_deleted("p4")) == (6, False)
+    assert drop_lost(uri, verify(uri)) is None
+    built = BlockBuilder(storage, {}, extract, dropped).build(PASSAGES)
+    assert computed == ["p4"]
+    commit(storage, layout(), assemble(storage, built, dropped, whole=True), dropped)
+    assert BankReader(uri).read(["p4"]).equal(atoms()[4:5])
+    compact(uri)
+    assert verify(uri) == []
 
 
 def test_a_passage_can_be_looked_for(tmp_path: Path) -> None:

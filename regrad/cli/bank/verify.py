@@ -20,19 +20,33 @@ if TYPE_CHECKING:
 @uri_argument
 @version_option("The version to read")
 @click.option("--repair", is_flag=True, help="Make damaged look-up files anew from their index.")
+@click.option("--drop-lost", is_flag=True, help="Commit a version without lost atoms, for a build to compute them.")
 @json_option
-def command(uri: str, version: int | None, repair: bool, as_json: bool) -> None:
+def command(uri: str, version: int | None, repair: bool, drop_lost: bool, as_json: bool) -> None:
     """Read every byte of a version, and every manifest, and name what is not as it was written.
 
     Exit status 0 if all is good (or is now, with --repair), 1 if something is damaged, 2 if it could not be found out.
+    An atom that was computed from a text keeps a build from computing it again, lost or not: --drop-lost ends that.
     """
+    if drop_lost and version is not None:
+        raise click.UsageError("--drop-lost makes a new version of the one in force: it does not go with --version")
     damage = _damage(uri, version, repair)
     left = [item for item in damage if not item.repaired]
     if as_json:
         show.as_json({"damage": [asdict(item) for item in damage]})
     else:
         _show(uri, damage, left)
+    if drop_lost:
+        _drop(uri, left)
     sys.exit(1 if left else 0)
+
+
+def _drop(uri: str, left: Sequence[Damage]) -> None:
+    from regrad.bank.verify import drop_lost
+
+    manifest = drop_lost(uri, left)
+    if manifest is not None:
+        click.echo(f"version {manifest.label} is without the lost atoms; build or add computes them again", err=True)
 
 
 def _damage(uri: str, version: int | None, repair: bool) -> list[Damage]:
@@ -78,8 +92,8 @@ def _ways_out(uri: str, damage: Sequence[Damage]) -> list[str]:
         ways.append(f"Look-up files can be made anew: `{show.verb('verify', uri)} --repair`.")
     if any(item.passages for item in damage):
         ways.append(
-            "Lost atoms: compute them again (`regrad bank add`, or `regrad build`), or do without "
-            f"(`{show.verb('delete', uri)} ID...`). --json lists them all."
+            f"Lost atoms: `{show.verb('verify', uri)} --drop-lost`, then compute them again (`regrad bank add`, or "
+            f"`regrad build`); or do without (`{show.verb('delete', uri)} ID...`). --json lists them all."
         )
     if any(name.startswith(("index/", "shard-lists/", "manifest")) for name in files):
         ways.append(
