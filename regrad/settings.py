@@ -32,11 +32,13 @@ S = TypeVar("S", bound=Settings)
 
 
 def _absolute(uri: str) -> str:
-    return uri if "://" in uri else os.path.abspath(uri)
+    if not uri.strip():
+        raise ValueError("it must be a path or a URI")
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
 Location = Annotated[str, AfterValidator(_absolute)]
-"""A path or URI. A relative path is taken from where the settings are read: workers run elsewhere."""
+"""A path or URI. A relative path, or `~`, is taken from where the settings are read: workers run elsewhere."""
 
 
 def load_settings(kind: type[S], path: str | Path | None, overrides: Sequence[str] = ()) -> S:

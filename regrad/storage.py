@@ -5,6 +5,7 @@ On a local file system a write goes to a temporary name and is renamed; an objec
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -32,6 +33,8 @@ class Storage:
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         self.uri = str(uri).rstrip("/")
+        if not self.uri or self.uri.endswith(":"):
+            raise StorageError(f"{str(uri)!r} names no directory; give a path or a URI such as s3://bucket/folder")
         with self._errors("open"):
             self.fs, self.root = fsspec.core.url_to_fs(self.uri)
 
@@ -133,9 +136,19 @@ class Storage:
             raise StorageError(f"cannot {verb} {where}: {_reason(error)}") from error
 
 
+_WAYS_OUT = {
+    errno.ENOSPC: "free some and run the same command again",
+    errno.EDQUOT: "free some and run the same command again",
+    errno.EACCES: "allow it for this user, or choose another place",
+    errno.EPERM: "allow it for this user, or choose another place",
+    errno.EROFS: "choose another place",
+}
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        way_out = _WAYS_OUT.get(error.errno or 0)
+        return f"{error.strerror}; {way_out}" if way_out else error.strerror
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

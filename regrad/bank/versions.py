@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+from typing import get_args
 
 from pydantic import Field, ValidationError
 
 from regrad.bank.manifest import FORMAT, Manifest
+from regrad.config import CodecName
 from regrad.errors import BankConflict, BankError, BankFormatError, StorageError
 from regrad.settings import Settings
 from regrad.storage import Storage
@@ -63,7 +65,7 @@ def read_manifest(storage: Storage, version: int | None = None) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
-        raise BankError(f"{storage.uri}/{name} is damaged: {error.errors()[0]['msg']}") from error
+        raise _unreadable(storage, name, error) from error
     if manifest.version != number:
         raise BankError(f"{storage.uri}/{name} is damaged: it says that it is version {manifest.version}")
     return manifest
@@ -91,6 +93,21 @@ def _hint(storage: Storage) -> int | None:
         return _Pointer.model_validate_json(data).version
     except ValidationError:
         return None
+
+
+def _unreadable(storage: Storage, name: str, error: ValidationError) -> BankError:
+    """What is wrong with a manifest: made with a codec that we do not know, or damaged."""
+    problem = error.errors()[0]
+    if problem["loc"] == ("codec",) and isinstance(problem["input"], str):
+        return BankFormatError(
+            f"the bank at {storage.uri} has codec {problem['input']!r:.40}, which this regrad does not know (it knows "
+            f"{', '.join(get_args(CodecName))}): update regrad, or build it anew at another place"
+        )
+    where = ".".join(map(str, problem["loc"]))
+    return BankError(
+        f"{storage.uri}/{name} is damaged: {f'{where}: ' if where else ''}{problem['msg']}; put it back from a copy of "
+        "the bank, or open an older version"
+    )
 
 
 def _no_such_version(storage: Storage, number: int) -> str:

@@ -10,6 +10,7 @@ import sys
 import click
 
 from regrad.cli.lazy import LazyGroup
+from regrad.cli.text import printable
 from regrad.errors import RegradError
 
 _VERBS = {
@@ -60,7 +61,7 @@ def main() -> None:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"no space left on the disk{f' for {error.filename}' if error.filename else ''}; free some and run again"
-    return " ".join(str(error).split())
+    return printable(" ".join(str(error).split()))
 
 
 def _configure_logging(debug: bool) -> None:

@@ -258,6 +258,19 @@ def test_the_entry_point_makes_them_one_sentence_and_status_2(
     assert stopped.value.code == 1
 
 
+def test_an_id_or_a_name_cannot_move_the_cursor(
+    uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["regrad", "bank", "info", f"{uri}\x1b[31m"])
+    with pytest.raises(SystemExit):
+        main.main()
+    assert "\\x1b[31m" in capsys.readouterr().err
+    odd = writer(uri, layout(), PASSAGES[:1], atoms()[:1])
+    odd.refuse("odd", "\x1b[2J is no tensor")
+    odd.commit()
+    assert "\nodd\t\\x1b[2J is no tensor\n" in said(f"info {uri} --quarantine")
+
+
 def test_sizes_are_for_people() -> None:
     assert [size(n) for n in (0, 1, 999, 1000, 15_728_640, 999_960, 330e12)] == [
         "0 bytes",

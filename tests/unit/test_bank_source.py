@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Sequence
@@ -123,6 +124,23 @@ def test_a_store_that_is_away_is_given_up_at_the_deadline(remote: str) -> None:
     with pytest.raises(StorageError, match="'p5': the line is cut"):
         reader.read(["p5"])
     assert time.monotonic() - started < 3
+
+
+def test_a_store_that_forbids_it_is_not_asked_again(remote: str) -> None:
+    reader = BankReader(remote, tiers=TiersConfig(deadline_seconds=30))
+    reads = []
+
+    def forbid(path: str, start: int | None = None, end: int | None = None) -> bytes:
+        reads.append(path)
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    reader._storage.fs.cat_file = forbid
+    try:
+        with pytest.raises(StorageError, match="Permission denied; allow it for this user"):
+            reader.read(["p5"])
+    finally:
+        del reader._storage.fs.cat_file
+    assert sum("/shards/" in path for path in reads) == 1
 
 
 def test_a_store_that_hangs_does_not_hold_the_question(remote: str) -> None:

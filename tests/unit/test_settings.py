@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from regrad.config import (
+    BankConfig,
     BuildConfig,
     DemoConfig,
     IndexConfig,
@@ -15,7 +16,7 @@ from regrad.config import (
     builtin_config,
 )
 from regrad.errors import ConfigError
-from regrad.settings import load_settings
+from regrad.settings import load_settings, parse_settings
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -98,3 +99,10 @@ def test_files_that_include_each_other_are_a_clear_error(tmp_path: Path) -> None
     (tmp_path / "b.yaml").write_text("model: a.yaml\n")
     with pytest.raises(ConfigError, match=r"a.yaml includes itself"):
         load_settings(DemoConfig, tmp_path / "a.yaml")
+
+
+def test_a_location_may_begin_with_the_home_directory_and_is_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert parse_settings(BankConfig, {"uri": "~/bank"}, "x").uri == "/home/somebody/bank"
+    with pytest.raises(ConfigError, match=r"'uri'"):
+        parse_settings(BankConfig, {"uri": " "}, "x")

@@ -20,7 +20,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(module.os, "fsync", full)
-    with pytest.raises(StorageError, match="cannot write .*a/file: No space left on device"):
+    with pytest.raises(StorageError, match="cannot write .*a/file: No space left on device; free some and run"):
         storage.write("a/file", b"new")
     assert storage.read("a/file") == b"old"
     assert storage.list("a") == ["file"]
@@ -85,3 +85,9 @@ def test_something_else_at_the_place_is_left_alone(tmp_path: Path) -> None:
     with directory_writer(tmp_path / "empty", "card.json") as folder:
         (folder / "card.json").write_text("{}")
     assert (tmp_path / "empty" / "card.json").exists()
+
+
+@pytest.mark.parametrize("uri", ["", "/", "s3://", "file://", "memory:///"])
+def test_what_names_no_directory_is_refused(uri: str) -> None:
+    with pytest.raises(StorageError, match="names no directory"):
+        Storage(uri)

@@ -30,8 +30,9 @@ class StoreTier:
         while True:
             try:
                 data = self._read(location)
-            except StorageError:
-                if time.monotonic() + wait > deadline or self._is_gone(location):
+            except StorageError as error:
+                refused = isinstance(error.__cause__, PermissionError)
+                if refused or time.monotonic() + wait > deadline or self._is_gone(location):
                     raise
                 time.sleep(wait * random.uniform(0.5, 1.0))
                 wait *= 2

@@ -8,6 +8,7 @@ import click
 
 from regrad.cli.bank import show
 from regrad.cli.bank.arguments import check_ids, json_option, uri_argument, version_option
+from regrad.cli.text import printable
 from regrad.errors import AtomNotFound
 
 if TYPE_CHECKING:
@@ -131,6 +132,6 @@ def _what_is_left(uri: str, named: bool) -> str:
 
 def _show_quarantine(refused: list[tuple[str, str]]) -> None:
     for passage_id, reason in refused:
-        click.echo(f"{show.shown(passage_id)}\t{reason}")
+        click.echo(f"{show.shown(passage_id)}\t{printable(reason)}")
     if not refused:
         click.echo("no passage was refused")

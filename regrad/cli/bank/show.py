@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from regrad.cli.text import printable
+
 LISTED = 20
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
@@ -46,7 +48,7 @@ def fields(rows: Iterable[tuple[str, str]]) -> None:
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        click.echo(f"{name:<{width}}  {value}")
+        click.echo(f"{name:<{width}}  {printable(value)}")
 
 
 def as_json(value: Any) -> None:

@@ -11,6 +11,7 @@ import click
 
 from regrad.cli.bank import show
 from regrad.cli.bank.arguments import json_option, uri_argument, version_option
+from regrad.cli.text import printable
 
 if TYPE_CHECKING:
     from regrad.bank.verify import Damage
@@ -73,7 +74,7 @@ def _progress(done: int, total: int) -> None:
 
 def _show(uri: str, damage: Sequence[Damage], left: Sequence[Damage]) -> None:
     for item in damage:
-        click.echo(f"{item.file}: {item.problem}")
+        click.echo(f"{printable(item.file)}: {printable(item.problem)}")
         if item.passages:
             click.echo(f"  lost: {show.listed(item.passages)}")
     if not left:
