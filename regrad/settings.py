@@ -32,9 +32,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def _absolute(uri: str) -> str:
-    if not uri.strip():
-        raise ValueError("it must be a path or a URI")
-    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+    return uri if not uri or "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
 Location = Annotated[str, AfterValidator(_absolute)]
