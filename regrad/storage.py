@@ -103,6 +103,12 @@ class Storage:
         root = self.root.rstrip("/")
         return {path[len(root) + 1 :]: (int(info["size"]), _seconds(info)) for path, info in found.items()}
 
+    def download(self, name: str, target: Path) -> None:
+        """Copy `name` (empty: what the URI itself names, if it is a file) to a local path, folders and all."""
+        with self._errors("read", name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.fs.get_file(self.path(name) if name else self.root, str(target))
+
     def remove(self) -> None:
         """Remove the directory and all that is in it, if it exists."""
         with self._errors("remove"):

@@ -293,6 +293,32 @@ def test_a_directory_of_files_with_a_damaged_and_an_infinite_one(tmp_path: Path,
     assert not re.search(r"\[|\]|Traceback", quarantine(uri)["p3"] + quarantine(uri)["p4"])
 
 
+def test_gradients_come_from_a_store_too_and_no_copy_stays(
+    tmp_path: Path, meta_init: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "g" / "deep").mkdir(parents=True)
+    (tmp_path / "tmp").mkdir()
+    values = atoms(2)
+    torch.save(peft(values[0]), tmp_path / "g" / "p0.pt")
+    torch.save(peft(values[1]), tmp_path / "g" / "deep" / "p1.pt")
+    (tmp_path / "g" / "p2.pt").write_bytes(b"")
+    remote = "memory://releases/popqa"
+    Storage(remote).fs.put(str(tmp_path / "g"), Storage(remote).root, recursive=True)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    uri = str(tmp_path / "b")
+    done = import_release(remote, uri, meta_init)
+    assert (done.added, done.refused) == (2, 1)
+    assert BankReader(uri).read(["p0", "deep/p1"]).equal(values)
+    assert quarantine(uri)["p2"].startswith(f"{remote}/p2.pt cannot be read")
+    assert import_release(f"{remote}/deep/p1.pt", str(tmp_path / "c"), meta_init).added == 1
+    Storage(remote).fs.pipe_file(f"{Storage(remote).root}/p3.pt", b"no tensors")
+    with pytest.raises(BankError, match="memory://releases/popqa/p3.pt is refused"):
+        import_release(f"{remote}/p3.pt", uri, meta_init)
+    with pytest.raises(BankError, match="popqa/none does not exist"):
+        import_release(f"{remote}/none", uri, meta_init)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_a_file_named_by_question_and_rank_does_not_name_its_passage(tmp_path: Path, meta_init: str) -> None:
     (tmp_path / "g").mkdir()
     torch.save(peft(atoms(1)[0]), tmp_path / "g" / "0_1.pt")

@@ -101,7 +101,7 @@ def test_files_that_include_each_other_are_a_clear_error(tmp_path: Path) -> None
         load_settings(DemoConfig, tmp_path / "a.yaml")
 
 
-def test_a_location_may_begin_with_the_home_directory_and_nothing_stays_nothing(
+def test_a_location_may_begin_with_the_home_directory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")

@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from regrad.bank.transfer.intake import BadAtom, Imported, layout_for, take_in
-from regrad.bank.transfer.keyed import Keyed, group, read_names
+from regrad.bank.transfer.keyed import Keyed, Named, group, read_names
 from regrad.bank.transfer.names import flat_atom, subspace_names
 from regrad.bank.transfer.pickles import read_tensors
+from regrad.bank.transfer.source import LocalSource, local_source
 from regrad.config import CodecName, SubspaceConfig
 from regrad.errors import BankError, ModelError
 from regrad.language_model.subspace import Subspace, block_of
-from regrad.storage import local_directory
 
 _CONFIG, _WEIGHTS, _PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _START = "base_weight"
@@ -52,10 +52,21 @@ def import_adapters(
     Raises `BankError` if adapters are of several shapes or bases or are not plain LoRA; one that is damaged or not
     finite is quarantined.
     """
-    root = local_directory(source)
+    with local_source(source) as local:
+        return _import(local, uri, read_names(ids) if ids else None, codec, base_identity)
+
+
+def _import(
+    source: LocalSource,
+    uri: str,
+    names: Mapping[str, Named] | None,
+    codec: CodecName | None,
+    base_identity: str | None,
+) -> Imported:
+    root = source.path
     folders = sorted(path.parent for path in root.rglob(_CONFIG) if path.parent.name != _START)
     if not folders:
-        raise BankError(f"there is no adapter below {source}: no directory has {_CONFIG}")
+        raise BankError(f"there is no adapter below {source.uri}: no directory has {_CONFIG}")
     frame = _first_frame(folders, base_identity)
     layout = layout_for(uri, "adapter", adapter_fingerprint(frame), frame.subspace, codec)
     keys = [folder.relative_to(root).as_posix() for folder in folders]
@@ -63,8 +74,8 @@ def import_adapters(
     items = [
         Keyed(key, key, partial(_load, folder, frame, base_identity)) for key, folder in zip(keys, folders, strict=True)
     ]
-    grouped = group(items, read_names(ids) if ids else None, source)
-    return take_in(uri, layout, grouped.incoming(), grouped.left_out)
+    grouped = group(items, names, source.uri)
+    return take_in(uri, layout, source.renamed(grouped.incoming()), grouped.left_out)
 
 
 def adapter_fingerprint(frame: Frame) -> str:

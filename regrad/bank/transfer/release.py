@@ -18,6 +18,7 @@ from regrad.bank.transfer.intake import BadAtom, Imported, layout_for, take_in
 from regrad.bank.transfer.keyed import Keyed, group, key_text, read_names
 from regrad.bank.transfer.names import flat_atom, subspace_names
 from regrad.bank.transfer.pickles import read_tensors
+from regrad.bank.transfer.source import local_source
 from regrad.config import CodecName
 from regrad.errors import BankError, MetaInitError
 from regrad.language_model.subspace import Subspace
@@ -33,7 +34,7 @@ Place = tuple[Any, ...]
 def import_release(
     source: str, uri: str, meta_init: str, ids: str | None = None, codec: CodecName | None = None
 ) -> Imported:
-    """Add the gradients of a `.pt` file, or of all below a directory, to a bank.
+    """Add the gradients of a `.pt` file, or of all below a directory, at any URI, to a bank.
 
     `ids` is a file as `read_names` reads it; with a directory, its keys begin with the file's path without `.pt`. The
     MetaInit is the one that the gradients were computed at: nothing in them can prove that, but names and shapes must
@@ -41,9 +42,10 @@ def import_release(
     """
     fingerprint, subspace = _target(meta_init)
     layout = layout_for(uri, "gradient", fingerprint, subspace, codec)
-    items = list(_items(Path(source), subspace))
-    grouped = group(items, read_names(ids) if ids else None, source)
-    return take_in(uri, layout, grouped.incoming(), grouped.left_out)
+    with local_source(source) as local:
+        items = list(_items(local.path, subspace))
+        grouped = group(items, read_names(ids) if ids else None, source)
+        return take_in(uri, layout, local.renamed(grouped.incoming()), grouped.left_out)
 
 
 def _target(meta_init: str) -> tuple[str, Subspace]:
@@ -58,8 +60,6 @@ def _target(meta_init: str) -> tuple[str, Subspace]:
 
 def _items(source: Path, subspace: Subspace) -> Iterator[Keyed]:
     """Every gradient of the source; only keys are kept, a file is read again when its turn comes."""
-    if not source.exists():
-        raise BankError(f"{source} does not exist")
     files = sorted([*source.rglob("*.pt"), *source.rglob("*.pth")]) if source.is_dir() else [source]
     if not files:
         raise BankError(f"there is no .pt file below {source}")

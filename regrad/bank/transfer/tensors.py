@@ -25,12 +25,13 @@ from regrad.bank.reader import BankReader
 from regrad.bank.transfer.intake import BadAtom, Imported, Incoming, layout_for, take_in
 from regrad.bank.transfer.names import flat_atom, subspace_names
 from regrad.bank.transfer.outgoing import hash_of, outgoing
+from regrad.bank.transfer.source import local_source
 from regrad.config import CodecName
 from regrad.corpus import read_records
 from regrad.errors import BankError
 from regrad.language_model.subspace import Subspace
 from regrad.settings import Settings, parse_settings
-from regrad.storage import directory_writer, local_directory
+from regrad.storage import directory_writer
 
 CARD, LISTING = "bank.json", "atoms.jsonl"
 _FORMAT = 1
@@ -79,11 +80,11 @@ def import_tensors(folder: str, uri: str, codec: CodecName | None = None) -> Imp
     A file that is missing or damaged, or a number that is not finite, quarantines its passage. Raises `BankError` if
     the directory is not an export or a file has other tensors than the card says.
     """
-    where = local_directory(folder)
-    card = _read_card(where)
-    subspace = _subspace(card, where)
-    layout = layout_for(uri, card.kind, card.fingerprint, subspace, codec)
-    return take_in(uri, layout, _incoming(where, subspace))
+    with local_source(folder) as source:
+        card = _read_card(source.path)
+        subspace = _subspace(card, source.path)
+        layout = layout_for(uri, card.kind, card.fingerprint, subspace, codec)
+        return take_in(uri, layout, source.renamed(_incoming(source.path, subspace)))
 
 
 def _encoded(subspace: Subspace, atom_P: Tensor) -> bytes:

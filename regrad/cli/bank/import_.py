@@ -25,7 +25,7 @@ _TAKES = {
 
 @click.command("import")
 @uri_argument
-@click.option("--from", "source", required=True, metavar="PATH", help="What to import.")
+@click.option("--from", "source", required=True, metavar="PATH", help="What to import: a path or URI.")
 @click.option("--format", "form", type=click.Choice(list(_TAKES)), required=True, help="What it is; see above.")
 @click.option("--meta-init", metavar="DIR", help="regrad-release: the MetaInit that the gradients were computed at.")
 @click.option("--ids", metavar="FILE", help="Which passages keys mean: lines of key, id, and if known title and text.")
