@@ -139,11 +139,10 @@ class WriteBack:
         if not batch:
             return
         try:
-            writer, newest = BankWriter(self._uri, self._layout), BankReader(self._uri)
+            writer = BankWriter(self._uri, self._layout)
             for passage, record in batch:
-                if not newest.was_deleted(passage.id):
-                    writer.add_record(passage.id, passage.text_hash, record)
-            logger.info("wrote %d computed atoms back: version %s", len(batch), writer.commit().label)
+                writer.add_record(passage.id, passage.text_hash, record)
+            logger.info("wrote %d computed atoms back: version %s", len(batch), writer.commit(spare_deleted=True).label)
         except RegradError as error:
             logger.warning("%d computed atoms could not be written back: %s", len(batch), error)
 

@@ -57,9 +57,12 @@ class BankWriter:
         """Put a passage on the quarantine list."""
         self._refused.append((passage_id, reason))
 
-    def commit(self) -> Manifest:
-        """Commit what was added, on top of whatever version is in force by then; the writer is empty afterwards."""
-        manifest = commit_onto_newest(self._storage, self._layout, self.change())
+    def commit(self, spare_deleted: bool = False) -> Manifest:
+        """Commit what was added, on top of whatever version is in force by then; the writer is empty afterwards.
+
+        With `spare_deleted`, not what was deleted by then.
+        """
+        manifest = commit_onto_newest(self._storage, self._layout, self.change(), spare_deleted)
         self._indexes, self._shards, self._refused = [], [], []
         return manifest
 

@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from regrad.bank import commit as commit_module
 from regrad.bank.costs import Costs
 from regrad.bank.reader import BankReader
 from regrad.bank.source import AtomSource
@@ -267,6 +269,23 @@ def test_computed_atoms_are_written_back(remote: str) -> None:
     bank = BankReader(remote)
     assert len(bank) == 10
     assert bank.read(others)[:, 0].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_what_is_deleted_at_the_last_moment_is_not_written_back(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = AtomSource(BankReader(remote), SourceConfig(policy="online", write_back=True), Extractor())
+    source.sum([PASSAGES[3], NEW])
+    real, calls = commit_module.publish, []
+
+    def late(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            delete(remote, ["p3"])
+        real(*arguments)
+
+    monkeypatch.setattr(commit_module, "publish", late)
+    source.close()
+    assert len(calls) == 3
+    assert (NEW.id in BankReader(remote), "p3" in BankReader(remote)) == (True, False)
 
 
 def test_what_cannot_be_written_back_does_not_fail_the_question(
