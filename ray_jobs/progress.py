@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
 _LINE_SECONDS = 5.0
+_LEAST_SECONDS = 1.0
 
 
 class _Mailbox:
@@ -82,10 +83,11 @@ class _Rate:
         self._first: tuple[float, int, int] | None = None
 
     def passages(self, count: int, read: int) -> float:
-        """Passages a second; 0 at first."""
+        """Passages a second; 0 at first, when there is too little to go by."""
         now = time.monotonic()
         self._first = self._first or (now, count, read)
-        return (count - self._first[1]) / max(1e-9, now - self._first[0])
+        elapsed = now - self._first[0]
+        return (count - self._first[1]) / elapsed if elapsed >= _LEAST_SECONDS else 0.0
 
     def seconds_left(self, read: int, total: int) -> float | None:
         """Until all bytes are read; None if that cannot be told yet."""
