@@ -109,9 +109,9 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
     return ids, mask
 
 
-def check_fits(lm: LanguageModel, request: GenerationRequest) -> None:
-    """Raise `ModelError` if the prompt and the longest answer exceed the model's context."""
-    _check_length(lm, len(lm.bos) + len(lm.encode(request.prompt)), request.max_new_tokens)
+def check_fits(lm: LanguageModel, request: GenerationRequest, controls: bool = False) -> None:
+    """Raise `ModelError` if the prompt (read with its `controls`) and the longest answer exceed the model's context."""
+    _check_length(lm, len(lm.bos) + len(lm.encode(request.prompt, controls)), request.max_new_tokens)
 
 
 def _check_length(lm: LanguageModel, prompt_tokens: int, max_new_tokens: int) -> None:

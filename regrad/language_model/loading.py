@@ -18,6 +18,7 @@ from regrad.errors import ModelError
 from regrad.language_model.blocks import Blocks
 from regrad.language_model.lora import BatchedLora
 from regrad.language_model.subspace import Subspace, find_subspace
+from regrad.language_model.tokens import token_ids
 from regrad.storage import local_directory
 
 _PACKAGE = "package:"
@@ -72,9 +73,9 @@ class LanguageModel:
         """SHA-256 (hex) of every weight's name, shape and bytes as they are in memory now."""
         return weights_digest(self.model)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a piece of text, without special tokens."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+    def encode(self, text: str, controls: bool = False) -> list[int]:
+        """Token ids of a piece of text; `controls`: what looks like a control token in it is one."""
+        return token_ids(self.tokenizer, self.config.prompts, text, controls)
 
     @property
     def bos(self) -> list[int]:

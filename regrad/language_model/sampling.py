@@ -57,7 +57,7 @@ def sample(
     """
     if not prompts:
         return []
-    ids, mask = left_pad([lm.bos + lm.encode(prompt) for prompt in prompts], lm.pad_id)
+    ids, mask = left_pad([lm.bos + lm.encode(prompt, controls=True) for prompt in prompts], lm.pad_id)
     start = ids.shape[1]
     warpers = [TemperatureLogitsWarper(temperature), *([TopPLogitsWarper(top_p)] if top_p < 1 else [])]
     output = lm.model.generate(  # type: ignore[operator]

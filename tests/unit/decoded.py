@@ -1,0 +1,74 @@
+"""Running an engine in tests: requests that come in at given steps, and what each was told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regrad.language_model.engine import DecodingRequest, Engine, Finished
+from regrad.language_model.loading import LanguageModel
+
+PROMPTS = [
+    "Question: Where was Les Dripen born?\nAnswer:",
+    "a",
+    "Passage: Ada\n Ada was born in London and lived there for a long time.\nQuestion: Who?\nAnswer:",
+    "The quick brown fox",
+    "Question: What is the occupation of Drax Gutror?\nAnswer:",
+]
+
+
+@dataclass
+class Heard:
+    """A listener that remembers."""
+
+    pieces: list[str] = field(default_factory=list)
+    finished: Finished | None = None
+    error: Exception | None = None
+
+    def __call__(self, update: Any) -> None:
+        assert self.finished is None and self.error is None, f"told {update!r} after the end"
+        if isinstance(update, Finished):
+            self.finished = update
+        elif isinstance(update, Exception):
+            self.error = update
+        else:
+            self.pieces.append(update)
+
+    @property
+    def is_over(self) -> bool:
+        return self.finished is not None or self.error is not None
+
+    @property
+    def text(self) -> str:
+        if self.error:
+            raise self.error
+        assert self.finished is not None
+        assert "".join(self.pieces) == self.finished.text
+        return self.finished.text
+
+
+def run(engine: Engine, requests: Sequence[DecodingRequest], steps: Sequence[int] | None = None) -> list[Heard]:
+    """All requests to their end; request i comes in before step `steps[i]` (all at first without)."""
+    steps = steps or [0] * len(requests)
+    heard = [Heard() for _ in requests]
+    number = 0
+    while not all(item.is_over for item in heard):
+        for request, listener, at in zip(requests, heard, steps, strict=True):
+            if at == number:
+                engine.submit(request, listener)
+        engine.step()
+        number += 1
+        assert number < 2000
+    return heard
+
+
+def alone(lm: LanguageModel, request: DecodingRequest) -> str:
+    return run(Engine(lm), [request])[0].text
+
+
+def update(lm: LanguageModel, seed: int, scale: float = 0.3) -> Tensor:
+    return scale * torch.randn(lm.subspace.size, generator=torch.Generator().manual_seed(seed))
