@@ -61,6 +61,14 @@ class PromptFormat(Settings):
             for index, passage in enumerate(passages, start=1)
         )
 
+    def conversation(self, turns: Sequence[tuple[str, str]]) -> str:
+        """Earlier turns (role, content) as text: what a user said as a question, what was answered as an answer."""
+        written = {"user": lambda text: self.question.format(question=text), "assistant": self._answered}
+        return "".join(written.get(role, lambda text: f"{text}\n")(content) for role, content in turns)
+
+    def _answered(self, text: str) -> str:
+        return self.answer_text(text) + self.stop
+
     def answer_text(self, answer: str) -> str:
         """What training appends to a prompt."""
         return self.answer.format(answer=answer)

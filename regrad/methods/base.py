@@ -20,6 +20,7 @@ class Method:
     summary: str
     passages_in_prompt: bool
     applies_gradients: bool
+    computes_gradients: bool = False  # now, instead of fetching them from a bank
 
     @property
     def retrieves(self) -> bool:
@@ -28,4 +29,8 @@ class Method:
 
     def prompt(self, prompts: PromptFormat, question: str, passages: Sequence[Passage]) -> str:
         """The generator's input. Passages go in worst first, so that the best stands next to the question."""
-        return prompts.prompt(question, list(reversed(passages)) if self.passages_in_prompt else ())
+        return prompts.prompt(question, self.in_prompt(passages))
+
+    def in_prompt(self, passages: Sequence[Passage]) -> list[Passage]:
+        """The passages that go into the prompt, in order."""
+        return list(reversed(passages)) if self.passages_in_prompt else []

@@ -18,8 +18,8 @@ def test_only_rag_and_icl_put_passages_in_the_prompt() -> None:
 
 
 def test_which_methods_retrieve_and_which_apply_gradients() -> None:
-    assert [name for name, m in METHODS.items() if m.retrieves] == ["rag", "regrad", "regrad+icl"]
-    assert [name for name, m in METHODS.items() if m.applies_gradients] == ["regrad", "regrad+icl"]
+    assert [name for name, m in METHODS.items() if m.retrieves] == ["rag", "regrad", "regrad+icl", "regrad-online"]
+    assert [name for name, m in METHODS.items() if m.applies_gradients] == ["regrad", "regrad+icl", "regrad-online"]
 
 
 def test_an_unknown_method_names_the_nearest() -> None:
