@@ -1,0 +1,160 @@
+"""The gate: a request passes with a key that is known and within its limits, or to a page that is open."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+
+from starlette.datastructures import MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from regrad.config import ProtectionConfig
+from regrad.errors import RegradError
+from serve_app.api.errors import Problem
+from serve_app.protection.credentials import presented_key, remove_key_from_address, without_secrets
+from serve_app.protection.key_file import KeyRecord
+from serve_app.protection.key_ring import BadKey, KeyRing
+from serve_app.protection.rate_limits import RateLimits, Verdict
+
+logger = logging.getLogger("ray.serve")
+
+_OPEN = frozenset({"/", "/healthz"})
+_DOCS = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+
+
+class Caller:
+    """Whose key a request came with. `charge` takes the tokens of an answer from what the key may have."""
+
+    def __init__(self, key: KeyRecord, limits: RateLimits) -> None:
+        self._key, self._limits = key, limits
+        self.key_id, self.name = key.id, key.name
+
+    def charge(self, tokens: int) -> None:
+        """Count generated tokens; call it from the event loop."""
+        self._limits.charge(self._key, tokens)
+
+
+_caller: ContextVar[Caller | None] = ContextVar("regrad_caller", default=None)
+
+
+def current_caller() -> Caller | None:
+    """Whose key the request at hand came with, from anywhere in its tasks; None on an open server or page."""
+    return _caller.get()
+
+
+class KeyGate:
+    """Pure ASGI, so that streams pass as they come. The keys are read when the application starts."""
+
+    def __init__(
+        self, app: ASGIApp, config: ProtectionConfig, clock: Callable[[], float], now: Callable[[], float]
+    ) -> None:
+        self._app, self._config, self._clock, self._now = app, config, clock, now
+        self._limits = RateLimits(config.requests_per_minute, config.tokens_per_minute, clock)
+        self._ring: KeyRing | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request here, or pass it on without its key."""
+        if scope["type"] == "lifespan":
+            await self._start(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _start(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._open_ring()
+        except RegradError as error:
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+        else:
+            await self._app(scope, receive, send)
+
+    async def _open_ring(self) -> KeyRing:
+        if self._ring is None:
+            ring = await asyncio.to_thread(KeyRing, str(self._config.keys), self._clock, self._now)
+            self._ring = self._ring or ring
+        return self._ring
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if remove_key_from_address(scope):
+            return await _refusal(400, "key_in_address", _IN_ADDRESS, "authorization")(scope, receive, send)
+        if self._is_open(scope):
+            return await self._pass_on(scope, receive, send, None, {})
+        try:
+            key, verdict = await self._check(scope)
+        except (BadKey, RegradError) as error:
+            return await _refused(error)(scope, receive, send)
+        if verdict.retry_after:
+            return await _too_many(verdict)(scope, receive, send)
+        return await self._pass_on(scope, receive, send, key, verdict.headers)
+
+    async def _check(self, scope: Scope) -> tuple[KeyRecord, Verdict]:
+        presented = presented_key(scope["headers"])
+        if presented is None:
+            raise BadKey("an API key is needed: send it as `Authorization: Bearer KEY`")
+        ring = await self._open_ring()
+        await ring.refresh()
+        key = ring.check(presented)
+        verdict = self._limits.admit(key)
+        if len(self._limits) > len(ring.ids):
+            self._limits.keep(ring.ids)
+        return key, verdict
+
+    def _is_open(self, scope: Scope) -> bool:
+        path = _route(scope)
+        pages = _OPEN | _DOCS if self._config.open_docs else _OPEN
+        return scope["method"] in ("GET", "HEAD") and (path in pages or path.startswith("/web/"))
+
+    async def _pass_on(
+        self, scope: Scope, receive: Receive, send: Send, key: KeyRecord | None, headers: dict[str, str]
+    ) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(headers)
+            await send(message)
+
+        inner = {**scope, "headers": without_secrets(scope["headers"])}
+        token = _caller.set(None if key is None else Caller(key, self._limits))
+        try:
+            await self._app(inner, receive, with_headers if headers else send)
+        finally:
+            _caller.reset(token)
+
+
+_IN_ADDRESS = (
+    "the address has an API key in it, where logs and histories keep it: send it as `Authorization: Bearer KEY`, and "
+    "replace this key, since others may have seen it"
+)
+_NO_KEYS = "the server cannot read its keys at the moment; its log says more"
+
+
+def _route(scope: Scope) -> str:
+    """The path below where the application is mounted, as Starlette's router takes it."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    if root and (path == root or path.startswith(f"{root}/")):
+        return path[len(root) :] or "/"
+    return path
+
+
+def _refusal(
+    status: int, kind: str, message: str, field: str | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    return JSONResponse(Problem(kind, status, field, message).content, status, headers)
+
+
+def _refused(error: BadKey | RegradError) -> JSONResponse:
+    if isinstance(error, BadKey):
+        return _refusal(401, "unauthorized", str(error), "authorization", {"www-authenticate": "Bearer"})
+    logger.error("no request can be let in: %s", error)
+    return _refusal(503, "unavailable", _NO_KEYS, None, {"retry-after": "5"})
+
+
+def _too_many(verdict: Verdict) -> JSONResponse:
+    limit = verdict.headers[f"x-ratelimit-limit-{verdict.what}"]
+    message = f"the key's limit of {limit} {verdict.what} a minute is reached; try again in {verdict.retry_after} s"
+    headers = {"retry-after": str(verdict.retry_after), **verdict.headers}
+    return _refusal(429, "rate_limited", message, None, headers)
