@@ -1,0 +1,75 @@
+"""The HTTP interface put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+
+from regrad.config import ServeConfig
+from serve_app.api.docs import DESCRIPTION
+from serve_app.api.errors import Problem, Refused
+from serve_app.api.middleware import BodyLimit, RequestIds
+from serve_app.api.native import add_native_routes
+from serve_app.api.openai import add_openai_routes
+from serve_app.messages import Answering
+
+_NOT_JSON = Problem("invalid_json", 400, "body", "the body is not JSON")
+_NOT_SAID_TO_BE_JSON = Problem("unsupported_media_type", 415, "body", "send the body as content-type: application/json")
+_CLIENT_LEFT = 499
+
+
+def make_api(config: ServeConfig, answering: Callable[[], Answering]) -> FastAPI:
+    """The FastAPI application of one server; `answering` is called within requests."""
+    api = FastAPI(
+        title="regrad",
+        description=DESCRIPTION,
+        version="1",
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[
+            Middleware(RequestIds, seconds=config.limits.request_seconds),
+            Middleware(BodyLimit, limit=config.limits.max_body_bytes, seconds=config.limits.request_seconds),
+        ],
+    )
+    add_native_routes(api, config.limits, answering)
+    add_openai_routes(api, config.limits, answering)
+    api.add_exception_handler(RequestValidationError, _invalid)
+    api.add_exception_handler(HTTPException, _refused)
+    api.add_exception_handler(ClientDisconnect, _left)
+    return api
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return _NOT_JSON.response()
+    if isinstance(error.body, bytes):
+        return _NOT_SAID_TO_BE_JSON.response()
+    field = ".".join(str(part) for part in first["loc"][1:])[:80] or "body"
+    message = first["msg"].removeprefix("Value error, ")
+    return Problem("invalid_request", 422, field, f"{field}: {message}").response()
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if isinstance(error, Refused):
+        return error.problem.response()
+    if error.status_code == 400:
+        return _NOT_JSON.response()
+    if error.status_code == 404:
+        return Problem("not_found", 404, "path", "there is no such path").response()
+    kind = "method_not_allowed" if error.status_code == 405 else "refused"
+    response = Problem(kind, error.status_code, "path", str(error.detail)).response()
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    return Response(status_code=_CLIENT_LEFT)

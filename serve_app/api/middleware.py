@@ -1,0 +1,107 @@
+"""What every request goes through: it gets an id, a body that is too large ends it, and no error gets past.
+
+Plain ASGI: nothing here stands between a stream and its reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+
+from ray import serve
+from ray.serve.exceptions import RayServeException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.api.errors import Problem, Refused, reported
+
+REQUEST_ID = "x-request-id"
+_SLOW = Problem("timeout", 408, "body", "the body did not come in the time that a request has")
+_ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestIds:
+    """Gives a request its id (the caller's, if it is a plain one) and answers whatever error is left over.
+
+    `seconds` is how long any request may take: routes find both in `request.state`.
+    """
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self._app, self._seconds = app, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = _request_id(given)
+        told = request_id == given and _behind_serve()
+        scope.setdefault("state", {}).update(request_id=request_id, request_seconds=self._seconds)
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                if not told:
+                    MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception as error:
+            problem = reported(error, request_id)
+            if started:
+                raise
+            await problem.response()(scope, receive, sending)
+
+
+class BodyLimit:
+    """Stops reading a body at the limit, or when it has not come whole in the time of a request."""
+
+    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
+        self._app, self._limit, self._seconds = app, limit, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; raises `Refused` if its body is, or says that it is, too large, or comes too slowly."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and (len(declared) > 18 or int(declared) > self._limit):
+            raise self._refused()
+        size, whole = 0, False
+        deadline = asyncio.get_running_loop().time() + self._seconds
+
+        async def receiving() -> Message:
+            nonlocal size, whole
+            if whole:  # what comes now is that the client leaves, whenever that is
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise Refused(_SLOW) from None
+            whole = not message.get("more_body", False)
+            size += len(message.get("body", b""))
+            if size > self._limit:
+                raise self._refused()
+            return message
+
+        return await self._app(scope, receiving, send)
+
+    def _refused(self) -> Refused:
+        return Refused(Problem("too_large", 413, "body", f"the body is larger than {self._limit} bytes"))
+
+
+def _behind_serve() -> bool:
+    """Whether this is a replica: Serve's own server then adds the header of the request to the response."""
+    try:
+        serve.get_replica_context()
+    except RayServeException:
+        return False
+    return True
+
+
+def _request_id(given: str) -> str:
+    return given if _ACCEPTED.fullmatch(given) else uuid.uuid4().hex
