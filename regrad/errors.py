@@ -23,6 +23,10 @@ class ModelError(RegradError):
     """A language model could not be loaded or does not fit the requested subspace."""
 
 
+class PromptTooLong(ModelError):
+    """A prompt and its longest answer exceed the model's context; the text has the counts."""
+
+
 class MetaInitError(RegradError):
     """A MetaInit directory is missing, damaged or does not belong to the base model."""
 
@@ -74,6 +78,10 @@ class AtomNotFound(BankError):
 
 class RetrievalError(RegradError):
     """An index is missing or damaged, or Lucene failed."""
+
+
+class NothingFound(RetrievalError):
+    """No passage matches the question, so there is nothing to answer from."""
 
 
 class PassageNotFound(RetrievalError):

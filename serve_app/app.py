@@ -11,16 +11,16 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
-from regrad.bank.versions import read_manifest
 from regrad.config import ReplicaConfig, ServeConfig
-from regrad.errors import FingerprintMismatch
-from regrad.meta_init import read_card
 from regrad.retrieval.lucene import check_index
 from regrad.settings import parse_settings
-from regrad.storage import Storage
+from serve_app.api.app import make_api
+from serve_app.api.pages import add_pages
 from serve_app.bank_loader import BankLoaderDeployment
-from serve_app.gateway import Gateway, make_api
+from serve_app.gateway import Gateway
 from serve_app.generator import GeneratorDeployment
+from serve_app.protection.protect import protect
+from serve_app.releases import read_releases, resolve_all
 from serve_app.retriever import RetrieverDeployment
 
 
@@ -35,31 +35,40 @@ def build(args: dict[str, Any]) -> Application:
     retriever = _deploy(RetrieverDeployment, "retriever", config.retriever).bind(config)
     bank_loader = _deploy(BankLoaderDeployment, "bank_loader", config.bank_loader).bind(config)
     generator = _deploy(GeneratorDeployment, "generator", config.generator).bind(config)
-    ingress = serve.ingress(make_api(config))(Gateway)
+    api = make_api(config, _gateway)
+    add_pages(api)
+    ingress = serve.ingress(protect(api, config.protection))(Gateway)
     return _deploy(ingress, "gateway", config.gateway).bind(config, retriever, bank_loader, generator)
 
 
 def check_artefacts(config: ServeConfig) -> None:
-    """Refuse what is missing, and a bank that does not belong to the MetaInit, before anything starts."""
-    expected = read_card(config.meta_init)["fingerprint"]
-    found = read_manifest(Storage(config.bank)).fingerprint
-    if found != expected:
-        raise FingerprintMismatch(found, expected)
+    """Refuse what is missing, and a bank that does not belong to its MetaInit, before anything starts."""
+    resolve_all(config, read_releases(config))
     check_index(config.index)
 
 
+def _gateway() -> Gateway:
+    gateway: Gateway = serve.get_replica_context().servable_object
+    return gateway
+
+
 def _deploy(cls: Any, name: str, config: ReplicaConfig) -> Any:
+    scales = config.max_replicas > config.min_replicas
     scaling = AutoscalingConfig(
         min_replicas=config.min_replicas,
         max_replicas=config.max_replicas,
-        target_ongoing_requests=max(1, config.max_ongoing_requests // 2),
+        target_ongoing_requests=config.target_ongoing_requests or max(1, config.max_ongoing_requests // 2),
+        upscale_delay_s=config.upscale_delay_seconds,
+        downscale_delay_s=config.downscale_delay_seconds,
     )
     return serve.deployment(
         cls,
         name=name,
-        autoscaling_config=scaling if config.max_replicas > config.min_replicas else None,
-        num_replicas=None if config.max_replicas > config.min_replicas else config.min_replicas,
+        autoscaling_config=scaling if scales else None,
+        num_replicas=None if scales else config.min_replicas,
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
+        graceful_shutdown_timeout_s=config.drain_seconds,
+        health_check_period_s=config.health_check_seconds,
         ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
     )

@@ -1,47 +1,47 @@
-"""Deployment: the HTTP door. It validates, composes the stages of one request, and never touches the tensors.
-
-Responses are passed on un-awaited: the bank loader's sum goes straight to the generator.
-"""
+"""Deployment: the HTTP door. It admits requests, picks their release, watches them, and asks again after a death."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from ray import serve
-from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
-from starlette.exceptions import HTTPException
 
 from regrad.config import ServeConfig
-from regrad.errors import ModelError, PassageNotFound, RegradError
-from regrad.methods import get_method
-from serve_app.api import (
-    AnswerRequest,
-    AnswerResponse,
-    PassageInfo,
-    StageMilliseconds,
-    error_content,
-    limited_request,
+from regrad.errors import RegradError
+from regrad.settings import parse_settings
+from serve_app.api.errors import problem_of
+from serve_app.follower import Follower
+from serve_app.groups import Groups
+from serve_app.messages import (
+    Answered,
+    Ask,
+    Event,
+    Found,
+    Piece,
+    Release,
+    Reply,
+    Retrieved,
 )
-from serve_app.messages import Answered, Question, Retrieved
+from serve_app.protection.gate import current_caller
+from serve_app.releases import ReleaseList
+from serve_app.stages import GONE, Stages
+from serve_app.watching.watch import Watch
 
 logger = logging.getLogger("ray.serve")
 
-
-class NothingFound(RegradError):
-    """No passage matches the question, so there is nothing to answer from."""
+_TRIES = 3
+_PAUSE_SECONDS = 0.2
 
 
 class Gateway:
-    """Composes retriever, bank loader and generator for each request."""
+    """Composes retriever, bank loader and generator for each request, of one release from end to end."""
 
     def __init__(
         self,
@@ -51,134 +51,111 @@ class Gateway:
         generator: DeploymentHandle,
     ) -> None:
         self._config = config
-        self._retriever, self._bank_loader, self._generator = retriever, bank_loader, generator
+        self._stages = Stages(retriever, bank_loader, generator)
+        self._groups = Groups(config.groups, self._stages, (retriever, bank_loader, generator))
+        self._follower = Follower(config)
+        self._watch = Watch(config.watching, "gateway")
+        self._in_flight = 0
 
-    async def answer(self, request: AnswerRequest) -> AnswerResponse:
-        """Answer one request within the time limit."""
+    async def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
+        """Serve's `user_config`: `{"releases": [...]}` overrides the file of releases.
+
+        A wrong one stops a new replica, but not one that is up: Serve would replace it by one that cannot start.
+        """
+        given = user_config and {key: user_config[key] for key in user_config}
+        try:
+            wanted = parse_settings(ReleaseList, given, "the gateway's user_config") if given else None
+            await asyncio.to_thread(self._follower.set, wanted)
+        except (RegradError, OSError) as error:
+            if not self._follower.started:
+                raise
+            logger.error("the user_config cannot be taken up, the last good releases stay: %s", error)
+
+    async def check_health(self) -> None:
+        """From the first check on, when the replica is up, it follows the releases, whether anybody asks or not."""
+        self._follower.start()
+
+    async def releases(self) -> list[dict[str, object]]:
+        """What questions are answered from now."""
+        return list(self._follower.facts)
+
+    async def answer(self, ask: Ask) -> Reply:
+        """The whole answer. If a replica dies another is asked: answering changes nothing, so it can be done again."""
         started = time.perf_counter()
-        async with asyncio.timeout(self._config.limits.request_seconds):
-            retrieved, answered = await self._compose(request)
-        stages = StageMilliseconds(
-            retrieve=retrieved.milliseconds if retrieved else 0.0,
-            load=answered.load_milliseconds,
-            queue=answered.queue_milliseconds,
-            generate=answered.generate_milliseconds,
-            total=(time.perf_counter() - started) * 1e3,
-        )
-        passages = _passages(retrieved, named=request.passage_ids is not None)
-        return AnswerResponse(
-            answer=answered.text,
-            method=request.method,
-            k=len(passages),
-            gamma=request.gamma,
-            passages=passages,
-            bank_version=answered.bank_version,
-            prompt_tokens=answered.prompt_tokens,
-            batch_size=answered.batch_size,
-            milliseconds=stages,
-        )
+        with self._watched(ask) as (ask, seen), self._admitted():
+            release = self._follower.pick(ask)
+            retrieved, answered = await self._retried(ask, release)
+            seen(reply := Reply(ask, answered, retrieved, (time.perf_counter() - started) * 1e3))
+            return reply
 
-    async def _compose(self, request: AnswerRequest) -> tuple[Retrieved | None, Answered]:
-        method = get_method(request.method)
-        question = Question(request.question, request.method, request.gamma, request.max_new_tokens)
-        if not method.retrieves:
-            return None, await self._generator.answer.remote(question, None, None)
-        found = self._retrieve(request)
-        gradients = self._bank_loader.load.remote(found) if method.applies_gradients else None
-        answer = self._generator.answer.remote(question, found, gradients)
-        retrieved: Retrieved = await found
-        if not retrieved.hits:
-            answer.cancel()
-            raise NothingFound("no passage of the index matches the question")
-        return retrieved, await answer
+    async def stream(self, ask: Ask) -> AsyncGenerator[Event]:
+        """The passages, the text as it comes, the whole answer. Tried again only before the first piece is out."""
+        started = time.perf_counter()
+        first: float | None = None
+        caller, pieces = current_caller(), 0
+        with self._watched(ask) as (ask, seen), self._admitted():
+            release = self._follower.pick(ask)
+            for last in _tries():
+                out = False
+                try:
+                    async with contextlib.aclosing(self._stages.stream(ask, release, last)) as events:
+                        async for event in events:
+                            out = out or not isinstance(event, Found)
+                            if isinstance(event, Piece):
+                                first = first or time.perf_counter() - started
+                                pieces += 1
+                                if caller:  # at once: who leaves before the end has had it, too
+                                    caller.charge(1)
+                            if isinstance(event, Reply):
+                                event = replace(event, total_milliseconds=(time.perf_counter() - started) * 1e3)
+                                seen(event, first, pieces)
+                            yield event
+                    return
+                except GONE:
+                    if last or out:
+                        raise
+                    await asyncio.sleep(_PAUSE_SECONDS)
 
-    def _retrieve(self, request: AnswerRequest) -> Any:
-        if request.passage_ids is not None:
-            return self._retriever.look_up.remote(request.passage_ids)
-        return self._retriever.search.remote(request.question, request.k)
+    async def _retried(self, ask: Ask, release: Release) -> tuple[Retrieved | None, Answered]:
+        for last in _tries():
+            try:
+                return await self._groups.once(ask, release, last)
+            except GONE:
+                if last:
+                    raise
+                await asyncio.sleep(_PAUSE_SECONDS)
+        raise AssertionError("the last try returns or raises")
 
+    @contextlib.contextmanager
+    def _watched(self, ask: Ask) -> Iterator[tuple[Ask, Callable[..., None]]]:
+        """Counts, logs and traces a request; gives it with its place in the trace, and what to call with the reply."""
+        watch, caller = self._watch, current_caller()
+        key_id = caller.key_id if caller else None
 
-def _passages(retrieved: Retrieved | None, named: bool) -> list[PassageInfo]:
-    hits = retrieved.hits if retrieved else ()
-    return [PassageInfo(id=hit.passage.id, title=hit.passage.title, score=None if named else hit.score) for hit in hits]
+        def seen(reply: Reply, first_token_seconds: float | None = None, charged: int = 0) -> None:
+            watch.observe(reply, key_id, first_token_seconds)
+            if caller:
+                caller.charge(reply.answered.completion_tokens - charged)
 
+        with watch.metrics.working(), watch.span("answer", ask.traceparent, method=ask.method) as here:
+            try:
+                yield replace(ask, traceparent=here), seen
+            except Exception as error:
+                watch.failed(ask, problem_of(error), key_id)
+                raise
 
-def make_api(config: ServeConfig) -> FastAPI:
-    """The FastAPI application of one server; the gateway is given to it when its replica starts."""
-    api = FastAPI(title="regrad", description="Answers from retrieved gradients.", version="1")
-    request_type = limited_request(config.limits)
-
-    @api.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    async def answer(body: request_type) -> AnswerResponse:  # type: ignore[valid-type]
-        gateway: Gateway = serve.get_replica_context().servable_object
-        return await gateway.answer(body)
-
-    answer.__annotations__["body"] = request_type
-    api.post("/v1/answer", response_model=AnswerResponse)(answer)
-    api.middleware("http")(_body_limit(config.limits.max_body_bytes))
-    _add_error_handlers(api)
-    return api
-
-
-def _body_limit(limit: int) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
-    async def check(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        size = 0
-        chunks = []
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                message = f"the body is larger than {limit} bytes"
-                return JSONResponse(error_content("too_large", message, "body"), status_code=413)
-            chunks.append(chunk)
-        request._body = b"".join(chunks)
-        return await call_next(request)
-
-    return check
+    @contextlib.contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """Counts the request in; raises `BackPressureError` if the gateway is full."""
+        if self._in_flight >= self._config.limits.max_in_flight:
+            raise BackPressureError(num_queued_requests=self._in_flight, max_queued_requests=self._in_flight)
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
 
 
-def _add_error_handlers(api: FastAPI) -> None:
-    @api.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            return JSONResponse(error_content("invalid_json", "the body is not JSON", "body"), status_code=400)
-        field = ".".join(str(part) for part in first["loc"][1:])[:80] or "body"
-        message = first["msg"].removeprefix("Value error, ")
-        return JSONResponse(error_content("invalid_request", f"{field}: {message}", field), status_code=422)
-
-    @api.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == 400:
-            content = error_content("invalid_json", "the body is not JSON", "body")
-        else:
-            content = error_content("not_found" if error.status_code == 404 else "refused", str(error.detail), "path")
-        return JSONResponse(content, status_code=error.status_code, headers=error.headers)
-
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        kind, status, field, message = _classify(error)
-        if status >= 500:
-            logger.error("request failed: %s", type(error).__name__, exc_info=error)
-        return JSONResponse(error_content(kind, message, field), status_code=status)
-
-    for kind_of_error in (RegradError, RayTaskError, BackPressureError, TimeoutError, Exception):
-        api.add_exception_handler(kind_of_error, failed)
-
-
-def _classify(error: Exception) -> tuple[str, int, str | None, str]:
-    cause = getattr(error, "cause", None) or error
-    if isinstance(error, PassageNotFound) or isinstance(cause, PassageNotFound):
-        return "not_found", 404, "passage_ids", str(cause)
-    if isinstance(cause, NothingFound):
-        return "not_found", 404, "question", str(cause)
-    if isinstance(error, ModelError) or isinstance(cause, ModelError):
-        return "too_long", 422, "question", str(cause)
-    if isinstance(error, BackPressureError):
-        return "overloaded", 429, None, "the server is full; try again in a moment"
-    if isinstance(error, TimeoutError):
-        return "timeout", 504, None, "the answer took longer than the server allows"
-    if isinstance(cause, RegradError):
-        return "unavailable", 503, None, str(cause)
-    return "internal", 500, None, "the server failed; its log says more"
+def _tries() -> Iterator[bool]:
+    """Whether it is the last one."""
+    return iter([False] * (_TRIES - 1) + [True])

@@ -1,91 +1,190 @@
-"""Deployment: answers batches of questions, each under its own update. The weights are never written."""
+"""Deployment: one language model that answers many questions at once, each under its own update."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 import ray
 
 from regrad.config import ServeConfig
-from regrad.errors import BankError, FingerprintMismatch, ModelError
-from regrad.language_model.decoding import Generation, GenerationRequest, check_fits, generate
+from regrad.language_model.engine import DecodingLoop, Engine, Finished
 from regrad.language_model.loading import load_language_model
 from regrad.meta_init import MetaInit
-from regrad.methods import get_method
-from serve_app.batching import Batcher
-from serve_app.messages import Answered, GradientSum, Question, Retrieved
+from regrad.methods import Knowledge
+from serve_app.desk import Desk, Prepared
+from serve_app.messages import Answered, Ask, GradientSum, PassageUse, Piece, Release, Retrieved
+from serve_app.watching.watch import Watch
 
-
-@dataclass(frozen=True)
-class _Waiting:
-    question: Question
-    retrieved: Retrieved | None
-    gradients: GradientSum | None
-    arrived: float
+_DESKS = 4
+_STALL_SECONDS = 300.0
 
 
 class GeneratorDeployment:
-    """One language model and its MetaInit; requests that wait are gathered into one decoding batch."""
+    """The base model of the configured MetaInit; a release may have any MetaInit on the same base."""
 
     def __init__(self, config: ServeConfig) -> None:
-        self._meta_init = MetaInit.load(config.meta_init)
-        self._lm = load_language_model(
-            self._meta_init.model_at(config.model_path), "cuda" if ray.get_gpu_ids() else "cpu"
-        )
-        self._meta_init.check_base(self._lm)
-        self._batcher = Batcher(self._decode, config.batch.max_size, config.batch.wait_seconds)
+        self._config = config
+        first = MetaInit.load(config.meta_init)
+        self._lm = load_language_model(first.model_at(config.model_path), "cuda" if ray.get_gpu_ids() else "cpu")
+        batch = config.batch
+        engine = Engine(self._lm, batch.max_size, batch.max_cached_tokens, batch.prefill_tokens)
+        self._loop = DecodingLoop(engine)
+        self._desks: OrderedDict[str, Desk] = OrderedDict()
+        self._keep(Knowledge(self._lm, first), first)
+        self._watch = Watch(config.watching, "generator")
+        self._lock = asyncio.Lock()
 
-    async def answer(self, question: Question, retrieved: Retrieved | None, gradients: GradientSum | None) -> Answered:
-        """One answer; raises `ModelError` if the prompt does not fit the model's context."""
-        return await self._batcher.submit(_Waiting(question, retrieved, gradients, time.perf_counter()))
+    async def answer(
+        self, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None, release: Release
+    ) -> Answered:
+        """One answer; raises what `Desk.prepare` raises, and `PromptTooLong`."""
+        async with contextlib.aclosing(self.stream(ask, retrieved, gradients, release)) as events:
+            async for event in events:
+                if isinstance(event, Answered):
+                    return event
+        raise AssertionError("a stream ends with the answer")
+
+    async def many(
+        self,
+        asks: list[Ask],
+        retrieved: list[Retrieved | Exception | None] | None,
+        gradients: list[GradientSum | None] | None,
+        releases: list[Release],
+    ) -> AsyncGenerator[list[tuple[int, Answered | Exception]]]:
+        """Answers (or errors) by the number of their request, as they are done."""
+        found = retrieved or [None] * len(asks)
+        sums = gradients or [None] * len(asks)
+        tasks = [asyncio.create_task(self._one(*each)) for each in zip(asks, found, sums, releases, strict=True)]
+        numbers, left = {task: number for number, task in enumerate(tasks)}, set(tasks)
+        try:
+            while left:
+                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                yield [(numbers[task], task.result()) for task in done]
+        finally:
+            for task in left:
+                task.cancel()
+
+    async def _one(
+        self, ask: Ask, found: Retrieved | Exception | None, total: GradientSum | None, release: Release
+    ) -> Answered | Exception:
+        if isinstance(found, Exception):
+            return found
+        try:
+            return await self.answer(ask, found, total, release)
+        except Exception as error:
+            return error
+
+    async def stream(
+        self, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None, release: Release
+    ) -> AsyncGenerator[Piece | Answered]:
+        """Pieces of text as they come, and the answer. Who stops reading takes the request out of the batch."""
+        with self._watch.span("generate", ask.traceparent, method=ask.method):
+            async with contextlib.aclosing(self._answering(ask, retrieved, gradients, release)) as events:
+                async for event in events:
+                    yield event
+        self._watch.metrics.queue(self._loop.load[0])
+
+    async def _answering(
+        self, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None, release: Release
+    ) -> AsyncGenerator[Piece | Answered]:
+        arrived = time.perf_counter()
+        desk = await self._desk(release)
+        prepared = await self._prepared(desk, ask, retrieved, gradients)
+        preparing = (time.perf_counter() - arrived) * 1e3
+        async with contextlib.aclosing(self._decode(prepared, ask.seconds)) as updates:
+            async for update in updates:
+                if isinstance(update, Finished):
+                    uses = await self._uses(desk, ask, prepared, update)
+                    self._watch.metrics.batch(update.largest_batch)
+                    yield _answered(update, replace(prepared, uses=uses), gradients, release, preparing)
+                else:
+                    yield Piece(update)
+
+    async def _prepared(
+        self, desk: Desk, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None
+    ) -> Prepared:
+        if not desk.needs_model(ask, gradients):
+            return desk.prepare(ask, retrieved, gradients)
+        work = self._loop.run(lambda: desk.prepare(ask, retrieved, gradients))
+        return await asyncio.wait_for(asyncio.wrap_future(work), ask.seconds)
+
+    async def _uses(self, desk: Desk, ask: Ask, prepared: Prepared, finished: Finished) -> tuple[PassageUse, ...]:
+        if not ask.contributions:
+            return prepared.uses
+        return await asyncio.wrap_future(self._loop.run(lambda: desk.contributions(ask, prepared, finished.text)))
+
+    async def _decode(self, prepared: Prepared, seconds: float) -> AsyncGenerator[str | Finished]:
+        here = asyncio.get_running_loop()
+        deadline = here.time() + seconds
+        heard: asyncio.Queue[str | Finished | Exception] = asyncio.Queue()
+
+        def hear(update: str | Finished | Exception) -> None:
+            here.call_soon_threadsafe(heard.put_nowait, update)
+
+        ticket = self._loop.submit(prepared.request, hear)
+        try:
+            while True:
+                update = await asyncio.wait_for(heard.get(), deadline - here.time())
+                if isinstance(update, Exception):
+                    raise update
+                yield update
+                if isinstance(update, Finished):
+                    return
+        finally:
+            ticket.cancel()
+
+    async def _desk(self, release: Release) -> Desk:
+        """What belongs to the release's MetaInit, loaded when it is first asked for."""
+        if release.fingerprint in self._desks:
+            self._desks.move_to_end(release.fingerprint)
+            return self._desks[release.fingerprint]
+        async with self._lock:
+            if release.fingerprint not in self._desks:
+                self._keep(*await asyncio.to_thread(self._learn, release.meta_init))
+        return self._desks[release.fingerprint]
+
+    def _learn(self, uri: str) -> tuple[Knowledge, MetaInit]:
+        meta_init = MetaInit.load(uri)
+        return Knowledge(self._lm, meta_init), meta_init
+
+    def _keep(self, knowledge: Knowledge, meta_init: MetaInit) -> None:
+        self._desks[knowledge.fingerprint] = Desk(knowledge, meta_init.model.prompts, self._config)
+        while len(self._desks) > _DESKS:
+            self._desks.popitem(last=False)
 
     async def weights_digest(self) -> str:
         """SHA-256 of the base weights as they are in memory now."""
-        return await asyncio.to_thread(self._lm.identity)
+        return await asyncio.wrap_future(self._loop.run(self._lm.identity))
 
-    def _decode(self, batch: list[_Waiting]) -> list[Answered | Exception]:
-        started = time.perf_counter()
-        prepared = [self._prepare(waiting) for waiting in batch]
-        requests = [request for request in prepared if isinstance(request, GenerationRequest)]
-        generations = iter(generate(self._lm, requests))
-        milliseconds = (time.perf_counter() - started) * 1e3
-        return [
-            request
-            if isinstance(request, Exception)
-            else _answered(waiting, next(generations), started, milliseconds, len(requests))
-            for waiting, request in zip(batch, prepared, strict=True)
-        ]
-
-    def _prepare(self, waiting: _Waiting) -> GenerationRequest | Exception:
-        """The request as the model gets it, or why it cannot: one bad request must not fail its whole batch."""
-        question, gradients = waiting.question, waiting.gradients
-        passages = [hit.passage for hit in waiting.retrieved.hits] if waiting.retrieved else []
-        prompt = get_method(question.method).prompt(self._lm.config.prompts, question.text, passages)
-        if gradients and gradients.total.shape != self._meta_init.phi0.shape:
-            return BankError(f"the bank's sums have {len(gradients.total)} numbers, not {len(self._meta_init.phi0)}")
-        if gradients and gradients.fingerprint != self._meta_init.fingerprint:
-            return FingerprintMismatch(gradients.fingerprint, self._meta_init.fingerprint)
-        update = self._meta_init.update(gradients.total.float(), question.gamma) if gradients else None
-        request = GenerationRequest(prompt, update, question.max_new_tokens)
-        try:
-            check_fits(self._lm, request)
-        except ModelError as error:
-            return error
-        return request
+    async def check_health(self) -> None:
+        """Raises if decoding has ended or hangs, so that Serve replaces the replica."""
+        self._loop.check(_STALL_SECONDS)
 
 
 def _answered(
-    waiting: _Waiting, generation: Generation, started: float, milliseconds: float, batch_size: int
+    finished: Finished,
+    prepared: Prepared,
+    gradients: GradientSum | None,
+    release: Release,
+    preparing: float,
 ) -> Answered:
-    gradients = waiting.gradients
     return Answered(
-        text=generation.text,
-        prompt_tokens=generation.prompt_tokens,
-        bank_version=gradients.bank_version if gradients else None,
-        load_milliseconds=gradients.milliseconds if gradients else 0.0,
-        queue_milliseconds=(started - waiting.arrived) * 1e3,
-        generate_milliseconds=milliseconds,
-        batch_size=batch_size,
+        text=finished.text,
+        finish_reason=finished.reason,
+        prompt_tokens=finished.prompt_tokens,
+        completion_tokens=finished.completion_tokens,
+        bank_version=gradients.bank_version or None if gradients else None,
+        release=release.name,
+        uses=prepared.uses,
+        degraded=prepared.degraded,
+        load_milliseconds=(gradients.milliseconds if gradients else 0.0) + preparing,
+        queue_milliseconds=finished.queue_milliseconds,
+        prefill_milliseconds=finished.prefill_milliseconds,
+        decode_milliseconds=finished.decode_milliseconds,
+        batch_size=finished.largest_batch,
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 
 from regrad.config import ServeConfig
+from regrad.errors import RegradError
 from regrad.retrieval.lucene import LuceneRetriever
 from regrad.retrieval.protocol import Hit
-from serve_app.messages import Retrieved
+from serve_app.messages import Retrieved, SearchRequest
+from serve_app.watching.watch import Watch
 
 
 class RetrieverDeployment:
@@ -15,15 +17,34 @@ class RetrieverDeployment:
 
     def __init__(self, config: ServeConfig) -> None:
         self._retriever = LuceneRetriever(config.index, config.retrieval)
+        self._watch = Watch(config.watching, "retriever")
 
-    def search(self, question: str, k: int) -> Retrieved:
+    def check_health(self) -> None:
+        """Raises if Lucene does not answer, so that Serve replaces the replica."""
+        self._retriever.search("health", 1)
+
+    def many(self, requests: list[SearchRequest | None]) -> list[Retrieved | Exception | None]:
+        """For each request its passages, or why there are none."""
+        return [None if request is None else self._one(request) for request in requests]
+
+    def _one(self, request: SearchRequest) -> Retrieved | Exception:
+        try:
+            if request.passage_ids is not None:
+                return self.look_up(list(request.passage_ids), request.traceparent)
+            return self.search(request.question, request.k, request.traceparent)
+        except RegradError as error:
+            return error
+
+    def search(self, question: str, k: int, traceparent: str = "") -> Retrieved:
         """The k best passages."""
         started = time.perf_counter()
-        hits = tuple(self._retriever.search(question, k))
+        with self._watch.span("retrieve", traceparent, k=k):
+            hits = tuple(self._retriever.search(question, k))
         return Retrieved(hits, (time.perf_counter() - started) * 1e3)
 
-    def look_up(self, passage_ids: list[str]) -> Retrieved:
+    def look_up(self, passage_ids: list[str], traceparent: str = "") -> Retrieved:
         """The passages that the caller named, in the caller's order; raises `PassageNotFound`."""
         started = time.perf_counter()
-        hits = tuple(Hit(passage, 0.0) for passage in self._retriever.get(passage_ids))
+        with self._watch.span("retrieve", traceparent, k=len(passage_ids)):
+            hits = tuple(Hit(passage, 0.0) for passage in self._retriever.get(passage_ids))
         return Retrieved(hits, (time.perf_counter() - started) * 1e3)

@@ -114,6 +114,16 @@ class BankReader:
             return False
         return version > self.manifest.version or self._catalog.find(passage_id) is None
 
+    def is_superseded(self) -> bool:
+        """Whether a version was committed after this reader looked: what was deleted since, only a new reader knows.
+
+        False if the store does not answer: what was read before stays right.
+        """
+        try:
+            return current_version(self._storage) != self._newest.version
+        except StorageError:
+            return False
+
     def in_memory(self, passage: Passage) -> Fetched | None:
         """The passage's record if it is in the memory tier, and of this text."""
         location = self.locate(passage.id)
@@ -131,6 +141,11 @@ class BankReader:
         deadline = time.monotonic() + (self._tiers.deadline_seconds if seconds is None else seconds)
         started = [self._start(passage, deadline) for passage in passages]
         return [item if isinstance(item, Fetched) else _wait(item, deadline) for item in started]
+
+    def deletions(self, passages: Sequence[str | Passage], seconds: float | None = None) -> list[Fetched]:
+        """Which of these were deleted, as `fetch` says it, without reading any atom."""
+        ids = [passage if isinstance(passage, str) else passage.id for passage in passages]
+        return [self._absent(id_) if self.was_deleted(id_) else Fetched(None, problem="not asked for") for id_ in ids]
 
     def read(self, passages: Sequence[str | Passage]) -> Tensor:
         """Atoms [n, P] float32 in the order asked for.

@@ -16,7 +16,16 @@ from regrad.config.bank import (
 from regrad.config.cluster import WorkersConfig
 from regrad.config.lab import DemoConfig, LabConfig, LabPretrainConfig, LabWriterConfig
 from regrad.config.model import ModelConfig, ModelPath, SubspaceConfig
-from regrad.config.serving import BatchConfig, HttpConfig, LimitsConfig, ReplicaConfig, ServeConfig
+from regrad.config.serving import (
+    BatchConfig,
+    GroupConfig,
+    HttpConfig,
+    LimitsConfig,
+    ProtectionConfig,
+    ReplicaConfig,
+    ServeConfig,
+    WatchingConfig,
+)
 from regrad.config.synthesis import SynthesisConfig
 from regrad.config.training import (
     CheckpointConfig,
@@ -39,6 +48,7 @@ __all__ = [
     "CodecName",
     "DemoConfig",
     "DevConfig",
+    "GroupConfig",
     "HttpConfig",
     "IndexConfig",
     "InnerConfig",
@@ -50,6 +60,7 @@ __all__ = [
     "ModelConfig",
     "ModelPath",
     "OptimizerConfig",
+    "ProtectionConfig",
     "ReplicaConfig",
     "RetrieverConfig",
     "ServeConfig",
@@ -62,6 +73,7 @@ __all__ = [
     "TaskSource",
     "TiersConfig",
     "WatchConfig",
+    "WatchingConfig",
     "WorkersConfig",
     "builtin_config",
 ]
