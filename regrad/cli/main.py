@@ -21,6 +21,7 @@ _VERBS = {
     "build": "Fill a Gradient Bank: corpus -> atoms (Ray Data).",
     "bank": "Look at a Gradient Bank, add to it, forget passages, mend, prune, copy it.",
     "serve": "Answer questions over HTTP (Ray Serve).",
+    "keys": "Give people keys to a server, list them, take them back.",
     "ask": "Ask a running server one question.",
     "demo": "Everything end to end on the lab world, in minutes.",
 }

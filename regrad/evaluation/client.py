@@ -1,7 +1,8 @@
-"""Asking a running server: one question, or many at once."""
+"""Asking a running server: one question, or many at once. The key, if it wants one, is in `REGRAD_API_KEY`."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,15 @@ import requests
 
 from regrad.errors import ServeError
 
+API_KEY = "REGRAD_API_KEY"
 _TIMEOUT_SECONDS = 120
+
+
+def with_key(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Put the key of the environment, if there is one, on a request: `auth=with_key`, which no .netrc overrides."""
+    if key := os.environ.get(API_KEY, "").strip():
+        request.headers["Authorization"] = f"Bearer {key}"
+    return request
 
 
 class AnswerClient:
@@ -49,6 +58,7 @@ class AnswerClient:
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
+            self._local.session.auth = with_key
         session: requests.Session = self._local.session
         return session
 
@@ -62,4 +72,5 @@ def _checked(response: requests.Response) -> dict[str, Any]:
         return body
     error = body.get("error") if isinstance(body, dict) else None
     message = error.get("message") if isinstance(error, dict) else response.text[:200].strip()
-    raise ServeError(f"the server refused (HTTP {response.status_code}): {message}")
+    hint = f" ({API_KEY} holds the key that this command sends)" if response.status_code == 401 else ""
+    raise ServeError(f"the server refused (HTTP {response.status_code}): {message}{hint}")

@@ -64,6 +64,6 @@ def ask_all(client: AnswerClient, variant: Variant, questions: Sequence[LabQuest
     answers = client.answer_many(requests, concurrency)
     seconds = time.monotonic() - started
     hits = sum(exact_match(a["answer"], q.answers) for a, q in zip(answers, questions, strict=True))
-    tokens = sum(a["prompt_tokens"] for a in answers)
+    tokens = sum(a["usage"]["prompt_tokens"] for a in answers)
     n = len(questions)
     return Row(variant, hits / n, tokens / n, n / seconds, tuple(answers))
