@@ -1,0 +1,1 @@
+"""What the benchmarks of the server share, and the authors' way beside it."""
