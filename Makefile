@@ -40,7 +40,8 @@ integration: $(STAMP)
 
 test-fast: lint types unit
 
-test: lint types unit integration
+test: $(STAMP)
+	$(MAKE) --no-print-directory -j2 lint types unit integration  # two at a time: they wait for much
 
 s3:
 	tests/tools/s3_server.sh start $(CURDIR)/runs/s3

@@ -10,6 +10,7 @@ from regrad.config import ModelConfig, ShapeConfig
 from regrad.corpus import Passage
 from regrad.errors import CorpusError, ModelError
 from regrad.language_model.loading import resolve_path
+from regrad.language_model.tokens import token_ids
 from regrad.meta.tasks import MetaTask, TaskQuestion
 
 
@@ -76,4 +77,4 @@ class Lengths:
         return sum(token is not None for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id))
 
     def _count(self, text: str) -> int:
-        return len(self.tokenizer.encode(text, add_special_tokens=False))
+        return len(token_ids(self.tokenizer, self.model.prompts, text))

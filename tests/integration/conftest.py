@@ -13,10 +13,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from tests.tools.visit import Visit
 
 BIN = Path(sys.executable).parent
 STEPS = 250
@@ -224,3 +229,24 @@ def _moto(status: int) -> tuple[dict[str, str], Any]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     return settings, server.stop
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real Chromium. (Not for the whole session: while it runs, this thread has an event loop of Playwright's.)"""
+    from tests.tools.browser import NoBrowser, chromium
+
+    try:
+        with chromium() as running:
+            yield running
+    except NoBrowser as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """A page of ordinary size and a server of its own."""
+    from tests.tools.visit import open_visit
+
+    with open_visit(browser, viewport={"width": 1280, "height": 900}) as opened:
+        yield opened

@@ -135,6 +135,16 @@ def test_a_passage_that_only_an_older_version_has_can_be_forgotten(tmp_path: Pat
         delete(uri, ["p3"])
 
 
+def test_what_was_deleted_is_known_without_reading_atoms(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    fill(uri)
+    delete(uri, ["p3"])
+    for version in (1, None):
+        told = BankReader(uri, version=version).deletions(["p2", "p3", "never"])
+        assert [item.deleted for item in told] == [False, True, False]
+        assert all(item.record is None for item in told)
+
+
 def test_a_refused_passage_can_be_forgotten(tmp_path: Path) -> None:
     uri = str(tmp_path)
     fill(uri)

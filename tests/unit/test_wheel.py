@@ -25,5 +25,7 @@ def test_the_wheel_holds_what_it_needs(tmp_path: Path) -> None:
         "ray_jobs/meta_train.py",
         "serve_app/app.py",
     } <= names
+    assert {f"serve_app/web/{file.name}" for file in (ROOT / "serve_app" / "web").iterdir()} <= names
+    assert {"serve_app/web/index.html", "serve_app/web/style.css", "serve_app/web/main.js"} <= names
     assert "regrad = regrad.cli.main:main" in entry
     assert wheel.stat().st_size < 8_000_000
