@@ -8,15 +8,19 @@ answers go alone (`Stages.once`), and so does each request of a group that faile
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from regrad.config import GroupConfig
 from regrad.methods import get_method
 from serve_app.messages import Answered, Ask, LoadRequest, Release, Retrieved, SearchRequest
 from serve_app.stages import LOAD_FRACTION, Stages
+
+logger = logging.getLogger("ray.serve")
 
 Outcome = tuple[Retrieved | None, Answered]
 
@@ -103,8 +107,11 @@ class Groups:
                     group[number].settle(answered if failed else (retrieved[number], answered))
                 if all(member.outcome.done() for member in group):
                     break
-        except Exception:
-            pass  # whoever has no answer goes alone, and meets the error there if it is still one
+        except BackPressureError as error:  # going alone would only add to the load
+            for member in group:
+                member.settle(error)
+        except Exception as error:
+            logger.warning("a group of %d requests failed, they go on alone: %s", len(group), type(error).__name__)
         finally:
             self._arrived(searching)
             for call in calls:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray.serve.exceptions import BackPressureError
 
 from regrad.config import GroupConfig
 from regrad.corpus import Passage
@@ -145,6 +146,18 @@ def test_who_has_no_answer_when_a_group_fails_goes_alone() -> None:
     found = ask_all(deployments, asks("a", "b", "c"))
     assert [answered.text for _, answered in found] == ["alone", "alone", "c True"]
     assert deployments.alone == ["a", "b"]
+
+
+def test_a_full_server_refuses_the_whole_group_and_nobody_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    deployments = Deployments()
+
+    def full(*asked: Any) -> Any:
+        raise BackPressureError(num_queued_requests=1, max_queued_requests=1)
+
+    monkeypatch.setattr(deployments.retriever.many, "remote", full)
+    found = ask_all(deployments, asks("a", "b", "c"))
+    assert [type(each) for each in found] == [BackPressureError] * 3
+    assert deployments.alone == []
 
 
 @pytest.mark.parametrize("limit", [0, 19])
