@@ -45,7 +45,7 @@ class LimitsConfig(Settings):
     max_turn_characters: int = Field(32768, ge=1)
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
     request_seconds: float = Field(60.0, gt=0)
-    max_in_flight: int = Field(256, ge=1, description="requests in one gateway replica; more get 429")
+    max_in_flight: int = Field(128, ge=1, description="requests in one gateway replica; more get 429")
 
 
 class BatchConfig(Settings):
@@ -59,9 +59,9 @@ class BatchConfig(Settings):
 class GroupConfig(Settings):
     """Requests with short answers, several in one call between deployments (see `serve_app/groups.py`)."""
 
-    max_new_tokens: int = Field(0, ge=0, description="longer answers go alone; 0: all do")
+    max_new_tokens: int = Field(64, ge=0, description="longer answers go alone; 0: all do")
     max_size: int = Field(32, ge=1)
-    at_once: int = Field(1, ge=1, description="groups that look for their passages at a time; others gather")
+    at_once: int = Field(2, ge=1, description="groups that look for their passages at a time; others gather")
 
 
 MissingPolicy = Literal["online", "fewer", "rag", "fail"]
