@@ -110,3 +110,7 @@ class TrainingError(RegradError):
 
 class SynthesisError(RegradError):
     """No question could be written for a corpus; the text names the most frequent reason."""
+
+
+class EvaluationError(RegradError):
+    """A question set cannot be read or does not fit what is evaluated; the text names the file and the record."""
