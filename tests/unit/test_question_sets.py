@@ -305,25 +305,53 @@ def test_tasks_rest_on_their_passages(tmp_path: Path) -> None:
     [
         ("hotpotqa", {**HOTPOT, "question": " "}, "field 'question' must be a non-empty string, found ' '"),
         ("hotpotqa", {**HOTPOT, "context": [["A"]]}, r"field 'context' must be a list of \[title, ...\] pairs"),
-        ("hotpotqa", {k: v for k, v in HOTPOT.items() if k != "supporting_facts"}, "field 'supporting_facts' is missing"),
+        (
+            "hotpotqa",
+            {k: v for k, v in HOTPOT.items() if k != "supporting_facts"},
+            "field 'supporting_facts' is missing",
+        ),
         ("hotpotqa", {**HOTPOT, "answer": True}, "field 'answer' must be a non-empty string, or a list of them"),
         ("complexwebquestions", {**CWQ, "answers": []}, "field 'answers' must be a list with an 'answer'"),
         ("complexwebquestions", {**CWQ, "answers": ["x"]}, r"'answers\[0\]' must be an object, found 'x'"),
         ("musique", {**MUSIQUE, "paragraphs": [{"idx": 0}]}, r"paragraphs\[0\]: field 'paragraph_text' is missing"),
         ("medqa", {**MEDQA, "answer_idx": "E"}, "field 'answer_idx' must be one of A, B, C, D, found 'E'"),
-        ("medqa", {**MEDQA, "options": {"A": "x", "C": "y"}}, "field 'options' must be an object of texts by the letter"),
-        ("bioasq", {**YES_NO, "exact_answer": "perhaps"}, "field 'exact_answer' must be one of yes, no, found 'perhaps'"),
+        (
+            "medqa",
+            {**MEDQA, "options": {"A": "x", "C": "y"}},
+            "field 'options' must be an object of texts by the letter",
+        ),
+        (
+            "bioasq",
+            {**YES_NO, "exact_answer": "perhaps"},
+            "field 'exact_answer' must be one of yes, no, found 'perhaps'",
+        ),
         ("housingqa", {**HOUSING, "answer": 3}, "field 'answer' must be one of yes, no, found 3"),
-        ("casehold", {"context": "x", "endings": ["a", "b"], "label": 2}, "field 'label' must be a whole number from 0 to 1"),
-        ("data-aug", {"test_id": 1, "question": "a\x00b", "answer": "x"}, "field 'question' must be a non-empty string"),
+        (
+            "casehold",
+            {"context": "x", "endings": ["a", "b"], "label": 2},
+            "field 'label' must be a whole number from 0 to 1",
+        ),
+        (
+            "data-aug",
+            {"test_id": 1, "question": "a\x00b", "answer": "x"},
+            "field 'question' must be a non-empty string",
+        ),
         ("jsonl", {"question": "a\ud800b", "answer": "x"}, "field 'question' must be a non-empty string"),
         ("jsonl", {"question": "x", "answers": [{}]}, "field 'answers' must be a non-empty string, or a list of them"),
-        ("jsonl", {"question": "x", "answer": "z", "choices": ["a", "b"]}, "field 'answer' must be one of A, B, or a text"),
-        ("jsonl", {"question": "x", "answer": "a", "kind": "chioce"}, "field 'kind' must be one of open, yes-no, choice"),
+        (
+            "jsonl",
+            {"question": "x", "answer": "z", "choices": ["a", "b"]},
+            "field 'answer' must be one of A, B, or a text",
+        ),
+        (
+            "jsonl",
+            {"question": "x", "answer": "a", "kind": "chioce"},
+            "field 'kind' must be one of open, yes-no, choice",
+        ),
         ("jsonl", {"question": "x", "answer": "a", "passages": [{"id": "p"}]}, r"passages\[0\]: field 'text' must be"),
         ("tasks", {**TASK, "questions": [{"question": "x", "answer": "y", "context": [2]}]}, "positions from 0 to 1"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_record_is_named_with_its_field(
     tmp_path: Path, format_: str, record: dict[str, Any], problem: str
 ) -> None:
