@@ -113,4 +113,4 @@ class SynthesisError(RegradError):
 
 
 class EvaluationError(RegradError):
-    """A question set, a prediction file or the records of an evaluation are wrong or do not belong together."""
+    """A question set cannot be read or does not fit what is evaluated; the text names the file and the record."""

@@ -22,6 +22,7 @@ _VERBS = {
     "bank": "Look at a Gradient Bank, add to it, forget passages, mend, prune, copy it.",
     "serve": "Answer questions over HTTP (Ray Serve).",
     "keys": "Give people keys to a server, list them, take them back.",
+    "leaks": "Find test questions that are among the training questions.",
     "ask": "Ask a running server one question.",
     "demo": "Everything end to end on the lab world, in minutes.",
 }
