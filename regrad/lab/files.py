@@ -62,7 +62,12 @@ def documents(people: Sequence[Person], seed: int = 22) -> list[Passage]:
 
 def held_out_questions(world: World, count: int, seed: int = 77) -> list[LabQuestion]:
     """Questions about held-out people, cycling through people and attributes."""
-    rng, people = random.Random(seed), world.held_out
+    return people_questions(world.held_out, count, seed)
+
+
+def people_questions(people: Sequence[Person], count: int, seed: int = 77) -> list[LabQuestion]:
+    """The same about any people."""
+    rng = random.Random(seed)
     questions = []
     for i in range(count):
         person, attribute = people[(i * 7) % len(people)], ATTRIBUTES[i % len(ATTRIBUTES)]

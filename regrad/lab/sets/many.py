@@ -1,7 +1,7 @@
-"""More passages than the context holds: five notes about each person, each on one fact, each about a hundred tokens.
+"""More passages than the context holds: five notes about each person, each on one fact, each about 110 tokens.
 
 No note's words are those of a question, so BM25 finds a person's five notes and cannot tell which of them answers.
-The base reads three or four at once; its context of 512 tokens does not hold five.
+The base reads four at once; its context of 512 tokens does not hold five.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from regrad.lab.sets.base import LabSet, SetQuestion, told
 from regrad.lab.wording import ATTRIBUTES, QUESTIONS, STATEMENTS
 from regrad.lab.world import Person, question
 
-_SENTENCES = 14
+_SENTENCES = 16
 _STEM = 4
 
 
