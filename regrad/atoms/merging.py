@@ -6,6 +6,7 @@ retriever gave them (any scale; higher is better). The paper's method is `sum`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,7 +31,7 @@ def mean(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
 
 def root(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
     """Between sum and mean: the length of a sum of vectors at right angles does not grow."""
-    return parts_KP.sum(0) / len(parts_KP) ** 0.5
+    return parts_KP.sum(0) / math.sqrt(len(parts_KP))
 
 
 def first(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
