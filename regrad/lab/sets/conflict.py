@@ -1,7 +1,7 @@
 """Old and new: two passages about each person that disagree on three facts of five; the newer one is right.
 
-The newer passage says "Now" before what has changed. Both are in the corpus, as in an index that was never cleaned;
-a corpus of the newer passages alone (`CURRENT` in their ids) is what a bank is after an update.
+Both are in the corpus, as in an index that was never cleaned. Nothing in their words says which is newer, only their
+ids do (`CURRENT`, `FORMER`): the newer ones alone are what index and bank hold after an update.
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ class Conflict(LabSet):
 
     def passages(self, person: Person, rng: random.Random) -> list[Passage]:
         """The old one and the new one."""
-        former = self.former(person)
-        changed = {a for a in ATTRIBUTES if former.values[a] != person.values[a]}
-        now = {a: [f"Now {s}" if a in changed else s for s in wordings] for a, wordings in STATEMENTS.items()}
+        versions = ((FORMER, self.former(person)), (CURRENT, person))
         return [
-            Passage(person.passage_id + FORMER, person.name, told(former, _order(rng), rng, STATEMENTS)),
-            Passage(person.passage_id + CURRENT, person.name, told(person, _order(rng), rng, now)),
+            Passage(person.passage_id + suffix, person.name, told(version, _order(rng), rng, STATEMENTS))
+            for suffix, version in versions
         ]
 
     def former(self, person: Person) -> Person:
