@@ -19,11 +19,12 @@ def command() -> None:
 @command.command("world")
 @settings_options("jobs/lab-world.yaml")
 def world(config: Path, overrides: tuple[str, ...]) -> None:
-    """Write corpus, questions, meta-training and dev tasks."""
+    """Write corpus, questions, meta-training and dev tasks; of a harder lab with `--set variant=NAME`."""
     settings = load_settings(LabConfig, config, overrides)
     from regrad.lab.files import write_lab
+    from regrad.lab.sets.files import write_hard_lab
 
-    storage = write_lab(settings)
+    storage = write_lab(settings) if settings.variant == "people" else write_hard_lab(settings)
     click.echo(f"lab world at {storage.uri}: {', '.join(storage.list())}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from regrad.config.bank import BuildConfig
@@ -15,11 +17,15 @@ class LabConfig(Settings):
     """`regrad lab world`: the lab's files."""
 
     output: Location = "runs/lab"
+    variant: Literal["people", "many", "long", "conflict", "unseen", "firms"] = Field(
+        "people", description="the lab itself, or a harder one (regrad/lab/sets)"
+    )
     seed: int = 0
     questions: int = Field(200, ge=1)
     task_records: int = Field(4000, ge=1)
     people_per_record: int = Field(8, ge=3, le=50)
-    three_passage_fraction: float = Field(1.0, ge=0, le=1)
+    three_passage_fraction: float = Field(1.0, ge=0, le=1, description="records whose questions have others' passages")
+    context_passages: int = Field(3, ge=2, le=20, description="passages that such a question rests on")
     documents: int = Field(0, ge=0, description="meta-training people whose documents alone are written, too")
 
 

@@ -16,8 +16,9 @@ from regrad.storage import Storage
 
 CORPUS, QUESTIONS, TASKS, DEV = "corpus.jsonl", "questions.jsonl", "tasks.jsonl", "dev.jsonl"
 DOCUMENTS = "documents.jsonl"
-_DEV_RECORDS = 12
-_QUESTIONS_PER_PERSON = 5
+DEV_PEOPLE = 100
+DEV_RECORDS = 12
+QUESTIONS_PER_PERSON = 5
 _NAMESAKE_FRACTION = 0.9
 
 
@@ -39,10 +40,10 @@ def write_lab(config: LabConfig) -> Storage:
     world = World(config.seed)
     storage = Storage(config.output)
     storage.write(CORPUS, encode_passages(held_out_corpus(world)))
-    storage.write(QUESTIONS, _jsonl(asdict(item) for item in held_out_questions(world, config.questions)))
-    training, dev = world.meta[:-100], world.meta[-100:]
-    storage.write(TASKS, _jsonl(tasks(training, config, config.task_records, seed=11)))
-    storage.write(DEV, _jsonl(tasks(dev, config, _DEV_RECORDS, seed=12)))
+    storage.write(QUESTIONS, jsonl(asdict(item) for item in held_out_questions(world, config.questions)))
+    training, dev = world.meta[:-DEV_PEOPLE], world.meta[-DEV_PEOPLE:]
+    storage.write(TASKS, jsonl(tasks(training, config, config.task_records, seed=11)))
+    storage.write(DEV, jsonl(tasks(dev, config, DEV_RECORDS, seed=12)))
     if config.documents:
         storage.write(DOCUMENTS, encode_passages(documents(training[: config.documents])))
     return storage
@@ -61,7 +62,12 @@ def documents(people: Sequence[Person], seed: int = 22) -> list[Passage]:
 
 def held_out_questions(world: World, count: int, seed: int = 77) -> list[LabQuestion]:
     """Questions about held-out people, cycling through people and attributes."""
-    rng, people = random.Random(seed), world.held_out
+    return people_questions(world.held_out, count, seed)
+
+
+def people_questions(people: Sequence[Person], count: int, seed: int = 77) -> list[LabQuestion]:
+    """The same about any people."""
+    rng = random.Random(seed)
     questions = []
     for i in range(count):
         person, attribute = people[(i * 7) % len(people)], ATTRIBUTES[i % len(ATTRIBUTES)]
@@ -72,25 +78,26 @@ def held_out_questions(world: World, count: int, seed: int = 77) -> list[LabQues
 
 
 def tasks(people: list[Person], config: LabConfig, records: int, seed: int) -> Iterable[dict[str, Any]]:
-    """Task records: people who mostly share name pieces; a question rests on its person's passage and two others'.
+    """Task records: people who mostly share name pieces; a question rests on its person's passage and others'.
 
-    The two others are, where there are any, such that share a name piece with the person: what BM25 retrieves beside.
+    The others (two, if nothing else is said) are, where there are any, such that share a name piece with the person:
+    what BM25 retrieves beside.
     """
     rng, namesakes = random.Random(seed), Namesakes(people)
     for number in range(records):
-        group = _group(people, namesakes, config.people_per_record, rng)
+        group = namesake_group(people, namesakes, config.people_per_record, rng)
         three = rng.random() < config.three_passage_fraction
         questions = []
         for i, person in enumerate(group):
-            context = [i, *(_nearest(group, i, rng) if three else ())]
-            for attribute in rng.sample(ATTRIBUTES, _QUESTIONS_PER_PERSON):
+            context = [i, *(nearest(group, i, rng)[: config.context_passages - 1] if three else ())]
+            for attribute in rng.sample(ATTRIBUTES, QUESTIONS_PER_PERSON):
                 asked = question(person, attribute, rng)
                 questions.append({"question": asked, "answer": person.values[attribute], "context": context})
         passages = [asdict(passage(person, rng)) for person in group]
         yield {"id": f"{seed}-{number}", "passages": passages, "questions": questions}
 
 
-def _group(people: list[Person], namesakes: Namesakes, size: int, rng: random.Random) -> list[Person]:
+def namesake_group(people: Sequence[Person], namesakes: Namesakes, size: int, rng: random.Random) -> list[Person]:
     """Each next person mostly shares a name piece with one who is already there."""
     group: list[Person] = []
     while len(group) < size:
@@ -101,13 +108,14 @@ def _group(people: list[Person], namesakes: Namesakes, size: int, rng: random.Ra
     return group
 
 
-def _nearest(group: list[Person], i: int, rng: random.Random) -> list[int]:
-    """Two others, those first who share a name piece with person i."""
+def nearest(group: Sequence[Person], i: int, rng: random.Random) -> list[int]:
+    """All others, those first who share a name piece with person i."""
     others = [j for j in range(len(group)) if j != i]
     rng.shuffle(others)
     pieces = set(group[i].name.split())
-    return sorted(others, key=lambda j: not pieces & set(group[j].name.split()))[:2]
+    return sorted(others, key=lambda j: not pieces & set(group[j].name.split()))
 
 
-def _jsonl(records: Iterable[dict[str, Any]]) -> bytes:
+def jsonl(records: Iterable[dict[str, Any]]) -> bytes:
+    """One record a line."""
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()

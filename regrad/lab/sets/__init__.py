@@ -1,0 +1,23 @@
+"""Harder labs: the same base model, other people or other texts, where reading from a prompt is no longer enough.
+
+Each is one file and one entry here; `regrad lab world --set variant=NAME` writes it, in the lab's own formats.
+"""
+
+from __future__ import annotations
+
+from regrad.lab.sets.base import LabSet, SetQuestion
+from regrad.lab.sets.conflict import Conflict
+from regrad.lab.sets.firms import Firms
+from regrad.lab.sets.long import Long
+from regrad.lab.sets.many import Many
+from regrad.lab.sets.unseen import Unseen
+
+SETS: dict[str, type[LabSet]] = {
+    "many": Many,
+    "long": Long,
+    "conflict": Conflict,
+    "unseen": Unseen,
+    "firms": Firms,
+}
+
+__all__ = ["SETS", "LabSet", "SetQuestion"]

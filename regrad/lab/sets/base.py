@@ -1,0 +1,66 @@
+"""What a harder lab is: whom it is about, the passages about each, and questions that rest on some of them."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from regrad.corpus import Passage
+from regrad.lab.world import Person, World, question
+
+Templates = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class SetQuestion:
+    """A question, the passages that hold its answer, and, as a control, passages that do not.
+
+    `group` names the part of the set that the question belongs to.
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    passage_ids: tuple[str, ...]
+    other_passage_ids: tuple[str, ...] = ()
+    group: str = ""
+
+
+class LabSet(ABC):
+    """One harder lab. All that it makes is a function of the world, the subject and the random stream."""
+
+    context = 3
+    """How many passages a question of a meta-training task rests on."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    @property
+    def held_out(self) -> Sequence[Person]:
+        """Whom the corpus and the questions are about."""
+        return self.world.held_out
+
+    @property
+    def meta(self) -> Sequence[Person]:
+        """Whom the meta-training and dev tasks are about."""
+        return self.world.meta
+
+    @abstractmethod
+    def passages(self, person: Person, rng: random.Random) -> list[Passage]:
+        """All passages about one subject."""
+
+    def ask(self, person: Person, attribute: str, rng: random.Random) -> SetQuestion:
+        """One question about one subject."""
+        return SetQuestion(question(person, attribute, rng), (person.values[attribute],), (person.passage_id,))
+
+
+def told(
+    person: Person, attributes: Sequence[str], rng: random.Random, statements: Templates, name_probability: float = 0.4
+) -> str:
+    """One sentence an attribute, in this order: the first by name, the others mostly by pronoun."""
+    sentences = []
+    for position, attribute in enumerate(attributes):
+        subject = person.name if position == 0 or rng.random() < name_probability else person.pronoun
+        sentences.append(rng.choice(statements[attribute]).format(subject=subject, value=person.values[attribute]))
+    return " ".join(sentences)
