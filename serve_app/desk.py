@@ -10,7 +10,7 @@ from torch import Tensor
 from regrad.config import ServeConfig
 from regrad.corpus import Passage
 from regrad.errors import AtomNotFound, FingerprintMismatch, NothingFound
-from regrad.language_model.engine import DecodingRequest
+from regrad.language_model.engine import DecodingRequest, Finished
 from regrad.methods import Knowledge, get_method
 from regrad.methods.base import Method
 from regrad.prompts import PromptFormat
@@ -119,14 +119,16 @@ class Desk:
         s = ask.sampling
         return DecodingRequest(prompt, update, s.max_new_tokens, s.temperature, s.top_p, s.seed, s.stop)
 
-    def contributions(self, ask: Ask, prepared: Prepared, answer: str) -> tuple[PassageUse, ...]:
+    def contributions(self, ask: Ask, prepared: Prepared, finished: Finished) -> tuple[PassageUse, ...]:
         """The uses with each passage's part in the answer. Runs the model for `leave_one_out`."""
         if ask.contributions is None or prepared.parts is None or prepared.request.update is None:
             return prepared.uses
         if ask.contributions == "norms":
             values = self.knowledge.norms(prepared.parts, ask.gamma)
         else:
-            values = self.knowledge.leave_one_out(prepared.request.prompt, answer, prepared.parts, ask.gamma)
+            request = prepared.request
+            ended = finished.reason == "stop" and request.stop is None
+            values = self.knowledge.leave_one_out(request.prompt, finished.text, prepared.parts, ask.gamma, ended)
         left = iter(values)
         return tuple(replace(use, contribution=next(left)) if use.tier else use for use in prepared.uses)
 
