@@ -10,22 +10,34 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
 
 from regrad.config import ServeConfig
 from serve_app.api.docs import DESCRIPTION
 from serve_app.api.errors import Problem, Refused
-from serve_app.api.middleware import BodyLimit, RequestIds
+from serve_app.api.middleware import BodyLimit, LastErrors, Requests
 from serve_app.api.native import add_native_routes
 from serve_app.api.openai import add_openai_routes
+from serve_app.api.pages import add_pages
 from serve_app.messages import Answering
+from serve_app.protection.protect import protect
 
 _NOT_JSON = Problem("invalid_json", 400, "body", "the body is not JSON")
 _NOT_SAID_TO_BE_JSON = Problem("unsupported_media_type", 415, "body", "send the body as content-type: application/json")
 _CLIENT_LEFT = 499
 
 
-def make_api(config: ServeConfig, answering: Callable[[], Answering]) -> FastAPI:
-    """The FastAPI application of one server; `answering` is called within requests."""
+def make_app(config: ServeConfig, answering: Callable[[], Answering]) -> ASGIApp:
+    """The whole application of one server, behind its keys; `answering` is called within requests.
+
+    Raises as `protect`.
+    """
+    api = _make_api(config, answering)
+    add_pages(api)
+    return Requests(protect(api, config.protection), config.limits.request_seconds, answering)
+
+
+def _make_api(config: ServeConfig, answering: Callable[[], Answering]) -> FastAPI:
     api = FastAPI(
         title="regrad",
         description=DESCRIPTION,
@@ -33,7 +45,7 @@ def make_api(config: ServeConfig, answering: Callable[[], Answering]) -> FastAPI
         redoc_url=None,
         redirect_slashes=False,
         middleware=[
-            Middleware(RequestIds, seconds=config.limits.request_seconds),
+            Middleware(LastErrors),
             Middleware(BodyLimit, limit=config.limits.max_body_bytes, seconds=config.limits.request_seconds),
         ],
     )
@@ -66,9 +78,7 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404:
         return Problem("not_found", 404, "path", "there is no such path").response()
     kind = "method_not_allowed" if error.status_code == 405 else "refused"
-    response = Problem(kind, error.status_code, "path", str(error.detail)).response()
-    response.headers.update(error.headers or {})
-    return response
+    return Problem(kind, error.status_code, "path", str(error.detail)).response(error.headers or {})
 
 
 async def _left(request: Request, error: Exception) -> Response:

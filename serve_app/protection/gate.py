@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from regrad.config import ProtectionConfig
 from regrad.errors import RegradError
 from serve_app.api.errors import Problem
+from serve_app.api.record import current_record
 from serve_app.protection.credentials import presented_key, remove_key_from_address, without_secrets
 from serve_app.protection.key_file import KeyRecord
 from serve_app.protection.key_ring import BadKey, KeyRing
@@ -81,7 +82,7 @@ class KeyGate:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if remove_key_from_address(scope):
-            return await _refusal(400, "key_in_address", _IN_ADDRESS, "authorization")(scope, receive, send)
+            return await _IN_ADDRESS.response()(scope, receive, send)
         if self._is_open(scope):
             return await self._pass_on(scope, receive, send, None, {})
         try:
@@ -99,6 +100,8 @@ class KeyGate:
         ring = await self._open_ring()
         await ring.refresh()
         key = ring.check(presented)
+        if record := current_record():
+            record.key_id = key.id
         verdict = self._limits.admit(key)
         if len(self._limits) > len(ring.ids):
             self._limits.keep(ring.ids)
@@ -125,9 +128,12 @@ class KeyGate:
             _caller.reset(token)
 
 
-_IN_ADDRESS = (
+_IN_ADDRESS = Problem(
+    "key_in_address",
+    400,
+    "authorization",
     "the address has an API key in it, where logs and histories keep it: send it as `Authorization: Bearer KEY`, and "
-    "replace this key, since others may have seen it"
+    "replace this key, since others may have seen it",
 )
 _NO_KEYS = "the server cannot read its keys at the moment; its log says more"
 
@@ -140,21 +146,15 @@ def _route(scope: Scope) -> str:
     return path
 
 
-def _refusal(
-    status: int, kind: str, message: str, field: str | None = None, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    return JSONResponse(Problem(kind, status, field, message).content, status, headers)
-
-
 def _refused(error: BadKey | RegradError) -> JSONResponse:
     if isinstance(error, BadKey):
-        return _refusal(401, "unauthorized", str(error), "authorization", {"www-authenticate": "Bearer"})
+        problem = Problem("unauthorized", 401, "authorization", str(error))
+        return problem.response({"www-authenticate": "Bearer"})
     logger.error("no request can be let in: %s", error)
-    return _refusal(503, "unavailable", _NO_KEYS, None, {"retry-after": "5"})
+    return Problem("unavailable", 503, None, _NO_KEYS, retry_after=5).response()
 
 
 def _too_many(verdict: Verdict) -> JSONResponse:
     limit = verdict.headers[f"x-ratelimit-limit-{verdict.what}"]
     message = f"the key's limit of {limit} {verdict.what} a minute is reached; try again in {verdict.retry_after} s"
-    headers = {"retry-after": str(verdict.retry_after), **verdict.headers}
-    return _refusal(429, "rate_limited", message, None, headers)
+    return Problem("rate_limited", 429, None, message, verdict.retry_after).response(verdict.headers)

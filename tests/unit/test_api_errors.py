@@ -16,7 +16,7 @@ from ray.serve.exceptions import BackPressureError
 from starlette.testclient import TestClient
 
 from regrad.errors import BankError, PassageNotFound, PromptTooLong
-from serve_app.api.app import make_api
+from serve_app.api.app import make_app
 from serve_app.api.errors import NothingFound, UnknownRelease
 from tests.unit.answering import StandIn, api_of, config, served
 
@@ -95,7 +95,7 @@ def test_the_gateway_may_not_be_ready() -> None:
     def not_ready() -> StandIn:
         raise BankError("loading")
 
-    client = TestClient(make_api(config(), not_ready))
+    client = TestClient(make_app(config(), not_ready))
     for path, body in (("/v1/answer", {"question": "Where?"}), ("/v1/completions", {"prompt": "x", "stream": True})):
         response = client.post(path, json=body)
         assert (response.status_code, response.headers["retry-after"]) == (503, "5")
