@@ -11,7 +11,7 @@ Responses = dict[int | str, dict[str, Any]]
 DESCRIPTION = """Answers from retrieved gradients.
 
 Errors have one form, `{"error": {"type", "field", "message", "code", "param"}}`, whatever the status. Every response
-has the header `x-request-id`; the server's log knows the request by it.
+has the header `x-request-id`; the server's log knows the request by it (an odd one with `_` for odd characters).
 """
 
 _READING = {

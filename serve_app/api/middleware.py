@@ -24,11 +24,12 @@ logger = logging.getLogger("ray.serve")
 
 REQUEST_ID = "x-request-id"
 _SLOW = Problem("timeout", 408, "body", "the body did not come in the time that a request has")
-_ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ODD = re.compile(r"[^A-Za-z0-9._-]")
+_LONGEST = 64
 
 
 class Requests:
-    """Gives a request its id (the caller's, if it is a plain one), and counts and logs it if it is refused.
+    """Gives a request its id (the caller's, if there is one), and counts and logs it if it is refused.
 
     It is in front of everything, the keys, too. `seconds` is how long any request may take: routes find it and the id
     in `request.state`. What the gateway itself was asked it has counted already.
@@ -43,9 +44,8 @@ class Requests:
         """Handle one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = _request_id(given)
-        told = request_id == given and _behind_serve()
+        request_id = _request_id(Headers(scope=scope).get(REQUEST_ID, ""))
+        told = _behind_serve()
         scope.setdefault("state", {}).update(request_id=request_id, request_seconds=self._seconds)
 
         async def sending(message: Message) -> None:
@@ -133,7 +133,7 @@ class BodyLimit:
 
 
 def _behind_serve() -> bool:
-    """Whether this is a replica: Serve's own server then adds the header of the request to the response."""
+    """Whether this is a replica: Serve's own server then adds the request's header to the response, whatever it is."""
     try:
         serve.get_replica_context()
     except RayServeException:
@@ -142,4 +142,5 @@ def _behind_serve() -> bool:
 
 
 def _request_id(given: str) -> str:
-    return given if _ACCEPTED.fullmatch(given) else uuid.uuid4().hex
+    """The caller's, with `_` for whatever is not plain; or a new one."""
+    return _ODD.sub("_", given[:_LONGEST]) or uuid.uuid4().hex
