@@ -31,6 +31,7 @@ from serve_app.messages import (
     Retrieved,
 )
 from serve_app.protection.gate import current_caller
+from serve_app.readiness import Readiness
 from serve_app.releases import ReleaseList
 from serve_app.stages import GONE, Stages
 from serve_app.watching.watch import Watch
@@ -56,6 +57,7 @@ class Gateway:
         self._groups = Groups(config.groups, self._stages, (retriever, bank_loader, generator))
         self._follower = Follower(config)
         self._watch = Watch(config.watching, "gateway")
+        self._readiness = Readiness()
         self._in_flight = 0
 
     async def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
@@ -79,6 +81,10 @@ class Gateway:
     async def releases(self) -> list[dict[str, object]]:
         """What questions are answered from now."""
         return list(self._follower.facts)
+
+    async def missing(self) -> list[str]:
+        """The deployments behind the gateway that have no running replica."""
+        return await self._readiness.missing()
 
     def refused(self, record: Record) -> None:
         """Count and log a request that was refused before it came here."""

@@ -220,6 +220,10 @@ class Answering(Protocol):
         """What questions are answered from now, with the banks' versions, counts and shares, the main one first."""
         ...
 
+    async def missing(self) -> list[str]:
+        """The parts of the server without which it cannot answer and that are not there; empty if it is ready."""
+        ...
+
     def refused(self, record: Record) -> None:
         """Count and log a request that was refused before anybody asked for an answer."""
         ...

@@ -71,6 +71,9 @@ def _problems(texts: dict[int, str]) -> Responses:
 
 READING_PROBLEMS = _problems(_READING)
 ASKING_PROBLEMS = _problems(_ASKING)
+READY_PROBLEMS = _problems(
+    {**_READING, 503: "a deployment has no running replica; the message names it"},
+)
 MODEL_PROBLEMS = _problems({404: "there is no such model; the message lists those that there are", 422: _READING[422]})
 
 

@@ -22,7 +22,7 @@ from serve_app.protection.rate_limits import RateLimits, Verdict
 
 logger = logging.getLogger("ray.serve")
 
-_OPEN = frozenset({"/", "/healthz"})
+_OPEN = frozenset({"/", "/healthz", "/readyz"})
 _DOCS = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 
 

@@ -38,6 +38,7 @@ class StandIn:
     seconds: float = 0.0
     asks: list[Ask] = field(default_factory=list)
     refusals: list[Record] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
     running: int = 0
     cancelled: int = 0
 
@@ -63,6 +64,9 @@ class StandIn:
         if "releases" in self.errors:
             raise self.errors["releases"]
         return [{"name": "main", "bank_version": 3, "share": 1.0}]
+
+    async def missing(self) -> list[str]:
+        return self.absent
 
     def refused(self, record: Record) -> None:
         self.refusals.append(record)

@@ -17,6 +17,7 @@ from serve_app.api.app import make_app
 from serve_app.gateway import Gateway
 from serve_app.messages import Answered, Ask, Release
 from serve_app.protection.key_file import KeyStore, make_key
+from serve_app.readiness import Readiness
 from tests.unit.recording import Recorded
 from tests.unit.releasing import setup
 
@@ -134,3 +135,14 @@ def test_a_gateway_that_is_not_there_costs_only_the_count(server: Server) -> Non
     client = TestClient(make_app(server._config(Path(server._log.parent)), none_yet))
     assert client.post("/v1/answer", json=ASK).status_code == 401
     assert server.counted == []
+
+
+def test_a_look_whether_it_is_ready_is_no_refused_request(server: Server) -> None:
+    server.gateway._readiness = Readiness(lambda: ["generator"])
+    response = server.client.get("/readyz")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    assert response.json()["error"]["message"] == "not ready: there is no running replica of generator"
+    assert server.client.get("/healthz").status_code == 200
+    server.gateway._readiness = Readiness(lambda: [])
+    assert server.client.get("/readyz").json() == {"status": "ready"}
+    assert server.counted == [] and server.logged == []
