@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,13 +14,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from regrad.config import ServeConfig
-from serve_app.api.docs import DESCRIPTION
+from serve_app.api.docs import DESCRIPTION, with_keys
 from serve_app.api.errors import Problem, Refused
 from serve_app.api.middleware import BodyLimit, LastErrors, Requests
 from serve_app.api.native import add_native_routes
 from serve_app.api.openai import add_openai_routes
 from serve_app.api.pages import add_pages
 from serve_app.messages import Answering
+from serve_app.protection.gate import is_open
 from serve_app.protection.protect import protect
 
 _NOT_JSON = Problem("invalid_json", 400, "body", "the body is not JSON")
@@ -51,6 +53,9 @@ def _make_api(config: ServeConfig, answering: Callable[[], Answering]) -> FastAP
     )
     add_native_routes(api, config.limits, answering)
     add_openai_routes(api, config.limits, answering)
+    if config.protection.keys is not None:
+        plain = api.openapi
+        api.openapi = lambda: with_keys(plain(), partial(is_open, open_docs=config.protection.open_docs))  # type: ignore[method-assign]
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _refused)
     api.add_exception_handler(ClientDisconnect, _left)

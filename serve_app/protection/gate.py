@@ -26,6 +26,11 @@ _OPEN = frozenset({"/", "/healthz", "/readyz"})
 _DOCS = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 
 
+def is_open(path: str, open_docs: bool) -> bool:
+    """Whether a page may be read without a key."""
+    return path in _OPEN or path.startswith("/web/") or (open_docs and path in _DOCS)
+
+
 class Caller:
     """Whose key a request came with. `charge` takes the tokens of an answer from what the key may have."""
 
@@ -108,9 +113,7 @@ class KeyGate:
         return key, verdict
 
     def _is_open(self, scope: Scope) -> bool:
-        path = _route(scope)
-        pages = _OPEN | _DOCS if self._config.open_docs else _OPEN
-        return scope["method"] in ("GET", "HEAD") and (path in pages or path.startswith("/web/"))
+        return scope["method"] in ("GET", "HEAD") and is_open(_route(scope), self._config.open_docs)
 
     async def _pass_on(
         self, scope: Scope, receive: Receive, send: Send, key: KeyRecord | None, headers: dict[str, str]
