@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -30,9 +31,17 @@ from regrad.storage import Storage
 _SECONDS_BETWEEN_REPORTS = 0.5
 
 
+@dataclass(frozen=True)
+class Built:
+    """The version of the bank in force after a build, and how many passages of the corpus could not be used."""
+
+    manifest: Manifest
+    refused: int
+
+
 def run(config: BuildConfig) -> str:
     """Build and commit one version of the bank; returns one line saying what was made and where."""
-    return describe(build(config), config.bank.uri)
+    return describe(build(config).manifest, config.bank.uri)
 
 
 def describe(manifest: Manifest, uri: str) -> str:
@@ -45,8 +54,8 @@ def describe(manifest: Manifest, uri: str) -> str:
     )
 
 
-def build(config: BuildConfig, add: bool = False) -> Manifest:
-    """The same, returning the manifest; with `add`, the bank keeps what is not in this corpus.
+def build(config: BuildConfig, add: bool = False) -> Built:
+    """The same, returning what was built; with `add`, the bank keeps what is not in this corpus.
 
     Passages that the bank has already, of the same text, are not computed again. If nothing has changed, it is the
     manifest of the version in force.
@@ -61,11 +70,14 @@ def build(config: BuildConfig, add: bool = False) -> Manifest:
     total = sum(file.bytes for file in corpus_files(config.corpus))
     with cluster(), progress_bar(total) as show, progress_channel(show) as progress:
         require_workers(config.cluster)
-        return Manifest.model_validate(run_task(_build, config, layout, base, add, progress))
+        manifest, refused = run_task(_build, config, layout, base, add, progress)
+    return Built(Manifest.model_validate(manifest), refused)
 
 
-def _build(config: BuildConfig, layout: Layout, base: Manifest | None, add: bool, progress: Any) -> dict[str, Any]:
-    """Compute all blocks, then commit; the manifest's content."""
+def _build(
+    config: BuildConfig, layout: Layout, base: Manifest | None, add: bool, progress: Any
+) -> tuple[dict[str, Any], int]:
+    """Compute all blocks, then commit; the manifest's content, and how many passages were refused."""
     storage = Storage(config.bank.uri)
     same = base if base and base.layout == layout else None
     blocks = blocks_of_lines(config.corpus, config.bank.shard_passages)
@@ -86,7 +98,7 @@ def _build(config: BuildConfig, layout: Layout, base: Manifest | None, add: bool
         manifest = commit(storage, layout, change, base, fresh=same is None)
     for name in sorted(set(built["receipt"].drop_null().to_pylist())):
         storage.remove_file(name)
-    return manifest.model_dump(mode="json")
+    return manifest.model_dump(mode="json"), len(change.quarantine)
 
 
 def _collect(results: Any, progress: Any) -> Iterator[pa.Table]:

@@ -14,12 +14,10 @@ from ray.serve.config import AutoscalingConfig
 from regrad.config import ReplicaConfig, ServeConfig
 from regrad.retrieval.lucene import check_index
 from regrad.settings import parse_settings
-from serve_app.api.app import make_api
-from serve_app.api.pages import add_pages
+from serve_app.api.app import make_app
 from serve_app.bank_loader import BankLoaderDeployment
 from serve_app.gateway import Gateway
 from serve_app.generator import GeneratorDeployment
-from serve_app.protection.protect import protect
 from serve_app.releases import read_releases, resolve_all
 from serve_app.retriever import RetrieverDeployment
 
@@ -35,9 +33,7 @@ def build(args: dict[str, Any]) -> Application:
     retriever = _deploy(RetrieverDeployment, "retriever", config.retriever).bind(config)
     bank_loader = _deploy(BankLoaderDeployment, "bank_loader", config.bank_loader).bind(config)
     generator = _deploy(GeneratorDeployment, "generator", config.generator).bind(config)
-    api = make_api(config, _gateway)
-    add_pages(api)
-    ingress = serve.ingress(protect(api, config.protection))(Gateway)
+    ingress = serve.ingress(make_app(config, _gateway))(Gateway)
     return _deploy(ingress, "gateway", config.gateway).bind(config, retriever, bank_loader, generator)
 
 

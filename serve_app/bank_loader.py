@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -39,6 +40,7 @@ class BankLoaderDeployment:
         self._threads = ThreadPoolExecutor(config.bank_loader.max_ongoing_requests, thread_name_prefix="load")
         self._open: OrderedDict[object, tuple[BankReader, float]] = OrderedDict()
         self._opening: dict[object, asyncio.Task[BankReader]] = {}
+        self._users: Counter[BankReader] = Counter()
         self._watch = Watch(config.watching, "bank_loader")
 
     async def load(
@@ -60,7 +62,7 @@ class BankLoaderDeployment:
         deadline = time.monotonic() + self._seconds(seconds)
         reader = await self._reader(release, deadline)
         passages = [hit.passage for hit in retrieved.hits]
-        with self._watch.span("load", traceparent, passages=len(passages)):
+        with self._watch.span("load", traceparent, passages=len(passages)), self._used(reader):
             read = reader.fetch if atoms else reader.deletions
             found = await self._in_time(lambda: read(passages, deadline - time.monotonic()), deadline)
             records = [item.record for item in found if item.record is not None]
@@ -125,16 +127,37 @@ class BankLoaderDeployment:
             raise StorageError("the store did not let the bank be opened in time")
         return reader
 
-    async def _refresh(self, reader: BankReader | None, release: Release) -> BankReader:
+    async def _refresh(self, old: BankReader | None, release: Release) -> BankReader:
         try:
-            reader = await asyncio.to_thread(self._refreshed, reader, release)
-            self._open[release.key] = reader, time.monotonic()
+            with self._used(old):
+                reader = await asyncio.to_thread(self._refreshed, old, release)
+                self._open[release.key] = reader, time.monotonic()
             self._open.move_to_end(release.key)
             while len(self._open) > _OPEN_BANKS:
-                self._open.popitem(last=False)
+                _, (dropped, _) = self._open.popitem(last=False)
+                self._close_unused(dropped)
             return reader
         finally:
             del self._opening[release.key]
+
+    @contextmanager
+    def _used(self, reader: BankReader | None) -> Iterator[None]:
+        """As long as the block runs the reader stays open, even if another one has taken its place."""
+        if reader is None:
+            yield
+            return
+        self._users[reader] += 1
+        try:
+            yield
+        finally:
+            self._users[reader] -= 1
+            self._close_unused(reader)
+
+    def _close_unused(self, reader: BankReader) -> None:
+        if self._users[reader] <= 0:
+            del self._users[reader]
+            if all(reader is not kept for kept, _ in self._open.values()):
+                reader.close()
 
     def _refreshed(self, reader: BankReader | None, release: Release) -> BankReader:
         if reader is not None and not reader.is_superseded():

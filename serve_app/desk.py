@@ -10,7 +10,7 @@ from torch import Tensor
 from regrad.config import ServeConfig
 from regrad.corpus import Passage
 from regrad.errors import AtomNotFound, FingerprintMismatch, NothingFound
-from regrad.language_model.engine import DecodingRequest
+from regrad.language_model.engine import DecodingRequest, Finished
 from regrad.methods import Knowledge, get_method
 from regrad.methods.base import Method
 from regrad.prompts import PromptFormat
@@ -119,7 +119,7 @@ class Desk:
         s = ask.sampling
         return DecodingRequest(prompt, update, s.max_new_tokens, s.temperature, s.top_p, s.seed, s.stop, ask.raw)
 
-    def contributions(self, ask: Ask, prepared: Prepared, answer: str) -> tuple[PassageUse, ...]:
+    def contributions(self, ask: Ask, prepared: Prepared, finished: Finished) -> tuple[PassageUse, ...]:
         """The uses with each passage's part in the answer. Runs the model for `leave_one_out`."""
         if ask.contributions is None or prepared.parts is None or prepared.request.update is None:
             return prepared.uses
@@ -127,7 +127,9 @@ class Desk:
             values = self.knowledge.norms(prepared.parts, ask.gamma)
         else:
             request = prepared.request
-            values = self.knowledge.leave_one_out(request.prompt, answer, prepared.parts, ask.gamma, request.raw)
+            ended = finished.reason == "stop" and request.stop is None
+            parts, gamma = prepared.parts, ask.gamma
+            values = self.knowledge.leave_one_out(request.prompt, finished.text, parts, gamma, ended, request.raw)
         left = iter(values)
         return tuple(replace(use, contribution=next(left)) if use.tier else use for use in prepared.uses)
 

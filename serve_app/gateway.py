@@ -17,6 +17,7 @@ from regrad.config import ServeConfig
 from regrad.errors import RegradError
 from regrad.settings import parse_settings
 from serve_app.api.errors import problem_of
+from serve_app.api.record import Record, current_record
 from serve_app.follower import Follower
 from serve_app.groups import Groups
 from serve_app.messages import (
@@ -30,6 +31,7 @@ from serve_app.messages import (
     Retrieved,
 )
 from serve_app.protection.gate import current_caller
+from serve_app.readiness import Readiness
 from serve_app.releases import ReleaseList
 from serve_app.stages import GONE, Stages
 from serve_app.watching.watch import Watch
@@ -55,6 +57,7 @@ class Gateway:
         self._groups = Groups(config.groups, self._stages, (retriever, bank_loader, generator))
         self._follower = Follower(config)
         self._watch = Watch(config.watching, "gateway")
+        self._readiness = Readiness()
         self._in_flight = 0
 
     async def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
@@ -78,6 +81,15 @@ class Gateway:
     async def releases(self) -> list[dict[str, object]]:
         """What questions are answered from now."""
         return list(self._follower.facts)
+
+    async def missing(self) -> list[str]:
+        """The deployments behind the gateway that have no running replica."""
+        return await self._readiness.missing()
+
+    def refused(self, record: Record) -> None:
+        """Count and log a request that was refused before it came here."""
+        if record.problem:
+            self._watch.failed(None, record.problem, record.key_id, record.request_id)
 
     async def answer(self, ask: Ask) -> Reply:
         """The whole answer. If a replica dies another is asked: answering changes nothing, so it can be done again."""
@@ -142,6 +154,8 @@ class Gateway:
                 yield replace(ask, traceparent=here), seen
             except Exception as error:
                 watch.failed(ask, problem_of(error), key_id)
+                if record := current_record():
+                    record.counted = True
                 raise
 
     @contextlib.contextmanager

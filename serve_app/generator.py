@@ -116,7 +116,7 @@ class GeneratorDeployment:
     async def _uses(self, desk: Desk, ask: Ask, prepared: Prepared, finished: Finished) -> tuple[PassageUse, ...]:
         if not ask.contributions:
             return prepared.uses
-        return await asyncio.wrap_future(self._loop.run(lambda: desk.contributions(ask, prepared, finished.text)))
+        return await asyncio.wrap_future(self._loop.run(lambda: desk.contributions(ask, prepared, finished)))
 
     async def _decode(self, prepared: Prepared, seconds: float) -> AsyncGenerator[str | Finished]:
         here = asyncio.get_running_loop()

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from regrad.retrieval.protocol import Hit
+from serve_app.api.record import Record
 from serve_app.arrays import bits_of, tensor_of
 
 Contributions = Literal["leave_one_out", "norms"]
@@ -217,4 +218,12 @@ class Answering(Protocol):
 
     async def releases(self) -> list[dict[str, object]]:
         """What questions are answered from now, with the banks' versions, counts and shares, the main one first."""
+        ...
+
+    async def missing(self) -> list[str]:
+        """The parts of the server without which it cannot answer and that are not there; empty if it is ready."""
+        ...
+
+    def refused(self, record: Record) -> None:
+        """Count and log a request that was refused before anybody asked for an answer."""
         ...

@@ -30,12 +30,13 @@ PATH = "/authors"
 
 def write_atoms(bank: str, folder: Path) -> None:
     """Every atom of a bank as a file of tensors by their names in PEFT, as gradients come out of a backward pass."""
-    reader = BankReader(bank)
-    subspace = reader.manifest.parsed_subspace()
     folder.mkdir()
-    for passage_id in reader.passage_ids():
-        tensors = subspace.unflatten(reader.read([passage_id])[0])
-        torch.save({_peft_name(name): tensor.clone() for name, tensor in tensors.items()}, folder / f"{passage_id}.pt")
+    with BankReader(bank) as reader:
+        subspace = reader.manifest.parsed_subspace()
+        for passage_id in reader.passage_ids():
+            tensors = subspace.unflatten(reader.read([passage_id])[0])
+            named = {_peft_name(name): tensor.clone() for name, tensor in tensors.items()}
+            torch.save(named, folder / f"{passage_id}.pt")
 
 
 def _peft_name(name: str) -> str:

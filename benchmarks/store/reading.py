@@ -24,12 +24,12 @@ def local_rows(folder: Path, size: AtomSize, count: int, times: int) -> Iterator
     """From memory, and from the disk without and with what the kernel has cached of it."""
     uri = str(folder / "bank")
     pool = min(count, _POOL_BYTES // size.bytes)
-    with_memory = BankReader(uri)
-    for number in range(pool):
-        with_memory.fetch([passage_id(number)])
-    yield fetch_row(size, count, "memory", measured(_sums(with_memory), draws(pool, 10 * times, seed=1)))
-    reader = BankReader(uri, tiers=TiersConfig(memory_bytes=0))
-    yield from cold_and_warm(_sums(reader), folder / "bank" / "shards", size, count, "disk", times)
+    with BankReader(uri) as reader:
+        for number in range(pool):
+            reader.fetch([passage_id(number)])
+        yield fetch_row(size, count, "memory", measured(_sums(reader), draws(pool, 10 * times, seed=1)))
+    with BankReader(uri, tiers=TiersConfig(memory_bytes=0)) as reader:
+        yield from cold_and_warm(_sums(reader), folder / "bank" / "shards", size, count, "disk", times)
 
 
 def cold_and_warm(
@@ -46,10 +46,9 @@ def cold_and_warm(
 def remote_rows(uri: str, disk: Path, size: AtomSize, count: int, times: int) -> Iterator[dict[str, Any]]:
     """From an object store with nothing in between, and from the disk tier once all is there."""
     drawn = draws(count, times, seed=4)
-    bare = BankReader(uri, tiers=TiersConfig(memory_bytes=0))
-    yield fetch_row(size, count, "S3", measured(_sums(bare), drawn))
-    tiered = BankReader(uri, tiers=TiersConfig(memory_bytes=0, disk=str(disk)))
-    yield fetch_row(size, count, "S3, disk tier", measured(_sums(tiered), drawn))
+    for source, cache in (("S3", None), ("S3, disk tier", str(disk))):
+        with BankReader(uri, tiers=TiersConfig(memory_bytes=0, disk=cache)) as reader:
+            yield fetch_row(size, count, source, measured(_sums(reader), drawn))
 
 
 def measured(run: Sums, drawn: Sequence[Sequence[int]]) -> tuple[float, float]:

@@ -34,8 +34,8 @@ class Catalog:
 
     def __init__(self, storage: Storage, parts: Sequence[Part], record_bytes: int) -> None:
         self._record_bytes = record_bytes
-        blocks = _Blocks(storage)
-        self._lookups = [_open(storage, part.lookup, blocks) for part in reversed(parts)]
+        self._storage, self._blocks, self._mapped = storage, _Blocks(storage), list[_Mapped]()
+        self._lookups = [self._open(part.lookup) for part in reversed(parts)]
 
     def find(self, passage_id: str) -> Location | None:
         """Where the passage's atom is, or None if it has none."""
@@ -46,20 +46,29 @@ class Catalog:
                 return None if entry.shard is None else self._locate(lookup, entry, entry.shard)
         return None
 
+    def close(self) -> None:
+        """Unmap the files; nothing can be found any more."""
+        for mapped in self._mapped:
+            mapped.close()
+
     def _locate(self, lookup: Lookup, entry: Entry, number: int) -> Location:
         shard, offset, _ = lookup.shard(number)
         return Location(shard, offset + entry.row * self._record_bytes, entry.crc32, entry)
 
+    def _open(self, file: File) -> Lookup:
+        where = f"{self._storage.uri}/{file.name}"
+        try:
+            return Lookup(self._source(file), file.bytes, where)
+        except (FileNotFoundError, ValueError) as error:
+            raise BankError(f"{where} is missing or damaged; `regrad bank verify --repair` makes it anew") from error
+        except OSError as error:
+            raise StorageError(f"cannot read {where}: {error.strerror}") from error
 
-def _open(storage: Storage, file: File, blocks: _Blocks) -> Lookup:
-    where = f"{storage.uri}/{file.name}"
-    try:
-        source: Source = _Mapped(storage.path(file.name), file.bytes) if storage.is_local else _Remote(blocks, file)
-        return Lookup(source, file.bytes, where)
-    except (FileNotFoundError, ValueError) as error:
-        raise BankError(f"{where} is missing or damaged; `regrad bank verify --repair` makes it anew") from error
-    except OSError as error:
-        raise StorageError(f"cannot read {where}: {error.strerror}") from error
+    def _source(self, file: File) -> Source:
+        if not self._storage.is_local:
+            return _Remote(self._blocks, file)
+        self._mapped.append(_Mapped(self._storage.path(file.name), file.bytes))
+        return self._mapped[-1]
 
 
 class _Mapped:
@@ -71,6 +80,9 @@ class _Mapped:
 
     def read(self, start: int, end: int) -> bytes:
         return self._map[start:end]
+
+    def close(self) -> None:
+        self._map.close()
 
 
 class _Blocks:

@@ -8,7 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from operator import itemgetter
 from threading import Lock
-from typing import NamedTuple
+from types import TracebackType
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -46,7 +47,8 @@ class BankReader:
     """One version of a bank, opened: what is read of it depends on what is asked for, not on how large it is.
 
     Raises `BankError` if there is no bank or it is damaged, `FingerprintMismatch` if it belongs to another MetaInit
-    than `fingerprint`. Readers of several versions may share a memory tier. Safe for threads.
+    than `fingerprint`. Readers of several versions may share a memory tier. Safe for threads. Close it, or use it in a
+    `with`, when it is not needed any more.
     """
 
     def __init__(
@@ -72,7 +74,23 @@ class BankReader:
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="bank")
         self._flights: dict[Location, Future[Fetched]] = {}
         self._located: dict[str, Location] = {}
-        self._lock = Lock()
+        self._lock, self._closed = Lock(), False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back threads and mapped files. What is being fetched still comes; whoever asks anew gets `BankError`."""
+        with self._lock:
+            self._closed = True
+            self._threads.shutdown(wait=False)
+            self._located.clear()
+        self._catalog.close()
 
     @property
     def uri(self) -> str:
@@ -98,6 +116,7 @@ class BankReader:
         known = self._located.get(passage_id)
         if known is not None:
             return known
+        self._check_open()
         found = self._catalog.find(passage_id)
         if found is not None and self._is_old and self.was_deleted(passage_id):
             found = None
@@ -109,6 +128,7 @@ class BankReader:
 
     def was_deleted(self, passage_id: str) -> bool:
         """Whether the passage was deleted by this version or a later one: then nobody may have its atom from here."""
+        self._check_open()
         version = self._forgotten.get(key_of(passage_id))
         if version is None:
             return False
@@ -197,8 +217,13 @@ class BankReader:
         with self._lock:
             flight = self._flights.get(location)
             if flight is None:
+                self._check_open()
                 flight = self._flights[location] = self._threads.submit(self._fly, location, deadline)
         return flight
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BankError(f"the bank at {self._storage.uri} was closed")
 
     def _absent(self, passage_id: str) -> Fetched:
         if self.was_deleted(passage_id):

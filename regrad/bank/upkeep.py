@@ -64,8 +64,7 @@ def _unknown(storage: Storage, newest: Manifest, passage_ids: Sequence[str]) -> 
         left = [passage_id for passage_id in left if passage_id not in refused]
     for number in reversed(versions(storage)):
         if left and number != newest.version:
-            with suppress(BankError, StorageError):
-                reader = BankReader(storage.uri, version=number)
+            with suppress(BankError, StorageError), BankReader(storage.uri, version=number) as reader:
                 left = [passage_id for passage_id in left if passage_id not in reader]
     return left
 

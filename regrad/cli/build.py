@@ -24,6 +24,6 @@ def command(config: Path, overrides: tuple[str, ...]) -> None:
     settings = load_settings(BuildConfig, config, overrides)
     from ray_jobs import build_bank
 
-    manifest = build_bank.build(settings)
-    click.echo(build_bank.describe(manifest, settings.bank.uri))
-    sys.exit(QUARANTINED if manifest.quarantined else 0)
+    built = build_bank.build(settings)
+    click.echo(build_bank.describe(built.manifest, settings.bank.uri))
+    sys.exit(QUARANTINED if built.refused else 0)

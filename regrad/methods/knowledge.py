@@ -55,14 +55,19 @@ class Knowledge:
         return norms
 
     @torch.inference_mode()
-    def leave_one_out(self, prompt: str, answer: str, parts_KP: Tensor, gamma: float, raw: bool = False) -> list[float]:
-        """How much log-probability (natural log) the answer loses when each one of the gradients is left out."""
+    def leave_one_out(
+        self, prompt: str, answer: str, parts_KP: Tensor, gamma: float, ended: bool = True, raw: bool = False
+    ) -> list[float]:
+        """How much log-probability (natural log) the answer loses when each one of the gradients is left out.
+
+        If the answer `ended` by the model's own stop string, that counts as part of it; a `raw` prompt is as it is.
+        """
         parts_KP = parts_KP.float()
         total_P = parts_KP.sum(0)
         updates = [self.update(total, gamma) for total in (total_P, *(total_P - part for part in parts_KP))]
         start = self._lm.encode_prompt(prompt, raw)
-        text = self._lm.config.prompts.answer_text(answer) + self._lm.config.prompts.stop
-        ids = start + self._lm.encode(text)
+        prompts = self._lm.config.prompts
+        ids = start + self._lm.encode(prompts.answer_text(answer) + (prompts.stop if ended else ""))
         batch = pad_batch([ids] * len(updates), [len(start)] * len(updates), self._lm.pad_id, self._lm.device)
         with self._lm.lora.applied(torch.stack(updates).to(self._lm.device)):
             losses = sequence_losses(self._lm, batch, "sum").tolist()

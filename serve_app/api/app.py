@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -10,35 +11,52 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
 
 from regrad.config import ServeConfig
-from serve_app.api.docs import DESCRIPTION
+from serve_app.api.docs import DESCRIPTION, with_keys
 from serve_app.api.errors import Problem, Refused
-from serve_app.api.middleware import BodyLimit, RequestIds
+from serve_app.api.middleware import BodyLimit, LastErrors, Requests
 from serve_app.api.native import add_native_routes
 from serve_app.api.openai import add_openai_routes
+from serve_app.api.pages import add_pages
 from serve_app.messages import Answering
+from serve_app.protection.gate import is_open
+from serve_app.protection.protect import protect
 
 _NOT_JSON = Problem("invalid_json", 400, "body", "the body is not JSON")
 _NOT_SAID_TO_BE_JSON = Problem("unsupported_media_type", 415, "body", "send the body as content-type: application/json")
 _CLIENT_LEFT = 499
 
 
-def make_api(config: ServeConfig, answering: Callable[[], Answering]) -> FastAPI:
-    """The FastAPI application of one server; `answering` is called within requests."""
+def make_app(config: ServeConfig, answering: Callable[[], Answering]) -> ASGIApp:
+    """The whole application of one server, behind its keys; `answering` is called within requests.
+
+    Raises as `protect`.
+    """
+    api = _make_api(config, answering)
+    add_pages(api)
+    return Requests(protect(api, config.protection), config.limits.request_seconds, answering)
+
+
+def _make_api(config: ServeConfig, answering: Callable[[], Answering]) -> FastAPI:
     api = FastAPI(
         title="regrad",
         description=DESCRIPTION,
         version="1",
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         middleware=[
-            Middleware(RequestIds, seconds=config.limits.request_seconds),
+            Middleware(LastErrors),
             Middleware(BodyLimit, limit=config.limits.max_body_bytes, seconds=config.limits.request_seconds),
         ],
     )
     add_native_routes(api, config.limits, answering)
     add_openai_routes(api, config.limits, answering)
+    if config.protection.keys is not None:
+        plain = api.openapi
+        api.openapi = lambda: with_keys(plain(), partial(is_open, open_docs=config.protection.open_docs))  # type: ignore[method-assign]
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _refused)
     api.add_exception_handler(ClientDisconnect, _left)
@@ -66,9 +84,7 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404:
         return Problem("not_found", 404, "path", "there is no such path").response()
     kind = "method_not_allowed" if error.status_code == 405 else "refused"
-    response = Problem(kind, error.status_code, "path", str(error.detail)).response()
-    response.headers.update(error.headers or {})
-    return response
+    return Problem(kind, error.status_code, "path", str(error.detail)).response(error.headers or {})
 
 
 async def _left(request: Request, error: Exception) -> Response:

@@ -45,7 +45,7 @@ async def caller(
         Header(gt=0, allow_inf_nan=False, description="seconds to wait for the answer, if less than the server's own"),
     ] = None,
     x_request_id: Annotated[
-        str | None, Header(description="the request's id, 1 to 64 of A-Z a-z 0-9 . _ -; otherwise one is made")
+        str | None, Header(description="the request's id, 64 of A-Z a-z 0-9 . _ - at most; other characters become _")
     ] = None,
 ) -> Caller:
     """The caller of this request (a dependency of the routes)."""

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from serve_app.api.errors import ErrorResponse
+
+KEY_SCHEMES: dict[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key: `Authorization: Bearer KEY`"},
+    "header": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "the same key by another header"},
+}
+_KEY_PROBLEMS = {
+    401: "no API key, or one that is wrong, revoked or expired",
+    429: "the server is full, or the key's limit is reached; `Retry-After` says when to try again",
+    503: "the server cannot answer now; `Retry-After` says when to try again",
+}
 
 Responses = dict[int | str, dict[str, Any]]
 
 DESCRIPTION = """Answers from retrieved gradients.
 
 Errors have one form, `{"error": {"type", "field", "message", "code", "param"}}`, whatever the status. Every response
-has the header `x-request-id`; the server's log knows the request by it.
+has the header `x-request-id`; the server's log knows the request by it (an odd one with `_` for odd characters).
 """
 
 _READING = {
@@ -71,7 +82,26 @@ def _problems(texts: dict[int, str]) -> Responses:
 
 READING_PROBLEMS = _problems(_READING)
 ASKING_PROBLEMS = _problems(_ASKING)
+READY_PROBLEMS = _problems(
+    {**_READING, 503: "a deployment has no running replica; the message names it"},
+)
 MODEL_PROBLEMS = _problems({404: "there is no such model; the message lists those that there are", 422: _READING[422]})
+
+
+def with_keys(description: dict[str, Any], is_open: Callable[[str], bool]) -> dict[str, Any]:
+    """An OpenAPI description in which all paths but the open ones ask for a key, in either way."""
+    description.setdefault("components", {})["securitySchemes"] = KEY_SCHEMES
+    description["security"] = [{name: []} for name in KEY_SCHEMES]
+    schema = {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}
+    for path, methods in description["paths"].items():
+        for operation in methods.values():
+            if is_open(path):
+                operation["security"] = []
+                continue
+            for status, text in _KEY_PROBLEMS.items():
+                content = {"application/json": {"schema": schema}}
+                operation["responses"].setdefault(str(status), {"content": content})["description"] = text
+    return description
 
 
 def or_events(example: str) -> Responses:

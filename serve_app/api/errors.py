@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from asyncio import CancelledError
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field
@@ -11,8 +13,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from regrad.errors import NothingFound, PassageNotFound, PromptTooLong, RegradError
+from serve_app.api.record import current_record
 
 logger = logging.getLogger("ray.serve")
 
@@ -64,9 +68,20 @@ class Problem(NamedTuple):
         """`Retry-After`, if it is worth trying again."""
         return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
 
-    def response(self) -> JSONResponse:
-        """The whole response."""
-        return JSONResponse(self.content, self.status, self.headers)
+    def response(self, headers: Mapping[str, str] = MappingProxyType({})) -> JSONResponse:
+        """The whole response, with these headers, too. The request's record will have the problem."""
+        return _ProblemResponse(self, headers)
+
+
+class _ProblemResponse(JSONResponse):
+    def __init__(self, problem: Problem, headers: Mapping[str, str]) -> None:
+        super().__init__(problem.content, problem.status, {**problem.headers, **headers})
+        self._problem = problem
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if record := current_record():
+            record.problem = self._problem
+        await super().__call__(scope, receive, send)
 
 
 class Refused(HTTPException):

@@ -6,8 +6,10 @@ Plain ASGI: nothing here stands between a stream and its reader.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import uuid
+from collections.abc import Callable
 
 from ray import serve
 from ray.serve.exceptions import RayServeException
@@ -15,43 +17,79 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import Problem, Refused, reported
+from serve_app.api.record import Record, record_at_hand
+from serve_app.messages import Answering
+
+logger = logging.getLogger("ray.serve")
 
 REQUEST_ID = "x-request-id"
 _SLOW = Problem("timeout", 408, "body", "the body did not come in the time that a request has")
-_ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ODD = re.compile(r"[^A-Za-z0-9._-]")
+_LONGEST = 64
 
 
-class RequestIds:
-    """Gives a request its id (the caller's, if it is a plain one) and answers whatever error is left over.
+class Requests:
+    """Gives a request its id (the caller's, if there is one), and counts and logs it if it is refused.
 
-    `seconds` is how long any request may take: routes find both in `request.state`.
+    It is in front of everything, the keys, too. `seconds` is how long any request may take: routes find it and the id
+    in `request.state`. What the gateway itself was asked it has counted already.
     """
 
-    def __init__(self, app: ASGIApp, seconds: float) -> None:
-        self._app, self._seconds = app, seconds
+    def __init__(self, app: ASGIApp, seconds: float, answering: Callable[[], Answering]) -> None:
+        self._app, self._seconds, self._answering = app, seconds, answering
+        for name in ("routes", "router"):  # Serve looks for them
+            setattr(self, name, getattr(app, name))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = _request_id(given)
-        told = request_id == given and _behind_serve()
+        request_id = _request_id(Headers(scope=scope).get(REQUEST_ID, ""))
+        told = _behind_serve()
         scope.setdefault("state", {}).update(request_id=request_id, request_seconds=self._seconds)
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and not told:
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        record = Record(request_id)
+        token = record_at_hand.set(record)
+        try:
+            await self._app(scope, receive, sending)
+        finally:
+            record_at_hand.reset(token)
+            if record.problem and not record.counted:
+                self._count(record)
+
+    def _count(self, record: Record) -> None:
+        try:
+            self._answering().refused(record)
+        except Exception as error:
+            logger.error("request %s: it cannot be counted: %s", record.request_id, type(error).__name__)
+
+
+class LastErrors:
+    """Answers whatever error is left over."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
         started = False
 
         async def sending(message: Message) -> None:
             nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                if not told:
-                    MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
             await self._app(scope, receive, sending)
         except Exception as error:
-            problem = reported(error, request_id)
+            problem = reported(error, scope["state"]["request_id"])
             if started:
                 raise
             await problem.response()(scope, receive, sending)
@@ -95,7 +133,7 @@ class BodyLimit:
 
 
 def _behind_serve() -> bool:
-    """Whether this is a replica: Serve's own server then adds the header of the request to the response."""
+    """Whether this is a replica: Serve's own server then adds the request's header to the response, whatever it is."""
     try:
         serve.get_replica_context()
     except RayServeException:
@@ -104,4 +142,5 @@ def _behind_serve() -> bool:
 
 
 def _request_id(given: str) -> str:
-    return given if _ACCEPTED.fullmatch(given) else uuid.uuid4().hex
+    """The caller's, with `_` for whatever is not plain; or a new one."""
+    return _ODD.sub("_", given[:_LONGEST]) or uuid.uuid4().hex

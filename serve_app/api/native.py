@@ -1,4 +1,4 @@
-"""The native interface: `/v1/answer`, `/v1/compare`, `/v1/methods`, `/v1/bank` and `/healthz`."""
+"""The native interface: `/v1/answer`, `/v1/compare`, `/v1/methods`, `/v1/bank`, `/healthz` and `/readyz`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 
 from regrad.config import LimitsConfig
 from regrad.methods import METHODS
 from serve_app.api.calling import CallerOf, attempt, watched
-from serve_app.api.docs import ANSWER_EVENTS, COMPARE_EVENTS, READING_PROBLEMS, or_events
+from serve_app.api.docs import ANSWER_EVENTS, COMPARE_EVENTS, READING_PROBLEMS, READY_PROBLEMS, or_events
 from serve_app.api.errors import Problem, Refused
 from serve_app.api.fields import limited
 from serve_app.api.models import AnswerRequest, CompareRequest
@@ -24,6 +25,7 @@ from serve_app.api.replies import (
     LimitsInfo,
     MethodInfo,
     MethodsResponse,
+    ReadyResponse,
     answer_response,
     passage_infos,
 )
@@ -65,6 +67,15 @@ def add_native_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[]
             raise Refused(releases)
         return BankResponse(releases=releases, limits=LimitsInfo.model_validate(limits, from_attributes=True))
 
+    async def readyz(caller: CallerOf) -> Any:
+        """Says ready if every deployment that an answer needs has a running replica."""
+        missing = await watched(caller, attempt(caller, lambda: answering().missing()))
+        if not missing:
+            return ReadyResponse(status="ready")
+        problem = missing if isinstance(missing, Problem) else _not_ready(missing)
+        # Not by `Problem.response`: whoever looks every second is no refused request.
+        return JSONResponse(problem.content, problem.status, problem.headers)
+
     answer.__annotations__["body"] = limited(AnswerRequest, limits)
     compare.__annotations__["body"] = limited(CompareRequest, limits)
     api.post(
@@ -88,6 +99,13 @@ def add_native_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[]
         "/v1/bank", tags=_TAGS, summary="What questions are answered from, and the limits", responses=READING_PROBLEMS
     )(bank)
     api.get("/healthz", tags=_TAGS, summary="Whether the server is up")(healthz)
+    api.get(
+        "/readyz",
+        tags=_TAGS,
+        summary="Whether the server can answer",
+        responses=READY_PROBLEMS,
+        response_model=ReadyResponse,
+    )(readyz)
 
 
 async def methods() -> MethodsResponse:
@@ -98,6 +116,11 @@ async def methods() -> MethodsResponse:
 async def healthz() -> dict[str, str]:
     """Says ok as long as requests are taken."""
     return {"status": "ok"}
+
+
+def _not_ready(missing: list[str]) -> Problem:
+    names = ", ".join(missing)
+    return Problem("unavailable", 503, None, f"not ready: there is no running replica of {names}", retry_after=5)
 
 
 def _answer(answering: Callable[[], Answering], ask: Ask) -> Awaitable[Reply]:

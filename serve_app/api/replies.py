@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -95,6 +95,12 @@ class MethodsResponse(BaseModel):
     """The answer to `GET /v1/methods`."""
 
     methods: list[MethodInfo]
+
+
+class ReadyResponse(BaseModel):
+    """The answer to `GET /readyz`."""
+
+    status: Literal["ready"]
 
 
 class LimitsInfo(BaseModel):

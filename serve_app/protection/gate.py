@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from regrad.config import ProtectionConfig
 from regrad.errors import RegradError
 from serve_app.api.errors import Problem
+from serve_app.api.record import current_record
 from serve_app.protection.credentials import presented_key, remove_key_from_address, without_secrets
 from serve_app.protection.key_file import KeyRecord
 from serve_app.protection.key_ring import BadKey, KeyRing
@@ -21,8 +22,13 @@ from serve_app.protection.rate_limits import RateLimits, Verdict
 
 logger = logging.getLogger("ray.serve")
 
-_OPEN = frozenset({"/", "/healthz"})
-_DOCS = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+_OPEN = frozenset({"/", "/healthz", "/readyz"})
+_DOCS = frozenset({"/docs", "/openapi.json"})
+
+
+def is_open(path: str, open_docs: bool) -> bool:
+    """Whether a page may be read without a key."""
+    return path in _OPEN or path.startswith("/web/") or (open_docs and (path in _DOCS or path.startswith("/docs/")))
 
 
 class Caller:
@@ -81,7 +87,7 @@ class KeyGate:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if remove_key_from_address(scope):
-            return await _refusal(400, "key_in_address", _IN_ADDRESS, "authorization")(scope, receive, send)
+            return await _IN_ADDRESS.response()(scope, receive, send)
         if self._is_open(scope):
             return await self._pass_on(scope, receive, send, None, {})
         try:
@@ -99,15 +105,15 @@ class KeyGate:
         ring = await self._open_ring()
         await ring.refresh()
         key = ring.check(presented)
+        if record := current_record():
+            record.key_id = key.id
         verdict = self._limits.admit(key)
         if len(self._limits) > len(ring.ids):
             self._limits.keep(ring.ids)
         return key, verdict
 
     def _is_open(self, scope: Scope) -> bool:
-        path = _route(scope)
-        pages = _OPEN | _DOCS if self._config.open_docs else _OPEN
-        return scope["method"] in ("GET", "HEAD") and (path in pages or path.startswith("/web/"))
+        return scope["method"] in ("GET", "HEAD") and is_open(_route(scope), self._config.open_docs)
 
     async def _pass_on(
         self, scope: Scope, receive: Receive, send: Send, key: KeyRecord | None, headers: dict[str, str]
@@ -125,9 +131,12 @@ class KeyGate:
             _caller.reset(token)
 
 
-_IN_ADDRESS = (
+_IN_ADDRESS = Problem(
+    "key_in_address",
+    400,
+    "authorization",
     "the address has an API key in it, where logs and histories keep it: send it as `Authorization: Bearer KEY`, and "
-    "replace this key, since others may have seen it"
+    "replace this key, since others may have seen it",
 )
 _NO_KEYS = "the server cannot read its keys at the moment; its log says more"
 
@@ -140,21 +149,15 @@ def _route(scope: Scope) -> str:
     return path
 
 
-def _refusal(
-    status: int, kind: str, message: str, field: str | None = None, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    return JSONResponse(Problem(kind, status, field, message).content, status, headers)
-
-
 def _refused(error: BadKey | RegradError) -> JSONResponse:
     if isinstance(error, BadKey):
-        return _refusal(401, "unauthorized", str(error), "authorization", {"www-authenticate": "Bearer"})
+        problem = Problem("unauthorized", 401, "authorization", str(error))
+        return problem.response({"www-authenticate": "Bearer"})
     logger.error("no request can be let in: %s", error)
-    return _refusal(503, "unavailable", _NO_KEYS, None, {"retry-after": "5"})
+    return Problem("unavailable", 503, None, _NO_KEYS, retry_after=5).response()
 
 
 def _too_many(verdict: Verdict) -> JSONResponse:
     limit = verdict.headers[f"x-ratelimit-limit-{verdict.what}"]
     message = f"the key's limit of {limit} {verdict.what} a minute is reached; try again in {verdict.retry_after} s"
-    headers = {"retry-after": str(verdict.retry_after), **verdict.headers}
-    return _refusal(429, "rate_limited", message, None, headers)
+    return Problem("rate_limited", 429, None, message, verdict.retry_after).response(verdict.headers)

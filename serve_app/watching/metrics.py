@@ -29,7 +29,7 @@ class Definition(NamedTuple):
 
 
 DEFINITIONS = {
-    "regrad_requests": Definition("counter", "Requests that were answered or failed.", ("method", "status", "kind")),
+    "regrad_requests": Definition("counter", "Requests answered, failed or refused.", ("method", "status", "kind")),
     "regrad_requests_in_flight": Definition("gauge", "Requests being worked on in a gateway."),
     "regrad_first_token_seconds": Definition("histogram", "Time to the first token.", ("method",), _SECONDS),
     "regrad_stage_seconds": Definition("histogram", "Time that a stage took.", ("stage",), _SECONDS),

@@ -45,9 +45,10 @@ class RequestLog:
             degraded=[{"policy": each.policy, "reason": each.reason[:_LONGEST]} for each in answer.degraded],
         )
 
-    def failed(self, ask: Ask | None, problem: Problem, caller: str | None = None) -> None:
-        """The line of a request that ended in an error; `ask` is None if it was not understood."""
-        self._write(ask, caller, status=problem.status, error=problem.type)
+    def failed(self, ask: Ask | None, problem: Problem, caller: str | None = None, request_id: str = "") -> None:
+        """The line of a request that ended in an error; `ask` is None if it was not understood, or not let in."""
+        known = {"request_id": request_id[:_LONGEST]} if ask is None and request_id else {}
+        self._write(ask, caller, **known, status=problem.status, error=problem.type)
 
     def _write(self, ask: Ask | None, caller: str | None, **fields: Any) -> None:
         if self._logger is None:

@@ -24,7 +24,7 @@ class Watch:
         self.metrics.answered(reply, first_token_seconds)
         self._log.answered(reply, caller)
 
-    def failed(self, ask: Ask | None, problem: Problem, caller: str | None = None) -> None:
+    def failed(self, ask: Ask | None, problem: Problem, caller: str | None = None, request_id: str = "") -> None:
         """Count and log a request that ended in an error; `ask` is None if it was not understood."""
         self.metrics.failed(problem.type, problem.status, ask.method if ask else "")
-        self._log.failed(ask, problem, caller)
+        self._log.failed(ask, problem, caller, request_id)

@@ -18,6 +18,7 @@ from ray_jobs import build_bank, index_corpus
 from ray_jobs.cluster import cluster
 from regrad.bank.manifest import Manifest
 from regrad.bank.reader import BankReader
+from regrad.cli.main import regrad
 from regrad.config import BankConfig, BuildConfig, IndexConfig, ModelConfig, WorkersConfig, builtin_config
 from regrad.corpus import Passage, encode_passages, read_passages
 from regrad.errors import BankError, ClusterError, CorpusError, MetaInitError, ModelError
@@ -57,14 +58,18 @@ def config(meta_init: str, corpus: str, uri: str, workers: int = 1) -> BuildConf
     return BuildConfig(meta_init=meta_init, corpus=corpus, bank=bank, cluster=WorkersConfig(workers=workers))
 
 
+def build(config: BuildConfig, add: bool = False) -> Manifest:
+    return build_bank.build(config, add).manifest
+
+
 def quarantined(bank: Path, manifest: Manifest) -> list[dict[str, str]]:
     assert manifest.quarantine is not None
     return [{"id": row["passage_id"], **row} for row in pq.read_table(bank / manifest.quarantine.name).to_pylist()]
 
 
 def test_one_and_two_workers_make_the_same_bank(meta_init_path: str, corpus: str, tmp_path: Path) -> None:
-    one = build_bank.build(config(meta_init_path, corpus, str(tmp_path / "one"), workers=1))
-    two = build_bank.build(config(meta_init_path, corpus, str(tmp_path / "two"), workers=2))
+    one = build(config(meta_init_path, corpus, str(tmp_path / "one"), workers=1))
+    two = build(config(meta_init_path, corpus, str(tmp_path / "two"), workers=2))
     assert one == two
     assert one.passages == 90
     assert [part.shards for part in one.parts] == [3]
@@ -75,7 +80,7 @@ def test_bad_lines_go_to_quarantine_and_stop_nothing(meta_init_path: str, tmp_pa
     lines = ['{"id": "a", "title": "T", "text": "words here"}', "not json", '{"id": "b", "title": "T", "text": " "}']
     path = tmp_path / "c.jsonl"
     path.write_text("\n".join([*lines, '{"title": "no id", "text": "x"}', '{"id": "c", "text": "untitled"}']) + "\n")
-    manifest = build_bank.build(config(meta_init_path, str(path), str(tmp_path / "bank")))
+    manifest = build(config(meta_init_path, str(path), str(tmp_path / "bank")))
     assert (manifest.passages, manifest.quarantined) == (2, 3)
     reasons = sorted(item["reason"].split(":")[0] for item in quarantined(tmp_path / "bank", manifest))
     assert reasons == ["empty text", "not a passage", "not a passage"]
@@ -102,8 +107,8 @@ def test_a_directory_of_files_of_all_kinds_makes_the_bank_of_one_file(
 ) -> None:
     write_parts(tmp_path / "parts", list(read_passages(corpus)))
     Storage(f"{s3}/parts").fs.put(str(tmp_path / "parts"), f"{s3}/parts", recursive=True)
-    whole = build_bank.build(config(meta_init_path, corpus, str(tmp_path / "whole")))
-    assert build_bank.build(config(meta_init_path, f"{s3}/parts", str(tmp_path / "parted"))) == whole
+    whole = build(config(meta_init_path, corpus, str(tmp_path / "whole")))
+    assert build(config(meta_init_path, f"{s3}/parts", str(tmp_path / "parted"))) == whole
 
 
 def test_a_bad_row_is_quarantined_and_a_damaged_file_is_named(meta_init_path: str, tmp_path: Path) -> None:
@@ -111,51 +116,51 @@ def test_a_bad_row_is_quarantined_and_a_damaged_file_is_named(meta_init_path: st
     folder.mkdir()
     (folder / "a.tsv").write_text("7\tonly two columns\n8\twords here\tT\n")
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(b'{"_id": "beir", "text": "words here"}\n'))
-    manifest = build_bank.build(config(meta_init_path, str(folder), str(tmp_path / "bank")))
+    manifest = build(config(meta_init_path, str(folder), str(tmp_path / "bank")))
     assert (manifest.passages, manifest.quarantined) == (2, 1)
     [bad] = quarantined(tmp_path / "bank", manifest)
     assert bad["id"] == "7\tonly two columns"
     assert bad["reason"].startswith("not a passage: ") and "found 2" in bad["reason"]
     (folder / "b.jsonl.gz").write_bytes((folder / "b.jsonl.gz").read_bytes()[:-9])
     with pytest.raises(CorpusError, match=r"b\.jsonl\.gz cannot be read: .*copy it or make it again$"):
-        build_bank.build(config(meta_init_path, str(folder), str(tmp_path / "bank")))
+        build(config(meta_init_path, str(folder), str(tmp_path / "bank")))
 
 
 def test_what_cannot_be_built_is_refused(meta_init_path: str, corpus: str, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="does not exist"):
-        build_bank.build(config(meta_init_path, str(tmp_path / "none"), str(tmp_path / "bank")))
+        build(config(meta_init_path, str(tmp_path / "none"), str(tmp_path / "bank")))
     with pytest.raises(MetaInitError, match="there is no MetaInit"):
-        build_bank.build(config(str(tmp_path), corpus, str(tmp_path / "bank")))
+        build(config(str(tmp_path), corpus, str(tmp_path / "bank")))
     with pytest.raises(ClusterError, match="this machine has"):
-        build_bank.build(config(meta_init_path, corpus, str(tmp_path / "bank"), workers=500))
+        build(config(meta_init_path, corpus, str(tmp_path / "bank"), workers=500))
     nothing = tmp_path / "nothing.jsonl"
     nothing.write_text('{"id": "a", "title": "T", "text": " "}\n')
     with pytest.raises(BankError, match="no passage gave an atom; the first was refused: empty text"):
-        build_bank.build(config(meta_init_path, str(nothing), str(tmp_path / "bank")))
+        build(config(meta_init_path, str(nothing), str(tmp_path / "bank")))
     assert not (tmp_path / "bank" / "CURRENT").exists()
 
 
 def test_a_worker_that_cannot_start_says_why_in_one_sentence(meta_init_path: str, corpus: str, tmp_path: Path) -> None:
     wrong = config(meta_init_path, corpus, str(tmp_path / "bank")).model_copy(update={"model_path": str(tmp_path)})
     with pytest.raises(ModelError):
-        build_bank.build(wrong)
+        build(wrong)
 
 
 def test_a_second_build_computes_what_is_new_and_drops_what_is_gone(
     meta_init_path: str, corpus: str, tmp_path: Path
 ) -> None:
     uri, lines = str(tmp_path / "bank"), Path(corpus).read_text().splitlines(keepends=True)
-    first = build_bank.build(config(meta_init_path, corpus, uri))
-    assert build_bank.build(config(meta_init_path, corpus, uri)) == first
+    first = build(config(meta_init_path, corpus, uri))
+    assert build(config(meta_init_path, corpus, uri)) == first
     changed = tmp_path / "changed.jsonl"
     new = '{"id": "new", "title": "T", "text": "one more"}\n'
     changed.write_text("".join(lines[5:]) + new + lines[7])
-    second = build_bank.build(config(meta_init_path, str(changed), uri))
+    second = build(config(meta_init_path, str(changed), uri))
     assert (second.version, second.passages, second.quarantined) == (2, 86, 1)
     assert quarantined(tmp_path / "bank", second)[0]["reason"].startswith("duplicate id")
     added = tmp_path / "added.jsonl"
     added.write_text("".join(lines[:2]))
-    third = build_bank.build(config(meta_init_path, str(added), uri), add=True)
+    third = build(config(meta_init_path, str(added), uri), add=True)
     assert (third.version, third.passages) == (3, 88)
     old, bank = BankReader(uri, version=1), BankReader(uri)
     kept = [passage_id for passage_id in old.passage_ids() if passage_id in bank]
@@ -168,8 +173,8 @@ def test_bank_meta_init_corpus_and_index_on_s3(s3: str, meta_init_path: str, cor
     """Everything that a cluster shares may be in an object store; the bank there is the one on disk, byte for byte."""
     MetaInit.load(meta_init_path).save(f"{s3}/meta-init")
     Storage(f"{s3}/data").write("corpus.jsonl", Path(corpus).read_bytes())
-    remote = build_bank.build(config(f"{s3}/meta-init", f"{s3}/data/corpus.jsonl", f"{s3}/bank"))
-    local = build_bank.build(config(meta_init_path, corpus, str(tmp_path / "bank")))
+    remote = build(config(f"{s3}/meta-init", f"{s3}/data/corpus.jsonl", f"{s3}/bank"))
+    local = build(config(meta_init_path, corpus, str(tmp_path / "bank")))
     assert remote == local
     ids = ["les-dripen", *BankReader(str(tmp_path / "bank")).passage_ids()[:3]]
     assert BankReader(f"{s3}/bank").read(ids).equal(BankReader(str(tmp_path / "bank")).read(ids))
@@ -182,6 +187,30 @@ def test_a_line_ends_at_a_newline_only_and_odd_bytes_are_quarantined(meta_init_p
     good = json.dumps({"id": "u", "title": "T", "text": "one\u2028two\u0085three"}, ensure_ascii=False).encode()
     lines = [good, b'{"id": "x", "text": "\xff"}', b"[" * 100_000, b'{"id": "s", "text": "\\ud800"}']
     path.write_bytes(b"\n".join(lines) + b"\n")
-    manifest = build_bank.build(config(meta_init_path, str(path), str(tmp_path / "bank")))
+    manifest = build(config(meta_init_path, str(path), str(tmp_path / "bank")))
     assert (manifest.passages, manifest.quarantined) == (1, 3)
     assert BankReader(str(tmp_path / "bank")).passage_ids() == ["u"]
+
+
+def test_adding_says_what_this_corpus_had_refused_not_what_others_had(
+    meta_init_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit statuses of `regrad bank add` and `regrad build`."""
+    uri, good, bad = str(tmp_path / "bank"), tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text('{"id": "a", "title": "T", "text": "words here"}\n')
+    bad.write_text('{"id": "b", "title": "T", "text": "more words"}\nnot json\n')
+
+    def status(*verb: str, corpus: Path) -> int:
+        settings = {"meta_init": meta_init_path, "corpus": corpus, "bank.uri": uri, "cluster.workers": 1}
+        overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        with pytest.raises(SystemExit) as ended:
+            regrad([*verb, *overrides], standalone_mode=False)
+        return int(str(ended.value.code))
+
+    assert status("bank", "add", corpus=bad) == 3
+    assert status("bank", "add", corpus=good) == 0
+    assert "1 quarantined" in capsys.readouterr().out, "of the bank"
+    assert status("bank", "add", corpus=bad) == 3, "nothing is new, and the line is still bad"
+    assert "1 passage of this corpus refused" in capsys.readouterr().err
+    assert BankReader(uri).manifest.passages == 2
+    assert status("build", corpus=bad) == 3

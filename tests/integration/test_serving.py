@@ -62,6 +62,21 @@ def test_a_killed_replica_costs_no_answer_and_comes_back(server: Running, deploy
     assert result.slowest < 30
 
 
+def test_without_a_generator_it_is_alive_and_not_ready(server: Running) -> None:
+    def status(path: str) -> int:
+        return requests.get(f"{server.url}{path}", timeout=30).status_code
+
+    server.wait(lambda: status("/readyz") == 200)
+    for replica in server.replicas("generator"):
+        replica.kill()
+    server.wait(lambda: status("/readyz") == 503)
+    assert status("/healthz") == 200
+    late = server.post({"question": "Who?", "method": "direct"}, headers={"x-request-timeout": "0.2"})
+    assert late.status_code in (503, 504), "who asks now is told, and does not wait"
+    server.wait(lambda: status("/readyz") == 200, seconds=300)
+    check(question := server.asking("regrad")[0], server.answer(question))
+
+
 def test_a_flipped_byte_is_noticed_and_made_up_for(server: Running, tmp_path: Path) -> None:
     bank = tmp_path / "bank"
     shutil.copytree(server.folder / "bank", bank)

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from regrad.config import ServeConfig
 from regrad.corpus import Passage
 from regrad.methods import get_method
 from regrad.retrieval.protocol import Hit
-from serve_app.api.app import make_api
+from serve_app.api.app import make_app
+from serve_app.api.record import Record
 from serve_app.messages import Answered, Ask, Event, Found, PassageUse, Piece, Reply, Retrieved
 
 PASSAGE = Passage("p1", "Ada", "Ada Lovelace was born in London.")
@@ -37,6 +37,8 @@ class StandIn:
     late_errors: dict[str, BaseException] = field(default_factory=dict)
     seconds: float = 0.0
     asks: list[Ask] = field(default_factory=list)
+    refusals: list[Record] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
     running: int = 0
     cancelled: int = 0
 
@@ -62,6 +64,12 @@ class StandIn:
         if "releases" in self.errors:
             raise self.errors["releases"]
         return [{"name": "main", "bank_version": 3, "share": 1.0}]
+
+    async def missing(self) -> list[str]:
+        return self.absent
+
+    def refused(self, record: Record) -> None:
+        self.refusals.append(record)
 
     async def _work(self, ask: Ask) -> None:
         self.running += 1
@@ -91,8 +99,8 @@ def reply(ask: Ask) -> Reply:
     return Reply(ask, answered, retrieved, total_milliseconds=9.0)
 
 
-def api_of(standin: StandIn, **limits: Any) -> FastAPI:
-    return make_api(config(**limits), lambda: standin)
+def api_of(standin: StandIn, **limits: Any) -> ASGIApp:
+    return make_app(config(**limits), lambda: standin)
 
 
 @contextmanager

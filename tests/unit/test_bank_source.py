@@ -15,14 +15,14 @@ from torch import Tensor
 
 from regrad.bank import commit as commit_module
 from regrad.bank.costs import Costs
-from regrad.bank.reader import BankReader
+from regrad.bank.reader import BankReader, Fetched
 from regrad.bank.source import AtomSource
 from regrad.bank.tiers.disk import DiskTier
 from regrad.bank.tiers.memory import MemoryTier
 from regrad.bank.upkeep import delete
 from regrad.config import SourceConfig, TiersConfig
 from regrad.corpus import Passage
-from regrad.errors import AtomDamaged, StorageError
+from regrad.errors import AtomDamaged, BankError, StorageError
 from regrad.storage import Storage
 from tests.unit.banks import FLOAT32, PASSAGES, SUBSPACE, atoms, fill
 
@@ -74,6 +74,38 @@ def test_atoms_come_from_the_nearest_tier(remote: str, tmp_path: Path) -> None:
     again = BankReader(remote, tiers=tiers)
     assert [item.tier for item in again.fetch(["p0", "p3"])] == ["disk", "store"]
     assert again.read(["p0", "p3"]).equal(atoms()[[0, 3]])
+
+
+def threads_of_banks() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("bank")}
+
+
+def test_a_closed_reader_holds_no_threads_and_gives_what_was_being_fetched(remote: str) -> None:
+    before = threads_of_banks()
+    with BankReader(remote, tiers=TiersConfig(parallel_reads=1)) as reader:
+        Store(reader, seconds=0.05)
+        flights = [reader._start(f"p{i}", time.monotonic() + 30) for i in range(3)]
+        own = threads_of_banks() - before
+        assert own
+    assert [flight.result(30).tier for flight in flights if not isinstance(flight, Fetched)] == ["store"] * 3
+    for thread in own:
+        thread.join(30)
+        assert not thread.is_alive()
+    for ask in (reader.fetch, reader.read, reader.deletions):
+        with pytest.raises(BankError, match="was closed"):
+            ask(["p5"])
+    reader.close()
+
+
+def test_a_closed_reader_holds_no_file(tmp_path: Path) -> None:
+    fill(str(tmp_path))
+    with BankReader(str(tmp_path)) as reader:
+        reader.read(["p0"])
+        mapped = reader._catalog._mapped
+        assert mapped
+    assert all(each._map.closed for each in mapped)
+    with pytest.raises(BankError, match="was closed"):
+        reader.read(["p0"])
 
 
 def test_a_cache_that_was_damaged_or_taken_away_costs_a_fetch(remote: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from regrad.corpus import Passage
 from regrad.errors import AtomNotFound, BankError, FingerprintMismatch, NothingFound
 from regrad.lab.prompts import LAB_PROMPTS
 from regrad.language_model.batching import pad_batch, sequence_losses
+from regrad.language_model.engine import Finished
 from regrad.language_model.loading import LanguageModel
 from regrad.meta_init import MetaInit
 from regrad.methods import Knowledge
@@ -205,15 +206,20 @@ def test_gradients_of_something_else_are_never_applied(
         here.prepare(Ask(QUESTION), retrieved([]), replace(gradients, uses=()))
 
 
+OWN_STOP, LENGTH, OTHER_STOP = ("stop", None, "\n"), ("length", None, ""), ("stop", ("!",), "")
+
+
+@pytest.mark.parametrize(("reason", "stop", "end"), [OWN_STOP, LENGTH, OTHER_STOP], ids=["stop", "length", "other"])
 def test_contributions_are_those_computed_directly(
-    tiny: LanguageModel, meta_init: MetaInit, prepare: Case, atoms: Tensor
+    tiny: LanguageModel, meta_init: MetaInit, prepare: Case, reason: Any, stop: tuple[str, ...] | None, end: str
 ) -> None:
-    answer, here = "London", desk(tiny, meta_init)
+    answer, here = Finished("London", reason, 9, 3, 0.0, 0.0, 0.0, 1), desk(tiny, meta_init)
     found = prepare("online", [None, DELETED, MISSING])
+    found = replace(found, request=replace(found.request, stop=stop))
     parts = [found.parts[0].float(), found.parts[1].float()]
     ask = Ask(QUESTION, gamma=1.5, contributions="leave_one_out")
     start = tiny.bos + tiny.encode(LAB_PROMPTS.prompt(QUESTION))
-    ids = start + tiny.encode(" London\n")
+    ids = start + tiny.encode(f" London{end}")
 
     def loss(total: Tensor) -> float:
         batch = pad_batch([ids], [len(start)], tiny.pad_id, tiny.device)

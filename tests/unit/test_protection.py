@@ -138,7 +138,7 @@ def test_what_is_open(path: Path) -> None:
     new_key(path)
     with served(path) as client:
         assert client.get("/healthz").status_code == client.get("/web/app.js").status_code == 200
-        assert client.get("/").status_code == 404
+        assert client.get("/").status_code == client.get("/readyz").status_code == 404
     with served(path, open_docs=True) as client:
         assert client.get("/docs").status_code == client.get("/openapi.json").status_code == 200
         assert client.post("/v1/answer").status_code == 401

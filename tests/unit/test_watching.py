@@ -22,11 +22,11 @@ from regrad.errors import ConfigError
 from regrad.settings import parse_settings
 from serve_app.api.errors import Problem
 from serve_app.messages import Answered, Ask, Degraded, PassageUse, Reply, Retrieved
-from serve_app.watching import metrics as metrics_module
-from serve_app.watching.metrics import DEFINITIONS, Definition, Metrics
+from serve_app.watching.metrics import DEFINITIONS, Metrics
 from serve_app.watching.request_log import RequestLog
 from serve_app.watching.tracing import Tracing, open_tracing
 from serve_app.watching.watch import Watch
+from tests.unit.recording import Recorded
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana" / "regrad.json"
 SECRET = "Who is my doctor?\n{"
@@ -48,35 +48,6 @@ ANSWERED = Answered(
 )
 REPLY = Reply(ASK, ANSWERED, Retrieved((), 10), total_milliseconds=600)
 DIRECT = Reply(replace(ASK, method="direct"), replace(ANSWERED, uses=(), degraded=(), load_milliseconds=0))
-
-
-class Recorded:
-    """Stands in for Ray's metrics, which keep nothing outside a cluster."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, float, dict[str, str]]] = []
-
-    def make(self, name: str, definition: Definition) -> Any:
-        calls = self.calls
-
-        class One:
-            def _record(self, value: float, tags: dict[str, str] | None = None) -> None:
-                assert set(tags or {}) == set(definition.tags), name
-                calls.append((name, value, tags or {}))
-
-        verb = {"counter": "inc", "gauge": "set", "histogram": "observe"}[definition.kind]
-        setattr(One, verb, One._record)
-        return One()
-
-    def of(self, name: str) -> list[Any]:
-        return [(value, *tags.values()) for called, value, tags in self.calls if called == name]
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    recorded = Recorded()
-    monkeypatch.setattr(metrics_module, "_make", recorded.make)
-    return recorded
 
 
 def test_an_answer_is_counted(recorded: Recorded) -> None:

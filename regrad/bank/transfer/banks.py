@@ -32,8 +32,8 @@ def copy_bank(
     """
     if Storage(source).root == Storage(target).root:
         raise BankError(f"{target} is the bank itself; choose another place for the copy")
-    bank = BankReader(source, version=version)
-    records = outgoing(source, bank, passage_ids)
+    with BankReader(source, version=version) as bank:
+        records = outgoing(source, bank, passage_ids)
     found = layout_at(target)
     is_new = found is None
     chosen = codec or (found or bank.manifest).codec

@@ -59,8 +59,8 @@ def export_tensors(uri: str, output: str, version: int | None = None, passage_id
     Whole or not at all; returns how many there are. Raises `StorageError` if `output` is something else, and
     `AtomNotFound` or `AtomDamaged` as `copy_bank`.
     """
-    bank = BankReader(uri, version=version)
-    records, count = outgoing(uri, bank, passage_ids), 0
+    with BankReader(uri, version=version) as bank:
+        records, count = outgoing(uri, bank, passage_ids), 0
     subspace = bank.manifest.parsed_subspace()
     with directory_writer(output, CARD) as folder, open(folder / LISTING, "w", encoding="utf-8") as listing:
         for rows, found in records:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from regrad.cli.bank import show
 from regrad.cli.options import QUARANTINED, settings_options
 from regrad.config import BuildConfig
 from regrad.settings import load_settings
@@ -17,11 +18,13 @@ from regrad.settings import load_settings
 def command(config: Path, overrides: tuple[str, ...]) -> None:
     """Add the passages of a corpus, or replace them; the others stay. Settings are those of `regrad build`.
 
-    The exit status is 3 if some passages could not be used: `regrad bank info --quarantine` lists them.
+    The exit status is 3 if some of its passages could not be used: `regrad bank info --quarantine` lists them.
     """
     settings = load_settings(BuildConfig, config, overrides)
     from ray_jobs import build_bank
 
-    manifest = build_bank.build(settings, add=True)
-    click.echo(build_bank.describe(manifest, settings.bank.uri))
-    sys.exit(QUARANTINED if manifest.quarantined else 0)
+    built = build_bank.build(settings, add=True)
+    click.echo(build_bank.describe(built.manifest, settings.bank.uri))
+    if built.refused:
+        click.echo(f"{show.counted(built.refused, 'passage')} of this corpus refused", err=True)
+    sys.exit(QUARANTINED if built.refused else 0)

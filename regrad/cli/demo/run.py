@@ -55,7 +55,7 @@ class Demo:
         with self.stage("index", "indexing with Lucene"):
             self.say(index_corpus.run(plan.index))
         with self.stage("build", "filling the Gradient Bank with Ray Data"):
-            manifest = build_bank.build(plan.build)
+            manifest = build_bank.build(plan.build).manifest
             self.say(build_bank.describe(manifest, plan.build.bank.uri))
         with self.stage("raw_build", "the rival: a bank of raw gradients, at an untrained start"):
             lm = load_language_model(plan.train.model, "cpu")

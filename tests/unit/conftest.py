@@ -1,0 +1,15 @@
+"""Fixtures of several unit tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from serve_app.watching import metrics
+from tests.unit.recording import Recorded
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    recorded = Recorded()
+    monkeypatch.setattr(metrics, "_make", recorded.make)
+    return recorded

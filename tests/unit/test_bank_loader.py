@@ -1,0 +1,83 @@
+"""The bank loader's readers: one is closed when another has taken its place, and not while it is used."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from regrad.bank.reader import BankReader
+from regrad.config import ServeConfig, TiersConfig
+from regrad.errors import BankError
+from regrad.meta_init import MetaInit
+from regrad.retrieval.protocol import Hit
+from serve_app import bank_loader as module
+from serve_app.bank_loader import BankLoaderDeployment
+from serve_app.messages import Release, Retrieved
+from tests.unit.banks import PASSAGES
+from tests.unit.releasing import commit, setup
+
+FOUND = Retrieved((Hit(PASSAGES[0], 1.0),), 0.0)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServeConfig:
+    """Of a loader that looks for a new version at every request, and waits for it."""
+    monkeypatch.setattr(module, "_REFRESH_SECONDS", 60.0)
+    tiers = TiersConfig(deadline_seconds=60.0)
+    return setup(tmp_path).model_copy(update={"follow_seconds": 0.0, "tiers": tiers})
+
+
+def release(config: ServeConfig, name: str = "main", version: int = 1) -> Release:
+    fingerprint = MetaInit.load(config.meta_init).fingerprint
+    return Release(name, config.meta_init, config.bank, version, fingerprint)
+
+
+def is_closed(reader: BankReader) -> bool:
+    try:
+        reader.was_deleted("p0")
+    except BankError as error:
+        return "was closed" in str(error)
+    return False
+
+
+def only(loader: BankLoaderDeployment) -> BankReader:
+    [(reader, _)] = loader._open.values()
+    return reader
+
+
+def test_a_reader_that_was_replaced_is_closed_when_nobody_uses_it(config: ServeConfig, tmp_path: Path) -> None:
+    async def run() -> None:
+        loader = BankLoaderDeployment(config)
+        await loader.load(FOUND, release(config))
+        first = only(loader)
+        with loader._used(first):
+            commit(tmp_path / "bank", MetaInit.load(config.meta_init), seed=2)
+            found = await loader.load(FOUND, release(config))
+            assert found.uses[0].tier
+            second = only(loader)
+            assert second is not first
+            assert not is_closed(first), "a request reads from it"
+        assert is_closed(first)
+        await loader.load(FOUND, release(config))
+        assert only(loader) is second and not is_closed(second)
+        assert not loader._users
+
+    asyncio.run(run())
+
+
+def test_the_reader_that_was_not_used_for_longest_is_closed(
+    config: ServeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_OPEN_BANKS", 1)
+    commit(tmp_path / "bank", MetaInit.load(config.meta_init), seed=2)
+
+    async def run() -> None:
+        loader = BankLoaderDeployment(config)
+        await loader.load(FOUND, release(config, version=1))
+        first = only(loader)
+        await loader.load(FOUND, release(config, version=2))
+        assert is_closed(first) and not is_closed(only(loader))
+
+    asyncio.run(run())
