@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from regrad.config.adaptation import (
+    AdamWConfig,
+    AdapterConfig,
+    AdaptersConfig,
+    AugmentConfig,
+    FinetuneConfig,
+    FinetuneOptimizerConfig,
+    Objective,
+    adapter_subspace,
+)
 from regrad.config.bank import (
     BankConfig,
     BuildConfig,
@@ -15,6 +25,7 @@ from regrad.config.bank import (
 )
 from regrad.config.cluster import WorkersConfig
 from regrad.config.lab import DemoConfig, LabConfig, LabPretrainConfig, LabWriterConfig
+from regrad.config.methods import MethodConfig
 from regrad.config.model import ModelConfig, ModelPath, SubspaceConfig
 from regrad.config.serving import (
     BatchConfig,
@@ -41,6 +52,10 @@ from regrad.config.training import (
 )
 
 __all__ = [
+    "AdamWConfig",
+    "AdapterConfig",
+    "AdaptersConfig",
+    "AugmentConfig",
     "BankConfig",
     "BatchConfig",
     "BuildConfig",
@@ -48,6 +63,8 @@ __all__ = [
     "CodecName",
     "DemoConfig",
     "DevConfig",
+    "FinetuneConfig",
+    "FinetuneOptimizerConfig",
     "GroupConfig",
     "HttpConfig",
     "IndexConfig",
@@ -57,8 +74,10 @@ __all__ = [
     "LabWriterConfig",
     "LimitsConfig",
     "MetaTrainConfig",
+    "MethodConfig",
     "ModelConfig",
     "ModelPath",
+    "Objective",
     "OptimizerConfig",
     "ProtectionConfig",
     "ReplicaConfig",
@@ -75,6 +94,7 @@ __all__ = [
     "WatchConfig",
     "WatchingConfig",
     "WorkersConfig",
+    "adapter_subspace",
     "builtin_config",
 ]
 
