@@ -59,6 +59,16 @@ def pair_of(item: Any, where: str = "pair") -> Pair:
     return Pair(str(values[0]).strip(), str(values[1]).strip(), full.strip() if isinstance(full, str) else "")
 
 
+def parse_augmented(line: bytes, problem: str = "", where: str = "record") -> Augmented:
+    """The passage of one JSON object; raises `CorpusError` naming `where` and what is wrong, or the known problem."""
+    if problem:
+        raise CorpusError(f"{where}: {problem}")
+    try:
+        return Augmented.from_record(json.loads(line), where)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{where} is not JSON: {error}") from error
+
+
 def augmented_file(uri: str) -> str:
     """The file itself, or the one in the directory that `regrad augment` writes."""
     return uri if ".jsonl" in uri.rsplit("/", 1)[-1] else f"{uri.rstrip('/')}/{AUGMENTED}"

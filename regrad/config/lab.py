@@ -21,6 +21,7 @@ class LabConfig(Settings):
     people_per_record: int = Field(8, ge=3, le=50)
     three_passage_fraction: float = Field(1.0, ge=0, le=1)
     documents: int = Field(0, ge=0, description="meta-training people whose documents alone are written, too")
+    augmented: int = Field(0, ge=0, description="questions for each passage of the corpus, to train adapters; 0: none")
 
 
 class LabPretrainConfig(Settings):
