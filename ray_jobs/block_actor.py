@@ -1,7 +1,8 @@
-"""The actor that fills a bank, block by block. In a module of its own: a job's main module is pickled by value."""
+"""The actors that fill a bank, block by block. In a module of its own: a job's main module is pickled by value."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -26,36 +27,77 @@ from regrad.storage import Storage
 _RESULT = pa.schema([*BUILT, pa.field("read_bytes", pa.int64()), pa.field("failure", pa.string())])
 
 
-class BlockActor:
+class BlockActor(ABC):
     """An actor: a block of the corpus in, one shard and its receipt written, what became of each passage out."""
 
-    def __init__(self, settings: dict[str, Any], base: int | None) -> None:
-        self._config, self._base = BuildConfig.model_validate(settings), base
+    def __init__(self, uri: str, base: int | None) -> None:
+        self._uri, self._base = uri, base
         self._builder: BlockBuilder | None = None
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """All that a record's bytes depend on but for the passage."""
+
+    @abstractmethod
+    def extract(self, passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
+        """Passages to their records, each or the reason why there is none."""
+
+    def parse(self, line: bytes, problem: str) -> Passage:
+        """The passage of one line; raises `CorpusError` with what is wrong."""
+        return parse_passage(line, problem)
+
+    def label(self) -> str:
+        """What the records of the block that was just parsed depend on beside passages and settings."""
+        return ""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A table `_RESULT`. An error of ours comes as data: Ray Data would drop what raised it."""
         read = sum(batch["read_bytes"].to_pylist())
         try:
             self._builder = self._builder or self._make_builder()
-            built = self._builder.build(*_parse(batch))
+            passages, refused = self._parse(batch)
+            built = self._builder.build(passages, refused, self.label())
         except (RegradError, OSError) as error:
             built = BUILT.empty_table()
             return _result(built, read, f"{type(error).__name__}: {_text(error)}")
         return _result(built, read)
 
     def _make_builder(self) -> BlockBuilder:
-        config, storage = self._config, Storage(self._config.bank.uri)
-        settings = {
+        storage = Storage(self._uri)
+        base = read_manifest(storage, self._base) if self._base else None
+        return BlockBuilder(storage, self.settings(), self.extract, base)
+
+    def _parse(self, batch: pa.Table) -> tuple[list[Passage], list[tuple[str, str]]]:
+        """The passages, and what is none: the beginning of the line, and why."""
+        passages: list[Passage] = []
+        refused: list[tuple[str, str]] = []
+        for line, problem in zip(batch["line"].to_pylist(), batch["problem"].to_pylist(), strict=True):
+            try:
+                passages.append(self.parse(line, problem))
+            except CorpusError as error:
+                refused.append((shown(line), f"not a passage: {error}"))
+        return passages, refused
+
+
+class GradientActor(BlockActor):
+    """Computes gradients at a MetaInit."""
+
+    def __init__(self, settings: dict[str, Any], base: int | None) -> None:
+        self._config = BuildConfig.model_validate(settings)
+        super().__init__(self._config.bank.uri, base)
+
+    def settings(self) -> dict[str, Any]:
+        """See `BlockActor`."""
+        config = self._config
+        return {
             "fingerprint": read_card(config.meta_init)["fingerprint"],
             "codec": config.bank.codec,
             "batch_tokens": config.batch_tokens,
             "max_passage_tokens": config.max_passage_tokens,
         }
-        base = read_manifest(storage, self._base) if self._base else None
-        return BlockBuilder(storage, settings, self._extract, base)
 
-    def _extract(self, passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
+    def extract(self, passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
+        """See `BlockActor`."""
         return [(item.record, item.problem) for item in self._extractor.extract(passages, self._codec.encode)]
 
     @cached_property
@@ -72,18 +114,6 @@ class BlockActor:
     @cached_property
     def _codec(self) -> Codec:
         return codec_for(self._config.bank.codec, self._meta_init.subspace)
-
-
-def _parse(batch: pa.Table) -> tuple[list[Passage], list[tuple[str, str]]]:
-    """The passages, and what is none: the beginning of the line, and why."""
-    passages: list[Passage] = []
-    refused: list[tuple[str, str]] = []
-    for line, problem in zip(batch["line"].to_pylist(), batch["problem"].to_pylist(), strict=True):
-        try:
-            passages.append(parse_passage(line, problem))
-        except CorpusError as error:
-            refused.append((shown(line), f"not a passage: {error}"))
-    return passages, refused
 
 
 def _result(built: pa.Table, read_bytes: int, failure: str | None = None) -> pa.Table:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_jobs.block_actor import BlockActor, error_of
+from ray_jobs.block_actor import BlockActor, GradientActor, error_of
 from ray_jobs.cluster import cluster, require_workers, run_task
 from ray_jobs.entry import main
 from ray_jobs.lines import actor_pool, blocks_of_lines, check_corpus
@@ -23,7 +23,7 @@ from regrad.bank.building import BUILT, assemble, changes_nothing
 from regrad.bank.commit import commit, commit_onto_newest
 from regrad.bank.manifest import Layout, Manifest, check_same_layout
 from regrad.bank.versions import current_version, read_manifest
-from regrad.config import BuildConfig
+from regrad.config import AdaptersConfig, BuildConfig
 from regrad.corpus import corpus_files
 from regrad.meta_init import read_card
 from regrad.storage import Storage
@@ -62,6 +62,13 @@ def build(config: BuildConfig, add: bool = False) -> Built:
     """
     card = read_card(config.meta_init)
     layout = Layout(fingerprint=card["fingerprint"], codec=config.bank.codec, subspace=card["subspace"])
+    return fill(config, layout, GradientActor, add)
+
+
+def fill(
+    config: BuildConfig | AdaptersConfig, layout: Layout, actor: type[BlockActor], add: bool = False, keep: bool = True
+) -> Built:
+    """Fill the bank with what the actor makes of each passage; without `keep`, all of them anew."""
     storage = Storage(config.bank.uri)
     base = read_manifest(storage) if current_version(storage) else None
     if base and add:
@@ -70,19 +77,25 @@ def build(config: BuildConfig, add: bool = False) -> Built:
     total = sum(file.bytes for file in corpus_files(config.corpus))
     with cluster(), progress_bar(total) as show, progress_channel(show) as progress:
         require_workers(config.cluster)
-        manifest, refused = run_task(_build, config, layout, base, add, progress)
+        manifest, refused = run_task(_fill, config, layout, actor, base, (add, keep), progress)
     return Built(Manifest.model_validate(manifest), refused)
 
 
-def _build(
-    config: BuildConfig, layout: Layout, base: Manifest | None, add: bool, progress: Any
+def _fill(
+    config: BuildConfig | AdaptersConfig,
+    layout: Layout,
+    actor: type[BlockActor],
+    base: Manifest | None,
+    how: tuple[bool, bool],
+    progress: Any,
 ) -> tuple[dict[str, Any], int]:
     """Compute all blocks, then commit; the manifest's content, and how many passages were refused."""
+    add, keep = how
     storage = Storage(config.bank.uri)
-    same = base if base and base.layout == layout else None
+    same = base if keep and base and base.layout == layout else None
     blocks = blocks_of_lines(config.corpus, config.bank.shard_passages)
     results = blocks.map_batches(
-        BlockActor,
+        actor,
         fn_constructor_args=(config.model_dump(mode="json"), same.version if same else None),
         batch_size=config.bank.shard_passages,
         batch_format="pyarrow",

@@ -43,13 +43,16 @@ class BlockBuilder:
         self._storage, self._settings, self._extract = storage, settings, extract
         self._catalog = Catalog(storage, base.parts, base.record_bytes) if base else None
 
-    def build(self, passages: Sequence[Passage], refused: Sequence[tuple[str, str]] = ()) -> pa.Table:
-        """What became of the passages (a table `BUILT`, in their order) and of lines that are not passages."""
+    def build(self, passages: Sequence[Passage], refused: Sequence[tuple[str, str]] = (), label: str = "") -> pa.Table:
+        """What became of the passages (a table `BUILT`, in their order) and of lines that are not passages.
+
+        `label` is what else the records of this block depend on.
+        """
         kept = [passage for passage in passages if self._is_there(passage)]
         todo = [passage for passage in passages if not self._is_there(passage)]
         tables = [_refused(refused), _kept(kept)]
         if todo:
-            name = receipt_name(self._settings, todo)
+            name = receipt_name({**self._settings, **({"label": label} if label else {})}, todo)
             tables.append(_built(read_receipt(self._storage, name) or self._do(name, todo), receipt=name))
         return _in_order(pa.concat_tables(tables), passages)
 

@@ -27,6 +27,7 @@ class LabConfig(Settings):
     three_passage_fraction: float = Field(1.0, ge=0, le=1, description="records whose questions have others' passages")
     context_passages: int = Field(3, ge=2, le=20, description="passages that such a question rests on")
     documents: int = Field(0, ge=0, description="meta-training people whose documents alone are written, too")
+    augmented: int = Field(0, ge=0, description="questions for each passage of the corpus, to train adapters; 0: none")
 
 
 class LabPretrainConfig(Settings):

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from regrad.adaptation.augmented import AUGMENTED, encode_augmented
 from regrad.config import LabConfig
 from regrad.corpus import Passage, encode_passages
+from regrad.lab.augmentation import augmented
 from regrad.lab.wording import ATTRIBUTES
 from regrad.lab.world import Namesakes, Person, World, passage, question
 from regrad.storage import Storage
@@ -35,7 +37,8 @@ class LabQuestion:
 def write_lab(config: LabConfig) -> Storage:
     """Write `corpus.jsonl` (held-out people), `questions.jsonl`, `tasks.jsonl` and `dev.jsonl` (meta people).
 
-    With `config.documents`, also `documents.jsonl`: so many of the meta people's documents, and no questions.
+    With `config.documents`, also `documents.jsonl`: so many of the meta people's documents, and no questions. With
+    `config.augmented`, also `augmented.jsonl`: the corpus with other wordings and so many questions a passage.
     """
     world = World(config.seed)
     storage = Storage(config.output)
@@ -46,6 +49,9 @@ def write_lab(config: LabConfig) -> Storage:
     storage.write(DEV, jsonl(tasks(dev, config, DEV_RECORDS, seed=12)))
     if config.documents:
         storage.write(DOCUMENTS, encode_passages(documents(training[: config.documents])))
+    if config.augmented:
+        items = augmented(world.held_out, held_out_corpus(world), config.augmented)
+        storage.write(AUGMENTED, encode_augmented(items))
     return storage
 
 

@@ -21,6 +21,7 @@ from transformers import (
     LogitsProcessorList,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
+    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
@@ -50,8 +51,11 @@ def sample(
     temperature: float,
     top_p: float,
     done: Callable[[str], bool],
+    top_k: int = 0,
 ) -> list[Sampled]:
     """One continuation a prompt, of at most T tokens, in order; a row ends when its text satisfies `done`.
+
+    Of the `top_k` most likely tokens (0: all), then of those that make up `top_p` of the probability.
 
     The caller sees to it that each prompt and T more tokens fit the model's context.
     """
@@ -59,7 +63,9 @@ def sample(
         return []
     ids, mask = left_pad([lm.bos + lm.encode(prompt, controls=True) for prompt in prompts], lm.pad_id)
     start = ids.shape[1]
-    warpers = [TemperatureLogitsWarper(temperature), *([TopPLogitsWarper(top_p)] if top_p < 1 else [])]
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature)]
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     output = lm.model.generate(  # type: ignore[operator]
         ids.to(lm.device),
         attention_mask=mask.to(lm.device),

@@ -95,7 +95,7 @@ def test_a_killed_worker_is_replaced(inputs: list[str], whole: dict[str, bytes],
     process = start(inputs, uri)
     wait_for(lambda: blocks_done(uri) >= 3, process)
     below = psutil.Process(process.pid).children(recursive=True)
-    workers = [child for child in below if "BlockActor" in " ".join(child.cmdline())]
+    workers = [child for child in below if "GradientActor" in " ".join(child.cmdline())]
     assert workers
     for worker in workers:
         worker.kill()

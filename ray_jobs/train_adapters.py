@@ -1,0 +1,46 @@
+"""Job: train a LoRA for each passage, as PRAG does, into a bank. Ray Data streams augmented passages through trainers.
+
+ray job submit -- python -m ray_jobs.train_adapters --config configs/jobs/adapters-lab.yaml
+
+Stopped at any point, the same command goes on where it was: blocks that are done have a receipt in the bank.
+"""
+
+from __future__ import annotations
+
+from ray_jobs.adapter_actor import AdapterActor
+from ray_jobs.build_bank import Built, describe, fill
+from ray_jobs.cluster import cluster, device, run_task
+from ray_jobs.entry import main
+from regrad.adaptation.adapters import AdapterTrainer, model_for_adapters
+from regrad.adaptation.augmented import augmented_file
+from regrad.adaptation.static import StaticLora
+from regrad.bank.manifest import Layout
+from regrad.config import AdaptersConfig
+from regrad.language_model.loading import load_language_model
+from regrad.methods.prag import adapters_base, adapters_layout
+
+
+def run(config: AdaptersConfig) -> str:
+    """Train and commit one version of the bank; returns one line saying what was made and where."""
+    return describe(train(config).manifest, config.bank.uri)
+
+
+def train(config: AdaptersConfig) -> Built:
+    """The same, returning what was built. With `config.keep`, passages that the bank has keep their adapters."""
+    config = config.model_copy(update={"corpus": augmented_file(config.corpus)})
+    with cluster():
+        layout = run_task(layout_of, config, num_cpus=1)
+        return fill(config, layout, AdapterActor, keep=config.keep)
+
+
+def layout_of(config: AdaptersConfig) -> Layout:
+    """What the adapters are; loads the model, as they are bound to its weights. Raises as `AdapterTrainer`."""
+    static = StaticLora.load(config.static) if config.static else None
+    lm = load_language_model(model_for_adapters(config.model, config.adapter, static), device())
+    subspace = AdapterTrainer(lm, config.adapter, static, config.seed).subspace
+    fingerprint = adapters_layout(subspace, adapters_base(lm.identity(), static.digest if static else None))
+    return Layout(kind="adapter", fingerprint=fingerprint, codec=config.bank.codec, subspace=subspace.to_json())
+
+
+if __name__ == "__main__":
+    main(AdaptersConfig, run, __doc__ or "")

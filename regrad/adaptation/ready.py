@@ -1,0 +1,102 @@
+"""Augmentations that somebody has made already: PRAG's and ReGrad's `data_aug` files, and questions of tasks.
+
+`data_aug` is a JSON list (or one object a line) of questions, each with `augment`: a list of objects with `passage`
+and, for a writer called M, `M_rewrite` and `M_qa`. A passage is named by its text, so one that two questions retrieved
+is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from regrad.adaptation.augmented import Augmented, Pair, pair_of
+from regrad.adaptation.sources import Task
+from regrad.corpus import Passage
+from regrad.errors import CorpusError
+from regrad.storage import Storage
+
+_MOST_BYTES = 2 << 30
+_REWRITE, _PAIRS = "_rewrite", "_qa"
+
+
+def read_data_aug(uri: str) -> Iterator[tuple[str, Augmented | CorpusError]]:
+    """Every passage of a file, or of all .json and .jsonl files below a directory, once; a bad one comes as its error.
+
+    Raises `CorpusError` if there is no such file or it is not JSON.
+    """
+    seen: set[str] = set()
+    for where, record in _records(uri):
+        augments = record.get("augment") if isinstance(record, dict) else None
+        if not isinstance(augments, list):
+            raise CorpusError(f"{where}: an object with 'augment', a list, is expected")
+        for number, item in enumerate(augments):
+            place = f"{where} augment {number}"
+            try:
+                found = _augmented(item, place)
+            except CorpusError as error:
+                yield place, error
+                continue
+            if found.passage.id not in seen:
+                seen.add(found.passage.id)
+                yield place, found
+
+
+def from_tasks(tasks: Iterable[Task], most: int) -> Iterator[Augmented]:
+    """Every passage with its own questions (those whose context it is the best of), at most so many, without rewrites.
+
+    Passages that no question belongs to are left out.
+    """
+    found: dict[str, tuple[Passage, dict[str, Pair]]] = {}
+    for task in tasks:
+        for question in task.questions:
+            passage = task.passages[question.context[0]]
+            _, pairs = found.setdefault(passage.id, (passage, {}))
+            pairs.setdefault(question.question, Pair(question.question, question.answer))
+    for passage, pairs in found.values():
+        yield Augmented(passage, (), tuple(pairs.values())[:most])
+
+
+def _records(uri: str) -> Iterator[tuple[str, Any]]:
+    storage = Storage(uri)
+    is_file = uri.endswith((".json", ".jsonl"))
+    names = [""] if is_file else sorted(n for n in storage.files() if n.endswith((".json", ".jsonl")))
+    if not names:
+        raise CorpusError(f"{uri} holds no .json or .jsonl file")
+    for name in names:
+        where = f"{uri}/{name}" if name else uri
+        folder, _, file = where.rpartition("/")
+        yield from _parsed(Storage(folder or ".").read(file, 0, _MOST_BYTES), where)
+
+
+def _parsed(data: bytes, where: str) -> Iterator[tuple[str, Any]]:
+    try:
+        if where.endswith(".jsonl"):
+            values = [json.loads(line) for line in data.split(b"\n") if line.strip()]
+        else:
+            values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{where} is not JSON: {error}") from error
+    if not isinstance(values, list):
+        raise CorpusError(f"{where}: a list of questions is expected, found {type(values).__name__}")
+    for number, value in enumerate(values):
+        yield f"{where} question {number}", value
+
+
+def _augmented(item: Any, where: str) -> Augmented:
+    if not isinstance(item, dict) or not isinstance(item.get("passage"), str) or not item["passage"].strip():
+        raise CorpusError(f"{where}: a non-empty 'passage' is expected")
+    text = item["passage"]
+    passage = Passage.from_record({"id": passage_id(text), "title": "", "text": text}, where)
+    rewrites = [value.strip() for name, value in item.items() if name.endswith(_REWRITE) and isinstance(value, str)]
+    pairs: Any = next((value for name, value in item.items() if name.endswith(_PAIRS)), [])
+    if not isinstance(pairs, list) or not pairs:
+        raise CorpusError(f"{where}: no '<writer>{_PAIRS}' list")
+    return Augmented(passage, tuple(text for text in rewrites if text), tuple(pair_of(pair, where) for pair in pairs))
+
+
+def passage_id(text: str) -> str:
+    """The id of a passage that comes without one: 16 hex digits of its text's SHA-256."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
