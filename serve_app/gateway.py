@@ -82,6 +82,11 @@ class Gateway:
         """What questions are answered from now."""
         return list(self._follower.facts)
 
+    @property
+    def full(self) -> bool:
+        """Whether as many requests are in flight as the limits let in."""
+        return self._in_flight >= self._config.limits.max_in_flight
+
     async def missing(self) -> list[str]:
         """The deployments behind the gateway that have no running replica."""
         return await self._readiness.missing()
@@ -161,7 +166,7 @@ class Gateway:
     @contextlib.contextmanager
     def _admitted(self) -> Iterator[None]:
         """Counts the request in; raises `BackPressureError` if the gateway is full."""
-        if self._in_flight >= self._config.limits.max_in_flight:
+        if self.full:
             raise BackPressureError(num_queued_requests=self._in_flight, max_queued_requests=self._in_flight)
         self._in_flight += 1
         try:

@@ -220,6 +220,11 @@ class Answering(Protocol):
         """What questions are answered from now, with the banks' versions, counts and shares, the main one first."""
         ...
 
+    @property
+    def full(self) -> bool:
+        """Whether one more request would be refused: then it need not even be read."""
+        ...
+
     async def missing(self) -> list[str]:
         """The parts of the server without which it cannot answer and that are not there; empty if it is ready."""
         ...

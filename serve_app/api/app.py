@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from regrad.config import ServeConfig
 from serve_app.api.docs import DESCRIPTION, with_keys
 from serve_app.api.errors import Problem, Refused
-from serve_app.api.middleware import BodyLimit, LastErrors, Requests
+from serve_app.api.middleware import BodyLimit, Full, LastErrors, Requests
 from serve_app.api.native import add_native_routes
 from serve_app.api.openai import add_openai_routes
 from serve_app.api.pages import add_pages
@@ -49,6 +49,7 @@ def _make_api(config: ServeConfig, answering: Callable[[], Answering]) -> FastAP
         redirect_slashes=False,
         middleware=[
             Middleware(LastErrors),
+            Middleware(Full, answering=answering),
             Middleware(BodyLimit, limit=config.limits.max_body_bytes, seconds=config.limits.request_seconds),
         ],
     )

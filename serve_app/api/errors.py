@@ -128,7 +128,7 @@ INTERNAL = Problem("internal", 500, None, "the server failed; its log says more 
 UNAVAILABLE = Problem(
     "unavailable", 503, None, "the server cannot answer this now; its log says more under the request's id", 5
 )
-_FULL = "the server is full; try again in a moment"
+FULL = Problem("overloaded", 429, None, "the server is full; try again in a moment", retry_after=1)
 _LATE = "the answer took longer than was allowed"
 # An empty message stands for the error's own text, which is meant for the caller; no other error's text is given.
 _PROBLEMS: tuple[tuple[Any, Problem], ...] = (
@@ -136,7 +136,7 @@ _PROBLEMS: tuple[tuple[Any, Problem], ...] = (
     (NothingFound, Problem("not_found", 404, "question", "")),
     (UnknownRelease, Problem("not_found", 404, "release", "")),
     (PromptTooLong, Problem("too_long", 413, "question", "")),
-    (BackPressureError, Problem("overloaded", 429, None, _FULL, retry_after=1)),
+    (BackPressureError, FULL),
     (TimeoutError, Problem("timeout", 504, None, _LATE)),
     ((RegradError, RayError, RayServeException, CancelledError), UNAVAILABLE),
 )

@@ -16,7 +16,7 @@ from ray.serve.exceptions import RayServeException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.api.errors import Problem, Refused, reported
+from serve_app.api.errors import FULL, Problem, Refused, reported
 from serve_app.api.record import Record, record_at_hand
 from serve_app.messages import Answering
 
@@ -67,6 +67,19 @@ class Requests:
             self._answering().refused(record)
         except Exception as error:
             logger.error("request %s: it cannot be counted: %s", record.request_id, type(error).__name__)
+
+
+class Full:
+    """Refuses questions while the server is full, before they are read: what is refused has to cost little."""
+
+    def __init__(self, app: ASGIApp, answering: Callable[[], Answering]) -> None:
+        self._app, self._answering = app, answering
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        asks = scope["type"] == "http" and scope["method"] == "POST"
+        app = FULL.response() if asks and self._answering().full else self._app
+        await app(scope, receive, send)
 
 
 class LastErrors:

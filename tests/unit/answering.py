@@ -39,6 +39,7 @@ class StandIn:
     asks: list[Ask] = field(default_factory=list)
     refusals: list[Record] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
+    full: bool = False
     running: int = 0
     cancelled: int = 0
 

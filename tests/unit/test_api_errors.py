@@ -255,3 +255,16 @@ def test_a_body_in_chunks_is_read_no_further_than_the_limit() -> None:
                 assert part, answer
                 answer += part
     assert answer.startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("path", ASKING)
+def test_a_full_server_refuses_questions_unread_and_still_says_what_it_is(
+    client: TestClient, standin: StandIn, path: str
+) -> None:
+    standin.full = True
+    response = client.post(path, content=b"not even JSON")
+    assert response.status_code == 429
+    assert response.json()["error"]["type"] == "overloaded"
+    assert response.headers["retry-after"] == "1"
+    assert [record.problem.status for record in standin.refusals if record.problem] == [429]
+    assert client.get("/v1/bank").status_code == 200
