@@ -94,7 +94,7 @@ class Deployments:
 def groups_of(deployments: Deployments, **settings: Any) -> Groups:
     handles: Any = (deployments.retriever, deployments.loader, deployments.generator)
     stages: Any = deployments
-    return Groups(GroupConfig(**{"max_new_tokens": 64, **settings}), stages, handles)
+    return Groups(GroupConfig(**{"max_new_tokens": 64, "at_once": 1, **settings}), stages, handles)
 
 
 def ask_all(deployments: Deployments, asks: list[Ask], **settings: Any) -> list[Any]:
