@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -201,8 +200,6 @@ def main() -> None:
     for label in ready or [f"{passages} passages" for passages in TRAINED_ON]:
         size = (10, 30) if arguments.quick else (1000, 4000)
         meta_init = MetaInit.load(ready[label]) if ready else train(world, int(label[0]), *size)
-        if not ready and not arguments.quick:
-            meta_init.save(str(Path("runs/interference") / label.replace(" ", "-")))
         subject = Subject(meta_init, people)
         print(label, {name: round(value, 4) for name, value in cosines(subject).items()}, flush=True)
         for line in measure(label, subject, asked, merges):
