@@ -1,0 +1,168 @@
+"""Fine-tuning, augmentation and adapters as jobs: what one process would make, and what is left after a failure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ray_jobs import augment, finetune, train_adapters
+from ray_jobs.adapter_actor import AdapterActor
+from ray_jobs.cluster import cluster
+from regrad.adaptation.adapters import AdapterTrainer, model_for_adapters
+from regrad.adaptation.augmented import encode_augmented, read_augmented
+from regrad.adaptation.finetuning import Finetuner, usable
+from regrad.adaptation.sources import read_examples
+from regrad.adaptation.static import StaticLora
+from regrad.bank.reader import BankReader
+from regrad.config import AdaptersConfig, AugmentConfig, FinetuneConfig, LabConfig, MethodConfig, builtin_config
+from regrad.errors import MethodError, StorageError, SynthesisError, TrainingError
+from regrad.lab.files import write_lab
+from regrad.language_model.loading import load_language_model
+from regrad.meta.task_files import read_tasks
+from regrad.methods import Asked, check_method, open_updates
+from regrad.settings import load_settings
+
+PASSAGES = 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_cluster() -> Iterator[None]:
+    with cluster():
+        yield
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adaptation")
+    write_lab(LabConfig(output=str(folder), task_records=6, augmented=3, people_per_record=3))
+    items = list(read_augmented(str(folder)))[:PASSAGES]
+    (folder / "augmented.jsonl").write_bytes(encode_augmented(items))
+    return folder
+
+
+def finetuning(lab: Path, output: Path, *extra: str) -> FinetuneConfig:
+    values = [f"corpus={lab}/augmented.jsonl", f"output={output}", "objective=instruction", "checkpoints.every=2"]
+    values += ["optimizer.epochs=null", "optimizer.steps=5", "optimizer.batch_size=4", *extra]
+    return load_settings(FinetuneConfig, builtin_config("jobs/finetune-lab.yaml"), values)
+
+
+def test_two_workers_finetune_what_one_process_does_and_a_foreign_directory_is_left_alone(
+    lab: Path, tmp_path: Path
+) -> None:
+    config = finetuning(lab, tmp_path / "lora")
+    line = finetune.run(config)
+    lm = load_language_model(config.model, "cpu")
+    examples = usable(lm, read_examples(config, lm, read_tasks), config)
+    alone = Finetuner(lm, config, examples)
+    state = alone.run()
+    made = StaticLora.load(tmp_path / "lora")
+    torch.testing.assert_close(made.values, alone.values, rtol=1e-3, atol=1e-5)
+    assert made.notes["losses"] == pytest.approx(state.losses, abs=1e-4)
+    assert line.startswith(
+        f"adapter {made.digest} at {tmp_path}/lora: instruction, {PASSAGES} examples, 5 steps, loss "
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lora"], "nothing is left of the run"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("x")
+    with pytest.raises(StorageError, match="it is something else and is left alone"):
+        finetune.run(finetuning(lab, tmp_path / "mine"))
+    with pytest.raises(TrainingError, match="batch_size 3 cannot be shared by 2 workers equally"):
+        finetune.run(finetuning(lab, tmp_path / "odd", "optimizer.batch_size=3"))
+
+
+def test_a_run_that_failed_goes_on_from_its_checkpoint(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = finetuning(lab, tmp_path / "whole")
+    finetune.run(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "_adapter", _fail)  # after the last checkpoint, before the result is there
+        with pytest.raises(RuntimeError, match="killed"):
+            finetune.run(finetuning(lab, tmp_path / "again"))
+    assert not (tmp_path / "again").exists()
+    with pytest.raises(TrainingError, match=r"other settings: optimizer\.lr was 0\.001, is 0\.1"):
+        finetune.run(finetuning(lab, tmp_path / "again", "optimizer.lr=0.1"))
+    finetune.run(finetuning(lab, tmp_path / "again"))
+    assert torch.equal(StaticLora.load(tmp_path / "again").values, StaticLora.load(tmp_path / "whole").values)
+
+
+def _fail(*_: object) -> None:
+    raise RuntimeError("killed")
+
+
+def adapters(lab: Path, bank: Path, *extra: str) -> AdaptersConfig:
+    values = [f"corpus={lab}", f"bank.uri={bank}", "bank.shard_passages=4", "adapter.epochs=1", *extra]
+    return load_settings(AdaptersConfig, builtin_config("jobs/adapters-lab.yaml"), values)
+
+
+def test_adapters_are_trained_into_a_bank_that_prag_reads(lab: Path, tmp_path: Path) -> None:
+    config = adapters(lab, tmp_path / "bank")
+    line = train_adapters.run(config)
+    assert line.startswith(f"bank version 1-{BankReader(config.bank.uri).manifest.label[2:]} at {config.bank.uri}: ")
+    bank, items = BankReader(config.bank.uri), list(read_augmented(str(lab)))
+    assert (len(bank), bank.manifest.kind) == (PASSAGES, "adapter")
+    lm = load_language_model(model_for_adapters(config.model, config.adapter), "cpu")
+    alone = AdapterTrainer(lm, config.adapter, seed=config.seed).train(items[:2])
+    for item, adapter in zip(items, alone, strict=False):
+        assert adapter.values is not None
+        torch.testing.assert_close(bank.read([item.passage])[0], adapter.values, rtol=1e-2, atol=1e-3)
+    method = MethodConfig(name="prag", bank=config.bank.uri)
+    check_method(method)
+    asked = Asked("Who?", tuple(item.passage for item in items[:3]))
+    made = open_updates(method, load_language_model(config.model, "cpu"))([asked])
+    assert made.updates[0] is not None
+    assert made.notes == [""]
+
+
+def test_a_stopped_job_trains_no_block_twice_and_other_questions_are_other_adapters(lab: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    config, items = adapters(lab, tmp_path / "bank"), list(read_augmented(str(lab)))
+    lines = [json.dumps(item.to_record()).encode() for item in items[:4]]
+    block = pa.table({"line": lines, "problem": [""] * 4, "read_bytes": [1] * 4})
+    first = AdapterActor(config.model_dump(mode="json"), None)(block)
+    assert first["failure"].drop_null().to_pylist() == []
+    trained = AdapterActor(config.model_dump(mode="json"), None)
+    trained.extract = _fail  # type: ignore[method-assign, assignment]
+    assert trained(block)["shard"].to_pylist() == first["shard"].to_pylist(), "its receipt was found"
+    changed = [line.replace(items[0].pairs[0].answer.encode(), b"nowhere") for line in lines]
+    with pytest.raises(RuntimeError, match="killed"):
+        trained(block.set_column(0, "line", [changed]))
+
+
+def test_adapters_upon_a_static_lora_are_for_it_alone(lab: Path, tmp_path: Path) -> None:
+    half = ["model.subspace.rank=8", "model.subspace.alpha=16"]
+    finetune.run(finetuning(lab, tmp_path / "static", *half))
+    finetune.run(finetuning(lab, tmp_path / "other", *half, "seed=5"))
+    config = adapters(lab, tmp_path / "bank", f"static={tmp_path}/static")
+    train_adapters.run(config)
+    warm = MethodConfig(name="prag-warm", bank=config.bank.uri, adapter=str(tmp_path / "static"))
+    check_method(warm)
+    with pytest.raises(MethodError, match="were not trained upon the adapter at"):
+        check_method(warm.model_copy(update={"adapter": str(tmp_path / "other")}))
+
+
+def augmenting(output: Path, *values: str) -> AugmentConfig:
+    common = ["tasks=null", f"output={output}", *values]
+    return load_settings(AugmentConfig, builtin_config("jobs/augment-lab.yaml"), common)
+
+
+def test_tasks_and_a_model_that_cannot_write_lists(lab: Path, tmp_path: Path) -> None:
+    line = augment.run(augmenting(tmp_path / "a", f"tasks={lab}/tasks.jsonl", "pairs=2"))
+    made = list(read_augmented(str(tmp_path / "a")))
+    assert line.startswith(f"augmented passages at {tmp_path}/a: {len(made)} of {len(made)}, with {2 * len(made)} ")
+    (tmp_path / "c.jsonl").write_text('not json\n{"id": "a", "title": "Les", "text": "Les was born in Rome."}\n')
+    model = load_settings(FinetuneConfig, builtin_config("jobs/finetune-lab.yaml")).model.model_dump_json()
+    short = ["max_new_tokens=8", "retries=1", 'rewrite_prompt="{passage}"', 'pairs_prompt="{passage}"']
+    with pytest.raises(SynthesisError, match="no passage of 2 got questions; the most frequent reason is"):
+        augment.run(augmenting(tmp_path / "b", f"corpus={tmp_path}/c.jsonl", f"model={model}", *short))
+    failed = [json.loads(line) for line in (tmp_path / "b" / "failed.jsonl").read_text().splitlines()]
+    assert [(item["id"], item["reason"].split(":")[0]) for item in failed] == [
+        ("not json", "not a passage"),
+        ("a", "no valid JSON list of questions and answers"),
+    ]
+    assert failed[1]["tries"] == 2
