@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -23,7 +24,8 @@ from regrad.language_model.loading import load_language_model
 from regrad.meta_init import MetaInit, read_card
 from regrad.storage import Storage
 
-_RESULT = pa.schema([*BUILT, pa.field("read_bytes", pa.int64()), pa.field("failure", pa.string())])
+_OF_BLOCK = {"read_bytes": pa.int64(), "computed": pa.int64(), "seconds": pa.float64(), "failure": pa.string()}
+_RESULT = pa.schema([*BUILT, *(pa.field(name, kind) for name, kind in _OF_BLOCK.items())])
 
 
 class BlockActor:
@@ -32,17 +34,19 @@ class BlockActor:
     def __init__(self, settings: dict[str, Any], base: int | None) -> None:
         self._config, self._base = BuildConfig.model_validate(settings), base
         self._builder: BlockBuilder | None = None
+        self._computed, self._seconds = 0, 0.0
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A table `_RESULT`. An error of ours comes as data: Ray Data would drop what raised it."""
         read = sum(batch["read_bytes"].to_pylist())
+        self._computed, self._seconds = 0, 0.0
         try:
             self._builder = self._builder or self._make_builder()
             built = self._builder.build(*_parse(batch))
         except (RegradError, OSError) as error:
             built = BUILT.empty_table()
-            return _result(built, read, f"{type(error).__name__}: {_text(error)}")
-        return _result(built, read)
+            return self._result(built, read, f"{type(error).__name__}: {_text(error)}")
+        return self._result(built, read)
 
     def _make_builder(self) -> BlockBuilder:
         config, storage = self._config, Storage(self._config.bank.uri)
@@ -56,7 +60,11 @@ class BlockActor:
         return BlockBuilder(storage, settings, self._extract, base)
 
     def _extract(self, passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
-        return [(item.record, item.problem) for item in self._extractor.extract(passages, self._codec.encode)]
+        extractor, encode = self._extractor, self._codec.encode
+        started = time.perf_counter()
+        extracted = [(item.record, item.problem) for item in extractor.extract(passages, encode)]
+        self._computed, self._seconds = self._computed + len(passages), self._seconds + time.perf_counter() - started
+        return extracted
 
     @cached_property
     def _extractor(self) -> AtomExtractor:
@@ -73,6 +81,12 @@ class BlockActor:
     def _codec(self) -> Codec:
         return codec_for(self._config.bank.codec, self._meta_init.subspace)
 
+    def _result(self, built: pa.Table, read_bytes: int, failure: str | None = None) -> pa.Table:
+        """The rows, and one more for the block itself."""
+        values = (read_bytes, self._computed, self._seconds, failure)
+        block = table(_RESULT, {name: [value] for name, value in zip(_OF_BLOCK, values, strict=True)})
+        return pa.concat_tables([built, block], promote_options="default").select(_RESULT.names)
+
 
 def _parse(batch: pa.Table) -> tuple[list[Passage], list[tuple[str, str]]]:
     """The passages, and what is none: the beginning of the line, and why."""
@@ -84,12 +98,6 @@ def _parse(batch: pa.Table) -> tuple[list[Passage], list[tuple[str, str]]]:
         except CorpusError as error:
             refused.append((shown(line), f"not a passage: {error}"))
     return passages, refused
-
-
-def _result(built: pa.Table, read_bytes: int, failure: str | None = None) -> pa.Table:
-    """The rows, and one more for the block itself."""
-    block = table(_RESULT, {"read_bytes": [read_bytes], "failure": [failure]})
-    return pa.concat_tables([built, block], promote_options="default").select(_RESULT.names)
 
 
 def _text(error: Exception) -> str:
