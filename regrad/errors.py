@@ -110,3 +110,7 @@ class TrainingError(RegradError):
 
 class SynthesisError(RegradError):
     """No question could be written for a corpus; the text names the most frequent reason."""
+
+
+class EvaluationError(RegradError):
+    """A question set, a prediction file or the records of an evaluation are wrong or do not belong together."""

@@ -1,19 +1,42 @@
-"""SQuAD-style answer scores."""
+"""Scores of answers: those of the SQuAD v1.1 and HotpotQA evaluation scripts, and accuracy for closed questions."""
 
 from __future__ import annotations
 
-import re
-import string
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+from regrad.errors import EvaluationError
+from regrad.evaluation.answers import Scorable, accepted_answers, parse_answer
+from regrad.evaluation.normalising import normalise
+
+Rules = Literal["squad", "hotpot"]
+RULES: tuple[Rules, ...] = ("squad", "hotpot")
+
+__all__ = ["RULES", "Rules", "Score", "exact_match", "f1", "normalise", "score"]
+
+_NO_PARTIAL_CREDIT = frozenset({"yes", "no", "noanswer"})
 
 
-def normalise(answer: str) -> str:
-    """Lower case, no punctuation, no articles, single spaces (the SQuAD evaluation script's rules)."""
-    return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
+@dataclass(frozen=True)
+class Score:
+    """Scores of one answer, each from 0 to 1; those of a closed question are all 1 or all 0."""
+
+    em: float
+    f1: float
+    precision: float
+    recall: float
+    correct: bool
+    """Exact match, or the right label."""
+    parsed: bool
+    """Whether an answer could be read; of an open question, whether there is any text."""
+
+
+class _Overlap(NamedTuple):
+    f1: float
+    precision: float
+    recall: float
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> bool:
@@ -22,12 +45,58 @@ def exact_match(prediction: str, answers: Sequence[str]) -> bool:
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """The best harmonic mean of word precision and recall with any accepted answer (SQuAD), from 0 to 1."""
-    return max(_f1(normalise(prediction).split(), normalise(answer).split()) for answer in answers)
+    """The best harmonic mean of word precision and recall with any accepted answer (SQuAD), from 0 to 1.
+
+    If nothing is left of both after normalisation, it is 1, as in SQuAD 2.0; `score`, like SQuAD v1.1, says 0.
+    """
+    said = normalise(prediction)
+    return max(1.0 if said == known == "" else _overlap(said, known).f1 for known in map(normalise, answers))
 
 
-def _f1(predicted: list[str], expected: list[str]) -> float:
-    if not predicted or not expected:
-        return float(predicted == expected)
+def score(question: Scorable, prediction: str, rules: Rules = "squad") -> Score:
+    """Score a prediction (of a closed question: or all that was generated); each number is the best over the answers.
+
+    The rules differ for open questions where one of prediction and answer is "yes", "no" or "noanswer" and the other
+    is not the same: F1, precision and recall are 0 under "hotpot" (so also in PRAG's release), and the overlap of
+    words, as ever, under "squad". Under both, an answer of which normalisation leaves nothing can have EM 1 with F1 0.
+    Raises `EvaluationError` for a question without answers or of an unknown kind, and for unknown rules.
+    """
+    if rules not in RULES:
+        raise EvaluationError(f"unknown rules {rules!r:.60}; the rules are {', '.join(RULES)}")
+    if question.kind != "open":
+        return _score_closed(question, prediction)
+    if not question.answers:
+        raise EvaluationError("a question without accepted answers cannot be scored")
+    return _score_open(prediction, question.answers, rules)
+
+
+def _score_closed(question: Scorable, prediction: str) -> Score:
+    accepted = accepted_answers(question)
+    found = parse_answer(question, prediction)
+    value = float(found in accepted)
+    return Score(value, value, value, value, found in accepted, found is not None)
+
+
+def _score_open(prediction: str, answers: Sequence[str], rules: Rules) -> Score:
+    said, accepted = normalise(prediction), [normalise(answer) for answer in answers]
+    overlaps = [_hotpot(said, known) if rules == "hotpot" else _overlap(said, known) for known in accepted]
+    correct = said in accepted
+    best = _Overlap(*map(max, zip(*overlaps, strict=True)))
+    return Score(float(correct), best.f1, best.precision, best.recall, correct, bool(prediction.strip()))
+
+
+def _hotpot(said: str, known: str) -> _Overlap:
+    """Of two normalised texts."""
+    if said != known and not _NO_PARTIAL_CREDIT.isdisjoint((said, known)):
+        return _Overlap(0.0, 0.0, 0.0)
+    return _overlap(said, known)
+
+
+def _overlap(said: str, known: str) -> _Overlap:
+    """Of the words of two normalised texts."""
+    predicted, expected = said.split(), known.split()
     common = (Counter(predicted) & Counter(expected)).total()
-    return 2 * common / (len(predicted) + len(expected))
+    if not common:
+        return _Overlap(0.0, 0.0, 0.0)
+    both = len(predicted) + len(expected)
+    return _Overlap(2 * common / both, common / len(predicted), common / len(expected))

@@ -1,0 +1,119 @@
+"""Reading one of a few allowed answers from the beginning of a text: words such as yes and no, or labels A, B, C."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from typing import Protocol
+
+from regrad.errors import EvaluationError
+from regrad.evaluation.normalising import normalise
+
+_AND_OR = r"\s*(?:and/or|and|or|nor|[,/|&])\s*"
+_OPENING = r"[\s\"'“‘(\[{<\-]*"
+_NOT_THE_WORD_NO = r"(?!\s+(?:idea|answer|information|clue|mention|context|passages?|way)\b)"
+"""`No idea` says that there is no answer."""
+
+
+class Reader(Protocol):
+    """Reads an allowed answer, or None."""
+
+    answers: tuple[str, ...]
+
+    def alone(self, line: str) -> str | None:
+        """The answer if the line says nothing else."""
+        ...
+
+    def leading(self, text: str) -> str | None:
+        """The answer with which the text begins."""
+        ...
+
+
+class Words:
+    """Allowed words, in any case; more than one of them at once is no answer."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.answers = tuple(word.strip().lower() for word in words)
+        if len(set(self.answers)) < len(words) or len(words) < 2 or not all(map(normalise, self.answers)):
+            raise EvaluationError(f"a yes-no question needs two or more different words, found {list(words)!r:.200}")
+        word = "|".join(re.escape(word) for word in sorted(self.answers, key=len, reverse=True))
+        self._alone = re.compile(rf"\W*({word})\W*", re.IGNORECASE)
+        self._leading = re.compile(rf"{_OPENING}({word})(?![\w'’]|-\w){_NOT_THE_WORD_NO}", re.IGNORECASE)
+        self._next = re.compile(rf"(?:{_AND_OR}|\s+)(?:{_AND_OR})?({word})(?!\w)", re.IGNORECASE)
+
+    def alone(self, line: str) -> str | None:
+        """The word if the line has no other."""
+        match = self._alone.fullmatch(line)
+        return match[1].lower() if match else None
+
+    def leading(self, text: str) -> str | None:
+        """The first word of the text."""
+        match = self._leading.match(text)
+        if not match:
+            return None
+        other = self._next.match(text, match.end())
+        return None if other and other[1].lower() != match[1].lower() else match[1].lower()
+
+
+class Labels:
+    """Labels A, B, ... of options, or an option's whole text.
+
+    A capital letter is a label if nothing follows, or a bracket, punctuation, "is", "because" or the option's own
+    text; a small one only if nothing or a bracket or full stop follows. So "A patient" and "C-reactive" are none.
+    """
+
+    def __init__(self, options: Sequence[str]) -> None:
+        if not 2 <= len(options) <= len(string.ascii_uppercase):
+            raise EvaluationError(f"a choice needs 2 to 26 options, found {len(options)}")
+        self.answers = tuple(string.ascii_uppercase[: len(options)])
+        self._options = tuple(normalise(option) for option in options)
+        letters = f"A-{self.answers[-1]}"
+        self._alone = re.compile(rf"\W*(?:(?:option|choice|answer)\W*)?([{letters}])\W*", re.IGNORECASE)
+        named = rf"{_OPENING}(?i:(?:the\s+)?(?:option|choice|answer|letter)\s*[(\[]?)?"
+        self._leading = re.compile(rf"{named}([{letters}{letters.lower()}])(?![\w'’])")
+        self._next = re.compile(rf"[)\].:]?{_AND_OR}[(\[]?([{letters}])(?![\w'’-])")
+
+    def alone(self, line: str) -> str | None:
+        """The option whose label, or text, or both, the line is."""
+        match = self._alone.fullmatch(line)
+        if match:
+            return match[1].upper()
+        match = self._leading.match(line)
+        if match and normalise(line[match.end() :]) == self._option(match[1]) != "":
+            return match[1].upper()
+        return self._by_text(line)
+
+    def leading(self, text: str) -> str | None:
+        """The option with whose label the text begins, or that its first line or first sentence is."""
+        match = self._leading.match(text)
+        if match and _closed(match[1], text[match.end() :], self._option(match[1])):
+            other = self._next.match(text, match.end())
+            several = other is not None and other[1] != match[1].upper()
+            return None if several or self._lists_all(match[1], text) else match[1].upper()
+        line = text.strip().partition("\n")[0]
+        return self._by_text(line) or self._by_text(re.split(r"\.\s", line, maxsplit=1)[0])
+
+    def _option(self, label: str) -> str:
+        return self._options[self.answers.index(label.upper())]
+
+    def _by_text(self, said: str) -> str | None:
+        words = normalise(said)
+        same = [label for label, option in zip(self.answers, self._options, strict=True) if words and option == words]
+        return same[0] if len(same) == 1 else None
+
+    def _lists_all(self, label: str, text: str) -> bool:
+        """Whether the options themselves are repeated, which begins with A and is no choice of A."""
+        words = normalise(text)
+        return label == "A" and all(option and option in words for option in self._options)
+
+
+_CLOSED = re.compile(r"\s*$|[)\]}:>]|\.(?!\w\.)")
+_CLOSED_CAPITAL = re.compile(r"[,;\"'”’]|\s*\n|\s+[-–—=]|\s+(?:is|because|since|and|or)\b|\s*[/&|]")
+
+
+def _closed(label: str, rest: str, option: str) -> bool:
+    if _CLOSED.match(rest) or (label.isupper() and _CLOSED_CAPITAL.match(rest)):
+        return True
+    said = f"{normalise(rest[: 4 * len(option) + 100])} "
+    return label.isupper() and option != "" and said.startswith(f"{option} ")
