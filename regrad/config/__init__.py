@@ -14,6 +14,7 @@ from regrad.config.bank import (
     TiersConfig,
 )
 from regrad.config.cluster import WorkersConfig
+from regrad.config.evaluation import QuestionSetConfig
 from regrad.config.lab import DemoConfig, LabConfig, LabPretrainConfig, LabWriterConfig
 from regrad.config.model import ModelConfig, ModelPath, SubspaceConfig
 from regrad.config.serving import (
@@ -61,6 +62,7 @@ __all__ = [
     "ModelPath",
     "OptimizerConfig",
     "ProtectionConfig",
+    "QuestionSetConfig",
     "ReplicaConfig",
     "RetrieverConfig",
     "ServeConfig",

@@ -1,0 +1,140 @@
+"""Question files as they are published: JSON, JSON lines or tables, plain or compressed, to records."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from lzma import LZMAError
+from typing import Any
+from zipfile import BadZipFile
+
+import fsspec
+from botocore.exceptions import BotoCoreError
+from fsspec.compression import compr
+from fsspec.utils import infer_compression
+
+from regrad.errors import EvaluationError
+from regrad.evaluation.questions.record import Record
+
+MAX_BYTES = 2 << 30
+"""Of one file, as it is and unpacked: a larger one is no question set."""
+
+
+@dataclass(frozen=True)
+class QuestionFile:
+    """One file, unpacked and decoded; `aliases` is where the set's table of aliases is, if it has one."""
+
+    uri: str
+    text: str
+    aliases: str | None = None
+
+    def records(self, inside: str = "") -> Iterator[Record]:
+        """Its records, whichever way they are written.
+
+        A JSON list, a list in the field `inside` of a JSON object, a JSON object of objects, JSON lines, or (by the
+        file's ending) a table with a header.
+        """
+        if not self.text.strip():
+            return iter(())
+        if self._ends_in(".csv", ".tsv"):
+            return self.table()
+        if self._ends_in(".jsonl"):
+            return self._lines()
+        try:
+            return self._of_json(json.loads(self.text), inside)
+        except (ValueError, RecursionError) as error:
+            if "Extra data" in str(error):  # more than one value: JSON lines under another name
+                return self._lines()
+            raise EvaluationError(f"{self.uri} is not JSON: {error}") from error
+
+    def table(self, names: Sequence[str] = ()) -> Iterator[Record]:
+        """The rows of a csv or tsv file, fields quoted as in csv; `names` are the columns of one without a header."""
+        tabs = "\t" in self.text.partition("\n")[0] or self._ends_in(".tsv")
+        rows = csv.reader(io.StringIO(self.text, newline=""), delimiter="\t" if tabs else ",", strict=True)
+        number = 0
+        try:
+            header = list(names) or [name.strip() for name in next(rows, [])]
+            for number, row in enumerate((row for row in rows if row), start=1):
+                if len(row) != len(header):
+                    wanted = f"{len(header)} columns ({', '.join(header)})"
+                    raise EvaluationError(f"{self.uri} record {number}: expected {wanted}, found {len(row)}")
+                yield Record(f"{self.uri} record {number}", dict(zip(header, row, strict=True)))
+        except csv.Error as error:
+            raise EvaluationError(f"{self.uri} record {number + 1} is not a row of a table: {error}") from error
+
+    def _of_json(self, value: Any, inside: str) -> Iterator[Record]:
+        if isinstance(value, dict) and inside in value:
+            value = value[inside]
+        if isinstance(value, dict) and value and all(isinstance(item, dict) for item in value.values()):
+            return iter([Record(self._where(i), item, key) for i, (key, item) in enumerate(value.items(), start=1)])
+        if not isinstance(value, list):
+            wanted = f"a list of records, or an object with the list '{inside}'" if inside else "a list of records"
+            raise EvaluationError(f"{self.uri}: {wanted} is expected, found {type(value).__name__}")
+        return (self._record(number, item) for number, item in enumerate(value, start=1))
+
+    def _lines(self) -> Iterator[Record]:
+        for number, line in enumerate(self.text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise EvaluationError(f"{self._where(number)} is not JSON: {error}") from error
+            yield self._record(number, value)
+
+    def _record(self, number: int, value: Any) -> Record:
+        if not isinstance(value, dict):
+            raise EvaluationError(f"{self._where(number)}: an object is expected, found {value!r:.60}")
+        return Record(self._where(number), value)
+
+    def _where(self, number: int) -> str:
+        return f"{self.uri} record {number}"
+
+    def _ends_in(self, *endings: str) -> bool:
+        name = self.uri.lower()
+        if _compression(name):
+            name = name.rpartition(".")[0]
+        return name.endswith(endings)
+
+
+def open_file(uri: str, sha256: str | None = None, aliases: str | None = None) -> QuestionFile:
+    """Read and check a file; raises `EvaluationError` if it cannot be read or is not the one with this checksum."""
+    try:
+        raw = _read(uri)
+        if sha256 and (found := hashlib.sha256(raw).hexdigest()) != sha256:
+            raise EvaluationError(f"{uri} is not the expected file: its SHA-256 is {found}, expected {sha256}")
+        return QuestionFile(uri, _unpack(uri, raw).decode("utf-8-sig"), aliases)
+    except FileNotFoundError as error:
+        raise EvaluationError(f"{uri} does not exist") from error
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{uri} is not UTF-8 text: {error}") from error
+    except (OSError, ValueError, EOFError, zlib.error, LZMAError, BadZipFile, ImportError, BotoCoreError) as error:
+        raise EvaluationError(f"{uri} cannot be read: {error}") from error
+
+
+def _read(uri: str) -> bytes:
+    fs, path = fsspec.core.url_to_fs(uri)
+    size = int(fs.info(path)["size"] or 0)
+    if size > MAX_BYTES:
+        raise EvaluationError(f"{uri} has {size:,} bytes, more than the {MAX_BYTES:,} of the largest question set")
+    return bytes(fs.cat_file(path))
+
+
+def _unpack(uri: str, raw: bytes) -> bytes:
+    kind = _compression(uri)
+    if kind is None or not raw:
+        return raw
+    with compr[kind](io.BytesIO(raw), mode="rb") as stream:
+        data: bytes = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise EvaluationError(f"{uri} has more than {MAX_BYTES:,} bytes when it is unpacked")
+    return data
+
+
+def _compression(uri: str) -> str | None:
+    return infer_compression(uri.lower())  # type: ignore[no-any-return]

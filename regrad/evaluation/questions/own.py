@@ -1,0 +1,97 @@
+"""Question files of one's own: JSON lines, and the tasks of meta-training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from regrad.corpus import Passage
+from regrad.errors import CorpusError, EvaluationError
+from regrad.evaluation.questions.files import QuestionFile
+from regrad.evaluation.questions.question import MOST_CHOICES, YES_NO, Kind, Question, label
+from regrad.evaluation.questions.record import Record
+
+_KINDS = ("open", "yes-no", "choice")
+
+
+def jsonl(file: QuestionFile) -> Iterator[Question]:
+    """Any JSON lines (or JSON list, or table) with `question` and `answer` or `answers`.
+
+    Optional are `id`, `kind` (open, yes-no or choice), `choices`, `passage_ids` or one `passage_id` (as in the lab's
+    own `questions.jsonl`), `passages` (objects with `id`, `title`, `text`) and `group`. With `choices`, an answer is a
+    letter, a text of theirs or, as a number, a place from 0.
+    """
+    for record in file.records():
+        kind, choices, answers = closed(record, "answers" if record.has("answers") else "answer")
+        yield Question(
+            record.maybe("id"),
+            record.text("question"),
+            answers,
+            kind,
+            choices,
+            record.maybe_texts("passage_ids" if record.has("passage_ids") else "passage_id"),
+            _passages(record),
+            record.maybe("group"),
+        )
+
+
+def closed(record: Record, field: str) -> tuple[Kind, tuple[str, ...], tuple[str, ...]]:
+    """Kind, choices and answers of a record that may be closed."""
+    choices = record.strings("choices") if record.fields.get("choices") else ()
+    kind: Kind = record.word("kind", _KINDS) if record.has("kind") else "choice" if choices else "open"  # type: ignore[assignment]
+    if kind == "open":
+        return kind, (), record.texts(field)
+    if kind == "yes-no":
+        words = tuple(choice.lower() for choice in choices) or YES_NO
+        return kind, words, (record.word(field, words),)
+    if not 2 <= len(choices) <= MOST_CHOICES or len(choices) != len(set(choices)):
+        raise record.error("choices", f"a list of 2 to {MOST_CHOICES} different texts")
+    return kind, choices, tuple(_letter(record, field, answer, choices) for answer in record.texts(field))
+
+
+def _letter(record: Record, field: str, answer: str, choices: tuple[str, ...]) -> str:
+    letters = [label(number) for number in range(len(choices))]
+    if answer in choices:
+        return letters[choices.index(answer)]
+    if answer.isascii() and answer.isdigit() and int(answer) < len(choices):
+        return letters[int(answer)]
+    if answer.upper() not in letters:
+        raise record.error(field, f"one of {', '.join(letters)}, or a text of the choices")
+    return answer.upper()
+
+
+def _passages(record: Record) -> tuple[Passage, ...]:
+    if not record.has("passages"):
+        return ()
+    return tuple(_passage(item.fields, item.where) for item in record.records("passages"))
+
+
+def _passage(fields: object, where: str) -> Passage:
+    try:
+        return Passage.from_record(fields, where)
+    except CorpusError as error:
+        raise EvaluationError(str(error)) from error
+
+
+def tasks(file: QuestionFile) -> Iterator[Question]:
+    """Tasks of meta-training (`regrad.meta.tasks`): every question of every task, with the passages it rests on."""
+    for number, record in enumerate(file.records(), start=1):
+        name = record.maybe("id") or str(number)
+        passages = _passages(record)
+        for place, question in enumerate(record.records("questions")):
+            rests_on = _context(question, passages)
+            yield Question(
+                f"{name}/{place}",
+                question.text("question"),
+                question.texts("answer"),
+                passage_ids=tuple(passage.id for passage in rests_on),
+                passages=rests_on,
+            )
+
+
+def _context(question: Record, passages: tuple[Passage, ...]) -> tuple[Passage, ...]:
+    if not question.has("context"):
+        return passages
+    places = question.items("context")
+    if not all(type(place) is int and 0 <= place < len(passages) for place in places):
+        raise question.error("context", f"positions from 0 to {len(passages) - 1}")
+    return tuple(passages[place] for place in dict.fromkeys(places))
