@@ -1,0 +1,216 @@
+"""Records: one question of one cell of the table, in Parquet, so that any figure can be made again without a model."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from regrad.errors import EvaluationError
+from regrad.evaluation.answers import KINDS, Kind, Scorable
+from regrad.evaluation.matching import listed, mismatches, refuse
+from regrad.storage import Storage
+
+MOST_RECORDS = 1_000_000
+"""Of one file."""
+_MOST_BYTES = 1024**3
+_MOST_BYTES_DECODED = 4 * 1024**3
+
+
+class Cell(NamedTuple):
+    """One cell of the table: a method on a question set."""
+
+    set: str
+    method: str
+    model: str
+    k: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method} on {self.set} ({self.model}, k={self.k}, seed {self.seed})"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was asked, retrieved, generated and scored for one question of one cell, and what it cost."""
+
+    set: str
+    method: str
+    model: str
+    k: int
+    seed: int
+    question_id: str
+    question: str
+    answers: tuple[str, ...]
+    kind: Kind
+    group: str
+    raw: str
+    """As generated."""
+    prediction: str
+    em: float
+    f1: float
+    precision: float
+    recall: float
+    correct: bool
+    parsed: bool
+    passage_ids: tuple[str, ...]
+    passage_scores: tuple[float, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    milliseconds: float
+    bytes_fetched: int
+    note: str = ""
+
+    @property
+    def cell(self) -> Cell:
+        """Where in the table it belongs."""
+        return Cell(self.set, self.method, self.model, self.k, self.seed)
+
+
+def _field(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+_TEXTS, _FLOATS = pa.list_(_field("item", pa.string())), pa.list_(_field("item", pa.float64()))
+
+RECORD = pa.schema(
+    [
+        *(_field(name, pa.string()) for name in ("set", "method", "model")),
+        *(_field(name, pa.int64()) for name in ("k", "seed")),
+        *(_field(name, pa.string()) for name in ("question_id", "question")),
+        _field("answers", _TEXTS),
+        *(_field(name, pa.string()) for name in ("kind", "group", "raw", "prediction")),
+        *(_field(name, pa.float64()) for name in ("em", "f1", "precision", "recall")),
+        *(_field(name, pa.bool_()) for name in ("correct", "parsed")),
+        _field("passage_ids", _TEXTS),
+        _field("passage_scores", _FLOATS),
+        *(_field(name, pa.int64()) for name in ("prompt_tokens", "completion_tokens")),
+        _field("milliseconds", pa.float64()),
+        _field("bytes_fetched", pa.int64()),
+        _field("note", pa.string()),
+    ]
+)
+"""The columns of a file of records."""
+
+_SCORES = ("em", "f1", "precision", "recall")
+_COUNTS = ("k", "prompt_tokens", "completion_tokens", "milliseconds", "bytes_fetched")
+
+
+class Asked(Scorable, Protocol):
+    """A question of a set."""
+
+    @property
+    def id(self) -> str:
+        """The question set's own."""
+        ...
+
+    @property
+    def question(self) -> str:
+        """Its words."""
+        ...
+
+
+def write_records(
+    storage: Storage, name: str, records: Sequence[Record], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write the records of one cell as the file `name`, complete or not at all, with notes about how they were made.
+
+    Raises `EvaluationError` for records of several cells, of a question twice, or with impossible values.
+    """
+    _check_values(name, records)
+    problems = mismatches((r.question_id for r in records), {r.question_id for r in records})
+    refuse(name, [*_several_cells(records), *problems])
+    try:
+        table = pa.Table.from_pylist([asdict(record) for record in records], schema=RECORD)
+    except (pa.ArrowException, TypeError, UnicodeEncodeError) as error:
+        raise EvaluationError(f"{name}: a record does not fit the columns: {error}") from error
+    file = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(dict(metadata or {})), file, compression="zstd")
+    storage.write(name, file.getvalue())
+
+
+def read_records(storage: Storage, name: str) -> list[Record]:
+    """The records of a file; raises `EvaluationError` if it is damaged or holds something else."""
+    table = read_table(storage, name)
+    rows = zip(*(table.column(column).to_pylist() for column in RECORD.names), strict=True)
+    records = [Record(**dict(zip(RECORD.names, map(_frozen, row), strict=True))) for row in rows]
+    _check_values(f"{storage.uri}/{name}", records)
+    return records
+
+
+def read_metadata(storage: Storage, name: str) -> dict[str, str]:
+    """What was noted about how the records were made."""
+    metadata = read_table(storage, name).schema.metadata or {}
+    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in metadata.items()}
+
+
+def read_table(storage: Storage, name: str) -> pa.Table:
+    """The columns of `RECORD`, as Arrow has them, and the file's notes; other columns are left out."""
+    where, data = f"{storage.uri}/{name}", storage.read(name, 0, _MOST_BYTES + 1)
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        decoded = sum(group.total_byte_size for group in groups)
+        if file.metadata.num_rows > MOST_RECORDS or max(len(data), decoded // 4) > _MOST_BYTES_DECODED // 4:
+            raise EvaluationError(f"{where} holds more than {MOST_RECORDS} records or is too large to read at once")
+        missing = [column for column in RECORD.names if column not in file.schema_arrow.names]
+        refuse(f"{where} is no file of records", listed("columns missing", missing))
+        table = file.read(columns=RECORD.names)
+        notes = table.schema.metadata
+        return table.select(RECORD.names).cast(RECORD).replace_schema_metadata(notes)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise EvaluationError(f"{where} is damaged or no file of records: {error}") from error
+
+
+def check_records(records: Sequence[Record], questions: Sequence[Asked]) -> None:
+    """Raise `EvaluationError`, listing what is wrong, unless these are one cell's records of these very questions."""
+    asked = {question.id: question for question in questions}
+    changed = sorted(r.question_id for r in records if r.question_id in asked and _differs(r, asked[r.question_id]))
+    problems = [
+        *_several_cells(records),
+        *mismatches((r.question_id for r in records), asked),
+        *listed("with other words, answers or kind than the question set has", changed),
+    ]
+    cell = f"the records of {records[0].cell}" if records else "the records"
+    refuse(f"{cell} do not match the {len(questions)} questions", problems)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _differs(record: Record, asked: Asked) -> bool:
+    found = (record.question, record.answers, record.kind)
+    return found != (asked.question, tuple(asked.answers), asked.kind)
+
+
+def _several_cells(records: Iterable[Record]) -> list[str]:
+    cells = sorted({record.cell for record in records})
+    return listed("cells in one file", [str(cell) for cell in cells]) if len(cells) > 1 else []
+
+
+def _check_values(where: str, records: Sequence[Record]) -> None:
+    if len(records) > MOST_RECORDS:
+        raise EvaluationError(f"{where}: {len(records)} records; a file holds at most {MOST_RECORDS}")
+    faults = [f"{record.question_id} ({fault})" for record in records if (fault := _fault(record))]
+    refuse(where, listed("records with impossible values", faults))
+
+
+def _fault(record: Record) -> str:
+    values: dict[str, Any] = vars(record)
+    for column in _SCORES:
+        if not 0.0 <= values[column] <= 1.0:
+            return f"{column} {values[column]} is not between 0 and 1"
+    for column in _COUNTS:
+        if not (math.isfinite(values[column]) and values[column] >= 0):
+            return f"{column} {values[column]} is not a finite number from 0"
+    if record.kind not in KINDS:
+        return f"kind {record.kind!r:.40} is none of {', '.join(KINDS)}"
+    if record.passage_scores and len(record.passage_scores) != len(record.passage_ids):
+        return f"{len(record.passage_ids)} passages with {len(record.passage_scores)} scores"
+    return ""

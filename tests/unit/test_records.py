@@ -1,0 +1,134 @@
+"""Files of records: written whole, read back equal, and refused when they are not what was asked."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from regrad.errors import EvaluationError, StorageError
+from regrad.evaluation.records import (
+    RECORD,
+    Record,
+    check_records,
+    read_metadata,
+    read_records,
+    read_table,
+    write_records,
+)
+from regrad.storage import Storage
+from tests.tools.questions import Posed
+from tests.tools.records import record
+
+RECORDS = [
+    record(),
+    record(question_id="q2", answers=("yes",), kind="yes-no", raw="Ærø 東京\x00", parsed=False, em=0.0, correct=False),
+    record(question_id="q3", passage_ids=(), passage_scores=(), note="no passage found", bytes_fetched=2**40),
+]
+
+
+def _parquet(table: pa.Table) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("uri", ["", "memory://cells"])
+def test_records_come_back_as_they_were(uri: str, tmp_path: Path) -> None:
+    storage = Storage(uri or tmp_path)
+    write_records(storage, "cells/one.parquet", RECORDS, {"settings": "3f"})
+    assert read_records(storage, "cells/one.parquet") == RECORDS
+    assert read_metadata(storage, "cells/one.parquet") == {"settings": "3f"}
+    assert read_table(storage, "cells/one.parquet").schema.equals(RECORD)
+
+
+def test_the_columns_are_the_fields() -> None:
+    assert RECORD.names == [field.name for field in fields(Record)]
+
+
+def test_a_cell_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    with pytest.raises(EvaluationError, match="a record does not fit the columns"):
+        write_records(storage, "one.parquet", [record(raw="\ud800")])
+    with pytest.raises(EvaluationError, match="1 more than once: 'q1'"):
+        write_records(storage, "one.parquet", [record(), record()])
+    with pytest.raises(EvaluationError, match=r"2 cells in one file: .*rag on people \(lab, k=3, seed 0\)"):
+        write_records(storage, "one.parquet", [record(), record(question_id="q2", seed=1)])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"em": 1.5}, r"q1 \(em 1.5 is not between 0 and 1\)"),
+        ({"f1": float("nan")}, "f1 nan is not between"),
+        ({"milliseconds": float("inf")}, "milliseconds inf is not a finite number"),
+        ({"prompt_tokens": -1}, "prompt_tokens -1"),
+        ({"kind": "essay"}, "kind 'essay' is none of open, yes-no, choice"),
+        ({"passage_scores": (1.0,)}, "3 passages with 1 scores"),
+    ],
+)
+def test_impossible_values_are_refused(values: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=words):
+        write_records(Storage(tmp_path), "one.parquet", [record(**values)])
+
+
+def test_a_file_of_something_else_is_a_clear_error(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    write_records(storage, "one.parquet", RECORDS)
+    whole, table = storage.read("one.parquet"), read_table(storage, "one.parquet")
+    for name, data, words in [
+        ("text", b"id,answer\n", "damaged or no file of records"),
+        ("cut", whole[: len(whole) // 2], "damaged or no file of records"),
+        ("less", _parquet(table.drop_columns(["em", "raw"])), "no file of records: 2 columns missing: 'raw', 'em'"),
+        ("other", _parquet(table.set_column(12, "em", pa.array(["high"] * 3))), "damaged or no file of records"),
+        ("null", _parquet(table.set_column(12, "em", pa.array([1.0, None, 0.0]))), "damaged or no file of records"),
+        ("high", _parquet(table.set_column(12, "em", pa.array([1.0, 2.0, 0.0]))), "impossible values: .q2"),
+    ]:
+        storage.write(name, data)
+        with pytest.raises(EvaluationError, match=words):
+            read_records(storage, name)
+    with pytest.raises(StorageError, match="does not exist"):
+        read_records(storage, "none.parquet")
+
+
+def test_a_column_more_is_left_out(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    write_records(storage, "one.parquet", RECORDS)
+    more = read_table(storage, "one.parquet").append_column("mine", pa.array([1, 2, 3]))
+    storage.write("more", _parquet(more))
+    assert read_records(storage, "more") == RECORDS
+
+
+def _asked(row: Record) -> Posed:
+    return Posed(row.answers, row.kind, (), row.question_id, row.question)
+
+
+def test_records_of_the_questions_in_any_order_are_accepted() -> None:
+    check_records(RECORDS, [_asked(row) for row in reversed(RECORDS)])
+
+
+def test_records_that_do_not_match_the_questions_are_listed() -> None:
+    questions = [_asked(row) for row in RECORDS]
+    with pytest.raises(EvaluationError, match=r"rag on people .* do not match the 3 questions: 2 missing: 'q2', 'q3'"):
+        check_records(RECORDS[:1], questions)
+    with pytest.raises(EvaluationError, match="1 missing: 'q3'; 1 unknown: 'q4'; 1 more than once: 'q1'"):
+        check_records([*RECORDS[:2], record(), record(question_id="q4")], questions)
+    with pytest.raises(EvaluationError, match="1 with other words, answers or kind than the question set has: 'q1'"):
+        check_records([record(answers=("Ely",)), *RECORDS[1:]], questions)
+    with pytest.raises(EvaluationError, match="2 cells in one file"):
+        check_records([record(k=5), *RECORDS[1:]], questions)
+    with pytest.raises(EvaluationError, match="the records do not match the 3 questions: 3 missing"):
+        check_records([], questions)
+
+
+def test_a_long_list_of_ids_is_shown_in_part() -> None:
+    questions = [Posed(("x",), id=f"question {number} " + "x" * 1000) for number in range(900)]
+    with pytest.raises(EvaluationError, match="900 missing: .*, ...; 3 unknown") as caught:
+        check_records(RECORDS, questions)
+    assert len(str(caught.value)) < 600

@@ -1,0 +1,166 @@
+"""Intervals, paired tests and Holm's correction, against published numbers, scipy and simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from regrad.errors import EvaluationError
+from regrad.evaluation.significance import (
+    bootstrap_interval,
+    compare,
+    compare_all,
+    corrected,
+    holm,
+    mean_interval,
+    wilson_interval,
+)
+
+
+def _scores(seed: int, questions: int, shares: tuple[float, ...]) -> list[list[float]]:
+    """Right or wrong by question for methods of these shares."""
+    drawn = np.random.default_rng(seed).random((len(shares), questions))
+    return [[float(x < share) for x in row] for row, share in zip(drawn, shares, strict=True)]
+
+
+def test_wilson_agrees_with_the_formula() -> None:
+    low, high = wilson_interval(7, 10)
+    z, p, n = 1.959963984540054, 0.7, 10
+    middle, half = (p + z * z / (2 * n)), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert (low, high) == pytest.approx(((middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)))
+    assert wilson_interval(0, 20)[1] == pytest.approx(0.16113, abs=1e-4)
+    assert wilson_interval(20, 20)[0] == pytest.approx(1 - 0.16113, abs=1e-4)
+
+
+def test_the_bootstrap_interval_is_near_the_normal_one() -> None:
+    values = np.random.default_rng(1).random(400).tolist()
+    low, high = bootstrap_interval(values)
+    half = 1.96 * np.std(values) / np.sqrt(len(values))
+    # 10,000 resamples leave an error of about 2% of the width.
+    assert low == pytest.approx(np.mean(values) - half, abs=0.1 * half)
+    assert high == pytest.approx(np.mean(values) + half, abs=0.1 * half)
+    assert bootstrap_interval(values) == (low, high), "the same seed, the same interval"
+    assert bootstrap_interval(values, level=0.8)[0] > low
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
+    held = 0
+    for seed in range(200):
+        values = np.random.default_rng(seed).beta(2, 5, 60).tolist()
+        low, high = bootstrap_interval(values, resamples=500, seed=seed)
+        held += low <= 2 / 7 <= high
+    assert 180 <= held <= 198, "95% of 200 is 190, with a standard deviation of 3"
+
+
+def test_the_interval_of_an_accuracy_is_wilsons() -> None:
+    assert mean_interval([1.0] * 7 + [0.0] * 3) == wilson_interval(7, 10)
+    assert mean_interval([1.0] * 5) == wilson_interval(5, 5)
+    assert mean_interval([0.5, 1.0, 0.0]) == bootstrap_interval([0.5, 1.0, 0.0])
+
+
+def test_paired_tests_agree_with_scipy() -> None:
+    ours, theirs = _scores(3, 300, (0.62, 0.5))
+    found = compare(ours, theirs)
+    assert found.difference == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert found.p_t == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
+    assert found.p_bootstrap == pytest.approx(found.p_t, abs=0.01)
+    differences = np.subtract(ours, theirs)
+    scipys = stats.bootstrap((differences,), np.mean, method="percentile", rng=np.random.default_rng(0))
+    # Means of 300 differences move in steps of 1/300.
+    assert found.interval == pytest.approx(tuple(scipys.confidence_interval), abs=2.5 / 300)
+    assert (found.holm_bootstrap, found.holm_t) == (found.p_bootstrap, found.p_t)
+
+
+def test_pairing_finds_what_two_independent_samples_would_not() -> None:
+    hard = np.random.default_rng(0).random(200)
+    ours, theirs = (hard + 0.01 * np.random.default_rng(1).random(200)).tolist(), hard.tolist()
+    found = compare(ours, theirs)
+    assert max(found.p_t, found.p_bootstrap) < 0.001
+    assert stats.ttest_ind(ours, theirs).pvalue > 0.5
+
+
+def test_under_chance_few_comparisons_seem_significant() -> None:
+    found = [compare(*_scores(seed, 80, (0.5, 0.5)), resamples=500) for seed in range(200)]
+    for column in ("p_bootstrap", "p_t"):
+        share = np.mean([getattr(comparison, column) < 0.05 for comparison in found])
+        assert 0.0 < share < 0.1, f"{column}: 5% +- 1.5% is expected"
+
+
+def test_swapping_the_methods_turns_the_difference_round() -> None:
+    ours, theirs = _scores(5, 100, (0.7, 0.5))
+    one, other = compare(ours, theirs), compare(theirs, ours)
+    assert other.difference == -one.difference
+    assert other.p_t == pytest.approx(one.p_t)
+    assert other.p_bootstrap == pytest.approx(one.p_bootstrap, abs=0.01)
+
+
+def test_equal_scores_show_nothing_and_constant_gains_no_more_than_their_number() -> None:
+    same = compare([0.0, 1.0, 0.5], [0.0, 1.0, 0.5])
+    assert (same.difference, same.p_bootstrap, same.p_t, same.interval) == (0.0, 1.0, 1.0, (0.0, 0.0))
+    three = compare([1.0, 1.0, 1.0], [0.0, 0.0, 0.0])
+    assert (three.difference, three.p_bootstrap, three.p_t) == (1.0, 0.25, 0.25)
+    assert compare([0.3] * 40, [0.1] * 40).p_t < 1e-9
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
+    assert holm([0.6, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+    with pytest.raises(EvaluationError, match="from 0 to 1"):
+        holm([1.5])
+
+
+@given(st.lists(st.floats(0, 1), max_size=20))
+def test_holm_lies_between_no_correction_and_bonferronis(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    for p, found in zip(p_values, adjusted, strict=True):
+        assert p <= found <= min(1.0, len(p_values) * p) + 1e-12
+    by_size = [found for _, found in sorted(zip(p_values, adjusted, strict=True))]
+    assert by_size == sorted(by_size), "the order stays"
+
+
+def test_every_method_against_the_reference_is_corrected() -> None:
+    rag, regrad, direct = _scores(7, 200, (0.6, 0.7, 0.3))
+    found = compare_all({"rag": rag, "regrad": regrad, "direct": direct}, "rag")
+    assert list(found) == ["regrad", "direct"]
+    alone = compare(direct, rag)
+    assert found["direct"].p_t == alone.p_t
+    assert found["direct"].holm_t == pytest.approx(2 * alone.p_t)
+    assert found["regrad"].holm_t == found["regrad"].p_t
+    wider = corrected({(name, number): one for name, one in found.items() for number in (1, 2)})
+    assert wider["direct", 1].holm_t == pytest.approx(4 * alone.p_t)
+
+
+def test_resamples_drawn_in_chunks_are_all_there() -> None:
+    values = np.random.default_rng(2).random(3000).tolist()
+    low, high = bootstrap_interval(values, resamples=3001)
+    assert 0.47 < low < np.mean(values) < high < 0.53
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        ([1.0, 0.0], [1.0, 0.0, 1.0], "the same questions: 2 values against 3"),
+        ([1.0], [0.0], "2 or more finite numbers, found 1"),
+        ([], [], "found 0"),
+        ([1.0, float("nan")], [0.0, 1.0], "finite numbers"),
+    ],
+)
+def test_what_cannot_be_compared_is_an_error(ours: list[float], theirs: list[float], words: str) -> None:
+    with pytest.raises(EvaluationError, match=words):
+        compare(ours, theirs)
+
+
+def test_wrong_settings_are_errors() -> None:
+    with pytest.raises(EvaluationError, match="between 0 and 1, found 95"):
+        bootstrap_interval([0.0, 1.0], level=95)
+    with pytest.raises(EvaluationError, match="resamples must be from 1"):
+        compare([0.0, 1.0], [1.0, 1.0], resamples=0)
+    with pytest.raises(EvaluationError, match="3 of 2 is no share"):
+        wilson_interval(3, 2)
+    with pytest.raises(EvaluationError, match="no reference 'prag' among rag"):
+        compare_all({"rag": [0.0, 1.0]}, "prag")
