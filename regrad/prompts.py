@@ -2,45 +2,156 @@
 
 A passage is written by one template, `passage`, wherever it appears: in the prompt and in the string whose
 gradient is its atom. (The paper's release takes gradients of two different strings in training and in the bank.)
+
+A prompt is a question, written by the template of its kind, put together with the passages as its style says. For a
+chat model that text is the user's message: the model's own chat template is put around it where text becomes tokens
+(`regrad.language_model.tokens`), so that nothing a user or a passage says is ever taken for a part of the template.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from string import Formatter
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from regrad.corpus import Passage
 from regrad.settings import Settings
+
+StyleName = Literal["default", "pe"]
+QuestionKind = Literal["open", "yes-no", "choice"]
 
 _FIELDS: dict[str, set[str]] = {
     "passage": {"title", "text"},
     "atom": {"passage"},
     "context": {"passage", "index"},
     "question": {"question"},
+    "yes_no": {"question", "words"},
+    "choice": {"question", "options", "labels"},
+    "option": {"label", "text"},
     "answer": {"answer"},
 }
+_NEEDED = {"yes_no": "question", "choice": "question", "option": "text"}
+_KINDS = ("open", "yes_no", "choice")
+_ALWAYS_WRITTEN = {"passage", "atom", "context", "question", "answer", "stop"}
+
+
+class AskedQuestion(Protocol):
+    """What a prompt is made of: a question of some kind, and its options or allowed words."""
+
+    @property
+    def question(self) -> str:
+        """The question's text."""
+
+    @property
+    def kind(self) -> QuestionKind:
+        """How it is answered."""
+
+    @property
+    def choices(self) -> Sequence[str]:
+        """The options' texts (choice), or the allowed words (yes-no)."""
+
+
+def _checked(template: str, allowed: set[str], needed: str = "") -> str:
+    found = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+    if not found or not found <= allowed or (needed and needed not in found):
+        wanted = f", '{needed}' among them," if needed else ""
+        raise ValueError(f"a template with the fields {sorted(allowed)}{wanted} is expected, found {sorted(found)}")
+    return template
+
+
+class PromptStyle(Settings):
+    """How passages and question are put together, by the question's kind, with passages and without (`_alone`).
+
+    `{question}` is the question as its own template writes it, `{context}` all passages; `{words}` are the allowed
+    words of a yes/no question, `{labels}` the letters of the options.
+    """
+
+    open: str = "{context}{question}"
+    open_alone: str = "{question}"
+    yes_no: str = "{context}{question}"
+    yes_no_alone: str = "{question}"
+    choice: str = "{context}{question}"
+    choice_alone: str = "{question}"
+
+    @field_validator(*_KINDS, *(f"{kind}_alone" for kind in _KINDS))
+    @classmethod
+    def _known_fields(cls, template: str, info: object) -> str:
+        name = str(getattr(info, "field_name", ""))
+        allowed = {"question"} | (set() if name.endswith("_alone") else {"context"})
+        extra = {"yes_no": {"words"}, "choice": {"labels"}}.get(name.removesuffix("_alone"), set())
+        return _checked(template, allowed | extra, "question")
+
+
+_BRIEF = "The answer is a short phrase or a single word, never a sentence."
+_WORDS = "The answer is one word: {words}."
+_LETTER = "The answer is the letter of one option: {labels}."
+
+# The paper's PE-RAG prompt (appendix F), in our words: the passages set apart, what to do with them, and how to answer.
+PROMPT_ENGINEERED = PromptStyle(
+    open=f"### Passages\n{{context}}### End of the passages\nAnswer from the passages. {_BRIEF}\n{{question}}",
+    open_alone=f"{_BRIEF}\n{{question}}",
+    yes_no=f"### Passages\n{{context}}### End of the passages\nAnswer from the passages. {_WORDS}\n{{question}}",
+    yes_no_alone=f"{_WORDS}\n{{question}}",
+    choice=f"### Passages\n{{context}}### End of the passages\nAnswer from the passages. {_LETTER}\n{{question}}",
+    choice_alone=f"{_LETTER}\n{{question}}",
+)
+
+TemplateArguments = Annotated[
+    tuple[tuple[str, str | bool | int], ...],
+    BeforeValidator(lambda value: tuple(value.items()) if isinstance(value, Mapping) else value),
+]
+"""Named values for a chat template; in a file, a mapping."""
 
 
 class PromptFormat(Settings):
-    """The templates of one model; every field is a `str.format` template with the fields named in its default."""
+    """The templates of one model; every field is a `str.format` template with the fields named in its default.
+
+    Which text becomes an atom is decided by `passage` and `atom` alone. What is written of a format leaves out the
+    settings of closed questions, styles and chat where they are the defaults, so that it reads and hashes as it did
+    before there were any.
+    """
 
     passage: str = "{title}\n{text}"
     atom: str = "{passage}"
     context: str = "Passage {index}: {passage}\n"
     question: str = "Question: {question}\nAnswer:"
+    yes_no: str = "Question: {question}\nAnswer with {words} only.\nAnswer:"
+    choice: str = "Question: {question}\n{options}Answer with the letter only: {labels}.\nAnswer:"
+    option: str = "{label}. {text}\n"
     answer: str = " {answer}"
     stop: str = Field("\n", min_length=1)
+    default: PromptStyle = PromptStyle()
+    pe: PromptStyle = PROMPT_ENGINEERED
+    chat: bool = Field(False, description="put the model's own chat template around every prompt")
+    system: str = Field("", description="with chat: the system message, if there is to be one")
+    answer_start: str = Field("", description="with chat: how the model's turn begins, such as 'Answer:'")
+    chat_arguments: TemplateArguments = Field(
+        (("date_string", "26 Jul 2024"),),
+        description="with chat: values for the template; some, as Llama 3.2's, write today's date unless told another",
+    )
 
     @field_validator(*_FIELDS)
     @classmethod
     def _known_fields(cls, template: str, info: object) -> str:
         name = str(getattr(info, "field_name", ""))
-        found = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
-        if not found or not found <= _FIELDS[name]:
-            raise ValueError(f"a template with the fields {sorted(_FIELDS[name])} is expected, found {sorted(found)}")
-        return template
+        return _checked(template, _FIELDS[name], _NEEDED.get(name, ""))
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        written: dict[str, Any] = write(self)
+        return {
+            name: value
+            for name, value in written.items()
+            if name in _ALWAYS_WRITTEN or getattr(self, name) != fields[name].default
+        }
+
+    def templates(self) -> list[str]:
+        """Every template that text of users and passages is put into."""
+        styles = [value for style in (self.default, self.pe) for _, value in style]
+        return [str(getattr(self, name)) for name in _FIELDS] + styles
 
     def passage_text(self, passage: Passage) -> str:
         """The passage as one string, the same in a prompt and in an atom."""
@@ -50,9 +161,33 @@ class PromptFormat(Settings):
         """The string whose language-model gradient is the passage's atom."""
         return self.atom.format(passage=self.passage_text(passage))
 
-    def prompt(self, question: str, passages: Sequence[Passage] = ()) -> str:
-        """The generator's input: the passages in the order given, then the question."""
-        return self.context_text(passages) + self.question.format(question=question)
+    def prompt(self, question: str, passages: Sequence[Passage] = (), style: StyleName = "default") -> str:
+        """The generator's input for an open question: the passages in the order given, then the question."""
+        return self._put_together("open", self.question.format(question=question), passages, style, {})
+
+    def prompt_for(
+        self, question: AskedQuestion, passages: Sequence[Passage] = (), style: StyleName = "default"
+    ) -> str:
+        """The generator's input for a question of any kind."""
+        if question.kind == "open":
+            return self.prompt(question.question, passages, style)
+        if question.kind == "yes-no":
+            names = {"words": _either(question.choices or ("yes", "no"))}
+            asked = self.yes_no.format(question=question.question, **names)
+            return self._put_together("yes_no", asked, passages, style, names)
+        letters = [chr(ord("A") + place) for place in range(len(question.choices))]
+        options = zip(letters, question.choices, strict=True)
+        written = "".join(self.option.format(label=letter, text=text) for letter, text in options)
+        names = {"labels": _either(letters)}
+        asked = self.choice.format(question=question.question, options=written, **names)
+        return self._put_together("choice", asked, passages, style, names)
+
+    def _put_together(
+        self, kind: str, asked: str, passages: Sequence[Passage], style: StyleName, names: Mapping[str, str]
+    ) -> str:
+        found = self.pe if style == "pe" else self.default
+        template: str = getattr(found, kind if passages else f"{kind}_alone")
+        return template.format(context=self.context_text(passages), question=asked, **names)
 
     def context_text(self, passages: Sequence[Passage]) -> str:
         """The passages as they stand in a prompt, in the order given."""
@@ -72,3 +207,8 @@ class PromptFormat(Settings):
     def answer_text(self, answer: str) -> str:
         """What training appends to a prompt."""
         return self.answer.format(answer=answer)
+
+
+def _either(words: Sequence[str]) -> str:
+    """The words as one says them: yes, no or maybe."""
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]

@@ -117,7 +117,7 @@ class Desk:
             earlier = self._prompts.conversation([(turn.role, turn.content) for turn in ask.turns])
             prompt = earlier + self._prompts.prompt(ask.question, in_prompt)
         s = ask.sampling
-        return DecodingRequest(prompt, update, s.max_new_tokens, s.temperature, s.top_p, s.seed, s.stop)
+        return DecodingRequest(prompt, update, s.max_new_tokens, s.temperature, s.top_p, s.seed, s.stop, ask.raw)
 
     def contributions(self, ask: Ask, prepared: Prepared, answer: str) -> tuple[PassageUse, ...]:
         """The uses with each passage's part in the answer. Runs the model for `leave_one_out`."""
@@ -126,7 +126,8 @@ class Desk:
         if ask.contributions == "norms":
             values = self.knowledge.norms(prepared.parts, ask.gamma)
         else:
-            values = self.knowledge.leave_one_out(prepared.request.prompt, answer, prepared.parts, ask.gamma)
+            request = prepared.request
+            values = self.knowledge.leave_one_out(request.prompt, answer, prepared.parts, ask.gamma, request.raw)
         left = iter(values)
         return tuple(replace(use, contribution=next(left)) if use.tier else use for use in prepared.uses)
 

@@ -16,9 +16,7 @@ class QuestionSetConfig(Settings):
     path: Location = Field(description="a file, plain or compressed (gz, bz2, xz, zip)")
     format: str = Field("jsonl", description="the name of a reader, such as hotpotqa")
     first: int | None = Field(None, ge=1, description="only the first so many of the file, or all if it has fewer")
-    sample: int | None = Field(
-        None, ge=1, description="so many of these, drawn by id, whatever the order"
-    )
+    sample: int | None = Field(None, ge=1, description="so many of these, drawn by id, whatever the order")
     seed: int = Field(0, description="of the sample")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="of the file as it is stored")
     kind: Literal["open", "yes-no", "choice"] | None = Field(

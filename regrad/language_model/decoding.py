@@ -17,11 +17,15 @@ from regrad.language_model.loading import LanguageModel
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A prompt and the update it runs with: LoRA parameters [P], or None for the base model."""
+    """A prompt and the update it runs with: LoRA parameters [P], or None for the base model.
+
+    A `raw` prompt is read as it is, without the model's chat template.
+    """
 
     prompt: str
     update: Tensor | None = None
     max_new_tokens: int = 20
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ def generate(lm: LanguageModel, requests: Sequence[GenerationRequest]) -> list[G
     """
     if not requests:
         return []
-    prompts = [lm.bos + lm.encode(request.prompt) for request in requests]
+    prompts = [lm.encode_prompt(request.prompt, request.raw) for request in requests]
     for prompt, request in zip(prompts, requests, strict=True):
         _check_length(lm, len(prompt), request.max_new_tokens)
     ids, mask = left_pad(prompts, lm.pad_id)
@@ -111,7 +115,7 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
 
 def check_fits(lm: LanguageModel, request: GenerationRequest, controls: bool = False) -> None:
     """Raise `ModelError` if the prompt (read with its `controls`) and the longest answer exceed the model's context."""
-    _check_length(lm, len(lm.bos) + len(lm.encode(request.prompt, controls)), request.max_new_tokens)
+    _check_length(lm, len(lm.encode_prompt(request.prompt, request.raw, controls)), request.max_new_tokens)
 
 
 def _check_length(lm: LanguageModel, prompt_tokens: int, max_new_tokens: int) -> None:

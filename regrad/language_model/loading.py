@@ -18,7 +18,7 @@ from regrad.errors import ModelError
 from regrad.language_model.blocks import Blocks
 from regrad.language_model.lora import BatchedLora
 from regrad.language_model.subspace import Subspace, find_subspace
-from regrad.language_model.tokens import token_ids
+from regrad.language_model.tokens import prompt_ids, token_ids
 from regrad.storage import local_directory
 
 _PACKAGE = "package:"
@@ -76,6 +76,10 @@ class LanguageModel:
     def encode(self, text: str, controls: bool = False) -> list[int]:
         """Token ids of a piece of text; `controls`: what looks like a control token in it is one."""
         return token_ids(self.tokenizer, self.config.prompts, text, controls)
+
+    def encode_prompt(self, text: str, raw: bool = False, controls: bool = False) -> list[int]:
+        """Token ids of a whole prompt, its start token and (unless it is `raw`) the model's chat template included."""
+        return prompt_ids(self.tokenizer, self.config.prompts, text, raw, controls)
 
     @property
     def bos(self) -> list[int]:

@@ -10,7 +10,7 @@ from regrad.config import ModelConfig, ShapeConfig
 from regrad.corpus import Passage
 from regrad.errors import CorpusError, ModelError
 from regrad.language_model.loading import resolve_path
-from regrad.language_model.tokens import token_ids
+from regrad.language_model.tokens import prompt_ids, token_ids
 from regrad.meta.tasks import MetaTask, TaskQuestion
 
 
@@ -63,18 +63,19 @@ class Lengths:
 
     def passage(self, passage: Passage) -> int:
         """Tokens of a passage with its start and end."""
-        return self._count(self.model.prompts.atom_text(passage)) + self._ends
+        start = self.tokenizer.bos_token_id is not None
+        return start + self._count(self.model.prompts.atom_text(passage)) + self._end
 
     def question(self, task: MetaTask, question: TaskQuestion, shape: ShapeConfig) -> int:
         """Tokens of prompt and answer; in the prompt only the task's first `k` passages of this question."""
-        prompts = self.model.prompts
         context = [task.passages[i] for i in question.context[: shape.k]] if shape.in_prompt else []
-        prompt = prompts.prompt(question.question, context)
-        return self._count(prompt) + self._count(prompts.answer_text(question.answer)) + self._ends
+        prompt = self.model.prompts.prompt(question.question, context)
+        ids = prompt_ids(self.tokenizer, self.model.prompts, prompt)
+        return len(ids) + self._count(self.model.prompts.answer_text(question.answer)) + self._end
 
     @property
-    def _ends(self) -> int:
-        return sum(token is not None for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id))
+    def _end(self) -> int:
+        return int(self.tokenizer.eos_token_id is not None)
 
     def _count(self, text: str) -> int:
         return len(token_ids(self.tokenizer, self.model.prompts, text))

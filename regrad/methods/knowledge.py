@@ -55,12 +55,12 @@ class Knowledge:
         return norms
 
     @torch.inference_mode()
-    def leave_one_out(self, prompt: str, answer: str, parts_KP: Tensor, gamma: float) -> list[float]:
+    def leave_one_out(self, prompt: str, answer: str, parts_KP: Tensor, gamma: float, raw: bool = False) -> list[float]:
         """How much log-probability (natural log) the answer loses when each one of the gradients is left out."""
         parts_KP = parts_KP.float()
         total_P = parts_KP.sum(0)
         updates = [self.update(total, gamma) for total in (total_P, *(total_P - part for part in parts_KP))]
-        start = self._lm.bos + self._lm.encode(prompt)
+        start = self._lm.encode_prompt(prompt, raw)
         text = self._lm.config.prompts.answer_text(answer) + self._lm.config.prompts.stop
         ids = start + self._lm.encode(text)
         batch = pad_batch([ids] * len(updates), [len(start)] * len(updates), self._lm.pad_id, self._lm.device)

@@ -15,7 +15,7 @@ class DecodingRequest:
 
     `temperature` 0 is greedy; else tokens are drawn from the `top_p` nucleus, repeatably if there is a `seed`. `stop`
     are strings that end the answer and are not part of it (leading white space of the answer does not count); None
-    stands for the model's own stop string.
+    stands for the model's own stop string. A `raw` prompt is read as it is, without the model's chat template.
     """
 
     prompt: str
@@ -25,6 +25,7 @@ class DecodingRequest:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] | None = None
+    raw: bool = False
 
 
 @dataclass(frozen=True)

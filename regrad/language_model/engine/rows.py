@@ -23,7 +23,7 @@ class Row:
 
     def __init__(self, lm: LanguageModel, request: DecodingRequest, listener: Listener) -> None:
         self.request, self.listener = request, listener
-        self.prompt = lm.bos + lm.encode(request.prompt) or [lm.pad_id]
+        self.prompt = lm.encode_prompt(request.prompt, request.raw) or [lm.pad_id]
         check_length(lm, len(self.prompt), request.max_new_tokens)
         stops = (lm.config.prompts.stop,) if request.stop is None else request.stop
         self.stream = TextStream(_decoder(lm), stops)

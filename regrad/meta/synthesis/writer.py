@@ -103,7 +103,7 @@ class PairWriter:
             problem = f"{tokens} tokens, and max_passage_tokens is {self._config.max_passage_tokens}"
             return Draft(passage, rejected=(Rejected(LONG_PASSAGE, detail=problem),))
         try:
-            request = GenerationRequest(self._prompt(passage), None, self._config.max_new_tokens)
+            request = GenerationRequest(self._prompt(passage), None, self._config.max_new_tokens, raw=True)
             check_fits(self._lm, request, controls=True)
         except ModelError as error:
             return Draft(passage, rejected=(Rejected(LONG_PASSAGE, detail=str(error)),))
