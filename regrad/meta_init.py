@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,11 +23,12 @@ from torch import Tensor
 from regrad.config import ModelConfig
 from regrad.errors import MetaInitError, ModelError
 from regrad.language_model.loading import LanguageModel
+from regrad.language_model.peft_files import load_adapter, save_adapter
 from regrad.language_model.subspace import Subspace
 from regrad.storage import Storage, directory_writer, local_directory
 
 CARD = "meta_init.json"
-_ADAPTER, _STEP_SIZES = "adapter_model.safetensors", "step_sizes.safetensors"
+_STEP_SIZES = "step_sizes.safetensors"
 _FORMAT = 1
 
 
@@ -87,11 +87,9 @@ class MetaInit:
 
     def save(self, uri: str | Path) -> None:
         """Write the directory, whole or not at all; an existing one is replaced."""
-        tensors = self.subspace.unflatten(self.phi0.detach().cpu().float())
         with directory_writer(uri, CARD) as folder, _write_errors(uri):
-            save_file({_peft_key(name): t.contiguous() for name, t in tensors.items()}, folder / _ADAPTER)
+            save_adapter(folder, self.model, self.subspace, self.phi0)
             save_file({"step_sizes": self.step_sizes.detach().cpu().float().contiguous()}, folder / _STEP_SIZES)
-            _peft_config(self).save_pretrained(str(folder))
             (folder / CARD).write_text(json.dumps(self._card(), indent=2) + "\n")
 
     def _card(self) -> dict[str, Any]:
@@ -114,8 +112,7 @@ class MetaInit:
         folder = local_directory(uri)
         try:
             subspace = Subspace.from_json(card["subspace"])
-            adapter = load_file(folder / _ADAPTER)
-            phi0 = subspace.flatten({name: adapter[_peft_key(name)] for name in subspace.shapes})
+            phi0 = load_adapter(folder, subspace)
             step_sizes = load_file(folder / _STEP_SIZES)["step_sizes"]
             model = ModelConfig.model_validate(card["model"])
             loaded = MetaInit(
@@ -167,22 +164,3 @@ def _write_errors(uri: str | Path) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise MetaInitError(f"the MetaInit cannot be written to {uri}: {error}") from error
-
-
-def _peft_key(name: str) -> str:
-    module, factor = name.rsplit(".", 1)
-    return f"base_model.model.{module}.lora_{factor}.weight"
-
-
-def _peft_config(meta_init: MetaInit) -> LoraConfig:
-    config = meta_init.model.subspace
-    return LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
-        lora_dropout=0.0,
-        bias="none",
-        task_type="CAUSAL_LM",
-        target_modules=[name for name, _, _ in meta_init.subspace.modules],
-        base_model_name_or_path=meta_init.model.path,
-        inference_mode=True,
-    )

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from regrad.config.adaptation import (
+    AdamWConfig,
+    AdapterConfig,
+    AdaptersConfig,
+    AugmentConfig,
+    FinetuneConfig,
+    FinetuneOptimizerConfig,
+    Objective,
+    adapter_subspace,
+)
 from regrad.config.bank import (
     BankConfig,
     BuildConfig,
@@ -16,6 +26,7 @@ from regrad.config.bank import (
 from regrad.config.cluster import WorkersConfig
 from regrad.config.evaluation import QuestionSetConfig
 from regrad.config.lab import DemoConfig, LabConfig, LabPretrainConfig, LabWriterConfig
+from regrad.config.methods import MethodConfig
 from regrad.config.model import ModelConfig, ModelPath, SubspaceConfig
 from regrad.config.serving import (
     BatchConfig,
@@ -42,6 +53,10 @@ from regrad.config.training import (
 )
 
 __all__ = [
+    "AdamWConfig",
+    "AdapterConfig",
+    "AdaptersConfig",
+    "AugmentConfig",
     "BankConfig",
     "BatchConfig",
     "BuildConfig",
@@ -49,6 +64,8 @@ __all__ = [
     "CodecName",
     "DemoConfig",
     "DevConfig",
+    "FinetuneConfig",
+    "FinetuneOptimizerConfig",
     "GroupConfig",
     "HttpConfig",
     "IndexConfig",
@@ -58,8 +75,10 @@ __all__ = [
     "LabWriterConfig",
     "LimitsConfig",
     "MetaTrainConfig",
+    "MethodConfig",
     "ModelConfig",
     "ModelPath",
+    "Objective",
     "OptimizerConfig",
     "ProtectionConfig",
     "QuestionSetConfig",
@@ -77,6 +96,7 @@ __all__ = [
     "WatchConfig",
     "WatchingConfig",
     "WorkersConfig",
+    "adapter_subspace",
     "builtin_config",
 ]
 

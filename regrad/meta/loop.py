@@ -17,8 +17,9 @@ from regrad.config import MetaTrainConfig
 from regrad.corpus import Passage
 from regrad.errors import TrainingError
 from regrad.language_model.loading import LanguageModel
+from regrad.language_model.schedules import learning_rate_factor
 from regrad.meta.batch import collate
-from regrad.meta.engines.base import Engine, learning_rate_factor
+from regrad.meta.engines.base import Engine
 from regrad.meta.objective import MetaGradient
 from regrad.meta.order import DrawOrder, share_of
 from regrad.meta.reports import Listener, Meter, Silent, StepReport, peak_memory

@@ -23,11 +23,12 @@ ALLOWED = {
     "meta_init": FOUNDATIONS | {"language_model"},
     "atoms": FOUNDATIONS | {"language_model", "meta_init"},
     "bank": FOUNDATIONS | {"language_model", "meta_init"},
+    "adaptation": FOUNDATIONS | {"language_model", "meta_init", "atoms"},
     "retrieval": FOUNDATIONS,
-    "methods": FOUNDATIONS | {"language_model", "meta_init", "atoms", "bank", "retrieval"},
-    "evaluation": FOUNDATIONS | {"language_model", "meta_init", "atoms", "bank", "retrieval", "methods"},
+    "methods": FOUNDATIONS | {"language_model", "meta_init", "atoms", "adaptation", "bank", "retrieval"},
+    "evaluation": FOUNDATIONS | {"language_model", "meta_init", "atoms", "adaptation", "bank", "retrieval", "methods"},
     "meta": FOUNDATIONS | {"language_model", "meta_init", "atoms", "evaluation"},
-    "lab": FOUNDATIONS | {"language_model", "meta_init", "atoms", "evaluation", "meta"},
+    "lab": FOUNDATIONS | {"language_model", "meta_init", "atoms", "adaptation", "evaluation", "meta"},
 }
 RAY_PARTS = {"ray", "ray_jobs", "serve_app"}
 

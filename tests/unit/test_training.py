@@ -16,8 +16,8 @@ from regrad.errors import ConfigError, MetaInitError, TrainingError
 from regrad.lab.files import tasks as lab_tasks
 from regrad.lab.world import World
 from regrad.language_model.loading import LanguageModel
+from regrad.language_model.schedules import learning_rate_factor
 from regrad.meta.engines import PlainEngine
-from regrad.meta.engines.base import learning_rate_factor
 from regrad.meta.loop import Trainer, batches
 from regrad.meta.objective import MetaGradient, Point
 from regrad.meta.parameters import MetaParameters

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -14,15 +13,6 @@ from torch import Tensor, nn
 from regrad.config import OptimizerConfig
 from regrad.meta.objective import MetaGradient, Point
 from regrad.meta.parameters import MetaParameters
-
-
-def learning_rate_factor(config: OptimizerConfig, step: int) -> float:
-    """Linear warm-up to 1, then `config.schedule`, which is at zero (unless constant) at `config.steps`."""
-    warmup = max(1, math.ceil(config.warmup_fraction * config.steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    done = min(1.0, (step - warmup) / max(1, config.steps - warmup))
-    return {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[config.schedule]
 
 
 def make_optimizer(parameters: MetaParameters, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -1,0 +1,31 @@
+"""Learning rates over the steps of a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Protocol
+
+
+class Schedule(Protocol):
+    """What a rate depends on beside the step; settings of several jobs have these fields."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+
+    @property
+    def warmup_fraction(self) -> float:
+        """The part of them in which the rate rises."""
+
+    @property
+    def schedule(self) -> Literal["linear", "cosine", "constant"]:
+        """How it falls after that."""
+
+
+def learning_rate_factor(config: Schedule, step: int) -> float:
+    """Linear warm-up to 1, then `config.schedule`, which is at zero (unless constant) at `config.steps`."""
+    warmup = max(1, math.ceil(config.warmup_fraction * config.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, config.steps - warmup))
+    return {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[config.schedule]

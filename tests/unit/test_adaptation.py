@@ -1,0 +1,299 @@
+"""Training LoRAs as rows: each as if alone, and against torch's own AdamW on one merged model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from regrad.adaptation.adapters import AdapterTrainer, model_for_adapters
+from regrad.adaptation.augmented import Augmented, Pair
+from regrad.adaptation.examples import Example, adapter_examples, passage_example, question_example
+from regrad.adaptation.finetuning import (
+    Finetuner,
+    FinetuneState,
+    draws,
+    finished,
+    load_checkpoint,
+    save_checkpoint,
+    usable,
+)
+from regrad.adaptation.online import adapt_online
+from regrad.adaptation.rows import RowTrainer, train_rows
+from regrad.adaptation.static import StaticLora
+from regrad.config import AdamWConfig, AdapterConfig, FinetuneConfig
+from regrad.corpus import Passage
+from regrad.errors import MethodError, TrainingError
+from regrad.lab.world import World
+from regrad.language_model.batching import sequence_losses
+from regrad.language_model.loading import LanguageModel, load_language_model
+from regrad.settings import parse_settings
+from tests.unit.augmenting import augmented
+
+FAST = AdamWConfig(lr=1e-2, weight_decay=0.1, clip=0.5)
+
+
+def start(lm: LanguageModel, rows: int) -> Tensor:
+    return lm.subspace.initial(0).to(next(lm.model.parameters()).dtype).expand(rows, -1)
+
+
+def by_hand(lm: LanguageModel, examples: list[Example], config: AdamWConfig, steps: int) -> Tensor:
+    """The same training with autograd through the whole loss and torch's AdamW on one parameter."""
+    from regrad.adaptation.examples import example_batch
+
+    phi = start(lm, 1)[0].clone().requires_grad_()
+    optimizer = torch.optim.AdamW([phi], lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    for _ in range(steps):
+        with lm.lora.applied(phi):
+            loss = sequence_losses(lm, example_batch(lm, examples)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        if config.clip is not None:
+            torch.nn.utils.clip_grad_norm_([phi], config.clip)
+        optimizer.step()
+    return phi.detach()
+
+
+def test_a_row_is_trained_as_torch_trains_one_parameter(tiny64: LanguageModel, passages: list[Passage]) -> None:
+    examples = [passage_example(tiny64, passage) for passage in passages[:3]]
+    found = train_rows(tiny64, start(tiny64, 1), [[examples] * 4], FAST)
+    expected = by_hand(tiny64, examples, FAST, 4)
+    assert (expected - start(tiny64, 1)[0]).norm() > 0.1
+    torch.testing.assert_close(found.values[0], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_rows_of_different_lengths_and_step_counts_are_each_as_if_alone(
+    tiny64: LanguageModel, passages: list[Passage]
+) -> None:
+    examples = [passage_example(tiny64, passage) for passage in passages[:6]]
+    plans = [[[examples[0]], [examples[1]], [examples[2]]], [[examples[3], examples[4]]], [], [[examples[5]]] * 5]
+    together = train_rows(tiny64, start(tiny64, 4), plans, replace_tokens(FAST, 150))
+    for row, plan in enumerate(plans):
+        alone = train_rows(tiny64, start(tiny64, 1), [plan], FAST)
+        torch.testing.assert_close(together.values[row], alone.values[0], rtol=1e-6, atol=1e-8)
+    assert torch.equal(together.values[2], start(tiny64, 1)[0]), "a row without examples does not move"
+    assert math.isnan(together.losses[2])
+    assert not any(together.failed)
+
+
+def replace_tokens(config: AdamWConfig, tokens: int) -> AdamWConfig:
+    return config.model_copy(update={"batch_tokens": tokens})
+
+
+def test_a_row_that_is_not_finite_stays_and_does_not_touch_the_others(
+    tiny: LanguageModel, passages: list[Passage]
+) -> None:
+    examples = [[passage_example(tiny, passage)] for passage in passages[:2]]
+    broken = start(tiny, 2).clone()
+    broken[1] = torch.nan
+    found = train_rows(tiny, broken, [[examples[0]] * 2, [examples[1]] * 2], FAST)
+    assert found.failed == [False, True]
+    alone = train_rows(tiny, start(tiny, 1), [[examples[0]] * 2], FAST)
+    torch.testing.assert_close(found.values[0], alone.values[0], rtol=1e-4, atol=1e-5)
+
+
+def test_prag_has_five_sequences_a_passage_and_predicts_all_of_them(tiny: LanguageModel, world: World) -> None:
+    item = augmented(world, 1)[0]
+    examples = adapter_examples(tiny, item)
+    texts = [tiny.tokenizer.decode(example.ids) for example in examples]
+    assert len(examples) == 5
+    assert {example.start for example in examples} == {1}
+    shown = [("Passage:" in text, item.pairs[i // 2].question in text) for i, text in enumerate(texts)]
+    assert shown == [(True, True)] * 4 + [(False, True)]
+    assert item.rewrites[0].split(".")[0] in texts[1]
+    assert item.passage.text.split(".")[0] in texts[0]
+    assert len(adapter_examples(tiny, item, pairs=1)) == 2
+
+
+def test_a_question_leaves_out_the_worst_passages_until_it_fits(tiny: LanguageModel, passages: list[Passage]) -> None:
+    whole = question_example(tiny, "Who?", "me", passages[:2])
+    shorter = question_example(tiny, "Who?", "me", passages[:2], max_tokens=len(whole.ids) - 1)
+    assert tiny.tokenizer.decode(whole.ids[whole.start :]).startswith(" me")
+    text = tiny.tokenizer.decode(shorter.ids)
+    assert passages[0].title not in text
+    assert passages[1].title in text
+
+
+def adapter_model(tiny: LanguageModel, config: AdapterConfig, static: StaticLora | None = None) -> LanguageModel:
+    return load_language_model(model_for_adapters(tiny.config, config, static), "cpu")
+
+
+def test_a_passages_adapter_does_not_depend_on_those_that_are_trained_beside_it(
+    tiny: LanguageModel, world: World
+) -> None:
+    config = AdapterConfig(lr=1e-2, epochs=2)
+    lm, items = adapter_model(tiny, config), augmented(world, 5)
+    items[2] = replace(items[2], pairs=items[2].pairs[:1])
+    together = AdapterTrainer(lm, config, rows=3).train(items)
+    for item, adapter in zip(items, together, strict=True):
+        alone = AdapterTrainer(lm, config).train([item])[0]
+        assert adapter.values is not None and alone.values is not None
+        torch.testing.assert_close(adapter.values, alone.values, rtol=1e-3, atol=1e-4)
+        assert adapter.values.numel() == 2 * sum(i + o for _, i, o in lm.subspace.modules)
+
+
+def test_an_adapter_is_trained_at_its_own_scale_on_top_of_a_static_one(tiny: LanguageModel, world: World) -> None:
+    """Its loss falls when both are applied, and the static one alone is what it started from."""
+    from regrad.adaptation.examples import example_batch
+    from regrad.adaptation.joining import join
+
+    config = AdapterConfig(lr=5e-3, epochs=4)
+    values = 0.3 * torch.randn(tiny.subspace.size, generator=torch.Generator().manual_seed(3))
+    static = StaticLora(tiny.config, tiny.identity(), tiny.subspace, values)
+    lm, items = adapter_model(tiny, config, static), augmented(world, 1)
+    assert (lm.subspace.rank, lm.subspace.scaling) == (6, 16)
+    trainer = AdapterTrainer(lm, config, static)
+    adapter = trainer.train(items)[0].values
+    assert adapter is not None
+    batch = example_batch(lm, adapter_examples(lm, items[0]))
+
+    def loss(*parts: tuple[Any, Tensor]) -> float:
+        with torch.no_grad(), lm.lora.applied(join(parts, lm.subspace)):
+            return float(sequence_losses(lm, batch).mean())
+
+    both = loss((static.subspace, values), (trainer.subspace, adapter))
+    assert both < loss((static.subspace, values)) - 0.1
+    assert both < loss((trainer.subspace, adapter))
+
+
+def test_a_passage_without_questions_has_no_adapter_and_stops_nothing(tiny: LanguageModel, world: World) -> None:
+    config = AdapterConfig(max_tokens=120)
+    lm, items = adapter_model(tiny, config), augmented(world, 3)
+    items[0] = replace(items[0], pairs=())
+    long = Passage("long", "Long", "word " * 200)
+    items[1] = Augmented(long, (), (Pair("Who?", "me"),))
+    found = AdapterTrainer(lm, config).train(items)
+    assert [adapter.problem for adapter in found] == ["no question-answer pairs", "every sequence is too long", ""]
+    assert found[2].values is not None
+
+
+def test_online_adaptation_forgets_everything_between_questions(tiny: LanguageModel, passages: list[Passage]) -> None:
+    """The bug of a published implementation: its reset was to tensors that had been trained meanwhile."""
+    phi0, identity = start(tiny, 1)[0], tiny.identity()
+    first = adapt_online(tiny, phi0, [passages[:2]], 3, FAST)[0].update
+    for questions in ([passages[2:5]], [passages[5:8], passages[:1]]):
+        adapt_online(tiny, phi0, questions, 3, FAST)
+    again = adapt_online(tiny, phi0, [passages[:2]], 3, FAST)[0].update
+    beside = adapt_online(tiny, phi0, [passages[4:7], passages[:2]], 3, FAST)[1].update
+    assert first is not None and again is not None and beside is not None
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first, beside, rtol=1e-3, atol=1e-4)
+    assert (first - phi0).norm() > 0.1
+    assert torch.equal(phi0, start(tiny, 1)[0])
+    assert tiny.identity() == identity
+
+
+@pytest.mark.parametrize("adapt_on", ["passages", "suffixes"])
+def test_more_steps_lower_the_loss_of_the_passages(tiny: LanguageModel, passages: list[Passage], adapt_on: str) -> None:
+    from regrad.adaptation.examples import example_batch
+
+    batch = example_batch(tiny, [passage_example(tiny, passage) for passage in passages[:2]])
+    losses = []
+    for steps in (1, 6):
+        update = adapt_online(tiny, start(tiny, 1)[0], [passages[:2]], steps, FAST, adapt_on)[0].update
+        assert update is not None
+        with torch.no_grad(), tiny.lora.applied(update):
+            losses.append(float(sequence_losses(tiny, batch).mean()))
+    assert losses[1] < losses[0]
+
+
+def test_a_question_whose_passages_do_not_fit_is_answered_by_the_base_and_says_so(
+    tiny: LanguageModel, passages: list[Passage]
+) -> None:
+    long = Passage("long", "Long", "word " * 400)
+    found = adapt_online(tiny, start(tiny, 1)[0], [[long], [long, passages[0]], []], 1, FAST)
+    assert [item.update is None for item in found] == [True, False, True]
+    assert found[1].note == "1 passages do not fit the model"
+
+
+def settings(lm: LanguageModel, **changes: Any) -> FinetuneConfig:
+    data: dict[str, Any] = {"model": lm.config.model_dump(), "objective": "passages", "corpus": "c", "output": "o"}
+    data["optimizer"] = {"steps": 6, "batch_size": 4, "lr": 1e-2, **changes.pop("optimizer", {})}
+    return parse_settings(FinetuneConfig, {**data, "checkpoints": {"every": 2}, **changes}, "test")
+
+
+class Keeper:
+    def __init__(self, folder: Path | None = None) -> None:
+        self.lines: list[str] = []
+        self.folder = folder
+
+    def report(self, text: str) -> None:
+        self.lines.append(text)
+
+    def checkpoint(self, state: FinetuneState, tensors: dict[str, Tensor]) -> None:
+        if self.folder is not None and state.step == 2:
+            save_checkpoint(self.folder, state, tensors)
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_numbers(
+    tiny: LanguageModel, passages: list[Passage], tmp_path: Path
+) -> None:
+    config = settings(tiny)
+    examples = [passage_example(tiny, passage) for passage in passages]
+    keeper = Keeper(tmp_path)
+    whole = Finetuner(tiny, config, examples, listener=keeper)
+    state = whole.run()
+    state2, tensors = load_checkpoint(tmp_path)
+    resumed = Finetuner(tiny, config, examples)
+    assert resumed.run(state2, tensors).losses == state.losses
+    assert torch.equal(resumed.values, whole.values)
+    assert state.losses[-1] < state.losses[0]
+    assert keeper.lines[-1].startswith("step 6 of 6, loss ")
+
+
+def test_the_order_is_the_seeds_and_every_epoch_sees_everything_once() -> None:
+    assert sorted(draws(5, 0, 5, seed=1)) == sorted(draws(5, 5, 5, seed=1)) == [0, 1, 2, 3, 4]
+    assert draws(5, 0, 5, seed=1) != draws(5, 5, 5, seed=1)
+    assert draws(5, 3, 4, seed=1) == [*draws(5, 0, 5, seed=1)[3:], *draws(5, 5, 2, seed=1)]
+    assert draws(5, 0, 5, seed=1) != draws(5, 0, 5, seed=2)
+
+
+def test_epochs_become_steps_and_long_examples_are_left_out(tiny: LanguageModel, passages: list[Passage]) -> None:
+    examples = [passage_example(tiny, passage) for passage in passages]
+    config = settings(tiny, max_examples=6, max_tokens=70, optimizer={"epochs": 2.0})
+    kept = usable(tiny, [*examples, Example(tuple(range(3, 90)))], config)
+    assert len(kept) == 6
+    assert usable(tiny, examples, config) == usable(tiny, examples, config)
+    assert Finetuner(tiny, config, kept).steps == 3
+    with pytest.raises(TrainingError, match="none of 1 examples has between 2 and 70 tokens"):
+        usable(tiny, [Example(tuple(range(3, 90)))], config)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_one_sentence(
+    tiny: LanguageModel, passages: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RowTrainer, "step", lambda *_: (torch.tensor([math.nan]), torch.tensor([False])))
+    config = settings(tiny, optimizer={"max_bad_steps": 3})
+    with pytest.raises(TrainingError, match="not finite at step 3, the 3. time in a row; lower optimizer.lr"):
+        Finetuner(tiny, config, [passage_example(tiny, passages[0])]).run()
+
+
+def test_an_adapter_is_saved_as_peft_reads_it_and_damage_is_found(
+    tiny: LanguageModel, tiny_path: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    values = 0.1 * torch.randn(tiny.subspace.size, generator=torch.Generator().manual_seed(3))
+    lora = finished(tiny, values, FinetuneState(step=3, losses=[2.0, 1.0]), {"objective": "passages"})
+    lora.save(tmp_path / "a")
+    loaded = StaticLora.load(tmp_path / "a")
+    assert torch.equal(loaded.values, values)
+    assert loaded.notes["losses"] == [2.0, 1.0]
+    ids = torch.randint(3, 900, (1, 9))
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_path), str(tmp_path / "a")).eval()
+    with torch.no_grad(), tiny.lora.applied(values):
+        torch.testing.assert_close(tiny.model(input_ids=ids).logits, peft(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    weights = tmp_path / "a" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-2] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(MethodError, match="its content is not what its card says"):
+        StaticLora.load(tmp_path / "a")
+    with pytest.raises(MethodError, match="there is no adapter at .*; make one with `regrad finetune`"):
+        StaticLora.load(tmp_path / "b")
