@@ -20,6 +20,7 @@ _VERBS = {
     "index": "Index a corpus for BM25 retrieval (Lucene).",
     "build": "Fill a Gradient Bank: corpus -> atoms (Ray Data).",
     "bank": "Look at a Gradient Bank, add to it, forget passages, mend, prune, copy it.",
+    "eval": "Score every method on question sets, and write a report (Ray).",
     "serve": "Answer questions over HTTP (Ray Serve).",
     "keys": "Give people keys to a server, list them, take them back.",
     "ask": "Ask a running server one question.",
