@@ -52,10 +52,11 @@ class Pictures:
         return figure
 
     def sweep(self, name: str) -> Figure:
-        """Lines over k on one set; what retrieves nothing is a dashed level."""
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        """Lines over k on one set, a little apart so that all are seen; what retrieves nothing is a dashed level."""
+        figure = Figure(figsize=(7.6, 4.4), layout="constrained")
         axes = figure.subplots()
-        for method in self._methods:
+        apart = 0.02 * max(entry.k for entry in self._entries)
+        for number, method in enumerate(self._methods):
             shown = sorted((e for e in self._entries if e.method == method and e.set == name), key=lambda e: e.k)
             if not shown:
                 continue
@@ -63,10 +64,9 @@ class Pictures:
             if shown[0].k == 0:
                 axes.axhline(heights[0], color=self._colour(method), linestyle="--", linewidth=1.3, label=method)
                 continue
-            ks = [entry.k for entry in shown]
-            axes.plot(ks, heights, marker=self._marker(method), color=self._colour(method), label=method, markersize=5)
-            low, high = zip(*((100 * entry.low, 100 * entry.high) for entry in shown), strict=True)
-            axes.fill_between(ks, low, high, color=self._colour(method), alpha=0.12, linewidth=0)
+            ks = [entry.k + apart * (number - (len(self._methods) - 1) / 2) for entry in shown]
+            line = {"color": self._colour(method), "marker": self._marker(method), "markersize": 5, "linewidth": 1.4}
+            axes.errorbar(ks, heights, _errors(shown), label=method, elinewidth=0.9, capsize=2, **line)
         axes.set_xticks(sorted({entry.k for entry in self._entries if entry.k}))
         axes.set_xlabel("k, passages of a question")
         _finish(figure, axes, "score, points")
@@ -74,7 +74,7 @@ class Pictures:
 
     def costs(self, k: int) -> Figure:
         """Score against time: the mean over the sets."""
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        figure = Figure(figsize=(7.6, 4.4), layout="constrained")
         axes = figure.subplots()
         for method in self._methods:
             shown = [entry for entry in self._entries if entry.method == method and entry.k in (0, k)]

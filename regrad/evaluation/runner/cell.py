@@ -164,4 +164,5 @@ def _record(
 def _device(lm: LanguageModel) -> str:
     if lm.device.type == "cuda":
         return torch.cuda.get_device_name(lm.device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU ({platform.machine()}, {threads} thread{'s' * (threads > 1)})"
