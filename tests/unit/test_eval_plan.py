@@ -98,7 +98,7 @@ def test_an_added_cell_leaves_the_others_their_keys(folder: Path, model: ModelCo
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"methods": ["rga"]}, MethodError, "did you mean 'rag'"),
+        ({"methods": ["pe-rga"]}, MethodError, "did you mean 'pe-rag'"),
         ({"methods": ["regrad-online"]}, MethodError, "meta_init"),
         ({"methods": [{"name": "regrad-online", "meta_init": "nowhere"}]}, MetaInitError, "regrad train"),
     ],
