@@ -23,6 +23,7 @@ _VERBS = {
     "eval": "Score every method on question sets, and write a report (Ray).",
     "serve": "Answer questions over HTTP (Ray Serve).",
     "keys": "Give people keys to a server, list them, take them back.",
+    "leaks": "Find test questions that are among the training questions.",
     "ask": "Ask a running server one question.",
     "demo": "Everything end to end on the lab world, in minutes.",
 }

@@ -1,1 +1,1 @@
-"""Metrics, and the client that asks a running server."""
+"""Metrics, question sets, leaks between them, and the client that asks a running server."""

@@ -21,7 +21,7 @@ def regrad(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
 def test_help_lists_the_verbs(tmp_path: Path) -> None:
     result = regrad("--help", cwd=tmp_path)
     assert result.returncode == 0
-    for verb in ("lab", "synth", "train", "index", "build", "bank", "serve", "ask", "demo"):
+    for verb in ("lab", "synth", "train", "index", "build", "bank", "serve", "leaks", "ask", "demo"):
         assert f"\n  {verb} " in result.stdout
 
 
@@ -37,6 +37,8 @@ def test_help_lists_the_verbs(tmp_path: Path) -> None:
         (["serve"], "there is no MetaInit at"),
         (["serve", "--set", "limits.max_q=3"], "did you mean 'limits.max_k'?"),
         (["ask", "Who?", "--url", "http://127.0.0.1:9"], "no server answers at http://127.0.0.1:9"),
+        (["leaks", "none.jsonl", "none.jsonl"], "none.jsonl does not exist"),
+        (["leaks", "a", "b", "--test-format", "hotpot"], "did you mean 'hotpotqa'?"),
         (["lab", "world", "--set", "output=/proc/nowhere"], "cannot write /proc/nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -1,0 +1,90 @@
+"""Test questions that training has seen: the same after normalisation, or nearly the same.
+
+Two questions are near if their sets of character 5-grams have a Jaccard similarity of at least a threshold. All such
+pairs are found, with none missed: of two sets that are that similar, those parts that hold the rarest grams, of a size
+that the threshold gives, must share one (prefix filtering; Chaudhuri, Ganti and Kaushik 2006). Only sets that do are
+compared. For tens of thousands of questions this is faster than hashing them (MinHash), which would miss some.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from regrad.evaluation.metrics import normalise
+from regrad.evaluation.questions import Question
+
+_GRAM = 5
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A test question and the training question that is most like it (similarity 1: the same)."""
+
+    test: Question
+    train: Question
+    how: Literal["exact", "near"]
+    similarity: float
+
+
+def find_leaks(train: Iterable[Question], test: Iterable[Question], threshold: float = 0.8) -> list[Leak]:
+    """One leak for each test question that has any, in the order of the test set.
+
+    What is compared is the question with its options: the passages and answers do not count.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"a threshold is above 0 and at most 1, found {threshold}")
+    seen: dict[str, Question] = {}
+    for question in train:
+        seen.setdefault(_text(question), question)
+    near = NearTexts(list(seen), threshold)
+    return [leak for question in test if (leak := _leak(question, seen, near)) is not None]
+
+
+def _leak(question: Question, seen: dict[str, Question], near: NearTexts) -> Leak | None:
+    text = _text(question)
+    if text in seen:
+        return Leak(question, seen[text], "exact", 1.0)
+    best = max(near.to(text), default=None)
+    return None if best is None else Leak(question, seen[best[1]], "near", best[0])
+
+
+class NearTexts:
+    """Texts that can be asked which of them are near to another, at one threshold."""
+
+    def __init__(self, texts: Sequence[str], threshold: float) -> None:
+        self._texts, self._threshold = texts, threshold
+        self._counts = Counter(gram for text in texts for gram in _grams(text))
+        self._holders: dict[str, list[int]] = defaultdict(list)
+        for number, text in enumerate(texts):
+            for gram in self._rarest(_grams(text)):
+                self._holders[gram].append(number)
+
+    def to(self, text: str) -> Iterator[tuple[float, str]]:
+        """(similarity, text) of those at or above the threshold."""
+        for number in {number for gram in self._rarest(_grams(text)) for number in self._holders.get(gram, ())}:
+            if (likeness := similarity(text, self._texts[number])) >= self._threshold:
+                yield likeness, self._texts[number]
+
+    def _rarest(self, grams: set[str]) -> list[str]:
+        """The part of a set of which a near one must hold a gram among its own such part."""
+        shared_at_least = math.ceil(self._threshold * len(grams) - 1e-9)
+        ordered = sorted(grams, key=lambda gram: (self._counts[gram], gram))
+        return ordered[: len(grams) - shared_at_least + 1]
+
+
+def similarity(one: str, other: str) -> float:
+    """The Jaccard similarity of two texts' sets of character 5-grams, from 0 to 1."""
+    grams, others = _grams(one), _grams(other)
+    return len(grams & others) / len(grams | others)
+
+
+def _grams(text: str) -> set[str]:
+    return {text[start : start + _GRAM] for start in range(max(1, len(text) - _GRAM + 1))}
+
+
+def _text(question: Question) -> str:
+    return normalise(" ".join((question.question, *(question.choices if question.kind == "choice" else ()))))

@@ -1,0 +1,92 @@
+"""Test questions among the training questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regrad.cli.leaks import command
+from regrad.evaluation.leaks import Leak, NearTexts, find_leaks, similarity
+from regrad.evaluation.questions import Question
+
+
+def asked(name: str, text: str, choices: tuple[str, ...] = ()) -> Question:
+    return Question(name, text, ("A",), "choice" if choices else "open", choices)
+
+
+TRAIN = [
+    asked("t1", "In which city was the film director Ada Lovelace born?"),
+    asked("t2", "Who is the mother of the director of the film Blind Shaft?"),
+    asked("t3", "Which of these drugs?", ("aspirin", "ibuprofen")),
+]
+
+
+def test_the_same_question_in_other_dress_is_exact() -> None:
+    test = [
+        asked("x", "in which city was a film director  ADA Lovelace born ??"),
+        asked("y", "Something else entirely?"),
+    ]
+    assert find_leaks(TRAIN, test) == [Leak(test[0], TRAIN[0], "exact", 1.0)]
+
+
+def test_a_reworded_question_is_near_and_names_the_nearest() -> None:
+    test = asked("x", "In which city was the famous film director Ada Lovelace born?")
+    (leak,) = find_leaks(
+        [*TRAIN, asked("t4", "In which city was that film director Ada Lovelace buried?")], [test], 0.6
+    )
+    assert (leak.train, leak.how) == (TRAIN[0], "near")
+    assert 0.6 <= leak.similarity < 1
+    assert find_leaks(TRAIN, [test], 0.95) == []
+
+
+def test_the_same_pattern_about_another_film_is_no_leak() -> None:
+    assert find_leaks(TRAIN, [asked("x", "Who is the mother of the director of the film Casablanca?")]) == []
+
+
+def test_options_are_part_of_a_question() -> None:
+    other = asked("x", "Which of these drugs?", ("penicillin", "tetracycline"))
+    assert find_leaks(TRAIN, [other]) == []
+    assert [leak.how for leak in find_leaks(TRAIN, [TRAIN[2]])] == ["exact"]
+
+
+def test_very_short_and_empty_texts() -> None:
+    assert [leak.how for leak in find_leaks([asked("a", "Who?"), asked("b", "???")], [asked("c", "who")])] == ["exact"]
+    assert find_leaks([], TRAIN) == []
+
+
+WORDS = st.lists(st.sampled_from(["who", "was", "born", "where", "city", "x"]), min_size=1, max_size=9).map(" ".join)
+
+
+@given(
+    texts=st.lists(WORDS, max_size=25, unique=True), text=WORDS, threshold=st.sampled_from([0.3, 0.5, 0.8, 0.9, 1.0])
+)
+def test_every_near_text_is_found_and_no_other(texts: list[str], text: str, threshold: float) -> None:
+    found = NearTexts(texts, threshold).to(text)
+    assert sorted(found) == sorted((s, other) for other in texts if (s := similarity(text, other)) >= threshold)
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, 1.1])
+def test_a_threshold_out_of_range(threshold: float) -> None:
+    with pytest.raises(ValueError, match="threshold"):
+        find_leaks(TRAIN, TRAIN, threshold)
+
+
+def test_the_command_line_counts_shows_and_tells_by_its_status(tmp_path: Path) -> None:
+    task = {
+        "passages": [{"id": "p", "title": "", "text": "x"}],
+        "questions": [{"question": "Who was it?", "answer": "A"}],
+    }
+    tasks, test = tmp_path / "tasks.jsonl", tmp_path / "questions.jsonl"
+    tasks.write_text(json.dumps(task) + "\n")
+    test.write_text('{"id": "q1", "question": "Who was \\u001b[31m it", "answer": "A"}\n')
+    clean = CliRunner().invoke(command, [str(tasks), str(test), "--threshold", "1"])
+    assert (clean.exit_code, clean.output) == (0, f"1 questions: 0 are in {tasks}, 0 nearly so\n")
+    test.write_text('{"id": "q1", "question": "who was it", "answer": "A"}\n')
+    found = CliRunner().invoke(command, [str(tasks), str(test)])
+    assert found.exit_code == 1
+    assert found.output.splitlines()[1:] == ["exact 1.00  q1: who was it", "            1/0: Who was it?"]

@@ -1,0 +1,477 @@
+"""Question sets: every published format in a file of its own making, and everything that may be wrong with one."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regrad.config import LabConfig, QuestionSetConfig
+from regrad.corpus import Passage
+from regrad.errors import ConfigError, EvaluationError
+from regrad.evaluation.questions import READERS, Question, read_questions
+from regrad.lab.files import write_lab
+from regrad.settings import parse_settings
+
+HOTPOT = {
+    "_id": "5a8b57f25542995d1e6f1371",
+    "question": "Were Scott Derrickson and Ed Wood of the same nationality?",
+    "answer": "yes",
+    "type": "comparison",
+    "level": "hard",
+    "supporting_facts": [["Scott Derrickson", 0], ["Ed Wood", 0], ["Scott Derrickson", 1]],
+    "context": [["Ed Wood", ["Ed Wood is a film.", " It is from 1994."]], ["Scott Derrickson", ["He directs."]]],
+}
+TWO_WIKI = {
+    **HOTPOT,
+    "_id": "8813f87c0bdd11eba7f7acde48001122",
+    "answer": "Małgorzata Braunek",
+    "type": "compositional",
+    "answer_id": "Q274277",
+    "evidences": [["Polish-Russian War", "director", "Xawery Żuławski"]],
+}
+SAMPLED = {"test_id": 0, "question": "Who?", "answer": ["Mask of Fu Manchu", "The Mask of Fu Manchu"]}
+CWQ = {
+    "ID": "WebQTest-1",
+    "question": "What year?",
+    "compositionality_type": "conjunction",
+    "answers": [{"answer": "1966", "aliases": ["the year 1966"], "answer_id": "m.1"}, {"answer": None, "aliases": []}],
+}
+MUSIQUE = {
+    "id": "3hop1__13548_13529_23",
+    "question": "When?",
+    "answer": "1961",
+    "answer_aliases": ["in 1961"],
+    "answerable": True,
+    "paragraphs": [
+        {"idx": 0, "title": "A", "paragraph_text": "Text a.", "is_supporting": False},
+        {"idx": 1, "title": "B", "paragraph_text": "Text b.", "is_supporting": True},
+    ],
+}
+PUBMED = {
+    "QUESTION": "Do mitochondria play a role?",
+    "CONTEXTS": ["Cells die.", "We looked."],
+    "LABELS": ["BACKGROUND", "METHODS"],
+    "final_decision": "maybe",
+    "LONG_ANSWER": "Perhaps.",
+}
+MEDQA = {
+    "question": "Which one?",
+    "answer": "Nitrofurantoin",
+    "options": {"B": "Nitrofurantoin", "A": "Ampicillin", "C": "Ceftriaxone", "D": "Doxycycline"},
+    "meta_info": "step2&3",
+    "answer_idx": "B",
+}
+YES_NO = {
+    "id": "55031181e9bde69634000014",
+    "body": "Is Hirschsprung disease mendelian?",
+    "type": "yesno",
+    "exact_answer": "no",
+    "documents": ["http://www.ncbi.nlm.nih.gov/pubmed/15829955", "http://www.ncbi.nlm.nih.gov/pubmed/6650562"],
+    "snippets": [{"text": "It is complex.", "document": "http://www.ncbi.nlm.nih.gov/pubmed/15829955"}],
+}
+HOUSING = {
+    "idx": 7,
+    "state": "Alabama",
+    "question": "Is there a law?",
+    "answer": "Yes",
+    "question_group": 12,
+    "statutes": [{"statute_idx": 431263, "citation": "ALA. CODE § 35-9A-441", "excerpt": "A landlord shall."}],
+}
+TRIVIA = {
+    "Question": "Who was the man behind The Chipmunks?",
+    "QuestionId": "tc_2",
+    "Answer": {"Value": "David Seville", "Aliases": ["David Seville", "Ross Bagdasarian"], "NormalizedAliases": ["x"]},
+}
+TASK = {
+    "id": "11-0",
+    "passages": [{"id": "a", "title": "A", "text": "x"}, {"id": "b", "title": "B", "text": "y"}],
+    "questions": [{"question": "Q?", "answer": "A", "context": [1]}, {"question": "R?", "answer": "B"}],
+}
+
+
+def write(path: Path, content: Any) -> Path:
+    text = content if isinstance(content, str) else json.dumps(content)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def lines(*records: Any) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def read(path: Path, format_: str, **settings: Any) -> list[Question]:
+    return read_questions(QuestionSetConfig(name="set", path=str(path), format=format_, **settings))
+
+
+def test_hotpotqa(tmp_path: Path) -> None:
+    (found,) = read(write(tmp_path / "hotpot_dev_distractor_v1.json", [HOTPOT]), "hotpotqa")
+    assert found == Question(
+        id="5a8b57f25542995d1e6f1371",
+        question=HOTPOT["question"],  # type: ignore[arg-type]
+        answers=("yes",),
+        passage_ids=("Scott Derrickson", "Ed Wood"),
+        passages=(
+            Passage("Ed Wood", "Ed Wood", "Ed Wood is a film. It is from 1994."),
+            Passage("Scott Derrickson", "Scott Derrickson", "He directs."),
+        ),
+        group="comparison",
+    )
+
+
+def test_2wikimultihopqa_with_the_aliases_of_its_evaluation(tmp_path: Path) -> None:
+    path = write(tmp_path / "dev.json", [TWO_WIKI, {**TWO_WIKI, "_id": "other", "answer_id": None}])
+    aliases = write(
+        tmp_path / "id_aliases.json",
+        lines({"Q_id": "Q274277", "aliases": ["M. Braunek"], "demonyms": []}, {"Q_id": "Q1", "aliases": []}),
+    )
+    assert [q.answers for q in read(path, "2wikimultihopqa")] == [("Małgorzata Braunek",)] * 2
+    found = read(path, "2wikimultihopqa", aliases=str(aliases))
+    assert [q.answers for q in found] == [("Małgorzata Braunek", "M. Braunek"), ("Małgorzata Braunek",)]
+    assert found[0].group == "compositional"
+
+
+@pytest.mark.parametrize("format_", ["2wikimultihopqa", "complexwebquestions", "data-aug"])
+def test_a_sample_with_test_ids(tmp_path: Path, format_: str) -> None:
+    (found,) = read(write(tmp_path / "q.json", [SAMPLED]), format_)
+    assert found == Question("0", "Who?", ("Mask of Fu Manchu", "The Mask of Fu Manchu"))
+
+
+def test_complexwebquestions(tmp_path: Path) -> None:
+    (found,) = read(write(tmp_path / "ComplexWebQuestions_dev.json", [CWQ]), "complexwebquestions")
+    assert found == Question("WebQTest-1", "What year?", ("1966", "the year 1966"), group="conjunction")
+
+
+def test_musique_leaves_out_what_cannot_be_answered(tmp_path: Path) -> None:
+    twin = {**MUSIQUE, "answerable": False}
+    (found,) = read(write(tmp_path / "musique_full_v1.0_dev.jsonl", lines(twin, MUSIQUE)), "musique")
+    assert (found.answers, found.group) == (("1961", "in 1961"), "3hop1")
+    assert found.passage_ids == ("3hop1__13548_13529_23/1",)
+    assert found.passages[1] == Passage("3hop1__13548_13529_23/1", "B", "Text b.")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("b.csv", 'Question,Answer\n"Who, then?",A\n'), ("b.jsonl", '{"question": "Who, then?", "answer": "A"}')],
+)
+def test_bamboogle(tmp_path: Path, name: str, text: str) -> None:
+    (found,) = read(write(tmp_path / name, text), "bamboogle")
+    assert (found.question, found.answers, len(found.id)) == ("Who, then?", ("A",), 16)
+
+
+def test_popqa(tmp_path: Path) -> None:
+    header = "id\tsubj\tprop\tobj\to_aliases\tquestion\tpossible_answers"
+    row = '4222362\tGeorge Rankin\toccupation\tpolitician\t"[""pol""]"\tWhat is it?\t"[""politician"", ""pol""]"'
+    (found,) = read(write(tmp_path / "popQA.tsv", f"{header}\n{row}\n"), "popqa")
+    assert found == Question("4222362", "What is it?", ("politician", "pol"), group="occupation")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("nq-test.qa.csv", 'who sings\t[\'The "Band"\', "O\'Neil"]\n'),
+        ("nq.tsv", 'who sings\t[\'The "Band"\', "O\'Neil"]\n'),
+        ("NQ-open.dev.jsonl", lines({"question": "who sings", "answer": ['The "Band"', "O'Neil"]})),
+    ],
+)
+def test_natural_questions(tmp_path: Path, name: str, text: str) -> None:
+    (found,) = read(write(tmp_path / name, text), "nq")
+    assert (found.question, found.answers) == ("who sings", ('The "Band"', "O'Neil"))
+
+
+def test_the_answers_of_a_dpr_file_are_read_and_never_run(tmp_path: Path) -> None:
+    path = write(tmp_path / "nq.csv", f"who\t__import__('os').mkdir('{tmp_path}/made')\n")
+    with pytest.raises(EvaluationError, match=r"record 1: field 'answers' must be a list of strings"):
+        read(path, "nq")
+    assert not (tmp_path / "made").exists()
+
+
+def test_triviaqa(tmp_path: Path) -> None:
+    path = write(tmp_path / "wikipedia-dev.json", {"Data": [TRIVIA], "Domain": "Web"})
+    (found,) = read(path, "triviaqa")
+    assert found == Question("tc_2", TRIVIA["Question"], ("David Seville", "Ross Bagdasarian"))  # type: ignore[arg-type]
+    held_back = {"Data": [{key: value for key, value in TRIVIA.items() if key != "Answer"}]}
+    with pytest.raises(EvaluationError, match=r"record 1: field 'Answer' is missing"):
+        read(write(tmp_path / "test.json", held_back), "triviaqa")
+
+
+def test_pubmedqa(tmp_path: Path) -> None:
+    (found,) = read(write(tmp_path / "ori_pqal.json", {"21645374": PUBMED}), "pubmedqa")
+    assert (found.kind, found.choices, found.answers) == ("yes-no", ("yes", "no", "maybe"), ("maybe",))
+    assert found.passages == (Passage("21645374", "", "Cells die. We looked."),)
+    assert found.passage_ids == ("21645374",)
+    with pytest.raises(EvaluationError, match="PubMed ids as its keys"):
+        read(write(tmp_path / "list.json", [PUBMED]), "pubmedqa")
+
+
+def test_medqa_closed_and_open(tmp_path: Path) -> None:
+    path = write(tmp_path / "test.jsonl", lines(MEDQA))
+    (found,) = read(path, "medqa")
+    assert (found.kind, found.answers, found.choices[1]) == ("choice", ("B",), "Nitrofurantoin")
+    (found,) = read(path, "medqa", kind="open")
+    assert (found.kind, found.answers, found.choices) == ("open", ("Nitrofurantoin",), ())
+
+
+def test_bioasq_takes_its_yes_no_questions(tmp_path: Path) -> None:
+    other = {**YES_NO, "id": "x", "type": "factoid", "exact_answer": [["a"], ["b"]]}
+    (found,) = read(write(tmp_path / "training12b.json", {"questions": [other, YES_NO]}), "bioasq")
+    assert (found.kind, found.choices, found.answers) == ("yes-no", ("yes", "no"), ("no",))
+    assert found.passage_ids == ("15829955", "6650562")
+    assert found.passages == (Passage("15829955/0", "", "It is complex."),)
+    with pytest.raises(EvaluationError, match="holds no questions that the format 'bioasq' takes"):
+        read(write(tmp_path / "none.json", {"questions": [other]}), "bioasq")
+
+
+def test_casehold_in_each_of_its_forms(tmp_path: Path) -> None:
+    holdings = ["h0", "h1", "h2", "h2", "h4"]
+    columns = "example_id,citing_prompt,holding_0,holding_1,holding_2,holding_3,holding_4,label"
+    csv = write(tmp_path / "test.csv", f'{columns}\n7,"It held, (<HOLDING>)",{",".join(holdings)},4\n')
+    (found,) = read(csv, "casehold")
+    assert found == Question("7", "It held, (<HOLDING>)", ("E",), "choice", tuple(holdings))
+    lex_glue = {"context": "It held, (<HOLDING>)", "endings": holdings, "label": 4}
+    (found,) = read(write(tmp_path / "lex.jsonl", lines(lex_glue)), "casehold")
+    assert (found.answers, found.choices) == (("E",), tuple(holdings))
+
+
+def test_learned_hands_family(tmp_path: Path) -> None:
+    text = 'index\tanswer\ttext\n0\tYes\t"He said ""no""."\n1\tNo\tThe HOA refuses.\n'
+    yes, no = read(write(tmp_path / "test.tsv", text), "learned-hands-family")
+    assert (yes.id, yes.answers, no.answers, yes.kind) == ("0", ("yes",), ("no",), "yes-no")
+    assert yes.question.startswith("Does the post discuss") and yes.question.endswith('\nPost: He said "no".')
+
+
+def test_housingqa_as_it_is_published(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "questions.json.zip", "w") as archive:
+        archive.writestr("questions.json", json.dumps([HOUSING]))
+    (found,) = read(tmp_path / "questions.json.zip", "housingqa")
+    assert (found.id, found.question, found.answers) == ("7", "In Alabama, as of 2021: Is there a law?", ("yes",))
+    assert (found.passage_ids, found.group) == (("431263",), "12")
+    assert found.passages == (Passage("431263", "ALA. CODE § 35-9A-441", "A landlord shall."),)
+
+
+def test_data_aug_of_both_releases(tmp_path: Path) -> None:
+    prag = {**SAMPLED, "qid": "8813", "type": "comparison", "passages": ["One.", "Two."], "augment": [{"pid": 0}]}
+    regrad = {"test_id": 4, "question": "It?", "answer": "C", "choices": ["a", "b", "c"], "passages": ["Two."]}
+    first, second = read(write(tmp_path / "total.json", [prag, regrad]), "data-aug")
+    assert (first.id, first.group, second.id) == ("8813", "comparison", "4")
+    assert (second.kind, second.answers) == ("choice", ("C",))
+    assert first.passages[1] == second.passages[0] != first.passages[0]
+
+
+def test_ones_own_jsonl(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "own.jsonl",
+        "\ufeff"
+        + lines(
+            {"question": "Who?", "answer": 7},
+            {"id": "b", "question": "Is it?", "answers": ["Yes"], "kind": "yes-no", "passage_ids": ["p", "q"]},
+            {"id": "c", "question": "Which?", "answer": "b", "choices": ["x", "y"], "group": "g"},
+            {"id": "d", "question": "Which?", "answer": "x", "choices": ["x", "y"]},
+            {"id": "e", "question": "Which?", "answer": 1, "choices": ["x", "y"]},
+        ),
+    )
+    found = read(path, "jsonl")
+    assert [q.answers for q in found] == [("7",), ("yes",), ("B",), ("A",), ("B",)]
+    assert [q.kind for q in found] == ["open", "yes-no", "choice", "choice", "choice"]
+    assert (found[1].passage_ids, found[1].choices, found[2].group) == (("p", "q"), ("yes", "no"), "g")
+
+
+def test_the_labs_own_questions_and_tasks(tmp_path: Path) -> None:
+    config = LabConfig(output=str(tmp_path), questions=7, task_records=3)
+    write_lab(config)
+    questions = read(tmp_path / "questions.jsonl", "jsonl")
+    assert len(questions) == len({q.id for q in questions}) == 7
+    assert all(len(q.passage_ids) == len(q.answers) == 1 for q in questions)
+    asked = read(tmp_path / "tasks.jsonl", "tasks")
+    records = [json.loads(line) for line in (tmp_path / "tasks.jsonl").read_text().splitlines()]
+    assert [q.question for q in asked] == [q["question"] for record in records for q in record["questions"]]
+
+
+def test_tasks_rest_on_their_passages(tmp_path: Path) -> None:
+    first, second = read(write(tmp_path / "tasks.jsonl", lines(TASK)), "tasks")
+    assert (first.id, first.passage_ids, second.passage_ids) == ("11-0/0", ("b",), ("a", "b"))
+    assert first.passages == (Passage("b", "B", "y"),)
+
+
+@pytest.mark.parametrize(
+    ("format_", "record", "problem"),
+    [
+        ("hotpotqa", {**HOTPOT, "question": " "}, "field 'question' must be a non-empty string, found ' '"),
+        ("hotpotqa", {**HOTPOT, "context": [["A"]]}, r"field 'context' must be a list of \[title, ...\] pairs"),
+        (
+            "hotpotqa",
+            {k: v for k, v in HOTPOT.items() if k != "supporting_facts"},
+            "field 'supporting_facts' is missing",
+        ),
+        ("hotpotqa", {**HOTPOT, "answer": True}, "field 'answer' must be a non-empty string, or a list of them"),
+        ("complexwebquestions", {**CWQ, "answers": []}, "field 'answers' must be a list with an 'answer'"),
+        ("complexwebquestions", {**CWQ, "answers": ["x"]}, r"'answers\[0\]' must be an object, found 'x'"),
+        ("musique", {**MUSIQUE, "paragraphs": [{"idx": 0}]}, r"paragraphs\[0\]: field 'paragraph_text' is missing"),
+        ("medqa", {**MEDQA, "answer_idx": "E"}, "field 'answer_idx' must be one of A, B, C, D, found 'E'"),
+        (
+            "medqa",
+            {**MEDQA, "options": {"A": "x", "C": "y"}},
+            "field 'options' must be an object of texts by the letter",
+        ),
+        (
+            "bioasq",
+            {**YES_NO, "exact_answer": "perhaps"},
+            "field 'exact_answer' must be one of yes, no, found 'perhaps'",
+        ),
+        ("housingqa", {**HOUSING, "answer": 3}, "field 'answer' must be one of yes, no, found 3"),
+        (
+            "casehold",
+            {"context": "x", "endings": ["a", "b"], "label": 2},
+            "field 'label' must be a whole number from 0 to 1",
+        ),
+        (
+            "data-aug",
+            {"test_id": 1, "question": "a\x00b", "answer": "x"},
+            "field 'question' must be a non-empty string",
+        ),
+        ("jsonl", {"question": "a\ud800b", "answer": "x"}, "field 'question' must be a non-empty string"),
+        ("jsonl", {"question": "x", "answers": [{}]}, "field 'answers' must be a non-empty string, or a list of them"),
+        (
+            "jsonl",
+            {"question": "x", "answer": "z", "choices": ["a", "b"]},
+            "field 'answer' must be one of A, B, or a text",
+        ),
+        (
+            "jsonl",
+            {"question": "x", "answer": "a", "kind": "chioce"},
+            "field 'kind' must be one of open, yes-no, choice",
+        ),
+        ("jsonl", {"question": "x", "answer": "a", "passages": [{"id": "p"}]}, r"passages\[0\]: field 'text' must be"),
+        ("tasks", {**TASK, "questions": [{"question": "x", "answer": "y", "context": [2]}]}, "positions from 0 to 1"),
+    ],
+)
+def test_a_wrong_record_is_named_with_its_field(
+    tmp_path: Path, format_: str, record: dict[str, Any], problem: str
+) -> None:
+    path = write(tmp_path / "set.json", [record])
+    with pytest.raises(EvaluationError, match=problem) as error:
+        read(path, format_)
+    assert str(error.value).startswith(f"{path} record 1")
+
+
+@pytest.mark.parametrize("format_", sorted(READERS))
+@pytest.mark.parametrize(
+    "content", ["[{}]", '{"questions": [{}], "Data": [{}]}', "[1]", "3", "{", '"x"', '[{"a": [', "a,b\n"]
+)
+def test_no_reader_fails_in_another_way_than_with_its_own_error(tmp_path: Path, format_: str, content: str) -> None:
+    for name in ("set.json", "set.jsonl", "set.csv", "set.tsv"):
+        with pytest.raises(EvaluationError, match=name):
+            read(write(tmp_path / name, content), format_)
+
+
+@pytest.mark.parametrize("format_", sorted(READERS))
+@pytest.mark.parametrize("name", ["e.json", "e.jsonl", "e.csv"])
+def test_an_empty_file_holds_no_questions(tmp_path: Path, format_: str, name: str) -> None:
+    with pytest.raises(EvaluationError, match="holds no questions"):
+        read(write(tmp_path / name, "\n"), format_)
+
+
+@pytest.mark.parametrize(
+    ("format_", "near"),
+    [("hotpot", "hotpotqa"), ("2wiki", "2wikimultihopqa"), ("PubMedQA", "pubmedqa"), ("trivia-qa", "triviaqa")],
+)
+def test_an_unknown_format_names_the_nearest(tmp_path: Path, format_: str, near: str) -> None:
+    with pytest.raises(EvaluationError, match=f"did you mean '{near}'"):
+        read(tmp_path / "none", format_)
+
+
+def test_a_wrong_checksum_names_both(tmp_path: Path) -> None:
+    path = write(tmp_path / "set.json", [SAMPLED])
+    right, wrong = hashlib.sha256(path.read_bytes()).hexdigest(), "0" * 64
+    assert len(read(path, "data-aug", sha256=right)) == 1
+    with pytest.raises(EvaluationError, match=f"its SHA-256 is {right}, expected {wrong}"):
+        read(path, "data-aug", sha256=wrong)
+    with pytest.raises(ConfigError, match="sha256"):
+        parse_settings(QuestionSetConfig, {"name": "x", "path": "x", "sha256": "abc"}, "test")
+
+
+def test_two_records_with_one_id_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="questions 1 and 3 have the same id '0'"):
+        read(write(tmp_path / "set.json", [SAMPLED, {**SAMPLED, "test_id": 1}, SAMPLED]), "data-aug")
+
+
+def test_questions_without_ids_get_some_that_do_not_depend_on_their_place(tmp_path: Path) -> None:
+    a, b = {"question": "A?", "answer": "1"}, {"question": "B?", "answer": "2"}
+    forwards = read(write(tmp_path / "f.jsonl", lines(a, b, a)), "jsonl")
+    backwards = read(write(tmp_path / "b.jsonl", lines(b, a, a)), "jsonl")
+    assert {q.id: q.question for q in forwards} == {q.id: q.question for q in backwards}
+    assert len({q.id for q in forwards}) == 3
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="does not exist"):
+        read(tmp_path / "none.json", "jsonl")
+    (tmp_path / "latin.jsonl").write_bytes('{"question": "é"}'.encode("latin-1"))
+    with pytest.raises(EvaluationError, match="not UTF-8"):
+        read(tmp_path / "latin.jsonl", "jsonl")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"question": "x", "answer": "y"}' * 90)[:-9])
+    (tmp_path / "no.json.zip").write_bytes(b"not an archive")
+    for name in ("cut.jsonl.gz", "no.json.zip", ""):
+        with pytest.raises(EvaluationError, match="cannot be read"):
+            read(tmp_path / name, "jsonl")
+
+
+def test_compressed_lines(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl.gz").write_bytes(gzip.compress(lines({"question": "x", "answer": "y"}).encode()))
+    assert [q.question for q in read(tmp_path / "own.jsonl.gz", "jsonl")] == ["x"]
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("regrad.evaluation.questions.files.MAX_BYTES", 1000)
+    (tmp_path / "own.jsonl.gz").write_bytes(gzip.compress(b" " * 1001))
+    with pytest.raises(EvaluationError, match="more than 1,000 bytes when it is unpacked"):
+        read(tmp_path / "own.jsonl.gz", "jsonl")
+    write(tmp_path / "own.jsonl", " " * 1001)
+    with pytest.raises(EvaluationError, match="has 1,001 bytes"):
+        read(tmp_path / "own.jsonl", "jsonl")
+
+
+def test_a_kind_that_the_answers_do_not_allow(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", lines({"question": "x", "answer": "No"}, {"question": "y", "answer": "Rome"}))
+    (found,) = read(path, "jsonl", kind="yes-no", first=1)
+    assert (found.kind, found.choices, found.answers) == ("yes-no", ("yes", "no"), ("no",))
+    with pytest.raises(EvaluationError, match="the answer must be one of yes, no, found Rome"):
+        read(path, "jsonl", kind="yes-no")
+    with pytest.raises(EvaluationError, match="is of kind 'open' and cannot be asked as 'choice'"):
+        read(path, "jsonl", kind="choice")
+
+
+def numbered(path: Path, numbers: list[int]) -> Path:
+    return write(path, lines(*({"id": str(i), "question": f"Q{i}", "answer": "a"} for i in numbers)))
+
+
+def test_first_takes_the_beginning_or_all(tmp_path: Path) -> None:
+    path = numbered(tmp_path / "own.jsonl", [3, 1, 2])
+    assert [q.id for q in read(path, "jsonl", first=2)] == ["3", "1"]
+    assert [q.id for q in read(path, "jsonl", first=9)] == ["3", "1", "2"]
+
+
+@given(order=st.permutations(list(range(30))), small=st.integers(1, 10), more=st.integers(0, 10), seed=st.integers())
+def test_a_sample_depends_on_ids_and_seed_alone(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int], small: int, more: int, seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("sample")
+    one = read(numbered(folder / "one.jsonl", list(range(30))), "jsonl", sample=small, seed=seed)
+    other = read(numbered(folder / "other.jsonl", order), "jsonl", sample=small + more, seed=seed)
+    assert one == other[:small]
+    assert len(other) == small + more
+
+
+def test_samples_of_different_seeds_differ(tmp_path: Path) -> None:
+    path = numbered(tmp_path / "own.jsonl", list(range(200)))
+    drawn = [{q.id for q in read(path, "jsonl", sample=50, seed=seed)} for seed in (0, 1)]
+    assert len(drawn[0]) == len(drawn[1]) == 50
+    assert len(drawn[0] & drawn[1]) < 30  # 12.5 are expected
+    assert [q.id for q in read(path, "jsonl", first=3, sample=3)] != []
