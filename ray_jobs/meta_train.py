@@ -9,22 +9,23 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import train
-from ray.train import Checkpoint, DataConfig, Result, ScalingConfig
+from ray.train import Checkpoint, DataConfig, Result
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
 
-from ray_jobs.cluster import cluster, require_workers, wants_gpu
+from ray_jobs.cluster import cluster, require_workers
 from ray_jobs.entry import main
+from ray_jobs.fitting import fit_until_done, scaling
 from ray_jobs.progress import progress_channel
 from ray_jobs.run_directory import RunDirectory, run_directory
 from ray_jobs.task_stream import TaskStream, in_order, open_stream, worker_steps
 from regrad.config import MetaTrainConfig
-from regrad.errors import RegradError, TrainingError
+from regrad.errors import TrainingError
 from regrad.language_model.loading import load_language_model
 from regrad.meta.check import Lengths
 from regrad.meta.engines import make_engine
@@ -80,56 +81,17 @@ def _watching(config: MetaTrainConfig) -> Iterator[Any]:
 def _train(
     config: MetaTrainConfig, stream: TaskStream, place: RunDirectory, notes: dict[str, Any], progress: Any
 ) -> Result:
-    """Until it is done: a lost worker costs the steps since the last checkpoint.
-
-    It is given up after more than `max_failures` losses without a new checkpoint between them.
-    """
     settings = {"config": config.model_dump(mode="json"), "notes": notes, "progress": progress}
-    if place.resumed:
-        logger.info("going on with the unfinished run at %s", place.storage.uri)
-    failures, mark = 0, place.mark()
-    while True:
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config=settings,
-            scaling_config=ScalingConfig(
-                num_workers=config.cluster.workers,
-                use_gpu=wants_gpu(config.cluster),
-                resources_per_worker={"CPU": config.cluster.cpus_per_worker},
-            ),
-            run_config=place.run_config(),
-            datasets={"tasks": stream.draws},
-            dataset_config=DataConfig(datasets_to_split=[], execution_options=in_order()),
-        )
-        try:
-            return trainer.fit()
-        except TrainingFailedError as error:
-            cause = _cause(error)
-            failures = 1 if place.mark() != mark else failures + 1
-            if isinstance(cause, RegradError) or failures > config.checkpoints.max_failures:
-                raise TrainingError(_sentence(cause, place)) from error
-            mark = place.mark()
-            logger.warning("a worker was lost (%s); going on from the last checkpoint", _short(cause))
-
-
-def _cause(error: TrainingFailedError) -> BaseException:
-    """What went wrong in the first worker that failed: an error of ours if there is one among them."""
-    by_rank: dict[int, Any] = getattr(error, "worker_failures", None) or {}
-    failures: list[BaseException] = [getattr(failure, "cause", failure) for failure in by_rank.values()]
-    ours = [failure for failure in failures if isinstance(failure, RegradError)]
-    first: BaseException = [*ours, *failures, error][0]
-    return first
-
-
-def _sentence(cause: BaseException, place: RunDirectory) -> str:
-    if isinstance(cause, RegradError):
-        return str(cause)
-    return f"meta-training failed: {_short(cause)}; what was done is kept in {place.storage.uri}: run it again to go on"
-
-
-def _short(cause: BaseException) -> str:
-    lines = str(cause).strip().splitlines() or [""]
-    return f"{type(cause).__name__}: {lines[-1]:.200}"
+    make_trainer = partial(
+        TorchTrainer,
+        _worker,
+        train_loop_config=settings,
+        scaling_config=scaling(config.cluster),
+        run_config=place.run_config(),
+        datasets={"tasks": stream.draws},
+        dataset_config=DataConfig(datasets_to_split=[], execution_options=in_order()),
+    )
+    return fit_until_done(make_trainer, place, config.checkpoints.max_failures, "meta-training")
 
 
 def _chosen(result: Result, config: MetaTrainConfig) -> MetaInit:

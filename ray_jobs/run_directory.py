@@ -14,7 +14,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import CheckpointConfig, RunConfig
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
-from regrad.config import MetaTrainConfig
+from regrad.config import FinetuneConfig, MetaTrainConfig
 from regrad.errors import TrainingError
 from regrad.storage import Storage, check_replaceable
 
@@ -23,7 +23,7 @@ _FREE = {"output", "checkpoints", "watch", "cluster"}  # what a resumed run may 
 
 
 @contextmanager
-def run_directory(config: MetaTrainConfig, data: dict[str, Any]) -> Iterator[RunDirectory]:
+def run_directory(config: MetaTrainConfig | FinetuneConfig, data: dict[str, Any]) -> Iterator[RunDirectory]:
     """The run's directory, for this driver alone; raises `TrainingError` if another one trains into it now."""
     storage = Storage(config.checkpoints.location or f"{config.output}.training")
     with _locked(storage, config.output):
@@ -34,7 +34,7 @@ def run_directory(config: MetaTrainConfig, data: dict[str, Any]) -> Iterator[Run
 class RunDirectory:
     """Raises `TrainingError` if another run, with other settings or data, was left unfinished there."""
 
-    def __init__(self, config: MetaTrainConfig, data: dict[str, Any], storage: Storage) -> None:
+    def __init__(self, config: MetaTrainConfig | FinetuneConfig, data: dict[str, Any], storage: Storage) -> None:
         self._config, self.storage = config, storage
         settings = {**config.model_dump(mode="json", exclude=_FREE), "data": data}
         if not config.checkpoints.resume:
@@ -48,7 +48,8 @@ class RunDirectory:
     def run_config(self) -> RunConfig:
         """For Ray Train: where checkpoints go and which are kept."""
         keep = self._config.checkpoints.keep
-        best = {"checkpoint_score_attribute": "dev_f1", "checkpoint_score_order": "max"} if self._config.dev else {}
+        scored = isinstance(self._config, MetaTrainConfig) and self._config.dev
+        best = {"checkpoint_score_attribute": "dev_f1", "checkpoint_score_order": "max"} if scored else {}
         filesystem = None if self.storage.is_local else PyFileSystem(FSSpecHandler(self.storage.fs))
         return RunConfig(
             name=_CHECKPOINTS,

@@ -7,25 +7,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from regrad.corpus import Passage
 from regrad.prompts import PromptFormat
 
+Source = Literal["none", "static", "adapters", "gradients", "gradients-now", "adapting"]
+"""Where the update comes from: nowhere, one LoRA for all questions, the passages' trained LoRAs, their gradients from a
+bank or computed now, or training on the passages now."""
+
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table: does it retrieve, do the passages go into the prompt, are their gradients applied?"""
+    """One row of the table: do the passages go into the prompt, and where does the weight update come from?
+
+    `static` methods need a LoRA of `regrad finetune`; `served` ones are what a server offers.
+    """
 
     name: str
     summary: str
     passages_in_prompt: bool
-    applies_gradients: bool
-    computes_gradients: bool = False  # now, instead of fetching them from a bank
+    update: Source = "none"
+    static: bool = False
+    served: bool = False
+    style: Literal["default", "pe"] = "default"
+
+    @property
+    def applies_gradients(self) -> bool:
+        """Whether the update is made of the passages' gradients at a MetaInit."""
+        return self.update in ("gradients", "gradients-now")
+
+    @property
+    def computes_gradients(self) -> bool:
+        """Now, instead of fetching them from a bank."""
+        return self.update == "gradients-now"
+
+    @property
+    def updates_by_passage(self) -> bool:
+        """Whether the update depends on the passages."""
+        return self.update not in ("none", "static")
 
     @property
     def retrieves(self) -> bool:
         """Whether the method looks at passages at all."""
-        return self.passages_in_prompt or self.applies_gradients
+        return self.passages_in_prompt or self.updates_by_passage
 
     def prompt(self, prompts: PromptFormat, question: str, passages: Sequence[Passage]) -> str:
         """The generator's input. Passages go in worst first, so that the best stands next to the question."""

@@ -2,4 +2,4 @@
 
 from regrad.methods.base import Method
 
-DIRECT = Method("direct", "the base model alone", passages_in_prompt=False, applies_gradients=False)
+DIRECT = Method("direct", "the base model alone", passages_in_prompt=False, served=True)

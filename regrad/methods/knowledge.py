@@ -39,6 +39,11 @@ class Knowledge:
     def _alpha_P(self) -> Tensor:
         return self._meta_init.subspace.per_tensor(self._meta_init.step_sizes).float()
 
+    @property
+    def nothing(self) -> Tensor:
+        """The sum of no gradients [P]."""
+        return torch.zeros_like(self._meta_init.phi0)
+
     def compute(self, passages: Sequence[Passage]) -> list[Extracted]:
         """The passages' atoms now (ReGrad Online), each or the reason why there is none."""
         return self._extractor.extract(passages)

@@ -25,7 +25,7 @@ from pydantic_core.core_schema import no_info_before_validator_function
 
 from regrad.config import LimitsConfig
 from regrad.errors import MethodError
-from regrad.methods import METHODS, get_method
+from regrad.methods import SERVED, get_method
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -63,7 +63,7 @@ def _different(names: list[str]) -> list[str]:
 def known_method(name: str) -> str:
     """The name, if there is such a method; raises `ValueError` with the list of those that there are."""
     try:
-        return get_method(name).name
+        return get_method(name, SERVED).name
     except MethodError as error:
         raise ValueError(str(error)) from error
 
@@ -75,7 +75,7 @@ def _listed(value: Any) -> Any:
 Text = Annotated[str, AfterValidator(_usable)]
 Question = Annotated[Text, AfterValidator(_not_blank)]
 MethodName = Annotated[
-    str, AfterValidator(known_method), WithJsonSchema({"type": "string", "enum": list(METHODS), "title": "Method"})
+    str, AfterValidator(known_method), WithJsonSchema({"type": "string", "enum": list(SERVED), "title": "Method"})
 ]
 PassageId = Annotated[Text, Field(min_length=1, max_length=MAX_PASSAGE_ID_CHARACTERS)]
 PassageIds = Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from regrad.methods import METHODS
+from regrad.methods import SERVED
 from serve_app.api.calling import Caller
 from serve_app.api.fields import MethodName, PassageIds, Question, Stops, Strict, Text
 from serve_app.messages import Ask, Contributions, Sampling
@@ -55,7 +55,7 @@ class Options(Strict):
 class AnswerRequest(Options):
     """The body of `POST /v1/answer`."""
 
-    method: MethodName = Field("regrad", description=" | ".join(METHODS))
+    method: MethodName = Field("regrad", description=" | ".join(SERVED))
 
 
 def _once(names: list[str]) -> list[str]:
@@ -66,9 +66,9 @@ class CompareRequest(Options):
     """The body of `POST /v1/compare`: one question, several methods side by side."""
 
     methods: Annotated[list[MethodName], AfterValidator(_once)] = Field(
-        default_factory=lambda: list(METHODS),
+        default_factory=lambda: list(SERVED),
         min_length=1,
-        max_length=len(METHODS),
-        description=" | ".join(METHODS),
+        max_length=len(SERVED),
+        description=" | ".join(SERVED),
         examples=[["regrad", "rag"]],
     )

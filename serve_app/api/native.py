@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from regrad.config import LimitsConfig
-from regrad.methods import METHODS
+from regrad.methods import SERVED
 from serve_app.api.calling import CallerOf, attempt, watched
 from serve_app.api.docs import ANSWER_EVENTS, COMPARE_EVENTS, READING_PROBLEMS, or_events
 from serve_app.api.errors import Problem, Refused
@@ -92,7 +92,7 @@ def add_native_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[]
 
 async def methods() -> MethodsResponse:
     """Every method by name."""
-    return MethodsResponse(methods=[MethodInfo.model_validate(m, from_attributes=True) for m in METHODS.values()])
+    return MethodsResponse(methods=[MethodInfo.model_validate(m, from_attributes=True) for m in SERVED.values()])
 
 
 async def healthz() -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path
 
 from regrad.config import LimitsConfig
-from regrad.methods import METHODS
+from regrad.methods import SERVED
 from serve_app.api.calling import Caller, CallerOf, attempt, watched
 from serve_app.api.docs import CHUNK_EVENTS, MODEL_PROBLEMS, or_events
 from serve_app.api.errors import Problem, Refused
@@ -77,13 +77,13 @@ def add_openai_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[]
 
 async def models() -> ModelList:
     """Every method; the first one is the default."""
-    names = sorted(METHODS, key=lambda name: name != DEFAULT_MODEL)
+    names = sorted(SERVED, key=lambda name: name != DEFAULT_MODEL)
     return ModelList(data=[ModelInfo(id=name) for name in names])
 
 
 async def model(model: Annotated[str, Path(examples=[DEFAULT_MODEL])]) -> ModelInfo:
     """The method of this name."""
-    if model not in METHODS:
+    if model not in SERVED:
         raise unknown_model(model)
     return ModelInfo(id=model)
 

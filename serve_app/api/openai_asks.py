@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regrad.config import LimitsConfig
-from regrad.methods import METHODS
+from regrad.methods import SERVED
 from serve_app.api.calling import Caller
 from serve_app.api.errors import Problem, Refused, invalid
 from serve_app.api.openai_models import ChatRequest, Completing, CompletionRequest, Message
@@ -16,7 +16,7 @@ _ROLES = {"developer": "system"}
 
 def unknown_model(name: str) -> Refused:
     """A model that there is none of; the message lists those that there are."""
-    message = f"there is no model {name!r:.60}; the models are {', '.join(METHODS)}"
+    message = f"there is no model {name!r:.60}; the models are {', '.join(SERVED)}"
     return Refused(Problem("not_found", 404, "model", message, code="model_not_found"))
 
 
@@ -50,7 +50,7 @@ def _turn(message: Message, limits: LimitsConfig) -> Turn:
 def _ask(
     request: Completing, question: str, max_new_tokens: int, turns: tuple[Turn, ...], raw: bool, caller: Caller
 ) -> Ask:
-    if request.model not in METHODS:
+    if request.model not in SERVED:
         raise unknown_model(request.model)
     sampling = Sampling(
         max_new_tokens=max_new_tokens,

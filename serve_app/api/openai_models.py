@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from regrad.methods import METHODS
+from regrad.methods import SERVED
 from serve_app.api.fields import MethodName, Only, PassageIds, Question, Strict, StringOrStops, Text
 from serve_app.messages import Contributions
 
@@ -61,7 +61,7 @@ class StreamOptions(Strict):
 class Completing(Strict):
     """What both kinds of completion can be asked with."""
 
-    model: str = Field(DEFAULT_MODEL, max_length=200, description="the method: " + " | ".join(METHODS))
+    model: str = Field(DEFAULT_MODEL, max_length=200, description="the method: " + " | ".join(SERVED))
     stream: bool | None = Field(None, description="server-sent events instead of one body")
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)

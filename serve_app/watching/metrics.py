@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from ray.serve import metrics
 
-from regrad.methods import METHODS
+from regrad.methods import SERVED
 from serve_app.messages import Reply
 from serve_app.watching.stages import milliseconds_by_stage, milliseconds_to_first_token
 
@@ -110,4 +110,4 @@ def _make(name: str, definition: Definition) -> Any:
 
 def _method(name: str) -> str:
     """A method's name as a tag. Callers can send any; each new value would be one more series for ever."""
-    return name if name in METHODS else "other"
+    return name if name in SERVED else "other"

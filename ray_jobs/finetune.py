@@ -1,0 +1,142 @@
+"""Job: train one LoRA for all questions (continual training, fine-tuning) with Ray Train; the result is an adapter.
+
+ray job submit -- python -m ray_jobs.finetune --config configs/jobs/finetune-lab.yaml
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import train
+from ray.train import Checkpoint, Result
+from ray.train.torch import TorchTrainer
+
+from ray_jobs.cluster import cluster, require_workers
+from ray_jobs.entry import main
+from ray_jobs.fitting import fit_until_done, scaling
+from ray_jobs.progress import progress_channel
+from ray_jobs.run_directory import run_directory
+from regrad.adaptation.finetuning import (
+    Finetuner,
+    FinetuneState,
+    check_shares,
+    finished,
+    load_checkpoint,
+    save_checkpoint,
+    usable,
+)
+from regrad.adaptation.sources import digest, read_examples
+from regrad.adaptation.static import CARD, StaticLora
+from regrad.config import FinetuneConfig
+from regrad.errors import TrainingError
+from regrad.language_model.loading import LanguageModel, load_language_model
+from regrad.meta.task_files import read_tasks
+from regrad.storage import check_replaceable
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: FinetuneConfig) -> str:
+    """Train, or go on with an unfinished run, and write `config.output`; returns one line about it."""
+    check_shares(config, config.cluster.workers)
+    check_replaceable(config.output, CARD)
+    data = {"examples": digest(config, read_tasks)}
+    with cluster():
+        require_workers(config.cluster)
+        with run_directory(config, data) as place, progress_channel(logger.info) as progress:
+            settings = {"config": config.model_dump(mode="json"), "data": data, "progress": progress}
+            make_trainer = partial(
+                TorchTrainer,
+                _worker,
+                train_loop_config=settings,
+                scaling_config=scaling(config.cluster),
+                run_config=place.run_config(),
+            )
+            result = fit_until_done(make_trainer, place, config.checkpoints.max_failures, "fine-tuning")
+            adapter = _adapter(result)
+            adapter.save(config.output)
+            place.remove()
+    return describe(adapter, config)
+
+
+def describe(adapter: StaticLora, config: FinetuneConfig) -> str:
+    """One line about a run."""
+    notes = adapter.notes
+    skipped = f", {notes['skipped_steps']} skipped" if notes["skipped_steps"] else ""
+    left_out = f" ({notes['left_out']} left out)" if notes["left_out"] else ""
+    loss = f", loss {notes['losses'][-1]:.4f}" if notes["losses"] else ""
+    return (
+        f"adapter {adapter.digest} at {config.output}: {config.objective}, {notes['examples']} examples{left_out}, "
+        f"{notes['steps']} steps{skipped}{loss}"
+    )
+
+
+class _Reporter:
+    """One worker's listener: the first worker tells the driver, and checkpoints go through Ray Train."""
+
+    def __init__(self, progress: Any, rank: int, lm: LanguageModel, notes: dict[str, Any]) -> None:
+        self._progress, self._first, self._lm, self._notes = progress, rank == 0, lm, notes
+
+    def report(self, text: str) -> None:
+        if self._first:
+            self._progress.push.remote(text)
+
+    def checkpoint(self, state: FinetuneState, tensors: dict[str, torch.Tensor]) -> None:
+        metrics = {"step": state.step}
+        if not self._first:
+            train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(Path(folder), state, tensors)
+            finished(self._lm, tensors["values"][0], state, self._notes).save(Path(folder) / "adapter")
+            train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    config = FinetuneConfig.model_validate(settings["config"])
+    context = train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    lm = load_language_model(config.model, train.torch.get_device())
+    found = read_examples(config, lm, read_tasks)
+    examples = usable(lm, found, config)
+    kept = min(len(found), config.max_examples or len(found))
+    notes = {
+        **settings["data"],
+        "objective": config.objective,
+        "examples": len(examples),
+        "left_out": max(0, kept - len(examples)),
+        "settings": config.model_dump(mode="json", include={"optimizer", "seed", "k", "corpus", "tasks"}),
+    }
+    reporter = _Reporter(settings["progress"], rank, lm, notes)
+    tuner = Finetuner(lm, config, examples, rank, world_size, _mean(world_size), reporter)
+    if checkpoint := train.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            state, tensors = load_checkpoint(Path(folder))
+        tuner.run(state, tensors)
+    else:
+        tuner.run()
+
+
+def _mean(world_size: int) -> Any:
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        if world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values / world_size
+
+    return mean
+
+
+def _adapter(result: Result) -> StaticLora:
+    if result.checkpoint is None:
+        raise TrainingError(f"fine-tuning made no checkpoint: {result.error}")
+    with result.checkpoint.as_directory() as folder:
+        return StaticLora.load(Path(folder) / "adapter")
+
+
+if __name__ == "__main__":
+    main(FinetuneConfig, run, __doc__ or "")

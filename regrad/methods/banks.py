@@ -1,0 +1,112 @@
+"""Fetching what a question's passages have in a bank, for every method that keeps something by passage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from regrad.atoms.extractor import Extracted
+from regrad.bank.manifest import Kind, Manifest
+from regrad.bank.reader import BankReader
+from regrad.bank.versions import current_version, read_manifest
+from regrad.config import MethodConfig
+from regrad.corpus import Passage
+from regrad.errors import AtomNotFound, MethodError
+from regrad.methods.updates import Asked
+from regrad.storage import Storage
+
+_VERBS: dict[Kind, str] = {"gradient": "build", "adapter": "adapters"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The atoms of a question [K, P] float32 with the scores of their passages, and which passages have none and why.
+
+    Without scores of the caller's, all are 1.
+    """
+
+    atoms: Tensor
+    scores: list[float]
+    bytes: int
+    missing: list[tuple[Passage, str]]
+
+    @property
+    def note(self) -> str:
+        """What is missing, in words."""
+        return "; ".join(f"no atom for {passage.id}: {problem}" for passage, problem in self.missing)
+
+
+def bank_manifest(config: MethodConfig, kind: Kind) -> Manifest:
+    """The manifest of the method's bank; raises `MethodError` if there is no bank or it is of the other kind."""
+    if config.bank is None:
+        raise MethodError(
+            f"method {config.kind} ({config.name}) needs 'bank', a bank of {kind}s that `regrad {_VERBS[kind]}` fills"
+        )
+    storage = Storage(config.bank)
+    version = config.bank_version or current_version(storage)
+    if version is None:
+        raise MethodError(f"there is no bank at {config.bank}; fill one with `regrad {_VERBS[kind]}`")
+    manifest = read_manifest(storage, version)
+    if manifest.kind != kind:
+        raise MethodError(
+            f"method {config.kind} ({config.name}) needs a bank of {kind}s, and the one at {config.bank} holds "
+            f"{manifest.kind}s; fill another with `regrad {_VERBS[kind]}`"
+        )
+    return manifest
+
+
+class BankAtoms:
+    """The atoms of a method's bank."""
+
+    def __init__(self, config: MethodConfig, fingerprint: str | None = None) -> None:
+        self._reader = BankReader(config.bank or "", fingerprint, config.bank_version)
+        self._fail = config.on_missing == "fail"
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the version that is read."""
+        return self._reader.manifest
+
+    def of(self, asked: Asked) -> Found:
+        """What the bank has for the question's passages; raises `AtomNotFound` if one must not be absent."""
+        fetched = self._reader.fetch(asked.passages)
+        scores = list(asked.scores) or [1.0] * len(asked.passages)
+        missing = [(p, item.problem) for p, item in zip(asked.passages, fetched, strict=True) if item.record is None]
+        if missing and self._fail:
+            raise AtomNotFound(
+                f"the bank at {self._reader.uri} has no atom for passage {missing[0][0].id!r}: {missing[0][1]}"
+            )
+        records = [item.record for item in fetched if item.record is not None]
+        kept = [score for score, item in zip(scores, fetched, strict=True) if item.record is not None]
+        empty = torch.empty(0, self._reader.codec.record_bytes, dtype=torch.uint8)
+        atoms_KP = self._reader.codec.decode(torch.stack(records) if records else empty)
+        return Found(atoms_KP, kept, len(records) * self._reader.codec.record_bytes, missing)
+
+
+def with_computed(found: Found, asked: Asked, computed: Sequence[Extracted]) -> Found:
+    """The same with atoms that were computed for its missing passages, each at its own place."""
+    had = {item.passage.id: item for item in computed}
+    scores = list(asked.scores) or [1.0] * len(asked.passages)
+    old = iter(found.atoms)
+    absent = {passage.id for passage, _ in found.missing}
+    rows: list[Tensor] = []
+    kept: list[float] = []
+    missing: list[tuple[Passage, str]] = []
+    for passage, score in zip(asked.passages, scores, strict=True):
+        atom = had[passage.id].atom if passage.id in absent else next(old)
+        if atom is None:
+            missing.append((passage, had[passage.id].problem))
+        else:
+            rows.append(atom)
+            kept.append(score)
+    return replace(found, atoms=torch.stack(rows) if rows else found.atoms[:0], scores=kept, missing=missing)
+
+
+def check_scores(asked: Sequence[Asked]) -> None:
+    """Raise `MethodError` unless a question has a score for every passage, or none."""
+    for item in asked:
+        if item.scores and len(item.scores) != len(item.passages):
+            raise MethodError(f"a question has {len(item.passages)} passages and {len(item.scores)} scores")
