@@ -70,7 +70,8 @@ def _run(config: EvalConfig, shares: list[list[PlannedCell]], progress: Any) -> 
     options = {"num_cpus": config.cluster.cpus_per_worker, "num_gpus": 1 if wants_gpu(config.cluster) else 0}
     actor = ray.remote(max_restarts=_LOST_WORKERS, max_task_retries=_LOST_WORKERS, **options)(CellActor)
     actors = [actor.remote(config.model_dump(mode="json")) for _ in shares]
-    idle, running = list(zip(actors, shares, strict=True)), {}
+    idle = list(zip(actors, shares, strict=True))
+    running: dict[Any, tuple[Any, list[PlannedCell]]] = {}
     while idle or running:
         for one, share in idle:
             running |= {one.run.remote(cell, progress): (one, share) for cell in _next(share, shares)}

@@ -24,7 +24,7 @@ from regrad.config.bank import (
     TiersConfig,
 )
 from regrad.config.cluster import WorkersConfig
-from regrad.config.eval import EvalBatchConfig, EvalConfig, EvalSetConfig, PassagesConfig
+from regrad.config.eval import EvalBatchConfig, EvalConfig, EvalSetConfig, PassagesConfig, PassageSource
 from regrad.config.evaluation import QuestionSetConfig
 from regrad.config.lab import DemoConfig, LabConfig, LabPretrainConfig, LabWriterConfig
 from regrad.config.methods import MethodConfig
@@ -84,6 +84,7 @@ __all__ = [
     "ModelPath",
     "Objective",
     "OptimizerConfig",
+    "PassageSource",
     "PassagesConfig",
     "ProtectionConfig",
     "QuestionSetConfig",

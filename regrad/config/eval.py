@@ -14,13 +14,13 @@ from regrad.config.methods import MethodConfig
 from regrad.config.model import ModelConfig
 from regrad.settings import Location, Settings
 
-Source = Literal["index", "given", "gold", "random"]
+PassageSource = Literal["index", "given", "gold", "random"]
 
 
 class PassagesConfig(Settings):
     """Where the passages of a set's questions come from; each question gets k of them, the best first."""
 
-    source: Source = Field(
+    source: PassageSource = Field(
         "index",
         description="index: BM25; given: those that come with the question; gold: those that the question names; "
         "random: any of the corpus (a control)",

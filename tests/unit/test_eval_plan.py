@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from regrad.config import EvalConfig, ModelConfig
-from regrad.corpus import Passage
+from regrad.corpus import Passage, encode_passages
 from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodError, RegradError
 from regrad.evaluation.runner.plan import make_plan
 from regrad.meta_init import MetaInit
@@ -125,6 +125,14 @@ def test_a_set_that_lacks_something_is_refused(
     one = {"name": "people", "path": str(folder / "questions.jsonl"), "passages": passages} | changes
     with pytest.raises(EvaluationError, match=text):
         make_plan(settings(folder, model, sets=[one]))
+
+
+def test_a_gold_passage_that_the_corpus_lacks_is_found_before_the_run(
+    folder: Path, model: ModelConfig, passages: list[Passage]
+) -> None:
+    (folder / "corpus.jsonl").write_bytes(encode_passages(passages[1:]))
+    with pytest.raises(EvaluationError, match="question 'q0' names passage"):
+        make_plan(settings(folder, model))
 
 
 @pytest.mark.parametrize(

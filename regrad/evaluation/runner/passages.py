@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-from regrad.config import PassagesConfig
+from regrad.config import PassagesConfig, PassageSource
 from regrad.corpus import Passage, read_passages
 from regrad.errors import EvaluationError
 from regrad.evaluation.questions import Question
@@ -47,7 +47,7 @@ class PassageFinder:
         return Found(tuple(hit.passage for hit in hits), tuple(hit.score for hit in hits))
 
     def _gold(self, question: Question, k: int) -> Found:
-        gold = self._named(question)[:k]
+        gold = self.named(question)[:k]
         return Found((*gold, *self._distractors(question, k - len(gold), gold)))
 
     def _distractors(self, question: Question, count: int, gold: Sequence[Passage]) -> Iterable[Passage]:
@@ -70,7 +70,8 @@ class PassageFinder:
                 drawn.setdefault(number, self._everything[number])
         return list(drawn.values())
 
-    def _named(self, question: Question) -> list[Passage]:
+    def named(self, question: Question) -> list[Passage]:
+        """The passages that the question names; raises `EvaluationError` or `PassageNotFound` if one is nowhere."""
         if self._config.corpus is None:
             return self._retriever.get(question.passage_ids)
         missing = [name for name in question.passage_ids if name not in self._by_id]
@@ -101,17 +102,22 @@ class PassageFinder:
 
 
 def check_passages(name: str, config: PassagesConfig, questions: Sequence[Question]) -> None:
-    """Raise `EvaluationError` if the questions lack what `config.source` needs."""
-    needed = {"given": [q.passages for q in questions], "gold": [q.passage_ids for q in questions]}.get(
-        config.source, []
-    )
-    lacking = [question for question, has in zip(questions, needed, strict=False) if not has]
+    """Raise `EvaluationError` or `PassageNotFound` if the questions, or the corpus, lack what `config.source` needs."""
+    lacking = [question for question in questions if _lacks(config.source, question)]
     if lacking:
         what = "come with no passages" if config.source == "given" else "name no passage"
         raise EvaluationError(
             f"set {name!r}: {len(lacking)} of {len(questions)} questions {what} (the first is {lacking[0].id!r}), "
             f"which passages.source={config.source} needs; use another source, such as index"
         )
+    if config.source == "gold":
+        finder = PassageFinder(config, seed=0)
+        for question in questions:
+            finder.named(question)
+
+
+def _lacks(source: PassageSource, question: Question) -> bool:
+    return (source == "given" and not question.passages) or (source == "gold" and not question.passage_ids)
 
 
 def _given(value: T | None, key: str) -> T:
