@@ -65,7 +65,12 @@ class Pictures:
                 axes.axhline(heights[0], color=self._colour(method), linestyle="--", linewidth=1.3, label=method)
                 continue
             ks = [entry.k + apart * (number - (len(self._methods) - 1) / 2) for entry in shown]
-            line = {"color": self._colour(method), "marker": self._marker(method), "markersize": 5, "linewidth": 1.4}
+            line: dict[str, Any] = {
+                "color": self._colour(method),
+                "marker": self._marker(method),
+                "markersize": 5,
+                "linewidth": 1.4,
+            }
             axes.errorbar(ks, heights, _errors(shown), label=method, elinewidth=0.9, capsize=2, **line)
         axes.set_xticks(sorted({entry.k for entry in self._entries if entry.k}))
         axes.set_xlabel("k, passages of a question")
