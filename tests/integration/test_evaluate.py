@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -70,7 +71,9 @@ def test_a_run_killed_in_the_middle_goes_on_with_what_is_missing(folder: Path) -
     assert 1 <= len(before) < 7
     result = run(config)
     assert result.returncode == 0, result.stderr
-    assert f"{7 - len(before)} cells run, {len(before)} were done before" in result.stdout
+    ran, done = map(int, re.findall(r"(\d+) cells run, (\d+) were", result.stdout)[0])
+    assert ran + done == 7
+    assert len(before) <= done < 7  # a worker may finish its cell after its driver was killed
     after = {path.name: path.stat().st_mtime_ns for path in cells.glob("*.parquet")}
     assert len(after) == 7
     assert before.items() <= after.items()
