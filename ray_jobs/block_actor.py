@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -24,7 +25,8 @@ from regrad.language_model.loading import load_language_model
 from regrad.meta_init import MetaInit, read_card
 from regrad.storage import Storage
 
-_RESULT = pa.schema([*BUILT, pa.field("read_bytes", pa.int64()), pa.field("failure", pa.string())])
+_OF_BLOCK = {"read_bytes": pa.int64(), "computed": pa.int64(), "seconds": pa.float64(), "failure": pa.string()}
+_RESULT = pa.schema([*BUILT, *(pa.field(name, kind) for name, kind in _OF_BLOCK.items())])
 
 
 class BlockActor(ABC):
@@ -33,6 +35,7 @@ class BlockActor(ABC):
     def __init__(self, uri: str, base: int | None) -> None:
         self._uri, self._base = uri, base
         self._builder: BlockBuilder | None = None
+        self._computed, self._seconds = 0, 0.0
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -53,19 +56,32 @@ class BlockActor(ABC):
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A table `_RESULT`. An error of ours comes as data: Ray Data would drop what raised it."""
         read = sum(batch["read_bytes"].to_pylist())
+        self._computed, self._seconds = 0, 0.0
         try:
             self._builder = self._builder or self._make_builder()
             passages, refused = self._parse(batch)
             built = self._builder.build(passages, refused, self.label())
         except (RegradError, OSError) as error:
             built = BUILT.empty_table()
-            return _result(built, read, f"{type(error).__name__}: {_text(error)}")
-        return _result(built, read)
+            return self._result(built, read, f"{type(error).__name__}: {_text(error)}")
+        return self._result(built, read)
 
     def _make_builder(self) -> BlockBuilder:
         storage = Storage(self._uri)
         base = read_manifest(storage, self._base) if self._base else None
-        return BlockBuilder(storage, self.settings(), self.extract, base)
+        return BlockBuilder(storage, self.settings(), self._timed, base)
+
+    def _timed(self, passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
+        started = time.perf_counter()
+        extracted = self.extract(passages)
+        self._computed, self._seconds = self._computed + len(passages), self._seconds + time.perf_counter() - started
+        return extracted
+
+    def _result(self, built: pa.Table, read_bytes: int, failure: str | None = None) -> pa.Table:
+        """The rows, and one more for the block itself."""
+        values = (read_bytes, self._computed, self._seconds, failure)
+        block = table(_RESULT, {name: [value] for name, value in zip(_OF_BLOCK, values, strict=True)})
+        return pa.concat_tables([built, block], promote_options="default").select(_RESULT.names)
 
     def _parse(self, batch: pa.Table) -> tuple[list[Passage], list[tuple[str, str]]]:
         """The passages, and what is none: the beginning of the line, and why."""
@@ -114,12 +130,6 @@ class GradientActor(BlockActor):
     @cached_property
     def _codec(self) -> Codec:
         return codec_for(self._config.bank.codec, self._meta_init.subspace)
-
-
-def _result(built: pa.Table, read_bytes: int, failure: str | None = None) -> pa.Table:
-    """The rows, and one more for the block itself."""
-    block = table(_RESULT, {"read_bytes": [read_bytes], "failure": [failure]})
-    return pa.concat_tables([built, block], promote_options="default").select(_RESULT.names)
 
 
 def _text(error: Exception) -> str:

@@ -22,6 +22,7 @@ from ray_jobs.progress import progress_bar, progress_channel
 from regrad.bank.building import BUILT, assemble, changes_nothing
 from regrad.bank.commit import commit, commit_onto_newest
 from regrad.bank.manifest import Layout, Manifest, check_same_layout
+from regrad.bank.preparation import Preparation, note_preparation
 from regrad.bank.versions import current_version, read_manifest
 from regrad.config import AdaptersConfig, BuildConfig
 from regrad.corpus import corpus_files
@@ -101,7 +102,8 @@ def _fill(
         batch_format="pyarrow",
         **actor_pool(config.cluster),
     )
-    built = pa.concat_tables([BUILT.empty_table(), *_collect(results, progress)])
+    took = {"computed": 0.0, "seconds": 0.0}
+    built = pa.concat_tables([BUILT.empty_table(), *_collect(results, progress, took)])
     change = assemble(storage, built, same, whole=not add)
     if same and changes_nothing(storage, change, same):
         manifest = same
@@ -109,18 +111,24 @@ def _fill(
         manifest = commit_onto_newest(storage, layout, change)
     else:
         manifest = commit(storage, layout, change, base, fresh=same is None)
+    if took["computed"]:
+        note_preparation(
+            storage, manifest.version, Preparation(passages=int(took["computed"]), seconds=took["seconds"])
+        )
     for name in sorted(set(built["receipt"].drop_null().to_pylist())):
         storage.remove_file(name)
     return manifest.model_dump(mode="json"), len(change.quarantine)
 
 
-def _collect(results: Any, progress: Any) -> Iterator[pa.Table]:
-    """The tables of all blocks; raises the first error that a worker reports."""
+def _collect(results: Any, progress: Any, took: dict[str, float]) -> Iterator[pa.Table]:
+    """The tables of all blocks, adding up what they took; raises the first error that a worker reports."""
     count = read = 0
     reported = 0.0
     for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):
         for failure in batch["failure"].drop_null().to_pylist():
             raise error_of(failure)
+        for name in took:
+            took[name] += sum(batch[name].drop_null().to_pylist())
         rows = batch.select(BUILT.names).cast(BUILT)
         rows = rows.filter(rows["passage_id"].is_valid())
         count, read = count + len(rows), read + sum(batch["read_bytes"].drop_null().to_pylist())

@@ -72,11 +72,11 @@ def run_task(function: Callable[..., T], *arguments: Any, num_cpus: float = 0.0)
     try:
         result: T = ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:
-        raise _cause(error) from None
+        raise cause_of(error) from None
     return result
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """The error that a task raised, freed of Ray's wrapping (which can be nested); ours if it is a full disk or so."""
     while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause

@@ -55,22 +55,22 @@ def progress_channel(show: Callable[[Any], None] = logger.info) -> Iterator[Any]
 
 
 @contextmanager
-def progress_bar(total_bytes: int) -> Iterator[Callable[[tuple[int, int]], None]]:
-    """Shows how far a corpus of so many bytes is: give it (passages done, bytes read) as they grow.
+def progress_bar(total: int, unit: str = "passages") -> Iterator[Callable[[tuple[int, int]], None]]:
+    """Shows how far a job is: give it (units done, how much of `total`) as they grow, such as the bytes of a corpus.
 
-    On a terminal a bar, elsewhere a line every few seconds; both say passages a second and how long it still takes.
+    On a terminal a bar, elsewhere a line every few seconds; both say units a second and how long it still takes.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(total_bytes)
+        yield _Lines(total, unit)
         return
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        task, rate = bar.add_task("starting", total=max(1, total_bytes)), _Rate()
+        task, rate = bar.add_task("starting", total=max(1, total)), _Rate()
 
         def show(done: tuple[int, int]) -> None:
-            speed = rate.passages(*done)
-            text = f"{done[0]} passages" + (f", {speed:.0f} passages/s" if speed else "")
+            speed = rate.units(*done)
+            text = f"{done[0]} {unit}" + (f", {speed:.0f} {unit}/s" if speed else "")
             bar.update(task, completed=done[1], description=text)
 
         yield show
@@ -82,8 +82,8 @@ class _Rate:
     def __init__(self) -> None:
         self._first: tuple[float, int, int] | None = None
 
-    def passages(self, count: int, read: int) -> float:
-        """Passages a second; 0 at first, when there is too little to go by."""
+    def units(self, count: int, read: int) -> float:
+        """Units a second; 0 at first, when there is too little to go by."""
         now = time.monotonic()
         self._first = self._first or (now, count, read)
         elapsed = now - self._first[0]
@@ -99,18 +99,18 @@ class _Rate:
 class _Lines:
     """One line of the log every few seconds, and one at the end."""
 
-    def __init__(self, total_bytes: int) -> None:
-        self._total, self._shown, self._rate = max(1, total_bytes), 0.0, _Rate()
+    def __init__(self, total: int, unit: str) -> None:
+        self._total, self._shown, self._rate, self._unit = max(1, total), 0.0, _Rate(), unit
         self._last: tuple[int, int] | None = None
 
     def __call__(self, done: tuple[int, int]) -> None:
-        speed, now = self._rate.passages(*done), time.monotonic()
+        speed, now = self._rate.units(*done), time.monotonic()
         if done == self._last or (now - self._shown < _LINE_SECONDS and done[1] < self._total):
             return
         self._shown, self._last = now, done
         left = self._rate.seconds_left(done[1], self._total)
-        rest = (f", {speed:.0f} passages/s" if speed else "") + (f", about {_duration(left)} left" if left else "")
-        logger.info("%d passages (%.0f %%)%s", done[0], 100 * done[1] / self._total, rest)
+        rest = (f", {speed:.0f} {self._unit}/s" if speed else "") + (f", about {_duration(left)} left" if left else "")
+        logger.info("%d %s (%.0f %%)%s", done[0], self._unit, 100 * done[1] / self._total, rest)
 
 
 def _duration(seconds: float) -> str:

@@ -24,6 +24,7 @@ from regrad.config.bank import (
     TiersConfig,
 )
 from regrad.config.cluster import WorkersConfig
+from regrad.config.eval import EvalBatchConfig, EvalConfig, EvalSetConfig, PassagesConfig, PassageSource
 from regrad.config.evaluation import QuestionSetConfig
 from regrad.config.lab import DemoConfig, LabConfig, LabPretrainConfig, LabWriterConfig
 from regrad.config.methods import MethodConfig
@@ -64,6 +65,9 @@ __all__ = [
     "CodecName",
     "DemoConfig",
     "DevConfig",
+    "EvalBatchConfig",
+    "EvalConfig",
+    "EvalSetConfig",
     "FinetuneConfig",
     "FinetuneOptimizerConfig",
     "GroupConfig",
@@ -80,6 +84,8 @@ __all__ = [
     "ModelPath",
     "Objective",
     "OptimizerConfig",
+    "PassageSource",
+    "PassagesConfig",
     "ProtectionConfig",
     "QuestionSetConfig",
     "ReplicaConfig",

@@ -21,7 +21,7 @@ def regrad(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
 def test_help_lists_the_verbs(tmp_path: Path) -> None:
     result = regrad("--help", cwd=tmp_path)
     assert result.returncode == 0
-    for verb in ("lab", "synth", "train", "index", "build", "bank", "serve", "leaks", "ask", "demo"):
+    for verb in ("lab", "synth", "train", "index", "build", "bank", "eval", "serve", "leaks", "ask", "demo"):
         assert f"\n  {verb} " in result.stdout
 
 

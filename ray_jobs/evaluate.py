@@ -1,0 +1,107 @@
+"""Job: every method on every question set, the cells over a pool of actors, then the report.
+
+ray job submit -- python -m ray_jobs.evaluate --config configs/jobs/eval-lab.yaml
+
+Stopped at any point, the same command goes on with the cells that are not done; a cell whose settings or data have
+changed is run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from ray_jobs.cell_actor import CellActor
+from ray_jobs.cluster import cause_of, cluster, require_workers, wants_gpu
+from ray_jobs.entry import main
+from ray_jobs.progress import progress_bar, progress_channel
+from regrad.config import EvalConfig
+from regrad.errors import ClusterError
+from regrad.evaluation.report.writing import write_report
+from regrad.evaluation.runner.output import Output
+from regrad.evaluation.runner.plan import PlannedCell, make_plan
+
+_LOST_WORKERS = 3  # times that a cell is begun again because the worker at it was lost
+
+
+def run(config: EvalConfig) -> str:
+    """Run the cells that are not done and write the report; returns one line saying where.
+
+    Everything that can be checked without a model is checked first.
+    """
+    cells = make_plan(config)
+    output = Output(config.output)
+    left = output.start(config, cells)
+    if left:
+        run_cells(config, left)
+    report = write_report(output)
+    return f"{len(left)} cells run, {len(cells) - len(left)} were done before; {report}"
+
+
+def run_cells(config: EvalConfig, cells: list[PlannedCell]) -> None:
+    """Run cells on `cluster.workers` actors. Raises the first error of a cell; those that are done are kept."""
+    total, done = sum(cell.questions for cell in cells), 0
+
+    def count(questions: int) -> None:
+        nonlocal done
+        done = min(total, done + questions)
+        show((done, done))
+
+    with cluster(), progress_bar(total, "questions") as show, progress_channel(count) as progress:
+        require_workers(config.cluster)
+        workers = min(config.cluster.workers, len(cells))
+        _run(config, _shares(cells, workers), progress)
+
+
+def _shares(cells: list[PlannedCell], workers: int) -> list[list[PlannedCell]]:
+    """Consecutive cells for each worker, so that it opens few models and banks, of about as many questions each."""
+    total, before = sum(cell.questions for cell in cells), 0
+    shares: list[list[PlannedCell]] = [[] for _ in range(workers)]
+    for cell in cells:
+        shares[min(workers - 1, before * workers // max(1, total))].append(cell)
+        before += cell.questions
+    return shares
+
+
+def _run(config: EvalConfig, shares: list[list[PlannedCell]], progress: Any) -> None:
+    """Each actor works off its share; one that has none left takes the last cell of the longest."""
+    options = {"num_cpus": config.cluster.cpus_per_worker, "num_gpus": 1 if wants_gpu(config.cluster) else 0}
+    actor = ray.remote(max_restarts=_LOST_WORKERS, max_task_retries=_LOST_WORKERS, **options)(CellActor)
+    actors = [actor.remote(config.model_dump(mode="json")) for _ in shares]
+    idle = list(zip(actors, shares, strict=True))
+    running: dict[Any, tuple[Any, list[PlannedCell]]] = {}
+    while idle or running:
+        for one, share in idle:
+            running |= {one.run.remote(cell, progress): (one, share) for cell in _next(share, shares)}
+        idle = []
+        if running:
+            (ready, *_), _ = ray.wait(list(running))
+            idle = [running.pop(ready)]
+            _finish(ready)
+
+
+def _next(share: list[PlannedCell], shares: list[list[PlannedCell]]) -> Iterator[PlannedCell]:
+    """The cell that comes next, if there is any."""
+    longest = max(shares, key=len)
+    if share:
+        yield share.pop(0)
+    elif longest:
+        yield longest.pop()
+
+
+def _finish(reference: Any) -> None:
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise cause_of(error) from None
+    except ray.exceptions.RayActorError as error:
+        raise ClusterError(
+            "a worker was lost again and again, perhaps for want of memory: lower batch.rows or batch.questions, or "
+            "give it more with cluster.workers; the same command goes on with what is not done"
+        ) from error
+
+
+if __name__ == "__main__":
+    main(EvalConfig, run, __doc__ or "")

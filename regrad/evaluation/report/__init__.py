@@ -1,0 +1,1 @@
+"""Tables and figures from records alone: Markdown, LaTeX and HTML."""

@@ -1,0 +1,168 @@
+"""One cell: find passages, make updates, decode in batches, score. Knows no Ray and no files but what it is given."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+
+from regrad.config import EvalConfig
+from regrad.corpus import Passage
+from regrad.errors import EvaluationError
+from regrad.evaluation.answers import prediction_of
+from regrad.evaluation.metrics import score
+from regrad.evaluation.questions import Question, read_questions
+from regrad.evaluation.records import Record
+from regrad.evaluation.runner.fingerprints import questions_digest
+from regrad.evaluation.runner.generation import Fitted, Generator, fit
+from regrad.evaluation.runner.passages import Found, PassageFinder
+from regrad.evaluation.runner.plan import PlannedCell
+from regrad.language_model.engine import Finished
+from regrad.language_model.loading import LanguageModel
+from regrad.methods import Asked, Updates, get_method, open_updates
+
+
+@dataclass
+class Seconds:
+    """Where the time of a cell went; loading a model and opening a bank or an index are in none of them."""
+
+    retrieval: float = 0.0
+    update: float = 0.0
+    generation: float = 0.0
+
+    @contextmanager
+    def measured(self, part: str) -> Iterator[None]:
+        """Adds the block's time to a part."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, part, getattr(self, part) + time.perf_counter() - started)
+
+
+@dataclass
+class CellResult:
+    """The records of a cell, in the order of the questions, and how it was run."""
+
+    records: list[Record]
+    seconds: Seconds
+    device: str
+
+
+class CellRunner:
+    """Runs cells of one language model, one after the other."""
+
+    def __init__(self, lm: LanguageModel, config: EvalConfig) -> None:
+        self._lm, self._config = lm, config
+        self._generator = Generator(lm, config.batch)
+
+    def run(self, cell: PlannedCell, done: Callable[[int], None] = lambda count: None) -> CellResult:
+        """Answer and score all questions; `done` hears of each batch of them.
+
+        Raises `EvaluationError` if the set is not any more what the plan was made of.
+        """
+        questions = read_questions(cell.set)
+        if questions_digest(questions) != cell.questions_digest:
+            raise EvaluationError(
+                f"set {cell.set.name!r}: {cell.set.path} has changed since the run began; start again"
+            )
+        finder, updates = PassageFinder(cell.set.passages, cell.seed), open_updates(cell.method, self._lm)
+        self._warm(finder, cell, questions[0])
+        seconds, records = Seconds(), []
+        size = self._config.batch.questions
+        for start in range(0, len(questions), size):
+            batch = questions[start : start + size]
+            records += self._batch(cell, batch, finder, updates, seconds)
+            done(len(batch))
+        return CellResult(records, seconds, _device(self._lm))
+
+    def _warm(self, finder: PassageFinder, cell: PlannedCell, question: Question) -> None:
+        """What is slow the first time only: opening the index, the first forward pass."""
+        found = finder.find(question, cell.k) if cell.k else Found(())
+        prompt = self._fitted(cell, question, found.passages).prompt
+        self._generator.answers([prompt], [None], 1)
+
+    def _batch(
+        self,
+        cell: PlannedCell,
+        questions: Sequence[Question],
+        finder: PassageFinder,
+        updates: Updates,
+        seconds: Seconds,
+    ) -> list[Record]:
+        with seconds.measured("retrieval"):
+            found = [finder.find(question, cell.k) if cell.k else Found(()) for question in questions]
+        answering = Seconds()
+        with answering.measured("update"):
+            asked = [Asked(q.question, f.passages, f.scores) for q, f in zip(questions, found, strict=True)]
+            made = updates(asked)
+        with answering.measured("generation"):
+            fitted = [self._fitted(cell, q, f.passages) for q, f in zip(questions, found, strict=True)]
+            answers = self._generator.answers([one.prompt for one in fitted], made.updates, self._most(cell))
+        seconds.update += answering.update
+        seconds.generation += answering.generation
+        milliseconds = 1e3 * (answering.update + answering.generation) / len(questions)
+        rows = zip(questions, found, fitted, answers, made.bytes_fetched, made.notes, strict=True)
+        return [_record(cell, milliseconds, *row) for row in rows]
+
+    def _fitted(self, cell: PlannedCell, question: Question, passages: Sequence[Passage]) -> Fitted:
+        method, prompts = get_method(cell.method.kind), self._lm.config.prompts
+        style = cell.method.prompt_style or method.style
+
+        def prompt(kept: Sequence[Passage]) -> str:
+            return prompts.prompt_for(question, method.in_prompt(kept), style)
+
+        shown = passages if method.passages_in_prompt else ()
+        drop = self._config.too_long == "drop"
+        return fit(self._lm, prompt, shown, self._most(cell), self._config.context_tokens, drop)
+
+    def _most(self, cell: PlannedCell) -> int:
+        return cell.set.max_new_tokens or self._config.max_new_tokens
+
+
+def _record(
+    cell: PlannedCell,
+    milliseconds: float,
+    question: Question,
+    found: Found,
+    fitted: Fitted,
+    answer: Finished,
+    bytes_fetched: int,
+    note: str,
+) -> Record:
+    dropped = (
+        f"{fitted.dropped} of {len(found.passages)} passages did not fit into the prompt" if fitted.dropped else ""
+    )
+    return Record(
+        set=cell.set.name,
+        method=cell.method.name,
+        model=cell.model_name,
+        k=cell.k,
+        seed=cell.seed,
+        question_id=question.id,
+        question=question.question,
+        answers=question.answers,
+        kind=question.kind,
+        group=question.group,
+        raw=answer.text,
+        prediction=prediction_of(question, answer.text),
+        **asdict(score(question, answer.text)),
+        passage_ids=tuple(passage.id for passage in found.passages),
+        passage_scores=found.scores,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        milliseconds=milliseconds,
+        bytes_fetched=bytes_fetched,
+        note="; ".join(part for part in (note, dropped) if part),
+    )
+
+
+def _device(lm: LanguageModel) -> str:
+    if lm.device.type == "cuda":
+        return torch.cuda.get_device_name(lm.device)
+    threads = torch.get_num_threads()
+    return f"CPU ({platform.machine()}, {threads} thread{'s' * (threads > 1)})"

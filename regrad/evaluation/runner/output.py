@@ -1,0 +1,138 @@
+"""The directory of a run. Everything in it is whole or absent, so that a run can be killed at any point.
+
+plan.json             what the last run was asked for: its cells, with what is known of their costs
+cells/<name>.parquet  the records of a cell that is done and, as its metadata, how it was run;
+                      the name ends in the hash of all that decides the records
+report.md, report.tex, report.html, figures/
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from regrad.bank.preparation import read_preparation
+from regrad.bank.versions import read_manifest
+from regrad.config import EvalConfig, MethodConfig
+from regrad.errors import EvaluationError
+from regrad.evaluation.records import Record, read_metadata, read_records, write_records
+from regrad.evaluation.runner.cell import CellResult
+from regrad.evaluation.runner.plan import PlannedCell
+from regrad.settings import Settings
+from regrad.storage import Storage, check_replaceable
+
+PLAN = "plan.json"
+_FORMAT = 1
+_RUN = "run"
+
+
+class CellCard(Settings):
+    """A cell as the plan has it. `preparation_ms` and `storage_bytes` are of one passage, where they are known."""
+
+    name: str = Field(pattern=r"^[^/\\]+$")
+    model: str
+    set: str
+    method: str
+    k: int
+    seed: int
+    questions: int
+    preparation_ms: float | None = None
+    storage_bytes: float | None = None
+
+
+class Planned(Settings):
+    """What a run was asked for."""
+
+    format: int = Field(ge=_FORMAT, le=_FORMAT)
+    metric: Literal["em", "f1"]
+    compare_to: str | None
+    k: tuple[int, ...]
+    cells: tuple[CellCard, ...]
+
+
+class RunCard(Settings):
+    """How a cell was run: seconds of all its questions together, and on what."""
+
+    retrieval: float
+    update: float
+    generation: float
+    device: str
+    rows: int
+
+
+class Output:
+    """The files of a run at one place."""
+
+    def __init__(self, uri: str) -> None:
+        self.storage = Storage(uri)
+
+    def start(self, config: EvalConfig, cells: list[PlannedCell]) -> list[PlannedCell]:
+        """Write the plan; returns the cells that are not done. Raises `StorageError` if something else is there."""
+        check_replaceable(self.storage.uri, PLAN)
+        planned = Planned(
+            format=_FORMAT,
+            metric=config.metric,
+            compare_to=config.compare_to,
+            k=config.k,
+            cells=tuple(_card(cell) for cell in cells),
+        )
+        self.storage.write(PLAN, planned.model_dump_json(indent=1).encode())
+        there = set(self.storage.list("cells"))
+        return [cell for cell in cells if f"{cell.name}.parquet" not in there]
+
+    def save(self, cell: PlannedCell, result: CellResult, rows: int) -> None:
+        """Write a cell that is done."""
+        run = RunCard(**vars(result.seconds), device=result.device, rows=rows)
+        write_records(self.storage, f"cells/{cell.name}.parquet", result.records, {_RUN: run.model_dump_json()})
+
+    def planned(self) -> Planned:
+        """What the last run was asked for; raises `EvaluationError` if there was none."""
+        if not self.storage.exists(PLAN):
+            raise EvaluationError(f"there is no run at {self.storage.uri}: {PLAN} is missing; run `regrad eval` first")
+        try:
+            return Planned.model_validate_json(self.storage.read(PLAN))
+        except ValidationError as error:
+            raise EvaluationError(f"{self.storage.uri}/{PLAN} is damaged; `regrad eval` renews it") from error
+
+    def done(self, planned: Planned) -> list[CellCard]:
+        """The cells of the plan that have records."""
+        there = set(self.storage.list("cells"))
+        return [card for card in planned.cells if f"{card.name}.parquet" in there]
+
+    def records(self, card: CellCard) -> list[Record]:
+        """The records of a cell; raises `EvaluationError` if they are damaged."""
+        return read_records(self.storage, f"cells/{card.name}.parquet")
+
+    def run_card(self, card: CellCard) -> RunCard | None:
+        """How a cell was run, if that is known."""
+        try:
+            return RunCard.model_validate_json(read_metadata(self.storage, f"cells/{card.name}.parquet").get(_RUN, ""))
+        except ValidationError:
+            return None
+
+
+def _card(cell: PlannedCell) -> CellCard:
+    return CellCard(
+        name=cell.name,
+        model=cell.model_name,
+        set=cell.set.name,
+        method=cell.method.name,
+        k=cell.k,
+        seed=cell.seed,
+        questions=cell.questions,
+        **_costs(cell.method),
+    )
+
+
+def _costs(method: MethodConfig) -> dict[str, float | None]:
+    """What the method's bank is known to cost, of one passage."""
+    if method.bank is None:
+        return {}
+    storage = Storage(method.bank)
+    manifest = read_manifest(storage, method.bank_version)
+    preparation = read_preparation(storage, manifest.version)
+    return {
+        "preparation_ms": preparation.milliseconds_per_passage if preparation else None,
+        "storage_bytes": float(manifest.record_bytes),
+    }

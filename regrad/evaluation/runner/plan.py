@@ -1,0 +1,123 @@
+"""All cells of a run, each with a key: the hash of everything that decides its result."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Any
+
+from regrad.config import EvalConfig, EvalSetConfig, MethodConfig, ModelConfig
+from regrad.errors import EvaluationError
+from regrad.evaluation.questions import Question, read_questions
+from regrad.evaluation.runner import fingerprints
+from regrad.evaluation.runner.passages import check_passages
+from regrad.methods import check_method, get_method
+
+_RESULTS = 1  # raise it when the same settings come to give other records
+_UNSAFE = re.compile(r"[^A-Za-z0-9.+_-]+")
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One method on one set with one model, k and seed. `k` is 0 for a method that retrieves nothing."""
+
+    set: EvalSetConfig
+    method: MethodConfig
+    model_name: str
+    model: ModelConfig
+    k: int
+    seed: int
+    questions: int
+    questions_digest: str
+    key: str
+
+    @property
+    def name(self) -> str:
+        """A file name: what a person looks for, then the key."""
+        words = (self.model_name, self.set.name, self.method.name, f"k{self.k}", f"s{self.seed}", self.key)
+        return "-".join(_UNSAFE.sub("_", word) for word in words)
+
+    @property
+    def label(self) -> str:
+        """For a person."""
+        return f"{self.method.name} on {self.set.name} with {self.model_name}, k={self.k}, seed {self.seed}"
+
+
+def make_plan(config: EvalConfig) -> list[PlannedCell]:
+    """The cells, those of one model and method together.
+
+    Everything that can be checked without a model is: raises `MethodError`, `EvaluationError`, `CorpusError`,
+    `RetrievalError`, `BankError` or `MetaInitError`.
+    """
+    questions = {one.name: _questions(one) for one in config.sets}
+    passages = {one.name: _passages_digest(one) for one in config.sets}
+    models = {name: fingerprints.model_digest(model.path) for name, model in config.models.items()}
+    checked = cache(_checked)
+    cells = []
+    for name, method, one in product(config.models, config.methods, config.sets):
+        asked = fingerprints.questions_digest(questions[one.name])
+        for k, seed in _repetitions(config, method, one):
+            resolved = resolve(method, model=name, set=one.name, seed=seed)
+            content = {
+                "version": _RESULTS,
+                "model": [config.models[name].model_dump(mode="json"), models[name]],
+                "questions": asked,
+                "method": [resolved.model_dump(mode="json"), checked(resolved)],
+                "passages": [one.passages.model_dump(mode="json"), passages[one.name]] if k else None,
+                "asking": [one.name, name, k, seed, *_asking(config, one)],
+            }
+            key = fingerprints.digest(content)[:12]
+            count = len(questions[one.name])
+            cells.append(PlannedCell(one, resolved, name, config.models[name], k, seed, count, asked, key))
+    return cells
+
+
+def resolve(method: MethodConfig, **names: Any) -> MethodConfig:
+    """The method with `{model}`, `{set}` and `{seed}` filled in."""
+    return MethodConfig.model_validate(_filled(method.model_dump(mode="json"), names))
+
+
+def _filled(value: Any, names: Mapping[str, Any]) -> Any:
+    if isinstance(value, str):
+        for name, word in names.items():
+            value = value.replace(f"{{{name}}}", str(word))
+        return value
+    if isinstance(value, dict):
+        return {key: _filled(inner, names) for key, inner in value.items()}
+    return [_filled(inner, names) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _repetitions(config: EvalConfig, method: MethodConfig, one: EvalSetConfig) -> Iterator[tuple[int, int]]:
+    """The (k, seed) that can differ: no k for what does not retrieve, one seed for what has nothing random."""
+    retrieves = get_method(method.kind).retrieves
+    varies = (retrieves and one.passages.is_random) or resolve(method, seed=0) != resolve(method, seed=1)
+    return product(config.k if retrieves else (0,), config.seeds if varies else config.seeds[:1])
+
+
+def _asking(config: EvalConfig, one: EvalSetConfig) -> list[Any]:
+    return [one.max_new_tokens or config.max_new_tokens, config.context_tokens, config.too_long]
+
+
+def _questions(one: EvalSetConfig) -> list[Question]:
+    questions = read_questions(one)
+    if not questions:
+        raise EvaluationError(f"set {one.name!r}: {one.path} has no question")
+    check_passages(one.name, one.passages, questions)
+    return questions
+
+
+def _passages_digest(one: EvalSetConfig) -> list[str]:
+    config = one.passages
+    found = [fingerprints.index_digest(config.index)] if config.index else []
+    return found + ([fingerprints.corpus_digest(config.corpus)] if config.corpus else [])
+
+
+def _checked(method: MethodConfig) -> list[str]:
+    """Hashes of what the method uses, once it is known to be there and to fit."""
+    check_method(method)
+    found = [fingerprints.meta_init_digest(method.meta_init)] if method.meta_init else []
+    found += [fingerprints.bank_digest(method.bank, method.bank_version)] if method.bank else []
+    return found + ([fingerprints.directory_digest(method.adapter)] if method.adapter else [])

@@ -1,0 +1,49 @@
+"""A small evaluation on files of a test's own: questions, a corpus, and settings for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from regrad.config import EvalConfig, ModelConfig
+from regrad.corpus import Passage, encode_passages
+from regrad.evaluation.records import Record
+
+
+def write_set(folder: Path, passages: Sequence[Passage], questions: int = 6) -> None:
+    """`corpus.jsonl`, and `questions.jsonl` with one question about each of the first passages."""
+    (folder / "corpus.jsonl").write_bytes(encode_passages(passages))
+    rows = [
+        {"id": f"q{n}", "question": f"Who employs {p.title}?", "answers": [f"a{n}"], "passage_ids": [p.id]}
+        for n, p in enumerate(passages[:questions])
+    ]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def settings(folder: Path, model: ModelConfig, **changes: Any) -> EvalConfig:
+    """Direct and RAG, the gold passage and random others."""
+    passages = {"source": "gold", "corpus": str(folder / "corpus.jsonl"), "fill": "random"}
+    values: dict[str, Any] = {
+        "output": str(folder / "out"),
+        "models": {"tiny": model.model_dump()},
+        "sets": [{"name": "people", "path": str(folder / "questions.jsonl"), "passages": passages}],
+        "methods": ["direct", "rag"],
+        "k": [1, 3],
+        "max_new_tokens": 6,
+    }
+    return EvalConfig.model_validate(values | changes)
+
+
+def record(question: str, right: bool, method: str = "rag", **changes: Any) -> Record:
+    """One question's, with nothing special about it."""
+    score = float(right)
+    values: dict[str, Any] = {
+        **{"set": "people", "method": method, "model": "tiny", "k": 1, "seed": 0},
+        **{"question_id": question, "question": "?", "answers": ("a",), "kind": "open", "group": ""},
+        **{"raw": "a", "prediction": "a", "em": score, "f1": score, "precision": score, "recall": score},
+        **{"correct": right, "parsed": True, "passage_ids": (), "passage_scores": ()},
+        **{"prompt_tokens": 10, "completion_tokens": 2, "milliseconds": 4.0, "bytes_fetched": 0},
+    }
+    return Record(**values | changes)

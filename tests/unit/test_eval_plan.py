@@ -1,0 +1,156 @@
+"""Which cells there are, when they are run again, and what is refused before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regrad.config import EvalConfig, ModelConfig
+from regrad.corpus import Passage, encode_passages
+from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodError, RegradError
+from regrad.evaluation.runner.plan import make_plan
+from regrad.meta_init import MetaInit
+from regrad.settings import parse_settings
+from tests.unit.evaluating import settings, write_set
+
+
+@pytest.fixture
+def folder(tmp_path: Path, passages: list[Passage]) -> Path:
+    write_set(tmp_path, passages)
+    return tmp_path
+
+
+@pytest.fixture
+def model(tiny_path: Path) -> ModelConfig:
+    return ModelConfig(path=str(tiny_path))
+
+
+def cells(config: EvalConfig) -> list[tuple[str, int, int]]:
+    return [(cell.method.name, cell.k, cell.seed) for cell in make_plan(config)]
+
+
+def keys(config: EvalConfig) -> set[str]:
+    return {cell.key for cell in make_plan(config)}
+
+
+def test_what_retrieves_nothing_runs_once_and_seeds_count_where_something_is_random(
+    folder: Path, model: ModelConfig
+) -> None:
+    found = cells(settings(folder, model, seeds=[0, 1]))
+    assert found == [("direct", 0, 0), ("rag", 1, 0), ("rag", 1, 1), ("rag", 3, 0), ("rag", 3, 1)]
+
+
+def test_without_anything_random_there_is_one_seed(folder: Path, model: ModelConfig) -> None:
+    gold = {"source": "gold", "corpus": str(folder / "corpus.jsonl")}
+    one = {"name": "people", "path": str(folder / "questions.jsonl"), "passages": gold}
+    assert cells(settings(folder, model, seeds=[0, 1], sets=[one])) == [("direct", 0, 0), ("rag", 1, 0), ("rag", 3, 0)]
+
+
+def test_the_seed_in_a_location_makes_a_cell_for_each(folder: Path, model: ModelConfig, meta_init: MetaInit) -> None:
+    for seed in (0, 1):
+        meta_init.save(folder / f"tiny-{seed}")
+    method = {"name": "online", "method": "regrad-online", "meta_init": str(folder / "{model}-{seed}")}
+    plan = make_plan(settings(folder, model, seeds=[0, 1], methods=[method], k=[1]))
+    assert [cell.method.meta_init for cell in plan] == [str(folder / "tiny-0"), str(folder / "tiny-1")]
+
+
+def test_what_decides_no_answer_is_not_in_the_key(folder: Path, model: ModelConfig) -> None:
+    before = keys(settings(folder, model))
+    other = settings(folder, model, batch={"rows": 3}, cluster={"workers": 1}, compare_to="rag", output="elsewhere")
+    assert keys(other) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_new_tokens": 7},
+        {"context_tokens": 100},
+        {"models": {"tiny": {"path": "PATH", "subspace": {"rank": 3}}}},
+        {"methods": [{"name": "direct", "gamma": 0.5}, {"name": "rag", "prompt_style": "pe"}]},
+    ],
+)
+def test_settings_that_decide_answers_change_every_key(
+    folder: Path, model: ModelConfig, changes: dict[str, Any]
+) -> None:
+    changes = json.loads(json.dumps(changes).replace("PATH", model.path))
+    assert not keys(settings(folder, model)) & keys(settings(folder, model, **changes))
+
+
+def test_other_questions_change_every_key_and_another_corpus_those_that_use_it(
+    folder: Path, model: ModelConfig, passages: list[Passage]
+) -> None:
+    config = settings(folder, model)
+    before = {cell.label: cell.key for cell in make_plan(config)}
+    write_set(folder, passages[:9])
+    corpus = {cell.label: cell.key for cell in make_plan(config)}
+    assert [label for label in before if before[label] == corpus[label]] == [next(iter(before))]
+    write_set(folder, passages[:9], questions=5)
+    assert not set(corpus.values()) & keys(config)
+
+
+def test_an_added_cell_leaves_the_others_their_keys(folder: Path, model: ModelConfig) -> None:
+    assert keys(settings(folder, model)) < keys(settings(folder, model, methods=["rag", "pe-rag", "direct"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"methods": ["pe-rga"]}, MethodError, "did you mean 'pe-rag'"),
+        ({"methods": ["regrad-online"]}, MethodError, "meta_init"),
+        ({"methods": [{"name": "regrad-online", "meta_init": "nowhere"}]}, MetaInitError, "regrad train"),
+    ],
+)
+def test_a_method_that_cannot_run_is_refused(
+    folder: Path, model: ModelConfig, changes: dict[str, Any], error: type[RegradError], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        make_plan(settings(folder, model, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"passages": {"source": "given"}}, "6 of 6 questions come with no passages"),
+        ({"sha256": "0" * 64}, "0000"),
+        ({"format": "hotpotq"}, "did you mean 'hotpotqa'"),
+    ],
+)
+def test_a_set_that_lacks_something_is_refused(
+    folder: Path, model: ModelConfig, changes: dict[str, Any], text: str
+) -> None:
+    passages = {"source": "gold", "corpus": str(folder / "corpus.jsonl")}
+    one = {"name": "people", "path": str(folder / "questions.jsonl"), "passages": passages} | changes
+    with pytest.raises(EvaluationError, match=text):
+        make_plan(settings(folder, model, sets=[one]))
+
+
+def test_a_gold_passage_that_the_corpus_lacks_is_found_before_the_run(
+    folder: Path, model: ModelConfig, passages: list[Passage]
+) -> None:
+    (folder / "corpus.jsonl").write_bytes(encode_passages(passages[1:]))
+    with pytest.raises(EvaluationError, match="question 'q0' names passage"):
+        make_plan(settings(folder, model))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"metods": []}, "did you mean 'methods'"),
+        ({"k": [0]}, "k is at least 1"),
+        ({"k": [3, 3]}, "twice"),
+        ({"methods": ["rag", "rag"]}, "'rag' twice"),
+        ({"compare_to": "regrad"}, "none of the methods direct, rag"),
+        ({"sets": [{"name": "a", "path": "a", "passages": {"source": "index"}}]}, "regrad index"),
+        ({"sets": [{"name": "a", "path": "a", "passages": {"source": "random"}}]}, "`corpus` is required"),
+        ({"sets": [{"name": "a", "path": "a", "passages": {"source": "given", "fill": "random"}}]}, "source: gold"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    folder: Path, model: ModelConfig, changes: dict[str, Any], text: str
+) -> None:
+    values = settings(folder, model).model_dump(mode="json") | changes
+    with pytest.raises(ConfigError, match=text):
+        parse_settings(EvalConfig, values, "test")

@@ -1,0 +1,185 @@
+"""The directory of a run, and the report that is made of it alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regrad.config import ModelConfig
+from regrad.corpus import Passage
+from regrad.errors import EvaluationError, StorageError
+from regrad.evaluation.records import Record
+from regrad.evaluation.report import latex, markdown
+from regrad.evaluation.report.gathering import gather
+from regrad.evaluation.report.grids import Grid, Text, number, size
+from regrad.evaluation.report.writing import write_report
+from regrad.evaluation.runner.cell import CellResult, Seconds
+from regrad.evaluation.runner.output import Output
+from regrad.evaluation.runner.plan import PlannedCell, make_plan
+from tests.unit.evaluating import record, settings, write_set
+
+NASTY = "a|b <script>alert(1)</script> & 50% $x_1$ \\[*]"
+
+
+class Tags(HTMLParser):
+    """Every tag of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def folder(tmp_path: Path, passages: list[Passage]) -> Path:
+    write_set(tmp_path, passages)
+    return tmp_path
+
+
+def result(cell: PlannedCell, right: Sequence[bool], **changes: Any) -> CellResult:
+    where = {"set": cell.set.name, "method": cell.method.name, "model": cell.model_name, "k": cell.k, "seed": cell.seed}
+    records: list[Record] = [record(f"q{n}", one, **where | changes) for n, one in enumerate(right)]
+    return CellResult(records, Seconds(0.6, 0.2, 0.4), "a processor")
+
+
+def planned(folder: Path, tiny_path: Path, **changes: Any) -> tuple[Output, list[PlannedCell]]:
+    config = settings(folder, ModelConfig(path=str(tiny_path)), **changes)
+    cells, output = make_plan(config), Output(config.output)
+    assert output.start(config, cells) == cells
+    return output, cells
+
+
+def test_a_cell_that_is_done_is_not_run_again_until_its_key_changes(folder: Path, tiny_path: Path) -> None:
+    config = settings(folder, ModelConfig(path=str(tiny_path)))
+    output, cells = planned(folder, tiny_path)
+    output.save(cells[1], result(cells[1], [True] * 6), rows=32)
+    assert output.start(config, cells) == [cells[0], cells[2]]
+    longer = settings(folder, ModelConfig(path=str(tiny_path)), max_new_tokens=9)
+    assert len(output.start(longer, make_plan(longer))) == 3
+
+
+def test_something_else_at_the_output_is_left_alone(folder: Path, tiny_path: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "thesis.tex").write_text("mine")
+    config = settings(folder, ModelConfig(path=str(tiny_path)))
+    with pytest.raises(StorageError, match="something else"):
+        Output(config.output).start(config, make_plan(config))
+
+
+def test_marks_stand_where_both_tests_agree_after_correction(folder: Path, tiny_path: Path) -> None:
+    output, cells = planned(folder, tiny_path, compare_to="rag", metric="em")
+    direct, rag1, rag3 = cells
+    output.save(direct, result(direct, [n < 2 for n in range(40)]), rows=32)
+    output.save(rag1, result(rag1, [True] * 40), rows=32)
+    output.save(rag3, result(rag3, [n > 0 for n in range(40)]), rows=32)
+    entries = {(entry.method, entry.k): entry for entry in gather(output, output.planned())}
+    against = entries["direct", 0].against
+    assert against is not None and against.difference == pytest.approx(-0.95) and against.holm_t < 0.001
+    assert entries["rag", 1].against is None and entries["rag", 3].against is None
+    assert entries["direct", 0].low < 0.05 < entries["direct", 0].high
+    write_report(output)
+    assert "| direct | - | 5.0 ▼ " in (folder / "out" / "report.md").read_text()
+    assert "| rag | 1 | **100.0** " in (folder / "out" / "report.md").read_text()
+
+
+def test_seeds_are_averaged_by_question_before_anything_is_tested(folder: Path, tiny_path: Path) -> None:
+    output, cells = planned(folder, tiny_path, methods=["rag"], k=[1], seeds=[0, 1], metric="em")
+    output.save(cells[0], result(cells[0], [True] * 6), rows=32)
+    output.save(cells[1], result(cells[1], [False] * 6), rows=32)
+    (entry,) = gather(output, output.planned())
+    assert (entry.questions, entry.seeds, entry.value) == (6, 2, 0.5)
+    assert set(entry.by_question.values()) == {0.5}
+
+
+def test_costs_and_unparsable_answers_are_counted(folder: Path, tiny_path: Path) -> None:
+    output, cells = planned(folder, tiny_path, methods=["direct"])
+    output.save(cells[0], result(cells[0], [False] * 6, parsed=False, bytes_fetched=3000), rows=32)
+    write_report(output)
+    (row,) = json.loads((folder / "out" / "report.json").read_text())
+    assert (row["unparsable"], row["milliseconds"], row["bytes_fetched"]) == (6, 4.0, 3000)
+    assert row["retrieval_ms"] == pytest.approx(100)
+    assert (row["preparation_ms"], row["storage_bytes"]) == (None, None)
+
+
+def test_an_unfinished_run_has_a_report_that_says_so(folder: Path, tiny_path: Path) -> None:
+    output, cells = planned(folder, tiny_path)
+    with pytest.raises(EvaluationError, match="no cell of the run"):
+        write_report(output)
+    output.save(cells[0], result(cells[0], [True] * 6), rows=32)
+    write_report(output)
+    assert "2 of 3 cells are not done yet" in (folder / "out" / "report.md").read_text()
+
+
+def test_names_of_users_are_text_everywhere(folder: Path, tiny_path: Path) -> None:
+    one = {
+        "name": NASTY,
+        "path": str(folder / "questions.jsonl"),
+        "passages": {"source": "gold", "corpus": str(folder / "corpus.jsonl")},
+    }
+    method = {"name": NASTY, "method": "rag"}
+    output, cells = planned(folder, tiny_path, sets=[one], methods=[method])
+    for cell in cells:
+        output.save(cell, result(cell, [True, False] * 3), rows=32)
+    write_report(output)
+    page = Tags((folder / "out" / "report.html").read_text())
+    assert "script" not in page.tags
+    assert NASTY in page.text
+    text = (folder / "out" / "report.md").read_text()
+    assert "<script" not in text and "a\\|b" in text
+    assert r"50\% \$x\_1\$ \textbackslash{}[*]" in (folder / "out" / "report.tex").read_text()
+
+
+def test_the_same_records_give_the_same_report(folder: Path, tiny_path: Path) -> None:
+    output, cells = planned(folder, tiny_path, compare_to="direct")
+    for cell in cells:
+        output.save(cell, result(cell, [True, False] * 3), rows=32)
+    write_report(output)
+    first = {path.name: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()}
+    write_report(output)
+    assert {path.name: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()} == first
+    assert {"report.html", "report.tex", "sweep-0-0.svg", "scores-0.pdf", "costs-0.svg"} <= first.keys()
+
+
+@pytest.mark.parametrize("damage", [b"{", b'{"format": 99}', b"[]"])
+def test_a_damaged_plan_is_a_clear_error(folder: Path, tiny_path: Path, damage: bytes) -> None:
+    output, _ = planned(folder, tiny_path)
+    (folder / "out" / "plan.json").write_bytes(damage)
+    with pytest.raises(EvaluationError, match=r"plan\.json is damaged"):
+        write_report(output)
+
+
+def test_damaged_records_are_a_clear_error(folder: Path, tiny_path: Path) -> None:
+    output, cells = planned(folder, tiny_path)
+    (folder / "out" / "cells").mkdir()
+    (folder / "out" / "cells" / f"{cells[0].name}.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(EvaluationError, match="damaged"):
+        write_report(output)
+
+
+def test_a_directory_without_a_run_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="run `regrad eval` first"):
+        write_report(Output(str(tmp_path)))
+
+
+def test_latex_and_markdown_tables() -> None:
+    grid = Grid("T", "N", ("method", "a_b"), ((Text("x"), Text("1.0", "[0, 2]", strong=True, sign="+")),))
+    assert r"x & \textbf{1.0}$^{+}$ {\scriptsize [0, 2]} \\" in latex.latex([grid], [])
+    assert r"method & a\_b \\" in latex.latex([grid], [])
+    assert "| x | **1.0** ▲ \\[0, 2\\] |" in markdown.markdown("R", [], [grid], [])
+
+
+def test_numbers_of_a_table() -> None:
+    assert [number(None), number(0.0), number(2.345), number(1234.5)] == ["-", "0", "2.35", "1,234"]
+    assert [size(None), size(0), size(589_824), size(3.5e12)] == ["-", "0 B", "589.8 kB", "3.5 TB"]
