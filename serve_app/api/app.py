@@ -44,6 +44,7 @@ def _make_api(config: ServeConfig, answering: Callable[[], Answering]) -> FastAP
         title="regrad",
         description=DESCRIPTION,
         version="1",
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         middleware=[

@@ -1,10 +1,15 @@
-"""The web page at `/`: the files of `serve_app/web`, read once, with headers that let nothing else in."""
+"""The web page at `/` and the API's at `/docs`: files, read once, with headers that let nothing else in.
+
+They are those of `serve_app/web`, and Swagger UI as the package fastapi-offline ships it: no page needs the network.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from importlib.resources import files
-from typing import NamedTuple
+from importlib.resources.abc import Traversable
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI, HTTPException, Request, Response
 
@@ -12,13 +17,15 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
 )
+_DOCS_POLICY = CONTENT_SECURITY_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+_SWAGGER_UI = ("swagger-ui-bundle.js", "swagger-ui.css")
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-_INDEX = "index.html"
+_INDEX, _DOCS = "index.html", "docs.html"
 
 
 class WebFile(NamedTuple):
@@ -30,8 +37,9 @@ class WebFile(NamedTuple):
 
 
 def add_pages(api: FastAPI) -> None:
-    """Serve the page at `/` and its files at `/web/{file}`; links are relative, so any route prefix will do."""
+    """Serve `/` with its files at `/web/{file}`, and `/docs`; links are relative, so any route prefix will do."""
     web_files = read_web_files()
+    swagger_ui = {name: _web_file(files("fastapi_offline").joinpath("static", name)) for name in _SWAGGER_UI}
 
     async def page(request: Request) -> Response:
         return _respond(request, web_files[_INDEX])
@@ -41,7 +49,21 @@ def add_pages(api: FastAPI) -> None:
             raise HTTPException(404, f"the page has no file {name!r:.60}")
         return _respond(request, web_files[name])
 
-    for path, endpoint in (("/", page), ("/web/{name}", web_file)):
+    async def docs(request: Request) -> Response:
+        return _respond(request, web_files[_DOCS], _DOCS_POLICY)
+
+    async def docs_file(request: Request, name: str) -> Response:
+        if name not in swagger_ui:
+            raise HTTPException(404, f"the page has no file {name!r:.60}")
+        return _respond(request, swagger_ui[name], _DOCS_POLICY)
+
+    routes: dict[str, Callable[..., Any]] = {
+        "/": page,
+        "/web/{name}": web_file,
+        "/docs": docs,
+        "/docs/{name}": docs_file,
+    }
+    for path, endpoint in routes.items():
         api.add_api_route(path, endpoint, methods=["GET", "HEAD"], include_in_schema=False)
 
 
@@ -49,17 +71,24 @@ def read_web_files() -> dict[str, WebFile]:
     """Every file of `serve_app/web` that a browser may have, by name."""
     found = {}
     for entry in files("serve_app").joinpath("web").iterdir():
-        media_type = _TYPES.get(entry.name[entry.name.rfind(".") :])
-        if media_type is not None and entry.is_file():
-            content = entry.read_bytes()
-            found[entry.name] = WebFile(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+        if _suffix(entry.name) in _TYPES and entry.is_file():
+            found[entry.name] = _web_file(entry)
     return found
 
 
-def _respond(request: Request, file: WebFile) -> Response:
+def _web_file(entry: Traversable) -> WebFile:
+    content = entry.read_bytes()
+    return WebFile(content, _TYPES[_suffix(entry.name)], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+
+
+def _suffix(name: str) -> str:
+    return name[name.rfind(".") :]
+
+
+def _respond(request: Request, file: WebFile, policy: str = CONTENT_SECURITY_POLICY) -> Response:
     """The file, or 304 if the browser has it. `no-cache`: it asks each time, so the files always fit each other."""
     headers = {
-        "content-security-policy": CONTENT_SECURITY_POLICY,
+        "content-security-policy": policy,
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
         "cache-control": "no-cache",

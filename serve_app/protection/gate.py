@@ -23,12 +23,12 @@ from serve_app.protection.rate_limits import RateLimits, Verdict
 logger = logging.getLogger("ray.serve")
 
 _OPEN = frozenset({"/", "/healthz", "/readyz"})
-_DOCS = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+_DOCS = frozenset({"/docs", "/openapi.json"})
 
 
 def is_open(path: str, open_docs: bool) -> bool:
     """Whether a page may be read without a key."""
-    return path in _OPEN or path.startswith("/web/") or (open_docs and path in _DOCS)
+    return path in _OPEN or path.startswith("/web/") or (open_docs and (path in _DOCS or path.startswith("/docs/")))
 
 
 class Caller:

@@ -187,3 +187,16 @@ def test_it_works_under_a_prefix(browser: Browser) -> None:
         page.keyboard.press("Enter")
         expect(page.locator('article[data-method="rag"] .answer')).to_have_text("Rasoft")
         page.close()
+
+
+@pytest.mark.parametrize("prefix", ["", "/some/lab"])
+def test_the_docs_page_asks_no_other_host(browser: Browser, prefix: str) -> None:
+    with open_visit(browser, prefix=prefix) as visit:
+        asked: list[str] = []
+        visit.page.on("request", lambda request: asked.append(request.url))
+        visit.page.goto(f"{visit.url}docs")
+        operation = visit.page.locator(".opblock", has_text="/v1/compare")
+        operation.locator("button").first.click()
+        expect(operation.get_by_role("button", name="Try it out")).to_be_visible()
+        assert len(asked) >= 5
+        assert all(url.startswith((visit.url, "data:")) for url in asked), asked

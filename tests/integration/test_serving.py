@@ -71,7 +71,9 @@ def test_without_a_generator_it_is_alive_and_not_ready(server: Running) -> None:
         replica.kill()
     server.wait(lambda: status("/readyz") == 503)
     assert status("/healthz") == 200
-    server.wait(lambda: status("/readyz") == 200)
+    late = server.post({"question": "Who?", "method": "direct"}, headers={"x-request-timeout": "0.2"})
+    assert late.status_code in (503, 504), "who asks now is told, and does not wait"
+    server.wait(lambda: status("/readyz") == 200, seconds=300)
     check(question := server.asking("regrad")[0], server.answer(question))
 
 

@@ -78,7 +78,7 @@ class Behaviour:
 
 def stand_in(behaviour: Behaviour) -> FastAPI:
     """The application."""
-    api = FastAPI()
+    api = FastAPI(docs_url=None)
     add_pages(api)
 
     @api.middleware("http")

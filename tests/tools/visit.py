@@ -47,11 +47,11 @@ class Visit:
 
 
 @contextmanager
-def open_visit(browser: Browser, **options: Any) -> Iterator[Visit]:
+def open_visit(browser: Browser, prefix: str = "", **options: Any) -> Iterator[Visit]:
     """A visit that must leave the browser's console empty (refusals of requests, which it always logs, aside)."""
     behaviour = Behaviour()
     context = browser.new_context(**options)
-    with serving(behaviour) as url:
+    with serving(behaviour, prefix) as url:
         visit = Visit(context.new_page(), behaviour, url)
         visit.page.set_default_timeout(15_000)
         visit.page.add_init_script(RECORD)

@@ -17,7 +17,7 @@ WEB = Path(serve_app.__file__).parent / "web"
 
 @pytest.fixture
 def client() -> TestClient:
-    api = FastAPI()
+    api = FastAPI(docs_url=None)
     add_pages(api)
     return TestClient(api, follow_redirects=False)
 
@@ -52,6 +52,21 @@ def test_a_browser_that_has_the_file_gets_304(client: TestClient) -> None:
     assert client.get("/web/style.css").headers["etag"] != first.headers["etag"]
 
 
+def test_the_docs_page_and_all_that_it_loads_come_from_this_server(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    links = re.findall(r'(?:src|href)="([^"]*)"', page.text)
+    assert {link.partition("/")[0] for link in links} == {"web", "docs"} and len(links) == 4
+    for link in links:
+        found = client.get(f"/{link}")
+        assert (found.status_code, found.headers["x-content-type-options"]) == (200, "nosniff")
+        assert len(found.content) > 100
+    assert "<script>" not in page.text and "//" not in page.text.replace("<!--", "")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "script-src 'self';" in policy and "http" not in policy
+    assert client.get("/docs/favicon.png").status_code == client.get("/docs/..%2fcore.py").status_code == 404
+
+
 def test_head_has_no_body(client: TestClient) -> None:
     response = client.head("/")
     assert response.status_code == 200 and response.content == b""
@@ -80,7 +95,7 @@ def test_the_page_is_no_part_of_the_api_schema(client: TestClient) -> None:
 
 def test_under_a_prefix_the_page_ends_in_a_slash() -> None:
     """Relative links need it; both ways in which an application is put under a prefix."""
-    api = FastAPI()
+    api = FastAPI(docs_url=None)
     add_pages(api)
     outer = FastAPI()
     outer.mount("/lab", api)
