@@ -14,13 +14,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from regrad.config import ServeConfig
+from serve_app.api.answering import Answering
 from serve_app.api.docs import DESCRIPTION, with_keys
 from serve_app.api.errors import Problem, Refused
 from serve_app.api.middleware import BodyLimit, LastErrors, Requests
 from serve_app.api.native import add_native_routes
 from serve_app.api.openai import add_openai_routes
 from serve_app.api.pages import add_pages
-from serve_app.messages import Answering
 from serve_app.protection.gate import is_open
 from serve_app.protection.protect import protect
 

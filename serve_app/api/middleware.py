@@ -16,9 +16,9 @@ from ray.serve.exceptions import RayServeException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.api.answering import Answering
 from serve_app.api.errors import Problem, Refused, reported
 from serve_app.api.record import Record, record_at_hand
-from serve_app.messages import Answering
 
 logger = logging.getLogger("ray.serve")
 

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 
 from regrad.config import LimitsConfig
 from regrad.methods import METHODS
+from serve_app.api.answering import Answering
 from serve_app.api.calling import CallerOf, attempt, watched
 from serve_app.api.docs import ANSWER_EVENTS, COMPARE_EVENTS, READING_PROBLEMS, READY_PROBLEMS, or_events
 from serve_app.api.errors import Problem, Refused
@@ -30,7 +31,7 @@ from serve_app.api.replies import (
     passage_infos,
 )
 from serve_app.api.streaming import Chunks, Events, EventStream, merged, opened, sse
-from serve_app.messages import Answering, Ask, Event, Found, Piece, Reply
+from serve_app.messages import Ask, Event, Found, Piece, Reply
 
 _TAKES_UPDATES = "Server-sent events with `stream`: `passages`, any number of `token`, then `done` or `error`."
 _TAGS: list[str | Enum] = ["regrad"]

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Path
 
 from regrad.config import LimitsConfig
 from regrad.methods import METHODS
+from serve_app.api.answering import Answering
 from serve_app.api.calling import Caller, CallerOf, attempt, watched
 from serve_app.api.docs import CHUNK_EVENTS, MODEL_PROBLEMS, or_events
 from serve_app.api.errors import Problem, Refused
@@ -31,7 +32,7 @@ from serve_app.api.openai_replies import (
     completion,
 )
 from serve_app.api.streaming import EventStream, merged, opened
-from serve_app.messages import Answering, Ask, Found, Reply
+from serve_app.messages import Ask, Found, Reply
 
 _TAGS: list[str | Enum] = ["openai"]
 
