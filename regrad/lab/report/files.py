@@ -1,0 +1,27 @@
+"""Files that only the report needs: people whom the base has memorised, and the first documents of the corpus."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from regrad.config import LabReportConfig
+from regrad.corpus import encode_passages
+from regrad.lab.files import CORPUS, QUESTIONS, documents, held_out_corpus, jsonl, people_questions
+from regrad.lab.world import World
+from regrad.storage import Storage
+
+
+def write_memorised(config: LabReportConfig) -> str:
+    """Documents of the memorised people, and as many questions about them as about the others."""
+    storage, people = Storage(f"{config.output}/memorised"), World().memorised
+    storage.write(CORPUS, encode_passages(documents(people)))
+    storage.write(QUESTIONS, jsonl(asdict(item) for item in people_questions(people, config.questions)))
+    return f"questions about {len(people)} memorised people at {storage.uri}"
+
+
+def write_documents(config: LabReportConfig) -> str:
+    """The first so many documents of the corpus, a file for each number of the drift study."""
+    storage, corpus = Storage(f"{config.output}/documents"), held_out_corpus(World())
+    for count in config.documents:
+        storage.write(f"{count}.jsonl", encode_passages(corpus[:count]))
+    return f"the first {', '.join(map(str, config.documents))} documents at {storage.uri}"

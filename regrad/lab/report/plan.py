@@ -1,0 +1,170 @@
+"""All steps of the lab report, in stages; the steps of a stage need nothing of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from regrad.config import (
+    AdaptersConfig,
+    BuildConfig,
+    FinetuneConfig,
+    IndexConfig,
+    LabConfig,
+    LabReportConfig,
+    MetaTrainConfig,
+    builtin_config,
+)
+from regrad.config.lab import LabVariant
+from regrad.lab.report.studies import STUDIES, study
+from regrad.settings import Settings, load_settings
+
+Job = Literal["world", "memorised", "documents", "index", "train", "raw", "finetune", "adapters", "bank", "eval", "measure"]
+
+HARD: tuple[LabVariant, ...] = ("many", "long", "conflict", "unseen", "firms")
+NOTES_PEOPLE = 3
+"""People of one task record of the lab `many`: each has five notes of about 110 tokens."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of work, complete or absent. `alone`: it takes all workers, so nothing runs beside it."""
+
+    name: str
+    job: Job
+    settings: Settings
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps that may run side by side."""
+
+    title: str
+    steps: tuple[Step, ...]
+
+
+def make_stages(config: LabReportConfig) -> list[Stage]:
+    """Everything, in order."""
+    return [
+        Stage("the lab's files", tuple(_files(config))),
+        Stage("indexes", tuple(_indexes(config))),
+        Stage("meta-training, and training the rivals", (*_starts(config), *_rivals(config))),
+        Stage("banks, and what is trained further", (*_continued(config), *_banks(config))),
+        Stage("questions", tuple(_studies(config))),
+        Stage("latency, batches, and the base's weights", (Step("measure", "measure", config, alone=True),)),
+    ]
+
+
+def _files(config: LabReportConfig) -> Iterator[Step]:
+    out = config.output
+    lab = LabConfig(
+        output=f"{out}/lab",
+        questions=config.questions,
+        task_records=config.records,
+        context_passages=5,
+        augmented=5,
+    )
+    yield Step("lab", "world", lab)
+    yield Step("memorised", "memorised", config)
+    yield Step("documents", "documents", config)
+    for variant in HARD:
+        people = {"people_per_record": NOTES_PEOPLE} if variant == "many" else {}
+        settings = LabConfig(
+            output=f"{out}/sets/{variant}",
+            variant=variant,
+            questions=config.questions if variant == "firms" else config.hard_questions,
+            task_records=config.records if variant == "firms" else min(config.records, 1500),
+            **people,
+        )
+        yield Step(f"lab {variant}", "world", settings)
+
+
+def _indexes(config: LabReportConfig) -> Iterator[Step]:
+    out = config.output
+    corpora = {"people": f"{out}/lab/corpus.jsonl", "memorised": f"{out}/memorised/corpus.jsonl"}
+    corpora |= {variant: f"{out}/sets/{variant}/corpus.jsonl" for variant in HARD}
+    corpora |= {f"documents-{count}": f"{out}/documents/{count}.jsonl" for count in config.documents}
+    for name, corpus in corpora.items():
+        settings = IndexConfig(corpus=corpus, output=f"{out}/index/{name}", threads=1)
+        yield Step(f"index {name}", "index", settings)
+
+
+def _starts(config: LabReportConfig) -> Iterator[Step]:
+    people, many, steps = "lab", "sets/many", config.steps
+    both = [f"{config.output}/{place}/tasks.jsonl" for place in (people, "sets/firms")]
+    icl = ["shape.in_prompt=true", "shape.questions=12"]
+    for seed in config.seeds:
+        yield _train(config, f"icl-{seed}", people, seed, steps.icl, icl)
+        yield _train(config, f"regrad-{seed}", people, seed, steps.regrad)
+        yield _train(config, f"mixed-{seed}", people, seed, steps.mixed, [f"tasks={both}"])
+        yield _train(config, f"notes-{seed}", many, seed, steps.notes)
+        yield _train(config, f"notes-icl-{seed}", many, seed, steps.notes_icl, icl)
+    yield Step("start raw", "raw", config)
+
+
+def _continued(config: LabReportConfig) -> Iterator[Step]:
+    for seed in config.seeds:
+        start = [f"start_from={config.output}/starts/regrad-{seed}", "optimizer.lr=2.0e-3"]
+        yield _train(config, f"continued-{seed}", "sets/firms", seed, config.steps.continued, start)
+
+
+def _train(
+    config: LabReportConfig, name: str, place: str, seed: int, steps: int, changes: Sequence[str] = ()
+) -> Step:
+    """One meta-training with the lab's settings."""
+    folder = f"{config.output}/{place}"
+    values = [
+        *(f"tasks={folder}/tasks.jsonl", f"dev={folder}/dev.jsonl", f"output={config.output}/starts/{name}"),
+        *(f"seed={seed}", f"optimizer.steps={steps}", f"checkpoints.every={max(100, steps // 2)}"),
+        *("cluster.workers=1", "watch.tensorboard=false", "watch.every=200"),
+    ]
+    return Step(f"start {name}", "train", load_settings(MetaTrainConfig, _file("train-lab"), [*values, *changes]))
+
+
+def _rivals(config: LabReportConfig) -> Iterator[Step]:
+    lab, steps = f"{config.output}/lab", config.steps
+    tasks = [f"tasks={lab}/tasks.jsonl", "optimizer.epochs=null", f"optimizer.steps={steps.fine_tuning}"]
+    epochs = f"optimizer.epochs={steps.epochs}"
+    yield _finetune(config, "ft-rag", ["objective=questions-with-passages", "max_examples=20000", *tasks])
+    yield _finetune(config, "ft-direct", ["objective=questions", "max_examples=20000", *tasks])
+    yield _finetune(config, "instruction-cpt", ["objective=instruction", f"corpus={lab}/augmented.jsonl", epochs])
+    for count in config.documents:
+        for seed in config.seeds:
+            corpus = f"corpus={config.output}/documents/{count}.jsonl"
+            yield _finetune(config, f"cpt-documents-{count}-{seed}", [corpus, epochs, f"seed={seed}"])
+    values = [f"corpus={lab}/augmented.jsonl", f"bank.uri={config.output}/banks/prag", "cluster.workers=1"]
+    adapters = load_settings(AdaptersConfig, _file("adapters-lab"), [*values, f"adapter.epochs={steps.adapters}"])
+    yield Step("adapters prag", "adapters", adapters)
+
+
+def _finetune(config: LabReportConfig, name: str, changes: Sequence[str]) -> Step:
+    values = [f"output={config.output}/adapters/{name}", "cluster.workers=1", "watch.tensorboard=false"]
+    settings = load_settings(FinetuneConfig, _file("finetune-lab"), [*values, *changes])
+    return Step(f"adapter {name}", "finetune", settings)
+
+
+def _banks(config: LabReportConfig) -> Iterator[Step]:
+    for seed in config.seeds:
+        yield _bank(config, f"regrad-{seed}", "lab")
+        yield _bank(config, f"icl-{seed}", "lab")
+        yield _bank(config, f"notes-{seed}", "sets/many")
+        yield _bank(config, f"notes-icl-{seed}", "sets/many")
+    yield _bank(config, "raw", "lab")
+
+
+def _bank(config: LabReportConfig, name: str, place: str) -> Step:
+    out = config.output
+    values = [f"meta_init={out}/starts/{name}", f"corpus={out}/{place}/corpus.jsonl", f"bank.uri={out}/banks/{name}"]
+    settings = load_settings(BuildConfig, _file("build-lab"), [*values, "cluster.workers=1"])
+    return Step(f"bank {name}", "bank", settings)
+
+
+def _studies(config: LabReportConfig) -> Iterator[Step]:
+    for name in STUDIES:
+        yield Step(f"study {name}", "eval", study(name, config), alone=True)
+
+
+def _file(name: str) -> Any:
+    return builtin_config(f"jobs/{name}.yaml")
