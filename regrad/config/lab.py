@@ -19,9 +19,7 @@ class LabConfig(Settings):
     """`regrad lab world`: the lab's files."""
 
     output: Location = "runs/lab"
-    variant: LabVariant = Field(
-        "people", description="the lab itself, or a harder one (regrad/lab/sets)"
-    )
+    variant: LabVariant = Field("people", description="the lab itself, or a harder one (regrad/lab/sets)")
     seed: int = 0
     questions: int = Field(200, ge=1)
     task_records: int = Field(4000, ge=1)

@@ -31,7 +31,9 @@ class LabReportConfig(Settings):
     questions: int = Field(200, ge=2, le=2000, description="of each set")
     hard_questions: int = Field(150, ge=2, le=2000, description="of each harder lab")
     records: int = Field(4000, ge=1, description="task records of meta-training")
-    documents: tuple[int, ...] = Field((50, 100, 200, 400), min_length=1, max_length=4, description="injected, in the drift study")
+    documents: tuple[int, ...] = Field(
+        (50, 100, 200, 400), min_length=2, max_length=4, description="injected, in the drift study"
+    )
     steps: LabStepsConfig = LabStepsConfig()
     timed: int = Field(60, ge=2, le=2000, description="questions whose latency is measured, one at a time")
     batched: int = Field(192, ge=2, le=2000, description="questions that are answered in batches and one by one")
@@ -39,7 +41,10 @@ class LabReportConfig(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> LabReportConfig:
-        if list(self.documents) != sorted(set(self.documents)) or not 1 <= self.documents[0] <= self.documents[-1] <= 400:
+        if (
+            list(self.documents) != sorted(set(self.documents))
+            or not 1 <= self.documents[0] <= self.documents[-1] <= 400
+        ):
             raise ValueError("documents are growing numbers from 1 to 400, the documents that the lab has")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds has a number twice: {self.seeds}")

@@ -90,9 +90,7 @@ def unchanged(
     return weights_digest(lm.model) == before and base() == answers
 
 
-def _way(
-    endless: LanguageModel, lm: LanguageModel, method: MethodConfig, new_tokens: int
-) -> Callable[[Asked], None]:
+def _way(endless: LanguageModel, lm: LanguageModel, method: MethodConfig, new_tokens: int) -> Callable[[Asked], None]:
     updates, engine, prompt = open_updates(method, lm), Engine(endless), _prompts(lm, method)
 
     def ask(item: Asked) -> None:

@@ -32,7 +32,12 @@ class Journal:
 
     def finish(self, step: Step, line: str, seconds: float, clock: float) -> None:
         """Note that a step is complete, what it took, and for how long the report has been at work in all."""
-        note = {"line": line, "seconds": round(seconds, 1), "clock": round(clock, 1), "settings": _content(step.settings)}
+        note = {
+            "line": line,
+            "seconds": round(seconds, 1),
+            "clock": round(clock, 1),
+            "settings": _content(step.settings),
+        }
         self._storage.write(_name(step), (json.dumps(note, indent=1) + "\n").encode())
 
     def clock(self) -> float:

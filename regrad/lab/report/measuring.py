@@ -12,9 +12,9 @@ from regrad.config import LabReportConfig, MethodConfig
 from regrad.corpus import Passage, read_passages
 from regrad.evaluation import measuring
 from regrad.evaluation.storing import bytes_by_codec, bytes_in_bank
-from regrad.language_model.loading import load_language_model
 from regrad.lab.files import CORPUS, people_questions
 from regrad.lab.world import World
+from regrad.language_model.loading import load_language_model
 from regrad.meta_init import MetaInit
 from regrad.methods import Asked
 from regrad.storage import Storage

@@ -20,7 +20,9 @@ from regrad.config.lab import LabVariant
 from regrad.lab.report.studies import STUDIES, study
 from regrad.settings import Settings, load_settings
 
-Job = Literal["world", "memorised", "documents", "index", "train", "raw", "finetune", "adapters", "bank", "eval", "measure"]
+Job = Literal[
+    "world", "memorised", "documents", "index", "train", "raw", "finetune", "adapters", "bank", "eval", "measure"
+]
 
 HARD: tuple[LabVariant, ...] = ("many", "long", "conflict", "unseen", "firms")
 NOTES_PEOPLE = 3
@@ -110,9 +112,7 @@ def _continued(config: LabReportConfig) -> Iterator[Step]:
         yield _train(config, f"continued-{seed}", "sets/firms", seed, config.steps.continued, start)
 
 
-def _train(
-    config: LabReportConfig, name: str, place: str, seed: int, steps: int, changes: Sequence[str] = ()
-) -> Step:
+def _train(config: LabReportConfig, name: str, place: str, seed: int, steps: int, changes: Sequence[str] = ()) -> Step:
     """One meta-training with the lab's settings."""
     folder = f"{config.output}/{place}"
     values = [

@@ -11,7 +11,7 @@ from regrad.settings import parse_settings, read_yaml
 
 STUDIES = ("methods", "passages", "merges", "drift", "general", "domains", "hard", "notes")
 DOCUMENTS = (50, 100, 200, 400)
-"""Of the drift study's files; a report with fewer or other numbers puts its own in their place, the last for the last."""
+"""Of the drift study's files; a report with fewer or other numbers puts its own there, the last for the last."""
 
 _PLACE = "runs/lab-report/"
 _COUNT = re.compile(r"\bdocuments-(\d+)")
