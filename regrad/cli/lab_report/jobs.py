@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from regrad.config import LabConfig, LabReportConfig, MetaTrainConfig, builtin_config
-from regrad.lab.report.plan import Job
+from regrad.lab.report.plan import Job, corpora
 from regrad.settings import load_settings
 
 
@@ -48,6 +48,16 @@ def _raw(config: LabReportConfig) -> str:
     return f"untrained MetaInit at {uri}"
 
 
+def _index(config: LabReportConfig) -> str:
+    """All of them in one process: of a small index most of the time is the start of Java."""
+    from regrad.corpus import read_passages
+    from regrad.retrieval.lucene import build_index
+
+    found = corpora(config)
+    counts = [build_index(read_passages(uri), f"{config.output}/index/{name}") for name, uri in found.items()]
+    return f"{len(found)} BM25 indexes at {config.output}/index: {sum(counts)} passages"
+
+
 def _measure(config: LabReportConfig) -> str:
     from regrad.lab.report.measuring import measure
 
@@ -70,7 +80,7 @@ _JOBS: dict[Job, Callable[[Any], str]] = {
     "documents": _documents,
     "raw": _raw,
     "measure": _measure,
-    "index": _ray_job("index_corpus"),
+    "index": _index,
     "train": _ray_job("meta_train"),
     "finetune": _ray_job("finetune"),
     "adapters": _ray_job("train_adapters"),

@@ -143,7 +143,8 @@ def _duels(duels: Sequence[Duel]) -> Iterator[str]:
     yield (
         "RAG with the base model against the best of ReGrad's rows (the start that did best there, with or without the "
         f"passages in the prompt), same questions, same k: RAG is significantly better in {counts['RAG']} of "
-        f"{len(duels)}, ReGrad in {counts['ReGrad']}. Points of exact match of RAG less ReGrad's; p after Holm's correction over all."
+        f"{len(duels)}, ReGrad in {counts['ReGrad']}. Points of exact match of RAG less ReGrad's; p after Holm's "
+        "correction over all."
     )
     head = ("set (study)", "k", "best of ReGrad", "RAG's lead", "95% interval", "p", "better")
     yield _grid(Grid("", "", head, rows))
@@ -177,8 +178,8 @@ def _costs(report: Report) -> Iterator[str]:
     weights = "are bit-identical" if measured.unchanged else "HAVE CHANGED: this is a bug"
     yield (
         "One question at a time in one process and on one thread, the same number of new tokens for all, atoms in "
-        f"memory, no retrieval. The base weights, and the base's answers about memorised people, {weights} after questions "
-        "under updates."
+        f"memory, no retrieval. The base weights, and the base's answers about memorised people, {weights} after "
+        "questions under updates."
     )
 
 

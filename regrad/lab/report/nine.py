@@ -37,8 +37,8 @@ def best_without_prompt(table: Table) -> Claim:
     parts += [_icl("methods", "people", K, table), _icl("notes", "many", k, table)]
     notes = [
         f"On people RAG reads {_points(table, rows['rag'])} and ReGrad + ICL {_points(table, rows['regrad+icl'])}: "
-        "three short passages are easy to read, so that set can hardly tell the two apart; `many` has more text than the "
-        "context holds."
+        "three short passages are easy to read, so that set can hardly tell the two apart; `many` has more text than "
+        "the context holds."
     ]
     return Claim(
         1,

@@ -10,7 +10,6 @@ from regrad.config import (
     AdaptersConfig,
     BuildConfig,
     FinetuneConfig,
-    IndexConfig,
     LabConfig,
     LabReportConfig,
     MetaTrainConfig,
@@ -51,7 +50,7 @@ def make_stages(config: LabReportConfig) -> list[Stage]:
     """Everything, in order."""
     return [
         Stage("the lab's files", tuple(_files(config))),
-        Stage("indexes", tuple(_indexes(config))),
+        Stage("indexes", (Step("indexes", "index", config),)),
         Stage("meta-training, and training the rivals", (*_starts(config), *_rivals(config))),
         Stage("banks, and what is trained further", (*_continued(config), *_banks(config))),
         Stage("questions", tuple(_studies(config))),
@@ -83,14 +82,13 @@ def _files(config: LabReportConfig) -> Iterator[Step]:
         yield Step(f"lab {variant}", "world", settings)
 
 
-def _indexes(config: LabReportConfig) -> Iterator[Step]:
+def corpora(config: LabReportConfig) -> dict[str, str]:
+    """What is indexed, by the index's name."""
     out = config.output
-    corpora = {"people": f"{out}/lab/corpus.jsonl", "memorised": f"{out}/memorised/corpus.jsonl"}
-    corpora |= {variant: f"{out}/sets/{variant}/corpus.jsonl" for variant in HARD}
-    corpora |= {f"documents-{count}": f"{out}/documents/{count}.jsonl" for count in config.documents}
-    for name, corpus in corpora.items():
-        settings = IndexConfig(corpus=corpus, output=f"{out}/index/{name}", threads=1)
-        yield Step(f"index {name}", "index", settings)
+    found = {"people": f"{out}/lab/corpus.jsonl", "memorised": f"{out}/memorised/corpus.jsonl"}
+    found |= {variant: f"{out}/sets/{variant}/corpus.jsonl" for variant in HARD}
+    found |= {f"documents-{count}": f"{out}/documents/{count}.jsonl" for count in config.documents}
+    return found
 
 
 def _starts(config: LabReportConfig) -> Iterator[Step]:
