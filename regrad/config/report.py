@@ -12,12 +12,12 @@ class LabStepsConfig(Settings):
     """How long each start is meta-trained, and each rival fine-tuned, in steps."""
 
     regrad: int = Field(1000, ge=1, description="without passages in the prompt")
-    icl: int = Field(600, ge=1, description="with passages in the prompt")
-    mixed: int = Field(1000, ge=1, description="on people and firms together")
-    continued: int = Field(500, ge=1, description="from people on to firms")
-    notes: int = Field(600, ge=1, description="on the lab `many`: five notes a person")
-    notes_icl: int = Field(400, ge=1, description="the same with the notes in the prompt")
-    fine_tuning: int = Field(600, ge=1, description="ft-direct and ft-rag")
+    icl: int = Field(250, ge=1, description="with passages in the prompt")
+    mixed: int = Field(800, ge=1, description="on people and firms together")
+    continued: int = Field(400, ge=1, description="from people on to firms")
+    notes: int = Field(500, ge=1, description="on the lab `many`: five notes a person")
+    notes_icl: int = Field(120, ge=1, description="the same with the notes in the prompt")
+    fine_tuning: int = Field(400, ge=1, description="ft-direct and ft-rag")
     epochs: int = Field(10, ge=1, description="of cpt and instruction-cpt over the corpus")
     adapters: int = Field(6, ge=1, description="epochs of an adapter over its passage and questions")
 

@@ -14,7 +14,7 @@ from regrad.lab.report.claims import Claim, fact, less_than, more, ratio_above, 
 from regrad.lab.report.findings import duels, gaps
 from regrad.lab.report.nine import nine_claims
 from regrad.lab.report.plan import make_stages
-from regrad.lab.report.studies import STUDIES, study
+from regrad.lab.report.studies import ONE_SEED, STUDIES, study
 from regrad.lab.report.table import Measured, Table
 from regrad.settings import load_settings
 from tests.unit.evaluating import record
@@ -157,7 +157,7 @@ def wrong() -> Iterator[tuple[int, Callable[[], Shares]]]:
     yield 1, changed((("notes", "many", "rag", 1), 1.0))
     yield 2, changed((("methods", "people", "raw gradients", 3), 0.45))
     yield 3, changed((("passages", "random", "regrad", 3), 0.5))
-    yield 4, changed((("notes", "many", "regrad", 1), 0.98))
+    yield 4, changed((("notes", "many", "regrad", 1), 0.8))
     yield 5, changed(*(((("passages", "gold and random", "rag", k)), 1.0) for k in (1, 3, 5)))
     yield 6, changed((("drift", "documents-4", "cpt", 0), 0.6))
     yield 7, changed((("domains", "firms", "trained on people", 3), 0.9))
@@ -208,7 +208,7 @@ def test_everything_that_a_study_needs_is_made_by_a_step(name: str) -> None:
     for each in STUDIES:
         settings = study(each, config)
         assert settings.output == f"/tmp/out/studies/{each}"
-        assert settings.seeds == config.seeds
+        assert settings.seeds == (config.seeds[:1] if each in ONE_SEED else config.seeds)
         for method in settings.methods:
             for place in filter(None, (method.meta_init, method.bank, method.adapter)):
                 for seed in config.seeds:

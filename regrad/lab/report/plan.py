@@ -26,6 +26,8 @@ Job = Literal[
 HARD: tuple[LabVariant, ...] = ("many", "long", "conflict", "unseen", "firms")
 NOTES_PEOPLE = 3
 """People of one task record of the lab `many`: each has five notes of about 110 tokens."""
+NOTES_READ = 4
+"""Notes that the base's context holds."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def make_stages(config: LabReportConfig) -> list[Stage]:
         Stage("the lab's files", tuple(_files(config))),
         Stage("indexes", (Step("indexes", "index", config),)),
         Stage("meta-training, and training the rivals", (*_starts(config), *_rivals(config))),
-        Stage("banks, and what is trained further", (*_continued(config), *_banks(config))),
+        Stage("training further", tuple(_continued(config))),
+        Stage("banks", tuple(_banks(config))),
         Stage("questions", tuple(_studies(config))),
         Stage("latency, batches, and the base's weights", (Step("measure", "measure", config, alone=True),)),
     ]
@@ -100,7 +103,6 @@ def _starts(config: LabReportConfig) -> Iterator[Step]:
         yield _train(config, f"regrad-{seed}", people, seed, steps.regrad)
         yield _train(config, f"mixed-{seed}", people, seed, steps.mixed, [f"tasks={both}"])
         yield _train(config, f"notes-{seed}", many, seed, steps.notes)
-        yield _train(config, f"notes-icl-{seed}", many, seed, steps.notes_icl, icl)
     yield Step("start raw", "raw", config)
 
 
@@ -108,13 +110,17 @@ def _continued(config: LabReportConfig) -> Iterator[Step]:
     for seed in config.seeds:
         start = [f"start_from={config.output}/starts/regrad-{seed}", "optimizer.lr=2.0e-3"]
         yield _train(config, f"continued-{seed}", "sets/firms", seed, config.steps.continued, start)
+        # Four notes are what the context holds.
+        icl = ["shape.in_prompt=true", "shape.questions=4", f"shape.k={NOTES_READ}", "shape.bad_tasks=skip"]
+        notes = [f"start_from={config.output}/starts/notes-{seed}", "optimizer.lr=2.0e-3", *icl]
+        yield _train(config, f"notes-icl-{seed}", "sets/many", seed, config.steps.notes_icl, notes)
 
 
 def _train(config: LabReportConfig, name: str, place: str, seed: int, steps: int, changes: Sequence[str] = ()) -> Step:
     """One meta-training with the lab's settings."""
     folder = f"{config.output}/{place}"
     values = [
-        *(f"tasks={folder}/tasks.jsonl", f"dev={folder}/dev.jsonl", f"output={config.output}/starts/{name}"),
+        *(f"tasks={folder}/tasks.jsonl", "dev=null", f"output={config.output}/starts/{name}"),
         *(f"seed={seed}", f"optimizer.steps={steps}", f"checkpoints.every={max(100, steps // 2)}"),
         *("cluster.workers=1", "watch.tensorboard=false", "watch.every=200"),
     ]
@@ -126,6 +132,8 @@ def _rivals(config: LabReportConfig) -> Iterator[Step]:
     tasks = [f"tasks={lab}/tasks.jsonl", "optimizer.epochs=null", f"optimizer.steps={steps.fine_tuning}"]
     epochs = f"optimizer.epochs={steps.epochs}"
     yield _finetune(config, "ft-rag", ["objective=questions-with-passages", "max_examples=20000", *tasks])
+    many = [f"tasks={config.output}/sets/many/tasks.jsonl", *tasks[1:], f"k={NOTES_READ}", "max_tokens=512"]
+    yield _finetune(config, "ft-rag-notes", ["objective=questions-with-passages", "max_examples=8000", *many])
     yield _finetune(config, "ft-direct", ["objective=questions", "max_examples=20000", *tasks])
     yield _finetune(config, "instruction-cpt", ["objective=instruction", f"corpus={lab}/augmented.jsonl", epochs])
     for count in config.documents:

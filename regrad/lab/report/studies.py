@@ -10,6 +10,8 @@ from regrad.config import EvalConfig, LabReportConfig, builtin_config
 from regrad.settings import parse_settings, read_yaml
 
 STUDIES = ("methods", "passages", "merges", "drift", "general", "domains", "hard", "notes")
+ONE_SEED = ("hard",)
+"""Studies that no claim rests on."""
 DOCUMENTS = (50, 100, 200, 400)
 """Of the drift study's files; a report with fewer or other numbers puts its own there, the last for the last."""
 
@@ -29,8 +31,9 @@ def study(name: str, config: LabReportConfig) -> EvalConfig:
         text = _COUNT.sub(lambda found: f"documents-{counts[int(found[1])]}", text)
         return f"{config.output}/{text.removeprefix(_PLACE)}" if text.startswith(_PLACE) else text
 
-    seeds = {"seeds": list(config.seeds), "cluster": config.cluster.model_dump()}
-    return parse_settings(EvalConfig, _each_text(data, fitted) | seeds, str(path))
+    seeds = config.seeds[:1] if name in ONE_SEED else config.seeds
+    own = {"seeds": list(seeds), "cluster": config.cluster.model_dump()}
+    return parse_settings(EvalConfig, _each_text(data, fitted) | own, str(path))
 
 
 def _wanted(one: Any, counts: Mapping[int, int]) -> bool:
