@@ -7,10 +7,7 @@ from typing import Any
 
 from regrad.errors import EvaluationError
 from regrad.lab.report.plan import Step
-from regrad.settings import Settings
 from regrad.storage import Storage
-
-_FREE = {"cluster", "watch", "report"}
 
 
 class Journal:
@@ -23,7 +20,7 @@ class Journal:
         """Whether the step is complete; raises `EvaluationError` if it was done with other settings."""
         if not self._storage.exists(_name(step)):
             return False
-        if self._note(_name(step)).get("settings") != _content(step.settings):
+        if self._note(_name(step)).get("settings") != step.content:
             raise EvaluationError(
                 f"step '{step.name}' at {self._storage.uri} was done with other settings; give the report another "
                 "output, or remove this one"
@@ -36,7 +33,7 @@ class Journal:
             "line": line,
             "seconds": round(seconds, 1),
             "clock": round(clock, 1),
-            "settings": _content(step.settings),
+            "settings": step.content,
         }
         self._storage.write(_name(step), (json.dumps(note, indent=1) + "\n").encode())
 
@@ -60,7 +57,3 @@ class Journal:
 
 def _name(step: Step) -> str:
     return f"{step.name.replace(' ', '-')}.json"
-
-
-def _content(settings: Settings) -> dict[str, Any]:
-    return settings.model_dump(mode="json", exclude=_FREE)

@@ -30,14 +30,27 @@ NOTES_READ = 4
 """Notes that the base's context holds."""
 
 
+_FREE = {"cluster", "watch", "report"}
+
+
 @dataclass(frozen=True)
 class Step:
-    """One piece of work, complete or absent. `alone`: it takes all workers, so nothing runs beside it."""
+    """One piece of work, complete or absent. `alone`: it takes all workers, so nothing runs beside it.
+
+    `keys` are the settings that its result depends on; all, if none are named.
+    """
 
     name: str
     job: Job
     settings: Settings
     alone: bool = False
+    keys: tuple[str, ...] = ()
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides its result."""
+        found = self.settings.model_dump(mode="json", exclude=_FREE)
+        return {key: found[key] for key in self.keys or found}
 
 
 @dataclass(frozen=True)
@@ -52,12 +65,12 @@ def make_stages(config: LabReportConfig) -> list[Stage]:
     """Everything, in order."""
     return [
         Stage("the lab's files", tuple(_files(config))),
-        Stage("indexes", (Step("indexes", "index", config),)),
+        Stage("indexes", (Step("indexes", "index", config, keys=("output", "documents")),)),
         Stage("meta-training, and training the rivals", (*_starts(config), *_rivals(config))),
         Stage("training further", tuple(_continued(config))),
         Stage("banks", tuple(_banks(config))),
         Stage("questions", tuple(_studies(config))),
-        Stage("latency, batches, and the base's weights", (Step("measure", "measure", config, alone=True),)),
+        Stage("latency, batches, and the base's weights", (_measuring(config),)),
     ]
 
 
@@ -71,8 +84,8 @@ def _files(config: LabReportConfig) -> Iterator[Step]:
         augmented=5,
     )
     yield Step("lab", "world", lab)
-    yield Step("memorised", "memorised", config)
-    yield Step("documents", "documents", config)
+    yield Step("memorised", "memorised", config, keys=("output", "questions"))
+    yield Step("documents", "documents", config, keys=("output", "documents"))
     for variant in HARD:
         people = {"people_per_record": NOTES_PEOPLE} if variant == "many" else {}
         settings = LabConfig(
@@ -103,7 +116,7 @@ def _starts(config: LabReportConfig) -> Iterator[Step]:
         yield _train(config, f"regrad-{seed}", people, seed, steps.regrad)
         yield _train(config, f"mixed-{seed}", people, seed, steps.mixed, [f"tasks={both}"])
         yield _train(config, f"notes-{seed}", many, seed, steps.notes)
-    yield Step("start raw", "raw", config)
+    yield Step("start raw", "raw", config, keys=("output",))
 
 
 def _continued(config: LabReportConfig) -> Iterator[Step]:
@@ -170,6 +183,10 @@ def _bank(config: LabReportConfig, name: str, place: str) -> Step:
 def _studies(config: LabReportConfig) -> Iterator[Step]:
     for name in STUDIES:
         yield Step(f"study {name}", "eval", study(name, config), alone=True)
+
+
+def _measuring(config: LabReportConfig) -> Step:
+    return Step("measure", "measure", config, alone=True, keys=("output", "seeds", "timed", "batched"))
 
 
 def _file(name: str) -> Any:
