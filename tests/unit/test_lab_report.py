@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from regrad.config import LabReportConfig, builtin_config
 from regrad.errors import EvaluationError
-from regrad.evaluation.records import Record
+from regrad.evaluation.records import Record, write_records
+from regrad.evaluation.runner.output import CellCard, Planned
 from regrad.lab.report.claims import Claim, fact, less_than, more, ratio_above, ratio_below, settle
 from regrad.lab.report.findings import duels, gaps
+from regrad.lab.report.journal import Journal
 from regrad.lab.report.nine import nine_claims
 from regrad.lab.report.plan import make_stages
 from regrad.lab.report.studies import ONE_SEED, STUDIES, study
 from regrad.lab.report.table import Measured, Table
+from regrad.lab.report.writing import write_report
 from regrad.settings import load_settings
+from regrad.storage import Storage
 from tests.unit.evaluating import record
 
 QUESTIONS = 200
@@ -103,13 +111,14 @@ def as_in_the_paper() -> dict[tuple[str, str, str, int], float]:
         found["notes", "many", "rag", k] = 0.5
         found["notes", "many", "regrad+icl", k] = 0.99
     for name, cpt, ours in (("documents-1", 0.2, 0.2), ("documents-2", 0.5, 0.5), ("documents-4", 0.2, 0.95)):
-        found["drift", name, "cpt", 0] = cpt
+        found["drift", name, "cpt", 0], found["drift", name, "rag", 3] = cpt, ours
         found["drift", name, "regrad", 3] = ours
         found["general", "memorised", f"cpt, {name}", 0] = 0.5
     found["general", "memorised", "direct", 0] = 1.0
     for name in ("raw gradients", "regrad"):
         found["general", "memorised", name, 3] = 0.7
     found["general", "memorised, own passages", "raw gradients", 3] = 0.6
+    found["hard", "long", "rag", 3], found["hard", "long", "regrad", 3] = 0.9, 0.3
     firms = {"trained on people": 0.02, "trained on both": 0.9, "continued on firms": 0.9, "rag": 0.02, "direct": 0.02}
     for name, share in firms.items():
         found["domains", "firms", name, 0 if name == "direct" else 3] = share
@@ -216,6 +225,62 @@ def test_everything_that_a_study_needs_is_made_by_a_step(name: str) -> None:
                         filled = place.replace("{seed}", str(seed)).replace("{set}", one.name)
                         assert filled.startswith("/tmp/out/")
                         assert filled.rsplit("/", 1)[1] in made, filled
+
+
+def write_run(folder: Path, shares: Shares) -> LabReportConfig:
+    """A report's directory with these shares as records, and measurements."""
+    studies: dict[str, list[CellCard]] = {}
+    for number, ((name, of, method, k), share) in enumerate(shares.items()):
+        rows = [record(q, bool(v), method, set=of, k=k, model="lab") for q, v in scores(share).items()]
+        card = CellCard(name=f"cell-{number}", model="lab", set=of, method=method, k=k, seed=0, questions=QUESTIONS)
+        write_records(Storage(f"{folder}/studies/{name}"), f"cells/{card.name}.parquet", rows)
+        studies.setdefault(name, []).append(card)
+    for name, cards in studies.items():
+        planned = Planned(format=1, metric="em", compare_to=None, k=(3,), cells=tuple(cards))
+        Storage(f"{folder}/studies/{name}").write("plan.json", planned.model_dump_json().encode())
+    found = asdict(measured())
+    batching = {name: found[name] for name in ("different", "alone", "together", "questions")}
+    kept = {"latency": found["latency"], "batching": batching, "unchanged": True, "bytes": found["bytes"]}
+    (folder / "measured.json").write_text(json.dumps(kept))
+    return LabReportConfig(output=str(folder), report=str(folder / "doc" / "report.md"))
+
+
+def test_the_document_says_what_the_claims_say_and_shows_every_figure(tmp_path: Path) -> None:
+    config = write_run(tmp_path, as_in_the_paper() | {("methods", "people", "raw gradients", 3): 0.6})
+    line = write_report(config, seconds=120.0)
+    assert line.startswith(f"8 of 9 claims reproduced; report at {tmp_path}/doc/report.md")
+    text = (tmp_path / "doc" / "report.md").read_text()
+    assert "**8 of the 9 claims are reproduced.**" in text
+    second = text.split("### 2. ")[1].split("### 3. ")[0]
+    assert "**Not reproduced.**" in second
+    assert "Direct has 20.0 on people it has never seen" in second
+    assert "**Reproduced.**" in text.split("### 3. ")[1].split("### 4. ")[0]
+    images = re.findall(r"\]\((images/[^)]+)\)", text)
+    assert len(images) == len(set(images)) == 7
+    for image in images:
+        assert (tmp_path / "doc" / image).read_bytes().startswith(b"<?xml")
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert [one["reproduced"] for one in found["claims"]] == [True, False, *[True] * 7]
+    assert found["figures"]["k3_gap"] == pytest.approx(2.0)
+    assert len(found["rows"]) == len(as_in_the_paper())
+    assert found["seconds"] == 120.0
+    write_report(config, seconds=120.0)
+    assert (tmp_path / "doc" / "report.md").read_text() == text, "the same records give the same report"
+
+
+def test_a_step_is_done_once_and_other_settings_are_refused(tmp_path: Path) -> None:
+    config = LabReportConfig(output=str(tmp_path))
+    journal, step = Journal(config.output), make_stages(config)[0].steps[0]
+    assert not journal.done(step)
+    assert journal.clock() == 0.0
+    journal.finish(step, "made", 3.0, 7.0)
+    assert journal.done(step)
+    assert (journal.clock(), journal.seconds(step)) == (7.0, 3.0)
+    more_records = make_stages(config.model_copy(update={"records": 5}))[0].steps[0]
+    with pytest.raises(EvaluationError, match="step 'lab' at .* was done with other settings"):
+        journal.done(more_records)
+    other_seeds = make_stages(config.model_copy(update={"seeds": (7,)}))[0].steps[0]
+    assert journal.done(other_seeds), "the lab's files do not depend on the seeds"
 
 
 def test_numbers_of_documents_take_the_files_places() -> None:
