@@ -11,7 +11,7 @@ from regrad.evaluation.report.entries import Entry
 from regrad.evaluation.report.grids import UNKNOWN, Grid, Text, chance, number, percent, size
 from regrad.evaluation.report.markdown import escape, table_lines
 from regrad.evaluation.report.tables import score_grid
-from regrad.lab.report.claims import Claim, Part, Unit
+from regrad.lab.report.claims import ALPHA, Claim, Part, Unit
 from regrad.lab.report.findings import BY_RANK, Duel
 from regrad.lab.report.pictures import Picture
 from regrad.lab.report.table import Measured
@@ -117,7 +117,7 @@ def _claim(claim: Claim) -> Iterator[str]:
             Text(_value(part.value, part.unit)),
             Text(_interval(part)),
             Text(UNKNOWN if part.p is None else chance(part.p)),
-            Text("yes" if part.holds else "no", strong=not part.holds),
+            Text(_holds(part), strong=not part.holds),
         )
         for part in claim.parts
     )
@@ -126,11 +126,19 @@ def _claim(claim: Claim) -> Iterator[str]:
         yield escape(" ".join(claim.notes))
 
 
+def _holds(part: Part) -> str:
+    if part.holds:
+        return "yes"
+    opposite = not part.direction and part.p is not None and part.p < ALPHA
+    return "no, the opposite" if opposite else "no"
+
+
 def _duels(duels: Sequence[Duel]) -> Iterator[str]:
     rows = tuple(
         (
             Text(f"{duel.rag.set} ({duel.rag.study})"),
             Text(str(duel.rag.k)),
+            Text(duel.rag.method),
             Text(duel.ours.method),
             Text(f"{100 * duel.comparison.difference:+.1f}"),
             Text(f"[{percent(duel.comparison.interval.low)}, {percent(duel.comparison.interval.high)}]"),
@@ -141,13 +149,14 @@ def _duels(duels: Sequence[Duel]) -> Iterator[str]:
     )
     counts = {name: sum(duel.verdict == name for duel in duels) for name in ("RAG", "ReGrad", "neither")}
     yield (
-        "RAG with the base model against the best of ReGrad's rows (the start that did best there, with or without the "
-        f"passages in the prompt), same questions, same k: RAG is significantly better in {counts['RAG']} of "
+        "RAG with the base model, and RAG fine-tuned on the same tasks (ft-rag), against the best of ReGrad's rows on "
+        "these questions (the start that did best there, with or without the passages in the prompt: a choice that "
+        f"favours ReGrad), at the same k: RAG is significantly better in {counts['RAG']} of "
         f"{len(duels)}, ReGrad in {counts['ReGrad']}. Points of exact match of RAG less ReGrad's; p after Holm's "
         "correction over all."
     )
-    head = ("set (study)", "k", "best of ReGrad", "RAG's lead", "95% interval", "p", "better")
-    yield _grid(Grid("", "", head, rows))
+    head = ("set (study)", "k", "RAG", "best of ReGrad", "RAG's lead", "95% interval", "p", "better")
+    yield _grid(Grid("", "", head, rows, names=4))
 
 
 def _interference(report: Report) -> Iterator[str]:

@@ -10,6 +10,7 @@ from regrad.evaluation.significance import Comparison, compare, corrected
 from regrad.lab.report.table import Key, Table
 
 OURS = ("regrad", "regrad+icl", "regrad, relative", "trained on people", "trained on both", "continued on firms")
+RAGS = ("rag", "ft-rag")
 BY_RANK = ("first", "decayed", "softmax", "relative", "proportional", "orthogonal")
 """Merges that go by scores or order: here BM25's first passage is the right one, so they have k=1 again."""
 
@@ -43,10 +44,10 @@ def duels(table: Table, studies: tuple[str, ...] = ("passages", "domains", "hard
 def _pairs(table: Table, studies: tuple[str, ...]) -> Iterator[tuple[Key, Key]]:
     for study in studies:
         for name in table.sets(study):
-            for k in table.ks(study, name, "rag"):
+            for rag, k in [(rag, k) for rag in RAGS for k in table.ks(study, name, rag)]:
                 ours = [key for key in table.methods(study, name, k) if key.method in OURS]
                 if ours:
-                    yield Key(study, name, "rag", k), max(ours, key=table.mean)
+                    yield Key(study, name, rag, k), max(ours, key=table.mean)
 
 
 def gaps(table: Table) -> dict[str, Any]:

@@ -39,8 +39,8 @@ def best_without_prompt(table: Table) -> Claim:
     parts += [_icl("methods", "people", K, table), _icl("notes", "many", k, table)]
     notes = [
         f"On people RAG reads {_points(table, rows['rag'])} and ReGrad + ICL {_points(table, rows['regrad+icl'])}: "
-        "three short passages are easy to read, so that set can hardly tell the two apart; `many` has more text than "
-        "the context holds."
+        "with three short passages that set can hardly tell the two apart, so the best overall is also sought on many, "
+        "which has more text than the context holds; there all but RAG were trained on such notes."
     ]
     return Claim(
         1,
@@ -69,9 +69,11 @@ def raw_gradients(table: Table) -> Claim:
     ]
     known = Key("general", "memorised", "direct"), Key("general", "memorised, own passages", "raw gradients", K)
     foreign = Key("general", "memorised", "raw gradients", K)
+    ignorant = table.mean(Key("methods", "people", "direct")) < MARGINAL
+    why = ": there is nothing to lose, and a step towards the right passage can only add" if ignorant else ""
     notes = [
-        f"Direct has {_points(table, Key('methods', 'people', 'direct'))} on people it has never seen: there is "
-        f"nothing to lose, and any gradient of the right passage can only add ({'; '.join(others)}).",
+        f"Direct has {_points(table, Key('methods', 'people', 'direct'))} on people it has never seen{why} "
+        f"({'; '.join(others)}).",
         f"Where the base knows the answers (memorised people, Direct {_points(table, known[0])}), raw gradients of "
         f"three passages that BM25 finds leave {_points(table, known[1])}, and of three about other people "
         f"{_points(table, foreign)}.",
@@ -114,8 +116,7 @@ def inverted_u(table: Table) -> Claim:
     people = [Key("passages", "people", "regrad", k) for k in table.ks("passages", "people", "regrad")]
     notes = [
         f"Many: {_curve(table, list(rows.values()))}.",
-        f"People: {_curve(table, people)}. There BM25's first passage is nearly always the right one, so that a second "
-        "can only disturb: the curve has no rising side.",
+        f"People: {_curve(table, people)}. {_first_is_right(table)}",
     ]
     return Claim(
         4,
@@ -248,6 +249,13 @@ def batches(measured: Measured) -> Claim:
         "questions a second in batches over those one by one, fetching and adding atoms included",
         parts,
     )
+
+
+def _first_is_right(table: Table) -> str:
+    alone = table.mean(Key("passages", "people", "rag", 1))
+    if alone < 1 - MARGINAL:
+        return ""
+    return "There BM25's first passage is the right one, so that a second can only disturb: the curve cannot rise."
 
 
 def _best_k(table: Table, study: str, name: str, method: str) -> int:

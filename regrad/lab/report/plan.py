@@ -147,6 +147,8 @@ def _rivals(config: LabReportConfig) -> Iterator[Step]:
     yield _finetune(config, "ft-rag", ["objective=questions-with-passages", "max_examples=20000", *tasks])
     many = [f"tasks={config.output}/sets/many/tasks.jsonl", *tasks[1:], f"k={NOTES_READ}", "max_tokens=512"]
     yield _finetune(config, "ft-rag-notes", ["objective=questions-with-passages", "max_examples=8000", *many])
+    firms = [f"tasks={config.output}/sets/firms/tasks.jsonl", *tasks[1:]]
+    yield _finetune(config, "ft-rag-firms", ["objective=questions-with-passages", "max_examples=20000", *firms])
     yield _finetune(config, "ft-direct", ["objective=questions", "max_examples=20000", *tasks])
     yield _finetune(config, "instruction-cpt", ["objective=instruction", f"corpus={lab}/augmented.jsonl", epochs])
     for count in config.documents:
