@@ -44,7 +44,7 @@ def duels(table: Table, studies: tuple[str, ...] = ("passages", "domains", "hard
 def _pairs(table: Table, studies: tuple[str, ...]) -> Iterator[tuple[Key, Key]]:
     for study in studies:
         for name in table.sets(study):
-            for rag, k in [(rag, k) for rag in RAGS for k in table.ks(study, name, rag)]:
+            for rag, k in [(row, k) for row in RAGS for k in table.ks(study, name, row)]:
                 ours = [key for key in table.methods(study, name, k) if key.method in OURS]
                 if ours:
                     yield Key(study, name, rag, k), max(ours, key=table.mean)
