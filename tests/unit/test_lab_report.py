@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from regrad.config import LabReportConfig, builtin_config
+from regrad.corpus import Passage, encode_passages
 from regrad.errors import EvaluationError
 from regrad.evaluation.records import Record, write_records
 from regrad.evaluation.runner.output import CellCard, Planned
@@ -227,11 +228,16 @@ def test_everything_that_a_study_needs_is_made_by_a_step(name: str) -> None:
                         assert filled.rsplit("/", 1)[1] in made, filled
 
 
+def _asked(question: str) -> str:
+    return "Does Ada sing?" if question in ("q1", "q2", "q3") else "Who?"
+
+
 def write_run(folder: Path, shares: Shares) -> LabReportConfig:
     """A report's directory with these shares as records, and measurements."""
     studies: dict[str, list[CellCard]] = {}
     for number, ((name, of, method, k), share) in enumerate(shares.items()):
-        rows = [record(q, bool(v), method, set=of, k=k, model="lab") for q, v in scores(share).items()]
+        values = scores(share).items()
+        rows = [record(q, bool(v), method, set=of, k=k, model="lab", question=_asked(q)) for q, v in values]
         card = CellCard(name=f"cell-{number}", model="lab", set=of, method=method, k=k, seed=0, questions=QUESTIONS)
         write_records(Storage(f"{folder}/studies/{name}"), f"cells/{card.name}.parquet", rows)
         studies.setdefault(name, []).append(card)
@@ -241,6 +247,7 @@ def write_run(folder: Path, shares: Shares) -> LabReportConfig:
     found = asdict(measured())
     batching = {name: found[name] for name in ("different", "alone", "together", "questions")}
     kept = {"latency": found["latency"], "batching": batching, "unchanged": True, "bytes": found["bytes"]}
+    Storage(f"{folder}/documents").write("50.jsonl", encode_passages([Passage("ada", "Ada", "Ada sings.")]))
     (folder / "measured.json").write_text(json.dumps(kept))
     return LabReportConfig(output=str(folder), report=str(folder / "doc" / "report.md"))
 
@@ -255,6 +262,7 @@ def test_the_document_says_what_the_claims_say_and_shows_every_figure(tmp_path: 
     assert "**Not reproduced.**" in second
     assert "Direct has 20.0 on people it has never seen" in second
     assert "**Reproduced.**" in text.split("### 3. ")[1].split("### 4. ")[0]
+    assert "The 3 questions about the documents that came first" in text
     images = re.findall(r"\]\((images/[^)]+)\)", text)
     assert len(images) == len(set(images)) == 7
     for image in images:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from regrad.lab.report.claims import Claim, Part, fact, less_than, more, ratio_above, ratio_below, settle
-from regrad.lab.report.table import Key, Measured, Scores, Table, average, minus
+from regrad.lab.report.table import FIRST, Key, Measured, Scores, Table, average, minus
 
 K = 3
 """Passages of a question where a claim says nothing of them."""
@@ -170,6 +170,13 @@ def drift(table: Table) -> Claim:
         ]
     else:
         parts.append(_over(table, "CPT", cpt[0], cpt[-1]))
+    if table.sets(FIRST):
+        first = {m: [Key(FIRST, name, m, k) for name in sets] for m, k in (("regrad", K), ("cpt", 0))}
+        asked = len(table.scores(first["cpt"][0]))
+        notes.append(
+            f"The {asked} questions about the documents that came first: ReGrad {_line(table, first['regrad'])}; "
+            f"CPT {_line(table, first['cpt'])}."
+        )
     general = [Key("general", "memorised", f"cpt, {name}") for name in sets]
     notes.append(
         f"What the base had memorised: {_points(table, Key('general', 'memorised', 'direct'))} before; under CPT "

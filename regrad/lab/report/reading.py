@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from regrad.config import LabReportConfig
+from regrad.corpus import read_passages
 from regrad.errors import EvaluationError
 from regrad.evaluation.records import Record
 from regrad.evaluation.report.entries import Entry
@@ -13,7 +14,7 @@ from regrad.evaluation.report.gathering import gather
 from regrad.evaluation.runner.output import Output
 from regrad.lab.report.measuring import MEASURED
 from regrad.lab.report.studies import STUDIES
-from regrad.lab.report.table import Measured, Table
+from regrad.lab.report.table import FIRST, Measured, Table
 from regrad.storage import Storage
 
 
@@ -23,7 +24,14 @@ def read_table(config: LabReportConfig) -> Table:
     for name in STUDIES:
         output = _output(config, name)
         found[name] = [record for card in output.done(output.planned()) for record in output.records(card)]
+    found[FIRST] = _about(found["drift"], f"{config.output}/documents/{config.documents[0]}.jsonl")
     return Table(found)
+
+
+def _about(records: list[Record], corpus: str) -> list[Record]:
+    """Those whose question names somebody of these documents."""
+    names = [passage.title for passage in read_passages(corpus)]
+    return [record for record in records if any(name in record.question for name in names)]
 
 
 def read_entries(config: LabReportConfig) -> dict[str, list[Entry]]:

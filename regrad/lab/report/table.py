@@ -15,6 +15,10 @@ Scores = Mapping[str, float]
 """Exact match by question, the mean over seeds."""
 
 
+FIRST = "drift, first documents"
+"""The records of the drift study about the documents that are injected first."""
+
+
 class Key(NamedTuple):
     """One row of a study; `k` is 0 for a method that retrieves nothing."""
 
