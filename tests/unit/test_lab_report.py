@@ -6,7 +6,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -237,7 +237,7 @@ def write_run(folder: Path, shares: Shares) -> LabReportConfig:
     studies: dict[str, list[CellCard]] = {}
     for number, ((name, of, method, k), share) in enumerate(shares.items()):
         values = scores(share).items()
-        rows = [record(q, bool(v), method, set=of, k=k, model="lab", question=_asked(q)) for q, v in values]
+        rows = [replace(record(q, bool(v), method, set=of, k=k, model="lab"), question=_asked(q)) for q, v in values]
         card = CellCard(name=f"cell-{number}", model="lab", set=of, method=method, k=k, seed=0, questions=QUESTIONS)
         write_records(Storage(f"{folder}/studies/{name}"), f"cells/{card.name}.parquet", rows)
         studies.setdefault(name, []).append(card)
