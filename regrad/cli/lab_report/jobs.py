@@ -37,6 +37,12 @@ def _documents(config: LabReportConfig) -> str:
     return write_documents(config)
 
 
+def _samples(config: LabReportConfig) -> str:
+    from regrad.lab.report.files import write_samples
+
+    return write_samples(config)
+
+
 def _raw(config: LabReportConfig) -> str:
     """The start that meta-training begins with, as it is before the first step."""
     from regrad.language_model.loading import load_language_model
@@ -78,6 +84,7 @@ _JOBS: dict[Job, Callable[[Any], str]] = {
     "world": _world,
     "memorised": _memorised,
     "documents": _documents,
+    "samples": _samples,
     "raw": _raw,
     "measure": _measure,
     "index": _index,

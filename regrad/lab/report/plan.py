@@ -19,9 +19,8 @@ from regrad.config.lab import LabVariant
 from regrad.lab.report.studies import STUDIES, study
 from regrad.settings import Settings, load_settings
 
-Job = Literal[
-    "world", "memorised", "documents", "index", "train", "raw", "finetune", "adapters", "bank", "eval", "measure"
-]
+FileJob = Literal["world", "memorised", "documents", "samples", "index", "raw"]
+Job = FileJob | Literal["train", "finetune", "adapters", "bank", "eval", "measure"]
 
 HARD: tuple[LabVariant, ...] = ("many", "long", "conflict", "unseen", "firms")
 NOTES_PEOPLE = 3
@@ -65,7 +64,7 @@ def make_stages(config: LabReportConfig) -> list[Stage]:
     """Everything, in order."""
     return [
         Stage("the lab's files", tuple(_files(config))),
-        Stage("indexes", (Step("indexes", "index", config, keys=("output", "documents")),)),
+        Stage("indexes", tuple(_made_of_files(config))),
         Stage("meta-training, and training the rivals", (*_starts(config), *_rivals(config))),
         Stage("training further", tuple(_continued(config))),
         Stage("banks", tuple(_banks(config))),
@@ -96,6 +95,11 @@ def _files(config: LabReportConfig) -> Iterator[Step]:
             **people,
         )
         yield Step(f"lab {variant}", "world", settings)
+
+
+def _made_of_files(config: LabReportConfig) -> Iterator[Step]:
+    yield Step("indexes", "index", config, keys=("output", "documents"))
+    yield Step("samples", "samples", config, keys=("output", "records"))
 
 
 def corpora(config: LabReportConfig) -> dict[str, str]:
@@ -142,14 +146,11 @@ def _train(config: LabReportConfig, name: str, place: str, seed: int, steps: int
 
 def _rivals(config: LabReportConfig) -> Iterator[Step]:
     lab, steps = f"{config.output}/lab", config.steps
-    tasks = [f"tasks={lab}/tasks.jsonl", "optimizer.epochs=null", f"optimizer.steps={steps.fine_tuning}"]
     epochs = f"optimizer.epochs={steps.epochs}"
-    yield _finetune(config, "ft-rag", ["objective=questions-with-passages", "max_examples=20000", *tasks])
-    many = [f"tasks={config.output}/sets/many/tasks.jsonl", *tasks[1:], f"k={NOTES_READ}", "max_tokens=512"]
-    yield _finetune(config, "ft-rag-notes", ["objective=questions-with-passages", "max_examples=8000", *many])
-    firms = [f"tasks={config.output}/sets/firms/tasks.jsonl", *tasks[1:]]
-    yield _finetune(config, "ft-rag-firms", ["objective=questions-with-passages", "max_examples=20000", *firms])
-    yield _finetune(config, "ft-direct", ["objective=questions", "max_examples=20000", *tasks])
+    many = [f"k={NOTES_READ}", "max_tokens=512"]
+    for name, of, changes in (("ft-rag", "people", []), ("ft-rag-firms", "firms", []), ("ft-rag-notes", "many", many)):
+        yield _tuned(config, name, of, ["objective=questions-with-passages", *changes])
+    yield _tuned(config, "ft-direct", "people", ["objective=questions"])
     yield _finetune(config, "instruction-cpt", ["objective=instruction", f"corpus={lab}/augmented.jsonl", epochs])
     for count in config.documents:
         for seed in config.seeds:
@@ -158,6 +159,12 @@ def _rivals(config: LabReportConfig) -> Iterator[Step]:
     values = [f"corpus={lab}/augmented.jsonl", f"bank.uri={config.output}/banks/prag", "cluster.workers=1"]
     adapters = load_settings(AdaptersConfig, _file("adapters-lab"), [*values, f"adapter.epochs={steps.adapters}"])
     yield Step("adapters prag", "adapters", adapters)
+
+
+def _tuned(config: LabReportConfig, name: str, of: str, changes: Sequence[str]) -> Step:
+    """Fine-tuned on tasks."""
+    tasks = [f"tasks={config.output}/fine-tuning/{of}.jsonl", "optimizer.epochs=null"]
+    return _finetune(config, name, [*tasks, f"optimizer.steps={config.steps.fine_tuning}", *changes])
 
 
 def _finetune(config: LabReportConfig, name: str, changes: Sequence[str]) -> Step:
@@ -170,15 +177,14 @@ def _banks(config: LabReportConfig) -> Iterator[Step]:
     for seed in config.seeds:
         yield _bank(config, f"regrad-{seed}", "lab")
         yield _bank(config, f"icl-{seed}", "lab")
-        yield _bank(config, f"notes-{seed}", "sets/many")
-        yield _bank(config, f"notes-icl-{seed}", "sets/many")
+        yield _bank(config, f"notes-icl-{seed}", "sets/many", "int8")
     yield _bank(config, "raw", "lab")
 
 
-def _bank(config: LabReportConfig, name: str, place: str) -> Step:
+def _bank(config: LabReportConfig, name: str, place: str, codec: str = "float32") -> Step:
     out = config.output
     values = [f"meta_init={out}/starts/{name}", f"corpus={out}/{place}/corpus.jsonl", f"bank.uri={out}/banks/{name}"]
-    settings = load_settings(BuildConfig, _file("build-lab"), [*values, "cluster.workers=1"])
+    settings = load_settings(BuildConfig, _file("build-lab"), [*values, f"bank.codec={codec}", "cluster.workers=1"])
     return Step(f"bank {name}", "bank", settings)
 
 
