@@ -1,13 +1,14 @@
-"""`regrad lab world` and `regrad lab pretrain`."""
+"""`regrad lab world`, `pretrain`, `writer` and `report`."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import click
 
 from regrad.cli.options import settings_options
-from regrad.config import LabConfig, LabPretrainConfig, LabWriterConfig
+from regrad.config import LabConfig, LabPretrainConfig, LabReportConfig, LabWriterConfig, builtin_config
 from regrad.settings import load_settings
 
 
@@ -46,3 +47,19 @@ def writer(config: Path, overrides: tuple[str, ...]) -> None:
     from regrad.lab.pretraining import questions
 
     click.echo(questions.make_writer(settings))
+
+
+@command.command("report")
+@settings_options("jobs/lab-report.yaml")
+@click.option("--quick", is_flag=True, help="One seed, short trainings, few questions: to see that it runs.")
+def report(config: Path, overrides: tuple[str, ...], quick: bool) -> None:
+    """Run every method and study on the lab, and write a report with a verdict on each claim of the paper.
+
+    Stopped at any point, the same command goes on where it was.
+    """
+    path = builtin_config("jobs/lab-report-quick.yaml") if quick else config
+    settings = load_settings(LabReportConfig, path, overrides)
+    logging.getLogger("ray_jobs").setLevel(logging.WARNING)
+    from regrad.cli.lab_report.run import run_report
+
+    click.echo(run_report(settings, click.echo))

@@ -12,14 +12,14 @@ from regrad.config.serving import HttpConfig, ServeConfig
 from regrad.config.training import MetaTrainConfig
 from regrad.settings import Location, Settings
 
+LabVariant = Literal["people", "many", "long", "conflict", "unseen", "firms"]
+
 
 class LabConfig(Settings):
     """`regrad lab world`: the lab's files."""
 
     output: Location = "runs/lab"
-    variant: Literal["people", "many", "long", "conflict", "unseen", "firms"] = Field(
-        "people", description="the lab itself, or a harder one (regrad/lab/sets)"
-    )
+    variant: LabVariant = Field("people", description="the lab itself, or a harder one (regrad/lab/sets)")
     seed: int = 0
     questions: int = Field(200, ge=1)
     task_records: int = Field(4000, ge=1)

@@ -28,7 +28,7 @@ ALLOWED = {
     "methods": FOUNDATIONS | {"language_model", "meta_init", "atoms", "adaptation", "bank", "retrieval"},
     "evaluation": FOUNDATIONS | {"language_model", "meta_init", "atoms", "adaptation", "bank", "retrieval", "methods"},
     "meta": FOUNDATIONS | {"language_model", "meta_init", "atoms", "evaluation"},
-    "lab": FOUNDATIONS | {"language_model", "meta_init", "atoms", "adaptation", "evaluation", "meta"},
+    "lab": FOUNDATIONS | {"language_model", "meta_init", "atoms", "adaptation", "methods", "evaluation", "meta"},
 }
 RAY_PARTS = {"ray", "ray_jobs", "serve_app"}
 

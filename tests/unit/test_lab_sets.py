@@ -71,6 +71,7 @@ def test_the_files_are_the_labs(lab: LabSet, tmp_path: Path) -> None:
         for question in task.questions:
             assert any(question.answer in task.passages[i].text for i in question.context)
         assert not {passage.id for passage in task.passages} & known
+        assert task.id.startswith(f"{variant}-"), "tasks of several labs can be mixed"
 
 
 def test_the_command_writes_a_harder_lab(tmp_path: Path) -> None:

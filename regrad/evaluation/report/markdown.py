@@ -16,7 +16,7 @@ def markdown(title: str, facts: Sequence[str], grids: Sequence[Grid], figures: S
     """All of it; `figures` are (caption, path from the report)."""
     parts = [f"# {escape(title)}", *(escape(fact) for fact in facts)]
     for grid in grids:
-        parts += [f"## {escape(grid.title)}", "\n".join(_table(grid)), escape(grid.note)]
+        parts += [f"## {escape(grid.title)}", "\n".join(table_lines(grid)), escape(grid.note)]
     for caption, path in figures:
         parts += [f"## {escape(caption)}", f"![{escape(caption)}]({path})"]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -27,7 +27,8 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
-def _table(grid: Grid) -> Iterator[str]:
+def table_lines(grid: Grid) -> Iterator[str]:
+    """One table."""
     yield _row(escape(name) for name in grid.head)
     yield _row("---" if number < grid.names else "---:" for number in range(len(grid.head)))
     for row in grid.rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -38,9 +38,14 @@ def write_hard_lab(config: LabConfig) -> Storage:
     storage.write(CORPUS, encode_passages(set_corpus(lab)))
     storage.write(QUESTIONS, jsonl(asdict(item) for item in set_questions(lab, config.questions)))
     training, dev, size = lab.meta[:-DEV_PEOPLE], lab.meta[-DEV_PEOPLE:], config.people_per_record
-    storage.write(TASKS, jsonl(set_tasks(lab, training, config.task_records, size, seed=11)))
-    storage.write(DEV, jsonl(set_tasks(lab, dev, DEV_RECORDS, size, seed=12)))
+    storage.write(TASKS, jsonl(_named(config.variant, set_tasks(lab, training, config.task_records, size, seed=11))))
+    storage.write(DEV, jsonl(_named(config.variant, set_tasks(lab, dev, DEV_RECORDS, size, seed=12))))
     return storage
+
+
+def _named(variant: str, tasks: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """With ids of their own, so that tasks of several labs can be mixed."""
+    return ({**task, "id": f"{variant}-{task['id']}"} for task in tasks)
 
 
 def set_corpus(lab: LabSet, seed: int = 21) -> list[Passage]:

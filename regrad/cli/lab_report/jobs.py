@@ -1,0 +1,96 @@
+"""What each kind of step runs; every function is called in a process of its own on the cluster and returns one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from regrad.config import LabConfig, LabReportConfig, MetaTrainConfig, builtin_config
+from regrad.lab.report.plan import Job, corpora
+from regrad.settings import load_settings
+
+
+def run_job(job: Job, settings: Any) -> str:
+    """Do one step's work."""
+    os.environ["TTY_COMPATIBLE"] = "0"  # no moving bars: several steps run at once
+    return _JOBS[job](settings)
+
+
+def _world(config: LabConfig) -> str:
+    from regrad.lab.files import write_lab
+    from regrad.lab.sets.files import write_hard_lab
+
+    storage = write_lab(config) if config.variant == "people" else write_hard_lab(config)
+    return f"lab world at {storage.uri}"
+
+
+def _memorised(config: LabReportConfig) -> str:
+    from regrad.lab.report.files import write_memorised
+
+    return write_memorised(config)
+
+
+def _documents(config: LabReportConfig) -> str:
+    from regrad.lab.report.files import write_documents
+
+    return write_documents(config)
+
+
+def _samples(config: LabReportConfig) -> str:
+    from regrad.lab.report.files import write_samples
+
+    return write_samples(config)
+
+
+def _raw(config: LabReportConfig) -> str:
+    """The start that meta-training begins with, as it is before the first step."""
+    from regrad.language_model.loading import load_language_model
+    from regrad.meta_init import random_meta_init
+
+    train = load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"))
+    uri = f"{config.output}/starts/raw"
+    random_meta_init(load_language_model(train.model, "cpu"), train.inner.initial_step_size).save(uri)
+    return f"untrained MetaInit at {uri}"
+
+
+def _index(config: LabReportConfig) -> str:
+    """All of them in one process: of a small index most of the time is the start of Java."""
+    from regrad.corpus import read_passages
+    from regrad.retrieval.lucene import build_index
+
+    found = corpora(config)
+    counts = [build_index(read_passages(uri), f"{config.output}/index/{name}") for name, uri in found.items()]
+    return f"{len(found)} BM25 indexes at {config.output}/index: {sum(counts)} passages"
+
+
+def _measure(config: LabReportConfig) -> str:
+    from regrad.lab.report.measuring import measure
+
+    return measure(config)
+
+
+def _ray_job(module: str) -> Callable[[Any], str]:
+    def run(config: Any) -> str:
+        import importlib
+
+        line: str = importlib.import_module(f"ray_jobs.{module}").run(config)
+        return line
+
+    return run
+
+
+_JOBS: dict[Job, Callable[[Any], str]] = {
+    "world": _world,
+    "memorised": _memorised,
+    "documents": _documents,
+    "samples": _samples,
+    "raw": _raw,
+    "measure": _measure,
+    "index": _index,
+    "train": _ray_job("meta_train"),
+    "finetune": _ray_job("finetune"),
+    "adapters": _ray_job("train_adapters"),
+    "bank": _ray_job("build_bank"),
+    "eval": _ray_job("evaluate"),
+}

@@ -1,0 +1,122 @@
+"""One process, one model: how long one question takes by each method, what batches give, and that no weight changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from regrad.config import EvalBatchConfig, MethodConfig
+from regrad.errors import EvaluationError
+from regrad.evaluation.runner.generation import Generator
+from regrad.language_model.engine import DecodingRequest, Engine, Finished
+from regrad.language_model.loading import LanguageModel, weights_digest
+from regrad.methods import Asked, Updates, get_method, open_updates
+
+
+class Endless(LanguageModel):
+    """A model without a token that ends an answer, so that all answers have the same length."""
+
+    @property
+    def eos(self) -> list[int]:
+        """None."""
+        return []
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Answers of the same questions one by one and together, each under its own update: seconds of each chunk."""
+
+    questions: int
+    different: int
+    alone: list[float]
+    together: list[float]
+
+
+def latencies(
+    lm: LanguageModel, methods: Mapping[str, MethodConfig], asked: Sequence[Asked], new_tokens: int
+) -> dict[str, list[float]]:
+    """Milliseconds of each question by each method, one after the other, in an order that changes with the question.
+
+    All answers have the same number of tokens; finding the passages is in none of the times. The first question of
+    each method warms up and does not count.
+    """
+    endless = Endless(lm.model, lm.tokenizer, lm.lora, lm.config, lm.blocks)
+    ways = {name: _way(endless, lm, method, new_tokens) for name, method in methods.items()}
+    for way in ways.values():
+        way(asked[0])
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
+    for number, item in enumerate(asked):
+        for turn in range(len(names)):
+            name = names[(number + turn) % len(names)]
+            started = time.perf_counter()
+            ways[name](item)
+            found[name].append(1e3 * (time.perf_counter() - started))
+    return found
+
+
+def batching(lm: LanguageModel, method: MethodConfig, asked: Sequence[Asked], rows: int, new_tokens: int) -> Batching:
+    """Chunks of `rows` questions, each asked one by one and then together."""
+    updates, single, batch = open_updates(method, lm), _generator(lm, 1), _generator(lm, rows)
+    prompt = _prompts(lm, method)
+    for generator in (single, batch):
+        _answers(generator, updates, prompt, asked[:1], new_tokens)
+    different, alone, together = 0, [], []
+    for start in range(0, len(asked), rows):
+        chunk = asked[start : start + rows]
+        began = time.perf_counter()
+        one_by_one = [text for item in chunk for text in _answers(single, updates, prompt, [item], new_tokens)]
+        middle = time.perf_counter()
+        at_once = _answers(batch, updates, prompt, chunk, new_tokens)
+        together.append(time.perf_counter() - middle)
+        alone.append(middle - began)
+        different += sum(a != b for a, b in zip(one_by_one, at_once, strict=True))
+    return Batching(len(asked), different, alone, together)
+
+
+def unchanged(
+    lm: LanguageModel, method: MethodConfig, asked: Sequence[Asked], known: Sequence[str], new_tokens: int
+) -> bool:
+    """Whether, after questions under updates, every weight and every answer of the base to `known` is as before."""
+    generator = _generator(lm, 32)
+
+    def base() -> list[str]:
+        prompts = [lm.config.prompts.prompt(question) for question in known]
+        return [answer.text for answer in generator.answers(prompts, [None] * len(prompts), new_tokens)]
+
+    before, answers = weights_digest(lm.model), base()
+    _answers(generator, open_updates(method, lm), _prompts(lm, method), asked, new_tokens)
+    return weights_digest(lm.model) == before and base() == answers
+
+
+def _way(endless: LanguageModel, lm: LanguageModel, method: MethodConfig, new_tokens: int) -> Callable[[Asked], None]:
+    updates, engine, prompt = open_updates(method, lm), Engine(endless), _prompts(lm, method)
+
+    def ask(item: Asked) -> None:
+        heard: list[str | Finished | Exception] = []
+        (update,) = updates([item]).updates
+        engine.submit(DecodingRequest(prompt(item), update, new_tokens, stop=()), heard.append)
+        while engine.active or engine.waiting:
+            engine.step()
+        if not isinstance(heard[-1], Finished):
+            raise EvaluationError(f"a question could not be timed: {heard[-1]}")
+
+    return ask
+
+
+def _prompts(lm: LanguageModel, method: MethodConfig) -> Callable[[Asked], str]:
+    kind = get_method(method.kind)
+    return lambda item: kind.prompt(lm.config.prompts, item.question, item.passages)
+
+
+def _answers(
+    generator: Generator, updates: Updates, prompt: Callable[[Asked], str], asked: Sequence[Asked], new_tokens: int
+) -> list[str]:
+    made = updates(asked)
+    found = generator.answers([prompt(item) for item in asked], made.updates, new_tokens)
+    return [answer.text for answer in found]
+
+
+def _generator(lm: LanguageModel, rows: int) -> Generator:
+    return Generator(lm, EvalBatchConfig(rows=rows))

@@ -1,0 +1,62 @@
+"""The records and measurements of a report's directory."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from regrad.config import LabReportConfig
+from regrad.corpus import read_passages
+from regrad.errors import EvaluationError
+from regrad.evaluation.records import Record
+from regrad.evaluation.report.entries import Entry
+from regrad.evaluation.report.gathering import gather
+from regrad.evaluation.runner.output import Output
+from regrad.lab.report.measuring import MEASURED
+from regrad.lab.report.studies import STUDIES
+from regrad.lab.report.table import FIRST, Measured, Table
+from regrad.storage import Storage
+
+
+def read_table(config: LabReportConfig) -> Table:
+    """Everything that the studies recorded."""
+    found: dict[str, list[Record]] = {}
+    for name in STUDIES:
+        output = _output(config, name)
+        found[name] = [record for card in output.done(output.planned()) for record in output.records(card)]
+    found[FIRST] = _about(found["drift"], f"{config.output}/documents/{config.documents[0]}.jsonl")
+    return Table(found)
+
+
+def _about(records: list[Record], corpus: str) -> list[Record]:
+    """Those whose question names somebody of these documents."""
+    names = [passage.title for passage in read_passages(corpus)]
+    return [record for record in records if any(name in record.question for name in names)]
+
+
+def read_entries(config: LabReportConfig) -> dict[str, list[Entry]]:
+    """The rows of each study, with intervals, costs and comparisons."""
+    outputs = {name: _output(config, name) for name in STUDIES}
+    return {name: gather(output, output.planned()) for name, output in outputs.items()}
+
+
+def read_measured(config: LabReportConfig) -> Measured:
+    """What one process measured."""
+    try:
+        found: dict[str, Any] = json.loads(Storage(config.output).read(MEASURED))
+        batching = found["batching"]
+        return Measured(
+            latency=found["latency"],
+            different=batching["different"],
+            alone=batching["alone"],
+            together=batching["together"],
+            questions=batching["questions"],
+            unchanged=found["unchanged"],
+            bytes=found["bytes"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f"{config.output}/{MEASURED} is damaged; remove it and steps/measure.json") from error
+
+
+def _output(config: LabReportConfig, name: str) -> Output:
+    return Output(f"{config.output}/studies/{name}")
