@@ -18,7 +18,7 @@ class LabStepsConfig(Settings):
     notes: int = Field(500, ge=1, description="on the lab `many`: five notes a person")
     notes_icl: int = Field(120, ge=1, description="the same with the notes in the prompt")
     fine_tuning: int = Field(400, ge=1, description="ft-direct and ft-rag")
-    epochs: int = Field(10, ge=1, description="of cpt and instruction-cpt over the corpus")
+    epochs: int = Field(20, ge=1, description="of cpt and instruction-cpt over the corpus")
     adapters: int = Field(6, ge=1, description="epochs of an adapter over its passage and questions")
 
 
