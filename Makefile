@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo s3 s3-stop install lint types unit integration test test-fast clean
+SERVING := $(wildcard tests/integration/test_demo.py tests/integration/test_cluster.py tests/integration/test_page*.py \
+	tests/integration/test_serving.py)
+
+.PHONY: demo s3 s3-stop install lint types unit integration integration-jobs integration-serving test test-fast clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,13 +38,18 @@ types: $(STAMP)
 unit: $(STAMP)
 	$(BIN)/python -m pytest tests/unit
 
-integration: $(STAMP)
-	$(BIN)/python -m pytest tests/integration
+integration-jobs: $(STAMP)
+	$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(SERVING)) --durations=10
+
+integration-serving: $(STAMP)
+	$(BIN)/python -m pytest $(SERVING) --durations=10
+
+integration: integration-jobs integration-serving
 
 test-fast: lint types unit
 
 test: $(STAMP)
-	$(MAKE) --no-print-directory -j2 lint types unit integration  # two at a time: they wait for much
+	$(MAKE) --no-print-directory -j2 lint types integration-serving integration-jobs unit  # two at a time: they wait for much
 
 s3:
 	tests/tools/s3_server.sh start $(CURDIR)/runs/s3

@@ -112,9 +112,8 @@ def _fill(
     else:
         manifest = commit(storage, layout, change, base, fresh=same is None)
     if took["computed"]:
-        note_preparation(
-            storage, manifest.version, Preparation(passages=int(took["computed"]), seconds=took["seconds"])
-        )
+        noted = Preparation(passages=int(took["computed"]), seconds=took["seconds"])
+        note_preparation(config.bank.uri, manifest.version, noted)
     for name in sorted(set(built["receipt"].drop_null().to_pylist())):
         storage.remove_file(name)
     return manifest.model_dump(mode="json"), len(change.quarantine)

@@ -34,10 +34,10 @@ def cluster() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         _join(address) if address else _start_local()
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ClusterError(
-            f"cannot join the Ray cluster at {address or 'local'}: {str(error).splitlines()[0]}"
-        ) from error
+    except Exception as error:  # Ray raises a bare one if it does not come up in time
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        verb = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+        raise ClusterError(f"cannot {verb}: {reason}") from error
     try:
         yield
     finally:

@@ -17,10 +17,13 @@ SETTINGS = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
     "RAY_SERVE_LOG_TO_STDERR": "1",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 """What makes Serve fast. Without gRPC between deployments sums go from loader to generator past the gateway. On one
-machine nobody has to be told that a replica goes: it need not stay for those who do not know (the last one)."""
+machine nobody has to be told that a replica goes: it need not stay for those who do not know (the last one). A machine
+that is busy while the server starts takes longer than the 5 s that Serve gives a proxy."""
 
 _PORTS = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
 

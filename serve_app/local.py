@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, LoggingConfig
 
@@ -48,14 +49,25 @@ def serving(config: ServeConfig, http: HttpConfig, shared: bool = False) -> Iter
     if not shared:
         check_port(http)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(
-        proxy_location="HeadOnly", http_options=HTTPOptions(host=http.host, port=http.port), logging_config=QUIET
-    )
+    _start(http)
     try:
         deploy(config)
         yield f"http://{http.host}:{http.port}"
     finally:
         serve.delete(APPLICATION) if shared else serve.shutdown()
+
+
+def _start(http: HttpConfig) -> None:
+    options = HTTPOptions(host=http.host, port=http.port)
+    try:
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=QUIET)
+    except RayError as error:
+        raise ServeError(f"the server did not start: {_last_line(str(error))}") from error
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines or ["no reason given"])[-1]
 
 
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -19,6 +20,7 @@ from regrad.errors import ConfigError, FingerprintMismatch, ServeError
 from regrad.meta_init import read_card
 from regrad.settings import Location, Settings, parse_settings
 from regrad.storage import Storage
+from serve_app.locking import locked
 from serve_app.messages import Release
 
 _MOST_BYTES = 1 << 20
@@ -70,6 +72,17 @@ def read_releases(config: ServeConfig) -> ReleaseList:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{config.releases} is not JSON; write it with `regrad serve update`") from error
     return parse_settings(ReleaseList, data, config.releases)
+
+
+@contextmanager
+def changing_releases(config: ServeConfig) -> Iterator[ReleaseList]:
+    """The list in force, which nobody else changes inside the block. Raises as `read_releases`."""
+    if config.releases is None:
+        yield read_releases(config)
+        return
+    folder, name = _split(config.releases)
+    with locked(Storage(folder), name):
+        yield read_releases(config)
 
 
 def write_releases(config: ServeConfig, releases: ReleaseList) -> None:

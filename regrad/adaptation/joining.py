@@ -29,15 +29,16 @@ def check_joins(parts: Sequence[Subspace], target: Subspace) -> None:
             )
 
 
-def join(parts: Sequence[tuple[Subspace, Tensor]], target: Subspace) -> Tensor:
+def join(parts: Sequence[tuple[Subspace, Tensor]], target: Subspace, weights: Sequence[float] | None = None) -> Tensor:
     """The LoRA [..., P] of `target` that does what all `parts` ([..., p] each) do together; differentiable.
 
-    Each B is multiplied by its scale over the target's; what is left of the rank is zero. Raises `MethodError` if they
-    do not fit.
+    Each B is multiplied by its scale over the target's and by its weight (default 1); what is left of the rank is zero.
+    Raises `MethodError` if they do not fit.
     """
     check_joins([subspace for subspace, _ in parts], target)
     lead = max((flat.shape[:-1] for _, flat in parts), key=len)
-    named = [(subspace.scaling / target.scaling, subspace.unflatten(flat)) for subspace, flat in parts]
+    weighted = zip(parts, weights or [1.0] * len(parts), strict=True)
+    named = [(w * subspace.scaling / target.scaling, subspace.unflatten(flat)) for (subspace, flat), w in weighted]
     like = parts[-1][1]
     joined: dict[str, Tensor] = {}
     for name, inputs, outputs in target.modules:

@@ -18,7 +18,7 @@ class LabStepsConfig(Settings):
     notes: int = Field(120, ge=1, description="from people on to the lab `many`: five notes a person")
     notes_icl: int = Field(40, ge=1, description="from there on, with the notes in the prompt")
     fine_tuning: int = Field(200, ge=1, description="ft-direct and the fine-tuned RAGs")
-    epochs: int = Field(10, ge=1, description="of cpt and instruction-cpt over the corpus")
+    epochs: int = Field(20, ge=1, description="of cpt and instruction-cpt over the corpus")
     adapters: int = Field(6, ge=1, description="epochs of an adapter over its passage and questions")
 
 

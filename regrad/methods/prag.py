@@ -1,5 +1,7 @@
 """PRAG: the retrieved passages' trained LoRAs, summed; Combine Both, with the passages in the prompt as well.
 
+`weighting: mean` gives each 1/k instead, as Orthogonal Subspace Decomposition (arXiv 2604.26768) merges them.
+
 A LoRA of rank r for each passage lies in a bank of kind `adapter`. Those of a question stand side by side in the rank
 of the model's subspace, which gives the sum of their products exactly. With a task warm-up (`prag-warm`: some hundred
 questions; `ft-prag`: all training questions) one LoRA is trained on questions first and frozen; the adapters are
@@ -42,6 +44,7 @@ FT_PRAG = Method(
     static=True,
 )
 _STATIC = {method.name for method in (PRAG_WARM, FT_PRAG)}
+_WEIGHTINGS = ("sum", "mean")
 
 
 def adapters_base(base_identity: str, static_digest: str | None = None) -> str:
@@ -56,6 +59,8 @@ def adapters_layout(subspace: Subspace, base: str) -> str:
 
 def check_adapters(config: MethodConfig) -> None:
     """Raise `MethodError` if there is no bank of adapters, or if they were not trained upon the static LoRA."""
+    if config.weighting not in _WEIGHTINGS:
+        raise MethodError(f"{config.name}: adapters are merged by {' or '.join(_WEIGHTINGS)}, not {config.weighting!r}")
     manifest = bank_manifest(config, "adapter")
     if config.kind in _STATIC:
         card = read_adapter_card(static_uri(config))
@@ -80,6 +85,7 @@ class AdapterUpdates:
     def __init__(self, config: MethodConfig, target: Subspace, static: StaticLora | None) -> None:
         self._bank, self._target = BankAtoms(config), target
         self._each = self._bank.manifest.parsed_subspace()
+        self._mean = config.weighting == "mean"
         self._static = [(static.subspace, static.values)] if static else []
         check_joins([subspace for subspace, _ in self._static] + [self._each], target)
 
@@ -90,7 +96,9 @@ class AdapterUpdates:
 
     def _update(self, found: Found) -> Tensor | None:
         parts = [*self._static, *((self._each, atom_P) for atom_P in found.atoms)]
-        return join(parts, self._target) if parts else None
+        weight = 1 / max(1, len(found.atoms)) if self._mean else 1.0
+        weights = [*[1.0] * len(self._static), *[weight] * len(found.atoms)]
+        return join(parts, self._target, weights) if parts else None
 
 
 def _check_trained_on(manifest: Layout, bases: Sequence[str], config: MethodConfig) -> None:

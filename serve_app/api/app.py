@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from regrad.config import ServeConfig
-from serve_app.answering import Answering
+from serve_app.api.answering import Answering
 from serve_app.api.docs import DESCRIPTION, with_keys
 from serve_app.api.errors import Problem, Refused
 from serve_app.api.middleware import BodyLimit, Full, LastErrors, Requests

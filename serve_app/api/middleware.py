@@ -16,7 +16,7 @@ from ray.serve.exceptions import RayServeException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.answering import Answering
+from serve_app.api.answering import Answering
 from serve_app.api.errors import FULL, Problem, Refused, reported
 from serve_app.api.record import Record, record_at_hand
 

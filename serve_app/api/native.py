@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 
 from regrad.config import LimitsConfig
 from regrad.methods import SERVED
-from serve_app.answering import Answering
+from serve_app.api.answering import Answering
 from serve_app.api.calling import CallerOf, attempt, watched
 from serve_app.api.docs import ANSWER_EVENTS, COMPARE_EVENTS, READING_PROBLEMS, READY_PROBLEMS, or_events
 from serve_app.api.errors import Problem, Refused

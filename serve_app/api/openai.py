@@ -12,7 +12,7 @@ from fastapi import FastAPI, Path
 
 from regrad.config import LimitsConfig
 from regrad.methods import SERVED
-from serve_app.answering import Answering
+from serve_app.api.answering import Answering
 from serve_app.api.calling import Caller, CallerOf, attempt, watched
 from serve_app.api.docs import CHUNK_EVENTS, MODEL_PROBLEMS, or_events
 from serve_app.api.errors import Problem, Refused

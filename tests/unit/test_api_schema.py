@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-import cloudpickle
 import schemathesis
 from hypothesis import HealthCheck, settings
+from ray import cloudpickle
+from ray.serve._private.utils import ensure_serialization_context
 from schemathesis import Case
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
@@ -31,6 +32,7 @@ def test_the_description_says_where_a_key_is_needed_and_the_server_agrees(tmp_pa
     key, record = make_key("a team", datetime.now(UTC))
     KeyStore(str(tmp_path / "keys.json")).add(record)
     keyed = config().model_copy(update={"protection": ProtectionConfig(keys=str(tmp_path / "keys.json"))})
+    ensure_serialization_context()
     client = TestClient(cloudpickle.loads(cloudpickle.dumps(make_app(keyed, StandIn))))  # as Serve sends it
     for _ in range(2):
         said = client.get("/openapi.json", headers={"authorization": f"Bearer {key}"}).json()

@@ -34,6 +34,13 @@ def test_the_product_is_the_sum_of_the_products_at_their_own_scales() -> None:
         torch.testing.assert_close(dense(TARGET, joined, name), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_weights_scale_the_products() -> None:
+    parts, weights = [(SMALL, numbers(SMALL, 1)), (OTHER, numbers(OTHER, 2))], [1.0, 0.25]
+    joined = join(parts, TARGET, weights)
+    expected = sum(w * dense(subspace, flat, "m") for (subspace, flat), w in zip(parts, weights, strict=True))
+    torch.testing.assert_close(dense(TARGET, joined, "m"), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_many_rows_are_joined_with_one_and_a_module_may_be_missing() -> None:
     only_m = Subspace(MODULES[:1], 4, 1.0)
     rows, one = numbers(SMALL, 1, 6), numbers(only_m, 2)

@@ -224,6 +224,19 @@ def test_prag_is_the_sum_of_the_products_of_trained_adapters(tiny: LanguageModel
             updates([asked(known)])
 
 
+def test_the_mean_of_adapters_gives_each_its_share(tiny: LanguageModel, world: World, tmp_path: Path) -> None:
+    subspace, values, known = adapter_bank(tiny, world, str(tmp_path / "bank"))
+    config = settings("prag", bank=str(tmp_path / "bank"), weighting="mean")
+    check_method(config)
+    made = open_updates(config, tiny)([asked(known[:2])])
+    assert made.updates[0] is not None
+    halves = Subspace(subspace.modules, subspace.rank, subspace.scaling / 2)
+    expected = dense_logits(tiny, [(halves, values[passage.id]) for passage in known[:2]])
+    torch.testing.assert_close(logits(tiny, made.updates[0]), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(MethodError, match="adapters are merged by sum or mean, not 'trimmed'"):
+        check_method(config.model_copy(update={"weighting": "trimmed"}))
+
+
 def test_adapters_on_top_of_a_static_lora_are_joined_with_it_and_with_no_other(
     tiny: LanguageModel, world: World, tmp_path: Path
 ) -> None:

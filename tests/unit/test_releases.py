@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from serve_app.messages import Ask
 from serve_app.releases import (
     ReleaseConfig,
     ReleaseList,
+    changing_releases,
     choose,
     own_release,
     read_releases,
@@ -168,3 +171,18 @@ def test_a_list_that_is_set_overrides_the_file(config: ServeConfig) -> None:
     assert follower.pick(Ask("q")).name == "set"
     follower.set(None)
     assert follower.pick(Ask("q")).name == "main"
+
+
+def test_two_updates_at_once_both_happen(tmp_path: Path) -> None:
+    config = ServeConfig(meta_init="m", bank="b", index="i", releases=str(tmp_path / "releases.json"))
+
+    def add(number: int) -> None:
+        with changing_releases(config) as current:
+            time.sleep(0.01)
+            new = ReleaseConfig(name=f"r{number}", meta_init="m", bank=f"b{number}")
+            write_releases(config, ReleaseList(releases=(new,), previous=(*current.previous, *current.releases)))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(add, range(8)))
+    found = read_releases(config)
+    assert len({item.name for item in (*found.releases, *found.previous)}) == 9

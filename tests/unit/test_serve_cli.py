@@ -130,3 +130,13 @@ def test_settings_before_the_verb_are_refused(file: str) -> None:
 def test_without_a_verb_it_serves(file: str) -> None:
     result = serve("--config", file, "--set", "limits.max_q=3")
     assert isinstance(result.exception, ConfigError) and "did you mean 'limits.max_k'?" in str(result.exception)
+
+
+def test_a_bank_that_the_releases_in_force_overrule_is_not_silently_another(
+    config: ServeConfig, file: str, tmp_path: Path
+) -> None:
+    assert serve("update", "--config", file, "--name", "second").exit_code == 0
+    result = serve("--config", file, "--set", f"bank={tmp_path}/other")
+    assert isinstance(result.exception, ConfigError)
+    assert "releases.json has" in str(result.exception)
+    assert "--set releases=FILE" in str(result.exception)

@@ -8,6 +8,7 @@ import click
 
 from regrad.cli.lazy import LazyGroup
 from regrad.cli.options import settings_options
+from regrad.config import ServeConfig
 
 _VERBS = {
     "update": "Answer from another MetaInit or bank from now on, or for a share of the traffic.",
@@ -38,6 +39,21 @@ def _given(context: click.Context) -> bool:
     return any(source is click.core.ParameterSource.COMMANDLINE for source in sources)
 
 
+def _check_not_overruled(application: ServeConfig, overrides: tuple[str, ...]) -> None:
+    """Raise `ConfigError` if the releases in force say another MetaInit or bank than the command line."""
+    from regrad.errors import ConfigError
+    from serve_app.releases import read_releases
+
+    main = read_releases(application).releases[0]
+    for key in ("meta_init", "bank"):
+        given, found = getattr(application, key), getattr(main, key)
+        if given != found and any(override.startswith(f"{key}=") for override in overrides):
+            raise ConfigError(
+                f"{key}={given} was asked for, but {application.releases} has {found} in force; put the new one in "
+                "force with `regrad serve update`, or give this server a file of its own with --set releases=FILE"
+            )
+
+
 def _serve(config: Path, overrides: tuple[str, ...]) -> None:
     from ray_jobs.cluster import cluster, joined
     from regrad.cli.wait import wait_until_stopped
@@ -46,6 +62,7 @@ def _serve(config: Path, overrides: tuple[str, ...]) -> None:
     from serve_app.releases import read_releases
 
     application, http = load_serve_file(config, overrides)
+    _check_not_overruled(application, overrides)
     check_artefacts(application)
     if not joined():
         check_port(http)

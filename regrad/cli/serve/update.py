@@ -35,21 +35,21 @@ def command(
     """
     from regrad.settings import parse_settings
     from serve_app.local import load_serve_file
-    from serve_app.releases import ReleaseConfig, read_releases, resolve_all, updated, write_releases
+    from serve_app.releases import ReleaseConfig, changing_releases, resolve_all, updated, write_releases
 
     application, _ = load_serve_file(config, overrides)
-    current = read_releases(application)
-    main = current.releases[0]
-    given = {
-        "name": name,
-        "meta_init": meta_init or main.meta_init,
-        "bank": bank or main.bank,
-        "bank_version": bank_version,
-        "share": share,
-    }
-    releases = updated(current, parse_settings(ReleaseConfig, given, "the release"))
-    facts = resolve_all(application, releases)[1]
-    write_releases(application, releases)
+    with changing_releases(application) as current:
+        main = current.releases[0]
+        given = {
+            "name": name,
+            "meta_init": meta_init or main.meta_init,
+            "bank": bank or main.bank,
+            "bank_version": bank_version,
+            "share": share,
+        }
+        releases = updated(current, parse_settings(ReleaseConfig, given, "the release"))
+        facts = resolve_all(application, releases)[1]
+        write_releases(application, releases)
     click.echo(f"in force, by {application.releases}:\n{described(facts)}")
     if url:
         wait_for(url, facts)

@@ -129,9 +129,8 @@ def _costs(method: MethodConfig) -> dict[str, float | None]:
     """What the method's bank is known to cost, of one passage."""
     if method.bank is None:
         return {}
-    storage = Storage(method.bank)
-    manifest = read_manifest(storage, method.bank_version)
-    preparation = read_preparation(storage, manifest.version)
+    manifest = read_manifest(Storage(method.bank), method.bank_version)
+    preparation = read_preparation(method.bank, manifest.version)
     return {
         "preparation_ms": preparation.milliseconds_per_passage if preparation else None,
         "storage_bytes": float(manifest.record_bytes),

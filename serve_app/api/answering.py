@@ -1,4 +1,4 @@
-"""What the HTTP routes need of whoever answers."""
+"""What the HTTP routes need of the gateway."""
 
 from __future__ import annotations
 
