@@ -11,13 +11,13 @@ from regrad.settings import Location, Settings
 class LabStepsConfig(Settings):
     """How long each start is meta-trained, and each rival fine-tuned, in steps."""
 
-    regrad: int = Field(1000, ge=1, description="without passages in the prompt")
-    icl: int = Field(250, ge=1, description="with passages in the prompt")
-    mixed: int = Field(800, ge=1, description="on people and firms together")
-    continued: int = Field(400, ge=1, description="from people on to firms")
-    notes: int = Field(500, ge=1, description="on the lab `many`: five notes a person")
-    notes_icl: int = Field(120, ge=1, description="the same with the notes in the prompt")
-    fine_tuning: int = Field(400, ge=1, description="ft-direct and ft-rag")
+    regrad: int = Field(700, ge=1, description="without passages in the prompt")
+    icl: int = Field(100, ge=1, description="with passages in the prompt")
+    mixed: int = Field(300, ge=1, description="from people on to people and firms")
+    continued: int = Field(200, ge=1, description="from people on to firms")
+    notes: int = Field(120, ge=1, description="from people on to the lab `many`: five notes a person")
+    notes_icl: int = Field(40, ge=1, description="from there on, with the notes in the prompt")
+    fine_tuning: int = Field(200, ge=1, description="ft-direct and the fine-tuned RAGs")
     epochs: int = Field(20, ge=1, description="of cpt and instruction-cpt over the corpus")
     adapters: int = Field(6, ge=1, description="epochs of an adapter over its passage and questions")
 
@@ -36,7 +36,7 @@ class LabReportConfig(Settings):
     )
     steps: LabStepsConfig = LabStepsConfig()
     timed: int = Field(60, ge=2, le=2000, description="questions whose latency is measured, one at a time")
-    batched: int = Field(192, ge=2, le=2000, description="questions that are answered in batches and one by one")
+    batched: int = Field(192, ge=32, le=2000, description="questions that are answered in batches and one by one")
     cluster: WorkersConfig = Field(WorkersConfig(), description="steps that run at once, each with one worker")
 
     @model_validator(mode="after")

@@ -116,11 +116,17 @@ def as_in_the_paper() -> dict[tuple[str, str, str, int], float]:
         found["drift", name, "regrad", 3] = ours
         found["general", "memorised", f"cpt, {name}", 0] = 0.5
     found["general", "memorised", "direct", 0] = 1.0
-    for name in ("raw gradients", "regrad"):
+    for name in ("raw gradients", "regrad", "rag"):
         found["general", "memorised", name, 3] = 0.7
     found["general", "memorised, own passages", "raw gradients", 3] = 0.6
     found["hard", "long", "rag", 3], found["hard", "long", "regrad", 3] = 0.9, 0.3
-    firms = {"trained on people": 0.02, "trained on both": 0.9, "continued on firms": 0.9, "rag": 0.02, "direct": 0.02}
+    firms = {
+        "trained on people": 0.02,
+        "continued on both": 0.9,
+        "continued on firms": 0.9,
+        "rag": 0.02,
+        "direct": 0.02,
+    }
     for name, share in firms.items():
         found["domains", "firms", name, 0 if name == "direct" else 3] = share
         found["domains", "people", name, 0 if name == "direct" else 3] = 0.9

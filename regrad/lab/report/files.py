@@ -15,7 +15,7 @@ from regrad.storage import Storage
 
 SAMPLED = {"people": "lab", "firms": "sets/firms", "many": "sets/many"}
 """The task files that a rival is fine-tuned on a part of, and where they are."""
-_SAMPLE = 400
+_SAMPLE = 150
 
 
 def write_memorised(config: LabReportConfig) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from regrad.evaluation.significance import Comparison, compare, corrected
 from regrad.lab.report.table import Key, Table
 
-OURS = ("regrad", "regrad+icl", "regrad, relative", "trained on people", "trained on both", "continued on firms")
+OURS = ("regrad", "regrad+icl", "regrad, relative", "trained on people", "continued on both", "continued on firms")
 RAGS = ("rag", "ft-rag")
 BY_RANK = ("first", "decayed", "softmax", "relative", "proportional", "orthogonal")
 """Merges that go by scores or order: here BM25's first passage is the right one, so they have k=1 again."""

@@ -20,7 +20,7 @@ from regrad.methods import Asked
 from regrad.storage import Storage
 
 MEASURED = "measured.json"
-_K, _ROWS, _NEW_TOKENS, _TIMED_TOKENS = 3, 32, 12, 8
+_K, _ROWS, _NEW_TOKENS, _TIMED_TOKENS = 3, 16, 12, 8
 _KNOWN = 100
 
 

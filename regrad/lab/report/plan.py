@@ -66,8 +66,9 @@ def make_stages(config: LabReportConfig) -> list[Stage]:
         Stage("the lab's files", tuple(_files(config))),
         Stage("indexes", tuple(_made_of_files(config))),
         Stage("meta-training, and training the rivals", (*_starts(config), *_rivals(config))),
-        Stage("training further", tuple(_continued(config))),
-        Stage("banks", tuple(_banks(config))),
+        Stage("training further, and banks", (*_further(config), *_banks(config))),
+        Stage("notes in the prompt", tuple(_notes_icl(config))),
+        Stage("banks of notes", tuple(_note_banks(config))),
         Stage("questions", tuple(_studies(config))),
         Stage("latency, batches, and the base's weights", (_measuring(config),)),
     ]
@@ -112,32 +113,42 @@ def corpora(config: LabReportConfig) -> dict[str, str]:
 
 
 def _starts(config: LabReportConfig) -> Iterator[Step]:
-    people, many, steps = "lab", "sets/many", config.steps
-    both = [f"{config.output}/{place}/tasks.jsonl" for place in (people, "sets/firms")]
-    icl = ["shape.in_prompt=true", "shape.questions=12"]
     for seed in config.seeds:
-        yield _train(config, f"icl-{seed}", people, seed, steps.icl, icl)
-        yield _train(config, f"regrad-{seed}", people, seed, steps.regrad)
-        yield _train(config, f"mixed-{seed}", people, seed, steps.mixed, [f"tasks={both}"])
-        yield _train(config, f"notes-{seed}", many, seed, steps.notes)
+        yield _train(config, f"regrad-{seed}", ["lab"], seed, config.steps.regrad)
+    for seed in config.seeds:
+        icl = ["shape.in_prompt=true", "shape.questions=6"]
+        yield _train(config, f"icl-{seed}", ["lab"], seed, config.steps.icl, icl)
     yield Step("start raw", "raw", config, keys=("output",))
 
 
-def _continued(config: LabReportConfig) -> Iterator[Step]:
+def _further(config: LabReportConfig) -> Iterator[Step]:
+    """What goes on from the starts that were trained on people."""
     for seed in config.seeds:
-        start = [f"start_from={config.output}/starts/regrad-{seed}", "optimizer.lr=2.0e-3"]
-        yield _train(config, f"continued-{seed}", "sets/firms", seed, config.steps.continued, start)
-        # Four notes are what the context holds.
-        icl = ["shape.in_prompt=true", "shape.questions=4", f"shape.k={NOTES_READ}", "shape.bad_tasks=skip"]
-        notes = [f"start_from={config.output}/starts/notes-{seed}", "optimizer.lr=2.0e-3", *icl]
-        yield _train(config, f"notes-icl-{seed}", "sets/many", seed, config.steps.notes_icl, notes)
+        start, steps = _from(config, f"regrad-{seed}"), config.steps
+        yield _train(config, f"notes-{seed}", ["sets/many"], seed, steps.notes, start)
+        yield _train(config, f"mixed-{seed}", ["lab", "sets/firms"], seed, steps.mixed, start)
+        yield _train(config, f"continued-{seed}", ["sets/firms"], seed, steps.continued, start)
 
 
-def _train(config: LabReportConfig, name: str, place: str, seed: int, steps: int, changes: Sequence[str] = ()) -> Step:
-    """One meta-training with the lab's settings."""
-    folder = f"{config.output}/{place}"
+def _notes_icl(config: LabReportConfig) -> Iterator[Step]:
+    """In the prompt go as many notes as the context holds; the few tasks that are longer are left out."""
+    icl = ["shape.in_prompt=true", "shape.questions=4", f"shape.k={NOTES_READ}", "shape.bad_tasks=skip"]
+    for seed in config.seeds:
+        start = _from(config, f"notes-{seed}")
+        yield _train(config, f"notes-icl-{seed}", ["sets/many"], seed, config.steps.notes_icl, [*start, *icl])
+
+
+def _from(config: LabReportConfig, name: str) -> list[str]:
+    return [f"start_from={config.output}/starts/{name}", "optimizer.lr=2.0e-3", "optimizer.step_size_lr=1.0e-2"]
+
+
+def _train(
+    config: LabReportConfig, name: str, places: Sequence[str], seed: int, steps: int, changes: Sequence[str] = ()
+) -> Step:
+    """One meta-training with the lab's settings, on the tasks of one lab or several."""
+    tasks = [f"{config.output}/{place}/tasks.jsonl" for place in places]
     values = [
-        *(f"tasks={folder}/tasks.jsonl", "dev=null", f"output={config.output}/starts/{name}"),
+        *(f"tasks={tasks}", "dev=null", f"output={config.output}/starts/{name}"),
         *(f"seed={seed}", f"optimizer.steps={steps}", f"checkpoints.every={max(100, steps // 2)}"),
         *("cluster.workers=1", "watch.tensorboard=false", "watch.every=200"),
     ]
@@ -147,7 +158,7 @@ def _train(config: LabReportConfig, name: str, place: str, seed: int, steps: int
 def _rivals(config: LabReportConfig) -> Iterator[Step]:
     lab, steps = f"{config.output}/lab", config.steps
     epochs = f"optimizer.epochs={steps.epochs}"
-    many = [f"k={NOTES_READ}", "max_tokens=512"]
+    many = [f"k={NOTES_READ}", "max_tokens=512", "optimizer.batch_size=8"]
     for name, of, changes in (("ft-rag", "people", []), ("ft-rag-firms", "firms", []), ("ft-rag-notes", "many", many)):
         yield _tuned(config, name, of, ["objective=questions-with-passages", *changes])
     yield _tuned(config, "ft-direct", "people", ["objective=questions"])
@@ -177,8 +188,12 @@ def _banks(config: LabReportConfig) -> Iterator[Step]:
     for seed in config.seeds:
         yield _bank(config, f"regrad-{seed}", "lab")
         yield _bank(config, f"icl-{seed}", "lab")
-        yield _bank(config, f"notes-icl-{seed}", "sets/many", "int8")
     yield _bank(config, "raw", "lab")
+
+
+def _note_banks(config: LabReportConfig) -> Iterator[Step]:
+    for seed in config.seeds:
+        yield _bank(config, f"notes-icl-{seed}", "sets/many", "int8")
 
 
 def _bank(config: LabReportConfig, name: str, place: str, codec: str = "float32") -> Step:
