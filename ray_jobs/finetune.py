@@ -31,7 +31,7 @@ from regrad.adaptation.finetuning import (
     usable,
 )
 from regrad.adaptation.sources import digest, read_examples
-from regrad.adaptation.static import CARD, StaticLora
+from regrad.adaptation.static import CARD, StaticLora, parent_of
 from regrad.config import FinetuneConfig
 from regrad.errors import TrainingError
 from regrad.language_model.loading import LanguageModel, load_language_model
@@ -45,7 +45,8 @@ def run(config: FinetuneConfig) -> str:
     """Train, or go on with an unfinished run, and write `config.output`; returns one line about it."""
     check_shares(config, config.cluster.workers)
     check_replaceable(config.output, CARD)
-    data = {"examples": digest(config, read_tasks)}
+    parent = parent_of(config)
+    data = {"examples": digest(config, read_tasks), "parent": parent.digest if parent else None}
     with cluster():
         require_workers(config.cluster)
         with run_directory(config, data) as place, progress_channel(logger.info) as progress:
@@ -113,7 +114,7 @@ def _worker(settings: dict[str, Any]) -> None:
         "settings": config.model_dump(mode="json", include={"optimizer", "seed", "k", "corpus", "tasks"}),
     }
     reporter = _Reporter(settings["progress"], rank, lm, notes)
-    tuner = Finetuner(lm, config, examples, rank, world_size, _mean(world_size), reporter)
+    tuner = Finetuner(lm, config, examples, rank, world_size, _mean(world_size), reporter, parent_of(config))
     if checkpoint := train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             state, tensors = load_checkpoint(Path(folder))

@@ -91,7 +91,8 @@ def draws(examples: int, first: int, count: int, seed: int) -> list[int]:
 class Finetuner:
     """One worker's side of a run; `reduce` makes the mean over the workers, of which each has an equal share.
 
-    Raises `TrainingError` if the batch cannot be shared equally.
+    With a `parent` it goes on from that LoRA, with a new optimizer. Raises `MethodError` if the parent is another
+    model's, and `TrainingError` if the batch cannot be shared equally.
     """
 
     def __init__(
@@ -103,12 +104,17 @@ class Finetuner:
         world_size: int = 1,
         reduce: Callable[[Tensor], Tensor] = lambda values: values,
         listener: Listener | None = None,
+        parent: StaticLora | None = None,
     ) -> None:
         check_shares(config, world_size)
+        if parent is not None:
+            parent.check_base(lm)
+            parent.check_subspace(lm)
+        start_P = parent.values if parent is not None else lm.subspace.initial(config.seed)
         self._config, self._optimizer = config, with_steps(config.optimizer, len(examples))
         self._examples, self._rank, self._world_size = examples, rank, world_size
         self._listener: Listener = listener or Silent()
-        self._trainer = RowTrainer(lm, lm.subspace.initial(config.seed)[None], self._optimizer, reduce=reduce)
+        self._trainer = RowTrainer(lm, start_P[None], self._optimizer, reduce=reduce)
 
     @property
     def steps(self) -> int:

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from regrad.config import ModelConfig
+from regrad.config import FinetuneConfig, ModelConfig
 from regrad.errors import MethodError, ModelError
 from regrad.language_model.loading import LanguageModel
 from regrad.language_model.peft_files import load_adapter, save_adapter
@@ -49,6 +49,14 @@ class StaticLora:
                 f"{lm.config.path} has {found[:16]}; train one for this model with `regrad finetune`"
             )
 
+    def check_subspace(self, lm: LanguageModel) -> None:
+        """Raise `MethodError` unless its numbers are of the LoRA that `lm` has."""
+        if lm.subspace != self.subspace:
+            raise MethodError(
+                f"the adapter has other tensors than the LoRA of the model's settings ({len(self.values)} numbers "
+                f"against {lm.subspace.size}): set model.subspace as it was when the adapter was trained"
+            )
+
     def save(self, uri: str | Path) -> None:
         """Write the directory, whole or not at all; an existing adapter of ours is replaced."""
         card = {
@@ -77,6 +85,11 @@ class StaticLora:
         if loaded.digest != card["digest"] or not bool(torch.isfinite(values).all()):
             raise MethodError(f"the adapter at {uri} is damaged: its content is not what its card says")
         return loaded
+
+
+def parent_of(config: FinetuneConfig) -> StaticLora | None:
+    """The adapter that a run goes on from, if its settings name one; raises as `StaticLora.load`."""
+    return StaticLora.load(config.start_from) if config.start_from else None
 
 
 def read_adapter_card(uri: str | Path) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class FinetuneConfig(Settings):
     corpus: Location | None = Field(None, description="passages, or for instruction what `regrad augment` made")
     tasks: Location | None = Field(None, description="questions, as for `regrad train`")
     output: Location
+    start_from: Location | None = Field(None, description="an adapter to go on from: documents that came later")
     k: int | None = Field(None, ge=1, description="at most so many passages in a prompt, the first of its context")
     max_examples: int | None = Field(None, ge=1, description="a sample of so many, drawn by the seed")
     max_tokens: int = Field(1536, ge=16, description="longer examples are left out, and counted")

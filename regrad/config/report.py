@@ -13,12 +13,12 @@ class LabStepsConfig(Settings):
 
     regrad: int = Field(700, ge=1, description="without passages in the prompt")
     icl: int = Field(100, ge=1, description="with passages in the prompt")
-    mixed: int = Field(300, ge=1, description="from people on to people and firms")
-    continued: int = Field(200, ge=1, description="from people on to firms")
-    notes: int = Field(120, ge=1, description="from people on to the lab `many`: five notes a person")
-    notes_icl: int = Field(40, ge=1, description="from there on, with the notes in the prompt")
+    mixed: int = Field(400, ge=1, description="from people on to people and firms")
+    continued: int = Field(400, ge=1, description="from people on to firms")
+    notes: int = Field(100, ge=1, description="from people on to the lab `many`: five notes a person")
+    notes_icl: int = Field(30, ge=1, description="from there on, with the notes in the prompt")
     fine_tuning: int = Field(200, ge=1, description="ft-direct and the fine-tuned RAGs")
-    epochs: int = Field(20, ge=1, description="of cpt and instruction-cpt over the corpus")
+    epochs: int = Field(20, ge=1, description="of cpt and instruction-cpt over their documents")
     adapters: int = Field(6, ge=1, description="epochs of an adapter over its passage and questions")
 
 

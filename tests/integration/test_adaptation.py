@@ -84,7 +84,7 @@ def test_a_run_that_failed_goes_on_from_its_checkpoint(
         with pytest.raises(RuntimeError, match="killed"):
             finetune.run(finetuning(lab, tmp_path / "again"))
     assert not (tmp_path / "again").exists()
-    with pytest.raises(TrainingError, match=r"other settings: optimizer\.lr was 0\.001, is 0\.1"):
+    with pytest.raises(TrainingError, match=r"other settings: optimizer\.lr was 0\.003, is 0\.1"):
         finetune.run(finetuning(lab, tmp_path / "again", "optimizer.lr=0.1"))
     finetune.run(finetuning(lab, tmp_path / "again"))
     assert torch.equal(StaticLora.load(tmp_path / "again").values, StaticLora.load(tmp_path / "whole").values)

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from regrad.config import LabReportConfig, builtin_config
-from regrad.corpus import Passage, encode_passages
+from regrad.config import FinetuneConfig, LabReportConfig, builtin_config
+from regrad.corpus import Passage, encode_passages, read_passages
 from regrad.errors import EvaluationError
 from regrad.evaluation.records import Record, write_records
 from regrad.evaluation.runner.output import CellCard, Planned
 from regrad.lab.report.claims import Claim, fact, less_than, more, ratio_above, ratio_below, settle
+from regrad.lab.report.files import write_documents
 from regrad.lab.report.findings import duels, gaps
 from regrad.lab.report.journal import Journal
 from regrad.lab.report.nine import nine_claims
-from regrad.lab.report.plan import make_stages
+from regrad.lab.report.plan import make_steps
 from regrad.lab.report.studies import ONE_SEED, STUDIES, study
 from regrad.lab.report.table import Measured, Table
 from regrad.lab.report.writing import write_report
@@ -114,6 +115,7 @@ def as_in_the_paper() -> dict[tuple[str, str, str, int], float]:
     for name, cpt, ours in (("documents-1", 0.2, 0.2), ("documents-2", 0.5, 0.5), ("documents-4", 0.2, 0.95)):
         found["drift", name, "cpt", 0], found["drift", name, "rag", 3] = cpt, ours
         found["drift", name, "regrad", 3] = ours
+        found["drift", name, "direct", 0] = 0.2
         found["general", "memorised", f"cpt, {name}", 0] = 0.5
     found["general", "memorised", "direct", 0] = 1.0
     for name in ("raw gradients", "regrad", "rag"):
@@ -217,10 +219,10 @@ def test_a_missing_row_is_named() -> None:
 @pytest.mark.parametrize("name", ["lab-report", "lab-report-quick"])
 def test_everything_that_a_study_needs_is_made_by_a_step(name: str) -> None:
     config = load_settings(LabReportConfig, builtin_config(f"jobs/{name}.yaml"), ["output=/tmp/out"])
-    stages = make_stages(config)
-    names = [step.name for stage in stages for step in stage.steps]
+    steps = make_steps(config)
+    names = [step.name for step in steps]
     assert len(names) == len(set(names))
-    made = {step.name.partition(" ")[2] for stage in stages for step in stage.steps}
+    made = {step.name.partition(" ")[2] for step in steps}
     for each in STUDIES:
         settings = study(each, config)
         assert settings.output == f"/tmp/out/studies/{each}"
@@ -232,6 +234,48 @@ def test_everything_that_a_study_needs_is_made_by_a_step(name: str) -> None:
                         filled = place.replace("{seed}", str(seed)).replace("{set}", one.name)
                         assert filled.startswith("/tmp/out/")
                         assert filled.rsplit("/", 1)[1] in made, filled
+
+
+def test_a_step_comes_after_all_that_it_reads() -> None:
+    config = LabReportConfig(output="/tmp/out", seeds=(0, 1), documents=(10, 30))
+    after = {step.name: step.after for step in make_steps(config)}
+    place = {name: number for number, name in enumerate(after)}
+    assert all(place[other] < place[name] for name, others in after.items() for other in others)
+    assert after["start regrad-1"] == {"lab"}
+    assert after["start mixed-1"] == {"lab", "lab firms", "start regrad-1"}
+    assert after["adapter cpt-documents-30-1"] == {"documents", "adapter cpt-documents-10-1"}
+    assert after["bank regrad-0"] == {"documents", "start regrad-0"}
+    merges = {"indexes", "lab", *(f"{kind} regrad-{seed}" for kind in ("start", "bank") for seed in (0, 1))}
+    assert after["study merges"] == merges
+    assert {f"adapter cpt-documents-{n}-{seed}" for n in (10, 30) for seed in (0, 1)} < after["study drift"]
+    assert after["measure"] == after.keys() - {"measure"}
+
+
+def test_continual_training_goes_on_with_what_came_since() -> None:
+    config = LabReportConfig(output="/tmp/out", seeds=(0,), documents=(10, 30))
+    found = {step.name: step.settings for step in make_steps(config)}
+    first, second = found["adapter cpt-documents-10-0"], found["adapter cpt-documents-30-0"]
+    assert isinstance(first, FinetuneConfig)
+    assert isinstance(second, FinetuneConfig)
+    assert (first.start_from, first.corpus) == (None, "/tmp/out/documents/10.jsonl")
+    assert (second.start_from, second.corpus) == (first.output, "/tmp/out/documents/30.jsonl")
+
+
+def test_the_documents_of_a_number_are_those_that_came_since(tmp_path: Path) -> None:
+    config = LabReportConfig(output=str(tmp_path), questions=6, documents=(3, 5))
+    write_documents(config)
+    files = ("3", "5", "until-3", "until-5", "all")
+    three, five, until_three, until_five, everything = (
+        [passage.id for passage in read_passages(f"{tmp_path}/documents/{name}.jsonl")] for name in files
+    )
+    assert (len(three), len(five)) == (3, 2)
+    old = until_three[:-3]
+    assert (until_three, until_five) == ([*old, *three], [*old, *three, *five])
+    assert everything[: len(until_five)] == until_five
+    asked = [json.loads(line) for line in (tmp_path / "documents" / "questions.jsonl").read_text().splitlines()]
+    assert [item["group"] for item in asked] == ["new"] * 6 + ["memorised"] * 6
+    assert {item["passage_id"] for item in asked[6:]} <= set(old)
+    assert {item["passage_id"] for item in asked[:6]} <= set(everything) - set(old)
 
 
 def _asked(question: str) -> str:
@@ -268,7 +312,7 @@ def test_the_document_says_what_the_claims_say_and_shows_every_figure(tmp_path: 
     assert "**Not reproduced.**" in second
     assert "Direct has 20.0 on people it has never seen" in second
     assert "**Reproduced.**" in text.split("### 3. ")[1].split("### 4. ")[0]
-    assert "The 3 questions about the documents that came first" in text
+    assert "3 questions about those that came first" in text
     images = re.findall(r"\]\((images/[^)]+)\)", text)
     assert len(images) == len(set(images)) == 7
     for image in images:
@@ -284,16 +328,16 @@ def test_the_document_says_what_the_claims_say_and_shows_every_figure(tmp_path: 
 
 def test_a_step_is_done_once_and_other_settings_are_refused(tmp_path: Path) -> None:
     config = LabReportConfig(output=str(tmp_path))
-    journal, step = Journal(config.output), make_stages(config)[0].steps[0]
+    journal, step = Journal(config.output), make_steps(config)[0]
     assert not journal.done(step)
     assert journal.clock() == 0.0
     journal.finish(step, "made", 3.0, 7.0)
     assert journal.done(step)
     assert (journal.clock(), journal.seconds(step)) == (7.0, 3.0)
-    more_records = make_stages(config.model_copy(update={"records": 5}))[0].steps[0]
+    more_records = make_steps(config.model_copy(update={"records": 5}))[0]
     with pytest.raises(EvaluationError, match="step 'lab' at .* was done with other settings"):
         journal.done(more_records)
-    other_seeds = make_stages(config.model_copy(update={"seeds": (7,)}))[0].steps[0]
+    other_seeds = make_steps(config.model_copy(update={"seeds": (7,)}))[0]
     assert journal.done(other_seeds), "the lab's files do not depend on the seeds"
 
 
@@ -302,8 +346,6 @@ def test_numbers_of_documents_take_the_files_places() -> None:
     drift = study("drift", config)
     assert [one.name for one in drift.sets] == ["documents-10", "documents-30"]
     assert drift.sets[1].passages.index == "/tmp/out/index/documents-30"
-    assert {m.adapter for m in study("methods", config).methods if m.name == "cpt"} == {
-        "/tmp/out/adapters/cpt-documents-30-{seed}"
-    }
+    assert {m.adapter for m in study("methods", config).methods if m.name == "cpt"} == {"/tmp/out/adapters/cpt-{seed}"}
     names = [m.name for m in study("general", config).methods if "documents" in m.name]
     assert names == ["cpt, documents-10", "cpt, documents-30"]

@@ -6,14 +6,17 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from regrad.config import LabConfig, LabReportConfig, MetaTrainConfig, builtin_config
+from regrad.config import EvalConfig, FinetuneConfig, LabConfig, LabReportConfig, MetaTrainConfig, builtin_config
 from regrad.lab.report.plan import Job, corpora
 from regrad.settings import load_settings
 
 
 def run_job(job: Job, settings: Any) -> str:
     """Do one step's work."""
+    import torch
+
     os.environ["TTY_COMPATIBLE"] = "0"  # no moving bars: several steps run at once
+    torch.set_num_threads(1)
     return _JOBS[job](settings)
 
 
@@ -70,6 +73,38 @@ def _measure(config: LabReportConfig) -> str:
     return measure(config)
 
 
+def _train(config: MetaTrainConfig) -> str:
+    """In this process: the start of a job with its workers takes longer than most of these trainings."""
+    from regrad.meta.in_process import meta_train_in_process
+
+    meta_init = meta_train_in_process(config)
+    meta_init.save(config.output)
+    return f"MetaInit {meta_init.fingerprint} at {config.output}: {meta_init.notes['steps']} steps"
+
+
+def _finetune(config: FinetuneConfig) -> str:
+    from regrad.adaptation.in_process import finetune_in_process
+    from regrad.meta.task_files import read_tasks
+
+    adapter = finetune_in_process(config, read_tasks)
+    adapter.save(config.output)
+    notes = adapter.notes
+    return f"adapter {adapter.digest} at {config.output}: {notes['steps']} steps, loss {notes['losses'][-1]:.4f}"
+
+
+def _eval(config: EvalConfig) -> str:
+    from regrad.evaluation.report.writing import write_report
+    from regrad.evaluation.runner.cells import Cells
+    from regrad.evaluation.runner.output import Output
+    from regrad.evaluation.runner.plan import make_plan
+
+    cells, output, runner = make_plan(config), Output(config.output), Cells(config, "cpu")
+    left = output.start(config, cells)
+    for cell in left:
+        runner.run(cell)
+    return f"{len(left)} of {len(cells)} cells run; {write_report(output)}"
+
+
 def _ray_job(module: str) -> Callable[[Any], str]:
     def run(config: Any) -> str:
         import importlib
@@ -88,9 +123,9 @@ _JOBS: dict[Job, Callable[[Any], str]] = {
     "raw": _raw,
     "measure": _measure,
     "index": _index,
-    "train": _ray_job("meta_train"),
-    "finetune": _ray_job("finetune"),
+    "train": _train,
+    "finetune": _finetune,
     "adapters": _ray_job("train_adapters"),
     "bank": _ray_job("build_bank"),
-    "eval": _ray_job("evaluate"),
+    "eval": _eval,
 }

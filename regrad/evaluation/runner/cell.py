@@ -60,7 +60,7 @@ class CellRunner:
         self._lm, self._config = lm, config
         self._generator = Generator(lm, config.batch)
 
-    def run(self, cell: PlannedCell, done: Callable[[int], None] = lambda count: None) -> CellResult:
+    def run(self, cell: PlannedCell, done: Callable[[int], object] = lambda count: None) -> CellResult:
         """Answer and score all questions; `done` hears of each batch of them.
 
         Raises `EvaluationError` if the set is not any more what the plan was made of.

@@ -9,12 +9,24 @@ from typing import Any
 
 from regrad.config import LabReportConfig
 from regrad.corpus import encode_passages, read_records
-from regrad.lab.files import CORPUS, QUESTIONS, TASKS, documents, held_out_corpus, jsonl, people_questions
+from regrad.lab.files import (
+    CORPUS,
+    QUESTIONS,
+    TASKS,
+    documents,
+    held_out_corpus,
+    held_out_questions,
+    jsonl,
+    people_questions,
+)
 from regrad.lab.world import World
 from regrad.storage import Storage
 
 SAMPLED = {"people": "lab", "firms": "sets/firms", "many": "sets/many"}
 """The task files that a rival is fine-tuned on a part of, and where they are."""
+UNTIL = "until-"
+GROUP_OLD = "memorised"
+"""The group of the drift study's questions about people whom the base has memorised."""
 _SAMPLE = 150
 
 
@@ -27,10 +39,23 @@ def write_memorised(config: LabReportConfig) -> str:
 
 
 def write_documents(config: LabReportConfig) -> str:
-    """The first so many documents of the corpus, a file for each number of the drift study."""
-    storage, corpus = Storage(f"{config.output}/documents"), held_out_corpus(World())
-    for count in config.documents:
-        storage.write(f"{count}.jsonl", encode_passages(corpus[:count]))
+    """The drift study: what each number of documents adds, what is retrieved from by then, and the questions.
+
+    `<count>.jsonl` are the documents that came since the number before, `until-<count>.jsonl` all so far and those of
+    the people whom the base has memorised, `all.jsonl` the same with the whole corpus. Half of `questions.jsonl` is
+    about the documents, half about the memorised people.
+    """
+    storage, world = Storage(f"{config.output}/documents"), World()
+    corpus, old = held_out_corpus(world), documents(world.memorised)
+    for before, count in zip((0, *config.documents), config.documents, strict=False):
+        storage.write(f"{count}.jsonl", encode_passages(corpus[before:count]))
+        storage.write(f"{UNTIL}{count}.jsonl", encode_passages([*old, *corpus[:count]]))
+    storage.write("all.jsonl", encode_passages([*old, *corpus]))
+    asked = {
+        "new": held_out_questions(world, config.questions),
+        GROUP_OLD: people_questions(world.memorised, config.questions),
+    }
+    storage.write(QUESTIONS, jsonl(asdict(item) | {"group": group} for group in asked for item in asked[group]))
     return f"the first {', '.join(map(str, config.documents))} documents at {storage.uri}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from regrad.lab.report.claims import Claim, Part, fact, less_than, more, ratio_above, ratio_below, settle
-from regrad.lab.report.table import FIRST, Key, Measured, Scores, Table, average, minus
+from regrad.lab.report.table import PARTS, Key, Measured, Scores, Table, average, minus
 
 K = 3
 """Passages of a question where a claim says nothing of them."""
@@ -169,51 +169,45 @@ def distractors(table: Table) -> Claim:
 
 
 def drift(table: Table) -> Claim:
-    """Claim 6."""
+    """Claim 6. CPT begins as Direct, before any document has come."""
     sets = table.sets("drift")
     grows = [Key("drift", name, "regrad", K) for name in sets]
-    cpt = [Key("drift", name, "cpt") for name in sets]
-    parts = [_over(table, "ReGrad", grows[-1], grows[0])]
-    notes = [f"ReGrad: {_line(table, grows)}. CPT: {_line(table, cpt)}."]
-    if table.mean(cpt[-1]) >= table.mean(cpt[-2]):
-        notes.append(
-            f"CPT does not fall here: {cpt[-1].set.removeprefix('documents-')} short documents do not fill a LoRA of "
-            "this size, and each one more answers more of the questions. What it costs is elsewhere:"
-        )
-    if len(sets) > 2:
-        top = max(cpt[1:-1], key=table.mean)
-        parts += [
-            more(f"CPT at {top.set} over {end.set}", table.scores(top), table.scores(end), len(cpt) - 2)
-            for end in (cpt[-1], cpt[0])
-        ]
-    else:
-        parts.append(_over(table, "CPT", cpt[0], cpt[-1]))
-    if table.sets(FIRST):
-        first = {m: [Key(FIRST, name, m, k) for name in sets] for m, k in (("regrad", K), ("cpt", 0))}
-        asked = len(table.scores(first["cpt"][0]))
-        notes.append(
-            f"The {asked} questions about the documents that came first: ReGrad {_line(table, first['regrad'])}; "
-            f"CPT {_line(table, first['cpt'])}."
-        )
-    general = [Key("general", "memorised", f"cpt, {name}") for name in sets]
-    notes.append(
-        f"What the base had memorised: {_points(table, Key('general', 'memorised', 'direct'))} before; under CPT "
-        + ", ".join(f"{_points(table, key)} ({key.method.removeprefix('cpt, ')})" for key in general)
-        + "; under ReGrad with three passages about others "
-        + f"{_points(table, Key('general', 'memorised', 'regrad', K))} (RAG with the same "
-        + f"{_points(table, Key('general', 'memorised', 'rag', K))}), for as long as they are in force."
+    none, cpt = Key("drift", sets[0], "direct"), [Key("drift", name, "cpt") for name in sets]
+    top, tries = max(cpt[:-1], key=table.mean), len(cpt) - 1
+    parts = (
+        more(f"ReGrad at {sets[-1]} over {sets[0]}", table.scores(grows[-1]), table.scores(grows[0])),
+        more(f"CPT at {top.set} over none", table.scores(top), table.scores(none), tries),
+        more(f"CPT at {top.set} over {sets[-1]}", table.scores(top), table.scores(cpt[-1]), tries),
     )
+    notes = [
+        f"ReGrad: {_line(table, grows)}. CPT: none {_points(table, none)}, {_line(table, cpt)}. RAG: "
+        f"{_line(table, [Key('drift', name, 'rag', K) for name in sets])}.",
+        *(_part_of(table, name, what, sets) for name, what in PARTS.items() if table.sets(name)),
+        *_under_others(table),
+    ]
     return Claim(
         6,
         "As documents are injected step by step CPT rises, then falls; ReGrad rises.",
         f"exact match of ReGrad with {sets[-1]} less that with {sets[0]}, the same questions",
-        tuple(parts),
+        parts,
         tuple(notes),
     )
 
 
-def _over(table: Table, label: str, one: Key, other: Key) -> Part:
-    return more(f"{label} at {one.set} over {other.set}", table.scores(one), table.scores(other))
+def _part_of(table: Table, name: str, what: str, sets: Sequence[str]) -> str:
+    """How the two do on some of the drift study's questions."""
+    rows = {m: [Key(name, one, m, k) for one in sets] for m, k in (("regrad", K), ("cpt", 0))}
+    asked = len(table.scores(rows["cpt"][0]))
+    return f"{asked} questions about {what}: ReGrad {_line(table, rows['regrad'])}; CPT {_line(table, rows['cpt'])}."
+
+
+def _under_others(table: Table) -> list[str]:
+    """What an update by passages about others does to what the base knows, while it is in force."""
+    row = Key("general", "memorised", "regrad", K), Key("general", "memorised", "rag", K)
+    return [
+        f"An update takes effect while it is in force: asked about memorised people with three passages about others, "
+        f"ReGrad has {_points(table, row[0])} and RAG {_points(table, row[1])}."
+    ]
 
 
 def domains(table: Table) -> Claim:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from regrad.evaluation.report import figures
 from regrad.evaluation.report.entries import Entry
-from regrad.lab.report.table import FIRST, Key, Measured, Table
+from regrad.lab.report.table import FIRST, OLD, Key, Measured, Table
 
 Picture = tuple[str, str, bytes]
 """File name, caption, SVG."""
@@ -66,19 +66,19 @@ def _bars(entries: Sequence[Entry]) -> Figure:
 
 
 def _drift(table: Table) -> Figure:
-    """Lines over the number of documents: all questions, and what the base had memorised."""
+    """Lines over the number of documents: all questions, and CPT on parts of them."""
     figure = Figure(figsize=(7.6, 4.0), layout="constrained")
     axes, sets = figure.subplots(), table.sets("drift")
     counts = [int(name.removeprefix("documents-")) for name in sets]
     lines: list[tuple[str, str, str, list[Key]]] = [
         ("ReGrad", _BLUE, "-", [Key("drift", name, "regrad", 3) for name in sets]),
         ("CPT", _RED, "-", [Key("drift", name, "cpt") for name in sets]),
-        ("RAG", _GREY, "--", [Key("drift", name, "rag", 3) for name in sets]),
-        ("CPT, memorised people", _RED, ":", [Key("general", "memorised", f"cpt, {name}") for name in sets]),
-        ("base (and ReGrad's), memorised", _BLUE, ":", [Key("general", "memorised", "direct")] * len(sets)),
+        ("RAG", _GREY, "-", [Key("drift", name, "rag", 3) for name in sets]),
+        ("before any document", _GREY, ":", [Key("drift", name, "direct") for name in sets]),
     ]
-    if table.sets(FIRST):
-        lines.append(("CPT, the first documents", _RED, "--", [Key(FIRST, name, "cpt") for name in sets]))
+    for part, dash, what in ((OLD, ":", "memorised people"), (FIRST, "--", "the first documents")):
+        if table.sets(part):
+            lines.append((f"CPT, {what}", _RED, dash, [Key(part, name, "cpt") for name in sets]))
     for label, colour, dash, keys in lines:
         heights = [100 * table.mean(key) for key in keys]
         axes.plot(counts, heights, color=colour, linestyle=dash, marker="o", markersize=4, label=label)

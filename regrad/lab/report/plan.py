@@ -1,9 +1,9 @@
-"""All steps of the lab report, in stages; the steps of a stage need nothing of each other."""
+"""All steps of the lab report, each with those that must be done before it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from regrad.config import (
@@ -16,6 +16,8 @@ from regrad.config import (
     builtin_config,
 )
 from regrad.config.lab import LabVariant
+from regrad.lab.report.files import UNTIL
+from regrad.lab.report.needs import makes, needs
 from regrad.lab.report.studies import STUDIES, study
 from regrad.settings import Settings, load_settings
 
@@ -34,16 +36,25 @@ _FREE = {"cluster", "watch", "report"}
 
 @dataclass(frozen=True)
 class Step:
-    """One piece of work, complete or absent. `alone`: it takes all workers, so nothing runs beside it.
+    """One piece of work, complete or absent. `alone`: it is timed, so nothing runs beside it. `streams`: Ray Data does
+    it and wants a CPU for its readers beside that of its worker, so no second one of this kind runs beside it.
 
-    `keys` are the settings that its result depends on; all, if none are named.
+    `makes` is where its result goes, and `after` the names of the steps whose results it reads. `keys` are the settings
+    that its result depends on; all, if none are named.
     """
 
     name: str
     job: Job
     settings: Settings
+    makes: tuple[str, ...] = ()
+    after: frozenset[str] = frozenset()
     alone: bool = False
     keys: tuple[str, ...] = ()
+
+    @property
+    def streams(self) -> bool:
+        """See above."""
+        return self.job in ("bank", "adapters")
 
     @property
     def content(self) -> dict[str, Any]:
@@ -52,26 +63,22 @@ class Step:
         return {key: found[key] for key in self.keys or found}
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Steps that may run side by side."""
-
-    title: str
-    steps: tuple[Step, ...]
-
-
-def make_stages(config: LabReportConfig) -> list[Stage]:
-    """Everything, in order."""
-    return [
-        Stage("the lab's files", tuple(_files(config))),
-        Stage("indexes", tuple(_made_of_files(config))),
-        Stage("meta-training, and training the rivals", (*_starts(config), *_rivals(config))),
-        Stage("training further, and banks", (*_further(config), *_banks(config))),
-        Stage("notes in the prompt", tuple(_notes_icl(config))),
-        Stage("banks of notes", tuple(_note_banks(config))),
-        Stage("questions", tuple(_studies(config))),
-        Stage("latency, batches, and the base's weights", (_measuring(config),)),
+def make_steps(config: LabReportConfig) -> list[Step]:
+    """Everything; what comes first is begun first, as soon as what it needs is there."""
+    steps = [
+        *(*_files(config), *_made_of_files(config)),
+        *(*_starts(config), *_further(config), *_rivals(config), *_banks(config)),
+        *_studies(config),
     ]
+    wired = [replace(step, after=step.after | _before(step, steps)) for step in steps]
+    return [*wired, replace(_measuring(config), after=frozenset(step.name for step in wired))]
+
+
+def _before(step: Step, steps: Sequence[Step]) -> frozenset[str]:
+    """The steps that make what this one's settings name."""
+    if not isinstance(step.settings, LabReportConfig):
+        return frozenset(other.name for other in steps if other is not step and needs(step.settings, other.makes))
+    return frozenset()
 
 
 def _files(config: LabReportConfig) -> Iterator[Step]:
@@ -83,9 +90,10 @@ def _files(config: LabReportConfig) -> Iterator[Step]:
         context_passages=5,
         augmented=5,
     )
-    yield Step("lab", "world", lab)
-    yield Step("memorised", "memorised", config, keys=("output", "questions"))
-    yield Step("documents", "documents", config, keys=("output", "documents"))
+    yield _step("lab", "world", lab)
+    for name, keys in (("memorised", ("output", "questions")), ("documents", ("output", "questions", "documents"))):
+        job: Any = name
+        yield Step(name, job, config, makes=(f"{out}/{name}",), keys=keys)
     for variant in HARD:
         people = {"people_per_record": NOTES_PEOPLE} if variant == "many" else {}
         settings = LabConfig(
@@ -95,12 +103,14 @@ def _files(config: LabReportConfig) -> Iterator[Step]:
             task_records=config.records if variant == "firms" else min(config.records, 1500),
             **people,
         )
-        yield Step(f"lab {variant}", "world", settings)
+        yield _step(f"lab {variant}", "world", settings)
 
 
 def _made_of_files(config: LabReportConfig) -> Iterator[Step]:
-    yield Step("indexes", "index", config, keys=("output", "documents"))
-    yield Step("samples", "samples", config, keys=("output", "records"))
+    out, files = config.output, frozenset(step.name for step in _files(config))
+    yield Step("samples", "samples", config, (f"{out}/fine-tuning",), files, keys=("output", "records"))
+    yield Step("indexes", "index", config, (f"{out}/index",), files, keys=("output", "documents"))
+    yield Step("start raw", "raw", config, (f"{out}/starts/raw",), keys=("output",))
 
 
 def corpora(config: LabReportConfig) -> dict[str, str]:
@@ -108,7 +118,7 @@ def corpora(config: LabReportConfig) -> dict[str, str]:
     out = config.output
     found = {"people": f"{out}/lab/corpus.jsonl", "memorised": f"{out}/memorised/corpus.jsonl"}
     found |= {variant: f"{out}/sets/{variant}/corpus.jsonl" for variant in HARD}
-    found |= {f"documents-{count}": f"{out}/documents/{count}.jsonl" for count in config.documents}
+    found |= {f"documents-{count}": f"{out}/documents/{UNTIL}{count}.jsonl" for count in config.documents}
     return found
 
 
@@ -118,24 +128,20 @@ def _starts(config: LabReportConfig) -> Iterator[Step]:
     for seed in config.seeds:
         icl = ["shape.in_prompt=true", "shape.questions=6"]
         yield _train(config, f"icl-{seed}", ["lab"], seed, config.steps.icl, icl)
-    yield Step("start raw", "raw", config, keys=("output",))
 
 
 def _further(config: LabReportConfig) -> Iterator[Step]:
-    """What goes on from the starts that were trained on people."""
-    for seed in config.seeds:
-        start, steps = _from(config, f"regrad-{seed}"), config.steps
-        yield _train(config, f"notes-{seed}", ["sets/many"], seed, steps.notes, start)
-        yield _train(config, f"mixed-{seed}", ["lab", "sets/firms"], seed, steps.mixed, start)
-        yield _train(config, f"continued-{seed}", ["sets/firms"], seed, steps.continued, start)
+    """What goes on from the starts that were trained on people.
 
-
-def _notes_icl(config: LabReportConfig) -> Iterator[Step]:
-    """In the prompt go as many notes as the context holds; the few tasks that are longer are left out."""
+    In the prompt of `notes-icl` go as many notes as the context holds; the few tasks that are longer are left out.
+    """
     icl = ["shape.in_prompt=true", "shape.questions=4", f"shape.k={NOTES_READ}", "shape.bad_tasks=skip"]
     for seed in config.seeds:
-        start = _from(config, f"notes-{seed}")
-        yield _train(config, f"notes-icl-{seed}", ["sets/many"], seed, config.steps.notes_icl, [*start, *icl])
+        steps, people, notes = config.steps, _from(config, f"regrad-{seed}"), _from(config, f"notes-{seed}")
+        yield _train(config, f"notes-{seed}", ["sets/many"], seed, steps.notes, people)
+        yield _train(config, f"notes-icl-{seed}", ["sets/many"], seed, steps.notes_icl, [*notes, *icl])
+        yield _train(config, f"mixed-{seed}", ["lab", "sets/firms"], seed, steps.mixed, people)
+        yield _train(config, f"continued-{seed}", ["sets/firms"], seed, steps.continued, people)
 
 
 def _from(config: LabReportConfig, name: str) -> list[str]:
@@ -147,29 +153,35 @@ def _train(
 ) -> Step:
     """One meta-training with the lab's settings, on the tasks of one lab or several."""
     tasks = [f"{config.output}/{place}/tasks.jsonl" for place in places]
-    values = [
-        *(f"tasks={tasks}", "dev=null", f"output={config.output}/starts/{name}"),
-        *(f"seed={seed}", f"optimizer.steps={steps}", f"checkpoints.every={max(100, steps // 2)}"),
-        *("cluster.workers=1", "watch.tensorboard=false", "watch.every=200"),
-    ]
-    return Step(f"start {name}", "train", load_settings(MetaTrainConfig, _file("train-lab"), [*values, *changes]))
+    values = [f"tasks={tasks}", "dev=null", f"output={config.output}/starts/{name}"]
+    values += [f"seed={seed}", f"optimizer.steps={steps}", "cluster.workers=1"]
+    return _step(f"start {name}", "train", load_settings(MetaTrainConfig, _file("train-lab"), [*values, *changes]))
 
 
 def _rivals(config: LabReportConfig) -> Iterator[Step]:
     lab, steps = f"{config.output}/lab", config.steps
     epochs = f"optimizer.epochs={steps.epochs}"
     many = [f"k={NOTES_READ}", "max_tokens=512", "optimizer.batch_size=8"]
-    for name, of, changes in (("ft-rag", "people", []), ("ft-rag-firms", "firms", []), ("ft-rag-notes", "many", many)):
+    for name, of, changes in (("ft-rag-notes", "many", many), ("ft-rag", "people", []), ("ft-rag-firms", "firms", [])):
         yield _tuned(config, name, of, ["objective=questions-with-passages", *changes])
     yield _tuned(config, "ft-direct", "people", ["objective=questions"])
     yield _finetune(config, "instruction-cpt", ["objective=instruction", f"corpus={lab}/augmented.jsonl", epochs])
-    for count in config.documents:
-        for seed in config.seeds:
-            corpus = f"corpus={config.output}/documents/{count}.jsonl"
-            yield _finetune(config, f"cpt-documents-{count}-{seed}", [corpus, epochs, f"seed={seed}"])
+    for seed in config.seeds:
+        yield _finetune(config, f"cpt-{seed}", [f"corpus={lab}/corpus.jsonl", epochs, f"seed={seed}"])
+        yield from _injections(config, seed, epochs)
     values = [f"corpus={lab}/augmented.jsonl", f"bank.uri={config.output}/banks/prag", "cluster.workers=1"]
     adapters = load_settings(AdaptersConfig, _file("adapters-lab"), [*values, f"adapter.epochs={steps.adapters}"])
-    yield Step("adapters prag", "adapters", adapters)
+    yield _step("adapters prag", "adapters", adapters)
+
+
+def _injections(config: LabReportConfig, seed: int, epochs: str) -> Iterator[Step]:
+    """Continual training of one LoRA: each time on the documents that came since, from where it was before."""
+    before: list[str] = []
+    for count in config.documents:
+        corpus = [f"corpus={config.output}/documents/{count}.jsonl", epochs, f"seed={seed}"]
+        step = _finetune(config, f"cpt-documents-{count}-{seed}", [*corpus, *before])
+        before = [f"start_from={step.makes[0]}"]
+        yield step
 
 
 def _tuned(config: LabReportConfig, name: str, of: str, changes: Sequence[str]) -> Step:
@@ -179,37 +191,37 @@ def _tuned(config: LabReportConfig, name: str, of: str, changes: Sequence[str]) 
 
 
 def _finetune(config: LabReportConfig, name: str, changes: Sequence[str]) -> Step:
-    values = [f"output={config.output}/adapters/{name}", "cluster.workers=1", "watch.tensorboard=false"]
+    values = [f"output={config.output}/adapters/{name}", "cluster.workers=1"]
     settings = load_settings(FinetuneConfig, _file("finetune-lab"), [*values, *changes])
-    return Step(f"adapter {name}", "finetune", settings)
+    return _step(f"adapter {name}", "finetune", settings)
 
 
 def _banks(config: LabReportConfig) -> Iterator[Step]:
     for seed in config.seeds:
-        yield _bank(config, f"regrad-{seed}", "lab")
-        yield _bank(config, f"icl-{seed}", "lab")
-    yield _bank(config, "raw", "lab")
+        yield _bank(config, f"regrad-{seed}", "documents/all.jsonl")
+        yield _bank(config, f"icl-{seed}", "lab/corpus.jsonl")
+        yield _bank(config, f"notes-icl-{seed}", "sets/many/corpus.jsonl", "int8")
+    yield _bank(config, "raw", "lab/corpus.jsonl")
 
 
-def _note_banks(config: LabReportConfig) -> Iterator[Step]:
-    for seed in config.seeds:
-        yield _bank(config, f"notes-icl-{seed}", "sets/many", "int8")
-
-
-def _bank(config: LabReportConfig, name: str, place: str, codec: str = "float32") -> Step:
+def _bank(config: LabReportConfig, name: str, corpus: str, codec: str = "float32") -> Step:
     out = config.output
-    values = [f"meta_init={out}/starts/{name}", f"corpus={out}/{place}/corpus.jsonl", f"bank.uri={out}/banks/{name}"]
+    values = [f"meta_init={out}/starts/{name}", f"corpus={out}/{corpus}", f"bank.uri={out}/banks/{name}"]
     settings = load_settings(BuildConfig, _file("build-lab"), [*values, f"bank.codec={codec}", "cluster.workers=1"])
-    return Step(f"bank {name}", "bank", settings)
+    return _step(f"bank {name}", "bank", settings)
 
 
 def _studies(config: LabReportConfig) -> Iterator[Step]:
     for name in STUDIES:
-        yield Step(f"study {name}", "eval", study(name, config), alone=True)
+        yield _step(f"study {name}", "eval", study(name, config))
 
 
 def _measuring(config: LabReportConfig) -> Step:
     return Step("measure", "measure", config, alone=True, keys=("output", "seeds", "timed", "batched"))
+
+
+def _step(name: str, job: Job, settings: Settings) -> Step:
+    return Step(name, job, settings, makes=(makes(settings),))
 
 
 def _file(name: str) -> Any:

@@ -12,9 +12,10 @@ from regrad.evaluation.records import Record
 from regrad.evaluation.report.entries import Entry
 from regrad.evaluation.report.gathering import gather
 from regrad.evaluation.runner.output import Output
+from regrad.lab.report.files import GROUP_OLD
 from regrad.lab.report.measuring import MEASURED
 from regrad.lab.report.studies import STUDIES
-from regrad.lab.report.table import FIRST, Measured, Table
+from regrad.lab.report.table import FIRST, NEW, OLD, Measured, Table
 from regrad.storage import Storage
 
 
@@ -24,14 +25,18 @@ def read_table(config: LabReportConfig) -> Table:
     for name in STUDIES:
         output = _output(config, name)
         found[name] = [record for card in output.done(output.planned()) for record in output.records(card)]
-    found[FIRST] = _about(found["drift"], f"{config.output}/documents/{config.documents[0]}.jsonl")
-    return Table(found)
+    return Table(found | _parts(found["drift"], f"{config.output}/documents/{config.documents[0]}.jsonl"))
 
 
-def _about(records: list[Record], corpus: str) -> list[Record]:
-    """Those whose question names somebody of these documents."""
-    names = [passage.title for passage in read_passages(corpus)]
-    return [record for record in records if any(name in record.question for name in names)]
+def _parts(records: list[Record], first: str) -> dict[str, list[Record]]:
+    """The drift study's records by what they are about."""
+    new = [record for record in records if record.group != GROUP_OLD]
+    names = [passage.title for passage in read_passages(first)]
+    return {
+        NEW: new,
+        FIRST: [record for record in new if any(name in record.question for name in names)],
+        OLD: [record for record in records if record.group == GROUP_OLD],
+    }
 
 
 def read_entries(config: LabReportConfig) -> dict[str, list[Entry]]:

@@ -15,8 +15,13 @@ Scores = Mapping[str, float]
 """Exact match by question, the mean over seeds."""
 
 
-FIRST = "drift, first documents"
-"""The records of the drift study about the documents that are injected first."""
+NEW, OLD, FIRST = "drift, new", "drift, memorised", "drift, first documents"
+PARTS = {
+    NEW: "the documents",
+    FIRST: "those that came first",
+    OLD: "people whom the base has memorised",
+}
+"""Parts of the drift study's questions, and what they are about."""
 
 
 class Key(NamedTuple):

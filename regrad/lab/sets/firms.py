@@ -1,12 +1,12 @@
 """Another domain: firms instead of people, with other facts, other wordings and other questions.
 
-The values are the lab's (the base knows their tokens), everything around them is new to the base and to a start that
-was meta-trained on people: it is there to see what carries over to another domain, and what training on both gives.
+The values and names are of the lab's words (the base knows their tokens), everything around them is new to the base and
+to a start that was meta-trained on people: it is there to see what carries over to another domain, and what training on
+it gives.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 from functools import cached_property
 
@@ -58,7 +58,7 @@ QUESTIONS = {
 
 
 class Firms(LabSet):
-    """One passage a firm. A firm is called by two last names, and no two firms by the same two."""
+    """One passage a firm. A firm bears its founder's name: that of somebody of whom no stage but reading has heard."""
 
     @property
     def held_out(self) -> list[Person]:
@@ -89,7 +89,6 @@ class Firms(LabSet):
 def make_firms(world: World) -> tuple[list[Person], list[Person]]:
     """Held-out firms and those of meta-training; a function of the world alone."""
     rng = random.Random(f"{' '.join(world.last_names[:5])}/firms")
-    pairs = list(itertools.permutations(world.last_names, 2))
-    names = [f"{a} {b}" for a, b in rng.sample(pairs, len(world.held_out) + len(world.meta))]
+    names = [person.name for person in rng.sample(world.reading, len(world.held_out) + len(world.meta))]
     firms = [Person(name, "It", {a: rng.choice(world.vocabulary[a]) for a in ATTRIBUTES}) for name in names]
     return firms[: len(world.held_out)], firms[len(world.held_out) :]

@@ -1,0 +1,144 @@
+"""Training without a cluster: the same draws and numbers as the loop has, and the errors that a job has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from regrad.adaptation.examples import passage_example
+from regrad.adaptation.finetuning import Finetuner
+from regrad.adaptation.in_process import finetune_in_process
+from regrad.adaptation.static import StaticLora
+from regrad.config import FinetuneConfig, LabConfig, MetaTrainConfig, builtin_config
+from regrad.corpus import Passage, encode_passages
+from regrad.errors import CorpusError, MethodError, TrainingError
+from regrad.lab.files import tasks
+from regrad.lab.world import World
+from regrad.language_model.loading import load_language_model
+from regrad.meta.engines import PlainEngine
+from regrad.meta.in_process import meta_train_in_process
+from regrad.meta.loop import Trainer, batches
+from regrad.meta.parameters import MetaParameters
+from regrad.meta.task_files import read_tasks
+from regrad.meta_init import MetaInit
+from regrad.settings import load_settings
+
+
+def write_tasks(path: Path, people: slice, world: World, prefix: str = "") -> Path:
+    records = tasks(world.meta[people], LabConfig(people_per_record=3), 6, seed=3)
+    path.write_text("".join(json.dumps({**r, "id": prefix + r["id"]}) + "\n" for r in records))
+    return path
+
+
+@pytest.fixture
+def meta_settings(tmp_path: Path, world: World) -> Callable[..., MetaTrainConfig]:
+    path = write_tasks(tmp_path / "tasks.jsonl", slice(0, 40), world)
+
+    def make(*extra: str) -> MetaTrainConfig:
+        values = [f"tasks={path}", "dev=null", "output=unused", "optimizer.steps=4", "strategy.name=graph", *extra]
+        return load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), values)
+
+    return make
+
+
+def test_meta_training_is_the_loops_own(meta_settings: Callable[..., MetaTrainConfig]) -> None:
+    config = meta_settings()
+    made = meta_train_in_process(config)
+    lm = load_language_model(config.model, "cpu")
+    engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
+    trainer = Trainer(lm, engine, config, lm.identity())
+    alone = trainer.meta_init(trainer.run(batches(read_tasks(config.tasks[0].uri), config)))
+    assert torch.equal(made.phi0, alone.phi0)
+    assert torch.equal(made.step_sizes, alone.step_sizes)
+    assert made.notes["tasks"] == [{"uri": config.tasks[0].uri, "weight": None, "tasks": 6}]
+    assert (made.notes["steps"], made.notes["workers"], made.notes["parent"]) == (4, 1, None)
+
+
+def test_meta_training_goes_on_from_another_start_on_two_domains(
+    meta_settings: Callable[..., MetaTrainConfig], tmp_path: Path, world: World
+) -> None:
+    parent = meta_train_in_process(meta_settings("optimizer.steps=1"))
+    parent.save(tmp_path / "parent")
+    other = write_tasks(tmp_path / "other.jsonl", slice(40, 80), world, "other-")
+    sources = f"tasks=[{tmp_path}/tasks.jsonl,{{uri: {other}, weight: 18}}]"
+    made = meta_train_in_process(meta_settings(sources, f"start_from={tmp_path}/parent"))
+    assert made.notes["parent"] == parent.fingerprint
+    assert not torch.equal(made.phi0, parent.phi0)
+    assert [source["weight"] for source in made.notes["tasks"]] == [None, 18.0]
+
+
+def test_the_best_by_dev_f1_is_the_result(
+    meta_settings: Callable[..., MetaTrainConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, world: World
+) -> None:
+    dev = write_tasks(tmp_path / "dev.jsonl", slice(80, 90), world)
+    config = meta_settings(f"dev={dev}", "scoring.every=1")
+    found = iter((0.1, 0.9, 0.3, 0.2))
+
+    def scored(self: Trainer, tasks: object, state: object) -> None:
+        from regrad.meta.state import DevScore, TrainState
+
+        assert isinstance(state, TrainState)
+        state.dev.append(DevScore(state.step, 0.0, next(found), 1))
+
+    monkeypatch.setattr(Trainer, "_score", scored)
+    assert meta_train_in_process(config).notes["steps"] == 2
+
+
+def test_bad_tasks_end_the_run_or_are_left_out(meta_settings: Callable[..., MetaTrainConfig], tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    first = path.read_text().splitlines()[0]
+    with path.open("a") as file:
+        file.write(f"{first}\nno json\n")
+    with pytest.raises(CorpusError, match=r"tasks\.jsonl line 8"):
+        meta_train_in_process(meta_settings())
+    made = meta_train_in_process(meta_settings("shape.bad_tasks=skip", "optimizer.steps=1"))
+    assert made.notes["tasks"][0]["tasks"] == 6, "the one that is twice is there once"
+    path.write_text(f"{first}\n{first}\n")
+    with pytest.raises(CorpusError, match="is also at"):
+        meta_train_in_process(meta_settings())
+    path.write_text("no json\n")
+    with pytest.raises(CorpusError, match="holds no tasks"):
+        meta_train_in_process(meta_settings("shape.bad_tasks=skip"))
+    with pytest.raises(TrainingError, match=r"optimizer\.epochs is for a job"):
+        meta_train_in_process(meta_settings("optimizer.epochs=1"))
+
+
+def finetune_settings(folder: Path, *extra: str) -> FinetuneConfig:
+    values = [f"corpus={folder}/corpus.jsonl", "output=unused", "optimizer.epochs=null", "optimizer.steps=3", *extra]
+    return load_settings(FinetuneConfig, builtin_config("jobs/finetune-lab.yaml"), values)
+
+
+def test_fine_tuning_is_the_tuners_own_and_goes_on_from_what_it_made(passages: list[Passage], tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_bytes(encode_passages(passages[:8]))
+    config = finetune_settings(tmp_path)
+    made = finetune_in_process(config, read_tasks)
+    lm = load_language_model(config.model, "cpu")
+    alone = Finetuner(lm, config, [passage_example(lm, passage) for passage in passages[:8]])
+    state = alone.run()
+    assert torch.equal(made.values, alone.values)
+    assert made.notes["losses"] == pytest.approx(state.losses, abs=1e-6)
+    assert (made.notes["examples"], made.notes["parent"]) == (8, None)
+    made.save(tmp_path / "first")
+    second = finetune_in_process(finetune_settings(tmp_path, f"start_from={tmp_path}/first"), read_tasks)
+    assert second.notes["parent"] == made.digest
+    assert second.notes["losses"][0] < made.notes["losses"][0], "it begins with what the first one knows"
+
+
+def test_an_adapter_of_another_model_or_shape_is_no_start(
+    passages: list[Passage], tmp_path: Path, meta_init: MetaInit
+) -> None:
+    (tmp_path / "corpus.jsonl").write_bytes(encode_passages(passages[:2]))
+    made = finetune_in_process(finetune_settings(tmp_path, "optimizer.steps=1"), read_tasks)
+    made.save(tmp_path / "first")
+    with pytest.raises(MethodError, match="has other tensors than the LoRA of the model's settings"):
+        finetune_in_process(
+            finetune_settings(tmp_path, f"start_from={tmp_path}/first", "model.subspace.rank=3"), read_tasks
+        )
+    foreign = StaticLora(made.model, "f" * 64, made.subspace, made.values)
+    foreign.save(tmp_path / "foreign")
+    with pytest.raises(MethodError, match="belongs to base weights ffff"):
+        finetune_in_process(finetune_settings(tmp_path, f"start_from={tmp_path}/foreign"), read_tasks)
