@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-SERVING := $(wildcard tests/integration/test_demo.py tests/integration/test_cluster.py tests/integration/test_page*.py \
-	tests/integration/test_serving.py)
+# Three groups of about as long, each with a Ray cluster of its own; what is in none of the first two is in the third.
+SERVING := $(wildcard $(addprefix tests/integration/test_,demo.py cluster.py page*.py serving.py))
+TRAINING := $(wildcard $(addprefix tests/integration/test_,training.py adaptation.py engines.py precision.py synthesis.py))
 
-.PHONY: demo s3 s3-stop install lint types unit integration integration-jobs integration-serving test test-fast clean
+.PHONY: demo s3 s3-stop install lint types unit integration integration-training integration-serving integration-data test test-fast clean
 .DEFAULT_GOAL := help
 
 help:
@@ -38,18 +39,21 @@ types: $(STAMP)
 unit: $(STAMP)
 	$(BIN)/python -m pytest tests/unit
 
-integration-jobs: $(STAMP)
-	$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(SERVING)) --durations=10
+integration-training: $(STAMP)
+	$(BIN)/python -m pytest $(TRAINING) --durations=10
 
 integration-serving: $(STAMP)
 	$(BIN)/python -m pytest $(SERVING) --durations=10
 
-integration: integration-jobs integration-serving
+integration-data: $(STAMP)
+	$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(SERVING) $(TRAINING)) --durations=10
+
+integration: integration-training integration-serving integration-data
 
 test-fast: lint types unit
 
 test: $(STAMP)
-	$(MAKE) --no-print-directory -j2 lint types integration-serving integration-jobs unit  # two at a time: they wait for much
+	$(MAKE) --no-print-directory -j2 lint types integration-training integration-serving integration-data unit  # two at a time: they wait for much
 
 s3:
 	tests/tools/s3_server.sh start $(CURDIR)/runs/s3

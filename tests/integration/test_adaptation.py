@@ -15,6 +15,7 @@ from ray_jobs.cluster import cluster
 from regrad.adaptation.adapters import AdapterTrainer, model_for_adapters
 from regrad.adaptation.augmented import encode_augmented, read_augmented
 from regrad.adaptation.finetuning import Finetuner, usable
+from regrad.adaptation.in_process import finetune_in_process
 from regrad.adaptation.sources import read_examples
 from regrad.adaptation.static import StaticLora
 from regrad.bank.reader import BankReader
@@ -77,17 +78,17 @@ def test_two_workers_finetune_what_one_process_does_and_a_foreign_directory_is_l
 def test_a_run_that_failed_goes_on_from_its_checkpoint(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = finetuning(lab, tmp_path / "whole")
-    finetune.run(whole)
+    alone = "cluster.workers=1"
+    whole = finetune_in_process(finetuning(lab, tmp_path / "whole", alone), read_tasks)
     with monkeypatch.context() as patch:
         patch.setattr(finetune, "_adapter", _fail)  # after the last checkpoint, before the result is there
         with pytest.raises(RuntimeError, match="killed"):
-            finetune.run(finetuning(lab, tmp_path / "again"))
+            finetune.run(finetuning(lab, tmp_path / "again", alone))
     assert not (tmp_path / "again").exists()
     with pytest.raises(TrainingError, match=r"other settings: optimizer\.lr was 0\.003, is 0\.1"):
-        finetune.run(finetuning(lab, tmp_path / "again", "optimizer.lr=0.1"))
-    finetune.run(finetuning(lab, tmp_path / "again"))
-    assert torch.equal(StaticLora.load(tmp_path / "again").values, StaticLora.load(tmp_path / "whole").values)
+        finetune.run(finetuning(lab, tmp_path / "again", "optimizer.lr=0.1", alone))
+    finetune.run(finetuning(lab, tmp_path / "again", alone))
+    assert torch.equal(StaticLora.load(tmp_path / "again").values, whole.values)
 
 
 def _fail(*_: object) -> None:
@@ -136,8 +137,8 @@ def test_a_stopped_job_trains_no_block_twice_and_other_questions_are_other_adapt
 
 def test_adapters_upon_a_static_lora_are_for_it_alone(lab: Path, tmp_path: Path) -> None:
     half = ["model.subspace.rank=8", "model.subspace.alpha=16"]
-    finetune.run(finetuning(lab, tmp_path / "static", *half))
-    finetune.run(finetuning(lab, tmp_path / "other", *half, "seed=5"))
+    for name, seed in (("static", 0), ("other", 5)):
+        finetune_in_process(finetuning(lab, tmp_path / name, *half, f"seed={seed}"), read_tasks).save(tmp_path / name)
     config = adapters(lab, tmp_path / "bank", f"static={tmp_path}/static")
     train_adapters.run(config)
     warm = MethodConfig(name="prag-warm", bank=config.bank.uri, adapter=str(tmp_path / "static"))

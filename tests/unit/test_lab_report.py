@@ -349,3 +349,30 @@ def test_numbers_of_documents_take_the_files_places() -> None:
     assert {m.adapter for m in study("methods", config).methods if m.name == "cpt"} == {"/tmp/out/adapters/cpt-{seed}"}
     names = [m.name for m in study("general", config).methods if "documents" in m.name]
     assert names == ["cpt, documents-10", "cpt, documents-30"]
+
+
+def test_steps_are_begun_as_soon_as_they_can_be(tmp_path: Path) -> None:
+    from regrad.cli.lab_report.run import _Work
+
+    config = LabReportConfig(output=str(tmp_path))
+    work = _Work(config, Journal(config.output), lambda text: None, 5)
+    one = make_steps(config)[0]
+    made = {name: replace(one, name=name) for name in ("a", "b", "c")}
+    made["c"] = replace(made["c"], after=frozenset({"a", "gone"}))
+    made |= {name: replace(one, name=name, job="bank") for name in ("bank 1", "bank 2")}
+    alone = replace(one, name="timed", alone=True)
+
+    def chosen(waiting: str, running: str) -> str | None:
+        steps = {**made, "timed": alone}
+        found = work._next([steps[n] for n in waiting.split(",")], [steps[n] for n in running.split(",") if n])
+        return found.name if found else None
+
+    assert chosen("a,b", "") == "a"
+    assert chosen("b,c", "a") == "b", "c waits for a"
+    assert chosen("c", "a") is None
+    assert chosen("c", "b") == "c"
+    assert chosen("b", "a,c") is None, "two workers are busy"
+    assert chosen("bank 2,b", "bank 1") == "b", "one bank at a time"
+    assert chosen("timed,b", "a") == "b", "what is timed waits until nothing runs"
+    assert chosen("timed,b", "") == "timed"
+    assert chosen("b", "timed") is None
