@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from regrad.cli.options import settings_options
 from regrad.config import LabConfig, LabPretrainConfig, LabReportConfig, LabWriterConfig, builtin_config
@@ -57,6 +58,9 @@ def report(config: Path, overrides: tuple[str, ...], quick: bool) -> None:
 
     Stopped at any point, the same command goes on where it was.
     """
+    given = click.get_current_context().get_parameter_source("config") is not ParameterSource.DEFAULT
+    if quick and given:
+        raise click.UsageError("--quick has settings of its own: leave out --config, or change them with --set")
     path = builtin_config("jobs/lab-report-quick.yaml") if quick else config
     settings = load_settings(LabReportConfig, path, overrides)
     logging.getLogger("ray_jobs").setLevel(logging.WARNING)

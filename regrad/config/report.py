@@ -27,6 +27,7 @@ class LabReportConfig(Settings):
 
     output: Location = "runs/lab-report"
     report: Location | None = Field(None, description="the report; docs/lab-report.md in regrad's own checkout if null")
+    quick: bool = Field(False, description="too little of everything for its numbers to be of use; the report says so")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="of meta-training, cpt, and what is drawn")
     questions: int = Field(200, ge=2, le=2000, description="of each set")
     hard_questions: int = Field(150, ge=2, le=2000, description="of each harder lab")

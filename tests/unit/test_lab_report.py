@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from regrad.adaptation.augmented import Augmented, Pair, encode_augmented
 from regrad.config import FinetuneConfig, LabReportConfig, builtin_config
 from regrad.corpus import Passage, encode_passages, read_passages
 from regrad.errors import EvaluationError
@@ -209,6 +210,25 @@ def test_duels_say_where_rag_wins() -> None:
     assert again["notes", "many", 1] == "RAG"
 
 
+def test_prag_is_met_where_it_is_best() -> None:
+    shares = as_in_the_paper() | {("methods", "people", "prag, mean", 1): 0.97, ("methods", "people", "prag", 1): 0.6}
+    first = nine_claims(table(shares), measured())[0]
+    (part,) = (part for part in first.parts if "PRAG" in part.text)
+    assert "at its best (prag, mean, k=1)" in part.text
+    assert not part.direction
+    assert not first.reproduced
+
+
+def test_parallel_is_neither_faster_nor_slower() -> None:
+    shares = as_in_the_paper()
+    for k in (1, 3, 5):
+        shares["passages", "gold and random", "rag", k] = 0.9 - 0.3 * (k == 5)
+    fifth = nine_claims(table(shares), measured())[4]
+    assert [part.direction for part in fifth.parts] == [True, True, False]
+    assert not fifth.reproduced
+    assert any("RAG falls at k=5 alone" in note for note in fifth.notes)
+
+
 def test_a_missing_row_is_named() -> None:
     shares = as_in_the_paper()
     del shares["drift", "documents-2", "cpt", 0]
@@ -299,6 +319,10 @@ def write_run(folder: Path, shares: Shares) -> LabReportConfig:
     kept = {"latency": found["latency"], "batching": batching, "unchanged": True, "bytes": found["bytes"]}
     Storage(f"{folder}/documents").write("50.jsonl", encode_passages([Passage("ada", "Ada", "Ada sings.")]))
     (folder / "measured.json").write_text(json.dumps(kept))
+    trained = Augmented(Passage("ada", "Ada", "Ada sings."), pairs=(Pair("Does Ada sing?", "yes"),))
+    Storage(f"{folder}/lab").write("augmented.jsonl", encode_augmented([trained]))
+    asked = [{"question": _asked(f"q{number}")} for number in range(QUESTIONS)]
+    Storage(f"{folder}/lab").write("questions.jsonl", "".join(json.dumps(a) + "\n" for a in asked).encode())
     return LabReportConfig(output=str(folder), report=str(folder / "doc" / "report.md"))
 
 
@@ -313,6 +337,7 @@ def test_the_document_says_what_the_claims_say_and_shows_every_figure(tmp_path: 
     assert "Direct has 20.0 on people it has never seen" in second
     assert "**Reproduced.**" in text.split("### 3. ")[1].split("### 4. ")[0]
     assert "3 questions about those that came first" in text
+    assert "3 of the 200 questions asked here are among those, word for word" in text
     images = re.findall(r"\]\((images/[^)]+)\)", text)
     assert len(images) == len(set(images)) == 7
     for image in images:

@@ -8,7 +8,7 @@ from typing import Any
 
 from regrad.settings import Settings
 
-_OPEN = re.compile(r"\\\{(?:seed|set|model)\\\}")
+_OPEN = {r"\{seed\}": r"\d+", r"\{set\}": ".+", r"\{model\}": ".+"}
 
 
 def makes(settings: Any) -> str:
@@ -28,8 +28,15 @@ def _within(text: str, place: str) -> bool:
     """Whether the text is the place or something in it, for some name or number in the place of each `{...}`."""
     parts, above = text.split("/"), place.split("/")
     return len(parts) >= len(above) and all(
-        re.fullmatch(_OPEN.sub(".+", re.escape(part)), one) for part, one in zip(parts, above, strict=False)
+        re.fullmatch(_pattern(part), one) for part, one in zip(parts, above, strict=False)
     )
+
+
+def _pattern(part: str) -> str:
+    pattern = re.escape(part)
+    for name, any_of in _OPEN.items():
+        pattern = pattern.replace(name, any_of)
+    return pattern
 
 
 def _texts(value: Any) -> Iterator[str]:

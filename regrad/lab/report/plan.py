@@ -29,6 +29,10 @@ NOTES_PEOPLE = 3
 """People of one task record of the lab `many`: each has five notes of about 110 tokens."""
 NOTES_READ = 4
 """Notes that the base's context holds."""
+HALF_RANK = ("model.subspace.rank=16", "model.subspace.alpha=32")
+"""Of a static LoRA under PRAG's adapters: the rest of the rank is for them."""
+WARM = 300
+"""Questions of a task warm-up."""
 
 
 _FREE = {"cluster", "watch", "report"}
@@ -169,9 +173,20 @@ def _rivals(config: LabReportConfig) -> Iterator[Step]:
     for seed in config.seeds:
         yield _finetune(config, f"cpt-{seed}", [f"corpus={lab}/corpus.jsonl", epochs, f"seed={seed}"])
         yield from _injections(config, seed, epochs)
-    values = [f"corpus={lab}/augmented.jsonl", f"bank.uri={config.output}/banks/prag", "cluster.workers=1"]
-    adapters = load_settings(AdaptersConfig, _file("adapters-lab"), [*values, f"adapter.epochs={steps.adapters}"])
-    yield _step("adapters prag", "adapters", adapters)
+    yield _adapters(config, "prag")
+    for name, examples in (("prag-warm", [f"max_examples={WARM}"]), ("ft-prag", [])):
+        static = _tuned(config, f"{name}-static", "people", ["objective=questions", *HALF_RANK, *examples])
+        yield static
+        yield _adapters(config, name, [f"static={static.makes[0]}"])
+
+
+def _adapters(config: LabReportConfig, name: str, changes: Sequence[str] = ()) -> Step:
+    """A bank of a LoRA for each passage."""
+    values = [f"corpus={config.output}/lab/augmented.jsonl", f"bank.uri={config.output}/banks/{name}"]
+    values += [f"adapter.epochs={config.steps.adapters}", "cluster.workers=1"]
+    return _step(
+        f"adapters {name}", "adapters", load_settings(AdaptersConfig, _file("adapters-lab"), [*values, *changes])
+    )
 
 
 def _injections(config: LabReportConfig, seed: int, epochs: str) -> Iterator[Step]:

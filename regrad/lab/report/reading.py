@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from regrad.adaptation.augmented import read_augmented
 from regrad.config import LabReportConfig
-from regrad.corpus import read_passages
+from regrad.corpus import read_passages, read_records
 from regrad.errors import EvaluationError
 from regrad.evaluation.records import Record
 from regrad.evaluation.report.entries import Entry
 from regrad.evaluation.report.gathering import gather
 from regrad.evaluation.runner.output import Output
+from regrad.lab.files import QUESTIONS
 from regrad.lab.report.files import GROUP_OLD
 from regrad.lab.report.measuring import MEASURED
 from regrad.lab.report.studies import STUDIES
@@ -58,9 +60,16 @@ def read_measured(config: LabReportConfig) -> Measured:
             questions=batching["questions"],
             unchanged=found["unchanged"],
             bytes=found["bytes"],
+            asked_before=_asked_before(f"{config.output}/lab"),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{config.output}/{MEASURED} is damaged; remove it and steps/measure.json") from error
+
+
+def _asked_before(lab: str) -> int:
+    """How many of the questions are in the augmented corpus, which PRAG and instruction CPT are trained on."""
+    trained = {pair.question for item in read_augmented(lab) for pair in item.pairs}
+    return sum(record["question"] in trained for _, record in read_records(f"{lab}/{QUESTIONS}"))
 
 
 def _output(config: LabReportConfig, name: str) -> Output:

@@ -44,6 +44,8 @@ class Measured:
     questions: int
     unchanged: bool
     bytes: Mapping[str, float]
+    asked_before: int = 0
+    """Questions about people that rivals were trained on, word for word."""
 
 
 class Table:

@@ -39,7 +39,7 @@ def write_report(config: LabReportConfig, seconds: float) -> str:
         hardware=hardware(),
         seconds=seconds,
         seeds=config.seeds,
-        quick=len(config.seeds) < _ENOUGH_SEEDS,
+        quick=_quick(config),
     )
     place = report_place(config)
     drawn, storage = pictures(entries, table, measured), Storage(os.path.dirname(place))
@@ -54,15 +54,19 @@ def write_report(config: LabReportConfig, seconds: float) -> str:
 def report_place(config: LabReportConfig) -> str:
     """Where the document goes: as configured, or into `docs` of a checkout of regrad, else below the output.
 
-    A run with fewer than three seeds does not replace the checkout's report.
+    A quick run, or one with fewer than three seeds, does not replace the checkout's report.
     """
     if config.report is not None:
         return config.report
     here = Path.cwd()
     checkout = (here / "regrad" / "lab").is_dir() and (here / "docs").is_dir()
-    if checkout and len(config.seeds) >= _ENOUGH_SEEDS:
+    if checkout and not _quick(config):
         return str(here / "docs" / _DOCUMENT)
     return f"{config.output}/{_DOCUMENT}"
+
+
+def _quick(config: LabReportConfig) -> bool:
+    return config.quick or len(config.seeds) < _ENOUGH_SEEDS
 
 
 def hardware() -> str:
