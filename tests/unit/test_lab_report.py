@@ -103,6 +103,7 @@ def as_in_the_paper() -> dict[tuple[str, str, str, int], float]:
     found = {("methods", "people", name, 0 if name in ("direct", "cpt") else 3): s for name, s in METHODS.items()}
     found["methods", "people", "direct", 0] = 0.2
     found["methods", "people", "raw gradients", 3] = 0.05
+    found["methods", "people", "rag", 1] = 0.9
     found["passages", "random", "direct", 0] = 0.2
     for name, start, fall in (("rag", 0.9, 0.02), ("regrad", 0.99, 0.02), ("regrad+icl", 1.0, 0.01)):
         for k in (1, 3, 5):
@@ -338,6 +339,9 @@ def test_the_document_says_what_the_claims_say_and_shows_every_figure(tmp_path: 
     assert "**Reproduced.**" in text.split("### 3. ")[1].split("### 4. ")[0]
     assert "3 questions about those that came first" in text
     assert "3 of the 200 questions asked here are among those, word for word" in text
+    bars = (tmp_path / "doc" / "images" / "lab-report-methods.svg").read_text()
+    methods = [key[2] for key in as_in_the_paper() if key[0] == "methods" and key[3] != 1]
+    assert sorted(re.findall(r"<!-- ([a-z+, -]+) -->", bars)) == sorted([*methods, "exact match, points"])
     images = re.findall(r"\]\((images/[^)]+)\)", text)
     assert len(images) == len(set(images)) == 7
     for image in images:
