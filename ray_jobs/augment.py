@@ -24,7 +24,7 @@ from ray_jobs.lines import actor_pool, blocks_of_lines, check_corpus
 from ray_jobs.progress import progress_channel
 from regrad.adaptation.augmented import AUGMENTED, Augmented, encode_augmented
 from regrad.adaptation.augmenting import Augmenter, Outcome
-from regrad.adaptation.ready import from_tasks, read_data_aug
+from regrad.adaptation.ready import from_tasks, read_ready
 from regrad.config import AugmentConfig
 from regrad.corpus import Passage, parse_passage, shown
 from regrad.errors import CorpusError, RegradError, SynthesisError
@@ -126,7 +126,7 @@ def _ready(config: AugmentConfig) -> Iterator[dict[str, Any]]:
     if config.tasks is not None:
         yield from (_record(Outcome(item.passage, item)) for item in from_tasks(read_tasks(config.tasks), config.pairs))
         return
-    for where, found in read_data_aug(config.ready or ""):
+    for where, found in read_ready(config.ready or ""):
         if isinstance(found, CorpusError):
             yield {"failed": {"id": where, "reason": str(found)}}
         else:

@@ -65,7 +65,10 @@ def _middle(text: str) -> int:
 
 
 def instruction_example(lm: LanguageModel, item: Augmented) -> Example:
-    """A passage and its questions with their answers in one text, all of it predicted: instruction pre-training."""
+    """A passage and its questions with their answers in one text, all of it predicted: instruction pre-training.
+
+    It is text to read, as a passage is, and no chat: a chat template is not put around it.
+    """
     prompts = lm.config.prompts
     asked = "".join(
         prompts.question.format(question=pair.question) + prompts.answer_text(pair.answer) + prompts.stop
@@ -90,12 +93,13 @@ def question_example(
 
 
 def _asked(lm: LanguageModel, question: str, answer: str, passages: Sequence[Passage]) -> Example:
-    prompt = [*lm.bos, *lm.encode(lm.config.prompts.prompt(question, passages))]
+    """The prompt as it is asked, with the model's chat template if it has one, then the answer and the end."""
+    prompt = lm.encode_prompt(lm.config.prompts.prompt(question, passages))
     return Example((*prompt, *lm.encode(lm.config.prompts.answer_text(answer)), *lm.eos), len(prompt))
 
 
 def adapter_examples(lm: LanguageModel, item: Augmented, pairs: int | None = None) -> list[Example]:
-    """PRAG's sequences of one passage, in its order, each predicted as a whole.
+    """PRAG's sequences of one passage, in its order, each predicted as a whole, the chat template included.
 
     The first half of the questions (two of three) comes with the passage in the prompt and again with each rewrite;
     the others come without.

@@ -1,15 +1,15 @@
-"""Augmentations that somebody has made already: PRAG's and ReGrad's `data_aug` files, and questions of tasks.
+"""Augmentations that somebody has made already: `data_aug` files, augmented passages, and questions of tasks.
 
-`data_aug` is a JSON list (or one object a line) of questions, each with `augment`: a list of objects with `passage`
-and, for a writer called M, `M_rewrite` and `M_qa`. A passage is named by its text, so one that two questions retrieved
-is one.
+`data_aug`, of PRAG's and ReGrad's releases, is a JSON list (or one object a line) of questions, each with `augment`:
+objects with `passage` and, for a writer called M, `M_rewrite` and `M_qa`. A passage is named by its text, so one that
+two questions retrieved is one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from regrad.adaptation.augmented import Augmented, Pair, pair_of
@@ -22,26 +22,41 @@ _MOST_BYTES = 2 << 30
 _REWRITE, _PAIRS = "_rewrite", "_qa"
 
 
-def read_data_aug(uri: str) -> Iterator[tuple[str, Augmented | CorpusError]]:
-    """Every passage of a file, or of all .json and .jsonl files below a directory, once; a bad one comes as its error.
+def read_ready(uri: str) -> Iterator[tuple[str, Augmented | CorpusError]]:
+    """Every passage of a file, or of all .json and .jsonl files below a directory; a bad one comes as its error.
 
-    Raises `CorpusError` if there is no such file or it is not JSON.
+    A record with `augment` is one of `data_aug`, with `pairs` one of `regrad.adaptation.augmented`. Of the first, a
+    passage that several questions retrieved comes once. Raises `CorpusError` if a directory has no such file, one is
+    not JSON, or a record is neither.
     """
     seen: set[str] = set()
     for where, record in _records(uri):
-        augments = record.get("augment") if isinstance(record, dict) else None
-        if not isinstance(augments, list):
-            raise CorpusError(f"{where}: an object with 'augment', a list, is expected")
-        for number, item in enumerate(augments):
-            place = f"{where} augment {number}"
-            try:
-                found = _augmented(item, place)
-            except CorpusError as error:
-                yield place, error
+        fields = record if isinstance(record, dict) else {}
+        if isinstance(fields.get("augment"), list):
+            yield from _unseen(fields["augment"], where, seen)
+        elif "pairs" in fields:
+            yield where, _checked(Augmented.from_record, record, where)
+        else:
+            raise CorpusError(f"{where}: an object with 'augment', a list, or with 'pairs' is expected")
+
+
+def _unseen(items: Sequence[Any], where: str, seen: set[str]) -> Iterator[tuple[str, Augmented | CorpusError]]:
+    """Those of a question's passages that no question before it has retrieved."""
+    for number, item in enumerate(items):
+        place = f"{where} augment {number}"
+        found = _checked(_augmented, item, place)
+        if isinstance(found, Augmented):
+            if found.passage.id in seen:
                 continue
-            if found.passage.id not in seen:
-                seen.add(found.passage.id)
-                yield place, found
+            seen.add(found.passage.id)
+        yield place, found
+
+
+def _checked(read: Callable[[Any, str], Augmented], item: Any, where: str) -> Augmented | CorpusError:
+    try:
+        return read(item, where)
+    except CorpusError as error:
+        return error
 
 
 def from_tasks(tasks: Iterable[Task], most: int) -> Iterator[Augmented]:
@@ -80,9 +95,9 @@ def _parsed(data: bytes, where: str) -> Iterator[tuple[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{where} is not JSON: {error}") from error
     if not isinstance(values, list):
-        raise CorpusError(f"{where}: a list of questions is expected, found {type(values).__name__}")
+        raise CorpusError(f"{where}: a list of records is expected, found {type(values).__name__}")
     for number, value in enumerate(values):
-        yield f"{where} question {number}", value
+        yield f"{where} record {number}", value
 
 
 def _augmented(item: Any, where: str) -> Augmented:

@@ -16,7 +16,9 @@ _WIDTH = 200
 @click.command("leaks")
 @click.argument("train")
 @click.argument("test")
-@click.option("--train-format", default="tasks", show_default=True, help="The format of TRAIN.")
+@click.option(
+    "--train-format", default="tasks", show_default=True, help="The format of TRAIN; augmented: of `regrad augment`."
+)
 @click.option("--test-format", default="jsonl", show_default=True, help="The format of TEST.")
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.8, show_default=True)
 @click.option("--show", type=click.IntRange(0), default=10, show_default=True, help="So many leaks in full.")

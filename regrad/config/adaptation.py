@@ -74,7 +74,9 @@ class AugmentConfig(Settings):
     output: Location = Field(description="a directory: augmented.jsonl, failed.jsonl and report.json")
     corpus: Location | None = Field(None, description="passages that `model` rewrites and asks about")
     model: ModelConfig | None = Field(None, description="the writer, if the data is not ready")
-    ready: Location | None = Field(None, description="instead: a file or directory of PRAG's data_aug")
+    ready: Location | None = Field(
+        None, description="instead: PRAG's data_aug, or augmented passages; a file or a directory"
+    )
     tasks: Location | None = Field(None, description="instead: pairs of tasks, as `regrad synth` makes; no rewrites")
     pairs: int = Field(3, ge=1, description="questions of a passage, at most")
     rewrites: int = Field(1, ge=0, le=8, description="other wordings of a passage")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from regrad.settings import Location, Settings
 
 
 class MethodConfig(Settings):
-    """A method with its artefacts. A string stands for a method of that name that needs none."""
+    """A method with its artefacts. A string stands for a method of that name that needs none.
+
+    What is written of one leaves out `in_prompt` where it is the default: it hashes as before there was such a key.
+    """
 
     name: str = Field(min_length=1, description="the row's label")
     method: str = Field("", description="one of regrad.methods.METHODS; the same as the name if empty")
@@ -29,12 +32,20 @@ class MethodConfig(Settings):
     adapt_on: Literal["passages", "suffixes"] = Field(
         "passages", description="tta: predict all of a passage, or its second part from its first (TTARAG)"
     )
-    seed: int = Field(0, description="tta: of the LoRA that every question starts from")
+    in_prompt: bool = Field(True, description="tta: put the passages into the prompt, too; false: only train on them")
+    seed: int = Field(
+        0, description="tta: of the LoRA that every question starts from; an evaluation adds the cell's seed"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        return {name: value for name, value in written.items() if name != "in_prompt" or not value}
 
     @property
     def kind(self) -> str:

@@ -11,7 +11,7 @@ from regrad.errors import EvaluationError
 from regrad.evaluation.runner.generation import Generator
 from regrad.language_model.engine import DecodingRequest, Engine, Finished
 from regrad.language_model.loading import LanguageModel, weights_digest
-from regrad.methods import Asked, Updates, get_method, open_updates
+from regrad.methods import Asked, Updates, method_of, open_updates
 
 
 class Endless(LanguageModel):
@@ -106,7 +106,7 @@ def _way(endless: LanguageModel, lm: LanguageModel, method: MethodConfig, new_to
 
 
 def _prompts(lm: LanguageModel, method: MethodConfig) -> Callable[[Asked], str]:
-    kind = get_method(method.kind)
+    kind = method_of(method)
     return lambda item: kind.prompt(lm.config.prompts, item.question, item.passages)
 
 

@@ -2,7 +2,7 @@
 
 from regrad.methods.base import Method
 from regrad.methods.knowledge import Knowledge
-from regrad.methods.names import METHODS, SERVED, get_method
+from regrad.methods.names import METHODS, SERVED, get_method, method_of
 from regrad.methods.opening import check_method, open_updates
 from regrad.methods.updates import Asked, Made, Updates
 
@@ -16,5 +16,6 @@ __all__ = [
     "Updates",
     "check_method",
     "get_method",
+    "method_of",
     "open_updates",
 ]

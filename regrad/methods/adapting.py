@@ -1,4 +1,7 @@
-"""Test-time adaptation: n gradient steps on the retrieved passages, for one question; they are in the prompt, too."""
+"""Test-time adaptation: n gradient steps on the retrieved passages, for one question.
+
+They are in the prompt, too, unless `in_prompt: false` has the model answer from what it has just been trained on alone.
+"""
 
 from __future__ import annotations
 

@@ -48,6 +48,11 @@ class Method:
         return self.update not in ("none", "static")
 
     @property
+    def starts_at_random(self) -> bool:
+        """Whether the update is trained now, from a LoRA whose A matrices a seed draws."""
+        return self.update == "adapting"
+
+    @property
     def retrieves(self) -> bool:
         """Whether the method looks at passages at all."""
         return self.passages_in_prompt or self.updates_by_passage

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 
+from regrad.config import MethodConfig
 from regrad.errors import MethodError
 from regrad.methods.adapting import TTA
 from regrad.methods.base import Method
@@ -30,3 +32,13 @@ def get_method(name: str, among: Mapping[str, Method] = METHODS) -> Method:
     near = difflib.get_close_matches(name, among, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     raise MethodError(f"unknown method {name!r:.60}{hint} The methods are {', '.join(among)}")
+
+
+def method_of(config: MethodConfig) -> Method:
+    """The method as its settings say; raises `MethodError` for a setting that it does not have."""
+    method = get_method(config.kind)
+    if config.in_prompt:
+        return method
+    if not method.starts_at_random:
+        raise MethodError(f"{config.name}: 'in_prompt: false' is a setting of tta, not of {config.kind}")
+    return replace(method, passages_in_prompt=False)

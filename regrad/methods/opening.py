@@ -9,7 +9,7 @@ from regrad.config import MethodConfig
 from regrad.language_model.loading import LanguageModel
 from regrad.methods.adapting import open_adapting
 from regrad.methods.base import Source
-from regrad.methods.names import get_method
+from regrad.methods.names import get_method, method_of
 from regrad.methods.prag import check_adapters, open_adapters
 from regrad.methods.regrad import check_gradients, check_gradients_now, open_gradients, open_gradients_now
 from regrad.methods.static import check_static, open_static
@@ -41,7 +41,7 @@ def check_method(config: MethodConfig) -> None:
 
     Reads cards and manifests only: a few KB.
     """
-    _KINDS[get_method(config.kind).update].check(config)
+    _KINDS[method_of(config).update].check(config)
 
 
 def open_updates(config: MethodConfig, lm: LanguageModel) -> Updates:

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from regrad.adaptation.adapters import AdapterTrainer, model_for_adapters
 from regrad.adaptation.augmented import Augmented, Pair
-from regrad.adaptation.examples import Example, adapter_examples, passage_example, question_example
+from regrad.adaptation.examples import (
+    Example,
+    adapter_examples,
+    instruction_example,
+    passage_example,
+    question_example,
+)
 from regrad.adaptation.finetuning import (
     Finetuner,
     FinetuneState,
@@ -34,6 +40,7 @@ from regrad.language_model.batching import sequence_losses
 from regrad.language_model.loading import LanguageModel, load_language_model
 from regrad.settings import parse_settings
 from tests.unit.augmenting import augmented
+from tests.unit.chats import chat
 
 FAST = AdamWConfig(lr=1e-2, weight_decay=0.1, clip=0.5)
 
@@ -117,6 +124,58 @@ def test_a_question_leaves_out_the_worst_passages_until_it_fits(tiny: LanguageMo
     text = tiny.tokenizer.decode(shorter.ids)
     assert passages[0].title not in text
     assert passages[1].title in text
+
+
+@pytest.mark.parametrize("start", ["", "Answer:"])
+def test_a_rival_is_trained_on_the_prompt_that_a_chat_model_is_asked(
+    tiny: LanguageModel, passages: list[Passage], start: str
+) -> None:
+    lm = chat(tiny, system="Be brief.", answer_start=start)
+    answer = (*lm.encode(lm.config.prompts.answer_text("me")), *lm.eos)
+    for shown in ([], passages[:1]):
+        example = question_example(lm, "Who?", "me", shown)
+        assert list(example.ids[: example.start]) == lm.encode_prompt(lm.config.prompts.prompt("Who?", shown))
+        assert example.ids[example.start :] == answer
+    assert lm.tokenizer.decode(example.ids).count("assistant") == 1
+
+
+def test_in_a_chat_the_template_counts_to_what_must_fit(tiny: LanguageModel, passages: list[Passage]) -> None:
+    plain, lm = question_example(tiny, "Who?", "me", passages[:2]), chat(tiny, system="Be brief.")
+    asked = question_example(lm, "Who?", "me", passages[:2], max_tokens=len(plain.ids))
+    text = lm.tokenizer.decode(asked.ids)
+    assert len(asked.ids) <= len(plain.ids)
+    assert (passages[0].title in text, passages[1].title in text) == (False, True)
+
+
+def test_prag_predicts_the_chat_template_too(tiny: LanguageModel, world: World) -> None:
+    lm, item = chat(tiny), augmented(world, 1)[0]
+    examples = adapter_examples(lm, item)
+    texts = [item.passage, Passage(item.passage.id, item.passage.title, item.rewrites[0])]
+    shown = [[text] for _ in item.pairs[:2] for text in texts] + [[]]
+    for example, pair, passages in zip(examples, [item.pairs[i // 2] for i in range(5)], shown, strict=True):
+        prompt = lm.encode_prompt(lm.config.prompts.prompt(pair.question, passages))
+        assert list(example.ids) == [*prompt, *lm.encode(lm.config.prompts.answer_text(pair.answer)), *lm.eos]
+        assert example.start == 1
+
+
+def test_without_a_chat_template_the_tokens_are_those_of_the_text_alone(
+    tiny: LanguageModel, passages: list[Passage], world: World
+) -> None:
+    """Spelled out: prompt and answer between the start and the end token, as before there were chats."""
+    prompts, item = tiny.config.prompts, augmented(world, 1)[0]
+    for shown in ([], passages[:2]):
+        prompt = [*tiny.bos, *tiny.encode(prompts.prompt("Who?", shown))]
+        whole = (*prompt, *tiny.encode(prompts.answer_text("me")), *tiny.eos)
+        assert question_example(tiny, "Who?", "me", shown) == Example(whole, len(prompt))
+    pair = item.pairs[2]
+    alone = [*tiny.bos, *tiny.encode(prompts.prompt(pair.question)), *tiny.encode(prompts.answer_text(pair.answer))]
+    assert adapter_examples(tiny, item)[-1] == Example((*alone, *tiny.eos))
+
+
+def test_text_to_read_is_no_chat(tiny: LanguageModel, world: World, passages: list[Passage]) -> None:
+    lm, item = chat(tiny), augmented(world, 1)[0]
+    assert passage_example(lm, passages[0]) == passage_example(tiny, passages[0])
+    assert instruction_example(lm, item) == instruction_example(tiny, item)
 
 
 def adapter_model(tiny: LanguageModel, config: AdapterConfig, static: StaticLora | None = None) -> LanguageModel:

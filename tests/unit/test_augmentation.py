@@ -12,11 +12,11 @@ import pytest
 from regrad.adaptation import augmenting
 from regrad.adaptation.augmented import Augmented, Pair, encode_augmented, parse_augmented, read_augmented
 from regrad.adaptation.augmenting import NO_PAIRS, Augmenter, parse_pairs
-from regrad.adaptation.ready import from_tasks, passage_id, read_data_aug
+from regrad.adaptation.ready import from_tasks, passage_id, read_ready
 from regrad.adaptation.sources import digest, read_examples
 from regrad.config import AugmentConfig, FinetuneConfig, LabConfig
 from regrad.corpus import Passage
-from regrad.errors import ConfigError, CorpusError, TrainingError
+from regrad.errors import ConfigError, CorpusError, RegradError, TrainingError
 from regrad.lab.files import write_lab
 from regrad.lab.world import World
 from regrad.language_model.loading import LanguageModel
@@ -114,16 +114,33 @@ def test_data_aug_is_read_once_a_passage_and_bad_ones_are_said(tmp_path: Path) -
     good = {"pid": 0, "passage": "text one", "m-1b_rewrite": "one as text", "m-1b_qa": pairs}
     (tmp_path / "a.json").write_text(json.dumps(data_aug(good, {"pid": 1, "passage": "x", "m-1b_qa": [{"q": 1}]})))
     (tmp_path / "b.jsonl").write_text(json.dumps(data_aug(good, {"passage": "two", "m_qa": pairs})[0]))
-    found = [item for _, item in read_data_aug(str(tmp_path))]
+    found = [item for _, item in read_ready(str(tmp_path))]
     first = Passage(passage_id("text one"), "", "text one")
     assert found[0] == Augmented(first, ("one as text",), (Pair("Who?", "me", "It is me."),))
     assert isinstance(found[1], CorpusError)
-    assert "a.json question 0 augment 1: a pair needs a 'question' and an 'answer'" in str(found[1])
+    assert "a.json record 0 augment 1: a pair needs a 'question' and an 'answer'" in str(found[1])
     assert isinstance(found[2], Augmented)
     assert (found[2].passage.text, found[2].rewrites) == ("two", ())
     (tmp_path / "a.json").write_text("[{]")
     with pytest.raises(CorpusError, match=r"a\.json is not JSON"):
-        list(read_data_aug(str(tmp_path / "a.json")))
+        list(read_ready(str(tmp_path / "a.json")))
+
+
+def test_augmented_passages_are_taken_as_they_are_and_a_bad_one_is_said(world: World, tmp_path: Path) -> None:
+    items = augmented(world, 3)
+    path = tmp_path / "augmented.jsonl"
+    bad = {**items[1].to_record(), "pairs": [{"question": "?"}]}
+    lines = [json.dumps(record) for record in (items[0].to_record(), bad, items[2].to_record())]
+    path.write_text("\n".join(lines))
+    found = [item for _, item in read_ready(str(path))]
+    assert [found[0], found[2]] == [items[0], items[2]]
+    assert isinstance(found[1], CorpusError)
+    assert "augmented.jsonl record 1: a pair needs a 'question' and an 'answer'" in str(found[1])
+    path.write_text('{"id": "a", "text": "b"}')
+    with pytest.raises(CorpusError, match="an object with 'augment', a list, or with 'pairs' is expected"):
+        list(read_ready(str(path)))
+    with pytest.raises(RegradError, match="nothing"):
+        list(read_ready(str(tmp_path / "nothing.jsonl")))
 
 
 def test_questions_of_tasks_belong_to_the_best_passage_of_their_context() -> None:

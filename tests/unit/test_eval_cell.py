@@ -45,6 +45,17 @@ def test_records_are_of_the_questions_and_the_same_however_many_at_once(folder: 
     check_records(runs[0].records, read_questions(only(folder, tiny, "rag").sets[0]))
 
 
+def test_what_is_trained_on_passages_alone_has_none_in_its_prompt(folder: Path, tiny: LanguageModel) -> None:
+    ways: dict[str, dict[str, Any]] = {"tta": {}, "alone": {"method": "tta", "in_prompt": False}, "direct": {}}
+    methods = [{"name": name, **way, "lr": 1e-2} for name, way in ways.items()]
+    both, alone, direct = run(tiny, settings(folder, tiny.config, methods=methods, k=[1]))
+    tokens = [[record.prompt_tokens for record in one.records] for one in (both, alone, direct)]
+    assert tokens[1] == tokens[2]
+    assert all(more > fewer for more, fewer in zip(tokens[0], tokens[1], strict=True))
+    assert [r.raw for r in alone.records] != [r.raw for r in direct.records]
+    assert all(len(record.passage_ids) == 1 for record in alone.records)
+
+
 def test_every_question_is_answered_under_its_own_passages_update(
     folder: Path, tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage]
 ) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from regrad.config import EvalConfig, ModelConfig
+from regrad.config import EvalConfig, MethodConfig, ModelConfig
 from regrad.corpus import Passage, encode_passages
 from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodError, RegradError
-from regrad.evaluation.runner.plan import make_plan
+from regrad.evaluation.runner.plan import make_plan, resolve
 from regrad.meta_init import MetaInit
 from regrad.settings import parse_settings
 from tests.unit.evaluating import settings, write_set
@@ -47,6 +47,38 @@ def test_without_anything_random_there_is_one_seed(folder: Path, model: ModelCon
     gold = {"source": "gold", "corpus": str(folder / "corpus.jsonl")}
     one = {"name": "people", "path": str(folder / "questions.jsonl"), "passages": gold}
     assert cells(settings(folder, model, seeds=[0, 1], sets=[one])) == [("direct", 0, 0), ("rag", 1, 0), ("rag", 3, 0)]
+
+
+def gold(folder: Path) -> dict[str, Any]:
+    """A set in which nothing is random."""
+    passages = {"source": "gold", "corpus": str(folder / "corpus.jsonl")}
+    return {"name": "people", "path": str(folder / "questions.jsonl"), "passages": passages}
+
+
+def test_seeds_count_for_a_method_that_starts_at_random_and_for_no_other(folder: Path, model: ModelConfig) -> None:
+    methods = ["rag", {"name": "tta", "seed": 10}]
+    plan = make_plan(settings(folder, model, seeds=[0, 2], sets=[gold(folder)], k=[1], methods=methods))
+    assert [(cell.method.name, cell.seed, cell.method.seed) for cell in plan] == [
+        ("rag", 0, 0),
+        ("tta", 0, 10),
+        ("tta", 2, 12),
+    ]
+    assert len({cell.key for cell in plan}) == 3
+
+
+def test_a_method_hashes_as_before_there_was_a_prompt_setting(folder: Path, model: ModelConfig) -> None:
+    """Keys are hashes of what is written: with a new field in it, every cell of every run would be run again."""
+    written = {
+        **{"name": "rag", "method": "", "meta_init": None, "bank": None, "bank_version": None, "adapter": None},
+        **{"gamma": 1.0, "weighting": "sum", "on_missing": "fewer", "prompt_style": None},
+        **{"steps": 3, "lr": 1e-4, "adapt_on": "passages", "seed": 0},
+    }
+    assert MethodConfig.model_validate("rag").model_dump(mode="json") == written
+    for seed in (0, 1):
+        assert resolve(MethodConfig.model_validate("rag"), seed=seed).model_dump(mode="json") == written
+    config = settings(folder, model, methods=["tta", {"name": "alone", "method": "tta", "in_prompt": False}], k=[1])
+    assert [cell.method.in_prompt for cell in make_plan(config)] == [True, False]
+    assert len(keys(config)) == 2
 
 
 def test_the_seed_in_a_location_makes_a_cell_for_each(folder: Path, model: ModelConfig, meta_init: MetaInit) -> None:
@@ -100,6 +132,7 @@ def test_an_added_cell_leaves_the_others_their_keys(folder: Path, model: ModelCo
     [
         ({"methods": ["pe-rga"]}, MethodError, "did you mean 'pe-rag'"),
         ({"methods": ["regrad-online"]}, MethodError, "meta_init"),
+        ({"methods": [{"name": "rag", "in_prompt": False}]}, MethodError, "a setting of tta, not of rag"),
         ({"methods": [{"name": "regrad-online", "meta_init": "nowhere"}]}, MetaInitError, "regrad train"),
     ],
 )

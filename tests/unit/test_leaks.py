@@ -90,3 +90,43 @@ def test_the_command_line_counts_shows_and_tells_by_its_status(tmp_path: Path) -
     found = CliRunner().invoke(command, [str(tasks), str(test)])
     assert found.exit_code == 1
     assert found.output.splitlines()[1:] == ["exact 1.00  q1: who was it", "            1/0: Who was it?"]
+
+
+PASSAGE = {"id": "les", "title": "Les Dripen", "text": "Les Dripen was raised in the city of Thomville."}
+PAIRS = [
+    {"question": "In which city was Les Dripen raised?", "answer": "Thomville", "full_answer": "In Thomville."},
+    {"question": "Who was raised in the city of Thomville, so the passage?", "answer": "Les Dripen"},
+]
+AUGMENTED = {**PASSAGE, "rewrites": ["Thomville is where Les Dripen was raised."], "pairs": PAIRS}
+DATA_AUG = {
+    **{"test_id": 0, "question": "Not of the augmentation?", "answer": "x", "passages": [PASSAGE["text"]]},
+    "augment": [{"pid": 0, "passage": PASSAGE["text"], "m_rewrite": "Thomville is.", "m_qa": PAIRS}],
+}
+
+
+@pytest.mark.parametrize(
+    ("format_", "name", "content"),
+    [
+        ("augmented", "augmented.jsonl", json.dumps(AUGMENTED) + "\n"),
+        ("data-aug-pairs", "total.json", json.dumps([DATA_AUG, {**DATA_AUG, "test_id": 1}])),
+    ],
+)
+def test_test_questions_in_an_augmentation_are_found_exact_and_near(
+    tmp_path: Path, format_: str, name: str, content: str
+) -> None:
+    train, test = tmp_path / name, tmp_path / "questions.jsonl"
+    train.write_text(content)
+    asked = [
+        "in which city was Les Dripen raised",
+        "Who was raised in the city of Thomville, says the passage?",
+        "Not of the augmentation?",
+    ]
+    rows = [{"id": f"q{i}", "question": text, "answer": "x"} for i, text in enumerate(asked)]
+    test.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [str(train), str(test), "--train-format", format_, "--threshold", "0.7"]
+    found = CliRunner().invoke(command, arguments)
+    assert found.exit_code == 1
+    count, *lines = found.output.splitlines()
+    assert count == f"3 questions: 1 are in {train}, 1 nearly so"
+    assert [line.split()[0] for line in lines[::2]] == ["exact", "near"]
+    assert "Who was raised in the city of Thomville, so the passage?" in lines[3]

@@ -24,7 +24,7 @@ from regrad.lab.world import World
 from regrad.language_model.loading import LanguageModel, load_language_model
 from regrad.language_model.subspace import Subspace
 from regrad.meta_init import MetaInit
-from regrad.methods import METHODS, SERVED, Asked, check_method, get_method, open_updates
+from regrad.methods import METHODS, SERVED, Asked, check_method, get_method, method_of, open_updates
 from regrad.methods.prag import adapters_base, adapters_layout
 from regrad.prompts import PromptFormat
 from regrad.settings import parse_settings
@@ -266,6 +266,24 @@ def test_test_time_adaptation_is_exactly_reset(tiny: LanguageModel, passages: li
     assert fresh is not None and later is not None
     assert torch.equal(fresh, later)
     assert not torch.allclose(fresh, tiny.subspace.initial(0))
+
+
+def test_test_time_adaptation_starts_where_its_seed_says_and_may_leave_the_passages_out_of_the_prompt(
+    tiny: LanguageModel, passages: list[Passage]
+) -> None:
+    first, second = (
+        open_updates(settings("tta", lr=1e-2, seed=seed), tiny)([asked(passages[:2])]).updates[0] for seed in (0, 1)
+    )
+    assert first is not None and second is not None
+    assert not torch.allclose(first, second)
+    alone = settings("tta", lr=1e-2, in_prompt=False)
+    made = open_updates(alone, tiny)([asked(passages[:2])]).updates[0]
+    assert made is not None and torch.equal(made, first)
+    prompts = [method_of(config).prompt(PromptFormat(), "Who?", PASSAGES) for config in (alone, settings("tta"))]
+    assert ["first" in prompt for prompt in prompts] == [False, True]
+    assert method_of(alone).retrieves
+    with pytest.raises(MethodError, match="x: 'in_prompt: false' is a setting of tta, not of rag"):
+        check_method(settings("x", method="rag", in_prompt=False))
 
 
 def test_what_is_missing_is_said_before_a_model_is_loaded(

@@ -361,6 +361,39 @@ def test_a_wrong_record_is_named_with_its_field(
     assert str(error.value).startswith(f"{path} record 1")
 
 
+def test_an_augmentations_questions_come_with_their_passage(tmp_path: Path) -> None:
+    pairs = [{"question": "A?", "answer": "1", "full_answer": "It is 1."}, {"question": "B?", "answer": 2}]
+    own = {"id": "p", "title": "T", "text": "x", "rewrites": ["y"], "pairs": pairs}
+    made = write(tmp_path / "augmented.jsonl", lines(own, {**own, "id": "bare", "pairs": []}))
+    assert [(q.id, q.question, q.answers, q.passage_ids) for q in read(made, "augmented")] == [
+        ("p/0", "A?", ("1",), ("p",)),
+        ("p/1", "B?", ("2",), ("p",)),
+    ]
+    item = {"pid": 0, "passage": "x", "m_rewrite": "y", "m_qa": pairs}
+    twice = write(tmp_path / "total.json", [{"augment": [item]}, {"augment": [item, {**item, "passage": "z"}]}])
+    found = read(twice, "data-aug-pairs")
+    assert [(q.question, q.passages[0].text) for q in found] == [("A?", "x"), ("B?", "x"), ("A?", "z"), ("B?", "z")]
+
+
+@pytest.mark.parametrize(
+    ("format_", "record", "problem"),
+    [
+        ("augmented", {"id": "p", "text": "x", "pairs": {}}, "field 'pairs' must be a list"),
+        (
+            "augmented",
+            {"id": "p", "text": "x", "pairs": [{"question": "A?"}]},
+            r"\[0\]: field 'answer' is missing",
+        ),
+        ("augmented", {"id": "p", "pairs": []}, "'text'"),
+        ("data-aug-pairs", {"augment": [{"passage": "x"}]}, r"augment\[0\]: field '<writer>_qa' is missing"),
+        ("data-aug-pairs", {"question": "A?"}, "field 'augment' is missing"),
+    ],
+)
+def test_a_wrong_augmentation_is_named(tmp_path: Path, format_: str, record: dict[str, Any], problem: str) -> None:
+    with pytest.raises(EvaluationError, match=problem):
+        read(write(tmp_path / "set.json", [record]), format_)
+
+
 @pytest.mark.parametrize("format_", sorted(READERS))
 @pytest.mark.parametrize(
     "content", ["[{}]", '{"questions": [{}], "Data": [{}]}', "[1]", "3", "{", '"x"', '[{"a": [', "a,b\n"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +18,7 @@ from regrad.language_model.tokens import prompt_ids, token_ids
 from regrad.meta.batch import encode_question
 from regrad.meta.check import Lengths
 from regrad.meta.tasks import MetaTask, TaskQuestion
+from tests.unit.chats import chat
 
 WRITTEN = "Les </s> was <s> born in <pad> Thomville."
 
@@ -54,21 +53,6 @@ def test_control_tokens_of_a_template_keep_their_meaning(tiny: LanguageModel) ->
     assert ([first], [last]) == (tiny.bos, tiny.eos)
     assert special(tiny).isdisjoint(token_ids(tiny.tokenizer, LAB_PROMPTS, written))
     assert token_ids(tiny.tokenizer, LAB_PROMPTS, written, controls=True) == token_ids(tiny.tokenizer, chat, written)
-
-
-TEMPLATE = (
-    "<s>{% if messages[0].role == 'system' %}system {{ messages[0].content }}, {{ date_string }}</s>{% endif %}"
-    "{% for m in messages if m.role == 'user' %}<s> user\n{{ m.content | trim }}\n</s>{% endfor %}"
-    "{% if add_generation_prompt %}<s> assistant\n{% endif %}"
-)
-
-
-def chat(lm: LanguageModel, **settings: Any) -> LanguageModel:
-    """The model with a chat template in the style of Llama's, and a format that uses it."""
-    tokenizer = copy.deepcopy(lm.tokenizer)
-    tokenizer.chat_template = TEMPLATE
-    prompts = LAB_PROMPTS.model_copy(update={"chat": True, **settings})
-    return replace(lm, tokenizer=tokenizer, config=lm.config.model_copy(update={"prompts": prompts}))
 
 
 @pytest.mark.parametrize("text", ["Question: Where was Les Dripen born?\nAnswer:", "ä 漢 🙂", "a\n\nb", "x"])

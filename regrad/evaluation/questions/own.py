@@ -1,4 +1,4 @@
-"""Question files of one's own: JSON lines, and the tasks of meta-training."""
+"""Question files of one's own: JSON lines, the tasks of meta-training, and augmented passages."""
 
 from __future__ import annotations
 
@@ -86,6 +86,19 @@ def tasks(file: QuestionFile) -> Iterator[Question]:
                 passage_ids=tuple(passage.id for passage in rests_on),
                 passages=rests_on,
             )
+
+
+def augmented(file: QuestionFile) -> Iterator[Question]:
+    """`augmented.jsonl` of `regrad augment`: every question of every passage, with that passage."""
+    for record in file.records():
+        passage = _passage(record.fields, record.where)
+        for place, pair in enumerate(record.records("pairs") if record.has("pairs") else ()):
+            yield pair_question(f"{passage.id}/{place}", pair, passage)
+
+
+def pair_question(name: str, pair: Record, passage: Passage) -> Question:
+    """One question of an augmented passage, with its short answer."""
+    return Question(name, pair.text("question"), pair.texts("answer"), passage_ids=(passage.id,), passages=(passage,))
 
 
 def _context(question: Record, passages: tuple[Passage, ...]) -> tuple[Passage, ...]:

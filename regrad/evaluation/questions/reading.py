@@ -32,8 +32,10 @@ READERS: dict[str, Reader] = {
     "learned-hands-family": law.learned_hands_family,
     "housingqa": law.housingqa,
     "data-aug": released.data_aug,
+    "data-aug-pairs": released.data_aug_pairs,
     "jsonl": own.jsonl,
     "tasks": own.tasks,
+    "augmented": own.augmented,
 }
 """Every format by name. A new one is one function and one entry here."""
 

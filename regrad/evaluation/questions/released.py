@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from regrad.corpus import Passage
 from regrad.evaluation.questions.files import QuestionFile
-from regrad.evaluation.questions.own import closed
+from regrad.evaluation.questions.own import closed, pair_question
 from regrad.evaluation.questions.question import Question
 from regrad.evaluation.questions.record import Record
 
@@ -16,10 +16,25 @@ def data_aug(file: QuestionFile) -> Iterator[Question]:
     """`data_aug/SET/SPLIT.json` of github.com/oneal2000/ReGrad, `data_aug/SET/MODEL/PART.json` of oneal2000/PRAG.
 
     A JSON list of `test_id`, `question`, `answer` (one or several), `passages` (strings, best first), and where they
-    apply `qid`, `type`, `choices` and PRAG's `augment`, which is for its adapters and not read here. Passages have no
-    ids there: theirs is a hash of the text, the same wherever the passage is retrieved.
+    apply `qid`, `type`, `choices` and PRAG's `augment`, which is for its adapters and read by `data_aug_pairs` instead.
+    Passages have no ids there: theirs is a hash of the text, the same wherever the passage is retrieved.
     """
     return map(sampled, file.records())
+
+
+def data_aug_pairs(file: QuestionFile) -> Iterator[Question]:
+    """What PRAG's adapters are trained on: the questions of every passage in `augment`, once a passage.
+
+    They are in the field that ends in `_qa`, after the model that wrote them.
+    """
+    seen: set[str] = set()
+    for record in file.records():
+        for item in record.records("augment"):
+            passage = _passage(item.text("passage"))
+            pairs = item.records(next((name for name in item.fields if name.endswith("_qa")), "<writer>_qa"))
+            if passage.id not in seen:
+                seen.add(passage.id)
+                yield from (pair_question(f"{passage.id}/{i}", pair, passage) for i, pair in enumerate(pairs))
 
 
 def sampled(record: Record) -> Question:

@@ -23,7 +23,7 @@ from regrad.evaluation.runner.passages import Found, PassageFinder
 from regrad.evaluation.runner.plan import PlannedCell
 from regrad.language_model.engine import Finished
 from regrad.language_model.loading import LanguageModel
-from regrad.methods import Asked, Updates, get_method, open_updates
+from regrad.methods import Asked, Updates, method_of, open_updates
 
 
 @dataclass
@@ -110,7 +110,7 @@ class CellRunner:
         return [_record(cell, milliseconds, *row) for row in rows]
 
     def _fitted(self, cell: PlannedCell, question: Question, passages: Sequence[Passage]) -> Fitted:
-        method, prompts = get_method(cell.method.kind), self._lm.config.prompts
+        method, prompts = method_of(cell.method), self._lm.config.prompts
         style = cell.method.prompt_style or method.style
 
         def prompt(kept: Sequence[Passage]) -> str:

@@ -76,8 +76,11 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
 
 
 def resolve(method: MethodConfig, **names: Any) -> MethodConfig:
-    """The method with `{model}`, `{set}` and `{seed}` filled in."""
-    return MethodConfig.model_validate(_filled(method.model_dump(mode="json"), names))
+    """The method with `{model}`, `{set}` and `{seed}` filled in; one that starts at random adds the seed to its own."""
+    values = _filled(method.model_dump(mode="json"), names)
+    if get_method(method.kind).starts_at_random:
+        values["seed"] += names.get("seed", 0)
+    return MethodConfig.model_validate(values)
 
 
 def _filled(value: Any, names: Mapping[str, Any]) -> Any:
