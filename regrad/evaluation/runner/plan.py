@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -17,6 +17,7 @@ from regrad.evaluation.runner.passages import check_passages
 from regrad.methods import check_method, get_method
 
 _RESULTS = 1  # raise it when the same settings come to give other records
+_READING = 2  # raise it when answers of closed questions come to be read in another way
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+_-]+")
 
 
@@ -68,6 +69,7 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
                 "method": [resolved.model_dump(mode="json"), checked(resolved)],
                 "passages": [one.passages.model_dump(mode="json"), passages[one.name]] if k else None,
                 "asking": [one.name, name, k, seed, *_asking(config, one)],
+                **_scoring(questions[one.name]),
             }
             key = fingerprints.digest(content)[:12]
             count = len(questions[one.name])
@@ -99,6 +101,11 @@ def _repetitions(config: EvalConfig, method: MethodConfig, one: EvalSetConfig) -
 
 def _asking(config: EvalConfig, one: EvalSetConfig) -> list[Any]:
     return [one.max_new_tokens or config.max_new_tokens, config.context_tokens, config.too_long]
+
+
+def _scoring(questions: Sequence[Question]) -> dict[str, Any]:
+    """How answers are scored, as far as it is not as it always was: a cell that it does not concern keeps its key."""
+    return {"reading": _READING} if any(question.kind != "open" for question in questions) else {}
 
 
 def _questions(one: EvalSetConfig) -> list[Question]:
