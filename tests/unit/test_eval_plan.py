@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from regrad.config import EvalConfig, ModelConfig
+from regrad.config import EvalConfig, ModelConfig, QuestionSetConfig
 from regrad.corpus import Passage, encode_passages
 from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodError, RegradError
 from regrad.evaluation.runner.plan import make_plan
@@ -154,3 +154,39 @@ def test_settings_that_cannot_be_are_refused(
     values = settings(folder, model).model_dump(mode="json") | changes
     with pytest.raises(ConfigError, match=text):
         parse_settings(EvalConfig, values, "test")
+
+
+def one_set(folder: Path, **changes: Any) -> list[dict[str, Any]]:
+    passages = {"source": "gold", "corpus": str(folder / "corpus.jsonl"), "fill": "random"}
+    return [{"name": "people", "path": str(folder / "questions.jsonl"), "passages": passages} | changes]
+
+
+def test_only_scoring_that_differs_from_squads_changes_the_keys(folder: Path, model: ModelConfig) -> None:
+    before = keys(settings(folder, model))
+    assert keys(settings(folder, model, sets=one_set(folder, rules="squad", cut=False))) == before
+    others = [keys(settings(folder, model, sets=one_set(folder, **c))) for c in ({"rules": "hotpotqa"}, {"cut": True})]
+    assert not before & others[0] and not before & others[1] and not others[0] & others[1]
+
+
+def test_scoring_of_open_answers_is_no_part_of_a_closed_sets_keys(folder: Path, model: ModelConfig) -> None:
+    rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    closed = [row | {"kind": "yes-no", "answers": ["yes"]} for row in rows]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in closed))
+    before = keys(settings(folder, model))
+    assert keys(settings(folder, model, sets=one_set(folder, rules="hotpotqa", cut=True))) == before
+
+
+@pytest.mark.parametrize(
+    ("format_", "rules", "expected"),
+    [
+        ("jsonl", None, "squad"),
+        ("hotpotqa", None, "hotpotqa"),
+        ("2wikimultihopqa", None, "hotpotqa"),
+        ("musique", None, "squad"),
+        ("hotpotqa", "squad", "squad"),
+        ("jsonl", "hotpotqa", "hotpotqa"),
+    ],
+)
+def test_the_rules_go_by_the_format_unless_they_are_set(format_: str, rules: str | None, expected: str) -> None:
+    config = parse_settings(QuestionSetConfig, {"name": "a", "path": "a", "format": format_, "rules": rules}, "test")
+    assert config.scoring_rules == expected

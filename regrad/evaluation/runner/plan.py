@@ -69,7 +69,7 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
                 "method": [resolved.model_dump(mode="json"), checked(resolved)],
                 "passages": [one.passages.model_dump(mode="json"), passages[one.name]] if k else None,
                 "asking": [one.name, name, k, seed, *_asking(config, one)],
-                **_scoring(questions[one.name]),
+                **_scoring(one, questions[one.name]),
             }
             key = fingerprints.digest(content)[:12]
             count = len(questions[one.name])
@@ -103,9 +103,13 @@ def _asking(config: EvalConfig, one: EvalSetConfig) -> list[Any]:
     return [one.max_new_tokens or config.max_new_tokens, config.context_tokens, config.too_long]
 
 
-def _scoring(questions: Sequence[Question]) -> dict[str, Any]:
+def _scoring(one: EvalSetConfig, questions: Sequence[Question]) -> dict[str, Any]:
     """How answers are scored, as far as it is not as it always was: a cell that it does not concern keeps its key."""
-    return {"reading": _READING} if any(question.kind != "open" for question in questions) else {}
+    kinds = {question.kind for question in questions}
+    found: dict[str, Any] = {"reading": _READING} if kinds - {"open"} else {}
+    if "open" in kinds and one.scoring_rules != "squad":
+        found["rules"] = one.scoring_rules
+    return found | ({"cut": True} if "open" in kinds and one.cut else {})
 
 
 def _questions(one: EvalSetConfig) -> list[Question]:
