@@ -1,5 +1,6 @@
 """A method is `(question, passages) -> (prompt, update)`: every one by name, and what opens its updates."""
 
+from regrad.methods.banks import check_bank_covers
 from regrad.methods.base import Method
 from regrad.methods.knowledge import Knowledge
 from regrad.methods.names import METHODS, SERVED, get_method
@@ -14,6 +15,7 @@ __all__ = [
     "Made",
     "Method",
     "Updates",
+    "check_bank_covers",
     "check_method",
     "get_method",
     "open_updates",

@@ -14,7 +14,7 @@ from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodErr
 from regrad.evaluation.runner.plan import make_plan
 from regrad.meta_init import MetaInit
 from regrad.settings import parse_settings
-from tests.unit.evaluating import settings, write_set
+from tests.unit.evaluating import settings, write_bank, write_set
 
 
 @pytest.fixture
@@ -190,3 +190,29 @@ def test_scoring_of_open_answers_is_no_part_of_a_closed_sets_keys(folder: Path, 
 def test_the_rules_go_by_the_format_unless_they_are_set(format_: str, rules: str | None, expected: str) -> None:
     config = parse_settings(QuestionSetConfig, {"name": "a", "path": "a", "format": format_, "rules": rules}, "test")
     assert config.scoring_rules == expected
+
+
+def banked(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {"name": "regrad", "meta_init": str(folder / "meta-init"), "bank": str(folder / "bank")} | changes
+
+
+def test_a_bank_of_another_corpus_is_refused_before_a_model_is_loaded(
+    folder: Path, model: ModelConfig, passages: list[Passage], meta_init: MetaInit
+) -> None:
+    meta_init.save(folder / "meta-init")
+    write_bank(folder / "bank", meta_init, [Passage(f"else-{p.id}", p.title, p.text) for p in passages])
+    config = settings(folder, model, methods=["direct", banked(folder)])
+    with pytest.raises(MethodError, match=r"bank at .*bank has the atom of none .*`regrad build`.*on_missing=online"):
+        make_plan(config)
+    make_plan(settings(folder, model, methods=[banked(folder, on_missing="online")]))
+
+
+def test_a_bank_of_other_texts_is_refused_and_one_of_some_passages_is_not(
+    folder: Path, model: ModelConfig, passages: list[Passage], meta_init: MetaInit
+) -> None:
+    meta_init.save(folder / "meta-init")
+    write_bank(folder / "bank", meta_init, [Passage(p.id, p.title, f"{p.text} New.") for p in passages])
+    with pytest.raises(MethodError, match="or only of other texts"):
+        make_plan(settings(folder, model, methods=[banked(folder)]))
+    write_bank(folder / "some", meta_init, passages[5:6])
+    assert make_plan(settings(folder, model, methods=[banked(folder, bank=str(folder / "some"))]))

@@ -13,6 +13,7 @@ from regrad.config import EvalConfig, EvalSetConfig, MethodConfig, ModelConfig
 from regrad.errors import EvaluationError
 from regrad.evaluation.questions import Question, read_questions
 from regrad.evaluation.runner import fingerprints
+from regrad.evaluation.runner.coverage import Coverage
 from regrad.evaluation.runner.passages import check_passages
 from regrad.methods import check_method, get_method
 
@@ -56,7 +57,7 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
     questions = {one.name: _questions(one) for one in config.sets}
     passages = {one.name: _passages_digest(one) for one in config.sets}
     models = {name: fingerprints.model_digest(model.path) for name, model in config.models.items()}
-    checked = cache(_checked)
+    checked, coverage = cache(_checked), Coverage(questions, max(config.k))
     cells = []
     for name, method, one in product(config.models, config.methods, config.sets):
         asked = fingerprints.questions_digest(questions[one.name])
@@ -72,6 +73,7 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
                 **_scoring(one, questions[one.name]),
             }
             key = fingerprints.digest(content)[:12]
+            coverage.check(resolved, one, seed)
             count = len(questions[one.name])
             cells.append(PlannedCell(one, resolved, name, config.models[name], k, seed, count, asked, key))
     return cells
