@@ -2,6 +2,7 @@
 
 from regrad.methods.banks import check_bank_covers
 from regrad.methods.base import Method
+from regrad.methods.fitting import check_fits
 from regrad.methods.knowledge import Knowledge
 from regrad.methods.names import METHODS, SERVED, get_method
 from regrad.methods.opening import check_method, open_updates
@@ -16,6 +17,7 @@ __all__ = [
     "Method",
     "Updates",
     "check_bank_covers",
+    "check_fits",
     "check_method",
     "get_method",
     "open_updates",

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from regrad.config import EvalConfig, ModelConfig, QuestionSetConfig
+from regrad.bank.manifest import Layout
+from regrad.bank.writer import BankWriter
+from regrad.config import EvalConfig, ModelConfig, QuestionSetConfig, SubspaceConfig
 from regrad.corpus import Passage, encode_passages
 from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodError, RegradError
 from regrad.evaluation.runner.plan import make_plan
+from regrad.language_model.subspace import Subspace
 from regrad.meta_init import MetaInit
 from regrad.settings import parse_settings
 from tests.unit.evaluating import settings, write_bank, write_set
@@ -25,7 +30,7 @@ def folder(tmp_path: Path, passages: list[Passage]) -> Path:
 
 @pytest.fixture
 def model(tiny_path: Path) -> ModelConfig:
-    return ModelConfig(path=str(tiny_path))
+    return ModelConfig(path=str(tiny_path), subspace=SubspaceConfig(rank=4, alpha=8))
 
 
 def cells(config: EvalConfig) -> list[tuple[str, int, int]]:
@@ -216,3 +221,37 @@ def test_a_bank_of_other_texts_is_refused_and_one_of_some_passages_is_not(
         make_plan(settings(folder, model, methods=[banked(folder)]))
     write_bank(folder / "some", meta_init, passages[5:6])
     assert make_plan(settings(folder, model, methods=[banked(folder, bank=str(folder / "some"))]))
+
+
+def adapters(uri: Path, rank: int, count: Sequence[Passage]) -> None:
+    subspace = Subspace((("m", 5, 7),), rank, 2.0)
+    writer = BankWriter(str(uri), Layout(kind="adapter", fingerprint="f", codec="float32", subspace=subspace.to_json()))
+    for passage in count:
+        writer.add_atom(passage.id, passage.text_hash, torch.zeros(subspace.size))
+    writer.commit()
+
+
+def ranked(folder: Path, model: ModelConfig, rank: int, **changes: Any) -> EvalConfig:
+    wide = model.model_copy(update={"subspace": SubspaceConfig(rank=rank, alpha=2.0 * rank)})
+    return settings(folder, wide, methods=[{"name": "prag", "bank": str(folder / "bank")}], **changes)
+
+
+def test_adapters_that_do_not_fit_side_by_side_are_refused(
+    folder: Path, model: ModelConfig, passages: list[Passage]
+) -> None:
+    adapters(folder / "bank", 2, passages)
+    assert make_plan(ranked(folder, model, 6))
+    with pytest.raises(MethodError, match=r"prag: LoRAs of ranks \[2, 2, 2\] need 6 together, .* has rank 5"):
+        make_plan(ranked(folder, model, 5))
+    gold = one_set(folder, passages={"source": "gold", "corpus": str(folder / "corpus.jsonl")})
+    assert make_plan(ranked(folder, model, 2, sets=gold)), "one passage each, whatever k is"
+
+
+def test_a_meta_init_of_another_rank_or_scale_is_refused(folder: Path, model: ModelConfig, meta_init: MetaInit) -> None:
+    meta_init.save(folder / "meta-init")
+    online = {"name": "regrad-online", "meta_init": str(folder / "meta-init")}
+    rank, scale = meta_init.subspace.rank, meta_init.subspace.scaling
+    for subspace in (SubspaceConfig(rank=rank + 1, alpha=scale * (rank + 1)), SubspaceConfig(rank=rank, alpha=scale)):
+        other = model.model_copy(update={"subspace": subspace})
+        with pytest.raises(MetaInitError, match=rf"has rank {rank} and scale .*; set model.subspace as it was"):
+            make_plan(settings(folder, other, methods=[online]))

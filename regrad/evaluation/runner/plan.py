@@ -14,8 +14,8 @@ from regrad.errors import EvaluationError
 from regrad.evaluation.questions import Question, read_questions
 from regrad.evaluation.runner import fingerprints
 from regrad.evaluation.runner.coverage import Coverage
-from regrad.evaluation.runner.passages import check_passages
-from regrad.methods import check_method, get_method
+from regrad.evaluation.runner.passages import check_passages, most_passages
+from regrad.methods import check_fits, check_method, get_method
 
 _RESULTS = 1  # raise it when the same settings come to give other records
 _READING = 2  # raise it when answers of closed questions come to be read in another way
@@ -73,6 +73,7 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
                 **_scoring(one, questions[one.name]),
             }
             key = fingerprints.digest(content)[:12]
+            check_fits(resolved, config.models[name].subspace, most_passages(one.passages, questions[one.name], k))
             coverage.check(resolved, one, seed)
             count = len(questions[one.name])
             cells.append(PlannedCell(one, resolved, name, config.models[name], k, seed, count, asked, key))
