@@ -20,7 +20,7 @@ from ray_jobs.progress import progress_bar, progress_channel
 from regrad.config import EvalConfig
 from regrad.errors import ClusterError
 from regrad.evaluation.report.writing import write_report
-from regrad.evaluation.runner.output import Output
+from regrad.evaluation.runner.output import Output, plan_of
 from regrad.evaluation.runner.plan import PlannedCell, make_plan
 
 _LOST_WORKERS = 3  # times that a cell is begun again because the worker at it was lost
@@ -29,14 +29,16 @@ _LOST_WORKERS = 3  # times that a cell is begun again because the worker at it w
 def run(config: EvalConfig) -> str:
     """Run the cells that are not done and write the report; returns one line saying where.
 
-    Everything that can be checked without a model is checked first.
+    Everything that can be checked without a model is checked first. Raises `EvaluationError` if another run is at the
+    same output now.
     """
-    cells = make_plan(config)
-    output = Output(config.output)
-    left = output.start(config, cells)
-    if left:
-        run_cells(config, left)
-    report = write_report(output)
+    cells, output = make_plan(config), Output(config.output)
+    planned = plan_of(config, cells)
+    with output.alone():
+        left = output.start(planned, cells)
+        if left:
+            run_cells(config, left)
+        report = write_report(output, planned)
     return f"{len(left)} cells run, {len(cells) - len(left)} were done before; {report}"
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -16,6 +13,7 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 
 from regrad.config import FinetuneConfig, MetaTrainConfig
 from regrad.errors import TrainingError
+from regrad.locking import exclusive
 from regrad.storage import Storage, check_replaceable
 
 _SETTINGS, _CHECKPOINTS = "run.json", "checkpoints"
@@ -26,7 +24,7 @@ _FREE = {"output", "checkpoints", "watch", "cluster"}  # what a resumed run may 
 def run_directory(config: MetaTrainConfig | FinetuneConfig, data: dict[str, Any]) -> Iterator[RunDirectory]:
     """The run's directory, for this driver alone; raises `TrainingError` if another one trains into it now."""
     storage = Storage(config.checkpoints.location or f"{config.output}.training")
-    with _locked(storage, config.output):
+    with exclusive(storage, TrainingError(f"another run is training into {config.output} now")):
         check_replaceable(storage.uri, _SETTINGS)
         yield RunDirectory(config, data, storage)
 
@@ -89,27 +87,6 @@ def _settings(storage: Storage) -> dict[str, Any]:
             f"{storage.uri}/{_SETTINGS} is damaged; discard the run with --set checkpoints.resume=false"
         )
     return found
-
-
-@contextmanager
-def _locked(storage: Storage, output: str) -> Iterator[None]:
-    """One driver at a time; on a local file system only (an object store has no lock that a crash releases)."""
-    if not storage.is_local:
-        yield
-        return
-    path = Path(f"{storage.root}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path, os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise TrainingError(f"another run is training into {output} now") from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(lock)
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:

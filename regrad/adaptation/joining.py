@@ -11,14 +11,18 @@ from regrad.errors import MethodError
 from regrad.language_model.subspace import Subspace
 
 
+def check_ranks(ranks: Sequence[int], rank: int) -> None:
+    """Raise `MethodError` if LoRAs of these ranks do not fit side by side into one of `rank`."""
+    if sum(ranks) > rank:
+        raise MethodError(
+            f"LoRAs of ranks {list(ranks)} need {sum(ranks)} together, and the model's subspace has rank {rank}; "
+            "set model.subspace.rank (and alpha in proportion) higher, or ask with fewer passages"
+        )
+
+
 def check_joins(parts: Sequence[Subspace], target: Subspace) -> None:
     """Raise `MethodError` if LoRAs of these subspaces do not fit side by side into `target`."""
-    ranks = sum(part.rank for part in parts)
-    if ranks > target.rank:
-        raise MethodError(
-            f"LoRAs of ranks {[part.rank for part in parts]} need {ranks} together, and the model's subspace has rank "
-            f"{target.rank}; set model.subspace.rank (and alpha in proportion) higher, or ask with fewer passages"
-        )
+    check_ranks([part.rank for part in parts], target.rank)
     known = set(target.modules)
     for part in parts:
         foreign = [name for name, *shape in part.modules if (name, *shape) not in known]

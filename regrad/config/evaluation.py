@@ -8,6 +8,8 @@ from pydantic import Field
 
 from regrad.settings import Location, Settings
 
+_HOTPOTQA_RULES = ("hotpotqa", "2wikimultihopqa")
+
 
 class QuestionSetConfig(Settings):
     """A question set: one file in one of the formats of `regrad.evaluation.questions.READERS`."""
@@ -22,4 +24,18 @@ class QuestionSetConfig(Settings):
     kind: Literal["open", "yes-no", "choice"] | None = Field(
         None, description="ask these questions as such; else as the format says"
     )
+    rules: Literal["squad", "hotpotqa"] | None = Field(
+        None,
+        description="how open answers are scored: with hotpotqa, yes, no and noanswer get no partial credit; null: "
+        "hotpotqa for hotpotqa and 2wikimultihopqa, whose own scripts do so, else squad",
+    )
+    cut: bool = Field(
+        False,
+        description="open answers: up to '.', ',' or a new line, after 'the answer is' if it is there, as PRAG does",
+    )
     aliases: Location | None = Field(None, description="2WikiMultihopQA's id_aliases.json, where the set comes with it")
+
+    @property
+    def scoring_rules(self) -> Literal["squad", "hotpotqa"]:
+        """The rules for open answers."""
+        return self.rules or ("hotpotqa" if self.format in _HOTPOTQA_RULES else "squad")

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Literal, Protocol
 
 from regrad.errors import EvaluationError
+from regrad.evaluation.claims import is_unsure
 from regrad.evaluation.closed import Labels, Reader, Words
 
 Kind = Literal["open", "yes-no", "choice"]
@@ -65,24 +66,29 @@ def accepted_answers(question: Scorable) -> frozenset[str]:
 def parse_answer(question: Scorable, text: str) -> str | None:
     """The answer of a closed question that `text` gives (one of `allowed_answers`), or None if it gives none.
 
-    It is read, in this order: from the first line if nothing else stands there; after the first "answer is",
-    "Answer:", "\\boxed{" that one of them follows; from the beginning. A prompt that the model goes on to write is not
-    looked at. Two answers at once ("yes or no", "A and B") are none. Of an open question it is the text, or None if
-    that is blank.
+    It is read, in this order: from the first line if nothing else stands there; after "answer is", "Answer:",
+    "\\boxed{" where one of them follows; from the beginning. A prompt that the model goes on to write is not looked at.
+    Two answers at once ("yes or no", "A and B", "the answer is A ... the answer is B") are none, nor is one that is
+    denied or in doubt ("B is wrong", "no evidence", "I don't think the answer is B"). Of an open question it is the
+    text, or None if that is blank.
     """
     text = text[:_READ_CHARACTERS].strip()
     if question.kind == "open":
         return text or None
     reader = _reader(question.kind, tuple(question.choices))
     text = _NEXT_PROMPT.split(text.translate(_DECORATION).strip(), maxsplit=1)[0]
-    return next((found for found in _readings(reader, text) if found), None)
+    if alone := reader.alone(text.partition("\n")[0]):
+        return alone
+    said: set[str | None] = {*_said(reader, text)} or {reader.leading(text)}
+    return said.pop() if len(said) == 1 else None
 
 
-def _readings(reader: Reader, text: str) -> Iterator[str | None]:
-    yield reader.alone(text.partition("\n")[0])
+def _said(reader: Reader, text: str) -> Iterator[str]:
+    """What the text says that the answer is."""
     for says in islice(_SAYS.finditer(text), _MOST_SAYS):
-        yield reader.leading(text[says.end() :])
-    yield reader.leading(text)
+        found = reader.leading(text[says.end() :])
+        if found and not is_unsure(text[: says.start()]):
+            yield found
 
 
 @lru_cache(maxsize=4096)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from regrad.errors import EvaluationError
+from regrad.evaluation.claims import is_denied, is_denied_word, is_determiner
 from regrad.evaluation.normalising import normalise
 
-_AND_OR = r"\s*(?:and/or|and|or|nor|[,/|&])\s*"
+_AND_OR = r"\s*(?:and/or|and\b|or\b|nor\b|but\b|[,;/|&])\s*"
 _OPENING = r"[\s\"'“‘(\[{<\-]*"
-_NOT_THE_WORD_NO = r"(?!\s+(?:idea|answer|information|clue|mention|context|passages?|way)\b)"
-"""`No idea` says that there is no answer."""
+_SENTENCE = re.compile(r"[.!?:]\s+|\n")
 
 
 class Reader(Protocol):
@@ -31,7 +31,7 @@ class Reader(Protocol):
 
 
 class Words:
-    """Allowed words, in any case; more than one of them at once is no answer."""
+    """Allowed words, in any case; more than one of them at once is no answer, nor is the "no" of "no evidence"."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.answers = tuple(word.strip().lower() for word in words)
@@ -39,7 +39,7 @@ class Words:
             raise EvaluationError(f"a yes-no question needs two or more different words, found {list(words)!r:.200}")
         word = "|".join(re.escape(word) for word in sorted(self.answers, key=len, reverse=True))
         self._alone = re.compile(rf"\W*({word})\W*", re.IGNORECASE)
-        self._leading = re.compile(rf"{_OPENING}({word})(?![\w'’]|-\w){_NOT_THE_WORD_NO}", re.IGNORECASE)
+        self._leading = re.compile(rf"{_OPENING}({word})(?![\w'’]|-\w)", re.IGNORECASE)
         self._next = re.compile(rf"(?:{_AND_OR}|\s+)(?:{_AND_OR})?({word})(?!\w)", re.IGNORECASE)
 
     def alone(self, line: str) -> str | None:
@@ -48,9 +48,14 @@ class Words:
         return match[1].lower() if match else None
 
     def leading(self, text: str) -> str | None:
-        """The first word of the text."""
+        """The first word of the text, unless it is denied or a later sentence begins with another."""
+        said = {word for part in _SENTENCE.split(text) if (word := self._first(part))}
+        first = self._first(text)
+        return first if len(said | {first}) == 1 else None
+
+    def _first(self, text: str) -> str | None:
         match = self._leading.match(text)
-        if not match:
+        if not match or is_determiner(match[1], text[match.end() :]) or is_denied_word(text[match.end() :]):
             return None
         other = self._next.match(text, match.end())
         return None if other and other[1].lower() != match[1].lower() else match[1].lower()
@@ -60,19 +65,23 @@ class Labels:
     """Labels A, B, ... of options, or an option's whole text.
 
     A capital letter is a label if nothing follows, or a bracket, punctuation, "is", "because" or the option's own
-    text; a small one only if nothing or a bracket or full stop follows. So "A patient" and "C-reactive" are none.
+    text; a small one only if nothing or a bracket or full stop follows. So "A patient" and "C-reactive" are none, nor
+    is what is denied: "B is wrong".
     """
 
     def __init__(self, options: Sequence[str]) -> None:
         if not 2 <= len(options) <= len(string.ascii_uppercase):
             raise EvaluationError(f"a choice needs 2 to 26 options, found {len(options)}")
         self.answers = tuple(string.ascii_uppercase[: len(options)])
+        self._texts = tuple(options)
         self._options = tuple(normalise(option) for option in options)
         letters = f"A-{self.answers[-1]}"
         self._alone = re.compile(rf"\W*(?:(?:option|choice|answer)\W*)?([{letters}])\W*", re.IGNORECASE)
         named = rf"{_OPENING}(?i:(?:the\s+)?(?:option|choice|answer|letter)\s*[(\[]?)?"
         self._leading = re.compile(rf"{named}([{letters}{letters.lower()}])(?![\w'’])")
         self._next = re.compile(rf"[)\].:]?{_AND_OR}[(\[]?([{letters}])(?![\w'’-])")
+        self._listed = re.compile(rf"[)\].:]*\s*[(\[]?([{letters}])(?:[)\].:,;]|\s*$)")
+        self._right = re.compile(rf"\b([{letters}])\W+(?=is\b)")
 
     def alone(self, line: str) -> str | None:
         """The option whose label, or text, or both, the line is."""
@@ -88,14 +97,23 @@ class Labels:
         """The option with whose label the text begins, or that its first line or first sentence is."""
         match = self._leading.match(text)
         if match and _closed(match[1], text[match.end() :], self._option(match[1])):
-            other = self._next.match(text, match.end())
-            several = other is not None and other[1] != match[1].upper()
-            return None if several or self._lists_all(match[1], text) else match[1].upper()
+            return None if self._several(match, text) or self._denied(match, text) else match[1].upper()
         line = text.strip().partition("\n")[0]
         return self._by_text(line) or self._by_text(re.split(r"\.\s", line, maxsplit=1)[0])
 
     def _option(self, label: str) -> str:
         return self._options[self.answers.index(label.upper())]
+
+    def _several(self, match: re.Match[str], text: str) -> bool:
+        """Whether other labels stand beside this one, or are said to be right, too."""
+        rest, own = text[match.end() :], self._texts[self.answers.index(match[1].upper())]
+        others = [self._next.match(rest)]
+        others += [] if own and own in rest[: len(own) + 10] else [self._listed.match(rest)]
+        others += [other for other in self._right.finditer(rest) if not is_denied(rest[other.end() :])]
+        return any(other and other[1] != match[1].upper() for other in others) or self._lists_all(match[1], text)
+
+    def _denied(self, match: re.Match[str], text: str) -> bool:
+        return is_denied(text[match.end() :], self._texts[self.answers.index(match[1].upper())])
 
     def _by_text(self, said: str) -> str | None:
         words = normalise(said)
@@ -109,7 +127,7 @@ class Labels:
 
 
 _CLOSED = re.compile(r"\s*$|[)\]}:>]|\.(?!\w\.)")
-_CLOSED_CAPITAL = re.compile(r"[,;\"'”’]|\s*\n|\s+[-–—=]|\s+(?:is|because|since|and|or)\b|\s*[/&|]")
+_CLOSED_CAPITAL = re.compile(r"[,;\"'”’]|\s*\n|\s+[-–—=]|\s+(?:is|because|since)\b")
 
 
 def _closed(label: str, rest: str, option: str) -> bool:

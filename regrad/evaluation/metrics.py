@@ -11,8 +11,8 @@ from regrad.errors import EvaluationError
 from regrad.evaluation.answers import Scorable, accepted_answers, parse_answer
 from regrad.evaluation.normalising import normalise
 
-Rules = Literal["squad", "hotpot"]
-RULES: tuple[Rules, ...] = ("squad", "hotpot")
+Rules = Literal["squad", "hotpotqa"]
+RULES: tuple[Rules, ...] = ("squad", "hotpotqa")
 
 __all__ = ["RULES", "Rules", "Score", "exact_match", "f1", "normalise", "score"]
 
@@ -57,7 +57,7 @@ def score(question: Scorable, prediction: str, rules: Rules = "squad") -> Score:
     """Score a prediction (of a closed question: or all that was generated); each number is the best over the answers.
 
     The rules differ for open questions where one of prediction and answer is "yes", "no" or "noanswer" and the other
-    is not the same: F1, precision and recall are 0 under "hotpot" (so also in PRAG's release), and the overlap of
+    is not the same: F1, precision and recall are 0 under "hotpotqa" (so also in PRAG's release), and the overlap of
     words, as ever, under "squad". Under both, an answer of which normalisation leaves nothing can have EM 1 with F1 0.
     Raises `EvaluationError` for a question without answers or of an unknown kind, and for unknown rules.
     """
@@ -79,7 +79,7 @@ def _score_closed(question: Scorable, prediction: str) -> Score:
 
 def _score_open(prediction: str, answers: Sequence[str], rules: Rules) -> Score:
     said, accepted = normalise(prediction), [normalise(answer) for answer in answers]
-    overlaps = [_hotpot(said, known) if rules == "hotpot" else _overlap(said, known) for known in accepted]
+    overlaps = [_hotpot(said, known) if rules == "hotpotqa" else _overlap(said, known) for known in accepted]
     correct = said in accepted
     best = _Overlap(*map(max, zip(*overlaps, strict=True)))
     return Score(float(correct), best.f1, best.precision, best.recall, correct, bool(prediction.strip()))

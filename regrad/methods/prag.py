@@ -58,9 +58,14 @@ def adapters_layout(subspace: Subspace, base: str) -> str:
 
 
 def check_adapters(config: MethodConfig) -> None:
-    """Raise `MethodError` if there is no bank of adapters, or if they were not trained upon the static LoRA."""
+    """Raise `MethodError` if there is no bank of adapters, or if they were not trained upon the static LoRA.
+
+    Also for settings that only gradients have.
+    """
     if config.weighting not in _WEIGHTINGS:
         raise MethodError(f"{config.name}: adapters are merged by {' or '.join(_WEIGHTINGS)}, not {config.weighting!r}")
+    if config.on_missing == "online":
+        raise MethodError(f"{config.name}: adapters are not trained for a question; on_missing is fewer or fail")
     manifest = bank_manifest(config, "adapter")
     if config.kind in _STATIC:
         card = read_adapter_card(static_uri(config))
@@ -91,7 +96,7 @@ class AdapterUpdates:
 
     def __call__(self, asked: Sequence[Asked]) -> Made:
         """See `Updates`. Raises `MethodError` if a question has more passages than the subspace's rank allows."""
-        found = [self._bank.of(item) for item in asked]
+        found = self._bank.of_all(asked)
         return Made([self._update(item) for item in found], [item.bytes for item in found], [f.note for f in found])
 
     def _update(self, found: Found) -> Tensor | None:

@@ -78,17 +78,20 @@ class GradientUpdates:
     def __call__(self, asked: Sequence[Asked]) -> Made:
         """See `Updates`."""
         check_scores(asked)
-        found = [self._found(item) for item in asked]
+        found = self._found(asked)
         updates: list[Tensor | None] = [self._update(item) for item in found]
         return Made(updates, [item.bytes for item in found], [item.note for item in found])
 
-    def _found(self, asked: Asked) -> Found:
+    def _found(self, asked: Sequence[Asked]) -> list[Found]:
         if self._bank is None:
-            absent = Found(torch.empty(0), [], 0, [(passage, "") for passage in asked.passages])
-            return with_computed(absent, asked, self._knowledge.compute(asked.passages))
-        found = self._bank.of(asked)
-        if not found.missing or self._config.on_missing != "online":
+            absent = [Found(torch.empty(0), [], 0, [(passage, "") for passage in item.passages]) for item in asked]
+            return [self._completed(*pair) for pair in zip(absent, asked, strict=True)]
+        found = self._bank.of_all(asked)
+        if self._config.on_missing != "online":
             return found
+        return [self._completed(*pair) if pair[0].missing else pair[0] for pair in zip(found, asked, strict=True)]
+
+    def _completed(self, found: Found, asked: Asked) -> Found:
         return with_computed(found, asked, self._knowledge.compute([passage for passage, _ in found.missing]))
 
     def _update(self, found: Found) -> Tensor:

@@ -49,5 +49,5 @@ def hotpot_scores(prediction: str, answer: str) -> tuple[float, float, float]:
 
 OFFICIAL: dict[str, Callable[[str, str], tuple[float, float, float]]] = {
     "squad": squad_scores,
-    "hotpot": hotpot_scores,
+    "hotpotqa": hotpot_scores,
 }

@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from regrad.bank.manifest import Layout
+from regrad.bank.writer import BankWriter
 from regrad.config import EvalConfig, ModelConfig
 from regrad.corpus import Passage, encode_passages
 from regrad.evaluation.records import Record
+from regrad.meta_init import MetaInit
 
 
 def write_set(folder: Path, passages: Sequence[Passage], questions: int = 6) -> None:
@@ -20,6 +25,15 @@ def write_set(folder: Path, passages: Sequence[Passage], questions: int = 6) -> 
         for n, p in enumerate(passages[:questions])
     ]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_bank(uri: Path, meta_init: MetaInit, passages: Sequence[Passage]) -> None:
+    """A bank of gradients that are all zero."""
+    layout = Layout(fingerprint=meta_init.fingerprint, codec="float32", subspace=meta_init.subspace.to_json())
+    writer = BankWriter(str(uri), layout)
+    for passage in passages:
+        writer.add_atom(passage.id, passage.text_hash, torch.zeros(meta_init.subspace.size))
+    writer.commit()
 
 
 def settings(folder: Path, model: ModelConfig, **changes: Any) -> EvalConfig:

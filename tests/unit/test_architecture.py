@@ -11,11 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Each part of regrad and the other parts that it may import. The foundations are open to all.
-FOUNDATIONS = {"errors", "settings", "storage", "corpus", "prompts", "config"}
+FOUNDATIONS = {"errors", "settings", "storage", "locking", "corpus", "prompts", "config"}
 ALLOWED = {
     "errors": set(),
     "settings": {"errors"},
     "storage": {"errors"},
+    "locking": {"errors", "storage"},
     "corpus": {"errors"},
     "prompts": {"settings", "corpus"},
     "config": {"settings", "prompts"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from regrad.errors import EvaluationError
 from regrad.evaluation.questions import read_questions
 from regrad.evaluation.records import check_records
 from regrad.evaluation.runner.cell import CellResult, CellRunner
+from regrad.evaluation.runner.generation import Generator
 from regrad.evaluation.runner.plan import make_plan
 from regrad.language_model.decoding import GenerationRequest, generate
+from regrad.language_model.engine import Finished
 from regrad.language_model.loading import LanguageModel
 from regrad.meta_init import MetaInit
 from regrad.methods import Knowledge
@@ -114,3 +117,23 @@ def test_the_time_of_a_question_is_that_of_making_and_applying_its_update(folder
     total = sum(record.milliseconds for record in result.records)
     assert total == pytest.approx(1e3 * (result.seconds.update + result.seconds.generation))
     assert result.seconds.update > 0 and result.seconds.generation > 0
+
+
+def test_the_sets_rules_and_cut_decide_the_scores(
+    folder: Path, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Finished("So the answer is yes it is, I think.", "stop", 3, 4, 0, 0, 0, 1)
+    monkeypatch.setattr(Generator, "answers", lambda self, prompts, updates, most: [said] * len(prompts))
+    lines = (folder / "questions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) | {"answers": ["yes"]} for line in lines]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def first(**scoring: Any) -> tuple[str, float]:
+        config = only(folder, tiny, "direct")
+        config = config.model_copy(update={"sets": (config.sets[0].model_copy(update=scoring),)})
+        record = run(tiny, config)[0].records[0]
+        return record.prediction, record.f1
+
+    assert first() == (said.text, pytest.approx(2 / 9))
+    assert first(cut=True) == ("yes it is", pytest.approx(0.5))
+    assert first(cut=True, rules="hotpotqa") == ("yes it is", 0.0)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from regrad.config import EvalConfig, MethodConfig, ModelConfig
+from regrad.bank.manifest import Layout
+from regrad.bank.writer import BankWriter
+from regrad.config import EvalConfig, MethodConfig, ModelConfig, QuestionSetConfig, SubspaceConfig
 from regrad.corpus import Passage, encode_passages
 from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodError, RegradError
 from regrad.evaluation.runner.plan import make_plan, resolve
+from regrad.language_model.subspace import Subspace
 from regrad.meta_init import MetaInit
 from regrad.settings import parse_settings
-from tests.unit.evaluating import settings, write_set
+from tests.unit.evaluating import settings, write_bank, write_set
 
 
 @pytest.fixture
@@ -25,7 +30,7 @@ def folder(tmp_path: Path, passages: list[Passage]) -> Path:
 
 @pytest.fixture
 def model(tiny_path: Path) -> ModelConfig:
-    return ModelConfig(path=str(tiny_path))
+    return ModelConfig(path=str(tiny_path), subspace=SubspaceConfig(rank=4, alpha=8))
 
 
 def cells(config: EvalConfig) -> list[tuple[str, int, int]]:
@@ -187,3 +192,99 @@ def test_settings_that_cannot_be_are_refused(
     values = settings(folder, model).model_dump(mode="json") | changes
     with pytest.raises(ConfigError, match=text):
         parse_settings(EvalConfig, values, "test")
+
+
+def one_set(folder: Path, **changes: Any) -> list[dict[str, Any]]:
+    passages = {"source": "gold", "corpus": str(folder / "corpus.jsonl"), "fill": "random"}
+    return [{"name": "people", "path": str(folder / "questions.jsonl"), "passages": passages} | changes]
+
+
+def test_only_scoring_that_differs_from_squads_changes_the_keys(folder: Path, model: ModelConfig) -> None:
+    before = keys(settings(folder, model))
+    assert keys(settings(folder, model, sets=one_set(folder, rules="squad", cut=False))) == before
+    others = [keys(settings(folder, model, sets=one_set(folder, **c))) for c in ({"rules": "hotpotqa"}, {"cut": True})]
+    assert not before & others[0] and not before & others[1] and not others[0] & others[1]
+
+
+def test_scoring_of_open_answers_is_no_part_of_a_closed_sets_keys(folder: Path, model: ModelConfig) -> None:
+    rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    closed = [row | {"kind": "yes-no", "answers": ["yes"]} for row in rows]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in closed))
+    before = keys(settings(folder, model))
+    assert keys(settings(folder, model, sets=one_set(folder, rules="hotpotqa", cut=True))) == before
+
+
+@pytest.mark.parametrize(
+    ("format_", "rules", "expected"),
+    [
+        ("jsonl", None, "squad"),
+        ("hotpotqa", None, "hotpotqa"),
+        ("2wikimultihopqa", None, "hotpotqa"),
+        ("musique", None, "squad"),
+        ("hotpotqa", "squad", "squad"),
+        ("jsonl", "hotpotqa", "hotpotqa"),
+    ],
+)
+def test_the_rules_go_by_the_format_unless_they_are_set(format_: str, rules: str | None, expected: str) -> None:
+    config = parse_settings(QuestionSetConfig, {"name": "a", "path": "a", "format": format_, "rules": rules}, "test")
+    assert config.scoring_rules == expected
+
+
+def banked(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {"name": "regrad", "meta_init": str(folder / "meta-init"), "bank": str(folder / "bank")} | changes
+
+
+def test_a_bank_of_another_corpus_is_refused_before_a_model_is_loaded(
+    folder: Path, model: ModelConfig, passages: list[Passage], meta_init: MetaInit
+) -> None:
+    meta_init.save(folder / "meta-init")
+    write_bank(folder / "bank", meta_init, [Passage(f"else-{p.id}", p.title, p.text) for p in passages])
+    config = settings(folder, model, methods=["direct", banked(folder)])
+    with pytest.raises(MethodError, match=r"bank at .*bank has the atom of none .*`regrad build`.*on_missing=online"):
+        make_plan(config)
+    make_plan(settings(folder, model, methods=[banked(folder, on_missing="online")]))
+
+
+def test_a_bank_of_other_texts_is_refused_and_one_of_some_passages_is_not(
+    folder: Path, model: ModelConfig, passages: list[Passage], meta_init: MetaInit
+) -> None:
+    meta_init.save(folder / "meta-init")
+    write_bank(folder / "bank", meta_init, [Passage(p.id, p.title, f"{p.text} New.") for p in passages])
+    with pytest.raises(MethodError, match="or only of other texts"):
+        make_plan(settings(folder, model, methods=[banked(folder)]))
+    write_bank(folder / "some", meta_init, passages[5:6])
+    assert make_plan(settings(folder, model, methods=[banked(folder, bank=str(folder / "some"))]))
+
+
+def adapters(uri: Path, rank: int, count: Sequence[Passage]) -> None:
+    subspace = Subspace((("m", 5, 7),), rank, 2.0)
+    writer = BankWriter(str(uri), Layout(kind="adapter", fingerprint="f", codec="float32", subspace=subspace.to_json()))
+    for passage in count:
+        writer.add_atom(passage.id, passage.text_hash, torch.zeros(subspace.size))
+    writer.commit()
+
+
+def ranked(folder: Path, model: ModelConfig, rank: int, **changes: Any) -> EvalConfig:
+    wide = model.model_copy(update={"subspace": SubspaceConfig(rank=rank, alpha=2.0 * rank)})
+    return settings(folder, wide, methods=[{"name": "prag", "bank": str(folder / "bank")}], **changes)
+
+
+def test_adapters_that_do_not_fit_side_by_side_are_refused(
+    folder: Path, model: ModelConfig, passages: list[Passage]
+) -> None:
+    adapters(folder / "bank", 2, passages)
+    assert make_plan(ranked(folder, model, 6))
+    with pytest.raises(MethodError, match=r"prag: LoRAs of ranks \[2, 2, 2\] need 6 together, .* has rank 5"):
+        make_plan(ranked(folder, model, 5))
+    gold = one_set(folder, passages={"source": "gold", "corpus": str(folder / "corpus.jsonl")})
+    assert make_plan(ranked(folder, model, 2, sets=gold)), "one passage each, whatever k is"
+
+
+def test_a_meta_init_of_another_rank_or_scale_is_refused(folder: Path, model: ModelConfig, meta_init: MetaInit) -> None:
+    meta_init.save(folder / "meta-init")
+    online = {"name": "regrad-online", "meta_init": str(folder / "meta-init")}
+    rank, scale = meta_init.subspace.rank, meta_init.subspace.scaling
+    for subspace in (SubspaceConfig(rank=rank + 1, alpha=scale * (rank + 1)), SubspaceConfig(rank=rank, alpha=scale)):
+        other = model.model_copy(update={"subspace": subspace})
+        with pytest.raises(MetaInitError, match=rf"has rank {rank} and scale .*; set model.subspace as it was"):
+            make_plan(settings(folder, other, methods=[online]))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from regrad.cli.lab_report import jobs
 from regrad.config import ModelConfig
 from regrad.corpus import Passage
 from regrad.errors import EvaluationError, StorageError
@@ -19,7 +20,7 @@ from regrad.evaluation.report.gathering import gather
 from regrad.evaluation.report.grids import Grid, Text, number, size
 from regrad.evaluation.report.writing import write_report
 from regrad.evaluation.runner.cell import CellResult, Seconds
-from regrad.evaluation.runner.output import Output
+from regrad.evaluation.runner.output import Output, plan_of
 from regrad.evaluation.runner.plan import PlannedCell, make_plan
 from tests.unit.evaluating import record, settings, write_set
 
@@ -57,7 +58,7 @@ def result(cell: PlannedCell, right: Sequence[bool], **changes: Any) -> CellResu
 def planned(folder: Path, tiny_path: Path, **changes: Any) -> tuple[Output, list[PlannedCell]]:
     config = settings(folder, ModelConfig(path=str(tiny_path)), **changes)
     cells, output = make_plan(config), Output(config.output)
-    assert output.start(config, cells) == cells
+    assert output.start(plan_of(config, cells), cells) == cells
     return output, cells
 
 
@@ -65,17 +66,19 @@ def test_a_cell_that_is_done_is_not_run_again_until_its_key_changes(folder: Path
     config = settings(folder, ModelConfig(path=str(tiny_path)))
     output, cells = planned(folder, tiny_path)
     output.save(cells[1], result(cells[1], [True] * 6), rows=32)
-    assert output.start(config, cells) == [cells[0], cells[2]]
+    assert output.start(plan_of(config, cells), cells) == [cells[0], cells[2]]
     longer = settings(folder, ModelConfig(path=str(tiny_path)), max_new_tokens=9)
-    assert len(output.start(longer, make_plan(longer))) == 3
+    more = make_plan(longer)
+    assert len(output.start(plan_of(longer, more), more)) == 3
 
 
 def test_something_else_at_the_output_is_left_alone(folder: Path, tiny_path: Path) -> None:
     (folder / "out").mkdir()
     (folder / "out" / "thesis.tex").write_text("mine")
     config = settings(folder, ModelConfig(path=str(tiny_path)))
+    cells = make_plan(config)
     with pytest.raises(StorageError, match="something else"):
-        Output(config.output).start(config, make_plan(config))
+        Output(config.output).start(plan_of(config, cells), cells)
 
 
 def test_marks_stand_where_both_tests_agree_after_correction(folder: Path, tiny_path: Path) -> None:
@@ -120,6 +123,34 @@ def test_an_unfinished_run_has_a_report_that_says_so(folder: Path, tiny_path: Pa
     output.save(cells[0], result(cells[0], [True] * 6), rows=32)
     write_report(output)
     assert "2 of 3 cells are not done yet" in (folder / "out" / "report.md").read_text()
+
+
+def test_a_report_can_be_of_a_plan_that_another_run_has_replaced(folder: Path, tiny_path: Path) -> None:
+    output, cells = planned(folder, tiny_path)
+    for cell in cells:
+        output.save(cell, result(cell, [True] * 6), rows=32)
+    ours = output.planned()
+    planned(folder, tiny_path, methods=["pe-rag"])
+    write_report(output, ours)
+    assert {row["method"] for row in json.loads((folder / "out" / "report.json").read_text())} == {"direct", "rag"}
+
+
+def test_two_runs_do_not_write_to_one_output(tmp_path: Path) -> None:
+    output = Output(str(tmp_path / "out"))
+    busy = pytest.raises(EvaluationError, match="another `regrad eval` writes to .*; wait for it")
+    with output.alone(), busy, output.alone():
+        pytest.fail("nobody may be let in")
+    with output.alone():
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_of_the_lab_report_takes_the_same_lock(folder: Path, tiny_path: Path) -> None:
+    config = settings(folder, ModelConfig(path=str(tiny_path)), methods=["direct"])
+    with Output(config.output).alone(), pytest.raises(EvaluationError, match="another `regrad eval`"):
+        jobs._eval(config)
+    assert not (folder / "out").exists()
+    assert jobs._eval(config).startswith("1 of 1 cells run; report at")
 
 
 def test_names_of_users_are_text_everywhere(folder: Path, tiny_path: Path) -> None:

@@ -16,10 +16,11 @@ from regrad.adaptation.finetuning import FinetuneState, finished
 from regrad.adaptation.static import StaticLora
 from regrad.atoms.extractor import AtomExtractor
 from regrad.bank.manifest import Layout
+from regrad.bank.reader import BankReader, Fetched
 from regrad.bank.writer import BankWriter
 from regrad.config import AdapterConfig, MethodConfig, SubspaceConfig
 from regrad.corpus import Passage
-from regrad.errors import AtomNotFound, FingerprintMismatch, MetaInitError, MethodError
+from regrad.errors import AtomDamaged, AtomNotFound, FingerprintMismatch, MetaInitError, MethodError, StorageError
 from regrad.lab.world import World
 from regrad.language_model.loading import LanguageModel, load_language_model
 from regrad.language_model.subspace import Subspace
@@ -143,6 +144,43 @@ def test_a_passage_without_an_atom_is_left_out_computed_or_an_error(
     assert (computed.notes, now.notes, now.bytes_fetched) == ([""], ["", ""], [0, 0])
     with pytest.raises(AtomNotFound, match="has no atom for passage"):
         open_updates(config.model_copy(update={"on_missing": "fail"}), tiny)([question])
+
+
+def test_a_bank_with_nothing_for_the_first_questions_is_an_error(
+    tiny: LanguageModel, passages: list[Passage], regrad: tuple[MethodConfig, dict[str, Tensor]]
+) -> None:
+    config, _ = regrad
+    with pytest.raises(MethodError, match="the atom of none of the 3 passages of the first questions"):
+        open_updates(config, tiny)([asked(passages[7:9]), asked([passages[9]])])
+    updates = open_updates(config, tiny)
+    assert updates([asked(())]).notes == [""]
+    with pytest.raises(MethodError, match="`regrad build`, or set on_missing=online"):
+        updates([asked([passages[9]])])
+    assert updates([asked([passages[9], passages[0]])]).notes != [""]
+    assert updates([asked([passages[9]])]).notes != [""], "after one that is there, others may be missing"
+
+
+@pytest.mark.parametrize("policy", ["fewer", "online", "fail"])
+@pytest.mark.parametrize("error", [StorageError, AtomDamaged])
+def test_an_atom_that_is_late_or_damaged_is_an_error_whatever_is_done_about_missing_ones(
+    tiny: LanguageModel,
+    passages: list[Passage],
+    regrad: tuple[MethodConfig, dict[str, Tensor]],
+    policy: str,
+    error: type[StorageError | AtomDamaged],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, _ = regrad
+    updates = open_updates(config.model_copy(update={"on_missing": policy}), tiny)
+    assert updates([asked(passages[:2])]).notes == [""]
+    real = BankReader.fetch
+
+    def late(self: BankReader, wanted: Sequence[str | Passage], seconds: float | None = None) -> list[Fetched]:
+        return [*real(self, wanted[:-1], seconds), Fetched(None, problem="not in time", error=error)]
+
+    monkeypatch.setattr(BankReader, "fetch", late)
+    with pytest.raises(error, match=f"has no atom for passage '{passages[1].id}': not in time"):
+        updates([asked(passages[:2])])
 
 
 def static_lora(lm: LanguageModel, rank: int, path: Path, seed: int = 4) -> StaticLora:
@@ -310,6 +348,7 @@ def test_what_is_missing_is_said_before_a_model_is_loaded(
         (settings("regrad"), MethodError, "needs 'meta_init', which `regrad train` makes"),
         (settings("regrad", meta_init=nothing), MetaInitError, "there is no MetaInit"),
         (settings("regrad", meta_init=config.meta_init), MethodError, "needs 'bank', a bank of gradients"),
+        (settings("prag", bank=str(tmp_path / "adapters"), on_missing="online"), MethodError, "is fewer or fail"),
         (settings("regard"), MethodError, "did you mean 'regrad'"),
     ]:
         with pytest.raises(error, match=message):

@@ -508,3 +508,63 @@ def test_samples_of_different_seeds_differ(tmp_path: Path) -> None:
     assert len(drawn[0]) == len(drawn[1]) == 50
     assert len(drawn[0] & drawn[1]) < 30  # 12.5 are expected
     assert [q.id for q in read(path, "jsonl", first=3, sample=3)] != []
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [("choises", "choices"), ("choice", "choices"), ("Answers", "answers"), ("anwser", "answer"),
+     ("passage", "passages"), ("passage-ids", "passage_ids"), ("ID", "id"), ("kinds", "kind"), ("grup", "group")],
+)  # fmt: skip
+def test_a_key_of_ones_own_file_that_is_nearly_a_known_one(tmp_path: Path, key: str, near: str) -> None:
+    path = write(
+        tmp_path / "own.jsonl", lines({"question": "x", "answer": "y"}, {"question": "z", "answer": "y", key: 1})
+    )
+    with pytest.raises(EvaluationError, match=f"2.*unknown field '{key}'; did you mean '{near}'"):
+        read(path, "jsonl")
+
+
+def test_other_keys_of_ones_own_file_are_passed_over(tmp_path: Path) -> None:
+    extra = ("question_id", "source", "level", "type", "_id", "uid", "answerable", "answer_id", "comment", "x" * 99)
+    path = write(tmp_path / "own.jsonl", lines({"question": "x", "answer": "y", **dict.fromkeys(extra, "?")}))
+    assert [q.answers for q in read(path, "jsonl")] == [("y",)]
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "letter"),
+    [
+        (["x", "y"], 1, "B"),
+        (["x", "y"], 0, "A"),
+        (["x", "y"], "b", "B"),
+        (["1", "2", "0"], 1, "A"),
+        (["1", "2", "0"], "0", "C"),
+        (["B", "A"], "A", "B"),
+    ],
+)
+def test_a_number_is_a_place_from_0_unless_an_option_reads_so(
+    tmp_path: Path, choices: list[str], answer: object, letter: str
+) -> None:
+    path = write(tmp_path / "own.jsonl", lines({"question": "x", "choices": choices, "answer": answer}))
+    assert [q.answers for q in read(path, "jsonl")] == [(letter,)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices", "word"),
+    [
+        (True, None, "yes"),
+        (False, None, "no"),
+        ([True], None, "yes"),
+        ("True", None, "yes"),
+        ("false", None, "no"),
+        (True, ["true", "false"], "true"),
+        ("false", ["True", "False"], "false"),
+    ],
+)
+def test_true_and_false_answer_yes_or_no(tmp_path: Path, answer: object, choices: list[str] | None, word: str) -> None:
+    record = {"question": "x", "kind": "yes-no", "answer": answer} | ({"choices": choices} if choices else {})
+    assert [q.answers for q in read(write(tmp_path / "own.jsonl", lines(record)), "jsonl")] == [(word,)]
+
+
+def test_true_is_no_answer_where_the_words_are_others(tmp_path: Path) -> None:
+    record = {"question": "x", "kind": "yes-no", "answer": True, "choices": ["entailed", "not entailed"]}
+    with pytest.raises(EvaluationError, match="answer"):
+        read(write(tmp_path / "own.jsonl", lines(record)), "jsonl")

@@ -104,7 +104,7 @@ def test_scores_are_those_of_the_published_scripts(rules: Rules) -> None:
         assert found.correct is official_exact_match(prediction, answer), (prediction, answer)
         assert found.em == float(found.correct)
         seen.update(right=found.correct, partly=0 < found.f1 < 1, wrong=not found.correct, zero=found.f1 == 0)
-        seen.update(special=OFFICIAL["squad"](prediction, answer) != OFFICIAL["hotpot"](prediction, answer))
+        seen.update(special=OFFICIAL["squad"](prediction, answer) != OFFICIAL["hotpotqa"](prediction, answer))
     assert min(seen.values()) > 10, f"the pairs must try every way out: {seen}"
 
 
@@ -121,10 +121,10 @@ def test_each_metric_is_the_best_over_the_aliases(rules: Rules) -> None:
 
 def test_yes_in_a_longer_answer_counts_for_squad_only() -> None:
     assert score(Posed(("yes",)), "yes it is", "squad").f1 == pytest.approx(0.5)
-    assert score(Posed(("yes",)), "yes it is", "hotpot").f1 == 0.0
-    assert score(Posed(("no way out",)), "No.", "hotpot").recall == 0.0
-    assert score(Posed(("yes", "yes it is")), "Yes it is!", "hotpot").f1 == 1.0
-    assert score(Posed(("no",)), "the No!", "hotpot").f1 == 1.0
+    assert score(Posed(("yes",)), "yes it is", "hotpotqa").f1 == 0.0
+    assert score(Posed(("no way out",)), "No.", "hotpotqa").recall == 0.0
+    assert score(Posed(("yes", "yes it is")), "Yes it is!", "hotpotqa").f1 == 1.0
+    assert score(Posed(("no",)), "the No!", "hotpotqa").f1 == 1.0
 
 
 def test_nothing_left_of_both_is_a_match_without_words_in_common() -> None:
@@ -164,5 +164,5 @@ def test_a_question_that_cannot_be_scored_is_an_error(question: Posed, words: st
 
 def test_unknown_rules_are_an_error() -> None:
     assert get_args(Rules) == RULES
-    with pytest.raises(EvaluationError, match="unknown rules 'bleu'; the rules are squad, hotpot"):
+    with pytest.raises(EvaluationError, match="unknown rules 'bleu'; the rules are squad, hotpotqa"):
         score(Posed(("x",)), "x", "bleu")  # type: ignore[arg-type]

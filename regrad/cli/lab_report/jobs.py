@@ -95,14 +95,17 @@ def _finetune(config: FinetuneConfig) -> str:
 def _eval(config: EvalConfig) -> str:
     from regrad.evaluation.report.writing import write_report
     from regrad.evaluation.runner.cells import Cells
-    from regrad.evaluation.runner.output import Output
+    from regrad.evaluation.runner.output import Output, plan_of
     from regrad.evaluation.runner.plan import make_plan
 
     cells, output, runner = make_plan(config), Output(config.output), Cells(config, "cpu")
-    left = output.start(config, cells)
-    for cell in left:
-        runner.run(cell)
-    return f"{len(left)} of {len(cells)} cells run; {write_report(output)}"
+    planned = plan_of(config, cells)
+    with output.alone():
+        left = output.start(planned, cells)
+        for cell in left:
+            runner.run(cell)
+        report = write_report(output, planned)
+    return f"{len(left)} of {len(cells)} cells run; {report}"
 
 
 def _ray_job(module: str) -> Callable[[Any], str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
+from functools import lru_cache
 
 from regrad.corpus import Passage
 from regrad.errors import CorpusError, EvaluationError
@@ -11,6 +13,12 @@ from regrad.evaluation.questions.question import MOST_CHOICES, YES_NO, Kind, Que
 from regrad.evaluation.questions.record import Record
 
 _KINDS = ("open", "yes-no", "choice")
+_KEYS = (
+    *("question", "answer", "answers", "id", "kind", "choices"),
+    *("passage_ids", "passage_id", "passages", "group"),
+)
+_NEAR = 0.8
+_TRUTH = {"true": "yes", "false": "no"}
 
 
 def jsonl(file: QuestionFile) -> Iterator[Question]:
@@ -18,9 +26,11 @@ def jsonl(file: QuestionFile) -> Iterator[Question]:
 
     Optional are `id`, `kind` (open, yes-no or choice), `choices`, `passage_ids` or one `passage_id` (as in the lab's
     own `questions.jsonl`), `passages` (objects with `id`, `title`, `text`) and `group`. With `choices`, an answer is a
-    letter, a text of theirs or, as a number, a place from 0.
+    text of theirs, else a letter or, as a number, a place from 0. Other keys are passed over, but one that is nearly
+    one of these is an error.
     """
     for record in file.records():
+        _check_keys(record)
         kind, choices, answers = closed(record, "answers" if record.has("answers") else "answer")
         yield Question(
             record.maybe("id"),
@@ -34,6 +44,24 @@ def jsonl(file: QuestionFile) -> Iterator[Question]:
         )
 
 
+def _check_keys(record: Record) -> None:
+    for key in record.fields:
+        if near := _misspelt(str(key)):
+            raise EvaluationError(f"{record.where}: unknown field '{key:.60}'; did you mean '{near}'?")
+
+
+@lru_cache(maxsize=1024)
+def _misspelt(key: str) -> str:
+    """The known key that this one nearly is; empty if it is one, or is another word."""
+    if key in _KEYS or len(key) > 2 * max(map(len, _KEYS)):
+        return ""
+    plain = "_".join(key.casefold().replace("-", " ").split())
+    if plain in _KEYS:
+        return plain
+    near = difflib.get_close_matches(plain, [name for name in _KEYS if len(name) > 2], n=1, cutoff=_NEAR)
+    return near[0] if near and abs(len(near[0]) - len(plain)) <= 1 else ""
+
+
 def closed(record: Record, field: str) -> tuple[Kind, tuple[str, ...], tuple[str, ...]]:
     """Kind, choices and answers of a record that may be closed."""
     choices = record.strings("choices") if record.fields.get("choices") else ()
@@ -42,10 +70,19 @@ def closed(record: Record, field: str) -> tuple[Kind, tuple[str, ...], tuple[str
         return kind, (), record.texts(field)
     if kind == "yes-no":
         words = tuple(choice.lower() for choice in choices) or YES_NO
-        return kind, words, (record.word(field, words),)
+        return kind, words, (_truth(record, field, words) or record.word(field, words),)
     if not 2 <= len(choices) <= MOST_CHOICES or len(choices) != len(set(choices)):
         raise record.error("choices", f"a list of 2 to {MOST_CHOICES} different texts")
     return kind, choices, tuple(_letter(record, field, answer, choices) for answer in record.texts(field))
+
+
+def _truth(record: Record, field: str, words: tuple[str, ...]) -> str:
+    """The word for `true` or `false`, if that is the answer and one of the words is meant by it."""
+    value = record.fields.get(field)
+    (value,) = value if isinstance(value, list) and len(value) == 1 else (value,)
+    said = str(value).strip().lower() if isinstance(value, (bool, str)) else ""
+    meant = [word for word in (said, _TRUTH.get(said, "")) if word in words]
+    return meant[0] if said in _TRUTH and meant else ""
 
 
 def _letter(record: Record, field: str, answer: str, choices: tuple[str, ...]) -> str:

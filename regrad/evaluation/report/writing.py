@@ -23,9 +23,12 @@ from regrad.evaluation.runner.output import Output, Planned
 _TITLE = "Evaluation"
 
 
-def write_report(output: Output) -> str:
-    """Write it; returns one line saying where. Raises `EvaluationError` if no cell is done."""
-    planned = output.planned()
+def write_report(output: Output, planned: Planned | None = None) -> str:
+    """Write that of a plan (the last run's by default); returns one line saying where.
+
+    Raises `EvaluationError` if no cell is done.
+    """
+    planned = planned or output.planned()
     entries = gather(output, planned)
     if not entries:
         raise EvaluationError(f"no cell of the run at {output.storage.uri} is done yet; run `regrad eval`")

@@ -137,6 +137,8 @@ def _record(
     dropped = (
         f"{fitted.dropped} of {len(found.passages)} passages did not fit into the prompt" if fitted.dropped else ""
     )
+    prediction = prediction_of(question, answer.text, cell.set.cut)
+    scored = prediction if question.kind == "open" else answer.text
     return Record(
         set=cell.set.name,
         method=cell.method.name,
@@ -149,8 +151,8 @@ def _record(
         kind=question.kind,
         group=question.group,
         raw=answer.text,
-        prediction=prediction_of(question, answer.text),
-        **asdict(score(question, answer.text)),
+        prediction=prediction,
+        **asdict(score(question, scored, cell.set.scoring_rules)),
         passage_ids=tuple(passage.id for passage in found.passages),
         passage_scores=found.scores,
         prompt_tokens=answer.prompt_tokens,

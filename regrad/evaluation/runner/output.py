@@ -8,6 +8,8 @@ report.md, report.tex, report.html, figures/
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 from pydantic import Field, ValidationError
@@ -19,6 +21,7 @@ from regrad.errors import EvaluationError
 from regrad.evaluation.records import Record, read_metadata, read_records, write_records
 from regrad.evaluation.runner.cell import CellResult
 from regrad.evaluation.runner.plan import PlannedCell
+from regrad.locking import exclusive
 from regrad.settings import Settings
 from regrad.storage import Storage, check_replaceable
 
@@ -67,16 +70,22 @@ class Output:
     def __init__(self, uri: str) -> None:
         self.storage = Storage(uri)
 
-    def start(self, config: EvalConfig, cells: list[PlannedCell]) -> list[PlannedCell]:
-        """Write the plan; returns the cells that are not done. Raises `StorageError` if something else is there."""
-        check_replaceable(self.storage.uri, PLAN)
-        planned = Planned(
-            format=_FORMAT,
-            metric=config.metric,
-            compare_to=config.compare_to,
-            k=config.k,
-            cells=tuple(_card(cell) for cell in cells),
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For one run at a time; raises `EvaluationError` if another one is at this place now."""
+        busy = EvaluationError(
+            f"another `regrad eval` writes to {self.storage.uri} now; wait for it, or choose another output. (If it "
+            "was killed and the place is in an object store, try again in two minutes.)"
         )
+        with exclusive(self.storage, busy):
+            yield
+
+    def start(self, planned: Planned, cells: list[PlannedCell]) -> list[PlannedCell]:
+        """Write the plan of these cells; returns those that are not done.
+
+        Raises `StorageError` if something else is there.
+        """
+        check_replaceable(self.storage.uri, PLAN)
         self.storage.write(PLAN, planned.model_dump_json(indent=1).encode())
         there = set(self.storage.list("cells"))
         return [cell for cell in cells if f"{cell.name}.parquet" not in there]
@@ -110,6 +119,17 @@ class Output:
             return RunCard.model_validate_json(read_metadata(self.storage, f"cells/{card.name}.parquet").get(_RUN, ""))
         except ValidationError:
             return None
+
+
+def plan_of(config: EvalConfig, cells: Sequence[PlannedCell]) -> Planned:
+    """What a run of these cells is asked for, as it stands in its directory."""
+    return Planned(
+        format=_FORMAT,
+        metric=config.metric,
+        compare_to=config.compare_to,
+        k=config.k,
+        cells=tuple(_card(cell) for cell in cells),
+    )
 
 
 def _card(cell: PlannedCell) -> CellCard:

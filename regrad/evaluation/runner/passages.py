@@ -116,6 +116,15 @@ def check_passages(name: str, config: PassagesConfig, questions: Sequence[Questi
             finder.named(question)
 
 
+def most_passages(config: PassagesConfig, questions: Sequence[Question], k: int) -> int:
+    """How many passages a question gets at most: fewer than k where only its own count."""
+    if config.source == "given":
+        return min(k, max((len(question.passages) for question in questions), default=0))
+    if config.source == "gold" and config.fill is None:
+        return min(k, max((len(question.passage_ids) for question in questions), default=0))
+    return k
+
+
 def _lacks(source: PassageSource, question: Question) -> bool:
     return (source == "given" and not question.passages) or (source == "gold" and not question.passage_ids)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -13,10 +13,12 @@ from regrad.config import EvalConfig, EvalSetConfig, MethodConfig, ModelConfig
 from regrad.errors import EvaluationError
 from regrad.evaluation.questions import Question, read_questions
 from regrad.evaluation.runner import fingerprints
-from regrad.evaluation.runner.passages import check_passages
-from regrad.methods import check_method, get_method
+from regrad.evaluation.runner.coverage import Coverage
+from regrad.evaluation.runner.passages import check_passages, most_passages
+from regrad.methods import check_fits, check_method, get_method
 
 _RESULTS = 1  # raise it when the same settings come to give other records
+_READING = 2  # raise it when answers of closed questions come to be read in another way
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+_-]+")
 
 
@@ -55,7 +57,7 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
     questions = {one.name: _questions(one) for one in config.sets}
     passages = {one.name: _passages_digest(one) for one in config.sets}
     models = {name: fingerprints.model_digest(model.path) for name, model in config.models.items()}
-    checked = cache(_checked)
+    checked, coverage = cache(_checked), Coverage(questions, max(config.k))
     cells = []
     for name, method, one in product(config.models, config.methods, config.sets):
         asked = fingerprints.questions_digest(questions[one.name])
@@ -68,8 +70,11 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
                 "method": [resolved.model_dump(mode="json"), checked(resolved)],
                 "passages": [one.passages.model_dump(mode="json"), passages[one.name]] if k else None,
                 "asking": [one.name, name, k, seed, *_asking(config, one)],
+                **_scoring(one, questions[one.name]),
             }
             key = fingerprints.digest(content)[:12]
+            check_fits(resolved, config.models[name].subspace, most_passages(one.passages, questions[one.name], k))
+            coverage.check(resolved, one, seed)
             count = len(questions[one.name])
             cells.append(PlannedCell(one, resolved, name, config.models[name], k, seed, count, asked, key))
     return cells
@@ -102,6 +107,15 @@ def _repetitions(config: EvalConfig, method: MethodConfig, one: EvalSetConfig) -
 
 def _asking(config: EvalConfig, one: EvalSetConfig) -> list[Any]:
     return [one.max_new_tokens or config.max_new_tokens, config.context_tokens, config.too_long]
+
+
+def _scoring(one: EvalSetConfig, questions: Sequence[Question]) -> dict[str, Any]:
+    """How answers are scored, as far as it is not as it always was: a cell that it does not concern keeps its key."""
+    kinds = {question.kind for question in questions}
+    found: dict[str, Any] = {"reading": _READING} if kinds - {"open"} else {}
+    if "open" in kinds and one.scoring_rules != "squad":
+        found["rules"] = one.scoring_rules
+    return found | ({"cut": True} if "open" in kinds and one.cut else {})
 
 
 def _questions(one: EvalSetConfig) -> list[Question]:

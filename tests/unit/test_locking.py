@@ -1,0 +1,103 @@
+"""One at a time at a place, on a local file system and in a store without locks, also after a holder was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from regrad.errors import EvaluationError, StorageError
+from regrad.locking import exclusive
+from regrad.storage import Storage
+
+BUSY = EvaluationError("busy")
+
+
+@pytest.fixture(params=["file", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "place") if request.param == "file" else f"memory://{uuid.uuid4().hex}/place")
+
+
+def remote() -> Storage:
+    return Storage(f"memory://{uuid.uuid4().hex}/place")
+
+
+def leases(storage: Storage) -> list[str]:
+    return Storage(f"{storage.uri}.lock").list()
+
+
+def test_the_second_is_refused_until_the_first_is_done(storage: Storage) -> None:
+    for _ in range(2):
+        with exclusive(storage, BUSY):
+            for _ in range(2):
+                with pytest.raises(EvaluationError, match="busy"), exclusive(storage, BUSY):
+                    pytest.fail("nobody may be let in")
+    assert not leases(storage) and not storage.exists("")
+
+
+def test_it_is_free_after_an_error(storage: Storage) -> None:
+    with pytest.raises(KeyError), exclusive(storage, BUSY):
+        raise KeyError
+    with exclusive(storage, BUSY):
+        pass
+
+
+def test_other_places_are_not_locked(storage: Storage) -> None:
+    with exclusive(storage, BUSY), exclusive(Storage(f"{storage.uri}-2"), BUSY):
+        pass
+
+
+def test_a_killed_process_holds_no_lock_on_a_local_disk(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from regrad.locking import exclusive; from regrad.storage import Storage\n"
+        "with exclusive(Storage(sys.argv[1]), RuntimeError()):\n    print('held', flush=True); time.sleep(600)"
+    )
+    place = tmp_path / "place"
+    with subprocess.Popen([sys.executable, "-c", code, str(place)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "held\n"
+            with pytest.raises(EvaluationError, match="busy"), exclusive(Storage(place), BUSY):
+                pytest.fail("nobody may be let in")
+        finally:
+            os.kill(process.pid, signal.SIGKILL)
+    assert (tmp_path / "place.lock").exists()
+    with exclusive(Storage(place), BUSY):
+        pass
+
+
+def test_a_lease_that_is_not_renewed_ends() -> None:
+    storage = remote()
+    dead = Storage(f"{storage.uri}.lock")
+    dead.write("dead", b"")
+    with pytest.raises(EvaluationError, match="busy"), exclusive(storage, BUSY):
+        pytest.fail("nobody may be let in")
+    MemoryFileSystem.store[dead.path("dead")].created -= timedelta(minutes=2)
+    with exclusive(storage, BUSY):
+        assert "dead" not in leases(storage) and len(leases(storage)) == 1
+
+
+def test_a_lease_is_renewed_while_it_is_held() -> None:
+    storage = remote()
+    with exclusive(storage, BUSY, renew=0.01):
+        place = Storage(f"{storage.uri}.lock")
+        first, until = place.files(), time.monotonic() + 30
+        while place.files() == first and time.monotonic() < until:
+            time.sleep(0.01)
+        assert place.files().keys() == first.keys() and place.files() != first
+
+
+def test_where_nothing_can_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(StorageError, match=r"cannot write .*place\.lock"),
+        exclusive(Storage(tmp_path / "file" / "place"), BUSY),
+    ):
+        pytest.fail("nobody may be let in")
