@@ -6,11 +6,14 @@ gradient is its atom. (The paper's release takes gradients of two different stri
 A prompt is a question, written by the template of its kind, put together with the passages as its style says. For a
 chat model that text is the user's message: the model's own chat template is put around it where text becomes tokens
 (`regrad.language_model.tokens`), so that nothing a user or a passage says is ever taken for a part of the template.
+
+Demonstrations, solved questions of the same kind, stand before all of it: each is the question as the template of its
+kind writes it, without passages or style, and its answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from string import Formatter
 from typing import Annotated, Any, Literal, Protocol
 
@@ -31,9 +34,18 @@ _FIELDS: dict[str, set[str]] = {
     "choice": {"question", "options", "labels"},
     "option": {"label", "text"},
     "answer": {"answer"},
+    "demonstration": {"question", "start", "answer", "stop"},
+    "demonstrated": {"demonstrations", "prompt"},
 }
-_NEEDED = {"yes_no": "question", "choice": "question", "option": "text"}
-_KINDS = ("open", "yes_no", "choice")
+_NEEDED = {
+    "yes_no": {"question"},
+    "choice": {"question"},
+    "option": {"text"},
+    "demonstration": {"question", "answer"},
+    "demonstrated": {"demonstrations", "prompt"},
+}
+_KIND_NAMES: dict[QuestionKind, str] = {"open": "open", "yes-no": "yes_no", "choice": "choice"}
+_KINDS = tuple(_KIND_NAMES.values())
 _ALWAYS_WRITTEN = {"passage", "atom", "context", "question", "answer", "stop"}
 
 
@@ -53,10 +65,18 @@ class AskedQuestion(Protocol):
         """The options' texts (choice), or the allowed words (yes-no)."""
 
 
-def _checked(template: str, allowed: set[str], needed: str = "") -> str:
+class SolvedQuestion(AskedQuestion, Protocol):
+    """A demonstration: a question with its accepted answers, of which the first is shown."""
+
+    @property
+    def answers(self) -> Sequence[str]:
+        """Names, a word or a label."""
+
+
+def _checked(template: str, allowed: set[str], needed: Set[str] = frozenset()) -> str:
     found = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
-    if not found or not found <= allowed or (needed and needed not in found):
-        wanted = f", '{needed}' among them," if needed else ""
+    if not found or not needed <= found <= allowed:
+        wanted = f", {' and '.join(map(repr, sorted(needed)))} among them," if needed else ""
         raise ValueError(f"a template with the fields {sorted(allowed)}{wanted} is expected, found {sorted(found)}")
     return template
 
@@ -81,7 +101,7 @@ class PromptStyle(Settings):
         name = str(getattr(info, "field_name", ""))
         allowed = {"question"} | (set() if name.endswith("_alone") else {"context"})
         extra = {"yes_no": {"words"}, "choice": {"labels"}}.get(name.removesuffix("_alone"), set())
-        return _checked(template, allowed | extra, "question")
+        return _checked(template, allowed | extra, {"question"})
 
 
 _BRIEF = "The answer is a short phrase or a single word, never a sentence."
@@ -109,8 +129,8 @@ class PromptFormat(Settings):
     """The templates of one model; every field is a `str.format` template with the fields named in its default.
 
     Which text becomes an atom is decided by `passage` and `atom` alone. What is written of a format leaves out the
-    settings of closed questions, styles and chat where they are the defaults, so that it reads and hashes as it did
-    before there were any.
+    settings of closed questions, demonstrations, styles and chat where they are the defaults, so that it reads and
+    hashes as it did before there were any.
     """
 
     passage: str = "{title}\n{text}"
@@ -122,6 +142,11 @@ class PromptFormat(Settings):
     option: str = "{label}. {text}\n"
     answer: str = " {answer}"
     stop: str = Field("\n", min_length=1)
+    demonstration: str = Field(
+        "{question}{start}{answer}{stop}",
+        description="a solved question; `start` is empty, or with chat a new line and `answer_start`",
+    )
+    demonstrated: str = Field("{demonstrations}{prompt}", description="a whole prompt behind its demonstrations")
     default: PromptStyle = PromptStyle()
     pe: PromptStyle = PROMPT_ENGINEERED
     chat: bool = Field(False, description="put the model's own chat template around every prompt")
@@ -136,7 +161,7 @@ class PromptFormat(Settings):
     @classmethod
     def _known_fields(cls, template: str, info: object) -> str:
         name = str(getattr(info, "field_name", ""))
-        return _checked(template, _FIELDS[name], _NEEDED.get(name, ""))
+        return _checked(template, _FIELDS[name], _NEEDED.get(name, set()))
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -166,21 +191,47 @@ class PromptFormat(Settings):
         return self._put_together("open", self.question.format(question=question), passages, style, {})
 
     def prompt_for(
-        self, question: AskedQuestion, passages: Sequence[Passage] = (), style: StyleName = "default"
+        self,
+        question: AskedQuestion,
+        passages: Sequence[Passage] = (),
+        style: StyleName = "default",
+        demonstrations: Sequence[SolvedQuestion] = (),
     ) -> str:
-        """The generator's input for a question of any kind."""
+        """The generator's input for a question of any kind, behind the demonstrations if there are any."""
+        kind, names = _KIND_NAMES[question.kind], self._names(question)
+        prompt = self._put_together(kind, self._asked(question), passages, style, names)
+        if not demonstrations:
+            return prompt
+        return self.demonstrated.format(demonstrations=self.demonstrations_text(demonstrations), prompt=prompt)
+
+    def demonstrations_text(self, demonstrations: Sequence[SolvedQuestion]) -> str:
+        """Solved questions as they stand in a prompt, in the order given."""
+        start = f"\n{self.answer_start}" if self.chat and self.answer_start else ""
+        return "".join(
+            self.demonstration.format(
+                question=self._asked(one), start=start, answer=self.answer_text(one.answers[0]), stop=self.stop
+            )
+            for one in demonstrations
+        )
+
+    def _asked(self, question: AskedQuestion) -> str:
+        """The question as the template of its kind writes it."""
         if question.kind == "open":
-            return self.prompt(question.question, passages, style)
+            return self.question.format(question=question.question)
+        names = self._names(question)
         if question.kind == "yes-no":
-            names = {"words": _either(question.choices or ("yes", "no"))}
-            asked = self.yes_no.format(question=question.question, **names)
-            return self._put_together("yes_no", asked, passages, style, names)
-        letters = [chr(ord("A") + place) for place in range(len(question.choices))]
-        options = zip(letters, question.choices, strict=True)
+            return self.yes_no.format(question=question.question, **names)
+        options = zip(_letters(question), question.choices, strict=True)
         written = "".join(self.option.format(label=letter, text=text) for letter, text in options)
-        names = {"labels": _either(letters)}
-        asked = self.choice.format(question=question.question, options=written, **names)
-        return self._put_together("choice", asked, passages, style, names)
+        return self.choice.format(question=question.question, options=written, **names)
+
+    def _names(self, question: AskedQuestion) -> dict[str, str]:
+        """What a closed question's templates call its words or letters."""
+        if question.kind == "open":
+            return {}
+        if question.kind == "yes-no":
+            return {"words": _either(question.choices or ("yes", "no"))}
+        return {"labels": _either(_letters(question))}
 
     def _put_together(
         self, kind: str, asked: str, passages: Sequence[Passage], style: StyleName, names: Mapping[str, str]
@@ -207,6 +258,10 @@ class PromptFormat(Settings):
     def answer_text(self, answer: str) -> str:
         """What training appends to a prompt."""
         return self.answer.format(answer=answer)
+
+
+def _letters(question: AskedQuestion) -> list[str]:
+    return [chr(ord("A") + place) for place in range(len(question.choices))]
 
 
 def _either(words: Sequence[str]) -> str:

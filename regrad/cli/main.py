@@ -24,6 +24,7 @@ _VERBS = {
     "augment": "Rewrite passages and ask about them: what adapters are trained on (Ray Data).",
     "adapters": "Train a LoRA for each passage, into a bank (Ray Data).",
     "eval": "Score every method on question sets, and write a report (Ray).",
+    "score": "Score predictions that are in a file, whoever made them.",
     "serve": "Answer questions over HTTP (Ray Serve).",
     "keys": "Give people keys to a server, list them, take them back.",
     "leaks": "Find test questions that are among the training questions.",

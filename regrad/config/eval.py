@@ -52,10 +52,13 @@ class PassagesConfig(Settings):
 
 
 class EvalSetConfig(QuestionSetConfig):
-    """A question set, where its passages come from, and how long its answers may be."""
+    """A question set, where its passages come from, how long its answers may be, and what is shown before."""
 
     passages: PassagesConfig
     max_new_tokens: int | None = Field(None, ge=1, description="instead of the run's")
+    demonstrations: Location | None = Field(
+        None, description="a file of solved questions, in the set's own format, for methods that ask for them"
+    )
 
 
 class EvalBatchConfig(Settings):

@@ -27,6 +27,9 @@ class MethodConfig(Settings):
         "fewer", description="a passage without an atom: leave it out and say so, compute it now, or stop"
     )
     prompt_style: Literal["default", "pe"] | None = Field(None, description="the method's own if null")
+    demonstrations: int = Field(
+        0, ge=0, le=1000, description="so many solved questions, the first of the set's file, before every question"
+    )
     steps: int = Field(3, ge=1, le=1000, description="tta: gradient steps on a question's passages")
     lr: float = Field(1e-4, gt=0, description="tta: of AdamW")
     adapt_on: Literal["passages", "suffixes"] = Field(

@@ -48,9 +48,15 @@ def read_predictions(path: str, questions: Collection[Identified]) -> dict[str, 
     return {question.id: predictions[question.id] for question in questions}
 
 
-def _text(path: str) -> str:
+def place_of(path: str) -> tuple[Storage, str]:
+    """A file's directory and its name there, for a path or a URI."""
     folder, _, name = path.rpartition("/")
-    data = Storage(folder or ("/." if path.startswith("/") else ".")).read(name, 0, _MOST_BYTES + 1)
+    return Storage(folder or ("/." if path.startswith("/") else ".")), name
+
+
+def _text(path: str) -> str:
+    storage, name = place_of(path)
+    data = storage.read(name, 0, _MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise EvaluationError(f"{path} is larger than {_MOST_BYTES} bytes: it is no prediction file")
     try:

@@ -21,7 +21,7 @@ def regrad(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
 def test_help_lists_the_verbs(tmp_path: Path) -> None:
     result = regrad("--help", cwd=tmp_path)
     assert result.returncode == 0
-    for verb in ("lab", "synth", "train", "index", "build", "bank", "eval", "serve", "leaks", "ask", "demo"):
+    for verb in ("lab", "synth", "train", "index", "build", "bank", "eval", "score", "serve", "leaks", "ask", "demo"):
         assert f"\n  {verb} " in result.stdout
 
 
@@ -39,6 +39,7 @@ def test_help_lists_the_verbs(tmp_path: Path) -> None:
         (["ask", "Who?", "--url", "http://127.0.0.1:9"], "no server answers at http://127.0.0.1:9"),
         (["leaks", "none.jsonl", "none.jsonl"], "none.jsonl does not exist"),
         (["leaks", "a", "b", "--test-format", "hotpot"], "did you mean 'hotpotqa'?"),
+        (["score", "none.jsonl", "none.json"], "none.jsonl does not exist"),
         (["lab", "world", "--set", "output=/proc/nowhere"], "cannot write /proc/nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

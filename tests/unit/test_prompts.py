@@ -116,12 +116,69 @@ def test_every_template_can_be_set() -> None:
         ({"default": {"open": "{context}"}}, "default.open"),
         ({"default": {"open_alone": "{context}{question}"}}, "default.open_alone"),
         ({"pe": {"open": "{question}{labels}"}}, "pe.open"),
+        ({"demonstration": "{question}{stop}"}, "demonstration': .* 'answer' and 'question' among them"),
+        ({"demonstrated": "{prompt}"}, "demonstrated': .* 'demonstrations' and 'prompt' among them"),
         ({"pe": {"opne": "{question}"}}, "did you mean 'pe.open'"),
     ],
 )
 def test_a_wrong_setting_is_named(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         parse_settings(PromptFormat, settings, "test")
+
+
+@dataclass(frozen=True)
+class Solved(Asked):
+    answers: tuple[str, ...] = ()
+
+
+SHOWN = [
+    Solved("Who {x}?", answers=("Ada", "Lovelace")),
+    Solved("Is it?", "yes-no", answers=("no",)),
+    Solved("Which?", "choice", ("p", "q"), ("B",)),
+]
+
+
+def test_demonstrations_stand_before_everything_each_as_its_kind_is_asked() -> None:
+    assert PromptFormat().prompt_for(Asked("Where?"), [PASSAGE], demonstrations=SHOWN) == (
+        "Question: Who {x}?\nAnswer: Ada\n"
+        "Question: Is it?\nAnswer with yes or no only.\nAnswer: no\n"
+        "Question: Which?\nA. p\nB. q\nAnswer with the letter only: A or B.\nAnswer: B\n"
+        "Passage 1: Ada Lovelace\nShe wrote the first program.\n"
+        "Question: Where?\nAnswer:"
+    )
+
+
+@pytest.mark.parametrize("kind", ["open", "yes-no", "choice"])
+@pytest.mark.parametrize("style", ["default", "pe"])
+@pytest.mark.parametrize("passages", [[], [PASSAGE]])
+def test_the_prompt_behind_demonstrations_is_the_one_without(kind: str, style: Any, passages: list[Passage]) -> None:
+    asked, prompts = Asked("Is it?", kind, ("yes", "no")), PromptFormat()
+    prompt = prompts.prompt_for(asked, passages, style)
+    assert prompts.prompt_for(asked, passages, style, SHOWN) == prompts.demonstrations_text(SHOWN) + prompt
+    assert prompts.prompt_for(asked, passages, style, []) == prompt
+
+
+def test_a_demonstration_ends_as_answers_of_the_format_end() -> None:
+    prompts = PromptFormat(stop="###", answer="<{answer}>")
+    assert prompts.demonstrations_text(SHOWN[:1]) == "Question: Who {x}?\nAnswer:<Ada>###"
+
+
+def test_with_chat_a_demonstrations_answer_begins_as_the_models_turn_does() -> None:
+    settings = {"question": "Question: {question}", "answer_start": "Answer:"}
+    shown = "Question: Who {x}?\nAnswer: Ada\n"
+    assert PromptFormat(chat=True, **settings).prompt_for(Asked("Where?"), (), "default", SHOWN[:1]) == (
+        f"{shown}Question: Where?"
+    )
+    plain = PromptFormat(**settings).demonstrations_text(SHOWN[:1])
+    assert plain == "Question: Who {x}? Ada\n"
+
+
+def test_the_templates_of_demonstrations_can_be_set() -> None:
+    settings = {"demonstration": "- {question} =>{answer}\n", "demonstrated": "Examples\n{demonstrations}Now\n{prompt}"}
+    prompts = parse_settings(PromptFormat, {"question": "{question}", **settings}, "test")
+    written = prompts.prompt_for(Asked("Where?"), (), "default", SHOWN[:1])
+    assert written == "Examples\n- Who {x}? => Ada\nNow\nWhere?"
+    assert set(settings.values()) <= set(prompts.templates())
 
 
 OLD = {

@@ -114,11 +114,12 @@ class CellRunner:
         style = cell.method.prompt_style or method.style
 
         def prompt(kept: Sequence[Passage]) -> str:
-            return prompts.prompt_for(question, method.in_prompt(kept), style)
+            return prompts.prompt_for(question, method.in_prompt(kept), style, cell.demonstrations)
 
         shown = passages if method.passages_in_prompt else ()
         drop = self._config.too_long == "drop"
-        return fit(self._lm, prompt, shown, self._most(cell), self._config.context_tokens, drop)
+        most, shots = self._config.context_tokens, len(cell.demonstrations)
+        return fit(self._lm, prompt, shown, self._most(cell), most, drop, shots)
 
     def _most(self, cell: PlannedCell) -> int:
         return cell.set.max_new_tokens or self._config.max_new_tokens

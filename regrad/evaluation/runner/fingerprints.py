@@ -30,6 +30,11 @@ def questions_digest(questions: Sequence[Question]) -> str:
     return digest([asdict(question) for question in questions])
 
 
+def demonstrations_digest(demonstrations: Sequence[Question]) -> str:
+    """Of all that prompts show of them, in their order."""
+    return digest([[one.kind, one.question, one.choices, one.answers[0]] for one in demonstrations])
+
+
 def corpus_digest(uri: str) -> str:
     """Of the content of every file of a corpus."""
     hasher = hashlib.sha256()

@@ -57,10 +57,12 @@ def fit(
     max_new_tokens: int,
     most_tokens: int | None,
     drop: bool,
+    demonstrations: int = 0,
 ) -> Fitted:
-    """The prompt with as many of the passages as fit, best first.
+    """The prompt with as many of the passages as fit, best first; its demonstrations stay.
 
-    Raises `EvaluationError` if one must go and may not (`drop`), or if the question alone is too long.
+    Raises `EvaluationError` if one must go and may not (`drop`), or if the question alone is too long, or together with
+    its `demonstrations` (their number).
     """
     limits = [limit for limit in (most_tokens, context_length(lm)) if limit is not None]
     for kept in range(len(passages), -1, -1):
@@ -70,7 +72,15 @@ def fit(
             return Fitted(prompt, len(passages) - kept)
         if not drop:
             break
+    shown = f"{kept} passages" + (f", {demonstrations} demonstrations" if demonstrations else "")
     raise EvaluationError(
-        f"a prompt with {kept} passages and its answer take {tokens} tokens, but the context is {min(limits)}: "
-        + ("lower max_new_tokens, or leave the question out" if drop else "set too_long=drop, or lower k")
+        f"a prompt with {shown} and its answer take {tokens} tokens, but the context is {min(limits)}: "
+        + ("set too_long=drop, or lower k" if kept else _shorter(demonstrations))
     )
+
+
+def _shorter(demonstrations: int) -> str:
+    """What helps where there is no passage left to drop."""
+    if demonstrations:
+        return "ask for fewer demonstrations, which are never dropped, or for shorter ones, or lower max_new_tokens"
+    return "lower max_new_tokens, or leave the question out"

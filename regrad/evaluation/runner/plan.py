@@ -14,6 +14,7 @@ from regrad.errors import EvaluationError
 from regrad.evaluation.questions import Question, read_questions
 from regrad.evaluation.runner import fingerprints
 from regrad.evaluation.runner.coverage import Coverage
+from regrad.evaluation.runner.demonstrations import find_demonstrations
 from regrad.evaluation.runner.passages import check_passages, most_passages
 from regrad.methods import check_fits, check_method, get_method
 
@@ -35,6 +36,7 @@ class PlannedCell:
     questions: int
     questions_digest: str
     key: str
+    demonstrations: tuple[Question, ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,7 +61,12 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
     models = {name: fingerprints.model_digest(model.path) for name, model in config.models.items()}
     checked, coverage = cache(_checked), Coverage(questions, max(config.k))
     cells = []
+    shown = {
+        (method.name, one.name): find_demonstrations(method, one, questions[one.name])
+        for method, one in product(config.methods, config.sets)
+    }
     for name, method, one in product(config.models, config.methods, config.sets):
+        before = shown[method.name, one.name]
         asked = fingerprints.questions_digest(questions[one.name])
         for k, seed in _repetitions(config, method, one):
             resolved = resolve(method, model=name, set=one.name, seed=seed)
@@ -67,16 +74,18 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
                 "version": _RESULTS,
                 "model": [config.models[name].model_dump(mode="json"), models[name]],
                 "questions": asked,
-                "method": [resolved.model_dump(mode="json"), checked(resolved)],
+                "method": [resolved.model_dump(mode="json", exclude={"demonstrations"}), checked(resolved)],
                 "passages": [one.passages.model_dump(mode="json"), passages[one.name]] if k else None,
                 "asking": [one.name, name, k, seed, *_asking(config, one)],
                 **_scoring(one, questions[one.name]),
             }
+            if before:
+                content["demonstrations"] = fingerprints.demonstrations_digest(before)
             key = fingerprints.digest(content)[:12]
             check_fits(resolved, config.models[name].subspace, most_passages(one.passages, questions[one.name], k))
             coverage.check(resolved, one, seed)
             count = len(questions[one.name])
-            cells.append(PlannedCell(one, resolved, name, config.models[name], k, seed, count, asked, key))
+            cells.append(PlannedCell(one, resolved, name, config.models[name], k, seed, count, asked, key, before))
     return cells
 
 

@@ -1,0 +1,112 @@
+"""`regrad score`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from regrad.cli.text import printable
+from regrad.config import QuestionSetConfig
+from regrad.evaluation.metrics import RULES, Rules
+from regrad.settings import parse_settings
+
+if TYPE_CHECKING:
+    from regrad.evaluation.scoring import Part
+    from regrad.evaluation.significance import Comparison
+
+_NAMES = {"em": "EM", "f1": "F1", "precision": "precision", "recall": "recall", "correct": "accuracy"}
+_WIDTH = 20
+_NAME_WIDTH = 24
+
+
+@click.command("score")
+@click.argument("questions")
+@click.argument("predictions")
+@click.option("--format", "kind_of_file", default="jsonl", show_default=True, help="The format of QUESTIONS.")
+@click.option("--kind", type=click.Choice(["open", "yes-no", "choice"]), help="Asked as such; else as the format says.")
+@click.option("--aliases", metavar="FILE", help="2WikiMultihopQA's id_aliases.json.")
+@click.option("--first", type=click.IntRange(1), help="Only the first so many of the file.")
+@click.option("--sample", type=click.IntRange(1), help="So many of these, as `regrad eval` draws them.")
+@click.option("--seed", default=0, show_default=True, help="Of the sample.")
+@click.option("--rules", type=click.Choice(RULES), default="squad", show_default=True, help="Of open answers.")
+@click.option("--against", metavar="FILE", help="Other predictions for the same questions, to test these against.")
+@click.option("--json", "json_file", metavar="FILE", help="Write every number there, too.")
+def command(
+    questions: str,
+    predictions: str,
+    kind_of_file: str,
+    rules: Rules,
+    against: str | None,
+    json_file: str | None,
+    **of: Any,
+) -> None:
+    """Score PREDICTIONS for QUESTIONS: means with 95% intervals, by group where the set has groups.
+
+    PREDICTIONS is lines of {"id": ..., "prediction": ...}, one JSON mapping of ids to predictions, HotpotQA's
+    {"answer": {...}}, or the records (.parquet) of a cell of `regrad eval`. Every question needs exactly one.
+    """
+    from regrad.evaluation.questions import read_questions
+    from regrad.evaluation.scoring import compare_records, parts, read_scored
+
+    settings = {"name": questions, "path": questions, "format": kind_of_file, **of}
+    asked = read_questions(parse_settings(QuestionSetConfig, settings, questions))
+    ours = read_scored(predictions, asked, rules)
+    theirs = read_scored(against, asked, rules) if against else None
+    found = parts(ours)
+    compared = compare_records(ours, theirs) if theirs else {}
+    if json_file:
+        names = {"questions": questions, "predictions": predictions, "rules": rules, "against": against}
+        _write(json_file, {**names, **_numbers(found, compared)})
+    click.echo(printable(f"{predictions}: {len(asked):,} questions of {questions}"))
+    _show(found)
+    if against:
+        _show_compared(against, compared)
+
+
+def _numbers(found: Sequence[Part], compared: dict[Any, Comparison]) -> dict[str, Any]:
+    return {
+        "scores": [asdict(part) for part in found],
+        "comparisons": {column: asdict(comparison) for column, comparison in compared.items()},
+    }
+
+
+def _write(path: str, numbers: dict[str, Any]) -> None:
+    from regrad.evaluation.predictions import place_of
+
+    storage, name = place_of(path)
+    storage.write(name, (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _show(found: Sequence[Part]) -> None:
+    """A table of the open questions, and one of the closed ones, where there are any."""
+    from regrad.evaluation.report.grids import interval, percent
+
+    for part in found:
+        (first, *_) = part.scores.values()
+        unread = "unparsable" if part.closed else "empty"
+        if part.group is None:
+            _line("closed questions" if part.closed else "open questions", "", [*map(_NAMES.get, part.scores), unread])
+        scores = [f"{percent(one.mean)} {interval(*one.interval)}" for one in part.scores.values()]
+        name = "all" if part.group is None else part.group or "(no group)"
+        _line(name, f"{first.questions:,}", [*scores, f"{first.unparsable:,}"])
+
+
+def _show_compared(against: str, compared: dict[Any, Comparison]) -> None:
+    from regrad.evaluation.report.grids import chance, interval
+
+    click.echo(f"\nagainst {printable(against)}")
+    _line("", "", ["difference", "p, t-test", "p, bootstrap"])
+    for column, one in compared.items():
+        difference = f"{100 * one.difference:+.1f} {interval(*one.interval)}"
+        _line(_NAMES[column], f"{one.questions:,}", [difference, chance(one.holm_t), chance(one.holm_bootstrap)])
+    corrected = f" after Holm's correction over {len(compared)} metrics" if len(compared) > 1 else ""
+    click.echo(f"Points; paired tests over questions; p is two-sided{corrected}.")
+
+
+def _line(name: str, count: str, values: Sequence[str | None]) -> None:
+    cells = "".join(f"{value or '':<{_WIDTH}}" for value in values)
+    click.echo(printable(f"{name[:_NAME_WIDTH]:<{_NAME_WIDTH}} {count:>9}  {cells}").rstrip())
