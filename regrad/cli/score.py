@@ -32,14 +32,16 @@ _NAME_WIDTH = 24
 @click.option("--first", type=click.IntRange(1), help="Only the first so many of the file.")
 @click.option("--sample", type=click.IntRange(1), help="So many of these, as `regrad eval` draws them.")
 @click.option("--seed", default=0, show_default=True, help="Of the sample.")
-@click.option("--rules", type=click.Choice(RULES), default="squad", show_default=True, help="Of open answers.")
+@click.option("--rules", type=click.Choice(RULES), help="Of open answers; else the format's own.")
+@click.option("--cut", is_flag=True, help="Cut open answers as PRAG's evaluation does.")
 @click.option("--against", metavar="FILE", help="Other predictions for the same questions, to test these against.")
 @click.option("--json", "json_file", metavar="FILE", help="Write every number there, too.")
 def command(
     questions: str,
     predictions: str,
     kind_of_file: str,
-    rules: Rules,
+    rules: Rules | None,
+    cut: bool,
     against: str | None,
     json_file: str | None,
     **of: Any,
@@ -52,14 +54,15 @@ def command(
     from regrad.evaluation.questions import read_questions
     from regrad.evaluation.scoring import compare_records, parts, read_scored
 
-    settings = {"name": questions, "path": questions, "format": kind_of_file, **of}
-    asked = read_questions(parse_settings(QuestionSetConfig, settings, questions))
-    ours = read_scored(predictions, asked, rules)
-    theirs = read_scored(against, asked, rules) if against else None
+    settings = {"name": questions, "path": questions, "format": kind_of_file, "rules": rules, "cut": cut, **of}
+    config = parse_settings(QuestionSetConfig, settings, questions)
+    asked, used = read_questions(config), config.scoring_rules
+    ours = read_scored(predictions, asked, used, cut)
+    theirs = read_scored(against, asked, used, cut) if against else None
     found = parts(ours)
     compared = compare_records(ours, theirs) if theirs else {}
     if json_file:
-        names = {"questions": questions, "predictions": predictions, "rules": rules, "against": against}
+        names = {"questions": questions, "predictions": predictions, "rules": used, "cut": cut, "against": against}
         _write(json_file, {**names, **_numbers(found, compared)})
     click.echo(printable(f"{predictions}: {len(asked):,} questions of {questions}"))
     _show(found)

@@ -30,23 +30,24 @@ class Part:
     scores: dict[Column, Summary]
 
 
-def read_scored(path: str, questions: Sequence[Question], rules: Rules = "squad") -> list[Record]:
+def read_scored(path: str, questions: Sequence[Question], rules: Rules = "squad", cut: bool = False) -> list[Record]:
     """A file's predictions with their scores, in the questions' order; `method` of the records is the path.
 
     The file is one that `read_predictions` knows, or (`.parquet`) the records of a cell of `regrad eval`, which are
     scored anew. Raises `EvaluationError` if it does not match the questions, and `StorageError`.
     """
     said = _recorded(path, questions) if path.endswith(_RECORDS) else read_predictions(path, questions)
-    return [_record(path, question, said[question.id], rules) for question in questions]
+    return [_record(path, question, said[question.id], rules, cut) for question in questions]
 
 
 def _recorded(path: str, questions: Sequence[Question]) -> dict[str, str]:
     records = read_records(*place_of(path))
     check_records(records, questions)
-    return {row.question_id: row.prediction if row.kind == "open" else row.raw for row in records}
+    return {row.question_id: row.raw for row in records}
 
 
-def _record(path: str, question: Question, said: str, rules: Rules) -> Record:
+def _record(path: str, question: Question, said: str, rules: Rules, cut: bool) -> Record:
+    prediction = prediction_of(question, said, cut)
     return Record(
         set="",
         method=path,
@@ -59,8 +60,8 @@ def _record(path: str, question: Question, said: str, rules: Rules) -> Record:
         kind=question.kind,
         group=question.group,
         raw=said,
-        prediction=prediction_of(question, said),
-        **asdict(score(question, said, rules)),
+        prediction=prediction,
+        **asdict(score(question, prediction if question.kind == "open" else said, rules)),
         passage_ids=(),
         passage_scores=(),
         prompt_tokens=0,
