@@ -12,7 +12,8 @@ from regrad.settings import Location, Settings
 class MethodConfig(Settings):
     """A method with its artefacts. A string stands for a method of that name that needs none.
 
-    What is written of one leaves out `in_prompt` where it is the default: it hashes as before there was such a key.
+    What is written of one leaves out `in_prompt` and `demonstrations` where they are the defaults: it hashes as
+    before there were such keys.
     """
 
     name: str = Field(min_length=1, description="the row's label")
@@ -48,7 +49,8 @@ class MethodConfig(Settings):
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = write(self)
-        return {name: value for name, value in written.items() if name != "in_prompt" or not value}
+        later = {"in_prompt": True, "demonstrations": 0}
+        return {name: value for name, value in written.items() if name not in later or value != later[name]}
 
     @property
     def kind(self) -> str:
