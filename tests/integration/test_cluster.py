@@ -79,13 +79,13 @@ def test_serve_deploy(ray_cluster: RayCluster, demo: RunningDemo, tmp_path: Path
 
 
 def _ask_when_ready(url: str, body: dict[str, object]) -> dict[str, object]:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 180
     while True:
         try:
             response = requests.post(url, json=body, timeout=30)
             if response.ok:
                 return dict(response.json())
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             pass
         assert time.monotonic() < deadline, f"{url} did not answer"
         time.sleep(0.5)

@@ -56,7 +56,8 @@ def test_a_mistake_is_one_sentence(tmp_path: Path, arguments: list[str], message
 def test_lab_world_ends_with_one_line_saying_what_was_made(tmp_path: Path) -> None:
     result = regrad("lab", "world", "--set", "output=out", "--set", "task_records=5", cwd=tmp_path)
     assert result.returncode == 0
-    assert result.stdout == f"lab world at {tmp_path}/out: corpus.jsonl, dev.jsonl, questions.jsonl, tasks.jsonl\n"
+    files = "augmented.jsonl, corpus.jsonl, dev.jsonl, questions.jsonl, tasks.jsonl"
+    assert result.stdout == f"lab world at {tmp_path}/out: {files}\n"
 
 
 def test_no_java_is_one_sentence(tmp_path: Path) -> None:
