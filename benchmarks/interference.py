@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from common import show, write
+from gates import Example, train_gate
 from torch import Tensor
 
 from regrad.atoms.extractor import AtomExtractor
@@ -42,7 +43,7 @@ from regrad.settings import load_settings
 KS = (3, 5, 10)
 LEFT_OUT = 400
 TRAINED_ON = (3, 5)
-USE_SCORES = ("first", "decayed", "softmax", "relative", "proportional")
+USE_SCORES = ("first", "decayed", "softmax", "relative", "proportional", "gate")
 _BATCH = 50
 
 
@@ -106,6 +107,20 @@ class Subject:
         steps_KP = torch.stack([self.steps[passage_id] for passage_id, _ in item.hits[:k]])
         update = self._meta_init.phi0 - merge(steps_KP, [score for _, score in item.hits[:k]])
         return GenerationRequest(self._lm.config.prompts.prompt(item.text), update, max_new_tokens=4)
+
+
+def gates(meta_init: MetaInit, people: Sequence[Person], count: int) -> dict[str, Merge]:
+    """Learned merges, from questions about people who are neither trained on nor asked about, at the largest k."""
+    subject = Subject(meta_init, people)
+    with tempfile.TemporaryDirectory() as folder:
+        asked = ask(people, count, folder)
+    examples: list[Example] = []
+    for item in asked:
+        names = [passage_id for passage_id, _ in item.hits]
+        if item.person.passage_id in names:
+            steps_KP = torch.stack([subject.steps[name] for name in names])
+            examples.append((steps_KP, [score for _, score in item.hits], names.index(item.person.passage_id)))
+    return {"gate": train_gate(examples, True), "gate, no scores": train_gate(examples, False)}
 
 
 def row(subject: Subject, asked: Sequence[Asked], name: str, merge: Merge, k: int) -> dict[str, Any]:
@@ -186,8 +201,11 @@ def main() -> None:
     parser.add_argument("--people", choices=("dev", "held-out"), default="held-out")
     parser.add_argument("--questions", type=int, default=400)
     parser.add_argument("--merges", nargs="*", default=list(MERGES), choices=list(MERGES))
+    parser.add_argument("--gates", action="store_true", help="also two learned merges, trained on the people left out")
     parser.add_argument("--meta-init", action="append", default=[], metavar="LABEL=PATH")
     arguments = parser.parse_args()
+    if arguments.gates and arguments.people == "dev":
+        parser.error("--gates are trained on the people of --people dev: ask about the others")
     torch.set_num_threads(1)
     world, rows = World(), []
     people = world.held_out if arguments.people == "held-out" else world.meta[-LEFT_OUT:]
@@ -202,7 +220,8 @@ def main() -> None:
         meta_init = MetaInit.load(ready[label]) if ready else train(world, int(label[0]), *size)
         subject = Subject(meta_init, people)
         print(label, {name: round(value, 4) for name, value in cosines(subject).items()}, flush=True)
-        for line in measure(label, subject, asked, merges):
+        learned = gates(meta_init, world.meta[-LEFT_OUT:], 200) if arguments.gates else {}
+        for line in measure(label, subject, asked, merges | learned):
             rows.append(line)
             print(line, flush=True)
     show(rows)

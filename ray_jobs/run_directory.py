@@ -11,6 +11,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import CheckpointConfig, RunConfig
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
+from ray_jobs.whole_files import WholeFiles
 from regrad.config import FinetuneConfig, MetaTrainConfig
 from regrad.errors import TrainingError
 from regrad.locking import exclusive
@@ -48,11 +49,11 @@ class RunDirectory:
         keep = self._config.checkpoints.keep
         scored = isinstance(self._config, MetaTrainConfig) and self._config.dev
         best = {"checkpoint_score_attribute": "dev_f1", "checkpoint_score_order": "max"} if scored else {}
-        filesystem = None if self.storage.is_local else PyFileSystem(FSSpecHandler(self.storage.fs))
+        handler = WholeFiles() if self.storage.is_local else FSSpecHandler(self.storage.fs)
         return RunConfig(
             name=_CHECKPOINTS,
             storage_path=self.storage.root,
-            storage_filesystem=filesystem,
+            storage_filesystem=PyFileSystem(handler),
             checkpoint_config=CheckpointConfig(num_to_keep=keep, **best),
         )
 
