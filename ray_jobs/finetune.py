@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from ray import train
 from ray.train import Checkpoint, Result
-from ray.train.torch import TorchTrainer
 
 from ray_jobs.cluster import cluster, require_workers
 from ray_jobs.entry import main
-from ray_jobs.fitting import fit_until_done, scaling
+from ray_jobs.fitting import RayTrainer, fit_until_done, scaling
 from ray_jobs.progress import progress_channel
 from ray_jobs.run_directory import run_directory
 from regrad.adaptation.finetuning import (
@@ -52,7 +51,7 @@ def run(config: FinetuneConfig) -> str:
         with run_directory(config, data) as place, progress_channel(logger.info) as progress:
             settings = {"config": config.model_dump(mode="json"), "data": data, "progress": progress}
             make_trainer = partial(
-                TorchTrainer,
+                RayTrainer,
                 _worker,
                 train_loop_config=settings,
                 scaling_config=scaling(config.cluster),

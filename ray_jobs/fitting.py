@@ -8,14 +8,27 @@ from typing import Any
 
 from ray.train import Result, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from ray_jobs.cluster import wants_gpu
+from ray_jobs.cluster import joined, wants_gpu
 from ray_jobs.run_directory import RunDirectory
 from regrad.config import WorkersConfig
 from regrad.errors import RegradError, TrainingError
 
 logger = logging.getLogger(__name__)
+
+
+class RayTrainer(TorchTrainer):  # type: ignore[misc]
+    """Ray Train's, without what only a shared cluster needs.
+
+    Its cleaner frees what a dead driver held. A cluster of our own ends with its driver, and has no dashboard, which
+    the cleaner asks: every training would wait 12 s for it at its end.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        found: list[Any] = super()._create_default_callbacks()
+        return found if joined() else [item for item in found if not isinstance(item, PlacementGroupCleanerCallback)]
 
 
 def scaling(workers: WorkersConfig) -> ScalingConfig:
@@ -27,9 +40,7 @@ def scaling(workers: WorkersConfig) -> ScalingConfig:
     )
 
 
-def fit_until_done(
-    make_trainer: Callable[[], TorchTrainer], place: RunDirectory, max_failures: int, what: str
-) -> Result:
+def fit_until_done(make_trainer: Callable[[], RayTrainer], place: RunDirectory, max_failures: int, what: str) -> Result:
     """A lost worker costs the steps since the last checkpoint.
 
     Raises `TrainingError` after more than `max_failures` losses without a new checkpoint between them, and for an error

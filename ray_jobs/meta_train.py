@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from ray import train
 from ray.train import Checkpoint, DataConfig, Result
-from ray.train.torch import TorchTrainer
 
 from ray_jobs.cluster import cluster, require_workers
 from ray_jobs.entry import main
-from ray_jobs.fitting import fit_until_done, scaling
+from ray_jobs.fitting import RayTrainer, fit_until_done, scaling
 from ray_jobs.progress import progress_channel
 from ray_jobs.run_directory import RunDirectory, run_directory
 from ray_jobs.task_stream import TaskStream, in_order, open_stream, worker_steps
@@ -83,7 +82,7 @@ def _train(
 ) -> Result:
     settings = {"config": config.model_dump(mode="json"), "notes": notes, "progress": progress}
     make_trainer = partial(
-        TorchTrainer,
+        RayTrainer,
         _worker,
         train_loop_config=settings,
         scaling_config=scaling(config.cluster),
