@@ -11,7 +11,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -40,7 +39,7 @@ from regrad.settings import load_settings
 from regrad.storage import Storage
 from tests.integration.conftest import BIN, environment, stop
 
-STEPS = 40
+STEPS = 80
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +258,7 @@ class Run:
     """`regrad train` as a user runs it, in a process group of its own, found again by a mark in its environment."""
 
     def __init__(self, lab: Path, folder: Path) -> None:
-        self.mark = uuid.uuid4().hex
+        self.mark, self.folder = uuid.uuid4().hex, folder
         self.output: list[str] = []
         values = [f"tasks={lab}/tasks.jsonl", "dev=null", f"output={folder}/m", f"optimizer.steps={STEPS}"]
         values += ["strategy.name=graph", "checkpoints.every=6", "watch.every=2"]
@@ -274,10 +273,9 @@ class Run:
         )
         threading.Thread(target=lambda: self.output.extend(self.process.stdout or ()), daemon=True).start()
 
-    def step(self) -> int:
-        """The last step that was shown."""
-        lines = [line for line in self.output if "  loss " in line]
-        return int(lines[-1].split("step ")[1].split("/")[0]) if lines else 0
+    def steps(self) -> list[int]:
+        """The steps that were shown."""
+        return [int(line.split("step ")[1].split("/")[0]) for line in self.output if "  loss " in line]
 
     def wait(self, done: Callable[[], bool], seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
@@ -291,6 +289,12 @@ class Run:
         time.sleep(0.5)
         assert self.process.returncode == 0, "".join(self.output[-20:])
         return "".join(self.output)
+
+    def checkpoint(self) -> int:
+        """The step of the last complete checkpoint."""
+        listed = self.folder / "m.training" / "checkpoints" / "checkpoint_manager_snapshot.json"
+        found = json.loads(listed.read_text())["latest_checkpoint_result"] if listed.exists() else None
+        return int(found["metrics"]["step"]) if found else 0
 
     def workers(self) -> list[psutil.Process]:
         """The training workers of this run."""
@@ -327,15 +331,14 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same_to_the_last_bit(
 ) -> None:
     run = Run(lab, tmp_path)
     try:
-        run.wait(lambda: run.step() >= 14)
+        run.wait(lambda: run.checkpoint() >= 12)
         run.workers()[-1].send_signal(signal.SIGKILL)
         output = run.finish()
     finally:
         stop(run.process)  # type: ignore[arg-type]
     assert "a worker was lost" in output
-    steps = [int(line.split("step ")[1].split("/")[0]) for line in output.splitlines() if "  loss " in line]
-    again = next(later for earlier, later in pairwise(steps) if later <= earlier)
-    assert again > 12, "at most one checkpoint interval was lost"
+    assert sorted(step for step in run.steps() if step <= 12) == [2, 4, 6, 8, 10, 12], "none was done again"
+    assert set(run.steps()) == set(range(2, STEPS + 1, 2))
     found = MetaInit.load(tmp_path / "m")
     assert found.notes["losses"] == undisturbed.notes["losses"]
     assert found.fingerprint == undisturbed.fingerprint
@@ -345,7 +348,9 @@ def test_a_killed_driver_goes_on_with_the_same_command_and_the_result_is_the_sam
     lab: Path, tmp_path: Path, undisturbed: MetaInit
 ) -> None:
     run = Run(lab, tmp_path)
-    run.wait(lambda: run.step() >= 14)
+    run.wait(lambda: run.checkpoint() >= 12)
+    for worker in run.workers():
+        worker.suspend()  # or they would train to the end without their driver
     everything = run.processes()
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait(10)
@@ -356,8 +361,7 @@ def test_a_killed_driver_goes_on_with_the_same_command_and_the_result_is_the_sam
     again = Run(lab, tmp_path)
     output = again.finish()
     assert "going on with the unfinished run" in output
-    first = next(line for line in output.splitlines() if "  loss " in line)
-    assert int(first.split("step ")[1].split("/")[0]) > 12, "it began after the last checkpoint"
+    assert 12 < min(again.steps()) < STEPS, "it began after the last checkpoint"
     found = MetaInit.load(tmp_path / "m")
     assert found.notes["losses"] == undisturbed.notes["losses"]
     assert found.fingerprint == undisturbed.fingerprint
