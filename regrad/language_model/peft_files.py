@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regrad.config import ModelConfig
 from regrad.language_model.subspace import Subspace
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -33,6 +36,8 @@ def _key(name: str) -> str:
 
 
 def _config(model: ModelConfig, subspace: Subspace) -> LoraConfig:
+    from peft import LoraConfig  # brings every model of transformers with it: seconds, in each process of a cluster
+
     return LoraConfig(
         r=model.subspace.rank,
         lora_alpha=model.subspace.alpha,  # type: ignore[arg-type]
