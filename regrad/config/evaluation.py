@@ -20,7 +20,11 @@ class QuestionSetConfig(Settings):
     first: int | None = Field(None, ge=1, description="only the first so many of the file, or all if it has fewer")
     sample: int | None = Field(None, ge=1, description="so many of these, drawn by id, whatever the order")
     seed: int = Field(0, description="of the sample")
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="of the file as it is stored")
+    sha256: str | None = Field(
+        None,
+        pattern="^([0-9a-f]{64}|any)$",
+        description="of the file as it is stored; null: the published one, if the file bears a published file's name",
+    )
     kind: Literal["open", "yes-no", "choice"] | None = Field(
         None, description="ask these questions as such; else as the format says"
     )

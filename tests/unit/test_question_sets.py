@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from regrad.config import LabConfig, QuestionSetConfig
 from regrad.corpus import Passage
 from regrad.errors import ConfigError, EvaluationError
 from regrad.evaluation.questions import READERS, Question, read_questions
+from regrad.evaluation.questions.published import PUBLISHED, expected_checksum
 from regrad.lab.files import write_lab
 from regrad.settings import parse_settings
 
@@ -108,7 +110,9 @@ def lines(*records: Any) -> str:
 
 
 def read(path: Path, format_: str, **settings: Any) -> list[Question]:
-    return read_questions(QuestionSetConfig(name="set", path=str(path), format=format_, **settings))
+    return read_questions(
+        QuestionSetConfig(name="set", path=str(path), format=format_, **{"sha256": "any", **settings})
+    )
 
 
 def test_hotpotqa(tmp_path: Path) -> None:
@@ -426,8 +430,19 @@ def test_a_wrong_checksum_names_both(tmp_path: Path) -> None:
     assert len(read(path, "data-aug", sha256=right)) == 1
     with pytest.raises(EvaluationError, match=f"its SHA-256 is {right}, expected {wrong}"):
         read(path, "data-aug", sha256=wrong)
+    assert len(read(path, "data-aug", sha256="any")) == 1
     with pytest.raises(ConfigError, match="sha256"):
         parse_settings(QuestionSetConfig, {"name": "x", "path": "x", "sha256": "abc"}, "test")
+
+
+@pytest.mark.parametrize(("format_", "name"), [(f, name) for f, names in PUBLISHED.items() for name in names])
+def test_a_file_with_a_published_name_must_be_the_published_file(tmp_path: Path, format_: str, name: str) -> None:
+    path = write(tmp_path / name, "[]")
+    with pytest.raises(EvaluationError, match=f"expected {PUBLISHED[format_][name]}; fetch that one"):
+        read(path, format_, sha256=None)
+    settings = QuestionSetConfig(name="x", path=f"s3://bucket/{name}", format=format_)
+    assert re.fullmatch("[0-9a-f]{64}", expected_checksum(settings) or "")
+    assert expected_checksum(settings.model_copy(update={"format": "jsonl"})) is None
 
 
 def test_two_records_with_one_id_are_an_error(tmp_path: Path) -> None:

@@ -107,7 +107,10 @@ def open_file(uri: str, sha256: str | None = None, aliases: str | None = None) -
     try:
         raw = _read(uri)
         if sha256 and (found := hashlib.sha256(raw).hexdigest()) != sha256:
-            raise EvaluationError(f"{uri} is not the expected file: its SHA-256 is {found}, expected {sha256}")
+            raise EvaluationError(
+                f"{uri} is not the published file, or not the one of the settings: its SHA-256 is {found}, expected "
+                f"{sha256}; fetch that one, or state sha256 (another checksum, or 'any')"
+            )
         return QuestionFile(uri, _unpack(uri, raw).decode("utf-8-sig"), aliases)
     except FileNotFoundError as error:
         raise EvaluationError(f"{uri} does not exist") from error

@@ -12,6 +12,7 @@ from regrad.config.evaluation import QuestionSetConfig
 from regrad.errors import EvaluationError
 from regrad.evaluation.questions import law, medicine, multi_hop, own, released, single_hop
 from regrad.evaluation.questions.files import QuestionFile, open_file
+from regrad.evaluation.questions.published import expected_checksum
 from regrad.evaluation.questions.question import Question
 
 Reader = Callable[[QuestionFile], Iterator[Question]]
@@ -47,7 +48,7 @@ def read_questions(config: QuestionSetConfig) -> list[Question]:
     hash: a larger sample begins with a smaller one, and the order of the file does not matter.
     """
     reader = _reader(config.format)
-    questions = _named(reader(open_file(config.path, config.sha256, config.aliases)), config.path)
+    questions = _named(reader(open_file(config.path, expected_checksum(config), config.aliases)), config.path)
     if not questions:
         raise EvaluationError(f"{config.path} holds no questions that the format '{config.format}' takes")
     questions = questions[: config.first]
