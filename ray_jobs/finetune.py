@@ -79,8 +79,10 @@ def describe(adapter: StaticLora, config: FinetuneConfig) -> str:
 class _Reporter:
     """One worker's listener: the first worker tells the driver, and checkpoints go through Ray Train."""
 
-    def __init__(self, progress: Any, rank: int, lm: LanguageModel, notes: dict[str, Any]) -> None:
-        self._progress, self._first, self._lm, self._notes = progress, rank == 0, lm, notes
+    def __init__(self, progress: Any, lm: LanguageModel, notes: dict[str, Any]) -> None:
+        context = train.get_context()
+        self._first, self._workers = context.get_world_rank() == 0, context.get_world_size()
+        self._progress, self._lm, self._notes = progress, lm, notes
 
     def report(self, text: str) -> None:
         if self._first:
@@ -93,7 +95,7 @@ class _Reporter:
             return
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(Path(folder), state, tensors)
-            finished(self._lm, tensors["values"][0], state, self._notes).save(Path(folder) / "adapter")
+            finished(self._lm, tensors["values"][0], state, self._notes, self._workers).save(Path(folder) / "adapter")
             train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
@@ -112,7 +114,7 @@ def _worker(settings: dict[str, Any]) -> None:
         "left_out": max(0, kept - len(examples)),
         "settings": config.model_dump(mode="json", include={"optimizer", "seed", "k", "corpus", "tasks"}),
     }
-    reporter = _Reporter(settings["progress"], rank, lm, notes)
+    reporter = _Reporter(settings["progress"], lm, notes)
     tuner = Finetuner(lm, config, examples, rank, world_size, _mean(world_size), reporter, parent_of(config))
     if checkpoint := train.get_checkpoint():
         with checkpoint.as_directory() as folder:

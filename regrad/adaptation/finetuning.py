@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,11 +29,12 @@ _KEPT_LOSSES = 500
 
 @dataclass
 class FinetuneState:
-    """Steps done, the mean loss of each, and steps that were skipped."""
+    """Steps done, the mean loss of each, steps that were skipped, and the seconds that one worker was at it."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 class Listener(Protocol):
@@ -141,11 +143,12 @@ class Finetuner:
         return state
 
     def _step(self, state: FinetuneState) -> None:
-        size = self._optimizer.batch_size
+        started, size = time.perf_counter(), self._optimizer.batch_size
         numbers = draws(len(self._examples), state.step * size, size, self._config.seed)
         mine = [self._examples[i] for i in numbers[self._rank :: self._world_size]]
         losses, moved = self._trainer.step([mine], learning_rate_factor(self._optimizer, state.step))
         state.step += 1
+        state.seconds += time.perf_counter() - started
         if moved[0]:
             state.losses.append(float(losses[0]))
             return
@@ -170,10 +173,13 @@ def check_shares(config: FinetuneConfig, workers: int) -> None:
         raise TrainingError(f"batch_size {config.optimizer.batch_size} cannot be shared by {workers} workers equally")
 
 
-def finished(lm: LanguageModel, values_P: Tensor, state: FinetuneState, notes: Mapping[str, Any]) -> StaticLora:
-    """The result of a run as an adapter, with what is to be known of it."""
+def finished(
+    lm: LanguageModel, values_P: Tensor, state: FinetuneState, notes: Mapping[str, Any], workers: int = 1
+) -> StaticLora:
+    """The result of a run as an adapter, with what is to be known of it; its seconds are those of all workers."""
     losses = [round(loss, 6) for loss in state.losses[:: max(1, len(state.losses) // _KEPT_LOSSES)]]
     told = {**notes, "steps": state.step, "skipped_steps": len(state.skipped), "losses": losses}
+    told["seconds"] = round(workers * state.seconds, 3)
     return StaticLora(lm.config, lm.identity(), lm.subspace, values_P, told)
 
 

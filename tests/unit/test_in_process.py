@@ -12,7 +12,8 @@ import torch
 from regrad.adaptation.examples import passage_example
 from regrad.adaptation.finetuning import Finetuner
 from regrad.adaptation.in_process import finetune_in_process
-from regrad.adaptation.static import StaticLora
+from regrad.adaptation.preparation import corpus_costs
+from regrad.adaptation.static import CARD, StaticLora
 from regrad.config import FinetuneConfig, LabConfig, MetaTrainConfig, builtin_config
 from regrad.corpus import Passage, encode_passages
 from regrad.errors import CorpusError, MethodError, TrainingError
@@ -126,6 +127,27 @@ def test_fine_tuning_is_the_tuners_own_and_goes_on_from_what_it_made(passages: l
     second = finetune_in_process(finetune_settings(tmp_path, f"start_from={tmp_path}/first"), read_tasks)
     assert second.notes["parent"] == made.digest
     assert second.notes["losses"][0] < made.notes["losses"][0], "it begins with what the first one knows"
+
+
+def test_what_a_lora_on_passages_costs_a_passage_is_known_and_one_on_questions_costs_none(
+    passages: list[Passage], tmp_path: Path, world: World
+) -> None:
+    (tmp_path / "corpus.jsonl").write_bytes(encode_passages(passages[:8]))
+    made = finetune_in_process(finetune_settings(tmp_path), read_tasks)
+    made.save(tmp_path / "cpt")
+    costs = corpus_costs(tmp_path / "cpt")
+    assert costs is not None and costs.preparation_ms is not None
+    assert 0 < costs.preparation_ms * 8 == pytest.approx(1e3 * made.notes["seconds"])
+    assert costs.storage_bytes * 8 == 4 * len(made.values)
+    asked = f"tasks={write_tasks(tmp_path / 'tasks.jsonl', slice(0, 6), world)}"
+    values = [asked, "output=unused", "optimizer.steps=1"]
+    config = load_settings(FinetuneConfig, builtin_config("jobs/finetune-questions-lab.yaml"), values)
+    finetune_in_process(config, read_tasks).save(tmp_path / "ft-direct")
+    assert corpus_costs(tmp_path / "ft-direct") is None
+    card = json.loads((tmp_path / "cpt" / CARD).read_text())
+    (tmp_path / "cpt" / CARD).write_text(json.dumps({**card, "notes": {**card["notes"], "examples": 0}}))
+    with pytest.raises(MethodError, match=r"adapter\.json is damaged"):
+        corpus_costs(tmp_path / "cpt")
 
 
 def test_an_adapter_of_another_model_or_shape_is_no_start(

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from regrad.adaptation.preparation import corpus_costs
 from regrad.bank.preparation import read_preparation
 from regrad.bank.versions import read_manifest
 from regrad.config import EvalConfig, MethodConfig
@@ -146,9 +148,10 @@ def _card(cell: PlannedCell) -> CellCard:
 
 
 def _costs(method: MethodConfig) -> dict[str, float | None]:
-    """What the method's bank is known to cost, of one passage."""
+    """What the method's bank, or the LoRA that was trained on a corpus, is known to cost, of one passage."""
     if method.bank is None:
-        return {}
+        found = corpus_costs(method.adapter) if method.adapter else None
+        return asdict(found) if found else {}
     manifest = read_manifest(Storage(method.bank), method.bank_version)
     preparation = read_preparation(method.bank, manifest.version)
     return {
