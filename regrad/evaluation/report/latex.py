@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from regrad.evaluation.report.grids import Grid, Sign, Text
 
+_FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 _SIGNS: dict[Sign, str] = {"": "", "+": r"$^{+}$", "-": r"$^{-}$"}
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -14,7 +15,7 @@ _SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': r"\symbol{34}",
     "▲": r"$^{+}$",
     "▼": r"$^{-}$",
     "–": "--",
@@ -38,8 +39,8 @@ def escape(text: str) -> str:
 def _table(grid: Grid) -> str:
     columns = "l" * grid.names + "r" * (len(grid.head) - grid.names)
     rows = [_row(map(_cell, row)) for row in grid.rows]
-    body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _row(map(escape, grid.head)), r"\midrule"]
-    return _float("table", [*body, *rows, r"\bottomrule", r"\end{tabular}"], f"{grid.title}. {grid.note}")
+    body = [_FIT, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _row(map(escape, grid.head)), r"\midrule"]
+    return _float("table", [*body, *rows, r"\bottomrule", r"\end{tabular}}"], f"{grid.title}. {grid.note}")
 
 
 def _float(kind: str, body: Sequence[str], caption: str) -> str:
