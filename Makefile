@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Three groups of about as long, each with a Ray cluster of its own; what is in none of the first two is in the third.
+# Groups, each with a Ray cluster of its own, two at a time; what is in none of the first three is in the last.
 SERVING := $(wildcard $(addprefix tests/integration/test_,demo.py cluster.py page*.py serving.py))
 TRAINING := $(wildcard $(addprefix tests/integration/test_,training.py adaptation.py engines.py precision.py synthesis.py))
+REPORT := $(wildcard $(addprefix tests/integration/test_,evaluate.py lab_report.py locking.py))
 
-.PHONY: demo s3 s3-stop install lint types unit integration integration-training integration-serving integration-data test test-fast clean
+.PHONY: demo s3 s3-stop install lint types unit integration integration-training integration-serving integration-report integration-data test test-fast clean
 .DEFAULT_GOAL := help
 
 help:
@@ -46,14 +47,17 @@ integration-serving: $(STAMP)
 	$(BIN)/python -m pytest $(SERVING) --durations=10
 
 integration-data: $(STAMP)
-	$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(SERVING) $(TRAINING)) --durations=10
+	$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(SERVING) $(TRAINING) $(REPORT)) --durations=10
 
-integration: integration-training integration-serving integration-data
+integration-report: $(STAMP)
+	$(BIN)/python -m pytest $(REPORT) --durations=10
+
+integration: integration-training integration-serving integration-report integration-data
 
 test-fast: lint types unit
 
 test: $(STAMP)
-	$(MAKE) --no-print-directory -j2 lint types integration-training integration-serving integration-data unit  # two at a time: they wait for much
+	$(MAKE) --no-print-directory -j2 lint types integration-training integration-serving integration-report integration-data unit  # two at a time: they wait for much
 
 s3:
 	tests/tools/s3_server.sh start $(CURDIR)/runs/s3
