@@ -6,7 +6,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,18 +58,32 @@ class Silent:
 
 
 def usable(lm: LanguageModel, examples: Sequence[Example], config: FinetuneConfig) -> list[Example]:
-    """The examples that fit, at most `config.max_examples` of them, drawn by the seed.
+    """The examples that fit, at most `config.max_examples` of them, drawn by the seed; others are not looked at.
 
     Raises `TrainingError` if none is left.
     """
     limit = longest(lm, config.max_tokens)
-    fitting = [item for item in examples if item.predicts and len(item.ids) <= limit]
+    wanted = min(config.max_examples or len(examples), len(examples))
+    fitting: dict[int, Example] = {}
+    for number in _order(len(examples), wanted, config.seed):
+        example = examples[number]
+        if example.predicts and len(example.ids) <= limit:
+            fitting[number] = example
+        if len(fitting) == wanted:
+            break
     if not fitting:
         raise TrainingError(f"none of {len(examples)} examples has between 2 and {limit} tokens: nothing to train on")
-    if config.max_examples is not None and len(fitting) > config.max_examples:
-        chosen = random.Random(f"{config.seed}/examples").sample(range(len(fitting)), config.max_examples)
-        fitting = [fitting[i] for i in sorted(chosen)]
-    return fitting
+    return [fitting[number] for number in sorted(fitting)]
+
+
+def _order(count: int, drawn: int, seed: int) -> Iterator[int]:
+    """Numbers below `count`: first so many that are drawn, then all others, in the place of those that do not fit."""
+    rng = random.Random(f"{seed}/examples")
+    first = rng.sample(range(count), drawn)
+    yield from first
+    others = sorted(set(range(count)).difference(first))
+    rng.shuffle(others)
+    yield from others
 
 
 def with_steps(config: FinetuneOptimizerConfig, examples: int) -> FinetuneOptimizerConfig:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from hashlib import sha256
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from regrad.adaptation.augmented import read_augmented
 from regrad.adaptation.examples import Example, instruction_example, passage_example, question_example
@@ -12,6 +13,8 @@ from regrad.config import FinetuneConfig
 from regrad.corpus import Passage, read_passages
 from regrad.errors import TrainingError
 from regrad.language_model.loading import LanguageModel
+
+R = TypeVar("R")
 
 
 class TaskQuestion(Protocol):
@@ -45,17 +48,35 @@ class Task(Protocol):
 ReadTasks = Callable[[str], Iterable[Task]]
 
 
-def read_examples(config: FinetuneConfig, lm: LanguageModel, read_tasks: ReadTasks) -> list[Example]:
+class Examples(Sequence[Example]):
+    """Made of records when they are looked at: of a large file only those that are drawn cost anything."""
+
+    def __init__(self, records: Iterable[R], make: Callable[[R], Example]) -> None:
+        self._records, self._make = list(records), make
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self._make(record) for record in self._records[number]]
+        return self._make(self._records[number])
+
+
+def read_examples(config: FinetuneConfig, lm: LanguageModel, read_tasks: ReadTasks) -> Sequence[Example]:
     """What the objective is trained on, in the order of the files; raises `CorpusError` for a record that is none."""
     if config.objective == "passages":
-        return [passage_example(lm, passage) for passage in read_passages(config.corpus or "")]
+        return Examples(read_passages(config.corpus or ""), partial(passage_example, lm))
     if config.objective == "instruction":
-        return [instruction_example(lm, item) for item in read_augmented(config.corpus or "")]
-    return [
-        question_example(lm, question.question, question.answer, _shown(config, task, question), config.max_tokens)
-        for task in read_tasks(config.tasks or "")
-        for question in task.questions
-    ]
+        return Examples(read_augmented(config.corpus or ""), partial(instruction_example, lm))
+    asked = ((task, question) for task in read_tasks(config.tasks or "") for question in task.questions)
+    return Examples(asked, partial(_question_example, config, lm))
+
+
+def _question_example(config: FinetuneConfig, lm: LanguageModel, asked: tuple[Task, TaskQuestion]) -> Example:
+    task, question = asked
+    shown = _shown(config, task, question)
+    return question_example(lm, question.question, question.answer, shown, config.max_tokens)
 
 
 def _shown(config: FinetuneConfig, task: Task, question: TaskQuestion) -> list[Passage]:

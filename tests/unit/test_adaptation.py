@@ -31,6 +31,7 @@ from regrad.adaptation.finetuning import (
 )
 from regrad.adaptation.online import adapt_online
 from regrad.adaptation.rows import RowTrainer, train_rows
+from regrad.adaptation.sources import Examples
 from regrad.adaptation.static import StaticLora
 from regrad.config import AdamWConfig, AdapterConfig, FinetuneConfig
 from regrad.corpus import Passage
@@ -318,6 +319,15 @@ def test_epochs_become_steps_and_long_examples_are_left_out(tiny: LanguageModel,
     kept = usable(tiny, [*examples, Example(tuple(range(3, 90)))], config)
     assert len(kept) == 6
     assert usable(tiny, examples, config) == usable(tiny, examples, config)
+    long = [Example(tuple(range(3, 90)))] * 10
+    assert usable(tiny, [*long, *examples[:6], *long], config) == examples[:6], "others stand in for what does not fit"
+    looked_at: list[int] = []
+
+    def make(number: int) -> Example:
+        looked_at.append(number)
+        return examples[number % len(examples)]
+
+    assert len(usable(tiny, Examples(range(1000), make), config)) == len(looked_at) == 6, "only those that are drawn"
     assert Finetuner(tiny, config, kept).steps == 3
     with pytest.raises(TrainingError, match="none of 1 examples has between 2 and 70 tokens"):
         usable(tiny, [Example(tuple(range(3, 90)))], config)
