@@ -5,7 +5,6 @@ Strict on purpose: what is not clearly one of the allowed answers is unparsable 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -14,6 +13,7 @@ from typing import Literal, Protocol
 from regrad.errors import EvaluationError
 from regrad.evaluation.claims import is_unsure
 from regrad.evaluation.closed import Labels, Reader, Words
+from regrad.evaluation.statements import SAYS, begun, plain, sentences
 
 Kind = Literal["open", "yes-no", "choice"]
 KINDS: tuple[Kind, ...] = ("open", "yes-no", "choice")
@@ -21,11 +21,7 @@ KINDS: tuple[Kind, ...] = ("open", "yes-no", "choice")
 _YES_NO = ("yes", "no")
 _READ_CHARACTERS = 20_000
 """Nothing after this many characters is looked at."""
-_MOST_SAYS = 32
-
-_DECORATION = str.maketrans("", "", "*`#")
-_SAYS = re.compile(r"\b(?:answer|choice|option)\b\s*(?:is\b\s*:?|[:=])|\\boxed\s*\{", re.IGNORECASE)
-_NEXT_PROMPT = re.compile(r"\n\s*(?:question|passage|q)\b[^\n:]{0,10}:", re.IGNORECASE)
+_MOST_SAYS, _MOST_LINES = 32, 200
 _COT = "the answer is"
 
 
@@ -66,29 +62,32 @@ def accepted_answers(question: Scorable) -> frozenset[str]:
 def parse_answer(question: Scorable, text: str) -> str | None:
     """The answer of a closed question that `text` gives (one of `allowed_answers`), or None if it gives none.
 
-    It is read, in this order: from the first line if nothing else stands there; after "answer is", "Answer:",
-    "\\boxed{" where one of them follows; from the beginning. A prompt that the model goes on to write is not looked at.
-    Two answers at once ("yes or no", "A and B", "the answer is A ... the answer is B") are none, nor is one that is
-    denied or in doubt ("B is wrong", "no evidence", "I don't think the answer is B"). Of an open question it is the
-    text, or None if that is blank.
+    It is what the text says that the answer is ("answer is", "Answer:", "\\boxed{", "B is correct"), together with a
+    line that is an answer and nothing else; if it says nothing of this kind, that with which it begins. A prompt that
+    the model goes on to write is not looked at, nor are the options if they are repeated. Two answers at once ("yes or
+    no", "A and B", "the answer is A ... the answer is B") are none, nor is one that is denied or in doubt ("B is
+    wrong", "no evidence", "I don't think the answer is B"). Of an open question it is the text, or None if that is
+    blank.
     """
     text = text[:_READ_CHARACTERS].strip()
     if question.kind == "open":
         return text or None
-    reader = _reader(question.kind, tuple(question.choices))
-    text = _NEXT_PROMPT.split(text.translate(_DECORATION).strip(), maxsplit=1)[0]
-    if alone := reader.alone(text.partition("\n")[0]):
-        return alone
-    said: set[str | None] = {*_said(reader, text)} or {reader.leading(text)}
-    return said.pop() if len(said) == 1 else None
+    reader, text = _reader(question.kind, tuple(question.choices)), plain(text)
+    lines = set(filter(None, map(reader.alone, text.splitlines()[:_MOST_LINES])))
+    listed = len(lines) > 1 or reader.lists(text)
+    found = {*_said(reader, text)} | (set() if listed else lines)
+    if not found and not listed and (first := reader.leading(begun(text))):
+        found = {first}
+    return found.pop() if len(found) == 1 else None
 
 
 def _said(reader: Reader, text: str) -> Iterator[str]:
     """What the text says that the answer is."""
-    for says in islice(_SAYS.finditer(text), _MOST_SAYS):
+    for says in islice(SAYS.finditer(text), _MOST_SAYS):
         found = reader.leading(text[says.end() :])
         if found and not is_unsure(text[: says.start()]):
             yield found
+    yield from filter(None, map(reader.asserted, sentences(text)))
 
 
 @lru_cache(maxsize=4096)

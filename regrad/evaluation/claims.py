@@ -19,6 +19,10 @@ _ASSERTED = re.compile(
 )
 _NAMED = re.compile(rf"{_VERB}\b")
 _SUBJECT = re.compile(rf"[ \t]+{_VERB}\b", re.IGNORECASE)
+_TAKEN_BACK = re.compile(
+    rf"\W+(?:but\s+)?(?:that|this|it)(?:['’]s|\s+(?:is|was))\s+(?:\w+ly\s+)?(?:not\s+(?:true|so|right|correct)|{_NEGATIVE})\b",
+    re.IGNORECASE,
+)
 
 _CLAUSE = (
     "it he she they we i you his her its their this that these those there here the both neither only but as because "
@@ -39,17 +43,31 @@ def is_denied(rest: str, option: str = "") -> bool:
 
     `option` is the option's own text, which may stand between.
     """
+    said = _said_of(rest, option)
+    return bool(_DENIED.match(said)) or (bool(_NAMED.match(said)) and not _ASSERTED.match(said))
+
+
+def is_asserted(rest: str, option: str = "") -> bool:
+    """Whether what follows an answer says that it is right: "... is the best choice"."""
+    said = _said_of(rest, option)
+    return bool(_ASSERTED.match(said)) and not _DENIED.match(said)
+
+
+def _said_of(rest: str, option: str) -> str:
     said, own = _plain(rest[: _AFTER + len(option)]), _plain(option)
     if own and f"{said} ".startswith(f"{own} "):
         said = said[len(own) :].lstrip()
-    if _DENIED.match(said):
-        return True
-    return bool(_NAMED.match(said)) and not _ASSERTED.match(said)
+    return said
 
 
 def is_denied_word(rest: str) -> bool:
     """The same of a word such as "no", with which a sentence may begin: "No, it is not wrong" denies nothing."""
     return _SUBJECT.match(rest) is not None and is_denied(rest)
+
+
+def is_contradicted(word: str, rest: str) -> bool:
+    """Whether a "yes" is taken back in the same breath: "Yes, that is incorrect". (A "no" is confirmed by it.)"""
+    return word.lower() != "no" and _TAKEN_BACK.match(rest) is not None
 
 
 def is_determiner(word: str, rest: str) -> bool:

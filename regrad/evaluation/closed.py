@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from regrad.errors import EvaluationError
-from regrad.evaluation.claims import is_denied, is_denied_word, is_determiner
+from regrad.evaluation.claims import is_asserted, is_contradicted, is_denied, is_denied_word, is_determiner
 from regrad.evaluation.normalising import normalise
+from regrad.evaluation.statements import sentences
 
 _AND_OR = r"\s*(?:and/or|and\b|or\b|nor\b|but\b|[,;/|&])\s*"
 _OPENING = r"[\s\"'“‘(\[{<\-]*"
-_SENTENCE = re.compile(r"[.!?:]\s+|\n")
 
 
 class Reader(Protocol):
@@ -29,6 +29,14 @@ class Reader(Protocol):
         """The answer with which the text begins."""
         ...
 
+    def asserted(self, sentence: str) -> str | None:
+        """The answer with which the sentence begins and which it says to be right."""
+        ...
+
+    def lists(self, text: str) -> bool:
+        """Whether the text repeats the options, line by line."""
+        ...
+
 
 class Words:
     """Allowed words, in any case; more than one of them at once is no answer, nor is the "no" of "no evidence"."""
@@ -41,6 +49,9 @@ class Words:
         self._alone = re.compile(rf"\W*({word})\W*", re.IGNORECASE)
         self._leading = re.compile(rf"{_OPENING}({word})(?![\w'’]|-\w)", re.IGNORECASE)
         self._next = re.compile(rf"(?:{_AND_OR}|\s+)(?:{_AND_OR})?({word})(?!\w)", re.IGNORECASE)
+        self._clause = re.compile(
+            rf"[,;:]\s*(?:(?:so|but|and|or|\w+ly)\s+){{0,3}}({word})\s*(?=[.,;!?\n]|$)", re.IGNORECASE
+        )
 
     def alone(self, line: str) -> str | None:
         """The word if the line has no other."""
@@ -48,16 +59,26 @@ class Words:
         return match[1].lower() if match else None
 
     def leading(self, text: str) -> str | None:
-        """The first word of the text, unless it is denied or a later sentence begins with another."""
-        said = {word for part in _SENTENCE.split(text) if (word := self._first(part))}
+        """The first word of the text, unless it is denied, or a later sentence or clause is another."""
+        said = {word for part in sentences(text) if (word := self._first(part))}
+        said |= {match[1].lower() for match in self._clause.finditer(text)}
         first = self._first(text)
         return first if len(said | {first}) == 1 else None
 
+    def asserted(self, sentence: str) -> str | None:
+        """None: a word that is said to be right stands first, and is found there."""
+        return None
+
+    def lists(self, text: str) -> bool:
+        """False: the words of a question are not listed beside labels."""
+        return False
+
     def _first(self, text: str) -> str | None:
         match = self._leading.match(text)
-        if not match or is_determiner(match[1], text[match.end() :]) or is_denied_word(text[match.end() :]):
+        rest = text[match.end() :] if match else ""
+        if not match or is_determiner(match[1], rest) or is_denied_word(rest) or is_contradicted(match[1], rest):
             return None
-        other = self._next.match(text, match.end())
+        other = self._next.match(rest)
         return None if other and other[1].lower() != match[1].lower() else match[1].lower()
 
 
@@ -81,6 +102,7 @@ class Labels:
         self._leading = re.compile(rf"{named}([{letters}{letters.lower()}])(?![\w'’])")
         self._next = re.compile(rf"[)\].:]?{_AND_OR}[(\[]?([{letters}])(?![\w'’-])")
         self._listed = re.compile(rf"[)\].:]*\s*[(\[]?([{letters}])(?:[)\].:,;]|\s*$)")
+        self._line = re.compile(rf"^\W*(?:answer\W+)?([{letters}])(?:[)\].:]|[ \t]*$)", re.IGNORECASE | re.MULTILINE)
         self._right = re.compile(rf"\b([{letters}])\W+(?=is\b)")
 
     def alone(self, line: str) -> str | None:
@@ -101,6 +123,23 @@ class Labels:
         line = text.strip().partition("\n")[0]
         return self._by_text(line) or self._by_text(re.split(r"\.\s", line, maxsplit=1)[0])
 
+    def asserted(self, sentence: str) -> str | None:
+        """The option whose label, or text, is the subject of "is correct", "would be the best choice" and the like."""
+        match = self._leading.match(sentence)
+        if match and is_asserted(sentence[match.end() :], self._texts[self.answers.index(match[1].upper())]):
+            return None if not match[1].isupper() or self._several(match, sentence) else match[1]
+        said = [
+            label
+            for label, text in zip(self.answers, self._texts, strict=True)
+            if len(text) < len(sentence) and sentence.lower().startswith(text.lower())
+            if is_asserted(sentence[len(text) :])
+        ]
+        return said[0] if len(said) == 1 else None
+
+    def lists(self, text: str) -> bool:
+        """Whether lines begin with A and then B, as the options do; the last one may be cut."""
+        return [match[1] for match in self._line.finditer(text)][:2] == ["A", "B"]
+
     def _option(self, label: str) -> str:
         return self._options[self.answers.index(label.upper())]
 
@@ -108,7 +147,12 @@ class Labels:
         """Whether other labels stand beside this one, or are said to be right, too."""
         rest, own = text[match.end() :], self._texts[self.answers.index(match[1].upper())]
         others = [self._next.match(rest)]
-        others += [] if own and own in rest[: len(own) + 10] else [self._listed.match(rest)]
+        if own and own in rest[: len(own) + 10]:
+            rest = rest[rest.index(own) + len(own) :]
+            beside = [self._next.match(rest), self._listed.match(rest)]
+            others += [other for other in beside if other and not is_denied(rest[other.end() :])]
+        else:
+            others.append(self._listed.match(rest))
         others += [other for other in self._right.finditer(rest) if not is_denied(rest[other.end() :])]
         return any(other and other[1] != match[1].upper() for other in others) or self._lists_all(match[1], text)
 
@@ -127,7 +171,7 @@ class Labels:
 
 
 _CLOSED = re.compile(r"\s*$|[)\]}:>]|\.(?!\w\.)")
-_CLOSED_CAPITAL = re.compile(r"[,;\"'”’]|\s*\n|\s+[-–—=]|\s+(?:is|because|since)\b")
+_CLOSED_CAPITAL = re.compile(r"[,;\"'”’]|\s*\n|\s+[-–—=]|\s+(?:is|would|should|must|because|since)\b")
 
 
 def _closed(label: str, rest: str, option: str) -> bool:

@@ -13,6 +13,8 @@ YES_NO = Posed(("yes",), "yes-no")
 MAYBE = Posed(("yes",), "yes-no", ("Yes", "No", "Maybe"))
 CHOICE = Posed(("A",), "choice", ("Aspirin", "B-cell lymphoma", "The C-reactive protein", "no change"))
 
+LISTED = "A: Aspirin\nB: B-cell lymphoma\nC: The C-reactive protein\nD: no change"
+
 
 @pytest.mark.parametrize(
     ("text", "answer"),
@@ -35,7 +37,6 @@ CHOICE = Posed(("A",), "choice", ("Aspirin", "B-cell lymphoma", "The C-reactive 
         ("Yes, both are.\nQuestion: And this?\nAnswer: no", "yes"),
         ("Passage 1: it is\nAnswer: no", "no"),
         ("yes, yes", "yes"),
-        ("\nno\nyes", "no"),
         ("No it was not", "no"),
         ("No because he died first", "no"),
         ("No. He was born in 1950. Yes-men were there.", "no"),
@@ -44,6 +45,16 @@ CHOICE = Posed(("A",), "choice", ("Aspirin", "B-cell lymphoma", "The C-reactive 
         ("No is the correct answer", "no"),
         ("He did not win the race, so the answer is no.", "no"),
         ("Answer: No.\nExplanation: there is no proof.", "no"),
+        ("The answer to the question is yes.", "yes"),
+        ("The answer is likely yes", "yes"),
+        ("The answer would be no.", "no"),
+        ("<answer>yes</answer>", "yes"),
+        ('{"answer": "yes"}', "yes"),
+        ("Based on the context, yes, he was.", "yes"),
+        ("According to passage 2, no.", "no"),
+        ("So, no.", "no"),
+        ("No, that is wrong.", "no"),
+        ("Yes, although the answer is not simple.", "yes"),
     ],
 )
 def test_a_yes_or_no_is_read(text: str, answer: str) -> None:
@@ -85,6 +96,11 @@ def test_a_yes_or_no_is_read(text: str, answer: str) -> None:
         "If the answer is yes, he was first",
         "The wrong answer is yes",
         "The answer is yes. Or rather, the answer is no",
+        "no\nyes",
+        "Yes, that is incorrect.",
+        "No, that's wrong: he was first. So yes.",
+        "Yes, but only in some cases; generally no.",
+        "It depends.",
     ],
 )
 def test_what_is_neither_yes_nor_no_is_not_guessed(text: str) -> None:
@@ -139,6 +155,22 @@ def test_the_allowed_words_are_the_questions_own() -> None:
         ("Option A is correct", "A"),
         ("The answer is B because A is wrong", "B"),
         ("B. Aspirin, B-cell lymphoma, C-reactive protein and no change were named", "B"),
+        (f"{LISTED}\nThe answer is C", "C"),
+        ("The answer is definitely C.", "C"),
+        ("The answer is most likely C.", "C"),
+        ("The answer should be C.", "C"),
+        ("The correct answer would be C", "C"),
+        ("The answer to the question is C", "C"),
+        ("Therefore, B is the correct answer.", "B"),
+        ("I would choose B.", "B"),
+        ("I'd go with (D) no change.", "D"),
+        ("Aspirin is the best choice for this patient.", "A"),
+        (r"\boxed{\text{C}}", "C"),
+        ("Option A is incorrect. Option B is correct.", "B"),
+        ("B\nA: weak\nC: toxic", "B"),
+        ("It is the third one.\nC", "C"),
+        ("<think>A is weak.</think> The answer is C", "C"),
+        ('{"answer": "C", "confidence": 0.9}', "C"),
     ],
 )
 def test_a_choice_is_read(text: str, answer: str) -> None:
@@ -182,6 +214,19 @@ def test_a_choice_is_read(text: str, answer: str) -> None:
         "I doubt that the answer is B",
         "The answer is A. No, the answer is C",
         "It is not true that the answer is B",
+        LISTED,
+        "A: Aspirin\nB: B-cell ly",
+        "Aspirin\nB-cell lymphoma",
+        "A\nB",
+        "Answer: A\nAnswer: B",
+        "A.\nExplanation: the answer is B",
+        "Answer: (A) Aspirin\n(B) B-cell lymphoma",
+        "The answer is A) Aspirin, B) B-cell lymphoma",
+        "The option that is wrong is B",
+        "I wouldn't choose B.",
+        "The answer may be C",
+        "Aspirin is a drug.",
+        "A is correct. C is correct.",
     ],
 )
 def test_what_names_no_single_option_is_not_guessed(text: str) -> None:
