@@ -14,28 +14,8 @@ from regrad.evaluation.report.tables import score_grid
 from regrad.lab.report.claims import ALPHA, Claim, Part, Unit
 from regrad.lab.report.findings import BY_RANK, Duel
 from regrad.lab.report.pictures import Picture
+from regrad.lab.report.sections import ABOUT, REFERENCES, TITLES
 from regrad.lab.report.table import Measured
-
-_TITLES = {
-    "methods": "Every method",
-    "passages": "How many passages, and which",
-    "merges": "How several gradients become one",
-    "drift": "Documents injected step by step",
-    "general": "General ability: people whom the base has memorised",
-    "domains": "Another domain",
-    "hard": "The harder labs, with starts that were trained on people alone",
-    "notes": "More text than the context holds, with starts that were trained on such notes",
-}
-_REFERENCES = {
-    "methods": "regrad",
-    "passages": "rag",
-    "merges": "sum",
-    "drift": "regrad",
-    "general": "direct",
-    "domains": "trained on people",
-    "hard": "rag",
-    "notes": "rag",
-}
 
 
 @dataclass(frozen=True)
@@ -64,8 +44,8 @@ def document(report: Report, pictures: Sequence[Picture], folder: str) -> str:
         parts += [f"![{escape(caption)}]({folder}/{name}.svg)", f"*{escape(caption)}.*"]
     parts += ["## Interference", *_interference(report)]
     for name, entries in report.entries.items():
-        grid = score_grid(_TITLES[name], entries, "em", _REFERENCES[name])
-        parts += [f"## {grid.title}", _grid(grid), escape(grid.note)]
+        grid = score_grid(TITLES[name], entries, "em", REFERENCES[name])
+        parts += [f"## {grid.title}", *ABOUT.get(name, ()), _grid(grid), escape(grid.note)]
     parts += ["## What it costs", *_costs(report)]
     return "\n\n".join(parts) + "\n"
 
@@ -167,7 +147,8 @@ def _interference(report: Report) -> Iterator[str]:
         f"{gaps['k3_gap']:.1f} at k=3 and {gaps['k5_gap']:.1f} at k=5 (targets 5 and 10); of the paper's sum "
         f"{gaps['k3_gap_sum']:.1f} and {gaps['k5_gap_sum']:.1f}. {', '.join(BY_RANK[:-1])} and {BY_RANK[-1]} go by the "
         "passages' scores or rank, which are right in this lab, and so say little. All starts were trained on "
-        "questions that rest on five passages; the merge was picked on these very questions."
+        "questions that rest on five passages, which is itself a remedy; the merge was picked on these very "
+        "questions. A learned gate, and starts trained on three passages, are measured in docs/benchmarks.md."
     )
 
 

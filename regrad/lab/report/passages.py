@@ -5,6 +5,7 @@ from __future__ import annotations
 from regrad.lab.report.claims import Claim, less_than, more
 from regrad.lab.report.phrases import MARGINAL, curve
 from regrad.lab.report.table import Key, Scores, Table, average, minus
+from regrad.lab.sets.many import Many
 
 READ = 5
 """Passages of a prompt that the lab's base was trained to read (`regrad.lab.pretraining.contexts.CURRICULUM`)."""
@@ -24,6 +25,9 @@ def inverted_u(table: Table) -> Claim:
     people = [Key("passages", "people", "regrad", k) for k in table.ks("passages", "people", "regrad")]
     notes = [
         f"Many: {curve(table, list(rows.values()))}.",
+        f"The rise is the retriever's: BM25 cannot tell a person's {Many.context} notes apart, and RAG rises with it "
+        f"({curve(table, [Key('notes', 'many', 'rag', k) for k in table.ks('notes', 'many', 'rag')])}). The starts "
+        f"were trained on {Many.context} notes at once. What this lab adds to the claim is the fall after them.",
         f"People: {curve(table, people)}. {_first_is_right(table)}",
     ]
     return Claim(
