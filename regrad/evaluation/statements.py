@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+_SPACES = re.compile(r"\s+")
 _DECORATION = str.maketrans("", "", "*`#")
 _ANSWER_TAG = re.compile(r"<\s*(?:final[_ ])?answer\s*>", re.IGNORECASE)
 _TAG = re.compile(r"</?[a-z_]{1,20}\s*>", re.IGNORECASE)
@@ -36,7 +37,8 @@ _MOST_SENTENCES = 200
 
 
 def plain(text: str) -> str:
-    """The text without markup around words, and without a next prompt that the model went on to write."""
+    """The text without markup around words, with single spaces and newlines, and without a next prompt after it."""
+    text = _SPACES.sub(lambda match: "\n" if "\n" in match[0] else " ", text)
     text = _WRAPPED.sub(r"\1", _TAG.sub(" ", _ANSWER_TAG.sub(" answer: ", text)))
     return _NEXT_PROMPT.split(text.translate(_DECORATION).strip(), maxsplit=1)[0]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -243,6 +245,14 @@ def test_a_text_without_end_is_read_to_a_limit() -> None:
     assert parse_answer(YES_NO, "x " * 1_000_000 + "answer: yes") is None
     assert parse_answer(CHOICE, "answer is " * 10 + "B") == "B"
     assert parse_answer(CHOICE, "answer is " * 1_000 + "B") is None
+
+
+@pytest.mark.parametrize("text", ["yes" + " " * 19_000 + "x", "B is " * 4_000, "so " * 6_000, "answer the " * 2_000])
+def test_a_long_text_is_read_quickly(text: str) -> None:
+    started = time.process_time()
+    parse_answer(YES_NO, text)
+    parse_answer(CHOICE, text)
+    assert time.process_time() - started < 5, "it took 20 s where a pattern was quadratic"
 
 
 @given(st.text(max_size=60) | st.lists(st.sampled_from(["A", "b)", "yes", "no", "answer is", "\n", "."])).map(" ".join))
