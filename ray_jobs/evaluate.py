@@ -20,6 +20,7 @@ from ray_jobs.progress import progress_bar, progress_channel
 from regrad.config import EvalConfig
 from regrad.errors import ClusterError
 from regrad.evaluation.report.writing import write_report
+from regrad.evaluation.runner.outlook import Outlook
 from regrad.evaluation.runner.output import Output, plan_of
 from regrad.evaluation.runner.plan import PlannedCell, make_plan
 
@@ -44,16 +45,15 @@ def run(config: EvalConfig) -> str:
 
 def run_cells(config: EvalConfig, cells: list[PlannedCell]) -> None:
     """Run cells on `cluster.workers` actors. Raises the first error of a cell; those that are done are kept."""
-    total, done = sum(cell.questions for cell in cells), 0
+    total, workers = sum(cell.questions for cell in cells), min(config.cluster.workers, len(cells))
+    outlook = Outlook(cells, workers)
 
-    def count(questions: int) -> None:
-        nonlocal done
-        done = min(total, done + questions)
-        show((done, done))
+    def count(batch: tuple[str, int, float]) -> None:
+        outlook.count(*batch)
+        show((total - outlook.questions_left,) * 2)
 
-    with cluster(), progress_bar(total, "questions") as show, progress_channel(count) as progress:
+    with cluster(), progress_bar(total, "questions", outlook.left) as show, progress_channel(count) as progress:
         require_workers(config.cluster)
-        workers = min(config.cluster.workers, len(cells))
         _run(config, _shares(cells, workers), progress)
 
 
