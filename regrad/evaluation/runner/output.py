@@ -86,18 +86,18 @@ class Output:
             yield
 
     def start(self, planned: Planned, cells: list[PlannedCell]) -> list[PlannedCell]:
-        """Write the plan of these cells; returns those that are not done. A damaged file is one that is not there.
+        """Write the plan of these cells; returns those that are not done. A damaged file is removed.
 
         Raises `StorageError` if something else is there.
         """
         check_replaceable(self.storage.uri, PLAN)
         self.storage.write(PLAN, planned.model_dump_json(indent=1).encode())
         there = set(self.storage.list("cells"))
-        return [
-            cell
-            for cell in cells
-            if f"{cell.name}.parquet" not in there or self.sound(cell.name, "is run again") is None
-        ]
+        for cell in cells:
+            if f"{cell.name}.parquet" in there and self.sound(cell.name, "is run again") is None:
+                self.storage.remove_file(f"cells/{cell.name}.parquet")
+                there.remove(f"{cell.name}.parquet")
+        return [cell for cell in cells if f"{cell.name}.parquet" not in there]
 
     def save(self, cell: PlannedCell, result: CellResult, rows: int) -> None:
         """Write a cell that is done."""
