@@ -18,4 +18,4 @@ class CellActor:
 
     def run(self, cell: PlannedCell, progress: Any) -> None:
         """Answer and score the cell's questions and write the records; `progress` hears of each batch."""
-        self._cells.run(cell, progress.push.remote)
+        self._cells.run(cell, lambda questions, seconds: progress.push.remote((cell.name, questions, seconds)))

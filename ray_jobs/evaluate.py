@@ -8,6 +8,7 @@ changed is run again.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,12 +19,16 @@ from ray_jobs.cluster import cause_of, cluster, require_workers, wants_gpu
 from ray_jobs.entry import main
 from ray_jobs.progress import progress_bar, progress_channel
 from regrad.config import EvalConfig
-from regrad.errors import ClusterError
+from regrad.errors import ClusterError, RegradError
 from regrad.evaluation.report.writing import write_report
-from regrad.evaluation.runner.output import Output, plan_of
+from regrad.evaluation.runner.outlook import Outlook
+from regrad.evaluation.runner.output import Output, Planned, plan_of
 from regrad.evaluation.runner.plan import PlannedCell, make_plan
 
+logger = logging.getLogger(__name__)
+
 _LOST_WORKERS = 3  # times that a cell is begun again because the worker at it was lost
+_QUICKLY_REPORTED = 30_000  # answers: about two seconds
 
 
 def run(config: EvalConfig) -> str:
@@ -36,24 +41,40 @@ def run(config: EvalConfig) -> str:
     planned = plan_of(config, cells)
     with output.alone():
         left = output.start(planned, cells)
-        if left:
-            run_cells(config, left)
+        try:
+            if left:
+                run_cells(config, left)
+        except KeyboardInterrupt:
+            _say_what_is_kept(output, planned)
+            raise
         report = write_report(output, planned)
     return f"{len(left)} cells run, {len(cells) - len(left)} were done before; {report}"
 
 
+def _say_what_is_kept(output: Output, planned: Planned) -> None:
+    """For who stops a run, with a report of what there is if that takes a second or two."""
+    done = output.done(planned)
+    kept = f"{len(done)} of {len(planned.cells)} cells are done and kept; the same command goes on with the rest"
+    report = "; --report-only makes a report of what there is" if done else ""
+    if done and sum(card.questions for card in done) <= _QUICKLY_REPORTED:
+        try:
+            report = f"; {write_report(output, planned)}"
+        except RegradError as error:
+            report = f"; no report could be written: {error}"
+    logger.warning("%s%s", kept, report)
+
+
 def run_cells(config: EvalConfig, cells: list[PlannedCell]) -> None:
     """Run cells on `cluster.workers` actors. Raises the first error of a cell; those that are done are kept."""
-    total, done = sum(cell.questions for cell in cells), 0
+    total, workers = sum(cell.questions for cell in cells), min(config.cluster.workers, len(cells))
+    outlook = Outlook(cells, workers)
 
-    def count(questions: int) -> None:
-        nonlocal done
-        done = min(total, done + questions)
-        show((done, done))
+    def count(batch: tuple[str, int, float]) -> None:
+        outlook.count(*batch)
+        show((total - outlook.questions_left,) * 2)
 
-    with cluster(), progress_bar(total, "questions") as show, progress_channel(count) as progress:
+    with cluster(), progress_bar(total, "questions", outlook.left) as show, progress_channel(count) as progress:
         require_workers(config.cluster)
-        workers = min(config.cluster.workers, len(cells))
         _run(config, _shares(cells, workers), progress)
 
 

@@ -19,6 +19,9 @@ _POLL_SECONDS = 0.5
 _LINE_SECONDS = 5.0
 _LEAST_SECONDS = 1.0
 
+Outlook = Callable[[], tuple[float, int]]
+"""Seconds that are left at least, and of how many methods nothing is known yet."""
+
 
 class _Mailbox:
     def __init__(self) -> None:
@@ -55,22 +58,26 @@ def progress_channel(show: Callable[[Any], None] = logger.info) -> Iterator[Any]
 
 
 @contextmanager
-def progress_bar(total: int, unit: str = "passages") -> Iterator[Callable[[tuple[int, int]], None]]:
+def progress_bar(
+    total: int, unit: str = "passages", outlook: Outlook | None = None
+) -> Iterator[Callable[[tuple[int, int]], None]]:
     """Shows how far a job is: give it (units done, how much of `total`) as they grow, such as the bytes of a corpus.
 
-    On a terminal a bar, elsewhere a line every few seconds; both say units a second and how long it still takes.
+    On a terminal a bar, elsewhere a line every few seconds; both say units a second and how long it still takes: what
+    `outlook` says, or else as long as if all that is left were like what is done.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(total, unit)
+        yield _Lines(total, unit, outlook)
         return
-    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+    columns = [BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}")]
+    with Progress(*columns, *([] if outlook else [TimeRemainingColumn()]), console=console) as bar:
         task, rate = bar.add_task("starting", total=max(1, total)), _Rate()
 
         def show(done: tuple[int, int]) -> None:
             speed = rate.units(*done)
             text = f"{done[0]} {unit}" + (f", {speed:.0f} {unit}/s" if speed else "")
+            text += _left(*outlook()) if outlook else ""
             bar.update(task, completed=done[1], description=text)
 
         yield show
@@ -99,8 +106,9 @@ class _Rate:
 class _Lines:
     """One line of the log every few seconds, and one at the end."""
 
-    def __init__(self, total: int, unit: str) -> None:
+    def __init__(self, total: int, unit: str, outlook: Outlook | None = None) -> None:
         self._total, self._shown, self._rate, self._unit = max(1, total), 0.0, _Rate(), unit
+        self._outlook = outlook
         self._last: tuple[int, int] | None = None
 
     def __call__(self, done: tuple[int, int]) -> None:
@@ -108,9 +116,15 @@ class _Lines:
         if done == self._last or (now - self._shown < _LINE_SECONDS and done[1] < self._total):
             return
         self._shown, self._last = now, done
-        left = self._rate.seconds_left(done[1], self._total)
-        rest = (f", {speed:.0f} {self._unit}/s" if speed else "") + (f", about {_duration(left)} left" if left else "")
+        left = self._outlook() if self._outlook else (self._rate.seconds_left(done[1], self._total) or 0.0, 0)
+        rest = (f", {speed:.0f} {self._unit}/s" if speed else "") + _left(*left)
         logger.info("%d %s (%.0f %%)%s", done[0], self._unit, 100 * done[1] / self._total, rest)
+
+
+def _left(seconds: float, others: int) -> str:
+    if others:
+        return f", at least {_duration(seconds)} left ({others} method{'s' * (others > 1)} not timed yet)"
+    return f", about {_duration(seconds)} left" if seconds else ""
 
 
 def _duration(seconds: float) -> str:

@@ -26,7 +26,8 @@ class SubspaceConfig(Settings):
 
 
 def _existing_directory(path: str) -> str:
-    return os.path.abspath(path) if os.path.isdir(path) else path
+    expanded = os.path.expanduser(path)
+    return os.path.abspath(expanded) if os.path.isdir(expanded) else path
 
 
 ModelPath = Annotated[str, AfterValidator(_existing_directory)]

@@ -137,7 +137,11 @@ def write_records(
 def read_records(storage: Storage, name: str) -> list[Record]:
     """The records of a file; raises `EvaluationError` if it is damaged or holds something else."""
     table = read_table(storage, name)
-    rows = zip(*(table.column(column).to_pylist() for column in RECORD.names), strict=True)
+    try:
+        columns = [table.column(column).to_pylist() for column in RECORD.names]
+    except ValueError as error:
+        raise EvaluationError(f"{storage.uri}/{name} is damaged: a text is not UTF-8") from error
+    rows = zip(*columns, strict=True)
     records = [Record(**dict(zip(RECORD.names, map(_frozen, row), strict=True))) for row in rows]
     _check_values(f"{storage.uri}/{name}", records)
     return records

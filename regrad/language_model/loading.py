@@ -147,7 +147,17 @@ def _check_head(lm: LanguageModel) -> None:
 
 
 def resolve_path(path: str) -> str:
-    """`package:NAME/PATH` and directory URIs become local paths; anything else is left as a hub name."""
+    """`package:NAME/PATH` and directory URIs become local paths; a hub name is left as it is.
+
+    Raises `ModelError` if it is a local path and there is nothing.
+    """
+    local = _local(path)
+    if _is_local(local) and not Path(local).is_dir():
+        raise ModelError(f"there is no model at {path}")
+    return local
+
+
+def _local(path: str) -> str:
     if path.startswith(_PACKAGE):
         name, _, inner = path.removeprefix(_PACKAGE).partition("/")
         try:
@@ -155,6 +165,11 @@ def resolve_path(path: str) -> str:
         except ModuleNotFoundError as error:
             raise ModelError(f"{path}: the package {name} is not installed") from error
     return str(local_directory(path)) if "://" in path else path
+
+
+def _is_local(path: str) -> bool:
+    """Whether it can be no hub name, which is a name or `organisation/name`."""
+    return path.startswith(("/", "./", "../", "~")) or path in (".", "..") or "\\" in path or path.count("/") > 1
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -82,6 +82,22 @@ def test_a_run_killed_in_the_middle_goes_on_with_what_is_missing(folder: Path) -
     assert "7 were done before" in run(config).stdout
 
 
+def test_a_run_that_is_interrupted_says_what_is_kept_and_leaves_a_report(folder: Path) -> None:
+    config, out = write_config(folder), folder / "out"
+    process = subprocess.Popen(
+        command(config), env=environment(), start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not list((out / "cells").glob("*.parquet")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (line,) = [line for line in stderr.splitlines() if "cells are done and kept" in line]
+    assert re.search(r"[1-6] of 7 cells are done and kept; the same command goes on with the rest; report at ", line)
+    assert "cells are not done yet" in (out / "report.md").read_text()
+
+
 def test_an_error_in_a_worker_is_one_sentence(folder: Path, lab_model: LanguageModel) -> None:
     raw = random_meta_init(lab_model, 1.0)
     other: MetaInit = replace(raw, base_identity="0" * 64)

@@ -108,7 +108,7 @@ def test_questions_find_their_passages_bad_lines_are_listed_and_outputs_may_be_r
 
 def test_what_cannot_be_done_is_one_sentence(corpus: str, tmp_path: Path) -> None:
     output = str(tmp_path / "out")
-    with pytest.raises(ModelError, match="no language model could be loaded from /nowhere/model"):
+    with pytest.raises(ModelError, match="there is no model at /nowhere/model"):
         synthesize.run(settings(*overrides("/nowhere/model", corpus, output)))
     with pytest.raises(CorpusError, match="does not exist"):
         synthesize.run(settings(*overrides("m", f"{corpus}.no", output)))

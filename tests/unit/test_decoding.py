@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from regrad.config import ModelConfig
 from regrad.errors import ModelError
 from regrad.language_model.decoding import GenerationRequest, generate
-from regrad.language_model.loading import LanguageModel, load_language_model
+from regrad.language_model.loading import LanguageModel, load_language_model, resolve_path
 
 PROMPTS = ["Question: Where was Les Dripen born?\nAnswer:", "Passage: Ada\n x\nQuestion: Who?\nAnswer:", "a"]
 
@@ -53,7 +56,28 @@ def test_nothing_asked_nothing_answered(tiny: LanguageModel) -> None:
 
 
 def test_a_model_that_is_not_there_is_named() -> None:
-    with pytest.raises(ModelError, match="no language model could be loaded from /nowhere/model"):
+    with pytest.raises(ModelError, match="there is no model at /nowhere/model"):
         load_language_model(ModelConfig(path="/nowhere/model"), "cpu")
+    with pytest.raises(ModelError, match="there is no model at package:regrad.lab/bse"):
+        load_language_model(ModelConfig(path="package:regrad.lab/bse"), "cpu")
     with pytest.raises(ModelError, match="package no_such_package is not installed"):
         load_language_model(ModelConfig(path="package:no_such_package/base"), "cpu")
+
+
+@pytest.mark.parametrize(
+    "path", ["/nowhere", "./no", "../no", "no/../no", "~/no-such", "C:\\no", "runs/no/base", "file:///no"]
+)
+def test_a_local_path_with_nothing_there_is_never_asked_of_the_hub(path: str) -> None:
+    with pytest.raises(ModelError, match=re.escape(f"there is no model at {path}")):
+        resolve_path(path)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "meta-llama/Llama-3.2-1B"])
+def test_a_hub_name_is_left_as_it_is(name: str) -> None:
+    assert resolve_path(name) == name
+
+
+def test_a_model_at_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ModelConfig(path="~/model").path == str(tmp_path / "model")

@@ -108,8 +108,10 @@ def test_a_set_that_changed_after_the_plan_is_refused(
 
 def test_progress_counts_every_question(folder: Path, tiny: LanguageModel) -> None:
     config, heard = only(folder, tiny, "direct", batch={"questions": 4}), []
-    CellRunner(tiny, config).run(make_plan(config)[0], heard.append)
-    assert heard == [4, 2]
+    result = CellRunner(tiny, config).run(make_plan(config)[0], lambda *batch: heard.append(batch))
+    assert [questions for questions, _ in heard] == [4, 2]
+    spent = sum(vars(result.seconds).values())
+    assert spent <= sum(seconds for _, seconds in heard)
 
 
 def test_the_time_of_a_question_is_that_of_making_and_applying_its_update(folder: Path, tiny: LanguageModel) -> None:

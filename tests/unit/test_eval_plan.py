@@ -14,7 +14,7 @@ from regrad.bank.manifest import Layout
 from regrad.bank.writer import BankWriter
 from regrad.config import EvalConfig, MethodConfig, ModelConfig, QuestionSetConfig, SubspaceConfig
 from regrad.corpus import Passage, encode_passages
-from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodError, RegradError
+from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodError, ModelError, RegradError
 from regrad.evaluation.runner.plan import make_plan, resolve
 from regrad.language_model.subspace import Subspace
 from regrad.meta_init import MetaInit
@@ -146,6 +146,11 @@ def test_a_method_that_cannot_run_is_refused(
 ) -> None:
     with pytest.raises(error, match=text):
         make_plan(settings(folder, model, **changes))
+
+
+def test_a_model_that_is_not_there_is_refused_before_a_worker_starts(folder: Path) -> None:
+    with pytest.raises(ModelError, match="there is no model at /nowhere"):
+        make_plan(settings(folder, ModelConfig(path="/nowhere")))
 
 
 @pytest.mark.parametrize(

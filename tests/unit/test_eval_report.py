@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from regrad.cli.lab_report import jobs
@@ -24,6 +28,7 @@ from regrad.evaluation.runner.output import Output, plan_of
 from regrad.evaluation.runner.plan import PlannedCell, make_plan
 from tests.unit.evaluating import record, settings, write_set
 
+Damage = Callable[[bytes], bytes]
 NASTY = "a|b <script>alert(1)</script> & 50% $x_1$ \\[*]"
 
 
@@ -191,12 +196,71 @@ def test_a_damaged_plan_is_a_clear_error(folder: Path, tiny_path: Path, damage: 
         write_report(output)
 
 
-def test_damaged_records_are_a_clear_error(folder: Path, tiny_path: Path) -> None:
+def damaged(folder: Path, tiny_path: Path, damage: Damage) -> tuple[Output, list[PlannedCell]]:
+    """A run that is done, and then its second cell's file is damaged."""
     output, cells = planned(folder, tiny_path)
-    (folder / "out" / "cells").mkdir()
-    (folder / "out" / "cells" / f"{cells[0].name}.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(EvaluationError, match="damaged"):
-        write_report(output)
+    for cell in cells:
+        output.save(cell, result(cell, [True] * 6), rows=32)
+    path = folder / "out" / "cells" / f"{cells[1].name}.parquet"
+    path.write_bytes(damage(path.read_bytes()))
+    return output, cells
+
+
+def invalid(data: bytes) -> bytes:
+    """The same table with a text that is not UTF-8."""
+    table, file = pq.read_table(io.BytesIO(data)), io.BytesIO()
+    texts = pa.array([b"\xff"] * len(table)).view(pa.string())
+    pq.write_table(table.set_column(table.column_names.index("raw"), "raw", texts), file)
+    return file.getvalue()
+
+
+def empty(data: bytes) -> bytes:
+    """The same columns without a row."""
+    file = io.BytesIO()
+    pq.write_table(pq.read_table(io.BytesIO(data)).slice(0, 0), file)
+    return file.getvalue()
+
+
+DAMAGES = pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", invalid, empty])
+
+
+@DAMAGES
+def test_a_damaged_cell_is_run_again(
+    folder: Path, tiny_path: Path, damage: Damage, caplog: pytest.LogCaptureFixture
+) -> None:
+    output, cells = damaged(folder, tiny_path, damage)
+    config = settings(folder, ModelConfig(path=str(tiny_path)))
+    assert output.start(plan_of(config, cells), cells) == [cells[1]]
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert f"{cells[1].name}.parquet is damaged: the cell is run again" in line
+    output.save(cells[1], result(cells[1], [True] * 6), rows=32)
+    assert output.start(plan_of(config, cells), cells) == []
+
+
+@DAMAGES
+def test_a_report_leaves_a_damaged_cell_out_and_says_so(
+    folder: Path, tiny_path: Path, damage: Damage, caplog: pytest.LogCaptureFixture
+) -> None:
+    output, cells = damaged(folder, tiny_path, damage)
+    write_report(output)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert f"{cells[1].name}.parquet is damaged: the cell counts as not done" in line
+    assert "1 of 3 cells are not done yet" in (folder / "out" / "report.md").read_text()
+    rows = json.loads((folder / "out" / "report.json").read_text())
+    assert [(row["method"], row["k"]) for row in rows] == [("direct", 0), ("rag", 3)]
+
+
+def test_what_is_no_damage_but_a_refusal_is_an_error(
+    folder: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, _ = planned(folder, tiny_path)
+
+    def refuse(*arguments: Any) -> None:
+        raise StorageError("cannot read it")
+
+    monkeypatch.setattr(output.storage, "read", refuse)
+    with pytest.raises(StorageError, match="cannot read it"):
+        output.sound("any", "is run again")
 
 
 def test_a_directory_without_a_run_is_a_clear_error(tmp_path: Path) -> None:

@@ -17,10 +17,15 @@ _Cells = list[tuple[CellCard, list[Record], RunCard | None]]
 
 
 def gather(output: Output, planned: Planned) -> list[Entry]:
-    """An entry for each model, set, method and k that has records, in the order of the plan, with its comparison."""
+    """An entry for each model, set, method and k that has records, in the order of the plan, with its comparison.
+
+    Warns of a cell whose file is damaged, and leaves it out.
+    """
     groups: dict[Key, _Cells] = defaultdict(list)
     for card in output.done(planned):
-        groups[card.model, card.set, card.method, card.k].append((card, output.records(card), output.run_card(card)))
+        records = output.sound(card.name, "counts as not done")
+        if records:
+            groups[card.model, card.set, card.method, card.k].append((card, records, output.run_card(card)))
     entries = [_entry(cells, planned.metric) for cells in groups.values()]
     comparisons = _comparisons(entries, planned.compare_to, planned.k[0])
     return [replace(entry, against=comparisons.get(entry.key)) for entry in entries]

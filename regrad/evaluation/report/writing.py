@@ -32,7 +32,7 @@ def write_report(output: Output, planned: Planned | None = None) -> str:
     entries = gather(output, planned)
     if not entries:
         raise EvaluationError(f"no cell of the run at {output.storage.uri} is done yet; run `regrad eval`")
-    facts, grids = list(_facts(output, planned, entries)), _grids(planned, entries)
+    facts, grids = list(_facts(planned, entries)), _grids(planned, entries)
     drawn = _draw(output, planned, entries)
     places = {kind: [(caption, f"figures/{name}.{kind}") for name, caption, _ in drawn] for kind in ("svg", "pdf")}
     files = {
@@ -46,8 +46,8 @@ def write_report(output: Output, planned: Planned | None = None) -> str:
     return f"report at {output.storage.uri}/report.html (and .md, .tex, .json)"
 
 
-def _facts(output: Output, planned: Planned, entries: Sequence[Entry]) -> Iterator[str]:
-    there = len(output.done(planned))
+def _facts(planned: Planned, entries: Sequence[Entry]) -> Iterator[str]:
+    there = sum(entry.seeds for entry in entries)
     sets = {entry.set: entry.questions for entry in entries}
     methods = len({entry.method for entry in entries})
     counted = ", ".join(f"{name} ({count} questions)" for name, count in sets.items())

@@ -53,6 +53,14 @@ class CellResult:
     device: str
 
 
+Done = Callable[[int, float], object]
+"""Hears of each batch how many questions it had and how many seconds it took."""
+
+
+def unheard(questions: int, seconds: float) -> None:
+    """Where nobody asks for progress."""
+
+
 class CellRunner:
     """Runs cells of one language model, one after the other."""
 
@@ -60,8 +68,8 @@ class CellRunner:
         self._lm, self._config = lm, config
         self._generator = Generator(lm, config.batch)
 
-    def run(self, cell: PlannedCell, done: Callable[[int], object] = lambda count: None) -> CellResult:
-        """Answer and score all questions; `done` hears of each batch of them.
+    def run(self, cell: PlannedCell, done: Done = unheard) -> CellResult:
+        """Answer and score all questions; `done` hears of each batch of them, and its seconds.
 
         Raises `EvaluationError` if the set is not any more what the plan was made of.
         """
@@ -75,9 +83,9 @@ class CellRunner:
         seconds, records = Seconds(), []
         size = self._config.batch.questions
         for start in range(0, len(questions), size):
-            batch = questions[start : start + size]
+            batch, began = questions[start : start + size], time.perf_counter()
             records += self._batch(cell, batch, finder, updates, seconds)
-            done(len(batch))
+            done(len(batch), time.perf_counter() - began)
         return CellResult(records, seconds, _device(self._lm))
 
     def _warm(self, finder: PassageFinder, cell: PlannedCell, question: Question) -> None:

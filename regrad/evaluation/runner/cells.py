@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from regrad.config import EvalConfig
 from regrad.errors import EvaluationError
-from regrad.evaluation.runner.cell import CellRunner
+from regrad.evaluation.runner.cell import CellRunner, Done, unheard
 from regrad.evaluation.runner.output import Output
 from regrad.evaluation.runner.plan import PlannedCell
 from regrad.language_model.loading import load_language_model
@@ -21,8 +19,8 @@ class Cells:
         self._config, self._device, self._output = config, device, Output(config.output)
         self._runner: tuple[str, CellRunner] | None = None
 
-    def run(self, cell: PlannedCell, done: Callable[[int], object] = lambda count: None) -> None:
-        """Answer and score the cell's questions and write the records; `done` hears of each batch."""
+    def run(self, cell: PlannedCell, done: Done = unheard) -> None:
+        """Answer and score the cell's questions and write the records; `done` hears of each batch and its seconds."""
         try:
             result = self._runner_of(cell).run(cell, done)
         except torch.OutOfMemoryError as error:

@@ -8,6 +8,7 @@ report.md, report.tex, report.html, figures/
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,6 +27,8 @@ from regrad.evaluation.runner.plan import PlannedCell
 from regrad.locking import exclusive
 from regrad.settings import Settings
 from regrad.storage import Storage, check_replaceable
+
+logger = logging.getLogger(__name__)
 
 PLAN = "plan.json"
 _FORMAT = 1
@@ -83,13 +86,17 @@ class Output:
             yield
 
     def start(self, planned: Planned, cells: list[PlannedCell]) -> list[PlannedCell]:
-        """Write the plan of these cells; returns those that are not done.
+        """Write the plan of these cells; returns those that are not done. A damaged file is removed.
 
         Raises `StorageError` if something else is there.
         """
         check_replaceable(self.storage.uri, PLAN)
         self.storage.write(PLAN, planned.model_dump_json(indent=1).encode())
         there = set(self.storage.list("cells"))
+        for cell in cells:
+            if f"{cell.name}.parquet" in there and self.sound(cell.name, "is run again") is None:
+                self.storage.remove_file(f"cells/{cell.name}.parquet")
+                there.remove(f"{cell.name}.parquet")
         return [cell for cell in cells if f"{cell.name}.parquet" not in there]
 
     def save(self, cell: PlannedCell, result: CellResult, rows: int) -> None:
@@ -114,6 +121,18 @@ class Output:
     def records(self, card: CellCard) -> list[Record]:
         """The records of a cell; raises `EvaluationError` if they are damaged."""
         return read_records(self.storage, f"cells/{card.name}.parquet")
+
+    def sound(self, name: str, then: str) -> list[Record] | None:
+        """The records of a cell that has a file; None, after a warning that says what comes of it, if it is damaged."""
+        file = f"cells/{name}.parquet"
+        try:
+            records = read_records(self.storage, file)
+        except EvaluationError as error:
+            logger.debug("%s", error)
+            records = []
+        if not records:
+            logger.warning("%s/%s is damaged: the cell %s", self.storage.uri, file, then)
+        return records or None
 
     def run_card(self, card: CellCard) -> RunCard | None:
         """How a cell was run, if that is known."""
