@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from regrad.evaluation.significance import Comparison
 
 _NAMES = {"em": "EM", "f1": "F1", "precision": "precision", "recall": "recall", "correct": "accuracy"}
-_WIDTH = 20
+_WIDTH = 23
+"""Of the widest value, a difference of -100 points with its interval."""
 _NAME_WIDTH = 24
 
 
@@ -111,5 +112,5 @@ def _show_compared(against: str, compared: dict[Any, Comparison]) -> None:
 
 
 def _line(name: str, count: str, values: Sequence[str | None]) -> None:
-    cells = "".join(f"{value or '':<{_WIDTH}}" for value in values)
+    cells = "".join(f"{value or '':<{_WIDTH}}  " for value in values)
     click.echo(printable(f"{name[:_NAME_WIDTH]:<{_NAME_WIDTH}} {count:>9}  {cells}").rstrip())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,19 @@ def test_against_others_it_is_the_paired_tests_corrected_over_the_metrics(tmp_pa
     assert [one.holm_t for one in found.values()] == holm([one.p_t for one in alone.values()])
     assert [one.holm_bootstrap for one in found.values()] == holm([one.p_bootstrap for one in alone.values()])
     assert found["em"].difference == 0.75 and found["em"].holm_t > found["em"].p_t
+
+
+@pytest.mark.parametrize(("ours", "theirs", "sign"), [("right", "wrong", "+"), ("wrong", "right", "-")])
+def test_the_columns_of_the_widest_numbers_do_not_touch(
+    tmp_path: Path, questions: str, ours: str, theirs: str, sign: str
+) -> None:
+    said = {"right": RIGHT, "wrong": dict.fromkeys(RIGHT, "x")}
+    files = {name: write(tmp_path / f"{name}.json", answers) for name, answers in said.items()}
+    _, _, compared = score(questions, files[ours], "--against", files[theirs]).partition("against")
+    all_right = score(questions, files["right"]).splitlines()[2]
+    assert all_right.count("]  ") == 4, all_right
+    (row,) = [line for line in compared.splitlines() if line.startswith("EM ")]
+    assert re.search(rf"\{sign}100\.0 \[{sign.strip('+')}100\.0, {sign.strip('+')}100\.0\]  +\S+  +\S+$", row), row
 
 
 @pytest.mark.parametrize(
