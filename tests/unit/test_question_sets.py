@@ -10,6 +10,7 @@ import json
 import lzma
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -475,7 +476,8 @@ def test_a_published_file_is_checked_unpacked_and_a_stated_checksum_as_it_is_sto
 def packed(name: str, data: bytes, ending: str) -> bytes:
     """Compressed, as a file with this ending is."""
     if ending != "zip":
-        return {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[ending](data)
+        pack: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+        return pack[ending](data)
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, data)
