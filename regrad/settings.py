@@ -55,8 +55,19 @@ def parse_settings(kind: type[S], data: Mapping[str, Any], where: str) -> S:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(_explain(kind, details) for details in error.errors())
+        problems = "; ".join(_explain(kind, details) for details in _causes(error.errors()))
         raise ConfigError(f"{where}: {problems}") from error
+
+
+def _causes(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Without lists that are too short only because of a problem inside them."""
+    places = [details["loc"] for details in problems]
+
+    def is_cause(details: ErrorDetails) -> bool:
+        own = details["loc"]
+        return details["type"] != "too_short" or not any(p[: len(own)] == own and p != own for p in places)
+
+    return [details for details in problems if is_cause(details)]
 
 
 def read_yaml(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:

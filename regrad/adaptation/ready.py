@@ -42,7 +42,7 @@ def read_ready(uri: str) -> Iterator[tuple[str, Augmented | CorpusError]]:
 
 def _unseen(items: Sequence[Any], where: str, seen: set[str]) -> Iterator[tuple[str, Augmented | CorpusError]]:
     """Those of a question's passages that no question before it has retrieved."""
-    for number, item in enumerate(items):
+    for number, item in enumerate(items, start=1):
         place = f"{where} augment {number}"
         found = _checked(_augmented, item, place)
         if isinstance(found, Augmented):
@@ -96,7 +96,7 @@ def _parsed(data: bytes, where: str) -> Iterator[tuple[str, Any]]:
         raise CorpusError(f"{where} is not JSON: {error}") from error
     if not isinstance(values, list):
         raise CorpusError(f"{where}: a list of records is expected, found {type(values).__name__}")
-    for number, value in enumerate(values):
+    for number, value in enumerate(values, start=1):
         yield f"{where} record {number}", value
 
 

@@ -6,6 +6,7 @@ import click
 
 from regrad.cli.text import printable
 from regrad.config import QuestionSetConfig
+from regrad.errors import EvaluationError
 from regrad.evaluation.leaks import find_leaks
 from regrad.evaluation.questions import Question, read_questions
 from regrad.settings import parse_settings
@@ -30,13 +31,24 @@ def command(train: str, test: str, train_format: str, test_format: str, threshol
         return read_questions(parse_settings(QuestionSetConfig, settings, path))
 
     asked = read(test, test_format)
-    leaks = find_leaks(read(train, train_format), asked, threshold)
+    try:
+        known = read(train, train_format)
+    except EvaluationError as error:
+        raise _hinted(error, train_format) from error
+    leaks = find_leaks(known, asked, threshold)
     exact = sum(leak.how == "exact" for leak in leaks)
     click.echo(f"{len(asked):,} questions: {exact:,} are in {train}, {len(leaks) - exact:,} nearly so")
     for leak in leaks[:show]:
         click.echo(f"{leak.how:<5} {leak.similarity:.2f}  {_line(leak.test)}")
         click.echo(f"{'':<10}  {_line(leak.train)}")
     raise SystemExit(1 if leaks else 0)
+
+
+def _hinted(error: EvaluationError, train_format: str) -> EvaluationError:
+    """With the way out for a file of questions that is read as one of tasks, as it is by default."""
+    if train_format != "tasks" or "field 'questions' is missing" not in str(error):
+        return error
+    return EvaluationError(f"{error}; TRAIN is read as tasks of `regrad train`: of questions, say --train-format jsonl")
 
 
 def _line(question: Question) -> str:

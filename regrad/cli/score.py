@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import click
 
 from regrad.cli.text import printable
 from regrad.config import QuestionSetConfig
+from regrad.errors import StorageError
 from regrad.evaluation.metrics import RULES, Rules
 from regrad.settings import parse_settings
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from regrad.evaluation.significance import Comparison
 
 _NAMES = {"em": "EM", "f1": "F1", "precision": "precision", "recall": "recall", "correct": "accuracy"}
-_WIDTH = 20
+_WIDTH = 23
+"""Of the widest value, a difference of -100 points with its interval."""
 _NAME_WIDTH = 24
 
 
@@ -56,6 +59,8 @@ def command(
 
     settings = {"name": questions, "path": questions, "format": kind_of_file, "rules": rules, "cut": cut, **of}
     config = parse_settings(QuestionSetConfig, settings, questions)
+    if json_file:
+        _check_folder(json_file)
     asked, used = read_questions(config), config.scoring_rules
     ours = read_scored(predictions, asked, used, cut)
     theirs = read_scored(against, asked, used, cut) if against else None
@@ -75,6 +80,15 @@ def _numbers(found: Sequence[Part], compared: dict[Any, Comparison]) -> dict[str
         "scores": [asdict(part) for part in found],
         "comparisons": {column: asdict(comparison) for column, comparison in compared.items()},
     }
+
+
+def _check_folder(path: str) -> None:
+    """Before anything is read: a mistyped directory is not made."""
+    from regrad.evaluation.predictions import place_of
+
+    storage, _ = place_of(path)
+    if storage.is_local and not os.path.isdir(storage.root):
+        raise StorageError(f"cannot write {path}: there is no directory {storage.root}")
 
 
 def _write(path: str, numbers: dict[str, Any]) -> None:
@@ -111,5 +125,5 @@ def _show_compared(against: str, compared: dict[Any, Comparison]) -> None:
 
 
 def _line(name: str, count: str, values: Sequence[str | None]) -> None:
-    cells = "".join(f"{value or '':<{_WIDTH}}" for value in values)
+    cells = "".join(f"{value or '':<{_WIDTH}}  " for value in values)
     click.echo(printable(f"{name[:_NAME_WIDTH]:<{_NAME_WIDTH}} {count:>9}  {cells}").rstrip())

@@ -23,7 +23,8 @@ class QuestionSetConfig(Settings):
     sha256: str | None = Field(
         None,
         pattern="^([0-9a-f]{64}|any)$",
-        description="of the file as it is stored; null: the published one, if the file bears a published file's name",
+        description="of the file as it is stored; null: the published one (of the unpacked file), if the file bears a "
+        "published file's name, compressed or not",
     )
     kind: Literal["open", "yes-no", "choice"] | None = Field(
         None, description="ask these questions as such; else as the format says"

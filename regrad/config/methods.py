@@ -22,8 +22,8 @@ class MethodConfig(Settings):
     bank: Location | None = Field(None, description="of gradients (regrad), or of trained adapters (prag)")
     bank_version: int | None = Field(None, ge=1, description="the one in force if null")
     adapter: Location | None = Field(None, description="a static LoRA of `regrad finetune`: cpt, ft-*, prag-warm")
-    gamma: float = Field(1.0, ge=0, description="scale of the gradients' update")
-    weighting: str = Field("sum", description="how several gradients become one: see regrad.atoms.merging.MERGES")
+    gamma: float = Field(1.0, ge=0, description="scale of the update; regrad, regrad+icl, regrad-online")
+    weighting: str = Field("sum", description="how several become one (regrad.atoms.merging.MERGES); prag: sum or mean")
     on_missing: Literal["fewer", "online", "fail"] = Field(
         "fewer", description="a passage without an atom: leave it out and say so, compute it now, or stop"
     )

@@ -11,6 +11,11 @@ _SHOWN = 5
 _SHOWN_CHARACTERS = 60
 
 
+def counted(count: int, noun: str) -> str:
+    """Such as "1 passage" or "3 passages"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def listed(label: str, items: Collection[str]) -> list[str]:
     """One short sentence such as "7 missing: a, b, c, d, e, ...", or nothing."""
     if not items:

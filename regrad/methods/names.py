@@ -9,7 +9,7 @@ from dataclasses import replace
 from regrad.config import MethodConfig
 from regrad.errors import MethodError
 from regrad.methods.adapting import TTA
-from regrad.methods.base import Method
+from regrad.methods.base import Method, Source
 from regrad.methods.direct import DIRECT
 from regrad.methods.prag import FT_PRAG, PRAG, PRAG_ICL, PRAG_WARM
 from regrad.methods.rag import PE_RAG, RAG
@@ -24,6 +24,21 @@ METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 SERVED: dict[str, Method] = {name: method for name, method in METHODS.items() if method.served}
 """Those that a server offers: what they need is in a release."""
 
+_ALL_TAKE = ("prompt_style", "demonstrations")
+_TAKEN: dict[Source, tuple[str, ...]] = {
+    "none": (),
+    "static": (),
+    "adapters": ("bank", "bank_version", "weighting", "on_missing"),
+    "gradients": ("meta_init", "bank", "bank_version", "gamma", "weighting", "on_missing"),
+    "gradients-now": ("meta_init", "gamma", "weighting"),
+    "adapting": ("steps", "lr", "adapt_on", "in_prompt", "seed"),
+}
+SETTINGS: dict[str, tuple[str, ...]] = {
+    name: (*(("adapter",) if method.static else ()), *_TAKEN[method.update], *_ALL_TAKE)
+    for name, method in METHODS.items()
+}
+"""The settings of `MethodConfig` that a method looks at, beside its names."""
+
 
 def get_method(name: str, among: Mapping[str, Method] = METHODS) -> Method:
     """The method of this name; raises `MethodError` naming the nearest right one."""
@@ -37,8 +52,17 @@ def get_method(name: str, among: Mapping[str, Method] = METHODS) -> Method:
 def method_of(config: MethodConfig) -> Method:
     """The method as its settings say; raises `MethodError` for a setting that it does not have."""
     method = get_method(config.kind)
-    if config.in_prompt:
-        return method
-    if not method.starts_at_random:
-        raise MethodError(f"{config.name}: 'in_prompt: false' is a setting of tta, not of {config.kind}")
-    return replace(method, passages_in_prompt=False)
+    check_settings(config)
+    return method if config.in_prompt else replace(method, passages_in_prompt=False)
+
+
+def check_settings(config: MethodConfig) -> None:
+    """Raise `MethodError` if something is set that the method does not look at, to another value than the default."""
+    taken = {"name", "method", *SETTINGS[config.kind]}
+    fields = type(config).model_fields
+    idle = [name for name in fields if name not in taken and getattr(config, name) != fields[name].default]
+    if idle:
+        label = f" ({config.name})" if config.name != config.kind else ""
+        raise MethodError(
+            f"method {config.kind!r}{label} takes no {', no '.join(idle)}; it takes {', '.join(SETTINGS[config.kind])}"
+        )

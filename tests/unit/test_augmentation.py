@@ -118,7 +118,7 @@ def test_data_aug_is_read_once_a_passage_and_bad_ones_are_said(tmp_path: Path) -
     first = Passage(passage_id("text one"), "", "text one")
     assert found[0] == Augmented(first, ("one as text",), (Pair("Who?", "me", "It is me."),))
     assert isinstance(found[1], CorpusError)
-    assert "a.json record 0 augment 1: a pair needs a 'question' and an 'answer'" in str(found[1])
+    assert "a.json record 1 augment 2: a pair needs a 'question' and an 'answer'" in str(found[1])
     assert isinstance(found[2], Augmented)
     assert (found[2].passage.text, found[2].rewrites) == ("two", ())
     (tmp_path / "a.json").write_text("[{]")
@@ -135,7 +135,7 @@ def test_augmented_passages_are_taken_as_they_are_and_a_bad_one_is_said(world: W
     found = [item for _, item in read_ready(str(path))]
     assert [found[0], found[2]] == [items[0], items[2]]
     assert isinstance(found[1], CorpusError)
-    assert "augmented.jsonl record 1: a pair needs a 'question' and an 'answer'" in str(found[1])
+    assert "augmented.jsonl record 2: a pair needs a 'question' and an 'answer'" in str(found[1])
     path.write_text('{"id": "a", "text": "b"}')
     with pytest.raises(CorpusError, match="an object with 'augment', a list, or with 'pairs' is expected"):
         list(read_ready(str(path)))

@@ -119,7 +119,8 @@ def test_every_method_shows_them_before_its_own_prompt(
     folder: Path, tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage], method: str
 ) -> None:
     meta_init.save(folder / "meta-init")
-    one = {"name": method, "demonstrations": 2, "meta_init": str(folder / "meta-init")}
+    start = {"meta_init": str(folder / "meta-init")} if method == "regrad-online" else {}
+    one = {"name": method, "demonstrations": 2, **start}
     cell = make_plan(few_shot(folder, tiny.config, methods=[one]))[0]
     config = few_shot(folder, tiny.config)
     record = CellRunner(tiny, config).run(cell).records[0]
@@ -145,14 +146,14 @@ def test_passages_are_dropped_before_demonstrations_which_never_are(folder: Path
     assert {record.note for record in run("rag 1", limit)} == {"1 of 1 passages did not fit into the prompt"}
     assert all(record.prompt_tokens > alone for record in run("rag 1", limit))
     assert run("direct", alone + 6)
-    with pytest.raises(EvaluationError, match="0 passages, 1 demonstrations .* ask for fewer demonstrations"):
+    with pytest.raises(EvaluationError, match="0 passages, 1 demonstration and .* ask for fewer demonstrations"):
         run("rag 1", alone + 6)
 
 
 @pytest.mark.parametrize(
     ("shown", "count", "text"),
     [
-        (None, 1, r"method rag \(few\) asks for 1 demonstrations, and set 'people' has none"),
+        (None, 1, r"method rag \(few\) asks for 1 demonstration, and set 'people' has none"),
         ("shown.jsonl", 4, r"asks for 4 demonstrations, and .*shown.jsonl has 3"),
     ],
 )
@@ -169,7 +170,7 @@ def test_a_demonstration_that_is_a_test_question_is_refused_if_it_would_be_shown
 ) -> None:
     leak = {"id": "leak", "question": f"who employs  {passages[2].title.upper()}", "answers": ["a2"]}
     write(folder, [SHOWN[0], leak, SHOWN[1]])
-    with pytest.raises(EvaluationError, match=r"1 demonstrations that are also test questions: 'leak \(question q2\)'"):
+    with pytest.raises(EvaluationError, match=r"1 demonstration that is also a test question: 'leak \(question q2\)'"):
         make_plan(few_shot(folder, model))
     make_plan(few_shot(folder, model, methods=METHODS[2:]))
 

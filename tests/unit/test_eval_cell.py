@@ -20,7 +20,7 @@ from regrad.language_model.decoding import GenerationRequest, generate
 from regrad.language_model.engine import Finished
 from regrad.language_model.loading import LanguageModel
 from regrad.meta_init import MetaInit
-from regrad.methods import Knowledge
+from regrad.methods import METHODS, Knowledge
 from tests.unit.evaluating import settings, write_set
 
 
@@ -36,7 +36,8 @@ def run(lm: LanguageModel, config: EvalConfig) -> list[CellResult]:
 
 
 def only(folder: Path, lm: LanguageModel, method: str, k: int = 1, **changes: Any) -> EvalConfig:
-    one = {"name": method, "meta_init": str(folder / "meta-init")}
+    start = {"meta_init": str(folder / "meta-init")} if METHODS[method].applies_gradients else {}
+    one = {"name": method, **start}
     return settings(folder, lm.config, methods=[one], k=[k], **changes)
 
 
@@ -49,8 +50,12 @@ def test_records_are_of_the_questions_and_the_same_however_many_at_once(folder: 
 
 
 def test_what_is_trained_on_passages_alone_has_none_in_its_prompt(folder: Path, tiny: LanguageModel) -> None:
-    ways: dict[str, dict[str, Any]] = {"tta": {}, "alone": {"method": "tta", "in_prompt": False}, "direct": {}}
-    methods = [{"name": name, **way, "lr": 1e-2} for name, way in ways.items()]
+    ways: dict[str, dict[str, Any]] = {
+        "tta": {"lr": 1e-2},
+        "alone": {"method": "tta", "in_prompt": False, "lr": 1e-2},
+        "direct": {},
+    }
+    methods = [{"name": name, **way} for name, way in ways.items()]
     both, alone, direct = run(tiny, settings(folder, tiny.config, methods=methods, k=[1]))
     tokens = [[record.prompt_tokens for record in one.records] for one in (both, alone, direct)]
     assert tokens[1] == tokens[2]

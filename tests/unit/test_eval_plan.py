@@ -106,7 +106,7 @@ def test_what_decides_no_answer_is_not_in_the_key(folder: Path, model: ModelConf
         {"max_new_tokens": 7},
         {"context_tokens": 100},
         {"models": {"tiny": {"path": "PATH", "subspace": {"rank": 3}}}},
-        {"methods": [{"name": "direct", "gamma": 0.5}, {"name": "rag", "prompt_style": "pe"}]},
+        {"methods": [{"name": n, "prompt_style": "pe"} for n in ("direct", "rag")]},
     ],
 )
 def test_settings_that_decide_answers_change_every_key(
@@ -137,7 +137,7 @@ def test_an_added_cell_leaves_the_others_their_keys(folder: Path, model: ModelCo
     [
         ({"methods": ["pe-rga"]}, MethodError, "did you mean 'pe-rag'"),
         ({"methods": ["regrad-online"]}, MethodError, "meta_init"),
-        ({"methods": [{"name": "rag", "in_prompt": False}]}, MethodError, "a setting of tta, not of rag"),
+        ({"methods": [{"name": "rag", "in_prompt": False}]}, MethodError, "method 'rag' takes no in_prompt; it takes"),
         ({"methods": [{"name": "regrad-online", "meta_init": "nowhere"}]}, MetaInitError, "regrad train"),
     ],
 )

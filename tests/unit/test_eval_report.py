@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,27 @@ def test_costs_and_unparsable_answers_are_counted(folder: Path, tiny_path: Path)
     assert (row["unparsable"], row["milliseconds"], row["bytes_fetched"]) == (6, 4.0, 3000)
     assert row["retrieval_ms"] == pytest.approx(100)
     assert (row["preparation_ms"], row["storage_bytes"]) == (None, None)
+
+
+def test_a_set_of_open_and_closed_questions_says_what_its_score_is_made_of(folder: Path, tiny_path: Path) -> None:
+    output, cells = planned(folder, tiny_path, methods=["direct"])
+    whole = result(cells[0], [True, False, True, True])
+    kinds = ("open", "open", "yes-no", "choice")
+    mixed = [replace(one, kind=kind) for one, kind in zip(whole.records, kinds, strict=True)]
+    report = folder / "out" / "report.md"
+    for records, heading in (
+        (mixed, "F1 (accuracy of closed questions) in points"),
+        (mixed[:2], "F1 in points"),
+        (mixed[2:], "Accuracy in points"),
+    ):
+        output.save(cells[0], replace(whole, records=records), rows=32)
+        write_report(output)
+        assert heading in report.read_text()
+        said = (
+            "people mixes kinds of questions (2 open, 1 yes-no, 1 choice): the closed ones count with their accuracy."
+        )
+        assert (said in report.read_text()) is (records is mixed)
+        assert ("mixes kinds" in report.read_text()) is (records is mixed)
 
 
 def test_an_unfinished_run_has_a_report_that_says_so(folder: Path, tiny_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regrad.cli.leaks import command
+from regrad.errors import EvaluationError
 from regrad.evaluation.leaks import Leak, NearTexts, find_leaks, similarity
 from regrad.evaluation.questions import Question
 
@@ -90,6 +91,19 @@ def test_the_command_line_counts_shows_and_tells_by_its_status(tmp_path: Path) -
     found = CliRunner().invoke(command, [str(tasks), str(test)])
     assert found.exit_code == 1
     assert found.output.splitlines()[1:] == ["exact 1.00  q1: who was it", "            1/0: Who was it?"]
+
+
+def test_a_file_of_questions_that_is_read_as_tasks_names_the_option(tmp_path: Path) -> None:
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    for path in (train, test):
+        path.write_text('{"question": "Who was it?", "answer": "A"}\n')
+    with pytest.raises(EvaluationError, match=r"field 'questions' is missing .* say --train-format jsonl"):
+        CliRunner().invoke(command, [str(train), str(test)], catch_exceptions=False)
+    assert CliRunner().invoke(command, [str(train), str(test), "--train-format", "jsonl"]).exit_code == 1
+    arguments = [str(train), str(test), "--train-format", "jsonl", "--test-format", "tasks"]
+    with pytest.raises(EvaluationError, match="field 'questions' is missing") as other:
+        CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert "--train-format" not in str(other.value)
 
 
 PASSAGE = {"id": "les", "title": "Les Dripen", "text": "Les Dripen was raised in the city of Thomville."}

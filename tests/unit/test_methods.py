@@ -320,7 +320,7 @@ def test_test_time_adaptation_starts_where_its_seed_says_and_may_leave_the_passa
     prompts = [method_of(config).prompt(PromptFormat(), "Who?", PASSAGES) for config in (alone, settings("tta"))]
     assert ["first" in prompt for prompt in prompts] == [False, True]
     assert method_of(alone).retrieves
-    with pytest.raises(MethodError, match="x: 'in_prompt: false' is a setting of tta, not of rag"):
+    with pytest.raises(MethodError, match=r"method 'rag' \(x\) takes no in_prompt; it takes prompt_style"):
         check_method(settings("x", method="rag", in_prompt=False))
 
 

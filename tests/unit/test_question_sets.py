@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
+import io
 import json
+import lzma
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from regrad.config import LabConfig, QuestionSetConfig
 from regrad.corpus import Passage
 from regrad.errors import ConfigError, EvaluationError
 from regrad.evaluation.questions import READERS, Question, read_questions
-from regrad.evaluation.questions.published import PUBLISHED, expected_checksum
+from regrad.evaluation.questions.published import PUBLISHED, published_checksum
 from regrad.lab.files import write_lab
 from regrad.settings import parse_settings
 
@@ -441,8 +445,43 @@ def test_a_file_with_a_published_name_must_be_the_published_file(tmp_path: Path,
     with pytest.raises(EvaluationError, match=f"expected {PUBLISHED[format_][name]}; fetch that one"):
         read(path, format_, sha256=None)
     settings = QuestionSetConfig(name="x", path=f"s3://bucket/{name}", format=format_)
-    assert re.fullmatch("[0-9a-f]{64}", expected_checksum(settings) or "")
-    assert expected_checksum(settings.model_copy(update={"format": "jsonl"})) is None
+    assert re.fullmatch("[0-9a-f]{64}", published_checksum(settings) or "")
+    assert published_checksum(settings.model_copy(update={"format": "jsonl"})) is None
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zip", "GZ"])
+def test_a_published_file_is_checked_unpacked_and_a_stated_checksum_as_it_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    name, right = "hotpot_dev_distractor_v1.json", json.dumps([HOTPOT]).encode()
+    monkeypatch.setitem(PUBLISHED["hotpotqa"], name, hashlib.sha256(right).hexdigest())
+    path = tmp_path / f"{name}.{ending}"
+
+    def store(data: bytes) -> str:
+        path.write_bytes(packed(name, data, ending.lower()))
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    stored = store(right)
+    assert len(read(path, "hotpotqa", sha256=None)) == len(read(path, "hotpotqa", sha256=stored)) == 1
+    with pytest.raises(EvaluationError, match=f"not the one of the settings: its SHA-256 is {stored}"):
+        read(path, "hotpotqa", sha256=hashlib.sha256(right).hexdigest())
+    other = store(right + b"\n")
+    found = hashlib.sha256(right + b"\n").hexdigest()
+    with pytest.raises(EvaluationError, match=f"not the published file: its SHA-256, unpacked, is {found}"):
+        read(path, "hotpotqa", sha256=None)
+    for stated in ("any", other):
+        assert len(read(path, "hotpotqa", sha256=stated)) == 1
+
+
+def packed(name: str, data: bytes, ending: str) -> bytes:
+    """Compressed, as a file with this ending is."""
+    if ending != "zip":
+        pack: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+        return pack[ending](data)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, data)
+    return file.getvalue()
 
 
 def test_two_records_with_one_id_are_an_error(tmp_path: Path) -> None:

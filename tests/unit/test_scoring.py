@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from regrad.cli.score import command
-from regrad.errors import EvaluationError
+from regrad.errors import EvaluationError, StorageError
 from regrad.evaluation.metrics import RULES
 from regrad.evaluation.records import write_records
 from regrad.evaluation.scoring import compare_records, parts, read_scored
@@ -107,6 +108,31 @@ def test_against_others_it_is_the_paired_tests_corrected_over_the_metrics(tmp_pa
     assert [one.holm_t for one in found.values()] == holm([one.p_t for one in alone.values()])
     assert [one.holm_bootstrap for one in found.values()] == holm([one.p_bootstrap for one in alone.values()])
     assert found["em"].difference == 0.75 and found["em"].holm_t > found["em"].p_t
+
+
+def test_a_directory_that_is_not_there_is_not_made(
+    tmp_path: Path, questions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = write(tmp_path / "mine.json", RIGHT)
+    with pytest.raises(StorageError, match=f"there is no directory {tmp_path}/nowhere"):
+        score(questions, mine, "--json", str(tmp_path / "nowhere" / "x.json"))
+    assert not (tmp_path / "nowhere").exists()
+    monkeypatch.chdir(tmp_path)
+    score(questions, mine, "--json", "x.json")
+    assert (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize(("ours", "theirs", "sign"), [("right", "wrong", "+"), ("wrong", "right", "-")])
+def test_the_columns_of_the_widest_numbers_do_not_touch(
+    tmp_path: Path, questions: str, ours: str, theirs: str, sign: str
+) -> None:
+    said = {"right": RIGHT, "wrong": dict.fromkeys(RIGHT, "x")}
+    files = {name: write(tmp_path / f"{name}.json", answers) for name, answers in said.items()}
+    _, _, compared = score(questions, files[ours], "--against", files[theirs]).partition("against")
+    all_right = score(questions, files["right"]).splitlines()[2]
+    assert all_right.count("]  ") == 4, all_right
+    (row,) = [line for line in compared.splitlines() if line.startswith("EM ")]
+    assert re.search(rf"\{sign}100\.0 \[{sign.strip('+')}100\.0, {sign.strip('+')}100\.0\]  +\S+  +\S+$", row), row
 
 
 @pytest.mark.parametrize(

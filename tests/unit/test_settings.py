@@ -8,6 +8,7 @@ from regrad.config import (
     BankConfig,
     BuildConfig,
     DemoConfig,
+    EvalConfig,
     IndexConfig,
     LabWriterConfig,
     MetaTrainConfig,
@@ -34,6 +35,15 @@ def test_misspelt_key_names_the_nearest_right_one(tmp_path: Path) -> None:
 def test_misspelt_nested_override_names_the_nearest_right_one() -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'bank.codek'; did you mean 'bank.codec'\?"):
         load_settings(BuildConfig, builtin_config("jobs/build-lab.yaml"), ["bank.codek=bf16"])
+
+
+def test_a_list_is_not_called_too_short_for_a_misspelt_key_in_it() -> None:
+    values = {"output": "o", "models": {"m": {"path": "p"}}, "sets": [], "methods": [{"name": "rag", "gama": 1}]}
+    with pytest.raises(ConfigError) as found:
+        parse_settings(EvalConfig, values, "c.yaml")
+    short = "key 'sets': Tuple should have at least 1 item after validation, not 0, found []"
+    near = "unknown key 'methods.0.gama'; did you mean 'methods.0.gamma'?"
+    assert str(found.value) == f"c.yaml: {short}; {near}"
 
 
 def test_a_key_near_nothing_lists_the_keys(tmp_path: Path) -> None:

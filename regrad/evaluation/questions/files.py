@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import posixpath
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -96,28 +97,43 @@ class QuestionFile:
         return f"{self.uri} record {number}"
 
     def _ends_in(self, *endings: str) -> bool:
-        name = self.uri.lower()
-        if _compression(name):
-            name = name.rpartition(".")[0]
-        return name.endswith(endings)
+        return unpacked_name(self.uri).lower().endswith(endings)
 
 
-def open_file(uri: str, sha256: str | None = None, aliases: str | None = None) -> QuestionFile:
-    """Read and check a file; raises `EvaluationError` if it cannot be read or is not the one with this checksum."""
+def unpacked_name(uri: str) -> str:
+    """The name of a file without the ending that says that it is compressed."""
+    name = posixpath.basename(uri)
+    return name.rpartition(".")[0] if _compression(name) else name
+
+
+def open_file(
+    uri: str, sha256: str | None = None, aliases: str | None = None, published: str | None = None
+) -> QuestionFile:
+    """Read and check a file: `sha256` is of its bytes as they are stored, `published` of the unpacked ones.
+
+    Raises `EvaluationError` if it cannot be read or has another checksum.
+    """
     try:
         raw = _read(uri)
-        if sha256 and (found := hashlib.sha256(raw).hexdigest()) != sha256:
-            raise EvaluationError(
-                f"{uri} is not the published file, or not the one of the settings: its SHA-256 is {found}, expected "
-                f"{sha256}; fetch that one, or state sha256 (another checksum, or 'any')"
-            )
-        return QuestionFile(uri, _unpack(uri, raw).decode("utf-8-sig"), aliases)
+        _check(uri, raw, sha256, "not the one of the settings: its SHA-256")
+        data = _unpack(uri, raw)
+        unpacked = "not the published file: its SHA-256" + (", unpacked," if _compression(uri) else "")
+        _check(uri, data, published, unpacked)
+        return QuestionFile(uri, data.decode("utf-8-sig"), aliases)
     except FileNotFoundError as error:
         raise EvaluationError(f"{uri} does not exist") from error
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{uri} is not UTF-8 text: {error}") from error
     except (OSError, ValueError, EOFError, zlib.error, LZMAError, BadZipFile, ImportError, BotoCoreError) as error:
         raise EvaluationError(f"{uri} cannot be read: {error}") from error
+
+
+def _check(uri: str, data: bytes, expected: str | None, what: str) -> None:
+    if expected and (found := hashlib.sha256(data).hexdigest()) != expected:
+        raise EvaluationError(
+            f"{uri} is {what} is {found}, expected {expected}; fetch that one, or state sha256 (of the file as it is "
+            "stored, or 'any')"
+        )
 
 
 def _read(uri: str) -> bytes:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import posixpath
-
 from regrad.config.evaluation import QuestionSetConfig
+from regrad.evaluation.questions.files import unpacked_name
 
 PUBLISHED = {
     "2wikimultihopqa": {
@@ -32,11 +31,11 @@ PUBLISHED = {
 """Checksums by format and file name."""
 
 
-def expected_checksum(config: QuestionSetConfig) -> str | None:
-    """The checksum that a set's file must have; None if it may have any.
+def published_checksum(config: QuestionSetConfig) -> str | None:
+    """The checksum that a set's file must have, unpacked: of one that bears a published file's name, compressed or not.
 
-    That of the settings, or, of a file that bears a published file's name, the published one.
+    None if it bears none, or if the settings state a checksum of their own, or `any`.
     """
-    if config.sha256 == "any":
+    if config.sha256 is not None:
         return None
-    return config.sha256 or PUBLISHED.get(config.format, {}).get(posixpath.basename(config.path))
+    return PUBLISHED.get(config.format, {}).get(unpacked_name(config.path))

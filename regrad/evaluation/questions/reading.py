@@ -12,7 +12,7 @@ from regrad.config.evaluation import QuestionSetConfig
 from regrad.errors import EvaluationError
 from regrad.evaluation.questions import law, medicine, multi_hop, own, released, single_hop
 from regrad.evaluation.questions.files import QuestionFile, open_file
-from regrad.evaluation.questions.published import expected_checksum
+from regrad.evaluation.questions.published import published_checksum
 from regrad.evaluation.questions.question import Question
 
 Reader = Callable[[QuestionFile], Iterator[Question]]
@@ -48,7 +48,9 @@ def read_questions(config: QuestionSetConfig) -> list[Question]:
     hash: a larger sample begins with a smaller one, and the order of the file does not matter.
     """
     reader = _reader(config.format)
-    questions = _named(reader(open_file(config.path, expected_checksum(config), config.aliases)), config.path)
+    stated = None if config.sha256 == "any" else config.sha256
+    file = open_file(config.path, stated, config.aliases, published_checksum(config))
+    questions = _named(reader(file), config.path)
     if not questions:
         raise EvaluationError(f"{config.path} holds no questions that the format '{config.format}' takes")
     questions = questions[: config.first]

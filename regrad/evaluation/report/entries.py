@@ -15,8 +15,9 @@ Key = tuple[str, str, str, int]
 class Entry:
     """Scores are from 0 to 1; the costs are means over the questions, None where they are not known.
 
-    `value` is the chosen metric with its interval, `by_question` the same of each question; `noted` is how many records
-    have a note, `against` the comparison with the method that others are compared to.
+    `value` is the chosen metric with its interval, `by_question` the same of each question; `kinds` counts the
+    questions of each kind; `noted` is how many records have a note, `against` the comparison with the method that
+    others are compared to.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Entry:
     by_question: Mapping[tuple[str, str], float]
     noted: int
     devices: frozenset[str]
+    kinds: Mapping[str, int]
     against: Comparison | None = None
 
     @property

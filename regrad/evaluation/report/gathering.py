@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -59,6 +59,7 @@ def _entry(cells: _Cells, metric: Column) -> Entry:
         by_question=values,
         noted=sum(bool(record.note) for record in records),
         devices=frozenset(run.device for run in runs),
+        kinds=dict(Counter({record.question_id: record.kind for record in records}.values())),
     )
 
 

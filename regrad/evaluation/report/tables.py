@@ -83,9 +83,9 @@ def _sign(entry: Entry) -> Sign:
 
 
 def _score_note(entries: Sequence[Entry], metric: str, compare_to: str | None) -> str:
-    kinds = {entry.closed for entry in entries}
+    kinds = {kind for entry in entries for kind in entry.kinds}
     named = {False: f"{metric.upper()} (accuracy of closed questions)", True: "Accuracy"}
-    what = named[kinds == {True}] if True in kinds else metric.upper()
+    what = named["open" not in kinds] if kinds - {"open"} else metric.upper()
     marks = (
         f" ▲ and ▼: better and worse than {compare_to} at the same k (or, if one of the two retrieves nothing, at the "
         f"first k), p < {ALPHA} by both the paired t-test and the paired bootstrap, after Holm's correction over all "
@@ -93,7 +93,17 @@ def _score_note(entries: Sequence[Entry], metric: str, compare_to: str | None) -
         if compare_to
         else ""
     )
-    return f"{what} in points, with 95% intervals. The best of each set is bold.{marks}"
+    return f"{what} in points, with 95% intervals. The best of each set is bold.{_mixed(entries)}{marks}"
+
+
+def _mixed(entries: Sequence[Entry]) -> str:
+    """A sentence for each set with open and closed questions, whose score is one mean of both."""
+    mixed = {entry.set: entry.kinds for entry in entries if "open" in entry.kinds and len(entry.kinds) > 1}
+    counts = {name: ", ".join(f"{count} {kind}" for kind, count in kinds.items()) for name, kinds in mixed.items()}
+    return "".join(
+        f" {name} mixes kinds of questions ({count}): the closed ones count with their accuracy."
+        for name, count in counts.items()
+    )
 
 
 def _details(entry: Entry) -> Iterator[Text]:

@@ -8,8 +8,10 @@ from regrad.config import EvalSetConfig, MethodConfig
 from regrad.config.evaluation import QuestionSetConfig
 from regrad.errors import MethodError
 from regrad.evaluation.leaks import find_leaks
-from regrad.evaluation.matching import listed, refuse
+from regrad.evaluation.matching import counted, listed, refuse
 from regrad.evaluation.questions import Question, read_questions
+
+_LEAKS = "demonstrations that are also test questions"
 
 
 def find_demonstrations(
@@ -23,7 +25,7 @@ def find_demonstrations(
     count = method.demonstrations
     if not count:
         return ()
-    wanted = f"method {method.kind} ({method.name}) asks for {count} demonstrations"
+    wanted = f"method {method.kind} ({method.name}) asks for {counted(count, 'demonstration')}"
     if one.demonstrations is None:
         raise MethodError(f"{wanted}, and set {one.name!r} has none: name a file of solved questions there")
     found = read_questions(
@@ -39,4 +41,5 @@ def find_demonstrations(
 
 def _refuse_leaks(one: EvalSetConfig, found: Sequence[Question], questions: Sequence[Question]) -> None:
     leaks = [f"{leak.train.id} (question {leak.test.id})" for leak in find_leaks(found, questions, 1.0)]
-    refuse(f"set {one.name!r}: {one.demonstrations}", listed("demonstrations that are also test questions", leaks))
+    label = "demonstration that is also a test question" if len(leaks) == 1 else _LEAKS
+    refuse(f"set {one.name!r}: {one.demonstrations}", listed(label, leaks))

@@ -13,6 +13,7 @@ from torch import Tensor
 from regrad.config import EvalBatchConfig
 from regrad.corpus import Passage
 from regrad.errors import EvaluationError
+from regrad.evaluation.matching import counted
 from regrad.language_model.engine import DecodingRequest, Engine, Finished
 from regrad.language_model.engine.rows import context_length
 from regrad.language_model.loading import LanguageModel
@@ -72,7 +73,7 @@ def fit(
             return Fitted(prompt, len(passages) - kept)
         if not drop:
             break
-    shown = f"{kept} passages" + (f", {demonstrations} demonstrations" if demonstrations else "")
+    shown = ", ".join([counted(kept, "passage")] + [counted(demonstrations, "demonstration")] * bool(demonstrations))
     raise EvaluationError(
         f"a prompt with {shown} and its answer take {tokens} tokens, but the context is {min(limits)}: "
         + ("set too_long=drop, or lower k" if kept else _shorter(demonstrations))
