@@ -1,0 +1,1 @@
+"""Parts of `code_map.py`."""
