@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from regrad.config import EvalBatchConfig, MethodConfig
 from regrad.errors import EvaluationError
-from regrad.evaluation.runner.generation import Generator
-from regrad.language_model.engine import DecodingRequest, Engine, Finished
-from regrad.language_model.loading import LanguageModel, weights_digest
-from regrad.methods import Asked, Updates, method_of, open_updates
+from regrad.evaluation.config import EvalBatchConfig
+from regrad.evaluation.generation import Generator
+from regrad.inference.engine import Engine
+from regrad.inference.rows import DecodingRequest, Finished
+from regrad.methods.base import Asked, Updates
+from regrad.methods.config import MethodConfig
+from regrad.methods.registry import method_of, open_updates
+from regrad.models.loading import LanguageModel, weights_digest
 
 
 class Endless(LanguageModel):

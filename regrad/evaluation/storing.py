@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from regrad.bank.codecs import CODECS
-from regrad.bank.versions import read_manifest
-from regrad.language_model.subspace import Subspace
+from regrad.bank.manifest import read_manifest
+from regrad.models.subspace import Subspace
 from regrad.storage import Storage
 
 

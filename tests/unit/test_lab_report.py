@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from regrad.adaptation.augmented import Augmented, Pair, encode_augmented
-from regrad.config import FinetuneConfig, LabReportConfig, builtin_config
-from regrad.corpus import Passage, encode_passages, read_passages
+from regrad.data.augmented import Augmented, Pair, encode_augmented
+from regrad.data.corpora import read_passages
+from regrad.data.passages import Passage, encode_passages
 from regrad.errors import EvaluationError
+from regrad.evaluation.output import CellCard, Planned
 from regrad.evaluation.records import Record, write_records
-from regrad.evaluation.runner.output import CellCard, Planned
 from regrad.lab.report.claims import Claim, fact, less_than, more, ratio_above, ratio_below, settle
+from regrad.lab.report.config import LabReportConfig
 from regrad.lab.report.files import write_documents
 from regrad.lab.report.findings import duels, gaps
 from regrad.lab.report.journal import Journal
@@ -26,8 +27,9 @@ from regrad.lab.report.plan import make_steps
 from regrad.lab.report.studies import ONE_SEED, STUDIES, study
 from regrad.lab.report.table import Measured, Table
 from regrad.lab.report.writing import write_report
-from regrad.settings import load_settings
+from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
+from regrad.training.lora.config import FinetuneConfig
 from tests.unit.evaluating import record
 
 QUESTIONS = 200

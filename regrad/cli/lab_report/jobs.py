@@ -6,9 +6,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from regrad.config import EvalConfig, FinetuneConfig, LabConfig, LabReportConfig, MetaTrainConfig, builtin_config
+from regrad.evaluation.config import EvalConfig
+from regrad.lab.config import LabConfig
+from regrad.lab.report.config import LabReportConfig
 from regrad.lab.report.plan import Job, corpora
-from regrad.settings import load_settings
+from regrad.settings import builtin_config, load_settings
+from regrad.training.lora.config import FinetuneConfig
+from regrad.training.meta.config import MetaTrainConfig
 
 
 def run_job(job: Job, settings: Any) -> str:
@@ -48,8 +52,8 @@ def _samples(config: LabReportConfig) -> str:
 
 def _raw(config: LabReportConfig) -> str:
     """The start that meta-training begins with, as it is before the first step."""
-    from regrad.language_model.loading import load_language_model
     from regrad.meta_init import random_meta_init
+    from regrad.models.loading import load_language_model
 
     train = load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"))
     uri = f"{config.output}/starts/raw"
@@ -59,8 +63,8 @@ def _raw(config: LabReportConfig) -> str:
 
 def _index(config: LabReportConfig) -> str:
     """All of them in one process: of a small index most of the time is the start of Java."""
-    from regrad.corpus import read_passages
-    from regrad.retrieval.lucene import build_index
+    from regrad.data.corpora import read_passages
+    from regrad.retrieval.bm25 import build_index
 
     found = corpora(config)
     counts = [build_index(read_passages(uri), f"{config.output}/index/{name}") for name, uri in found.items()]
@@ -75,7 +79,7 @@ def _measure(config: LabReportConfig) -> str:
 
 def _train(config: MetaTrainConfig) -> str:
     """In this process: the start of a job with its workers takes longer than most of these trainings."""
-    from regrad.meta.in_process import meta_train_in_process
+    from regrad.training.meta.in_process import meta_train_in_process
 
     meta_init = meta_train_in_process(config)
     meta_init.save(config.output)
@@ -83,8 +87,8 @@ def _train(config: MetaTrainConfig) -> str:
 
 
 def _finetune(config: FinetuneConfig) -> str:
-    from regrad.adaptation.in_process import finetune_in_process
-    from regrad.meta.task_files import read_tasks
+    from regrad.training.lora.finetuning import finetune_in_process
+    from regrad.training.meta.task_files import read_tasks
 
     adapter = finetune_in_process(config, read_tasks)
     adapter.save(config.output)
@@ -93,10 +97,10 @@ def _finetune(config: FinetuneConfig) -> str:
 
 
 def _eval(config: EvalConfig) -> str:
+    from regrad.evaluation.output import Output, plan_of
+    from regrad.evaluation.plan import make_plan
     from regrad.evaluation.report.writing import write_report
-    from regrad.evaluation.runner.cells import Cells
-    from regrad.evaluation.runner.output import Output, plan_of
-    from regrad.evaluation.runner.plan import make_plan
+    from regrad.evaluation.runner import Cells
 
     cells, output, runner = make_plan(config), Output(config.output), Cells(config, "cpu")
     planned = plan_of(config, cells)

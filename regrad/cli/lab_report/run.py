@@ -10,7 +10,7 @@ import ray
 
 from ray_jobs.cluster import cause_of, cluster
 from regrad.cli.lab_report.jobs import run_job
-from regrad.config import LabReportConfig
+from regrad.lab.report.config import LabReportConfig
 from regrad.lab.report.journal import Journal
 from regrad.lab.report.plan import Step, make_steps
 from regrad.lab.report.writing import write_report

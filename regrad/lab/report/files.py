@@ -7,8 +7,8 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-from regrad.config import LabReportConfig
-from regrad.corpus import encode_passages, read_records
+from regrad.data.corpora import read_records
+from regrad.data.passages import encode_passages
 from regrad.lab.files import (
     CORPUS,
     QUESTIONS,
@@ -19,6 +19,7 @@ from regrad.lab.files import (
     jsonl,
     people_questions,
 )
+from regrad.lab.report.config import LabReportConfig
 from regrad.lab.world import World
 from regrad.storage import Storage
 

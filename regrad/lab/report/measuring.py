@@ -8,15 +8,17 @@ from statistics import fmean
 
 import torch
 
-from regrad.config import LabReportConfig, MethodConfig
-from regrad.corpus import Passage, read_passages
+from regrad.data.corpora import read_passages
+from regrad.data.passages import Passage
 from regrad.evaluation import measuring
 from regrad.evaluation.storing import bytes_by_codec, bytes_in_bank
 from regrad.lab.files import CORPUS, people_questions
+from regrad.lab.report.config import LabReportConfig
 from regrad.lab.world import World
-from regrad.language_model.loading import load_language_model
 from regrad.meta_init import MetaInit
-from regrad.methods import Asked
+from regrad.methods.base import Asked
+from regrad.methods.config import MethodConfig
+from regrad.models.loading import load_language_model
 from regrad.storage import Storage
 
 MEASURED = "measured.json"

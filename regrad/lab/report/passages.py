@@ -5,7 +5,7 @@ from __future__ import annotations
 from regrad.lab.report.claims import Claim, less_than, more
 from regrad.lab.report.phrases import MARGINAL, curve
 from regrad.lab.report.table import Key, Scores, Table, average, minus
-from regrad.lab.sets.many import Many
+from regrad.lab.sets.hard import Many
 
 READ = 5
 """Passages of a prompt that the lab's base was trained to read (`regrad.lab.pretraining.contexts.CURRICULUM`)."""

@@ -6,20 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from regrad.config import (
-    AdaptersConfig,
-    BuildConfig,
-    FinetuneConfig,
-    LabConfig,
-    LabReportConfig,
-    MetaTrainConfig,
-    builtin_config,
-)
-from regrad.config.lab import LabVariant
+from regrad.bank.config import BuildConfig
+from regrad.lab.config import LabConfig, LabVariant
+from regrad.lab.report.config import LabReportConfig
 from regrad.lab.report.files import UNTIL
 from regrad.lab.report.needs import makes, needs
 from regrad.lab.report.studies import STUDIES, study
-from regrad.settings import Settings, load_settings
+from regrad.settings import Settings, builtin_config, load_settings
+from regrad.training.lora.config import AdaptersConfig, FinetuneConfig
+from regrad.training.meta.config import MetaTrainConfig
 
 FileJob = Literal["world", "memorised", "documents", "samples", "index", "raw"]
 Job = FileJob | Literal["train", "finetune", "adapters", "bank", "eval", "measure"]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from regrad.adaptation.augmented import read_augmented
-from regrad.config import LabReportConfig
-from regrad.corpus import read_passages, read_records
+from regrad.data.augmented import read_augmented
+from regrad.data.corpora import read_passages, read_records
 from regrad.errors import EvaluationError
+from regrad.evaluation.output import Output
 from regrad.evaluation.records import Record
-from regrad.evaluation.report.entries import Entry
-from regrad.evaluation.report.gathering import gather
-from regrad.evaluation.runner.output import Output
+from regrad.evaluation.report.entries import Entry, gather
 from regrad.lab.files import QUESTIONS
+from regrad.lab.report.config import LabReportConfig
 from regrad.lab.report.files import GROUP_OLD
 from regrad.lab.report.measuring import MEASURED
 from regrad.lab.report.studies import STUDIES

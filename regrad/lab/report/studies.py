@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from regrad.config import EvalConfig, LabReportConfig, builtin_config
-from regrad.settings import parse_settings, read_yaml
+from regrad.evaluation.config import EvalConfig
+from regrad.lab.report.config import LabReportConfig
+from regrad.settings import builtin_config, parse_settings, read_yaml
 
 STUDIES = ("methods", "passages", "merges", "drift", "general", "domains", "hard", "notes")
 ONE_SEED = ("hard",)

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import torch
 
-from regrad.config import LabReportConfig
 from regrad.evaluation.report.entries import Entry
+from regrad.lab.report.config import LabReportConfig
 from regrad.lab.report.document import Report, document
 from regrad.lab.report.findings import duels, gaps
 from regrad.lab.report.nine import nine_claims
