@@ -140,14 +140,6 @@ class BankReader:
         except StorageError:
             return False
 
-    def in_memory(self, passage: Passage) -> Fetched | None:
-        """The passage's record if it is in the memory tier, and of this text."""
-        location = self.locate(passage.id)
-        if location is None or not location.entry.belongs_to(passage.text_hash):
-            return None
-        record = self._memory.get((location.shard, location.start))
-        return None if record is None else Fetched(record, "memory")
-
     def fetch(self, passages: Sequence[str | Passage], seconds: float | None = None) -> list[Fetched]:
         """The records in the order asked for, all tiers tried, by the deadline (the settings' by default).
 
