@@ -12,11 +12,13 @@ from typing import TypeVar
 
 import torch
 
-from regrad.bank.reader import BankReader, Fetched
+from regrad.bank.reader import BankReader
 from regrad.bank.tiers import MemoryTier
 from regrad.errors import BankError, StorageError
+from regrad.methods.atoms import use_of
+from regrad.methods.base import PassageUse
 from serve_app.config import ServeConfig
-from serve_app.messages import GradientSum, LoadRequest, PassageUse, Release, Retrieved
+from serve_app.messages import GradientSum, LoadRequest, Release, Retrieved
 from serve_app.observability.tracing import Watch
 
 T = TypeVar("T")
@@ -74,7 +76,7 @@ class BankLoaderDeployment:
             total.to(torch.bfloat16),
             reader.manifest.fingerprint,
             reader.manifest.label,
-            tuple(_use(passage.id, item) for passage, item in zip(passages, found, strict=True)),
+            tuple(use_of(passage.id, item) for passage, item in zip(passages, found, strict=True)),
             (time.perf_counter() - started) * 1e3,
             reader.codec.decode(torch.stack(records)).to(torch.bfloat16) if parts and records else None,
         )
@@ -169,7 +171,3 @@ def nothing(retrieved: Retrieved | None, release: Release, problem: str) -> Grad
     """A sum without a single gradient, for the policy to deal with."""
     uses = tuple(PassageUse(hit.passage.id, problem=problem) for hit in (retrieved.hits if retrieved else ()))
     return GradientSum(torch.zeros(0), release.fingerprint, "", uses, 0.0)
-
-
-def _use(passage_id: str, item: Fetched) -> PassageUse:
-    return PassageUse(passage_id, item.tier, item.problem, deleted=item.deleted)

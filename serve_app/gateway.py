@@ -21,6 +21,7 @@ from serve_app.http.errors import Record, current_record, problem_of
 from serve_app.messages import Answered, Ask, Event, Found, Piece, Release, Reply, Retrieved
 from serve_app.microbatch import Groups
 from serve_app.observability.tracing import Watch
+from serve_app.offers import offers_of
 from serve_app.pipeline import GONE, Stages
 from serve_app.readiness import Readiness
 from serve_app.rollout import Follower, ReleaseList
@@ -42,10 +43,11 @@ class Gateway:
         generator: DeploymentHandle,
     ) -> None:
         self._config = config
-        self._stages = Stages(retriever, bank_loader, generator)
-        self._groups = Groups(config.groups, self._stages, (retriever, bank_loader, generator))
+        offers = offers_of(config)
+        self._stages = Stages(offers, retriever, bank_loader, generator)
+        self._groups = Groups(config.groups, offers, self._stages, (retriever, bank_loader, generator))
         self._follower = Follower(config)
-        self._watch = Watch(config.watching, "gateway")
+        self._watch = Watch(config.watching, "gateway", offers)
         self._readiness = Readiness()
         self._in_flight = 0
 

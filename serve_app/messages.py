@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from regrad.methods.base import Note, PassageUse
 from regrad.retrieval.base import Hit
 
 
@@ -118,21 +119,6 @@ class Retrieved:
 
 
 @dataclass(frozen=True)
-class PassageUse:
-    """How a passage came into an answer: the tier of its atom ("" if none), or why it has none.
-
-    `contribution` is, for `leave_one_out`, the natural log of how much more probable the answer is with the passage's
-    gradient than without it; for `norms`, the Euclidean norm of its step, gamma * alpha * gradient.
-    """
-
-    id: str
-    tier: str = ""
-    problem: str = ""
-    contribution: float | None = None
-    deleted: bool = False
-
-
-@dataclass(frozen=True)
 class GradientSum:
     """The sum of the passages' atoms [P] in bf16, of which bank and for which MetaInit, and what became of each.
 
@@ -160,15 +146,6 @@ def _gradient_sum(
 
 
 @dataclass(frozen=True)
-class Degraded:
-    """Something that was done instead of what was asked for: by which policy, why, and for which passages."""
-
-    policy: str
-    reason: str
-    passage_ids: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Answered:
     """The generator's answer. `batch_size` is the largest number of requests that were decoded together with it."""
 
@@ -179,7 +156,7 @@ class Answered:
     bank_version: str | None
     release: str
     uses: tuple[PassageUse, ...] = ()
-    degraded: tuple[Degraded, ...] = ()
+    degraded: tuple[Note, ...] = ()
     load_milliseconds: float = 0.0
     queue_milliseconds: float = 0.0
     prefill_milliseconds: float = 0.0

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from regrad.methods.registry import get_method
 from serve_app.config import GroupConfig
-from serve_app.messages import Answered, Ask, LoadRequest, Release, Retrieved, SearchRequest
-from serve_app.pipeline import LOAD_FRACTION, Stages
+from serve_app.messages import Answered, Ask, Release, Retrieved
+from serve_app.offers import Offer
+from serve_app.pipeline import Stages
 
 logger = logging.getLogger("ray.serve")
 
@@ -30,22 +31,6 @@ class _Member:
     ask: Ask
     release: Release
     outcome: asyncio.Future[Outcome | None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-    @property
-    def search(self) -> SearchRequest | None:
-        """What the retriever is asked, if anything."""
-        ask = self.ask
-        retrieves = get_method(ask.method).retrieves
-        return SearchRequest(ask.question, ask.k, ask.passage_ids, ask.traceparent) if retrieves else None
-
-    @property
-    def load(self) -> LoadRequest | None:
-        """What the bank loader is asked, if anything."""
-        ask, method = self.ask, get_method(self.ask.method)
-        if not method.applies_gradients:
-            return None
-        parts, atoms = ask.contributions is not None, not method.computes_gradients
-        return LoadRequest(self.release, parts, LOAD_FRACTION * ask.seconds, ask.traceparent, atoms)
 
     def settle(self, outcome: Outcome | Exception | None) -> None:
         """Tell who waits; None: it has to go alone."""
@@ -63,10 +48,11 @@ class Groups:
     def __init__(
         self,
         config: GroupConfig,
+        offers: Mapping[str, Offer],
         stages: Stages,
         handles: tuple[DeploymentHandle, DeploymentHandle, DeploymentHandle],
     ) -> None:
-        self._config, self._stages = config, stages
+        self._config, self._offers, self._stages = config, offers, stages
         self._retriever, self._bank_loader, generator = handles
         self._generator = generator.options(stream=True)
         self._waiting: list[_Member] = []
@@ -128,7 +114,9 @@ class Groups:
 
     def _calls(self, group: list[_Member]) -> list[Any]:
         """The calls of the three stages, each given the ones before un-awaited: the first (or None) and the last."""
-        searches, loads = [member.search for member in group], [member.load for member in group]
+        offers = [self._offers[member.ask.method] for member in group]
+        searches = [offer.search(member.ask) for offer, member in zip(offers, group, strict=True)]
+        loads = [offer.load(member.ask, member.release) for offer, member in zip(offers, group, strict=True)]
         found = self._retriever.many.remote(searches) if any(searches) else None
         sums = self._bank_loader.many.remote(found, loads) if any(loads) else None
         asks, releases = [member.ask for member in group], [member.release for member in group]

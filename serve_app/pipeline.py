@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +12,12 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from regrad.errors import BankError, StorageError
-from regrad.methods.registry import get_method
 from serve_app.bank_loader import nothing
 from serve_app.messages import Answered, Ask, Event, Found, GradientSum, Piece, Release, Reply, Retrieved
+from serve_app.offers import Offer
 
 GONE = (RayActorError, ObjectLostError, DeploymentUnavailableError)
 """What is raised when a replica died; another one may be asked."""
-
-LOAD_FRACTION = 0.5
-"""Of a request's time, for the bank loader."""
 
 
 @dataclass
@@ -46,7 +43,14 @@ class _Calls:
 class Stages:
     """Retriever, bank loader and generator, as one request goes through them."""
 
-    def __init__(self, retriever: DeploymentHandle, bank_loader: DeploymentHandle, generator: DeploymentHandle) -> None:
+    def __init__(
+        self,
+        offers: Mapping[str, Offer],
+        retriever: DeploymentHandle,
+        bank_loader: DeploymentHandle,
+        generator: DeploymentHandle,
+    ) -> None:
+        self._offers = offers
         self._retriever, self._bank_loader, self._generator = retriever, bank_loader, generator
         self._streams = generator.options(stream=True)
 
@@ -95,18 +99,18 @@ class Stages:
             yield event if isinstance(event, Piece) else Reply(ask, event, retrieved)
 
     def _begin(self, ask: Ask, release: Release) -> _Calls:
-        method = get_method(ask.method)
-        if not method.retrieves:
+        offer = self._offers[ask.method]
+        if offer.search(ask) is None:
             return _Calls()
         if ask.passage_ids is not None:
             found = self._retriever.look_up.remote(list(ask.passage_ids), ask.traceparent)
         else:
             found = self._retriever.search.remote(ask.question, ask.k, ask.traceparent)
-        if not method.applies_gradients:
+        load = offer.load(ask, release)
+        if load is None:
             return _Calls(found)
-        parts, seconds = ask.contributions is not None, LOAD_FRACTION * ask.seconds
-        atoms = not method.computes_gradients
-        return _Calls(found, self._bank_loader.load.remote(found, release, parts, seconds, ask.traceparent, atoms))
+        options = (load.parts, load.seconds, load.traceparent, load.atoms)
+        return _Calls(found, self._bank_loader.load.remote(found, release, *options))
 
     async def _without_loader(self, calls: _Calls, release: Release, error: Exception, last: bool) -> GradientSum:
         """If it was the bank loader that failed: a sum of nothing, for the policy to deal with; else raises `error`.

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from regrad.data.config import QuestionSetConfig
-from regrad.methods.config import MethodConfig
+from regrad.methods.registry import MethodConfig
 from regrad.models.config import ModelConfig
 from regrad.retrieval.config import RetrieverConfig
 from regrad.settings import Location, Settings, WorkersConfig

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from regrad.errors import EvaluationError
 from regrad.evaluation.config import EvalBatchConfig
 from regrad.evaluation.generation import Generator
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
-from regrad.methods.base import Asked, Updates
-from regrad.methods.config import MethodConfig
-from regrad.methods.registry import method_of, open_updates
+from regrad.methods.base import Evidence, MethodSettings
 from regrad.models.loading import LanguageModel, weights_digest
 
 
@@ -37,7 +37,7 @@ class Batching:
 
 
 def latencies(
-    lm: LanguageModel, methods: Mapping[str, MethodConfig], asked: Sequence[Asked], new_tokens: int
+    lm: LanguageModel, methods: Mapping[str, MethodSettings], asked: Sequence[Evidence], new_tokens: int
 ) -> dict[str, list[float]]:
     """Milliseconds of each question by each method, one after the other, in an order that changes with the question.
 
@@ -59,19 +59,20 @@ def latencies(
     return found
 
 
-def batching(lm: LanguageModel, method: MethodConfig, asked: Sequence[Asked], rows: int, new_tokens: int) -> Batching:
+def batching(
+    lm: LanguageModel, method: MethodSettings, asked: Sequence[Evidence], rows: int, new_tokens: int
+) -> Batching:
     """Chunks of `rows` questions, each asked one by one and then together."""
-    updates, single, batch = open_updates(method, lm), _generator(lm, 1), _generator(lm, rows)
-    prompt = _prompts(lm, method)
+    opened, single, batch = Opened(lm, method), _generator(lm, 1), _generator(lm, rows)
     for generator in (single, batch):
-        _answers(generator, updates, prompt, asked[:1], new_tokens)
+        opened.answers(generator, asked[:1], new_tokens)
     different, alone, together = 0, [], []
     for start in range(0, len(asked), rows):
         chunk = asked[start : start + rows]
         began = time.perf_counter()
-        one_by_one = [text for item in chunk for text in _answers(single, updates, prompt, [item], new_tokens)]
+        one_by_one = [text for item in chunk for text in opened.answers(single, [item], new_tokens)]
         middle = time.perf_counter()
-        at_once = _answers(batch, updates, prompt, chunk, new_tokens)
+        at_once = opened.answers(batch, chunk, new_tokens)
         together.append(time.perf_counter() - middle)
         alone.append(middle - began)
         different += sum(a != b for a, b in zip(one_by_one, at_once, strict=True))
@@ -79,7 +80,7 @@ def batching(lm: LanguageModel, method: MethodConfig, asked: Sequence[Asked], ro
 
 
 def unchanged(
-    lm: LanguageModel, method: MethodConfig, asked: Sequence[Asked], known: Sequence[str], new_tokens: int
+    lm: LanguageModel, method: MethodSettings, asked: Sequence[Evidence], known: Sequence[str], new_tokens: int
 ) -> bool:
     """Whether, after questions under updates, every weight and every answer of the base to `known` is as before."""
     generator = _generator(lm, 32)
@@ -89,17 +90,19 @@ def unchanged(
         return [answer.text for answer in generator.answers(prompts, [None] * len(prompts), new_tokens)]
 
     before, answers = weights_digest(lm.model), base()
-    _answers(generator, open_updates(method, lm), _prompts(lm, method), asked, new_tokens)
+    Opened(lm, method).answers(generator, asked, new_tokens)
     return weights_digest(lm.model) == before and base() == answers
 
 
-def _way(endless: LanguageModel, lm: LanguageModel, method: MethodConfig, new_tokens: int) -> Callable[[Asked], None]:
-    updates, engine, prompt = open_updates(method, lm), Engine(endless), _prompts(lm, method)
+def _way(
+    endless: LanguageModel, lm: LanguageModel, method: MethodSettings, new_tokens: int
+) -> Callable[[Evidence], None]:
+    opened, engine = Opened(lm, method), Engine(endless)
 
-    def ask(item: Asked) -> None:
+    def ask(item: Evidence) -> None:
         heard: list[str | Finished | Exception] = []
-        (update,) = updates([item]).updates
-        engine.submit(DecodingRequest(prompt(item), update, new_tokens, stop=()), heard.append)
+        ((prompt, update),) = opened.requests([item])
+        engine.submit(DecodingRequest(prompt, update, new_tokens, stop=()), heard.append)
         while engine.active or engine.waiting:
             engine.step()
         if not isinstance(heard[-1], Finished):
@@ -108,17 +111,23 @@ def _way(endless: LanguageModel, lm: LanguageModel, method: MethodConfig, new_to
     return ask
 
 
-def _prompts(lm: LanguageModel, method: MethodConfig) -> Callable[[Asked], str]:
-    kind = method_of(method)
-    return lambda item: kind.prompt(lm.config.prompts, item.question, item.passages)
+class Opened:
+    """A method on a model, with the atoms that its settings name."""
 
+    def __init__(self, lm: LanguageModel, settings: MethodSettings) -> None:
+        self._prompts = lm.config.prompts
+        self._method = settings.open(lm)
+        self._atoms = self._method.open_atoms()
 
-def _answers(
-    generator: Generator, updates: Updates, prompt: Callable[[Asked], str], asked: Sequence[Asked], new_tokens: int
-) -> list[str]:
-    made = updates(asked)
-    found = generator.answers([prompt(item) for item in asked], made.updates, new_tokens)
-    return [answer.text for answer in found]
+    def requests(self, asked: Sequence[Evidence]) -> list[tuple[str, Tensor | None]]:
+        """The prompt and the update of each question."""
+        plans = self._method.plan(asked, self._atoms)
+        return [(plan.prompt.text(self._prompts), plan.update) for plan in plans]
+
+    def answers(self, generator: Generator, asked: Sequence[Evidence], new_tokens: int) -> list[str]:
+        """What is generated for each question."""
+        prompts, updates = zip(*self.requests(asked), strict=True)
+        return [answer.text for answer in generator.answers(prompts, updates, new_tokens)]
 
 
 def _generator(lm: LanguageModel, rows: int) -> Generator:

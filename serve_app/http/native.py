@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -11,12 +11,12 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from regrad.methods.registry import SERVED
+from regrad.methods.base import MethodInfo as Method
 from serve_app.config import LimitsConfig
 from serve_app.http.calls import Answering, CallerOf, Chunks, Events, EventStream, attempt, merged, opened, sse, watched
 from serve_app.http.docs import ANSWER_EVENTS, COMPARE_EVENTS, READING_PROBLEMS, READY_PROBLEMS, or_events
 from serve_app.http.errors import Problem, Refused
-from serve_app.http.requests import AnswerRequest, CompareRequest, limited
+from serve_app.http.requests import AnswerRequest, CompareRequest, tailored
 from serve_app.http.responses import (
     AnswerResponse,
     BankResponse,
@@ -34,7 +34,9 @@ _TAKES_UPDATES = "Server-sent events with `stream`: `passages`, any number of `t
 _TAGS: list[str | Enum] = ["regrad"]
 
 
-def add_native_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[], Answering]) -> None:
+def add_native_routes(
+    api: FastAPI, limits: LimitsConfig, offered: Mapping[str, Method], answering: Callable[[], Answering]
+) -> None:
     """Add the routes of the native interface."""
 
     async def answer(body: Any, caller: CallerOf) -> Any:
@@ -59,6 +61,10 @@ def add_native_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[]
         )
         return _side_by_side(dict(zip(asks, outcomes, strict=True)))
 
+    async def methods() -> MethodsResponse:
+        """Every method by name."""
+        return MethodsResponse(methods=[MethodInfo.model_validate(m, from_attributes=True) for m in offered.values()])
+
     async def bank(caller: CallerOf) -> BankResponse:
         releases = await watched(caller, attempt(caller, lambda: answering().releases()))
         if isinstance(releases, Problem):
@@ -74,8 +80,8 @@ def add_native_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[]
         # Not by `Problem.response`: whoever looks every second is no refused request.
         return JSONResponse(problem.content, problem.status, problem.headers)
 
-    answer.__annotations__["body"] = limited(AnswerRequest, limits)
-    compare.__annotations__["body"] = limited(CompareRequest, limits)
+    answer.__annotations__["body"] = tailored(AnswerRequest, limits, offered)
+    compare.__annotations__["body"] = tailored(CompareRequest, limits, offered)
     api.post(
         "/v1/answer",
         tags=_TAGS,
@@ -104,11 +110,6 @@ def add_native_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[]
         responses=READY_PROBLEMS,
         response_model=ReadyResponse,
     )(readyz)
-
-
-async def methods() -> MethodsResponse:
-    """Every method by name."""
-    return MethodsResponse(methods=[MethodInfo.model_validate(m, from_attributes=True) for m in SERVED.values()])
 
 
 async def healthz() -> dict[str, str]:

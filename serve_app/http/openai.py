@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import Enum
 from functools import partial
@@ -10,14 +10,13 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Path
 
-from regrad.methods.registry import SERVED
+from regrad.methods.base import MethodInfo
 from serve_app.config import LimitsConfig
 from serve_app.http.calls import Answering, Caller, CallerOf, EventStream, attempt, merged, opened, watched
 from serve_app.http.docs import CHUNK_EVENTS, MODEL_PROBLEMS, or_events
 from serve_app.http.errors import Problem, Refused, invalid
 from serve_app.http.openai_schemas import (
     CHAT,
-    DEFAULT_MODEL,
     TEXT,
     ChatCompletion,
     ChatRequest,
@@ -32,7 +31,7 @@ from serve_app.http.openai_schemas import (
     chunks,
     completion,
 )
-from serve_app.http.requests import limited
+from serve_app.http.requests import default_method, tailored
 from serve_app.messages import Ask, Found, Reply, Sampling, Turn
 
 # What OpenAI's own completions have if none is given.
@@ -40,10 +39,12 @@ COMPLETION_TOKENS = 16
 _ROLES = {"developer": "system"}
 
 
-def unknown_model(name: str) -> Refused:
-    """A model that there is none of; the message lists those that there are."""
-    message = f"there is no model {name!r:.60}; the models are {', '.join(SERVED)}"
-    return Refused(Problem("not_found", 404, "model", message, code="model_not_found"))
+def check_model(name: str, offered: Mapping[str, MethodInfo]) -> None:
+    """Raise `Refused` for a model that there is none of; the message lists those that there are."""
+    if name in offered:
+        return
+    message = f"there is no model {name!r:.60}; the models are {', '.join(offered)}"
+    raise Refused(Problem("not_found", 404, "model", message, code="model_not_found"))
 
 
 def chat_ask(request: ChatRequest, limits: LimitsConfig, caller: Caller) -> Ask:
@@ -76,8 +77,6 @@ def _turn(message: Message, limits: LimitsConfig) -> Turn:
 def _ask(
     request: Completing, question: str, max_new_tokens: int, turns: tuple[Turn, ...], raw: bool, caller: Caller
 ) -> Ask:
-    if request.model not in SERVED:
-        raise unknown_model(request.model)
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
         temperature=request.temperature or 0.0,
@@ -105,11 +104,14 @@ def _ask(
 _TAGS: list[str | Enum] = ["openai"]
 
 
-def add_openai_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[], Answering]) -> None:
+def add_openai_routes(
+    api: FastAPI, limits: LimitsConfig, offered: Mapping[str, MethodInfo], answering: Callable[[], Answering]
+) -> None:
     """Add the routes of the OpenAI-compatible interface."""
 
     async def chat(body: Any, caller: CallerOf) -> Any:
         request: ChatRequest = body
+        check_model(request.model, offered)
         caller = replace(caller, question_field=CHAT.question_field)
         ask = chat_ask(request, limits, caller)
         if request.stream:
@@ -118,14 +120,26 @@ def add_openai_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[]
 
     async def complete(body: Any, caller: CallerOf) -> Any:
         request: CompletionRequest = body
+        check_model(request.model, offered)
         caller = replace(caller, question_field=TEXT.question_field)
         ask = completion_ask(request, limits, caller)
         if request.stream:
             return await _streamed(TEXT, caller, answering, ask, request.include_usage)
         return completion(await _whole(caller, answering, ask))
 
-    chat.__annotations__["body"] = limited(ChatRequest, limits)
-    complete.__annotations__["body"] = limited(CompletionRequest, limits)
+    async def models() -> ModelList:
+        """Every method; the first one is the default."""
+        names = sorted(offered, key=lambda name: name != default_method(offered))
+        return ModelList(data=[ModelInfo(id=name) for name in names])
+
+    async def model(model: str) -> ModelInfo:
+        """The method of this name."""
+        check_model(model, offered)
+        return ModelInfo(id=model)
+
+    chat.__annotations__["body"] = tailored(ChatRequest, limits, offered)
+    complete.__annotations__["body"] = tailored(CompletionRequest, limits, offered)
+    model.__annotations__["model"] = Annotated[str, Path(examples=[default_method(offered)])]
     api.post(
         "/v1/chat/completions",
         tags=_TAGS,
@@ -142,19 +156,6 @@ def add_openai_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[]
     )(complete)
     api.get("/v1/models", tags=_TAGS, summary="The methods as models")(models)
     api.get("/v1/models/{model:path}", tags=_TAGS, summary="One method as a model", responses=MODEL_PROBLEMS)(model)
-
-
-async def models() -> ModelList:
-    """Every method; the first one is the default."""
-    names = sorted(SERVED, key=lambda name: name != DEFAULT_MODEL)
-    return ModelList(data=[ModelInfo(id=name) for name in names])
-
-
-async def model(model: Annotated[str, Path(examples=[DEFAULT_MODEL])]) -> ModelInfo:
-    """The method of this name."""
-    if model not in SERVED:
-        raise unknown_model(model)
-    return ModelInfo(id=model)
 
 
 async def _whole(caller: Caller, answering: Callable[[], Answering], ask: Ask) -> Reply:

@@ -17,9 +17,8 @@ from regrad.data.augmented import encode_augmented, read_augmented
 from regrad.errors import MethodError, StorageError, SynthesisError, TrainingError
 from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
-from regrad.methods.base import Asked
-from regrad.methods.config import MethodConfig
-from regrad.methods.registry import check_method, open_updates
+from regrad.methods.base import Evidence, PlainQuestion
+from regrad.methods.prag import PragConfig, PragOnLoraConfig
 from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
 from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
@@ -113,12 +112,13 @@ def test_adapters_are_trained_into_a_bank_that_prag_reads(lab: Path, tmp_path: P
     for item, adapter in zip(items, alone, strict=False):
         assert adapter.values is not None
         torch.testing.assert_close(bank.read([item.passage])[0], adapter.values, rtol=1e-2, atol=1e-3)
-    method = MethodConfig(name="prag", bank=config.bank.uri)
-    check_method(method)
-    asked = Asked("Who?", tuple(item.passage for item in items[:3]))
-    made = open_updates(method, load_language_model(config.model, "cpu"))([asked])
-    assert made.updates[0] is not None
-    assert made.notes == [""]
+    settings = PragConfig(name="prag", bank=config.bank.uri)
+    settings.check()
+    method = settings.open(load_language_model(config.model, "cpu"))
+    evidence = Evidence(PlainQuestion("Who?"), tuple(item.passage for item in items[:3]))
+    (plan,) = method.plan([evidence], method.open_atoms())
+    assert plan.update is not None
+    assert plan.notes == ()
 
 
 def test_a_stopped_job_trains_no_block_twice_and_other_questions_are_other_adapters(lab: Path, tmp_path: Path) -> None:
@@ -143,10 +143,10 @@ def test_adapters_upon_a_static_lora_are_for_it_alone(lab: Path, tmp_path: Path)
         finetune_in_process(finetuning(lab, tmp_path / name, *half, f"seed={seed}"), read_tasks).save(tmp_path / name)
     config = adapters(lab, tmp_path / "bank", f"static={tmp_path}/static")
     train_adapters.run(config)
-    warm = MethodConfig(name="prag-warm", bank=config.bank.uri, adapter=str(tmp_path / "static"))
-    check_method(warm)
+    warm = PragOnLoraConfig(name="prag-warm", bank=config.bank.uri, adapter=str(tmp_path / "static"))
+    warm.check()
     with pytest.raises(MethodError, match="were not trained upon the adapter at"):
-        check_method(warm.model_copy(update={"adapter": str(tmp_path / "other")}))
+        warm.model_copy(update={"adapter": str(tmp_path / "other")}).check()
 
 
 def augmenting(output: Path, *values: str) -> AugmentConfig:

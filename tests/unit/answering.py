@@ -14,12 +14,13 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from regrad.data.passages import Passage
+from regrad.methods.base import PassageUse
 from regrad.methods.registry import get_method
 from regrad.retrieval.base import Hit
 from serve_app.config import ServeConfig
 from serve_app.http.app import make_app
 from serve_app.http.errors import Record
-from serve_app.messages import Answered, Ask, Event, Found, PassageUse, Piece, Reply, Retrieved
+from serve_app.messages import Answered, Ask, Event, Found, Piece, Reply, Retrieved
 
 PASSAGE = Passage("p1", "Ada", "Ada Lovelace was born in London.")
 WORDS = ("Lon", "don", ".")

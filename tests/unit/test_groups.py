@@ -14,10 +14,12 @@ from ray.serve.exceptions import BackPressureError
 
 from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound, PromptTooLong
+from regrad.methods.base import PassageUse
 from regrad.retrieval.base import Hit
-from serve_app.config import GroupConfig
-from serve_app.messages import Answered, Ask, GradientSum, PassageUse, Release, Retrieved, Sampling
+from serve_app.config import GroupConfig, ServeConfig
+from serve_app.messages import Answered, Ask, GradientSum, Release, Retrieved, Sampling
 from serve_app.microbatch import Groups
+from serve_app.offers import offers_of
 
 RELEASE = Release("main", "meta-init", "bank", 1, "f" * 16)
 
@@ -94,7 +96,9 @@ class Deployments:
 def groups_of(deployments: Deployments, **settings: Any) -> Groups:
     handles: Any = (deployments.retriever, deployments.loader, deployments.generator)
     stages: Any = deployments
-    return Groups(GroupConfig(**{"max_new_tokens": 64, "at_once": 1, **settings}), stages, handles)
+    config = GroupConfig(**{"max_new_tokens": 64, "at_once": 1, **settings})
+    offers = offers_of(ServeConfig(meta_init="m", bank="b", index="i"))
+    return Groups(config, offers, stages, handles)
 
 
 def ask_all(deployments: Deployments, asks: list[Ask], **settings: Any) -> list[Any]:

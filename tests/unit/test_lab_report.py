@@ -251,7 +251,8 @@ def test_everything_that_a_study_needs_is_made_by_a_step(name: str) -> None:
         assert settings.output == f"/tmp/out/studies/{each}"
         assert settings.seeds == (config.seeds[:1] if each in ONE_SEED else config.seeds)
         for method in settings.methods:
-            for place in filter(None, (method.meta_init, method.bank, method.adapter)):
+            uses = method.artefacts
+            for place in filter(None, (uses.meta_init, uses.bank, uses.adapter)):
                 for seed in config.seeds:
                     for one in settings.sets:
                         filled = place.replace("{seed}", str(seed)).replace("{set}", one.name)

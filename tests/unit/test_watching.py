@@ -18,10 +18,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from regrad.errors import ConfigError
+from regrad.methods.base import Note, PassageUse
 from regrad.settings import parse_settings
 from serve_app.config import WatchingConfig
 from serve_app.http.errors import Problem
-from serve_app.messages import Answered, Ask, Degraded, PassageUse, Reply, Retrieved
+from serve_app.messages import Answered, Ask, Reply, Retrieved
 from serve_app.observability.metrics import DEFINITIONS, Metrics
 from serve_app.observability.request_log import RequestLog
 from serve_app.observability.tracing import Tracing, Watch, open_tracing
@@ -38,7 +39,7 @@ ANSWERED = Answered(
     bank_version="00000002",
     release="main",
     uses=(PassageUse("a", "memory"), PassageUse("b", "memory"), PassageUse("c", problem="missing")),
-    degraded=(Degraded("fewer", "no atom", ("c",)), Degraded("fewer", "damaged", ("d",))),
+    degraded=(Note("fewer", "no atom", ("c",)), Note("fewer", "damaged", ("d",))),
     load_milliseconds=20,
     queue_milliseconds=30,
     prefill_milliseconds=40,

@@ -16,8 +16,10 @@ from regrad.lab.files import CORPUS, people_questions
 from regrad.lab.report.config import LabReportConfig
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
-from regrad.methods.base import Asked
-from regrad.methods.config import MethodConfig
+from regrad.methods.base import Evidence, MethodSettings, PlainQuestion
+from regrad.methods.prompt_only import PromptOnlyConfig
+from regrad.methods.regrad import ReGradConfig, ReGradOnlineConfig
+from regrad.methods.tta import TtaConfig
 from regrad.models.loading import load_language_model
 from regrad.storage import Storage
 
@@ -33,14 +35,14 @@ def measure(config: LabReportConfig) -> str:
     start, bank = f"{out}/starts/regrad-{seed}", f"{out}/banks/regrad-{seed}"
     lm = load_language_model(MetaInit.load(start).model, "cpu")
     corpus = list(read_passages(f"{out}/lab/{CORPUS}"))
-    cached = MethodConfig(name="regrad", meta_init=start, bank=bank)
-    methods = {
-        "direct": MethodConfig(name="direct"),
-        "rag": MethodConfig(name="rag"),
+    cached = ReGradConfig(name="regrad", meta_init=start, bank=bank)
+    methods: dict[str, MethodSettings] = {
+        "direct": PromptOnlyConfig(name="direct"),
+        "rag": PromptOnlyConfig(name="rag"),
         "regrad": cached,
-        "regrad+icl": MethodConfig(name="regrad+icl", meta_init=start, bank=bank),
-        "regrad-online": MethodConfig(name="regrad-online", meta_init=start),
-        "tta": MethodConfig(name="tta"),
+        "regrad+icl": ReGradConfig(name="regrad+icl", meta_init=start, bank=bank),
+        "regrad-online": ReGradOnlineConfig(name="regrad-online", meta_init=start),
+        "tta": TtaConfig(name="tta"),
     }
     asked, known = _asked(corpus, max(config.timed, config.batched)), people_questions(World().memorised, _KNOWN)
     measuring.unchanged(lm, cached, asked, [], _NEW_TOKENS)  # fetches every atom once
@@ -58,11 +60,14 @@ def measure(config: LabReportConfig) -> str:
     return f"{config.timed} questions timed, {config.batched} in batches; at {out}/{MEASURED}"
 
 
-def _asked(corpus: list[Passage], count: int) -> list[Asked]:
+def _asked(corpus: list[Passage], count: int) -> list[Evidence]:
     """Questions about held-out people, each with its person's passage and the next ones of the corpus."""
     place = {passage.id: number for number, passage in enumerate(corpus)}
     questions = people_questions(World().held_out, count)
     return [
-        Asked(item.question, tuple(corpus[(place[item.passage_id] + i) % len(corpus)] for i in range(_K)))
+        Evidence(
+            PlainQuestion(item.question),
+            tuple(corpus[(place[item.passage_id] + i) % len(corpus)] for i in range(_K)),
+        )
         for item in questions
     ]
