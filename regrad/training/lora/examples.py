@@ -42,8 +42,7 @@ def example_batch(lm: LanguageModel, examples: Sequence[Example]) -> TokenBatch:
 
 def longest(lm: LanguageModel, max_tokens: int) -> int:
     """The tokens that an example may have: the model's context, or `max_tokens` if that is less."""
-    context: int | None = getattr(lm.model.config, "max_position_embeddings", None)
-    return min(max_tokens, context or max_tokens)
+    return min(max_tokens, lm.context_length or max_tokens)
 
 
 def passage_example(lm: LanguageModel, passage: Passage) -> Example:

@@ -106,7 +106,7 @@ def encode_question(
 
     With passages in the prompt, those of the lowest rank are left out until it fits `shape.max_tokens` and the model.
     """
-    limit = min(shape.max_tokens, getattr(lm.model.config, "max_position_embeddings", None) or shape.max_tokens)
+    limit = min(shape.max_tokens, lm.context_length or shape.max_tokens)
     answer = [*lm.encode(lm.config.prompts.answer_text(question.answer)), *lm.eos]
     context = prompt_passages(task, question, shape)
     while True:

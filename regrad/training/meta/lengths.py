@@ -10,7 +10,7 @@ from regrad.data.passages import Passage
 from regrad.data.tasks import MetaTask, TaskQuestion
 from regrad.errors import CorpusError, ModelError
 from regrad.models.config import ModelConfig
-from regrad.models.loading import resolve_path
+from regrad.models.loading import context_length, resolve_path
 from regrad.models.tokens import prompt_ids, token_ids
 from regrad.training.meta.config import ShapeConfig
 
@@ -32,7 +32,7 @@ class Lengths:
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"no tokenizer could be loaded from {model.path}: {error}") from error
-        return Lengths(tokenizer, model, getattr(config, "max_position_embeddings", None) or 2**30)
+        return Lengths(tokenizer, model, context_length(config) or 2**30)
 
     def check(self, task: MetaTask, where: str, shape: ShapeConfig) -> None:
         """Raise `CorpusError` if a passage or a question with its answer is too long, or a passage has no token."""
