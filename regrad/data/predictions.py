@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from regrad.data.id_checks import listed, mismatches, refuse
+from regrad.data.questions import Question
 from regrad.errors import EvaluationError
 from regrad.storage import Storage
 
@@ -23,16 +24,7 @@ _Entry = tuple[Any, Any]
 """An id and a prediction, not yet checked."""
 
 
-class Identified(Protocol):
-    """A question with an id."""
-
-    @property
-    def id(self) -> str:
-        """The question set's own."""
-        ...
-
-
-def read_predictions(path: str, questions: Collection[Identified]) -> dict[str, str]:
+def read_predictions(path: str, questions: Collection[Question]) -> dict[str, str]:
     """Predictions by question id, in the questions' order.
 
     Raises `EvaluationError` listing everything that does not match the questions: ids that are missing, unknown or

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 from regrad.data.passages import Passage
 from regrad.errors import EvaluationError
 
-Kind = Literal["open", "yes-no", "choice"]
+QuestionKind = Literal["open", "yes-no", "choice"]
+"""How a question is answered: in one's own words, with one of a few allowed words, or with the letter of an option."""
+QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
+
+Word = TypeVar("Word", bound=str)
 
 YES_NO = ("yes", "no")
 
@@ -30,13 +34,13 @@ class Question:
     id: str
     question: str
     answers: tuple[str, ...]
-    kind: Kind = "open"
+    kind: QuestionKind = "open"
     choices: tuple[str, ...] = ()
     passage_ids: tuple[str, ...] = ()
     passages: tuple[Passage, ...] = ()
     group: str = ""
 
-    def as_kind(self, kind: Kind, where: str) -> Question:
+    def as_kind(self, kind: QuestionKind, where: str) -> Question:
         """The question asked in another way; raises `EvaluationError` naming `where` if it cannot be.
 
         Options asked openly leave their texts as the answers; yes or no asked openly leaves the words.
@@ -74,7 +78,7 @@ def _one_of(answers: tuple[str, ...], words: tuple[str, ...], where: str) -> tup
 
 
 @dataclass(frozen=True)
-class Record:
+class Fields:
     """The fields of one record, where it stands (file and number), and its key if it was an entry of a mapping."""
 
     where: str
@@ -130,11 +134,11 @@ class Record:
             raise self.error(field, "a list")
         return value
 
-    def records(self, field: str) -> list[Record]:
+    def records(self, field: str) -> list[Fields]:
         """A list of objects, as records."""
         return [self._inner(f"{field}[{i}]", item) for i, item in enumerate(self.items(field))]
 
-    def record(self, field: str) -> Record:
+    def record(self, field: str) -> Fields:
         """One object, as a record."""
         if field not in self.fields:
             raise self.error(field, "an object")
@@ -155,7 +159,7 @@ class Record:
             value = None
         if not isinstance(value, list):
             raise self.error(field, "a JSON list of strings")
-        return Record(self.where, {field: value}).texts(field)
+        return Fields(self.where, {field: value}).texts(field)
 
     def number(self, field: str, below: int) -> int:
         """A whole number from 0 to `below` - 1, also one written as a string."""
@@ -164,17 +168,18 @@ class Record:
             raise self.error(field, f"a whole number from 0 to {below - 1}")
         return int(found)
 
-    def word(self, field: str, words: Sequence[str]) -> str:
+    def word(self, field: str, words: Sequence[Word]) -> Word:
         """One of `words`, in any case; a list of one will do."""
         found = self.texts(field)[0].lower().rstrip(".")
-        if found not in words:
-            raise self.error(field, f"one of {', '.join(words)}")
-        return found
+        for word in words:
+            if word == found:
+                return word
+        raise self.error(field, f"one of {', '.join(words)}")
 
-    def _inner(self, name: str, value: Any) -> Record:
+    def _inner(self, name: str, value: Any) -> Fields:
         if not isinstance(value, dict):
             raise EvaluationError(f"{self.where}: '{name}' must be an object, found {value!r:.60}")
-        return Record(f"{self.where}, {name}", value)
+        return Fields(f"{self.where}, {name}", value)
 
 
 def _plain(value: Any) -> str | None:

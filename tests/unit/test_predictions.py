@@ -11,9 +11,9 @@ import pytest
 from regrad.data import predictions as module
 from regrad.data.predictions import read_predictions
 from regrad.errors import EvaluationError, StorageError
-from tests.tools.questions import Posed
+from tests.tools.questions import posed
 
-QUESTIONS = [Posed(("x",), id=name) for name in ("q1", "q2", "q3")]
+QUESTIONS = [posed(("x",), id=name) for name in ("q1", "q2", "q3")]
 RIGHT = {"q1": "Girton", "q2": "", "q3": "Ærø, 東京\n"}
 
 
@@ -47,7 +47,7 @@ def test_one_prediction_is_a_mapping_or_a_line(tmp_path: Path) -> None:
         path.write_text(content)
         assert read_predictions(str(path), QUESTIONS[:1]) == {"q1": "x"}
     path.write_text('{"answer": "x"}')
-    assert read_predictions(str(path), [Posed(("x",), id="answer")]) == {"answer": "x"}
+    assert read_predictions(str(path), [posed(("x",), id="answer")]) == {"answer": "x"}
 
 
 def test_all_that_does_not_match_is_listed(tmp_path: Path) -> None:
