@@ -23,7 +23,8 @@ from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines, check_corpus
 from ray_jobs.entry import main
 from ray_jobs.progress import progress_channel
 from regrad.data.augmented import AUGMENTED, Augmented, encode_augmented, from_tasks, read_ready
-from regrad.data.passages import Passage, parse_passage, shown
+from regrad.data.jsonl import shown
+from regrad.data.passages import Passage, parse_passage
 from regrad.errors import CorpusError, RegradError, SynthesisError
 from regrad.models.loading import load_language_model
 from regrad.storage import Storage, check_replaceable, directory_writer

@@ -20,6 +20,7 @@ from fsspec.compression import compr
 from fsspec.utils import infer_compression
 
 from regrad.data.config import QuestionSetConfig
+from regrad.data.jsonl import as_object, parse_jsonl
 from regrad.data.questions import Fields
 from regrad.errors import EvaluationError
 
@@ -80,19 +81,11 @@ class QuestionFile:
         return (self._record(number, item) for number, item in enumerate(value, start=1))
 
     def _lines(self) -> Iterator[Fields]:
-        for number, line in enumerate(self.text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise EvaluationError(f"{self._where(number)} is not JSON: {error}") from error
-            yield self._record(number, value)
+        for where, value in parse_jsonl(self.text, self.uri, EvaluationError):
+            yield Fields(where, value)
 
     def _record(self, number: int, value: Any) -> Fields:
-        if not isinstance(value, dict):
-            raise EvaluationError(f"{self._where(number)}: an object is expected, found {value!r:.60}")
-        return Fields(self._where(number), value)
+        return Fields(self._where(number), as_object(value, self._where(number), EvaluationError))
 
     def _where(self, number: int) -> str:
         return f"{self.uri} record {number}"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
+from regrad.data.jsonl import as_found
 from regrad.data.passages import Passage
 from regrad.errors import EvaluationError
 
@@ -90,7 +91,9 @@ class Fields:
         if field not in self.fields:
             known = ", ".join(list(map(str, self.fields))[:12])
             return EvaluationError(f"{self.where}: field '{field}' is missing ({expected} is expected; it has {known})")
-        return EvaluationError(f"{self.where}: field '{field}' must be {expected}, found {self.fields[field]!r:.60}")
+        return EvaluationError(
+            f"{self.where}: field '{field}' must be {expected}, found {as_found(self.fields[field])}"
+        )
 
     def has(self, field: str) -> bool:
         """Whether the field is there and not null."""
@@ -178,13 +181,13 @@ class Fields:
 
     def _inner(self, name: str, value: Any) -> Fields:
         if not isinstance(value, dict):
-            raise EvaluationError(f"{self.where}: '{name}' must be an object, found {value!r:.60}")
+            raise EvaluationError(f"{self.where}: '{name}' must be an object, found {as_found(value)}")
         return Fields(f"{self.where}, {name}", value)
 
 
 def _plain(value: Any) -> str | None:
     """The string without blanks around it, or None for what cannot be text."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value != value:  # NaN
         return None
     text = str(value).strip()
     try:

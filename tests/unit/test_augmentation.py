@@ -144,7 +144,7 @@ def test_augmented_passages_are_taken_as_they_are_and_a_bad_one_is_said(world: W
     found = [item for _, item in read_ready(str(path))]
     assert [found[0], found[2]] == [items[0], items[2]]
     assert isinstance(found[1], CorpusError)
-    assert "augmented.jsonl record 2: a pair needs a 'question' and an 'answer'" in str(found[1])
+    assert "augmented.jsonl line 2: a pair needs a 'question' and an 'answer'" in str(found[1])
     path.write_text('{"id": "a", "text": "b"}')
     with pytest.raises(CorpusError, match="an object with 'augment', a list, or with 'pairs' is expected"):
         list(read_ready(str(path)))
@@ -171,7 +171,7 @@ def test_a_record_comes_back_and_a_wrong_one_is_named(world: World, tmp_path: Pa
         with pytest.raises(CorpusError, match="^record: "):
             parse_augmented(json.dumps({**items[0].to_record(), **change}).encode())
     with pytest.raises(CorpusError, match="not JSON"):
-        parse_augmented(b"[")
+        parse_augmented(b"{")
 
 
 def test_the_labs_augmentation_keeps_the_facts_in_other_words(world: World, tmp_path: Path) -> None:

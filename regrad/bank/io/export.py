@@ -16,7 +16,7 @@ from regrad.bank.reader import BankReader
 from regrad.bank.schemas import QUARANTINE, read_table
 from regrad.bank.shards import checked_records
 from regrad.bank.writer import BankWriter, whole_index
-from regrad.data.corpora import read_records
+from regrad.data.jsonl import read_jsonl
 from regrad.errors import AtomNotFound, BankError, CorpusError
 from regrad.storage import Storage
 
@@ -63,10 +63,10 @@ def read_ids(uri: str) -> list[str]:
 
 def _ids_of_records(uri: str) -> list[str]:
     ids = []
-    for number, record in read_records(uri):
-        passage_id = record.get("id") if isinstance(record, dict) else None
+    for where, record in read_jsonl(uri):
+        passage_id = record.get("id")
         if not isinstance(passage_id, str) or not passage_id:
-            raise CorpusError(f"{uri} line {number}: an object with id is expected, found {record!r:.80}")
+            raise CorpusError(f"{where}: an object with id is expected, found {record!r:.80}")
         ids.append(passage_id)
     return ids
 
