@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_jobs.bank_actors import error_of
+from ray_jobs.actor_errors import decode_error, encode_error
 from ray_jobs.cluster import cluster, device, require_workers, run_task
 from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines, check_corpus
 from ray_jobs.entry import main
@@ -52,7 +52,7 @@ class PartAugmenter:
         try:
             row |= self._part([bytes(line) for line in batch["line"]], batch["problem"].tolist())
         except RegradError as error:
-            row |= {"failure": f"{type(error).__name__}: {error}"}
+            row |= {"failure": encode_error(error)}
         return {key: np.array([value]) for key, value in row.items()}
 
     def _part(self, lines: list[bytes], problems: list[str]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _write_parts(config: AugmentConfig, progress: Any) -> list[str]:
     names, passages = [], 0
     for row in results.iter_rows():
         if row["failure"]:
-            raise error_of(str(row["failure"]))
+            raise decode_error(str(row["failure"]))
         names.append(str(row["name"]))
         passages += int(row["passages"])
         progress.push.remote(f"{passages} passages")

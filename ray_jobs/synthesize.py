@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ray_jobs.actor_errors import decode_error, encode_error
 from ray_jobs.cluster import cluster, device, require_workers, run_task
 from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines, check_corpus
 from ray_jobs.entry import main
 from ray_jobs.progress import progress_channel
-from regrad import errors
 from regrad.data.passages import Passage
 from regrad.errors import RegradError, SynthesisError
 from regrad.models.loading import load_language_model
@@ -49,19 +49,19 @@ class PartWriter:
         return PairWriter(load_language_model(self._config.model, device()), self._config)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One row: the part's name, its passages, and the pairs that hold so far; or an error of ours, by name.
+        """One row: the part's name, its passages, and the pairs that hold so far; or an error of ours.
 
         Ray Data hands on that an actor failed, but not with what: so an error is a value.
         """
-        row = {"name": "", "passages": 0, "pairs": 0, "made": False, "error": "", "message": ""}
+        row = {"name": "", "passages": 0, "pairs": 0, "made": False, "failure": ""}
         try:
             row |= self._part([bytes(line) for line in batch["line"]], batch["problem"].tolist())
         except RegradError as error:
-            row |= {"error": type(error).__name__, "message": str(error)}
+            row |= {"failure": encode_error(error)}
         except torch.OutOfMemoryError:
             rows = f"{self._config.batch_passages} passages with {self._config.candidates} candidates each"
             problem = f"the GPU's memory is too small for {rows} at once; lower batch_passages"
-            row |= {"error": "SynthesisError", "message": problem}
+            row |= {"failure": encode_error(SynthesisError(problem))}
         return {key: np.array([value]) for key, value in row.items()}
 
     def _part(self, lines: list[bytes], problems: list[str]) -> dict[str, Any]:
@@ -119,8 +119,8 @@ def _write_parts(config: SynthesisConfig, progress: Any) -> list[str]:
 def _collect(results: Any, progress: Any) -> Iterator[str]:
     started, passages, pairs, made = time.monotonic(), 0, 0, 0
     for row in results.iter_rows():
-        if row["error"]:
-            raise getattr(errors, str(row["error"]))(str(row["message"]))
+        if row["failure"]:
+            raise decode_error(str(row["failure"]))
         passages, pairs = passages + int(row["passages"]), pairs + int(row["pairs"])
         made += int(row["passages"]) if row["made"] else 0
         rate = made / (time.monotonic() - started)
