@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from string import Formatter
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, get_args
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
@@ -24,6 +24,8 @@ from regrad.settings import Settings
 
 StyleName = Literal["default", "pe"]
 QuestionKind = Literal["open", "yes-no", "choice"]
+"""How a question is answered: in one's own words, with one of a few allowed words, or with the letter of an option."""
+QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 
 _FIELDS: dict[str, set[str]] = {
     "passage": {"title", "text"},

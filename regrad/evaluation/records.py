@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from regrad.data.id_checks import listed, mismatches, refuse
 from regrad.errors import EvaluationError
-from regrad.evaluation.answer_parsing.answers import KINDS, Kind, Scorable
+from regrad.evaluation.answer_parsing.answers import Scorable
+from regrad.prompts import QUESTION_KINDS, QuestionKind
 from regrad.storage import Storage
 
 MOST_RECORDS = 1_000_000
@@ -47,7 +48,7 @@ class Record:
     question_id: str
     question: str
     answers: tuple[str, ...]
-    kind: Kind
+    kind: QuestionKind
     group: str
     raw: str
     """As generated."""
@@ -213,8 +214,8 @@ def _fault(record: Record) -> str:
     for column in _COUNTS:
         if not (math.isfinite(values[column]) and values[column] >= 0):
             return f"{column} {values[column]} is not a finite number from 0"
-    if record.kind not in KINDS:
-        return f"kind {record.kind!r:.40} is none of {', '.join(KINDS)}"
+    if record.kind not in QUESTION_KINDS:
+        return f"kind {record.kind!r:.40} is none of {', '.join(QUESTION_KINDS)}"
     if record.passage_scores and len(record.passage_scores) != len(record.passage_ids):
         return f"{len(record.passage_ids)} passages with {len(record.passage_scores)} scores"
     return ""
