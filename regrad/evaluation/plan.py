@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from regrad.data.config import QuestionSetConfig
-from regrad.data.id_checks import counted, listed, refuse
+from regrad.data.id_checks import problem, refuse
 from regrad.data.passages import Passage
 from regrad.data.question_sets import read_questions
 from regrad.data.questions import Question
@@ -23,6 +23,7 @@ from regrad.methods.atoms import check_bank_covers
 from regrad.methods.config import MethodConfig
 from regrad.methods.registry import check_fits, check_method, get_method
 from regrad.models.config import ModelConfig
+from regrad.text import counted
 
 _LEAKS = "demonstrations that are also test questions"
 
@@ -55,7 +56,7 @@ def find_demonstrations(
 def _refuse_leaks(one: EvalSetConfig, found: Sequence[Question], questions: Sequence[Question]) -> None:
     leaks = [f"{leak.train.id} (question {leak.test.id})" for leak in find_leaks(found, questions, 1.0)]
     label = "demonstration that is also a test question" if len(leaks) == 1 else _LEAKS
-    refuse(f"set {one.name!r}: {one.demonstrations}", listed(label, leaks))
+    refuse(f"set {one.name!r}: {one.demonstrations}", problem(label, leaks))
 
 
 _QUESTIONS = 64

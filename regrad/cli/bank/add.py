@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from regrad.bank.config import BuildConfig
-from regrad.cli.bank import show
 from regrad.cli.options import QUARANTINED, settings_options
 from regrad.settings import load_settings
+from regrad.text import counted
 
 
 @click.command("add")
@@ -26,5 +26,5 @@ def command(config: Path, overrides: tuple[str, ...]) -> None:
     built = build_bank.build(settings, add=True)
     click.echo(build_bank.describe(built.manifest, settings.bank.uri))
     if built.refused:
-        click.echo(f"{show.counted(built.refused, 'passage')} of this corpus refused", err=True)
+        click.echo(f"{counted(built.refused, 'passage')} of this corpus refused", err=True)
     sys.exit(QUARANTINED if built.refused else 0)

@@ -6,6 +6,7 @@ import click
 
 from regrad.cli.bank import show
 from regrad.cli.bank.arguments import uri_argument
+from regrad.text import counted
 
 
 @click.command("compact")
@@ -27,7 +28,7 @@ def command(uri: str, shard_bytes: int | None) -> None:
         return
     shards = sum(part.shards for part in manifest.parts)
     click.echo(
-        f"version {manifest.label}: {show.counted(manifest.passages, 'passage')} in {show.counted(shards, 'shard')}, "
+        f"version {manifest.label}: {counted(manifest.passages, 'passage')} in {counted(shards, 'shard')}, "
         f"before in {sum(part.shards for part in before.parts):,}"
     )
     click.echo(f"The former files are still there; `{show.verb('gc', uri)}` removes them.")

@@ -6,6 +6,7 @@ import click
 
 from regrad.cli.bank import show
 from regrad.cli.bank.arguments import check_ids, given_ids, ids_option, uri_argument
+from regrad.text import counted
 
 
 @click.command("delete")
@@ -26,6 +27,6 @@ def command(uri: str, ids: tuple[str, ...], ids_from: str | None) -> None:
     from regrad.bank.maintenance import delete
 
     manifest = delete(uri, wanted)
-    click.echo(f"forgot {show.counted(len(wanted), 'passage')} in version {manifest.label}: {show.listed(wanted)}")
-    click.echo(f"{show.counted(manifest.passages, 'passage')} left. To remove the bytes from the disk, too, run")
+    click.echo(f"forgot {counted(len(wanted), 'passage')} in version {manifest.label}: {show.ids_listed(wanted)}")
+    click.echo(f"{counted(manifest.passages, 'passage')} left. To remove the bytes from the disk, too, run")
     click.echo(f"    {show.verb('compact', uri)}\n    {show.verb('gc', uri)}")

@@ -23,5 +23,5 @@ def command(uri: str, older: int, newer: int | None, as_json: bool) -> None:
         return
     click.echo(f"{found.older} -> {found.newer}")
     for name, ids in (("added", found.added), ("removed", found.removed), ("changed", found.changed)):
-        click.echo(f"{name:<8} {len(ids):,}{': ' if ids else ''}{show.listed(ids)}")
+        click.echo(f"{name:<8} {len(ids):,}{': ' if ids else ''}{show.ids_listed(ids)}")
     click.echo(f"{'moved':<8} {found.moved:,} (the same atoms, elsewhere)")

@@ -6,6 +6,7 @@ import click
 
 from regrad.cli.bank import show
 from regrad.cli.bank.arguments import uri_argument
+from regrad.text import counted
 
 
 @click.command("gc")
@@ -36,7 +37,7 @@ def command(uri: str, keep: int, grace: float, abandon_builds: bool, dry_run: bo
         return
     old = ", ".join(map(str, removed.versions)) or "none"
     click.echo(
-        f"{'would remove' if dry_run else 'removed'} {show.counted(len(removed.files), 'file')}, "
+        f"{'would remove' if dry_run else 'removed'} {counted(len(removed.files), 'file')}, "
         f"{show.size(removed.bytes)}; versions: {old}"
     )
     if dry_run:

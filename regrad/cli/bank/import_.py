@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from regrad.bank.config import CodecName
-from regrad.cli.bank import show
 from regrad.cli.bank.arguments import codec_option, uri_argument
+from regrad.text import counted
 
 if TYPE_CHECKING:
     from regrad.bank.io.intake import Imported
@@ -59,9 +59,9 @@ def command(
     if form == "regrad-release" and meta_init is None:
         raise click.UsageError("--format regrad-release needs --meta-init DIR")
     done = _importer(form, meta_init or "", ids, base_identity)(source, uri, codec=codec)
-    refused = f", {show.counted(done.refused, 'passage')} refused (info --quarantine)" if done.refused else ""
-    left = f", {show.counted(done.left_out, 'atom')} left out that {ids} does not name" if done.left_out else ""
-    click.echo(f"added {show.counted(done.added, 'atom')} to {uri}: version {done.manifest.label}{refused}{left}")
+    refused = f", {counted(done.refused, 'passage')} refused (info --quarantine)" if done.refused else ""
+    left = f", {counted(done.left_out, 'atom')} left out that {ids} does not name" if done.left_out else ""
+    click.echo(f"added {counted(done.added, 'atom')} to {uri}: version {done.manifest.label}{refused}{left}")
 
 
 def _importer(form: str, meta_init: str, ids: str | None, base_identity: str | None) -> Callable[..., Imported]:
