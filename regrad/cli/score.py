@@ -12,9 +12,9 @@ import click
 
 from regrad.cli.text import printable
 from regrad.data.config import QuestionSetConfig
+from regrad.data.kinds import QUESTION_KINDS
 from regrad.errors import StorageError
 from regrad.evaluation.metrics import RULES, Rules
-from regrad.prompts import QUESTION_KINDS
 from regrad.settings import parse_settings
 
 if TYPE_CHECKING:
