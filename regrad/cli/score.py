@@ -12,6 +12,7 @@ import click
 
 from regrad.cli.options import printable
 from regrad.data.config import QuestionSetConfig
+from regrad.data.kinds import QUESTION_KINDS
 from regrad.errors import StorageError
 from regrad.evaluation.metrics import RULES, Rules
 from regrad.settings import parse_settings
@@ -35,7 +36,7 @@ _NAME_WIDTH = 24
 @click.argument("questions")
 @click.argument("predictions")
 @click.option("--format", "kind_of_file", default="jsonl", show_default=True, help="The format of QUESTIONS.")
-@click.option("--kind", type=click.Choice(["open", "yes-no", "choice"]), help="Asked as such; else as the format says.")
+@click.option("--kind", type=click.Choice(QUESTION_KINDS), help="Asked as such; else as the format says.")
 @click.option("--aliases", metavar="FILE", help="2WikiMultihopQA's id_aliases.json.")
 @click.option("--first", type=click.IntRange(1), help="Only the first so many of the file.")
 @click.option("--sample", type=click.IntRange(1), help="So many of these, as `regrad eval` draws them.")

@@ -12,6 +12,7 @@ from regrad.cli.bank import output as show
 from regrad.cli.bank.output import check_ids, given_ids, ids_option, uri_argument
 from regrad.cli.options import QUARANTINED, settings_options
 from regrad.settings import load_settings
+from regrad.text import counted
 
 
 @click.command("add")
@@ -27,7 +28,7 @@ def add(config: Path, overrides: tuple[str, ...]) -> None:
     built = build_bank.build(settings, add=True)
     click.echo(build_bank.describe(built.manifest, settings.bank.uri))
     if built.refused:
-        click.echo(f"{show.counted(built.refused, 'passage')} of this corpus refused", err=True)
+        click.echo(f"{counted(built.refused, 'passage')} of this corpus refused", err=True)
     sys.exit(QUARANTINED if built.refused else 0)
 
 
@@ -49,8 +50,8 @@ def delete(uri: str, ids: tuple[str, ...], ids_from: str | None) -> None:
     from regrad.bank.maintenance import delete
 
     manifest = delete(uri, wanted)
-    click.echo(f"forgot {show.counted(len(wanted), 'passage')} in version {manifest.label}: {show.listed(wanted)}")
-    click.echo(f"{show.counted(manifest.passages, 'passage')} left. To remove the bytes from the disk, too, run")
+    click.echo(f"forgot {counted(len(wanted), 'passage')} in version {manifest.label}: {show.ids_listed(wanted)}")
+    click.echo(f"{counted(manifest.passages, 'passage')} left. To remove the bytes from the disk, too, run")
     click.echo(f"    {show.verb('compact', uri)}\n    {show.verb('gc', uri)}")
 
 
@@ -73,7 +74,7 @@ def compact(uri: str, shard_bytes: int | None) -> None:
         return
     shards = sum(part.shards for part in manifest.parts)
     click.echo(
-        f"version {manifest.label}: {show.counted(manifest.passages, 'passage')} in {show.counted(shards, 'shard')}, "
+        f"version {manifest.label}: {counted(manifest.passages, 'passage')} in {counted(shards, 'shard')}, "
         f"before in {sum(part.shards for part in before.parts):,}"
     )
     click.echo(f"The former files are still there; `{show.verb('gc', uri)}` removes them.")
@@ -107,7 +108,7 @@ def gc(uri: str, keep: int, grace: float, abandon_builds: bool, dry_run: bool) -
         return
     old = ", ".join(map(str, removed.versions)) or "none"
     click.echo(
-        f"{'would remove' if dry_run else 'removed'} {show.counted(len(removed.files), 'file')}, "
+        f"{'would remove' if dry_run else 'removed'} {counted(len(removed.files), 'file')}, "
         f"{show.size(removed.bytes)}; versions: {old}"
     )
     if dry_run:

@@ -14,6 +14,7 @@ import click
 from regrad.bank.config import CodecName
 from regrad.cli.options import printable
 from regrad.errors import CorpusError
+from regrad.text import counted, listed
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,20 +77,14 @@ def size(count: float) -> str:
     return f"{count:.1f} {unit}"
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 passage`, `1,000 passages`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def shown(passage_id: str) -> str:
     """An id as it is, or escaped if it has characters that a terminal would act on."""
     return passage_id if passage_id.isprintable() else json.dumps(passage_id)
 
 
-def listed(ids: Sequence[str]) -> str:
+def ids_listed(ids: Sequence[str]) -> str:
     """The first ids, and how many more there are."""
-    more = f" and {len(ids) - LISTED:,} more" if len(ids) > LISTED else ""
-    return ", ".join(map(shown, ids[:LISTED])) + more
+    return listed([shown(one) for one in ids], LISTED)
 
 
 def fields(rows: Iterable[tuple[str, str]]) -> None:

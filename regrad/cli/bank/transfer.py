@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from regrad.bank.config import CodecName
-from regrad.cli.bank import output as show
 from regrad.cli.bank.output import codec_option, given_ids, ids_option, uri_argument, version_option
+from regrad.text import counted
 
 if TYPE_CHECKING:
     from regrad.bank.io.intake import Imported
@@ -40,13 +40,13 @@ def export(
         from regrad.bank.io.export import copy_bank
 
         copied = copy_bank(uri, output, version, codec, ids)
-        click.echo(f"copied {show.counted(copied.added, 'atom')} to {output}: version {copied.manifest.label}")
+        click.echo(f"copied {counted(copied.added, 'atom')} to {output}: version {copied.manifest.label}")
         return
     if codec:
         raise click.UsageError("--codec goes with --format bank: files of tensors are float32")
     from regrad.bank.io.tensors import export_tensors
 
-    click.echo(f"wrote {show.counted(export_tensors(uri, output, version, ids), 'atom')} to {output}")
+    click.echo(f"wrote {counted(export_tensors(uri, output, version, ids), 'atom')} to {output}")
 
 
 _TAKES = {
@@ -92,9 +92,9 @@ def import_(
     if form == "regrad-release" and meta_init is None:
         raise click.UsageError("--format regrad-release needs --meta-init DIR")
     done = _importer(form, meta_init or "", ids, base_identity)(source, uri, codec=codec)
-    refused = f", {show.counted(done.refused, 'passage')} refused (info --quarantine)" if done.refused else ""
-    left = f", {show.counted(done.left_out, 'atom')} left out that {ids} does not name" if done.left_out else ""
-    click.echo(f"added {show.counted(done.added, 'atom')} to {uri}: version {done.manifest.label}{refused}{left}")
+    refused = f", {counted(done.refused, 'passage')} refused (info --quarantine)" if done.refused else ""
+    left = f", {counted(done.left_out, 'atom')} left out that {ids} does not name" if done.left_out else ""
+    click.echo(f"added {counted(done.added, 'atom')} to {uri}: version {done.manifest.label}{refused}{left}")
 
 
 def _importer(form: str, meta_init: str, ids: str | None, base_identity: str | None) -> Callable[..., Imported]:

@@ -12,6 +12,7 @@ import click
 from regrad.cli.bank import output as show
 from regrad.cli.bank.output import json_option, uri_argument, version_option
 from regrad.cli.options import printable
+from regrad.text import counted
 
 if TYPE_CHECKING:
     from regrad.bank.verify import Damage
@@ -69,19 +70,19 @@ def _damage(uri: str, version: int | None, repair: bool) -> list[Damage]:
 
 def _progress(done: int, total: int) -> None:
     if sys.stderr.isatty():
-        click.echo(f"\r{done:,} of {show.counted(total, 'shard')}", nl=False, err=True)
+        click.echo(f"\r{done:,} of {counted(total, 'shard')}", nl=False, err=True)
 
 
 def _show(uri: str, damage: Sequence[Damage], left: Sequence[Damage]) -> None:
     for item in damage:
         click.echo(f"{printable(item.file)}: {printable(item.problem)}")
         if item.passages:
-            click.echo(f"  lost: {show.listed(item.passages)}")
+            click.echo(f"  lost: {show.ids_listed(item.passages)}")
     if not left:
         click.echo("all good" if not damage else "all good now")
         return
     lost = {passage_id for item in left for passage_id in item.passages}
-    click.echo(f"{show.counted(len(left), 'damaged file')}, {show.counted(len(lost), 'lost atom')}")
+    click.echo(f"{counted(len(left), 'damaged file')}, {counted(len(lost), 'lost atom')}")
     for way in _ways_out(uri, left):
         click.echo(f"- {way}")
 
