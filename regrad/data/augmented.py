@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from regrad.data.jsonl import as_object, decode, encode_jsonl, read_jsonl
-from regrad.data.passages import Passage
+from regrad.data.passages import Passage, passage_id
 from regrad.data.tasks import MetaTask
 from regrad.errors import CorpusError
 from regrad.storage import Storage
@@ -170,8 +169,3 @@ def _augmented(item: Any, where: str) -> Augmented:
     if not isinstance(pairs, list) or not pairs:
         raise CorpusError(f"{where}: no '<writer>{_PAIRS}' list")
     return Augmented(passage, tuple(text for text in rewrites if text), tuple(pair_of(pair, where) for pair in pairs))
-
-
-def passage_id(text: str) -> str:
-    """The id of a passage that comes without one: 16 hex digits of its text's SHA-256."""
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]

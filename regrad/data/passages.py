@@ -61,6 +61,14 @@ def encode_passages(passages: Iterable[Passage]) -> bytes:
     return encode_jsonl(map(asdict, passages))
 
 
+def passage_id(text: str) -> str:
+    """The id of a passage that comes without one: 16 hex digits of its text's SHA-256.
+
+    The same wherever the text is found, and for any text: a lone surrogate, which a JSON escape can give, is no error.
+    """
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
 def as_json(passage_id: str | None, title: str | None, text: str | None) -> bytes:
     """A row of a table as the JSON object that it would be in a jsonl file."""
     return json.dumps({"id": passage_id, "title": title or "", "text": text}, ensure_ascii=False).encode()

@@ -15,8 +15,6 @@ QuestionKind = Literal["open", "yes-no", "choice"]
 """How a question is answered: in one's own words, with one of a few allowed words, or with the letter of an option."""
 QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 
-Word = TypeVar("Word", bound=str)
-
 YES_NO = ("yes", "no")
 
 MOST_CHOICES = 26
@@ -76,6 +74,9 @@ def _one_of(answers: tuple[str, ...], words: tuple[str, ...], where: str) -> tup
     if not set(lowered) <= set(words):
         raise EvaluationError(f"{where}: the answer must be one of {', '.join(words)}, found {', '.join(answers):.60}")
     return lowered
+
+
+Word = TypeVar("Word", bound=str)
 
 
 @dataclass(frozen=True)
