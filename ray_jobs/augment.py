@@ -19,12 +19,12 @@ from ray_jobs.progress import progress_channel
 from regrad.data.augmented import AUGMENTED, Augmented, encode_augmented, from_tasks, read_ready
 from regrad.data.jsonl import encode_jsonl, shown
 from regrad.data.passages import Passage, parse_passage
+from regrad.data.tasks import read_tasks
 from regrad.errors import CorpusError, SynthesisError
 from regrad.models.loading import load_language_model
 from regrad.storage import Storage, check_replaceable, directory_writer
 from regrad.training.lora.augmenter import Augmenter, Outcome
 from regrad.training.lora.config import AugmentConfig
-from regrad.training.meta.task_files import read_tasks
 
 FAILED, REPORT = "failed.jsonl", "report.json"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from regrad.data.jsonl import as_object, decode, encode_jsonl, read_jsonl
 from regrad.data.passages import Passage, passage_id
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import Task
 from regrad.errors import CorpusError
 from regrad.storage import Storage
 
@@ -120,7 +120,7 @@ def _checked(read: Callable[[Any, str], Augmented], item: Any, where: str) -> Au
         return error
 
 
-def from_tasks(tasks: Iterable[MetaTask], most: int) -> Iterator[Augmented]:
+def from_tasks(tasks: Iterable[Task], most: int) -> Iterator[Augmented]:
     """Every passage with its own questions (those whose context it is the best of), at most so many, without rewrites.
 
     Passages that no question belongs to are left out.

@@ -20,13 +20,13 @@ from ray_jobs.actor_errors import decode_error
 from ray_jobs.cluster import cluster
 from regrad.data.jsonl import read_jsonl
 from regrad.data.passages import encode_passages
+from regrad.data.tasks import read_tasks
 from regrad.errors import CorpusError, ModelError, RetrievalError, SynthesisError
 from regrad.lab.files import documents
 from regrad.lab.world import World
 from regrad.retrieval.config import IndexConfig
 from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
-from regrad.training.meta.task_files import read_tasks
 from regrad.training.synthesis.config import SynthesisConfig
 from tests.integration.conftest import environment
 from tests.tools.patience import Deadline, patient
