@@ -62,6 +62,15 @@ def read_questions(config: QuestionSetConfig) -> list[Question]:
     return [q.as_kind(config.kind or q.kind, f"{config.path} question '{q.id:.60}'") for q in questions]
 
 
+def read_demonstrations(config: QuestionSetConfig, path: str, count: int) -> list[Question]:
+    """The first `count` solved questions of a file, or all if it has fewer, in the format of the set they are shown in.
+
+    Raises `EvaluationError` as `read_questions`.
+    """
+    taken = config.model_dump(include={"name", "format", "kind", "aliases"})
+    return read_questions(QuestionSetConfig(path=path, first=count, **taken))
+
+
 def _named(questions: Iterable[Question], path: str) -> list[Question]:
     """With ids where the file has none: a hash of what is asked, numbered where it is asked again."""
     named: list[Question] = []
