@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +15,7 @@ from regrad.bank.reader import BankReader
 from regrad.bank.schemas import QUARANTINE, read_table
 from regrad.bank.shards import checked_records
 from regrad.bank.writer import BankWriter, whole_index
+from regrad.data.files import each_line, reading
 from regrad.data.jsonl import read_jsonl
 from regrad.errors import AtomNotFound, BankError, CorpusError
 from regrad.storage import Storage
@@ -72,11 +72,8 @@ def _ids_of_records(uri: str) -> list[str]:
 
 
 def _ids_of_lines(uri: str) -> list[str]:
-    try:
-        with fsspec.open(uri, "rt", encoding="utf-8-sig", compression="infer") as file:
-            return [line.rstrip("\n") for line in file if line.strip()]
-    except (OSError, ValueError, EOFError, ImportError) as error:
-        raise CorpusError(f"{uri} cannot be read: {error}") from error
+    with reading(uri):
+        return [line.decode().removesuffix("\r") for line, _, _ in each_line(uri) if line.strip()]
 
 
 def copy_bank(
