@@ -32,7 +32,13 @@ _FREE = {"output", "checkpoints", "watch", "cluster"}  # what a resumed run may 
 def run_directory(config: MetaTrainConfig | FinetuneConfig, data: dict[str, Any]) -> Iterator[RunDirectory]:
     """The run's directory, for this driver alone; raises `TrainingError` if another one trains into it now."""
     storage = Storage(config.checkpoints.location or f"{config.output}.training")
-    with exclusive(storage, TrainingError(f"another run is training into {config.output} now")):
+
+    def busy(holder: str) -> TrainingError:
+        return TrainingError(
+            f"another run is training into {config.output} now; wait for it, or choose another output (it is {holder})"
+        )
+
+    with exclusive(storage, busy):
         check_replaceable(storage.uri, _SETTINGS)
         yield RunDirectory(config, data, storage)
 
