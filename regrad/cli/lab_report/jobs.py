@@ -88,9 +88,8 @@ def _train(config: MetaTrainConfig) -> str:
 
 def _finetune(config: FinetuneConfig) -> str:
     from regrad.training.lora.finetuning import finetune_in_process
-    from regrad.training.meta.task_files import read_tasks
 
-    adapter = finetune_in_process(config, read_tasks)
+    adapter = finetune_in_process(config)
     adapter.save(config.output)
     notes = adapter.notes
     return f"adapter {adapter.digest} at {config.output}: {notes['steps']} steps, loss {notes['losses'][-1]:.4f}"

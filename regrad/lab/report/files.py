@@ -7,7 +7,7 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-from regrad.data.corpora import read_records
+from regrad.data.jsonl import encode_jsonl, read_jsonl
 from regrad.data.passages import encode_passages
 from regrad.lab.files import (
     CORPUS,
@@ -16,7 +16,6 @@ from regrad.lab.files import (
     documents,
     held_out_corpus,
     held_out_questions,
-    jsonl,
     people_questions,
 )
 from regrad.lab.report.config import LabReportConfig
@@ -35,7 +34,7 @@ def write_memorised(config: LabReportConfig) -> str:
     """Documents of the memorised people, and as many questions about them as about the others."""
     storage, people = Storage(f"{config.output}/memorised"), World().memorised
     storage.write(CORPUS, encode_passages(documents(people)))
-    storage.write(QUESTIONS, jsonl(asdict(item) for item in people_questions(people, config.questions)))
+    storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in people_questions(people, config.questions)))
     return f"questions about {len(people)} memorised people at {storage.uri}"
 
 
@@ -56,7 +55,7 @@ def write_documents(config: LabReportConfig) -> str:
         "new": held_out_questions(world, config.questions),
         GROUP_OLD: people_questions(world.memorised, config.questions),
     }
-    storage.write(QUESTIONS, jsonl(asdict(item) | {"group": group} for group in asked for item in asked[group]))
+    storage.write(QUESTIONS, encode_jsonl(asdict(item) | {"group": group} for group in asked for item in asked[group]))
     return f"the first {', '.join(map(str, config.documents))} documents at {storage.uri}"
 
 
@@ -64,9 +63,9 @@ def write_samples(config: LabReportConfig) -> str:
     """The first tasks of each of `SAMPLED`: of more of them a rival would read only some."""
     storage = Storage(f"{config.output}/fine-tuning")
     for name, place in SAMPLED.items():
-        storage.write(f"{name}.jsonl", jsonl(_first_tasks(f"{config.output}/{place}/{TASKS}")))
+        storage.write(f"{name}.jsonl", encode_jsonl(_first_tasks(f"{config.output}/{place}/{TASKS}")))
     return f"the first {_SAMPLE} tasks of {', '.join(SAMPLED)} at {storage.uri}"
 
 
 def _first_tasks(uri: str) -> Iterator[dict[str, Any]]:
-    return (record for _, record in islice(read_records(uri), _SAMPLE))
+    return (record for _, record in islice(read_jsonl(uri), _SAMPLE))

@@ -94,8 +94,3 @@ def average(parts: Sequence[Scores]) -> Scores:
 def minus(scores: Scores, others: Scores) -> Scores:
     """By question."""
     return {question: value - others[question] for question, value in scores.items()}
-
-
-def shifted(scores: Scores, by: float) -> Scores:
-    """The same, so much more each."""
-    return {question: value + by for question, value in scores.items()}
