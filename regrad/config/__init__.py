@@ -29,7 +29,6 @@ from regrad.config.evaluation import QuestionSetConfig
 from regrad.config.lab import DemoConfig, LabConfig, LabPretrainConfig, LabWriterConfig
 from regrad.config.methods import MethodConfig
 from regrad.config.model import ModelConfig, ModelPath, SubspaceConfig
-from regrad.config.report import LabReportConfig, LabStepsConfig
 from regrad.config.serving import (
     BatchConfig,
     GroupConfig,
@@ -77,8 +76,6 @@ __all__ = [
     "InnerConfig",
     "LabConfig",
     "LabPretrainConfig",
-    "LabReportConfig",
-    "LabStepsConfig",
     "LabWriterConfig",
     "LimitsConfig",
     "MetaTrainConfig",
