@@ -25,12 +25,13 @@ from synthesis import KS, HeldOut
 from torch import Tensor
 
 from regrad.bank.codecs import CODECS, codec_for
-from regrad.config import LabConfig, ModelConfig, builtin_config
+from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
 from regrad.lab.world import World
-from regrad.language_model.loading import load_language_model
 from regrad.meta_init import MetaInit, random_meta_init
-from regrad.settings import load_settings
+from regrad.models.config import ModelConfig
+from regrad.models.loading import load_language_model
+from regrad.settings import builtin_config, load_settings
 
 
 class RoundTrip:

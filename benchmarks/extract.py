@@ -26,9 +26,8 @@ from peft import PeftModel
 from subjects import Subject, big_subject, lab_subject
 from torch import Tensor, nn
 
-from regrad.atoms.extractor import AtomExtractor
-from regrad.atoms.gradients import encode_passage
 from regrad.bank.codecs import codec_for
+from regrad.gradients.extractor import AtomExtractor, encode_passage
 
 BASELINE = "PEFT, one by one"
 

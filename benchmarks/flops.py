@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from regrad.language_model.loading import LanguageModel
+from regrad.models.loading import LanguageModel
 
 
 def atom_flop(lm: LanguageModel, tokens: int) -> float:

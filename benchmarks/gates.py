@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regrad.atoms.merging import Merge
+from regrad.gradients.merging import Merge
 
 _STEPS = 200
 Example = tuple[Tensor, list[float], int]

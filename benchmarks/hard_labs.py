@@ -18,21 +18,22 @@ import torch
 from common import show, write
 from torch import Tensor
 
-from regrad.atoms.extractor import AtomExtractor
-from regrad.atoms.merging import MERGES
-from regrad.config import ModelConfig, builtin_config
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.evaluation.metrics import exact_match
-from regrad.lab.sets import SETS, SetQuestion
-from regrad.lab.sets.conflict import FORMER
+from regrad.gradients.extractor import AtomExtractor
+from regrad.gradients.merging import MERGES
+from regrad.inference.decoding import GenerationRequest, generate
+from regrad.lab.sets import SETS
+from regrad.lab.sets.base import SetQuestion
 from regrad.lab.sets.files import set_corpus, set_questions
+from regrad.lab.sets.hard import FORMER
 from regrad.lab.world import World
-from regrad.language_model.decoding import GenerationRequest, generate
-from regrad.language_model.loading import LanguageModel, load_language_model
 from regrad.meta_init import MetaInit, random_meta_init
-from regrad.retrieval.lucene import LuceneRetriever, build_index
-from regrad.retrieval.protocol import Hit
-from regrad.settings import load_settings
+from regrad.models.config import ModelConfig
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.retrieval.base import Hit
+from regrad.retrieval.bm25 import LuceneRetriever, build_index
+from regrad.settings import builtin_config, load_settings
 
 KS = {"many": (3, 5, 10), "long": (1, 3, 5), "conflict": (2,), "unseen": (1, 3), "firms": (1, 3)}
 _NEW_TOKENS = 4

@@ -23,22 +23,23 @@ from common import show, write
 from gates import Example, train_gate
 from torch import Tensor
 
-from regrad.atoms.extractor import AtomExtractor
-from regrad.atoms.merging import MERGES, Merge
-from regrad.config import LabConfig, MetaTrainConfig, builtin_config
+from regrad.data.tasks import MetaTask
 from regrad.evaluation.metrics import exact_match
+from regrad.gradients.extractor import AtomExtractor
+from regrad.gradients.merging import MERGES, Merge
+from regrad.inference.decoding import GenerationRequest, generate
+from regrad.lab.config import LabConfig
 from regrad.lab.files import documents, people_questions, tasks
 from regrad.lab.wording import ATTRIBUTES
 from regrad.lab.world import Person, World
-from regrad.language_model.decoding import GenerationRequest, generate
-from regrad.language_model.loading import load_language_model
-from regrad.meta.engines import PlainEngine
-from regrad.meta.loop import Trainer, batches
-from regrad.meta.parameters import MetaParameters
-from regrad.meta.tasks import MetaTask
 from regrad.meta_init import MetaInit
-from regrad.retrieval.lucene import LuceneRetriever, build_index
-from regrad.settings import load_settings
+from regrad.models.loading import load_language_model
+from regrad.retrieval.bm25 import LuceneRetriever, build_index
+from regrad.settings import builtin_config, load_settings
+from regrad.training.meta.config import MetaTrainConfig
+from regrad.training.meta.optim.base import PlainEngine
+from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.trainer import Trainer, batches
 
 KS = (3, 5, 10)
 LEFT_OUT = 400

@@ -21,7 +21,7 @@ import torch
 from common import show, write
 from synthesis import HeldOut
 
-from regrad.config import LabConfig
+from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit

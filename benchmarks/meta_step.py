@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from regrad.config import InnerConfig, ModelConfig, StrategyConfig, SubspaceConfig, builtin_config
-from regrad.language_model.batching import TokenBatch, sequence_losses
-from regrad.language_model.loading import LanguageModel, load_language_model
-from regrad.meta.batch import MetaBatch
-from regrad.meta.objective import MetaGradient, Point
-from regrad.meta.strategies import make_strategy
-from regrad.settings import load_settings
+from regrad.models.batching import TokenBatch, sequence_losses
+from regrad.models.config import ModelConfig, SubspaceConfig
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.settings import builtin_config, load_settings
+from regrad.training.meta.collate import MetaBatch
+from regrad.training.meta.config import InnerConfig, StrategyConfig
+from regrad.training.meta.objective import MetaGradient, Point
+from regrad.training.meta.strategies.base import make_strategy
 
 STRATEGIES = ("graph", "hvp", "difference")
 BASELINE = "graph per passage + unused forward"

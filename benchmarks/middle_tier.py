@@ -16,9 +16,9 @@ from subjects import Subject
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from regrad.atoms.gradients import encode_passage, passage_batch, passage_gradients
 from regrad.bank.codecs import CODECS, codec_for
-from regrad.language_model.batching import share_lower_blocks
+from regrad.gradients.extractor import encode_passage, passage_batch, passage_gradients
+from regrad.models.batching import share_lower_blocks
 
 ONLINE, ACTIVATIONS, QUESTION = "text (computed online)", "activations, bf16", 5
 

@@ -26,7 +26,7 @@ from subjects import Subject, big_subject, lab_subject
 from regrad.errors import RetrievalError
 from regrad.lab.files import held_out_corpus, held_out_questions
 from regrad.lab.world import World
-from regrad.retrieval.lucene import LuceneRetriever, build_index
+from regrad.retrieval.bm25 import LuceneRetriever, build_index
 
 Timings = Mapping[Way, Sequence[Timing]]
 _PARTS = ("fetch and sum", "extract", "update", "prefill", "decode")

@@ -30,7 +30,7 @@ from serving.load import Outcome, Plan, run
 from serving.watching import processor_seconds, spent
 
 from ray_jobs.cluster import cluster
-from regrad.retrieval.lucene import LuceneRetriever
+from regrad.retrieval.bm25 import LuceneRetriever
 from serve_app.local import serving
 
 _OURS, _THEIRS, _IN_PROCESS = "regrad, HTTP", "authors' way, HTTP", "authors' way, in process"

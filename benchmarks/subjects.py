@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from meta_step import ONE_B, Shape, random_model
 
-from regrad.atoms.gradients import encode_passage
-from regrad.config import ModelConfig, builtin_config
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
+from regrad.gradients.extractor import encode_passage
 from regrad.lab.world import World, passage
-from regrad.language_model.loading import LanguageModel, load_language_model
 from regrad.meta_init import MetaInit, random_meta_init
-from regrad.settings import load_settings
+from regrad.models.config import ModelConfig
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.settings import builtin_config, load_settings
 
 SHRUNKEN = Shape(256, 1024, 4, 8, 2, 4096)
 

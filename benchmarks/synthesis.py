@@ -24,22 +24,23 @@ import torch
 from common import write
 from torch import Tensor
 
-from regrad.atoms.extractor import AtomExtractor
-from regrad.config import LabConfig, LabWriterConfig, SynthesisConfig, builtin_config
-from regrad.corpus import read_passages
+from regrad.data.corpora import read_passages
 from regrad.evaluation.metrics import exact_match
+from regrad.gradients.extractor import AtomExtractor
+from regrad.inference.decoding import GenerationRequest, generate
+from regrad.lab.config import LabConfig, LabWriterConfig
 from regrad.lab.files import held_out_corpus, held_out_questions, write_lab
 from regrad.lab.files import tasks as lab_tasks
-from regrad.lab.pretraining.questions import make_writer
+from regrad.lab.pretraining.question_writer import make_writer
 from regrad.lab.wording import QUESTIONS
 from regrad.lab.world import World
-from regrad.language_model.decoding import GenerationRequest, generate
-from regrad.language_model.loading import load_language_model
-from regrad.meta.synthesis.tasks import report, settle, tasks
-from regrad.meta.synthesis.writer import Draft, PairWriter
 from regrad.meta_init import MetaInit
-from regrad.retrieval.lucene import LuceneRetriever, build_index
-from regrad.settings import load_settings
+from regrad.models.loading import load_language_model
+from regrad.retrieval.bm25 import LuceneRetriever, build_index
+from regrad.settings import builtin_config, load_settings
+from regrad.training.synthesis.config import SynthesisConfig
+from regrad.training.synthesis.tasks import report, settle, tasks
+from regrad.training.synthesis.writer import Draft, PairWriter
 
 # `trained` picks among the sets of questions: each writer's with and without an index, then the lab's own two.
 FULL = {"documents": 1000, "writers": (200, 60), "steps": 850, "questions": 400, "trained": (0, 4, 2, 3, 5)}

@@ -17,20 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from ray_jobs.block_actor import error_of
+from ray_jobs.bank_actors import error_of
 from ray_jobs.cluster import cluster, device, require_workers, run_task
+from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines, check_corpus
 from ray_jobs.entry import main
-from ray_jobs.lines import actor_pool, blocks_of_lines, check_corpus
 from ray_jobs.progress import progress_channel
-from regrad.adaptation.augmented import AUGMENTED, Augmented, encode_augmented
-from regrad.adaptation.augmenting import Augmenter, Outcome
-from regrad.adaptation.ready import from_tasks, read_ready
-from regrad.config import AugmentConfig
-from regrad.corpus import Passage, parse_passage, shown
+from regrad.data.augmented import AUGMENTED, Augmented, encode_augmented, from_tasks, read_ready
+from regrad.data.passages import Passage, parse_passage, shown
 from regrad.errors import CorpusError, RegradError, SynthesisError
-from regrad.language_model.loading import load_language_model
-from regrad.meta.task_files import read_tasks
+from regrad.models.loading import load_language_model
 from regrad.storage import Storage, check_replaceable, directory_writer
+from regrad.training.lora.augmenter import Augmenter, Outcome
+from regrad.training.lora.config import AugmentConfig
+from regrad.training.meta.task_files import read_tasks
 
 FAILED, REPORT = "failed.jsonl", "report.json"
 

@@ -14,20 +14,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_jobs.block_actor import BlockActor, GradientActor, error_of
+from ray_jobs.bank_actors import BlockActor, GradientActor, error_of
 from ray_jobs.cluster import cluster, require_workers, run_task
+from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines, check_corpus
 from ray_jobs.entry import main
-from ray_jobs.lines import actor_pool, blocks_of_lines, check_corpus
 from ray_jobs.progress import progress_bar, progress_channel
-from regrad.bank.building import BUILT, assemble, changes_nothing
-from regrad.bank.commit import commit, commit_onto_newest
-from regrad.bank.manifest import Layout, Manifest, check_same_layout
-from regrad.bank.preparation import Preparation, note_preparation
-from regrad.bank.versions import current_version, read_manifest
-from regrad.config import AdaptersConfig, BuildConfig
-from regrad.corpus import corpus_files
+from regrad.bank.build_stats import Preparation, note_preparation
+from regrad.bank.builder import BUILT, assemble, changes_nothing
+from regrad.bank.config import BuildConfig
+from regrad.bank.manifest import Layout, Manifest, check_same_layout, current_version, read_manifest
+from regrad.bank.writer import commit, commit_onto_newest
+from regrad.data.files import corpus_files
 from regrad.meta_init import read_card
 from regrad.storage import Storage
+from regrad.training.lora.config import AdaptersConfig
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ray_jobs.cluster import device
-from regrad.config import EvalConfig
-from regrad.evaluation.runner.cells import Cells
-from regrad.evaluation.runner.plan import PlannedCell
+from regrad.evaluation.config import EvalConfig
+from regrad.evaluation.plan import PlannedCell
+from regrad.evaluation.runner import Cells
 
 
 class CellActor:

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import ray
 
-from ray_jobs.front_door import open_front_door
-from regrad.config import WorkersConfig
+from ray_jobs.haproxy import open_front_door
 from regrad.errors import ClusterError, RegradError, StorageError
+from regrad.settings import WorkersConfig
 
 T = TypeVar("T")
 

@@ -18,12 +18,11 @@ from ray_jobs.cell_actor import CellActor
 from ray_jobs.cluster import cause_of, cluster, require_workers, wants_gpu
 from ray_jobs.entry import main
 from ray_jobs.progress import progress_bar, progress_channel
-from regrad.config import EvalConfig
 from regrad.errors import ClusterError, RegradError
+from regrad.evaluation.config import EvalConfig
+from regrad.evaluation.output import Outlook, Output, Planned, plan_of
+from regrad.evaluation.plan import PlannedCell, make_plan
 from regrad.evaluation.report.writing import write_report
-from regrad.evaluation.runner.outlook import Outlook
-from regrad.evaluation.runner.output import Output, Planned, plan_of
-from regrad.evaluation.runner.plan import PlannedCell, make_plan
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,14 @@ from ray.train import Checkpoint, Result
 
 from ray_jobs.cluster import cluster, require_workers
 from ray_jobs.entry import main
-from ray_jobs.fitting import RayTrainer, fit_until_done, scaling
 from ray_jobs.progress import progress_channel
-from ray_jobs.run_directory import run_directory
-from regrad.adaptation.finetuning import (
+from ray_jobs.train_runner import RayTrainer, fit_until_done, run_directory, scaling
+from regrad.errors import TrainingError
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.storage import check_replaceable
+from regrad.training.lora.config import FinetuneConfig
+from regrad.training.lora.examples import digest, read_examples
+from regrad.training.lora.finetuning import (
     Finetuner,
     FinetuneState,
     check_shares,
@@ -29,13 +33,8 @@ from regrad.adaptation.finetuning import (
     save_checkpoint,
     usable,
 )
-from regrad.adaptation.sources import digest, read_examples
-from regrad.adaptation.static import CARD, StaticLora, parent_of
-from regrad.config import FinetuneConfig
-from regrad.errors import TrainingError
-from regrad.language_model.loading import LanguageModel, load_language_model
-from regrad.meta.task_files import read_tasks
-from regrad.storage import check_replaceable
+from regrad.training.lora.lora_artifact import CARD, StaticLora, parent_of
+from regrad.training.meta.task_files import read_tasks
 
 logger = logging.getLogger(__name__)
 

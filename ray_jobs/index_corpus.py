@@ -11,9 +11,10 @@ from typing import Any
 from ray_jobs.cluster import cluster, run_task
 from ray_jobs.entry import main
 from ray_jobs.progress import progress_channel
-from regrad.config import IndexConfig
-from regrad.corpus import Passage, read_passages
-from regrad.retrieval.lucene import build_index
+from regrad.data.corpora import read_passages
+from regrad.data.passages import Passage
+from regrad.retrieval.bm25 import build_index
+from regrad.retrieval.config import IndexConfig
 
 _REPORT_EVERY = 10_000
 

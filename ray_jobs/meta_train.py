@@ -19,23 +19,22 @@ from ray.train import Checkpoint, DataConfig, Result
 
 from ray_jobs.cluster import cluster, require_workers
 from ray_jobs.entry import main
-from ray_jobs.fitting import RayTrainer, fit_until_done, scaling
 from ray_jobs.progress import progress_channel
-from ray_jobs.run_directory import RunDirectory, run_directory
 from ray_jobs.task_stream import TaskStream, in_order, open_stream, worker_steps
-from regrad.config import MetaTrainConfig
+from ray_jobs.train_runner import RayTrainer, RunDirectory, fit_until_done, run_directory, scaling
 from regrad.errors import TrainingError
-from regrad.language_model.loading import load_language_model
-from regrad.meta.check import Lengths
-from regrad.meta.engines import make_engine
-from regrad.meta.loop import Trainer, check_shares
-from regrad.meta.parameters import MetaParameters
-from regrad.meta.reports import StepReport
-from regrad.meta.state import META_INIT, DevScore, TrainState, load_checkpoint, save_checkpoint
-from regrad.meta.task_files import check_dev_tasks, read_tasks, task_files
-from regrad.meta.watch import Watcher, make_sinks
 from regrad.meta_init import CARD, MetaInit
+from regrad.models.loading import load_language_model
 from regrad.storage import check_replaceable
+from regrad.training.meta.callbacks import StepReport
+from regrad.training.meta.checkpoint import META_INIT, DevScore, TrainState, load_checkpoint, save_checkpoint
+from regrad.training.meta.config import MetaTrainConfig
+from regrad.training.meta.lengths import Lengths
+from regrad.training.meta.optim import make_engine
+from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.task_files import check_dev_tasks, read_tasks, task_files
+from regrad.training.meta.trackers import Watcher, make_sinks
+from regrad.training.meta.trainer import Trainer, check_shares
 
 logger = logging.getLogger(__name__)
 

@@ -20,18 +20,18 @@ import numpy as np
 import torch
 
 from ray_jobs.cluster import cluster, device, require_workers, run_task
+from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines, check_corpus
 from ray_jobs.entry import main
-from ray_jobs.lines import actor_pool, blocks_of_lines, check_corpus
 from ray_jobs.progress import progress_channel
 from regrad import errors
-from regrad.config import SynthesisConfig
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.errors import RegradError, SynthesisError
-from regrad.language_model.loading import load_language_model
-from regrad.meta.synthesis.tasks import Hits, report, settle, tasks
-from regrad.meta.synthesis.writer import Draft, PairWriter, decode_drafts, encode_drafts, read_line
-from regrad.retrieval.lucene import LuceneRetriever, check_index
+from regrad.models.loading import load_language_model
+from regrad.retrieval.bm25 import LuceneRetriever, check_index
 from regrad.storage import Storage, check_replaceable, directory_writer
+from regrad.training.synthesis.config import SynthesisConfig
+from regrad.training.synthesis.tasks import Hits, report, settle, tasks
+from regrad.training.synthesis.writer import Draft, PairWriter, decode_drafts, encode_drafts, read_line
 
 TASKS, REJECTED, REPORT = "tasks.jsonl", "rejected.jsonl", "report.json"
 _SEARCHES_PER_LINE = 5000

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import ray
 
-from regrad.config import MetaTrainConfig, ShapeConfig
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
+from regrad.data.tasks import MetaTask
 from regrad.errors import CorpusError, TrainingError
-from regrad.meta.check import Lengths
-from regrad.meta.order import DrawOrder
-from regrad.meta.shape import shape_task
-from regrad.meta.task_files import ScannedTask, duplicates, scan_file, task_files
-from regrad.meta.tasks import MetaTask
+from regrad.training.meta.config import MetaTrainConfig, ShapeConfig
+from regrad.training.meta.lengths import Lengths
+from regrad.training.meta.task_augment import shape_task
+from regrad.training.meta.task_files import ScannedTask, duplicates, scan_file, task_files
+from regrad.training.sampler import DrawOrder
 
 logger = logging.getLogger(__name__)
 

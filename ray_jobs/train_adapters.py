@@ -7,17 +7,17 @@ Stopped at any point, the same command goes on where it was: blocks that are don
 
 from __future__ import annotations
 
-from ray_jobs.adapter_actor import AdapterActor
+from ray_jobs.bank_actors import AdapterActor
 from ray_jobs.build_bank import Built, describe, fill
 from ray_jobs.cluster import cluster, device, run_task
 from ray_jobs.entry import main
-from regrad.adaptation.adapters import AdapterTrainer, model_for_adapters
-from regrad.adaptation.augmented import augmented_file
-from regrad.adaptation.static import StaticLora
 from regrad.bank.manifest import Layout
-from regrad.config import AdaptersConfig
-from regrad.language_model.loading import load_language_model
+from regrad.data.augmented import augmented_file
 from regrad.methods.prag import adapters_base, adapters_layout
+from regrad.models.loading import load_language_model
+from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
+from regrad.training.lora.config import AdaptersConfig
+from regrad.training.lora.lora_artifact import StaticLora
 
 
 def run(config: AdaptersConfig) -> str:

@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from regrad.config import ModelConfig
 from regrad.errors import MetaInitError, ModelError
-from regrad.language_model.loading import LanguageModel
-from regrad.language_model.peft_files import load_adapter, save_adapter
-from regrad.language_model.subspace import Subspace
+from regrad.models.config import ModelConfig
+from regrad.models.loading import LanguageModel
+from regrad.models.peft_files import load_adapter, save_adapter
+from regrad.models.subspace import Subspace
 from regrad.storage import Storage, directory_writer, local_directory
 
 CARD = "meta_init.json"

@@ -5,7 +5,7 @@ gradient is its atom. (The paper's release takes gradients of two different stri
 
 A prompt is a question, written by the template of its kind, put together with the passages as its style says. For a
 chat model that text is the user's message: the model's own chat template is put around it where text becomes tokens
-(`regrad.language_model.tokens`), so that nothing a user or a passage says is ever taken for a part of the template.
+(`regrad.models.tokens`), so that nothing a user or a passage says is ever taken for a part of the template.
 
 Demonstrations, solved questions of the same kind, stand before all of it: each is the question as the template of its
 kind writes it, without passages or style, and its answer.
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.settings import Settings
 
 StyleName = Literal["default", "pe"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from regrad.errors import ConfigError
@@ -164,3 +164,18 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _models_in(argument)
+
+
+class WorkersConfig(Settings):
+    """How much of the cluster a job takes. `gpu: null` uses GPUs when the cluster has one for each worker."""
+
+    workers: int = Field(2, ge=1)
+    cpus_per_worker: float = Field(1.0, gt=0)
+    gpu: bool | None = None
+
+
+def builtin_config(name: str) -> Path:
+    """A file that comes with regrad, such as `jobs/train-lab.yaml`: from the wheel, or from a source checkout."""
+    package = Path(__file__).parents[1]
+    wheel, checkout = package / "configs" / name, package.parent / "configs" / name
+    return wheel if wheel.exists() else checkout

@@ -11,19 +11,19 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
-from regrad.config import ReplicaConfig, ServeConfig
-from regrad.retrieval.lucene import check_index
+from regrad.retrieval.bm25 import check_index
 from regrad.settings import parse_settings
-from serve_app.api.app import make_app
 from serve_app.bank_loader import BankLoaderDeployment
+from serve_app.config import ReplicaConfig, ServeConfig
 from serve_app.gateway import Gateway
 from serve_app.generator import GeneratorDeployment
-from serve_app.releases import read_releases, resolve_all
+from serve_app.http.app import make_app
 from serve_app.retriever import RetrieverDeployment
+from serve_app.rollout import read_releases, resolve_all
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application for `args` (see `regrad.config.ServeConfig`).
+    """The application for `args` (see `serve_app.config.ServeConfig`).
 
     Raises `ConfigError` for a wrong key, `MetaInitError` or `BankError` for a missing artefact, and
     `FingerprintMismatch` if the bank was built for another MetaInit.

@@ -13,11 +13,11 @@ from typing import TypeVar
 import torch
 
 from regrad.bank.reader import BankReader, Fetched
-from regrad.bank.tiers.memory import MemoryTier
-from regrad.config import ServeConfig
+from regrad.bank.tiers import MemoryTier
 from regrad.errors import BankError, StorageError
+from serve_app.config import ServeConfig
 from serve_app.messages import GradientSum, LoadRequest, PassageUse, Release, Retrieved
-from serve_app.watching.watch import Watch
+from serve_app.observability.tracing import Watch
 
 T = TypeVar("T")
 _OPEN_BANKS = 4

@@ -13,28 +13,17 @@ from typing import Any
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from regrad.config import ServeConfig
 from regrad.errors import RegradError
 from regrad.settings import parse_settings
-from serve_app.api.errors import problem_of
-from serve_app.api.record import Record, current_record
-from serve_app.follower import Follower
-from serve_app.groups import Groups
-from serve_app.messages import (
-    Answered,
-    Ask,
-    Event,
-    Found,
-    Piece,
-    Release,
-    Reply,
-    Retrieved,
-)
-from serve_app.protection.gate import current_caller
+from serve_app.auth.gate import current_caller
+from serve_app.config import ServeConfig
+from serve_app.http.errors import Record, current_record, problem_of
+from serve_app.messages import Answered, Ask, Event, Found, Piece, Release, Reply, Retrieved
+from serve_app.microbatch import Groups
+from serve_app.observability.tracing import Watch
+from serve_app.pipeline import GONE, Stages
 from serve_app.readiness import Readiness
-from serve_app.releases import ReleaseList
-from serve_app.stages import GONE, Stages
-from serve_app.watching.watch import Watch
+from serve_app.rollout import Follower, ReleaseList
 
 logger = logging.getLogger("ray.serve")
 

@@ -11,14 +11,16 @@ from dataclasses import replace
 
 import ray
 
-from regrad.config import ServeConfig
-from regrad.language_model.engine import DecodingLoop, Engine, Finished
-from regrad.language_model.loading import load_language_model
+from regrad.inference.engine import Engine
+from regrad.inference.loop import DecodingLoop
+from regrad.inference.rows import Finished
 from regrad.meta_init import MetaInit
-from regrad.methods import Knowledge
-from serve_app.desk import Desk, Prepared
+from regrad.methods.regrad import Knowledge
+from regrad.models.loading import load_language_model
+from serve_app.config import ServeConfig
 from serve_app.messages import Answered, Ask, GradientSum, PassageUse, Piece, Release, Retrieved
-from serve_app.watching.watch import Watch
+from serve_app.observability.tracing import Watch
+from serve_app.request_builder import Desk, Prepared
 
 _DESKS = 4
 _STALL_SECONDS = 300.0

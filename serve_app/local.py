@@ -15,10 +15,10 @@ from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, LoggingConfig
 
-from regrad.config import HttpConfig, ServeConfig
 from regrad.errors import ConfigError, ServeError
 from regrad.settings import apply_override, parse_settings, read_yaml
 from serve_app.app import build
+from serve_app.config import HttpConfig, ServeConfig
 
 _HTTP = "http."
 

@@ -1,14 +1,25 @@
-"""What the deployments hand to each other, and what the HTTP routes hand to the gateway."""
+"""What travels between the deployments, and how tensors do so without pickling their numbers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from regrad.retrieval.protocol import Hit
-from serve_app.arrays import bits_of, tensor_of
+from regrad.retrieval.base import Hit
+
+
+def bits_of(values: Tensor) -> Any:
+    """The numbers in bf16, as an array of int16."""
+    return values.to(torch.bfloat16).contiguous().view(torch.int16).numpy()
+
+
+def tensor_of(bits: Any) -> Tensor:
+    """The tensor of such an array, which may be read-only: it is copied."""
+    return torch.from_numpy(bits.copy()).view(torch.bfloat16)
+
 
 Contributions = Literal["leave_one_out", "norms"]
 """How each passage's part in an answer is measured: see `PassageUse.contribution`."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-from regrad.config import ServeConfig
 from regrad.errors import RegradError
-from regrad.retrieval.lucene import LuceneRetriever
-from regrad.retrieval.protocol import Hit
+from regrad.retrieval.base import Hit
+from regrad.retrieval.bm25 import LuceneRetriever
+from serve_app.config import ServeConfig
 from serve_app.messages import Retrieved, SearchRequest
-from serve_app.watching.watch import Watch
+from serve_app.observability.tracing import Watch
 
 
 class RetrieverDeployment:

@@ -13,14 +13,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from regrad.config import LabWriterConfig, ModelConfig, SubspaceConfig, builtin_config
-from regrad.corpus import Passage
-from regrad.lab.pretraining.questions import make_writer
-from regrad.lab.prompts import LAB_PROMPTS
+from regrad.data.passages import Passage
+from regrad.lab.config import LabWriterConfig
+from regrad.lab.pretraining.question_writer import make_writer
+from regrad.lab.wording import LAB_PROMPTS
 from regrad.lab.world import Split, World, passage
-from regrad.language_model.loading import LanguageModel, load_language_model
 from regrad.meta_init import MetaInit
-from regrad.settings import load_settings
+from regrad.models.config import ModelConfig, SubspaceConfig
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.settings import builtin_config, load_settings
 
 torch.set_num_threads(1)
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)

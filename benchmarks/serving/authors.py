@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteriaList
 
 from regrad.bank.reader import BankReader
-from regrad.language_model.loading import resolve_path
 from regrad.meta_init import MetaInit
-from regrad.retrieval.lucene import LuceneRetriever
+from regrad.models.loading import resolve_path
+from regrad.retrieval.bm25 import LuceneRetriever
 from serve_app.local import QUIET
 
 MAX_NEW_TOKENS = 20

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regrad.bank.reader import BankReader
-from regrad.language_model.engine import DecodingRequest, Engine, Finished
-from regrad.language_model.loading import load_language_model
+from regrad.inference.engine import Engine
+from regrad.inference.rows import DecodingRequest, Finished
 from regrad.meta_init import MetaInit
-from regrad.methods import Knowledge
+from regrad.methods.regrad import Knowledge
+from regrad.models.loading import load_language_model
 
 
 class InProcess:

@@ -10,17 +10,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from regrad.atoms.extractor import AtomExtractor
 from regrad.bank.manifest import Layout
 from regrad.bank.writer import BankWriter
-from regrad.config import HttpConfig, ModelConfig, ServeConfig, builtin_config
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
+from regrad.gradients.extractor import AtomExtractor
 from regrad.lab.files import LabQuestion, held_out_corpus, held_out_questions
 from regrad.lab.world import World
-from regrad.language_model.loading import LanguageModel, load_language_model
 from regrad.meta_init import MetaInit, random_meta_init
-from regrad.retrieval.lucene import build_index
-from regrad.settings import load_settings
+from regrad.models.config import ModelConfig
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.retrieval.bm25 import build_index
+from regrad.settings import builtin_config, load_settings
+from serve_app.config import HttpConfig, ServeConfig
 
 _STEP_SIZE = 10.0
 

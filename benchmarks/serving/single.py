@@ -13,10 +13,12 @@ from torch import Tensor
 from regrad.bank.manifest import Layout
 from regrad.bank.reader import BankReader
 from regrad.bank.writer import BankWriter
-from regrad.corpus import Passage
-from regrad.language_model.engine import DecodingRequest, Engine, Finished
-from regrad.language_model.loading import LanguageModel
-from regrad.methods import Knowledge, get_method
+from regrad.data.passages import Passage
+from regrad.inference.engine import Engine
+from regrad.inference.rows import DecodingRequest, Finished
+from regrad.methods.registry import get_method
+from regrad.methods.regrad import Knowledge
+from regrad.models.loading import LanguageModel
 
 
 class Endless(LanguageModel):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regrad.bank.codecs import codec_for
 from regrad.bank.manifest import Layout
-from regrad.language_model.subspace import Subspace
+from regrad.models.subspace import Subspace
 
 K = 5
 _SHARD_BYTES = 64 * 1024 * 1024

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from regrad.bank.commit import Change, publish_parts, write_part
-from regrad.bank.rows import INDEX, SHARDS, table
+from regrad.bank.schemas import INDEX, SHARDS, table
+from regrad.bank.writer import Change, publish_parts, write_part
 from regrad.storage import Storage
 from store.atoms import SMALL
 

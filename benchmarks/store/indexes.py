@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from common import in_turn
 
-from regrad.bank.catalog import Catalog
+from regrad.bank.index import Catalog
+from regrad.bank.manifest import read_manifest
 from regrad.bank.reader import BankReader
-from regrad.bank.versions import read_manifest
 from regrad.storage import Storage
 from store.atoms import passage_id, percentiles
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from regrad.bank.config import TiersConfig
 from regrad.bank.reader import BankReader
-from regrad.config import TiersConfig
 from store.atoms import AtomSize, draws, passage_id, percentiles
 from store.files import evict
 

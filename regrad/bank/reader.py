@@ -14,18 +14,14 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from regrad.bank.catalog import Catalog, Location
 from regrad.bank.codecs import codec_for
-from regrad.bank.commit import read_part
-from regrad.bank.lookup import key_of
-from regrad.bank.manifest import Manifest
-from regrad.bank.rows import FORGOTTEN, merged, read_table
-from regrad.bank.tiers.disk import DiskTier
-from regrad.bank.tiers.memory import MemoryTier
-from regrad.bank.tiers.store import StoreTier
-from regrad.bank.versions import current_version, read_manifest
-from regrad.config import TiersConfig
-from regrad.corpus import Passage
+from regrad.bank.config import TiersConfig
+from regrad.bank.index import Catalog, Location, key_of
+from regrad.bank.manifest import Manifest, current_version, read_manifest
+from regrad.bank.schemas import FORGOTTEN, merged, read_table
+from regrad.bank.tiers import DiskTier, MemoryTier, StoreTier
+from regrad.bank.writer import read_part
+from regrad.data.passages import Passage
 from regrad.errors import AtomDamaged, AtomNotFound, BankError, FingerprintMismatch, StorageError
 from regrad.storage import Storage
 

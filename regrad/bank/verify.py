@@ -11,13 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from regrad.bank.catalog import Catalog
-from regrad.bank.commit import Change, commit, read_part
-from regrad.bank.compact import whole_index
-from regrad.bank.lookup import encode_lookup
-from regrad.bank.manifest import File, Manifest, Part
+from regrad.bank.index import Catalog, encode_lookup
+from regrad.bank.manifest import File, Manifest, Part, read_manifest, versions
 from regrad.bank.shards import shard_path
-from regrad.bank.versions import read_manifest, versions
+from regrad.bank.writer import Change, commit, read_part, whole_index
 from regrad.errors import BankError, BankFormatError, StorageError
 from regrad.storage import Storage
 

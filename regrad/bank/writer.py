@@ -1,20 +1,228 @@
-"""Adding atoms to a bank from one process: for imports, for atoms computed on the way, for a notebook."""
+"""Commits: a change of a bank becomes its next version, whole or not at all, whoever else writes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from regrad.bank.codecs import codec_for
-from regrad.bank.commit import Change, commit_onto_newest
-from regrad.bank.manifest import Layout, Manifest
-from regrad.bank.rows import INDEX, QUARANTINE, table
-from regrad.bank.shards import ShardInfo, shard_table, write_shard
-from regrad.errors import BankError
+from regrad.bank.index import Catalog, encode_lookup, key_of
+from regrad.bank.manifest import (
+    FORMAT,
+    File,
+    Layout,
+    Manifest,
+    Part,
+    check_same_layout,
+    current_version,
+    publish,
+    read_manifest,
+)
+from regrad.bank.schemas import (
+    FORGOTTEN,
+    INDEX,
+    QUARANTINE,
+    SHARDS,
+    merged,
+    read_table,
+    select_shards,
+    shard_names,
+    table,
+    write_table,
+)
+from regrad.bank.shards import FOLDER, ShardInfo, shard_path, shard_table, write_shard
+from regrad.errors import BankConflict, BankError
 from regrad.storage import Storage
+
+_MERGE_FACTOR = 4
+_TRIES = 10
+_LIST_FROM = 64
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a version does to the one before.
+
+    `index` and `shards` (tables `rows.INDEX`, `rows.SHARDS`) are passages that got an atom, `removed` those that lose
+    theirs: for good if `forget`, so that older versions do not give them out either. `quarantine` are the passages that
+    were refused: added to those known, or instead of them if the change describes the `whole` corpus.
+    """
+
+    index: pa.Table = field(default_factory=INDEX.empty_table)
+    shards: pa.Table = field(default_factory=SHARDS.empty_table)
+    removed: Sequence[str] = ()
+    quarantine: pa.Table = field(default_factory=QUARANTINE.empty_table)
+    whole: bool = False
+    forget: bool = False
+
+
+def commit(storage: Storage, layout: Layout, change: Change, base: Manifest | None, fresh: bool = False) -> Manifest:
+    """Make the version that comes after `base` (None: the first). A `fresh` one keeps no atom of `base`.
+
+    Raises `BankConflict` if somebody has committed one meanwhile, and `BankError` if a passage id occurs twice, if the
+    bank has another layout, or if a shard is not there any more.
+    """
+    old = base.parts if base and not fresh else ()
+    if base and not fresh:
+        check_same_layout(base.layout, layout, storage.uri)
+    parts = _parts(storage, change, old)
+    catalog = Catalog(storage, old, _record_bytes(layout))
+    passages = (base.passages if base and old else 0) + _gained(change, catalog)
+    return publish_parts(storage, layout, base, parts, passages, change)
+
+
+def commit_onto_newest(storage: Storage, layout: Layout, change: Change, spare_deleted: bool = False) -> Manifest:
+    """Make a version after the one in force, whichever it is by then: for changes that mean the same after any.
+
+    With `spare_deleted`, passages that were deleted by then get no atom again; if that is all, there is no new version.
+    """
+    for attempt in range(_TRIES):
+        number = current_version(storage)
+        base = read_manifest(storage, number) if number else None
+        wanted = _without_deleted(storage, change, base) if base and spare_deleted else change
+        if base and wanted is not change and not len(wanted.index):
+            return base
+        try:
+            return commit(storage, layout, wanted, base)
+        except BankConflict:
+            if attempt == _TRIES - 1:
+                raise
+    raise AssertionError
+
+
+def _without_deleted(storage: Storage, change: Change, base: Manifest) -> Change:
+    """The change without atoms of passages that `base` has forgotten; the same object if there are none."""
+    if base.forgotten is None:
+        return change
+    forgotten = set(read_table(storage, base.forgotten, FORGOTTEN)["key"].to_pylist())
+    catalog = Catalog(storage, base.parts, base.record_bytes)
+    ids = change.index["passage_id"].to_pylist()
+    kept = [int.from_bytes(key_of(name), "big") not in forgotten or catalog.find(name) is not None for name in ids]
+    return change if all(kept) else replace(change, index=change.index.filter(pa.array(kept, pa.bool_())))
+
+
+def publish_parts(
+    storage: Storage, layout: Layout, base: Manifest | None, parts: tuple[Part, ...], passages: int, change: Change
+) -> Manifest:
+    """Write and publish the manifest of a version with these parts that comes after `base`; raises as `commit`."""
+    version = base.version + 1 if base else 1
+    quarantine = _quarantine(storage, change, base)
+    manifest = Manifest(
+        **layout.model_dump(),
+        format=FORMAT,
+        version=version,
+        parent=base.version if base else None,
+        size=layout.parsed_subspace().size,
+        record_bytes=_record_bytes(layout),
+        passages=passages,
+        quarantined=len(quarantine),
+        parts=parts,
+        quarantine=write_table(storage, "quarantine", quarantine) if len(quarantine) else None,
+        forgotten=_forgotten(storage, change, base, version),
+    )
+    _check_shards(storage, change.shards["shard"].to_pylist())
+    publish(storage, manifest)
+    return manifest
+
+
+def write_part(storage: Storage, index: pa.Table, shards: pa.Table) -> Part:
+    """Write the three files of a part. `index` is sorted by passage id; shards that it does not name are left out."""
+    shards = select_shards([shards], shard_names(index))
+    name, digest, size = storage.write_named("lookup", ".bin", encode_lookup(index, shards))
+    live = len(index) - index["shard"].null_count
+    return Part(
+        index=write_table(storage, "index", index),
+        shard_list=write_table(storage, "shard-lists", shards),
+        lookup=File(name=name, bytes=size, sha256=digest),
+        rows=live,
+        deleted=len(index) - live,
+        shards=len(shards),
+    )
+
+
+def read_part(storage: Storage, part: Part) -> tuple[pa.Table, pa.Table]:
+    """The index and the shard list of a part; raises `BankError` naming a file that is damaged."""
+    return read_table(storage, part.index, INDEX), read_table(storage, part.shard_list, SHARDS)
+
+
+def _record_bytes(layout: Layout) -> int:
+    return codec_for(layout.codec, layout.parsed_subspace()).record_bytes
+
+
+def _parts(storage: Storage, change: Change, old: tuple[Part, ...]) -> tuple[Part, ...]:
+    """The new part after the old ones. Old ones that are small beside it are merged into it: there are never many."""
+    index, shards = _new_index(change), [change.shards]
+    if not len(index):
+        return old
+    while old and old[-1].rows + old[-1].deleted <= _MERGE_FACTOR * len(index):
+        older, its_shards = read_part(storage, old[-1])
+        old, shards = old[:-1], [*shards, its_shards]
+        index = merged([older, index], drop_deleted=not old)
+    if not old:
+        index = index.filter(pc.is_valid(index["shard"]))
+    if not len(index):
+        return old
+    return (*old, write_part(storage, index, pa.concat_tables(shards)))
+
+
+def _new_index(change: Change) -> pa.Table:
+    index = pa.concat_tables([change.index, table(INDEX, {"passage_id": list(change.removed)})]).unify_dictionaries()
+    index = index.sort_by("passage_id")
+    ids = index["passage_id"].combine_chunks()
+    again = ids[1:].filter(pc.equal(ids[1:], ids[:-1])) if len(ids) > 1 else ids
+    if len(ids) > 1 and len(again):
+        raise BankError(f"passage id {again[0].as_py()!r} occurs more than once; ids must be unique")
+    return index
+
+
+def _gained(change: Change, catalog: Catalog) -> int:
+    """How many passages more there are than before."""
+    new = sum(catalog.find(passage_id) is None for passage_id in change.index["passage_id"].to_pylist())
+    return new - sum(catalog.find(passage_id) is not None for passage_id in change.removed)
+
+
+def _quarantine(storage: Storage, change: Change, base: Manifest | None) -> pa.Table:
+    known = base.quarantine if base and not change.whole else None
+    before = [read_table(storage, known, QUARANTINE)] if known else []
+    settled = pa.concat_arrays(
+        [
+            *change.index["passage_id"].chunks,
+            *change.quarantine["passage_id"].chunks,
+            pa.array(change.removed, pa.string()),
+        ]
+    )
+    kept = [known.filter(pc.invert(pc.is_in(known["passage_id"], settled))) for known in before]
+    return pa.concat_tables([*kept, change.quarantine]).sort_by([("passage_id", "ascending"), ("reason", "ascending")])
+
+
+def _forgotten(storage: Storage, change: Change, base: Manifest | None, version: int) -> File | None:
+    """The list so far with what is forgotten now. It is kept for ever: what was deleted is not computed anew either."""
+    known = base.forgotten if base else None
+    removed = list(change.removed) if change.forget else []
+    if not removed:
+        return known
+    keys = sorted(int.from_bytes(key_of(passage_id), "big") for passage_id in removed)
+    new = table(FORGOTTEN, {"key": pa.array(keys, pa.uint64()), "version": [version] * len(keys)})
+    before = [read_table(storage, known, FORGOTTEN)] if known else []
+    return write_table(storage, "forgotten", pa.concat_tables([*before, new]))
+
+
+def _check_shards(storage: Storage, names: Sequence[str]) -> None:
+    """A shard may have been taken away meanwhile, by hand or by `gc`."""
+    if len(names) < _LIST_FROM:
+        missing = [name for name in names if not storage.exists(shard_path(name))]
+    else:
+        there = set(storage.list(FOLDER))
+        missing = [name for name in names if name not in there]
+    if missing:
+        raise BankError(
+            f"shard {missing[0]} was written to {storage.uri} and is gone; nothing was committed, run the command again"
+        )
 
 
 def index_rows(ids: Sequence[str], text_hashes: Sequence[str], shard: ShardInfo, crcs: Sequence[int]) -> pa.Table:
@@ -83,3 +291,11 @@ class BankWriter:
         self._indexes.append(index_rows(ids, hashes, shard, crcs))
         self._shards.append(shard)
         self._waiting = []
+
+
+def whole_index(storage: Storage, manifest: Manifest) -> tuple[pa.Table, pa.Table]:
+    """The index and the shard list of a version, all parts put together."""
+    tables = [read_part(storage, part) for part in manifest.parts]
+    index = merged([INDEX.empty_table(), *(index for index, _ in tables)], drop_deleted=True)
+    lists = [SHARDS.empty_table(), *(shards for _, shards in tables)]
+    return index, select_shards(lists, shard_names(index))

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from regrad.cli.options import QUARANTINED, settings_options
-from regrad.config import AdaptersConfig
 from regrad.settings import load_settings
+from regrad.training.lora.config import AdaptersConfig
 
 
 @click.command("adapters")

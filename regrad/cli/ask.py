@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from regrad.evaluation.client import AnswerClient
+from regrad.client import AnswerClient
 
 
 @click.command("ask")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from regrad.bank.config import BuildConfig
 from regrad.cli.options import QUARANTINED, settings_options
-from regrad.config import BuildConfig
 from regrad.settings import load_settings
 
 

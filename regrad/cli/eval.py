@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from regrad.cli.options import settings_options
-from regrad.config import EvalConfig
+from regrad.evaluation.config import EvalConfig
 from regrad.settings import load_settings
 
 
@@ -22,8 +22,8 @@ def command(config: Path, overrides: tuple[str, ...], report_only: bool) -> None
     """
     settings = load_settings(EvalConfig, config, overrides)
     if report_only:
+        from regrad.evaluation.output import Output
         from regrad.evaluation.report.writing import write_report
-        from regrad.evaluation.runner.output import Output
 
         click.echo(write_report(Output(settings.output)))
         return

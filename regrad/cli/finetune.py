@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from regrad.cli.options import settings_options
-from regrad.config import FinetuneConfig
 from regrad.settings import load_settings
+from regrad.training.lora.config import FinetuneConfig
 
 
 @click.command("finetune")

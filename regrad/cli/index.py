@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from regrad.cli.options import settings_options
-from regrad.config import IndexConfig
+from regrad.retrieval.config import IndexConfig
 from regrad.settings import load_settings
 
 

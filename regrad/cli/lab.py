@@ -9,9 +9,9 @@ import click
 from click.core import ParameterSource
 
 from regrad.cli.options import settings_options
-from regrad.config import LabConfig, LabPretrainConfig, LabWriterConfig, builtin_config
 from regrad.errors import ConfigError
-from regrad.settings import load_settings
+from regrad.lab.config import LabConfig, LabPretrainConfig, LabWriterConfig
+from regrad.settings import builtin_config, load_settings
 
 
 @click.group("lab")
@@ -46,9 +46,9 @@ def pretrain(config: Path, overrides: tuple[str, ...]) -> None:
 def writer(config: Path, overrides: tuple[str, ...]) -> None:
     """Teach a copy of the base to write questions, for `regrad synth` (half a minute on one core)."""
     settings = load_settings(LabWriterConfig, config, overrides)
-    from regrad.lab.pretraining import questions
+    from regrad.lab.pretraining import question_writer
 
-    click.echo(questions.make_writer(settings))
+    click.echo(question_writer.make_writer(settings))
 
 
 @command.command("report")

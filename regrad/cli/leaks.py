@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from regrad.cli.text import printable
-from regrad.config import QuestionSetConfig
+from regrad.data.config import QuestionSetConfig
+from regrad.data.question_sets import read_questions
+from regrad.data.questions import Question
 from regrad.errors import EvaluationError
 from regrad.evaluation.leaks import find_leaks
-from regrad.evaluation.questions import Question, read_questions
 from regrad.settings import parse_settings
 
 _WIDTH = 200

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from regrad.config import builtin_config
+from regrad.settings import builtin_config
 
 QUARANTINED = 3
 """The exit status of a verb that has filled a bank, but for passages that could not be used."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from regrad.cli.text import printable
-from regrad.config import QuestionSetConfig
+from regrad.data.config import QuestionSetConfig
 from regrad.errors import StorageError
 from regrad.evaluation.metrics import RULES, Rules
 from regrad.settings import parse_settings
@@ -19,6 +19,7 @@ from regrad.settings import parse_settings
 if TYPE_CHECKING:
     from regrad.evaluation.scoring import Part
     from regrad.evaluation.significance import Comparison
+
 
 _NAMES = {"em": "EM", "f1": "F1", "precision": "precision", "recall": "recall", "correct": "accuracy"}
 _WIDTH = 23
@@ -54,7 +55,7 @@ def command(
     PREDICTIONS is lines of {"id": ..., "prediction": ...}, one JSON mapping of ids to predictions, HotpotQA's
     {"answer": {...}}, or the records (.parquet) of a cell of `regrad eval`. Every question needs exactly one.
     """
-    from regrad.evaluation.questions import read_questions
+    from regrad.data.question_sets import read_questions
     from regrad.evaluation.scoring import compare_records, parts, read_scored
 
     settings = {"name": questions, "path": questions, "format": kind_of_file, "rules": rules, "cut": cut, **of}
@@ -84,7 +85,7 @@ def _numbers(found: Sequence[Part], compared: dict[Any, Comparison]) -> dict[str
 
 def _check_folder(path: str) -> None:
     """Before anything is read: a mistyped directory is not made."""
-    from regrad.evaluation.predictions import place_of
+    from regrad.data.predictions import place_of
 
     storage, _ = place_of(path)
     if storage.is_local and not os.path.isdir(storage.root):
@@ -92,7 +93,7 @@ def _check_folder(path: str) -> None:
 
 
 def _write(path: str, numbers: dict[str, Any]) -> None:
-    from regrad.evaluation.predictions import place_of
+    from regrad.data.predictions import place_of
 
     storage, name = place_of(path)
     storage.write(name, (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
@@ -100,7 +101,7 @@ def _write(path: str, numbers: dict[str, Any]) -> None:
 
 def _show(found: Sequence[Part]) -> None:
     """A table of the open questions, and one of the closed ones, where there are any."""
-    from regrad.evaluation.report.grids import interval, percent
+    from regrad.evaluation.report.tables import interval, percent
 
     for part in found:
         (first, *_) = part.scores.values()
@@ -113,7 +114,7 @@ def _show(found: Sequence[Part]) -> None:
 
 
 def _show_compared(against: str, compared: dict[Any, Comparison]) -> None:
-    from regrad.evaluation.report.grids import chance, interval
+    from regrad.evaluation.report.tables import chance, interval
 
     click.echo(f"\nagainst {printable(against)}")
     _line("", "", ["difference", "p, t-test", "p, bootstrap"])

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from regrad.cli.options import settings_options
-from regrad.config import SynthesisConfig
 from regrad.settings import load_settings
+from regrad.training.synthesis.config import SynthesisConfig
 
 
 @click.command("synth")

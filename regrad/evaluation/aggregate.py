@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal, get_args
 
+from regrad.data.id_checks import mismatches, refuse
 from regrad.errors import EvaluationError
-from regrad.evaluation.matching import mismatches, refuse
 from regrad.evaluation.records import Cell, Record
 from regrad.evaluation.significance import LEVEL, Comparison, Interval, compare_all, mean_interval
 

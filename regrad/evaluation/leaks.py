@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from regrad.evaluation.metrics import normalise
-from regrad.evaluation.questions import Question
+from regrad.data.questions import Question
+from regrad.evaluation.answer_parsing.statements import normalise
 
 _GRAM = 5
 

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from regrad.errors import EvaluationError
-from regrad.evaluation.answers import Scorable, accepted_answers, parse_answer
-from regrad.evaluation.normalising import normalise
+from regrad.evaluation.answer_parsing.answers import Scorable, accepted_answers, parse_answer
+from regrad.evaluation.answer_parsing.statements import normalise
 
 Rules = Literal["squad", "hotpotqa"]
 RULES: tuple[Rules, ...] = ("squad", "hotpotqa")
-
-__all__ = ["RULES", "Rules", "Score", "exact_match", "f1", "normalise", "score"]
 
 _NO_PARTIAL_CREDIT = frozenset({"yes", "no", "noanswer"})
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from regrad.data.id_checks import listed, mismatches, refuse
 from regrad.errors import EvaluationError
-from regrad.evaluation.answers import KINDS, Kind, Scorable
-from regrad.evaluation.matching import listed, mismatches, refuse
+from regrad.evaluation.answer_parsing.answers import KINDS, Kind, Scorable
 from regrad.storage import Storage
 
 MOST_RECORDS = 1_000_000

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from regrad.data.predictions import place_of, read_predictions
+from regrad.data.questions import Question
 from regrad.evaluation.aggregate import Column, Summary, compare_methods, summarise
-from regrad.evaluation.answers import prediction_of
+from regrad.evaluation.answer_parsing.answers import prediction_of
 from regrad.evaluation.metrics import Rules, score
-from regrad.evaluation.predictions import place_of, read_predictions
-from regrad.evaluation.questions import Question
 from regrad.evaluation.records import Record, check_records, read_records
 from regrad.evaluation.significance import Comparison, corrected
 

@@ -1,20 +1,30 @@
-"""The lab as files, in the same formats that a user's own data has: corpus, questions, meta-training and dev tasks."""
+"""The files of a lab: passages, questions, training tasks and augmented passages."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from regrad.adaptation.augmented import AUGMENTED, encode_augmented
-from regrad.config import LabConfig
-from regrad.corpus import Passage, encode_passages
-from regrad.lab.augmentation import augmented
+from regrad.data.augmented import AUGMENTED, Augmented, Pair, encode_augmented
+from regrad.data.passages import Passage, encode_passages
+from regrad.lab.config import LabConfig
 from regrad.lab.wording import ATTRIBUTES
 from regrad.lab.world import Namesakes, Person, World, passage, question
 from regrad.storage import Storage
+
+
+def augmented(people: Iterable[Person], passages: Iterable[Passage], pairs: int, seed: int = 31) -> Iterator[Augmented]:
+    """Each person's passage with another wording and so many questions, of different attributes as far as there are."""
+    for person, text in zip(people, passages, strict=True):
+        rng = random.Random(f"{seed}/{person.name}")
+        order = rng.sample(ATTRIBUTES, len(ATTRIBUTES))
+        asked = [order[number % len(order)] for number in range(pairs)]
+        questions = tuple(Pair(question(person, name, rng), person.values[name]) for name in asked)
+        yield Augmented(text, (passage(person, rng).text,), questions)
+
 
 CORPUS, QUESTIONS, TASKS, DEV = "corpus.jsonl", "questions.jsonl", "tasks.jsonl", "dev.jsonl"
 DOCUMENTS = "documents.jsonl"

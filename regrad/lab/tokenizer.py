@@ -9,8 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from regrad.errors import ModelError
-from regrad.lab.prompts import LAB_PROMPTS
-from regrad.lab.wording import ATTRIBUTES
+from regrad.lab.wording import ATTRIBUTES, LAB_PROMPTS
 from regrad.lab.world import World, passage, question
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"

@@ -1,6 +1,8 @@
-"""The lab's vocabulary and sentence templates: five attributes, eight wordings and three questions each."""
+"""The words of the invented world: occupations, statements, questions, and the prompts around them."""
 
 from __future__ import annotations
+
+from regrad.prompts import PromptFormat
 
 OCCUPATIONS = (
     "baker",
@@ -169,3 +171,12 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 }
 
 ATTRIBUTES = tuple(STATEMENTS)
+
+
+LAB_PROMPTS = PromptFormat(
+    passage="{title}\n {text}",
+    atom=" {passage}",
+    context="Passage: {passage}\n",
+    question="Question: {question}\nAnswer:",
+    answer=" {answer}",
+)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.lab.wording import ATTRIBUTES, HOBBIES, OCCUPATIONS, QUESTIONS, STATEMENTS
 
 _SYLLABLES = {

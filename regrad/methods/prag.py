@@ -14,18 +14,16 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from regrad.adaptation.joining import check_joins, join
-from regrad.adaptation.static import StaticLora, read_adapter_card
+from regrad.bank.io.prag import Frame, adapter_fingerprint
 from regrad.bank.manifest import Layout
-from regrad.bank.transfer.adapters import Frame, adapter_fingerprint
-from regrad.config import MethodConfig
 from regrad.errors import MethodError
-from regrad.language_model.loading import LanguageModel
-from regrad.language_model.subspace import Subspace
-from regrad.methods.banks import BankAtoms, Found, bank_manifest
-from regrad.methods.base import Method
-from regrad.methods.static import static_uri
-from regrad.methods.updates import Asked, Made, Updates
+from regrad.methods.atoms import BankAtoms, Found, bank_manifest
+from regrad.methods.base import Asked, Made, Method, Updates
+from regrad.methods.config import MethodConfig
+from regrad.methods.static_lora import static_uri
+from regrad.models.loading import LanguageModel
+from regrad.models.subspace import Subspace
+from regrad.training.lora.lora_artifact import StaticLora, check_joins, join, read_adapter_card
 
 PRAG = Method("prag", "trained LoRAs applied, nothing in the prompt", passages_in_prompt=False, update="adapters")
 PRAG_ICL = Method("prag+icl", "trained LoRAs and passages in the prompt", passages_in_prompt=True, update="adapters")

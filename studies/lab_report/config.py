@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from regrad.config import WorkersConfig
-from regrad.settings import Location, Settings
+from regrad.settings import Location, Settings, WorkersConfig
 
 
 class LabStepsConfig(Settings):

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-from regrad.config import MetaTrainConfig, builtin_config
-from regrad.corpus import encode_passages, read_passages, read_records
+from regrad.data.corpora import read_passages, read_records
+from regrad.data.passages import encode_passages
 from regrad.lab.files import (
     CORPUS,
     QUESTIONS,
@@ -20,11 +20,12 @@ from regrad.lab.files import (
     people_questions,
 )
 from regrad.lab.world import World
-from regrad.language_model.loading import load_language_model
 from regrad.meta_init import random_meta_init
-from regrad.retrieval.lucene import build_index
-from regrad.settings import load_settings
+from regrad.models.loading import load_language_model
+from regrad.retrieval.bm25 import build_index
+from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
+from regrad.training.meta.config import MetaTrainConfig
 from studies.lab_report.config import LabReportConfig
 
 HARD = ("many", "long", "conflict", "unseen", "firms")

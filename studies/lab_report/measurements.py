@@ -11,17 +11,21 @@ from statistics import fmean
 import torch
 
 from regrad.bank.codecs import CODECS
-from regrad.bank.versions import read_manifest
-from regrad.config import EvalBatchConfig, MethodConfig
-from regrad.corpus import Passage, read_passages
+from regrad.bank.manifest import read_manifest
+from regrad.data.corpora import read_passages
+from regrad.data.passages import Passage
 from regrad.errors import EvaluationError
-from regrad.evaluation.runner.generation import Generator
+from regrad.evaluation.config import EvalBatchConfig
+from regrad.evaluation.generation import Generator
+from regrad.inference.engine import Engine
+from regrad.inference.rows import DecodingRequest, Finished
 from regrad.lab.files import CORPUS, people_questions
 from regrad.lab.world import World
-from regrad.language_model.engine import DecodingRequest, Engine, Finished
-from regrad.language_model.loading import LanguageModel, load_language_model, weights_digest
 from regrad.meta_init import MetaInit
-from regrad.methods import Asked, method_of, open_updates
+from regrad.methods.base import Asked
+from regrad.methods.config import MethodConfig
+from regrad.methods.registry import method_of, open_updates
+from regrad.models.loading import LanguageModel, load_language_model, weights_digest
 from regrad.storage import Storage
 from studies.lab_report.config import LabReportConfig
 

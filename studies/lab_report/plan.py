@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from regrad.config import builtin_config
+from regrad.settings import builtin_config
 from studies.lab_report.config import LabReportConfig
 from studies.lab_report.evaluations import changes, path_of
 from studies.lab_report.files import (

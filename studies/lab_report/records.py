@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from regrad.adaptation.augmented import read_augmented
-from regrad.corpus import read_passages, read_records
+from regrad.data.augmented import read_augmented
+from regrad.data.corpora import read_passages, read_records
 from regrad.errors import EvaluationError
 from regrad.evaluation.aggregate import by_question
+from regrad.evaluation.output import Output
 from regrad.evaluation.records import Record
-from regrad.evaluation.report.entries import Entry
-from regrad.evaluation.report.gathering import gather
-from regrad.evaluation.runner.output import Output
+from regrad.evaluation.report.entries import Entry, gather
 from regrad.lab.files import QUESTIONS
 from regrad.storage import Storage
 from studies.lab_report.config import LabReportConfig

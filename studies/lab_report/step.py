@@ -11,21 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regrad.adaptation.in_process import finetune_in_process
+from regrad.bank.config import BuildConfig
 from regrad.cli.main import regrad
 from regrad.cli.options import QUARANTINED
-from regrad.config import (
-    AdaptersConfig,
-    BuildConfig,
-    EvalConfig,
-    FinetuneConfig,
-    LabConfig,
-    MetaTrainConfig,
-)
 from regrad.errors import EvaluationError
-from regrad.meta.in_process import meta_train_in_process
-from regrad.meta.task_files import read_tasks
+from regrad.evaluation.config import EvalConfig
+from regrad.lab.config import LabConfig
 from regrad.settings import Settings, load_settings
+from regrad.training.lora.config import AdaptersConfig, FinetuneConfig
+from regrad.training.lora.finetuning import finetune_in_process
+from regrad.training.meta.config import MetaTrainConfig
+from regrad.training.meta.in_process import meta_train_in_process
+from regrad.training.meta.task_files import read_tasks
 
 VERBS: dict[str, type[Settings]] = {
     "lab world": LabConfig,

@@ -8,9 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from regrad.evaluation.report.entries import Entry
-from regrad.evaluation.report.grids import UNKNOWN, Grid, Text, chance, number, percent, size
 from regrad.evaluation.report.markdown import escape, table_lines
-from regrad.evaluation.report.tables import score_grid
+from regrad.evaluation.report.tables import UNKNOWN, Grid, Text, chance, number, percent, score_grid, size
 from studies.lab_report.claims.claim import ALPHA, Claim, Part, Unit
 from studies.lab_report.figures import Figure
 from studies.lab_report.findings import BY_RANK, Duel

@@ -21,9 +21,9 @@ import requests
 from safetensors.torch import load_file
 
 from regrad.bank.manifest import Manifest
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.meta_init import MetaInit
-from serve_app.releases import ReleaseConfig, ReleaseList
+from serve_app.rollout import ReleaseConfig, ReleaseList
 from tests.integration.conftest import environment, free_port
 from tests.tools import served
 

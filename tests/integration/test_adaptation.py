@@ -10,22 +10,24 @@ import pytest
 import torch
 
 from ray_jobs import augment, finetune, train_adapters
-from ray_jobs.adapter_actor import AdapterActor
+from ray_jobs.bank_actors import AdapterActor
 from ray_jobs.cluster import cluster
-from regrad.adaptation.adapters import AdapterTrainer, model_for_adapters
-from regrad.adaptation.augmented import encode_augmented, read_augmented
-from regrad.adaptation.finetuning import Finetuner, usable
-from regrad.adaptation.in_process import finetune_in_process
-from regrad.adaptation.sources import read_examples
-from regrad.adaptation.static import StaticLora
 from regrad.bank.reader import BankReader
-from regrad.config import AdaptersConfig, AugmentConfig, FinetuneConfig, LabConfig, MethodConfig, builtin_config
+from regrad.data.augmented import encode_augmented, read_augmented
 from regrad.errors import MethodError, StorageError, SynthesisError, TrainingError
+from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
-from regrad.language_model.loading import load_language_model
-from regrad.meta.task_files import read_tasks
-from regrad.methods import Asked, check_method, open_updates
-from regrad.settings import load_settings
+from regrad.methods.base import Asked
+from regrad.methods.config import MethodConfig
+from regrad.methods.registry import check_method, open_updates
+from regrad.models.loading import load_language_model
+from regrad.settings import builtin_config, load_settings
+from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
+from regrad.training.lora.config import AdaptersConfig, AugmentConfig, FinetuneConfig
+from regrad.training.lora.examples import read_examples
+from regrad.training.lora.finetuning import Finetuner, finetune_in_process, usable
+from regrad.training.lora.lora_artifact import StaticLora
+from regrad.training.meta.task_files import read_tasks
 
 PASSAGES = 10
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from regrad.bank.manifest import versions
 from regrad.bank.reader import BankReader
 from regrad.bank.verify import verify
-from regrad.bank.versions import versions
 from regrad.errors import BankError
 from regrad.storage import Storage
 from tests.tools.bank_builder import build, corpus, run

@@ -16,17 +16,20 @@ import torch
 
 from ray_jobs import build_bank, index_corpus
 from ray_jobs.cluster import cluster
+from regrad.bank.config import BankConfig, BuildConfig
 from regrad.bank.manifest import Manifest
 from regrad.bank.reader import BankReader
 from regrad.cli.main import regrad
-from regrad.config import BankConfig, BuildConfig, IndexConfig, ModelConfig, WorkersConfig, builtin_config
-from regrad.corpus import Passage, encode_passages, read_passages
+from regrad.data.corpora import read_passages
+from regrad.data.passages import Passage, encode_passages
 from regrad.errors import BankError, ClusterError, CorpusError, MetaInitError, ModelError
 from regrad.lab.files import held_out_corpus
 from regrad.lab.world import World
-from regrad.language_model.loading import load_language_model
 from regrad.meta_init import MetaInit, random_meta_init
-from regrad.settings import load_settings
+from regrad.models.config import ModelConfig
+from regrad.models.loading import load_language_model
+from regrad.retrieval.config import IndexConfig
+from regrad.settings import WorkersConfig, builtin_config, load_settings
 from regrad.storage import Storage
 from tests.integration.conftest import search
 

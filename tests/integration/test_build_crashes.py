@@ -14,16 +14,16 @@ import fsspec
 import psutil
 import pytest
 
+from regrad.bank.manifest import versions
 from regrad.bank.reader import BankReader
 from regrad.bank.verify import verify
-from regrad.bank.versions import versions
-from regrad.config import ModelConfig, builtin_config
-from regrad.corpus import encode_passages
+from regrad.data.passages import encode_passages
 from regrad.lab.files import held_out_corpus
 from regrad.lab.world import World
-from regrad.language_model.loading import load_language_model
 from regrad.meta_init import random_meta_init
-from regrad.settings import load_settings
+from regrad.models.config import ModelConfig
+from regrad.models.loading import load_language_model
+from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
 from tests.integration.conftest import environment
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from regrad.meta.engines import PlainEngine
-from regrad.meta.parameters import MetaParameters
+from regrad.training.meta.optim.base import PlainEngine
+from regrad.training.meta.parameters import MetaParameters
 from tests.integration.conftest import environment, free_port
 from tests.tools import engine_worker
 

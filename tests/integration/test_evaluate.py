@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from regrad.config import builtin_config
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.lab.world import World, passage
-from regrad.language_model.loading import LanguageModel
 from regrad.meta_init import MetaInit, random_meta_init
+from regrad.models.loading import LanguageModel
+from regrad.settings import builtin_config
 from tests.integration.conftest import BIN, environment
 from tests.unit.evaluating import write_set
 

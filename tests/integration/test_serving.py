@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import requests
 
-from regrad.bank.upkeep import delete
+from regrad.bank.maintenance import delete
 from regrad.storage import Storage
-from serve_app.releases import ReleaseList, updated
+from serve_app.rollout import ReleaseList, updated
 from tests.integration.serving import APPLIED, Running, check, load, running
 
 

@@ -17,14 +17,16 @@ import torch
 
 from ray_jobs import index_corpus, synthesize
 from ray_jobs.cluster import cluster
-from regrad.config import IndexConfig, SynthesisConfig, builtin_config
-from regrad.corpus import encode_passages, read_records
+from regrad.data.corpora import read_records
+from regrad.data.passages import encode_passages
 from regrad.errors import CorpusError, ModelError, RetrievalError, SynthesisError
 from regrad.lab.files import documents
 from regrad.lab.world import World
-from regrad.meta.task_files import read_tasks
-from regrad.settings import load_settings
+from regrad.retrieval.config import IndexConfig
+from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
+from regrad.training.meta.task_files import read_tasks
+from regrad.training.synthesis.config import SynthesisConfig
 from tests.integration.conftest import environment
 
 PASSAGES, PARTS = 12, 6

@@ -21,22 +21,23 @@ import torch
 
 from ray_jobs import meta_train
 from ray_jobs.cluster import cluster
-from ray_jobs.run_directory import RunDirectory, run_directory
 from ray_jobs.task_stream import open_stream, worker_steps
-from regrad.config import LabConfig, MetaTrainConfig, builtin_config
+from ray_jobs.train_runner import RunDirectory, run_directory
+from regrad.data.tasks import MetaTask
 from regrad.errors import CorpusError, StorageError, TrainingError
+from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
-from regrad.language_model.loading import load_language_model
-from regrad.meta.engines import PlainEngine
-from regrad.meta.in_process import meta_train_in_process
-from regrad.meta.loop import Trainer, batches
-from regrad.meta.order import DrawOrder
-from regrad.meta.parameters import MetaParameters
-from regrad.meta.task_files import read_tasks
-from regrad.meta.tasks import MetaTask
 from regrad.meta_init import MetaInit
-from regrad.settings import load_settings
+from regrad.models.loading import load_language_model
+from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
+from regrad.training.meta.config import MetaTrainConfig
+from regrad.training.meta.in_process import meta_train_in_process
+from regrad.training.meta.optim.base import PlainEngine
+from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.task_files import read_tasks
+from regrad.training.meta.trainer import Trainer, batches
+from regrad.training.sampler import DrawOrder
 from tests.integration.conftest import BIN, environment
 
 STEPS = 80

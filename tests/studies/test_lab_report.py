@@ -14,15 +14,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from regrad.adaptation.augmented import Augmented, Pair, encode_augmented
 from regrad.cli.main import regrad
-from regrad.config import EvalConfig, FinetuneConfig, builtin_config
-from regrad.corpus import Passage, encode_passages, read_passages
+from regrad.data.augmented import Augmented, Pair, encode_augmented
+from regrad.data.corpora import read_passages
+from regrad.data.passages import Passage, encode_passages
 from regrad.errors import ConfigError, EvaluationError
+from regrad.evaluation.config import EvalConfig
+from regrad.evaluation.output import CellCard, Planned
 from regrad.evaluation.records import Record, write_records
-from regrad.evaluation.runner.output import CellCard, Planned
-from regrad.settings import load_settings
+from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
+from regrad.training.lora.config import FinetuneConfig
 from studies.lab_report.claims import paper_claims
 from studies.lab_report.claims.claim import Claim, fact, less_than, more, ratio_above, ratio_below, settle
 from studies.lab_report.config import LabReportConfig

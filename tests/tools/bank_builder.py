@@ -10,11 +10,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from regrad.bank.building import BUILT, BlockBuilder, assemble, changes_nothing
-from regrad.bank.commit import commit
-from regrad.bank.manifest import Manifest
-from regrad.bank.versions import current_version, read_manifest
-from regrad.corpus import Passage
+from regrad.bank.builder import BUILT, BlockBuilder, assemble, changes_nothing
+from regrad.bank.manifest import Manifest, current_version, read_manifest
+from regrad.bank.writer import commit
+from regrad.data.passages import Passage
 from regrad.storage import Storage
 from tests.unit.banks import FLOAT32, SUBSPACE, layout
 

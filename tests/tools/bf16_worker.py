@@ -8,15 +8,17 @@ import sys
 
 import torch
 
-from regrad.config import InnerConfig, LabConfig, ModelConfig, StrategyConfig, builtin_config
+from regrad.data.tasks import MetaTask
+from regrad.lab.config import LabConfig
 from regrad.lab.files import tasks as lab_tasks
 from regrad.lab.world import World
-from regrad.language_model.loading import load_language_model
-from regrad.meta.batch import collate
-from regrad.meta.objective import Point
-from regrad.meta.strategies import make_strategy
-from regrad.meta.tasks import MetaTask
-from regrad.settings import load_settings
+from regrad.models.config import ModelConfig
+from regrad.models.loading import load_language_model
+from regrad.settings import builtin_config, load_settings
+from regrad.training.meta.collate import collate
+from regrad.training.meta.config import InnerConfig, StrategyConfig
+from regrad.training.meta.objective import Point
+from regrad.training.meta.strategies.base import make_strategy
 
 
 def main() -> None:

@@ -15,17 +15,20 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from regrad.config import InnerConfig, LabConfig, ModelConfig, OptimizerConfig, StrategyConfig, builtin_config
+from regrad.data.tasks import MetaTask
+from regrad.lab.config import LabConfig
 from regrad.lab.files import tasks as lab_tasks
 from regrad.lab.world import Split, World
-from regrad.language_model.loading import LanguageModel, load_language_model
-from regrad.meta.batch import collate
-from regrad.meta.engines import Engine, make_engine
-from regrad.meta.objective import MetaGradient
-from regrad.meta.parameters import MetaParameters
-from regrad.meta.strategies import make_strategy
-from regrad.meta.tasks import MetaTask
-from regrad.settings import load_settings
+from regrad.models.config import ModelConfig
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.settings import builtin_config, load_settings
+from regrad.training.meta.collate import collate
+from regrad.training.meta.config import InnerConfig, OptimizerConfig, StrategyConfig
+from regrad.training.meta.objective import MetaGradient
+from regrad.training.meta.optim import make_engine
+from regrad.training.meta.optim.base import Engine
+from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.strategies.base import make_strategy
 
 INNER = InnerConfig(initial_step_size=0.01)
 ENGINES: dict[str, int | None] = {"ddp": None, "zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3}

@@ -15,9 +15,9 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from regrad.methods import SERVED
-from serve_app.api.models import CompareRequest
-from serve_app.api.pages import add_pages
+from regrad.methods.registry import SERVED
+from serve_app.http.pages import add_pages
+from serve_app.http.requests import CompareRequest
 
 PASSAGES = (
     (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from regrad.evaluation.answers import Kind
+from regrad.evaluation.answer_parsing.answers import Kind
 
 
 @dataclass(frozen=True)

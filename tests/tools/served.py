@@ -19,18 +19,20 @@ from torch import Tensor
 from regrad.bank.codecs import codec_for
 from regrad.bank.manifest import Layout, Manifest
 from regrad.bank.writer import BankWriter
-from regrad.config import HttpConfig, ModelConfig, ServeConfig, SubspaceConfig
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
+from regrad.inference.decoding import GenerationRequest, generate
+from regrad.inference.engine import Engine
+from regrad.inference.rows import DecodingRequest
 from regrad.lab.files import held_out_corpus, held_out_questions
-from regrad.lab.prompts import LAB_PROMPTS
+from regrad.lab.wording import LAB_PROMPTS
 from regrad.lab.world import World
-from regrad.language_model.decoding import GenerationRequest, generate
-from regrad.language_model.engine import DecodingRequest, Engine
-from regrad.language_model.loading import LanguageModel, load_language_model
 from regrad.meta_init import MetaInit
-from regrad.methods import get_method
-from regrad.retrieval.lucene import LuceneRetriever, build_index
+from regrad.methods.registry import get_method
+from regrad.models.config import ModelConfig, SubspaceConfig
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.retrieval.bm25 import LuceneRetriever, build_index
 from regrad.settings import parse_settings
+from serve_app.config import HttpConfig, ServeConfig
 
 PASSAGES, QUESTIONS, TOKENS = 40, 48, 10
 METHODS = ("direct", "rag", "regrad", "regrad+icl", "regrad-online")
@@ -72,7 +74,7 @@ def prepare(folder: Path, model: Path) -> None:
 
 
 def _atoms(lm: LanguageModel, meta_init: MetaInit, passages: list[Passage]) -> Tensor:
-    from regrad.atoms.extractor import AtomExtractor
+    from regrad.gradients.extractor import AtomExtractor
 
     return torch.stack([item.atom for item in AtomExtractor(lm, meta_init).extract(passages) if item.atom is not None])
 

@@ -13,12 +13,12 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from regrad.config import ServeConfig
-from regrad.corpus import Passage
-from regrad.methods import get_method
-from regrad.retrieval.protocol import Hit
-from serve_app.api.app import make_app
-from serve_app.api.record import Record
+from regrad.data.passages import Passage
+from regrad.methods.registry import get_method
+from regrad.retrieval.base import Hit
+from serve_app.config import ServeConfig
+from serve_app.http.app import make_app
+from serve_app.http.errors import Record
 from serve_app.messages import Answered, Ask, Event, Found, PassageUse, Piece, Reply, Retrieved
 
 PASSAGE = Passage("p1", "Ada", "Ada Lovelace was born in London.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from regrad.adaptation.augmented import Augmented, Pair
+from regrad.data.augmented import Augmented, Pair
 from regrad.lab.wording import ATTRIBUTES
 from regrad.lab.world import World, passage, question
 

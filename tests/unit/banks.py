@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from regrad.bank.codecs import codec_for
+from regrad.bank.config import CodecName
 from regrad.bank.manifest import Layout, Manifest
 from regrad.bank.writer import BankWriter
-from regrad.config import CodecName
-from regrad.corpus import Passage
-from regrad.language_model.subspace import Subspace
+from regrad.data.passages import Passage
+from regrad.models.subspace import Subspace
 
 SUBSPACE = Subspace((("m", 5, 7), ("n", 7, 3)), 2, 2.0)
 FLOAT32 = codec_for("float32", SUBSPACE)

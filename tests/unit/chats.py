@@ -6,8 +6,8 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-from regrad.lab.prompts import LAB_PROMPTS
-from regrad.language_model.loading import LanguageModel
+from regrad.lab.wording import LAB_PROMPTS
+from regrad.models.loading import LanguageModel
 
 TEMPLATE = (
     "<s>{% if messages[0].role == 'system' %}system {{ messages[0].content }}, {{ date_string }}</s>{% endif %}"

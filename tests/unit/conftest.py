@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.watching import metrics
+from serve_app.observability import metrics
 from tests.unit.recording import Recorded
 
 

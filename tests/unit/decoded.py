@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrad.language_model.engine import DecodingRequest, Engine, Finished
-from regrad.language_model.loading import LanguageModel
+from regrad.inference.engine import Engine
+from regrad.inference.rows import DecodingRequest, Finished
+from regrad.models.loading import LanguageModel
 
 PROMPTS = [
     "Question: Where was Les Dripen born?\nAnswer:",

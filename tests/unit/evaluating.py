@@ -11,10 +11,11 @@ import torch
 
 from regrad.bank.manifest import Layout
 from regrad.bank.writer import BankWriter
-from regrad.config import EvalConfig, ModelConfig
-from regrad.corpus import Passage, encode_passages
+from regrad.data.passages import Passage, encode_passages
+from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.records import Record
 from regrad.meta_init import MetaInit
+from regrad.models.config import ModelConfig
 
 
 def write_set(folder: Path, passages: Sequence[Passage], questions: int = 6) -> None:

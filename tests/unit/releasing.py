@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from regrad.bank.manifest import Layout, Manifest
-from regrad.config import ModelConfig, ServeConfig
 from regrad.meta_init import MetaInit
+from regrad.models.config import ModelConfig
+from serve_app.config import ServeConfig
 from tests.unit.banks import PASSAGES, SUBSPACE, atoms, writer
 
 

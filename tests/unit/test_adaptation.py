@@ -11,16 +11,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrad.adaptation.adapters import AdapterTrainer, model_for_adapters
-from regrad.adaptation.augmented import Augmented, Pair
-from regrad.adaptation.examples import (
+from regrad.data.augmented import Augmented, Pair
+from regrad.data.passages import Passage
+from regrad.errors import MethodError, TrainingError
+from regrad.lab.world import World
+from regrad.methods.tta import adapt_online
+from regrad.models.batching import sequence_losses
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.settings import parse_settings
+from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
+from regrad.training.lora.batched import RowTrainer, train_rows
+from regrad.training.lora.config import AdamWConfig, AdapterConfig, FinetuneConfig
+from regrad.training.lora.examples import (
     Example,
+    Examples,
     adapter_examples,
     instruction_example,
     passage_example,
     question_example,
 )
-from regrad.adaptation.finetuning import (
+from regrad.training.lora.finetuning import (
     Finetuner,
     FinetuneState,
     draws,
@@ -29,17 +39,7 @@ from regrad.adaptation.finetuning import (
     save_checkpoint,
     usable,
 )
-from regrad.adaptation.online import adapt_online
-from regrad.adaptation.rows import RowTrainer, train_rows
-from regrad.adaptation.sources import Examples
-from regrad.adaptation.static import StaticLora
-from regrad.config import AdamWConfig, AdapterConfig, FinetuneConfig
-from regrad.corpus import Passage
-from regrad.errors import MethodError, TrainingError
-from regrad.lab.world import World
-from regrad.language_model.batching import sequence_losses
-from regrad.language_model.loading import LanguageModel, load_language_model
-from regrad.settings import parse_settings
+from regrad.training.lora.lora_artifact import StaticLora
 from tests.unit.augmenting import augmented
 from tests.unit.chats import chat
 
@@ -52,7 +52,7 @@ def start(lm: LanguageModel, rows: int) -> Tensor:
 
 def by_hand(lm: LanguageModel, examples: list[Example], config: AdamWConfig, steps: int) -> Tensor:
     """The same training with autograd through the whole loss and torch's AdamW on one parameter."""
-    from regrad.adaptation.examples import example_batch
+    from regrad.training.lora.examples import example_batch
 
     phi = start(lm, 1)[0].clone().requires_grad_()
     optimizer = torch.optim.AdamW([phi], lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
@@ -199,8 +199,8 @@ def test_a_passages_adapter_does_not_depend_on_those_that_are_trained_beside_it(
 
 def test_an_adapter_is_trained_at_its_own_scale_on_top_of_a_static_one(tiny: LanguageModel, world: World) -> None:
     """Its loss falls when both are applied, and the static one alone is what it started from."""
-    from regrad.adaptation.examples import example_batch
-    from regrad.adaptation.joining import join
+    from regrad.training.lora.examples import example_batch
+    from regrad.training.lora.lora_artifact import join
 
     config = AdapterConfig(lr=5e-3, epochs=4)
     values = 0.3 * torch.randn(tiny.subspace.size, generator=torch.Generator().manual_seed(3))
@@ -250,7 +250,7 @@ def test_online_adaptation_forgets_everything_between_questions(tiny: LanguageMo
 
 @pytest.mark.parametrize("adapt_on", ["passages", "suffixes"])
 def test_more_steps_lower_the_loss_of_the_passages(tiny: LanguageModel, passages: list[Passage], adapt_on: str) -> None:
-    from regrad.adaptation.examples import example_batch
+    from regrad.training.lora.examples import example_batch
 
     batch = example_batch(tiny, [passage_example(tiny, passage) for passage in passages[:2]])
     losses = []

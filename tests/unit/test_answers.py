@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrad.evaluation.answers import allowed_answers, cut_answer, parse_answer, prediction_of
+from regrad.evaluation.answer_parsing.answers import allowed_answers, cut_answer, parse_answer, prediction_of
 from tests.tools.questions import Posed
 
 YES_NO = Posed(("yes",), "yes-no")

@@ -15,9 +15,9 @@ from ray.serve._private.http_util import RequestIdMiddleware
 from ray.serve.exceptions import BackPressureError
 from starlette.testclient import TestClient
 
-from regrad.errors import BankError, PassageNotFound, PromptTooLong
-from serve_app.api.app import make_app
-from serve_app.api.errors import NothingFound, UnknownRelease
+from regrad.errors import BankError, NothingFound, PassageNotFound, PromptTooLong
+from serve_app.http.app import make_app
+from serve_app.http.errors import UnknownRelease
 from tests.unit.answering import StandIn, api_of, config, served
 
 

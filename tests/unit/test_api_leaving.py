@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.api import streaming
+from serve_app.http import calls
 from serve_app.messages import Ask, Event, Piece
 from tests.unit.answering import StandIn, api_of, reply, served, wait_until
 
@@ -109,7 +109,7 @@ class Long(StandIn):
 
 
 def test_a_client_that_does_not_read_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(calls, "GRACE_SECONDS", 0.2)
     standin = Long()
     app = Counting(api_of(standin, request_seconds=0.5))
     with served(app) as url, request(url, "/v1/answer", {"question": "Where?", "stream": True}):

@@ -10,7 +10,7 @@ from ray import serve
 from starlette.testclient import TestClient
 
 from regrad.errors import PassageNotFound
-from regrad.methods import SERVED
+from regrad.methods.registry import SERVED
 from serve_app.messages import Ask, Sampling
 from tests.unit.answering import StandIn, api_of, events_of
 

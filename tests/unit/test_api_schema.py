@@ -13,9 +13,9 @@ from schemathesis import Case
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
 
-from regrad.config import ProtectionConfig
-from serve_app.api.app import make_app
-from serve_app.protection.key_file import KeyStore, make_key
+from serve_app.auth.keys import KeyStore, make_key
+from serve_app.config import ProtectionConfig
+from serve_app.http.app import make_app
 from tests.unit.answering import StandIn, api_of, config
 
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", api_of(StandIn()))

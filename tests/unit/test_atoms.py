@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from regrad.atoms.extractor import AtomExtractor
-from regrad.atoms.gradients import encode_passage, passage_gradients
 from regrad.bank.codecs import codec_for
-from regrad.config import CodecName
-from regrad.corpus import Passage
+from regrad.bank.config import CodecName
+from regrad.data.passages import Passage
 from regrad.errors import MetaInitError
-from regrad.language_model.loading import LanguageModel
+from regrad.gradients.extractor import AtomExtractor, encode_passage, passage_gradients
 from regrad.meta_init import MetaInit
+from regrad.models.loading import LanguageModel
 from tests.unit.test_lora import merged_weights
 
 
@@ -128,7 +127,7 @@ def test_a_non_finite_gradient_never_reaches_the_codec(
         gradients[1, 7] = float("nan")
         return gradients, losses
 
-    monkeypatch.setattr("regrad.atoms.extractor.passage_gradients", one_broken)
+    monkeypatch.setattr("regrad.gradients.extractor.passage_gradients", one_broken)
     codec = codec_for("int8", tiny.subspace)
     found = AtomExtractor(tiny, meta_init).extract([*passages[:4], Passage("e", "T", "")], codec.encode)
     assert sorted(item.problem for item in found) == ["", "", "", "empty text", "non-finite gradient"]

@@ -9,21 +9,30 @@ from typing import Any
 
 import pytest
 
-from regrad.adaptation import augmenting
-from regrad.adaptation.augmented import Augmented, Pair, encode_augmented, parse_augmented, read_augmented
-from regrad.adaptation.augmenting import NO_PAIRS, Augmenter, parse_pairs
-from regrad.adaptation.ready import from_tasks, passage_id, read_ready
-from regrad.adaptation.sources import digest, read_examples
-from regrad.config import AugmentConfig, FinetuneConfig, LabConfig
-from regrad.corpus import Passage
+from regrad.data.augmented import (
+    Augmented,
+    Pair,
+    encode_augmented,
+    from_tasks,
+    parse_augmented,
+    passage_id,
+    read_augmented,
+    read_ready,
+)
+from regrad.data.passages import Passage
+from regrad.data.tasks import MetaTask, TaskQuestion
 from regrad.errors import ConfigError, CorpusError, RegradError, TrainingError
+from regrad.inference.sampling import Sampled, draws, sample
+from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
 from regrad.lab.world import World
-from regrad.language_model.loading import LanguageModel
-from regrad.language_model.sampling import Sampled, draws, sample
-from regrad.meta.task_files import read_tasks
-from regrad.meta.tasks import MetaTask, TaskQuestion
+from regrad.models.loading import LanguageModel
 from regrad.settings import parse_settings
+from regrad.training.lora import augmenter
+from regrad.training.lora.augmenter import NO_PAIRS, Augmenter, parse_pairs
+from regrad.training.lora.config import AugmentConfig, FinetuneConfig
+from regrad.training.lora.examples import digest, read_examples
+from regrad.training.meta.task_files import read_tasks
 from tests.unit.augmenting import augmented
 
 GOOD = '[{"question": "Who?", "answer": "me", "full_answer": "It is me."}, {"question": "Where?", "answer": "here"}]'
@@ -75,7 +84,7 @@ def settings(lm: LanguageModel, **changes: Any) -> AugmentConfig:
 
 def test_only_what_failed_is_asked_again_and_not_for_ever(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     script = Scripted({"One": 0, "Two": 2, "Never": 99})
-    monkeypatch.setattr(augmenting, "sample", script)
+    monkeypatch.setattr(augmenter, "sample", script)
     texts = [Passage(name.lower(), name, "something") for name in script.good_after]
     passages = [*texts[:2], Passage("empty", "Empty", " "), texts[2], Passage("long", "Long", "word " * 300)]
     found = Augmenter(tiny, settings(tiny, retries=3)).write(passages)

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regrad.bank.codecs import CODECS, codec_for
-from regrad.bank.commit import commit
-from regrad.bank.lookup import Lookup, encode_lookup, key_of
+from regrad.bank.config import CodecName
+from regrad.bank.index import Lookup, encode_lookup, key_of
+from regrad.bank.manifest import read_manifest, versions
 from regrad.bank.reader import BankReader
-from regrad.bank.rows import INDEX, SHARDS, table
+from regrad.bank.schemas import INDEX, SHARDS, table
 from regrad.bank.shards import write_shard
-from regrad.bank.versions import read_manifest, versions
-from regrad.config import CodecName
-from regrad.corpus import Passage
+from regrad.bank.writer import commit
+from regrad.data.passages import Passage
 from regrad.errors import AtomDamaged, AtomNotFound, BankConflict, BankError, BankFormatError, FingerprintMismatch
 from regrad.storage import Storage
 from tests.unit.banks import FLOAT32, PASSAGES, SUBSPACE, atoms, fill, layout, writer

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from regrad.bank.builder import FOLDER as BUILDS
 from regrad.bank.reader import BankReader
-from regrad.bank.receipts import FOLDER as BUILDS
 from regrad.cli import main
 from regrad.cli.bank import command
 from regrad.cli.bank.show import size
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.errors import RegradError
 from tests.unit.banks import PASSAGES, atoms, fill, layout, writer
 

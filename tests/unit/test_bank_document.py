@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from regrad.bank.codecs import CODECS
+from regrad.bank.config import CodecName
+from regrad.bank.maintenance import delete
 from regrad.bank.manifest import Layout
 from regrad.bank.reader import BankReader
-from regrad.bank.upkeep import delete
 from regrad.bank.writer import BankWriter
-from regrad.config import CodecName
-from regrad.corpus import Passage
-from regrad.language_model.subspace import Subspace
+from regrad.data.passages import Passage
+from regrad.models.subspace import Subspace
 from tests.unit.banks import atoms as values
 from tests.unit.banks import layout, writer
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from regrad.bank.config import TiersConfig
 from regrad.bank.reader import BankReader
-from regrad.config import ServeConfig, TiersConfig
 from regrad.errors import BankError
 from regrad.meta_init import MetaInit
-from regrad.retrieval.protocol import Hit
+from regrad.retrieval.base import Hit
 from serve_app import bank_loader as module
 from serve_app.bank_loader import BankLoaderDeployment
+from serve_app.config import ServeConfig
 from serve_app.messages import Release, Retrieved
 from tests.unit.banks import PASSAGES
 from tests.unit.releasing import commit, setup

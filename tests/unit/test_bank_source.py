@@ -13,15 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrad.bank import commit as commit_module
-from regrad.bank.costs import Costs
+from regrad.bank import writer as commit_module
+from regrad.bank.config import SourceConfig, TiersConfig
+from regrad.bank.maintenance import delete
 from regrad.bank.reader import BankReader, Fetched
-from regrad.bank.source import AtomSource
-from regrad.bank.tiers.disk import DiskTier
-from regrad.bank.tiers.memory import MemoryTier
-from regrad.bank.upkeep import delete
-from regrad.config import SourceConfig, TiersConfig
-from regrad.corpus import Passage
+from regrad.bank.source import AtomSource, Costs
+from regrad.bank.tiers import DiskTier, MemoryTier
+from regrad.data.passages import Passage
 from regrad.errors import AtomDamaged, BankError, StorageError
 from regrad.storage import Storage
 from tests.unit.banks import FLOAT32, PASSAGES, SUBSPACE, atoms, fill

@@ -17,24 +17,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from regrad.bank.compact import whole_index
-from regrad.bank.describe import passage_info
-from regrad.bank.manifest import Layout
+from regrad.bank.inspect import passage_info
+from regrad.bank.io.export import copy_bank, read_ids
+from regrad.bank.io.prag import import_adapters
+from regrad.bank.io.release import import_release
+from regrad.bank.io.tensors import export_tensors, file_name, import_tensors
+from regrad.bank.maintenance import delete
+from regrad.bank.manifest import Layout, current_version
 from regrad.bank.reader import BankReader
-from regrad.bank.rows import QUARANTINE, read_table
-from regrad.bank.transfer.adapters import import_adapters
-from regrad.bank.transfer.banks import copy_bank
-from regrad.bank.transfer.outgoing import read_ids
-from regrad.bank.transfer.release import import_release
-from regrad.bank.transfer.tensors import export_tensors, file_name, import_tensors
-from regrad.bank.upkeep import delete
+from regrad.bank.schemas import QUARANTINE, read_table
 from regrad.bank.verify import verify
-from regrad.bank.versions import current_version
+from regrad.bank.writer import whole_index
 from regrad.cli.bank import command
-from regrad.config import ModelConfig
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.errors import AtomDamaged, AtomNotFound, BankError, CorpusError, MetaInitError
 from regrad.meta_init import CARD, MetaInit
+from regrad.models.config import ModelConfig
 from regrad.storage import Storage
 from tests.unit.banks import PASSAGES, SUBSPACE, atoms, fill, layout, writer
 

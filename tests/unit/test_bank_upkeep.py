@@ -11,15 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrad.bank.building import BlockBuilder, assemble
-from regrad.bank.commit import Change, commit
-from regrad.bank.compact import compact
-from regrad.bank.describe import diff, info, passage_info
+from regrad.bank.builder import BlockBuilder, assemble
+from regrad.bank.inspect import diff, info, passage_info
+from regrad.bank.maintenance import compact, delete, gc
 from regrad.bank.reader import BankReader
 from regrad.bank.shards import write_shard
-from regrad.bank.upkeep import delete, gc
 from regrad.bank.verify import damaged_manifests, drop_lost, verify
-from regrad.corpus import Passage
+from regrad.bank.writer import Change, commit
+from regrad.data.passages import Passage
 from regrad.errors import AtomDamaged, AtomNotFound, BankError, StorageError
 from regrad.storage import Storage
 from tests.unit.banks import FLOAT32, PASSAGES, atoms, fill, layout, writer

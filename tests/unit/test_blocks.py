@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import GemmaConfig, GemmaForCausalLM, GraniteConfig, GraniteForCausalLM, LlamaForCausalLM
 
-from regrad.config import ModelConfig, SubspaceConfig
 from regrad.errors import ModelError
-from regrad.language_model.batching import TokenBatch, row_chunks, share_lower_blocks
-from regrad.language_model.loading import LanguageModel, load_language_model, scaled_logits
+from regrad.models.batching import TokenBatch, row_chunks, share_lower_blocks
+from regrad.models.config import ModelConfig, SubspaceConfig
+from regrad.models.loading import LanguageModel, load_language_model, scaled_logits
 
 IDS = torch.tensor([[1, 5, 9, 7, 11], [1, 8, 6, 4, 2]])
 

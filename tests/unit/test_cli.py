@@ -61,7 +61,7 @@ def test_lab_world_ends_with_one_line_saying_what_was_made(tmp_path: Path) -> No
 
 
 def test_no_java_is_one_sentence(tmp_path: Path) -> None:
-    code = "from regrad.retrieval.java import start_java; start_java()"
+    code = "from regrad.retrieval.bm25 import start_java; start_java()"
     result = subprocess.run(
         [sys.executable, "-c", code],
         env={"PATH": "", "REGRAD_JAVA_HOME": str(tmp_path)},

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from regrad.cli.serve.running import releases_at
+from regrad.client import API_KEY, AnswerClient
 from regrad.errors import ServeError
-from regrad.evaluation.client import API_KEY, AnswerClient
 
 KEY = "rg_right"
 

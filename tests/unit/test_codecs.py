@@ -11,7 +11,7 @@ from torch import Tensor
 from regrad.bank.codecs import CODECS, codec_for
 from regrad.bank.codecs.low_rank import LowRankCodec
 from regrad.errors import BankError
-from regrad.language_model.subspace import Subspace
+from regrad.models.subspace import Subspace
 
 GROUP = 64
 NAMES = sorted(CODECS)

@@ -18,7 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regrad.corpus import MAX_LINE_BYTES, Passage, corpus_files, encode_passages, parse_passage, read_passages, read_raw
+from regrad.data.corpora import read_passages, read_raw
+from regrad.data.files import MAX_LINE_BYTES, corpus_files
+from regrad.data.passages import Passage, encode_passages, parse_passage
 from regrad.errors import CorpusError
 
 PASSAGES = [
@@ -276,7 +278,7 @@ def test_a_line_that_is_too_long_is_an_item_and_not_held_in_memory(tmp_path: Pat
 
 
 def test_a_quote_that_nothing_closes_is_given_up_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regrad.corpus.tsv.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("regrad.data.corpora.MAX_LINE_BYTES", 1000)
     rows = b"".join(b"%d\ttext\tT\n" % i for i in range(2, 500))
     found = problems(tmp_path / "c.tsv", b'1\t"no end\tT\n' + rows)
     assert found[0].startswith("line 1: not a row of tab-separated values: a quoted field is longer than")
@@ -371,7 +373,7 @@ def test_any_text_comes_back_whatever_the_chunks(
     passages = [Passage(str(i), text, text) for i, text in enumerate(texts)]
     folder = tmp_path_factory.mktemp("c")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("regrad.corpus.lines._CHUNK", chunk)
+        patch.setattr("regrad.data.files._CHUNK", chunk)
         assert read(folder / "c.jsonl", encode_passages(passages)) == passages
         quoted = [Passage(p.id, p.title.replace("\r", "r"), p.text.replace("\r", "r")) for p in passages]
         assert read(folder / "c.tsv", tsv(quoted)) == quoted

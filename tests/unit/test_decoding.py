@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from regrad.config import ModelConfig
 from regrad.errors import ModelError
-from regrad.language_model.decoding import GenerationRequest, generate
-from regrad.language_model.loading import LanguageModel, load_language_model, resolve_path
+from regrad.inference.decoding import GenerationRequest, generate
+from regrad.models.config import ModelConfig
+from regrad.models.loading import LanguageModel, load_language_model, resolve_path
 
 PROMPTS = ["Question: Where was Les Dripen born?\nAnswer:", "Passage: Ada\n x\nQuestion: Who?\nAnswer:", "a"]
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from regrad.errors import ModelError, PromptTooLong
-from regrad.language_model.engine import DecodingLoop, DecodingRequest, Engine, Finished
-from regrad.language_model.loading import LanguageModel
+from regrad.inference.engine import Engine
+from regrad.inference.loop import DecodingLoop
+from regrad.inference.rows import DecodingRequest, Finished
+from regrad.models.loading import LanguageModel
 from tests.unit.answering import wait_until
 from tests.unit.decoded import PROMPTS, alone, update
 

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
-from regrad.config import EvalConfig, ModelConfig
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.errors import EvaluationError, MethodError
-from regrad.evaluation.runner.cell import CellRunner
-from regrad.evaluation.runner.plan import PlannedCell, make_plan
-from regrad.language_model.decoding import GenerationRequest, generate
-from regrad.language_model.loading import LanguageModel
+from regrad.evaluation.config import EvalConfig
+from regrad.evaluation.plan import PlannedCell, make_plan
+from regrad.evaluation.runner import CellRunner
+from regrad.inference.decoding import GenerationRequest, generate
 from regrad.meta_init import MetaInit
-from regrad.methods import Knowledge
+from regrad.methods.regrad import Knowledge
+from regrad.models.config import ModelConfig
+from regrad.models.loading import LanguageModel
 from tests.unit.evaluating import settings, write_set
 
 SHOWN = [{"id": f"d{n}", "question": f"Who taught number {n}?", "answers": [f"t{n}", "x"]} for n in range(3)]
@@ -66,9 +67,9 @@ def test_the_first_of_the_file_are_shown(folder: Path, model: ModelConfig) -> No
 def test_cells_without_demonstrations_keep_the_key_that_they_had_before_there_were_any(
     folder: Path, model: ModelConfig
 ) -> None:
-    from regrad.config import MethodConfig
-    from regrad.evaluation.questions import read_questions
-    from regrad.evaluation.runner import fingerprints
+    from regrad.data.question_sets import read_questions
+    from regrad.evaluation import cache_keys
+    from regrad.methods.config import MethodConfig
 
     config = few_shot(folder, model, shown=None, methods=["direct"])
     known = {
@@ -77,13 +78,13 @@ def test_cells_without_demonstrations_keep_the_key_that_they_had_before_there_we
     }
     content = {
         "version": 1,
-        "model": [model.model_dump(mode="json"), fingerprints.model_digest(model.path)],
-        "questions": fingerprints.questions_digest(read_questions(config.sets[0])),
+        "model": [model.model_dump(mode="json"), cache_keys.model_digest(model.path)],
+        "questions": cache_keys.questions_digest(read_questions(config.sets[0])),
         "method": [MethodConfig(name="direct").model_dump(mode="json", include=known), []],
         "passages": None,
         "asking": ["people", "tiny", 0, 0, 6, None, "drop"],
     }
-    assert keys(config) == {"direct": fingerprints.digest(content)[:12]}
+    assert keys(config) == {"direct": cache_keys.digest(content)[:12]}
     assert keys(few_shot(folder, model))["direct"] == keys(config)["direct"]
 
 

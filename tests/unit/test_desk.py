@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrad.atoms.extractor import AtomExtractor
-from regrad.config import ServeConfig
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.errors import AtomNotFound, BankError, FingerprintMismatch, NothingFound
-from regrad.lab.prompts import LAB_PROMPTS
-from regrad.language_model.batching import pad_batch, sequence_losses
-from regrad.language_model.engine import Finished
-from regrad.language_model.loading import LanguageModel
+from regrad.gradients.extractor import AtomExtractor
+from regrad.inference.rows import Finished
+from regrad.lab.wording import LAB_PROMPTS
 from regrad.meta_init import MetaInit
-from regrad.methods import Knowledge
-from regrad.retrieval.protocol import Hit
-from serve_app.desk import Desk
+from regrad.methods.regrad import Knowledge
+from regrad.models.batching import pad_batch, sequence_losses
+from regrad.models.loading import LanguageModel
+from regrad.retrieval.base import Hit
+from serve_app.config import ServeConfig
 from serve_app.messages import Ask, GradientSum, PassageUse, Retrieved, Turn
+from serve_app.request_builder import Desk
 
 QUESTION = "Where was Les Dripen born?"
 MISSING = PassageUse("", problem="it is not in this version")

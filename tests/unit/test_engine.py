@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from regrad.errors import ModelError, PromptTooLong
-from regrad.language_model.decoding import GenerationRequest, generate
-from regrad.language_model.engine import DecodingRequest, Engine
-from regrad.language_model.loading import LanguageModel
+from regrad.inference.decoding import GenerationRequest, generate
+from regrad.inference.engine import Engine
+from regrad.inference.rows import DecodingRequest
+from regrad.models.loading import LanguageModel
 from tests.unit.decoded import PROMPTS, Heard, alone, run, update
 
 

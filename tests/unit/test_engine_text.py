@@ -11,10 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrad.language_model.engine import DecodingRequest, Engine
-from regrad.language_model.engine.rows import Row
-from regrad.language_model.engine.text import TextStream
-from regrad.language_model.loading import LanguageModel
+from regrad.inference.engine import Engine
+from regrad.inference.rows import DecodingRequest, Row, TextStream
+from regrad.models.loading import LanguageModel
 from tests.unit.decoded import PROMPTS, Heard, alone, run, update
 
 

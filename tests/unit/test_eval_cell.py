@@ -8,19 +8,21 @@ from typing import Any
 
 import pytest
 
-from regrad.config import EvalConfig
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
+from regrad.data.question_sets import read_questions
 from regrad.errors import EvaluationError
-from regrad.evaluation.questions import read_questions
+from regrad.evaluation.config import EvalConfig
+from regrad.evaluation.generation import Generator
+from regrad.evaluation.output import CellResult
+from regrad.evaluation.plan import make_plan
 from regrad.evaluation.records import check_records
-from regrad.evaluation.runner.cell import CellResult, CellRunner
-from regrad.evaluation.runner.generation import Generator
-from regrad.evaluation.runner.plan import make_plan
-from regrad.language_model.decoding import GenerationRequest, generate
-from regrad.language_model.engine import Finished
-from regrad.language_model.loading import LanguageModel
+from regrad.evaluation.runner import CellRunner
+from regrad.inference.decoding import GenerationRequest, generate
+from regrad.inference.rows import Finished
 from regrad.meta_init import MetaInit
-from regrad.methods import METHODS, Knowledge
+from regrad.methods.registry import METHODS
+from regrad.methods.regrad import Knowledge
+from regrad.models.loading import LanguageModel
 from tests.unit.evaluating import settings, write_set
 
 

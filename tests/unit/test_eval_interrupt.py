@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from ray_jobs import evaluate
-from regrad.config import EvalConfig, ModelConfig
-from regrad.corpus import Passage
-from regrad.evaluation.runner.cell import CellResult, Seconds
-from regrad.evaluation.runner.output import Output
-from regrad.evaluation.runner.plan import PlannedCell, make_plan
+from regrad.data.passages import Passage
+from regrad.evaluation.config import EvalConfig
+from regrad.evaluation.output import CellResult, Output, Seconds
+from regrad.evaluation.plan import PlannedCell, make_plan
+from regrad.models.config import ModelConfig
 from tests.unit.evaluating import record, settings, write_set
 
 Stop = Callable[[int], str]

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from ray_jobs.progress import progress_bar
-from regrad.config import ModelConfig
-from regrad.corpus import Passage
-from regrad.evaluation.runner.outlook import Outlook
-from regrad.evaluation.runner.plan import PlannedCell, make_plan
+from regrad.data.passages import Passage
+from regrad.evaluation.output import Outlook
+from regrad.evaluation.plan import PlannedCell, make_plan
+from regrad.models.config import ModelConfig
 from tests.unit.evaluating import settings, write_set
 
 COSTS = {"direct": 1.0, "rag": 3.0, "tta": 90.0}

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from regrad.config import PassagesConfig
-from regrad.corpus import Passage, encode_passages
+from regrad.data.passages import Passage, encode_passages
+from regrad.data.questions import Question
 from regrad.errors import EvaluationError
-from regrad.evaluation.questions import Question
-from regrad.evaluation.runner.passages import PassageFinder
+from regrad.evaluation.config import PassagesConfig
+from regrad.evaluation.passages import PassageFinder
 
 
 @pytest.fixture

@@ -12,12 +12,15 @@ import torch
 
 from regrad.bank.manifest import Layout
 from regrad.bank.writer import BankWriter
-from regrad.config import EvalConfig, MethodConfig, ModelConfig, QuestionSetConfig, SubspaceConfig
-from regrad.corpus import Passage, encode_passages
+from regrad.data.config import QuestionSetConfig
+from regrad.data.passages import Passage, encode_passages
 from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodError, ModelError, RegradError
-from regrad.evaluation.runner.plan import make_plan, resolve
-from regrad.language_model.subspace import Subspace
+from regrad.evaluation.config import EvalConfig
+from regrad.evaluation.plan import make_plan, resolve
 from regrad.meta_init import MetaInit
+from regrad.methods.config import MethodConfig
+from regrad.models.config import ModelConfig, SubspaceConfig
+from regrad.models.subspace import Subspace
 from regrad.settings import parse_settings
 from tests.unit.evaluating import settings, write_bank, write_set
 

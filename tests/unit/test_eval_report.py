@@ -15,17 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from regrad.config import ModelConfig
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.errors import EvaluationError, StorageError
+from regrad.evaluation.output import CellResult, Output, Seconds, plan_of
+from regrad.evaluation.plan import PlannedCell, make_plan
 from regrad.evaluation.records import Record
 from regrad.evaluation.report import latex, markdown
-from regrad.evaluation.report.gathering import gather
-from regrad.evaluation.report.grids import Grid, Text, number, size
+from regrad.evaluation.report.entries import gather
+from regrad.evaluation.report.tables import Grid, Text, number, size
 from regrad.evaluation.report.writing import write_report
-from regrad.evaluation.runner.cell import CellResult, Seconds
-from regrad.evaluation.runner.output import Output, plan_of
-from regrad.evaluation.runner.plan import PlannedCell, make_plan
+from regrad.models.config import ModelConfig
 from tests.unit.evaluating import record, settings, write_set
 
 Damage = Callable[[bytes], bytes]

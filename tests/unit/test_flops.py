@@ -9,9 +9,9 @@ from typing import ClassVar
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from regrad.atoms.gradients import passage_batch, passage_gradients
-from regrad.config import ModelConfig, SubspaceConfig
-from regrad.language_model.loading import LanguageModel, load_language_model
+from regrad.gradients.extractor import passage_batch, passage_gradients
+from regrad.models.config import ModelConfig, SubspaceConfig
+from regrad.models.loading import LanguageModel, load_language_model
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -11,11 +11,11 @@ from unittest.mock import Mock
 
 import pytest
 
-from regrad.config import ServeConfig
 from regrad.errors import BankError, ConfigError, RegradError
+from serve_app.auth.gate import _caller
+from serve_app.config import ServeConfig
 from serve_app.gateway import Gateway
 from serve_app.messages import Answered, Ask, Event, Piece, Release, Reply
-from serve_app.protection.gate import _caller
 from tests.unit.releasing import commit, meta_init, setup
 
 

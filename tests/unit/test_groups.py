@@ -12,12 +12,12 @@ import pytest
 import torch
 from ray.serve.exceptions import BackPressureError
 
-from regrad.config import GroupConfig
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound, PromptTooLong
-from regrad.retrieval.protocol import Hit
-from serve_app.groups import Groups
+from regrad.retrieval.base import Hit
+from serve_app.config import GroupConfig
 from serve_app.messages import Answered, Ask, GradientSum, PassageUse, Release, Retrieved, Sampling
+from serve_app.microbatch import Groups
 
 RELEASE = Release("main", "meta-init", "bank", 1, "f" * 16)
 

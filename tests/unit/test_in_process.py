@@ -9,24 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from regrad.adaptation.examples import passage_example
-from regrad.adaptation.finetuning import Finetuner
-from regrad.adaptation.in_process import finetune_in_process
-from regrad.adaptation.preparation import corpus_costs
-from regrad.adaptation.static import CARD, StaticLora
-from regrad.config import FinetuneConfig, LabConfig, MetaTrainConfig, builtin_config
-from regrad.corpus import Passage, encode_passages
+from regrad.data.passages import Passage, encode_passages
 from regrad.errors import CorpusError, MethodError, TrainingError
+from regrad.lab.config import LabConfig
 from regrad.lab.files import tasks
 from regrad.lab.world import World
-from regrad.language_model.loading import load_language_model
-from regrad.meta.engines import PlainEngine
-from regrad.meta.in_process import meta_train_in_process
-from regrad.meta.loop import Trainer, batches
-from regrad.meta.parameters import MetaParameters
-from regrad.meta.task_files import read_tasks
 from regrad.meta_init import MetaInit
-from regrad.settings import load_settings
+from regrad.models.loading import load_language_model
+from regrad.settings import builtin_config, load_settings
+from regrad.training.lora.config import FinetuneConfig
+from regrad.training.lora.examples import passage_example
+from regrad.training.lora.finetuning import Finetuner, finetune_in_process
+from regrad.training.lora.lora_artifact import CARD, StaticLora, corpus_costs
+from regrad.training.meta.config import MetaTrainConfig
+from regrad.training.meta.in_process import meta_train_in_process
+from regrad.training.meta.optim.base import PlainEngine
+from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.task_files import read_tasks
+from regrad.training.meta.trainer import Trainer, batches
 
 
 def write_tasks(path: Path, people: slice, world: World, prefix: str = "") -> Path:
@@ -80,7 +80,7 @@ def test_the_best_by_dev_f1_is_the_result(
     found = iter((0.1, 0.9, 0.3, 0.2))
 
     def scored(self: Trainer, tasks: object, state: object) -> None:
-        from regrad.meta.state import DevScore, TrainState
+        from regrad.training.meta.checkpoint import DevScore, TrainState
 
         assert isinstance(state, TrainState)
         state.dev.append(DevScore(state.step, 0.0, next(found), 1))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrad.adaptation.joining import check_joins, join
 from regrad.errors import MethodError
-from regrad.language_model.subspace import Subspace
+from regrad.models.subspace import Subspace
+from regrad.training.lora.lora_artifact import check_joins, join
 
 MODULES = (("m", 5, 7), ("n", 7, 3))
 TARGET = Subspace(MODULES, 8, 2.0)

@@ -15,8 +15,8 @@ import pytest
 
 from regrad.errors import StorageError
 from regrad.storage import Storage
-from serve_app.protection import key_file
-from serve_app.protection.key_file import KEY, KeyFileError, KeyStore, key_hash, make_key
+from serve_app.auth import keys
+from serve_app.auth.keys import KEY, KeyFileError, KeyStore, key_hash, make_key
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -105,7 +105,7 @@ def test_any_store_will_do() -> None:
 
 
 def test_a_lock_that_was_left_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(key_file, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(keys, "_LOCK_SECONDS", 0.1)
     uri = str(tmp_path / "keys.json")
     (tmp_path / "keys.json.lock").write_text("somebody")
     with pytest.raises(KeyFileError, match=r"remove .*keys\.json\.lock"):

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from regrad.atoms.gradients import encode_passage
 from regrad.cli.lab import command
-from regrad.config import LabConfig
-from regrad.corpus import read_passages
+from regrad.data.corpora import read_passages
+from regrad.gradients.extractor import encode_passage
+from regrad.lab.config import LabConfig
 from regrad.lab.sets import SETS
 from regrad.lab.sets import unseen as unseen_set
 from regrad.lab.sets.base import LabSet
-from regrad.lab.sets.conflict import CURRENT, FORMER, Conflict
 from regrad.lab.sets.files import set_corpus, set_questions, set_tasks, write_hard_lab
+from regrad.lab.sets.hard import CURRENT, FORMER, Conflict
 from regrad.lab.wording import ATTRIBUTES, QUESTIONS, STATEMENTS
 from regrad.lab.world import World
-from regrad.language_model.loading import LanguageModel
-from regrad.meta.task_files import read_tasks
+from regrad.models.loading import LanguageModel
+from regrad.training.meta.task_files import read_tasks
 
 FILES = ["corpus.jsonl", "dev.jsonl", "questions.jsonl", "tasks.jsonl"]
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regrad.cli.leaks import command
+from regrad.data.questions import Question
 from regrad.errors import EvaluationError
 from regrad.evaluation.leaks import Leak, NearTexts, find_leaks, similarity
-from regrad.evaluation.questions import Question
 
 
 def asked(name: str, text: str, choices: tuple[str, ...] = ()) -> Question:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
-from regrad.language_model.loading import LanguageModel
 from regrad.meta_init import MetaInit
+from regrad.models.loading import LanguageModel
 
 
 def merged_weights(lm: LanguageModel, flat: Tensor) -> dict[str, Tensor]:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound, RetrievalError
 from regrad.lab.files import held_out_corpus, held_out_questions
 from regrad.lab.world import World
-from regrad.retrieval.lucene import LuceneRetriever, build_index
+from regrad.retrieval.bm25 import LuceneRetriever, build_index
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrad.atoms.merging import MERGES
+from regrad.gradients.merging import MERGES
 
 
 @pytest.fixture

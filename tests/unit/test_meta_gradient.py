@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from regrad.atoms.gradients import encode_passage
-from regrad.config import InnerConfig, StrategyConfig
-from regrad.corpus import Passage
-from regrad.language_model.loading import LanguageModel
-from regrad.meta.batch import MetaBatch, collate
-from regrad.meta.objective import Point
-from regrad.meta.strategies import make_strategy
-from regrad.meta.strategies.choice import choose, estimate_memory, saved_bytes
-from regrad.meta.strategies.difference import Difference
-from regrad.meta.strategies.graph import Graph
-from regrad.meta.tasks import MetaTask, TaskQuestion
+from regrad.data.passages import Passage
+from regrad.data.tasks import MetaTask, TaskQuestion
+from regrad.gradients.extractor import encode_passage
+from regrad.models.loading import LanguageModel
+from regrad.training.meta.collate import MetaBatch, collate
+from regrad.training.meta.config import InnerConfig, StrategyConfig
+from regrad.training.meta.objective import Point
+from regrad.training.meta.strategies.auto import choose, estimate_memory, saved_bytes
+from regrad.training.meta.strategies.base import make_strategy
+from regrad.training.meta.strategies.exact import Graph
+from regrad.training.meta.strategies.finite_difference import Difference
 from tests.unit.test_lora import merged_weights
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from regrad.errors import MetaInitError
-from regrad.language_model.loading import LanguageModel
 from regrad.meta_init import MetaInit, random_meta_init, read_card
+from regrad.models.loading import LanguageModel
 
 
 def test_what_is_saved_is_loaded(meta_init: MetaInit, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from regrad.config import EvalConfig, MethodConfig, builtin_config
 from regrad.errors import MethodError
-from regrad.methods import METHODS, check_method, method_of
-from regrad.methods.names import SETTINGS
-from regrad.settings import load_settings
+from regrad.evaluation.config import EvalConfig
+from regrad.methods.config import MethodConfig
+from regrad.methods.registry import METHODS, SETTINGS, check_method, method_of
+from regrad.settings import builtin_config, load_settings
 
 ROOT = Path(__file__).parents[2]
 OTHER: dict[str, Any] = {

@@ -11,24 +11,27 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from regrad.adaptation.adapters import AdapterTrainer, model_for_adapters
-from regrad.adaptation.finetuning import FinetuneState, finished
-from regrad.adaptation.static import StaticLora
-from regrad.atoms.extractor import AtomExtractor
 from regrad.bank.manifest import Layout
 from regrad.bank.reader import BankReader, Fetched
 from regrad.bank.writer import BankWriter
-from regrad.config import AdapterConfig, MethodConfig, SubspaceConfig
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.errors import AtomDamaged, AtomNotFound, FingerprintMismatch, MetaInitError, MethodError, StorageError
+from regrad.gradients.extractor import AtomExtractor
 from regrad.lab.world import World
-from regrad.language_model.loading import LanguageModel, load_language_model
-from regrad.language_model.subspace import Subspace
 from regrad.meta_init import MetaInit
-from regrad.methods import METHODS, SERVED, Asked, check_method, get_method, method_of, open_updates
+from regrad.methods.base import Asked
+from regrad.methods.config import MethodConfig
 from regrad.methods.prag import adapters_base, adapters_layout
+from regrad.methods.registry import METHODS, SERVED, check_method, get_method, method_of, open_updates
+from regrad.models.config import SubspaceConfig
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.models.subspace import Subspace
 from regrad.prompts import PromptFormat
 from regrad.settings import parse_settings
+from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
+from regrad.training.lora.config import AdapterConfig
+from regrad.training.lora.finetuning import FinetuneState, finished
+from regrad.training.lora.lora_artifact import StaticLora
 from tests.unit.augmenting import augmented
 
 PASSAGES = [Passage("best", "Best", "first"), Passage("next", "Next", "second")]
@@ -106,7 +109,7 @@ def test_a_weighting_is_chosen_by_name_and_sees_the_scores(
     regrad: tuple[MethodConfig, dict[str, Tensor]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from regrad.atoms.merging import MERGES
+    from regrad.gradients.merging import MERGES
 
     config, _ = regrad
     seen: list[Sequence[float]] = []

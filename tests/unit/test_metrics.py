@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from regrad.evaluation.metrics import exact_match, f1, normalise
+from regrad.evaluation.answer_parsing.statements import normalise
+from regrad.evaluation.metrics import exact_match, f1
 
 
 def test_normalisation_follows_squad() -> None:

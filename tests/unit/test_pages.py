@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 import serve_app
-from serve_app.api.pages import add_pages, read_web_files
+from serve_app.http.pages import add_pages, read_web_files
 
 WEB = Path(serve_app.__file__).parent / "web"
 

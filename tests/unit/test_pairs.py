@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from regrad.lab.prompts import LAB_PROMPTS
-from regrad.meta.synthesis.pairs import Pair, PairParser
+from regrad.lab.wording import LAB_PROMPTS
 from regrad.prompts import PromptFormat
+from regrad.training.synthesis.writer import Pair, PairParser
 
 PAIR = Pair("Where was Ada born?", "Girton")
 

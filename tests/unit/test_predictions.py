@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from regrad.data import predictions as module
+from regrad.data.predictions import read_predictions
 from regrad.errors import EvaluationError, StorageError
-from regrad.evaluation import predictions as module
-from regrad.evaluation.predictions import read_predictions
 from tests.tools.questions import Posed
 
 QUESTIONS = [Posed(("x",), id=name) for name in ("q1", "q2", "q3")]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 
-from regrad.config import LabPretrainConfig
+from regrad.lab.config import LabPretrainConfig
 from regrad.lab.pretraining.contexts import ANSWER, CURRICULUM, ContextSampler
 from regrad.lab.pretraining.trainer import Pretrainer, Progress
-from regrad.lab.prompts import LAB_PROMPTS
+from regrad.lab.wording import LAB_PROMPTS
 from regrad.lab.world import World
-from regrad.language_model.loading import LanguageModel, weights_digest
+from regrad.models.loading import LanguageModel, weights_digest
 
 SMALL = LabPretrainConfig(
     hidden=32, layers=3, heads=2, ffn=48, steps=3, tokens_per_step=500, memory_questions=4, documents=2

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from regrad.config import ModelConfig, builtin_config
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.errors import ConfigError
-from regrad.lab.prompts import LAB_PROMPTS
+from regrad.lab.wording import LAB_PROMPTS
+from regrad.models.config import ModelConfig
 from regrad.prompts import PromptFormat
-from regrad.settings import load_settings, parse_settings
+from regrad.settings import builtin_config, load_settings, parse_settings
 
 PASSAGE = Passage("x", "Ada Lovelace", "She wrote the first program.")
 

@@ -22,15 +22,13 @@ from fastapi.responses import StreamingResponse
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from regrad.config import ProtectionConfig
 from regrad.errors import ConfigError, StorageError
 from regrad.settings import parse_settings
-from serve_app.protection import key_ring as ring_module
-from serve_app.protection.gate import KeyGate, current_caller
-from serve_app.protection.key_file import KeyFileError, KeyStore, make_key
-from serve_app.protection.key_ring import KeyRing
-from serve_app.protection.protect import protect
-from serve_app.protection.rate_limits import RateLimits
+from serve_app.auth import keys as ring_module
+from serve_app.auth.gate import KeyGate, current_caller, protect
+from serve_app.auth.keys import KeyFileError, KeyRing, KeyStore, make_key
+from serve_app.auth.rate_limits import RateLimits
+from serve_app.config import ProtectionConfig
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 

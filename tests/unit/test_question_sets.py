@@ -18,11 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrad.config import LabConfig, QuestionSetConfig
-from regrad.corpus import Passage
+from regrad.data.config import QuestionSetConfig
+from regrad.data.passages import Passage
+from regrad.data.question_files import PUBLISHED, published_checksum
+from regrad.data.question_sets import READERS, read_questions
+from regrad.data.questions import Question
 from regrad.errors import ConfigError, EvaluationError
-from regrad.evaluation.questions import READERS, Question, read_questions
-from regrad.evaluation.questions.published import PUBLISHED, published_checksum
+from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
 from regrad.settings import parse_settings
 
@@ -516,7 +518,7 @@ def test_compressed_lines(tmp_path: Path) -> None:
 
 
 def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regrad.evaluation.questions.files.MAX_BYTES", 1000)
+    monkeypatch.setattr("regrad.data.question_files.MAX_BYTES", 1000)
     (tmp_path / "own.jsonl.gz").write_bytes(gzip.compress(b" " * 1001))
     with pytest.raises(EvaluationError, match="more than 1,000 bytes when it is unpacked"):
         read(tmp_path / "own.jsonl.gz", "jsonl")

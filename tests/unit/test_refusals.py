@@ -11,12 +11,12 @@ from unittest.mock import Mock
 import pytest
 from starlette.testclient import TestClient
 
-from regrad.config import LimitsConfig, ProtectionConfig, ServeConfig, WatchingConfig
 from regrad.errors import PromptTooLong
-from serve_app.api.app import make_app
+from serve_app.auth.keys import KeyStore, make_key
+from serve_app.config import LimitsConfig, ProtectionConfig, ServeConfig, WatchingConfig
 from serve_app.gateway import Gateway
+from serve_app.http.app import make_app
 from serve_app.messages import Answered, Ask, Release
-from serve_app.protection.key_file import KeyStore, make_key
 from serve_app.readiness import Readiness
 from tests.unit.recording import Recorded
 from tests.unit.releasing import setup

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from regrad.config import ServeConfig
 from regrad.errors import BankError, ConfigError, FingerprintMismatch, MetaInitError, ServeError
-from serve_app.api.errors import UnknownRelease
-from serve_app.follower import Follower
+from serve_app.config import ServeConfig
+from serve_app.http.errors import UnknownRelease
 from serve_app.messages import Ask
-from serve_app.releases import (
+from serve_app.rollout import (
+    Follower,
     ReleaseConfig,
     ReleaseList,
     changing_releases,

@@ -7,17 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from regrad.config import (
-    AdaptersConfig,
-    AugmentConfig,
-    EvalConfig,
-    FinetuneConfig,
-    IndexConfig,
-    LabConfig,
-    builtin_config,
-)
-from regrad.methods import METHODS
-from regrad.settings import Settings, load_settings
+from regrad.evaluation.config import EvalConfig
+from regrad.lab.config import LabConfig
+from regrad.methods.registry import METHODS
+from regrad.retrieval.config import IndexConfig
+from regrad.settings import Settings, builtin_config, load_settings
+from regrad.training.lora.config import AdaptersConfig, AugmentConfig, FinetuneConfig
 
 ROOT = Path(__file__).parents[2]
 KINDS: dict[str, type[Settings]] = {

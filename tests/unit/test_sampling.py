@@ -7,9 +7,9 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from regrad.language_model.decoding import GenerationRequest, generate
-from regrad.language_model.loading import LanguageModel
-from regrad.language_model.sampling import draws, sample
+from regrad.inference.decoding import GenerationRequest, generate
+from regrad.inference.sampling import draws, sample
+from regrad.models.loading import LanguageModel
 
 PROMPTS = ["Question: Where was Les Dripen born?\nAnswer:", "Passage: Ada\n x\nQuestion: Who?\nAnswer:", "a"]
 

@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 
 from regrad.cli.main import regrad
 from regrad.cli.serve import running
-from regrad.config import ServeConfig
 from regrad.errors import BankError, ConfigError, FingerprintMismatch, ServeError
-from serve_app.releases import read_releases, resolve_all
+from serve_app.config import ServeConfig
+from serve_app.rollout import read_releases, resolve_all
 from tests.unit.releasing import commit, meta_init, setup
 
 

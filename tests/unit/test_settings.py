@@ -4,20 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from regrad.config import (
-    BankConfig,
-    BuildConfig,
-    DemoConfig,
-    EvalConfig,
-    IndexConfig,
-    LabWriterConfig,
-    MetaTrainConfig,
-    ModelConfig,
-    SynthesisConfig,
-    builtin_config,
-)
+from regrad.bank.config import BankConfig, BuildConfig
+from regrad.cli.demo.config import DemoConfig
 from regrad.errors import ConfigError
-from regrad.settings import load_settings, parse_settings
+from regrad.evaluation.config import EvalConfig
+from regrad.lab.config import LabWriterConfig
+from regrad.models.config import ModelConfig
+from regrad.retrieval.config import IndexConfig
+from regrad.settings import builtin_config, load_settings, parse_settings
+from regrad.training.meta.config import MetaTrainConfig
+from regrad.training.synthesis.config import SynthesisConfig
 
 
 def write(folder: Path, name: str, text: str) -> Path:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from regrad.config import QuestionSetConfig
+from regrad.data.config import QuestionSetConfig
+from regrad.data.question_sets import read_questions
+from regrad.data.questions import Question
 from regrad.evaluation.leaks import find_leaks
-from regrad.evaluation.questions import Question, read_questions
 
 DATA = Path(os.environ.get("REGRAD_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrad.config import SubspaceConfig
 from regrad.errors import ModelError
-from regrad.language_model.loading import LanguageModel
-from regrad.language_model.subspace import Subspace, find_subspace, finite_rows
+from regrad.models.config import SubspaceConfig
+from regrad.models.loading import LanguageModel
+from regrad.models.subspace import Subspace, find_subspace, finite_rows
 
 modules = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6)
 

@@ -9,26 +9,19 @@ from typing import Any
 
 import pytest
 
-from regrad.config import LabWriterConfig, SynthesisConfig
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.errors import ConfigError
 from regrad.evaluation.metrics import exact_match
-from regrad.lab.pretraining.questions import _example
+from regrad.inference.decoding import Generation, GenerationRequest, generate
+from regrad.inference.sampling import Sampled
+from regrad.lab.config import LabWriterConfig
+from regrad.lab.pretraining.question_writer import _example
 from regrad.lab.world import World
-from regrad.language_model.decoding import Generation, GenerationRequest, generate
-from regrad.language_model.loading import LanguageModel, load_language_model
-from regrad.language_model.sampling import Sampled
-from regrad.meta.synthesis import writer as module
-from regrad.meta.synthesis.pairs import Pair
-from regrad.meta.synthesis.writer import (
-    Draft,
-    PairWriter,
-    Rejected,
-    decode_drafts,
-    encode_drafts,
-    read_line,
-)
+from regrad.models.loading import LanguageModel, load_language_model
 from regrad.settings import load_settings
+from regrad.training.synthesis import writer as module
+from regrad.training.synthesis.config import SynthesisConfig
+from regrad.training.synthesis.writer import Draft, Pair, PairWriter, Rejected, decode_drafts, encode_drafts, read_line
 
 ADA = Passage("ada", "Ada Dripen", "Ada Dripen was born in Girton. She enjoys chess.")
 BORN = " Where was Ada Dripen born?\nAnswer: Girton\n"

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from regrad.config import ModelConfig, SynthesisConfig
-from regrad.corpus import Passage
-from regrad.meta.synthesis.pairs import Pair
-from regrad.meta.synthesis.tasks import report, settle, tasks
-from regrad.meta.synthesis.writer import Draft, Rejected
+from regrad.data.passages import Passage
+from regrad.models.config import ModelConfig
+from regrad.training.synthesis.config import SynthesisConfig
+from regrad.training.synthesis.tasks import report, settle, tasks
+from regrad.training.synthesis.writer import Draft, Pair, Rejected
 
 Record = dict[str, Any]
 
@@ -128,7 +128,7 @@ def test_tasks_are_fixed_by_the_seed() -> None:
 
 
 def test_meta_training_reads_the_tasks(tmp_path: Path) -> None:
-    from regrad.meta.task_files import read_tasks
+    from regrad.training.meta.task_files import read_tasks
 
     path = tmp_path / "tasks.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in tasks(many(9), config())))

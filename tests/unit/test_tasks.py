@@ -9,14 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from regrad.config import ModelConfig, ShapeConfig
+from regrad.data.tasks import MetaTask
 from regrad.errors import CorpusError, TrainingError
-from regrad.lab.prompts import LAB_PROMPTS
-from regrad.meta.batch import collate
-from regrad.meta.check import Lengths
-from regrad.meta.order import DrawOrder, share_of
-from regrad.meta.task_files import check_dev_tasks, duplicates, read_tasks, scan_file, task_files
-from regrad.meta.tasks import MetaTask
+from regrad.lab.wording import LAB_PROMPTS
+from regrad.models.config import ModelConfig
+from regrad.training.meta.collate import collate
+from regrad.training.meta.config import ShapeConfig
+from regrad.training.meta.lengths import Lengths
+from regrad.training.meta.task_files import check_dev_tasks, duplicates, read_tasks, scan_file, task_files
+from regrad.training.sampler import DrawOrder, share_of
 
 PASSAGE = {"id": "a", "title": "t", "text": "x"}
 

@@ -6,19 +6,20 @@ from typing import Any
 
 import pytest
 
-from regrad.atoms.gradients import encode_passage
-from regrad.config import ShapeConfig
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
+from regrad.data.questions import Question
+from regrad.data.tasks import MetaTask, TaskQuestion
 from regrad.errors import ModelError
-from regrad.evaluation.questions import Question
-from regrad.lab.prompts import LAB_PROMPTS
-from regrad.language_model.decoding import GenerationRequest, generate
-from regrad.language_model.engine import DecodingRequest, Engine, Finished
-from regrad.language_model.loading import LanguageModel
-from regrad.language_model.tokens import prompt_ids, token_ids
-from regrad.meta.batch import encode_question
-from regrad.meta.check import Lengths
-from regrad.meta.tasks import MetaTask, TaskQuestion
+from regrad.gradients.extractor import encode_passage
+from regrad.inference.decoding import GenerationRequest, generate
+from regrad.inference.engine import Engine
+from regrad.inference.rows import DecodingRequest, Finished
+from regrad.lab.wording import LAB_PROMPTS
+from regrad.models.loading import LanguageModel
+from regrad.models.tokens import prompt_ids, token_ids
+from regrad.training.meta.collate import encode_question
+from regrad.training.meta.config import ShapeConfig
+from regrad.training.meta.lengths import Lengths
 from tests.unit.chats import chat
 
 WRITTEN = "Les </s> was <s> born in <pad> Thomville."

@@ -11,23 +11,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrad.config import DevConfig, InnerConfig, LabConfig, MetaTrainConfig, OptimizerConfig, WatchConfig
+from regrad.data.tasks import MetaTask
 from regrad.errors import ConfigError, MetaInitError, TrainingError
+from regrad.lab.config import LabConfig
 from regrad.lab.files import tasks as lab_tasks
 from regrad.lab.world import World
-from regrad.language_model.loading import LanguageModel
-from regrad.language_model.schedules import learning_rate_factor
-from regrad.meta.engines import PlainEngine
-from regrad.meta.loop import Trainer, batches
-from regrad.meta.objective import MetaGradient, Point
-from regrad.meta.parameters import MetaParameters
-from regrad.meta.reports import Silent, StepReport
-from regrad.meta.scoring import Sums, score
-from regrad.meta.state import DevScore, TrainState, load_checkpoint, save_checkpoint
-from regrad.meta.tasks import MetaTask
-from regrad.meta.watch import Watcher, dev_line, make_sinks, step_line
 from regrad.meta_init import MetaInit
+from regrad.models.loading import LanguageModel
 from regrad.settings import parse_settings
+from regrad.training.config import WatchConfig
+from regrad.training.meta.callbacks import Silent, StepReport
+from regrad.training.meta.checkpoint import DevScore, TrainState, load_checkpoint, save_checkpoint
+from regrad.training.meta.config import DevConfig, InnerConfig, MetaTrainConfig, OptimizerConfig
+from regrad.training.meta.dev_scores import Sums, score
+from regrad.training.meta.objective import MetaGradient, Point
+from regrad.training.meta.optim.base import PlainEngine
+from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.trackers import Watcher, dev_line, make_sinks, step_line
+from regrad.training.meta.trainer import Trainer, batches
+from regrad.training.schedules import learning_rate_factor
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +230,9 @@ def test_dev_tasks_are_scored_at_the_k_that_is_trained(
     tiny: LanguageModel, tasks: list[MetaTask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[MetaTask] = []
-    monkeypatch.setattr("regrad.meta.loop.score", lambda lm, at, given, *rest: seen.extend(given) or Sums(1, 1, 1))
+    monkeypatch.setattr(
+        "regrad.training.meta.trainer.score", lambda lm, at, given, *rest: seen.extend(given) or Sums(1, 1, 1)
+    )
     config = settings(tiny, shape={"k": 1, "questions": 1, "distractor_probability": 1.0})
     make(tiny, config)[0].run(batches(tasks, config), dev=tasks[:1])
     [task] = seen
@@ -308,7 +312,7 @@ def test_an_update_with_a_step_size_for_each_number_survives_saving(meta_init: M
 
 
 def test_a_meta_init_for_several_inner_steps_has_no_bank(tiny: LanguageModel, meta_init: MetaInit) -> None:
-    from regrad.atoms.extractor import AtomExtractor
+    from regrad.gradients.extractor import AtomExtractor
 
     several = replace(meta_init, inner_steps=2)
     assert several.fingerprint != meta_init.fingerprint

@@ -17,15 +17,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from regrad.config import WatchingConfig
 from regrad.errors import ConfigError
 from regrad.settings import parse_settings
-from serve_app.api.errors import Problem
+from serve_app.config import WatchingConfig
+from serve_app.http.errors import Problem
 from serve_app.messages import Answered, Ask, Degraded, PassageUse, Reply, Retrieved
-from serve_app.watching.metrics import DEFINITIONS, Metrics
-from serve_app.watching.request_log import RequestLog
-from serve_app.watching.tracing import Tracing, open_tracing
-from serve_app.watching.watch import Watch
+from serve_app.observability.metrics import DEFINITIONS, Metrics
+from serve_app.observability.request_log import RequestLog
+from serve_app.observability.tracing import Tracing, Watch, open_tracing
 from tests.unit.recording import Recorded
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana" / "regrad.json"

@@ -1,6 +1,6 @@
 """How an atom is stored: one codec a file, chosen by name. docs/bank-format.md has every byte.
 
-A new codec is one file with a subclass of `Codec`, its name in `regrad.config.CodecName`, and one line in `CODECS`.
+A new codec is a subclass of `Codec`, its name in `regrad.bank.config.CodecName`, and one line in `CODECS`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from functools import partial
 import torch
 
 from regrad.bank.codecs.base import Codec
-from regrad.bank.codecs.cast import CastCodec
-from regrad.bank.codecs.int4 import Int4Codec
-from regrad.bank.codecs.int8 import Int8Codec
 from regrad.bank.codecs.low_rank import LowRankCodec
-from regrad.config import CodecName
+from regrad.bank.codecs.quantized import CastCodec, Int4Codec, Int8Codec
+from regrad.bank.config import CodecName
 from regrad.errors import BankError
-from regrad.language_model.subspace import Subspace
+from regrad.models.subspace import Subspace
 
 CODECS: Mapping[CodecName, Callable[[Subspace], Codec]] = {
     "float32": partial(CastCodec, dtype=torch.float32),
@@ -28,8 +26,6 @@ CODECS: Mapping[CodecName, Callable[[Subspace], Codec]] = {
     "lowrank16": partial(LowRankCodec, ratio=16),
     "lowrank32": partial(LowRankCodec, ratio=32),
 }
-
-__all__ = ["CODECS", "Codec", "codec_for"]
 
 
 def codec_for(name: str, subspace: Subspace) -> Codec:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regrad.errors import BankError
-from regrad.language_model.subspace import Subspace, finite_rows
+from regrad.models.subspace import Subspace, finite_rows
 
 
 class Codec(ABC):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from regrad.bank.codecs.base import Codec
-from regrad.bank.codecs.grouped import from_int4, from_int8, int4_bytes, int8_bytes, to_int4, to_int8
-from regrad.language_model.subspace import Subspace
+from regrad.bank.codecs.quantized import from_int4, from_int8, int4_bytes, int8_bytes, to_int4, to_int8
+from regrad.models.subspace import Subspace
 
 _RIDGE = 1e-6
 

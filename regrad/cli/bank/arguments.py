@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from regrad.config import CodecName
+from regrad.bank.config import CodecName
 from regrad.errors import CorpusError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,7 +37,7 @@ def given_ids(ids_from: str | None) -> list[str] | None:
     """The ids that `--ids-from` names, or None without it; raises `CorpusError` if there are none, or no text."""
     if ids_from is None:
         return None
-    from regrad.bank.transfer.outgoing import read_ids
+    from regrad.bank.io.export import read_ids
 
     if ids_from != "-":
         return read_ids(ids_from)

@@ -23,7 +23,7 @@ def command(uri: str, ids: tuple[str, ...], ids_from: str | None) -> None:
     wanted = sorted({*ids, *(given_ids(ids_from) or ())})
     if not wanted:
         raise click.UsageError("name the ids to forget, or a file of them with --ids-from")
-    from regrad.bank.upkeep import delete
+    from regrad.bank.maintenance import delete
 
     manifest = delete(uri, wanted)
     click.echo(f"forgot {show.counted(len(wanted), 'passage')} in version {manifest.label}: {show.listed(wanted)}")

@@ -15,7 +15,7 @@ from regrad.cli.bank.arguments import json_option, uri_argument
 @json_option
 def command(uri: str, older: int, newer: int | None, as_json: bool) -> None:
     """Compare version OLDER with NEWER (default: the one in force); `regrad bank info` lists the versions."""
-    from regrad.bank.describe import diff
+    from regrad.bank.inspect import diff
 
     found = diff(uri, older, newer)
     if as_json:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
+from regrad.bank.config import CodecName
 from regrad.cli.bank import show
 from regrad.cli.bank.arguments import codec_option, given_ids, ids_option, uri_argument, version_option
-from regrad.config import CodecName
 
 
 @click.command("export")
@@ -30,13 +30,13 @@ def command(
     """
     ids = given_ids(ids_from)
     if form == "bank":
-        from regrad.bank.transfer.banks import copy_bank
+        from regrad.bank.io.export import copy_bank
 
         copied = copy_bank(uri, output, version, codec, ids)
         click.echo(f"copied {show.counted(copied.added, 'atom')} to {output}: version {copied.manifest.label}")
         return
     if codec:
         raise click.UsageError("--codec goes with --format bank: files of tensors are float32")
-    from regrad.bank.transfer.tensors import export_tensors
+    from regrad.bank.io.tensors import export_tensors
 
     click.echo(f"wrote {show.counted(export_tensors(uri, output, version, ids), 'atom')} to {output}")

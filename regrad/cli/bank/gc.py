@@ -28,7 +28,7 @@ def command(uri: str, keep: int, grace: float, abandon_builds: bool, dry_run: bo
 
     Servers that still have an old version open lose what is removed: restart them first.
     """
-    from regrad.bank.upkeep import gc
+    from regrad.bank.maintenance import gc
 
     removed = gc(uri, keep, grace, abandon_builds, dry_run)
     if not removed.files:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from regrad.bank.config import CodecName
 from regrad.cli.bank import show
 from regrad.cli.bank.arguments import codec_option, uri_argument
-from regrad.config import CodecName
 
 if TYPE_CHECKING:
-    from regrad.bank.transfer.intake import Imported
+    from regrad.bank.io.intake import Imported
+
 
 _TAKES = {
     "bank": (),
@@ -66,17 +67,17 @@ def command(
 def _importer(form: str, meta_init: str, ids: str | None, base_identity: str | None) -> Callable[..., Imported]:
     """The function that reads a format; called with source, bank and codec."""
     if form == "regrad-release":
-        from regrad.bank.transfer.release import import_release
+        from regrad.bank.io.release import import_release
 
         return partial(import_release, meta_init=meta_init, ids=ids)
     if form == "prag":
-        from regrad.bank.transfer.adapters import import_adapters
+        from regrad.bank.io.prag import import_adapters
 
         return partial(import_adapters, ids=ids, base_identity=base_identity)
     if form == "bank":
-        from regrad.bank.transfer.banks import copy_bank
+        from regrad.bank.io.export import copy_bank
 
         return copy_bank
-    from regrad.bank.transfer.tensors import import_tensors
+    from regrad.bank.io.tensors import import_tensors
 
     return import_tensors

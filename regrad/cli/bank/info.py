@@ -12,7 +12,7 @@ from regrad.cli.text import printable
 from regrad.errors import AtomNotFound
 
 if TYPE_CHECKING:
-    from regrad.bank.describe import BankInfo, PassageInfo
+    from regrad.bank.inspect import BankInfo, PassageInfo
 
 
 @click.command("info")
@@ -27,7 +27,7 @@ def command(uri: str, version: int | None, passage_id: str | None, quarantine: b
     With --id: where the passage's atom lies, the hash of the text that it was computed from, why it was refused, when
     it was deleted, and which files still hold it.
     """
-    from regrad.bank.describe import info, passage_info, quarantined
+    from regrad.bank.inspect import info, passage_info, quarantined
 
     if passage_id is not None:
         check_ids([passage_id])
@@ -120,7 +120,7 @@ def _show_passage(uri: str, passage: PassageInfo) -> None:
 
 def _what_is_left(uri: str, named: bool) -> str:
     """Whether a deleted atom's bytes may still be somewhere: a shard outlives the version that knew its rows."""
-    from regrad.bank.describe import info
+    from regrad.bank.inspect import info
 
     bank = info(uri)
     if named:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from regrad.cli.demo.config import DemoConfig
 from regrad.cli.options import settings_options
-from regrad.config import DemoConfig
 from regrad.settings import load_settings
 
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from regrad.config import (
-    BuildConfig,
-    DemoConfig,
-    IndexConfig,
-    LabConfig,
-    MetaTrainConfig,
-    ReplicaConfig,
-    ServeConfig,
-    TaskSource,
-)
+from regrad.bank.config import BuildConfig
+from regrad.cli.demo.config import DemoConfig
+from regrad.lab.config import LabConfig
 from regrad.lab.files import CORPUS, DEV, QUESTIONS, TASKS
+from regrad.retrieval.config import IndexConfig
+from regrad.training.meta.config import MetaTrainConfig, TaskSource
+from serve_app.config import ReplicaConfig, ServeConfig
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from regrad.corpus import read_records
-from regrad.evaluation.client import AnswerClient
+from regrad.client import AnswerClient
+from regrad.data.corpora import read_records
 from regrad.evaluation.metrics import exact_match
 from regrad.lab.files import LabQuestion
 

@@ -13,15 +13,15 @@ from ray import serve
 from ray_jobs import build_bank, index_corpus, meta_train
 from ray_jobs.cluster import cluster, joined
 from regrad.bank.manifest import Manifest
+from regrad.cli.demo.config import DemoConfig
 from regrad.cli.demo.plan import Plan, make_plan
 from regrad.cli.demo.questions import RANDOM, VARIANTS, Row, Variant, ask_all, read_questions
 from regrad.cli.demo.show import show_examples, show_table, verdict
 from regrad.cli.wait import wait_until_stopped
-from regrad.config import DemoConfig
-from regrad.evaluation.client import AnswerClient
+from regrad.client import AnswerClient
 from regrad.lab.files import LabQuestion, write_lab
-from regrad.language_model.loading import load_language_model
 from regrad.meta_init import random_meta_init
+from regrad.models.loading import load_language_model
 from regrad.storage import Storage
 from serve_app.local import check_port, deploy, serving
 

@@ -21,7 +21,7 @@ def command(
     uri: str, name: str, requests_per_minute: int | None, tokens_per_minute: int | None, expires: int | None
 ) -> None:
     """Make a key and print it on standard output, this once: nobody can print it again."""
-    from serve_app.protection.key_file import KeyStore, make_key
+    from serve_app.auth.keys import KeyStore, make_key
 
     created = datetime.now(UTC).replace(microsecond=0)
     until = created + timedelta(days=expires) if expires else None

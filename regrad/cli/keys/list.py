@@ -11,7 +11,7 @@ import click
 from regrad.cli.keys.arguments import file_option
 
 if TYPE_CHECKING:
-    from serve_app.protection.key_file import KeyRecord
+    from serve_app.auth.keys import KeyRecord
 
 
 @click.command("list")
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="All of it as JSON, for programs.")
 def command(uri: str, as_json: bool) -> None:
     """List the keys, the oldest first: ids, names, dates, limits and state, never a key or its hash."""
-    from serve_app.protection.key_file import KeyStore
+    from serve_app.auth.keys import KeyStore
 
     records = KeyStore(uri).records()
     if as_json:

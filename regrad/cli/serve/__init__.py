@@ -8,7 +8,7 @@ import click
 
 from regrad.cli.lazy import LazyGroup
 from regrad.cli.options import settings_options
-from regrad.config import ServeConfig
+from serve_app.config import ServeConfig
 
 _VERBS = {
     "update": "Answer from another MetaInit or bank from now on, or for a share of the traffic.",
@@ -42,7 +42,7 @@ def _given(context: click.Context) -> bool:
 def _check_not_overruled(application: ServeConfig, overrides: tuple[str, ...]) -> None:
     """Raise `ConfigError` if the releases in force say another MetaInit or bank than the command line."""
     from regrad.errors import ConfigError
-    from serve_app.releases import read_releases
+    from serve_app.rollout import read_releases
 
     main = read_releases(application).releases[0]
     for key in ("meta_init", "bank"):
@@ -59,7 +59,7 @@ def _serve(config: Path, overrides: tuple[str, ...]) -> None:
     from regrad.cli.wait import wait_until_stopped
     from serve_app.app import check_artefacts
     from serve_app.local import check_port, load_serve_file, serving
-    from serve_app.releases import read_releases
+    from serve_app.rollout import read_releases
 
     application, http = load_serve_file(config, overrides)
     _check_not_overruled(application, overrides)

@@ -16,7 +16,7 @@ from regrad.cli.serve.running import described, url_option, wait_for
 def command(config: Path, overrides: tuple[str, ...], url: str | None) -> None:
     """Take the last update back; twice, and it is in force again."""
     from serve_app.local import load_serve_file
-    from serve_app.releases import changing_releases, resolve_all, rolled_back, write_releases
+    from serve_app.rollout import changing_releases, resolve_all, rolled_back, write_releases
 
     application, _ = load_serve_file(config, overrides)
     with changing_releases(application) as current:

@@ -9,8 +9,8 @@ from typing import Any
 import click
 import requests
 
+from regrad.client import API_KEY, with_key
 from regrad.errors import ServeError
-from regrad.evaluation.client import API_KEY, with_key
 
 _TIMEOUT_SECONDS = 10
 _WAIT_SECONDS = 30.0

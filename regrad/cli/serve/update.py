@@ -35,7 +35,7 @@ def command(
     """
     from regrad.settings import parse_settings
     from serve_app.local import load_serve_file
-    from serve_app.releases import ReleaseConfig, changing_releases, resolve_all, updated, write_releases
+    from serve_app.rollout import ReleaseConfig, changing_releases, resolve_all, updated, write_releases
 
     application, _ = load_serve_file(config, overrides)
     with changing_releases(application) as current:

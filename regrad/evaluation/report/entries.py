@@ -1,11 +1,16 @@
-"""What the tables say of one method on one set at one k: the mean over questions and seeds, and how sure it is."""
+"""The entries of a report: one method on one set with one model at one k, summarised and compared."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 
-from regrad.evaluation.significance import Comparison
+from regrad.evaluation.aggregate import Column, by_question
+from regrad.evaluation.output import CellCard, Output, Planned, RunCard
+from regrad.evaluation.records import Record
+from regrad.evaluation.significance import Comparison, compare, corrected, mean_interval
 
 Key = tuple[str, str, str, int]
 """Model, set, method, k."""
@@ -52,3 +57,72 @@ class Entry:
     def key(self) -> Key:
         """Which entry it is."""
         return self.model, self.set, self.method, self.k
+
+
+_Cells = list[tuple[CellCard, list[Record], RunCard | None]]
+
+
+def gather(output: Output, planned: Planned) -> list[Entry]:
+    """An entry for each model, set, method and k that has records, in the order of the plan, with its comparison.
+
+    Warns of a cell whose file is damaged, and leaves it out.
+    """
+    groups: dict[Key, _Cells] = defaultdict(list)
+    for card in output.done(planned):
+        records = output.sound(card.name, "counts as not done")
+        if records:
+            groups[card.model, card.set, card.method, card.k].append((card, records, output.run_card(card)))
+    entries = [_entry(cells, planned.metric) for cells in groups.values()]
+    comparisons = _comparisons(entries, planned.compare_to, planned.k[0])
+    return [replace(entry, against=comparisons.get(entry.key)) for entry in entries]
+
+
+def _entry(cells: _Cells, metric: Column) -> Entry:
+    card, records = cells[0][0], [record for _, found, _ in cells for record in found]
+    values = by_question(records, metric)
+    low, high = mean_interval(list(values.values()))
+    runs = [run for _, _, run in cells if run]
+    return Entry(
+        *(card.model, card.set, card.method, card.k),
+        questions=len(values),
+        seeds=len(cells),
+        closed=all(record.kind != "open" for record in records),
+        value=fmean(values.values()),
+        low=low,
+        high=high,
+        em=fmean(record.em for record in records),
+        f1=fmean(record.f1 for record in records),
+        precision=fmean(record.precision for record in records),
+        recall=fmean(record.recall for record in records),
+        milliseconds=fmean(record.milliseconds for record in records),
+        prompt_tokens=fmean(record.prompt_tokens for record in records),
+        completion_tokens=fmean(record.completion_tokens for record in records),
+        bytes_fetched=fmean(record.bytes_fetched for record in records),
+        unparsable=sum(not record.parsed for record in records),
+        retrieval_ms=1e3 * sum(run.retrieval for run in runs) / len(records) if len(runs) == len(cells) else None,
+        preparation_ms=card.preparation_ms,
+        storage_bytes=card.storage_bytes,
+        by_question=values,
+        noted=sum(bool(record.note) for record in records),
+        devices=frozenset(run.device for run in runs),
+        kinds=dict(Counter({record.question_id: record.kind for record in records}.values())),
+    )
+
+
+def _comparisons(entries: Sequence[Entry], name: str | None, first_k: int) -> dict[Key, Comparison]:
+    """Each entry against the reference's, where both answered the same questions; Holm's correction over all."""
+    found: dict[Key, Comparison] = {}
+    for entry in entries:
+        other = _reference(entry, entries, name, first_k)
+        if other and len(entry.by_question) > 1 and other.by_question.keys() == entry.by_question.keys():
+            pairs = [(value, other.by_question[question]) for question, value in entry.by_question.items()]
+            found[entry.key] = compare([value for value, _ in pairs], [value for _, value in pairs])
+    return corrected(found)
+
+
+def _reference(entry: Entry, entries: Sequence[Entry], name: str | None, first_k: int) -> Entry | None:
+    """The reference's entry at the same k; where one of the two has no k, at the first one."""
+    if name is None or entry.method == name:
+        return None
+    same = {one.k: one for one in entries if (one.model, one.set, one.method) == (entry.model, entry.set, name)}
+    return same.get(entry.k) or same.get(0) or (same.get(first_k) if entry.k == 0 else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from regrad.evaluation.report.grids import Grid, Sign, Text
+from regrad.evaluation.report.tables import Grid, Sign, Text
 
 _FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 _SIGNS: dict[Sign, str] = {"": "", "+": r"$^{+}$", "-": r"$^{-}$"}

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterator, Sequence
 
-from regrad.evaluation.report.grids import Grid, Sign, Text
+from regrad.evaluation.report.tables import Grid, Sign, Text
 
 SIGNS: dict[Sign, str] = {"": "", "+": " ▲", "-": " ▼"}
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~])")

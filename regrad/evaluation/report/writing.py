@@ -1,24 +1,32 @@
-"""The report of a run, from what is in its directory: report.md, report.tex, report.html, report.json and figures/."""
+"""Writing the report of a run: Markdown, LaTeX, an HTML page, figures and one JSON."""
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from regrad.errors import EvaluationError
+from regrad.evaluation.output import Output, Planned
 from regrad.evaluation.report import figures
-from regrad.evaluation.report.entries import Entry
-from regrad.evaluation.report.gathering import gather
-from regrad.evaluation.report.grids import Grid
+from regrad.evaluation.report.entries import Entry, gather
 from regrad.evaluation.report.latex import latex
 from regrad.evaluation.report.markdown import markdown
-from regrad.evaluation.report.page import page
-from regrad.evaluation.report.tables import cost_grid, detail_grid, score_grid
-from regrad.evaluation.runner.output import Output, Planned
+from regrad.evaluation.report.tables import Grid, cost_grid, detail_grid, score_grid
+
+
+def page(title: str, facts: Sequence[str], grids: Sequence[Grid], figures: Sequence[tuple[str, bytes]]) -> str:
+    """All of it; `figures` are (caption, SVG), which stand in it as images, in which nothing is ever run."""
+    loader = PackageLoader("regrad.evaluation.report", "")
+    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("page.html")
+    images = [(caption, f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}") for caption, svg in figures]
+    return template.render(title=title, facts=facts, grids=grids, figures=images)
+
 
 _TITLE = "Evaluation"
 

@@ -9,16 +9,16 @@ import time
 
 import torch
 
-from regrad.config import LabPretrainConfig, ModelConfig, SubspaceConfig
 from regrad.evaluation.metrics import exact_match
+from regrad.inference.decoding import GenerationRequest, generate
+from regrad.lab.config import LabPretrainConfig
 from regrad.lab.files import held_out_corpus, held_out_questions
 from regrad.lab.pretraining.trainer import Pretrainer, Progress
-from regrad.lab.prompts import LAB_PROMPTS
 from regrad.lab.tokenizer import train_tokenizer
-from regrad.lab.wording import ATTRIBUTES
+from regrad.lab.wording import ATTRIBUTES, LAB_PROMPTS
 from regrad.lab.world import Namesakes, World, question
-from regrad.language_model.decoding import GenerationRequest, generate
-from regrad.language_model.loading import LanguageModel, load_language_model
+from regrad.models.config import ModelConfig, SubspaceConfig
+from regrad.models.loading import LanguageModel, load_language_model
 from regrad.storage import check_replaceable, directory_writer
 
 logger = logging.getLogger(__name__)

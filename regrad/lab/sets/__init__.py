@@ -5,11 +5,9 @@ Each is one file and one entry here; `regrad lab world --set variant=NAME` write
 
 from __future__ import annotations
 
-from regrad.lab.sets.base import LabSet, SetQuestion
-from regrad.lab.sets.conflict import Conflict
+from regrad.lab.sets.base import LabSet
 from regrad.lab.sets.firms import Firms
-from regrad.lab.sets.long import Long
-from regrad.lab.sets.many import Many
+from regrad.lab.sets.hard import Conflict, Long, Many
 from regrad.lab.sets.unseen import Unseen
 
 SETS: dict[str, type[LabSet]] = {
@@ -19,5 +17,3 @@ SETS: dict[str, type[LabSet]] = {
     "unseen": Unseen,
     "firms": Firms,
 }
-
-__all__ = ["SETS", "LabSet", "SetQuestion"]

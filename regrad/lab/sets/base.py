@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.lab.world import Person, World, question
 
 Templates = Mapping[str, Sequence[str]]

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from regrad.config import LabConfig
-from regrad.corpus import Passage, encode_passages
+from regrad.data.passages import Passage, encode_passages
+from regrad.lab.config import LabConfig
 from regrad.lab.files import (
     CORPUS,
     DEV,

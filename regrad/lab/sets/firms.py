@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from functools import cached_property
 
-from regrad.corpus import Passage
+from regrad.data.passages import Passage
 from regrad.lab.sets.base import LabSet, SetQuestion, told
 from regrad.lab.wording import ATTRIBUTES
 from regrad.lab.world import Person, World

@@ -1,0 +1,209 @@
+"""The actors that fill a bank: blocks of passages in, shards with gradients or trained adapters out.
+
+A job's main module is pickled by value, so actors live in a module of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+from torch import Tensor
+
+import regrad.errors
+from ray_jobs.cluster import device
+from regrad.bank.builder import BUILT, BlockBuilder
+from regrad.bank.codecs import codec_for
+from regrad.bank.codecs.base import Codec
+from regrad.bank.config import BuildConfig
+from regrad.bank.manifest import read_manifest
+from regrad.bank.schemas import table
+from regrad.data.augmented import Augmented, parse_augmented
+from regrad.data.passages import Passage, parse_passage, shown
+from regrad.errors import CorpusError, RegradError, StorageError
+from regrad.gradients.extractor import AtomExtractor
+from regrad.meta_init import MetaInit, read_card
+from regrad.models.loading import load_language_model
+from regrad.storage import Storage
+from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
+from regrad.training.lora.config import AdaptersConfig
+from regrad.training.lora.lora_artifact import StaticLora
+
+_OF_BLOCK = {"read_bytes": pa.int64(), "computed": pa.int64(), "seconds": pa.float64(), "failure": pa.string()}
+_RESULT = pa.schema([*BUILT, *(pa.field(name, kind) for name, kind in _OF_BLOCK.items())])
+
+
+class BlockActor(ABC):
+    """An actor: a block of the corpus in, one shard and its receipt written, what became of each passage out."""
+
+    def __init__(self, uri: str, base: int | None) -> None:
+        self._uri, self._base = uri, base
+        self._builder: BlockBuilder | None = None
+        self._computed, self._seconds = 0, 0.0
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """All that a record's bytes depend on but for the passage."""
+
+    @abstractmethod
+    def extract(self, passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
+        """Passages to their records, each or the reason why there is none."""
+
+    def parse(self, line: bytes, problem: str) -> Passage:
+        """The passage of one line; raises `CorpusError` with what is wrong."""
+        return parse_passage(line, problem)
+
+    def label(self) -> str:
+        """What the records of the block that was just parsed depend on beside passages and settings."""
+        return ""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """A table `_RESULT`. An error of ours comes as data: Ray Data would drop what raised it."""
+        read = sum(batch["read_bytes"].to_pylist())
+        self._computed, self._seconds = 0, 0.0
+        try:
+            self._builder = self._builder or self._make_builder()
+            passages, refused = self._parse(batch)
+            built = self._builder.build(passages, refused, self.label())
+        except (RegradError, OSError) as error:
+            built = BUILT.empty_table()
+            return self._result(built, read, f"{type(error).__name__}: {_text(error)}")
+        return self._result(built, read)
+
+    def _make_builder(self) -> BlockBuilder:
+        storage = Storage(self._uri)
+        base = read_manifest(storage, self._base) if self._base else None
+        return BlockBuilder(storage, self.settings(), self._timed, base)
+
+    def _timed(self, passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
+        started = time.perf_counter()
+        extracted = self.extract(passages)
+        self._computed, self._seconds = self._computed + len(passages), self._seconds + time.perf_counter() - started
+        return extracted
+
+    def _result(self, built: pa.Table, read_bytes: int, failure: str | None = None) -> pa.Table:
+        """The rows, and one more for the block itself."""
+        values = (read_bytes, self._computed, self._seconds, failure)
+        block = table(_RESULT, {name: [value] for name, value in zip(_OF_BLOCK, values, strict=True)})
+        return pa.concat_tables([built, block], promote_options="default").select(_RESULT.names)
+
+    def _parse(self, batch: pa.Table) -> tuple[list[Passage], list[tuple[str, str]]]:
+        """The passages, and what is none: the beginning of the line, and why."""
+        passages: list[Passage] = []
+        refused: list[tuple[str, str]] = []
+        for line, problem in zip(batch["line"].to_pylist(), batch["problem"].to_pylist(), strict=True):
+            try:
+                passages.append(self.parse(line, problem))
+            except CorpusError as error:
+                refused.append((shown(line), f"not a passage: {error}"))
+        return passages, refused
+
+
+class GradientActor(BlockActor):
+    """Computes gradients at a MetaInit."""
+
+    def __init__(self, settings: dict[str, Any], base: int | None) -> None:
+        self._config = BuildConfig.model_validate(settings)
+        super().__init__(self._config.bank.uri, base)
+
+    def settings(self) -> dict[str, Any]:
+        """See `BlockActor`."""
+        config = self._config
+        return {
+            "fingerprint": read_card(config.meta_init)["fingerprint"],
+            "codec": config.bank.codec,
+            "batch_tokens": config.batch_tokens,
+            "max_passage_tokens": config.max_passage_tokens,
+        }
+
+    def extract(self, passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
+        """See `BlockActor`."""
+        return [(item.record, item.problem) for item in self._extractor.extract(passages, self._codec.encode)]
+
+    @cached_property
+    def _extractor(self) -> AtomExtractor:
+        """Made when the first passage needs it: a build with nothing to compute loads no model."""
+        config, meta_init = self._config, self._meta_init
+        lm = load_language_model(meta_init.model_at(config.model_path), device())
+        return AtomExtractor(lm, meta_init, config.batch_tokens, config.max_passage_tokens)
+
+    @cached_property
+    def _meta_init(self) -> MetaInit:
+        return MetaInit.load(self._config.meta_init)
+
+    @cached_property
+    def _codec(self) -> Codec:
+        return codec_for(self._config.bank.codec, self._meta_init.subspace)
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, RegradError):
+        return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+    return str(error)
+
+
+def error_of(failure: str) -> RegradError:
+    """The error that an actor reported as data."""
+    name, _, text = failure.partition(": ")
+    kind = getattr(regrad.errors, name, StorageError)
+    try:
+        made = kind(text)
+    except TypeError:
+        made = regrad.errors.BankError(text)
+    return made if isinstance(made, RegradError) else StorageError(text)
+
+
+class AdapterActor(BlockActor):
+    """Trains an adapter for each passage of a block."""
+
+    def __init__(self, settings: dict[str, Any], base: int | None) -> None:
+        self._config = AdaptersConfig.model_validate(settings)
+        self._block: dict[str, Augmented] = {}
+        super().__init__(self._config.bank.uri, base)
+
+    def settings(self) -> dict[str, Any]:
+        """See `BlockActor`."""
+        settings = self._config.model_dump(mode="json", include={"adapter", "model", "seed"})
+        static = self._static.digest if self._static else None
+        return {**settings, "codec": self._config.bank.codec, "static": static}
+
+    def parse(self, line: bytes, problem: str) -> Passage:
+        """See `BlockActor`."""
+        item = parse_augmented(line, problem)
+        self._block.setdefault(item.passage.id, item)
+        return item.passage
+
+    def label(self) -> str:
+        """See `BlockActor`: an adapter depends on the rewrites and questions, too."""
+        return repr(self._block)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """See `BlockActor`."""
+        self._block = {}
+        return super().__call__(batch)
+
+    def extract(self, passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
+        """See `BlockActor`."""
+        trained = self._trainer.train([self._block[passage.id] for passage in passages])
+        return [
+            (None if item.values is None else self._codec.encode(item.values[None])[0], item.problem)
+            for item in trained
+        ]
+
+    @cached_property
+    def _static(self) -> StaticLora | None:
+        return StaticLora.load(self._config.static) if self._config.static else None
+
+    @cached_property
+    def _trainer(self) -> AdapterTrainer:
+        config = self._config
+        lm = load_language_model(model_for_adapters(config.model, config.adapter, self._static), device())
+        return AdapterTrainer(lm, config.adapter, self._static, config.seed, config.rows)
+
+    @cached_property
+    def _codec(self) -> Codec:
+        return codec_for(self._config.bank.codec, self._trainer.subspace)

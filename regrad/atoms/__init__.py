@@ -1,1 +1,0 @@
-"""Passages -> atoms (gradients), many at once."""

@@ -1,0 +1,53 @@
+"""Indexes and Gradient Banks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from regrad.models.config import ModelPath
+from regrad.settings import Location, Settings, WorkersConfig
+
+CodecName = Literal["float32", "bf16", "int8", "int4", "lowrank16", "lowrank32"]
+
+
+class BankConfig(Settings):
+    """Where a Gradient Bank lives and how its atoms are stored."""
+
+    uri: Location
+    codec: CodecName = "float32"
+    shard_passages: int = Field(128, ge=1)
+
+
+class TiersConfig(Settings):
+    """Where a reader of a bank keeps atoms, nearest first, and how it fetches those that it has not."""
+
+    memory_bytes: int = Field(512 * 1024 * 1024, ge=0, description="encoded atoms kept in this process; 0: none")
+    disk: Location | None = Field(None, description="a directory on a local disk for atoms of a remote bank")
+    disk_bytes: int = Field(16 * 1024**3, ge=0)
+    parallel_reads: int = Field(16, ge=1, le=256)
+    inflight_bytes: int = Field(256 * 1024 * 1024, ge=1, description="of atoms that are being fetched")
+    deadline_seconds: float = Field(10.0, gt=0, description="an atom that is not there by then counts as absent")
+    backoff_seconds: float = Field(0.05, ge=0, description="before the second try; doubled for each further one")
+
+
+class SourceConfig(Settings):
+    """Where the atoms of a question come from, if they can also be computed."""
+
+    policy: Literal["cached", "online", "cheapest"] = "cached"
+    online_memory_bytes: int = Field(256 * 1024 * 1024, ge=0, description="computed atoms, encoded, kept in memory")
+    write_back: bool = Field(False, description="add what was computed to the bank")
+    write_back_passages: int = Field(64, ge=1, description="in one commit")
+
+
+class BuildConfig(Settings):
+    """`regrad build`: one atom for every passage of a corpus."""
+
+    meta_init: Location
+    model_path: ModelPath | None = Field(None, description="where the base model is, if not where the MetaInit says")
+    corpus: Location
+    bank: BankConfig
+    batch_tokens: int = Field(2048, ge=1, description="padded tokens in one forward and backward pass")
+    max_passage_tokens: int = Field(2048, ge=8)
+    cluster: WorkersConfig = WorkersConfig()

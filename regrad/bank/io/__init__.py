@@ -1,0 +1,1 @@
+"""Banks in and out: tensors, other banks, what the releases of ReGrad and PRAG saved."""

@@ -1,0 +1,227 @@
+"""Importing what the ReGrad release saved: gradients by question and rank, or by passage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regrad.bank.config import CodecName
+from regrad.bank.io.intake import BadAtom, Imported, Incoming, layout_for, local_source, read_tensors, take_in
+from regrad.bank.io.tensors import flat_atom, subspace_names
+from regrad.data.corpora import read_records
+from regrad.data.passages import Passage
+from regrad.errors import BankError, CorpusError, MetaInitError
+from regrad.meta_init import read_card
+from regrad.models.subspace import Subspace
+
+_ROUNDING = 0.01
+"""Two gradients of one passage, computed in half precision in other batches, differ by less than this of their norm."""
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """One atom of a foreign source: its key there, its passage if the key says so, and how it is read.
+
+    `load` raises `BadAtom` if this one alone is bad.
+    """
+
+    key: str
+    passage_id: str | None
+    load: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Named:
+    """The passage that a key means; an empty hash is an unknown text."""
+
+    passage_id: str
+    text_hash: str = ""
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """The atoms of each passage, and how many atoms nobody asked for."""
+
+    passages: list[tuple[Named, list[Keyed]]]
+    left_out: int
+
+    def incoming(self) -> Iterator[Incoming]:
+        """One atom a passage; raises `BankError` if two that are stored for it differ by more than rounding."""
+        for named, items in self.passages:
+            yield _one(named, items)
+
+
+def read_names(uri: str) -> dict[str, Named]:
+    """A file of lines {key, id, and optionally title and text}: the passage that each key means.
+
+    A key may be a list, as in [question, rank]. Raises `CorpusError` naming the line that is wrong or says otherwise
+    than one before.
+    """
+    names: dict[str, Named] = {}
+    hashes: dict[str, str] = {}
+    for number, record in read_records(uri):
+        where = f"{uri} line {number}"
+        key, named = _parsed(record, where)
+        if names.setdefault(key, named) != named:
+            raise CorpusError(f"{where}: key {key!r:.80} is passage {names[key].passage_id!r:.80} in a line before")
+        if hashes.setdefault(named.passage_id, named.text_hash) != named.text_hash:
+            raise CorpusError(f"{where}: passage {named.passage_id!r:.80} has another text in a line before")
+    return names
+
+
+def group(items: Sequence[Keyed], names: Mapping[str, Named] | None, source: str) -> Grouped:
+    """Put atoms together by passage: by `names`, leaving out keys that it has not, or by their keys if there is none.
+
+    Raises `BankError` if the keys do not say the passage, or if `names` has none of them.
+    """
+    groups: dict[str, tuple[Named, list[Keyed]]] = {}
+    left_out = 0
+    for item in items:
+        named = names.get(item.key) if names is not None else _by_key(item, source)
+        if named is None:
+            left_out += 1
+        else:
+            groups.setdefault(named.passage_id, (named, []))[1].append(item)
+    if left_out and not groups:
+        raise BankError(f"the file of ids has none of the keys of {source}, such as {[i.key for i in items[:3]]}")
+    return Grouped(list(groups.values()), left_out)
+
+
+def key_text(parts: Sequence[Any]) -> str:
+    """A key of several parts, as (question, rank), in one string."""
+    return "_".join(key_text(part) if isinstance(part, list | tuple) else str(part) for part in parts)
+
+
+def _parsed(record: Any, where: str) -> tuple[str, Named]:
+    key = record.get("key") if isinstance(record, dict) else None
+    text = key_text(key) if isinstance(key, list) else key
+    if not isinstance(text, str) or not text:
+        raise CorpusError(f"{where}: an object with key (text or a list) and id is expected, found {record!r:.80}")
+    passage = Passage.from_record({**record, "text": record.get("text", "")}, where)
+    return text, Named(passage.id, passage.text_hash if "text" in record else "")
+
+
+def _by_key(item: Keyed, source: str) -> Named:
+    if item.passage_id is None:
+        raise BankError(
+            f"{source} is keyed by question and rank, as {item.key!r:.80}, not by passage: give a file of lines with "
+            "key, id and, if you have them, title and text (--ids)"
+        )
+    return Named(item.passage_id)
+
+
+def _one(named: Named, items: Sequence[Keyed]) -> Incoming:
+    first: tuple[Keyed, Tensor] | None = None
+    problem = ""
+    for item in items:
+        try:
+            atom_P = item.load()
+        except BadAtom as error:
+            problem = problem or str(error)
+            continue
+        if first is None:
+            first = item, atom_P
+        elif (difference := _difference(first[1], atom_P)) > _ROUNDING:
+            raise BankError(
+                f"passage {named.passage_id!r:.80} is stored as {first[0].key!r:.80} and as {item.key!r:.80}, and the "
+                f"two differ by {difference:.1%}: they are not of the same text and model; leave one out"
+            )
+    return Incoming(named.passage_id, named.text_hash, first[1] if first else None, problem)
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / torch.maximum(a.norm(), b.norm()).clamp_min(torch.finfo(a.dtype).tiny))
+
+
+_QUESTION_AND_RANK = re.compile(r"\d+_\d+")
+_DEPTH = 3
+
+Place = tuple[Any, ...]
+"""The keys and positions that lead to one atom inside a file."""
+
+
+def import_release(
+    source: str, uri: str, meta_init: str, ids: str | None = None, codec: CodecName | None = None
+) -> Imported:
+    """Add the gradients of a `.pt` file, or of all below a directory, at any URI, to a bank.
+
+    `ids` is a file as `read_names` reads it; with a directory, its keys begin with the file's path without `.pt`. The
+    MetaInit is the one that the gradients were computed at: nothing in them can prove that, but names and shapes must
+    fit. Raises `BankError` naming what does not; a gradient that is damaged or not finite is quarantined.
+    """
+    fingerprint, subspace = _target(meta_init)
+    layout = layout_for(uri, "gradient", fingerprint, subspace, codec)
+    with local_source(source) as local:
+        items = list(_items(local.path, subspace))
+        grouped = group(items, read_names(ids) if ids else None, source)
+        return take_in(uri, layout, local.renamed(grouped.incoming()), grouped.left_out)
+
+
+def _target(meta_init: str) -> tuple[str, Subspace]:
+    card = read_card(meta_init)
+    if card.get("inner_steps", 1) != 1:
+        raise MetaInitError(f"the MetaInit at {meta_init} was learned for several inner steps; it has no bank")
+    try:
+        return card["fingerprint"], Subspace.from_json(card["subspace"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise MetaInitError(f"the MetaInit at {meta_init} is damaged: it names no subspace") from error
+
+
+def _items(source: Path, subspace: Subspace) -> Iterator[Keyed]:
+    """Every gradient of the source; only keys are kept, a file is read again when its turn comes."""
+    files = sorted([*source.rglob("*.pt"), *source.rglob("*.pth")]) if source.is_dir() else [source]
+    if not files:
+        raise BankError(f"there is no .pt file below {source}")
+    opened = lru_cache(maxsize=2)(read_tensors)
+    for file in files:
+        stem = file.relative_to(source).with_suffix("").as_posix() if source.is_dir() else ""
+        try:
+            places = list(_places(opened(file), str(file)))
+        except BadAtom:
+            if not stem:
+                raise
+            places = [()]  # its error comes up again when it is loaded, and quarantines it
+        for place in places:
+            load = partial(_load, opened, file, place, subspace)
+            key = "/".join(part for part in (stem, key_text(place)) if part)
+            yield Keyed(key or file.stem, _passage_id(place, stem or file.stem), load)
+
+
+def _places(content: Any, where: str, place: Place = ()) -> Iterator[Place]:
+    """Where in the content of a file its atoms are: mappings of names to tensors."""
+    if not isinstance(content, Mapping | list | tuple):
+        raise BankError(f"{where}: gradients by parameter name are expected, found {type(content).__name__}")
+    pairs = list(content.items() if isinstance(content, Mapping) else enumerate(content))
+    if isinstance(content, Mapping) and pairs and all(isinstance(value, Tensor) for _, value in pairs):
+        yield place
+        return
+    for key, value in pairs:
+        if not isinstance(value, Mapping | list | tuple) or len(place) == _DEPTH:
+            raise BankError(
+                f"{where}: gradients by parameter name are expected{f' at {place}' if place else ''}, "
+                f"found {type(value).__name__} at {key!r:.60}"
+            )
+        yield from _places(value, where, (*place, key))
+
+
+def _passage_id(place: Place, stem: str) -> str | None:
+    """The passage that a key means by itself: a text that is not a question's number and a rank."""
+    key = place[0] if place else stem
+    if len(place) > 1 or not isinstance(key, str) or not key:
+        return None
+    return None if _QUESTION_AND_RANK.fullmatch(key.rsplit("/", 1)[-1]) else key
+
+
+def _load(opened: Any, file: Path, place: Place, subspace: Subspace) -> Tensor:
+    content = opened(file)
+    for key in place:
+        content = content[key]
+    where = f"{file}, {key_text(place)!r}" if place else str(file)
+    return flat_atom(subspace_names(content, where), subspace, where)

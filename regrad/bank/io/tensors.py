@@ -1,0 +1,210 @@
+"""Atoms as one safetensors file a passage, with the names that PEFT gives to tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from regrad.bank.config import CodecName
+from regrad.bank.io.export import hash_of, outgoing
+from regrad.bank.io.intake import BadAtom, Imported, Incoming, layout_for, local_source, take_in
+from regrad.bank.manifest import Kind, Layout
+from regrad.bank.reader import BankReader
+from regrad.data.corpora import read_records
+from regrad.errors import BankError
+from regrad.models.subspace import Subspace
+from regrad.settings import Settings, parse_settings
+from regrad.storage import directory_writer
+
+_PEFT = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
+_OURS = re.compile(r".+\.[AB]")
+
+
+def subspace_names(tensors: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
+    """Tensors by `<module>.A` and `<module>.B`, whichever way their names say that.
+
+    Raises `BankError` for a name that is not a LoRA tensor's, a value that is not a plain tensor, or two of one name.
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        ours = _name(name)
+        if ours is None or ours in found:
+            reason = "occurs twice" if ours else "is not the name of a LoRA tensor"
+            raise BankError(f"{where}: {name!r:.120} {reason}")
+        if not is_plain(value):
+            raise BankError(f"{where}: {name!r:.120} is not a tensor of floating-point numbers")
+        found[ours] = value
+    return found
+
+
+def _name(name: Any) -> str | None:
+    if not isinstance(name, str):
+        return None
+    match = _PEFT.fullmatch(name)
+    if match:
+        return f"{match[1]}.{match[2]}"
+    return name if _OURS.fullmatch(name) else None
+
+
+def is_plain(value: Any) -> bool:
+    """Whether this is an ordinary tensor of floating-point numbers in memory."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    return value.device.type == "cpu" and value.is_floating_point()
+
+
+def flat_atom(tensors: Mapping[str, Tensor], subspace: Subspace, where: str) -> Tensor:
+    """Tensors by the subspace's names as [P] float32.
+
+    Raises `BankError` if names or shapes are not the subspace's, `BadAtom` if a number is not finite.
+    """
+    expected = subspace.shapes
+    missing = [name for name in expected if name not in tensors]
+    extra = sorted(set(tensors) - set(expected))
+    if missing or extra:
+        listed = "; ".join(f"{what} {names[:3]}" for what, names in (("lacks", missing), ("also has", extra)) if names)
+        raise BankError(f"{where} does not fit the subspace of {len(expected)} tensors: it {listed}")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise BankError(
+                f"{where} does not fit the subspace: {name} is {list(tensors[name].shape)}, expected {list(shape)}"
+            )
+    atom_P = subspace.flatten({name: tensors[name].detach().float() for name in expected})
+    if not bool(torch.isfinite(atom_P).all()):
+        raise BadAtom("a number is not finite")
+    return atom_P
+
+
+CARD, LISTING = "bank.json", "atoms.jsonl"
+_FORMAT = 1
+
+
+class ExportCard(Settings):
+    """What the atoms of an export are, and which version of a bank they came from."""
+
+    format: int = _FORMAT
+    kind: Kind
+    fingerprint: str
+    subspace: dict[str, Any]
+    codec: CodecName
+    version: str
+
+
+def file_name(passage_id: str) -> str:
+    """The file of a passage's tensors."""
+    return f"{hashlib.sha256(passage_id.encode()).hexdigest()[:32]}.safetensors"
+
+
+def export_tensors(uri: str, output: str, version: int | None = None, passage_ids: Sequence[str] | None = None) -> int:
+    """Write a version's atoms (or those of some passages) as tensors to a new directory, or over a former export.
+
+    Whole or not at all; returns how many there are. Raises `StorageError` if `output` is something else, and
+    `AtomNotFound` or `AtomDamaged` as `copy_bank`.
+    """
+    with BankReader(uri, version=version) as bank:
+        records, count = outgoing(uri, bank, passage_ids), 0
+    subspace = bank.manifest.parsed_subspace()
+    with directory_writer(output, CARD) as folder, open(folder / LISTING, "w", encoding="utf-8") as listing:
+        for rows, found in records:
+            for row, atom_P in zip(rows.to_pylist(), bank.codec.decode(torch.from_numpy(found)), strict=True):
+                name = file_name(row["passage_id"])
+                (folder / name).write_bytes(_encoded(subspace, atom_P))
+                line = {"id": row["passage_id"], "file": name, "text_hash": hash_of(row) or None}
+                listing.write(json.dumps(line, ensure_ascii=False) + "\n")
+            count += len(rows)
+        (folder / CARD).write_text(_card(bank).model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return count
+
+
+def import_tensors(folder: str, uri: str, codec: CodecName | None = None) -> Imported:
+    """Add what `export_tensors` wrote, or somebody else in the same form, to a bank.
+
+    A file that is missing or damaged, or a number that is not finite, quarantines its passage. Raises `BankError` if
+    the directory is not an export or a file has other tensors than the card says.
+    """
+    with local_source(folder) as source:
+        card = _read_card(source.path)
+        subspace = _subspace(card, source.path)
+        layout = layout_for(uri, card.kind, card.fingerprint, subspace, codec)
+        return take_in(uri, layout, source.renamed(_incoming(source.path, subspace)))
+
+
+def _encoded(subspace: Subspace, atom_P: Tensor) -> bytes:
+    return save({name: tensor.clone() for name, tensor in subspace.unflatten(atom_P).items()})
+
+
+def _card(bank: BankReader) -> ExportCard:
+    manifest = bank.manifest
+    return ExportCard(
+        kind=manifest.kind,
+        fingerprint=manifest.fingerprint,
+        subspace=manifest.subspace,
+        codec=manifest.codec,
+        version=manifest.label,
+    )
+
+
+def _read_card(folder: Path) -> ExportCard:
+    path = folder / CARD
+    if not path.is_file():
+        raise BankError(f"{folder} is not an export of atoms: {CARD} is missing")
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise BankError(f"{path} is not JSON") from error
+    if not isinstance(data, dict) or data.get("format") != _FORMAT:
+        raise BankError(f"{path} is not the card of an export of format {_FORMAT}")
+    return parse_settings(ExportCard, data, str(path))
+
+
+def _subspace(card: ExportCard, folder: Path) -> Subspace:
+    try:
+        fields = {name: getattr(card, name) for name in Layout.model_fields}
+        return Layout(**fields).parsed_subspace()
+    except ValueError as error:
+        raise BankError(f"{folder / CARD}: {error}") from error
+
+
+def _incoming(folder: Path, subspace: Subspace) -> Iterator[Incoming]:
+    if not (folder / LISTING).is_file():
+        raise BankError(f"{folder} is not an export of atoms: {LISTING} is missing")
+    for number, line in read_records(str(folder / LISTING)):
+        where = f"{folder / LISTING} line {number}"
+        passage_id, name, text_hash = _parsed(line, where)
+        try:
+            yield Incoming(passage_id, text_hash, _read(folder / name, subspace))
+        except BadAtom as error:
+            yield Incoming(passage_id, text_hash, None, str(error))
+
+
+def _parsed(line: Any, where: str) -> tuple[str, str, str]:
+    passage_id, name = (line.get("id"), line.get("file")) if isinstance(line, dict) else (None, None)
+    if not isinstance(passage_id, str) or not isinstance(name, str) or not passage_id or not name:
+        raise BankError(f"{where}: an object with id and file is expected, found {line!r:.80}")
+    text_hash = line.get("text_hash") or ""
+    if Path(name).name != name:
+        raise BankError(f"{where}: {name!r:.80} is not the name of a file in the same directory")
+    if not _is_hash(text_hash):
+        raise BankError(f"{where}: text_hash must be 64 hex digits or null, found {text_hash!r:.80}")
+    return passage_id, name, text_hash
+
+
+def _is_hash(text: Any) -> bool:
+    return text == "" or (isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef"))
+
+
+def _read(path: Path, subspace: Subspace) -> Tensor:
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise BadAtom(f"{path.name} cannot be read: {error}") from error
+    return flat_atom(subspace_names(tensors, str(path)), subspace, str(path))

@@ -1,0 +1,1 @@
+"""What everything else reads and writes: passages, corpora, questions, tasks, predictions."""

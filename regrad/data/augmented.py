@@ -1,0 +1,186 @@
+"""Passages with another wording and questions: the record, its files, and importing what other tools wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from regrad.data.corpora import read_records
+from regrad.data.passages import Passage
+from regrad.data.tasks import MetaTask
+from regrad.errors import CorpusError
+from regrad.storage import Storage
+
+AUGMENTED = "augmented.jsonl"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question, its short answer and, where there is one, the answer as a sentence."""
+
+    question: str
+    answer: str
+    full_answer: str = ""
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """A passage, the same in other words, and questions with answers."""
+
+    passage: Passage
+    rewrites: tuple[str, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+
+    @staticmethod
+    def from_record(record: Any, where: str = "record") -> Augmented:
+        """Check one decoded record; raises `CorpusError` naming `where`."""
+        passage = Passage.from_record(record, where)
+        rewrites, pairs = record.get("rewrites", []), record.get("pairs", [])
+        if not isinstance(rewrites, list) or not all(isinstance(item, str) and item.strip() for item in rewrites):
+            raise CorpusError(f"{where}: 'rewrites' must be a list of texts")
+        if not isinstance(pairs, list):
+            raise CorpusError(f"{where}: 'pairs' must be a list, found {pairs!r:.60}")
+        return Augmented(passage, tuple(rewrites), tuple(pair_of(item, where) for item in pairs))
+
+    def to_record(self) -> dict[str, Any]:
+        """The inverse of `from_record`."""
+        pairs = [asdict(pair) for pair in self.pairs]
+        return {**asdict(self.passage), "rewrites": list(self.rewrites), "pairs": pairs}
+
+
+def pair_of(item: Any, where: str = "pair") -> Pair:
+    """Check one question with its answer; raises `CorpusError` naming `where`."""
+    values = [item.get(name) if isinstance(item, dict) else None for name in ("question", "answer")]
+    if not all(isinstance(value, str) and value.strip() for value in values):
+        raise CorpusError(f"{where}: a pair needs a 'question' and an 'answer', found {item!r:.80}")
+    full = item.get("full_answer", "")
+    return Pair(str(values[0]).strip(), str(values[1]).strip(), full.strip() if isinstance(full, str) else "")
+
+
+def parse_augmented(line: bytes, problem: str = "", where: str = "record") -> Augmented:
+    """The passage of one JSON object; raises `CorpusError` naming `where` and what is wrong, or the known problem."""
+    if problem:
+        raise CorpusError(f"{where}: {problem}")
+    try:
+        return Augmented.from_record(json.loads(line), where)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{where} is not JSON: {error}") from error
+
+
+def augmented_file(uri: str) -> str:
+    """The file itself, or the one in the directory that `regrad augment` writes."""
+    return uri if ".jsonl" in uri.rsplit("/", 1)[-1] else f"{uri.rstrip('/')}/{AUGMENTED}"
+
+
+def read_augmented(uri: str) -> Iterator[Augmented]:
+    """The passages of a file; raises `CorpusError` naming the first line that is none."""
+    file = augmented_file(uri)
+    for number, record in read_records(file):
+        yield Augmented.from_record(record, f"{file} line {number}")
+
+
+def encode_augmented(items: Iterable[Augmented]) -> bytes:
+    """The passages as jsonl."""
+    return "".join(json.dumps(item.to_record(), ensure_ascii=False) + "\n" for item in items).encode()
+
+
+_MOST_BYTES = 2 << 30
+_REWRITE, _PAIRS = "_rewrite", "_qa"
+
+
+def read_ready(uri: str) -> Iterator[tuple[str, Augmented | CorpusError]]:
+    """Every passage of a file, or of all .json and .jsonl files below a directory; a bad one comes as its error.
+
+    A record with `augment` is one of `data_aug`, with `pairs` one of `regrad.data.augmented`. Of the first, a
+    passage that several questions retrieved comes once. Raises `CorpusError` if a directory has no such file, one is
+    not JSON, or a record is neither.
+    """
+    seen: set[str] = set()
+    for where, record in _records(uri):
+        fields = record if isinstance(record, dict) else {}
+        if isinstance(fields.get("augment"), list):
+            yield from _unseen(fields["augment"], where, seen)
+        elif "pairs" in fields:
+            yield where, _checked(Augmented.from_record, record, where)
+        else:
+            raise CorpusError(f"{where}: an object with 'augment', a list, or with 'pairs' is expected")
+
+
+def _unseen(items: Sequence[Any], where: str, seen: set[str]) -> Iterator[tuple[str, Augmented | CorpusError]]:
+    """Those of a question's passages that no question before it has retrieved."""
+    for number, item in enumerate(items, start=1):
+        place = f"{where} augment {number}"
+        found = _checked(_augmented, item, place)
+        if isinstance(found, Augmented):
+            if found.passage.id in seen:
+                continue
+            seen.add(found.passage.id)
+        yield place, found
+
+
+def _checked(read: Callable[[Any, str], Augmented], item: Any, where: str) -> Augmented | CorpusError:
+    try:
+        return read(item, where)
+    except CorpusError as error:
+        return error
+
+
+def from_tasks(tasks: Iterable[MetaTask], most: int) -> Iterator[Augmented]:
+    """Every passage with its own questions (those whose context it is the best of), at most so many, without rewrites.
+
+    Passages that no question belongs to are left out.
+    """
+    found: dict[str, tuple[Passage, dict[str, Pair]]] = {}
+    for task in tasks:
+        for question in task.questions:
+            passage = task.passages[question.context[0]]
+            _, pairs = found.setdefault(passage.id, (passage, {}))
+            pairs.setdefault(question.question, Pair(question.question, question.answer))
+    for passage, pairs in found.values():
+        yield Augmented(passage, (), tuple(pairs.values())[:most])
+
+
+def _records(uri: str) -> Iterator[tuple[str, Any]]:
+    storage = Storage(uri)
+    is_file = uri.endswith((".json", ".jsonl"))
+    names = [""] if is_file else sorted(n for n in storage.files() if n.endswith((".json", ".jsonl")))
+    if not names:
+        raise CorpusError(f"{uri} holds no .json or .jsonl file")
+    for name in names:
+        where = f"{uri}/{name}" if name else uri
+        folder, _, file = where.rpartition("/")
+        yield from _parsed(Storage(folder or ".").read(file, 0, _MOST_BYTES), where)
+
+
+def _parsed(data: bytes, where: str) -> Iterator[tuple[str, Any]]:
+    try:
+        if where.endswith(".jsonl"):
+            values = [json.loads(line) for line in data.split(b"\n") if line.strip()]
+        else:
+            values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{where} is not JSON: {error}") from error
+    if not isinstance(values, list):
+        raise CorpusError(f"{where}: a list of records is expected, found {type(values).__name__}")
+    for number, value in enumerate(values, start=1):
+        yield f"{where} record {number}", value
+
+
+def _augmented(item: Any, where: str) -> Augmented:
+    if not isinstance(item, dict) or not isinstance(item.get("passage"), str) or not item["passage"].strip():
+        raise CorpusError(f"{where}: a non-empty 'passage' is expected")
+    text = item["passage"]
+    passage = Passage.from_record({"id": passage_id(text), "title": "", "text": text}, where)
+    rewrites = [value.strip() for name, value in item.items() if name.endswith(_REWRITE) and isinstance(value, str)]
+    pairs: Any = next((value for name, value in item.items() if name.endswith(_PAIRS)), [])
+    if not isinstance(pairs, list) or not pairs:
+        raise CorpusError(f"{where}: no '<writer>{_PAIRS}' list")
+    return Augmented(passage, tuple(text for text in rewrites if text), tuple(pair_of(pair, where) for pair in pairs))
+
+
+def passage_id(text: str) -> str:
+    """The id of a passage that comes without one: 16 hex digits of its text's SHA-256."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]

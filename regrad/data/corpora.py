@@ -1,0 +1,218 @@
+"""Reading a corpus record by record: jsonl, Parquet, tsv; bad records come with their reason and stop nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from regrad.data.files import (
+    MAX_LINE_BYTES,
+    PARQUET,
+    TOO_LONG,
+    TSV,
+    Line,
+    corpus_files,
+    each_line,
+    file_format,
+    reading,
+)
+from regrad.data.passages import Passage, RawRecord, as_json, decode, shown
+from regrad.errors import CorpusError
+
+_ROWS = 256
+_BUFFER = 1024 * 1024
+_REMOTE = {"block_size": 4 * 1024 * 1024, "cache_type": "blockcache", "cache_options": {"maxblocks": 16}}
+"""Columns are read side by side: a store's blocks are kept for all of them, not only the last one."""
+
+
+def read_parquet(uri: str) -> Iterator[RawRecord]:
+    """The rows in order, a few at a time; raises `CorpusError` if the file is damaged or lacks a column."""
+    with reading(uri):
+        fs, path = fsspec.core.url_to_fs(uri)
+        with fs.open(path, "rb", **_REMOTE) as raw:
+            size = raw.seek(0, 2)
+            if size:
+                yield from _rows(uri, pq.ParquetFile(raw, buffer_size=_BUFFER), size)
+
+
+def _rows(uri: str, file: pq.ParquetFile, size: int) -> Iterator[RawRecord]:
+    columns = _columns(uri, file.schema_arrow)
+    total, number = file.metadata.num_rows, 0
+    for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns.values())):
+        cells = {field: _cells(batch.column(name)) for field, name in columns.items()}
+        titles = cells.get("title", [None] * batch.num_rows)
+        for row in zip(cells["id"], titles, cells["text"], strict=True):
+            share = size * (number + 1) // total - size * number // total
+            number += 1
+            yield RawRecord(uri, number, *_checked(row, share), "row")
+
+
+def _columns(uri: str, schema: pa.Schema) -> dict[str, str]:
+    """Field -> name of the column."""
+    named = "_id" if "id" not in schema.names and "_id" in schema.names else "id"
+    columns = {"id": named, "text": "text"} | ({"title": "title"} if "title" in schema.names else {})
+    for field, name in columns.items():
+        if name not in schema.names:
+            raise CorpusError(f"{uri} has no column '{name}'; it has {', '.join(schema.names)}")
+        kind = _plain(schema.field(name).type)
+        if not (_is_text(kind) or pa.types.is_null(kind) or (field == "id" and pa.types.is_integer(kind))):
+            raise CorpusError(f"{uri}: column '{name}' must hold strings, found {kind}")
+    return columns
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(test(kind) for test in tests)
+
+
+def _cells(column: pa.Array) -> list[bytes | None]:
+    """UTF-8, not yet checked: Arrow would refuse a whole column for one wrong byte."""
+    plain = column.cast(_plain(column.type))
+    return list((plain if _is_text(plain.type) else plain.cast(pa.string())).cast(pa.large_binary()).to_pylist())
+
+
+def _checked(row: tuple[bytes | None, ...], share: int) -> tuple[bytes, int, str]:
+    """The JSON object, or the row's beginning and what is wrong."""
+    try:
+        line, problem = as_json(*(cell if cell is None else cell.decode() for cell in row)), ""
+    except UnicodeDecodeError as error:
+        line, problem = b"", str(error)
+    if len(line) > MAX_LINE_BYTES:
+        problem = TOO_LONG
+    return (_beginning(row) if problem else line), share, problem
+
+
+def _beginning(row: tuple[Any, ...]) -> bytes:
+    return shown(json.dumps([shown(cell or b"") for cell in row], ensure_ascii=False).encode()).encode()
+
+
+_DPR = ("id", "text", "title")
+
+# The csv module's own limit, of the process, is 128 KiB.
+csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
+
+
+class TsvReader:
+    """The records of one file, from its lines. The names in the header decide the columns; without, they are DPR's."""
+
+    def __init__(self, uri: str, lines: Iterator[Line]) -> None:
+        self._uri, self._lines = uri, lines
+        self._again: deque[Line] = deque()
+        self._names: Sequence[str] = ()
+        self._number, self._read_bytes = 0, 0
+
+    def __iter__(self) -> Iterator[RawRecord]:
+        while (line := self._next()) is not None:
+            number, (data, _, cut) = self._number, line
+            if not data.strip():
+                continue
+            record, problem = (b"", TOO_LONG) if cut else self._read(data)
+            if record or problem:
+                read_bytes, self._read_bytes = self._read_bytes, 0
+                yield RawRecord(self._uri, number, record or shown(data).encode(), read_bytes, problem)
+
+    def _read(self, data: bytes) -> tuple[bytes, str]:
+        """The record of the row that begins with this line, or what is wrong with it; of a header neither."""
+        try:
+            fields = self._fields(data)
+            if not self._names and self._take_header(fields):
+                return b"", ""
+            return self._record(fields), ""
+        except (csv.Error, ValueError) as error:
+            return b"", f"not a row of tab-separated values: {error}"
+
+    def _next(self) -> Line | None:
+        line = self._again.popleft() if self._again else next(self._lines, None)
+        if line is not None:
+            self._number += 1
+            self._read_bytes += line[1]
+        return line
+
+    def _fields(self, data: bytes) -> list[str]:
+        """The fields of the row that begins with this line; raises `csv.Error` or `ValueError`."""
+        if b'"' not in data:
+            return data.removesuffix(b"\r").decode().split("\t")
+        taken: list[Line] = []
+        try:
+            return next(csv.reader(self._text(data, taken), delimiter="\t", strict=True))
+        except (csv.Error, ValueError):
+            # A quote that nothing closes takes the lines below with it: they are read again, as rows of their own.
+            self._number -= len(taken)
+            self._read_bytes -= sum(read_bytes for _, read_bytes, _ in taken)
+            self._again.extendleft(reversed(taken))
+            raise
+
+    def _text(self, data: bytes, taken: list[Line]) -> Iterator[str]:
+        yield data.decode() + "\n"
+        size = len(data)
+        while (line := self._next()) is not None:
+            taken.append(line)
+            size += len(line[0]) + 1
+            if line[2] or size > MAX_LINE_BYTES:
+                raise ValueError(f"a quoted field is {TOO_LONG}")
+            yield line[0].decode() + "\n"
+
+    def _take_header(self, fields: list[str]) -> bool:
+        names = [name.strip().lower() for name in fields]
+        found = "text" in names and ("id" in names or "_id" in names)
+        self._names = names if found else _DPR
+        return found
+
+    def _record(self, fields: list[str]) -> bytes:
+        if len(fields) != len(self._names):
+            wanted = f"{len(self._names)} columns ({', '.join(self._names)})"
+            raise ValueError(f"expected {wanted}, found {len(fields)}")
+        row = dict(zip(self._names, fields, strict=True))
+        return as_json(row.get("id", row.get("_id")), row.get("title"), row["text"])
+
+
+def read_passages(uri: str) -> Iterator[Passage]:
+    """All passages of a corpus, in order; raises `CorpusError` for the first bad one, or if there is none."""
+    empty = True
+    for file in corpus_files(uri):
+        for record in read_raw(file.uri):
+            empty = False
+            yield record.passage()
+    if empty:
+        raise CorpusError(f"{uri}: the corpus is empty")
+
+
+def read_raw(uri: str) -> Iterator[RawRecord]:
+    """The records of one file in order, good and bad, streamed; raises `CorpusError` if the file cannot be read."""
+    kind = file_format(uri)
+    if kind == PARQUET:
+        return read_parquet(uri)
+    return iter(TsvReader(uri, each_line(uri))) if kind == TSV else _jsonl(uri)
+
+
+def read_records(uri: str) -> Iterator[tuple[int, Any]]:
+    """(line number, decoded JSON) of every non-empty line of a jsonl file; raises `CorpusError` naming a bad line."""
+    for record in _jsonl(uri):
+        if record.problem:
+            raise CorpusError(f"{record.where}: {record.problem}")
+        yield record.number, decode(record.line, record.where)
+
+
+def _jsonl(uri: str) -> Iterator[RawRecord]:
+    number = skipped = 0
+    for line, read_bytes, cut in each_line(uri):
+        number += 1
+        if cut:
+            yield RawRecord(uri, number, shown(line).encode(), skipped + read_bytes, TOO_LONG)
+        elif line and not line.isspace():
+            yield RawRecord(uri, number, line, skipped + read_bytes)
+        else:
+            skipped += read_bytes
+            continue
+        skipped = 0

@@ -1,0 +1,203 @@
+"""Which files a corpus is, and their lines: any fsspec URI, glob or directory, compressed or not."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import lzma
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from lzma import LZMAError
+from typing import Any
+from zlib import error as ZlibError
+
+import fsspec
+import pyarrow as pa
+from botocore.exceptions import BotoCoreError
+from fsspec.core import has_magic
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow import ArrowException
+
+from regrad.errors import CorpusError
+
+JSONL, TSV, PARQUET = "jsonl", "tsv", "parquet"
+_FORMATS = {".jsonl": JSONL, ".json-lines": JSONL, ".tsv": TSV, ".parquet": PARQUET}
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+_KNOWN = f"{', '.join(_FORMATS)}; the text formats also with {', '.join(COMPRESSIONS)}"
+
+_MAGIC = re.compile(r"[*?[]")
+
+Found = dict[str, dict[str, Any]]
+"""What a file system says about each file, by path."""
+
+
+@dataclass(frozen=True)
+class CorpusFile:
+    """A file of a corpus and its size as it is stored."""
+
+    uri: str
+    bytes: int
+
+
+def corpus_files(uri: str) -> list[CorpusFile]:
+    """The files of a corpus, sorted by path; raises `CorpusError` if there is none."""
+    with reading(uri):
+        fs, root = fsspec.core.url_to_fs(uri)
+        fs.invalidate_cache()
+        found = _look_up(fs, root)
+    files = [
+        CorpusFile(uri if path == root else _uri_of(path, uri, fs, root), int(info.get("size") or 0))
+        for path, info in sorted(found.items())
+        if path == root or file_format(path)
+    ]
+    if not files:
+        raise CorpusError(f"{uri} holds no file of a corpus; such a file ends in one of {_KNOWN}")
+    if not file_format(files[0].uri):
+        raise CorpusError(f"{uri} is no file of a corpus; give it the right one of these endings: {_KNOWN}")
+    return files
+
+
+def file_format(path: str) -> str | None:
+    """`jsonl`, `tsv` or `parquet`, as the name says, if it does."""
+    ending = compression(path)
+    for name, kind in _FORMATS.items():
+        if path.removesuffix(ending).endswith(name) and not (ending and kind == PARQUET):
+            return kind
+    return None
+
+
+def compression(path: str) -> str:
+    """The ending that says how a file is compressed, or nothing."""
+    return next((ending for ending in COMPRESSIONS if path.endswith(ending)), "")
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Raises `CorpusError`, naming the file and what to do, for whatever a file system or a decoder says."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise CorpusError(f"{uri} does not exist") from error
+    except PermissionError as error:
+        raise CorpusError(f"{uri} cannot be read: {error}; allow it, or take it out of the corpus") from error
+    except (EOFError, ZlibError, LZMAError, ArrowException, OSError, ValueError) as error:
+        raise CorpusError(f"{uri} cannot be read: {error}{_advice(error)}") from error
+    except (ImportError, BotoCoreError) as error:
+        raise CorpusError(f"{uri} cannot be read: {error}") from error
+
+
+def _advice(error: Exception) -> str:
+    """An error with a number is the file system's; the others are of those who decode what it gave."""
+    known = isinstance(error, OSError) and error.errno is not None
+    return "" if known else "; it is damaged or not what its name says: copy it or make it again"
+
+
+def _look_up(fs: Any, root: str) -> Found:
+    """The file at `root`; or what is below it; or what matches it. A name that exists is never taken for a glob."""
+    try:
+        return _below(fs, root, fs.info(root))
+    except FileNotFoundError:
+        if not has_magic(root):
+            raise
+    matches: Found = fs.glob(root, detail=True)
+    above = _MAGIC.split(root)[0].rpartition("/")[0]
+    shown = {path: info for path, info in matches.items() if not any(map(_hidden, _parts(path, above)))}
+    return {path: info for name, found in shown.items() for path, info in _below(fs, name, found).items()}
+
+
+def _below(fs: Any, path: str, info: dict[str, Any]) -> Found:
+    """The file itself, or all files below the directory but hidden ones; a directory that cannot be listed raises.
+
+    Not `fs.find` and `fs.walk`, which leave out such a directory and all that is in it.
+    """
+    if info["type"] != "directory":
+        return {path: info}
+    files: Found = {}
+    for entry in fs.ls(path, detail=True):
+        name = entry["name"].rstrip("/")
+        # A store may list a directory in itself.
+        if name != path and not _hidden(_parts(name, path)[-1]):
+            files |= _below(fs, name, entry)
+    return files
+
+
+def _parts(path: str, above: str) -> list[str]:
+    return path.removeprefix(above).strip("/").split("/")
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def _uri_of(path: str, uri: str, fs: Any, root: str) -> str:
+    """The URI of a file that was found, spelt as `uri` is: with the same protocol in front."""
+    if uri.rstrip("/").endswith(root):
+        return uri.rstrip("/").removesuffix(root) + path
+    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+
+
+MAX_LINE_BYTES = 8 * 1024 * 1024
+"""A longer line of a corpus is refused: it is not a passage."""
+
+TOO_LONG = f"longer than {MAX_LINE_BYTES} bytes"
+
+_CHUNK = 1024 * 1024
+_REMOTE_BLOCK = 8 * 1024 * 1024
+_KEPT = 4096
+
+
+def _zstd(raw: Any) -> Any:
+    # Arrow's, because the stream reader of `zstandard`, which fsspec would take, ends a file that was cut off without
+    # a word.
+    return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
+
+
+_DECODERS: dict[str, Callable[[Any], Any]] = {
+    "": lambda raw: raw,
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": _zstd,
+}
+
+
+Line = tuple[bytes, int, bool]
+"""A line without its end; how much of the file, as it is stored, was read for it; whether it was too long, and cut."""
+
+
+def each_line(uri: str) -> Iterator[Line]:
+    """All lines, also blank ones, ended by a newline and nothing else; raises `CorpusError` if the file is damaged."""
+    with reading(uri):
+        fs, path = fsspec.core.url_to_fs(uri)
+        with fs.open(path, "rb", block_size=_REMOTE_BLOCK) as raw:
+            # A file of no bytes is empty, however it should be compressed.
+            if raw.read(1):
+                raw.seek(0)
+                yield from _split(_DECODERS[compression(path)](raw), raw.tell)
+
+
+def _split(stream: Any, position: Callable[[], int]) -> Iterator[Line]:
+    held, cut, before, mark = b"", False, 0, codecs.BOM_UTF8
+    while data := stream.read(_CHUNK):
+        first, *others = data.split(b"\n")
+        held, cut = _capped(held + first.removeprefix(mark), cut)
+        mark = b""
+        if others:
+            # What was read since the last line is shared out among the lines that end in this chunk.
+            share, rest = divmod(position() - before, len(others))
+            before += share * len(others) + rest
+            yield held, share + rest, cut
+            held, cut = others.pop(), False
+            for line in others:
+                yield line, share, False
+    if held:
+        yield held, position() - before, cut
+
+
+def _capped(line: bytes, cut: bool) -> tuple[bytes, bool]:
+    """The line, or if it is too long or already cut, its beginning; and whether it was cut."""
+    cut = cut or len(line) > MAX_LINE_BYTES
+    return (line[:_KEPT] if cut else line), cut

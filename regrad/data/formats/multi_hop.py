@@ -1,0 +1,114 @@
+"""Questions that rest on several passages: 2WikiMultihopQA, HotpotQA, ComplexWebQuestions, MuSiQue, Bamboogle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from regrad.data.formats.regrad_release import sampled
+from regrad.data.passages import Passage
+from regrad.data.question_files import QuestionFile, open_file
+from regrad.data.questions import Question, Record
+
+
+def hotpotqa(file: QuestionFile) -> Iterator[Question]:
+    """HotpotQA (hotpotqa.github.io): a JSON list with `_id`, `question`, `answer`, `type`, `context` and more.
+
+    `context` is a list of [title, sentences] and `supporting_facts` one of [title, sentence number]. A passage's id is
+    its title, as HotpotQA's own evaluation has it.
+    """
+    for record in file.records():
+        yield _with_context(record, record.texts("answer"))
+
+
+def two_wiki(file: QuestionFile) -> Iterator[Question]:
+    """2WikiMultihopQA (github.com/Alab-NII/2wikimultihop), which follows HotpotQA's format, or HippoRAG's sample of it.
+
+    With the set's `id_aliases.json`, the names of the answer's Wikidata item (`answer_id`) count as answers, as they do
+    in its evaluation script v1.1. The sample is a list of `test_id`, `question` and `answer`, one or several.
+    """
+    aliases = _wikidata_aliases(file.aliases)
+    for record in file.records():
+        if not record.has("_id") and record.has("test_id"):
+            yield sampled(record)
+            continue
+        more = aliases.get(record.maybe("answer_id"), ())
+        yield _with_context(record, tuple(dict.fromkeys((*record.texts("answer"), *more))))
+
+
+def _with_context(record: Record, answers: tuple[str, ...]) -> Question:
+    passages = tuple(Passage(title, title, _joined(record, sentences)) for title, sentences in record.pairs("context"))
+    gold = dict.fromkeys(title for title, _ in record.pairs("supporting_facts"))
+    return Question(
+        record.text("_id"),
+        record.text("question"),
+        answers,
+        passage_ids=tuple(gold),
+        passages=tuple({passage.id: passage for passage in passages}.values()),
+        group=record.maybe("type"),
+    )
+
+
+def _joined(record: Record, sentences: object) -> str:
+    if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
+        raise record.error("context", "a list of [title, sentences] pairs")
+    return " ".join(sentence.strip() for sentence in sentences)
+
+
+def _wikidata_aliases(uri: str | None) -> Mapping[str, tuple[str, ...]]:
+    """Wikidata id -> names: JSON lines of `Q_id`, `aliases` and `demonyms`, of which the names count."""
+    if uri is None:
+        return {}
+    return {record.text("Q_id"): record.maybe_texts("aliases") for record in open_file(uri).records()}
+
+
+def complex_web_questions(file: QuestionFile) -> Iterator[Question]:
+    """ComplexWebQuestions 1.1 (tau-nlp): a JSON list with `ID`, `question`, `compositionality_type` and `answers`.
+
+    An answer has an `answer` and `aliases`. A list of `test_id`, `question` and `answer` is read as well.
+    """
+    for record in file.records():
+        if not record.has("ID") and record.has("test_id"):
+            yield sampled(record)
+            continue
+        answers = [name for item in record.records("answers") for name in _names(item)]
+        if not answers:
+            raise record.error("answers", "a list with an 'answer'")
+        group = record.maybe("compositionality_type")
+        yield Question(record.text("ID"), record.text("question"), tuple(dict.fromkeys(answers)), group=group)
+
+
+def _names(answer: Record) -> tuple[str, ...]:
+    return (*answer.maybe_texts("answer"), *answer.maybe_texts("aliases"))
+
+
+def musique(file: QuestionFile) -> Iterator[Question]:
+    """MuSiQue 1.0 (github.com/StonyBrookNLP/musique): JSON lines, Answerable or Full.
+
+    Fields `id`, `question`, `answer`, `answer_aliases`, `answerable`, and `paragraphs` of `idx`, `title`,
+    `paragraph_text`, `is_supporting`. What is not answerable is left out: in Full, it is a twin with the same id. A
+    passage's id is the question's with the paragraph's number; the group is how many hops, such as 3hop1.
+    """
+    for record in file.records():
+        if record.fields.get("answerable") is False:
+            continue
+        name, paragraphs = record.text("id"), record.records("paragraphs")
+        passages = [_paragraph(name, paragraph) for paragraph in paragraphs]
+        yield Question(
+            name,
+            record.text("question"),
+            tuple(dict.fromkeys((*record.texts("answer"), *record.maybe_texts("answer_aliases")))),
+            passage_ids=tuple(p.id for p, r in zip(passages, paragraphs, strict=True) if r.fields.get("is_supporting")),
+            passages=tuple(passages),
+            group=name.partition("__")[0],
+        )
+
+
+def _paragraph(question: str, record: Record) -> Passage:
+    return Passage(f"{question}/{record.text('idx')}", record.maybe("title"), record.text("paragraph_text"))
+
+
+def bamboogle(file: QuestionFile) -> Iterator[Question]:
+    """Bamboogle (github.com/ofirpress/self-ask): a table of `Question` and `Answer`, or JSON lines in any case."""
+    for record in file.records():
+        lowered = Record(record.where, {name.strip().lower(): value for name, value in record.fields.items()})
+        yield Question(lowered.maybe("id"), lowered.text("question"), lowered.texts("answer"))

@@ -1,0 +1,125 @@
+"""A user's predictions: jsonl of {id, prediction}, or one JSON mapping of ids to predictions (SQuAD, HotpotQA)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from typing import Any, Protocol
+
+from regrad.data.id_checks import listed, mismatches, refuse
+from regrad.errors import EvaluationError
+from regrad.storage import Storage
+
+_MOST_BYTES = 256 * 1024 * 1024
+_MOST_CHARACTERS = 100_000
+"""Of one prediction."""
+
+_SHAPES = (
+    'lines of {"id": ..., "prediction": ...}, one mapping of ids to predictions, or such a mapping under "answer" '
+    "(HotpotQA)"
+)
+
+_Entry = tuple[Any, Any]
+"""An id and a prediction, not yet checked."""
+
+
+class Identified(Protocol):
+    """A question with an id."""
+
+    @property
+    def id(self) -> str:
+        """The question set's own."""
+        ...
+
+
+def read_predictions(path: str, questions: Collection[Identified]) -> dict[str, str]:
+    """Predictions by question id, in the questions' order.
+
+    Raises `EvaluationError` listing everything that does not match the questions: ids that are missing, unknown or
+    double, ids and predictions that are no strings or too long; and `StorageError` if the file cannot be read.
+    """
+    entries = _entries(_text(path), path)
+    known = [entry for entry in entries if not _fault(*entry)]
+    faults = [f"{str(name)[:60]} ({fault})" for name, value in entries if (fault := _fault(name, value))]
+    named = [name for name, _ in entries if isinstance(name, str)]
+    problems = [*listed("unusable", faults), *mismatches(named, (question.id for question in questions))]
+    refuse(f"{path} does not match the {len(questions)} questions", problems)
+    predictions: dict[str, str] = dict(known)
+    return {question.id: predictions[question.id] for question in questions}
+
+
+def place_of(path: str) -> tuple[Storage, str]:
+    """A file's directory and its name there, for a path or a URI."""
+    folder, _, name = path.rpartition("/")
+    return Storage(folder or ("/." if path.startswith("/") else ".")), name
+
+
+def _text(path: str) -> str:
+    storage, name = place_of(path)
+    data = storage.read(name, 0, _MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise EvaluationError(f"{path} is larger than {_MOST_BYTES} bytes: it is no prediction file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path} is not UTF-8: {error}") from error
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that remembers all of its pairs: a key may stand in a file twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
+def _entries(text: str, path: str) -> list[_Entry]:
+    """One line of jsonl is an object too: it has an id and a prediction."""
+    if not text.strip():
+        raise EvaluationError(f"{path} is empty; expected {_SHAPES}")
+    first = text.lstrip().partition("\n")[0]
+    if _is_entry(_decoded(first)):
+        return list(_lines(text, path))
+    try:
+        whole = json.loads(text, object_pairs_hook=_Object)
+    except (ValueError, RecursionError) as error:
+        raise EvaluationError(f"{path} is not JSON: {error}; expected {_SHAPES}") from error
+    if _is_entry(whole):
+        return [(whole["id"], whole["prediction"])]
+    if isinstance(whole, _Object):
+        answers = whole.get("answer")
+        return list(answers.pairs if isinstance(answers, _Object) else whole.pairs)
+    raise EvaluationError(f"{path} holds {type(whole).__name__} where an object was expected: {_SHAPES}")
+
+
+def _lines(text: str, path: str) -> Iterable[_Entry]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        entry = _decoded(line)
+        if not _is_entry(entry):
+            found = repr(line.strip()[:60])
+            raise EvaluationError(f"{path} line {number}: expected an object with id and prediction, found {found}")
+        yield entry["id"], entry["prediction"]
+
+
+def _decoded(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, dict) and "id" in value and "prediction" in value
+
+
+def _fault(name: Any, prediction: Any) -> str:
+    for what, value in (("id", name), ("prediction", prediction)):
+        if not isinstance(value, str):
+            return f"its {what} must be a string, found {type(value).__name__}"
+        if len(value) > _MOST_CHARACTERS:
+            return f"its {what} is longer than {_MOST_CHARACTERS} characters"
+        if not value.isascii() and value.encode(errors="replace").decode() != value:
+            return f"its {what} is not valid Unicode"
+    return ""

@@ -1,0 +1,93 @@
+"""A question set from its settings: read, checked, and cut to the questions asked for."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from regrad.data.config import QuestionSetConfig
+from regrad.data.formats import jsonl, law, medicine, multi_hop, regrad_release, single_hop
+from regrad.data.question_files import QuestionFile, open_file, published_checksum
+from regrad.data.questions import Question
+from regrad.errors import EvaluationError
+
+Reader = Callable[[QuestionFile], Iterator[Question]]
+
+READERS: dict[str, Reader] = {
+    "2wikimultihopqa": multi_hop.two_wiki,
+    "hotpotqa": multi_hop.hotpotqa,
+    "complexwebquestions": multi_hop.complex_web_questions,
+    "musique": multi_hop.musique,
+    "bamboogle": multi_hop.bamboogle,
+    "popqa": single_hop.popqa,
+    "nq": single_hop.natural_questions,
+    "triviaqa": single_hop.triviaqa,
+    "pubmedqa": medicine.pubmedqa,
+    "medqa": medicine.medqa,
+    "bioasq": medicine.bioasq,
+    "casehold": law.casehold,
+    "learned-hands-family": law.learned_hands_family,
+    "housingqa": law.housingqa,
+    "data-aug": regrad_release.data_aug,
+    "data-aug-pairs": regrad_release.data_aug_pairs,
+    "jsonl": jsonl.jsonl,
+    "tasks": jsonl.tasks,
+    "augmented": jsonl.augmented,
+}
+"""Every format by name. A new one is one function and one entry here."""
+
+
+def read_questions(config: QuestionSetConfig) -> list[Question]:
+    """The questions of a set; raises `EvaluationError` for an unknown format and for whatever is wrong with the file.
+
+    `first` takes from the file's beginning, `sample` draws from these by a hash of seed and id, in the order of that
+    hash: a larger sample begins with a smaller one, and the order of the file does not matter.
+    """
+    reader = _reader(config.format)
+    stated = None if config.sha256 == "any" else config.sha256
+    file = open_file(config.path, stated, config.aliases, published_checksum(config))
+    questions = _named(reader(file), config.path)
+    if not questions:
+        raise EvaluationError(f"{config.path} holds no questions that the format '{config.format}' takes")
+    questions = questions[: config.first]
+    if config.sample is not None:
+        questions = _sample(questions, config.sample, config.seed)
+    return [q.as_kind(config.kind or q.kind, f"{config.path} question '{q.id:.60}'") for q in questions]
+
+
+def _reader(name: str) -> Reader:
+    if name in READERS:
+        return READERS[name]
+    near = difflib.get_close_matches(name.lower(), READERS, n=1, cutoff=0.4)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    raise EvaluationError(f"unknown question format {name!r:.60}{hint} The formats are {', '.join(READERS)}")
+
+
+def _named(questions: Iterable[Question], path: str) -> list[Question]:
+    """With ids where the file has none: a hash of what is asked, numbered where it is asked again."""
+    named: list[Question] = []
+    again: Counter[str] = Counter()
+    first: dict[str, int] = {}
+    for place, question in enumerate(questions, start=1):
+        if not question.id:
+            question = replace(question, id=_hash("\x00".join((question.question, *question.choices)))[:16])
+            again[question.id] += 1
+            if (times := again[question.id]) > 1:
+                question = replace(question, id=f"{question.id}-{times}")
+        if first.setdefault(question.id, place) != place:
+            raise EvaluationError(
+                f"{path}: questions {first[question.id]} and {place} have the same id '{question.id:.60}'"
+            )
+        named.append(question)
+    return named
+
+
+def _sample(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
+    return sorted(questions, key=lambda question: _hash(f"{seed}\x00{question.id}"))[:count]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

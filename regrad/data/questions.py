@@ -1,0 +1,189 @@
+"""A question with its answers, kind and choices, and the fields of the record that it is read from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from regrad.data.passages import Passage
+from regrad.errors import EvaluationError
+
+Kind = Literal["open", "yes-no", "choice"]
+
+YES_NO = ("yes", "no")
+
+MOST_CHOICES = 26
+"""Options have one letter each."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its accepted answers.
+
+    For `choice`, `choices` are the options' texts, labelled A, B, C in their order, and `answers` the right labels. For
+    `yes-no`, `choices` are the allowed words and `answers` the right one of them. `passage_ids` are the gold passages
+    in the corpus, where they are known; `passages` those that come with the question; `group` names a part of the set.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    kind: Kind = "open"
+    choices: tuple[str, ...] = ()
+    passage_ids: tuple[str, ...] = ()
+    passages: tuple[Passage, ...] = ()
+    group: str = ""
+
+    def as_kind(self, kind: Kind, where: str) -> Question:
+        """The question asked in another way; raises `EvaluationError` naming `where` if it cannot be.
+
+        Options asked openly leave their texts as the answers; yes or no asked openly leaves the words.
+        """
+        if kind == self.kind:
+            return self
+        if kind == "open":
+            return replace(self, kind=kind, choices=(), answers=self._texts())
+        if kind == "yes-no" and self.kind == "open":
+            words = self.choices or YES_NO
+            return replace(self, kind=kind, choices=words, answers=_one_of(self.answers, words, where))
+        raise EvaluationError(f"{where}: the question is of kind '{self.kind}' and cannot be asked as '{kind}'")
+
+    def _texts(self) -> tuple[str, ...]:
+        if self.kind != "choice":
+            return self.answers
+        return tuple(text for letter, text in labelled(self.choices) if letter in self.answers)
+
+
+def label(number: int) -> str:
+    """The letter of an option by its place: 0 is A."""
+    return chr(ord("A") + number)
+
+
+def labelled(choices: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(letter, text) of each option."""
+    return [(label(number), text) for number, text in enumerate(choices)]
+
+
+def _one_of(answers: tuple[str, ...], words: tuple[str, ...], where: str) -> tuple[str, ...]:
+    lowered = tuple(answer.lower() for answer in answers)
+    if not set(lowered) <= set(words):
+        raise EvaluationError(f"{where}: the answer must be one of {', '.join(words)}, found {', '.join(answers):.60}")
+    return lowered
+
+
+@dataclass(frozen=True)
+class Record:
+    """The fields of one record, where it stands (file and number), and its key if it was an entry of a mapping."""
+
+    where: str
+    fields: Mapping[str, Any]
+    key: str = ""
+
+    def error(self, field: str, expected: str) -> EvaluationError:
+        """What to raise for a field that is missing or wrong."""
+        if field not in self.fields:
+            known = ", ".join(list(map(str, self.fields))[:12])
+            return EvaluationError(f"{self.where}: field '{field}' is missing ({expected} is expected; it has {known})")
+        return EvaluationError(f"{self.where}: field '{field}' must be {expected}, found {self.fields[field]!r:.60}")
+
+    def has(self, field: str) -> bool:
+        """Whether the field is there and not null."""
+        return self.fields.get(field) is not None
+
+    def text(self, field: str) -> str:
+        """A non-empty string; a number will do."""
+        found = _plain(self.fields.get(field))
+        if not found:
+            raise self.error(field, "a non-empty string")
+        return found
+
+    def maybe(self, field: str) -> str:
+        """The same, or an empty string if it is not there."""
+        return self.text(field) if self.has(field) and self.fields[field] != "" else ""
+
+    def texts(self, field: str) -> tuple[str, ...]:
+        """The non-empty strings of a list, each once; a lone string is a list of one. At least one is expected."""
+        value = self.fields.get(field)
+        items = value if isinstance(value, (list, tuple)) else [value]
+        found = [_plain(item) for item in items]
+        if not any(found) or any(text is None and item is not None for text, item in zip(found, items, strict=True)):
+            raise self.error(field, "a non-empty string, or a list of them")
+        return tuple(dict.fromkeys(text for text in found if text))
+
+    def strings(self, field: str) -> tuple[str, ...]:
+        """The strings of a list, all of them: none may be empty, and one may be there twice."""
+        found = [_plain(item) for item in self.items(field)]
+        if not found or not all(found):
+            raise self.error(field, "a list of non-empty strings")
+        return tuple(text or "" for text in found)
+
+    def maybe_texts(self, field: str) -> tuple[str, ...]:
+        """The same, or nothing if it is not there or empty."""
+        return self.texts(field) if self.fields.get(field) else ()
+
+    def items(self, field: str) -> list[Any]:
+        """A list of anything."""
+        value = self.fields.get(field)
+        if not isinstance(value, list):
+            raise self.error(field, "a list")
+        return value
+
+    def records(self, field: str) -> list[Record]:
+        """A list of objects, as records."""
+        return [self._inner(f"{field}[{i}]", item) for i, item in enumerate(self.items(field))]
+
+    def record(self, field: str) -> Record:
+        """One object, as a record."""
+        if field not in self.fields:
+            raise self.error(field, "an object")
+        return self._inner(field, self.fields[field])
+
+    def pairs(self, field: str) -> list[tuple[str, Any]]:
+        """A list of [string, anything], as in HotpotQA's `context` and `supporting_facts`."""
+        for item in self.items(field):
+            if not isinstance(item, list) or len(item) != 2 or not isinstance(item[0], str):
+                raise self.error(field, "a list of [title, ...] pairs")
+        return [(item[0], item[1]) for item in self.items(field)]
+
+    def json_texts(self, field: str) -> tuple[str, ...]:
+        """A cell of a table that holds a JSON list of strings."""
+        try:
+            value = json.loads(self.text(field))
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, list):
+            raise self.error(field, "a JSON list of strings")
+        return Record(self.where, {field: value}).texts(field)
+
+    def number(self, field: str, below: int) -> int:
+        """A whole number from 0 to `below` - 1, also one written as a string."""
+        found = _plain(self.fields.get(field)) or ""
+        if not (found.isascii() and found.isdigit()) or int(found) >= below:
+            raise self.error(field, f"a whole number from 0 to {below - 1}")
+        return int(found)
+
+    def word(self, field: str, words: Sequence[str]) -> str:
+        """One of `words`, in any case; a list of one will do."""
+        found = self.texts(field)[0].lower().rstrip(".")
+        if found not in words:
+            raise self.error(field, f"one of {', '.join(words)}")
+        return found
+
+    def _inner(self, name: str, value: Any) -> Record:
+        if not isinstance(value, dict):
+            raise EvaluationError(f"{self.where}: '{name}' must be an object, found {value!r:.60}")
+        return Record(f"{self.where}, {name}", value)
+
+
+def _plain(value: Any) -> str | None:
+    """The string without blanks around it, or None for what cannot be text."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    text = str(value).strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return None
+    return None if "\x00" in text else text

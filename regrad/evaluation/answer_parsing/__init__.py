@@ -1,0 +1,1 @@
+"""Reading a model's answer to an open or closed question."""

@@ -1,0 +1,112 @@
+"""`regrad eval`: which methods answer which question sets, from which passages, with which model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from regrad.data.config import QuestionSetConfig
+from regrad.methods.config import MethodConfig
+from regrad.models.config import ModelConfig
+from regrad.retrieval.config import RetrieverConfig
+from regrad.settings import Location, Settings, WorkersConfig
+
+PassageSource = Literal["index", "given", "gold", "random"]
+
+
+class PassagesConfig(Settings):
+    """Where the passages of a set's questions come from; each question gets k of them, the best first."""
+
+    source: PassageSource = Field(
+        "index",
+        description="index: BM25; given: those that come with the question; gold: those that the question names; "
+        "random: any of the corpus (a control)",
+    )
+    index: Location | None = Field(None, description="a Lucene index, for `index`, `gold` and `fill: retrieved`")
+    corpus: Location | None = Field(None, description="for `random` and `fill: random`; for `gold` without index")
+    fill: Literal["random", "retrieved"] | None = Field(
+        None, description="with `gold`: distractors up to k, any of the corpus or the next best of the index"
+    )
+    shuffle: bool = Field(False, description="put the passages in a random order, whatever their rank")
+    bm25: RetrieverConfig = RetrieverConfig()
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the seed decides which passages a question gets, or their order."""
+        return self.shuffle or "random" in (self.source, self.fill)
+
+    @model_validator(mode="after")
+    def _complete(self) -> PassagesConfig:
+        if self.fill and self.source != "gold":
+            raise ValueError("`fill` adds distractors to `source: gold`")
+        if (self.source == "index" or self.fill == "retrieved") and self.index is None:
+            raise ValueError("`index` is required: a directory that `regrad index` made")
+        if "random" in (self.source, self.fill) and self.corpus is None:
+            raise ValueError("`corpus` is required: random passages are drawn from it")
+        if self.source == "gold" and self.index is None and self.corpus is None:
+            raise ValueError("`index` or `corpus` is required: gold passages are looked up in it")
+        return self
+
+
+class EvalSetConfig(QuestionSetConfig):
+    """A question set, where its passages come from, how long its answers may be, and what is shown before."""
+
+    passages: PassagesConfig
+    max_new_tokens: int | None = Field(None, ge=1, description="instead of the run's")
+    demonstrations: Location | None = Field(
+        None, description="a file of solved questions, in the set's own format, for methods that ask for them"
+    )
+
+
+class EvalBatchConfig(Settings):
+    """How much is computed at once. None of it decides what is answered, but for rounding."""
+
+    rows: int = Field(32, ge=1, description="questions that are decoded together")
+    cached_tokens: int = Field(1 << 20, ge=1, description="rows times the longest, which keys and values are kept of")
+    questions: int = Field(128, ge=1, description="whose updates are made, and kept in memory, at once")
+
+
+class EvalConfig(Settings):
+    """`regrad eval`: every method on every set with every model, for every k and seed, and a report.
+
+    In a method's locations `{model}`, `{set}` and `{seed}` stand for the names and the number.
+    """
+
+    output: Location
+    models: dict[str, ModelConfig] = Field(min_length=1, description="by name")
+    sets: tuple[EvalSetConfig, ...] = Field(min_length=1)
+    methods: tuple[MethodConfig, ...] = Field(min_length=1)
+    k: tuple[int, ...] = Field((3,), min_length=1, description="passages of a question; the first is compared most")
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    metric: Literal["em", "f1"] = Field("f1", description="of open questions, in the tables; closed ones have accuracy")
+    compare_to: str | None = Field(None, description="the method that others are tested against")
+    max_new_tokens: int = Field(32, ge=1)
+    context_tokens: int | None = Field(None, ge=8, description="of prompt and answer; the model's context if null")
+    too_long: Literal["drop", "fail"] = Field(
+        "drop", description="a prompt that exceeds the context loses its worst passages (noted), or stops the run"
+    )
+    batch: EvalBatchConfig = EvalBatchConfig()
+    cluster: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> EvalConfig:
+        _distinct("sets", (one.name for one in self.sets))
+        _distinct("methods", (one.name for one in self.methods))
+        _distinct("k", self.k)
+        _distinct("seeds", self.seeds)
+        if any(k < 1 for k in self.k):
+            raise ValueError("k is at least 1; a method that retrieves nothing runs once, whatever k is")
+        names = [one.name for one in self.methods]
+        if self.compare_to is not None and self.compare_to not in names:
+            raise ValueError(f"compare_to is {self.compare_to!r:.60}, which is none of the methods {', '.join(names)}")
+        return self
+
+
+def _distinct(key: str, values: Iterable[object]) -> None:
+    seen: set[object] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{key} has {value!r:.60} twice; give each a name of its own")
+        seen.add(value)

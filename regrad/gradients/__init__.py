@@ -1,0 +1,1 @@
+"""Passages to gradients, and merging them."""

@@ -1,0 +1,141 @@
+"""Per-passage gradients: a batch of passages in, one atom a passage out.
+
+For a projection with output gradient d_i and input x_i, per passage i: gB_i = s * d_i^T (x_i A^T) and
+gA_i = s * (d_i B)^T x_i, exactly what autograd computes for the batched products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regrad.data.passages import Passage
+from regrad.errors import MetaInitError
+from regrad.meta_init import MetaInit
+from regrad.models.batching import TokenBatch, losses_and_slopes, pad_batch, sequence_losses
+from regrad.models.loading import LanguageModel
+from regrad.models.subspace import finite_rows
+
+
+def encode_passage(lm: LanguageModel, passage: Passage) -> list[int]:
+    """The token ids whose gradient is the passage's atom: start token, text, end token."""
+    return [*lm.bos, *lm.encode(lm.config.prompts.atom_text(passage)), *lm.eos]
+
+
+def passage_batch(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> TokenBatch:
+    """Encoded passages, padded; every token after the first is predicted."""
+    return pad_batch(sequences, [1] * len(sequences), lm.pad_id, lm.device)
+
+
+def passage_gradients(
+    lm: LanguageModel,
+    phi: Tensor,
+    batch: TokenBatch,
+    reduction: str = "mean",
+    create_graph: bool = False,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Gradients [U, P] of each passage's language-model loss at phi, and the losses [U] (paper, eq. 1 and 2).
+
+    `phi` is [P] for all passages, or [U, P], one start for each. With `create_graph` the result can be differentiated
+    with respect to `phi` (second order). With `recompute` the adapted blocks keep no activations.
+    """
+    with torch.enable_grad():
+        start = phi if create_graph else phi.detach()
+        phi_UP = start.expand(batch.ids.shape[0], -1)
+        phi_UP = phi_UP if create_graph else phi_UP.requires_grad_()
+        with lm.lora.applied(phi_UP), lm.blocks.recomputed(recompute):
+            if create_graph:
+                losses = sequence_losses(lm, batch, reduction)
+                (gradients,) = torch.autograd.grad(losses.sum(), phi_UP, create_graph=True)
+            else:
+                hidden_NTD = lm.hidden(batch.ids[:, :-1], batch.entered)
+                losses, slopes_NTD = losses_and_slopes(lm, hidden_NTD, batch, reduction)
+                (gradients,) = torch.autograd.grad(hidden_NTD, phi_UP, slopes_NTD)
+    return gradients, losses.detach()
+
+
+Encode = Callable[[Tensor], Tensor]
+"""Finite atoms [n, P] float32 -> records [n, record_bytes] uint8 on the same device, such as `Codec.encode`."""
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """One passage's atom [P] float32, or its record if it was encoded, or the reason why there is neither."""
+
+    passage: Passage
+    atom: Tensor | None = None
+    problem: str = ""
+    record: Tensor | None = None
+
+
+class AtomExtractor:
+    """Computes atoms at one MetaInit. Raises `MetaInitError` if the language model is not the MetaInit's base."""
+
+    def __init__(
+        self, lm: LanguageModel, meta_init: MetaInit, batch_tokens: int = 2048, max_passage_tokens: int = 2048
+    ) -> None:
+        meta_init.check_base(lm)
+        if meta_init.inner_steps > 1:
+            raise MetaInitError(
+                f"the MetaInit was learned for {meta_init.inner_steps} inner steps; an atom is a gradient at phi0 and "
+                "serves one: train with inner.steps 1"
+            )
+        self._lm, self._reduction = lm, meta_init.inner_reduction
+        self._phi0 = meta_init.phi0.to(lm.device)
+        self._batch_tokens = batch_tokens
+        context = getattr(lm.model.config, "max_position_embeddings", max_passage_tokens)
+        self._max_tokens = min(max_passage_tokens, context)
+
+    def extract(self, passages: Sequence[Passage], encode: Encode | None = None) -> list[Extracted]:
+        """One result a passage, in the order given. The batching changes no atom beyond rounding.
+
+        With `encode` (a codec's), the atoms of each batch are encoded where they were computed and dropped: only
+        records are brought to the CPU and kept. Without it, all float32 atoms are.
+        """
+        encoded = [encode_passage(self._lm, passage) for passage in passages]
+        problems = [self._problem(passage, ids) for passage, ids in zip(passages, encoded, strict=True)]
+        results = [Extracted(passage, problem=problem) for passage, problem in zip(passages, problems, strict=True)]
+        fit = sorted((i for i, problem in enumerate(problems) if not problem), key=lambda i: len(encoded[i]))
+        for rows in self._batches(fit, encoded):
+            found = self._extract_batch([passages[row] for row in rows], [encoded[row] for row in rows], encode)
+            for row, result in zip(rows, found, strict=True):
+                results[row] = result
+        return results
+
+    def _extract_batch(
+        self, passages: list[Passage], sequences: list[list[int]], encode: Encode | None
+    ) -> list[Extracted]:
+        # A function of its own, so that nothing refers to this batch's atoms when the next one's are computed.
+        batch = passage_batch(self._lm, sequences)
+        atoms_BP = passage_gradients(self._lm, self._phi0, batch, self._reduction)[0].float()
+        finite = finite_rows(atoms_BP)
+        atoms_BP, good = atoms_BP if finite.all() else atoms_BP[finite], finite.tolist()
+        kept = iter(atoms_BP.cpu() if encode is None else encode(atoms_BP).cpu())
+        field = "atom" if encode is None else "record"
+        return [
+            Extracted(passage, **{field: next(kept)}) if ok else Extracted(passage, problem="non-finite gradient")
+            for passage, ok in zip(passages, good, strict=True)
+        ]
+
+    def _batches(self, rows: Sequence[int], encoded: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        batch: list[int] = []
+        for row in rows:
+            if batch and (len(batch) + 1) * len(encoded[row]) > self._batch_tokens:
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
+
+    def _problem(self, passage: Passage, ids: Sequence[int]) -> str:
+        if not passage.text.strip():
+            return "empty text"
+        if len(ids) < 2:
+            return "nothing to predict in fewer than two tokens"
+        if len(ids) > self._max_tokens:
+            return f"{len(ids)} tokens, more than {self._max_tokens}; split the passage"
+        return ""

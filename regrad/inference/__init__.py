@@ -1,0 +1,1 @@
+"""Decoding a batch in which every request has its own update."""

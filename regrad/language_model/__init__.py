@@ -1,1 +1,0 @@
-"""The base model: loading, the adaptation subspace, per-request LoRA, decoding."""

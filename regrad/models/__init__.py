@@ -1,0 +1,1 @@
+"""The base model: loading, the adaptation subspace, per-request LoRA, batches of tokens."""

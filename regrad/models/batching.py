@@ -1,0 +1,127 @@
+"""Token sequences to padded tensors, and their losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regrad.models.loading import LanguageModel
+
+_HEAD_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Right-padded ids [N, T] and which of them are predicted [N, T] (the first `start` tokens of a row are not).
+
+    `entered` [N, T - 1, D], if it is there, is what the first adapted block reads (see `share_lower_blocks`).
+    """
+
+    ids: Tensor
+    predicted: Tensor
+    entered: Tensor | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each row, without padding [N]."""
+        positions = torch.arange(1, self.ids.shape[1] + 1, device=self.ids.device)
+        return (self.predicted * positions).amax(1)
+
+    def take(self, rows: Tensor) -> TokenBatch:
+        """Some of the rows, cut to the longest of them."""
+        length = int(self.lengths[rows].max())
+        entered = None if self.entered is None else self.entered[rows, : length - 1]
+        return TokenBatch(self.ids[rows, :length], self.predicted[rows, :length], entered)
+
+
+def row_chunks(batch: TokenBatch, tokens: int) -> list[Tensor]:
+    """Row numbers in groups of similar length, of at most `tokens` padded tokens (or one row)."""
+    lengths = batch.lengths.tolist()
+    groups: list[list[int]] = [[]]
+    longest = 0
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        longest = max(longest, lengths[row])
+        if groups[-1] and longest * (len(groups[-1]) + 1) > tokens:
+            groups.append([])
+            longest = lengths[row]
+        groups[-1].append(row)
+    return [torch.tensor(group, device=batch.ids.device) for group in groups if group]
+
+
+def share_lower_blocks(lm: LanguageModel, batch: TokenBatch, tokens: int) -> TokenBatch:
+    """The batch with the output of the frozen lower blocks, computed once, without a graph, in chunks of `tokens`."""
+    parts = []
+    size = max(1, tokens // batch.ids.shape[1])
+    for start in range(0, batch.ids.shape[0], size):
+        entered = lm.blocks.enter(batch.ids[start : start + size, :-1])
+        if entered is None:
+            return batch
+        parts.append(entered)
+    return replace(batch, entered=torch.cat(parts))
+
+
+def pad_batch(
+    sequences: Sequence[Sequence[int]], starts: Sequence[int], pad_id: int, device: torch.device
+) -> TokenBatch:
+    """Pad to the longest; row i predicts its tokens from position `starts[i]` on (at least 1)."""
+    length = max(len(sequence) for sequence in sequences)
+    ids = torch.full((len(sequences), length), pad_id)
+    predicted = torch.zeros(len(sequences), length, dtype=torch.bool)
+    for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        predicted[row, max(1, start) : len(sequence)] = True
+    return TokenBatch(ids.to(device), predicted.to(device))
+
+
+def sequence_losses(lm: LanguageModel, batch: TokenBatch, reduction: str = "mean") -> Tensor:
+    """Each row's negative log-likelihood [N], by mean or sum over its predicted tokens (paper, eq. 1 and 4).
+
+    Runs with whatever update is applied to `lm` and is differentiable with respect to it.
+    """
+    hidden_NTD = lm.hidden(batch.ids[:, :-1], batch.entered)
+    mask_NT = batch.predicted[:, 1:]
+    token_losses = _token_losses(lm, hidden_NTD[mask_NT], batch.ids[:, 1:][mask_NT])
+    return _row_sums(token_losses, mask_NT) / _divisors(mask_NT, reduction)
+
+
+def losses_and_slopes(
+    lm: LanguageModel, hidden_NTD: Tensor, batch: TokenBatch, reduction: str = "mean"
+) -> tuple[Tensor, Tensor]:
+    """The same losses [N] from the final hidden states, and the gradient of their sum with respect to those [N, T, D].
+
+    Logits are the largest tensors of all: here they are made, differentiated and dropped for some tokens at a time.
+    First order only, as no graph is kept.
+    """
+    mask_NT = batch.predicted[:, 1:]
+    divisors_N = _divisors(mask_NT, reduction)
+    per_token = (hidden_NTD.detach()[mask_NT], batch.ids[:, 1:][mask_NT], divisors_N[mask_NT.nonzero()[:, 0]])
+    parts = [_part(lm, *part) for part in zip(*(torch.split(v, _HEAD_TOKENS) for v in per_token), strict=True)]
+    losses_M, slopes_MD = (torch.cat(values) for values in zip(*parts, strict=True))
+    slopes_NTD = torch.zeros_like(hidden_NTD)
+    slopes_NTD[mask_NT] = slopes_MD
+    return _row_sums(losses_M, mask_NT) / divisors_N, slopes_NTD
+
+
+@torch.enable_grad()
+def _part(lm: LanguageModel, hidden_MD: Tensor, targets_M: Tensor, divisors_M: Tensor) -> tuple[Tensor, Tensor]:
+    hidden_MD = hidden_MD.detach().requires_grad_()
+    losses_M = _token_losses(lm, hidden_MD, targets_M)
+    (slopes_MD,) = torch.autograd.grad(losses_M, hidden_MD, 1 / divisors_M.to(losses_M.dtype))
+    return losses_M.detach(), slopes_MD
+
+
+def _token_losses(lm: LanguageModel, hidden_MD: Tensor, targets_M: Tensor) -> Tensor:
+    return F.cross_entropy(lm.logits(hidden_MD), targets_M, reduction="none")
+
+
+def _row_sums(token_losses_M: Tensor, mask_NT: Tensor) -> Tensor:
+    return token_losses_M.new_zeros(mask_NT.shape[0]).index_add(0, mask_NT.nonzero()[:, 0], token_losses_M)
+
+
+def _divisors(mask_NT: Tensor, reduction: str) -> Tensor:
+    counts_N = mask_NT.sum(1).clamp_min(1)
+    return counts_N if reduction == "mean" else torch.ones_like(counts_N)

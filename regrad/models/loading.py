@@ -1,0 +1,187 @@
+"""Loading a base language model: Hugging Face format, from a directory, a hub name or an installed package."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from regrad.errors import ModelError
+from regrad.models.blocks import Blocks
+from regrad.models.config import ModelConfig
+from regrad.models.lora import BatchedLora
+from regrad.models.subspace import Subspace, find_subspace
+from regrad.models.tokens import prompt_ids, token_ids
+from regrad.storage import local_directory
+
+_PACKAGE = "package:"
+
+
+@dataclass
+class LanguageModel:
+    """A frozen causal language model in evaluation mode, its tokenizer, and the slots for updates.
+
+    `config` is what it was loaded with, its data type resolved: a MetaInit made from it loads alike anywhere.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    lora: BatchedLora
+    config: ModelConfig
+    blocks: Blocks
+
+    @property
+    def subspace(self) -> Subspace:
+        """The adaptation subspace of this model."""
+        return self.lora.subspace
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The precision of a forward pass now: the weights' own, or that of an autocast block around the call."""
+        kind = self.device.type
+        if torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+        return next(self.model.parameters()).dtype
+
+    def hidden(self, ids_NT: Tensor, entered_NTD: Tensor | None = None) -> Tensor:
+        """Final hidden states [N, T, D] of right-padded token ids (no position attends to what follows it).
+
+        With `entered_NTD`, what `blocks.enter` gave for these ids, the frozen lower blocks are not run again.
+        """
+        with self.blocks.skipped(entered_NTD):
+            output = self.model.base_model(input_ids=ids_NT, use_cache=False)  # type: ignore[operator]
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits [..., V] of hidden states [..., D], scaled as the model does, in float32 at least."""
+        scores: Tensor = self.model.get_output_embeddings()(hidden)  # type: ignore[operator]
+        return scaled_logits(self.model.config, scores if scores.dtype == torch.float64 else scores.float())
+
+    def identity(self) -> str:
+        """SHA-256 (hex) of every weight's name, shape and bytes as they are in memory now."""
+        return weights_digest(self.model)
+
+    def encode(self, text: str, controls: bool = False) -> list[int]:
+        """Token ids of a piece of text; `controls`: what looks like a control token in it is one."""
+        return token_ids(self.tokenizer, self.config.prompts, text, controls)
+
+    def encode_prompt(self, text: str, raw: bool = False, controls: bool = False) -> list[int]:
+        """Token ids of a whole prompt, its start token and (unless it is `raw`) the model's chat template included."""
+        return prompt_ids(self.tokenizer, self.config.prompts, text, raw, controls)
+
+    @property
+    def bos(self) -> list[int]:
+        """The token that starts every sequence, if the model has one."""
+        return [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
+
+    @property
+    def eos(self) -> list[int]:
+        """The token that ends every passage and answer, if the model has one."""
+        return [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills the shorter rows of a batch."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad) if pad is not None else (self.eos or [0])[0]
+
+
+def load_language_model(config: ModelConfig, device: str | torch.device | None = None) -> LanguageModel:
+    """Load, freeze and hook the model; raises `ModelError` if it is not there or lacks the subspace.
+
+    `device` defaults to the first GPU if there is one; `dtype: auto` is bfloat16 there and float32 on a CPU.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = _dtype(config, device)
+    path = resolve_path(config.path)
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=config.attention, trust_remote_code=False, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"no language model could be loaded from {config.path}: {reason}") from error
+    model.generation_config = GenerationConfig()  # greedy means greedy, whatever the model's own file suggests
+    model.requires_grad_(False).eval().to(device)
+    resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+    subspace = find_subspace(model, config.subspace)
+    lm = LanguageModel(model, tokenizer, BatchedLora(model, subspace), resolved, Blocks(model, subspace))
+    _check_head(lm)
+    return lm
+
+
+def scaled_logits(config: Any, scores: Tensor) -> Tensor:
+    """What some models do after their output embedding: divide (Granite), multiply (Cohere), soft-cap (Gemma)."""
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        scores = scores / divisor
+    if (factor := getattr(config, "logit_scale", None)) is not None:
+        scores = scores * factor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        scores = cap * torch.tanh(scores / cap)
+    return scores
+
+
+@torch.no_grad()
+def _check_head(lm: LanguageModel) -> None:
+    """Raise `ModelError` if our logits are not the model's own: its atoms would be wrong."""
+    ids = torch.tensor([[0, 1, 2]], device=lm.device)
+    own = lm.model(input_ids=ids, use_cache=False).logits
+    ours = lm.logits(lm.hidden(ids))
+    if not torch.allclose(own.float(), ours.float(), rtol=2e-2, atol=2e-2):
+        kind = type(lm.model).__name__
+        raise ModelError(f"{kind} makes its logits in a way that regrad does not know; its gradients would be wrong")
+
+
+def resolve_path(path: str) -> str:
+    """`package:NAME/PATH` and directory URIs become local paths; a hub name is left as it is.
+
+    Raises `ModelError` if it is a local path and there is nothing.
+    """
+    local = _local(path)
+    if _is_local(local) and not Path(local).is_dir():
+        raise ModelError(f"there is no model at {path}")
+    return local
+
+
+def _local(path: str) -> str:
+    if path.startswith(_PACKAGE):
+        name, _, inner = path.removeprefix(_PACKAGE).partition("/")
+        try:
+            return str(Path(str(files(name))) / inner)
+        except ModuleNotFoundError as error:
+            raise ModelError(f"{path}: the package {name} is not installed") from error
+    return str(local_directory(path)) if "://" in path else path
+
+
+def _is_local(path: str) -> bool:
+    """Whether it can be no hub name, which is a name or `organisation/name`."""
+    return path.startswith(("/", "./", "../", "~")) or path in (".", "..") or "\\" in path or path.count("/") > 1
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 (hex) over all parameters, sorted by name: name, dtype, shape, bytes."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}|{parameter.dtype}|{tuple(parameter.shape)}|".encode())
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32

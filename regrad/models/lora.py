@@ -1,0 +1,91 @@
+"""Per-request LoRA: updates are inputs of a batch, never writes to the weights.
+
+A forward hook on each adapted projection adds scaling * B A x, with the A and B of the row that x belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regrad.models.subspace import Subspace
+
+
+class BatchedLora:
+    """The adapted projections of one model, waiting for the update of the next forward pass."""
+
+    def __init__(self, model: nn.Module, subspace: Subspace) -> None:
+        self.subspace = subspace
+        self._current: dict[str, Tensor] | None = None
+        self._scaled = False
+        self._handles = [
+            model.get_submodule(name).register_forward_hook(self._hook(name)) for name, _, _ in subspace.modules
+        ]
+
+    @contextmanager
+    def applied(self, flat: Tensor) -> Iterator[None]:
+        """Inside the block, the model's forward passes run with this update.
+
+        `flat` is [P] for one update on all rows, or [U, P] for a batch of U * n rows in which each n
+        consecutive rows share an update. Differentiable with respect to `flat`.
+        """
+        previous, self._current = self._current, self.subspace.unflatten(flat)
+        try:
+            yield
+        finally:
+            self._current = previous
+
+    @contextmanager
+    def applied_scaled(self, tensors: dict[str, Tensor]) -> Iterator[None]:
+        """As `applied`, with tensors by name in which each B has the subspace's scale in it already."""
+        previous, self._current, self._scaled = self._current, tensors, True
+        try:
+            yield
+        finally:
+            self._current, self._scaled = previous, False
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Any:
+        names = f"{name}.A", f"{name}.B"
+
+        def add_update(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            current = self._current
+            if current is None:
+                return None
+            a, b = current[names[0]], current[names[1]]
+            if self._scaled and a.dim() == 2:
+                return add_one(output, inputs[0], a, b)
+            return add_lora(output, inputs[0], a, b, 1.0 if self._scaled else self.subspace.scaling)
+
+        return add_update
+
+
+def add_one(output_NTO: Tensor, x_NTD: Tensor, a_RD: Tensor, b_OR: Tensor) -> Tensor:
+    """`output` + B A x with one update, in the fewest steps: for a single short row these are what it costs."""
+    low = x_NTD.view(-1, x_NTD.shape[-1]).mm(a_RD.t())
+    return torch.addmm(output_NTO.view(-1, b_OR.shape[0]), low, b_OR.t()).view(output_NTO.shape)
+
+
+def add_lora(output_NTO: Tensor, x_NTD: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """`output` + scaling * B A x: A is [R, D] and B [O, R], or per update [U, R, D] and [U, O, R] with N = U * n.
+
+    The scale is applied where there are only R numbers a token, and the sum is part of the second product.
+    """
+    a, b = a.to(x_NTD.dtype), b.to(x_NTD.dtype)
+    if a.dim() == 2:
+        low = F.linear(x_NTD, a).flatten(0, -2)
+        low = low if scaling == 1 else low * scaling
+        return torch.addmm(output_NTO.flatten(0, -2), low, b.t()).view(output_NTO.shape)
+    updates = a.shape[0]
+    low = torch.bmm(x_NTD.reshape(updates, -1, x_NTD.shape[-1]), a.mT)
+    low = low if scaling == 1 else low * scaling
+    return torch.baddbmm(output_NTO.reshape(updates, -1, b.shape[1]), low, b.mT).view(output_NTO.shape)

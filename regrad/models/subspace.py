@@ -1,0 +1,133 @@
+"""The adaptation subspace: the LoRA tensors of the adapted projections in one fixed order.
+
+Everything that is learned, stored or summed is a flat vector of P numbers; here it is cut into tensors and put back.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrad.errors import ModelError
+from regrad.models.config import SubspaceConfig
+
+_LAYER = re.compile(r"^(?:.*\.)?layers\.(\d+)\.(?:.*\.)?(\w+)$")
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """Names, shapes and offsets of the LoRA tensors. `modules` are (path, in_features, out_features) in order.
+
+    Each module contributes A [rank, in] and then B [out, rank]; the update of its output is scaling * B A x.
+    """
+
+    modules: tuple[tuple[str, int, int], ...]
+    rank: int
+    scaling: float
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Tensor name (`<module>.A`, `<module>.B`) to shape, in the order of the flat vector."""
+        shapes: dict[str, tuple[int, int]] = {}
+        for name, inputs, outputs in self.modules:
+            shapes[f"{name}.A"] = (self.rank, inputs)
+            shapes[f"{name}.B"] = (outputs, self.rank)
+        return shapes
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Numbers in each tensor, in order."""
+        return [rows * columns for rows, columns in self.shapes.values()]
+
+    @property
+    def size(self) -> int:
+        """P: how many numbers an atom has."""
+        return sum(self.lengths)
+
+    def unflatten(self, flat_P: Tensor) -> dict[str, Tensor]:
+        """[..., P] -> tensors [..., rows, columns] by name (views; differentiable)."""
+        if flat_P.shape[-1] != self.size:
+            raise ModelError(f"a vector of {self.size} numbers is expected, found {flat_P.shape[-1]}")
+        parts = torch.split(flat_P, self.lengths, dim=-1)
+        items = zip(self.shapes.items(), parts, strict=True)
+        return {name: part.reshape(*part.shape[:-1], *shape) for (name, shape), part in items}
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Tensors [..., rows, columns] by name -> [..., P]; raises `ModelError` for missing names or wrong shapes."""
+        wrong = [
+            name for name, shape in self.shapes.items() if name not in tensors or tensors[name].shape[-2:] != shape
+        ]
+        if wrong or len(tensors) != len(self.shapes):
+            unknown = sorted(set(tensors) - set(self.shapes))
+            raise ModelError(f"these tensors do not fit the subspace: {(wrong or unknown)[:3]}")
+        return torch.cat([tensors[name].flatten(-2) for name in self.shapes], dim=-1)
+
+    def per_tensor(self, values: Tensor) -> Tensor:
+        """Step sizes as [P]: one a tensor [n_tensors] is repeated over its tensor; [P] stays as it is."""
+        if values.shape[-1] == self.size:
+            return values
+        lengths = torch.tensor(self.lengths, device=values.device)
+        return values.repeat_interleave(lengths, output_size=self.size)
+
+    def initial(self, seed: int = 0) -> Tensor:
+        """The standard LoRA start as a flat float32 vector: A Kaiming-uniform (bound 1/sqrt(in)), B zero."""
+        generator = torch.Generator().manual_seed(seed)
+        tensors: dict[str, Tensor] = {}
+        for name, shape in self.shapes.items():
+            uniform = torch.rand(shape, generator=generator) * 2 - 1
+            tensors[name] = uniform / math.sqrt(shape[1]) if name.endswith(".A") else torch.zeros(shape)
+        return self.flatten(tensors)
+
+    def to_json(self) -> dict[str, Any]:
+        """A description that `from_json` reads back."""
+        return {"modules": [list(module) for module in self.modules], "rank": self.rank, "scaling": self.scaling}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Subspace:
+        """The inverse of `to_json`."""
+        modules = tuple((str(name), int(inputs), int(outputs)) for name, inputs, outputs in data["modules"])
+        return Subspace(modules, int(data["rank"]), float(data["scaling"]))
+
+
+def finite_rows(vectors_NP: Tensor) -> Tensor:
+    """Which vectors have finite numbers only [N] bool.
+
+    A number that is not finite makes its row's sum so, and sums read the vectors once; as the sum of finite numbers
+    can overflow, rows in doubt are then looked at number by number.
+    """
+    finite = torch.isfinite(vectors_NP.sum(1))
+    if not finite.all():
+        finite[~finite] = torch.isfinite(vectors_NP[~finite]).all(1)
+    return finite
+
+
+def block_of(module: str) -> tuple[str, int]:
+    """The path of the list of blocks that a projection is in, and the number of its block."""
+    match = re.match(r"^((?:.*\.)?layers)\.(\d+)\.", module)
+    if match is None:
+        raise ModelError(f"{module} is in no numbered block")
+    return match[1], int(match[2])
+
+
+def find_subspace(model: nn.Module, config: SubspaceConfig) -> Subspace:
+    """The subspace that `config` describes in this model; raises `ModelError` if a layer or projection is not there."""
+    linears: dict[tuple[int, str], tuple[str, int, int]] = {}
+    for name, module in model.named_modules():
+        match = _LAYER.match(name)
+        if match and isinstance(module, nn.Linear):
+            linears[int(match[1]), match[2]] = (name, module.in_features, module.out_features)
+    count = 1 + max((layer for layer, _ in linears), default=-1)
+    layers = range(count // 2, count) if config.layers == "upper-half" else config.layers
+    wanted = [(layer, projection) for layer in layers for projection in config.projections]
+    missing = [key for key in wanted if key not in linears]
+    if missing or not wanted:
+        known = sorted({projection for _, projection in linears})
+        raise ModelError(f"the model has no layer and projection {missing[:3]}; it has {count} layers of {known}")
+    return Subspace(tuple(linears[key] for key in wanted), config.rank, config.scaling)

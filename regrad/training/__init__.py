@@ -1,0 +1,1 @@
+"""Training: what all runs share, and meta-training, LoRAs and synthesis on top of it."""

@@ -1,0 +1,150 @@
+"""PRAG's document augmentation by a language model itself: another wording of each passage, and questions about it.
+
+Questions are wanted as a JSON list. What cannot be read as one is tried again with other random numbers, a bounded
+number of times; a passage that never gives one is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import torch
+
+from regrad.data.augmented import Augmented, Pair, pair_of
+from regrad.data.passages import Passage
+from regrad.errors import CorpusError, ModelError
+from regrad.inference.decoding import GenerationRequest, check_fits
+from regrad.inference.sampling import draws, sample
+from regrad.models.loading import LanguageModel
+from regrad.training.lora.config import AugmentConfig
+
+NO_PAIRS = "no valid JSON list of questions and answers"
+NO_REWRITE = "no other wording"
+_MOST_BRACKETS = 20
+_SETTINGS = {"rewrite_prompt", "pairs_prompt", "pairs", "rewrites", "temperature", "top_k", "max_new_tokens", "retries"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A passage with what was written for it, or why it cannot be used; `tries`: how often questions were asked for."""
+
+    passage: Passage
+    augmented: Augmented | None = None
+    reason: str = ""
+    detail: str = ""
+    tries: int = 0
+
+
+class Augmenter:
+    """Writes with one model. What a passage gets depends on model, settings and passage alone (up to rounding)."""
+
+    def __init__(self, lm: LanguageModel, config: AugmentConfig) -> None:
+        self._lm, self._config = lm, config
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 (hex) of what the outcomes depend on beside the passages."""
+        model = self._lm.config.model_dump(mode="json", include={"dtype", "attention", "prompts"})
+        settings = self._config.model_dump(mode="json", include=_SETTINGS | {"seed"})
+        return sha256(json.dumps([self._lm.identity(), model, settings], sort_keys=True).encode()).hexdigest()
+
+    def write(self, passages: Sequence[Passage]) -> list[Outcome]:
+        """One outcome a passage, in order."""
+        outcomes: list[Outcome] = []
+        for start in range(0, len(passages), self._config.batch_passages):
+            outcomes += self._write(passages[start : start + self._config.batch_passages])
+        return outcomes
+
+    def _write(self, passages: Sequence[Passage]) -> list[Outcome]:
+        faults = [self._fault(passage) for passage in passages]
+        fit = [passage for passage, fault in zip(passages, faults, strict=True) if not fault]
+        pairs, tries, last = self._pairs(fit)
+        rewrites = self._rewrites(fit)
+        written = iter(zip(fit, pairs, tries, last, rewrites, strict=True))
+        return [
+            Outcome(p, reason=fault) if fault else _outcome(*next(written))
+            for p, fault in zip(passages, faults, strict=True)
+        ]
+
+    def _fault(self, passage: Passage) -> str:
+        if not passage.text.strip():
+            return "empty text"
+        for prompt in (self._rewrite_prompt(passage), self._pairs_prompt(passage)):
+            try:
+                check_fits(self._lm, GenerationRequest(prompt, None, self._config.max_new_tokens), controls=True)
+            except ModelError as error:
+                return f"the passage is too long: {error}"
+        return ""
+
+    def _rewrites(self, passages: Sequence[Passage]) -> list[tuple[str, ...]]:
+        """So many wordings of each passage as are wanted; those that come out empty are left out."""
+        found: list[list[str]] = [[] for _ in passages]
+        for number in range(self._config.rewrites):
+            texts = self._sample([self._rewrite_prompt(p) for p in passages], passages, f"rewrite/{number}")
+            for texts_here, text in zip(found, texts, strict=True):
+                texts_here.extend([text.strip()] if text.strip() else [])
+        return [tuple(texts) for texts in found]
+
+    def _pairs(self, passages: Sequence[Passage]) -> tuple[list[tuple[Pair, ...]], list[int], list[str]]:
+        """Questions for each passage, the tries that it took, and the last text that was no list."""
+        pairs: list[tuple[Pair, ...]] = [()] * len(passages)
+        tries, last = [0] * len(passages), [""] * len(passages)
+        left = list(range(len(passages)))
+        for attempt in range(1 + self._config.retries):
+            here = [passages[i] for i in left]
+            texts = self._sample([self._pairs_prompt(p) for p in here], here, f"pairs/{attempt}") if left else []
+            for i, text in zip(left, texts, strict=True):
+                pairs[i], tries[i], last[i] = parse_pairs(text, self._config.pairs), attempt + 1, text[:200]
+            left = [i for i in left if not pairs[i]]
+        return pairs, tries, last
+
+    def _sample(self, prompts: Sequence[str], passages: Sequence[Passage], purpose: str) -> list[str]:
+        config = self._config
+        if not prompts:
+            return []
+        numbers = [draws(f"{config.seed}/{purpose}/{p.id}", 1, config.max_new_tokens) for p in passages]
+        found = sample(
+            self._lm, prompts, torch.cat(numbers), config.temperature, 1.0, lambda _: False, top_k=config.top_k
+        )
+        return [item.text for item in found]
+
+    def _rewrite_prompt(self, passage: Passage) -> str:
+        return self._filled(self._config.rewrite_prompt, passage)
+
+    def _pairs_prompt(self, passage: Passage) -> str:
+        return self._filled(self._config.pairs_prompt, passage)
+
+    def _filled(self, template: str, passage: Passage) -> str:
+        text = self._lm.config.prompts.passage_text(passage)
+        return template.format(passage=text, pairs=self._config.pairs)
+
+
+def parse_pairs(text: str, most: int) -> tuple[Pair, ...]:
+    """The first JSON list in a text that consists of questions with answers, cut to `most`; empty if there is none."""
+    decoder = json.JSONDecoder()
+    place = text.find("[")
+    for _ in range(_MOST_BRACKETS):
+        if place < 0:
+            break
+        try:
+            return _checked(decoder.raw_decode(text, place)[0], most)
+        except (ValueError, RecursionError, CorpusError):
+            place = text.find("[", place + 1)
+    return ()
+
+
+def _checked(found: Any, most: int) -> tuple[Pair, ...]:
+    if not isinstance(found, list) or not found:
+        raise CorpusError("not a list of pairs")
+    return tuple(pair_of(item) for item in found[:most])
+
+
+def _outcome(passage: Passage, pairs: tuple[Pair, ...], tries: int, last: str, rewrites: tuple[str, ...]) -> Outcome:
+    if not pairs:
+        return Outcome(passage, reason=NO_PAIRS, detail=last, tries=tries)
+    return Outcome(passage, Augmented(passage, rewrites, pairs), "" if rewrites else NO_REWRITE, tries=tries)

@@ -1,0 +1,157 @@
+"""Training LoRAs: one for good (`regrad finetune`), one a passage (`regrad adapters`), and what they are trained on."""
+
+from __future__ import annotations
+
+from string import Formatter
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from regrad.bank.config import BankConfig
+from regrad.models.config import ModelConfig, SubspaceConfig
+from regrad.settings import Location, Settings, WorkersConfig
+from regrad.training.config import Beta, CheckpointConfig, WatchConfig
+
+Objective = Literal["passages", "instruction", "questions", "questions-with-passages"]
+
+
+class AdamWConfig(Settings):
+    """AdamW over the numbers of a LoRA."""
+
+    lr: float = Field(3e-4, gt=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float | None = Field(None, gt=0, description="the norm to which a LoRA's gradient is clipped")
+    batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward and backward pass")
+
+
+class FinetuneOptimizerConfig(AdamWConfig):
+    """AdamW with linear warm-up for one LoRA."""
+
+    steps: int = Field(1000, ge=1)
+    epochs: float | None = Field(None, gt=0, description="instead of steps: how often each example is seen, on average")
+    batch_size: int = Field(16, ge=1, description="examples of one step, over all workers")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="after the warm-up, down to zero")
+    clip: float | None = Field(1.0, gt=0, description="the norm to which the gradient is clipped")
+    max_bad_steps: int = Field(5, ge=1, description="steps in a row with a non-finite loss or gradient, then it stops")
+
+
+class FinetuneConfig(Settings):
+    """`regrad finetune`: one LoRA for all questions, by the objective of a continual-training or fine-tuning rival."""
+
+    model: ModelConfig
+    objective: Objective = Field(
+        description="passages: continual pre-training; instruction: a passage with its questions; questions: prompt to "
+        "answer; questions-with-passages: the same with the passages in the prompt"
+    )
+    corpus: Location | None = Field(None, description="passages, or for instruction what `regrad augment` made")
+    tasks: Location | None = Field(None, description="questions, as for `regrad train`")
+    output: Location
+    start_from: Location | None = Field(None, description="an adapter to go on from: documents that came later")
+    k: int | None = Field(None, ge=1, description="at most so many passages in a prompt, the first of its context")
+    max_examples: int | None = Field(None, ge=1, description="a sample of so many, drawn by the seed")
+    max_tokens: int = Field(1536, ge=16, description="longer examples are left out, and counted")
+    optimizer: FinetuneOptimizerConfig = FinetuneOptimizerConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    watch: WatchConfig = WatchConfig()
+    seed: int = 0
+    cluster: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _has_its_data(self) -> FinetuneConfig:
+        wanted = "corpus" if self.objective in ("passages", "instruction") else "tasks"
+        if getattr(self, wanted) is None:
+            raise ValueError(f"objective {self.objective} needs '{wanted}'")
+        return self
+
+
+class AugmentConfig(Settings):
+    """`regrad augment`: another wording and question-answer pairs for each passage (PRAG's document augmentation)."""
+
+    output: Location = Field(description="a directory: augmented.jsonl, failed.jsonl and report.json")
+    corpus: Location | None = Field(None, description="passages that `model` rewrites and asks about")
+    model: ModelConfig | None = Field(None, description="the writer, if the data is not ready")
+    ready: Location | None = Field(
+        None, description="instead: PRAG's data_aug, or augmented passages; a file or a directory"
+    )
+    tasks: Location | None = Field(None, description="instead: pairs of tasks, as `regrad synth` makes; no rewrites")
+    pairs: int = Field(3, ge=1, description="questions of a passage, at most")
+    rewrites: int = Field(1, ge=0, le=8, description="other wordings of a passage")
+    rewrite_prompt: str = (
+        "Rewrite the following passage. While keeping the entities, proper nouns, and key details such as names, "
+        "locations, and terminology intact, create a new version of the text that expresses the same ideas in a "
+        "different way. Make sure the revised passage is distinct from the original one, but preserves the core "
+        "meaning and relevant information.\n{passage}\nRewritten passage:"
+    )
+    pairs_prompt: str = (
+        "I will provide a passage of text, and you need to generate {pairs} different questions based on the content "
+        "of this passage. Each question should be answerable using the information provided in the passage. "
+        'Answer with a JSON list of objects with the keys "question", "answer" and "full_answer" and nothing else.\n'
+        "Passage:\n{passage}\nJSON:"
+    )
+    temperature: float = Field(0.7, gt=0)
+    top_k: int = Field(50, ge=0, description="0: all tokens")
+    max_new_tokens: int = Field(512, ge=8)
+    retries: int = Field(10, ge=0, le=100, description="more tries for a passage whose pairs are not valid JSON")
+    batch_passages: int = Field(8, ge=1, description="decoded together")
+    part_passages: int = Field(64, ge=1, description="passages of one part: a job that is run again reuses its parts")
+    seed: int = 42
+    cluster: WorkersConfig = WorkersConfig()
+
+    @field_validator("rewrite_prompt", "pairs_prompt")
+    @classmethod
+    def _known_fields(cls, prompt: str) -> str:
+        try:
+            found = {field for _, field, _, _ in Formatter().parse(prompt) if field is not None}
+        except ValueError as error:
+            raise ValueError(f"not a template: {error}") from error
+        if "passage" not in found or not found <= {"passage", "pairs"}:
+            raise ValueError(f"a template with 'passage', and maybe 'pairs', is expected; it has {sorted(found)}")
+        return prompt
+
+    @model_validator(mode="after")
+    def _one_source(self) -> AugmentConfig:
+        given = [name for name in ("corpus", "ready", "tasks") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"exactly one of corpus, ready and tasks is expected, found {given or 'none'}")
+        if self.corpus is not None and self.model is None:
+            raise ValueError("corpus needs 'model', which writes")
+        return self
+
+
+class AdapterConfig(AdamWConfig):
+    """How one passage's adapter is trained; the defaults are PRAG's."""
+
+    rank: int = Field(2, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    epochs: int = Field(1, ge=1)
+    max_tokens: int = Field(3000, ge=16, description="of one sequence; a longer one is left out")
+    pairs: int | None = Field(None, ge=1, description="the first so many questions; all if null")
+
+    @property
+    def scaling(self) -> float:
+        """The factor alpha / rank on B A."""
+        return self.alpha / self.rank
+
+
+class AdaptersConfig(Settings):
+    """`regrad adapters`: a LoRA for each passage, into a bank."""
+
+    model: ModelConfig = Field(description="of its subspace, the blocks and projections count; the rank is `adapter`'s")
+    static: Location | None = Field(None, description="a LoRA of `regrad finetune` that the adapters are trained upon")
+    corpus: Location = Field(description="what `regrad augment` made: its directory, or the file")
+    bank: BankConfig
+    adapter: AdapterConfig = AdapterConfig()
+    rows: int = Field(64, ge=1, description="passages that are trained at once; changes no result but by rounding")
+    keep: bool = Field(
+        False, description="keep the bank's adapters of passages with the same text, however they were trained"
+    )
+    seed: int = 42
+    cluster: WorkersConfig = WorkersConfig()
+
+
+def adapter_subspace(model: SubspaceConfig, adapter: AdapterConfig, static_rank: int = 0) -> SubspaceConfig:
+    """The subspace in which an adapter is trained beside a static LoRA of some rank, at the adapter's scale."""
+    rank = adapter.rank + static_rank
+    return model.model_copy(update={"rank": rank, "alpha": adapter.scaling * rank})

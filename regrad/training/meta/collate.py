@@ -1,0 +1,124 @@
+"""A batch of tasks as tensors: distinct passages, distinct updates, and questions that each run under one update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from regrad.data.passages import Passage
+from regrad.data.tasks import MetaTask, TaskQuestion
+from regrad.gradients.extractor import encode_passage, passage_batch
+from regrad.models.batching import TokenBatch, pad_batch
+from regrad.models.loading import LanguageModel
+from regrad.training.meta.config import ShapeConfig
+
+
+@dataclass(frozen=True)
+class MetaBatch:
+    """U distinct passages, D updates and N = D * n questions, ready for the model.
+
+    `membership` [D, U] is 1 where a passage belongs to an update. Question rows are grouped by update, n for each, and
+    `weights` [N] say how much each counts: every task alike.
+    """
+
+    passages: TokenBatch
+    membership: Tensor
+    questions: TokenBatch
+    weights: Tensor
+
+    @property
+    def questions_per_update(self) -> int:
+        """n."""
+        return self.questions.ids.shape[0] // self.membership.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of passages and questions, without padding."""
+        return int(self.passages.lengths.sum() + self.questions.lengths.sum())
+
+    def with_tokens(self, passages: TokenBatch, questions: TokenBatch) -> MetaBatch:
+        """The same batch with other token batches."""
+        return replace(self, passages=passages, questions=questions)
+
+    def of_updates(self, first: int, last: int) -> MetaBatch:
+        """The questions of some of the updates, from `first` up to `last`, as a batch of its own."""
+        n = self.questions_per_update
+        rows = torch.arange(first * n, last * n, device=self.weights.device)
+        return replace(
+            self,
+            membership=self.membership[first:last],
+            questions=self.questions.take(rows),
+            weights=self.weights[rows],
+        )
+
+
+Asked = tuple[MetaTask, TaskQuestion]
+
+
+def group_questions(tasks: Sequence[MetaTask]) -> list[tuple[frozenset[Passage], list[Asked]]]:
+    """The updates of a batch, each with its passages and its questions, the same number for all.
+
+    Questions on the same passages share an update, as far as equal groups allow (their greatest common divisor): equal
+    groups need no copy of an update for each question.
+    """
+    together: dict[frozenset[Passage], list[Asked]] = {}
+    for task in tasks:
+        for question in task.questions:
+            members = frozenset(task.passages[position] for position in question.context)
+            together.setdefault(members, []).append((task, question))
+    n = math.gcd(*(len(asked) for asked in together.values()))
+    return [
+        (members, asked[start : start + n]) for members, asked in together.items() for start in range(0, len(asked), n)
+    ]
+
+
+def collate(lm: LanguageModel, tasks: Sequence[MetaTask], shape: ShapeConfig = ShapeConfig()) -> MetaBatch:
+    """Tokenise and pad a batch of tasks; a passage that several questions rest on is in it once."""
+    groups = group_questions(tasks)
+    passages = list(dict.fromkeys(passage for task in tasks for passage in task.passages))
+    number = {passage: i for i, passage in enumerate(passages)}
+    asked = [item for _, items in groups for item in items]
+    encoded = [encode_question(lm, task, question, shape) for task, question in asked]
+    weights = [1.0 / (len(tasks) * len(task.questions)) for task, _ in asked]
+    return MetaBatch(
+        passage_batch(lm, [encode_passage(lm, passage) for passage in passages]),
+        _membership([{number[passage] for passage in members} for members, _ in groups], len(passages)).to(lm.device),
+        pad_batch([ids for ids, _ in encoded], [start for _, start in encoded], lm.pad_id, lm.device),
+        torch.tensor(weights, dtype=torch.float64, device=lm.device),
+    )
+
+
+def _membership(groups: Sequence[set[int]], passages: int) -> Tensor:
+    membership = torch.zeros(len(groups), passages)
+    for row, members in enumerate(groups):
+        membership[row, sorted(members)] = 1.0
+    return membership
+
+
+def encode_question(
+    lm: LanguageModel, task: MetaTask, question: TaskQuestion, shape: ShapeConfig
+) -> tuple[list[int], int]:
+    """Token ids of prompt and answer, and how many the prompt has.
+
+    With passages in the prompt, those of the lowest rank are left out until it fits `shape.max_tokens` and the model.
+    """
+    limit = min(shape.max_tokens, getattr(lm.model.config, "max_position_embeddings", None) or shape.max_tokens)
+    answer = [*lm.encode(lm.config.prompts.answer_text(question.answer)), *lm.eos]
+    context = prompt_passages(task, question, shape)
+    while True:
+        prompt = lm.encode_prompt(lm.config.prompts.prompt(question.question, context))
+        if not context or len(prompt) + len(answer) <= limit:
+            return [*prompt, *answer], len(prompt)
+        context = context[1:] if shape.order == "best-last" else context[:-1]
+
+
+def prompt_passages(task: MetaTask, question: TaskQuestion, shape: ShapeConfig) -> list[Passage]:
+    """The passages of a question in the order of its prompt; none unless `shape.in_prompt`."""
+    if not shape.in_prompt:
+        return []
+    ranked = [task.passages[position] for position in question.context]
+    return ranked[::-1] if shape.order == "best-last" else ranked

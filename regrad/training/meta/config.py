@@ -1,0 +1,135 @@
+"""Meta-training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from regrad.models.config import ModelConfig
+from regrad.settings import Location, Settings, WorkersConfig
+from regrad.training.config import Beta, CheckpointConfig, WatchConfig
+
+StrategyName = Literal["auto", "graph", "hvp", "difference", "first-order"]
+StepSizeMode = Literal["tie", "same", "full", "fix"]
+
+
+class InnerConfig(Settings):
+    """The inner step: phi_C = phi0 - alpha * sum of the passages' gradients (paper, eq. 1 to 3)."""
+
+    initial_step_size: float = Field(1e-2, gt=0, description="where alpha starts; the right scale depends on the model")
+    step_size_mode: StepSizeMode = Field(
+        "tie", description="one step size a tensor (tie), one in all (same), one a number (full), or not learned (fix)"
+    )
+    step_size_space: Literal["linear", "log"] = Field(
+        "linear", description="what the optimiser moves: alpha or log alpha"
+    )
+    reduction: Literal["mean", "sum"] = Field("mean", description="of a passage's token losses")
+    steps: int = Field(1, ge=1, description="inner steps; more than one cannot be banked and needs the graph strategy")
+
+
+class StrategyConfig(Settings):
+    """How the meta-gradient is computed. All but `first-order` (an ablation) give the same numbers."""
+
+    name: StrategyName = "auto"
+    chunk_tokens: int = Field(512, ge=1, description="hvp, difference: padded tokens in one pass (at least one row)")
+    memory_gb: float | None = Field(
+        None, gt=0, description="auto: what one worker may use; most of what is free if null"
+    )
+    relative_step: float | None = Field(None, gt=0, description="difference: the step over the norm of phi0")
+    activation_checkpointing: bool = Field(False, description="difference, first-order: recompute blocks, keep less")
+
+
+class ShapeConfig(Settings):
+    """What is made of a task record before it is trained on."""
+
+    k: int | None = Field(None, ge=1, description="at most so many passages a question, the first of its context")
+    questions: int | None = Field(None, ge=1, description="at most so many questions a task, drawn anew each time")
+    in_prompt: bool = Field(False, description="passages also in the prompt of the outer loss: ReGrad + ICL")
+    order: Literal["best-last", "best-first", "shuffled"] = Field("best-last", description="of passages in a prompt")
+    distractors: int = Field(2, ge=0, description="foreign passages that are mixed in, behind a question's own")
+    distractor_probability: float = Field(0.0, ge=0, le=1, description="how often they are")
+    max_passage_tokens: int = Field(1024, ge=8)
+    max_tokens: int = Field(1536, ge=16, description="prompt and answer together")
+    bad_tasks: Literal["fail", "skip"] = Field("fail", description="stop at a bad task, or leave it out and count it")
+
+
+class TaskSource(Settings):
+    """One set of tasks (jsonl or parquet, a file or a directory) and how often it is drawn from, relative to others."""
+
+    uri: Location
+    weight: float | None = Field(None, gt=0, description="share of the draws; the number of its tasks if null")
+
+
+def _as_sources(value: Any) -> Any:
+    items = [value] if isinstance(value, str | dict) else value
+    return [{"uri": item} if isinstance(item, str) else item for item in items] if isinstance(items, list) else value
+
+
+TaskSources = Annotated[tuple[TaskSource, ...], BeforeValidator(_as_sources), Field(min_length=1)]
+"""A location, or a list of locations or of {uri, weight}: domains that are mixed."""
+
+
+class OptimizerConfig(Settings):
+    """AdamW over phi0 and the step sizes, with linear warm-up."""
+
+    steps: int = Field(1000, ge=1)
+    epochs: float | None = Field(None, gt=0, description="instead of steps: how often each task is drawn, on average")
+    batch_size: int = Field(16, ge=1, description="tasks in the global meta-batch, over all workers")
+    micro_batch: int | None = Field(
+        None, ge=1, description="tasks that a worker computes at once; all its share if null"
+    )
+    lr: float = Field(4e-4, gt=0)
+    step_size_lr: float | None = Field(None, gt=0, description="for the relative step sizes; the same as lr if null")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="after the warm-up, down to zero")
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(0.5, gt=0, description="the norm to which the meta-gradient is clipped")
+    zero_stage: Literal[0, 1, 2, 3] | None = Field(1, description="of DeepSpeed; plain PyTorch DDP if null")
+    precision: Literal["model", "bf16"] = Field("model", description="the model's own data type, or bf16 autocast")
+    max_bad_steps: int = Field(5, ge=1, description="steps in a row with a non-finite loss or gradient, then it stops")
+
+
+class DevConfig(Settings):
+    """How a run is scored on its dev tasks."""
+
+    every: int | None = Field(None, ge=1, description="steps; at the end only if null")
+    gamma: float = Field(1.0, gt=0, description="scale of the update (inference only)")
+    max_new_tokens: int = Field(20, ge=1)
+    select: Literal["best", "last"] = Field("best", description="which checkpoint becomes the result")
+
+
+class MetaTrainConfig(Settings):
+    """`regrad train`: meta-learn phi0 and the step sizes on tasks of passages, questions and answers."""
+
+    model: ModelConfig
+    tasks: TaskSources
+    dev: Location | None = Field(None, description="tasks of the same form, scored for exact match and F1")
+    output: Location
+    start_from: Location | None = Field(None, description="a MetaInit to continue, for example on another domain")
+    inner: InnerConfig = InnerConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    shape: ShapeConfig = ShapeConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    scoring: DevConfig = DevConfig()
+    watch: WatchConfig = WatchConfig()
+    seed: int = 0
+    cluster: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> MetaTrainConfig:
+        strategy = self.strategy
+        if self.inner.steps > 1 and strategy.name not in ("auto", "graph"):
+            raise ValueError(f"inner.steps above 1 needs strategy.name graph, found {strategy.name}")
+        if strategy.activation_checkpointing and strategy.name not in ("difference", "first-order"):
+            raise ValueError("strategy.activation_checkpointing needs strategy.name difference or first-order")
+        if self.optimizer.zero_stage == 3 and strategy.name not in ("auto", "difference", "first-order"):
+            raise ValueError(
+                f"optimizer.zero_stage 3 needs strategy.name difference (or first-order), found {strategy.name}: "
+                "DeepSpeed frees the sharded weights before the second backward pass"
+            )
+        if self.inner.steps > 1 and self.optimizer.zero_stage == 3:
+            raise ValueError("inner.steps above 1 needs optimizer.zero_stage below 3")
+        return self

@@ -1,0 +1,1 @@
+"""Writing questions for passages that have none."""

@@ -1,1 +1,0 @@
-"""The HTTP interface: what requests and answers look like, what errors look like, and the routes."""

@@ -1,0 +1,137 @@
+"""The serving application."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from regrad.bank.config import TiersConfig
+from regrad.models.config import ModelPath
+from regrad.retrieval.config import RetrieverConfig
+from regrad.settings import Location, Settings
+
+
+class ReplicaConfig(Settings):
+    """One deployment of the server: how many replicas, what each takes, how many requests it holds."""
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1)
+    num_cpus: float = Field(0.25, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    max_ongoing_requests: int = Field(128, ge=1, description="that one replica works on at a time")
+    max_queued_requests: int = Field(1024, ge=1, description="that wait for a replica; more are refused")
+    target_ongoing_requests: float | None = Field(None, gt=0, description="a replica, when scaling; default: half")
+    upscale_delay_seconds: float = Field(10.0, ge=0)
+    downscale_delay_seconds: float = Field(300.0, ge=0)
+    drain_seconds: float = Field(30.0, ge=0, description="for requests at hand when a replica is stopped")
+    health_check_seconds: float = Field(10.0, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ReplicaConfig:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas is above max_replicas")
+        return self
+
+
+class LimitsConfig(Settings):
+    """What one request may ask for."""
+
+    max_k: int = Field(10, ge=1)
+    max_gamma: float = Field(10.0, gt=0)
+    max_new_tokens: int = Field(64, ge=1)
+    max_question_characters: int = Field(4096, ge=1)
+    max_turns: int = Field(64, ge=0)
+    max_turn_characters: int = Field(32768, ge=1)
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
+    request_seconds: float = Field(60.0, gt=0)
+    max_in_flight: int = Field(128, ge=1, description="requests in one gateway replica; more get 429")
+
+
+class BatchConfig(Settings):
+    """How many requests are decoded together, and what their keys and values may take."""
+
+    max_size: int = Field(32, ge=1, description="requests in the batch of one generator")
+    max_cached_tokens: int = Field(1 << 18, ge=1, description="requests times the longest one's tokens")
+    prefill_tokens: int = Field(2048, ge=1, description="of prompts, read in one pass between two tokens of the others")
+
+
+class GroupConfig(Settings):
+    """Requests with short answers, several in one call between deployments (see `serve_app/microbatch.py`)."""
+
+    max_new_tokens: int = Field(64, ge=0, description="longer answers go alone; 0: all do")
+    max_size: int = Field(32, ge=1)
+    at_once: int = Field(2, ge=1, description="groups that look for their passages at a time; others gather")
+
+
+MissingPolicy = Literal["online", "fewer", "rag", "fail"]
+"""What is done for a passage whose gradient cannot be had: compute it, leave it out, answer by RAG, or refuse."""
+
+
+class ProtectionConfig(Settings):
+    """Who may ask, how often, and from which web pages.
+
+    With `keys` None everybody who reaches the port may ask. The two limits are for keys that say nothing themselves
+    (None: no limit); each gateway replica counts for itself. `open_docs`: the OpenAPI pages need no key.
+    """
+
+    keys: Location | None = None
+    requests_per_minute: int | None = Field(600, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1)
+    open_docs: bool = False
+    cors_origins: tuple[str, ...] = ()
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _exact(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.fullmatch(r"https?://[a-z0-9.\-\[\]:]+", origin):
+                raise ValueError(
+                    "an origin is the scheme, host and port of a web page, such as https://ask.example.org"
+                )
+        return origins
+
+
+class WatchingConfig(Settings):
+    """What the server tells of itself. Metrics are always there.
+
+    Requests are logged as one JSON line each, to a file or (None) to standard error, without the questions unless
+    `log_questions`. `tracing` is the OTLP endpoint that spans are sent to, such as http://collector:4318.
+    """
+
+    log_requests: bool = True
+    log_questions: bool = False
+    request_log: Location | None = None
+    tracing: str | None = Field(None, pattern=r"^https?://[^\s/]+(/[^\s]*)?$")
+
+
+class ServeConfig(Settings):
+    """The serving application: `args` of `configs/serve/*.yaml`."""
+
+    meta_init: Location
+    model_path: ModelPath | None = None
+    bank: Location
+    bank_version: int | None = Field(None, ge=1, description="default: the newest, always followed")
+    releases: Location | None = Field(None, description="a file that `regrad serve update` writes and servers follow")
+    follow_seconds: float = Field(2.0, gt=0, description="between two looks for new versions")
+    on_missing: MissingPolicy = "online"
+    tiers: TiersConfig = TiersConfig()
+    index: Location
+    retrieval: RetrieverConfig = RetrieverConfig()
+    limits: LimitsConfig = LimitsConfig()
+    protection: ProtectionConfig = ProtectionConfig()
+    watching: WatchingConfig = WatchingConfig()
+    batch: BatchConfig = BatchConfig()
+    groups: GroupConfig = GroupConfig()
+    retriever: ReplicaConfig = ReplicaConfig()
+    bank_loader: ReplicaConfig = ReplicaConfig()
+    generator: ReplicaConfig = ReplicaConfig(num_cpus=0.5)
+    gateway: ReplicaConfig = ReplicaConfig(max_ongoing_requests=4096)
+
+
+class HttpConfig(Settings):
+    """Where the HTTP proxy listens."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)

@@ -1,0 +1,155 @@
+"""The native interface: `/v1/answer`, `/v1/compare`, `/v1/methods`, `/v1/bank`, `/healthz` and `/readyz`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+
+from regrad.methods.registry import SERVED
+from serve_app.config import LimitsConfig
+from serve_app.http.calls import Answering, CallerOf, Chunks, Events, EventStream, attempt, merged, opened, sse, watched
+from serve_app.http.docs import ANSWER_EVENTS, COMPARE_EVENTS, READING_PROBLEMS, READY_PROBLEMS, or_events
+from serve_app.http.errors import Problem, Refused
+from serve_app.http.requests import AnswerRequest, CompareRequest, limited
+from serve_app.http.responses import (
+    AnswerResponse,
+    BankResponse,
+    CompareResponse,
+    LimitsInfo,
+    MethodInfo,
+    MethodsResponse,
+    ReadyResponse,
+    answer_response,
+    passage_infos,
+)
+from serve_app.messages import Ask, Event, Found, Piece, Reply
+
+_TAKES_UPDATES = "Server-sent events with `stream`: `passages`, any number of `token`, then `done` or `error`."
+_TAGS: list[str | Enum] = ["regrad"]
+
+
+def add_native_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[], Answering]) -> None:
+    """Add the routes of the native interface."""
+
+    async def answer(body: Any, caller: CallerOf) -> Any:
+        request: AnswerRequest = body
+        ask = request.ask(request.method, caller)
+        if request.stream:
+            events = merged(caller, {ask.method: partial(_stream, answering, ask)})
+            return await opened(caller, events, partial(_told, {ask.method: ask}, False))
+        reply = await watched(caller, attempt(caller, partial(_answer, answering, ask)))
+        if isinstance(reply, Problem):
+            raise Refused(reply)
+        return answer_response(reply)
+
+    async def compare(body: Any, caller: CallerOf) -> Any:
+        request: CompareRequest = body
+        asks = {method: request.ask(method, caller) for method in request.methods}
+        if request.stream:
+            events = merged(caller, {ask.method: partial(_stream, answering, ask) for ask in asks.values()})
+            return EventStream(caller, _told(asks, True, events), events)
+        outcomes = await watched(
+            caller, asyncio.gather(*[attempt(caller, partial(_answer, answering, ask)) for ask in asks.values()])
+        )
+        return _side_by_side(dict(zip(asks, outcomes, strict=True)))
+
+    async def bank(caller: CallerOf) -> BankResponse:
+        releases = await watched(caller, attempt(caller, lambda: answering().releases()))
+        if isinstance(releases, Problem):
+            raise Refused(releases)
+        return BankResponse(releases=releases, limits=LimitsInfo.model_validate(limits, from_attributes=True))
+
+    async def readyz(caller: CallerOf) -> Any:
+        """Says ready if every deployment that an answer needs has a running replica."""
+        missing = await watched(caller, attempt(caller, lambda: answering().missing()))
+        if not missing:
+            return ReadyResponse(status="ready")
+        problem = missing if isinstance(missing, Problem) else _not_ready(missing)
+        # Not by `Problem.response`: whoever looks every second is no refused request.
+        return JSONResponse(problem.content, problem.status, problem.headers)
+
+    answer.__annotations__["body"] = limited(AnswerRequest, limits)
+    compare.__annotations__["body"] = limited(CompareRequest, limits)
+    api.post(
+        "/v1/answer",
+        tags=_TAGS,
+        summary="Answer a question by one method",
+        description=_TAKES_UPDATES,
+        responses=or_events(ANSWER_EVENTS),
+        response_model=AnswerResponse,
+    )(answer)
+    api.post(
+        "/v1/compare",
+        tags=_TAGS,
+        summary="Answer a question by several methods at once",
+        description=f"{_TAKES_UPDATES} Every event names its method; `end` is the last one.",
+        responses=or_events(COMPARE_EVENTS),
+        response_model=CompareResponse,
+    )(compare)
+    api.get("/v1/methods", tags=_TAGS, summary="The methods and what they do")(methods)
+    api.get(
+        "/v1/bank", tags=_TAGS, summary="What questions are answered from, and the limits", responses=READING_PROBLEMS
+    )(bank)
+    api.get("/healthz", tags=_TAGS, summary="Whether the server is up")(healthz)
+    api.get(
+        "/readyz",
+        tags=_TAGS,
+        summary="Whether the server can answer",
+        responses=READY_PROBLEMS,
+        response_model=ReadyResponse,
+    )(readyz)
+
+
+async def methods() -> MethodsResponse:
+    """Every method by name."""
+    return MethodsResponse(methods=[MethodInfo.model_validate(m, from_attributes=True) for m in SERVED.values()])
+
+
+async def healthz() -> dict[str, str]:
+    """Says ok as long as requests are taken."""
+    return {"status": "ok"}
+
+
+def _not_ready(missing: list[str]) -> Problem:
+    names = ", ".join(missing)
+    return Problem("unavailable", 503, None, f"not ready: there is no running replica of {names}", retry_after=5)
+
+
+def _answer(answering: Callable[[], Answering], ask: Ask) -> Awaitable[Reply]:
+    return answering().answer(ask)
+
+
+def _stream(answering: Callable[[], Answering], ask: Ask) -> AsyncIterator[Event]:
+    return answering().stream(ask)
+
+
+def _side_by_side(outcomes: dict[str, Reply | Problem]) -> CompareResponse:
+    problems = {method: outcome for method, outcome in outcomes.items() if isinstance(outcome, Problem)}
+    if len(problems) == len(outcomes):
+        raise Refused(next(iter(problems.values())))
+    answers = [answer_response(outcome) for outcome in outcomes.values() if not isinstance(outcome, Problem)]
+    return CompareResponse(answers=answers, errors={method: problem.body for method, problem in problems.items()})
+
+
+async def _told(asks: dict[str, Ask], named: bool, events: Events) -> Chunks:
+    async for method, event in events:
+        label = {"method": method} if named else {}
+        match event:
+            case Found():
+                passages = passage_infos(asks[method], event.retrieved.hits)
+                data = {**label, "passages": passages, "milliseconds": event.retrieved.milliseconds}
+                yield sse(data, "passages")
+            case Piece():
+                yield sse({**label, "text": event.text}, "token")
+            case Problem():
+                yield sse({**label, "error": event.body}, "error")
+            case Reply():
+                yield sse(answer_response(event), "done")
+    if named:
+        yield sse({}, "end")

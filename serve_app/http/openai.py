@@ -1,0 +1,171 @@
+"""The OpenAI-compatible routes: chat completions, completions, models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path
+
+from regrad.methods.registry import SERVED
+from serve_app.config import LimitsConfig
+from serve_app.http.calls import Answering, Caller, CallerOf, EventStream, attempt, merged, opened, watched
+from serve_app.http.docs import CHUNK_EVENTS, MODEL_PROBLEMS, or_events
+from serve_app.http.errors import Problem, Refused, invalid
+from serve_app.http.openai_schemas import (
+    CHAT,
+    DEFAULT_MODEL,
+    TEXT,
+    ChatCompletion,
+    ChatRequest,
+    Completing,
+    Completion,
+    CompletionRequest,
+    Dialect,
+    Message,
+    ModelInfo,
+    ModelList,
+    chat_completion,
+    chunks,
+    completion,
+)
+from serve_app.http.requests import limited
+from serve_app.messages import Ask, Found, Reply, Sampling, Turn
+
+# What OpenAI's own completions have if none is given.
+COMPLETION_TOKENS = 16
+_ROLES = {"developer": "system"}
+
+
+def unknown_model(name: str) -> Refused:
+    """A model that there is none of; the message lists those that there are."""
+    message = f"there is no model {name!r:.60}; the models are {', '.join(SERVED)}"
+    return Refused(Problem("not_found", 404, "model", message, code="model_not_found"))
+
+
+def chat_ask(request: ChatRequest, limits: LimitsConfig, caller: Caller) -> Ask:
+    """The last message is the question; what came before it are the turns."""
+    *before, last = request.messages
+    if last.role != "user":
+        raise invalid("messages", "the last one must be the user's")
+    if not last.content.strip():
+        raise invalid("messages", "the question is blank")
+    if len(last.content) > limits.max_question_characters:
+        raise invalid("messages", f"the question is longer than {limits.max_question_characters} characters")
+    if request.max_tokens and request.max_completion_tokens not in (None, request.max_tokens):
+        raise invalid("max_tokens", "differs from max_completion_tokens; give one of them")
+    tokens = request.max_completion_tokens or request.max_tokens or limits.max_new_tokens
+    return _ask(request, last.content, tokens, tuple(_turn(message, limits) for message in before), False, caller)
+
+
+def completion_ask(request: CompletionRequest, limits: LimitsConfig, caller: Caller) -> Ask:
+    """The prompt goes to the model as it is."""
+    tokens = request.max_tokens or min(COMPLETION_TOKENS, limits.max_new_tokens)
+    return _ask(request, request.prompt, tokens, (), True, caller)
+
+
+def _turn(message: Message, limits: LimitsConfig) -> Turn:
+    if len(message.content) > limits.max_turn_characters:
+        raise invalid("messages", f"one is longer than {limits.max_turn_characters} characters")
+    return Turn(_ROLES.get(message.role, message.role), message.content)
+
+
+def _ask(
+    request: Completing, question: str, max_new_tokens: int, turns: tuple[Turn, ...], raw: bool, caller: Caller
+) -> Ask:
+    if request.model not in SERVED:
+        raise unknown_model(request.model)
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=request.temperature or 0.0,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        seed=None if request.seed is None else request.seed % 2**63,
+        stop=tuple(request.stop) if request.stop else None,
+    )
+    return Ask(
+        question=question,
+        method=request.method or request.model,
+        k=request.k,
+        gamma=request.gamma,
+        sampling=sampling,
+        passage_ids=None if request.passage_ids is None else tuple(request.passage_ids),
+        turns=turns,
+        raw=raw,
+        release=request.release,
+        contributions=request.contributions,
+        request_id=caller.request_id,
+        seconds=caller.seconds,
+        traceparent=caller.traceparent,
+    )
+
+
+_TAGS: list[str | Enum] = ["openai"]
+
+
+def add_openai_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[], Answering]) -> None:
+    """Add the routes of the OpenAI-compatible interface."""
+
+    async def chat(body: Any, caller: CallerOf) -> Any:
+        request: ChatRequest = body
+        caller = replace(caller, question_field=CHAT.question_field)
+        ask = chat_ask(request, limits, caller)
+        if request.stream:
+            return await _streamed(CHAT, caller, answering, ask, request.include_usage)
+        return chat_completion(await _whole(caller, answering, ask))
+
+    async def complete(body: Any, caller: CallerOf) -> Any:
+        request: CompletionRequest = body
+        caller = replace(caller, question_field=TEXT.question_field)
+        ask = completion_ask(request, limits, caller)
+        if request.stream:
+            return await _streamed(TEXT, caller, answering, ask, request.include_usage)
+        return completion(await _whole(caller, answering, ask))
+
+    chat.__annotations__["body"] = limited(ChatRequest, limits)
+    complete.__annotations__["body"] = limited(CompletionRequest, limits)
+    api.post(
+        "/v1/chat/completions",
+        tags=_TAGS,
+        summary="Answer the last message of a conversation",
+        responses=or_events(CHUNK_EVENTS),
+        response_model=ChatCompletion,
+    )(chat)
+    api.post(
+        "/v1/completions",
+        tags=_TAGS,
+        summary="Go on from a prompt",
+        responses=or_events(CHUNK_EVENTS),
+        response_model=Completion,
+    )(complete)
+    api.get("/v1/models", tags=_TAGS, summary="The methods as models")(models)
+    api.get("/v1/models/{model:path}", tags=_TAGS, summary="One method as a model", responses=MODEL_PROBLEMS)(model)
+
+
+async def models() -> ModelList:
+    """Every method; the first one is the default."""
+    names = sorted(SERVED, key=lambda name: name != DEFAULT_MODEL)
+    return ModelList(data=[ModelInfo(id=name) for name in names])
+
+
+async def model(model: Annotated[str, Path(examples=[DEFAULT_MODEL])]) -> ModelInfo:
+    """The method of this name."""
+    if model not in SERVED:
+        raise unknown_model(model)
+    return ModelInfo(id=model)
+
+
+async def _whole(caller: Caller, answering: Callable[[], Answering], ask: Ask) -> Reply:
+    reply = await watched(caller, attempt(caller, lambda: answering().answer(ask)))
+    if isinstance(reply, Problem):
+        raise Refused(reply)
+    return reply
+
+
+async def _streamed(
+    dialect: Dialect, caller: Caller, answering: Callable[[], Answering], ask: Ask, include_usage: bool
+) -> EventStream:
+    events = merged(caller, {ask.method: lambda: answering().stream(ask)})
+    return await opened(caller, events, partial(chunks, dialect, ask, include_usage), silent=Found)

@@ -1,0 +1,299 @@
+"""The bodies of OpenAI-compatible requests and responses, and their chunks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
+
+from regrad.methods.registry import SERVED
+from serve_app.http.calls import Chunks, Events, sse
+from serve_app.http.requests import MethodName, Only, PassageIds, Question, Strict, StringOrStops, Text
+from serve_app.http.responses import Grounds, Usage, grounds, usage_of
+from serve_app.messages import Ask, Contributions, Found, Piece, Reply
+
+DEFAULT_MODEL = "regrad"
+_PARTS = {"type": "array", "items": {"type": "object", "required": ["type", "text"]}}
+_IGNORED: Any = Field(None, description="accepted and ignored")
+
+
+def _joined(content: Any) -> Any:
+    """Content that comes as a list of text parts as one string."""
+    if not isinstance(content, list):
+        return content
+    return "\n".join(_part(part) for part in content)
+
+
+def _part(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or kind != "text":
+        raise ValueError(f"only parts of type 'text' are understood, found {kind!r:.40}")
+    if set(part) != {"type", "text"} or not isinstance(part["text"], str):
+        raise ValueError("a text part has a type and a text, which is a string")
+    return str(part["text"])
+
+
+Content = Annotated[Text, BeforeValidator(_joined), WithJsonSchema({"anyOf": [{"type": "string"}, _PARTS]})]
+
+
+class Message(Strict):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+    name: Any = _IGNORED
+    refusal: Annotated[Any, Only(None)] = None
+    annotations: Annotated[Any, Only(None, [])] = None
+    audio: Annotated[Any, Only(None)] = None
+    function_call: Annotated[Any, Only(None)] = None
+    tool_calls: Annotated[Any, Only(None, [])] = None
+
+
+class StreamOptions(Strict):
+    """What a stream contains besides the answer."""
+
+    include_usage: bool | None = Field(None, description="one more chunk at the end, with the usage")
+    include_obfuscation: Any = _IGNORED
+
+
+class Completing(Strict):
+    """What both kinds of completion can be asked with."""
+
+    model: str = Field(DEFAULT_MODEL, max_length=200, description="the method: " + " | ".join(SERVED))
+    stream: bool | None = Field(None, description="server-sent events instead of one body")
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="default 0: greedy")
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="makes sampling repeatable")
+    stop: StringOrStops | None = Field(None, description="strings that end the answer; default: the model's")
+
+    n: Annotated[Any, Only(None, 1)] = None
+    presence_penalty: Annotated[Any, Only(None, 0)] = None
+    frequency_penalty: Annotated[Any, Only(None, 0)] = None
+    logit_bias: Annotated[Any, Only(None, {})] = None
+    user: Any = _IGNORED
+    metadata: Any = _IGNORED
+    store: Any = _IGNORED
+    service_tier: Any = _IGNORED
+    safety_identifier: Any = _IGNORED
+    prompt_cache_key: Any = _IGNORED
+    prompt_cache_options: Any = _IGNORED
+    prompt_cache_retention: Any = _IGNORED
+
+    method: MethodName | None = Field(None, description="instead of `model`")
+    k: int = Field(3, ge=1, description="how many passages to retrieve")
+    gamma: float = Field(1.0, ge=0, allow_inf_nan=False, description="scale of the update (regrad methods)")
+    passage_ids: PassageIds | None = Field(None, description="use these passages instead of retrieving")
+    release: Text | None = Field(
+        None, min_length=1, max_length=100, description="answer from this release, whatever the shares"
+    )
+    contributions: Contributions | None = Field(None, description="measure each passage's part in the answer")
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk that has the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Completing:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options goes only with stream: true")
+        return self
+
+
+class ChatRequest(Completing):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(
+        min_length=1,
+        description="the last one is the user's question, which passages are retrieved for",
+        examples=[[{"role": "user", "content": "Where was Ada Lovelace born?"}]],
+    )
+    max_completion_tokens: int | None = Field(None, ge=1)
+
+    logprobs: Annotated[Any, Only(None, False)] = None
+    top_logprobs: Annotated[Any, Only(None, 0)] = None
+    response_format: Annotated[Any, Only(None, {"type": "text"})] = None
+    tools: Annotated[Any, Only(None, [])] = None
+    tool_choice: Annotated[Any, Only(None, "none", "auto")] = None
+    parallel_tool_calls: Any = _IGNORED
+    functions: Annotated[Any, Only(None, [])] = None
+    function_call: Annotated[Any, Only(None, "none", "auto")] = None
+    modalities: Annotated[Any, Only(None, ["text"])] = None
+    audio: Annotated[Any, Only(None)] = None
+    moderation: Annotated[Any, Only(None)] = None
+    prediction: Any = _IGNORED
+    reasoning_effort: Annotated[Any, Only(None, "none")] = None
+    verbosity: Annotated[Any, Only(None, "medium")] = None
+    web_search_options: Annotated[Any, Only(None)] = None
+
+
+class CompletionRequest(Completing):
+    """The body of `POST /v1/completions`."""
+
+    prompt: Question = Field(
+        min_length=1, description="goes to the model as it is", examples=["Ada Lovelace was born in"]
+    )
+
+    best_of: Annotated[Any, Only(None, 1)] = None
+    echo: Annotated[Any, Only(None, False)] = None
+    logprobs: Annotated[Any, Only(None)] = None
+    suffix: Annotated[Any, Only(None, "")] = None
+
+
+Finish = Literal["stop", "length"]
+
+
+class AssistantMessage(BaseModel):
+    """The answer as a message."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """The answer in a chat completion."""
+
+    index: int = 0
+    message: AssistantMessage
+    logprobs: None = None
+    finish_reason: Finish
+
+
+class TextChoice(BaseModel):
+    """The answer in a completion."""
+
+    index: int = 0
+    text: str
+    logprobs: None = None
+    finish_reason: Finish
+
+
+class _Completed(BaseModel):
+    id: str
+    created: int
+    model: str
+    usage: Usage
+    regrad: Grounds
+
+
+class ChatCompletion(_Completed):
+    """The answer to `POST /v1/chat/completions`."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+
+
+class Completion(_Completed):
+    """The answer to `POST /v1/completions`."""
+
+    object: Literal["text_completion"] = "text_completion"
+    choices: list[TextChoice]
+
+
+class ModelInfo(BaseModel):
+    """One method as a model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: Literal["regrad"] = "regrad"
+
+
+class ModelList(BaseModel):
+    """The answer to `GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelInfo]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One of the two kinds of completion: where the question is in its body, and how its chunks look."""
+
+    question_field: str
+    id_prefix: str
+    chunk: str
+    chat: bool
+
+    def id(self, ask: Ask) -> str:
+        """The id of a completion."""
+        return f"{self.id_prefix}-{ask.request_id}"
+
+    def opening(self) -> list[dict[str, Any]]:
+        """The choices of the first chunk."""
+        return [_delta({"role": "assistant", "content": ""})] if self.chat else []
+
+    def piece(self, text: str, finish: Finish | None = None) -> list[dict[str, Any]]:
+        """The choices of a chunk that brings some text, or of that which ends the answer."""
+        if self.chat:
+            return [_delta({"content": text} if finish is None else {}, finish)]
+        return [{"index": 0, "text": text, "logprobs": None, "finish_reason": finish}]
+
+
+CHAT = Dialect("messages", "chatcmpl", "chat.completion.chunk", chat=True)
+TEXT = Dialect("prompt", "cmpl", "text_completion", chat=False)
+
+
+def chat_completion(reply: Reply) -> ChatCompletion:
+    """A whole answer to a chat."""
+    message = AssistantMessage(content=reply.answered.text)
+    choice = ChatChoice(message=message, finish_reason=reply.answered.finish_reason)
+    return ChatCompletion(choices=[choice], **_completed(CHAT, reply))
+
+
+def completion(reply: Reply) -> Completion:
+    """A whole answer to a prompt."""
+    choice = TextChoice(text=reply.answered.text, finish_reason=reply.answered.finish_reason)
+    return Completion(choices=[choice], **_completed(TEXT, reply))
+
+
+async def chunks(dialect: Dialect, ask: Ask, include_usage: bool, events: Events) -> Chunks:
+    """The same in chunks; an error ends them."""
+    head: dict[str, Any] = {
+        "id": dialect.id(ask),
+        "object": dialect.chunk,
+        "created": int(time.time()),
+        "model": ask.method,
+    }
+    if include_usage:
+        head["usage"] = None
+    if opening := dialect.opening():
+        yield sse({**head, "choices": opening})
+    async for _, event in events:
+        if isinstance(event, Found):
+            continue
+        if isinstance(event, Piece):
+            yield sse({**head, "choices": dialect.piece(event.text)})
+        elif isinstance(event, Reply):
+            for last in _last_chunks(dialect, head, event, include_usage):
+                yield sse(last)
+        else:
+            yield sse({"error": event.body})
+            return
+    yield sse("[DONE]")
+
+
+def _last_chunks(dialect: Dialect, head: dict[str, Any], reply: Reply, include_usage: bool) -> list[dict[str, Any]]:
+    end = {**head, "choices": dialect.piece("", reply.answered.finish_reason)}
+    last = [end, {**head, "choices": [], "usage": usage_of(reply)}] if include_usage else [end]
+    last[-1]["regrad"] = grounds(reply)
+    return last
+
+
+def _completed(dialect: Dialect, reply: Reply) -> dict[str, Any]:
+    return {
+        "id": dialect.id(reply.ask),
+        "created": int(time.time()),
+        "model": reply.ask.method,
+        "usage": usage_of(reply),
+        "regrad": grounds(reply),
+    }
+
+
+def _delta(delta: dict[str, str], finish: Finish | None = None) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}

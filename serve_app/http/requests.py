@@ -1,0 +1,210 @@
+"""The bodies of requests: fields, their bounds, and what is read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from typing import Annotated, Any, TypeVar
+
+import annotated_types
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    create_model,
+)
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_before_validator_function
+
+from regrad.errors import MethodError
+from regrad.methods.registry import SERVED, get_method
+from serve_app.config import LimitsConfig
+from serve_app.http.calls import Caller
+from serve_app.messages import Ask, Contributions, Sampling
+
+Body = TypeVar("Body", bound=BaseModel)
+
+MAX_PASSAGE_ID_CHARACTERS = 512
+
+
+class Strict(BaseModel):
+    """A request body: unknown fields and values of the wrong JSON type are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def _usable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("holds a character that is not valid Unicode") from error
+    if "\x00" in text:
+        raise ValueError("holds a NUL character")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
+def _different(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("names something twice")
+    return names
+
+
+def known_method(name: str) -> str:
+    """The name, if there is such a method; raises `ValueError` with the list of those that there are."""
+    try:
+        return get_method(name, SERVED).name
+    except MethodError as error:
+        raise ValueError(str(error)) from error
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Text = Annotated[str, AfterValidator(_usable)]
+Question = Annotated[Text, AfterValidator(_not_blank)]
+MethodName = Annotated[
+    str, AfterValidator(known_method), WithJsonSchema({"type": "string", "enum": list(SERVED), "title": "Method"})
+]
+PassageId = Annotated[Text, Field(min_length=1, max_length=MAX_PASSAGE_ID_CHARACTERS)]
+PassageIds = Annotated[
+    list[PassageId], Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(_different)
+]
+Stops = Annotated[list[Annotated[Text, Field(min_length=1, max_length=64)]], Field(max_length=4)]
+StringOrStops = Annotated[
+    Stops,
+    BeforeValidator(_listed),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1, "maxLength": 64},
+                {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 64}, "maxItems": 4},
+            ]
+        }
+    ),
+]
+
+
+class Only:
+    """Marks a field that would change the answer in a way that is not offered: only values that change nothing go."""
+
+    def __init__(self, *values: Any) -> None:
+        self._values = values
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check before anything else."""
+        return no_info_before_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The values that go."""
+        return {"enum": list(self._values)}
+
+    def _check(self, value: Any) -> Any:
+        if not any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in self._values):
+            raise ValueError("not supported here; leave it out")
+        return value
+
+
+def limited(body: type[Body], limits: LimitsConfig) -> type[Body]:
+    """A request body with this server's limits on those of its fields that have one."""
+    bounds: Mapping[str, Any] = {
+        "question": annotated_types.MaxLen(limits.max_question_characters),
+        "prompt": annotated_types.MaxLen(limits.max_question_characters),
+        "messages": annotated_types.MaxLen(limits.max_turns + 1),
+        "k": annotated_types.Le(limits.max_k),
+        "gamma": annotated_types.Le(limits.max_gamma),
+        "max_new_tokens": annotated_types.Le(limits.max_new_tokens),
+        "max_tokens": annotated_types.Le(limits.max_new_tokens),
+        "max_completion_tokens": annotated_types.Le(limits.max_new_tokens),
+        "passage_ids": annotated_types.MaxLen(limits.max_k),
+    }
+    fields: dict[str, Any] = {
+        name: (info.annotation, _bounded(info, bounds[name]))
+        for name, info in body.model_fields.items()
+        if name in bounds
+    }
+    return create_model(body.__name__, __base__=body, **fields)
+
+
+def _bounded(info: FieldInfo, bound: Any) -> FieldInfo:
+    bounded = copy(info)
+    bounded.metadata = [*info.metadata, bound]
+    if isinstance(info.default, int | float):
+        bounded.default = min(info.default, bound.le)
+    return bounded
+
+
+_QUESTION = "Where was Ada Lovelace born?"
+
+
+class Options(Strict):
+    """What an answer can be asked with, whatever the method."""
+
+    question: Question = Field(min_length=1, description="the question, in plain text", examples=[_QUESTION])
+    k: int = Field(3, ge=1, description="how many passages to retrieve")
+    gamma: float = Field(1.0, ge=0, allow_inf_nan=False, description="scale of the update (regrad methods)")
+    max_new_tokens: int = Field(20, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2, allow_inf_nan=False, description="0: greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**63, description="makes sampling repeatable")
+    stop: Stops | None = Field(None, description="strings that end the answer; default: the model's")
+    passage_ids: PassageIds | None = Field(
+        None, description="use these passages instead of retrieving; k is ignored", examples=[["p-17", "p-4"]]
+    )
+    release: Text | None = Field(
+        None, min_length=1, max_length=100, description="answer from this release, whatever the shares"
+    )
+    contributions: Contributions | None = Field(None, description="measure each passage's part in the answer")
+    stream: bool = Field(False, description="server-sent events instead of one body")
+
+    def ask(self, method: str, caller: Caller) -> Ask:
+        """The question as the gateway gets it."""
+        stop = tuple(self.stop) if self.stop else None
+        return Ask(
+            question=self.question,
+            method=method,
+            k=self.k,
+            gamma=self.gamma,
+            sampling=Sampling(self.max_new_tokens, self.temperature, self.top_p, self.seed, stop),
+            passage_ids=None if self.passage_ids is None else tuple(self.passage_ids),
+            release=self.release,
+            contributions=self.contributions,
+            request_id=caller.request_id,
+            seconds=caller.seconds,
+            traceparent=caller.traceparent,
+        )
+
+
+class AnswerRequest(Options):
+    """The body of `POST /v1/answer`."""
+
+    method: MethodName = Field("regrad", description=" | ".join(SERVED))
+
+
+def _once(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+class CompareRequest(Options):
+    """The body of `POST /v1/compare`: one question, several methods side by side."""
+
+    methods: Annotated[list[MethodName], AfterValidator(_once)] = Field(
+        default_factory=lambda: list(SERVED),
+        min_length=1,
+        max_length=len(SERVED),
+        description=" | ".join(SERVED),
+        examples=[["regrad", "rag"]],
+    )

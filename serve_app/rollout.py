@@ -1,0 +1,223 @@
+"""Releases: pairs of MetaInit and bank version with their shares; reading, changing and following the list."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from regrad.bank.manifest import read_manifest
+from regrad.errors import ConfigError, FingerprintMismatch, RegradError, ServeError
+from regrad.meta_init import read_card
+from regrad.settings import Location, Settings, parse_settings
+from regrad.storage import Storage
+from serve_app.config import ServeConfig
+from serve_app.http.errors import UnknownRelease
+from serve_app.locking import locked
+from serve_app.messages import Ask, Release
+
+_MOST_BYTES = 1 << 20
+MAIN = "main"
+
+
+class ReleaseConfig(Settings):
+    """One release as it is written; `bank_version` None follows the newest version."""
+
+    name: str = Field(MAIN, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    meta_init: Location
+    bank: Location
+    bank_version: int | None = Field(None, ge=1)
+    share: float = Field(1.0, ge=0, le=1, description="of the traffic")
+
+
+class ReleaseList(Settings):
+    """What is in force, the main release first, and what was before it (for a roll back)."""
+
+    releases: tuple[ReleaseConfig, ...] = Field(min_length=1, max_length=4)
+    previous: tuple[ReleaseConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ReleaseList:
+        names = [release.name for release in self.releases]
+        if len(set(names)) < len(names):
+            raise ValueError("two releases have the same name")
+        if not sum(release.share for release in self.releases) > 0:
+            raise ValueError("no release has a share of the traffic")
+        return self
+
+
+def own_release(config: ServeConfig) -> ReleaseList:
+    """The release of the server's settings alone."""
+    main = ReleaseConfig(meta_init=config.meta_init, bank=config.bank, bank_version=config.bank_version)
+    return ReleaseList(releases=(main,))
+
+
+def read_releases(config: ServeConfig) -> ReleaseList:
+    """The list in force. Raises `ConfigError` for a file that is not one, `StorageError` if it cannot be read."""
+    if config.releases is None:
+        return own_release(config)
+    folder, name = _split(config.releases)
+    storage = Storage(folder)
+    if not storage.exists(name):
+        return own_release(config)
+    try:
+        data = json.loads(storage.read(name, 0, _MOST_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{config.releases} is not JSON; write it with `regrad serve update`") from error
+    return parse_settings(ReleaseList, data, config.releases)
+
+
+@contextmanager
+def changing_releases(config: ServeConfig) -> Iterator[ReleaseList]:
+    """The list in force, which nobody else changes inside the block. Raises as `read_releases`."""
+    if config.releases is None:
+        yield read_releases(config)
+        return
+    folder, name = _split(config.releases)
+    with locked(Storage(folder), name):
+        yield read_releases(config)
+
+
+def write_releases(config: ServeConfig, releases: ReleaseList) -> None:
+    """Put a list in force: whole, at once."""
+    if config.releases is None:
+        raise ServeError("the server's settings have no 'releases' file to follow; set it and start the server anew")
+    folder, name = _split(config.releases)
+    Storage(folder).write(name, (json.dumps(releases.model_dump(mode="json"), indent=1) + "\n").encode())
+
+
+def updated(current: ReleaseList, new: ReleaseConfig) -> ReleaseList:
+    """With `new` in force. With a share below 1, the main release keeps the rest; the list before can be had back."""
+    if new.share >= 1:
+        return ReleaseList(releases=(new,), previous=current.releases)
+    main = current.releases[0]
+    if main.name == new.name:
+        raise ServeError(f"the main release is called {new.name!r}, too; name the new one with --name")
+    rest = main.model_copy(update={"share": 1.0 - new.share})
+    return ReleaseList(releases=(rest, new), previous=current.releases)
+
+
+def rolled_back(current: ReleaseList) -> ReleaseList:
+    """What was in force before; rolled back twice, it is again what it is now. Raises `ServeError` if there is none."""
+    if not current.previous:
+        raise ServeError("there is nothing to roll back to: no update was made since the server's own settings")
+    return ReleaseList(releases=current.previous, previous=current.releases)
+
+
+def resolve(release: ReleaseConfig) -> tuple[Release, dict[str, Any]]:
+    """The release with its bank's version looked up, and facts about it for people.
+
+    Raises `BankError`, `MetaInitError` or `StorageError` for what is missing, `FingerprintMismatch` if bank and
+    MetaInit do not belong together.
+    """
+    fingerprint = read_card(release.meta_init)["fingerprint"]
+    manifest = read_manifest(Storage(release.bank), release.bank_version)
+    if manifest.fingerprint != fingerprint:
+        raise FingerprintMismatch(manifest.fingerprint, fingerprint)
+    found = Release(
+        release.name, release.meta_init, release.bank, manifest.version, manifest.fingerprint, release.share
+    )
+    facts = {
+        "name": release.name,
+        "share": release.share,
+        "meta_init": release.meta_init,
+        "fingerprint": fingerprint,
+        "bank": release.bank,
+        "bank_version": manifest.label,
+        "follows_newest": release.bank_version is None,
+        "passages": manifest.passages,
+        "codec": manifest.codec,
+        "bytes_per_atom": manifest.record_bytes,
+    }
+    return found, facts
+
+
+def resolve_all(config: ServeConfig, releases: ReleaseList) -> tuple[list[Release], list[dict[str, Any]]]:
+    """All releases of a list, and the facts. Raises as `resolve`, and `ServeError` for a MetaInit on another base.
+
+    A generator holds one base model, that of the server's own MetaInit.
+    """
+    base = read_card(config.meta_init)["base_identity"]
+    for release in releases.releases:
+        if (other := read_card(release.meta_init)["base_identity"]) != base:
+            raise ServeError(
+                f"the MetaInit at {release.meta_init} belongs to base weights {other[:16]}, but the server has "
+                f"{base[:16]}; start another server for it"
+            )
+    found = [resolve(release) for release in releases.releases]
+    return [release for release, _ in found], [facts for _, facts in found]
+
+
+def choose(releases: Sequence[Release], key: str) -> Release:
+    """One of the releases by their shares; the same key gets the same one as long as the list is the same."""
+    weights = [release.share for release in releases]
+    return random.Random(key).choices(releases, weights)[0]
+
+
+def _split(uri: str) -> tuple[str, str]:
+    folder, _, name = uri.rpartition("/")
+    return folder or ".", name
+
+
+logger = logging.getLogger("ray.serve")
+
+
+class Follower:
+    """The releases in force, looked up every `follow_seconds`. A wrong list is logged, and the last good one stays."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+        self._fixed: ReleaseList | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._take(read_releases(config))
+
+    def set(self, releases: ReleaseList | None) -> None:
+        """Use this list whatever the file says (None: follow the file again). Raises as `resolve_all`."""
+        self._take(releases or read_releases(self._config))
+        self._fixed = releases
+
+    def pick(self, ask: Ask) -> Release:
+        """The release of one request. Raises `UnknownRelease` if it names one that is not there."""
+        if ask.release is None:
+            return choose(self._releases, ask.request_id)
+        for release in self._releases:
+            if release.name == ask.release:
+                return release
+        names = ", ".join(release.name for release in self._releases)
+        raise UnknownRelease(f"there is no release {ask.release!r}; the releases are {names}")
+
+    @property
+    def facts(self) -> list[dict[str, Any]]:
+        """The releases in force, for people."""
+        return self._facts
+
+    @property
+    def started(self) -> bool:
+        """Whether it follows."""
+        return self._task is not None
+
+    def start(self) -> None:
+        """Follow from now on. Call it inside the event loop; again does nothing."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        failed = ""
+        while True:
+            await asyncio.sleep(self._config.follow_seconds)
+            try:
+                await asyncio.to_thread(lambda: self._take(self._fixed or read_releases(self._config)))
+                failed = ""
+            except (RegradError, OSError) as error:
+                if str(error) != failed:
+                    logger.warning("the releases cannot be taken up, the last good ones stay: %s", error)
+                failed = str(error)
+
+    def _take(self, wanted: ReleaseList) -> None:
+        self._releases, self._facts = resolve_all(self._config, wanted)

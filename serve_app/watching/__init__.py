@@ -1,1 +1,0 @@
-"""What the server tells of itself: metrics, one log line a request, and traces."""
