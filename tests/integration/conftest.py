@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 import pytest
 
+from tests.tools.patience import Deadline, patient
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -25,12 +27,15 @@ if TYPE_CHECKING:
 
 BIN = Path(sys.executable).parent
 STEPS = 250
+TEST_SECONDS = 600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.integration)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(patient(TEST_SECONDS)))
 
 
 def free_port() -> int:
@@ -49,7 +54,7 @@ def search(index: str, question: str, k: int = 3) -> list[str]:
     code = "import json, sys; from regrad.retrieval.bm25 import LuceneRetriever as R; "
     code += "print(json.dumps([h.passage.id for h in R(sys.argv[1]).search(sys.argv[2], int(sys.argv[3]))]))"
     command = [sys.executable, "-c", code, index, question, str(k)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=patient(120), check=True)
     return [str(passage_id) for passage_id in json.loads(result.stdout.splitlines()[-1])]
 
 
@@ -98,16 +103,16 @@ def stop(process: subprocess.Popen[str]) -> int:
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     try:
-        return process.wait(60)
+        return process.wait(patient(60))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        return process.wait(10)
+        return process.wait(patient(10))
 
 
 def _wait_for(done: Any, process: subprocess.Popen[str], output: list[str], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = Deadline(seconds)
     while not done():
-        if process.poll() is not None or time.monotonic() > deadline:
+        if process.poll() is not None or deadline.over:
             pytest.fail("the demo did not come up:\n" + "".join(output[-40:]), pytrace=False)
         time.sleep(0.2)
 
@@ -136,14 +141,14 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
         yield RayCluster(url, f"127.0.0.1:{port}")
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(patient(60))
 
 
 def _wait_for_http(url: str, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
     import requests
 
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
+    deadline = Deadline(seconds)
+    while not deadline.over and process.poll() is None:
         try:
             if requests.get(url, timeout=2).ok:
                 return
@@ -163,11 +168,11 @@ def s3(s3_folder: Path) -> Iterator[str]:
     """An empty bucket (`s3://bucket`) on a real S3 server, or on moto where that cannot be installed."""
     folder = s3_folder
     script = str(Path(__file__).parents[1] / "tools" / "s3_server.sh")
-    started = subprocess.run([script, "start", str(folder)], timeout=500, check=False)
+    started = subprocess.run([script, "start", str(folder)], timeout=patient(500), check=False)
     patch = pytest.MonkeyPatch()
     if started.returncode == 0:
         settings = dict(line.split("=", 1) for line in (folder / "env.sh").read_text().split())
-        finish = lambda: subprocess.run([script, "stop", str(folder)], check=True, timeout=60)  # noqa: E731
+        finish = lambda: subprocess.run([script, "stop", str(folder)], check=True, timeout=patient(60))  # noqa: E731
     else:
         settings, finish = _moto(started.returncode)
     try:
@@ -205,8 +210,8 @@ def restart_s3(s3: str, s3_folder: Path) -> Callable[[Callable[[], None]], None]
 
 
 def _wait_for_port(port: int, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    deadline = Deadline(seconds)
+    while not deadline.over:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return

@@ -26,6 +26,7 @@ from regrad.meta_init import MetaInit
 from serve_app.rollout import ReleaseConfig, ReleaseList
 from tests.integration.conftest import environment, free_port
 from tests.tools import served
+from tests.tools.patience import Deadline, patient
 
 Question = dict[str, Any]
 APPLIED = ("regrad", "regrad+icl")
@@ -58,7 +59,7 @@ class Running:
         return [process for process in everything if f"ServeReplica:regrad:{deployment}" in _title(process)]
 
     def releases(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = requests.get(f"{self.url}/v1/bank", timeout=30).json()["releases"]
+        found: list[dict[str, Any]] = requests.get(f"{self.url}/v1/bank", timeout=patient(30)).json()["releases"]
         return found
 
     def release(self, *releases: ReleaseConfig) -> None:
@@ -80,10 +81,10 @@ class Running:
         return ReleaseConfig(meta_init=str(self.folder / "meta-init"), bank=bank, **options)
 
     def wait(self, condition: Any, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
+        deadline = Deadline(seconds)
         while not condition():
             assert self.process.poll() is None, "the server has ended"
-            assert time.monotonic() < deadline, "it did not happen"
+            assert not deadline.over, "it did not happen"
             time.sleep(0.1)
 
 
@@ -133,7 +134,7 @@ def load(server: Running, questions: Sequence[Question], threads: int = 8, **opt
                 started = time.monotonic()
                 try:
                     body = {**question["body"], **options}
-                    response = session.post(f"{server.url}/v1/answer", json=body, timeout=60)
+                    response = session.post(f"{server.url}/v1/answer", json=body, timeout=patient(60))
                     problem = "" if response.status_code == 200 else f"{response.status_code} {response.text}"
                 except requests.RequestException as error:
                     problem = repr(error)

@@ -26,6 +26,7 @@ from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
 from tests.integration.conftest import environment
+from tests.tools.patience import Deadline, patient
 
 PASSAGES, BLOCK = 240, 12
 
@@ -54,16 +55,16 @@ def start(inputs: list[str], uri: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=patient(200))
     assert process.returncode == 0, output
     return output
 
 
 def wait_for(done: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = Deadline(120)
     while not done():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
+        assert not deadline.over
         time.sleep(0.05)
 
 
@@ -138,7 +139,7 @@ def test_an_s3_server_that_is_killed_costs_a_second_run(
     wait_for(lambda: blocks_done(uri) >= 3, process)
 
     def wait() -> None:
-        output, _ = process.communicate(timeout=280)
+        output, _ = process.communicate(timeout=patient(280))
         assert process.returncode == 2, output
         assert "error: cannot " in output.splitlines()[-1]
 

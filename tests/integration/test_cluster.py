@@ -13,6 +13,7 @@ import yaml
 from regrad.bank.reader import BankReader
 from regrad.meta_init import MetaInit
 from tests.integration.conftest import BIN, RayCluster, RunningDemo, environment, free_port, search
+from tests.tools.patience import Deadline, patient
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -21,7 +22,9 @@ def submit(cluster: RayCluster, job: str, config: Path, *settings: str) -> str:
     options = [part for setting in settings for part in ("--set", setting)]
     command = [BIN / "ray", "job", "submit", "--address", cluster.dashboard, "--"]
     command += ["python", "-m", f"ray_jobs.{job}", "--config", str(config), *options]
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=patient(300), check=False
+    )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     return result.stdout
 
@@ -71,7 +74,7 @@ def test_serve_deploy(ray_cluster: RayCluster, demo: RunningDemo, tmp_path: Path
     path = tmp_path / "serve.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [BIN / "serve", "deploy", "--address", ray_cluster.dashboard, str(path)]
-    subprocess.run(command, env=environment(), check=True, timeout=60, capture_output=True)
+    subprocess.run(command, env=environment(), check=True, timeout=patient(60), capture_output=True)
     url = f"http://127.0.0.1:{port}/v1/answer"
     answer = _ask_when_ready(url, {"question": "Where was Les Dripen born?", "k": 1})
     assert answer["answer"] == "Thomville"
@@ -79,13 +82,13 @@ def test_serve_deploy(ray_cluster: RayCluster, demo: RunningDemo, tmp_path: Path
 
 
 def _ask_when_ready(url: str, body: dict[str, object]) -> dict[str, object]:
-    deadline = time.monotonic() + 180
+    deadline = Deadline(180)
     while True:
         try:
-            response = requests.post(url, json=body, timeout=30)
+            response = requests.post(url, json=body, timeout=patient(30))
             if response.ok:
                 return dict(response.json())
         except (requests.ConnectionError, requests.Timeout):
             pass
-        assert time.monotonic() < deadline, f"{url} did not answer"
+        assert not deadline.over, f"{url} did not answer"
         time.sleep(0.5)

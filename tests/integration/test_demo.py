@@ -11,12 +11,13 @@ import pytest
 import requests
 
 from tests.integration.conftest import BIN, STEPS, RunningDemo, environment, stop
+from tests.tools.patience import patient
 
 
 def post(demo: RunningDemo, body: Any, raw: bytes | None = None) -> requests.Response:
     data = raw if raw is not None else json.dumps(body).encode()
     headers = {"content-type": "application/json"}
-    return requests.post(f"{demo.url}/v1/answer", data=data, headers=headers, timeout=60)
+    return requests.post(f"{demo.url}/v1/answer", data=data, headers=headers, timeout=patient(60))
 
 
 def question(demo: RunningDemo, number: int = 0) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def test_the_output_says_what_was_made_and_how_to_go_on(demo: RunningDemo) -> No
 
 
 def test_health(demo: RunningDemo) -> None:
-    response = requests.get(f"{demo.url}/healthz", timeout=10)
+    response = requests.get(f"{demo.url}/healthz", timeout=patient(10))
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
 
 
@@ -165,8 +166,8 @@ def test_a_question_that_does_not_fit_the_context_is_refused_and_hurts_nobody_el
 
 def test_an_unknown_path_has_the_same_error_form(demo: RunningDemo) -> None:
     for response, status in (
-        (requests.get(f"{demo.url}/nothing", timeout=10), 404),
-        (requests.get(f"{demo.url}/v1/answer", timeout=10), 405),
+        (requests.get(f"{demo.url}/nothing", timeout=patient(10)), 404),
+        (requests.get(f"{demo.url}/v1/answer", timeout=patient(10)), 405),
     ):
         assert response.status_code == status
         assert response.json()["error"]["field"] == "path"
@@ -179,7 +180,7 @@ def test_a_question_that_matches_nothing_says_so(demo: RunningDemo) -> None:
 
 
 def test_openapi_documents_the_limits(demo: RunningDemo) -> None:
-    schema = requests.get(f"{demo.url}/openapi.json", timeout=10).json()
+    schema = requests.get(f"{demo.url}/openapi.json", timeout=patient(10)).json()
     fields = schema["components"]["schemas"]["AnswerRequest"]["properties"]
     assert fields["k"]["maximum"] == 10
     assert fields["question"]["maxLength"] == 4096

@@ -22,6 +22,7 @@ from regrad.meta_init import MetaInit, random_meta_init
 from regrad.models.loading import LanguageModel
 from regrad.settings import builtin_config
 from tests.integration.conftest import BIN, environment
+from tests.tools.patience import Deadline, patient
 from tests.unit.evaluating import write_set
 
 
@@ -31,7 +32,7 @@ def command(config: Path, *options: str) -> list[str]:
 
 def run(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
     line = command(config, *options)
-    return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=400, check=False)
+    return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=patient(400), check=False)
 
 
 @pytest.fixture
@@ -62,11 +63,11 @@ def write_config(folder: Path, **changes: object) -> Path:
 def test_a_run_killed_in_the_middle_goes_on_with_what_is_missing(folder: Path) -> None:
     config, cells = write_config(folder), folder / "out" / "cells"
     process = subprocess.Popen(command(config), env=environment(), start_new_session=True, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not list(cells.glob("*.parquet")) and time.monotonic() < deadline and process.poll() is None:
+    deadline = Deadline(300)
+    while not list(cells.glob("*.parquet")) and not deadline.over and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(60)
+    process.wait(patient(60))
     before = {path.name: path.stat().st_mtime_ns for path in cells.glob("*.parquet")}
     assert 1 <= len(before) < 7
     result = run(config)
@@ -87,11 +88,11 @@ def test_a_run_that_is_interrupted_says_what_is_kept_and_leaves_a_report(folder:
     process = subprocess.Popen(
         command(config), env=environment(), start_new_session=True, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 300
-    while not list((out / "cells").glob("*.parquet")) and time.monotonic() < deadline and process.poll() is None:
+    deadline = Deadline(300)
+    while not list((out / "cells").glob("*.parquet")) and not deadline.over and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=patient(60))
     assert process.returncode == 130
     (line,) = [line for line in stderr.splitlines() if "cells are done and kept" in line]
     assert re.search(r"[1-6] of 7 cells are done and kept; the same command goes on with the rest; report at ", line)

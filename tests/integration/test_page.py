@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import expect
 
+from tests.tools.patience import patient
 from tests.tools.visit import METHODS, Visit
 
 
@@ -62,7 +63,7 @@ def test_tokens_are_shown_before_the_end_and_stop_ends_it(visit: Visit) -> None:
     expect(visit.card("regrad")).to_contain_text("Stopped.")
     expect(visit.card("regrad").locator(".answer")).to_have_text("Ra")
     expect(visit.page.get_by_role("button", name="Stop")).to_be_hidden()
-    assert visit.server.disconnected.wait(10)
+    assert visit.server.disconnected.wait(patient(10))
 
 
 def test_the_keyboard_is_enough(visit: Visit) -> None:

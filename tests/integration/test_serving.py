@@ -21,6 +21,7 @@ from regrad.bank.maintenance import delete
 from regrad.storage import Storage
 from serve_app.rollout import ReleaseList, updated
 from tests.integration.serving import APPLIED, Running, check, load, running
+from tests.tools.patience import patient
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_a_killed_replica_costs_no_answer_and_comes_back(server: Running, deploy
 
 def test_without_a_generator_it_is_alive_and_not_ready(server: Running) -> None:
     def status(path: str) -> int:
-        return requests.get(f"{server.url}{path}", timeout=30).status_code
+        return requests.get(f"{server.url}{path}", timeout=patient(30)).status_code
 
     server.wait(lambda: status("/readyz") == 200)
     for replica in server.replicas("generator"):

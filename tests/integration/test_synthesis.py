@@ -28,6 +28,7 @@ from regrad.storage import Storage
 from regrad.training.meta.task_files import read_tasks
 from regrad.training.synthesis.config import SynthesisConfig
 from tests.integration.conftest import environment
+from tests.tools.patience import Deadline, patient
 
 PASSAGES, PARTS = 12, 6
 
@@ -60,13 +61,13 @@ def kill_after_first_part(values: list[str], parts: Path) -> int:
     command = [sys.executable, "-m", "regrad.cli.main", "synth", *options]
     alone = {key: value for key, value in environment().items() if key != "RAY_ADDRESS"}
     process = subprocess.Popen(command, env=alone, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = Deadline(120)
     while not (parts.exists() and any(parts.glob("*.jsonl"))):
         assert process.poll() is None
-        assert time.monotonic() < deadline
+        assert not deadline.over
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(10)
+    process.wait(patient(10))
     time.sleep(3)  # its workers notice, and end
     return len(list(parts.glob("*.jsonl")))
 

@@ -39,6 +39,7 @@ from regrad.training.meta.task_files import read_tasks
 from regrad.training.meta.trainer import Trainer, batches
 from regrad.training.sampler import DrawOrder
 from tests.integration.conftest import BIN, environment
+from tests.tools.patience import Deadline, patient
 
 STEPS = 80
 
@@ -279,9 +280,9 @@ class Run:
         return [int(line.split("step ")[1].split("/")[0]) for line in self.output if "  loss " in line]
 
     def wait(self, done: Callable[[], bool], seconds: float = 240) -> None:
-        deadline = time.monotonic() + seconds
+        deadline = Deadline(seconds)
         while not done():
-            if time.monotonic() > deadline or (self.process.poll() is not None):
+            if deadline.over or (self.process.poll() is not None):
                 pytest.fail("the run did not get there:\n" + "".join(self.output[-20:]), pytrace=False)
             time.sleep(0.05)
 
@@ -340,7 +341,7 @@ def test_after_a_killed_worker_and_a_killed_driver_the_result_is_the_same_to_the
             worker.suspend()  # or they would train to the end without their driver
         everything = run.processes()
         os.kill(run.process.pid, signal.SIGKILL)
-        run.process.wait(10)
+        run.process.wait(patient(10))
         psutil.wait_procs(everything, timeout=3)  # some end with their driver
     finally:
         for process in run.processes():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import BIN, environment
+from tests.tools.patience import patient
 
 pytestmark = pytest.mark.integration
 
@@ -25,7 +26,9 @@ TINY = (
 def run(folder: Path) -> subprocess.CompletedProcess[str]:
     options = [part for value in TINY for part in ("--set", value)]
     line = [sys.executable, str(BIN / "regrad"), "lab", "report", "--quick", *options]
-    return subprocess.run(line, cwd=folder, env=environment(), capture_output=True, text=True, timeout=580, check=False)
+    return subprocess.run(
+        line, cwd=folder, env=environment(), capture_output=True, text=True, timeout=patient(580), check=False
+    )
 
 
 def test_one_command_makes_the_whole_report_and_a_second_one_finds_it_done(tmp_path: Path) -> None:

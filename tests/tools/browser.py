@@ -9,6 +9,8 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
+from tests.tools.patience import patient
+
 FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
@@ -35,7 +37,7 @@ def chromium() -> Iterator[Browser]:
 def find() -> str:
     """The path of a Chromium; raises `NoBrowser`, or `RuntimeError` where installing it has failed."""
     script = str(Path(__file__).parent / "browser.sh")
-    result = subprocess.run([script], capture_output=True, text=True, check=False, timeout=500)
+    result = subprocess.run([script], capture_output=True, text=True, check=False, timeout=patient(500))
     if result.returncode == MAY_NOT_INSTALL:
         raise NoBrowser("no Chromium: install one (Debian: apt-get install chromium) or set CHROMIUM to its path")
     if result.returncode:
