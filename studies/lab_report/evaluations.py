@@ -15,8 +15,8 @@ from studies.lab_report.config import LabReportConfig
 STUDIES = ("methods", "passages", "merges", "drift", "general", "domains", "hard", "notes")
 ONE_SEED = ("hard",)
 """Studies that no claim rests on."""
-DOCUMENTS = (50, 100, 200, 400)
-"""Of the files; a report with fewer or other numbers puts its own there, the last for the last."""
+_DOCUMENTS = LabReportConfig.model_fields["documents"].default
+"""Numbers in the files; a report with fewer or other ones puts its own there, the last for the last."""
 
 _PLACE = "runs/lab-report"
 _COUNT = re.compile(r"\bdocuments-(\d+)")
@@ -27,10 +27,15 @@ def path_of(study: str) -> Path:
     return Path(__file__).parent / "evals" / f"{study}.yaml"
 
 
+def reference(study: str) -> str:
+    """The method that a study's others are compared with."""
+    return str(read_yaml(path_of(study))["compare_to"])
+
+
 def changes(study: str, config: LabReportConfig) -> list[str]:
     """What the report changes in a study's file, as overrides: places, numbers of documents, seeds."""
     data = read_yaml(path_of(study))
-    counts = dict(zip(DOCUMENTS[-len(config.documents) :], config.documents, strict=True))
+    counts = dict(zip(_DOCUMENTS[-len(config.documents) :], config.documents, strict=True))
 
     def fit(text: str) -> str:
         text = _COUNT.sub(lambda found: f"documents-{counts[int(found[1])]}", text)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regrad.evaluation.significance import Comparison, compare, corrected
+from studies.lab_report.claims.claim import ALPHA
 from studies.lab_report.records import Key, Table
 
 OURS = ("regrad", "regrad+icl", "regrad, relative", "trained on people", "continued on both", "continued on firms")
@@ -24,9 +25,14 @@ class Duel:
     comparison: Comparison
 
     @property
+    def p(self) -> float:
+        """Of both tests the larger, after the correction over all duels."""
+        return max(self.comparison.holm_t, self.comparison.holm_bootstrap)
+
+    @property
     def verdict(self) -> str:
-        """Who wins, by both tests after the correction over all duels."""
-        if max(self.comparison.holm_t, self.comparison.holm_bootstrap) >= 0.05:
+        """Who wins."""
+        if self.p >= ALPHA:
             return "neither"
         return "RAG" if self.comparison.difference > 0 else "ReGrad"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -55,7 +55,7 @@ def measure(config: LabReportConfig) -> str:
     _unchanged(lm, cached, asked, [])  # fetches every atom once
     found = {
         "latency": _latencies(lm, methods, asked[: config.timed]),
-        "batching": asdict(_batching(lm, cached, asked[: config.batched])),
+        "batching": _batching(lm, cached, asked[: config.batched]),
         "unchanged": _unchanged(lm, cached, asked, known),
         "bytes": {
             "text": fmean(len(passage.text.encode()) for passage in corpus),
@@ -125,18 +125,8 @@ def _one_by_one(endless: LanguageModel, lm: LanguageModel, method: MethodConfig)
     return answer
 
 
-@dataclass(frozen=True)
-class _Batching:
-    """Answers of the same questions one by one and together, each under its own update: seconds of each chunk."""
-
-    questions: int
-    different: int
-    alone: list[float]
-    together: list[float]
-
-
-def _batching(lm: LanguageModel, method: MethodConfig, asked: Sequence[Asked]) -> _Batching:
-    """Chunks of questions, each asked one by one and then together."""
+def _batching(lm: LanguageModel, method: MethodConfig, asked: Sequence[Asked]) -> dict[str, Any]:
+    """Chunks of questions, each under its own update, asked one by one and then together: seconds of each chunk."""
     single, batch = _batches(lm, method, 1), _batches(lm, method, _ROWS)
     for answer in (single, batch):
         answer(asked[:1])
@@ -150,7 +140,7 @@ def _batching(lm: LanguageModel, method: MethodConfig, asked: Sequence[Asked]) -
         together.append(time.perf_counter() - middle)
         alone.append(middle - began)
         different += sum(a != b for a, b in zip(one_by_one, at_once, strict=True))
-    return _Batching(len(asked), different, alone, together)
+    return {"questions": len(asked), "different": different, "alone": alone, "together": together}
 
 
 def _unchanged(lm: LanguageModel, method: MethodConfig, asked: Sequence[Asked], known: Sequence[str]) -> bool:

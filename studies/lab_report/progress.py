@@ -43,10 +43,6 @@ class Progress:
         """Seconds that earlier calls were at work, up to the last step that they finished."""
         return max((float(self._note(name).get("clock", 0.0)) for name in self._storage.list()), default=0.0)
 
-    def seconds(self, step: Step) -> float:
-        """What a step took."""
-        return float(self._note(_name(step)).get("seconds", 0.0))
-
     def _note(self, name: str) -> dict[str, Any]:
         try:
             note = json.loads(self._storage.read(name))

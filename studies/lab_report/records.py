@@ -138,18 +138,8 @@ def read_measured(config: LabReportConfig) -> Measured:
     """What one process measured."""
     try:
         found: dict[str, Any] = json.loads(Storage(config.output).read(MEASURED))
-        batching = found["batching"]
-        return Measured(
-            latency=found["latency"],
-            different=batching["different"],
-            alone=batching["alone"],
-            together=batching["together"],
-            questions=batching["questions"],
-            unchanged=found["unchanged"],
-            bytes=found["bytes"],
-            asked_before=_asked_before(f"{config.output}/lab"),
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        return Measured(**found.pop("batching"), **found, asked_before=_asked_before(f"{config.output}/lab"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(f"{config.output}/{MEASURED} is damaged; remove it and steps/measure.json") from error
 
 

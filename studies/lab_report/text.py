@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -11,6 +12,7 @@ from regrad.evaluation.report.entries import Entry
 from regrad.evaluation.report.markdown import escape, table_lines
 from regrad.evaluation.report.tables import UNKNOWN, Grid, Text, chance, number, percent, score_grid, size
 from studies.lab_report.claims.claim import ALPHA, Claim, Part, Unit
+from studies.lab_report.evaluations import reference
 from studies.lab_report.figures import Figure
 from studies.lab_report.findings import BY_RANK, Duel
 from studies.lab_report.records import Measured
@@ -24,16 +26,6 @@ TITLES = {
     "domains": "Another domain",
     "hard": "The harder labs, with starts that were trained on people alone",
     "notes": "More text than the context holds, with starts that were trained on such notes",
-}
-REFERENCES = {
-    "methods": "regrad",
-    "passages": "rag",
-    "merges": "sum",
-    "drift": "regrad",
-    "general": "direct",
-    "domains": "trained on people",
-    "hard": "rag",
-    "notes": "rag",
 }
 ABOUT = {
     "hard": (
@@ -67,18 +59,18 @@ class Report:
 
 def document(report: Report, figures: Sequence[Figure], folder: str) -> str:
     """All of it; `folder` is where the figures are, from the report."""
-    parts = ["# The lab report", *_head(report), "## The nine claims", _grid(_summary(report.claims))]
+    parts = ["# The lab report", *_head(report), "## The nine claims", _summary(report.claims)]
     for claim in report.claims:
         parts += _claim(claim)
     parts += ["## Where RAG wins", *_duels(report.duels)]
     parts += ["## Figures"]
     for name, caption, _ in figures:
         parts += [f"![{escape(caption)}]({folder}/{name}.svg)", f"*{escape(caption)}.*"]
-    parts += ["## Interference", *_interference(report)]
+    parts += ["## Interference", _interference(report.gaps)]
     for name, entries in report.entries.items():
-        grid = score_grid(TITLES[name], entries, "em", REFERENCES[name])
-        parts += [f"## {grid.title}", *ABOUT.get(name, ()), _grid(grid), escape(grid.note)]
-    parts += ["## What it costs", *_costs(report)]
+        grid = score_grid(TITLES[name], entries, "em", reference(name))
+        parts += [f"## {grid.title}", *ABOUT.get(name, ()), "\n".join(table_lines(grid)), escape(grid.note)]
+    parts += ["## What it costs", *_costs(report.measured)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -101,19 +93,19 @@ def _head(report: Report) -> Iterator[str]:
     )
 
 
-def _summary(claims: Sequence[Claim]) -> Grid:
-    rows = tuple(
+def _summary(claims: Sequence[Claim]) -> str:
+    rows = [
         (
-            Text(str(claim.id)),
-            Text(claim.statement),
-            Text(_value(claim.main.value, claim.main.unit)),
-            Text(_interval(claim.main)),
-            Text(chance(claim.p)),
+            str(claim.id),
+            claim.statement,
+            _value(claim.main.value, claim.main.unit),
+            _interval(claim.main),
+            chance(claim.p),
             Text("reproduced" if claim.reproduced else "not reproduced", strong=True),
         )
         for claim in claims
-    )
-    return Grid("", "", ("", "claim", "value", "95% interval", "p", "verdict"), rows, names=2)
+    ]
+    return _table(("", "claim", "value", "95% interval", "p", "verdict"), rows, names=2)
 
 
 def _claim(claim: Claim) -> Iterator[str]:
@@ -123,17 +115,17 @@ def _claim(claim: Claim) -> Iterator[str]:
         f"**{verdict}.** {escape(claim.measure[0].upper() + claim.measure[1:])}: "
         f"{_value(claim.main.value, claim.main.unit)} {_interval(claim.main)}, p {chance(claim.p)} (corrected)."
     )
-    rows = tuple(
+    rows = [
         (
-            Text(part.text),
-            Text(_value(part.value, part.unit)),
-            Text(_interval(part)),
-            Text(UNKNOWN if part.p is None else chance(part.p)),
+            part.text,
+            _value(part.value, part.unit),
+            _interval(part),
+            UNKNOWN if part.p is None else chance(part.p),
             Text(_holds(part), strong=not part.holds),
         )
         for part in claim.parts
-    )
-    yield _grid(Grid("", "", ("must hold", "value", "95% interval", "p", "holds"), rows))
+    ]
+    yield _table(("must hold", "value", "95% interval", "p", "holds"), rows)
     if claim.notes:
         yield escape(" ".join(claim.notes))
 
@@ -146,34 +138,33 @@ def _holds(part: Part) -> str:
 
 
 def _duels(duels: Sequence[Duel]) -> Iterator[str]:
-    rows = tuple(
+    rows = [
         (
-            Text(f"{duel.rag.set} ({duel.rag.study})"),
-            Text(str(duel.rag.k)),
-            Text(duel.rag.method),
-            Text(duel.ours.method),
-            Text(f"{100 * duel.comparison.difference:+.1f}"),
-            Text(f"[{percent(duel.comparison.interval.low)}, {percent(duel.comparison.interval.high)}]"),
-            Text(chance(max(duel.comparison.holm_t, duel.comparison.holm_bootstrap))),
+            f"{duel.rag.set} ({duel.rag.study})",
+            str(duel.rag.k),
+            duel.rag.method,
+            duel.ours.method,
+            f"{100 * duel.comparison.difference:+.1f}",
+            f"[{percent(duel.comparison.interval.low)}, {percent(duel.comparison.interval.high)}]",
+            chance(duel.p),
             Text(duel.verdict, strong=duel.verdict == "RAG"),
         )
         for duel in duels
-    )
-    counts = {name: sum(duel.verdict == name for duel in duels) for name in ("RAG", "ReGrad", "neither")}
+    ]
+    won = Counter(duel.verdict for duel in duels)
     yield (
         "RAG with the base model, and RAG fine-tuned on the same tasks (ft-rag), against the best of ReGrad's rows on "
         "these questions (the start that did best there, with or without the passages in the prompt: a choice that "
-        f"favours ReGrad), at the same k: RAG is significantly better in {counts['RAG']} of "
-        f"{len(duels)}, ReGrad in {counts['ReGrad']}. Points of exact match of RAG less ReGrad's; p after Holm's "
-        "correction over all."
+        f"favours ReGrad), at the same k: RAG is significantly better in {won['RAG']} of {len(duels)}, ReGrad in "
+        f"{won['ReGrad']}. Points of exact match of RAG less ReGrad's; p after Holm's correction over all."
     )
-    head = ("set (study)", "k", "RAG", "best of ReGrad", "RAG's lead", "95% interval", "p", "better")
-    yield _grid(Grid("", "", head, rows, names=4))
+    yield _table(
+        ("set (study)", "k", "RAG", "best of ReGrad", "RAG's lead", "95% interval", "p", "better"), rows, names=4
+    )
 
 
-def _interference(report: Report) -> Iterator[str]:
-    gaps = report.gaps
-    yield (
+def _interference(gaps: Mapping[str, Any]) -> str:
+    return (
         "Points of exact match that ReGrad loses against k=1 with the gold passage among the k (BM25 finds it always, "
         f"or nearly so). Of the best merge that looks at no score and no rank, `{gaps['gap_variant']}`: "
         f"{gaps['k3_gap']:.1f} at k=3 and {gaps['k5_gap']:.1f} at k=5 (targets 5 and 10); of the paper's sum "
@@ -184,19 +175,14 @@ def _interference(report: Report) -> Iterator[str]:
     )
 
 
-def _costs(report: Report) -> Iterator[str]:
-    measured, direct = report.measured, report.measured.latency["direct"]
-    rows = tuple(
-        (
-            Text(name),
-            Text(number(fmean(values))),
-            Text(f"{fmean(a / b for a, b in zip(values, direct, strict=True)):.2f}"),
-        )
+def _costs(measured: Measured) -> Iterator[str]:
+    direct = measured.latency["direct"]
+    rows = [
+        (name, number(fmean(values)), f"{fmean(a / b for a, b in zip(values, direct, strict=True)):.2f}")
         for name, values in measured.latency.items()
-    )
-    yield _grid(Grid("", "", ("method, k=3", "ms a question", "over direct"), rows))
-    sizes = tuple((Text(name), Text(size(value))) for name, value in measured.bytes.items())
-    yield _grid(Grid("", "", ("kept of a passage", "bytes"), sizes))
+    ]
+    yield _table(("method, k=3", "ms a question", "over direct"), rows)
+    yield _table(("kept of a passage", "bytes"), [(name, size(value)) for name, value in measured.bytes.items()])
     weights = "are bit-identical" if measured.unchanged else "HAVE CHANGED: this is a bug"
     yield (
         "One question at a time in one process and on one thread, the same number of new tokens for all, atoms in "
@@ -216,5 +202,6 @@ def _interval(part: Part) -> str:
     return f"[{part.interval.low:.{digits}f}, {part.interval.high:.{digits}f}]"
 
 
-def _grid(grid: Grid) -> str:
-    return "\n".join(table_lines(grid))
+def _table(head: tuple[str, ...], rows: Iterable[Sequence[str | Text]], names: int = 1) -> str:
+    texts = (tuple(Text(cell) if isinstance(cell, str) else cell for cell in row) for row in rows)
+    return "\n".join(table_lines(Grid("", "", head, tuple(texts), names)))
