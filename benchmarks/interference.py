@@ -37,9 +37,10 @@ from regrad.models.loading import load_language_model
 from regrad.retrieval.bm25 import LuceneRetriever, build_index
 from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.config import MetaTrainConfig
+from regrad.training.meta.in_process import steps_of
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.trainer import Trainer, batches
+from regrad.training.meta.trainer import Trainer
 
 KS = (3, 5, 10)
 LEFT_OUT = 400
@@ -57,7 +58,7 @@ def train(world: World, passages: int, steps: int, records: int) -> MetaInit:
     lm = load_language_model(config.model, "cpu")
     engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
     trainer = Trainer(lm, engine, config, lm.identity())
-    return trainer.meta_init(trainer.run(batches(made, config)))
+    return trainer.meta_init(trainer.run(steps_of([made], config)))
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,18 @@ ray job submit -- python -m ray_jobs.finetune --config configs/jobs/finetune-lab
 from __future__ import annotations
 
 import logging
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import train
-from ray.train import Checkpoint, Result
+from ray.train import Result
 
 from ray_jobs.cluster import cluster, require_workers
 from ray_jobs.entry import main
 from ray_jobs.progress import progress_channel
+from ray_jobs.reporter import WorkerReporter
 from ray_jobs.train_runner import RayTrainer, fit_until_done, run_directory, scaling
 from regrad.errors import TrainingError
 from regrad.models.loading import LanguageModel, load_language_model
@@ -75,27 +75,23 @@ def describe(adapter: StaticLora, config: FinetuneConfig) -> str:
     )
 
 
-class _Reporter:
-    """One worker's listener: the first worker tells the driver, and checkpoints go through Ray Train."""
+class _Reporter(WorkerReporter):
+    """A `Listener` of fine-tuning; a checkpoint also has the adapter as it is then."""
 
     def __init__(self, progress: Any, lm: LanguageModel, notes: dict[str, Any]) -> None:
-        context = train.get_context()
-        self._first, self._workers = context.get_world_rank() == 0, context.get_world_size()
-        self._progress, self._lm, self._notes = progress, lm, notes
+        super().__init__(progress)
+        self._lm, self._notes = lm, notes
 
     def report(self, text: str) -> None:
-        if self._first:
-            self._progress.push.remote(text)
+        self.tell(text)
 
     def checkpoint(self, state: FinetuneState, tensors: dict[str, torch.Tensor]) -> None:
-        metrics = {"step": state.step}
-        if not self._first:
-            train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), state, tensors)
-            finished(self._lm, tensors["values"][0], state, self._notes, self._workers).save(Path(folder) / "adapter")
-            train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+        def save(folder: Path) -> None:
+            save_checkpoint(folder, state, tensors)
+            workers = train.get_context().get_world_size()
+            finished(self._lm, tensors["values"][0], state, self._notes, workers).save(folder / "adapter")
+
+        self.keep({"step": state.step}, save)
 
 
 def _worker(settings: dict[str, Any]) -> None:

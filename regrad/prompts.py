@@ -15,15 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from string import Formatter
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import BeforeValidator, Field, field_validator
 
+from regrad.data.kinds import QuestionKind
 from regrad.data.passages import Passage
 from regrad.settings import Settings
 
 StyleName = Literal["default", "pe"]
-QuestionKind = Literal["open", "yes-no", "choice"]
 
 _FIELDS: dict[str, set[str]] = {
     "passage": {"title", "text"},
@@ -46,7 +46,6 @@ _NEEDED = {
 }
 _KIND_NAMES: dict[QuestionKind, str] = {"open": "open", "yes-no": "yes_no", "choice": "choice"}
 _KINDS = tuple(_KIND_NAMES.values())
-_ALWAYS_WRITTEN = {"passage", "atom", "context", "question", "answer", "stop"}
 
 
 class AskedQuestion(Protocol):
@@ -128,9 +127,7 @@ TemplateArguments = Annotated[
 class PromptFormat(Settings):
     """The templates of one model; every field is a `str.format` template with the fields named in its default.
 
-    Which text becomes an atom is decided by `passage` and `atom` alone. What is written of a format leaves out the
-    settings of closed questions, demonstrations, styles and chat where they are the defaults, so that it reads and
-    hashes as it did before there were any.
+    Which text becomes an atom is decided by `passage` and `atom` alone.
     """
 
     passage: str = "{title}\n{text}"
@@ -162,16 +159,6 @@ class PromptFormat(Settings):
     def _known_fields(cls, template: str, info: object) -> str:
         name = str(getattr(info, "field_name", ""))
         return _checked(template, _FIELDS[name], _NEEDED.get(name, set()))
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields = type(self).model_fields
-        written: dict[str, Any] = write(self)
-        return {
-            name: value
-            for name, value in written.items()
-            if name in _ALWAYS_WRITTEN or getattr(self, name) != fields[name].default
-        }
 
     def templates(self) -> list[str]:
         """Every template that text of users and passages is put into."""

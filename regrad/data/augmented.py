@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from regrad.data.corpora import read_records
-from regrad.data.passages import Passage
+from regrad.data.passages import Passage, encode_records, passage_id
 from regrad.data.tasks import MetaTask
 from regrad.errors import CorpusError
 from regrad.storage import Storage
@@ -84,7 +83,7 @@ def read_augmented(uri: str) -> Iterator[Augmented]:
 
 def encode_augmented(items: Iterable[Augmented]) -> bytes:
     """The passages as jsonl."""
-    return "".join(json.dumps(item.to_record(), ensure_ascii=False) + "\n" for item in items).encode()
+    return encode_records(item.to_record() for item in items)
 
 
 _MOST_BYTES = 2 << 30
@@ -179,8 +178,3 @@ def _augmented(item: Any, where: str) -> Augmented:
     if not isinstance(pairs, list) or not pairs:
         raise CorpusError(f"{where}: no '<writer>{_PAIRS}' list")
     return Augmented(passage, tuple(text for text in rewrites if text), tuple(pair_of(pair, where) for pair in pairs))
-
-
-def passage_id(text: str) -> str:
-    """The id of a passage that comes without one: 16 hex digits of its text's SHA-256."""
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -65,9 +65,12 @@ def decode(line: bytes, where: str) -> Any:
         raise CorpusError(f"{where} is not JSON: {error}") from error
 
 
-def encode_passages(passages: Iterable[Passage]) -> bytes:
-    """The passages as jsonl."""
-    return "".join(json.dumps(asdict(passage), ensure_ascii=False) + "\n" for passage in passages).encode()
+def passage_id(text: str) -> str:
+    """The id of a passage that comes without one: 16 hex digits of its text's SHA-256.
+
+    The same wherever the text is found, and for any text: a lone surrogate, which a JSON escape can give, is no error.
+    """
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 _SHOWN_CHARACTERS = 80
@@ -107,3 +110,13 @@ def shown(line: bytes) -> str:
 def as_json(passage_id: str | None, title: str | None, text: str | None) -> bytes:
     """A row of a table as the JSON object that it would be in a jsonl file."""
     return json.dumps({"id": passage_id, "title": title or "", "text": text}, ensure_ascii=False).encode()
+
+
+def encode_records(records: Iterable[Mapping[str, Any]]) -> bytes:
+    """The records as jsonl."""
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+
+
+def encode_passages(passages: Iterable[Passage]) -> bytes:
+    """The passages as jsonl."""
+    return encode_records(asdict(passage) for passage in passages)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
-from regrad.data.id_checks import listed, mismatches, refuse
+from regrad.data.id_checks import mismatches, problem, refuse
 from regrad.errors import EvaluationError
 from regrad.storage import Storage
 
@@ -42,7 +42,7 @@ def read_predictions(path: str, questions: Collection[Identified]) -> dict[str, 
     known = [entry for entry in entries if not _fault(*entry)]
     faults = [f"{str(name)[:60]} ({fault})" for name, value in entries if (fault := _fault(name, value))]
     named = [name for name, _ in entries if isinstance(name, str)]
-    problems = [*listed("unusable", faults), *mismatches(named, (question.id for question in questions))]
+    problems = [*problem("unusable", faults), *mismatches(named, (question.id for question in questions))]
     refuse(f"{path} does not match the {len(questions)} questions", problems)
     predictions: dict[str, str] = dict(known)
     return {question.id: predictions[question.id] for question in questions}

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, TypeVar
 
+from regrad.data.kinds import QuestionKind
 from regrad.data.passages import Passage
 from regrad.errors import EvaluationError
-
-Kind = Literal["open", "yes-no", "choice"]
 
 YES_NO = ("yes", "no")
 
@@ -30,13 +29,13 @@ class Question:
     id: str
     question: str
     answers: tuple[str, ...]
-    kind: Kind = "open"
+    kind: QuestionKind = "open"
     choices: tuple[str, ...] = ()
     passage_ids: tuple[str, ...] = ()
     passages: tuple[Passage, ...] = ()
     group: str = ""
 
-    def as_kind(self, kind: Kind, where: str) -> Question:
+    def as_kind(self, kind: QuestionKind, where: str) -> Question:
         """The question asked in another way; raises `EvaluationError` naming `where` if it cannot be.
 
         Options asked openly leave their texts as the answers; yes or no asked openly leaves the words.
@@ -71,6 +70,9 @@ def _one_of(answers: tuple[str, ...], words: tuple[str, ...], where: str) -> tup
     if not set(lowered) <= set(words):
         raise EvaluationError(f"{where}: the answer must be one of {', '.join(words)}, found {', '.join(answers):.60}")
     return lowered
+
+
+Word = TypeVar("Word", bound=str)
 
 
 @dataclass(frozen=True)
@@ -164,12 +166,13 @@ class Record:
             raise self.error(field, f"a whole number from 0 to {below - 1}")
         return int(found)
 
-    def word(self, field: str, words: Sequence[str]) -> str:
+    def word(self, field: str, words: Sequence[Word]) -> Word:
         """One of `words`, in any case; a list of one will do."""
         found = self.texts(field)[0].lower().rstrip(".")
-        if found not in words:
-            raise self.error(field, f"one of {', '.join(words)}")
-        return found
+        for word in words:
+            if word == found:
+                return word
+        raise self.error(field, f"one of {', '.join(words)}")
 
     def _inner(self, name: str, value: Any) -> Record:
         if not isinstance(value, dict):

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from regrad.data.id_checks import counted
 from regrad.data.passages import Passage
 from regrad.errors import EvaluationError
 from regrad.evaluation.config import EvalBatchConfig
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished, context_length
 from regrad.models.loading import LanguageModel
+from regrad.text import counted
 
 
 class Generator:

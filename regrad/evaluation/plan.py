@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from regrad.data.config import QuestionSetConfig
-from regrad.data.id_checks import counted, listed, refuse
+from regrad.data.id_checks import problem, refuse
 from regrad.data.passages import Passage
 from regrad.data.question_sets import read_questions
 from regrad.data.questions import Question
@@ -23,6 +23,7 @@ from regrad.methods.atoms import check_bank_covers
 from regrad.methods.config import MethodConfig
 from regrad.methods.registry import check_fits, check_method, get_method
 from regrad.models.config import ModelConfig
+from regrad.text import counted
 
 _LEAKS = "demonstrations that are also test questions"
 
@@ -55,7 +56,7 @@ def find_demonstrations(
 def _refuse_leaks(one: EvalSetConfig, found: Sequence[Question], questions: Sequence[Question]) -> None:
     leaks = [f"{leak.train.id} (question {leak.test.id})" for leak in find_leaks(found, questions, 1.0)]
     label = "demonstration that is also a test question" if len(leaks) == 1 else _LEAKS
-    refuse(f"set {one.name!r}: {one.demonstrations}", listed(label, leaks))
+    refuse(f"set {one.name!r}: {one.demonstrations}", problem(label, leaks))
 
 
 _QUESTIONS = 64
@@ -91,7 +92,7 @@ def _leaves_out(method: MethodConfig) -> bool:
     return uses_bank and method.bank is not None and method.on_missing == "fewer"
 
 
-_RESULTS = 1  # raise it when the same settings come to give other records
+_RESULTS = 2  # raise it when the same settings come to give other records
 _READING = 2  # raise it when answers of closed questions come to be read in another way
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+_-]+")
 
@@ -150,10 +151,9 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
                 "method": [resolved.model_dump(mode="json", exclude={"demonstrations"}), checked(resolved)],
                 "passages": [one.passages.model_dump(mode="json"), passages[one.name]] if k else None,
                 "asking": [one.name, name, k, seed, *_asking(config, one)],
-                **_scoring(one, questions[one.name]),
+                "scoring": _scoring(one, questions[one.name]),
+                "demonstrations": cache_keys.demonstrations_digest(before),
             }
-            if before:
-                content["demonstrations"] = cache_keys.demonstrations_digest(before)
             key = cache_keys.digest(content)[:12]
             check_fits(resolved, config.models[name].subspace, most_passages(one.passages, questions[one.name], k))
             coverage.check(resolved, one, seed)
@@ -191,13 +191,13 @@ def _asking(config: EvalConfig, one: EvalSetConfig) -> list[Any]:
     return [one.max_new_tokens or config.max_new_tokens, config.context_tokens, config.too_long]
 
 
-def _scoring(one: EvalSetConfig, questions: Sequence[Question]) -> dict[str, Any]:
-    """How answers are scored, as far as it is not as it always was: a cell that it does not concern keeps its key."""
+def _scoring(one: EvalSetConfig, questions: Sequence[Question]) -> list[Any]:
+    """How answers are scored, by the kinds of questions that there are: what is for others decides nothing."""
     kinds = {question.kind for question in questions}
-    found: dict[str, Any] = {"reading": _READING} if kinds - {"open"} else {}
-    if "open" in kinds and one.scoring_rules != "squad":
-        found["rules"] = one.scoring_rules
-    return found | ({"cut": True} if "open" in kinds and one.cut else {})
+    return [
+        [one.scoring_rules, one.cut] if "open" in kinds else None,
+        _READING if kinds - {"open"} else None,
+    ]
 
 
 def _questions(one: EvalSetConfig) -> list[Question]:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from regrad.settings import Location, Settings
 
 
 class MethodConfig(Settings):
-    """A method with its artefacts. A string stands for a method of that name that needs none.
-
-    What is written of one leaves out `in_prompt` and `demonstrations` where they are the defaults: it hashes as
-    before there were such keys.
-    """
+    """A method with its artefacts. A string stands for a method of that name that needs none."""
 
     name: str = Field(min_length=1, description="the row's label")
     method: str = Field("", description="one of regrad.methods.registry.METHODS; the same as the name if empty")
@@ -47,12 +43,6 @@ class MethodConfig(Settings):
     @classmethod
     def _named(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written: dict[str, Any] = write(self)
-        later = {"in_prompt": True, "demonstrations": 0}
-        return {name: value for name, value in written.items() if name not in later or value != later[name]}
 
     @property
     def kind(self) -> str:

@@ -8,17 +8,8 @@ from itertools import islice
 from typing import Any
 
 from regrad.data.corpora import read_passages, read_records
-from regrad.data.passages import encode_passages
-from regrad.lab.files import (
-    CORPUS,
-    QUESTIONS,
-    TASKS,
-    documents,
-    held_out_corpus,
-    held_out_questions,
-    jsonl,
-    people_questions,
-)
+from regrad.data.passages import encode_passages, encode_records
+from regrad.lab.files import CORPUS, QUESTIONS, TASKS, documents, held_out_corpus, held_out_questions, people_questions
 from regrad.lab.world import World
 from regrad.meta_init import random_meta_init
 from regrad.models.loading import load_language_model
@@ -42,7 +33,7 @@ def write_memorised(config: LabReportConfig) -> str:
     """Documents of the memorised people, and as many questions about them as about the others."""
     storage, people = Storage(f"{config.output}/memorised"), World().memorised
     storage.write(CORPUS, encode_passages(documents(people)))
-    storage.write(QUESTIONS, jsonl(asdict(item) for item in people_questions(people, config.questions)))
+    storage.write(QUESTIONS, encode_records(asdict(item) for item in people_questions(people, config.questions)))
     return f"questions about {len(people)} memorised people at {storage.uri}"
 
 
@@ -63,7 +54,8 @@ def write_documents(config: LabReportConfig) -> str:
         "new": held_out_questions(world, config.questions),
         GROUP_OLD: people_questions(world.memorised, config.questions),
     }
-    storage.write(QUESTIONS, jsonl(asdict(item) | {"group": group} for group in asked for item in asked[group]))
+    records = (asdict(item) | {"group": group} for group in asked for item in asked[group])
+    storage.write(QUESTIONS, encode_records(records))
     return f"the first {', '.join(map(str, config.documents))} documents at {storage.uri}"
 
 
@@ -71,7 +63,7 @@ def write_samples(config: LabReportConfig) -> str:
     """The first tasks of each of `SAMPLED`: of more of them a rival would read only some."""
     storage = Storage(f"{config.output}/fine-tuning")
     for name, place in SAMPLED.items():
-        storage.write(f"{name}.jsonl", jsonl(_first_tasks(f"{config.output}/{place}/{TASKS}")))
+        storage.write(f"{name}.jsonl", encode_records(_first_tasks(f"{config.output}/{place}/{TASKS}")))
     return f"the first {_SAMPLE} tasks of {', '.join(SAMPLED)} at {storage.uri}"
 
 

@@ -31,6 +31,8 @@ NOTES_READ = 4
 """Notes that the base's context holds."""
 HALF_RANK = ("model.subspace.rank=16", "model.subspace.alpha=32")
 """Of a static LoRA under PRAG's adapters: the rest of the rank is for them."""
+ONE_WORKER = ("cluster.workers=1", "cluster.cpus_per_worker=0.25")
+"""Of each step. It counts as a quarter of a CPU: steps share the machine, and what reads a corpus wants a whole one."""
 WARM = 300
 """Questions of a task warm-up."""
 
@@ -204,7 +206,7 @@ def _evaluations(config: LabReportConfig) -> Iterator[Step]:
 
 
 def _evaluation(config: LabReportConfig, name: str, needs: Sequence[str]) -> Step:
-    work = Command("eval", path_of(name), (*changes(name, config), "cluster.workers=1"))
+    work = Command("eval", path_of(name), (*changes(name, config), *ONE_WORKER))
     return Step(f"study {name}", work, f"{config.output}/studies/{name}", frozenset({"indexes", *needs}))
 
 
@@ -229,6 +231,7 @@ def _command(
 ) -> Step:
     makes = f"{config.output}/{place}"
     values = [f"{'bank.uri' if verb in ('adapters', 'build') else 'output'}={makes}"]
-    values += ["cluster.workers=1"] * (verb != "lab world")
+    if verb != "lab world":
+        values += ONE_WORKER
     path: Path = builtin_config(f"jobs/{_FILES[verb]}.yaml")
     return Step(name, Command(verb, path, (*values, *changed)), makes, frozenset(needs))

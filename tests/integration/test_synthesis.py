@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from ray_jobs import index_corpus, synthesize
+from ray_jobs.actor_errors import decode_error
 from ray_jobs.cluster import cluster
 from regrad.data.corpora import read_records
 from regrad.data.passages import encode_passages
@@ -127,8 +128,9 @@ def test_too_little_memory_says_what_to_lower(corpus: str, tmp_path: Path, monke
     monkeypatch.setattr(synthesize, "load_language_model", fail)
     config = settings(*overrides("m", corpus, str(tmp_path / "out")))
     row = synthesize.PartWriter(config.model_dump(mode="json"))({"line": np.array([b"{}"]), "problem": np.array([""])})
-    assert row["error"] == ["SynthesisError"]
-    assert "too small for 16 passages with 10 candidates each at once; lower batch_passages" in row["message"][0]
+    expected = "too small for 16 passages with 10 candidates each at once; lower batch_passages"
+    with pytest.raises(SynthesisError, match=expected):
+        raise decode_error(row["failure"][0])
 
 
 def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:

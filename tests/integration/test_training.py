@@ -32,11 +32,11 @@ from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.in_process import meta_train_in_process
+from regrad.training.meta.in_process import meta_train_in_process, steps_of
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
 from regrad.training.meta.task_files import read_tasks
-from regrad.training.meta.trainer import Trainer, batches
+from regrad.training.meta.trainer import Trainer
 from regrad.training.sampler import DrawOrder
 from tests.integration.conftest import BIN, environment
 from tests.tools.patience import Deadline, patient
@@ -74,7 +74,7 @@ def test_two_workers_train_what_one_process_trains_and_leave_nothing_behind(
     start = parameters.phi0.detach().clone()
     trainer = Trainer(lm, PlainEngine(parameters, config.optimizer), config, lm.identity())
     dev = read_tasks(config.dev or "")
-    state = trainer.run(batches(read_tasks(config.tasks[0].uri), config), dev)
+    state = trainer.run(steps_of([read_tasks(config.tasks[0].uri)], config), dev)
     alone = trainer.meta_init(state)
     line = meta_train.run(config)
     shared = MetaInit.load(output)

@@ -303,8 +303,8 @@ def test_a_step_is_a_command_that_a_reader_can_type() -> None:
     (build,) = (step.work for step in make_steps(LabReportConfig(output="/tmp/out")) if step.name == "bank raw")
     assert str(build) == (
         f"regrad build --config {builtin_config('jobs/build-lab.yaml')} --set bank.uri=/tmp/out/banks/raw "
-        "--set cluster.workers=1 --set meta_init=/tmp/out/starts/raw --set corpus=/tmp/out/lab/corpus.jsonl "
-        "--set bank.codec=float32"
+        "--set cluster.workers=1 --set cluster.cpus_per_worker=0.25 --set meta_init=/tmp/out/starts/raw "
+        "--set corpus=/tmp/out/lab/corpus.jsonl --set bank.codec=float32"
     )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from regrad.evaluation.answer_parsing.answers import Kind
+from regrad.data.kinds import QuestionKind
 
 
 @dataclass(frozen=True)
 class Posed:
     answers: tuple[str, ...]
-    kind: Kind = "open"
+    kind: QuestionKind = "open"
     choices: tuple[str, ...] = ()
     id: str = "q"
     question: str = "Who?"

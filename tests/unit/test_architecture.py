@@ -11,14 +11,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Each part of regrad and the other parts that it may import. The foundations are open to all.
-FOUNDATIONS = {"errors", "settings", "storage", "locking", "data", "prompts"}
+FOUNDATIONS = {"errors", "text", "settings", "storage", "locking", "data", "prompts"}
 MODELS = FOUNDATIONS | {"models", "inference", "meta_init", "gradients"}
 ALLOWED = {
     "errors": set(),
+    "text": set(),
     "settings": {"errors"},
     "storage": {"errors"},
     "locking": {"errors", "storage"},
-    "data": {"errors", "settings", "storage"},
+    "data": {"errors", "text", "settings", "storage"},
     "prompts": {"settings", "data"},
     "client": {"errors"},
     "models": FOUNDATIONS,

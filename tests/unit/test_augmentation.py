@@ -15,11 +15,10 @@ from regrad.data.augmented import (
     encode_augmented,
     from_tasks,
     parse_augmented,
-    passage_id,
     read_augmented,
     read_ready,
 )
-from regrad.data.passages import Passage
+from regrad.data.passages import Passage, passage_id
 from regrad.data.tasks import MetaTask, TaskQuestion
 from regrad.errors import ConfigError, CorpusError, RegradError, TrainingError
 from regrad.inference.sampling import Sampled, draws, sample

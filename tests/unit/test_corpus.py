@@ -9,6 +9,7 @@ import lzma
 import os
 import tracemalloc
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from regrad.data.corpora import read_passages, read_raw
 from regrad.data.files import MAX_LINE_BYTES, corpus_files
-from regrad.data.passages import Passage, encode_passages, parse_passage
+from regrad.data.passages import Passage, encode_passages, parse_passage, passage_id
 from regrad.errors import CorpusError
 
 PASSAGES = [
@@ -390,3 +391,8 @@ def test_a_known_problem_is_the_problem() -> None:
     assert parse_passage(b'{"id": "a", "text": "x"}') == Passage("a", "", "x")
     with pytest.raises(CorpusError, match="record: longer than 7 bytes"):
         parse_passage(b'{"id": "a"', "longer than 7 bytes")
+
+
+def test_a_passage_without_an_id_is_named_by_its_text_whatever_is_in_it() -> None:
+    assert passage_id("text one") == sha256(b"text one").hexdigest()[:16]
+    assert len({passage_id(text) for text in ("", "a", "\ud800", "\ud801")}) == 4

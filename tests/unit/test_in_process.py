@@ -25,8 +25,10 @@ from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.meta.in_process import meta_train_in_process
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.task_augment import shape_task
 from regrad.training.meta.task_files import read_tasks
-from regrad.training.meta.trainer import Trainer, batches
+from regrad.training.meta.trainer import Trainer
+from regrad.training.sampler import DrawOrder
 
 
 def write_tasks(path: Path, people: slice, world: World, prefix: str = "") -> Path:
@@ -52,7 +54,10 @@ def test_meta_training_is_the_loops_own(meta_settings: Callable[..., MetaTrainCo
     lm = load_language_model(config.model, "cpu")
     engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
     trainer = Trainer(lm, engine, config, lm.identity())
-    alone = trainer.meta_init(trainer.run(batches(read_tasks(config.tasks[0].uri), config)))
+    tasks, size = read_tasks(config.tasks[0].uri), config.optimizer.batch_size
+    drawn = [number for _, number in DrawOrder([len(tasks)], seed=config.seed).draws(4 * size)]
+    shaped = [shape_task(tasks[n], config.shape, (), config.seed, place) for place, n in enumerate(drawn)]
+    alone = trainer.meta_init(trainer.run(shaped[start : start + size] for start in range(0, 4 * size, size)))
     assert torch.equal(made.phi0, alone.phi0)
     assert torch.equal(made.step_sizes, alone.step_sizes)
     assert made.notes["tasks"] == [{"uri": config.tasks[0].uri, "weight": None, "tasks": 6}]

@@ -24,11 +24,12 @@ from regrad.training.meta.callbacks import Silent, StepReport
 from regrad.training.meta.checkpoint import DevScore, TrainState, load_checkpoint, save_checkpoint
 from regrad.training.meta.config import DevConfig, InnerConfig, MetaTrainConfig, OptimizerConfig
 from regrad.training.meta.dev_scores import Sums, score
+from regrad.training.meta.in_process import steps_of
 from regrad.training.meta.objective import MetaGradient, Point
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
 from regrad.training.meta.trackers import Watcher, dev_line, make_sinks, step_line
-from regrad.training.meta.trainer import Trainer, batches
+from regrad.training.meta.trainer import Trainer
 from regrad.training.schedules import learning_rate_factor
 
 
@@ -134,12 +135,12 @@ def test_a_resumed_run_has_the_same_losses_and_the_same_bits(
 ) -> None:
     config = settings(tiny)
     whole, engine = make(tiny, config, Keeper(tmp_path))
-    state = whole.run(batches(tasks, config))
+    state = whole.run(steps_of([tasks], config))
     resumed, engine2 = make(tiny, config)
     before, tensors = load_checkpoint(tmp_path / "3")
     assert before.step == 3
     engine2.load(tensors)
-    steps = list(batches(tasks, config))[before.step :]
+    steps = list(steps_of([tasks], config))[before.step :]
     after = resumed.run(steps, state=before)
     assert after.losses == state.losses and len(state.losses) == 6
     for name, value in engine.state().items():
@@ -157,7 +158,7 @@ def test_micro_batches_give_the_same_step_as_one_batch(tiny: LanguageModel, task
         optimizer = {"steps": 2, "batch_size": 4, "micro_batch": micro}
         config = settings(tiny, optimizer=optimizer)
         trainer, engine = make(tiny, config)
-        state = trainer.run(batches(tasks, config))
+        state = trainer.run(steps_of([tasks], config))
         results.append((state.losses, engine.point().phi0.clone()))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-5)
@@ -169,7 +170,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     config, keeper = settings(tiny), Keeper()
     trainer, engine = make(tiny, config, keeper)
     poison(monkeypatch, trainer, {2, 3})
-    state = trainer.run(batches(tasks, config))
+    state = trainer.run(steps_of([tasks], config))
     assert state.skipped == [2, 3] and len(state.losses) == 4 and state.step == 6
     assert "step 2 is skipped: its loss or gradient is not finite" in keeper.notes
     assert bool(torch.isfinite(engine.point().phi0).all())
@@ -185,7 +186,7 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_and_earlier_ones_do_not_count(
     trainer, _ = make(tiny, config, Keeper(tmp_path))
     poison(monkeypatch, trainer, {2, 5, 6})
     with pytest.raises(TrainingError, match=r"not finite at step 6, the 2\. time in a row; lower inner"):
-        trainer.run(batches(tasks, config))
+        trainer.run(steps_of([tasks], config))
     assert load_checkpoint(tmp_path / "3")[0].skipped == [2], "the last good checkpoint is intact"
 
 
@@ -203,7 +204,7 @@ def test_training_lowers_the_loss_and_the_card_says_what_was_done(tiny: Language
     config = settings(tiny, optimizer={"steps": 30, "batch_size": 2, "lr": 2e-2, "schedule": "cosine"})
     keeper = Keeper()
     trainer, _ = make(tiny, config, keeper)
-    state = trainer.run(batches(tasks, config), dev=tasks[:2])
+    state = trainer.run(steps_of([tasks], config), dev=tasks[:2])
     assert sum(state.losses[-5:]) < 0.7 * sum(state.losses[:5])
     assert [report.step for report in keeper.reports] == list(range(2, 31, 2))
     last = keeper.reports[-1]
@@ -220,7 +221,7 @@ def test_dev_tasks_are_scored_as_often_as_asked_each_with_a_checkpoint(
 ) -> None:
     config = settings(tiny, scoring={"every": 2}, checkpoints={"every": 100})
     keeper = Keeper(tmp_path)
-    make(tiny, config, keeper)[0].run(batches(tasks, config), dev=tasks[:1])
+    make(tiny, config, keeper)[0].run(steps_of([tasks], config), dev=tasks[:1])
     assert [score.step for score in keeper.dev] == [2, 4, 6]
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 4, 6]
     assert load_checkpoint(tmp_path / "4")[0].latest_dev == keeper.dev[1]
@@ -234,7 +235,7 @@ def test_dev_tasks_are_scored_at_the_k_that_is_trained(
         "regrad.training.meta.trainer.score", lambda lm, at, given, *rest: seen.extend(given) or Sums(1, 1, 1)
     )
     config = settings(tiny, shape={"k": 1, "questions": 1, "distractor_probability": 1.0})
-    make(tiny, config)[0].run(batches(tasks, config), dev=tasks[:1])
+    make(tiny, config)[0].run(steps_of([tasks], config), dev=tasks[:1])
     [task] = seen
     assert len(task.questions) == len(tasks[0].questions)
     assert {len(question.context) for question in task.questions} == {1}
@@ -245,14 +246,14 @@ def test_the_strategy_that_auto_chose_is_kept_in_the_checkpoint(
 ) -> None:
     lean = settings(tiny, strategy={"name": "auto", "memory_gb": 1e-9})
     keeper = Keeper(tmp_path)
-    make(tiny, lean, keeper)[0].run(batches(tasks, lean))
+    make(tiny, lean, keeper)[0].run(steps_of([tasks], lean))
     assert keeper.notes[0].startswith("strategy difference: estimated GB")
     state, tensors = load_checkpoint(tmp_path / "3", tiny.identity())
     assert state.strategy == "difference"
     later = Keeper()
     trainer, engine = make(tiny, settings(tiny, strategy={"name": "auto"}), later)
     engine.load(tensors)
-    trainer.run(list(batches(tasks, lean))[3:], state=state)
+    trainer.run(list(steps_of([tasks], lean))[3:], state=state)
     assert later.notes == ["strategy difference, as before"]
     with pytest.raises(TrainingError, match="begun with other base weights"):
         load_checkpoint(tmp_path / "3", "other")
@@ -261,7 +262,7 @@ def test_the_strategy_that_auto_chose_is_kept_in_the_checkpoint(
 def test_tasks_that_end_too_early_are_an_error(tiny: LanguageModel, tasks: list[MetaTask]) -> None:
     config = settings(tiny)
     with pytest.raises(TrainingError, match="ended at step 2 of 6"):
-        make(tiny, config)[0].run(list(batches(tasks, config))[:2])
+        make(tiny, config)[0].run(list(steps_of([tasks], config))[:2])
 
 
 def test_scores_use_gamma_and_the_same_update_as_training(lab_model: LanguageModel, world: World) -> None:

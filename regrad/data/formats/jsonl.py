@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Iterator
 from functools import lru_cache
 
+from regrad.data.kinds import QUESTION_KINDS, QuestionKind
 from regrad.data.passages import Passage
 from regrad.data.question_files import QuestionFile
-from regrad.data.questions import MOST_CHOICES, YES_NO, Kind, Question, Record, label
+from regrad.data.questions import MOST_CHOICES, YES_NO, Question, Record, label
 from regrad.errors import CorpusError, EvaluationError
 
-_KINDS = ("open", "yes-no", "choice")
 _KEYS = (
     *("question", "answer", "answers", "id", "kind", "choices"),
     *("passage_ids", "passage_id", "passages", "group"),
@@ -61,10 +61,12 @@ def _misspelt(key: str) -> str:
     return near[0] if near and abs(len(near[0]) - len(plain)) <= 1 else ""
 
 
-def closed(record: Record, field: str) -> tuple[Kind, tuple[str, ...], tuple[str, ...]]:
+def closed(record: Record, field: str) -> tuple[QuestionKind, tuple[str, ...], tuple[str, ...]]:
     """Kind, choices and answers of a record that may be closed."""
     choices = record.strings("choices") if record.fields.get("choices") else ()
-    kind: Kind = record.word("kind", _KINDS) if record.has("kind") else "choice" if choices else "open"  # type: ignore[assignment]
+    kind: QuestionKind = "choice" if choices else "open"
+    if record.has("kind"):
+        kind = record.word("kind", QUESTION_KINDS)
     if kind == "open":
         return kind, (), record.texts(field)
     if kind == "yes-no":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 from regrad.data.formats.jsonl import closed, pair_question
-from regrad.data.passages import Passage
+from regrad.data.passages import Passage, passage_id
 from regrad.data.question_files import QuestionFile
 from regrad.data.questions import Question, Record
 
@@ -45,4 +44,4 @@ def sampled(record: Record) -> Question:
 
 
 def _passage(text: str) -> Passage:
-    return Passage(hashlib.sha256(text.encode()).hexdigest()[:16], "", text)
+    return Passage(passage_id(text), "", text)

@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Literal, Protocol
+from typing import Protocol
 
+from regrad.data.kinds import QUESTION_KINDS, QuestionKind
 from regrad.errors import EvaluationError
 from regrad.evaluation.answer_parsing.closed import Labels, Reader, Words
 from regrad.evaluation.answer_parsing.statements import SAYS, begun, is_unsure, plain, sentences
-
-Kind = Literal["open", "yes-no", "choice"]
-KINDS: tuple[Kind, ...] = ("open", "yes-no", "choice")
 
 _YES_NO = ("yes", "no")
 _READ_CHARACTERS = 20_000
@@ -33,7 +31,7 @@ class Scorable(Protocol):
         ...
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> QuestionKind:
         """How the question is answered."""
         ...
 
@@ -95,7 +93,7 @@ def _reader(kind: str, choices: tuple[str, ...]) -> Reader:
         return Labels(choices)
     if kind == "yes-no":
         return Words(choices or _YES_NO)
-    raise EvaluationError(f"unknown kind of question {kind!r:.60}; the kinds are {', '.join(KINDS)}")
+    raise EvaluationError(f"unknown kind of question {kind!r:.60}; the kinds are {', '.join(QUESTION_KINDS)}")
 
 
 def cut_answer(text: str) -> str:

@@ -49,7 +49,7 @@ def meta_train_in_process(config: MetaTrainConfig, device: str = "cpu") -> MetaI
     }
     best = _Best()
     trainer = Trainer(lm, engine, config, lm.identity(), notes, listener=best)
-    state = trainer.run(_steps(sources, config), read_tasks(config.dev) if config.dev else ())
+    state = trainer.run(steps_of(sources, config), read_tasks(config.dev) if config.dev else ())
     last = trainer.meta_init(state)
     return best.meta_init or last if config.scoring.select == "best" else last
 
@@ -91,8 +91,8 @@ def _scanned(uri: str, lengths: Lengths, shape: ShapeConfig) -> Iterator[Scanned
             yield item
 
 
-def _steps(sources: Sequence[Sequence[MetaTask]], config: MetaTrainConfig) -> Iterator[list[MetaTask]]:
-    """The tasks of every step, in the order of the draws."""
+def steps_of(sources: Sequence[Sequence[MetaTask]], config: MetaTrainConfig) -> Iterator[list[MetaTask]]:
+    """The tasks of every step, drawn from the sources in the order that a job draws them in."""
     order = DrawOrder([len(tasks) for tasks in sources], [source.weight for source in config.tasks], config.seed)
     size, pool = config.optimizer.batch_size, _pool(sources, config)
     batch: list[MetaTask] = []

@@ -5,7 +5,7 @@ The same loop runs in one process (a notebook, a test) and on every worker of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import reduce
 from operator import add
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from regrad.data.passages import Passage
 from regrad.data.tasks import MetaTask
 from regrad.errors import TrainingError
 from regrad.meta_init import MetaInit
@@ -28,7 +27,7 @@ from regrad.training.meta.optim.base import Engine
 from regrad.training.meta.strategies.auto import LEANER, choose
 from regrad.training.meta.strategies.base import Strategy
 from regrad.training.meta.task_augment import shape_task
-from regrad.training.sampler import DrawOrder, share_of
+from regrad.training.sampler import share_of
 from regrad.training.schedules import learning_rate_factor
 
 
@@ -36,17 +35,6 @@ def check_shares(config: MetaTrainConfig, workers: int) -> None:
     """Raise `TrainingError` unless the global batch is the same number of tasks for each worker."""
     if config.optimizer.batch_size % workers:
         raise TrainingError(f"batch_size {config.optimizer.batch_size} cannot be shared by {workers} workers equally")
-
-
-def batches(
-    tasks: Sequence[MetaTask], config: MetaTrainConfig, rank: int = 0, world_size: int = 1, pool: Sequence[Passage] = ()
-) -> Iterator[list[MetaTask]]:
-    """This worker's part of every global batch, from tasks in memory (one source)."""
-    size = config.optimizer.batch_size
-    draws = [number for _, number in DrawOrder([len(tasks)], seed=config.seed).draws(config.optimizer.steps * size)]
-    for start in range(0, len(draws), size):
-        positions = share_of(range(start, start + size), rank, world_size)
-        yield [shape_task(tasks[draws[p]], config.shape, pool, config.seed, p) for p in positions]
 
 
 class Trainer:

@@ -1,4 +1,4 @@
-"""`regrad bank info`."""
+"""`regrad bank info` and `diff`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from regrad.cli.bank import show
-from regrad.cli.bank.arguments import check_ids, json_option, uri_argument, version_option
-from regrad.cli.text import printable
+from regrad.cli.bank import output as show
+from regrad.cli.bank.output import check_ids, json_option, uri_argument, version_option
+from regrad.cli.options import printable
 from regrad.errors import AtomNotFound
+from regrad.text import counted
 
 if TYPE_CHECKING:
     from regrad.bank.inspect import BankInfo, PassageInfo
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--id", "passage_id", metavar="PASSAGE_ID", help="Look for one passage instead.")
 @click.option("--quarantine", is_flag=True, help="List the passages that were refused, and why, instead.")
 @json_option
-def command(uri: str, version: int | None, passage_id: str | None, quarantine: bool, as_json: bool) -> None:
+def info(uri: str, version: int | None, passage_id: str | None, quarantine: bool, as_json: bool) -> None:
     """Say what a bank is, what is on its disk, and whether anything that was deleted is still there.
 
     With --id: where the passage's atom lies, the hash of the text that it was computed from, why it was refused, when
@@ -53,12 +54,12 @@ def _show_bank(bank: BankInfo) -> None:
         ("atoms", f"{_KINDS[bank.kind]} {bank.fingerprint}, {bank.numbers:,} numbers each"),
         ("codec", f"{bank.codec}, {show.size(bank.record_bytes)} a record"),
         ("passages", f"{bank.passages:,}, and {bank.quarantined:,} refused{_HINT if bank.quarantined else ''}"),
-        ("index", f"{show.counted(bank.parts, 'part')}, {bank.index_bytes_per_passage:.1f} bytes a passage"),
+        ("index", f"{counted(bank.parts, 'part')}, {bank.index_bytes_per_passage:.1f} bytes a passage"),
         ("shards", f"{bank.shards:,}"),
         ("on disk", f"{show.size(sum(bank.bytes.values()))}: {', '.join(folders)}"),
     ]
     if bank.unfinished_blocks:
-        rows.append(("unfinished", f"{show.counted(bank.unfinished_blocks, 'block')} of builds that did not end"))
+        rows.append(("unfinished", f"{counted(bank.unfinished_blocks, 'block')} of builds that did not end"))
     show.fields(rows)
     click.echo(_about_forgetting(bank))
 
@@ -70,12 +71,12 @@ _HINT = " (--quarantine lists them)"
 def _about_forgetting(bank: BankInfo) -> str:
     lost = ""
     if bank.missing_records:
-        names = f"{show.counted(bank.missing_records, 'record')} that passages should have"
+        names = f"{counted(bank.missing_records, 'record')} that passages should have"
         lost = f"{names} cannot be there, by the files' sizes: run `{show.verb('verify', bank.uri)}`.\n"
     if not bank.dead_records:
-        return f"{lost}Every one of the {show.counted(bank.records_on_disk, 'record')} on disk belongs to a passage."
+        return f"{lost}Every one of the {counted(bank.records_on_disk, 'record')} on disk belongs to a passage."
     return (
-        f"{lost}{show.counted(bank.dead_records, 'record')} ({show.size(bank.dead_bytes)}) of atoms that no passage "
+        f"{lost}{counted(bank.dead_records, 'record')} ({show.size(bank.dead_bytes)}) of atoms that no passage "
         f"has are still in shard files: {_ways_to_remove(bank)}"
     )
 
@@ -86,12 +87,12 @@ def _ways_to_remove(bank: BankInfo) -> str:
     ways = f"run `{show.verb('compact', bank.uri)}`, then `{show.verb('gc', bank.uri)}{options}`."
     if bank.dead_of_builds:
         ways += (
-            f"\n--abandon-builds: {show.counted(bank.dead_of_builds, 'record')} of builds that did not end, which "
+            f"\n--abandon-builds: {counted(bank.dead_of_builds, 'record')} of builds that did not end, which "
             "could go on from them."
         )
     if bank.dead_of_nobody:
         ways += (
-            f"\n--grace 0: {show.counted(bank.dead_of_nobody, 'record')} in files that nothing names, of a writer that "
+            f"\n--grace 0: {counted(bank.dead_of_nobody, 'record')} in files that nothing names, of a writer that "
             "died, or is at work now: wait for it. After an hour they go without it."
         )
     return ways
@@ -135,3 +136,22 @@ def _show_quarantine(refused: list[tuple[str, str]]) -> None:
         click.echo(f"{show.shown(passage_id)}\t{printable(reason)}")
     if not refused:
         click.echo("no passage was refused")
+
+
+@click.command("diff")
+@uri_argument
+@click.argument("older", type=int)
+@click.argument("newer", type=int, required=False)
+@json_option
+def diff(uri: str, older: int, newer: int | None, as_json: bool) -> None:
+    """Compare version OLDER with NEWER (default: the one in force); `regrad bank info` lists the versions."""
+    from regrad.bank.inspect import diff
+
+    found = diff(uri, older, newer)
+    if as_json:
+        show.as_json(found)
+        return
+    click.echo(f"{found.older} -> {found.newer}")
+    for name, ids in (("added", found.added), ("removed", found.removed), ("changed", found.changed)):
+        click.echo(f"{name:<8} {len(ids):,}{': ' if ids else ''}{show.ids_listed(ids)}")
+    click.echo(f"{'moved':<8} {found.moved:,} (the same atoms, elsewhere)")
