@@ -9,13 +9,14 @@ SERVING := $(wildcard $(addprefix tests/integration/test_,demo.py cluster.py pag
 TRAINING := $(wildcard $(addprefix tests/integration/test_,training.py adaptation.py engines.py precision.py synthesis.py))
 REPORT := $(wildcard $(addprefix tests/integration/test_,evaluate.py locking.py)) tests/studies
 
-.PHONY: demo s3 s3-stop install lint types unit integration integration-training integration-serving integration-report integration-data test test-fast clean
+.PHONY: demo s3 s3-stop install lint types unit integration integration-training integration-serving integration-report integration-data unit-fast test test-fast gpu clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         install, then the whole path on the lab world (about 7 minutes after installation)"
 	@echo "make test         install, then lint, types, unit and integration tests"
-	@echo "make test-fast    the same without integration tests"
+	@echo "make test-fast    lint, types and unit tests, without the slow ones (under 3 minutes)"
+	@echo "make gpu          the tests that need a GPU, where there is one"
 	@echo "make s3           a real S3 server on this machine, to try banks on (make s3-stop ends it)"
 	@echo "make install      only the virtual environment in $(VENV)"
 
@@ -54,7 +55,14 @@ integration-report: $(STAMP)
 
 integration: integration-training integration-serving integration-report integration-data
 
-test-fast: lint types unit
+unit-fast: $(STAMP)
+	$(BIN)/python -m pytest tests/unit tests/studies -m "not slow"
+
+test-fast: $(STAMP)
+	$(MAKE) --no-print-directory -j2 lint types unit-fast
+
+gpu: $(STAMP)
+	$(BIN)/python -m pytest tests/gpu
 
 test: $(STAMP)
 	$(MAKE) --no-print-directory -j2 lint types integration-training integration-serving integration-report integration-data unit  # two at a time: they wait for much

@@ -14,7 +14,7 @@ import pytest
 from tests.integration.conftest import BIN, environment
 from tests.tools.patience import patient
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 TINY = (
     *("questions=8", "hard_questions=5", "records=40", "documents=[5,10]", "timed=3", "batched=32", "steps.epochs=1"),
