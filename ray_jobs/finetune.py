@@ -18,7 +18,7 @@ from ray_jobs.cluster import cluster, require_workers
 from ray_jobs.entry import main
 from ray_jobs.progress import progress_channel
 from ray_jobs.reporter import WorkerReporter
-from ray_jobs.train_runner import RayTrainer, fit_until_done, run_directory, scaling
+from ray_jobs.train_runner import fit_until_done, run_directory, scaling, trainer_class
 from regrad.errors import TrainingError
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.storage import check_replaceable
@@ -50,7 +50,7 @@ def run(config: FinetuneConfig) -> str:
         with run_directory(config, data) as place, progress_channel(logger.info) as progress:
             settings = {"config": config.model_dump(mode="json"), "data": data, "progress": progress}
             make_trainer = partial(
-                RayTrainer,
+                trainer_class(),
                 _worker,
                 train_loop_config=settings,
                 scaling_config=scaling(config.cluster),

@@ -21,7 +21,7 @@ from ray_jobs.entry import main
 from ray_jobs.progress import progress_channel
 from ray_jobs.reporter import WorkerReporter
 from ray_jobs.task_stream import TaskStream, in_order, open_stream, worker_steps
-from ray_jobs.train_runner import RayTrainer, RunDirectory, fit_until_done, run_directory, scaling
+from ray_jobs.train_runner import RunDirectory, fit_until_done, run_directory, scaling, trainer_class
 from regrad.errors import TrainingError
 from regrad.meta_init import CARD, MetaInit
 from regrad.models.loading import load_language_model
@@ -81,7 +81,7 @@ def _train(
 ) -> Result:
     settings = {"config": config.model_dump(mode="json"), "notes": notes, "progress": progress}
     make_trainer = partial(
-        RayTrainer,
+        trainer_class(),
         _worker,
         train_loop_config=settings,
         scaling_config=scaling(config.cluster),
