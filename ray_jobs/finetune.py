@@ -34,7 +34,6 @@ from regrad.training.lora.finetuning import (
     usable,
 )
 from regrad.training.lora.lora_artifact import CARD, StaticLora, parent_of
-from regrad.training.meta.task_files import read_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ def run(config: FinetuneConfig) -> str:
     check_shares(config, config.cluster.workers)
     check_replaceable(config.output, CARD)
     parent = parent_of(config)
-    data = {"examples": digest(config, read_tasks), "parent": parent.digest if parent else None}
+    data = {"examples": digest(config), "parent": parent.digest if parent else None}
     with cluster():
         require_workers(config.cluster)
         with run_directory(config, data) as place, progress_channel(logger.info) as progress:
@@ -99,7 +98,7 @@ def _worker(settings: dict[str, Any]) -> None:
     context = train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     lm = load_language_model(config.model, train.torch.get_device())
-    found = read_examples(config, lm, read_tasks)
+    found = read_examples(config, lm)
     examples = usable(lm, found, config)
     kept = min(len(found), config.max_examples or len(found))
     notes = {

@@ -22,6 +22,7 @@ from ray_jobs.progress import progress_channel
 from ray_jobs.reporter import WorkerReporter
 from ray_jobs.task_stream import TaskStream, in_order, open_stream, worker_steps
 from ray_jobs.train_runner import RunDirectory, fit_until_done, run_directory, scaling, trainer_class
+from regrad.data.tasks import read_tasks, task_files
 from regrad.errors import TrainingError
 from regrad.meta_init import CARD, MetaInit
 from regrad.models.loading import load_language_model
@@ -29,10 +30,9 @@ from regrad.storage import check_replaceable
 from regrad.training.meta.callbacks import StepReport
 from regrad.training.meta.checkpoint import META_INIT, DevScore, TrainState, load_checkpoint, save_checkpoint
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.lengths import Lengths
+from regrad.training.meta.lengths import Lengths, check_dev_tasks
 from regrad.training.meta.optim import make_engine
 from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.task_files import check_dev_tasks, read_tasks, task_files
 from regrad.training.meta.trackers import Watcher, make_sinks
 from regrad.training.meta.trainer import Trainer, check_shares
 

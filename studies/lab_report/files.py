@@ -7,8 +7,9 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-from regrad.data.corpora import read_passages, read_records
-from regrad.data.passages import encode_passages, encode_records
+from regrad.data.corpora import read_passages
+from regrad.data.jsonl import encode_jsonl, read_jsonl
+from regrad.data.passages import encode_passages
 from regrad.lab.files import CORPUS, QUESTIONS, TASKS, documents, held_out_corpus, held_out_questions, people_questions
 from regrad.lab.world import World
 from regrad.meta_init import random_meta_init
@@ -33,7 +34,7 @@ def write_memorised(config: LabReportConfig) -> str:
     """Documents of the memorised people, and as many questions about them as about the others."""
     storage, people = Storage(f"{config.output}/memorised"), World().memorised
     storage.write(CORPUS, encode_passages(documents(people)))
-    storage.write(QUESTIONS, encode_records(asdict(item) for item in people_questions(people, config.questions)))
+    storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in people_questions(people, config.questions)))
     return f"questions about {len(people)} memorised people at {storage.uri}"
 
 
@@ -54,8 +55,7 @@ def write_documents(config: LabReportConfig) -> str:
         "new": held_out_questions(world, config.questions),
         GROUP_OLD: people_questions(world.memorised, config.questions),
     }
-    records = (asdict(item) | {"group": group} for group in asked for item in asked[group])
-    storage.write(QUESTIONS, encode_records(records))
+    storage.write(QUESTIONS, encode_jsonl(asdict(item) | {"group": group} for group in asked for item in asked[group]))
     return f"the first {', '.join(map(str, config.documents))} documents at {storage.uri}"
 
 
@@ -63,7 +63,7 @@ def write_samples(config: LabReportConfig) -> str:
     """The first tasks of each of `SAMPLED`: of more of them a rival would read only some."""
     storage = Storage(f"{config.output}/fine-tuning")
     for name, place in SAMPLED.items():
-        storage.write(f"{name}.jsonl", encode_records(_first_tasks(f"{config.output}/{place}/{TASKS}")))
+        storage.write(f"{name}.jsonl", encode_jsonl(_first_tasks(f"{config.output}/{place}/{TASKS}")))
     return f"the first {_SAMPLE} tasks of {', '.join(SAMPLED)} at {storage.uri}"
 
 
@@ -86,4 +86,4 @@ def write_raw_start(config: LabReportConfig) -> str:
 
 
 def _first_tasks(uri: str) -> Iterator[dict[str, Any]]:
-    return (record for _, record in islice(read_records(uri), _SAMPLE))
+    return (record for _, record in islice(read_jsonl(uri), _SAMPLE))

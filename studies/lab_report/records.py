@@ -9,7 +9,8 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from regrad.data.augmented import read_augmented
-from regrad.data.corpora import read_passages, read_records
+from regrad.data.corpora import read_passages
+from regrad.data.jsonl import read_jsonl
 from regrad.errors import EvaluationError
 from regrad.evaluation.aggregate import by_question
 from regrad.evaluation.output import Output
@@ -146,7 +147,7 @@ def read_measured(config: LabReportConfig) -> Measured:
 def _asked_before(lab: str) -> int:
     """How many of the questions are in the augmented corpus, which PRAG and instruction CPT are trained on."""
     trained = {pair.question for item in read_augmented(lab) for pair in item.pairs}
-    return sum(record["question"] in trained for _, record in read_records(f"{lab}/{QUESTIONS}"))
+    return sum(record["question"] in trained for _, record in read_jsonl(f"{lab}/{QUESTIONS}"))
 
 
 def _output(config: LabReportConfig, name: str) -> Output:

@@ -22,7 +22,6 @@ from regrad.training.lora.config import AdaptersConfig, FinetuneConfig
 from regrad.training.lora.finetuning import finetune_in_process
 from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.meta.in_process import meta_train_in_process
-from regrad.training.meta.task_files import read_tasks
 
 VERBS: dict[str, type[Settings]] = {
     "lab world": LabConfig,
@@ -136,7 +135,7 @@ def _train(config: MetaTrainConfig) -> str:
 
 
 def _finetune(config: FinetuneConfig) -> str:
-    adapter = finetune_in_process(config, read_tasks)
+    adapter = finetune_in_process(config)
     adapter.save(config.output)
     notes = adapter.notes
     return f"adapter {adapter.digest} at {config.output}: {notes['steps']} steps, loss {notes['losses'][-1]:.4f}"

@@ -23,7 +23,7 @@ from ray_jobs import meta_train
 from ray_jobs.cluster import cluster
 from ray_jobs.task_stream import open_stream, worker_steps
 from ray_jobs.train_runner import RunDirectory, run_directory
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import Task, read_tasks
 from regrad.errors import CorpusError, StorageError, TrainingError
 from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
@@ -35,7 +35,6 @@ from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.meta.in_process import meta_train_in_process, steps_of
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.task_files import read_tasks
 from regrad.training.meta.trainer import Trainer
 from regrad.training.sampler import DrawOrder
 from tests.integration.conftest import BIN, environment
@@ -134,7 +133,7 @@ def test_the_stream_is_the_order_of_the_seed_whatever_the_files_and_the_workers(
     assert epochs.steps == 9, "one and a half times twelve tasks, two at a time"
 
 
-def ids(steps: Iterator[list[MetaTask]]) -> list[list[str]]:
+def ids(steps: Iterator[list[Task]]) -> list[list[str]]:
     return [[task.id for task in tasks] for tasks in steps]
 
 

@@ -11,15 +11,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Each part of regrad and the other parts that it may import. The foundations are open to all.
-FOUNDATIONS = {"errors", "text", "settings", "storage", "locking", "data", "prompts"}
+FOUNDATIONS = {"errors", "text", "settings", "registry", "storage", "locking", "data", "prompts"}
 MODELS = FOUNDATIONS | {"models", "inference", "meta_init", "gradients"}
 ALLOWED = {
     "errors": set(),
     "text": set(),
     "settings": {"errors"},
+    "registry": {"errors"},
     "storage": {"errors"},
     "locking": {"errors", "storage"},
-    "data": {"errors", "text", "settings", "storage"},
+    "data": {"errors", "text", "settings", "registry", "storage"},
     "prompts": {"settings", "data"},
     "client": {"errors"},
     "models": FOUNDATIONS,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import Task
 from regrad.errors import ConfigError, MetaInitError, TrainingError
 from regrad.lab.config import LabConfig
 from regrad.lab.files import tasks as lab_tasks
@@ -34,9 +34,9 @@ from regrad.training.schedules import learning_rate_factor
 
 
 @pytest.fixture(scope="module")
-def tasks(world: World) -> list[MetaTask]:
+def tasks(world: World) -> list[Task]:
     records = lab_tasks(world.meta[:40], LabConfig(people_per_record=3), 6, seed=3)
-    return [MetaTask.from_record(record) for record in records]
+    return [Task.from_record(record) for record in records]
 
 
 def settings(lm: LanguageModel, **changes: Any) -> MetaTrainConfig:
@@ -131,7 +131,7 @@ def test_learning_rates_warm_up_and_then_follow_the_schedule(schedule: Any) -> N
 
 
 def test_a_resumed_run_has_the_same_losses_and_the_same_bits(
-    tiny: LanguageModel, tasks: list[MetaTask], tmp_path: Path
+    tiny: LanguageModel, tasks: list[Task], tmp_path: Path
 ) -> None:
     config = settings(tiny)
     whole, engine = make(tiny, config, Keeper(tmp_path))
@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
-def test_micro_batches_give_the_same_step_as_one_batch(tiny: LanguageModel, tasks: list[MetaTask]) -> None:
+def test_micro_batches_give_the_same_step_as_one_batch(tiny: LanguageModel, tasks: list[Task]) -> None:
     results = []
     for micro in (None, 1):
         optimizer = {"steps": 2, "batch_size": 4, "micro_batch": micro}
@@ -165,7 +165,7 @@ def test_micro_batches_give_the_same_step_as_one_batch(tiny: LanguageModel, task
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(
-    tiny: LanguageModel, tasks: list[MetaTask], monkeypatch: pytest.MonkeyPatch
+    tiny: LanguageModel, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, keeper = settings(tiny), Keeper()
     trainer, engine = make(tiny, config, keeper)
@@ -179,7 +179,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
 
 
 def test_too_many_bad_steps_in_a_row_stop_the_run_and_earlier_ones_do_not_count(
-    tiny: LanguageModel, tasks: list[MetaTask], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny: LanguageModel, tasks: list[Task], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     optimizer = {"steps": 6, "batch_size": 2, "max_bad_steps": 2}
     config = settings(tiny, optimizer=optimizer)
@@ -200,7 +200,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, steps: set[int]) -
     monkeypatch.setattr(trainer, "_gradient", gradient)
 
 
-def test_training_lowers_the_loss_and_the_card_says_what_was_done(tiny: LanguageModel, tasks: list[MetaTask]) -> None:
+def test_training_lowers_the_loss_and_the_card_says_what_was_done(tiny: LanguageModel, tasks: list[Task]) -> None:
     config = settings(tiny, optimizer={"steps": 30, "batch_size": 2, "lr": 2e-2, "schedule": "cosine"})
     keeper = Keeper()
     trainer, _ = make(tiny, config, keeper)
@@ -217,7 +217,7 @@ def test_training_lowers_the_loss_and_the_card_says_what_was_done(tiny: Language
 
 
 def test_dev_tasks_are_scored_as_often_as_asked_each_with_a_checkpoint(
-    tiny: LanguageModel, tasks: list[MetaTask], tmp_path: Path
+    tiny: LanguageModel, tasks: list[Task], tmp_path: Path
 ) -> None:
     config = settings(tiny, scoring={"every": 2}, checkpoints={"every": 100})
     keeper = Keeper(tmp_path)
@@ -228,9 +228,9 @@ def test_dev_tasks_are_scored_as_often_as_asked_each_with_a_checkpoint(
 
 
 def test_dev_tasks_are_scored_at_the_k_that_is_trained(
-    tiny: LanguageModel, tasks: list[MetaTask], monkeypatch: pytest.MonkeyPatch
+    tiny: LanguageModel, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[MetaTask] = []
+    seen: list[Task] = []
     monkeypatch.setattr(
         "regrad.training.meta.trainer.score", lambda lm, at, given, *rest: seen.extend(given) or Sums(1, 1, 1)
     )
@@ -242,7 +242,7 @@ def test_dev_tasks_are_scored_at_the_k_that_is_trained(
 
 
 def test_the_strategy_that_auto_chose_is_kept_in_the_checkpoint(
-    tiny: LanguageModel, tasks: list[MetaTask], tmp_path: Path
+    tiny: LanguageModel, tasks: list[Task], tmp_path: Path
 ) -> None:
     lean = settings(tiny, strategy={"name": "auto", "memory_gb": 1e-9})
     keeper = Keeper(tmp_path)
@@ -259,7 +259,7 @@ def test_the_strategy_that_auto_chose_is_kept_in_the_checkpoint(
         load_checkpoint(tmp_path / "3", "other")
 
 
-def test_tasks_that_end_too_early_are_an_error(tiny: LanguageModel, tasks: list[MetaTask]) -> None:
+def test_tasks_that_end_too_early_are_an_error(tiny: LanguageModel, tasks: list[Task]) -> None:
     config = settings(tiny)
     with pytest.raises(TrainingError, match="ended at step 2 of 6"):
         make(tiny, config)[0].run(list(steps_of([tasks], config))[:2])
@@ -267,7 +267,7 @@ def test_tasks_that_end_too_early_are_an_error(tiny: LanguageModel, tasks: list[
 
 def test_scores_use_gamma_and_the_same_update_as_training(lab_model: LanguageModel, world: World) -> None:
     """With no update (gamma near zero) the lab's base knows nobody; the sums add up over parts."""
-    records = [MetaTask.from_record(r) for r in lab_tasks(world.meta[-20:], LabConfig(people_per_record=3), 4, seed=5)]
+    records = [Task.from_record(r) for r in lab_tasks(world.meta[-20:], LabConfig(people_per_record=3), 4, seed=5)]
     point = Point(lab_model.subspace.initial(0), torch.full((lab_model.subspace.size,), 5.0))
     whole = score(lab_model, point, records)
     parts = score(lab_model, point, records[:1]) + score(lab_model, point, records[1:])
