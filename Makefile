@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Groups, each with a Ray cluster of its own, two at a time; what is in none of the first three is in the last.
 SERVING := $(wildcard $(addprefix tests/integration/test_,demo.py cluster.py page*.py serving.py))
 TRAINING := $(wildcard $(addprefix tests/integration/test_,training.py adaptation.py engines.py precision.py synthesis.py))
-REPORT := $(wildcard $(addprefix tests/integration/test_,evaluate.py lab_report.py locking.py))
+REPORT := $(wildcard $(addprefix tests/integration/test_,evaluate.py locking.py)) tests/studies
 
 .PHONY: demo s3 s3-stop install lint types unit integration integration-training integration-serving integration-report integration-data unit-fast test test-fast gpu clean
 .DEFAULT_GOAL := help
@@ -39,7 +39,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit tests/studies -m "not integration"
 
 integration-training: $(STAMP)
 	$(BIN)/python -m pytest $(TRAINING) --durations=10
@@ -51,12 +51,12 @@ integration-data: $(STAMP)
 	$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(SERVING) $(TRAINING) $(REPORT)) --durations=10
 
 integration-report: $(STAMP)
-	$(BIN)/python -m pytest $(REPORT) --durations=10
+	$(BIN)/python -m pytest $(REPORT) -m integration --durations=10
 
 integration: integration-training integration-serving integration-report integration-data
 
 unit-fast: $(STAMP)
-	$(BIN)/python -m pytest tests/unit -m "not slow"
+	$(BIN)/python -m pytest tests/unit tests/studies -m "not slow"
 
 test-fast: $(STAMP)
 	$(MAKE) --no-print-directory -j2 lint types unit-fast
