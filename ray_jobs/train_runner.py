@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -21,27 +22,29 @@ from regrad.errors import RegradError, TrainingError
 from regrad.locking import exclusive
 from regrad.settings import WorkersConfig
 from regrad.storage import Storage, check_replaceable
-from regrad.training.lora.config import FinetuneConfig
-from regrad.training.meta.config import MetaTrainConfig
+from regrad.training.config import TrainConfig
 
 _SETTINGS, _CHECKPOINTS = "run.json", "checkpoints"
 _FREE = {"output", "checkpoints", "watch", "cluster"}  # what a resumed run may change: none of it changes a number
 
 
 @contextmanager
-def run_directory(config: MetaTrainConfig | FinetuneConfig, data: dict[str, Any]) -> Iterator[RunDirectory]:
-    """The run's directory, for this driver alone; raises `TrainingError` if another one trains into it now."""
+def run_directory(config: TrainConfig, data: dict[str, Any], best_by: str | None = None) -> Iterator[RunDirectory]:
+    """The run's directory, for this driver alone; raises `TrainingError` if another one trains into it now.
+
+    Checkpoints with the highest `best_by` are kept; without it, the newest.
+    """
     storage = Storage(config.checkpoints.location or f"{config.output}.training")
     with exclusive(storage, TrainingError(f"another run is training into {config.output} now")):
         check_replaceable(storage.uri, _SETTINGS)
-        yield RunDirectory(config, data, storage)
+        yield RunDirectory(config, data, storage, best_by)
 
 
 class RunDirectory:
     """Raises `TrainingError` if another run, with other settings or data, was left unfinished there."""
 
-    def __init__(self, config: MetaTrainConfig | FinetuneConfig, data: dict[str, Any], storage: Storage) -> None:
-        self._config, self.storage = config, storage
+    def __init__(self, config: TrainConfig, data: dict[str, Any], storage: Storage, best_by: str | None = None) -> None:
+        self._keep, self._best_by, self.storage = config.checkpoints.keep, best_by, storage
         settings = {**config.model_dump(mode="json", exclude=_FREE), "data": data}
         if not config.checkpoints.resume:
             self.remove()
@@ -53,15 +56,13 @@ class RunDirectory:
 
     def run_config(self) -> RunConfig:
         """For Ray Train: where checkpoints go and which are kept."""
-        keep = self._config.checkpoints.keep
-        scored = isinstance(self._config, MetaTrainConfig) and self._config.dev
-        best = {"checkpoint_score_attribute": "dev_f1", "checkpoint_score_order": "max"} if scored else {}
+        best = {"checkpoint_score_attribute": self._best_by, "checkpoint_score_order": "max"} if self._best_by else {}
         handler = WholeFiles() if self.storage.is_local else FSSpecHandler(self.storage.fs)
         return RunConfig(
             name=_CHECKPOINTS,
             storage_path=self.storage.root,
             storage_filesystem=PyFileSystem(handler),
-            checkpoint_config=CheckpointConfig(num_to_keep=keep, **best),
+            checkpoint_config=CheckpointConfig(num_to_keep=self._keep, **best),
         )
 
     def remove(self) -> None:
@@ -127,6 +128,30 @@ def scaling(workers: WorkersConfig) -> ScalingConfig:
         use_gpu=wants_gpu(workers),
         resources_per_worker={"CPU": workers.cpus_per_worker},
     )
+
+
+def fit(
+    worker: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    workers: WorkersConfig,
+    place: RunDirectory,
+    max_failures: int,
+    what: str,
+    **data: Any,
+) -> Result:
+    """Run `worker(settings)` on all workers until it is done, with Ray Train's `datasets` and so on in `data`.
+
+    Raises `TrainingError` as `fit_until_done` does.
+    """
+    make_trainer = partial(
+        RayTrainer,
+        worker,
+        train_loop_config=settings,
+        scaling_config=scaling(workers),
+        run_config=place.run_config(),
+        **data,
+    )
+    return fit_until_done(make_trainer, place, max_failures, what)
 
 
 def fit_until_done(make_trainer: Callable[[], RayTrainer], place: RunDirectory, max_failures: int, what: str) -> Result:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
@@ -29,3 +29,22 @@ class WatchConfig(Settings):
     location: Location | None = Field(None, description="directory of the TensorBoard files; `<output>.logs` if null")
     wandb_project: str | None = Field(None, description="Weights & Biases, if it is installed")
     mlflow_experiment: str | None = Field(None, description="MLflow, if it is installed")
+
+
+class TrainConfig(Protocol):
+    """What the settings of every training job have, whatever it trains."""
+
+    @property
+    def output(self) -> str:
+        """Where the result goes."""
+
+    @property
+    def checkpoints(self) -> CheckpointConfig:
+        """How it survives."""
+
+    @property
+    def watch(self) -> WatchConfig:
+        """What it reports."""
+
+    def model_dump(self, *, mode: str, exclude: set[str] | None = None) -> dict[str, Any]:
+        """All settings, as they are written down."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,7 +84,7 @@ class DeepSpeedEngine(Engine):
                 state[f"{name}.step"] = torch.tensor(float(self._steps()[0]))
         return state
 
-    def load(self, state: dict[str, Tensor]) -> None:
+    def load(self, state: Mapping[str, Tensor]) -> None:
         """See `Engine`."""
         if any(name.endswith(".step") for name in state):
             self._make_moments()
