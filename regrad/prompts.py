@@ -15,17 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from string import Formatter
-from typing import Annotated, Literal, Protocol, get_args
+from typing import Annotated, Literal, Protocol
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from regrad.data.kinds import QuestionKind
 from regrad.data.passages import Passage
 from regrad.settings import Settings
 
 StyleName = Literal["default", "pe"]
-QuestionKind = Literal["open", "yes-no", "choice"]
-"""How a question is answered: in one's own words, with one of a few allowed words, or with the letter of an option."""
-QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 
 _FIELDS: dict[str, set[str]] = {
     "passage": {"title", "text"},

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from regrad.data.kinds import QuestionKind
 from regrad.data.passages import Passage
 from regrad.errors import EvaluationError
-from regrad.prompts import QuestionKind
 
 YES_NO = ("yes", "no")
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from regrad.data.id_checks import mismatches, problem, refuse
+from regrad.data.kinds import QUESTION_KINDS, QuestionKind
 from regrad.errors import EvaluationError
 from regrad.evaluation.answer_parsing.answers import Scorable
-from regrad.prompts import QUESTION_KINDS, QuestionKind
 from regrad.storage import Storage
 
 MOST_RECORDS = 1_000_000

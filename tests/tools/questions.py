@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from regrad.prompts import QuestionKind
+from regrad.data.kinds import QuestionKind
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ ALLOWED = {
     "settings": {"errors"},
     "storage": {"errors"},
     "locking": {"errors", "storage"},
-    "data": {"errors", "settings", "storage"},
+    "data": {"errors", "text", "settings", "storage"},
     "prompts": {"settings", "data"},
     "client": {"errors"},
     "models": FOUNDATIONS,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from regrad.cli.lab import command
+from regrad.cli import lab as lab_cli
 from regrad.data.corpora import read_passages
 from regrad.gradients.extractor import encode_passage
 from regrad.lab.config import LabConfig
@@ -76,7 +76,7 @@ def test_the_files_are_the_labs(lab: LabSet, tmp_path: Path) -> None:
 
 def test_the_command_writes_a_harder_lab(tmp_path: Path) -> None:
     places = [f"output={tmp_path}/lab", "variant=conflict", "questions=5", "task_records=2"]
-    result = CliRunner().invoke(command, ["world", *(part for place in places for part in ("--set", place))])
+    result = CliRunner().invoke(lab_cli.lab, ["world", *(part for place in places for part in ("--set", place))])
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "lab").iterdir()) == FILES
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from regrad.cli import serve as serve_cli
 from regrad.cli.main import regrad
-from regrad.cli.serve import running
 from regrad.errors import BankError, ConfigError, FingerprintMismatch, ServeError
 from serve_app.config import ServeConfig
 from serve_app.rollout import read_releases, resolve_all
@@ -107,8 +107,8 @@ def test_nothing_to_roll_back_to(file: str) -> None:
 
 
 def test_a_server_that_does_not_follow_is_noticed(file: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "_WAIT_SECONDS", 0.5)
-    monkeypatch.setattr(running, "releases_at", lambda url: [{"name": "other"}])
+    monkeypatch.setattr(serve_cli, "_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(serve_cli, "releases_at", lambda url: [{"name": "other"}])
     result = serve("update", "--config", file, "--url", url)
     assert isinstance(result.exception, ServeError) and "has not taken it up after" in str(result.exception)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from regrad.cli.bank import show
-from regrad.cli.bank.arguments import json_option, uri_argument, version_option
-from regrad.cli.text import printable
+from regrad.cli.bank import output as show
+from regrad.cli.bank.output import json_option, uri_argument, version_option
+from regrad.cli.options import printable
 from regrad.text import counted
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--repair", is_flag=True, help="Make damaged look-up files anew from their index.")
 @click.option("--drop-lost", is_flag=True, help="Commit a version without lost atoms, for a build to compute them.")
 @json_option
-def command(uri: str, version: int | None, repair: bool, drop_lost: bool, as_json: bool) -> None:
+def verify(uri: str, version: int | None, repair: bool, drop_lost: bool, as_json: bool) -> None:
     """Read every byte of a version, and every manifest, and name what is not as it was written.
 
     Exit status 0 if all is good (or is now, with --repair), 1 if something is damaged, 2 if it could not be found out.

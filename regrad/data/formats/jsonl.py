@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Iterator
 from functools import lru_cache
 
+from regrad.data.kinds import QUESTION_KINDS, QuestionKind
 from regrad.data.passages import Passage
 from regrad.data.question_files import QuestionFile
 from regrad.data.questions import MOST_CHOICES, YES_NO, Question, Record, label
 from regrad.errors import CorpusError, EvaluationError
-from regrad.prompts import QUESTION_KINDS, QuestionKind
 
 _KEYS = (
     *("question", "answer", "answers", "id", "kind", "choices"),

@@ -10,10 +10,10 @@ from functools import lru_cache
 from itertools import islice
 from typing import Protocol
 
+from regrad.data.kinds import QUESTION_KINDS, QuestionKind
 from regrad.errors import EvaluationError
 from regrad.evaluation.answer_parsing.closed import Labels, Reader, Words
 from regrad.evaluation.answer_parsing.statements import SAYS, begun, is_unsure, plain, sentences
-from regrad.prompts import QUESTION_KINDS, QuestionKind
 
 _YES_NO = ("yes", "no")
 _READ_CHARACTERS = 20_000

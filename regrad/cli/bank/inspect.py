@@ -1,4 +1,4 @@
-"""`regrad bank info`."""
+"""`regrad bank info` and `diff`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from regrad.cli.bank import show
-from regrad.cli.bank.arguments import check_ids, json_option, uri_argument, version_option
-from regrad.cli.text import printable
+from regrad.cli.bank import output as show
+from regrad.cli.bank.output import check_ids, json_option, uri_argument, version_option
+from regrad.cli.options import printable
 from regrad.errors import AtomNotFound
 from regrad.text import counted
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--id", "passage_id", metavar="PASSAGE_ID", help="Look for one passage instead.")
 @click.option("--quarantine", is_flag=True, help="List the passages that were refused, and why, instead.")
 @json_option
-def command(uri: str, version: int | None, passage_id: str | None, quarantine: bool, as_json: bool) -> None:
+def info(uri: str, version: int | None, passage_id: str | None, quarantine: bool, as_json: bool) -> None:
     """Say what a bank is, what is on its disk, and whether anything that was deleted is still there.
 
     With --id: where the passage's atom lies, the hash of the text that it was computed from, why it was refused, when
@@ -136,3 +136,22 @@ def _show_quarantine(refused: list[tuple[str, str]]) -> None:
         click.echo(f"{show.shown(passage_id)}\t{printable(reason)}")
     if not refused:
         click.echo("no passage was refused")
+
+
+@click.command("diff")
+@uri_argument
+@click.argument("older", type=int)
+@click.argument("newer", type=int, required=False)
+@json_option
+def diff(uri: str, older: int, newer: int | None, as_json: bool) -> None:
+    """Compare version OLDER with NEWER (default: the one in force); `regrad bank info` lists the versions."""
+    from regrad.bank.inspect import diff
+
+    found = diff(uri, older, newer)
+    if as_json:
+        show.as_json(found)
+        return
+    click.echo(f"{found.older} -> {found.newer}")
+    for name, ids in (("added", found.added), ("removed", found.removed), ("changed", found.changed)):
+        click.echo(f"{name:<8} {len(ids):,}{': ' if ids else ''}{show.ids_listed(ids)}")
+    click.echo(f"{'moved':<8} {found.moved:,} (the same atoms, elsewhere)")

@@ -1,4 +1,4 @@
-"""`regrad bank import`."""
+"""`regrad bank export` and `import`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,44 @@ from typing import TYPE_CHECKING
 import click
 
 from regrad.bank.config import CodecName
-from regrad.cli.bank.arguments import codec_option, uri_argument
+from regrad.cli.bank.output import codec_option, given_ids, ids_option, uri_argument, version_option
 from regrad.text import counted
 
 if TYPE_CHECKING:
     from regrad.bank.io.intake import Imported
+
+
+@click.command("export")
+@uri_argument
+@click.argument("output", metavar="OUTPUT")
+@click.option(
+    "--format", "form", type=click.Choice(["bank", "safetensors"]), default="bank", show_default=True, help="See above."
+)
+@version_option("The version to copy")
+@codec_option("Encode the copy with this codec (format bank; default: the bytes as they are).")
+@ids_option("Copy these passages only")
+def export(
+    uri: str, output: str, form: str, version: int | None, codec: CodecName | None, ids_from: str | None
+) -> None:
+    """Copy a version's atoms to OUTPUT, each checked on the way. Nothing is there until all of it is.
+
+    \b
+    bank          a new bank, or one of the same layout, which gets them in a new version
+    safetensors   one file of float32 tensors a passage, under the names of LoRA tensors,
+                  with atoms.jsonl (id, file, text_hash) and bank.json (what they are)
+    """
+    ids = given_ids(ids_from)
+    if form == "bank":
+        from regrad.bank.io.export import copy_bank
+
+        copied = copy_bank(uri, output, version, codec, ids)
+        click.echo(f"copied {counted(copied.added, 'atom')} to {output}: version {copied.manifest.label}")
+        return
+    if codec:
+        raise click.UsageError("--codec goes with --format bank: files of tensors are float32")
+    from regrad.bank.io.tensors import export_tensors
+
+    click.echo(f"wrote {counted(export_tensors(uri, output, version, ids), 'atom')} to {output}")
 
 
 _TAKES = {
@@ -32,7 +65,7 @@ _TAKES = {
 @click.option("--ids", metavar="FILE", help="Which passages keys mean: lines of key, id, and if known title and text.")
 @click.option("--base-identity", metavar="TEXT", help="prag: what to call the base model instead of its recorded name.")
 @codec_option("How to store the atoms (default: as the bank does, or float32).")
-def command(
+def import_(
     uri: str,
     source: str,
     form: str,
