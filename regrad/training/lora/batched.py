@@ -110,6 +110,7 @@ class RowTrainer:
         with torch.enable_grad(), self._lm.lora.applied(self._lift(leaf)):
             hidden_NTD = self._lm.hidden(batch.ids[:, :-1])
             losses_N, grads_NTD = losses_and_grads(self._lm, hidden_NTD, batch)
+            # The logits' part of the backward pass is done; a row's weight scales what enters the rest of it.
             grads_NTD = grads_NTD * weights_N[:, None, None].to(grads_NTD)
             (gradient,) = torch.autograd.grad(hidden_NTD, leaf, grads_NTD)
         where = torch.tensor(numbers, device=self._lm.device)

@@ -103,6 +103,7 @@ class DeepSpeedEngine(Engine):
 
     def _make_moments(self) -> None:
         """The optimiser makes its moments at its first step: a step with no gradient and no learning rate."""
+        # Only DeepSpeed knows which shard of a moment belongs where, so it has to make them before they can be filled.
         point = self.point()
         nothing = torch.zeros((), device=point.phi0.device)
         zero = MetaGradient(nothing, nothing, torch.zeros_like(point.phi0), torch.zeros_like(point.alpha))
@@ -145,6 +146,8 @@ class DeepSpeedEngine(Engine):
     def _steps(self) -> list[float]:
         return [float(values["step"]) for values in self._inner().state.values() if "step" in values]
 
+    # Gathering is collective, and what was gathered is freed at the block's end: all workers have to enter together,
+    # and what leaves the block has to be a copy.
     @contextmanager
     def _whole(self) -> Iterator[None]:
         """Inside the block the learned parameters are not sharded."""
