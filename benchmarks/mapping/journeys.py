@@ -38,7 +38,7 @@ NAMES = {
 IN_PROCESS = """
 from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.in_process import meta_train_in_process
+from regrad.training.meta.trainer import meta_train_in_process
 
 meta_train_in_process(load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), ["optimizer.steps=1"]))
 """

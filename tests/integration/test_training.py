@@ -32,12 +32,11 @@ from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.in_process import meta_train_in_process
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
 from regrad.training.meta.task_files import read_tasks
 from regrad.training.meta.task_plan import TasksInMemory
-from regrad.training.meta.trainer import MetaLearner, meta_loop
+from regrad.training.meta.trainer import MetaLearner, meta_loop, meta_train_in_process
 from regrad.training.sampler import Sampler, Source
 from regrad.training.workers import Workers
 from tests.integration.conftest import BIN, environment

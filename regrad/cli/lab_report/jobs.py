@@ -79,7 +79,7 @@ def _measure(config: LabReportConfig) -> str:
 
 def _train(config: MetaTrainConfig) -> str:
     """In this process: the start of a job with its workers takes longer than most of these trainings."""
-    from regrad.training.meta.in_process import meta_train_in_process
+    from regrad.training.meta.trainer import meta_train_in_process
 
     meta_init = meta_train_in_process(config)
     meta_init.save(config.output)

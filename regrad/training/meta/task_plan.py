@@ -11,15 +11,14 @@ import json
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from regrad.data.passages import Passage
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import MetaTask, TaskQuestion
 from regrad.errors import CorpusError
 from regrad.training.meta.config import MetaTrainConfig, ShapeConfig
 from regrad.training.meta.lengths import Lengths
-from regrad.training.meta.task_augment import shape_task
 from regrad.training.meta.task_files import duplicates, scan_file, task_files
 from regrad.training.sampler import Sampler, Source
 from regrad.training.schedules import steps_of_epochs
@@ -181,3 +180,45 @@ class TasksInMemory:
         """This worker's tasks of every step from `first` on, as their draws see them."""
         for draws in self.plan.steps(first, workers):
             yield [self.plan.place(self._tasks[key], position, self._pool) for position, key in draws]
+
+
+def shape_task(task: MetaTask, shape: ShapeConfig, pool: Sequence[Passage], seed: int, position: int) -> MetaTask:
+    """The task as the draw at `position` sees it: fewer passages or questions, distractors from `pool`, another order.
+
+    A function of the task, the settings, the seed and the position, so it does not matter where it is called.
+    """
+    rng = random.Random(f"{seed}/shape/{position}")
+    questions = [replace(q, context=q.context[: shape.k]) for q in task.questions]
+    if shape.questions is not None and shape.questions < len(questions):
+        questions = rng.sample(questions, shape.questions)
+    task = replace(task, questions=tuple(questions))
+    if rng.random() < shape.distractor_probability:
+        task = _with_distractors(task, _sample(task, pool, shape.distractors, rng))
+    if shape.order == "shuffled":
+        task = replace(task, questions=tuple(_shuffled(q, rng) for q in task.questions))
+    return _without_unused(task)
+
+
+def _sample(task: MetaTask, pool: Sequence[Passage], count: int, rng: random.Random) -> list[Passage]:
+    own = {passage.id for passage in task.passages}
+    tried = rng.sample(pool, min(len(pool), count + len(own))) if pool else []
+    return [passage for passage in tried if passage.id not in own][:count]
+
+
+def _with_distractors(task: MetaTask, distractors: Sequence[Passage]) -> MetaTask:
+    """Behind every question's own passages, as a retriever's worse hits would be."""
+    added = tuple(range(len(task.passages), len(task.passages) + len(distractors)))
+    questions = tuple(replace(q, context=q.context + added) for q in task.questions)
+    return replace(task, passages=task.passages + tuple(distractors), questions=questions)
+
+
+def _shuffled(question: TaskQuestion, rng: random.Random) -> TaskQuestion:
+    return replace(question, context=tuple(rng.sample(question.context, len(question.context))))
+
+
+def _without_unused(task: MetaTask) -> MetaTask:
+    """Passages that no question rests on need no gradient."""
+    used = sorted({position for question in task.questions for position in question.context})
+    number = {old: new for new, old in enumerate(used)}
+    questions = tuple(replace(q, context=tuple(number[i] for i in q.context)) for q in task.questions)
+    return replace(task, passages=tuple(task.passages[i] for i in used), questions=questions)

@@ -15,7 +15,7 @@ from torch import Tensor
 from regrad.data.tasks import MetaTask
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel, load_language_model
-from regrad.training.callbacks import Listener
+from regrad.training.callbacks import Best, Listener
 from regrad.training.checkpoint import Score, TrainState
 from regrad.training.loop import Loop, Scoring, StepResult, resume
 from regrad.training.meta.collate import collate
@@ -27,7 +27,8 @@ from regrad.training.meta.optim.base import Engine
 from regrad.training.meta.parameters import MetaParameters
 from regrad.training.meta.strategies.auto import LEANER, choose
 from regrad.training.meta.strategies.base import Strategy
-from regrad.training.meta.task_augment import shape_task
+from regrad.training.meta.task_files import read_tasks
+from regrad.training.meta.task_plan import TasksInMemory, shape_task
 from regrad.training.workers import Workers
 
 META_INIT = "meta_init"
@@ -195,3 +196,19 @@ def train_worker(
     state = resume(learner, checkpoint)
     state = meta_loop(learner, config, dev, listener, workers).run(batches(state.step), state)
     return learner.product(state)
+
+
+def meta_train_in_process(config: MetaTrainConfig, device: str = "cpu") -> MetaInit:
+    """The job with one worker and no cluster, from start to end; nothing is written, and there are no checkpoints.
+
+    Raises `CorpusError`, `TrainingError` or `MetaInitError` as a job does.
+    """
+    tasks = TasksInMemory.read(config)
+    plain = tasks.plan.config.optimizer.model_copy(update={"zero_stage": None})
+    config = tasks.plan.config.model_copy(update={"optimizer": plain})
+    parent = MetaInit.load(config.start_from).fingerprint if config.start_from else None
+    notes = {"tasks": tasks.plan.summary, "parent": parent, "seed": config.seed, "workers": 1}
+    best = Best("f1")
+    dev = read_tasks(config.dev) if config.dev else ()
+    last = train_worker(config, tasks.steps, dev, notes, best, device)
+    return best.product if config.scoring.select == "best" and isinstance(best.product, MetaInit) else last
