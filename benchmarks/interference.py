@@ -23,7 +23,7 @@ from common import show, write
 from gates import Example, train_gate
 from torch import Tensor
 
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import Task
 from regrad.evaluation.metrics import exact_match
 from regrad.gradients.extractor import AtomExtractor
 from regrad.gradients.merging import MERGES, Merge
@@ -54,7 +54,7 @@ def train(world: World, passages: int, steps: int, records: int) -> MetaInit:
     places = ["output=unused", f"optimizer.steps={steps}", "strategy.name=graph", "cluster.workers=1"]
     config = load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), places)
     lab = LabConfig(context_passages=passages)
-    made = [MetaTask.from_record(r) for r in tasks(world.meta[:-LEFT_OUT], lab, records, seed=11)]
+    made = [Task.from_record(r) for r in tasks(world.meta[:-LEFT_OUT], lab, records, seed=11)]
     lm = load_language_model(config.model, "cpu")
     engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
     learner = MetaLearner(lm, engine, config, lm.identity())

@@ -17,13 +17,14 @@ from ray_jobs.entry import main
 from ray_jobs.parts import PartActor, parts_uri, read_part, write_parts
 from ray_jobs.progress import progress_channel
 from regrad.data.augmented import AUGMENTED, Augmented, encode_augmented, from_tasks, read_ready
-from regrad.data.passages import Passage, encode_records, parse_passage, shown
+from regrad.data.jsonl import encode_jsonl, shown
+from regrad.data.passages import Passage, parse_passage
+from regrad.data.tasks import read_tasks
 from regrad.errors import CorpusError, SynthesisError
 from regrad.models.loading import load_language_model
 from regrad.storage import Storage, check_replaceable, directory_writer
 from regrad.training.lora.augmenter import Augmenter, Outcome
 from regrad.training.lora.config import AugmentConfig
-from regrad.training.meta.task_files import read_tasks
 
 FAILED, REPORT = "failed.jsonl", "report.json"
 
@@ -119,7 +120,7 @@ def _assemble(config: AugmentConfig, records: list[dict[str, Any]]) -> dict[str,
     }
     with directory_writer(config.output, REPORT) as folder:
         (folder / AUGMENTED).write_bytes(encode_augmented(made.values()))
-        (folder / FAILED).write_bytes(encode_records(failed))
+        (folder / FAILED).write_bytes(encode_jsonl(failed))
         (folder / REPORT).write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 

@@ -23,7 +23,8 @@ from regrad.bank.config import BuildConfig
 from regrad.bank.manifest import read_manifest
 from regrad.bank.schemas import table
 from regrad.data.augmented import Augmented, parse_augmented
-from regrad.data.passages import Passage, parse_passage, shown
+from regrad.data.jsonl import shown
+from regrad.data.passages import Passage, parse_passage
 from regrad.errors import CorpusError, RegradError
 from regrad.gradients.extractor import AtomExtractor
 from regrad.meta_init import MetaInit, read_card

@@ -21,7 +21,6 @@ from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import digest
 from regrad.training.lora.finetuning import ADAPTER, train_worker
 from regrad.training.lora.lora_artifact import CARD, StaticLora, parent_of
-from regrad.training.meta.task_files import read_tasks
 from regrad.training.workers import Workers
 
 
@@ -30,12 +29,12 @@ def run(config: FinetuneConfig) -> str:
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     check_replaceable(config.output, CARD)
     parent = parent_of(config)
-    data = {"examples": digest(config, read_tasks), "parent": parent.digest if parent else None}
+    data = {"examples": digest(config), "parent": parent.digest if parent else None}
     with cluster():
         require_workers(config.cluster)
         with run_directory(config, data) as place, watching(config) as progress:
             settings = {"config": config.model_dump(mode="json"), "progress": progress}
-            result = fit(_worker, settings, config.cluster, place, config.checkpoints.max_failures, "fine-tuning")
+            result = fit(_worker, settings, config, place, "fine-tuning")
             adapter = _adapter(result)
             adapter.save(config.output)
             place.remove()
@@ -57,7 +56,7 @@ def describe(adapter: StaticLora, config: FinetuneConfig) -> str:
 def _worker(settings: dict[str, Any]) -> None:
     config = FinetuneConfig.model_validate(settings["config"])
     listener, device = WorkerReporter(settings["progress"]), train.torch.get_device()
-    train_worker(config, read_tasks, listener, device, workers_of_run(), checkpoint_to_resume())
+    train_worker(config, listener, device, workers_of_run(), checkpoint_to_resume())
 
 
 def _adapter(result: Result) -> StaticLora:

@@ -16,12 +16,12 @@ from ray_jobs.entry import main
 from ray_jobs.reporter import WorkerReporter, checkpoint_to_resume, watching, workers_of_run
 from ray_jobs.task_stream import TaskStream, in_order, open_stream, worker_steps
 from ray_jobs.train_runner import RunDirectory, fit, run_directory
+from regrad.data.tasks import read_tasks, task_files
 from regrad.errors import TrainingError
 from regrad.meta_init import CARD, MetaInit
 from regrad.storage import check_replaceable
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.lengths import Lengths
-from regrad.training.meta.task_files import check_dev_tasks, read_tasks, task_files
+from regrad.training.meta.lengths import Lengths, check_dev_tasks
 from regrad.training.meta.trainer import META_INIT, train_worker
 from regrad.training.workers import Workers
 
@@ -64,9 +64,8 @@ def _train(
     return fit(
         _worker,
         settings,
-        config.cluster,
+        config,
         place,
-        config.checkpoints.max_failures,
         "meta-training",
         datasets={"tasks": stream.draws},
         dataset_config=DataConfig(datasets_to_split=[], execution_options=in_order()),

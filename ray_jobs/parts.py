@@ -6,7 +6,6 @@ after it was stopped makes only the parts that are missing.
 
 from __future__ import annotations
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,7 @@ import torch
 
 from ray_jobs.actor_errors import decode_error, encode_error
 from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines
-from regrad.data.passages import encode_records
+from regrad.data.jsonl import encode_jsonl, parse_jsonl
 from regrad.errors import RegradError, SynthesisError
 from regrad.storage import Storage
 from regrad.training.lora.config import AugmentConfig
@@ -64,7 +63,7 @@ class PartActor(ABC):
         name = sha256(b"\n".join(made_of)).hexdigest() + ".jsonl"
         made = not self._parts.exists(name)
         if made:
-            self._parts.write(name, encode_records(self.records(lines, problems)))
+            self._parts.write(name, encode_jsonl(self.records(lines, problems)))
         questions = sum(map(self.questions, read_part(self._parts, name)))
         return {"name": name, "passages": len(lines), "questions": questions, "made": made}
 
@@ -77,7 +76,7 @@ def parts_uri(output: str) -> str:
 
 def read_part(parts: Storage, name: str) -> list[dict[str, Any]]:
     """The records of one part."""
-    return [json.loads(line) for line in parts.read(name).split(b"\n") if line]
+    return [record for _, record in parse_jsonl(parts.read(name), f"{parts.uri}/{name}")]
 
 
 def write_parts(

@@ -17,7 +17,8 @@ from ray_jobs.corpus_blocks import check_corpus
 from ray_jobs.entry import main
 from ray_jobs.parts import PartActor, parts_uri, read_part, write_parts
 from ray_jobs.progress import progress_channel
-from regrad.data.passages import Passage, encode_records
+from regrad.data.jsonl import encode_jsonl
+from regrad.data.passages import Passage
 from regrad.errors import SynthesisError
 from regrad.models.loading import load_language_model
 from regrad.retrieval.bm25 import LuceneRetriever, check_index
@@ -87,8 +88,8 @@ def _assemble(config: SynthesisConfig, names: list[str], progress: Any, started:
     summary = report(settled, len(records), time.time() - started)
     rejected = [{"id": draft.passage.id, **asdict(item)} for draft in settled for item in draft.rejected]
     with directory_writer(config.output, REPORT) as folder:
-        (folder / TASKS).write_bytes(encode_records(records))
-        (folder / REJECTED).write_bytes(encode_records(rejected))
+        (folder / TASKS).write_bytes(encode_jsonl(records))
+        (folder / REJECTED).write_bytes(encode_jsonl(rejected))
         (folder / REPORT).write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import Task
 from regrad.errors import TrainingError
 from regrad.models.config import ModelConfig
 from regrad.training.meta.config import MetaTrainConfig, ShapeConfig
@@ -53,7 +53,7 @@ def in_order() -> ray.data.ExecutionOptions:
     return ray.data.ExecutionOptions(preserve_order=True)
 
 
-def worker_steps(shard: Any, config: MetaTrainConfig, first: int, workers: Workers) -> Iterator[list[MetaTask]]:
+def worker_steps(shard: Any, config: MetaTrainConfig, first: int, workers: Workers) -> Iterator[list[Task]]:
     """This worker's tasks of every step from `first` on, from the stream that all workers read."""
     size = config.optimizer.batch_size
     for step, batch in enumerate(shard.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2)):
@@ -61,7 +61,7 @@ def worker_steps(shard: Any, config: MetaTrainConfig, first: int, workers: Worke
             continue
         if batch["position"].tolist() != list(range(step * size, (step + 1) * size)):
             raise TrainingError(f"the tasks of step {step + 1} arrived out of order")
-        yield [MetaTask.from_record(json.loads(text)) for text in workers.share(batch["task"].tolist())]
+        yield [Task.from_record(json.loads(text)) for text in workers.share(batch["task"].tolist())]
 
 
 def _key(row: Any) -> Key:
@@ -103,7 +103,7 @@ def _lay_out(plan: TaskPlan, scanned: Any) -> Any:
             positions.setdefault(key, []).append(position)
     chosen = set(plan.pool_keys())
     rows = scanned.filter(lambda row: _key(row) in chosen).take_all() if chosen else []
-    pool = pool_of([MetaTask.from_record(json.loads(row["task"])) for row in sorted(rows, key=_key)])
+    pool = pool_of([Task.from_record(json.loads(row["task"])) for row in sorted(rows, key=_key)])
     settings = {"shared": ray.put((plan, positions, pool))}
     return scanned.map_batches(_place, fn_kwargs=settings).sort("position").materialize()
 
@@ -113,7 +113,7 @@ def _place(batch: dict[str, np.ndarray], shared: Any) -> dict[str, np.ndarray]:
     placed: list[tuple[int, str]] = []
     for file, number, text in zip(batch["file"].tolist(), batch["number"].tolist(), batch["task"], strict=True):
         for position in positions.get(Key(file, number), ()):
-            task = MetaTask.from_record(json.loads(text))
+            task = Task.from_record(json.loads(text))
             placed.append((position, json.dumps(plan.place(task, position, pool).to_record())))
     return {
         "position": np.array([position for position, _ in placed], dtype=np.int64),

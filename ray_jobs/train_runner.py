@@ -12,10 +12,9 @@ from typing import Any
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import CheckpointConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from ray_jobs._ray_compat import CHECKPOINT_LIST, TrainerWithoutCleaner
 from ray_jobs.atomic_fs import WholeFiles
 from ray_jobs.cluster import joined, wants_gpu
 from regrad.errors import RegradError, TrainingError
@@ -35,7 +34,13 @@ def run_directory(config: TrainConfig, data: dict[str, Any], best_by: str | None
     Checkpoints with the highest `best_by` are kept; without it, the newest.
     """
     storage = Storage(config.checkpoints.location or f"{config.output}.training")
-    with exclusive(storage, TrainingError(f"another run is training into {config.output} now")):
+
+    def busy(holder: str) -> TrainingError:
+        return TrainingError(
+            f"another run is training into {config.output} now; wait for it, or choose another output (it is {holder})"
+        )
+
+    with exclusive(storage, busy):
         check_replaceable(storage.uri, _SETTINGS)
         yield RunDirectory(config, data, storage, best_by)
 
@@ -74,7 +79,7 @@ class RunDirectory:
 
     def mark(self) -> bytes:
         """Changes when a new checkpoint is complete: Ray's list of them, in which what a failed upload left is not."""
-        name = f"{_CHECKPOINTS}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
+        name = f"{_CHECKPOINTS}/{CHECKPOINT_LIST}"
         return self.storage.read(name) if self.storage.exists(name) else b""
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -109,16 +114,13 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
 logger = logging.getLogger(__name__)
 
 
-class RayTrainer(TorchTrainer):  # type: ignore[misc]
-    """Ray Train's, without what only a shared cluster needs.
+def trainer_class() -> Callable[..., TorchTrainer]:
+    """Ray Train's trainer, without what only a shared cluster needs.
 
     Its cleaner frees what a dead driver held. A cluster of our own ends with its driver, and has no dashboard, which
     the cleaner asks: every training would wait 12 s for it at its end.
     """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        found: list[Any] = super()._create_default_callbacks()
-        return found if joined() else [item for item in found if not isinstance(item, PlacementGroupCleanerCallback)]
+    return TorchTrainer if joined() else TrainerWithoutCleaner
 
 
 def scaling(workers: WorkersConfig) -> ScalingConfig:
@@ -133,33 +135,24 @@ def scaling(workers: WorkersConfig) -> ScalingConfig:
 def fit(
     worker: Callable[[dict[str, Any]], None],
     settings: dict[str, Any],
-    workers: WorkersConfig,
+    config: TrainConfig,
     place: RunDirectory,
-    max_failures: int,
     what: str,
     **data: Any,
 ) -> Result:
     """Run `worker(settings)` on all workers until it is done, with Ray Train's `datasets` and so on in `data`.
 
-    Raises `TrainingError` as `fit_until_done` does.
+    A lost worker costs the steps since the last checkpoint. Raises `TrainingError` after more than
+    `checkpoints.max_failures` losses without a new checkpoint between them, and for an error of ours at once.
     """
     make_trainer = partial(
-        RayTrainer,
+        trainer_class(),
         worker,
         train_loop_config=settings,
-        scaling_config=scaling(workers),
+        scaling_config=scaling(config.cluster),
         run_config=place.run_config(),
         **data,
     )
-    return fit_until_done(make_trainer, place, max_failures, what)
-
-
-def fit_until_done(make_trainer: Callable[[], RayTrainer], place: RunDirectory, max_failures: int, what: str) -> Result:
-    """A lost worker costs the steps since the last checkpoint.
-
-    Raises `TrainingError` after more than `max_failures` losses without a new checkpoint between them, and for an error
-    of ours at once.
-    """
     if place.resumed:
         logger.info("going on with the unfinished run at %s", place.storage.uri)
     failures, mark = 0, place.mark()
@@ -169,7 +162,7 @@ def fit_until_done(make_trainer: Callable[[], RayTrainer], place: RunDirectory, 
         except TrainingFailedError as error:
             cause = _cause(error)
             failures = 1 if place.mark() != mark else failures + 1
-            if isinstance(cause, RegradError) or failures > max_failures:
+            if isinstance(cause, RegradError) or failures > config.checkpoints.max_failures:
                 raise TrainingError(_sentence(cause, place, what)) from error
             mark = place.mark()
             logger.warning("a worker was lost (%s); going on from the last checkpoint", _short(cause))

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from string import Formatter
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from regrad.data.kinds import QuestionKind
 from regrad.data.passages import Passage
+from regrad.data.questions import YES_NO, Question, QuestionKind, label
 from regrad.settings import Settings
 
 StyleName = Literal["default", "pe"]
@@ -46,30 +46,6 @@ _NEEDED = {
 }
 _KIND_NAMES: dict[QuestionKind, str] = {"open": "open", "yes-no": "yes_no", "choice": "choice"}
 _KINDS = tuple(_KIND_NAMES.values())
-
-
-class AskedQuestion(Protocol):
-    """What a prompt is made of: a question of some kind, and its options or allowed words."""
-
-    @property
-    def question(self) -> str:
-        """The question's text."""
-
-    @property
-    def kind(self) -> QuestionKind:
-        """How it is answered."""
-
-    @property
-    def choices(self) -> Sequence[str]:
-        """The options' texts (choice), or the allowed words (yes-no)."""
-
-
-class SolvedQuestion(AskedQuestion, Protocol):
-    """A demonstration: a question with its accepted answers, of which the first is shown."""
-
-    @property
-    def answers(self) -> Sequence[str]:
-        """Names, a word or a label."""
 
 
 def _checked(template: str, allowed: set[str], needed: Set[str] = frozenset()) -> str:
@@ -179,10 +155,10 @@ class PromptFormat(Settings):
 
     def prompt_for(
         self,
-        question: AskedQuestion,
+        question: Question,
         passages: Sequence[Passage] = (),
         style: StyleName = "default",
-        demonstrations: Sequence[SolvedQuestion] = (),
+        demonstrations: Sequence[Question] = (),
     ) -> str:
         """The generator's input for a question of any kind, behind the demonstrations if there are any."""
         kind, names = _KIND_NAMES[question.kind], self._names(question)
@@ -191,7 +167,7 @@ class PromptFormat(Settings):
             return prompt
         return self.demonstrated.format(demonstrations=self.demonstrations_text(demonstrations), prompt=prompt)
 
-    def demonstrations_text(self, demonstrations: Sequence[SolvedQuestion]) -> str:
+    def demonstrations_text(self, demonstrations: Sequence[Question]) -> str:
         """Solved questions as they stand in a prompt, in the order given."""
         start = f"\n{self.answer_start}" if self.chat and self.answer_start else ""
         return "".join(
@@ -201,7 +177,7 @@ class PromptFormat(Settings):
             for one in demonstrations
         )
 
-    def _asked(self, question: AskedQuestion) -> str:
+    def _asked(self, question: Question) -> str:
         """The question as the template of its kind writes it."""
         if question.kind == "open":
             return self.question.format(question=question.question)
@@ -212,12 +188,12 @@ class PromptFormat(Settings):
         written = "".join(self.option.format(label=letter, text=text) for letter, text in options)
         return self.choice.format(question=question.question, options=written, **names)
 
-    def _names(self, question: AskedQuestion) -> dict[str, str]:
+    def _names(self, question: Question) -> dict[str, str]:
         """What a closed question's templates call its words or letters."""
         if question.kind == "open":
             return {}
         if question.kind == "yes-no":
-            return {"words": _either(question.choices or ("yes", "no"))}
+            return {"words": _either(question.choices or YES_NO)}
         return {"labels": _either(_letters(question))}
 
     def _put_together(
@@ -247,8 +223,8 @@ class PromptFormat(Settings):
         return self.answer.format(answer=answer)
 
 
-def _letters(question: AskedQuestion) -> list[str]:
-    return [chr(ord("A") + place) for place in range(len(question.choices))]
+def _letters(question: Question) -> list[str]:
+    return [label(number) for number in range(len(question.choices))]
 
 
 def _either(words: Sequence[str]) -> str:

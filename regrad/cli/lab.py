@@ -9,8 +9,8 @@ import click
 from click.core import ParameterSource
 
 from regrad.cli.options import settings_options
+from regrad.errors import ConfigError
 from regrad.lab.config import LabConfig, LabPretrainConfig, LabWriterConfig
-from regrad.lab.report.config import LabReportConfig
 from regrad.settings import builtin_config, load_settings
 
 
@@ -62,9 +62,17 @@ def report(config: Path, overrides: tuple[str, ...], quick: bool) -> None:
     given = click.get_current_context().get_parameter_source("config") is not ParameterSource.DEFAULT
     if quick and given:
         raise click.UsageError("--quick has settings of its own: leave out --config, or change them with --set")
+    try:
+        from studies.lab_report.config import LabReportConfig
+        from studies.lab_report.run import run_report
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("studies"):
+            raise
+        raise ConfigError(
+            "the report is a study in regrad's repository and not part of the installed package; clone the repository "
+            "and install from there (make install)"
+        ) from error
     path = builtin_config("jobs/lab-report-quick.yaml") if quick else config
     settings = load_settings(LabReportConfig, path, overrides)
     logging.getLogger("ray_jobs").setLevel(logging.WARNING)
-    from regrad.cli.lab_report.run import run_report
-
     click.echo(run_report(settings, click.echo))

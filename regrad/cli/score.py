@@ -12,7 +12,7 @@ import click
 
 from regrad.cli.options import printable
 from regrad.data.config import QuestionSetConfig
-from regrad.data.kinds import QUESTION_KINDS
+from regrad.data.questions import QUESTION_KINDS
 from regrad.errors import StorageError
 from regrad.evaluation.metrics import RULES, Rules
 from regrad.settings import parse_settings

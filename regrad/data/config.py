@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from regrad.data.kinds import QuestionKind
+from regrad.data.questions import QuestionKind
 from regrad.settings import Location, Settings
 
 _HOTPOTQA_RULES = ("hotpotqa", "2wikimultihopqa")

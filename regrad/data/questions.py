@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
-from regrad.data.kinds import QuestionKind
+from regrad.data.jsonl import as_found
 from regrad.data.passages import Passage
 from regrad.errors import EvaluationError
+
+QuestionKind = Literal["open", "yes-no", "choice"]
+"""How a question is answered: in one's own words, with one of a few allowed words, or with the letter of an option."""
+QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 
 YES_NO = ("yes", "no")
 
@@ -76,7 +80,7 @@ Word = TypeVar("Word", bound=str)
 
 
 @dataclass(frozen=True)
-class Record:
+class Fields:
     """The fields of one record, where it stands (file and number), and its key if it was an entry of a mapping."""
 
     where: str
@@ -88,7 +92,9 @@ class Record:
         if field not in self.fields:
             known = ", ".join(list(map(str, self.fields))[:12])
             return EvaluationError(f"{self.where}: field '{field}' is missing ({expected} is expected; it has {known})")
-        return EvaluationError(f"{self.where}: field '{field}' must be {expected}, found {self.fields[field]!r:.60}")
+        return EvaluationError(
+            f"{self.where}: field '{field}' must be {expected}, found {as_found(self.fields[field])}"
+        )
 
     def has(self, field: str) -> bool:
         """Whether the field is there and not null."""
@@ -132,11 +138,11 @@ class Record:
             raise self.error(field, "a list")
         return value
 
-    def records(self, field: str) -> list[Record]:
+    def records(self, field: str) -> list[Fields]:
         """A list of objects, as records."""
         return [self._inner(f"{field}[{i}]", item) for i, item in enumerate(self.items(field))]
 
-    def record(self, field: str) -> Record:
+    def record(self, field: str) -> Fields:
         """One object, as a record."""
         if field not in self.fields:
             raise self.error(field, "an object")
@@ -157,7 +163,7 @@ class Record:
             value = None
         if not isinstance(value, list):
             raise self.error(field, "a JSON list of strings")
-        return Record(self.where, {field: value}).texts(field)
+        return Fields(self.where, {field: value}).texts(field)
 
     def number(self, field: str, below: int) -> int:
         """A whole number from 0 to `below` - 1, also one written as a string."""
@@ -174,15 +180,15 @@ class Record:
                 return word
         raise self.error(field, f"one of {', '.join(words)}")
 
-    def _inner(self, name: str, value: Any) -> Record:
+    def _inner(self, name: str, value: Any) -> Fields:
         if not isinstance(value, dict):
-            raise EvaluationError(f"{self.where}: '{name}' must be an object, found {value!r:.60}")
-        return Record(f"{self.where}, {name}", value)
+            raise EvaluationError(f"{self.where}: '{name}' must be an object, found {as_found(value)}")
+        return Fields(f"{self.where}, {name}", value)
 
 
 def _plain(value: Any) -> str | None:
     """The string without blanks around it, or None for what cannot be text."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value != value:  # NaN
         return None
     text = str(value).strip()
     try:

@@ -14,7 +14,7 @@ from regrad.data.passages import Passage
 from regrad.errors import EvaluationError
 from regrad.evaluation.config import EvalBatchConfig
 from regrad.inference.engine import Engine
-from regrad.inference.rows import DecodingRequest, Finished, context_length
+from regrad.inference.rows import DecodingRequest, Finished
 from regrad.models.loading import LanguageModel
 from regrad.text import counted
 
@@ -65,7 +65,7 @@ def fit(
     Raises `EvaluationError` if one must go and may not (`drop`), or if the question alone is too long, or together with
     its `demonstrations` (their number).
     """
-    limits = [limit for limit in (most_tokens, context_length(lm)) if limit is not None]
+    limits = [limit for limit in (most_tokens, lm.context_length) if limit is not None]
     for kept in range(len(passages), -1, -1):
         prompt = prompt_of(passages[:kept])
         tokens = len(lm.encode_prompt(prompt)) + max_new_tokens

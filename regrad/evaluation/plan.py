@@ -9,10 +9,9 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from regrad.data.config import QuestionSetConfig
 from regrad.data.id_checks import problem, refuse
 from regrad.data.passages import Passage
-from regrad.data.question_sets import read_questions
+from regrad.data.question_sets import read_demonstrations, read_questions
 from regrad.data.questions import Question
 from regrad.errors import EvaluationError, MethodError
 from regrad.evaluation import cache_keys
@@ -42,11 +41,7 @@ def find_demonstrations(
     wanted = f"method {method.kind} ({method.name}) asks for {counted(count, 'demonstration')}"
     if one.demonstrations is None:
         raise MethodError(f"{wanted}, and set {one.name!r} has none: name a file of solved questions there")
-    found = read_questions(
-        QuestionSetConfig(
-            name=one.name, path=one.demonstrations, format=one.format, kind=one.kind, aliases=one.aliases, first=count
-        )
-    )
+    found = read_demonstrations(one, one.demonstrations, count)
     if len(found) < count:
         raise MethodError(f"{wanted}, and {one.demonstrations} has {len(found)}")
     _refuse_leaks(one, found, questions)

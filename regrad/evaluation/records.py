@@ -6,15 +6,14 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from regrad.data.id_checks import mismatches, problem, refuse
-from regrad.data.kinds import QUESTION_KINDS, QuestionKind
+from regrad.data.questions import QUESTION_KINDS, Question, QuestionKind
 from regrad.errors import EvaluationError
-from regrad.evaluation.answer_parsing.answers import Scorable
 from regrad.storage import Storage
 
 MOST_RECORDS = 1_000_000
@@ -102,20 +101,6 @@ _SCORES = ("em", "f1", "precision", "recall")
 _COUNTS = ("k", "prompt_tokens", "completion_tokens", "milliseconds", "bytes_fetched")
 
 
-class Asked(Scorable, Protocol):
-    """A question of a set."""
-
-    @property
-    def id(self) -> str:
-        """The question set's own."""
-        ...
-
-    @property
-    def question(self) -> str:
-        """Its words."""
-        ...
-
-
 def write_records(
     storage: Storage, name: str, records: Sequence[Record], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -172,7 +157,7 @@ def read_table(storage: Storage, name: str) -> pa.Table:
         raise EvaluationError(f"{where} is damaged or no file of records: {error}") from error
 
 
-def check_records(records: Sequence[Record], questions: Sequence[Asked]) -> None:
+def check_records(records: Sequence[Record], questions: Sequence[Question]) -> None:
     """Raise `EvaluationError`, listing what is wrong, unless these are one cell's records of these very questions."""
     asked = {question.id: question for question in questions}
     changed = sorted(r.question_id for r in records if r.question_id in asked and _differs(r, asked[r.question_id]))
@@ -189,9 +174,9 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _differs(record: Record, asked: Asked) -> bool:
+def _differs(record: Record, question: Question) -> bool:
     found = (record.question, record.answers, record.kind)
-    return found != (asked.question, tuple(asked.answers), asked.kind)
+    return found != (question.question, question.answers, question.kind)
 
 
 def _several_cells(records: Iterable[Record]) -> list[str]:

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from regrad.data.augmented import AUGMENTED, Augmented, Pair, encode_augmented
-from regrad.data.passages import Passage, encode_passages, encode_records
+from regrad.data.jsonl import encode_jsonl
+from regrad.data.passages import Passage, encode_passages
 from regrad.lab.config import LabConfig
 from regrad.lab.wording import ATTRIBUTES
 from regrad.lab.world import Namesakes, Person, World, passage, question
@@ -52,10 +53,10 @@ def write_lab(config: LabConfig) -> Storage:
     world = World(config.seed)
     storage = Storage(config.output)
     storage.write(CORPUS, encode_passages(held_out_corpus(world)))
-    storage.write(QUESTIONS, encode_records(asdict(item) for item in held_out_questions(world, config.questions)))
+    storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in held_out_questions(world, config.questions)))
     training, dev = world.meta[:-DEV_PEOPLE], world.meta[-DEV_PEOPLE:]
-    storage.write(TASKS, encode_records(tasks(training, config, config.task_records, seed=11)))
-    storage.write(DEV, encode_records(tasks(dev, config, DEV_RECORDS, seed=12)))
+    storage.write(TASKS, encode_jsonl(tasks(training, config, config.task_records, seed=11)))
+    storage.write(DEV, encode_jsonl(tasks(dev, config, DEV_RECORDS, seed=12)))
     if config.documents:
         storage.write(DOCUMENTS, encode_passages(documents(training[: config.documents])))
     if config.augmented:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -104,10 +103,7 @@ def check_gradients(config: MethodConfig, fetched: bool = True) -> None:
 
     `MetaInitError` and `FingerprintMismatch` as reading them raises.
     """
-    if config.weighting not in MERGES:
-        near = difflib.get_close_matches(config.weighting, MERGES, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
-        raise MethodError(f"unknown weighting {config.weighting!r:.60}{hint} There are {', '.join(MERGES)}")
+    MERGES.check(config.weighting)
     fingerprint = str(read_card(_meta_init(config))["fingerprint"])
     if fetched:
         manifest = bank_manifest(config, "gradient")

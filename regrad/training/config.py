@@ -6,7 +6,7 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
-from regrad.settings import Location, Settings
+from regrad.settings import Location, Settings, WorkersConfig
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -45,6 +45,10 @@ class TrainConfig(Protocol):
     @property
     def watch(self) -> WatchConfig:
         """What it reports."""
+
+    @property
+    def cluster(self) -> WorkersConfig:
+        """Its workers."""
 
     def model_dump(self, *, mode: str, exclude: set[str] | None = None) -> dict[str, Any]:
         """All settings, as they are written down."""

@@ -23,7 +23,7 @@ from ray_jobs import meta_train
 from ray_jobs.cluster import cluster
 from ray_jobs.task_stream import open_stream, worker_steps
 from ray_jobs.train_runner import RunDirectory, run_directory
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import Task, read_tasks
 from regrad.errors import CorpusError, StorageError, TrainingError
 from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
@@ -34,7 +34,6 @@ from regrad.storage import Storage
 from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.task_files import read_tasks
 from regrad.training.meta.task_plan import TasksInMemory
 from regrad.training.meta.trainer import MetaLearner, meta_loop, meta_train_in_process
 from regrad.training.sampler import Sampler, Source
@@ -151,7 +150,7 @@ def test_a_job_lays_out_the_tasks_that_one_process_draws(lab: Path, tmp_path: Pa
         assert list(laid_out) == list(tasks.steps(2, workers))
 
 
-def ids(steps: Iterator[list[MetaTask]]) -> list[list[str]]:
+def ids(steps: Iterator[list[Task]]) -> list[list[str]]:
     return [[task.id for task in tasks] for tasks in steps]
 
 

@@ -530,7 +530,7 @@ def test_ids_from_lines_and_from_a_corpus(tmp_path: Path) -> None:
             read_ids(str(tmp_path / "x"))
     with pytest.raises(CorpusError, match="line 1: an object with id"):
         read_ids(lines(tmp_path / "x.jsonl", [{"key": "a"}]))
-    with pytest.raises(CorpusError, match="cannot be read"):
+    with pytest.raises(CorpusError, match="nowhere does not exist"):
         read_ids(str(tmp_path / "nowhere"))
 
 

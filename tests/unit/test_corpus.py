@@ -69,7 +69,7 @@ def problems(path: Path, data: bytes) -> list[str]:
     found = []
     for record in read_raw(str(path)):
         try:
-            record.passage()
+            Passage.from_record(record.decode(), record.where)
             found.append("")
         except CorpusError as error:
             found.append(str(error).removeprefix(f"{path} "))
@@ -206,10 +206,10 @@ def test_bad_lines_of_jsonl_are_items(tmp_path: Path) -> None:
     bad = [
         (b"not json", "line 2 is not JSON"),
         (b'{"id": "x", "text": "\xff"}', "line 3 is not JSON"),
-        (b'{"id": "x", "text": null}', "line 4: field 'text' must be a string, found None"),
+        (b'{"id": "x", "text": null}', "line 4: field 'text' must be a string, found null"),
         (b'{"id": "x", "text": "\\u0000"}', "line 5: field 'text' holds a NUL"),
         (b'{"id": "\\ud800", "text": "x"}', "line 6: field 'id' holds a NUL or a character that is not valid Unicode"),
-        (b"[" * 100_000, "line 7 is not JSON"),
+        (b"[" * 100_000, "line 7 is a JSON array, and one object a line is expected"),
         (b'{"id": 7, "text": "x"}', "line 8: field 'id' must be a non-empty string, found 7"),
         (b"\x00", "line 9 is not JSON"),
     ]
@@ -256,7 +256,7 @@ def test_bad_rows_of_parquet_are_items(tmp_path: Path) -> None:
         records[1:], ["utf-8", "'text' must be", "a NUL", "longer than", "'id' must be"], strict=True
     ):
         with pytest.raises(CorpusError, match=words):
-            record.passage()
+            Passage.from_record(record.decode(), record.where)
 
 
 @pytest.mark.parametrize("name", ["c.jsonl", "c.tsv", "c.jsonl.gz", "c.jsonl.zst"])

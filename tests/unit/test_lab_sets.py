@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from regrad.cli import lab as lab_cli
 from regrad.data.corpora import read_passages
+from regrad.data.tasks import read_tasks
 from regrad.gradients.extractor import encode_passage
 from regrad.lab.config import LabConfig
 from regrad.lab.sets import SETS
@@ -20,7 +21,6 @@ from regrad.lab.sets.hard import CURRENT, FORMER, Conflict
 from regrad.lab.wording import ATTRIBUTES, QUESTIONS, STATEMENTS
 from regrad.lab.world import World
 from regrad.models.loading import LanguageModel
-from regrad.training.meta.task_files import read_tasks
 
 FILES = ["corpus.jsonl", "dev.jsonl", "questions.jsonl", "tasks.jsonl"]
 

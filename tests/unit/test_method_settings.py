@@ -11,9 +11,6 @@ import yaml
 
 from regrad.errors import MethodError
 from regrad.evaluation.config import EvalConfig
-from regrad.lab.report.config import LabReportConfig
-from regrad.lab.report.plan import make_steps
-from regrad.lab.report.studies import STUDIES, study
 from regrad.methods.config import MethodConfig
 from regrad.methods.registry import METHODS, SETTINGS, check_method, method_of
 from regrad.settings import builtin_config, load_settings
@@ -72,20 +69,18 @@ def test_a_setting_at_its_default_is_none_that_was_given() -> None:
     assert method_of(default) == METHODS["direct"]
 
 
-def test_all_settings_that_come_with_regrad_pass() -> None:
+def test_all_settings_that_come_with_regrad_and_its_studies_pass() -> None:
     files = [path for path in builtin_config("").rglob("*.yaml") if re.search("^methods:", path.read_text(), re.M)]
-    assert {path.stem for path in files} == {"eval-lab", "eval-rivals-lab", *STUDIES}
-    report = LabReportConfig()
-    made = [step.settings for step in make_steps(report) if isinstance(step.settings, EvalConfig)]
-    made += [study(name, report) for name in STUDIES]
-    assert len(made) >= len(STUDIES)
-    for config in [*made, *(load_settings(EvalConfig, path) for path in files)]:
+    files += (ROOT / "studies").rglob("*.yaml")
+    assert {path.stem for path in files} >= {"eval-lab", "eval-rivals-lab", "methods", "merges"}
+    for config in (load_settings(EvalConfig, path) for path in files):
         for method in config.methods:
             method_of(method)
 
 
 def test_all_examples_of_the_documents_and_of_comments_pass() -> None:
-    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").rglob("*.yaml")]
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    files += [path for folder in ("configs", "studies") for path in (ROOT / folder).rglob("*.yaml")]
     text = "\n".join(path.read_text() for path in files)
     lines = re.findall(r"^[ #]*- (\{name: .*\})$", text, re.M)
     read = [yaml.safe_load(line) for line in lines]

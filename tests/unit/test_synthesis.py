@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from regrad.data.passages import Passage, encode_records
+from regrad.data.jsonl import encode_jsonl
+from regrad.data.passages import Passage
 from regrad.errors import ConfigError
 from regrad.evaluation.metrics import exact_match
 from regrad.inference.decoding import Generation, GenerationRequest, generate
@@ -128,7 +129,7 @@ def test_a_line_that_is_no_passage_becomes_a_draft_that_says_so() -> None:
 def test_drafts_survive_being_written() -> None:
     odd = Passage("ü\u2028", "T", "one\u0085two")
     drafts = [Draft(odd, 3, (Pair("q\u2028?", "a"),), (Rejected("r", detail="d\n"),)), Draft(ADA)]
-    written = encode_records(asdict(draft) for draft in drafts)
+    written = encode_jsonl(asdict(draft) for draft in drafts)
     assert [module.draft_of(json.loads(line)) for line in written.split(b"\n") if line] == drafts
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import Task
 from regrad.errors import ConfigError, MetaInitError, TrainingError
 from regrad.lab.config import LabConfig
 from regrad.lab.files import tasks as lab_tasks
@@ -35,9 +35,9 @@ from regrad.training.trackers import Sink, Watcher, make_sinks, score_line, step
 
 
 @pytest.fixture(scope="module")
-def tasks(world: World) -> list[MetaTask]:
+def tasks(world: World) -> list[Task]:
     records = lab_tasks(world.meta[:40], LabConfig(people_per_record=3), 6, seed=3)
-    return [MetaTask.from_record(record) for record in records]
+    return [Task.from_record(record) for record in records]
 
 
 def settings(lm: LanguageModel, **changes: Any) -> MetaTrainConfig:
@@ -81,14 +81,14 @@ class Run:
     """A run in this process, with what a test looks at."""
 
     def __init__(
-        self, lm: LanguageModel, config: MetaTrainConfig, listener: Silent | None = None, dev: Sequence[MetaTask] = ()
+        self, lm: LanguageModel, config: MetaTrainConfig, listener: Silent | None = None, dev: Sequence[Task] = ()
     ) -> None:
         self.engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
         self.learner = MetaLearner(lm, self.engine, config, lm.identity(), {"kept": 1})
-        self.loop: Loop[MetaTask] = meta_loop(self.learner, config, dev, listener)
+        self.loop: Loop[Task] = meta_loop(self.learner, config, dev, listener)
 
 
-def steps_of(tasks: Sequence[MetaTask], config: MetaTrainConfig, first: int = 0) -> Iterator[list[MetaTask]]:
+def steps_of(tasks: Sequence[Task], config: MetaTrainConfig, first: int = 0) -> Iterator[list[Task]]:
     return TasksInMemory.of(config, [tasks]).steps(first)
 
 
@@ -144,7 +144,7 @@ def test_learning_rates_warm_up_and_then_follow_the_schedule(schedule: Any) -> N
 
 
 def test_a_resumed_run_has_the_same_losses_and_the_same_bits(
-    tiny: LanguageModel, tasks: list[MetaTask], tmp_path: Path
+    tiny: LanguageModel, tasks: list[Task], tmp_path: Path
 ) -> None:
     config = settings(tiny)
     whole = Run(tiny, config, Keeper(tmp_path))
@@ -160,7 +160,7 @@ def test_a_resumed_run_has_the_same_losses_and_the_same_bits(
     assert MetaInit.load(tmp_path / "6" / META_INIT).fingerprint == resumed.learner.product(after).fingerprint
 
 
-def test_micro_batches_give_the_same_step_as_one_batch(tiny: LanguageModel, tasks: list[MetaTask]) -> None:
+def test_micro_batches_give_the_same_step_as_one_batch(tiny: LanguageModel, tasks: list[Task]) -> None:
     results = []
     for micro in (None, 1):
         optimizer = {"steps": 2, "batch_size": 4, "micro_batch": micro}
@@ -173,7 +173,7 @@ def test_micro_batches_give_the_same_step_as_one_batch(tiny: LanguageModel, task
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(
-    tiny: LanguageModel, tasks: list[MetaTask], monkeypatch: pytest.MonkeyPatch
+    tiny: LanguageModel, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, keeper = settings(tiny), Keeper()
     run = Run(tiny, config, keeper)
@@ -187,7 +187,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
 
 
 def test_too_many_bad_steps_in_a_row_stop_the_run_and_earlier_ones_do_not_count(
-    tiny: LanguageModel, tasks: list[MetaTask], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny: LanguageModel, tasks: list[Task], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     optimizer = {"steps": 6, "batch_size": 2, "max_bad_steps": 2}
     config = settings(tiny, optimizer=optimizer)
@@ -208,7 +208,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, learner: MetaLearner, steps: set[int
     monkeypatch.setattr(learner, "_gradient", gradient)
 
 
-def test_training_lowers_the_loss_and_the_card_says_what_was_done(tiny: LanguageModel, tasks: list[MetaTask]) -> None:
+def test_training_lowers_the_loss_and_the_card_says_what_was_done(tiny: LanguageModel, tasks: list[Task]) -> None:
     config = settings(tiny, optimizer={"steps": 30, "batch_size": 2, "lr": 2e-2, "schedule": "cosine"})
     keeper = Keeper()
     run = Run(tiny, config, keeper, tasks[:2])
@@ -226,7 +226,7 @@ def test_training_lowers_the_loss_and_the_card_says_what_was_done(tiny: Language
 
 
 def test_dev_tasks_are_scored_as_often_as_asked_each_with_a_checkpoint(
-    tiny: LanguageModel, tasks: list[MetaTask], tmp_path: Path
+    tiny: LanguageModel, tasks: list[Task], tmp_path: Path
 ) -> None:
     config = settings(tiny, scoring={"every": 2}, checkpoints={"every": 100})
     keeper = Keeper(tmp_path)
@@ -237,9 +237,9 @@ def test_dev_tasks_are_scored_as_often_as_asked_each_with_a_checkpoint(
 
 
 def test_dev_tasks_are_scored_at_the_k_that_is_trained(
-    tiny: LanguageModel, tasks: list[MetaTask], monkeypatch: pytest.MonkeyPatch
+    tiny: LanguageModel, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[MetaTask] = []
+    seen: list[Task] = []
     monkeypatch.setattr(
         "regrad.training.meta.trainer.score", lambda lm, at, given, *rest: seen.extend(given) or Sums(1, 1, 1)
     )
@@ -251,7 +251,7 @@ def test_dev_tasks_are_scored_at_the_k_that_is_trained(
 
 
 def test_the_strategy_that_auto_chose_is_kept_in_the_checkpoint(
-    tiny: LanguageModel, tasks: list[MetaTask], tmp_path: Path
+    tiny: LanguageModel, tasks: list[Task], tmp_path: Path
 ) -> None:
     lean = settings(tiny, strategy={"name": "auto", "memory_gb": 1e-9})
     keeper = Keeper(tmp_path)
@@ -266,7 +266,7 @@ def test_the_strategy_that_auto_chose_is_kept_in_the_checkpoint(
     assert later.notes == ["strategy difference, as before"]
 
 
-def test_tasks_that_end_too_early_are_an_error(tiny: LanguageModel, tasks: list[MetaTask]) -> None:
+def test_tasks_that_end_too_early_are_an_error(tiny: LanguageModel, tasks: list[Task]) -> None:
     config = settings(tiny)
     with pytest.raises(TrainingError, match="ended at step 2 of 6"):
         Run(tiny, config).loop.run(list(steps_of(tasks, config))[:2])
@@ -274,7 +274,7 @@ def test_tasks_that_end_too_early_are_an_error(tiny: LanguageModel, tasks: list[
 
 def test_scores_use_gamma_and_the_same_update_as_training(lab_model: LanguageModel, world: World) -> None:
     """With no update (gamma near zero) the lab's base knows nobody; the sums add up over parts."""
-    records = [MetaTask.from_record(r) for r in lab_tasks(world.meta[-20:], LabConfig(people_per_record=3), 4, seed=5)]
+    records = [Task.from_record(r) for r in lab_tasks(world.meta[-20:], LabConfig(people_per_record=3), 4, seed=5)]
     point = Point(lab_model.subspace.initial(0), torch.full((lab_model.subspace.size,), 5.0))
     whole = score(lab_model, point, records)
     parts = score(lab_model, point, records[:1]) + score(lab_model, point, records[1:])

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from regrad.client import AnswerClient
-from regrad.data.corpora import read_records
+from regrad.data.jsonl import read_jsonl
 from regrad.evaluation.metrics import exact_match
 from regrad.lab.files import LabQuestion
 
@@ -49,7 +49,7 @@ class Row:
 
 def read_questions(path: str) -> list[LabQuestion]:
     """The lab's question file."""
-    records = [record for _, record in read_records(path)]
+    records = [record for _, record in read_jsonl(path)]
     return [LabQuestion(r["question"], tuple(r["answers"]), r["passage_id"], r["other_passage_id"]) for r in records]
 
 

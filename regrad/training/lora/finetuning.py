@@ -18,7 +18,7 @@ from regrad.training.checkpoint import TrainState
 from regrad.training.loop import Loop, StepResult, resume
 from regrad.training.lora.batched import RowTrainer
 from regrad.training.lora.config import FinetuneConfig, FinetuneOptimizerConfig
-from regrad.training.lora.examples import Example, ReadTasks, longest, read_examples
+from regrad.training.lora.examples import Example, longest, read_examples
 from regrad.training.lora.lora_artifact import StaticLora, parent_of
 from regrad.training.sampler import Sampler, Source
 from regrad.training.schedules import steps_of_epochs
@@ -149,7 +149,6 @@ def finetuning_loop(
 
 def train_worker(
     config: FinetuneConfig,
-    read_tasks: ReadTasks,
     listener: Listener,
     device: torch.device | str,
     workers: Workers = Workers(),
@@ -161,7 +160,7 @@ def train_worker(
     """
     parent = parent_of(config)
     lm = load_language_model(config.model, device)
-    found = read_examples(config, lm, read_tasks)
+    found = read_examples(config, lm)
     examples = usable(lm, found, config)
     notes = {
         "objective": config.objective,
@@ -176,9 +175,9 @@ def train_worker(
     return learner.product(loop.run(example_steps(examples, config, state.step, workers), state))
 
 
-def finetune_in_process(config: FinetuneConfig, read_tasks: ReadTasks, device: str = "cpu") -> StaticLora:
+def finetune_in_process(config: FinetuneConfig, device: str = "cpu") -> StaticLora:
     """The job with one worker and no cluster, from start to end; nothing is written, and there are no checkpoints.
 
     Raises `CorpusError`, `TrainingError` or `MethodError` as a job does.
     """
-    return train_worker(config, read_tasks, Silent(), device)
+    return train_worker(config, Silent(), device)

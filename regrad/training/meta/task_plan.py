@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from regrad.data.passages import Passage
-from regrad.data.tasks import MetaTask, TaskQuestion
+from regrad.data.tasks import Task, TaskQuestion, duplicates, task_files
 from regrad.errors import CorpusError
 from regrad.training.meta.config import MetaTrainConfig, ShapeConfig
-from regrad.training.meta.lengths import Lengths
-from regrad.training.meta.task_files import duplicates, scan_file, task_files
+from regrad.training.meta.lengths import Lengths, scan_file
 from regrad.training.sampler import Sampler, Source
 from regrad.training.schedules import steps_of_epochs
 from regrad.training.workers import Workers
@@ -52,7 +51,7 @@ def files_of(config: MetaTrainConfig) -> list[tuple[int, str]]:
     return [(number, file) for number, source in enumerate(config.tasks) for file in task_files(source.uri)]
 
 
-def scan(file: int, uri: str, lengths: Lengths, shape: ShapeConfig) -> Iterator[tuple[TaskHead, MetaTask | None]]:
+def scan(file: int, uri: str, lengths: Lengths, shape: ShapeConfig) -> Iterator[tuple[TaskHead, Task | None]]:
     """Head and task of every record of a file; none of a bad one.
 
     A file that cannot be read is a bad record whose place is the file: an error would lose its words on a job's way.
@@ -66,7 +65,7 @@ def scan(file: int, uri: str, lengths: Lengths, shape: ShapeConfig) -> Iterator[
         yield TaskHead(Key(file, number + 1), uri, "", "", str(error)), None
 
 
-def _content(task: MetaTask) -> str:
+def _content(task: Task) -> str:
     return _hash(json.dumps(task.to_record()))
 
 
@@ -107,12 +106,12 @@ class TaskPlan:
         keys = sorted(key for keys in self.sources for key in keys)
         return sorted(random.Random(f"{self.config.seed}/pool").sample(keys, min(_POOL, len(keys))))
 
-    def place(self, task: MetaTask, position: int, pool: Sequence[Passage]) -> MetaTask:
+    def place(self, task: Task, position: int, pool: Sequence[Passage]) -> Task:
         """The task as the draw at `position` sees it."""
         return shape_task(task, self.config.shape, pool, self.config.seed, position)
 
 
-def pool_of(tasks: Sequence[MetaTask]) -> list[Passage]:
+def pool_of(tasks: Sequence[Task]) -> list[Passage]:
     """The distractors: the distinct first passages of the tasks of `pool_keys`."""
     return list(dict.fromkeys(task.passages[0] for task in tasks))
 
@@ -154,7 +153,7 @@ def _with_steps(config: MetaTrainConfig, tasks: int) -> MetaTrainConfig:
 class TasksInMemory:
     """All tasks of a run in this process. Raises `CorpusError` as `make_plan` does."""
 
-    def __init__(self, plan: TaskPlan, tasks: Mapping[Key, MetaTask]) -> None:
+    def __init__(self, plan: TaskPlan, tasks: Mapping[Key, Task]) -> None:
         self.plan, self._tasks = plan, tasks
         self._pool = pool_of([tasks[key] for key in plan.pool_keys()])
 
@@ -167,7 +166,7 @@ class TasksInMemory:
         return TasksInMemory(plan, {head.key: task for head, task in scanned if task is not None})
 
     @staticmethod
-    def of(config: MetaTrainConfig, sources: Sequence[Sequence[MetaTask]]) -> TasksInMemory:
+    def of(config: MetaTrainConfig, sources: Sequence[Sequence[Task]]) -> TasksInMemory:
         """Tasks that are made and not read: those of each source."""
         tasks = {Key(n, i): task for n, source in enumerate(sources) for i, task in enumerate(source)}
         heads = [
@@ -176,13 +175,13 @@ class TasksInMemory:
         files = [(number, f"source {number}") for number in range(len(sources))]
         return TasksInMemory(make_plan(config, files, heads), tasks)
 
-    def steps(self, first: int = 0, workers: Workers = Workers()) -> Iterator[list[MetaTask]]:
+    def steps(self, first: int = 0, workers: Workers = Workers()) -> Iterator[list[Task]]:
         """This worker's tasks of every step from `first` on, as their draws see them."""
         for draws in self.plan.steps(first, workers):
             yield [self.plan.place(self._tasks[key], position, self._pool) for position, key in draws]
 
 
-def shape_task(task: MetaTask, shape: ShapeConfig, pool: Sequence[Passage], seed: int, position: int) -> MetaTask:
+def shape_task(task: Task, shape: ShapeConfig, pool: Sequence[Passage], seed: int, position: int) -> Task:
     """The task as the draw at `position` sees it: fewer passages or questions, distractors from `pool`, another order.
 
     A function of the task, the settings, the seed and the position, so it does not matter where it is called.
@@ -199,13 +198,13 @@ def shape_task(task: MetaTask, shape: ShapeConfig, pool: Sequence[Passage], seed
     return _without_unused(task)
 
 
-def _sample(task: MetaTask, pool: Sequence[Passage], count: int, rng: random.Random) -> list[Passage]:
+def _sample(task: Task, pool: Sequence[Passage], count: int, rng: random.Random) -> list[Passage]:
     own = {passage.id for passage in task.passages}
     tried = rng.sample(pool, min(len(pool), count + len(own))) if pool else []
     return [passage for passage in tried if passage.id not in own][:count]
 
 
-def _with_distractors(task: MetaTask, distractors: Sequence[Passage]) -> MetaTask:
+def _with_distractors(task: Task, distractors: Sequence[Passage]) -> Task:
     """Behind every question's own passages, as a retriever's worse hits would be."""
     added = tuple(range(len(task.passages), len(task.passages) + len(distractors)))
     questions = tuple(replace(q, context=q.context + added) for q in task.questions)
@@ -216,7 +215,7 @@ def _shuffled(question: TaskQuestion, rng: random.Random) -> TaskQuestion:
     return replace(question, context=tuple(rng.sample(question.context, len(question.context))))
 
 
-def _without_unused(task: MetaTask) -> MetaTask:
+def _without_unused(task: Task) -> Task:
     """Passages that no question rests on need no gradient."""
     used = sorted({position for question in task.questions for position in question.context})
     number = {old: new for new, old in enumerate(used)}

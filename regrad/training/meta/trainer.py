@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import Task, read_tasks
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.training.callbacks import Best, Listener
@@ -27,7 +27,6 @@ from regrad.training.meta.optim.base import Engine
 from regrad.training.meta.parameters import MetaParameters
 from regrad.training.meta.strategies.auto import LEANER, choose
 from regrad.training.meta.strategies.base import Strategy
-from regrad.training.meta.task_files import read_tasks
 from regrad.training.meta.task_plan import TasksInMemory, shape_task
 from regrad.training.workers import Workers
 
@@ -57,7 +56,7 @@ class MetaLearner:
         self._latest: dict[str, float] = {}
         self.base, self.device = identity, lm.device
 
-    def prepare(self, batch: Sequence[MetaTask], state: TrainState) -> str:
+    def prepare(self, batch: Sequence[Task], state: TrainState) -> str:
         """Choose a strategy: the leanest of what the workers would choose, so that all do the same.
 
         `auto` measures the free memory, which is another after a resume, while strategies round differently: what was
@@ -80,7 +79,7 @@ class MetaLearner:
         )
         return said
 
-    def step(self, batch: Sequence[MetaTask], factor: float) -> StepResult:
+    def step(self, batch: Sequence[Task], factor: float) -> StepResult:
         """See `Learner`."""
         gradient, counts = self._gradient(batch)
         finite = all(bool(torch.isfinite(t).all()) for t in (gradient.loss, gradient.phi0, gradient.alpha))
@@ -127,7 +126,7 @@ class MetaLearner:
             inner_steps=inner.steps,
         )
 
-    def score(self, dev: Sequence[MetaTask], step: int) -> Score:
+    def score(self, dev: Sequence[Task], step: int) -> Score:
         """Each worker scores a part; with sharded weights all score everything, since they have to run in step."""
         config, alone = self._config, self._engine.layer_wise
         numbers = list(range(len(dev))) if alone else self._workers.share(range(len(dev)))
@@ -139,7 +138,7 @@ class MetaLearner:
         questions = int(count) // (self._workers.count if alone else 1)
         return Score(step, {"exact_match": exact / max(count, 1), "f1": f1 / max(count, 1), "questions": questions})
 
-    def _gradient(self, tasks: Sequence[MetaTask]) -> tuple[MetaGradient, dict[str, int]]:
+    def _gradient(self, tasks: Sequence[Task]) -> tuple[MetaGradient, dict[str, int]]:
         """The mean over this worker's tasks, a micro-batch at a time; and their passages and tokens."""
         size = self._config.optimizer.micro_batch or len(tasks)
         parts, counts = [], {"passages": 0, "tokens": 0}
@@ -163,10 +162,10 @@ class MetaLearner:
 def meta_loop(
     learner: MetaLearner,
     config: MetaTrainConfig,
-    dev: Sequence[MetaTask] = (),
+    dev: Sequence[Task] = (),
     listener: Listener | None = None,
     workers: Workers = Workers(),
-) -> Loop[MetaTask]:
+) -> Loop[Task]:
     """The loop of a run with these settings; it is scored if there are dev tasks."""
     scoring = Scoring(lambda step: learner.score(dev, step), config.scoring.every) if dev else None
     return Loop(learner, config.optimizer, config.checkpoints, config.watch, listener, scoring, workers)
@@ -174,8 +173,8 @@ def meta_loop(
 
 def train_worker(
     config: MetaTrainConfig,
-    batches: Callable[[int], Iterable[Sequence[MetaTask]]],
-    dev: Sequence[MetaTask],
+    batches: Callable[[int], Iterable[Sequence[Task]]],
+    dev: Sequence[Task],
     notes: Mapping[str, Any],
     listener: Listener,
     device: torch.device | str,

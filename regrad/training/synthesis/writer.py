@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from regrad.data.passages import Passage, parse_passage, shown
+from regrad.data.jsonl import shown
+from regrad.data.passages import Passage, parse_passage
 from regrad.errors import CorpusError, ModelError
 from regrad.evaluation.answer_parsing.statements import normalise
 from regrad.evaluation.metrics import exact_match
