@@ -38,10 +38,10 @@ from regrad.retrieval.base import open_retriever
 from regrad.retrieval.bm25 import build_index
 from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.in_process import steps_of
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.trainer import Trainer
+from regrad.training.meta.task_plan import TasksInMemory
+from regrad.training.meta.trainer import MetaLearner, meta_loop
 
 KS = (3, 5, 10)
 LEFT_OUT = 400
@@ -58,8 +58,8 @@ def train(world: World, passages: int, steps: int, records: int) -> MetaInit:
     made = [Task.from_record(r) for r in tasks(world.meta[:-LEFT_OUT], lab, records, seed=11)]
     lm = load_language_model(config.model, "cpu")
     engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
-    trainer = Trainer(lm, engine, config, lm.identity())
-    return trainer.meta_init(trainer.run(steps_of([made], config)))
+    learner = MetaLearner(lm, engine, config, lm.identity())
+    return learner.product(meta_loop(learner, config).run(TasksInMemory.of(config, [made]).steps()))
 
 
 @dataclass(frozen=True)
