@@ -44,7 +44,7 @@ def test_methods_that_train_or_read_adapters_are_answered_like_any_other(
         answered = asyncio.run(generator.answer(ask, found, None, release))
         method = offer.settings.open(tiny)
         (plan,) = method.plan([evidence], method.open_atoms())
-        (expected,) = alone.answers([plan.prompt.text(tiny.config.prompts)], [plan.update], TOKENS)
+        (expected,) = alone.answers([plan.prompt.text(tiny.config.prompts)], [plan.updates], TOKENS)
         assert answered.text == expected.text, name
         assert [use.tier for use in answered.uses] == (["disk", "disk"] if name == "prag" else []), name
         answers.add(answered.text)
