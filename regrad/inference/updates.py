@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -18,17 +18,13 @@ _FIRST_ROWS = 4
 class RowUpdates:
     """What each row runs with: an update in one subspace or in several, or none.
 
-    A subspace costs memory only as long as a row has an update in it, and time only in passes of such a row.
+    A subspace costs memory only as long as a row has an update in it, and time only in passes of such a row. The
+    model's own stays, as most rows have theirs in it: making its room for every lone request is dearer than keeping it.
     """
 
     def __init__(self, lm: LanguageModel) -> None:
         self._lm, self._dtype = lm, lm.compute_dtype
-        self._kept: dict[Subspace, _SubspaceRows] = {}
-
-    @property
-    def subspaces(self) -> list[Subspace]:
-        """Those in which a row has an update."""
-        return list(self._kept)
+        self._kept = {lm.subspace: _SubspaceRows(lm, lm.subspace, self._dtype)}
 
     def put(self, row: int, vectors: Mapping[Subspace, Tensor]) -> None:
         """Set a row's updates ([P] in each subspace), and take away what it had."""
@@ -48,16 +44,23 @@ class RowUpdates:
         for kept in self._kept.values():
             kept.truncate(rows)
         for subspace in [subspace for subspace, kept in self._kept.items() if not kept.users]:
-            self._kept.pop(subspace).release()
+            if subspace != self._lm.subspace:
+                self._kept.pop(subspace).release()
 
-    @contextmanager
-    def applied(self, numbers: Sequence[int], rows: slice | Tensor) -> Iterator[None]:
+    def applied(self, numbers: Sequence[int], rows: slice | Tensor) -> AbstractContextManager[None]:
         """Inside the block, row i of a pass runs with the updates of row `numbers[i]`; `rows` are these as an index."""
-        with ExitStack() as stack:
-            for kept in self._kept.values():
-                if not kept.users.isdisjoint(numbers):
-                    stack.enter_context(kept.applied(rows))
-            yield
+        needed = [kept.applied(rows) for kept in self._kept.values() if not kept.users.isdisjoint(numbers)]
+        if len(needed) < 2:  # as nearly always, and a stack costs a pass of a small model some percent
+            return needed[0] if needed else nullcontext()
+        return _all(needed)
+
+
+@contextmanager
+def _all(contexts: Sequence[AbstractContextManager[None]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
 
 
 class _SubspaceRows:

@@ -119,7 +119,7 @@ def hooks(lm: LanguageModel) -> int:
     return sum(len(module._forward_hooks) for module in lm.model.modules())
 
 
-def test_a_subspace_costs_memory_and_hooks_only_while_a_row_uses_it(tiny: LanguageModel) -> None:
+def test_another_subspace_costs_memory_and_hooks_only_while_a_row_uses_it(tiny: LanguageModel) -> None:
     own, attention, mlps = subspaces(tiny)
     idle = hooks(tiny)
     engine = Engine(tiny)
@@ -129,9 +129,8 @@ def test_a_subspace_costs_memory_and_hooks_only_while_a_row_uses_it(tiny: Langua
     engine.submit(DecodingRequest(PROMPTS[0], (), 12, stop=()), Heard())
     seen = []
     while engine.step():
-        seen.append((len(engine._updates.subspaces), hooks(tiny) - idle))
-    ends = [(3, 12 + 12), (2, 12 + 12), (1, 12), (0, 0)]
-    assert list(dict.fromkeys(seen)) == ends
+        seen.append((len(engine._updates._kept), hooks(tiny) - idle))
+    assert list(dict.fromkeys(seen)) == [(3, 12 + 12), (2, 12), (1, 0)]
 
 
 def test_an_engine_that_fails_or_is_beside_another_takes_off_its_own_hooks_only(tiny: LanguageModel) -> None:
