@@ -104,10 +104,9 @@ class Served:
     def prepared(self, question: str, passages: Sequence[Passage]) -> tuple[Prepared, GradientSum | None]:
         """A request as it is decoded, and what the bank loader gave for it."""
         ask = Ask(question, self._method, sampling=Sampling(TOKENS))
-        offer = self._offers[self._method]
-        found = Retrieved(tuple(Hit(passage, 1.0) for passage in passages), 0.0) if offer.search(ask) else None
-        load = offer.load(ask, self._release)
-        gradients = asyncio.run(self._loader.many([found], [load]))[0]
+        routed = self._offers[self._method].routed(ask, self._release)
+        found = Retrieved(tuple(Hit(passage, 1.0) for passage in passages), 0.0) if routed.retrieves else None
+        (gradients,) = asyncio.run(self._loader.load([routed], [found]))
         return self._builder.prepare(ask, found, gradients), gradients
 
 
