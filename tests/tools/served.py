@@ -102,7 +102,7 @@ def _expected(
             scale = 1.0 if method == "regrad-online" else scale
             rounded = total if method == "regrad-online" else total.to(torch.bfloat16).float()
             update = meta_init.update(rounded * scale) if applied else None
-            prompt = get_method(method).prompt(LAB_PROMPTS, question, hits)
+            prompt = LAB_PROMPTS.prompt(question, hits[::-1] if get_method(method).passages_in_prompt else ())
             if not _is_clear(lm, DecodingRequest(prompt, update, TOKENS)):
                 break
             answers[version] = generate(lm, [GenerationRequest(prompt, update, TOKENS)])[0].text

@@ -171,7 +171,7 @@ def test_by_default_what_a_bank_lacks_is_computed_in_both_and_noted(
         prepared, gradients = server.prepared("Who?", passages[start : start + 3])
         assert gradients is not None and plan.update is not None
         atoms = LoadedAtoms(gradients, meta_init.fingerprint)
-        had = [place for place, use in enumerate(gradients.uses) if use.tier]
+        had = [place for place, use in enumerate(gradients.uses) if not use.missing]
         assert had == [0, 2]
         exact = BankReader(places["bank"]).sum([passages[start + place] for place in had])
         assert atoms.atoms.total is not None and torch.equal(atoms.atoms.total, exact.to(torch.bfloat16).float())
