@@ -7,15 +7,16 @@ STAMP := $(VENV)/.installed
 # Groups, each with a Ray cluster of its own, two at a time; what is in none of the first three is in the last.
 SERVING := $(wildcard $(addprefix tests/integration/test_,demo.py cluster.py page*.py serving.py))
 TRAINING := $(wildcard $(addprefix tests/integration/test_,training.py adaptation.py engines.py precision.py synthesis.py))
-REPORT := $(wildcard $(addprefix tests/integration/test_,evaluate.py lab_report.py locking.py))
+REPORT := $(wildcard $(addprefix tests/integration/test_,evaluate.py locking.py)) tests/studies
 
-.PHONY: demo s3 s3-stop install lint types unit integration integration-training integration-serving integration-report integration-data test test-fast clean
+.PHONY: demo s3 s3-stop install lint types unit integration integration-training integration-serving integration-report integration-data unit-fast test test-fast gpu clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         install, then the whole path on the lab world (about 7 minutes after installation)"
 	@echo "make test         install, then lint, types, unit and integration tests"
-	@echo "make test-fast    the same without integration tests"
+	@echo "make test-fast    lint, types and unit tests, without the slow ones (under 3 minutes)"
+	@echo "make gpu          the tests that need a GPU, where there is one"
 	@echo "make s3           a real S3 server on this machine, to try banks on (make s3-stop ends it)"
 	@echo "make install      only the virtual environment in $(VENV)"
 
@@ -38,7 +39,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit tests/studies -m "not integration"
 
 integration-training: $(STAMP)
 	$(BIN)/python -m pytest $(TRAINING) --durations=10
@@ -50,11 +51,18 @@ integration-data: $(STAMP)
 	$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(SERVING) $(TRAINING) $(REPORT)) --durations=10
 
 integration-report: $(STAMP)
-	$(BIN)/python -m pytest $(REPORT) --durations=10
+	$(BIN)/python -m pytest $(REPORT) -m integration --durations=10
 
 integration: integration-training integration-serving integration-report integration-data
 
-test-fast: lint types unit
+unit-fast: $(STAMP)
+	$(BIN)/python -m pytest tests/unit tests/studies -m "not slow"
+
+test-fast: $(STAMP)
+	$(MAKE) --no-print-directory -j2 lint types unit-fast
+
+gpu: $(STAMP)
+	$(BIN)/python -m pytest tests/gpu
 
 test: $(STAMP)
 	$(MAKE) --no-print-directory -j2 lint types integration-training integration-serving integration-report integration-data unit  # two at a time: they wait for much

@@ -23,7 +23,7 @@ from common import show, write
 from gates import Example, train_gate
 from torch import Tensor
 
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import Task
 from regrad.evaluation.metrics import exact_match
 from regrad.gradients.extractor import AtomExtractor
 from regrad.gradients.merging import MERGES, Merge
@@ -37,9 +37,10 @@ from regrad.models.loading import load_language_model
 from regrad.retrieval.bm25 import LuceneRetriever, build_index
 from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.config import MetaTrainConfig
+from regrad.training.meta.in_process import steps_of
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.trainer import Trainer, batches
+from regrad.training.meta.trainer import Trainer
 
 KS = (3, 5, 10)
 LEFT_OUT = 400
@@ -53,11 +54,11 @@ def train(world: World, passages: int, steps: int, records: int) -> MetaInit:
     places = ["output=unused", f"optimizer.steps={steps}", "strategy.name=graph", "cluster.workers=1"]
     config = load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), places)
     lab = LabConfig(context_passages=passages)
-    made = [MetaTask.from_record(r) for r in tasks(world.meta[:-LEFT_OUT], lab, records, seed=11)]
+    made = [Task.from_record(r) for r in tasks(world.meta[:-LEFT_OUT], lab, records, seed=11)]
     lm = load_language_model(config.model, "cpu")
     engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
     trainer = Trainer(lm, engine, config, lm.identity())
-    return trainer.meta_init(trainer.run(batches(made, config)))
+    return trainer.meta_init(trainer.run(steps_of([made], config)))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,5 @@
 """Job: rewrite passages and ask about them, by the model itself, with Ray Data; or take what somebody has made already.
 
-Parts lie beside the output until the job is done, each under the hash of what it was made of: a job that is run again
-after it was stopped makes only the parts that are missing.
-
 ray job submit -- python -m ray_jobs.augment --config configs/jobs/augment-lab.yaml
 """
 
@@ -12,57 +9,41 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
-from hashlib import sha256
 from typing import Any
 
-import numpy as np
-
-from ray_jobs.bank_actors import error_of
 from ray_jobs.cluster import cluster, device, require_workers, run_task
-from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines, check_corpus
+from ray_jobs.corpus_blocks import check_corpus
 from ray_jobs.entry import main
+from ray_jobs.parts import PartActor, parts_uri, read_part, write_parts
 from ray_jobs.progress import progress_channel
 from regrad.data.augmented import AUGMENTED, Augmented, encode_augmented, from_tasks, read_ready
-from regrad.data.passages import Passage, parse_passage, shown
-from regrad.errors import CorpusError, RegradError, SynthesisError
+from regrad.data.jsonl import encode_jsonl, shown
+from regrad.data.passages import Passage, parse_passage
+from regrad.data.tasks import read_tasks
+from regrad.errors import CorpusError, SynthesisError
 from regrad.models.loading import load_language_model
 from regrad.storage import Storage, check_replaceable, directory_writer
 from regrad.training.lora.augmenter import Augmenter, Outcome
 from regrad.training.lora.config import AugmentConfig
-from regrad.training.meta.task_files import read_tasks
 
 FAILED, REPORT = "failed.jsonl", "report.json"
 
 
-class PartAugmenter:
-    """An actor: a block of lines in, one part written unless it is there, its name and counts out."""
+class PartAugmenter(PartActor):
+    """Writes augmented passages and what failed, one a line."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._config = AugmentConfig.model_validate(settings)
-        self._parts = Storage(parts_uri(self._config))
+        self.batch = f"{self._config.batch_passages} passages"
+        super().__init__(self._config.output)
 
-    @cached_property
-    def _augmenter(self) -> Augmenter:
-        assert self._config.model is not None
-        return Augmenter(load_language_model(self._config.model, device()), self._config)
+    @property
+    def key(self) -> str:
+        """See `PartActor`."""
+        return self._augmenter.key
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One row; an error of ours comes as data, as Ray Data would hand on only that there was one."""
-        row = {"name": "", "passages": 0, "failure": ""}
-        try:
-            row |= self._part([bytes(line) for line in batch["line"]], batch["problem"].tolist())
-        except RegradError as error:
-            row |= {"failure": f"{type(error).__name__}: {error}"}
-        return {key: np.array([value]) for key, value in row.items()}
-
-    def _part(self, lines: list[bytes], problems: list[str]) -> dict[str, Any]:
-        made_of = [self._augmenter.key.encode(), *lines, *(problem.encode() for problem in problems)]
-        name = sha256(b"\n".join(made_of)).hexdigest() + ".jsonl"
-        if not self._parts.exists(name):
-            self._parts.write(name, _jsonl(self._records(lines, problems)))
-        return {"name": name, "passages": len(lines)}
-
-    def _records(self, lines: list[bytes], problems: list[str]) -> list[dict[str, Any]]:
+    def records(self, lines: list[bytes], problems: list[str]) -> list[dict[str, Any]]:
+        """See `PartActor`."""
         passages: list[Passage] = []
         bad: list[dict[str, Any]] = []
         for line, problem in zip(lines, problems, strict=True):
@@ -71,6 +52,16 @@ class PartAugmenter:
             except CorpusError as error:
                 bad.append({"failed": {"id": shown(line), "reason": f"not a passage: {error}"}})
         return bad + [_record(outcome) for outcome in self._augmenter.write(passages)]
+
+    def questions(self, record: dict[str, Any]) -> int:
+        """See `PartActor`."""
+        return len(record["augmented"]["pairs"]) if "augmented" in record else 0
+
+    @cached_property
+    def _augmenter(self) -> Augmenter:
+        """Made in the actor, and only there: it loads the model."""
+        assert self._config.model is not None
+        return Augmenter(load_language_model(self._config.model, device()), self._config)
 
 
 def run(config: AugmentConfig) -> str:
@@ -83,42 +74,14 @@ def run(config: AugmentConfig) -> str:
         check_corpus(config.corpus)
         with cluster(), progress_channel() as progress:
             require_workers(config.cluster)
-            names = run_task(_write_parts, config, progress)
-        records = [json.loads(line) for name in names for line in _lines(config, name)]
+            names = run_task(write_parts, PartAugmenter, config, config.corpus, None, progress)
+        parts = Storage(parts_uri(config.output))
+        records = [record for name in names for record in read_part(parts, name)]
     else:
         records = list(_ready(config))
     summary = _assemble(config, records)
-    Storage(parts_uri(config)).remove()
+    Storage(parts_uri(config.output)).remove()
     return _describe(summary, config.output)
-
-
-def parts_uri(config: AugmentConfig) -> str:
-    """Where finished parts wait for the rest."""
-    parent, _, name = config.output.rpartition("/")
-    return f"{parent}/.{name}.parts"
-
-
-def _write_parts(config: AugmentConfig, progress: Any) -> list[str]:
-    """The names of all parts, in the order of the corpus."""
-    blocks = blocks_of_lines(config.corpus or "", config.part_passages)
-    results = blocks.map_batches(
-        PartAugmenter,
-        fn_constructor_args=(config.model_dump(mode="json"),),
-        batch_size=config.part_passages,
-        **actor_pool(config.cluster),
-    )
-    names, passages = [], 0
-    for row in results.iter_rows():
-        if row["failure"]:
-            raise error_of(str(row["failure"]))
-        names.append(str(row["name"]))
-        passages += int(row["passages"])
-        progress.push.remote(f"{passages} passages")
-    return names
-
-
-def _lines(config: AugmentConfig, name: str) -> list[bytes]:
-    return [line for line in Storage(parts_uri(config)).read(name).split(b"\n") if line]
 
 
 def _ready(config: AugmentConfig) -> Iterator[dict[str, Any]]:
@@ -157,13 +120,9 @@ def _assemble(config: AugmentConfig, records: list[dict[str, Any]]) -> dict[str,
     }
     with directory_writer(config.output, REPORT) as folder:
         (folder / AUGMENTED).write_bytes(encode_augmented(made.values()))
-        (folder / FAILED).write_bytes(_jsonl(failed))
+        (folder / FAILED).write_bytes(encode_jsonl(failed))
         (folder / REPORT).write_text(json.dumps(summary, indent=1) + "\n")
     return summary
-
-
-def _jsonl(records: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
 def _describe(summary: dict[str, Any], output: str) -> str:

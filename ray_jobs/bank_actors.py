@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 from torch import Tensor
 
-import regrad.errors
+from ray_jobs.actor_errors import encode_error
 from ray_jobs.cluster import device
 from regrad.bank.builder import BUILT, BlockBuilder
 from regrad.bank.codecs import codec_for
@@ -23,8 +23,9 @@ from regrad.bank.config import BuildConfig
 from regrad.bank.manifest import read_manifest
 from regrad.bank.schemas import table
 from regrad.data.augmented import Augmented, parse_augmented
-from regrad.data.passages import Passage, parse_passage, shown
-from regrad.errors import CorpusError, RegradError, StorageError
+from regrad.data.jsonl import shown
+from regrad.data.passages import Passage, parse_passage
+from regrad.errors import CorpusError, RegradError
 from regrad.gradients.extractor import AtomExtractor
 from regrad.meta_init import MetaInit, read_card
 from regrad.models.loading import load_language_model
@@ -70,8 +71,7 @@ class BlockActor(ABC):
             passages, refused = self._parse(batch)
             built = self._builder.build(passages, refused, self.label())
         except (RegradError, OSError) as error:
-            built = BUILT.empty_table()
-            return self._result(built, read, f"{type(error).__name__}: {_text(error)}")
+            return self._result(BUILT.empty_table(), read, encode_error(error))
         return self._result(built, read)
 
     def _make_builder(self) -> BlockBuilder:
@@ -138,23 +138,6 @@ class GradientActor(BlockActor):
     @cached_property
     def _codec(self) -> Codec:
         return codec_for(self._config.bank.codec, self._meta_init.subspace)
-
-
-def _text(error: Exception) -> str:
-    if isinstance(error, OSError) and not isinstance(error, RegradError):
-        return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
-    return str(error)
-
-
-def error_of(failure: str) -> RegradError:
-    """The error that an actor reported as data."""
-    name, _, text = failure.partition(": ")
-    kind = getattr(regrad.errors, name, StorageError)
-    try:
-        made = kind(text)
-    except TypeError:
-        made = regrad.errors.BankError(text)
-    return made if isinstance(made, RegradError) else StorageError(text)
 
 
 class AdapterActor(BlockActor):

@@ -14,7 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_jobs.bank_actors import BlockActor, GradientActor, error_of
+from ray_jobs.actor_errors import decode_error
+from ray_jobs.bank_actors import BlockActor, GradientActor
 from ray_jobs.cluster import cluster, require_workers, run_task
 from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines, check_corpus
 from ray_jobs.entry import main
@@ -125,7 +126,7 @@ def _collect(results: Any, progress: Any, took: dict[str, float]) -> Iterator[pa
     reported = 0.0
     for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):
         for failure in batch["failure"].drop_null().to_pylist():
-            raise error_of(failure)
+            raise decode_error(failure)
         for name in took:
             took[name] += sum(batch[name].drop_null().to_pylist())
         rows = batch.select(BUILT.names).cast(BUILT)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import ray
 
+from ray_jobs._ray_compat import silence_worker_logs
 from ray_jobs.haproxy import open_front_door
 from regrad.errors import ClusterError, RegradError, StorageError
 from regrad.settings import WorkersConfig
@@ -100,6 +101,6 @@ def _join(address: str) -> None:
 
 def _start_local() -> None:
     """A cluster of this machine alone. Its processes log to files only: a person sees our own lines."""
-    ray._private.worker._worker_logs_enabled = False
+    silence_worker_logs()
     open_front_door()
     ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)

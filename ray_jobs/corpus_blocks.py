@@ -13,7 +13,7 @@ import ray
 from ray_jobs.cluster import wants_gpu
 from regrad.data.corpora import read_raw
 from regrad.data.files import corpus_files
-from regrad.data.passages import RawRecord
+from regrad.data.jsonl import RawLine
 from regrad.errors import CorpusError
 from regrad.settings import WorkersConfig
 
@@ -68,8 +68,8 @@ def _read_files(batch: dict[str, np.ndarray], limit: int | None) -> Iterator[pa.
         yield from _tables(islice(read_raw(str(uri)), limit))
 
 
-def _tables(records: Iterable[RawRecord]) -> Iterator[pa.Table]:
-    rows: list[RawRecord] = []
+def _tables(records: Iterable[RawLine]) -> Iterator[pa.Table]:
+    rows: list[RawLine] = []
     size = 0
     for record in records:
         rows.append(record)
@@ -80,7 +80,7 @@ def _tables(records: Iterable[RawRecord]) -> Iterator[pa.Table]:
     yield _table(rows)
 
 
-def _table(rows: list[RawRecord]) -> pa.Table:
+def _table(rows: list[RawLine]) -> pa.Table:
     columns = zip(*((row.line, row.problem, row.read_bytes) for row in rows), strict=True) if rows else ([], [], [])
     return pa.table([pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)], _SCHEMA)
 

@@ -6,19 +6,19 @@ ray job submit -- python -m ray_jobs.finetune --config configs/jobs/finetune-lab
 from __future__ import annotations
 
 import logging
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import train
-from ray.train import Checkpoint, Result
+from ray.train import Result
 
 from ray_jobs.cluster import cluster, require_workers
 from ray_jobs.entry import main
 from ray_jobs.progress import progress_channel
-from ray_jobs.train_runner import RayTrainer, fit_until_done, run_directory, scaling
+from ray_jobs.reporter import WorkerReporter
+from ray_jobs.train_runner import fit_until_done, run_directory, scaling, trainer_class
 from regrad.errors import TrainingError
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.storage import check_replaceable
@@ -34,7 +34,6 @@ from regrad.training.lora.finetuning import (
     usable,
 )
 from regrad.training.lora.lora_artifact import CARD, StaticLora, parent_of
-from regrad.training.meta.task_files import read_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +43,13 @@ def run(config: FinetuneConfig) -> str:
     check_shares(config, config.cluster.workers)
     check_replaceable(config.output, CARD)
     parent = parent_of(config)
-    data = {"examples": digest(config, read_tasks), "parent": parent.digest if parent else None}
+    data = {"examples": digest(config), "parent": parent.digest if parent else None}
     with cluster():
         require_workers(config.cluster)
         with run_directory(config, data) as place, progress_channel(logger.info) as progress:
             settings = {"config": config.model_dump(mode="json"), "data": data, "progress": progress}
             make_trainer = partial(
-                RayTrainer,
+                trainer_class(),
                 _worker,
                 train_loop_config=settings,
                 scaling_config=scaling(config.cluster),
@@ -75,27 +74,23 @@ def describe(adapter: StaticLora, config: FinetuneConfig) -> str:
     )
 
 
-class _Reporter:
-    """One worker's listener: the first worker tells the driver, and checkpoints go through Ray Train."""
+class _Reporter(WorkerReporter):
+    """A `Listener` of fine-tuning; a checkpoint also has the adapter as it is then."""
 
     def __init__(self, progress: Any, lm: LanguageModel, notes: dict[str, Any]) -> None:
-        context = train.get_context()
-        self._first, self._workers = context.get_world_rank() == 0, context.get_world_size()
-        self._progress, self._lm, self._notes = progress, lm, notes
+        super().__init__(progress)
+        self._lm, self._notes = lm, notes
 
     def report(self, text: str) -> None:
-        if self._first:
-            self._progress.push.remote(text)
+        self.tell(text)
 
     def checkpoint(self, state: FinetuneState, tensors: dict[str, torch.Tensor]) -> None:
-        metrics = {"step": state.step}
-        if not self._first:
-            train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), state, tensors)
-            finished(self._lm, tensors["values"][0], state, self._notes, self._workers).save(Path(folder) / "adapter")
-            train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+        def save(folder: Path) -> None:
+            save_checkpoint(folder, state, tensors)
+            workers = train.get_context().get_world_size()
+            finished(self._lm, tensors["values"][0], state, self._notes, workers).save(folder / "adapter")
+
+        self.keep({"step": state.step}, save)
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -103,7 +98,7 @@ def _worker(settings: dict[str, Any]) -> None:
     context = train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     lm = load_language_model(config.model, train.torch.get_device())
-    found = read_examples(config, lm, read_tasks)
+    found = read_examples(config, lm)
     examples = usable(lm, found, config)
     kept = min(len(found), config.max_examples or len(found))
     notes = {

@@ -6,8 +6,7 @@ ray job submit -- python -m ray_jobs.meta_train --config configs/jobs/train-lab.
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,13 +14,15 @@ from typing import Any
 
 import torch
 from ray import train
-from ray.train import Checkpoint, DataConfig, Result
+from ray.train import DataConfig, Result
 
 from ray_jobs.cluster import cluster, require_workers
 from ray_jobs.entry import main
 from ray_jobs.progress import progress_channel
+from ray_jobs.reporter import WorkerReporter
 from ray_jobs.task_stream import TaskStream, in_order, open_stream, worker_steps
-from ray_jobs.train_runner import RayTrainer, RunDirectory, fit_until_done, run_directory, scaling
+from ray_jobs.train_runner import RunDirectory, fit_until_done, run_directory, scaling, trainer_class
+from regrad.data.tasks import read_tasks, task_files
 from regrad.errors import TrainingError
 from regrad.meta_init import CARD, MetaInit
 from regrad.models.loading import load_language_model
@@ -29,10 +30,9 @@ from regrad.storage import check_replaceable
 from regrad.training.meta.callbacks import StepReport
 from regrad.training.meta.checkpoint import META_INIT, DevScore, TrainState, load_checkpoint, save_checkpoint
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.lengths import Lengths
+from regrad.training.meta.lengths import Lengths, check_dev_tasks
 from regrad.training.meta.optim import make_engine
 from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.task_files import check_dev_tasks, read_tasks, task_files
 from regrad.training.meta.trackers import Watcher, make_sinks
 from regrad.training.meta.trainer import Trainer, check_shares
 
@@ -81,7 +81,7 @@ def _train(
 ) -> Result:
     settings = {"config": config.model_dump(mode="json"), "notes": notes, "progress": progress}
     make_trainer = partial(
-        RayTrainer,
+        trainer_class(),
         _worker,
         train_loop_config=settings,
         scaling_config=scaling(config.cluster),
@@ -104,34 +104,22 @@ def _chosen(result: Result, config: MetaTrainConfig) -> MetaInit:
         return MetaInit.load(Path(folder) / META_INIT)
 
 
-class _Reporter:
-    """One worker's listener: the first worker tells the driver, and checkpoints go through Ray Train."""
-
-    def __init__(self, push: Callable[[Any], Any], rank: int) -> None:
-        self._push, self._first = push, rank == 0
+class _Reporter(WorkerReporter):
+    """A `Listener` of meta-training."""
 
     def note(self, text: str) -> None:
-        self._tell(text)
+        self.tell(text)
 
     def report(self, report: StepReport) -> None:
-        self._tell(report)
+        self.tell(report)
 
     def scored(self, dev: DevScore) -> None:
-        self._tell(dev)
+        self.tell(dev)
 
     def checkpoint(self, state: TrainState, tensors: dict[str, torch.Tensor], meta_init: MetaInit) -> None:
         dev = state.latest_dev
-        metrics: dict[str, Any] = {"step": state.step} | ({"dev_f1": dev.f1} if dev else {})
-        if not self._first:
-            train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), state, tensors, meta_init)
-            train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-
-    def _tell(self, item: Any) -> None:
-        if self._first:
-            self._push(item)
+        metrics = {"step": state.step} | ({"dev_f1": dev.f1} if dev else {})
+        self.keep(metrics, lambda folder: save_checkpoint(folder, state, tensors, meta_init))
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -151,7 +139,7 @@ def _worker(settings: dict[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             state, tensors = load_checkpoint(Path(folder), identity)
         engine.load(tensors)
-    reporter = _Reporter(settings["progress"].push.remote, rank)
+    reporter = _Reporter(settings["progress"])
     here = context.get_local_world_size()
     trainer = Trainer(lm, engine, config, identity, settings["notes"], rank, world_size, reporter, here)
     steps = worker_steps(train.get_dataset_shard("tasks"), config, state.step, rank, world_size)

@@ -18,12 +18,11 @@ import numpy as np
 import ray
 
 from regrad.data.passages import Passage
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import ScannedTask, Task, duplicates, task_files
 from regrad.errors import CorpusError, TrainingError
 from regrad.training.meta.config import MetaTrainConfig, ShapeConfig
-from regrad.training.meta.lengths import Lengths
+from regrad.training.meta.lengths import Lengths, scan_file
 from regrad.training.meta.task_augment import shape_task
-from regrad.training.meta.task_files import ScannedTask, duplicates, scan_file, task_files
 from regrad.training.sampler import DrawOrder
 
 logger = logging.getLogger(__name__)
@@ -82,9 +81,7 @@ def in_order() -> ray.data.ExecutionOptions:
     return ray.data.ExecutionOptions(preserve_order=True)
 
 
-def worker_steps(
-    shard: Any, config: MetaTrainConfig, start: int, rank: int, world_size: int
-) -> Iterator[list[MetaTask]]:
+def worker_steps(shard: Any, config: MetaTrainConfig, start: int, rank: int, world_size: int) -> Iterator[list[Task]]:
     """This worker's tasks of every step from `start` on, from the stream that all workers read."""
     size = config.optimizer.batch_size
     for step, batch in enumerate(shard.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2)):
@@ -93,7 +90,7 @@ def worker_steps(
         if batch["position"].tolist() != list(range(step * size, (step + 1) * size)):
             raise TrainingError(f"the tasks of step {step + 1} arrived out of order")
         mine = batch["task"].tolist()[rank::world_size]
-        yield [MetaTask.from_record(json.loads(text)) for text in mine]
+        yield [Task.from_record(json.loads(text)) for text in mine]
 
 
 def _scan(config: MetaTrainConfig, files: Sequence[str]) -> Any:
@@ -171,7 +168,7 @@ def _place(batch: dict[str, np.ndarray], plan: Any, config: MetaTrainConfig) -> 
     placed: list[tuple[int, str]] = []
     for file, number, text in zip(batch["file"].tolist(), batch["number"].tolist(), batch["task"], strict=True):
         for position in positions.get((file, number), ()):
-            task = MetaTask.from_record(json.loads(text))
+            task = Task.from_record(json.loads(text))
             shaped = shape_task(task, config.shape, pool, config.seed, position)
             placed.append((position, json.dumps(shaped.to_record())))
     return {
@@ -188,4 +185,4 @@ def _pool(config: MetaTrainConfig, scanned: Any, sources: list[list[Key]]) -> li
     chosen = set(random.Random(f"{config.seed}/pool").sample(keys, min(_POOL, len(keys))))
     rows = scanned.filter(lambda row: (row["file"], row["number"]) in chosen).take_all()
     rows.sort(key=lambda row: (row["file"], row["number"]))
-    return list(dict.fromkeys(MetaTask.from_record(json.loads(row["task"])).passages[0] for row in rows))
+    return list(dict.fromkeys(Task.from_record(json.loads(row["task"])).passages[0] for row in rows))

@@ -11,10 +11,9 @@ from typing import Any
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import CheckpointConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from ray_jobs._ray_compat import CHECKPOINT_LIST, TrainerWithoutCleaner
 from ray_jobs.atomic_fs import WholeFiles
 from ray_jobs.cluster import joined, wants_gpu
 from regrad.errors import RegradError, TrainingError
@@ -32,7 +31,13 @@ _FREE = {"output", "checkpoints", "watch", "cluster"}  # what a resumed run may 
 def run_directory(config: MetaTrainConfig | FinetuneConfig, data: dict[str, Any]) -> Iterator[RunDirectory]:
     """The run's directory, for this driver alone; raises `TrainingError` if another one trains into it now."""
     storage = Storage(config.checkpoints.location or f"{config.output}.training")
-    with exclusive(storage, TrainingError(f"another run is training into {config.output} now")):
+
+    def busy(holder: str) -> TrainingError:
+        return TrainingError(
+            f"another run is training into {config.output} now; wait for it, or choose another output (it is {holder})"
+        )
+
+    with exclusive(storage, busy):
         check_replaceable(storage.uri, _SETTINGS)
         yield RunDirectory(config, data, storage)
 
@@ -73,7 +78,7 @@ class RunDirectory:
 
     def mark(self) -> bytes:
         """Changes when a new checkpoint is complete: Ray's list of them, in which what a failed upload left is not."""
-        name = f"{_CHECKPOINTS}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
+        name = f"{_CHECKPOINTS}/{CHECKPOINT_LIST}"
         return self.storage.read(name) if self.storage.exists(name) else b""
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -108,16 +113,13 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
 logger = logging.getLogger(__name__)
 
 
-class RayTrainer(TorchTrainer):  # type: ignore[misc]
-    """Ray Train's, without what only a shared cluster needs.
+def trainer_class() -> Callable[..., TorchTrainer]:
+    """Ray Train's trainer, without what only a shared cluster needs.
 
     Its cleaner frees what a dead driver held. A cluster of our own ends with its driver, and has no dashboard, which
     the cleaner asks: every training would wait 12 s for it at its end.
     """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        found: list[Any] = super()._create_default_callbacks()
-        return found if joined() else [item for item in found if not isinstance(item, PlacementGroupCleanerCallback)]
+    return TorchTrainer if joined() else TrainerWithoutCleaner
 
 
 def scaling(workers: WorkersConfig) -> ScalingConfig:
@@ -129,7 +131,9 @@ def scaling(workers: WorkersConfig) -> ScalingConfig:
     )
 
 
-def fit_until_done(make_trainer: Callable[[], RayTrainer], place: RunDirectory, max_failures: int, what: str) -> Result:
+def fit_until_done(
+    make_trainer: Callable[[], TorchTrainer], place: RunDirectory, max_failures: int, what: str
+) -> Result:
     """A lost worker costs the steps since the last checkpoint.
 
     Raises `TrainingError` after more than `max_failures` losses without a new checkpoint between them, and for an error

@@ -1,9 +1,10 @@
 """One process at a time at a place: a lock that is free again when its holder is done, or was killed.
 
-On a local file system it is the operating system's lock on a file beside the place, `<place>.lock`. An object store has
-no such thing: there every holder has a file of its own in `<place>.lock/`, which it writes anew every few seconds, and
-one that has not been written for a minute or so counts no more. Ages are differences of the store's own times. Of two
-that begin at the same moment both may be refused, but never both be let in.
+On a local file system it is the operating system's lock on a file beside the place, `<place>.lock`; a file that is left
+there locks nothing. An object store has no such thing: there every holder has a file of its own in `<place>.lock/`,
+which it writes anew every few seconds, and one that has not been written for a minute or so counts no more. Ages are
+differences of the store's own times. Of two that begin at the same moment both may be refused, but never both be let
+in.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import random
+import socket
 import threading
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from regrad.errors import RegradError, StorageError
@@ -26,30 +30,55 @@ _RENEW_SECONDS = 15.0
 _LEASE_SECONDS = 90.0
 
 
+class _Held(Exception):
+    """Somebody else holds the place; the text says who."""
+
+
 @contextmanager
 def exclusive(
-    storage: Storage, busy: RegradError, renew: float = _RENEW_SECONDS, lease: float = _LEASE_SECONDS
+    storage: Storage,
+    busy: Callable[[str], RegradError],
+    wait: float = 0.0,
+    renew: float = _RENEW_SECONDS,
+    lease: float = _LEASE_SECONDS,
 ) -> Iterator[None]:
-    """Hold the place inside the block; raises `busy` if somebody else does, and `StorageError` as a store does."""
-    with _flock(storage, busy) if storage.is_local else _lease(storage, busy, renew, lease):
+    """Hold the place (a directory or a file) inside the block.
+
+    If somebody else still holds it after `wait` seconds, raises what `busy` makes of a description of who does;
+    raises `StorageError` as a store does.
+    """
+    give_up = time.monotonic() + wait
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(_flock(storage) if storage.is_local else _lease(storage, renew, lease))
+                break
+            except _Held as error:
+                if time.monotonic() >= give_up:
+                    raise busy(str(error)) from None
+            # By chance: two that refuse each other's leases would do so for ever if they came back together.
+            time.sleep(random.uniform(0.02, 0.2))
         yield
 
 
 @contextmanager
-def _flock(storage: Storage, busy: RegradError) -> Iterator[None]:
+def _flock(storage: Storage) -> Iterator[None]:
     path = Path(f"{storage.root}.lock")
     lock = _opened(path)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _Held(os.pread(lock, 200, 0).decode(errors="replace") or "another process") from None
         if not _is_still_there(path, lock):  # its holder has just removed it: the next one makes another
-            raise BlockingIOError
-    except BlockingIOError:
-        os.close(lock)
-        raise busy from None
-    try:
-        yield
+            raise _Held("another process")
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
     finally:
-        path.unlink(missing_ok=True)
         os.close(lock)
 
 
@@ -69,21 +98,29 @@ def _is_still_there(path: Path, lock: int) -> bool:
 
 
 @contextmanager
-def _lease(storage: Storage, busy: RegradError, renew: float, lease: float) -> Iterator[None]:
-    place, mine = Storage(f"{storage.uri}.lock"), uuid.uuid4().hex
+def _lease(storage: Storage, renew: float, lease: float) -> Iterator[None]:
+    place = Storage(f"{storage.uri}.lock")
+    mine = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
     place.write(mine, b"")
     try:
         files = place.files()
         now = files[mine][1] if mine in files else 0.0
-        others = {name: now - written for name, (_, written) in files.items() if name != mine}
-        if any(age < lease for age in others.values()):
-            raise busy
+        others = {name: now - written for name, (_, written) in files.items() if name and name != mine}
+        for name, age in others.items():
+            if age < lease:
+                raise _Held(f"{_holder(name)}; if it was killed, its lock ends in {lease - age:.0f} seconds")
         for name in others:  # of holders that were killed
             place.remove_file(name)
         with _renewed(place, mine, renew):
             yield
     finally:
         _give_back(place, mine)
+
+
+def _holder(name: str) -> str:
+    """Who has the lease of this name. Names say it, so that one listing tells all."""
+    host, _, pid = name.rpartition("-")[0].rpartition("-")
+    return f"process {pid} on {host}"
 
 
 def _give_back(place: Storage, name: str) -> None:

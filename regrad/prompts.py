@@ -15,15 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from string import Formatter
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import BeforeValidator, Field, field_validator
 
 from regrad.data.passages import Passage
+from regrad.data.questions import YES_NO, Question, QuestionKind, label
 from regrad.settings import Settings
 
 StyleName = Literal["default", "pe"]
-QuestionKind = Literal["open", "yes-no", "choice"]
 
 _FIELDS: dict[str, set[str]] = {
     "passage": {"title", "text"},
@@ -46,31 +46,6 @@ _NEEDED = {
 }
 _KIND_NAMES: dict[QuestionKind, str] = {"open": "open", "yes-no": "yes_no", "choice": "choice"}
 _KINDS = tuple(_KIND_NAMES.values())
-_ALWAYS_WRITTEN = {"passage", "atom", "context", "question", "answer", "stop"}
-
-
-class AskedQuestion(Protocol):
-    """What a prompt is made of: a question of some kind, and its options or allowed words."""
-
-    @property
-    def question(self) -> str:
-        """The question's text."""
-
-    @property
-    def kind(self) -> QuestionKind:
-        """How it is answered."""
-
-    @property
-    def choices(self) -> Sequence[str]:
-        """The options' texts (choice), or the allowed words (yes-no)."""
-
-
-class SolvedQuestion(AskedQuestion, Protocol):
-    """A demonstration: a question with its accepted answers, of which the first is shown."""
-
-    @property
-    def answers(self) -> Sequence[str]:
-        """Names, a word or a label."""
 
 
 def _checked(template: str, allowed: set[str], needed: Set[str] = frozenset()) -> str:
@@ -128,9 +103,7 @@ TemplateArguments = Annotated[
 class PromptFormat(Settings):
     """The templates of one model; every field is a `str.format` template with the fields named in its default.
 
-    Which text becomes an atom is decided by `passage` and `atom` alone. What is written of a format leaves out the
-    settings of closed questions, demonstrations, styles and chat where they are the defaults, so that it reads and
-    hashes as it did before there were any.
+    Which text becomes an atom is decided by `passage` and `atom` alone.
     """
 
     passage: str = "{title}\n{text}"
@@ -163,16 +136,6 @@ class PromptFormat(Settings):
         name = str(getattr(info, "field_name", ""))
         return _checked(template, _FIELDS[name], _NEEDED.get(name, set()))
 
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields = type(self).model_fields
-        written: dict[str, Any] = write(self)
-        return {
-            name: value
-            for name, value in written.items()
-            if name in _ALWAYS_WRITTEN or getattr(self, name) != fields[name].default
-        }
-
     def templates(self) -> list[str]:
         """Every template that text of users and passages is put into."""
         styles = [value for style in (self.default, self.pe) for _, value in style]
@@ -192,10 +155,10 @@ class PromptFormat(Settings):
 
     def prompt_for(
         self,
-        question: AskedQuestion,
+        question: Question,
         passages: Sequence[Passage] = (),
         style: StyleName = "default",
-        demonstrations: Sequence[SolvedQuestion] = (),
+        demonstrations: Sequence[Question] = (),
     ) -> str:
         """The generator's input for a question of any kind, behind the demonstrations if there are any."""
         kind, names = _KIND_NAMES[question.kind], self._names(question)
@@ -204,7 +167,7 @@ class PromptFormat(Settings):
             return prompt
         return self.demonstrated.format(demonstrations=self.demonstrations_text(demonstrations), prompt=prompt)
 
-    def demonstrations_text(self, demonstrations: Sequence[SolvedQuestion]) -> str:
+    def demonstrations_text(self, demonstrations: Sequence[Question]) -> str:
         """Solved questions as they stand in a prompt, in the order given."""
         start = f"\n{self.answer_start}" if self.chat and self.answer_start else ""
         return "".join(
@@ -214,7 +177,7 @@ class PromptFormat(Settings):
             for one in demonstrations
         )
 
-    def _asked(self, question: AskedQuestion) -> str:
+    def _asked(self, question: Question) -> str:
         """The question as the template of its kind writes it."""
         if question.kind == "open":
             return self.question.format(question=question.question)
@@ -225,12 +188,12 @@ class PromptFormat(Settings):
         written = "".join(self.option.format(label=letter, text=text) for letter, text in options)
         return self.choice.format(question=question.question, options=written, **names)
 
-    def _names(self, question: AskedQuestion) -> dict[str, str]:
+    def _names(self, question: Question) -> dict[str, str]:
         """What a closed question's templates call its words or letters."""
         if question.kind == "open":
             return {}
         if question.kind == "yes-no":
-            return {"words": _either(question.choices or ("yes", "no"))}
+            return {"words": _either(question.choices or YES_NO)}
         return {"labels": _either(_letters(question))}
 
     def _put_together(
@@ -260,8 +223,8 @@ class PromptFormat(Settings):
         return self.answer.format(answer=answer)
 
 
-def _letters(question: AskedQuestion) -> list[str]:
-    return [chr(ord("A") + place) for place in range(len(question.choices))]
+def _letters(question: Question) -> list[str]:
+    return [label(number) for number in range(len(question.choices))]
 
 
 def _either(words: Sequence[str]) -> str:

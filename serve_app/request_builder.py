@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from regrad.data.questions import Question
 from regrad.errors import FingerprintMismatch, NothingFound
 from regrad.inference.rows import DecodingRequest, Finished
-from regrad.methods.base import AtomProvider, Atoms, Evidence, Method, NoAtoms, PassageUse, PlainQuestion, Plan
+from regrad.methods.base import AtomProvider, Atoms, Evidence, Method, NoAtoms, PassageUse, Plan, open_question
 from regrad.methods.regrad import BoundMetaInit, GradientSettings, ReGrad
 from regrad.models.loading import LanguageModel
 from regrad.prompts import PromptFormat
@@ -138,7 +138,7 @@ class RequestBuilder:
         hits = retrieved.hits if retrieved else ()
         shown = self.opened(ask).offer.settings.demonstrations
         return Evidence(
-            PlainQuestion(ask.question),
+            open_question(ask.question),
             tuple(hit.passage for hit in hits),
             tuple(hit.score for hit in hits),
             tuple(self._demonstrations[:shown]),

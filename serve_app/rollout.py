@@ -14,15 +14,16 @@ from pydantic import Field, model_validator
 
 from regrad.bank.manifest import read_manifest
 from regrad.errors import ConfigError, FingerprintMismatch, RegradError, ServeError
+from regrad.locking import exclusive
 from regrad.meta_init import read_card
 from regrad.settings import Location, Settings, parse_settings
 from regrad.storage import Storage
 from serve_app.config import ServeConfig
 from serve_app.http.errors import UnknownRelease
-from serve_app.locking import locked
 from serve_app.messages import Ask, Release
 
 _MOST_BYTES = 1 << 20
+_LOCK_SECONDS = 10.0
 MAIN = "main"
 
 
@@ -75,12 +76,20 @@ def read_releases(config: ServeConfig) -> ReleaseList:
 
 @contextmanager
 def changing_releases(config: ServeConfig) -> Iterator[ReleaseList]:
-    """The list in force, which nobody else changes inside the block. Raises as `read_releases`."""
+    """The list in force, which nobody else changes inside the block.
+
+    Raises as `read_releases`, and `ServeError` if somebody else changes it for longer than some seconds.
+    """
     if config.releases is None:
         yield read_releases(config)
         return
-    folder, name = _split(config.releases)
-    with locked(Storage(folder), name):
+
+    def busy(holder: str) -> ServeError:
+        return ServeError(
+            f"another command is changing {config.releases}; try again when it has ended (it is {holder})"
+        )
+
+    with exclusive(Storage(config.releases), busy, wait=_LOCK_SECONDS):
         yield read_releases(config)
 
 

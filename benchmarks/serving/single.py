@@ -16,7 +16,7 @@ from regrad.bank.writer import BankWriter
 from regrad.data.passages import Passage
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
-from regrad.methods.registry import get_method
+from regrad.methods.registry import METHODS
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel
 
@@ -79,7 +79,7 @@ class Single:
 
     def ask(self, way: Way, number: int, question: str) -> Timing:
         """Answer one question from the passages of its number, and say what it took."""
-        method, passages = get_method(way.method), self._of(number, way.k)
+        method, passages = METHODS[way.method], self._of(number, way.k)
         timing, clock = Timing(), Clock(self._device)
         update = None
         if method.applies_gradients:

@@ -9,17 +9,17 @@ import click
 from click.core import ParameterSource
 
 from regrad.cli.options import settings_options
+from regrad.errors import ConfigError
 from regrad.lab.config import LabConfig, LabPretrainConfig, LabWriterConfig
-from regrad.lab.report.config import LabReportConfig
 from regrad.settings import builtin_config, load_settings
 
 
 @click.group("lab")
-def command() -> None:
+def lab() -> None:
     """The self-contained world: invented people, their documents and questions, and a tiny Llama."""
 
 
-@command.command("world")
+@lab.command("world")
 @settings_options("jobs/lab-world.yaml")
 def world(config: Path, overrides: tuple[str, ...]) -> None:
     """Write corpus, questions, meta-training and dev tasks; of a harder lab with `--set variant=NAME`."""
@@ -31,7 +31,7 @@ def world(config: Path, overrides: tuple[str, ...]) -> None:
     click.echo(f"lab world at {storage.uri}: {', '.join(storage.list())}")
 
 
-@command.command("pretrain")
+@lab.command("pretrain")
 @settings_options("jobs/lab-pretrain.yaml")
 def pretrain(config: Path, overrides: tuple[str, ...]) -> None:
     """Train the tiny Llama and its tokenizer from nothing (about a quarter of an hour on one core)."""
@@ -41,7 +41,7 @@ def pretrain(config: Path, overrides: tuple[str, ...]) -> None:
     click.echo(run.pretrain(settings))
 
 
-@command.command("writer")
+@lab.command("writer")
 @settings_options("jobs/lab-writer.yaml")
 def writer(config: Path, overrides: tuple[str, ...]) -> None:
     """Teach a copy of the base to write questions, for `regrad synth` (half a minute on one core)."""
@@ -51,7 +51,7 @@ def writer(config: Path, overrides: tuple[str, ...]) -> None:
     click.echo(question_writer.make_writer(settings))
 
 
-@command.command("report")
+@lab.command("report")
 @settings_options("jobs/lab-report.yaml")
 @click.option("--quick", is_flag=True, help="One seed, short trainings, few questions: to see that it runs.")
 def report(config: Path, overrides: tuple[str, ...], quick: bool) -> None:
@@ -62,9 +62,17 @@ def report(config: Path, overrides: tuple[str, ...], quick: bool) -> None:
     given = click.get_current_context().get_parameter_source("config") is not ParameterSource.DEFAULT
     if quick and given:
         raise click.UsageError("--quick has settings of its own: leave out --config, or change them with --set")
+    try:
+        from studies.lab_report.config import LabReportConfig
+        from studies.lab_report.run import run_report
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("studies"):
+            raise
+        raise ConfigError(
+            "the report is a study in regrad's repository and not part of the installed package; clone the repository "
+            "and install from there (make install)"
+        ) from error
     path = builtin_config("jobs/lab-report-quick.yaml") if quick else config
     settings = load_settings(LabReportConfig, path, overrides)
     logging.getLogger("ray_jobs").setLevel(logging.WARNING)
-    from regrad.cli.lab_report.run import run_report
-
     click.echo(run_report(settings, click.echo))

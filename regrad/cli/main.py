@@ -9,33 +9,31 @@ import sys
 
 import click
 
-from regrad.cli.lazy import LazyGroup
-from regrad.cli.text import printable
+from regrad.cli.options import LazyGroup, printable
 from regrad.errors import RegradError
 
+_JOBS = "regrad.cli.jobs:COMMANDS"
 _VERBS = {
-    "lab": "Write the lab world's files, or train its models.",
-    "synth": "Write questions for your own passages: corpus -> tasks (Ray Data).",
-    "train": "Meta-train: tasks -> MetaInit (Ray Train, DeepSpeed).",
-    "index": "Index a corpus for BM25 retrieval (Lucene).",
-    "build": "Fill a Gradient Bank: corpus -> atoms (Ray Data).",
-    "bank": "Look at a Gradient Bank, add to it, forget passages, mend, prune, copy it.",
-    "finetune": "Train one LoRA for all questions, as the rivals do (Ray Train).",
-    "augment": "Rewrite passages and ask about them: what adapters are trained on (Ray Data).",
-    "adapters": "Train a LoRA for each passage, into a bank (Ray Data).",
-    "eval": "Score every method on question sets, and write a report (Ray).",
-    "score": "Score predictions that are in a file, whoever made them.",
-    "serve": "Answer questions over HTTP (Ray Serve).",
-    "keys": "Give people keys to a server, list them, take them back.",
-    "leaks": "Find test questions that are among the training questions.",
-    "ask": "Ask a running server one question.",
-    "demo": "Everything end to end on the lab world, in minutes.",
+    "lab": ("regrad.cli.lab:lab", "Write the lab world's files, or train its models."),
+    "synth": (_JOBS, "Write questions for your own passages: corpus -> tasks (Ray Data)."),
+    "train": (_JOBS, "Meta-train: tasks -> MetaInit (Ray Train, DeepSpeed)."),
+    "index": (_JOBS, "Index a corpus for BM25 retrieval (Lucene)."),
+    "build": (_JOBS, "Fill a Gradient Bank: corpus -> atoms (Ray Data)."),
+    "bank": ("regrad.cli.bank:bank", "Look at a Gradient Bank, add to it, forget passages, mend, prune, copy it."),
+    "finetune": (_JOBS, "Train one LoRA for all questions, as the rivals do (Ray Train)."),
+    "augment": (_JOBS, "Rewrite passages and ask about them: what adapters are trained on (Ray Data)."),
+    "adapters": (_JOBS, "Train a LoRA for each passage, into a bank (Ray Data)."),
+    "eval": (_JOBS, "Score every method on question sets, and write a report (Ray)."),
+    "score": ("regrad.cli.score:score", "Score predictions that are in a file, whoever made them."),
+    "serve": ("regrad.cli.serve:serve", "Answer questions over HTTP (Ray Serve)."),
+    "keys": ("regrad.cli.keys:keys", "Give people keys to a server, list them, take them back."),
+    "leaks": ("regrad.cli.score:leaks", "Find test questions that are among the training questions."),
+    "ask": ("regrad.cli.serve:ask", "Ask a running server one question."),
+    "demo": ("regrad.cli.demo:demo", "Everything end to end on the lab world, in minutes."),
 }
 
 
-@click.command(
-    cls=LazyGroup, package="regrad.cli", verbs=_VERBS, context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.command(cls=LazyGroup, verbs=_VERBS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="regrad")
 @click.option("--debug", is_flag=True, help="Show stack traces and every log line.")
 def regrad(debug: bool) -> None:

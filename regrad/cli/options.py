@@ -1,14 +1,24 @@
-"""The two options that every verb with settings has: `--config FILE` and `--set KEY=VALUE`."""
+"""What verbs share: groups that import a verb when it is used, `--config` and `--set`, text for a terminal, waiting."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import signal
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
 
 from regrad.settings import builtin_config
+
+
+def printable(text: str) -> str:
+    """A text in which characters that a terminal would act on are escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
 
 QUARANTINED = 3
 """The exit status of a verb that has filled a bank, but for passages that could not be used."""
@@ -31,3 +41,53 @@ def settings_options(default: str) -> Callable[[Callable[..., Any]], Callable[..
         return config(overrides(function))
 
     return decorate
+
+
+class LazyGroup(click.Group):
+    """A group that imports a verb when it is used, so `--help` and mistakes answer at once.
+
+    `verbs` are name: (where, help), in the order shown; `where` is `module:attribute`, the attribute
+    a command or a dictionary of commands by name.
+    """
+
+    def __init__(self, *arguments: Any, verbs: Mapping[str, tuple[str, str]], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._verbs = verbs
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order given."""
+        return list(self._verbs)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb of this name, or None."""
+        if cmd_name not in self._verbs:
+            return None
+        module, _, attribute = self._verbs[cmd_name][0].partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+        command: click.Command = found[cmd_name] if isinstance(found, dict) else found
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of verbs, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self._verbs.items()])
+
+
+_LOOK_SECONDS = 0.2
+
+
+def wait_until_stopped() -> None:
+    """Return at the first Ctrl-C or SIGTERM; more of them at the same time do no harm."""
+    stopped = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped  # no lock: a second signal may come inside this very function
+        stopped = True
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not stopped:
+            time.sleep(_LOOK_SECONDS)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""`regrad score`."""
+"""`regrad score` and `regrad leaks`: predictions from a file, and test questions among the training questions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from regrad.cli.text import printable
+from regrad.cli.options import printable
 from regrad.data.config import QuestionSetConfig
+from regrad.data.questions import QUESTION_KINDS
 from regrad.errors import StorageError
 from regrad.evaluation.metrics import RULES, Rules
 from regrad.settings import parse_settings
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
     from regrad.evaluation.scoring import Part
     from regrad.evaluation.significance import Comparison
 
+from regrad.data.question_sets import read_questions
+from regrad.data.questions import Question
+from regrad.errors import EvaluationError
+from regrad.evaluation.leaks import find_leaks
 
 _NAMES = {"em": "EM", "f1": "F1", "precision": "precision", "recall": "recall", "correct": "accuracy"}
-_WIDTH = 23
+_COLUMN = 23
 """Of the widest value, a difference of -100 points with its interval."""
 _NAME_WIDTH = 24
 
@@ -31,7 +36,7 @@ _NAME_WIDTH = 24
 @click.argument("questions")
 @click.argument("predictions")
 @click.option("--format", "kind_of_file", default="jsonl", show_default=True, help="The format of QUESTIONS.")
-@click.option("--kind", type=click.Choice(["open", "yes-no", "choice"]), help="Asked as such; else as the format says.")
+@click.option("--kind", type=click.Choice(QUESTION_KINDS), help="Asked as such; else as the format says.")
 @click.option("--aliases", metavar="FILE", help="2WikiMultihopQA's id_aliases.json.")
 @click.option("--first", type=click.IntRange(1), help="Only the first so many of the file.")
 @click.option("--sample", type=click.IntRange(1), help="So many of these, as `regrad eval` draws them.")
@@ -40,7 +45,7 @@ _NAME_WIDTH = 24
 @click.option("--cut", is_flag=True, help="Cut open answers as PRAG's evaluation does.")
 @click.option("--against", metavar="FILE", help="Other predictions for the same questions, to test these against.")
 @click.option("--json", "json_file", metavar="FILE", help="Write every number there, too.")
-def command(
+def score(
     questions: str,
     predictions: str,
     kind_of_file: str,
@@ -126,5 +131,49 @@ def _show_compared(against: str, compared: dict[Any, Comparison]) -> None:
 
 
 def _line(name: str, count: str, values: Sequence[str | None]) -> None:
-    cells = "".join(f"{value or '':<{_WIDTH}}  " for value in values)
+    cells = "".join(f"{value or '':<{_COLUMN}}  " for value in values)
     click.echo(printable(f"{name[:_NAME_WIDTH]:<{_NAME_WIDTH}} {count:>9}  {cells}").rstrip())
+
+
+_WIDTH = 200
+
+
+@click.command("leaks")
+@click.argument("train")
+@click.argument("test")
+@click.option(
+    "--train-format", default="tasks", show_default=True, help="The format of TRAIN; augmented: of `regrad augment`."
+)
+@click.option("--test-format", default="jsonl", show_default=True, help="The format of TEST.")
+@click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.8, show_default=True)
+@click.option("--show", type=click.IntRange(0), default=10, show_default=True, help="So many leaks in full.")
+def leaks(train: str, test: str, train_format: str, test_format: str, threshold: float, show: int) -> None:
+    """Find the questions of TEST that are in TRAIN, word for word or nearly; the exit status is 1 if there are any."""
+
+    def read(path: str, kind: str) -> list[Question]:
+        settings = {"name": path, "path": path, "format": kind}
+        return read_questions(parse_settings(QuestionSetConfig, settings, path))
+
+    asked = read(test, test_format)
+    try:
+        known = read(train, train_format)
+    except EvaluationError as error:
+        raise _hinted(error, train_format) from error
+    leaks = find_leaks(known, asked, threshold)
+    exact = sum(leak.how == "exact" for leak in leaks)
+    click.echo(f"{len(asked):,} questions: {exact:,} are in {train}, {len(leaks) - exact:,} nearly so")
+    for leak in leaks[:show]:
+        click.echo(f"{leak.how:<5} {leak.similarity:.2f}  {_question_line(leak.test)}")
+        click.echo(f"{'':<10}  {_question_line(leak.train)}")
+    raise SystemExit(1 if leaks else 0)
+
+
+def _hinted(error: EvaluationError, train_format: str) -> EvaluationError:
+    """With the way out for a file of questions that is read as one of tasks, as it is by default."""
+    if train_format != "tasks" or "field 'questions' is missing" not in str(error):
+        return error
+    return EvaluationError(f"{error}; TRAIN is read as tasks of `regrad train`: of questions, say --train-format jsonl")
+
+
+def _question_line(question: Question) -> str:
+    return printable(f"{question.id}: {' '.join(question.question.split())}"[:_WIDTH])

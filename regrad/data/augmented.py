@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from regrad.data.corpora import read_records
-from regrad.data.passages import Passage
-from regrad.data.tasks import MetaTask
+from regrad.data.jsonl import as_object, decode, encode_jsonl, read_jsonl
+from regrad.data.passages import Passage, passage_id
+from regrad.data.tasks import Task
 from regrad.errors import CorpusError
 from regrad.storage import Storage
 
@@ -62,12 +61,7 @@ def pair_of(item: Any, where: str = "pair") -> Pair:
 
 def parse_augmented(line: bytes, problem: str = "", where: str = "record") -> Augmented:
     """The passage of one JSON object; raises `CorpusError` naming `where` and what is wrong, or the known problem."""
-    if problem:
-        raise CorpusError(f"{where}: {problem}")
-    try:
-        return Augmented.from_record(json.loads(line), where)
-    except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{where} is not JSON: {error}") from error
+    return Augmented.from_record(decode(line, where, problem), where)
 
 
 def augmented_file(uri: str) -> str:
@@ -77,14 +71,13 @@ def augmented_file(uri: str) -> str:
 
 def read_augmented(uri: str) -> Iterator[Augmented]:
     """The passages of a file; raises `CorpusError` naming the first line that is none."""
-    file = augmented_file(uri)
-    for number, record in read_records(file):
-        yield Augmented.from_record(record, f"{file} line {number}")
+    for where, record in read_jsonl(augmented_file(uri)):
+        yield Augmented.from_record(record, where)
 
 
 def encode_augmented(items: Iterable[Augmented]) -> bytes:
     """The passages as jsonl."""
-    return "".join(json.dumps(item.to_record(), ensure_ascii=False) + "\n" for item in items).encode()
+    return encode_jsonl(item.to_record() for item in items)
 
 
 _MOST_BYTES = 2 << 30
@@ -100,10 +93,9 @@ def read_ready(uri: str) -> Iterator[tuple[str, Augmented | CorpusError]]:
     """
     seen: set[str] = set()
     for where, record in _records(uri):
-        fields = record if isinstance(record, dict) else {}
-        if isinstance(fields.get("augment"), list):
-            yield from _unseen(fields["augment"], where, seen)
-        elif "pairs" in fields:
+        if isinstance(record.get("augment"), list):
+            yield from _unseen(record["augment"], where, seen)
+        elif "pairs" in record:
             yield where, _checked(Augmented.from_record, record, where)
         else:
             raise CorpusError(f"{where}: an object with 'augment', a list, or with 'pairs' is expected")
@@ -128,7 +120,7 @@ def _checked(read: Callable[[Any, str], Augmented], item: Any, where: str) -> Au
         return error
 
 
-def from_tasks(tasks: Iterable[MetaTask], most: int) -> Iterator[Augmented]:
+def from_tasks(tasks: Iterable[Task], most: int) -> Iterator[Augmented]:
     """Every passage with its own questions (those whose context it is the best of), at most so many, without rewrites.
 
     Passages that no question belongs to are left out.
@@ -143,30 +135,28 @@ def from_tasks(tasks: Iterable[MetaTask], most: int) -> Iterator[Augmented]:
         yield Augmented(passage, (), tuple(pairs.values())[:most])
 
 
-def _records(uri: str) -> Iterator[tuple[str, Any]]:
-    storage = Storage(uri)
+def _records(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of every record of the files: lines of .jsonl, items of the list that a .json holds."""
     is_file = uri.endswith((".json", ".jsonl"))
-    names = [""] if is_file else sorted(n for n in storage.files() if n.endswith((".json", ".jsonl")))
+    names = [""] if is_file else sorted(n for n in Storage(uri).files() if n.endswith((".json", ".jsonl")))
     if not names:
         raise CorpusError(f"{uri} holds no .json or .jsonl file")
     for name in names:
         where = f"{uri}/{name}" if name else uri
-        folder, _, file = where.rpartition("/")
-        yield from _parsed(Storage(folder or ".").read(file, 0, _MOST_BYTES), where)
+        yield from read_jsonl(where) if where.endswith(".jsonl") else _items(where)
 
 
-def _parsed(data: bytes, where: str) -> Iterator[tuple[str, Any]]:
+def _items(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    folder, _, file = uri.rpartition("/")
     try:
-        if where.endswith(".jsonl"):
-            values = [json.loads(line) for line in data.split(b"\n") if line.strip()]
-        else:
-            values = json.loads(data)
+        values = json.loads(Storage(folder or ".").read(file, 0, _MOST_BYTES))
     except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{where} is not JSON: {error}") from error
+        raise CorpusError(f"{uri} is not JSON: {error}") from error
     if not isinstance(values, list):
-        raise CorpusError(f"{where}: a list of records is expected, found {type(values).__name__}")
+        raise CorpusError(f"{uri}: a list of records is expected, found {type(values).__name__}")
     for number, value in enumerate(values, start=1):
-        yield f"{where} record {number}", value
+        where = f"{uri} record {number}"
+        yield where, as_object(value, where)
 
 
 def _augmented(item: Any, where: str) -> Augmented:
@@ -179,8 +169,3 @@ def _augmented(item: Any, where: str) -> Augmented:
     if not isinstance(pairs, list) or not pairs:
         raise CorpusError(f"{where}: no '<writer>{_PAIRS}' list")
     return Augmented(passage, tuple(text for text in rewrites if text), tuple(pair_of(pair, where) for pair in pairs))
-
-
-def passage_id(text: str) -> str:
-    """The id of a passage that comes without one: 16 hex digits of its text's SHA-256."""
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]

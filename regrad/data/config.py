@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from regrad.data.questions import QuestionKind
 from regrad.settings import Location, Settings
 
 _HOTPOTQA_RULES = ("hotpotqa", "2wikimultihopqa")
@@ -26,9 +27,7 @@ class QuestionSetConfig(Settings):
         description="of the file as it is stored; null: the published one (of the unpacked file), if the file bears a "
         "published file's name, compressed or not",
     )
-    kind: Literal["open", "yes-no", "choice"] | None = Field(
-        None, description="ask these questions as such; else as the format says"
-    )
+    kind: QuestionKind | None = Field(None, description="ask these questions as such; else as the format says")
     rules: Literal["squad", "hotpotqa"] | None = Field(
         None,
         description="how open answers are scored: with hotpotqa, yes, no and noanswer get no partial credit; null: "

@@ -23,7 +23,8 @@ from regrad.data.files import (
     file_format,
     reading,
 )
-from regrad.data.passages import Passage, RawRecord, as_json, decode, shown
+from regrad.data.jsonl import RawLine, raw_lines, shown
+from regrad.data.passages import Passage, as_json
 from regrad.errors import CorpusError
 
 _ROWS = 256
@@ -32,7 +33,7 @@ _REMOTE = {"block_size": 4 * 1024 * 1024, "cache_type": "blockcache", "cache_opt
 """Columns are read side by side: a store's blocks are kept for all of them, not only the last one."""
 
 
-def read_parquet(uri: str) -> Iterator[RawRecord]:
+def read_parquet(uri: str) -> Iterator[RawLine]:
     """The rows in order, a few at a time; raises `CorpusError` if the file is damaged or lacks a column."""
     with reading(uri):
         fs, path = fsspec.core.url_to_fs(uri)
@@ -42,7 +43,7 @@ def read_parquet(uri: str) -> Iterator[RawRecord]:
                 yield from _rows(uri, pq.ParquetFile(raw, buffer_size=_BUFFER), size)
 
 
-def _rows(uri: str, file: pq.ParquetFile, size: int) -> Iterator[RawRecord]:
+def _rows(uri: str, file: pq.ParquetFile, size: int) -> Iterator[RawLine]:
     columns = _columns(uri, file.schema_arrow)
     total, number = file.metadata.num_rows, 0
     for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns.values())):
@@ -51,7 +52,7 @@ def _rows(uri: str, file: pq.ParquetFile, size: int) -> Iterator[RawRecord]:
         for row in zip(cells["id"], titles, cells["text"], strict=True):
             share = size * (number + 1) // total - size * number // total
             number += 1
-            yield RawRecord(uri, number, *_checked(row, share), "row")
+            yield RawLine(uri, number, *_checked(row, share), "row")
 
 
 def _columns(uri: str, schema: pa.Schema) -> dict[str, str]:
@@ -112,7 +113,7 @@ class TsvReader:
         self._names: Sequence[str] = ()
         self._number, self._read_bytes = 0, 0
 
-    def __iter__(self) -> Iterator[RawRecord]:
+    def __iter__(self) -> Iterator[RawLine]:
         while (line := self._next()) is not None:
             number, (data, _, cut) = self._number, line
             if not data.strip():
@@ -120,7 +121,7 @@ class TsvReader:
             record, problem = (b"", TOO_LONG) if cut else self._read(data)
             if record or problem:
                 read_bytes, self._read_bytes = self._read_bytes, 0
-                yield RawRecord(self._uri, number, record or shown(data).encode(), read_bytes, problem)
+                yield RawLine(self._uri, number, record or shown(data).encode(), read_bytes, problem)
 
     def _read(self, data: bytes) -> tuple[bytes, str]:
         """The record of the row that begins with this line, or what is wrong with it; of a header neither."""
@@ -183,36 +184,14 @@ def read_passages(uri: str) -> Iterator[Passage]:
     for file in corpus_files(uri):
         for record in read_raw(file.uri):
             empty = False
-            yield record.passage()
+            yield Passage.from_record(record.decode(), record.where)
     if empty:
         raise CorpusError(f"{uri}: the corpus is empty")
 
 
-def read_raw(uri: str) -> Iterator[RawRecord]:
+def read_raw(uri: str) -> Iterator[RawLine]:
     """The records of one file in order, good and bad, streamed; raises `CorpusError` if the file cannot be read."""
     kind = file_format(uri)
     if kind == PARQUET:
         return read_parquet(uri)
-    return iter(TsvReader(uri, each_line(uri))) if kind == TSV else _jsonl(uri)
-
-
-def read_records(uri: str) -> Iterator[tuple[int, Any]]:
-    """(line number, decoded JSON) of every non-empty line of a jsonl file; raises `CorpusError` naming a bad line."""
-    for record in _jsonl(uri):
-        if record.problem:
-            raise CorpusError(f"{record.where}: {record.problem}")
-        yield record.number, decode(record.line, record.where)
-
-
-def _jsonl(uri: str) -> Iterator[RawRecord]:
-    number = skipped = 0
-    for line, read_bytes, cut in each_line(uri):
-        number += 1
-        if cut:
-            yield RawRecord(uri, number, shown(line).encode(), skipped + read_bytes, TOO_LONG)
-        elif line and not line.isspace():
-            yield RawRecord(uri, number, line, skipped + read_bytes)
-        else:
-            skipped += read_bytes
-            continue
-        skipped = 0
+    return iter(TsvReader(uri, each_line(uri))) if kind == TSV else raw_lines(uri)

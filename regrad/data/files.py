@@ -147,6 +147,7 @@ TOO_LONG = f"longer than {MAX_LINE_BYTES} bytes"
 _CHUNK = 1024 * 1024
 _REMOTE_BLOCK = 8 * 1024 * 1024
 _KEPT = 4096
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def _zstd(raw: Any) -> Any:
@@ -176,12 +177,14 @@ def each_line(uri: str) -> Iterator[Line]:
             # A file of no bytes is empty, however it should be compressed.
             if raw.read(1):
                 raw.seek(0)
-                yield from _split(_DECODERS[compression(path)](raw), raw.tell)
+                yield from _split(uri, _DECODERS[compression(path)](raw), raw.tell)
 
 
-def _split(stream: Any, position: Callable[[], int]) -> Iterator[Line]:
+def _split(uri: str, stream: Any, position: Callable[[], int]) -> Iterator[Line]:
     held, cut, before, mark = b"", False, 0, codecs.BOM_UTF8
     while data := stream.read(_CHUNK):
+        if mark and data.startswith(_UTF_16):
+            raise CorpusError(f"{uri} is UTF-16, as its byte order mark (BOM) says; write it as UTF-8")
         first, *others = data.split(b"\n")
         held, cut = _capped(held + first.removeprefix(mark), cut)
         mark = b""

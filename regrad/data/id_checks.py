@@ -6,36 +6,27 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 from regrad.errors import EvaluationError
+from regrad.text import listed
 
 _SHOWN = 5
 _SHOWN_CHARACTERS = 60
 
 
-def counted(count: int, noun: str) -> str:
-    """Such as "1 passage" or "3 passages"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def listed(label: str, items: Collection[str]) -> list[str]:
-    """One short sentence such as "7 missing: a, b, c, d, e, ...", or nothing."""
+def problem(label: str, items: Collection[str]) -> list[str]:
+    """One short sentence such as "7 missing: 'a', 'b', 'c', 'd', 'e' and 2 more", or nothing."""
     if not items:
         return []
-    shown = [item if len(item) <= _SHOWN_CHARACTERS else item[:_SHOWN_CHARACTERS] + "..." for item in _first(items)]
-    more = ", ..." if len(items) > _SHOWN else ""
-    return [f"{len(items)} {label}: {', '.join(map(repr, shown))}{more}"]
-
-
-def _first(items: Collection[str]) -> list[str]:
-    return [item for item, _ in zip(items, range(_SHOWN), strict=False)]
+    shown = [item if len(item) <= _SHOWN_CHARACTERS else item[:_SHOWN_CHARACTERS] + "..." for item in items]
+    return [f"{len(items)} {label}: {listed(list(map(repr, shown)), _SHOWN)}"]
 
 
 def mismatches(found: Iterable[str], expected: Iterable[str]) -> list[str]:
     """Sentences about ids that are expected and not found, found and not expected, or found twice."""
     counts, wanted = Counter(found), set(expected)
     return [
-        *listed("missing", sorted(wanted - counts.keys())),
-        *listed("unknown", sorted(counts.keys() - wanted)),
-        *listed("more than once", sorted(name for name, count in counts.items() if count > 1)),
+        *problem("missing", sorted(wanted - counts.keys())),
+        *problem("unknown", sorted(counts.keys() - wanted)),
+        *problem("more than once", sorted(name for name, count in counts.items() if count > 1)),
     ]
 
 

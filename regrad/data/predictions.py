@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
-from typing import Any, Protocol
+from typing import Any
 
-from regrad.data.id_checks import listed, mismatches, refuse
+from regrad.data.id_checks import mismatches, problem, refuse
+from regrad.data.jsonl import as_found, parse_jsonl
+from regrad.data.questions import Question
 from regrad.errors import EvaluationError
 from regrad.storage import Storage
 
@@ -23,16 +25,7 @@ _Entry = tuple[Any, Any]
 """An id and a prediction, not yet checked."""
 
 
-class Identified(Protocol):
-    """A question with an id."""
-
-    @property
-    def id(self) -> str:
-        """The question set's own."""
-        ...
-
-
-def read_predictions(path: str, questions: Collection[Identified]) -> dict[str, str]:
+def read_predictions(path: str, questions: Collection[Question]) -> dict[str, str]:
     """Predictions by question id, in the questions' order.
 
     Raises `EvaluationError` listing everything that does not match the questions: ids that are missing, unknown or
@@ -42,7 +35,7 @@ def read_predictions(path: str, questions: Collection[Identified]) -> dict[str, 
     known = [entry for entry in entries if not _fault(*entry)]
     faults = [f"{str(name)[:60]} ({fault})" for name, value in entries if (fault := _fault(name, value))]
     named = [name for name, _ in entries if isinstance(name, str)]
-    problems = [*listed("unusable", faults), *mismatches(named, (question.id for question in questions))]
+    problems = [*problem("unusable", faults), *mismatches(named, (question.id for question in questions))]
     refuse(f"{path} does not match the {len(questions)} questions", problems)
     predictions: dict[str, str] = dict(known)
     return {question.id: predictions[question.id] for question in questions}
@@ -77,8 +70,7 @@ def _entries(text: str, path: str) -> list[_Entry]:
     """One line of jsonl is an object too: it has an id and a prediction."""
     if not text.strip():
         raise EvaluationError(f"{path} is empty; expected {_SHAPES}")
-    first = text.lstrip().partition("\n")[0]
-    if _is_entry(_decoded(first)):
+    if _starts_with_entry(text):
         return list(_lines(text, path))
     try:
         whole = json.loads(text, object_pairs_hook=_Object)
@@ -93,21 +85,18 @@ def _entries(text: str, path: str) -> list[_Entry]:
 
 
 def _lines(text: str, path: str) -> Iterable[_Entry]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        entry = _decoded(line)
+    for where, entry in parse_jsonl(text, path, EvaluationError):
         if not _is_entry(entry):
-            found = repr(line.strip()[:60])
-            raise EvaluationError(f"{path} line {number}: expected an object with id and prediction, found {found}")
+            raise EvaluationError(f"{where}: expected an object with id and prediction, found {as_found(entry)}")
         yield entry["id"], entry["prediction"]
 
 
-def _decoded(line: str) -> Any:
+def _starts_with_entry(text: str) -> bool:
+    """Whether the first line is an entry, and so every line should be."""
     try:
-        return json.loads(line)
+        return _is_entry(json.loads(text.lstrip().partition("\n")[0]))
     except (ValueError, RecursionError):
-        return None
+        return False
 
 
 def _is_entry(value: Any) -> bool:
@@ -117,7 +106,7 @@ def _is_entry(value: Any) -> bool:
 def _fault(name: Any, prediction: Any) -> str:
     for what, value in (("id", name), ("prediction", prediction)):
         if not isinstance(value, str):
-            return f"its {what} must be a string, found {type(value).__name__}"
+            return f"its {what} must be a string, found {as_found(value)}"
         if len(value) > _MOST_CHARACTERS:
             return f"its {what} is longer than {_MOST_CHARACTERS} characters"
         if not value.isascii() and value.encode(errors="replace").decode() != value:

@@ -20,7 +20,8 @@ from fsspec.compression import compr
 from fsspec.utils import infer_compression
 
 from regrad.data.config import QuestionSetConfig
-from regrad.data.questions import Record
+from regrad.data.jsonl import as_object, parse_jsonl
+from regrad.data.questions import Fields
 from regrad.errors import EvaluationError
 
 MAX_BYTES = 2 << 30
@@ -35,7 +36,7 @@ class QuestionFile:
     text: str
     aliases: str | None = None
 
-    def records(self, inside: str = "") -> Iterator[Record]:
+    def records(self, inside: str = "") -> Iterator[Fields]:
         """Its records, whichever way they are written.
 
         A JSON list, a list in the field `inside` of a JSON object, a JSON object of objects, JSON lines, or (by the
@@ -54,7 +55,7 @@ class QuestionFile:
                 return self._lines()
             raise EvaluationError(f"{self.uri} is not JSON: {error}") from error
 
-    def table(self, names: Sequence[str] = ()) -> Iterator[Record]:
+    def table(self, names: Sequence[str] = ()) -> Iterator[Fields]:
         """The rows of a csv or tsv file, fields quoted as in csv; `names` are the columns of one without a header."""
         tabs = "\t" in self.text.partition("\n")[0] or self._ends_in(".tsv")
         rows = csv.reader(io.StringIO(self.text, newline=""), delimiter="\t" if tabs else ",", strict=True)
@@ -65,34 +66,26 @@ class QuestionFile:
                 if len(row) != len(header):
                     wanted = f"{len(header)} columns ({', '.join(header)})"
                     raise EvaluationError(f"{self.uri} record {number}: expected {wanted}, found {len(row)}")
-                yield Record(f"{self.uri} record {number}", dict(zip(header, row, strict=True)))
+                yield Fields(f"{self.uri} record {number}", dict(zip(header, row, strict=True)))
         except csv.Error as error:
             raise EvaluationError(f"{self.uri} record {number + 1} is not a row of a table: {error}") from error
 
-    def _of_json(self, value: Any, inside: str) -> Iterator[Record]:
+    def _of_json(self, value: Any, inside: str) -> Iterator[Fields]:
         if isinstance(value, dict) and inside in value:
             value = value[inside]
         if isinstance(value, dict) and value and all(isinstance(item, dict) for item in value.values()):
-            return iter([Record(self._where(i), item, key) for i, (key, item) in enumerate(value.items(), start=1)])
+            return iter([Fields(self._where(i), item, key) for i, (key, item) in enumerate(value.items(), start=1)])
         if not isinstance(value, list):
             wanted = f"a list of records, or an object with the list '{inside}'" if inside else "a list of records"
             raise EvaluationError(f"{self.uri}: {wanted} is expected, found {type(value).__name__}")
         return (self._record(number, item) for number, item in enumerate(value, start=1))
 
-    def _lines(self) -> Iterator[Record]:
-        for number, line in enumerate(self.text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise EvaluationError(f"{self._where(number)} is not JSON: {error}") from error
-            yield self._record(number, value)
+    def _lines(self) -> Iterator[Fields]:
+        for where, value in parse_jsonl(self.text, self.uri, EvaluationError):
+            yield Fields(where, value)
 
-    def _record(self, number: int, value: Any) -> Record:
-        if not isinstance(value, dict):
-            raise EvaluationError(f"{self._where(number)}: an object is expected, found {value!r:.60}")
-        return Record(self._where(number), value)
+    def _record(self, number: int, value: Any) -> Fields:
+        return Fields(self._where(number), as_object(value, self._where(number), EvaluationError))
 
     def _where(self, number: int) -> str:
         return f"{self.uri} record {number}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,30 +12,35 @@ from regrad.data.formats import jsonl, law, medicine, multi_hop, regrad_release,
 from regrad.data.question_files import QuestionFile, open_file, published_checksum
 from regrad.data.questions import Question
 from regrad.errors import EvaluationError
+from regrad.registry import Registry
 
 Reader = Callable[[QuestionFile], Iterator[Question]]
 
-READERS: dict[str, Reader] = {
-    "2wikimultihopqa": multi_hop.two_wiki,
-    "hotpotqa": multi_hop.hotpotqa,
-    "complexwebquestions": multi_hop.complex_web_questions,
-    "musique": multi_hop.musique,
-    "bamboogle": multi_hop.bamboogle,
-    "popqa": single_hop.popqa,
-    "nq": single_hop.natural_questions,
-    "triviaqa": single_hop.triviaqa,
-    "pubmedqa": medicine.pubmedqa,
-    "medqa": medicine.medqa,
-    "bioasq": medicine.bioasq,
-    "casehold": law.casehold,
-    "learned-hands-family": law.learned_hands_family,
-    "housingqa": law.housingqa,
-    "data-aug": regrad_release.data_aug,
-    "data-aug-pairs": regrad_release.data_aug_pairs,
-    "jsonl": jsonl.jsonl,
-    "tasks": jsonl.tasks,
-    "augmented": jsonl.augmented,
-}
+READERS: Registry[Reader] = Registry(
+    "question format",
+    EvaluationError,
+    {
+        "2wikimultihopqa": multi_hop.two_wiki,
+        "hotpotqa": multi_hop.hotpotqa,
+        "complexwebquestions": multi_hop.complex_web_questions,
+        "musique": multi_hop.musique,
+        "bamboogle": multi_hop.bamboogle,
+        "popqa": single_hop.popqa,
+        "nq": single_hop.natural_questions,
+        "triviaqa": single_hop.triviaqa,
+        "pubmedqa": medicine.pubmedqa,
+        "medqa": medicine.medqa,
+        "bioasq": medicine.bioasq,
+        "casehold": law.casehold,
+        "learned-hands-family": law.learned_hands_family,
+        "housingqa": law.housingqa,
+        "data-aug": regrad_release.data_aug,
+        "data-aug-pairs": regrad_release.data_aug_pairs,
+        "jsonl": jsonl.jsonl,
+        "tasks": jsonl.tasks,
+        "augmented": jsonl.augmented,
+    },
+)
 """Every format by name. A new one is one function and one entry here."""
 
 
@@ -46,7 +50,7 @@ def read_questions(config: QuestionSetConfig) -> list[Question]:
     `first` takes from the file's beginning, `sample` draws from these by a hash of seed and id, in the order of that
     hash: a larger sample begins with a smaller one, and the order of the file does not matter.
     """
-    reader = _reader(config.format)
+    reader = READERS[config.format]
     stated = None if config.sha256 == "any" else config.sha256
     file = open_file(config.path, stated, config.aliases, published_checksum(config))
     questions = _named(reader(file), config.path)
@@ -58,12 +62,13 @@ def read_questions(config: QuestionSetConfig) -> list[Question]:
     return [q.as_kind(config.kind or q.kind, f"{config.path} question '{q.id:.60}'") for q in questions]
 
 
-def _reader(name: str) -> Reader:
-    if name in READERS:
-        return READERS[name]
-    near = difflib.get_close_matches(name.lower(), READERS, n=1, cutoff=0.4)
-    hint = f"; did you mean '{near[0]}'?" if near else "."
-    raise EvaluationError(f"unknown question format {name!r:.60}{hint} The formats are {', '.join(READERS)}")
+def read_demonstrations(config: QuestionSetConfig, path: str, count: int) -> list[Question]:
+    """The first `count` solved questions of a file, or all if it has fewer, in the format of the set they are shown in.
+
+    Raises `EvaluationError` as `read_questions`.
+    """
+    taken = config.model_dump(include={"name", "format", "kind", "aliases"})
+    return read_questions(QuestionSetConfig(path=path, first=count, **taken))
 
 
 def _named(questions: Iterable[Question], path: str) -> list[Question]:

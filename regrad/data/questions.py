@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
+from regrad.data.jsonl import as_found
 from regrad.data.passages import Passage
 from regrad.errors import EvaluationError
 
-Kind = Literal["open", "yes-no", "choice"]
+QuestionKind = Literal["open", "yes-no", "choice"]
+"""How a question is answered: in one's own words, with one of a few allowed words, or with the letter of an option."""
+QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 
 YES_NO = ("yes", "no")
 
@@ -30,13 +33,13 @@ class Question:
     id: str
     question: str
     answers: tuple[str, ...]
-    kind: Kind = "open"
+    kind: QuestionKind = "open"
     choices: tuple[str, ...] = ()
     passage_ids: tuple[str, ...] = ()
     passages: tuple[Passage, ...] = ()
     group: str = ""
 
-    def as_kind(self, kind: Kind, where: str) -> Question:
+    def as_kind(self, kind: QuestionKind, where: str) -> Question:
         """The question asked in another way; raises `EvaluationError` naming `where` if it cannot be.
 
         Options asked openly leave their texts as the answers; yes or no asked openly leaves the words.
@@ -73,8 +76,11 @@ def _one_of(answers: tuple[str, ...], words: tuple[str, ...], where: str) -> tup
     return lowered
 
 
+Word = TypeVar("Word", bound=str)
+
+
 @dataclass(frozen=True)
-class Record:
+class Fields:
     """The fields of one record, where it stands (file and number), and its key if it was an entry of a mapping."""
 
     where: str
@@ -86,7 +92,9 @@ class Record:
         if field not in self.fields:
             known = ", ".join(list(map(str, self.fields))[:12])
             return EvaluationError(f"{self.where}: field '{field}' is missing ({expected} is expected; it has {known})")
-        return EvaluationError(f"{self.where}: field '{field}' must be {expected}, found {self.fields[field]!r:.60}")
+        return EvaluationError(
+            f"{self.where}: field '{field}' must be {expected}, found {as_found(self.fields[field])}"
+        )
 
     def has(self, field: str) -> bool:
         """Whether the field is there and not null."""
@@ -130,11 +138,11 @@ class Record:
             raise self.error(field, "a list")
         return value
 
-    def records(self, field: str) -> list[Record]:
+    def records(self, field: str) -> list[Fields]:
         """A list of objects, as records."""
         return [self._inner(f"{field}[{i}]", item) for i, item in enumerate(self.items(field))]
 
-    def record(self, field: str) -> Record:
+    def record(self, field: str) -> Fields:
         """One object, as a record."""
         if field not in self.fields:
             raise self.error(field, "an object")
@@ -155,7 +163,7 @@ class Record:
             value = None
         if not isinstance(value, list):
             raise self.error(field, "a JSON list of strings")
-        return Record(self.where, {field: value}).texts(field)
+        return Fields(self.where, {field: value}).texts(field)
 
     def number(self, field: str, below: int) -> int:
         """A whole number from 0 to `below` - 1, also one written as a string."""
@@ -164,22 +172,23 @@ class Record:
             raise self.error(field, f"a whole number from 0 to {below - 1}")
         return int(found)
 
-    def word(self, field: str, words: Sequence[str]) -> str:
+    def word(self, field: str, words: Sequence[Word]) -> Word:
         """One of `words`, in any case; a list of one will do."""
         found = self.texts(field)[0].lower().rstrip(".")
-        if found not in words:
-            raise self.error(field, f"one of {', '.join(words)}")
-        return found
+        for word in words:
+            if word == found:
+                return word
+        raise self.error(field, f"one of {', '.join(words)}")
 
-    def _inner(self, name: str, value: Any) -> Record:
+    def _inner(self, name: str, value: Any) -> Fields:
         if not isinstance(value, dict):
-            raise EvaluationError(f"{self.where}: '{name}' must be an object, found {value!r:.60}")
-        return Record(f"{self.where}, {name}", value)
+            raise EvaluationError(f"{self.where}: '{name}' must be an object, found {as_found(value)}")
+        return Fields(f"{self.where}, {name}", value)
 
 
 def _plain(value: Any) -> str | None:
     """The string without blanks around it, or None for what cannot be text."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value != value:  # NaN
         return None
     text = str(value).strip()
     try:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from regrad.data.id_checks import counted
 from regrad.errors import EvaluationError
 from regrad.evaluation.config import EvalBatchConfig
 from regrad.inference.engine import Engine
-from regrad.inference.rows import DecodingRequest, Finished, context_length
+from regrad.inference.rows import DecodingRequest, Finished
 from regrad.methods.base import Prompt
 from regrad.models.loading import LanguageModel
+from regrad.text import counted
 
 
 class Generator:
@@ -64,7 +64,7 @@ def fit(
     its demonstrations.
     """
     passages, demonstrations = len(prompt.passages), len(prompt.evidence.demonstrations)
-    limits = [limit for limit in (most_tokens, context_length(lm)) if limit is not None]
+    limits = [limit for limit in (most_tokens, lm.context_length) if limit is not None]
     for kept in range(passages, -1, -1):
         text = prompt.shortened(kept).text(lm.config.prompts)
         tokens = len(lm.encode_prompt(text)) + max_new_tokens

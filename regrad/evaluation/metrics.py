@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from regrad.data.questions import Question
 from regrad.errors import EvaluationError
-from regrad.evaluation.answer_parsing.answers import Scorable, accepted_answers, parse_answer
+from regrad.evaluation.answer_parsing.answers import accepted_answers, parse_answer
 from regrad.evaluation.answer_parsing.statements import normalise
 
 Rules = Literal["squad", "hotpotqa"]
@@ -51,7 +52,7 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
     return max(1.0 if said == known == "" else _overlap(said, known).f1 for known in map(normalise, answers))
 
 
-def score(question: Scorable, prediction: str, rules: Rules = "squad") -> Score:
+def score(question: Question, prediction: str, rules: Rules = "squad") -> Score:
     """Score a prediction (of a closed question: or all that was generated); each number is the best over the answers.
 
     The rules differ for open questions where one of prediction and answer is "yes", "no" or "noanswer" and the other
@@ -68,7 +69,7 @@ def score(question: Scorable, prediction: str, rules: Rules = "squad") -> Score:
     return _score_open(prediction, question.answers, rules)
 
 
-def _score_closed(question: Scorable, prediction: str) -> Score:
+def _score_closed(question: Question, prediction: str) -> Score:
     accepted = accepted_answers(question)
     found = parse_answer(question, prediction)
     value = float(found in accepted)

@@ -136,10 +136,13 @@ class Output:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """For one run at a time; raises `EvaluationError` if another one is at this place now."""
-        busy = EvaluationError(
-            f"another `regrad eval` writes to {self.storage.uri} now; wait for it, or choose another output. (If it "
-            "was killed and the place is in an object store, try again in two minutes.)"
-        )
+
+        def busy(holder: str) -> EvaluationError:
+            return EvaluationError(
+                f"another `regrad eval` writes to {self.storage.uri} now; wait for it, or choose another output "
+                f"(it is {holder})"
+            )
+
         with exclusive(self.storage, busy):
             yield
 

@@ -9,10 +9,9 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from regrad.data.config import QuestionSetConfig
-from regrad.data.id_checks import counted, listed, refuse
+from regrad.data.id_checks import problem, refuse
 from regrad.data.passages import Passage
-from regrad.data.question_sets import read_questions
+from regrad.data.question_sets import read_demonstrations, read_questions
 from regrad.data.questions import Question
 from regrad.errors import EvaluationError, MethodError
 from regrad.evaluation import cache_keys
@@ -21,6 +20,7 @@ from regrad.evaluation.leaks import find_leaks
 from regrad.evaluation.passages import PassageFinder, check_passages, most_passages
 from regrad.methods.base import MethodSettings
 from regrad.models.config import ModelConfig
+from regrad.text import counted
 
 _LEAKS = "demonstrations that are also test questions"
 
@@ -39,11 +39,7 @@ def find_demonstrations(
     wanted = f"method {method.kind} ({method.name}) asks for {counted(count, 'demonstration')}"
     if one.demonstrations is None:
         raise MethodError(f"{wanted}, and set {one.name!r} has none: name a file of solved questions there")
-    found = read_questions(
-        QuestionSetConfig(
-            name=one.name, path=one.demonstrations, format=one.format, kind=one.kind, aliases=one.aliases, first=count
-        )
-    )
+    found = read_demonstrations(one, one.demonstrations, count)
     if len(found) < count:
         raise MethodError(f"{wanted}, and {one.demonstrations} has {len(found)}")
     _refuse_leaks(one, found, questions)
@@ -53,7 +49,7 @@ def find_demonstrations(
 def _refuse_leaks(one: EvalSetConfig, found: Sequence[Question], questions: Sequence[Question]) -> None:
     leaks = [f"{leak.train.id} (question {leak.test.id})" for leak in find_leaks(found, questions, 1.0)]
     label = "demonstration that is also a test question" if len(leaks) == 1 else _LEAKS
-    refuse(f"set {one.name!r}: {one.demonstrations}", listed(label, leaks))
+    refuse(f"set {one.name!r}: {one.demonstrations}", problem(label, leaks))
 
 
 _QUESTIONS = 64
@@ -182,11 +178,13 @@ def _asking(config: EvalConfig, one: EvalSetConfig) -> list[Any]:
     return [one.max_new_tokens or config.max_new_tokens, config.context_tokens, config.too_long]
 
 
-def _scoring(one: EvalSetConfig, questions: Sequence[Question]) -> dict[str, Any]:
-    """How answers are scored, as far as it concerns a set with these kinds of questions."""
+def _scoring(one: EvalSetConfig, questions: Sequence[Question]) -> list[Any]:
+    """How answers are scored, by the kinds of questions that there are: what is for others decides nothing."""
     kinds = {question.kind for question in questions}
-    closed: dict[str, Any] = {"reading": _READING} if kinds - {"open"} else {}
-    return closed | ({"rules": one.scoring_rules, "cut": one.cut} if "open" in kinds else {})
+    return [
+        [one.scoring_rules, one.cut] if "open" in kinds else None,
+        _READING if kinds - {"open"} else None,
+    ]
 
 
 def _questions(one: EvalSetConfig) -> list[Question]:

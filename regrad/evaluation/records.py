@@ -6,14 +6,14 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from regrad.data.id_checks import listed, mismatches, refuse
+from regrad.data.id_checks import mismatches, problem, refuse
+from regrad.data.questions import QUESTION_KINDS, Question, QuestionKind
 from regrad.errors import EvaluationError
-from regrad.evaluation.answer_parsing.answers import KINDS, Kind, Scorable
 from regrad.storage import Storage
 
 MOST_RECORDS = 1_000_000
@@ -47,7 +47,7 @@ class Record:
     question_id: str
     question: str
     answers: tuple[str, ...]
-    kind: Kind
+    kind: QuestionKind
     group: str
     raw: str
     """As generated."""
@@ -101,20 +101,6 @@ _SCORES = ("em", "f1", "precision", "recall")
 _COUNTS = ("k", "prompt_tokens", "completion_tokens", "milliseconds", "bytes_fetched")
 
 
-class Asked(Scorable, Protocol):
-    """A question of a set."""
-
-    @property
-    def id(self) -> str:
-        """The question set's own."""
-        ...
-
-    @property
-    def question(self) -> str:
-        """Its words."""
-        ...
-
-
 def write_records(
     storage: Storage, name: str, records: Sequence[Record], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -163,7 +149,7 @@ def read_table(storage: Storage, name: str) -> pa.Table:
         if file.metadata.num_rows > MOST_RECORDS or max(len(data), decoded // 4) > _MOST_BYTES_DECODED // 4:
             raise EvaluationError(f"{where} holds more than {MOST_RECORDS} records or is too large to read at once")
         missing = [column for column in RECORD.names if column not in file.schema_arrow.names]
-        refuse(f"{where} is no file of records", listed("columns missing", missing))
+        refuse(f"{where} is no file of records", problem("columns missing", missing))
         table = file.read(columns=RECORD.names)
         notes = table.schema.metadata
         return table.select(RECORD.names).cast(RECORD).replace_schema_metadata(notes)
@@ -171,14 +157,14 @@ def read_table(storage: Storage, name: str) -> pa.Table:
         raise EvaluationError(f"{where} is damaged or no file of records: {error}") from error
 
 
-def check_records(records: Sequence[Record], questions: Sequence[Asked]) -> None:
+def check_records(records: Sequence[Record], questions: Sequence[Question]) -> None:
     """Raise `EvaluationError`, listing what is wrong, unless these are one cell's records of these very questions."""
     asked = {question.id: question for question in questions}
     changed = sorted(r.question_id for r in records if r.question_id in asked and _differs(r, asked[r.question_id]))
     problems = [
         *_several_cells(records),
         *mismatches((r.question_id for r in records), asked),
-        *listed("with other words, answers or kind than the question set has", changed),
+        *problem("with other words, answers or kind than the question set has", changed),
     ]
     cell = f"the records of {records[0].cell}" if records else "the records"
     refuse(f"{cell} do not match the {len(questions)} questions", problems)
@@ -188,21 +174,21 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _differs(record: Record, asked: Asked) -> bool:
+def _differs(record: Record, question: Question) -> bool:
     found = (record.question, record.answers, record.kind)
-    return found != (asked.question, tuple(asked.answers), asked.kind)
+    return found != (question.question, question.answers, question.kind)
 
 
 def _several_cells(records: Iterable[Record]) -> list[str]:
     cells = sorted({record.cell for record in records})
-    return listed("cells in one file", [str(cell) for cell in cells]) if len(cells) > 1 else []
+    return problem("cells in one file", [str(cell) for cell in cells]) if len(cells) > 1 else []
 
 
 def _check_values(where: str, records: Sequence[Record]) -> None:
     if len(records) > MOST_RECORDS:
         raise EvaluationError(f"{where}: {len(records)} records; a file holds at most {MOST_RECORDS}")
     faults = [f"{record.question_id} ({fault})" for record in records if (fault := _fault(record))]
-    refuse(where, listed("records with impossible values", faults))
+    refuse(where, problem("records with impossible values", faults))
 
 
 def _fault(record: Record) -> str:
@@ -213,8 +199,8 @@ def _fault(record: Record) -> str:
     for column in _COUNTS:
         if not (math.isfinite(values[column]) and values[column] >= 0):
             return f"{column} {values[column]} is not a finite number from 0"
-    if record.kind not in KINDS:
-        return f"kind {record.kind!r:.40} is none of {', '.join(KINDS)}"
+    if record.kind not in QUESTION_KINDS:
+        return f"kind {record.kind!r:.40} is none of {', '.join(QUESTION_KINDS)}"
     if record.passage_scores and len(record.passage_scores) != len(record.passage_ids):
         return f"{len(record.passage_ids)} passages with {len(record.passage_scores)} scores"
     return ""

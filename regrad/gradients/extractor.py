@@ -87,8 +87,7 @@ class AtomExtractor:
         self._lm, self._reduction = lm, meta_init.inner_reduction
         self._phi0 = meta_init.phi0.to(lm.device)
         self._batch_tokens = batch_tokens
-        context = getattr(lm.model.config, "max_position_embeddings", max_passage_tokens)
-        self._max_tokens = min(max_passage_tokens, context)
+        self._max_tokens = min(max_passage_tokens, lm.context_length or max_passage_tokens)
 
     def extract(self, passages: Sequence[Passage], encode: Encode | None = None) -> list[Extracted]:
         """One result a passage, in the order given. The batching changes no atom beyond rounding.

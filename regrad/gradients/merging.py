@@ -12,33 +12,44 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from regrad.errors import MethodError
+from regrad.registry import Registry
+
 Merge = Callable[[Tensor, Sequence[float]], Tensor]
+
+MERGES: Registry[Merge] = Registry("weighting", MethodError)
+"""Every merge by name."""
 
 _DECAY = 0.3
 _TEMPERATURE = 2.0
 _KEPT = 0.2
 
 
+@MERGES.register("sum")
 def sum_(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
     """All alike."""
     return parts_KP.sum(0)
 
 
+@MERGES.register("mean")
 def mean(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
     """All alike, and no longer with more of them."""
     return parts_KP.mean(0)
 
 
+@MERGES.register("root")
 def root(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
     """Between sum and mean: the length of a sum of vectors at right angles does not grow."""
     return parts_KP.sum(0) / math.sqrt(len(parts_KP))
 
 
+@MERGES.register("first")
 def first(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
     """The best one alone."""
     return parts_KP[_ranked(scores)[0]]
 
 
+@MERGES.register("decayed")
 def decayed(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
     """The best one whole, each next one 0.3 times the one before, whatever their scores."""
     weights = torch.empty(len(parts_KP))
@@ -46,29 +57,34 @@ def decayed(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
     return _weighted(parts_KP, weights)
 
 
+@MERGES.register("softmax")
 def softmax(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
     """Weights by score that add up to one."""
     return _weighted(parts_KP, _exponential(scores).softmax(0))
 
 
+@MERGES.register("relative")
 def relative(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
     """Weights by score, the best one's being one: equal scores give the sum."""
     values = _exponential(scores)
     return _weighted(parts_KP, (values - values.max()).exp())
 
 
+@MERGES.register("proportional")
 def proportional(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
     """Each by its score over the best score (scores above zero)."""
     values = torch.tensor([max(score, 0.0) for score in scores])
     return _weighted(parts_KP, values / values.max()) if values.max() > 0 else parts_KP.sum(0)
 
 
+@MERGES.register("consensus")
 def consensus(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
     """A number counts only where it has the sign that the sum has (the election of TIES merging)."""
     agree = parts_KP.sign() == parts_KP.sum(0).sign()
     return (parts_KP * agree).sum(0)
 
 
+@MERGES.register("trimmed")
 def trimmed(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
     """Of each vector only the fifth of its numbers that is largest, then the sum."""
     size = parts_KP.shape[1]
@@ -76,11 +92,13 @@ def trimmed(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
     return (parts_KP * (parts_KP.abs() > threshold[:, None])).sum(0)
 
 
+@MERGES.register("largest")
 def largest(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
     """Each number from the vector in which it is largest."""
     return parts_KP.gather(0, parts_KP.abs().argmax(0)[None])[0]
 
 
+@MERGES.register("orthogonal")
 def orthogonal(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
     """Of each vector only what is at right angles to all better ones: what they share counts once (Gram-Schmidt)."""
     ranked = parts_KP[_ranked(scores)].double()
@@ -92,23 +110,6 @@ def orthogonal(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
         if rest_P.norm() > 1e-9 * part_P.norm():
             directions.append(rest_P / rest_P.norm())
     return total_P.to(parts_KP.dtype)
-
-
-MERGES: dict[str, Merge] = {
-    "sum": sum_,
-    "mean": mean,
-    "root": root,
-    "first": first,
-    "decayed": decayed,
-    "softmax": softmax,
-    "relative": relative,
-    "proportional": proportional,
-    "consensus": consensus,
-    "trimmed": trimmed,
-    "largest": largest,
-    "orthogonal": orthogonal,
-}
-"""Every merge by name."""
 
 
 def _ranked(scores: Sequence[float]) -> list[int]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from regrad.errors import ModelError
 from regrad.models.loading import LanguageModel
 
 
@@ -40,13 +39,13 @@ class Generation:
 def generate(lm: LanguageModel, requests: Sequence[GenerationRequest]) -> list[Generation]:
     """The answers, in order, cut at the stop string. One batch, whatever the updates; the weights are not touched.
 
-    Raises `ModelError` if a prompt with its answer is longer than the model's context.
+    Raises `PromptTooLong` if a prompt with its answer is longer than the model's context.
     """
     if not requests:
         return []
     prompts = [lm.encode_prompt(request.prompt, request.raw) for request in requests]
     for prompt, request in zip(prompts, requests, strict=True):
-        _check_length(lm, len(prompt), request.max_new_tokens)
+        lm.check_length(len(prompt), request.max_new_tokens)
     ids, mask = left_pad(prompts, lm.pad_id)
     updates = _stack_updates(lm, requests)
     with lm.lora.applied(updates) if updates is not None else nullcontext():
@@ -114,14 +113,5 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
 
 
 def check_fits(lm: LanguageModel, request: GenerationRequest, controls: bool = False) -> None:
-    """Raise `ModelError` if the prompt (read with its `controls`) and the longest answer exceed the model's context."""
-    _check_length(lm, len(lm.encode_prompt(request.prompt, request.raw, controls)), request.max_new_tokens)
-
-
-def _check_length(lm: LanguageModel, prompt_tokens: int, max_new_tokens: int) -> None:
-    limit = getattr(lm.model.config, "max_position_embeddings", None)
-    if limit is not None and prompt_tokens + max_new_tokens > limit:
-        raise ModelError(
-            f"the prompt has {prompt_tokens} tokens and {max_new_tokens} may be added, "
-            f"but the model's context is {limit}; ask with fewer passages or a shorter question"
-        )
+    """Raise `PromptTooLong` if the prompt (read with its `controls`) and the longest answer exceed the context."""
+    lm.check_length(len(lm.encode_prompt(request.prompt, request.raw, controls)), request.max_new_tokens)

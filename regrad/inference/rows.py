@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from regrad.errors import PromptTooLong
 from regrad.models.loading import LanguageModel
 
 
@@ -139,7 +138,7 @@ class Row:
     def __init__(self, lm: LanguageModel, request: DecodingRequest, listener: Listener) -> None:
         self.request, self.listener = request, listener
         self.prompt = lm.encode_prompt(request.prompt, request.raw) or [lm.pad_id]
-        check_length(lm, len(self.prompt), request.max_new_tokens)
+        lm.check_length(len(self.prompt), request.max_new_tokens)
         stops = (lm.config.prompts.stop,) if request.stop is None else request.stop
         self.stream = TextStream(_decoder(lm), stops)
         self.read = 0  # tokens of which keys and values are kept
@@ -220,24 +219,6 @@ class Row:
                 (now - self.first_token) * 1e3,
                 self.largest_batch,
             )
-        )
-
-
-def context_length(lm: LanguageModel) -> int | None:
-    """Tokens that the model can see: its context, or its window if all it sees is one."""
-    config = lm.model.config
-    lengths = [getattr(config, "max_position_embeddings", None), getattr(config, "sliding_window", None)]
-    known = [int(length) for length in lengths if isinstance(length, int) and length > 0]
-    return min(known) if known else None
-
-
-def check_length(lm: LanguageModel, prompt_tokens: int, max_new_tokens: int) -> None:
-    """Raise `PromptTooLong` if the prompt and the longest answer exceed the model's context."""
-    limit = context_length(lm)
-    if limit is not None and prompt_tokens + max_new_tokens > limit:
-        raise PromptTooLong(
-            f"the prompt has {prompt_tokens} tokens and {max_new_tokens} may be added, "
-            f"but the model's context is {limit}; ask with fewer passages or a shorter question"
         )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from regrad.data.augmented import AUGMENTED, Augmented, Pair, encode_augmented
+from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage, encode_passages
 from regrad.lab.config import LabConfig
 from regrad.lab.wording import ATTRIBUTES
@@ -53,10 +53,10 @@ def write_lab(config: LabConfig) -> Storage:
     world = World(config.seed)
     storage = Storage(config.output)
     storage.write(CORPUS, encode_passages(held_out_corpus(world)))
-    storage.write(QUESTIONS, jsonl(asdict(item) for item in held_out_questions(world, config.questions)))
+    storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in held_out_questions(world, config.questions)))
     training, dev = world.meta[:-DEV_PEOPLE], world.meta[-DEV_PEOPLE:]
-    storage.write(TASKS, jsonl(tasks(training, config, config.task_records, seed=11)))
-    storage.write(DEV, jsonl(tasks(dev, config, DEV_RECORDS, seed=12)))
+    storage.write(TASKS, encode_jsonl(tasks(training, config, config.task_records, seed=11)))
+    storage.write(DEV, encode_jsonl(tasks(dev, config, DEV_RECORDS, seed=12)))
     if config.documents:
         storage.write(DOCUMENTS, encode_passages(documents(training[: config.documents])))
     if config.augmented:
@@ -130,8 +130,3 @@ def nearest(group: Sequence[Person], i: int, rng: random.Random) -> list[int]:
     rng.shuffle(others)
     pieces = set(group[i].name.split())
     return sorted(others, key=lambda j: not pieces & set(group[j].name.split()))
-
-
-def jsonl(records: Iterable[dict[str, Any]]) -> bytes:
-    """One record a line."""
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
+from regrad.data.questions import Question
 from regrad.errors import MethodError
 from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
-from regrad.prompts import AskedQuestion, PromptFormat, QuestionKind, SolvedQuestion, StyleName
+from regrad.prompts import PromptFormat, StyleName
 from regrad.settings import Settings
 
 Source = Literal["none", "static", "adapters", "gradients", "gradients-now", "adapting"]
@@ -58,13 +59,9 @@ class MethodInfo:
         return self.passages_in_prompt or self.update not in ("none", "static")
 
 
-@dataclass(frozen=True)
-class PlainQuestion:
+def open_question(text: str) -> Question:
     """An open question of which nothing is known but its text."""
-
-    question: str
-    kind: QuestionKind = "open"
-    choices: tuple[str, ...] = ()
+    return Question(id="", question=text, answers=())
 
 
 @dataclass(frozen=True)
@@ -76,10 +73,10 @@ class Evidence:
     the update, beside what the method's own settings say.
     """
 
-    question: AskedQuestion
+    question: Question
     passages: tuple[Passage, ...] = ()
     scores: tuple[float, ...] = ()
-    demonstrations: tuple[SolvedQuestion, ...] = ()
+    demonstrations: tuple[Question, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()
     raw: bool = False
     gamma: float = 1.0

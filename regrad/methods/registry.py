@@ -18,6 +18,7 @@ from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.regrad import ReGradConfig, ReGradOnlineConfig
 from regrad.methods.static_lora import StaticLoraConfig
 from regrad.methods.tta import TtaConfig
+from regrad.registry import Registry
 
 
 def _kind(value: Mapping[str, Any]) -> Any:
@@ -35,7 +36,7 @@ def _readable(value: Any) -> Any:
     if not isinstance(_kind(value), str):
         return value
     try:
-        family = _families()[get_method(_kind(value)).name]
+        family = _families()[METHODS[_kind(value)].name]
     except MethodError as error:
         raise ValueError(str(error)) from error
     _refuse_foreign(value, family)
@@ -82,7 +83,9 @@ MethodConfig = Annotated[
 
 _TAGGED = get_args(get_args(MethodConfig)[0])
 FAMILIES: tuple[type[MethodSettings], ...] = tuple(get_args(tagged)[0] for tagged in _TAGGED)
-METHODS: dict[str, MethodInfo] = {info.name: info for family in FAMILIES for info in family.METHODS}
+METHODS: Registry[MethodInfo] = Registry(
+    "method", MethodError, {info.name: info for family in FAMILIES for info in family.METHODS}
+)
 
 
 def _families() -> dict[str, type[MethodSettings]]:
@@ -92,13 +95,3 @@ def _families() -> dict[str, type[MethodSettings]]:
 def takers(setting: str) -> list[str]:
     """The names of the methods that have this setting."""
     return [name for name, family in _families().items() if setting in family.model_fields]
-
-
-def get_method(name: str, among: Mapping[str, MethodInfo] | None = None) -> MethodInfo:
-    """The method of this name; raises `MethodError` naming the nearest right one."""
-    known = METHODS if among is None else among
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else "."
-    raise MethodError(f"unknown method {name!r:.60}{hint} The methods are {', '.join(known)}")

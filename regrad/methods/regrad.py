@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import ClassVar
@@ -103,10 +102,10 @@ class GradientSettings(MethodSettings):
     @field_validator("weighting")
     @classmethod
     def _known(cls, weighting: str) -> str:
-        if weighting not in MERGES:
-            near = difflib.get_close_matches(weighting, MERGES, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else "."
-            raise ValueError(f"unknown weighting {weighting!r:.60}{hint} There are {', '.join(MERGES)}")
+        try:
+            MERGES.check(weighting)
+        except MethodError as error:
+            raise ValueError(str(error)) from error
         return weighting
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from regrad.errors import ModelError
+from regrad.errors import ModelError, PromptTooLong
 from regrad.models.blocks import Blocks
 from regrad.models.config import ModelConfig
 from regrad.models.lora import BatchedLora
@@ -43,6 +43,25 @@ class LanguageModel:
         return self.lora.subspace
 
     @property
+    def text_config(self) -> Any:
+        """The configuration of the language model itself: in a multimodal checkpoint it is nested in the whole's."""
+        return self.model.config.get_text_config()  # type: ignore[operator,union-attr]
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that a sequence may have; None if the model sets no limit."""
+        return context_length(self.model.config)
+
+    def check_length(self, prompt_tokens: int, max_new_tokens: int) -> None:
+        """Raise `PromptTooLong` if the prompt and the longest answer exceed the model's context."""
+        limit = self.context_length
+        if limit is not None and prompt_tokens + max_new_tokens > limit:
+            raise PromptTooLong(
+                f"the prompt has {prompt_tokens} tokens and {max_new_tokens} may be added, "
+                f"but the model's context is {limit}; ask with fewer passages or a shorter question"
+            )
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
@@ -67,7 +86,7 @@ class LanguageModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits [..., V] of hidden states [..., D], scaled as the model does, in float32 at least."""
         scores: Tensor = self.model.get_output_embeddings()(hidden)  # type: ignore[operator]
-        return scaled_logits(self.model.config, scores if scores.dtype == torch.float64 else scores.float())
+        return scaled_logits(self.text_config, scores if scores.dtype == torch.float64 else scores.float())
 
     def identity(self) -> str:
         """SHA-256 (hex) of every weight's name, shape and bytes as they are in memory now."""
@@ -122,6 +141,15 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
     lm = LanguageModel(model, tokenizer, BatchedLora(model, subspace), resolved, Blocks(model, subspace))
     _check_head(lm)
     return lm
+
+
+def context_length(config: Any) -> int | None:
+    """Tokens that a sequence may have, by a model's configuration; None if it sets no limit.
+
+    A sliding window is none: it bounds how far back a layer sees, and through several layers the model sees further.
+    """
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length and length > 0 else None
 
 
 def scaled_logits(config: Any, scores: Tensor) -> Tensor:

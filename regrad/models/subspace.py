@@ -117,17 +117,65 @@ def block_of(module: str) -> tuple[str, int]:
 
 
 def find_subspace(model: nn.Module, config: SubspaceConfig) -> Subspace:
-    """The subspace that `config` describes in this model; raises `ModelError` if a layer or projection is not there."""
-    linears: dict[tuple[int, str], tuple[str, int, int]] = {}
-    for name, module in model.named_modules():
-        match = _LAYER.match(name)
-        if match and isinstance(module, nn.Linear):
-            linears[int(match[1]), match[2]] = (name, module.in_features, module.out_features)
-    count = 1 + max((layer for layer, _ in linears), default=-1)
+    """The subspace that `config` describes in this model's text decoder.
+
+    Raises `ModelError` if a layer or projection is not there, or if several modules answer to one.
+    """
+    linears = _linears_by_place(model)
+    if not linears:
+        raise ModelError(_unknown_layout(model))
+    count = 1 + max(layer for layer, _ in linears)
     layers = range(count // 2, count) if config.layers == "upper-half" else config.layers
     wanted = [(layer, projection) for layer in layers for projection in config.projections]
-    missing = [key for key in wanted if key not in linears]
+    missing = [place for place in wanted if place not in linears]
     if missing or not wanted:
         known = sorted({projection for _, projection in linears})
-        raise ModelError(f"the model has no layer and projection {missing[:3]}; it has {count} layers of {known}")
-    return Subspace(tuple(linears[key] for key in wanted), config.rank, config.scaling)
+        raise ModelError(
+            f"the model has no layer and projection {missing[:3]}; it has {count} layers of {known}{_fused(model)}"
+        )
+    for layer, projection in wanted:
+        if len(found := linears[layer, projection]) > 1:
+            single = sorted({name for (_, name), modules in linears.items() if len(modules) == 1})
+            raise ModelError(
+                f"layer {layer} has {len(found)} modules for the projection {projection}, {found[0][0]} to "
+                f"{found[-1][0]}, and an update belongs to one that sees every token, which no expert of a mixture "
+                f"does; set `subspace.projections` to some of those that a layer has once: {single}"
+            )
+    return Subspace(tuple(linears[place][0] for place in wanted), config.rank, config.scaling)
+
+
+def _linears_by_place(model: nn.Module) -> dict[tuple[int, str], list[tuple[str, int, int]]]:
+    """(layer, projection) -> (path, in, out) of the linear modules there, in the text decoder.
+
+    The towers of a multimodal model (vision, audio) have numbered layers as well, which are not the text's.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    inside = set(decoder.modules())  # type: ignore[union-attr]
+    linears: dict[tuple[int, str], list[tuple[str, int, int]]] = {}
+    for name, module in model.named_modules():
+        match = _LAYER.match(name)
+        if match and isinstance(module, nn.Linear) and module in inside:
+            place = int(match[1]), match[2]
+            linears.setdefault(place, []).append((name, module.in_features, module.out_features))
+    return linears
+
+
+def _unknown_layout(model: nn.Module) -> str:
+    """What to say of a model without linear modules in `layers.N`: GPT-2, say, whose blocks are `transformer.h.N`."""
+    lists = [(len(module), name) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    where = f"its blocks seem to be `{max(lists)[1]}`" if lists else "it has no list of blocks"
+    return (
+        f"regrad cannot adapt {type(model).__name__}: {where}, and only linear modules in blocks named `layers.N` are "
+        "known, as Llama, Mistral, Qwen, Gemma and Phi have them; choose such a model"
+    )
+
+
+def _fused(model: nn.Module) -> str:
+    """A remark on a mixture of experts that keeps the weights of all experts of a layer in one parameter."""
+    names = [name for name, value in model.named_parameters() if value.dim() == 3 and ".experts." in name]
+    if not names:
+        return ""
+    return (
+        f". Its experts' projections are fused in parameters such as {names[0]}, which cannot be adapted; set "
+        "`subspace.projections` to some of those that it has, such as the attention's"
+    )

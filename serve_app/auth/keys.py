@@ -9,8 +9,6 @@ import logging
 import os
 import re
 import secrets
-import time
-import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,6 +17,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, StringConstraints, ValidationError, model_validator
 
 from regrad.errors import RegradError, StorageError
+from regrad.locking import exclusive
 from regrad.settings import Settings
 from regrad.storage import Storage
 
@@ -146,7 +145,7 @@ class KeyStore:
         return revoked
 
     def _change(self, edit: Callable[[tuple[KeyRecord, ...]], tuple[KeyRecord, ...]]) -> None:
-        with _private(), self._locked():
+        with _private(), exclusive(Storage(self.uri), self._busy, wait=_LOCK_SECONDS):
             try:
                 records = self.records()
             except NoKeyFile:
@@ -154,20 +153,10 @@ class KeyStore:
             text = _KeyFile(keys=edit(records)).model_dump_json(indent=1, exclude_none=True)
             self._storage.write(self._name, text.encode() + b"\n")
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock, mine = f"{self._name}.lock", uuid.uuid4().hex.encode()
-        give_up = time.monotonic() + _LOCK_SECONDS
-        while not self._storage.create(lock, mine):
-            if time.monotonic() > give_up:
-                raise KeyFileError(
-                    f"somebody else is changing the keys; if nobody is, a command was killed: remove {self.uri}.lock"
-                )
-            time.sleep(0.05)
-        try:
-            yield
-        finally:
-            self._storage.remove_file(lock)
+    def _busy(self, holder: str) -> KeyFileError:
+        return KeyFileError(
+            f"another command is changing the keys at {self.uri}; try again when it has ended (it is {holder})"
+        )
 
 
 @contextmanager

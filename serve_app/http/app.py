@@ -13,6 +13,8 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
+from regrad.errors import MethodError
+from regrad.registry import Registry
 from serve_app.auth.gate import is_open, protect
 from serve_app.config import ServeConfig
 from serve_app.http.calls import Answering
@@ -53,7 +55,7 @@ def _make_api(config: ServeConfig, answering: Callable[[], Answering]) -> FastAP
             Middleware(BodyLimit, limit=config.limits.max_body_bytes, seconds=config.limits.request_seconds),
         ],
     )
-    offered = {name: offer.info for name, offer in offers_of(config).items()}
+    offered = Registry("method", MethodError, {name: offer.info for name, offer in offers_of(config).items()})
     add_native_routes(api, config.limits, offered, answering)
     add_openai_routes(api, config.limits, offered, answering)
     if config.protection.keys is not None:

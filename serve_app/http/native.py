@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from regrad.methods.base import MethodInfo as Method
+from regrad.registry import Registry
 from serve_app.config import LimitsConfig
 from serve_app.http.calls import (
     Answering,
@@ -46,7 +47,7 @@ _TAGS: list[str | Enum] = ["regrad"]
 
 
 def add_native_routes(
-    api: FastAPI, limits: LimitsConfig, offered: Mapping[str, Method], answering: Callable[[], Answering]
+    api: FastAPI, limits: LimitsConfig, offered: Registry[Method], answering: Callable[[], Answering]
 ) -> None:
     """Add the routes of the native interface."""
 

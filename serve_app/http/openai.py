@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from functools import partial
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path
 
 from regrad.methods.base import MethodInfo
+from regrad.registry import Registry
 from serve_app.config import LimitsConfig
 from serve_app.http.calls import Answering, Client, ClientOf, EventStream, attempt, merged, opened, unless_client_leaves
 from serve_app.http.docs import CHUNK_EVENTS, MODEL_PROBLEMS, or_events
@@ -39,7 +40,7 @@ COMPLETION_TOKENS = 16
 _ROLES = {"developer": "system"}
 
 
-def check_model(name: str, offered: Mapping[str, MethodInfo]) -> None:
+def check_model(name: str, offered: Registry[MethodInfo]) -> None:
     """Raise `Refused` for a model that there is none of; the message lists those that there are."""
     if name in offered:
         return
@@ -105,7 +106,7 @@ _TAGS: list[str | Enum] = ["openai"]
 
 
 def add_openai_routes(
-    api: FastAPI, limits: LimitsConfig, offered: Mapping[str, MethodInfo], answering: Callable[[], Answering]
+    api: FastAPI, limits: LimitsConfig, offered: Registry[MethodInfo], answering: Callable[[], Answering]
 ) -> None:
     """Add the routes of the OpenAI-compatible interface."""
 

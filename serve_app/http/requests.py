@@ -25,7 +25,7 @@ from pydantic_core.core_schema import no_info_before_validator_function
 
 from regrad.errors import MethodError
 from regrad.methods.base import MethodInfo
-from regrad.methods.registry import get_method
+from regrad.registry import Registry
 from serve_app.config import OFFERED, LimitsConfig
 from serve_app.http.calls import Client
 from serve_app.messages import Ask, Contributions, Sampling
@@ -63,20 +63,21 @@ def _different(names: list[str]) -> list[str]:
     return names
 
 
-def method_name(offered: Mapping[str, MethodInfo]) -> Any:
+def method_name(offered: Registry[MethodInfo]) -> Any:
     """The type of a field that names one of these methods; another name is refused with the list of them."""
 
     def known(name: str) -> str:
         try:
-            return get_method(name, offered).name
+            offered.check(name)
         except MethodError as error:
             raise ValueError(str(error)) from error
+        return name
 
     schema = WithJsonSchema({"type": "string", "enum": list(offered), "title": "Method"})
     return Annotated[str, AfterValidator(known), schema]
 
 
-def default_method(offered: Mapping[str, MethodInfo]) -> str:
+def default_method(offered: Registry[MethodInfo]) -> str:
     """`regrad`, or the first method where that is not offered."""
     return "regrad" if "regrad" in offered else next(iter(offered))
 
@@ -126,7 +127,7 @@ class Only:
         return value
 
 
-def tailored(body: type[Body], limits: LimitsConfig, offered: Mapping[str, MethodInfo]) -> type[Body]:
+def tailored(body: type[Body], limits: LimitsConfig, offered: Registry[MethodInfo]) -> type[Body]:
     """A request body with this server's limits on those of its fields that have one, and with its methods."""
     bounds: Mapping[str, Any] = {
         "question": annotated_types.MaxLen(limits.max_question_characters),
@@ -147,7 +148,7 @@ def tailored(body: type[Body], limits: LimitsConfig, offered: Mapping[str, Metho
     return create_model(body.__name__, __base__=body, **fields, **_method_fields(body, offered))
 
 
-def _method_fields(body: type[BaseModel], offered: Mapping[str, MethodInfo]) -> dict[str, Any]:
+def _method_fields(body: type[BaseModel], offered: Registry[MethodInfo]) -> dict[str, Any]:
     """The fields of a body that name methods, for these methods."""
     name, default, listed = method_name(offered), default_method(offered), " | ".join(offered)
     several = Field(

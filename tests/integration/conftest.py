@@ -34,8 +34,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.integration)
+            item.add_marker(pytest.mark.slow)
+            _mark_needs(item)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(patient(TEST_SECONDS)))
+
+
+def _mark_needs(item: pytest.Item) -> None:
+    """What a test needs of the machine can be read from its fixtures."""
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if fixtures & {"s3", "restart_s3"}:
+        item.add_marker(pytest.mark.s3)
+    if fixtures & {"browser", "visit"}:
+        item.add_marker(pytest.mark.browser)
 
 
 def free_port() -> int:

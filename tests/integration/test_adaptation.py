@@ -17,7 +17,7 @@ from regrad.data.augmented import encode_augmented, read_augmented
 from regrad.errors import MethodError, StorageError, SynthesisError, TrainingError
 from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
-from regrad.methods.base import Evidence, PlainQuestion
+from regrad.methods.base import Evidence, open_question
 from regrad.methods.prag import PragConfig, PragOnLoraConfig
 from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
@@ -26,7 +26,6 @@ from regrad.training.lora.config import AdaptersConfig, AugmentConfig, FinetuneC
 from regrad.training.lora.examples import read_examples
 from regrad.training.lora.finetuning import Finetuner, finetune_in_process, usable
 from regrad.training.lora.lora_artifact import StaticLora
-from regrad.training.meta.task_files import read_tasks
 
 PASSAGES = 10
 
@@ -58,7 +57,7 @@ def test_two_workers_finetune_what_one_process_does_and_a_foreign_directory_is_l
     config = finetuning(lab, tmp_path / "lora")
     line = finetune.run(config)
     lm = load_language_model(config.model, "cpu")
-    examples = usable(lm, read_examples(config, lm, read_tasks), config)
+    examples = usable(lm, read_examples(config, lm), config)
     alone = Finetuner(lm, config, examples)
     state = alone.run()
     made = StaticLora.load(tmp_path / "lora")
@@ -80,7 +79,7 @@ def test_a_run_that_failed_goes_on_from_its_checkpoint(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = "cluster.workers=1"
-    whole = finetune_in_process(finetuning(lab, tmp_path / "whole", alone), read_tasks)
+    whole = finetune_in_process(finetuning(lab, tmp_path / "whole", alone))
     with monkeypatch.context() as patch:
         patch.setattr(finetune, "_adapter", _fail)  # after the last checkpoint, before the result is there
         with pytest.raises(RuntimeError, match="killed"):
@@ -115,7 +114,7 @@ def test_adapters_are_trained_into_a_bank_that_prag_reads(lab: Path, tmp_path: P
     settings = PragConfig(name="prag", bank=config.bank.uri)
     settings.check()
     method = settings.open(load_language_model(config.model, "cpu"))
-    evidence = Evidence(PlainQuestion("Who?"), tuple(item.passage for item in items[:3]))
+    evidence = Evidence(open_question("Who?"), tuple(item.passage for item in items[:3]))
     (plan,) = method.plan([evidence], method.open_atoms())
     assert plan.update is not None
     assert plan.notes == ()
@@ -140,7 +139,7 @@ def test_a_stopped_job_trains_no_block_twice_and_other_questions_are_other_adapt
 def test_adapters_upon_a_static_lora_are_for_it_alone(lab: Path, tmp_path: Path) -> None:
     half = ["model.subspace.rank=8", "model.subspace.alpha=16"]
     for name, seed in (("static", 0), ("other", 5)):
-        finetune_in_process(finetuning(lab, tmp_path / name, *half, f"seed={seed}"), read_tasks).save(tmp_path / name)
+        finetune_in_process(finetuning(lab, tmp_path / name, *half, f"seed={seed}")).save(tmp_path / name)
     config = adapters(lab, tmp_path / "bank", f"static={tmp_path}/static")
     train_adapters.run(config)
     warm = PragOnLoraConfig(name="prag-warm", bank=config.bank.uri, adapter=str(tmp_path / "static"))

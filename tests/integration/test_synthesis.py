@@ -16,16 +16,17 @@ import pytest
 import torch
 
 from ray_jobs import index_corpus, synthesize
+from ray_jobs.actor_errors import decode_error
 from ray_jobs.cluster import cluster
-from regrad.data.corpora import read_records
+from regrad.data.jsonl import read_jsonl
 from regrad.data.passages import encode_passages
+from regrad.data.tasks import read_tasks
 from regrad.errors import CorpusError, ModelError, RetrievalError, SynthesisError
 from regrad.lab.files import documents
 from regrad.lab.world import World
 from regrad.retrieval.config import IndexConfig
 from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
-from regrad.training.meta.task_files import read_tasks
 from regrad.training.synthesis.config import SynthesisConfig
 from tests.integration.conftest import environment
 from tests.tools.patience import Deadline, patient
@@ -103,7 +104,7 @@ def test_questions_find_their_passages_bad_lines_are_listed_and_outputs_may_be_r
     assert not Storage(f"{s3}/.synthetic.parts").list()
     report = json.loads(Storage(output).read("report.json"))
     assert report["passages"] == PASSAGES + 2
-    reasons = [(record["id"], record["reason"]) for _, record in read_records(f"{output}/rejected.jsonl")]
+    reasons = [(record["id"], record["reason"]) for _, record in read_jsonl(f"{output}/rejected.jsonl")]
     assert reasons[:2] == [("not json", "not a passage"), ("e", "empty text")]
     assert "the question does not find its passage" in {reason for _, reason in reasons}
     assert report["kept"] == len({q.question for t in read_tasks(f"{output}/tasks.jsonl") for q in t.questions})
@@ -127,8 +128,9 @@ def test_too_little_memory_says_what_to_lower(corpus: str, tmp_path: Path, monke
     monkeypatch.setattr(synthesize, "load_language_model", fail)
     config = settings(*overrides("m", corpus, str(tmp_path / "out")))
     row = synthesize.PartWriter(config.model_dump(mode="json"))({"line": np.array([b"{}"]), "problem": np.array([""])})
-    assert row["error"] == ["SynthesisError"]
-    assert "too small for 16 passages with 10 candidates each at once; lower batch_passages" in row["message"][0]
+    expected = "too small for 16 passages with 10 candidates each at once; lower batch_passages"
+    with pytest.raises(SynthesisError, match=expected):
+        raise decode_error(row["failure"][0])
 
 
 def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
@@ -142,6 +144,6 @@ def test_a_model_that_writes_no_questions_is_an_error_that_shows_what_it_wrote(c
     values = [*overrides("package:regrad.lab/base", corpus, str(tmp_path / "out")), "max_passages=4"]
     with pytest.raises(SynthesisError, match="no question was kept of 40 for 4 passages; the most frequent reason is"):
         synthesize.run(settings(*values))
-    rejected = [record for _, record in read_records(str(tmp_path / "out" / "rejected.jsonl"))]
+    rejected = [record for _, record in read_jsonl(str(tmp_path / "out" / "rejected.jsonl"))]
     assert len(rejected) == 40
     assert any(record["detail"] for record in rejected)

@@ -23,7 +23,7 @@ from ray_jobs import meta_train
 from ray_jobs.cluster import cluster
 from ray_jobs.task_stream import open_stream, worker_steps
 from ray_jobs.train_runner import RunDirectory, run_directory
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import Task, read_tasks
 from regrad.errors import CorpusError, StorageError, TrainingError
 from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
@@ -32,11 +32,10 @@ from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.in_process import meta_train_in_process
+from regrad.training.meta.in_process import meta_train_in_process, steps_of
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.task_files import read_tasks
-from regrad.training.meta.trainer import Trainer, batches
+from regrad.training.meta.trainer import Trainer
 from regrad.training.sampler import DrawOrder
 from tests.integration.conftest import BIN, environment
 from tests.tools.patience import Deadline, patient
@@ -74,7 +73,7 @@ def test_two_workers_train_what_one_process_trains_and_leave_nothing_behind(
     start = parameters.phi0.detach().clone()
     trainer = Trainer(lm, PlainEngine(parameters, config.optimizer), config, lm.identity())
     dev = read_tasks(config.dev or "")
-    state = trainer.run(batches(read_tasks(config.tasks[0].uri), config), dev)
+    state = trainer.run(steps_of([read_tasks(config.tasks[0].uri)], config), dev)
     alone = trainer.meta_init(state)
     line = meta_train.run(config)
     shared = MetaInit.load(output)
@@ -134,7 +133,7 @@ def test_the_stream_is_the_order_of_the_seed_whatever_the_files_and_the_workers(
     assert epochs.steps == 9, "one and a half times twelve tasks, two at a time"
 
 
-def ids(steps: Iterator[list[MetaTask]]) -> list[list[str]]:
+def ids(steps: Iterator[list[Task]]) -> list[list[str]]:
     return [[task.id for task in tasks] for tasks in steps]
 
 

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import Task
 from regrad.lab.config import LabConfig
 from regrad.lab.files import tasks as lab_tasks
 from regrad.lab.world import World
@@ -25,7 +25,7 @@ def main() -> None:
     torch.set_num_threads(1)
     lm = load_language_model(load_settings(ModelConfig, builtin_config("models/lab.yaml")), "cpu")
     records = lab_tasks(World().meta[:30], LabConfig(people_per_record=3), 2, seed=3)
-    batch = collate(lm, [MetaTask.from_record(record) for record in records])
+    batch = collate(lm, [Task.from_record(record) for record in records])
     phi0 = lm.subspace.initial(0) + 0.01 * torch.randn(lm.subspace.size, generator=torch.Generator().manual_seed(1))
     at = Point(phi0, torch.full_like(phi0, 1.0))
     results = {}

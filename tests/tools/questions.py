@@ -1,16 +1,16 @@
-"""A question as the evaluation sees it, for tests."""
+"""Questions of which only what a test is about is said."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from regrad.evaluation.answer_parsing.answers import Kind
+from regrad.data.questions import Question, QuestionKind
 
 
-@dataclass(frozen=True)
-class Posed:
-    answers: tuple[str, ...]
-    kind: Kind = "open"
-    choices: tuple[str, ...] = ()
-    id: str = "q"
-    question: str = "Who?"
+def posed(
+    answers: tuple[str, ...],
+    kind: QuestionKind = "open",
+    choices: tuple[str, ...] = (),
+    id: str = "q",
+    question: str = "Who?",
+) -> Question:
+    """A question with these answers."""
+    return Question(id, question, answers, kind, choices)

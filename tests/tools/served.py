@@ -27,7 +27,7 @@ from regrad.lab.files import held_out_corpus, held_out_questions
 from regrad.lab.wording import LAB_PROMPTS
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
-from regrad.methods.registry import get_method
+from regrad.methods.registry import METHODS as TABLE
 from regrad.models.config import ModelConfig, SubspaceConfig
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.retrieval.bm25 import LuceneRetriever, build_index
@@ -98,11 +98,11 @@ def _expected(
         )
         answers = {}
         for version, scale in SCALES.items():
-            applied = get_method(method).applies_gradients
+            applied = TABLE[method].applies_gradients
             scale = 1.0 if method == "regrad-online" else scale
             rounded = total if method == "regrad-online" else total.to(torch.bfloat16).float()
             update = meta_init.update(rounded * scale) if applied else None
-            prompt = LAB_PROMPTS.prompt(question, hits[::-1] if get_method(method).passages_in_prompt else ())
+            prompt = LAB_PROMPTS.prompt(question, hits[::-1] if TABLE[method].passages_in_prompt else [])
             if not _is_clear(lm, DecodingRequest(prompt, update, TOKENS)):
                 break
             answers[version] = generate(lm, [GenerationRequest(prompt, update, TOKENS)])[0].text

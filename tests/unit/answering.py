@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.methods.base import PassageUse
-from regrad.methods.registry import get_method
+from regrad.methods.registry import METHODS
 from regrad.retrieval.base import Hit
 from serve_app.config import ServeConfig
 from serve_app.http.app import make_app
@@ -88,7 +88,7 @@ class StandIn:
 
 
 def reply(ask: Ask) -> Reply:
-    method = get_method(ask.method)
+    method = METHODS[ask.method]
     retrieved = Retrieved((Hit(PASSAGE, 2.5),), 1.5) if method.retrieves else None
     answered = Answered(
         text="".join(WORDS),

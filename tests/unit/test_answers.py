@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regrad.evaluation.answer_parsing.answers import allowed_answers, cut_answer, parse_answer, prediction_of
-from tests.tools.questions import Posed
+from tests.tools.questions import posed
 
-YES_NO = Posed(("yes",), "yes-no")
-MAYBE = Posed(("yes",), "yes-no", ("Yes", "No", "Maybe"))
-CHOICE = Posed(("A",), "choice", ("Aspirin", "B-cell lymphoma", "The C-reactive protein", "no change"))
+YES_NO = posed(("yes",), "yes-no")
+MAYBE = posed(("yes",), "yes-no", ("Yes", "No", "Maybe"))
+CHOICE = posed(("A",), "choice", ("Aspirin", "B-cell lymphoma", "The C-reactive protein", "no change"))
 
 LISTED = "A: Aspirin\nB: B-cell lymphoma\nC: The C-reactive protein\nD: no change"
 
@@ -114,7 +114,7 @@ def test_the_allowed_words_are_the_questions_own() -> None:
     assert parse_answer(MAYBE, "Maybe.") == "maybe"
     assert parse_answer(MAYBE, "yes, no, or maybe") is None
     assert (
-        parse_answer(Posed(("not entailed",), "yes-no", ("not entailed", "entailed")), "Not entailed.")
+        parse_answer(posed(("not entailed",), "yes-no", ("not entailed", "entailed")), "Not entailed.")
         == "not entailed"
     )
 
@@ -236,7 +236,7 @@ def test_what_names_no_single_option_is_not_guessed(text: str) -> None:
 
 
 def test_two_options_of_the_same_text_are_told_apart_by_label_only() -> None:
-    twins = Posed(("A",), "choice", ("Ely", "ely!", "Girton"))
+    twins = posed(("A",), "choice", ("Ely", "ely!", "Girton"))
     assert parse_answer(twins, "Ely") is None
     assert parse_answer(twins, "B. Ely") == "B"
 
@@ -284,5 +284,5 @@ def test_an_open_answer_is_cut_as_prag_cuts_it(text: str, cut: str) -> None:
 def test_a_prediction_is_a_label_or_the_text() -> None:
     assert prediction_of(CHOICE, "(b) it grows", cut=True) == "B"
     assert prediction_of(CHOICE, "who knows") == ""
-    assert prediction_of(Posed(("x",)), " Paris, France.\n") == "Paris, France."
-    assert prediction_of(Posed(("x",)), " Paris, France.\n", cut=True) == "Paris"
+    assert prediction_of(posed(("x",)), " Paris, France.\n") == "Paris, France."
+    assert prediction_of(posed(("x",)), " Paris, France.\n", cut=True) == "Paris"

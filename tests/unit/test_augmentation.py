@@ -15,12 +15,11 @@ from regrad.data.augmented import (
     encode_augmented,
     from_tasks,
     parse_augmented,
-    passage_id,
     read_augmented,
     read_ready,
 )
-from regrad.data.passages import Passage
-from regrad.data.tasks import MetaTask, TaskQuestion
+from regrad.data.passages import Passage, passage_id
+from regrad.data.tasks import Task, TaskQuestion, read_tasks
 from regrad.errors import ConfigError, CorpusError, RegradError, TrainingError
 from regrad.inference.sampling import Sampled, draws, sample
 from regrad.lab.config import LabConfig
@@ -32,7 +31,6 @@ from regrad.training.lora import augmenter
 from regrad.training.lora.augmenter import NO_PAIRS, Augmenter, parse_pairs
 from regrad.training.lora.config import AugmentConfig, FinetuneConfig
 from regrad.training.lora.examples import digest, read_examples
-from regrad.training.meta.task_files import read_tasks
 from tests.unit.augmenting import augmented
 
 GOOD = '[{"question": "Who?", "answer": "me", "full_answer": "It is me."}, {"question": "Where?", "answer": "here"}]'
@@ -144,7 +142,7 @@ def test_augmented_passages_are_taken_as_they_are_and_a_bad_one_is_said(world: W
     found = [item for _, item in read_ready(str(path))]
     assert [found[0], found[2]] == [items[0], items[2]]
     assert isinstance(found[1], CorpusError)
-    assert "augmented.jsonl record 2: a pair needs a 'question' and an 'answer'" in str(found[1])
+    assert "augmented.jsonl line 2: a pair needs a 'question' and an 'answer'" in str(found[1])
     path.write_text('{"id": "a", "text": "b"}')
     with pytest.raises(CorpusError, match="an object with 'augment', a list, or with 'pairs' is expected"):
         list(read_ready(str(path)))
@@ -155,7 +153,7 @@ def test_augmented_passages_are_taken_as_they_are_and_a_bad_one_is_said(world: W
 def test_questions_of_tasks_belong_to_the_best_passage_of_their_context() -> None:
     a, b = Passage("a", "A", "a"), Passage("b", "B", "b")
     questions = tuple(TaskQuestion(f"q{i}", "x", (i % 2, 1 - i % 2)) for i in range(5))
-    found = list(from_tasks([MetaTask((a, b), questions), MetaTask((a,), (TaskQuestion("q0", "x", (0,)),))], 2))
+    found = list(from_tasks([Task((a, b), questions), Task((a,), (TaskQuestion("q0", "x", (0,)),))], 2))
     assert [(item.passage.id, [pair.question for pair in item.pairs]) for item in found] == [
         ("a", ["q0", "q2"]),
         ("b", ["q1", "q3"]),
@@ -171,7 +169,7 @@ def test_a_record_comes_back_and_a_wrong_one_is_named(world: World, tmp_path: Pa
         with pytest.raises(CorpusError, match="^record: "):
             parse_augmented(json.dumps({**items[0].to_record(), **change}).encode())
     with pytest.raises(CorpusError, match="not JSON"):
-        parse_augmented(b"[")
+        parse_augmented(b"{")
 
 
 def test_the_labs_augmentation_keeps_the_facts_in_other_words(world: World, tmp_path: Path) -> None:
@@ -196,7 +194,7 @@ def test_each_objective_predicts_what_it_is_about(tiny: LanguageModel, tmp_path:
 
     def first(objective: str, **data: Any) -> tuple[str, str]:
         config = finetuning(tiny, objective, **data)
-        example = read_examples(config, tiny, read_tasks)[0]
+        example = read_examples(config, tiny)[0]
         decode = tiny.tokenizer.decode
         return decode(example.ids[: example.start]), decode(example.ids[example.start :])
 
@@ -218,13 +216,13 @@ def test_each_objective_predicts_what_it_is_about(tiny: LanguageModel, tmp_path:
 def test_the_digest_is_the_datas_and_wrong_settings_name_the_key(tiny: LanguageModel, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"id": "a", "text": "one"}\n')
     config = finetuning(tiny, "passages", corpus=str(tmp_path / "a.jsonl"))
-    before = digest(config, read_tasks)
-    assert before == digest(config, read_tasks)
+    before = digest(config)
+    assert before == digest(config)
     (tmp_path / "a.jsonl").write_text('{"id": "a", "text": "two"}\n')
-    assert digest(config, read_tasks) != before
+    assert digest(config) != before
     (tmp_path / "augmented.jsonl").write_text("")
     with pytest.raises((CorpusError, TrainingError), match="augmented"):
-        digest(finetuning(tiny, "instruction", corpus=str(tmp_path / "augmented.jsonl")), read_tasks)
+        digest(finetuning(tiny, "instruction", corpus=str(tmp_path / "augmented.jsonl")))
     with pytest.raises(ConfigError, match="objective questions needs 'tasks'"):
         finetuning(tiny, "questions", corpus="c")
     with pytest.raises(ConfigError, match="exactly one of corpus, ready and tasks is expected, found"):

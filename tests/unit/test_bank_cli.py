@@ -12,16 +12,16 @@ from click.testing import CliRunner, Result
 
 from regrad.bank.builder import FOLDER as BUILDS
 from regrad.bank.reader import BankReader
+from regrad.cli import bank as bank_cli
 from regrad.cli import main
-from regrad.cli.bank import command
-from regrad.cli.bank.show import size
+from regrad.cli.bank.output import size
 from regrad.data.passages import Passage
 from regrad.errors import RegradError
 from tests.unit.banks import PASSAGES, atoms, fill, layout, writer
 
 
 def bank(line: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(command, shlex.split(line), input=stdin)
+    return CliRunner().invoke(bank_cli.bank, shlex.split(line), input=stdin)
 
 
 def said(line: str, stdin: str | None = None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from regrad.cli.serve.running import releases_at
+from regrad.cli.serve import releases_at
 from regrad.client import API_KEY, AnswerClient
 from regrad.errors import ServeError
 

@@ -9,6 +9,7 @@ import lzma
 import os
 import tracemalloc
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from regrad.data.corpora import read_passages, read_raw
 from regrad.data.files import MAX_LINE_BYTES, corpus_files
-from regrad.data.passages import Passage, encode_passages, parse_passage
+from regrad.data.passages import Passage, encode_passages, parse_passage, passage_id
 from regrad.errors import CorpusError
 
 PASSAGES = [
@@ -68,7 +69,7 @@ def problems(path: Path, data: bytes) -> list[str]:
     found = []
     for record in read_raw(str(path)):
         try:
-            record.passage()
+            Passage.from_record(record.decode(), record.where)
             found.append("")
         except CorpusError as error:
             found.append(str(error).removeprefix(f"{path} "))
@@ -205,10 +206,10 @@ def test_bad_lines_of_jsonl_are_items(tmp_path: Path) -> None:
     bad = [
         (b"not json", "line 2 is not JSON"),
         (b'{"id": "x", "text": "\xff"}', "line 3 is not JSON"),
-        (b'{"id": "x", "text": null}', "line 4: field 'text' must be a string, found None"),
+        (b'{"id": "x", "text": null}', "line 4: field 'text' must be a string, found null"),
         (b'{"id": "x", "text": "\\u0000"}', "line 5: field 'text' holds a NUL"),
         (b'{"id": "\\ud800", "text": "x"}', "line 6: field 'id' holds a NUL or a character that is not valid Unicode"),
-        (b"[" * 100_000, "line 7 is not JSON"),
+        (b"[" * 100_000, "line 7 is a JSON array, and one object a line is expected"),
         (b'{"id": 7, "text": "x"}', "line 8: field 'id' must be a non-empty string, found 7"),
         (b"\x00", "line 9 is not JSON"),
     ]
@@ -255,7 +256,7 @@ def test_bad_rows_of_parquet_are_items(tmp_path: Path) -> None:
         records[1:], ["utf-8", "'text' must be", "a NUL", "longer than", "'id' must be"], strict=True
     ):
         with pytest.raises(CorpusError, match=words):
-            record.passage()
+            Passage.from_record(record.decode(), record.where)
 
 
 @pytest.mark.parametrize("name", ["c.jsonl", "c.tsv", "c.jsonl.gz", "c.jsonl.zst"])
@@ -390,3 +391,8 @@ def test_a_known_problem_is_the_problem() -> None:
     assert parse_passage(b'{"id": "a", "text": "x"}') == Passage("a", "", "x")
     with pytest.raises(CorpusError, match="record: longer than 7 bytes"):
         parse_passage(b'{"id": "a"', "longer than 7 bytes")
+
+
+def test_a_passage_without_an_id_is_named_by_its_text_whatever_is_in_it() -> None:
+    assert passage_id("text one") == sha256(b"text one").hexdigest()[:16]
+    assert len({passage_id(text) for text in ("", "a", "\ud800", "\ud801")}) == 4

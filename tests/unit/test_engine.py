@@ -149,12 +149,6 @@ def test_too_long_a_prompt_is_refused_with_the_counts(tiny: LanguageModel) -> No
     assert engine.waiting == 0
 
 
-def test_a_sliding_window_is_the_context(tiny: LanguageModel) -> None:
-    tiny.model.config.sliding_window = 40
-    with pytest.raises(PromptTooLong, match="the model's context is 40"):
-        Engine(tiny).submit(DecodingRequest("word " * 30), Heard())
-
-
 def test_an_update_of_another_size_is_refused(tiny: LanguageModel) -> None:
     with pytest.raises(ModelError, match=r"found \(3,\)"):
         Engine(tiny).submit(DecodingRequest("a", torch.zeros(3)), Heard())

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from regrad.cli.lab_report import jobs
 from regrad.data.passages import Passage
 from regrad.errors import EvaluationError, StorageError
 from regrad.evaluation.output import CellResult, Output, Seconds, plan_of
@@ -169,14 +168,6 @@ def test_two_runs_do_not_write_to_one_output(tmp_path: Path) -> None:
     with output.alone():
         pass
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_evaluation_of_the_lab_report_takes_the_same_lock(folder: Path, tiny_path: Path) -> None:
-    config = settings(folder, ModelConfig(path=str(tiny_path)), methods=["direct"])
-    with Output(config.output).alone(), pytest.raises(EvaluationError, match="another `regrad eval`"):
-        jobs._eval(config)
-    assert not (folder / "out").exists()
-    assert jobs._eval(config).startswith("1 of 1 cells run; report at")
 
 
 def test_names_of_users_are_text_everywhere(folder: Path, tiny_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from regrad.data.passages import Passage, encode_passages
+from regrad.data.tasks import read_tasks
 from regrad.errors import CorpusError, MethodError, TrainingError
 from regrad.lab.config import LabConfig
 from regrad.lab.files import tasks
@@ -25,8 +26,9 @@ from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.meta.in_process import meta_train_in_process
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.task_files import read_tasks
-from regrad.training.meta.trainer import Trainer, batches
+from regrad.training.meta.task_augment import shape_task
+from regrad.training.meta.trainer import Trainer
+from regrad.training.sampler import DrawOrder
 
 
 def write_tasks(path: Path, people: slice, world: World, prefix: str = "") -> Path:
@@ -52,7 +54,10 @@ def test_meta_training_is_the_loops_own(meta_settings: Callable[..., MetaTrainCo
     lm = load_language_model(config.model, "cpu")
     engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
     trainer = Trainer(lm, engine, config, lm.identity())
-    alone = trainer.meta_init(trainer.run(batches(read_tasks(config.tasks[0].uri), config)))
+    tasks, size = read_tasks(config.tasks[0].uri), config.optimizer.batch_size
+    drawn = [number for _, number in DrawOrder([len(tasks)], seed=config.seed).draws(4 * size)]
+    shaped = [shape_task(tasks[n], config.shape, (), config.seed, place) for place, n in enumerate(drawn)]
+    alone = trainer.meta_init(trainer.run(shaped[start : start + size] for start in range(0, 4 * size, size)))
     assert torch.equal(made.phi0, alone.phi0)
     assert torch.equal(made.step_sizes, alone.step_sizes)
     assert made.notes["tasks"] == [{"uri": config.tasks[0].uri, "weight": None, "tasks": 6}]
@@ -116,7 +121,7 @@ def finetune_settings(folder: Path, *extra: str) -> FinetuneConfig:
 def test_fine_tuning_is_the_tuners_own_and_goes_on_from_what_it_made(passages: list[Passage], tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_bytes(encode_passages(passages[:8]))
     config = finetune_settings(tmp_path)
-    made = finetune_in_process(config, read_tasks)
+    made = finetune_in_process(config)
     lm = load_language_model(config.model, "cpu")
     alone = Finetuner(lm, config, [passage_example(lm, passage) for passage in passages[:8]])
     state = alone.run()
@@ -124,7 +129,7 @@ def test_fine_tuning_is_the_tuners_own_and_goes_on_from_what_it_made(passages: l
     assert made.notes["losses"] == pytest.approx(state.losses, abs=1e-6)
     assert (made.notes["examples"], made.notes["parent"]) == (8, None)
     made.save(tmp_path / "first")
-    second = finetune_in_process(finetune_settings(tmp_path, f"start_from={tmp_path}/first"), read_tasks)
+    second = finetune_in_process(finetune_settings(tmp_path, f"start_from={tmp_path}/first"))
     assert second.notes["parent"] == made.digest
     assert second.notes["losses"][0] < made.notes["losses"][0], "it begins with what the first one knows"
 
@@ -133,7 +138,7 @@ def test_what_a_lora_on_passages_costs_a_passage_is_known_and_one_on_questions_c
     passages: list[Passage], tmp_path: Path, world: World
 ) -> None:
     (tmp_path / "corpus.jsonl").write_bytes(encode_passages(passages[:8]))
-    made = finetune_in_process(finetune_settings(tmp_path), read_tasks)
+    made = finetune_in_process(finetune_settings(tmp_path))
     made.save(tmp_path / "cpt")
     costs = corpus_costs(tmp_path / "cpt")
     assert costs is not None and costs.preparation_ms is not None
@@ -142,7 +147,7 @@ def test_what_a_lora_on_passages_costs_a_passage_is_known_and_one_on_questions_c
     asked = f"tasks={write_tasks(tmp_path / 'tasks.jsonl', slice(0, 6), world)}"
     values = [asked, "output=unused", "optimizer.steps=1"]
     config = load_settings(FinetuneConfig, builtin_config("jobs/finetune-questions-lab.yaml"), values)
-    finetune_in_process(config, read_tasks).save(tmp_path / "ft-direct")
+    finetune_in_process(config).save(tmp_path / "ft-direct")
     assert corpus_costs(tmp_path / "ft-direct") is None
     card = json.loads((tmp_path / "cpt" / CARD).read_text())
     (tmp_path / "cpt" / CARD).write_text(json.dumps({**card, "notes": {**card["notes"], "examples": 0}}))
@@ -154,13 +159,11 @@ def test_an_adapter_of_another_model_or_shape_is_no_start(
     passages: list[Passage], tmp_path: Path, meta_init: MetaInit
 ) -> None:
     (tmp_path / "corpus.jsonl").write_bytes(encode_passages(passages[:2]))
-    made = finetune_in_process(finetune_settings(tmp_path, "optimizer.steps=1"), read_tasks)
+    made = finetune_in_process(finetune_settings(tmp_path, "optimizer.steps=1"))
     made.save(tmp_path / "first")
     with pytest.raises(MethodError, match="has other tensors than the LoRA of the model's settings"):
-        finetune_in_process(
-            finetune_settings(tmp_path, f"start_from={tmp_path}/first", "model.subspace.rank=3"), read_tasks
-        )
+        finetune_in_process(finetune_settings(tmp_path, f"start_from={tmp_path}/first", "model.subspace.rank=3"))
     foreign = StaticLora(made.model, "f" * 64, made.subspace, made.values)
     foreign.save(tmp_path / "foreign")
     with pytest.raises(MethodError, match="belongs to base weights ffff"):
-        finetune_in_process(finetune_settings(tmp_path, f"start_from={tmp_path}/foreign"), read_tasks)
+        finetune_in_process(finetune_settings(tmp_path, f"start_from={tmp_path}/foreign"))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from regrad.errors import StorageError
+from regrad.locking import exclusive
 from regrad.storage import Storage
 from serve_app.auth import keys
 from serve_app.auth.keys import KEY, KeyFileError, KeyStore, key_hash, make_key
@@ -104,13 +105,20 @@ def test_any_store_will_do() -> None:
         KeyStore(uri).revoke("nobody")
 
 
-def test_a_lock_that_was_left_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_file_that_was_left_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "keys.json.lock").write_text("0123456789abcdef0123456789abcdef")
+    _add(str(tmp_path / "keys.json"), "a")
+    assert os.listdir(tmp_path) == ["keys.json"]
+
+
+def test_who_changes_the_keys_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "_LOCK_SECONDS", 0.1)
     uri = str(tmp_path / "keys.json")
-    (tmp_path / "keys.json.lock").write_text("somebody")
-    with pytest.raises(KeyFileError, match=r"remove .*keys\.json\.lock"):
-        _add(uri, "a")
-    assert (tmp_path / "keys.json.lock").exists() and not (tmp_path / "keys.json").exists()
+    with exclusive(Storage(uri), KeyFileError):
+        with pytest.raises(KeyFileError, match=f"is changing the keys at .*it is process {os.getpid()} on"):
+            _add(uri, "a")
+        assert not (tmp_path / "keys.json").exists()
+    _add(uri, "a")
 
 
 def test_a_change_that_fails_frees_the_lock_and_keeps_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

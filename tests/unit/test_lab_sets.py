@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from regrad.cli.lab import command
+from regrad.cli import lab as lab_cli
 from regrad.data.corpora import read_passages
+from regrad.data.tasks import read_tasks
 from regrad.gradients.extractor import encode_passage
 from regrad.lab.config import LabConfig
 from regrad.lab.sets import SETS
@@ -20,7 +21,6 @@ from regrad.lab.sets.hard import CURRENT, FORMER, Conflict
 from regrad.lab.wording import ATTRIBUTES, QUESTIONS, STATEMENTS
 from regrad.lab.world import World
 from regrad.models.loading import LanguageModel
-from regrad.training.meta.task_files import read_tasks
 
 FILES = ["corpus.jsonl", "dev.jsonl", "questions.jsonl", "tasks.jsonl"]
 
@@ -76,7 +76,7 @@ def test_the_files_are_the_labs(lab: LabSet, tmp_path: Path) -> None:
 
 def test_the_command_writes_a_harder_lab(tmp_path: Path) -> None:
     places = [f"output={tmp_path}/lab", "variant=conflict", "questions=5", "task_records=2"]
-    result = CliRunner().invoke(command, ["world", *(part for place in places for part in ("--set", place))])
+    result = CliRunner().invoke(lab_cli.lab, ["world", *(part for place in places for part in ("--set", place))])
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "lab").iterdir()) == FILES
 

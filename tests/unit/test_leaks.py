@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regrad.cli.leaks import command
+from regrad.cli.score import leaks
 from regrad.data.questions import Question
 from regrad.errors import EvaluationError
 from regrad.evaluation.leaks import Leak, NearTexts, find_leaks, similarity
@@ -85,10 +85,10 @@ def test_the_command_line_counts_shows_and_tells_by_its_status(tmp_path: Path) -
     tasks, test = tmp_path / "tasks.jsonl", tmp_path / "questions.jsonl"
     tasks.write_text(json.dumps(task) + "\n")
     test.write_text('{"id": "q1", "question": "Who was \\u001b[31m it", "answer": "A"}\n')
-    clean = CliRunner().invoke(command, [str(tasks), str(test), "--threshold", "1"])
+    clean = CliRunner().invoke(leaks, [str(tasks), str(test), "--threshold", "1"])
     assert (clean.exit_code, clean.output) == (0, f"1 questions: 0 are in {tasks}, 0 nearly so\n")
     test.write_text('{"id": "q1", "question": "who was it", "answer": "A"}\n')
-    found = CliRunner().invoke(command, [str(tasks), str(test)])
+    found = CliRunner().invoke(leaks, [str(tasks), str(test)])
     assert found.exit_code == 1
     assert found.output.splitlines()[1:] == ["exact 1.00  q1: who was it", "            1/0: Who was it?"]
 
@@ -98,11 +98,11 @@ def test_a_file_of_questions_that_is_read_as_tasks_names_the_option(tmp_path: Pa
     for path in (train, test):
         path.write_text('{"question": "Who was it?", "answer": "A"}\n')
     with pytest.raises(EvaluationError, match=r"field 'questions' is missing .* say --train-format jsonl"):
-        CliRunner().invoke(command, [str(train), str(test)], catch_exceptions=False)
-    assert CliRunner().invoke(command, [str(train), str(test), "--train-format", "jsonl"]).exit_code == 1
+        CliRunner().invoke(leaks, [str(train), str(test)], catch_exceptions=False)
+    assert CliRunner().invoke(leaks, [str(train), str(test), "--train-format", "jsonl"]).exit_code == 1
     arguments = [str(train), str(test), "--train-format", "jsonl", "--test-format", "tasks"]
     with pytest.raises(EvaluationError, match="field 'questions' is missing") as other:
-        CliRunner().invoke(command, arguments, catch_exceptions=False)
+        CliRunner().invoke(leaks, arguments, catch_exceptions=False)
     assert "--train-format" not in str(other.value)
 
 
@@ -138,7 +138,7 @@ def test_test_questions_in_an_augmentation_are_found_exact_and_near(
     rows = [{"id": f"q{i}", "question": text, "answer": "x"} for i, text in enumerate(asked)]
     test.write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = [str(train), str(test), "--train-format", format_, "--threshold", "0.7"]
-    found = CliRunner().invoke(command, arguments)
+    found = CliRunner().invoke(leaks, arguments)
     assert found.exit_code == 1
     count, *lines = found.output.splitlines()
     assert count == f"3 questions: 1 are in {train}, 1 nearly so"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +21,8 @@ from regrad.errors import EvaluationError, StorageError
 from regrad.locking import exclusive
 from regrad.storage import Storage
 
-BUSY = EvaluationError("busy")
+BUSY = EvaluationError  # of which the text is who holds the lock
+ME = f"process {os.getpid()} on {socket.gethostname()}"
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -38,7 +42,7 @@ def test_the_second_is_refused_until_the_first_is_done(storage: Storage) -> None
     for _ in range(2):
         with exclusive(storage, BUSY):
             for _ in range(2):
-                with pytest.raises(EvaluationError, match="busy"), exclusive(storage, BUSY):
+                with pytest.raises(EvaluationError, match=ME), exclusive(storage, BUSY):
                     pytest.fail("nobody may be let in")
     assert not leases(storage) and not storage.exists("")
 
@@ -50,6 +54,48 @@ def test_it_is_free_after_an_error(storage: Storage) -> None:
         pass
 
 
+def test_who_waits_long_enough_is_let_in(storage: Storage) -> None:
+    held, order = threading.Event(), []
+
+    def first() -> None:
+        with exclusive(storage, BUSY):
+            held.set()
+            time.sleep(0.5)
+            order.append("first")
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(first)
+        assert held.wait(30)
+        with pytest.raises(EvaluationError, match=ME), exclusive(storage, BUSY, wait=0.05):
+            pytest.fail("nobody may be let in")
+        with exclusive(storage, BUSY, wait=60):
+            order.append("second")
+        done.result()
+    assert order == ["first", "second"]
+
+
+def test_many_that_wait_are_let_in_one_by_one(storage: Storage) -> None:
+    inside: list[int] = []
+
+    def enter(number: int) -> None:
+        with exclusive(storage, BUSY, wait=60):
+            inside.append(number)
+            time.sleep(0.005)
+            assert inside == [number]
+            inside.remove(number)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(enter, range(12)))
+
+
+def test_a_file_that_was_left_locks_nothing(tmp_path: Path) -> None:
+    (tmp_path / "place.lock").write_text("0123456789abcdef0123456789abcdef")
+    busy = pytest.raises(EvaluationError, match=f"^{ME}$")
+    with exclusive(Storage(tmp_path / "place"), BUSY), busy, exclusive(Storage(tmp_path / "place"), BUSY):
+        pytest.fail("nobody may be let in")
+    assert not (tmp_path / "place.lock").exists()
+
+
 def test_other_places_are_not_locked(storage: Storage) -> None:
     with exclusive(storage, BUSY), exclusive(Storage(f"{storage.uri}-2"), BUSY):
         pass
@@ -58,13 +104,14 @@ def test_other_places_are_not_locked(storage: Storage) -> None:
 def test_a_killed_process_holds_no_lock_on_a_local_disk(tmp_path: Path) -> None:
     code = (
         "import sys, time; from regrad.locking import exclusive; from regrad.storage import Storage\n"
-        "with exclusive(Storage(sys.argv[1]), RuntimeError()):\n    print('held', flush=True); time.sleep(600)"
+        "with exclusive(Storage(sys.argv[1]), RuntimeError):\n    print('held', flush=True); time.sleep(600)"
     )
     place = tmp_path / "place"
     with subprocess.Popen([sys.executable, "-c", code, str(place)], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None and process.stdout.readline() == "held\n"
-            with pytest.raises(EvaluationError, match="busy"), exclusive(Storage(place), BUSY):
+            busy = pytest.raises(EvaluationError, match=f"process {process.pid} on")
+            with busy, exclusive(Storage(place), BUSY):
                 pytest.fail("nobody may be let in")
         finally:
             os.kill(process.pid, signal.SIGKILL)
@@ -76,12 +123,13 @@ def test_a_killed_process_holds_no_lock_on_a_local_disk(tmp_path: Path) -> None:
 def test_a_lease_that_is_not_renewed_ends() -> None:
     storage = remote()
     dead = Storage(f"{storage.uri}.lock")
-    dead.write("dead", b"")
-    with pytest.raises(EvaluationError, match="busy"), exclusive(storage, BUSY):
+    dead.write("far-away-7-0f", b"")
+    killed = pytest.raises(EvaluationError, match=r"process 7 on far-away; .* its lock ends in \d+ seconds")
+    with killed, exclusive(storage, BUSY):
         pytest.fail("nobody may be let in")
-    MemoryFileSystem.store[dead.path("dead")].created -= timedelta(minutes=2)
+    MemoryFileSystem.store[dead.path("far-away-7-0f")].created -= timedelta(minutes=2)
     with exclusive(storage, BUSY):
-        assert "dead" not in leases(storage) and len(leases(storage)) == 1
+        assert "far-away-7-0f" not in leases(storage) and len(leases(storage)) == 1
 
 
 def test_a_lease_is_renewed_while_it_is_held() -> None:

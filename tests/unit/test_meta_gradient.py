@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from regrad.data.passages import Passage
-from regrad.data.tasks import MetaTask, TaskQuestion
+from regrad.data.tasks import Task, TaskQuestion
 from regrad.gradients.extractor import encode_passage
 from regrad.models.loading import LanguageModel
 from regrad.training.meta.collate import MetaBatch, collate
@@ -23,7 +23,7 @@ from tests.unit.test_lora import merged_weights
 
 
 def naive_loss(
-    lm: LanguageModel, phi: Tensor, alpha: Tensor, tasks: list[MetaTask], reduction: str, steps: int = 1
+    lm: LanguageModel, phi: Tensor, alpha: Tensor, tasks: list[Task], reduction: str, steps: int = 1
 ) -> Tensor:
     """The objective written down as in the paper, with no batching at all."""
     means = []
@@ -58,11 +58,11 @@ def token_loss(lm: LanguageModel, phi: Tensor, ids: Tensor, start: int, reductio
     return F.cross_entropy(logits[start - 1 : -1], ids[0, start:], reduction=reduction)
 
 
-def make_tasks(passages: list[Passage], uneven: bool) -> list[MetaTask]:
+def make_tasks(passages: list[Passage], uneven: bool) -> list[Task]:
     first = [TaskQuestion("Where was A born?", "Thomville", (0, 1)), TaskQuestion("Who employs A?", "Rasoft", (0, 1))]
     second = [TaskQuestion("What does B enjoy?", "chess", (1, 2, 0)), TaskQuestion("Where?", "Niworks", (1, 2, 0))]
     extra = [TaskQuestion("Who employs C?", "a teacher", (0,))] if uneven else []
-    return [MetaTask(tuple(passages[:2]), tuple(first)), MetaTask(tuple(passages[1:4]), tuple(second + extra))]
+    return [Task(tuple(passages[:2]), tuple(first)), Task(tuple(passages[1:4]), tuple(second + extra))]
 
 
 EXACT = ["graph", "hvp"]
@@ -78,7 +78,7 @@ def start(lm: LanguageModel, step_size: float = 0.5) -> tuple[Tensor, Tensor]:
 
 
 def naive(
-    lm: LanguageModel, tasks: list[MetaTask], reduction: str = "mean", steps: int = 1, step_size: float = 0.5
+    lm: LanguageModel, tasks: list[Task], reduction: str = "mean", steps: int = 1, step_size: float = 0.5
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, dL/dphi0 [P] and dL/dalpha [n_tensors] by autograd through everything."""
     phi, alpha = (value.requires_grad_() for value in start(lm, step_size))
@@ -223,7 +223,7 @@ def test_a_model_with_fused_attention_can_be_meta_trained(
 
 def one_question(lm: LanguageModel, passages: list[Passage], count: int) -> MetaBatch:
     question = TaskQuestion("Where was A born?", "Thomville", tuple(range(count)))
-    return collate(lm, [MetaTask(tuple(passages[:count]), (question,))])
+    return collate(lm, [Task(tuple(passages[:count]), (question,))])
 
 
 def test_memory_of_hvp_and_difference_does_not_grow_with_passages_and_that_of_graph_does(

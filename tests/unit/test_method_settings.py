@@ -11,9 +11,6 @@ import yaml
 
 from regrad.errors import ConfigError
 from regrad.evaluation.config import EvalConfig
-from regrad.lab.report.config import LabReportConfig
-from regrad.lab.report.plan import make_steps
-from regrad.lab.report.studies import STUDIES, study
 from regrad.methods.registry import FAMILIES, METHODS, MethodConfig
 from regrad.settings import Settings, builtin_config, load_settings, parse_settings
 from tests.unit.evaluating import method_settings
@@ -61,18 +58,16 @@ def test_each_method_belongs_to_one_family_and_is_read_as_it() -> None:
         assert method_settings("a label", method=name).info.name == name
 
 
-def test_all_settings_that_come_with_regrad_pass() -> None:
+def test_all_settings_that_come_with_regrad_and_its_studies_pass() -> None:
     files = [path for path in builtin_config("").rglob("*.yaml") if re.search("^methods:", path.read_text(), re.M)]
-    assert {path.stem for path in files} == {"eval-lab", "eval-rivals-lab", *STUDIES}
-    report = LabReportConfig()
-    made = [step.settings for step in make_steps(report) if isinstance(step.settings, EvalConfig)]
-    made += [study(name, report) for name in STUDIES]
-    assert len(made) >= len(STUDIES)
+    files += (ROOT / "studies").rglob("*.yaml")
+    assert {path.stem for path in files} >= {"eval-lab", "eval-rivals-lab", "methods", "merges"}
     assert all(load_settings(EvalConfig, path).methods for path in files)
 
 
 def test_all_examples_of_the_documents_and_of_comments_pass() -> None:
-    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").rglob("*.yaml")]
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    files += [path for folder in ("configs", "studies") for path in (ROOT / folder).rglob("*.yaml")]
     text = "\n".join(path.read_text() for path in files)
     lines = re.findall(r"^[ #]*- (\{name: .*\})$", text, re.M)
     read = [yaml.safe_load(line) for line in lines]

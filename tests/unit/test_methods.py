@@ -24,12 +24,11 @@ from regrad.errors import (
 )
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
-from regrad.methods.base import AtomProvider, Evidence, Method, MethodSettings, PlainQuestion, Plan
-from regrad.methods.registry import METHODS, MethodConfig, get_method
+from regrad.methods.base import AtomProvider, Evidence, Method, MethodSettings, Plan, open_question
+from regrad.methods.registry import METHODS, MethodConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
 from regrad.prompts import PromptFormat
-from serve_app.config import OFFERED
 from tests.unit.adapting import adapter_bank, static_lora
 from tests.unit.evaluating import gradient_bank
 from tests.unit.evaluating import method_settings as settings
@@ -45,7 +44,7 @@ class Blind(Method):
 
 
 def test_only_some_methods_put_passages_in_the_prompt() -> None:
-    question = Evidence(PlainQuestion("Who?"), tuple(PASSAGES))
+    question = Evidence(open_question("Who?"), tuple(PASSAGES))
     prompts = {name: Blind(settings(name)).prompt(question).text(PromptFormat()) for name in METHODS}
     read = {name for name, prompt in prompts.items() if "first" in prompt}
     assert read == {"rag", "pe-rag", "ft-rag", "prag+icl", "regrad+icl", "tta"}
@@ -60,14 +59,12 @@ def test_which_methods_retrieve_and_which_apply_gradients() -> None:
 
 
 def test_an_unknown_method_names_the_nearest() -> None:
-    with pytest.raises(MethodError, match=r"unknown method 'regard'; did you mean 'regrad'\?"):
-        get_method("regard")
-    with pytest.raises(MethodError, match=r"unknown method 'prag'; did you mean 'rag'\? .* are direct, rag, regrad, "):
-        get_method("prag", {name: METHODS[name] for name in OFFERED})
+    with pytest.raises(MethodError, match=r"unknown method 'regard'; did you mean 'regrad'\? There are direct, "):
+        METHODS.check("regard")
 
 
 def asked(passages: Sequence[Passage], *scores: float) -> Evidence:
-    return Evidence(PlainQuestion("Who?"), tuple(passages), scores)
+    return Evidence(open_question("Who?"), tuple(passages), scores)
 
 
 class Planned:

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from regrad.data.passages import Passage
+from regrad.data.questions import Question
 from regrad.errors import ConfigError
 from regrad.lab.wording import LAB_PROMPTS
 from regrad.models.config import ModelConfig
@@ -51,30 +51,27 @@ def test_the_shipped_lab_configuration_is_the_format_the_base_was_trained_on() -
     assert load_settings(ModelConfig, builtin_config("models/lab.yaml")).prompts == LAB_PROMPTS
 
 
-@dataclass(frozen=True)
-class Asked:
-    question: str
-    kind: Any = "open"
-    choices: tuple[str, ...] = ()
+def asked_as(question: str, kind: Any = "open", choices: tuple[str, ...] = ()) -> Question:
+    return Question("", question, (), kind, choices)
 
 
 def test_an_open_question_is_asked_as_ever() -> None:
     for prompts in (PromptFormat(), LAB_PROMPTS):
         for passages in ([], [PASSAGE]):
-            assert prompts.prompt_for(Asked("Who?"), passages) == prompts.prompt("Who?", passages)
+            assert prompts.prompt_for(asked_as("Who?"), passages) == prompts.prompt("Who?", passages)
             assert prompts.prompt("Who?", passages) == prompts.context_text(passages) + "Question: Who?\nAnswer:"
 
 
 def test_a_yes_no_question_names_its_words() -> None:
-    assert PromptFormat().prompt_for(Asked("Is it?", "yes-no")) == (
+    assert PromptFormat().prompt_for(asked_as("Is it?", "yes-no")) == (
         "Question: Is it?\nAnswer with yes or no only.\nAnswer:"
     )
-    asked = Asked("Is it?", "yes-no", ("yes", "no", "maybe"))
+    asked = asked_as("Is it?", "yes-no", ("yes", "no", "maybe"))
     assert "Answer with yes, no or maybe only." in PromptFormat().prompt_for(asked)
 
 
 def test_a_choice_lists_its_options() -> None:
-    asked = Asked("Which {one}?", "choice", ("aspirin", "{b}", "x"))
+    asked = asked_as("Which {one}?", "choice", ("aspirin", "{b}", "x"))
     assert PromptFormat().prompt_for(asked, [PASSAGE]) == (
         "Passage 1: Ada Lovelace\nShe wrote the first program.\n"
         "Question: Which {one}?\nA. aspirin\nB. {b}\nC. x\nAnswer with the letter only: A, B or C.\nAnswer:"
@@ -84,7 +81,7 @@ def test_a_choice_lists_its_options() -> None:
 @pytest.mark.parametrize("kind", ["open", "yes-no", "choice"])
 @pytest.mark.parametrize("passages", [[], [PASSAGE]])
 def test_the_engineered_style_adds_instructions_and_loses_nothing(kind: str, passages: list[Passage]) -> None:
-    asked, prompts = Asked("Is it?", kind, ("yes", "no")), PromptFormat()
+    asked, prompts = asked_as("Is it?", kind, ("yes", "no")), PromptFormat()
     plain, engineered = prompts.prompt_for(asked, passages), prompts.prompt_for(asked, passages, "pe")
     question = plain.removeprefix(prompts.context_text(passages))
     assert engineered.endswith(f"\n{question}") and engineered != plain
@@ -101,8 +98,8 @@ def test_every_template_can_be_set() -> None:
         "pe": {"open": "{context}!{question}"},
     }
     prompts = parse_settings(PromptFormat, settings, "test")
-    assert prompts.prompt_for(Asked("Q", "yes-no")) == "<yes or no? Q>"
-    assert prompts.prompt_for(Asked("Q", "choice", ("x", "y")), [PASSAGE]).startswith("Q[A:x][B:y]|Passage 1:")
+    assert prompts.prompt_for(asked_as("Q", "yes-no")) == "<yes or no? Q>"
+    assert prompts.prompt_for(asked_as("Q", "choice", ("x", "y")), [PASSAGE]).startswith("Q[A:x][B:y]|Passage 1:")
     assert prompts.prompt("Q", [PASSAGE], "pe").endswith("!Question: Q\nAnswer:")
     assert prompts.prompt("Q", [], "pe") == "Question: Q\nAnswer:"
 
@@ -126,20 +123,15 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], named: str) -> None:
         parse_settings(PromptFormat, settings, "test")
 
 
-@dataclass(frozen=True)
-class Solved(Asked):
-    answers: tuple[str, ...] = ()
-
-
 SHOWN = [
-    Solved("Who {x}?", answers=("Ada", "Lovelace")),
-    Solved("Is it?", "yes-no", answers=("no",)),
-    Solved("Which?", "choice", ("p", "q"), ("B",)),
+    Question("1", "Who {x}?", ("Ada", "Lovelace")),
+    Question("2", "Is it?", ("no",), "yes-no"),
+    Question("3", "Which?", ("B",), "choice", ("p", "q")),
 ]
 
 
 def test_demonstrations_stand_before_everything_each_as_its_kind_is_asked() -> None:
-    assert PromptFormat().prompt_for(Asked("Where?"), [PASSAGE], demonstrations=SHOWN) == (
+    assert PromptFormat().prompt_for(asked_as("Where?"), [PASSAGE], demonstrations=SHOWN) == (
         "Question: Who {x}?\nAnswer: Ada\n"
         "Question: Is it?\nAnswer with yes or no only.\nAnswer: no\n"
         "Question: Which?\nA. p\nB. q\nAnswer with the letter only: A or B.\nAnswer: B\n"
@@ -152,7 +144,7 @@ def test_demonstrations_stand_before_everything_each_as_its_kind_is_asked() -> N
 @pytest.mark.parametrize("style", ["default", "pe"])
 @pytest.mark.parametrize("passages", [[], [PASSAGE]])
 def test_the_prompt_behind_demonstrations_is_the_one_without(kind: str, style: Any, passages: list[Passage]) -> None:
-    asked, prompts = Asked("Is it?", kind, ("yes", "no")), PromptFormat()
+    asked, prompts = asked_as("Is it?", kind, ("yes", "no")), PromptFormat()
     prompt = prompts.prompt_for(asked, passages, style)
     assert prompts.prompt_for(asked, passages, style, SHOWN) == prompts.demonstrations_text(SHOWN) + prompt
     assert prompts.prompt_for(asked, passages, style, []) == prompt
@@ -166,7 +158,7 @@ def test_a_demonstration_ends_as_answers_of_the_format_end() -> None:
 def test_with_chat_a_demonstrations_answer_begins_as_the_models_turn_does() -> None:
     settings = {"question": "Question: {question}", "answer_start": "Answer:"}
     shown = "Question: Who {x}?\nAnswer: Ada\n"
-    assert PromptFormat(chat=True, **settings).prompt_for(Asked("Where?"), (), "default", SHOWN[:1]) == (
+    assert PromptFormat(chat=True, **settings).prompt_for(asked_as("Where?"), (), "default", SHOWN[:1]) == (
         f"{shown}Question: Where?"
     )
     plain = PromptFormat(**settings).demonstrations_text(SHOWN[:1])
@@ -176,32 +168,17 @@ def test_with_chat_a_demonstrations_answer_begins_as_the_models_turn_does() -> N
 def test_the_templates_of_demonstrations_can_be_set() -> None:
     settings = {"demonstration": "- {question} =>{answer}\n", "demonstrated": "Examples\n{demonstrations}Now\n{prompt}"}
     prompts = parse_settings(PromptFormat, {"question": "{question}", **settings}, "test")
-    written = prompts.prompt_for(Asked("Where?"), (), "default", SHOWN[:1])
+    written = prompts.prompt_for(asked_as("Where?"), (), "default", SHOWN[:1])
     assert written == "Examples\n- Who {x}? => Ada\nNow\nWhere?"
     assert set(settings.values()) <= set(prompts.templates())
 
 
-OLD = {
-    "passage": "{title}\n{text}",
-    "atom": "{passage}",
-    "context": "Passage {index}: {passage}\n",
-    "question": "Question: {question}\nAnswer:",
-    "answer": " {answer}",
-    "stop": "\n",
-}
-
-
-def test_a_format_without_the_new_settings_is_written_as_it_was_before_them() -> None:
-    assert PromptFormat().model_dump(mode="json") == OLD
-    assert ModelConfig(path="x").model_dump(mode="json")["prompts"] == OLD
-    assert PromptFormat.model_validate(OLD) == PromptFormat()
-
-
-def test_what_was_set_is_written_and_read_again() -> None:
+def test_a_format_is_written_whole_and_read_again() -> None:
     prompts = parse_settings(
         PromptFormat, {"chat": True, "chat_arguments": {"a": 1}, "pe": {"open": "{question}"}}, "x"
     )
     written = json.loads(prompts.model_dump_json())
-    assert set(written) - set(OLD) == {"chat", "chat_arguments", "pe"}
+    assert written.keys() == PromptFormat.model_fields.keys()
+    assert written["choice"] == PromptFormat().choice, "a default is written, too"
     assert PromptFormat.model_validate(written) == prompts
     assert hash(prompts) == hash(PromptFormat.model_validate(written))

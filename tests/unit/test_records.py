@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from regrad.data.questions import Question
 from regrad.errors import EvaluationError, StorageError
 from regrad.evaluation.records import (
     RECORD,
@@ -22,7 +23,7 @@ from regrad.evaluation.records import (
     write_records,
 )
 from regrad.storage import Storage
-from tests.tools.questions import Posed
+from tests.tools.questions import posed
 from tests.tools.records import record
 
 RECORDS = [
@@ -105,8 +106,8 @@ def test_a_column_more_is_left_out(tmp_path: Path) -> None:
     assert read_records(storage, "more") == RECORDS
 
 
-def _asked(row: Record) -> Posed:
-    return Posed(row.answers, row.kind, (), row.question_id, row.question)
+def _asked(row: Record) -> Question:
+    return posed(row.answers, row.kind, (), row.question_id, row.question)
 
 
 def test_records_of_the_questions_in_any_order_are_accepted() -> None:
@@ -128,7 +129,7 @@ def test_records_that_do_not_match_the_questions_are_listed() -> None:
 
 
 def test_a_long_list_of_ids_is_shown_in_part() -> None:
-    questions = [Posed(("x",), id=f"question {number} " + "x" * 1000) for number in range(900)]
-    with pytest.raises(EvaluationError, match="900 missing: .*, ...; 3 unknown") as caught:
+    questions = [posed(("x",), id=f"question {number} " + "x" * 1000) for number in range(900)]
+    with pytest.raises(EvaluationError, match="900 missing: .* and 895 more; 3 unknown") as caught:
         check_records(RECORDS, questions)
     assert len(str(caught.value)) < 600

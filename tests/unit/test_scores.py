@@ -9,10 +9,11 @@ from typing import get_args
 
 import pytest
 
+from regrad.data.questions import Question
 from regrad.errors import EvaluationError
 from regrad.evaluation.metrics import RULES, Rules, score
 from tests.tools.official_scores import OFFICIAL, official_exact_match
-from tests.tools.questions import Posed
+from tests.tools.questions import posed
 
 _WORDS = [
     *(
@@ -98,7 +99,7 @@ def _pairs() -> list[tuple[str, str]]:
 def test_scores_are_those_of_the_published_scripts(rules: Rules) -> None:
     seen: Counter[str] = Counter()
     for prediction, answer in _pairs():
-        found = score(Posed((answer,)), prediction, rules)
+        found = score(posed((answer,)), prediction, rules)
         expected = OFFICIAL[rules](prediction, answer)
         assert (found.f1, found.precision, found.recall) == pytest.approx(expected), (prediction, answer)
         assert found.correct is official_exact_match(prediction, answer), (prediction, answer)
@@ -113,51 +114,51 @@ def test_each_metric_is_the_best_over_the_aliases(rules: Rules) -> None:
     random_ = random.Random(1)
     for _ in range(300):
         prediction, aliases = _text(random_), tuple(_text(random_) for _ in range(random_.randint(1, 4)))
-        found = score(Posed(aliases), prediction, rules)
+        found = score(posed(aliases), prediction, rules)
         best = tuple(map(max, zip(*(OFFICIAL[rules](prediction, alias) for alias in aliases), strict=True)))
         assert (found.f1, found.precision, found.recall) == pytest.approx(best)
         assert found.correct is any(official_exact_match(prediction, alias) for alias in aliases)
 
 
 def test_yes_in_a_longer_answer_counts_for_squad_only() -> None:
-    assert score(Posed(("yes",)), "yes it is", "squad").f1 == pytest.approx(0.5)
-    assert score(Posed(("yes",)), "yes it is", "hotpotqa").f1 == 0.0
-    assert score(Posed(("no way out",)), "No.", "hotpotqa").recall == 0.0
-    assert score(Posed(("yes", "yes it is")), "Yes it is!", "hotpotqa").f1 == 1.0
-    assert score(Posed(("no",)), "the No!", "hotpotqa").f1 == 1.0
+    assert score(posed(("yes",)), "yes it is", "squad").f1 == pytest.approx(0.5)
+    assert score(posed(("yes",)), "yes it is", "hotpotqa").f1 == 0.0
+    assert score(posed(("no way out",)), "No.", "hotpotqa").recall == 0.0
+    assert score(posed(("yes", "yes it is")), "Yes it is!", "hotpotqa").f1 == 1.0
+    assert score(posed(("no",)), "the No!", "hotpotqa").f1 == 1.0
 
 
 def test_nothing_left_of_both_is_a_match_without_words_in_common() -> None:
-    found = score(Posed(("The",)), "a.")
+    found = score(posed(("The",)), "a.")
     assert (found.em, found.f1, found.precision, found.recall, found.parsed) == (1.0, 0.0, 0.0, 0.0, True)
-    assert not score(Posed(("Paris",)), " \n").parsed
+    assert not score(posed(("Paris",)), " \n").parsed
 
 
 def test_a_closed_question_is_right_or_wrong_in_every_number() -> None:
-    question = Posed(("B",), "choice", ("Girton", "Ely", "Cambridge"))
+    question = posed(("B",), "choice", ("Girton", "Ely", "Cambridge"))
     right, wrong, unread = (score(question, text) for text in ("(b) Ely", "C", "Girton or Ely"))
     assert (right.em, right.f1, right.precision, right.recall, right.correct, right.parsed) == (1, 1, 1, 1, True, True)
     assert (wrong.em, wrong.f1, wrong.correct, wrong.parsed) == (0, 0, False, True)
     assert (unread.em, unread.correct, unread.parsed) == (0, False, False)
-    assert score(Posed(("No",), "yes-no"), "no.").correct
-    assert not score(Posed(("maybe",), "yes-no", ("yes", "no", "maybe")), "No").correct
+    assert score(posed(("No",), "yes-no"), "no.").correct
+    assert not score(posed(("maybe",), "yes-no", ("yes", "no", "maybe")), "No").correct
 
 
 @pytest.mark.parametrize(
     ("question", "words"),
     [
-        (Posed(()), "without accepted answers"),
-        (Posed((), "yes-no"), "must be one of yes, no; found none"),
-        (Posed(("maybe",), "yes-no"), "must be one of yes, no; found 'maybe'"),
-        (Posed(("D",), "choice", ("x", "y", "z")), "must be one of A, B, C; found 'D'"),
-        (Posed(("Ely",), "choice", ("Girton", "Ely")), "must be one of A, B; found 'Ely'"),
-        (Posed(("A",), "choice", ()), "2 to 26 options, found 0"),
-        (Posed(("A",), "choice", ("x",) * 27), "2 to 26 options, found 27"),
-        (Posed(("yes",), "yes-no", ("yes", "Yes")), "two or more different words"),
-        (Posed(("x",), "essay"), "unknown kind of question 'essay'; the kinds are open, yes-no, choice"),  # type: ignore[arg-type]
+        (posed(()), "without accepted answers"),
+        (posed((), "yes-no"), "must be one of yes, no; found none"),
+        (posed(("maybe",), "yes-no"), "must be one of yes, no; found 'maybe'"),
+        (posed(("D",), "choice", ("x", "y", "z")), "must be one of A, B, C; found 'D'"),
+        (posed(("Ely",), "choice", ("Girton", "Ely")), "must be one of A, B; found 'Ely'"),
+        (posed(("A",), "choice", ()), "2 to 26 options, found 0"),
+        (posed(("A",), "choice", ("x",) * 27), "2 to 26 options, found 27"),
+        (posed(("yes",), "yes-no", ("yes", "Yes")), "two or more different words"),
+        (posed(("x",), "essay"), "unknown kind of question 'essay'; the kinds are open, yes-no, choice"),  # type: ignore[arg-type]
     ],
 )
-def test_a_question_that_cannot_be_scored_is_an_error(question: Posed, words: str) -> None:
+def test_a_question_that_cannot_be_scored_is_an_error(question: Question, words: str) -> None:
     with pytest.raises(EvaluationError, match=words):
         score(question, "yes")
 
@@ -165,4 +166,4 @@ def test_a_question_that_cannot_be_scored_is_an_error(question: Posed, words: st
 def test_unknown_rules_are_an_error() -> None:
     assert get_args(Rules) == RULES
     with pytest.raises(EvaluationError, match="unknown rules 'bleu'; the rules are squad, hotpotqa"):
-        score(Posed(("x",)), "x", "bleu")  # type: ignore[arg-type]
+        score(posed(("x",)), "x", "bleu")  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from regrad.cli.score import command
+from regrad.cli import score as score_cli
 from regrad.errors import EvaluationError, StorageError
 from regrad.evaluation.metrics import RULES
 from regrad.evaluation.records import write_records
@@ -37,7 +37,7 @@ def write(path: Path, content: Any) -> str:
 
 
 def score(*arguments: str) -> str:
-    result = CliRunner().invoke(command, list(arguments), catch_exceptions=False)
+    result = CliRunner().invoke(score_cli.score, list(arguments), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 

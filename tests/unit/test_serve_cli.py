@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,9 +16,10 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from regrad.cli import serve as serve_cli
 from regrad.cli.main import regrad
-from regrad.cli.serve import running
 from regrad.errors import BankError, ConfigError, FingerprintMismatch, ServeError
+from serve_app import rollout
 from serve_app.config import ServeConfig
 from serve_app.rollout import read_releases, resolve_all
 from tests.unit.releasing import commit, meta_init, setup
@@ -107,8 +111,8 @@ def test_nothing_to_roll_back_to(file: str) -> None:
 
 
 def test_a_server_that_does_not_follow_is_noticed(file: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "_WAIT_SECONDS", 0.5)
-    monkeypatch.setattr(running, "releases_at", lambda url: [{"name": "other"}])
+    monkeypatch.setattr(serve_cli, "_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(serve_cli, "releases_at", lambda url: [{"name": "other"}])
     result = serve("update", "--config", file, "--url", url)
     assert isinstance(result.exception, ServeError) and "has not taken it up after" in str(result.exception)
 
@@ -140,3 +144,40 @@ def test_a_bank_that_the_releases_in_force_overrule_is_not_silently_another(
     assert isinstance(result.exception, ConfigError)
     assert "releases.json has" in str(result.exception)
     assert "--set releases=FILE" in str(result.exception)
+
+
+HOLD = """
+import sys, time
+from serve_app.config import ServeConfig
+from serve_app.rollout import changing_releases
+with changing_releases(ServeConfig(meta_init="m", bank="b", index="i", releases=sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_an_update_goes_on_after_one_that_was_killed(config: ServeConfig, file: str) -> None:
+    command = [sys.executable, "-c", HOLD, str(config.releases)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "held\n"
+        finally:
+            process.kill()
+    assert Path(f"{config.releases}.lock").exists(), "SIGKILL leaves no time to remove it"
+    result = serve("update", "--config", file, "--bank-version", "1")
+    assert result.exit_code == 0, result.output
+    assert read_releases(config).releases[0].bank_version == 1
+    assert not Path(f"{config.releases}.lock").exists()
+
+
+def test_a_lock_file_of_an_earlier_version_is_no_lock(config: ServeConfig, file: str) -> None:
+    Path(f"{config.releases}.lock").write_text("0123456789abcdef0123456789abcdef")
+    assert serve("update", "--config", file, "--bank-version", "1").exit_code == 0
+
+
+def test_who_changes_the_releases_is_named(config: ServeConfig, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "_LOCK_SECONDS", 0.1)
+    with rollout.changing_releases(config):
+        result = serve("update", "--config", file, "--bank-version", "1")
+    assert isinstance(result.exception, ServeError)
+    assert f"process {os.getpid()} on" in str(result.exception)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from regrad.data.passages import Passage
-from regrad.data.tasks import MetaTask, TaskQuestion
+from regrad.data.tasks import Task, TaskQuestion
 from regrad.models.loading import LanguageModel
 from regrad.training.meta.collate import collate, encode_question, prompt_passages
 from regrad.training.meta.config import ShapeConfig
@@ -13,14 +13,14 @@ from regrad.training.meta.task_augment import shape_task
 
 OWN = tuple(Passage(f"p{i}", f"title {i}", f"text {i}") for i in range(4))
 POOL = [Passage(f"d{i}", f"other {i}", f"foreign {i}") for i in range(20)] + list(OWN)
-TASK = MetaTask(OWN, (TaskQuestion("q0", "a", (1, 0, 2)), TaskQuestion("q1", "b", (3, 1))), "t")
+TASK = Task(OWN, (TaskQuestion("q0", "a", (1, 0, 2)), TaskQuestion("q1", "b", (3, 1))), "t")
 
 
-def shaped(position: int = 0, **settings: object) -> MetaTask:
+def shaped(position: int = 0, **settings: object) -> Task:
     return shape_task(TASK, ShapeConfig(**settings), POOL, seed=1, position=position)  # type: ignore[arg-type]
 
 
-def ids(task: MetaTask, question: int = 0) -> list[str]:
+def ids(task: Task, question: int = 0) -> list[str]:
     return [task.passages[i].id for i in task.questions[question].context]
 
 

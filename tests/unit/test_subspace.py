@@ -4,11 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from regrad.errors import ModelError
 from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, find_subspace, finite_rows
+from tests.unit.random_models import random_gemma3, random_model
 
 modules = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6)
 
@@ -54,6 +56,45 @@ def test_upper_half_and_explicit_layers(tiny: LanguageModel) -> None:
 def test_a_projection_that_is_not_there_is_named(tiny: LanguageModel) -> None:
     with pytest.raises(ModelError, match=r"gates_proj.*has 4 layers of .*gate_proj"):
         find_subspace(tiny.model, SubspaceConfig(projections=("gates_proj",)))
+
+
+class Experts(nn.Module):
+    """Two blocks, each with one attention projection and three experts, as lists of linear modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        experts = [nn.ModuleList([nn.ModuleDict({"gate_proj": nn.Linear(4, 6)}) for _ in range(3)]) for _ in range(2)]
+        blocks = [nn.ModuleDict({"q_proj": nn.Linear(4, 4), "experts": each}) for each in experts]
+        self.layers = nn.ModuleList(blocks)
+
+
+def test_a_projection_that_several_experts_have_is_refused() -> None:
+    with pytest.raises(
+        ModelError, match=r"layer 1 has 3 modules .*experts\.0\.gate_proj to .*experts\.2.*\['q_proj'\]"
+    ):
+        find_subspace(Experts(), SubspaceConfig(projections=("gate_proj",)))
+    assert find_subspace(Experts(), SubspaceConfig(projections=("q_proj",))).modules == (("layers.1.q_proj", 4, 4),)
+
+
+def test_experts_that_are_fused_in_one_parameter_are_named() -> None:
+    model = random_model("mixtral", num_local_experts=2)
+    with pytest.raises(ModelError, match=r"layers of \['k_proj'.*fused in .*mlp\.experts\.gate_up_proj.*attention's"):
+        find_subspace(model, SubspaceConfig())
+    assert len(find_subspace(model, SubspaceConfig(projections=("q_proj", "v_proj"))).modules) == 2
+
+
+def test_a_model_whose_blocks_have_another_name_is_refused_with_that_name() -> None:
+    with pytest.raises(
+        ModelError, match=r"GPT2LMHeadModel: its blocks seem to be `transformer\.h`.*choose such a model"
+    ):
+        find_subspace(random_model("gpt2", n_embd=16, n_layer=2, n_head=2), SubspaceConfig())
+
+
+def test_the_layers_of_a_vision_tower_are_not_the_text_models() -> None:
+    """The tower has more layers than the text model, and projections of the same names."""
+    model = random_gemma3(sliding_window=24, max_position_embeddings=64)
+    names = [name for name, _, _ in find_subspace(model, SubspaceConfig(projections=("q_proj",))).modules]
+    assert names == [f"model.language_model.layers.{i}.self_attn.q_proj" for i in (2, 3)]
 
 
 def test_the_published_sizes_of_the_atoms() -> None:

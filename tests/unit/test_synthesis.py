@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage
 from regrad.errors import ConfigError
 from regrad.evaluation.metrics import exact_match
@@ -21,7 +24,7 @@ from regrad.models.loading import LanguageModel, load_language_model
 from regrad.settings import load_settings
 from regrad.training.synthesis import writer as module
 from regrad.training.synthesis.config import SynthesisConfig
-from regrad.training.synthesis.writer import Draft, Pair, PairWriter, Rejected, decode_drafts, encode_drafts, read_line
+from regrad.training.synthesis.writer import Draft, Pair, PairWriter, Rejected, read_line
 
 ADA = Passage("ada", "Ada Dripen", "Ada Dripen was born in Girton. She enjoys chess.")
 BORN = " Where was Ada Dripen born?\nAnswer: Girton\n"
@@ -126,7 +129,8 @@ def test_a_line_that_is_no_passage_becomes_a_draft_that_says_so() -> None:
 def test_drafts_survive_being_written() -> None:
     odd = Passage("ü\u2028", "T", "one\u0085two")
     drafts = [Draft(odd, 3, (Pair("q\u2028?", "a"),), (Rejected("r", detail="d\n"),)), Draft(ADA)]
-    assert decode_drafts(encode_drafts(drafts)) == drafts
+    written = encode_jsonl(asdict(draft) for draft in drafts)
+    assert [module.draft_of(json.loads(line)) for line in written.split(b"\n") if line] == drafts
 
 
 @pytest.fixture(scope="module")

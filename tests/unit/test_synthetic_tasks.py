@@ -128,7 +128,7 @@ def test_tasks_are_fixed_by_the_seed() -> None:
 
 
 def test_meta_training_reads_the_tasks(tmp_path: Path) -> None:
-    from regrad.training.meta.task_files import read_tasks
+    from regrad.data.tasks import read_tasks
 
     path = tmp_path / "tasks.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in tasks(many(9), config())))

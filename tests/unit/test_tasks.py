@@ -9,14 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import Task, duplicates, read_tasks, task_files
 from regrad.errors import CorpusError, TrainingError
 from regrad.lab.wording import LAB_PROMPTS
 from regrad.models.config import ModelConfig
 from regrad.training.meta.collate import collate
 from regrad.training.meta.config import ShapeConfig
-from regrad.training.meta.lengths import Lengths
-from regrad.training.meta.task_files import check_dev_tasks, duplicates, read_tasks, scan_file, task_files
+from regrad.training.meta.lengths import Lengths, check_dev_tasks, scan_file
 from regrad.training.sampler import DrawOrder, share_of
 
 PASSAGE = {"id": "a", "title": "t", "text": "x"}
@@ -36,7 +35,8 @@ def test_context_defaults_to_all_passages(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ([], "needs non-empty 'passages'"),
+        ([], "is a JSON array, and one object a line is expected"),
+        ({}, "needs non-empty 'passages'"),
         ({"passages": [PASSAGE], "questions": []}, "needs non-empty 'questions'"),
         ({"passages": [PASSAGE], "questions": [{"question": "q", "answer": ""}]}, "must be non-empty strings"),
         ({"id": 3, "passages": [PASSAGE], "questions": [{"question": "q", "answer": "a"}]}, "'id' must be a string"),
@@ -66,9 +66,9 @@ def test_no_file_and_no_json(tmp_path: Path) -> None:
 
 def test_a_task_survives_the_way_to_json_and_back() -> None:
     questions = [{"question": "q", "answer": "a", "context": [1, 0, 1]}]
-    task = MetaTask.from_record({"id": "x", "passages": [PASSAGE, {**PASSAGE, "id": "b"}], "questions": questions})
+    task = Task.from_record({"id": "x", "passages": [PASSAGE, {**PASSAGE, "id": "b"}], "questions": questions})
     assert task.questions[0].context == (1, 0)
-    assert MetaTask.from_record(json.loads(json.dumps(task.to_record()))) == task
+    assert Task.from_record(json.loads(json.dumps(task.to_record()))) == task
 
 
 def test_parquet_jsonl_and_gzip_in_one_directory_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_bad_records_come_with_file_and_line_and_stop_nothing(tmp_path: Path, ti
     ]
     assert "line 3 passage 0: " in found[2].problem and "more than 100" in found[2].problem
     assert "line 4 question 0: " in found[3].problem and "more than 200" in found[3].problem
-    assert found[4].problem.endswith("line 5 is not JSON")
+    assert "line 5 is not JSON: " in found[4].problem
     assert found[0].task is not None and found[0].task.id == f"{path} line 1"
 
 
@@ -122,7 +122,7 @@ def test_a_dev_task_whose_answer_would_not_fit_is_refused_before_training(tmp_pa
 
 def test_lengths_count_what_training_sees(tiny: Any, tiny_path: Path) -> None:
     """With passages in the prompt, too."""
-    task = MetaTask.from_record(
+    task = Task.from_record(
         {"passages": [PASSAGE, {**PASSAGE, "id": "b"}], "questions": [{"question": "q", "answer": "a"}]}
     )
     lengths = Lengths.of(tiny.config)

@@ -8,7 +8,7 @@ import pytest
 
 from regrad.data.passages import Passage
 from regrad.data.questions import Question
-from regrad.data.tasks import MetaTask, TaskQuestion
+from regrad.data.tasks import Task, TaskQuestion
 from regrad.errors import ModelError
 from regrad.gradients.extractor import encode_passage
 from regrad.inference.decoding import GenerationRequest, generate
@@ -136,7 +136,7 @@ def test_both_ways_of_decoding_read_the_same_chat(tiny: LanguageModel) -> None:
 def test_training_learns_from_the_prompt_that_is_asked(tiny: LanguageModel) -> None:
     lm = chat(tiny)
     passage = Passage("p", "T", "Some words.")
-    task = MetaTask((passage,), (TaskQuestion("Where?", "Here", (0,)),))
+    task = Task((passage,), (TaskQuestion("Where?", "Here", (0,)),))
     ids, start = encode_question(lm, task, task.questions[0], ShapeConfig())
     assert ids[:start] == lm.encode_prompt(lm.config.prompts.prompt("Where?"))
     assert Lengths(lm.tokenizer, lm.config, 256).question(task, task.questions[0], ShapeConfig()) == len(ids)

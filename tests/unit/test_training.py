@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import Task
 from regrad.errors import ConfigError, MetaInitError, TrainingError
 from regrad.lab.config import LabConfig
 from regrad.lab.files import tasks as lab_tasks
@@ -24,18 +24,19 @@ from regrad.training.meta.callbacks import Silent, StepReport
 from regrad.training.meta.checkpoint import DevScore, TrainState, load_checkpoint, save_checkpoint
 from regrad.training.meta.config import DevConfig, InnerConfig, MetaTrainConfig, OptimizerConfig
 from regrad.training.meta.dev_scores import Sums, score
+from regrad.training.meta.in_process import steps_of
 from regrad.training.meta.objective import MetaGradient, Point
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
 from regrad.training.meta.trackers import Watcher, dev_line, make_sinks, step_line
-from regrad.training.meta.trainer import Trainer, batches
+from regrad.training.meta.trainer import Trainer
 from regrad.training.schedules import learning_rate_factor
 
 
 @pytest.fixture(scope="module")
-def tasks(world: World) -> list[MetaTask]:
+def tasks(world: World) -> list[Task]:
     records = lab_tasks(world.meta[:40], LabConfig(people_per_record=3), 6, seed=3)
-    return [MetaTask.from_record(record) for record in records]
+    return [Task.from_record(record) for record in records]
 
 
 def settings(lm: LanguageModel, **changes: Any) -> MetaTrainConfig:
@@ -130,16 +131,16 @@ def test_learning_rates_warm_up_and_then_follow_the_schedule(schedule: Any) -> N
 
 
 def test_a_resumed_run_has_the_same_losses_and_the_same_bits(
-    tiny: LanguageModel, tasks: list[MetaTask], tmp_path: Path
+    tiny: LanguageModel, tasks: list[Task], tmp_path: Path
 ) -> None:
     config = settings(tiny)
     whole, engine = make(tiny, config, Keeper(tmp_path))
-    state = whole.run(batches(tasks, config))
+    state = whole.run(steps_of([tasks], config))
     resumed, engine2 = make(tiny, config)
     before, tensors = load_checkpoint(tmp_path / "3")
     assert before.step == 3
     engine2.load(tensors)
-    steps = list(batches(tasks, config))[before.step :]
+    steps = list(steps_of([tasks], config))[before.step :]
     after = resumed.run(steps, state=before)
     assert after.losses == state.losses and len(state.losses) == 6
     for name, value in engine.state().items():
@@ -151,25 +152,25 @@ def test_a_damaged_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
-def test_micro_batches_give_the_same_step_as_one_batch(tiny: LanguageModel, tasks: list[MetaTask]) -> None:
+def test_micro_batches_give_the_same_step_as_one_batch(tiny: LanguageModel, tasks: list[Task]) -> None:
     results = []
     for micro in (None, 1):
         optimizer = {"steps": 2, "batch_size": 4, "micro_batch": micro}
         config = settings(tiny, optimizer=optimizer)
         trainer, engine = make(tiny, config)
-        state = trainer.run(batches(tasks, config))
+        state = trainer.run(steps_of([tasks], config))
         results.append((state.losses, engine.point().phi0.clone()))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-5)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(
-    tiny: LanguageModel, tasks: list[MetaTask], monkeypatch: pytest.MonkeyPatch
+    tiny: LanguageModel, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, keeper = settings(tiny), Keeper()
     trainer, engine = make(tiny, config, keeper)
     poison(monkeypatch, trainer, {2, 3})
-    state = trainer.run(batches(tasks, config))
+    state = trainer.run(steps_of([tasks], config))
     assert state.skipped == [2, 3] and len(state.losses) == 4 and state.step == 6
     assert "step 2 is skipped: its loss or gradient is not finite" in keeper.notes
     assert bool(torch.isfinite(engine.point().phi0).all())
@@ -178,14 +179,14 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
 
 
 def test_too_many_bad_steps_in_a_row_stop_the_run_and_earlier_ones_do_not_count(
-    tiny: LanguageModel, tasks: list[MetaTask], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny: LanguageModel, tasks: list[Task], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     optimizer = {"steps": 6, "batch_size": 2, "max_bad_steps": 2}
     config = settings(tiny, optimizer=optimizer)
     trainer, _ = make(tiny, config, Keeper(tmp_path))
     poison(monkeypatch, trainer, {2, 5, 6})
     with pytest.raises(TrainingError, match=r"not finite at step 6, the 2\. time in a row; lower inner"):
-        trainer.run(batches(tasks, config))
+        trainer.run(steps_of([tasks], config))
     assert load_checkpoint(tmp_path / "3")[0].skipped == [2], "the last good checkpoint is intact"
 
 
@@ -199,11 +200,11 @@ def poison(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, steps: set[int]) -
     monkeypatch.setattr(trainer, "_gradient", gradient)
 
 
-def test_training_lowers_the_loss_and_the_card_says_what_was_done(tiny: LanguageModel, tasks: list[MetaTask]) -> None:
+def test_training_lowers_the_loss_and_the_card_says_what_was_done(tiny: LanguageModel, tasks: list[Task]) -> None:
     config = settings(tiny, optimizer={"steps": 30, "batch_size": 2, "lr": 2e-2, "schedule": "cosine"})
     keeper = Keeper()
     trainer, _ = make(tiny, config, keeper)
-    state = trainer.run(batches(tasks, config), dev=tasks[:2])
+    state = trainer.run(steps_of([tasks], config), dev=tasks[:2])
     assert sum(state.losses[-5:]) < 0.7 * sum(state.losses[:5])
     assert [report.step for report in keeper.reports] == list(range(2, 31, 2))
     last = keeper.reports[-1]
@@ -216,57 +217,57 @@ def test_training_lowers_the_loss_and_the_card_says_what_was_done(tiny: Language
 
 
 def test_dev_tasks_are_scored_as_often_as_asked_each_with_a_checkpoint(
-    tiny: LanguageModel, tasks: list[MetaTask], tmp_path: Path
+    tiny: LanguageModel, tasks: list[Task], tmp_path: Path
 ) -> None:
     config = settings(tiny, scoring={"every": 2}, checkpoints={"every": 100})
     keeper = Keeper(tmp_path)
-    make(tiny, config, keeper)[0].run(batches(tasks, config), dev=tasks[:1])
+    make(tiny, config, keeper)[0].run(steps_of([tasks], config), dev=tasks[:1])
     assert [score.step for score in keeper.dev] == [2, 4, 6]
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 4, 6]
     assert load_checkpoint(tmp_path / "4")[0].latest_dev == keeper.dev[1]
 
 
 def test_dev_tasks_are_scored_at_the_k_that_is_trained(
-    tiny: LanguageModel, tasks: list[MetaTask], monkeypatch: pytest.MonkeyPatch
+    tiny: LanguageModel, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[MetaTask] = []
+    seen: list[Task] = []
     monkeypatch.setattr(
         "regrad.training.meta.trainer.score", lambda lm, at, given, *rest: seen.extend(given) or Sums(1, 1, 1)
     )
     config = settings(tiny, shape={"k": 1, "questions": 1, "distractor_probability": 1.0})
-    make(tiny, config)[0].run(batches(tasks, config), dev=tasks[:1])
+    make(tiny, config)[0].run(steps_of([tasks], config), dev=tasks[:1])
     [task] = seen
     assert len(task.questions) == len(tasks[0].questions)
     assert {len(question.context) for question in task.questions} == {1}
 
 
 def test_the_strategy_that_auto_chose_is_kept_in_the_checkpoint(
-    tiny: LanguageModel, tasks: list[MetaTask], tmp_path: Path
+    tiny: LanguageModel, tasks: list[Task], tmp_path: Path
 ) -> None:
     lean = settings(tiny, strategy={"name": "auto", "memory_gb": 1e-9})
     keeper = Keeper(tmp_path)
-    make(tiny, lean, keeper)[0].run(batches(tasks, lean))
+    make(tiny, lean, keeper)[0].run(steps_of([tasks], lean))
     assert keeper.notes[0].startswith("strategy difference: estimated GB")
     state, tensors = load_checkpoint(tmp_path / "3", tiny.identity())
     assert state.strategy == "difference"
     later = Keeper()
     trainer, engine = make(tiny, settings(tiny, strategy={"name": "auto"}), later)
     engine.load(tensors)
-    trainer.run(list(batches(tasks, lean))[3:], state=state)
+    trainer.run(list(steps_of([tasks], lean))[3:], state=state)
     assert later.notes == ["strategy difference, as before"]
     with pytest.raises(TrainingError, match="begun with other base weights"):
         load_checkpoint(tmp_path / "3", "other")
 
 
-def test_tasks_that_end_too_early_are_an_error(tiny: LanguageModel, tasks: list[MetaTask]) -> None:
+def test_tasks_that_end_too_early_are_an_error(tiny: LanguageModel, tasks: list[Task]) -> None:
     config = settings(tiny)
     with pytest.raises(TrainingError, match="ended at step 2 of 6"):
-        make(tiny, config)[0].run(list(batches(tasks, config))[:2])
+        make(tiny, config)[0].run(list(steps_of([tasks], config))[:2])
 
 
 def test_scores_use_gamma_and_the_same_update_as_training(lab_model: LanguageModel, world: World) -> None:
     """With no update (gamma near zero) the lab's base knows nobody; the sums add up over parts."""
-    records = [MetaTask.from_record(r) for r in lab_tasks(world.meta[-20:], LabConfig(people_per_record=3), 4, seed=5)]
+    records = [Task.from_record(r) for r in lab_tasks(world.meta[-20:], LabConfig(people_per_record=3), 4, seed=5)]
     point = Point(lab_model.subspace.initial(0), torch.full((lab_model.subspace.size,), 5.0))
     whole = score(lab_model, point, records)
     parts = score(lab_model, point, records[:1]) + score(lab_model, point, records[1:])

@@ -8,7 +8,7 @@ import sys
 import time
 
 _WAITS = (
-    "from regrad.cli.wait import wait_until_stopped; print('waits', flush=True); wait_until_stopped(); print('stopped')"
+    "from regrad.cli.options import wait_until_stopped as wait; print('waits', flush=True); wait(); print('stopped')"
 )
 
 

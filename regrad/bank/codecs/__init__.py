@@ -5,8 +5,7 @@ A new codec is a subclass of `Codec`, its name in `regrad.bank.config.CodecName`
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,25 +13,24 @@ import torch
 from regrad.bank.codecs.base import Codec
 from regrad.bank.codecs.low_rank import LowRankCodec
 from regrad.bank.codecs.quantized import CastCodec, Int4Codec, Int8Codec
-from regrad.bank.config import CodecName
 from regrad.errors import BankError
 from regrad.models.subspace import Subspace
+from regrad.registry import Registry
 
-CODECS: Mapping[CodecName, Callable[[Subspace], Codec]] = {
-    "float32": partial(CastCodec, dtype=torch.float32),
-    "bf16": partial(CastCodec, dtype=torch.bfloat16),
-    "int8": Int8Codec,
-    "int4": Int4Codec,
-    "lowrank16": partial(LowRankCodec, ratio=16),
-    "lowrank32": partial(LowRankCodec, ratio=32),
-}
+CODECS: Registry[Callable[[Subspace], Codec]] = Registry(
+    "codec",
+    BankError,
+    {
+        "float32": partial(CastCodec, dtype=torch.float32),
+        "bf16": partial(CastCodec, dtype=torch.bfloat16),
+        "int8": Int8Codec,
+        "int4": Int4Codec,
+        "lowrank16": partial(LowRankCodec, ratio=16),
+        "lowrank32": partial(LowRankCodec, ratio=32),
+    },
+)
 
 
 def codec_for(name: str, subspace: Subspace) -> Codec:
     """The codec of this name for atoms of this subspace; raises `BankError` that names the nearest one if unknown."""
-    for known, make in CODECS.items():
-        if known == name:
-            return make(subspace)
-    near = difflib.get_close_matches(name, CODECS, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise BankError(f"unknown codec {name!r:.80}{hint} (there are {', '.join(CODECS)})")
+    return CODECS[name](subspace)

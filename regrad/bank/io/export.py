@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +15,8 @@ from regrad.bank.reader import BankReader
 from regrad.bank.schemas import QUARANTINE, read_table
 from regrad.bank.shards import checked_records
 from regrad.bank.writer import BankWriter, whole_index
-from regrad.data.corpora import read_records
+from regrad.data.files import each_line, reading
+from regrad.data.jsonl import read_jsonl
 from regrad.errors import AtomNotFound, BankError, CorpusError
 from regrad.storage import Storage
 
@@ -63,20 +63,17 @@ def read_ids(uri: str) -> list[str]:
 
 def _ids_of_records(uri: str) -> list[str]:
     ids = []
-    for number, record in read_records(uri):
-        passage_id = record.get("id") if isinstance(record, dict) else None
+    for where, record in read_jsonl(uri):
+        passage_id = record.get("id")
         if not isinstance(passage_id, str) or not passage_id:
-            raise CorpusError(f"{uri} line {number}: an object with id is expected, found {record!r:.80}")
+            raise CorpusError(f"{where}: an object with id is expected, found {record!r:.80}")
         ids.append(passage_id)
     return ids
 
 
 def _ids_of_lines(uri: str) -> list[str]:
-    try:
-        with fsspec.open(uri, "rt", encoding="utf-8-sig", compression="infer") as file:
-            return [line.rstrip("\n") for line in file if line.strip()]
-    except (OSError, ValueError, EOFError, ImportError) as error:
-        raise CorpusError(f"{uri} cannot be read: {error}") from error
+    with reading(uri):
+        return [line.decode().removesuffix("\r") for line, _, _ in each_line(uri) if line.strip()]
 
 
 def copy_bank(

@@ -15,7 +15,7 @@ from torch import Tensor
 from regrad.bank.config import CodecName
 from regrad.bank.io.intake import BadAtom, Imported, Incoming, layout_for, local_source, read_tensors, take_in
 from regrad.bank.io.tensors import flat_atom, subspace_names
-from regrad.data.corpora import read_records
+from regrad.data.jsonl import read_jsonl
 from regrad.data.passages import Passage
 from regrad.errors import BankError, CorpusError, MetaInitError
 from regrad.meta_init import read_card
@@ -66,8 +66,7 @@ def read_names(uri: str) -> dict[str, Named]:
     """
     names: dict[str, Named] = {}
     hashes: dict[str, str] = {}
-    for number, record in read_records(uri):
-        where = f"{uri} line {number}"
+    for where, record in read_jsonl(uri):
         key, named = _parsed(record, where)
         if names.setdefault(key, named) != named:
             raise CorpusError(f"{where}: key {key!r:.80} is passage {names[key].passage_id!r:.80} in a line before")
@@ -99,8 +98,8 @@ def key_text(parts: Sequence[Any]) -> str:
     return "_".join(key_text(part) if isinstance(part, list | tuple) else str(part) for part in parts)
 
 
-def _parsed(record: Any, where: str) -> tuple[str, Named]:
-    key = record.get("key") if isinstance(record, dict) else None
+def _parsed(record: dict[str, Any], where: str) -> tuple[str, Named]:
+    key = record.get("key")
     text = key_text(key) if isinstance(key, list) else key
     if not isinstance(text, str) or not text:
         raise CorpusError(f"{where}: an object with key (text or a list) and id is expected, found {record!r:.80}")

@@ -19,7 +19,7 @@ from regrad.bank.io.export import hash_of, outgoing
 from regrad.bank.io.intake import BadAtom, Imported, Incoming, layout_for, local_source, take_in
 from regrad.bank.manifest import Kind, Layout
 from regrad.bank.reader import BankReader
-from regrad.data.corpora import read_records
+from regrad.data.jsonl import encode_jsonl, read_jsonl
 from regrad.errors import BankError
 from regrad.models.subspace import Subspace
 from regrad.settings import Settings, parse_settings
@@ -113,13 +113,13 @@ def export_tensors(uri: str, output: str, version: int | None = None, passage_id
     with BankReader(uri, version=version) as bank:
         records, count = outgoing(uri, bank, passage_ids), 0
     subspace = bank.manifest.parsed_subspace()
-    with directory_writer(output, CARD) as folder, open(folder / LISTING, "w", encoding="utf-8") as listing:
+    with directory_writer(output, CARD) as folder, open(folder / LISTING, "wb") as listing:
         for rows, found in records:
             for row, atom_P in zip(rows.to_pylist(), bank.codec.decode(torch.from_numpy(found)), strict=True):
                 name = file_name(row["passage_id"])
                 (folder / name).write_bytes(_encoded(subspace, atom_P))
                 line = {"id": row["passage_id"], "file": name, "text_hash": hash_of(row) or None}
-                listing.write(json.dumps(line, ensure_ascii=False) + "\n")
+                listing.write(encode_jsonl([line]))
             count += len(rows)
         (folder / CARD).write_text(_card(bank).model_dump_json(indent=1) + "\n", encoding="utf-8")
     return count
@@ -177,8 +177,7 @@ def _subspace(card: ExportCard, folder: Path) -> Subspace:
 def _incoming(folder: Path, subspace: Subspace) -> Iterator[Incoming]:
     if not (folder / LISTING).is_file():
         raise BankError(f"{folder} is not an export of atoms: {LISTING} is missing")
-    for number, line in read_records(str(folder / LISTING)):
-        where = f"{folder / LISTING} line {number}"
+    for where, line in read_jsonl(str(folder / LISTING)):
         passage_id, name, text_hash = _parsed(line, where)
         try:
             yield Incoming(passage_id, text_hash, _read(folder / name, subspace))
@@ -186,8 +185,8 @@ def _incoming(folder: Path, subspace: Subspace) -> Iterator[Incoming]:
             yield Incoming(passage_id, text_hash, None, str(error))
 
 
-def _parsed(line: Any, where: str) -> tuple[str, str, str]:
-    passage_id, name = (line.get("id"), line.get("file")) if isinstance(line, dict) else (None, None)
+def _parsed(line: dict[str, Any], where: str) -> tuple[str, str, str]:
+    passage_id, name = line.get("id"), line.get("file")
     if not isinstance(passage_id, str) or not isinstance(name, str) or not passage_id or not name:
         raise BankError(f"{where}: an object with id and file is expected, found {line!r:.80}")
     text_hash = line.get("text_hash") or ""

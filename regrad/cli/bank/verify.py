@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from regrad.cli.bank import show
-from regrad.cli.bank.arguments import json_option, uri_argument, version_option
-from regrad.cli.text import printable
+from regrad.cli.bank import output as show
+from regrad.cli.bank.output import json_option, uri_argument, version_option
+from regrad.cli.options import printable
+from regrad.text import counted
 
 if TYPE_CHECKING:
     from regrad.bank.verify import Damage
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--repair", is_flag=True, help="Make damaged look-up files anew from their index.")
 @click.option("--drop-lost", is_flag=True, help="Commit a version without lost atoms, for a build to compute them.")
 @json_option
-def command(uri: str, version: int | None, repair: bool, drop_lost: bool, as_json: bool) -> None:
+def verify(uri: str, version: int | None, repair: bool, drop_lost: bool, as_json: bool) -> None:
     """Read every byte of a version, and every manifest, and name what is not as it was written.
 
     Exit status 0 if all is good (or is now, with --repair), 1 if something is damaged, 2 if it could not be found out.
@@ -69,19 +70,19 @@ def _damage(uri: str, version: int | None, repair: bool) -> list[Damage]:
 
 def _progress(done: int, total: int) -> None:
     if sys.stderr.isatty():
-        click.echo(f"\r{done:,} of {show.counted(total, 'shard')}", nl=False, err=True)
+        click.echo(f"\r{done:,} of {counted(total, 'shard')}", nl=False, err=True)
 
 
 def _show(uri: str, damage: Sequence[Damage], left: Sequence[Damage]) -> None:
     for item in damage:
         click.echo(f"{printable(item.file)}: {printable(item.problem)}")
         if item.passages:
-            click.echo(f"  lost: {show.listed(item.passages)}")
+            click.echo(f"  lost: {show.ids_listed(item.passages)}")
     if not left:
         click.echo("all good" if not damage else "all good now")
         return
     lost = {passage_id for item in left for passage_id in item.passages}
-    click.echo(f"{show.counted(len(left), 'damaged file')}, {show.counted(len(lost), 'lost atom')}")
+    click.echo(f"{counted(len(left), 'damaged file')}, {counted(len(lost), 'lost atom')}")
     for way in _ways_out(uri, left):
         click.echo(f"- {way}")
 

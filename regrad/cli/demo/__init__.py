@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from regrad.cli.demo.config import DemoConfig
+from regrad.cli.demo.plan import DemoConfig
 from regrad.cli.options import settings_options
 from regrad.settings import load_settings
 
@@ -14,7 +14,7 @@ from regrad.settings import load_settings
 @click.command("demo")
 @settings_options("jobs/demo.yaml")
 @click.option("--keep", is_flag=True, help="Leave the server running at the end, until Ctrl-C.")
-def command(config: Path, overrides: tuple[str, ...], keep: bool) -> None:
+def demo(config: Path, overrides: tuple[str, ...], keep: bool) -> None:
     """Meta-train, index, fill a bank, serve, and ask 200 questions about people that the model has never seen."""
     settings = load_settings(DemoConfig, config, overrides)
     from regrad.cli.demo.run import run_demo

@@ -13,11 +13,19 @@ from ray import serve
 from ray_jobs import build_bank, index_corpus, meta_train
 from ray_jobs.cluster import cluster, joined
 from regrad.bank.manifest import Manifest
-from regrad.cli.demo.config import DemoConfig
-from regrad.cli.demo.plan import Plan, make_plan
-from regrad.cli.demo.questions import RANDOM, VARIANTS, Row, Variant, ask_all, read_questions
-from regrad.cli.demo.show import show_examples, show_table, verdict
-from regrad.cli.wait import wait_until_stopped
+from regrad.cli.demo.plan import DemoConfig, Plan, make_plan
+from regrad.cli.demo.questions import (
+    RANDOM,
+    VARIANTS,
+    Row,
+    Variant,
+    ask_all,
+    read_questions,
+    show_examples,
+    show_table,
+    verdict,
+)
+from regrad.cli.options import wait_until_stopped
 from regrad.client import AnswerClient
 from regrad.lab.files import LabQuestion, write_lab
 from regrad.meta_init import random_meta_init

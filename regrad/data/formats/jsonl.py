@@ -8,10 +8,9 @@ from functools import lru_cache
 
 from regrad.data.passages import Passage
 from regrad.data.question_files import QuestionFile
-from regrad.data.questions import MOST_CHOICES, YES_NO, Kind, Question, Record, label
+from regrad.data.questions import MOST_CHOICES, QUESTION_KINDS, YES_NO, Fields, Question, QuestionKind, label
 from regrad.errors import CorpusError, EvaluationError
 
-_KINDS = ("open", "yes-no", "choice")
 _KEYS = (
     *("question", "answer", "answers", "id", "kind", "choices"),
     *("passage_ids", "passage_id", "passages", "group"),
@@ -43,7 +42,7 @@ def jsonl(file: QuestionFile) -> Iterator[Question]:
         )
 
 
-def _check_keys(record: Record) -> None:
+def _check_keys(record: Fields) -> None:
     for key in record.fields:
         if near := _misspelt(str(key)):
             raise EvaluationError(f"{record.where}: unknown field '{key:.60}'; did you mean '{near}'?")
@@ -61,10 +60,12 @@ def _misspelt(key: str) -> str:
     return near[0] if near and abs(len(near[0]) - len(plain)) <= 1 else ""
 
 
-def closed(record: Record, field: str) -> tuple[Kind, tuple[str, ...], tuple[str, ...]]:
+def closed(record: Fields, field: str) -> tuple[QuestionKind, tuple[str, ...], tuple[str, ...]]:
     """Kind, choices and answers of a record that may be closed."""
     choices = record.strings("choices") if record.fields.get("choices") else ()
-    kind: Kind = record.word("kind", _KINDS) if record.has("kind") else "choice" if choices else "open"  # type: ignore[assignment]
+    kind: QuestionKind = "choice" if choices else "open"
+    if record.has("kind"):
+        kind = record.word("kind", QUESTION_KINDS)
     if kind == "open":
         return kind, (), record.texts(field)
     if kind == "yes-no":
@@ -75,7 +76,7 @@ def closed(record: Record, field: str) -> tuple[Kind, tuple[str, ...], tuple[str
     return kind, choices, tuple(_letter(record, field, answer, choices) for answer in record.texts(field))
 
 
-def _truth(record: Record, field: str, words: tuple[str, ...]) -> str:
+def _truth(record: Fields, field: str, words: tuple[str, ...]) -> str:
     """The word for `true` or `false`, if that is the answer and one of the words is meant by it."""
     value = record.fields.get(field)
     (value,) = value if isinstance(value, list) and len(value) == 1 else (value,)
@@ -84,7 +85,7 @@ def _truth(record: Record, field: str, words: tuple[str, ...]) -> str:
     return meant[0] if said in _TRUTH and meant else ""
 
 
-def _letter(record: Record, field: str, answer: str, choices: tuple[str, ...]) -> str:
+def _letter(record: Fields, field: str, answer: str, choices: tuple[str, ...]) -> str:
     letters = [label(number) for number in range(len(choices))]
     if answer in choices:
         return letters[choices.index(answer)]
@@ -95,7 +96,7 @@ def _letter(record: Record, field: str, answer: str, choices: tuple[str, ...]) -
     return answer.upper()
 
 
-def _passages(record: Record) -> tuple[Passage, ...]:
+def _passages(record: Fields) -> tuple[Passage, ...]:
     if not record.has("passages"):
         return ()
     return tuple(_passage(item.fields, item.where) for item in record.records("passages"))
@@ -132,12 +133,12 @@ def augmented(file: QuestionFile) -> Iterator[Question]:
             yield pair_question(f"{passage.id}/{place}", pair, passage)
 
 
-def pair_question(name: str, pair: Record, passage: Passage) -> Question:
+def pair_question(name: str, pair: Fields, passage: Passage) -> Question:
     """One question of an augmented passage, with its short answer."""
     return Question(name, pair.text("question"), pair.texts("answer"), passage_ids=(passage.id,), passages=(passage,))
 
 
-def _context(question: Record, passages: tuple[Passage, ...]) -> tuple[Passage, ...]:
+def _context(question: Fields, passages: tuple[Passage, ...]) -> tuple[Passage, ...]:
     if not question.has("context"):
         return passages
     places = question.items("context")

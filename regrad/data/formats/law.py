@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from regrad.data.passages import Passage
 from regrad.data.question_files import QuestionFile
-from regrad.data.questions import YES_NO, Question, Record, label
+from regrad.data.questions import YES_NO, Fields, Question, label
 
 _HOLDINGS = 5
 _FAMILY = (
@@ -63,5 +63,5 @@ def housingqa(file: QuestionFile) -> Iterator[Question]:
         )
 
 
-def _excerpt(statute: Record) -> Passage:
+def _excerpt(statute: Fields) -> Passage:
     return Passage(statute.text("statute_idx"), statute.maybe("citation"), statute.text("excerpt"))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from regrad.data.passages import Passage
 from regrad.data.question_files import QuestionFile
-from regrad.data.questions import MOST_CHOICES, YES_NO, Question, Record, label
+from regrad.data.questions import MOST_CHOICES, YES_NO, Fields, Question, label
 from regrad.errors import EvaluationError
 
 _MAYBE = (*YES_NO, "maybe")
@@ -71,7 +71,7 @@ def bioasq(file: QuestionFile) -> Iterator[Question]:
         )
 
 
-def _snippets(record: Record) -> Iterator[Passage]:
+def _snippets(record: Fields) -> Iterator[Passage]:
     snippets = record.records("snippets") if record.has("snippets") else []
     for number, snippet in enumerate(snippets):
         yield Passage(f"{_pubmed_id(snippet.maybe('document'))}/{number}", "", snippet.text("text"))

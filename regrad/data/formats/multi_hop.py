@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from regrad.data.formats.regrad_release import sampled
 from regrad.data.passages import Passage
 from regrad.data.question_files import QuestionFile, open_file
-from regrad.data.questions import Question, Record
+from regrad.data.questions import Fields, Question
 
 
 def hotpotqa(file: QuestionFile) -> Iterator[Question]:
@@ -35,7 +35,7 @@ def two_wiki(file: QuestionFile) -> Iterator[Question]:
         yield _with_context(record, tuple(dict.fromkeys((*record.texts("answer"), *more))))
 
 
-def _with_context(record: Record, answers: tuple[str, ...]) -> Question:
+def _with_context(record: Fields, answers: tuple[str, ...]) -> Question:
     passages = tuple(Passage(title, title, _joined(record, sentences)) for title, sentences in record.pairs("context"))
     gold = dict.fromkeys(title for title, _ in record.pairs("supporting_facts"))
     return Question(
@@ -48,7 +48,7 @@ def _with_context(record: Record, answers: tuple[str, ...]) -> Question:
     )
 
 
-def _joined(record: Record, sentences: object) -> str:
+def _joined(record: Fields, sentences: object) -> str:
     if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
         raise record.error("context", "a list of [title, sentences] pairs")
     return " ".join(sentence.strip() for sentence in sentences)
@@ -77,7 +77,7 @@ def complex_web_questions(file: QuestionFile) -> Iterator[Question]:
         yield Question(record.text("ID"), record.text("question"), tuple(dict.fromkeys(answers)), group=group)
 
 
-def _names(answer: Record) -> tuple[str, ...]:
+def _names(answer: Fields) -> tuple[str, ...]:
     return (*answer.maybe_texts("answer"), *answer.maybe_texts("aliases"))
 
 
@@ -103,12 +103,12 @@ def musique(file: QuestionFile) -> Iterator[Question]:
         )
 
 
-def _paragraph(question: str, record: Record) -> Passage:
+def _paragraph(question: str, record: Fields) -> Passage:
     return Passage(f"{question}/{record.text('idx')}", record.maybe("title"), record.text("paragraph_text"))
 
 
 def bamboogle(file: QuestionFile) -> Iterator[Question]:
     """Bamboogle (github.com/ofirpress/self-ask): a table of `Question` and `Answer`, or JSON lines in any case."""
     for record in file.records():
-        lowered = Record(record.where, {name.strip().lower(): value for name, value in record.fields.items()})
+        lowered = Fields(record.where, {name.strip().lower(): value for name, value in record.fields.items()})
         yield Question(lowered.maybe("id"), lowered.text("question"), lowered.texts("answer"))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 from regrad.data.formats.jsonl import closed, pair_question
-from regrad.data.passages import Passage
+from regrad.data.passages import Passage, passage_id
 from regrad.data.question_files import QuestionFile
-from regrad.data.questions import Question, Record
+from regrad.data.questions import Fields, Question
 
 
 def data_aug(file: QuestionFile) -> Iterator[Question]:
@@ -36,7 +35,7 @@ def data_aug_pairs(file: QuestionFile) -> Iterator[Question]:
                 yield from (pair_question(f"{passage.id}/{i}", pair, passage) for i, pair in enumerate(pairs))
 
 
-def sampled(record: Record) -> Question:
+def sampled(record: Fields) -> Question:
     """A record with `test_id`, `question` and `answer`."""
     passages = tuple(_passage(text) for text in record.maybe_texts("passages"))
     name = record.text("qid") if record.has("qid") else record.text("test_id")
@@ -45,4 +44,4 @@ def sampled(record: Record) -> Question:
 
 
 def _passage(text: str) -> Passage:
-    return Passage(hashlib.sha256(text.encode()).hexdigest()[:16], "", text)
+    return Passage(passage_id(text), "", text)

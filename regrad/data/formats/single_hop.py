@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from regrad.data.question_files import QuestionFile
-from regrad.data.questions import Question, Record
+from regrad.data.questions import Fields, Question
 
 
 def popqa(file: QuestionFile) -> Iterator[Question]:
@@ -33,14 +33,14 @@ def natural_questions(file: QuestionFile) -> Iterator[Question]:
         yield Question(record.maybe("id"), record.text("question"), record.texts("answer"))
 
 
-def _python_list(record: Record, field: str) -> tuple[str, ...]:
+def _python_list(record: Fields, field: str) -> tuple[str, ...]:
     try:
         value = ast.literal_eval(record.text(field))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = None
     if not isinstance(value, list):
         raise record.error(field, "a list of strings such as ['a', 'b']")
-    return Record(record.where, {field: value}).texts(field)
+    return Fields(record.where, {field: value}).texts(field)
 
 
 def triviaqa(file: QuestionFile) -> Iterator[Question]:

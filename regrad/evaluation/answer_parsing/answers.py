@@ -5,50 +5,27 @@ Strict on purpose: what is not clearly one of the allowed answers is unparsable 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
-from typing import Literal, Protocol
 
+from regrad.data.questions import QUESTION_KINDS, YES_NO, Question
 from regrad.errors import EvaluationError
 from regrad.evaluation.answer_parsing.closed import Labels, Reader, Words
 from regrad.evaluation.answer_parsing.statements import SAYS, begun, is_unsure, plain, sentences
 
-Kind = Literal["open", "yes-no", "choice"]
-KINDS: tuple[Kind, ...] = ("open", "yes-no", "choice")
-
-_YES_NO = ("yes", "no")
 _READ_CHARACTERS = 20_000
 """Nothing after this many characters is looked at."""
 _MOST_SAYS, _MOST_LINES = 32, 200
 _COT = "the answer is"
 
 
-class Scorable(Protocol):
-    """What scoring needs to know of a question."""
-
-    @property
-    def answers(self) -> Sequence[str]:
-        """The accepted answers: aliases, words or labels."""
-        ...
-
-    @property
-    def kind(self) -> Kind:
-        """How the question is answered."""
-        ...
-
-    @property
-    def choices(self) -> Sequence[str]:
-        """The options of a choice, the allowed words of a yes-no question."""
-        ...
-
-
-def allowed_answers(question: Scorable) -> tuple[str, ...]:
+def allowed_answers(question: Question) -> tuple[str, ...]:
     """The labels A, B, ... or the words, in lower case, that answer a closed question; empty for an open one."""
-    return () if question.kind == "open" else _reader(question.kind, tuple(question.choices)).answers
+    return () if question.kind == "open" else _reader(question.kind, question.choices).answers
 
 
-def accepted_answers(question: Scorable) -> frozenset[str]:
+def accepted_answers(question: Question) -> frozenset[str]:
     """Those of the allowed answers that are right; raises `EvaluationError` if an answer is not an allowed one."""
     allowed = {answer.casefold(): answer for answer in allowed_answers(question)}
     wrong = [answer for answer in question.answers if answer.strip().casefold() not in allowed]
@@ -58,7 +35,7 @@ def accepted_answers(question: Scorable) -> frozenset[str]:
     return frozenset(allowed[answer.strip().casefold()] for answer in question.answers)
 
 
-def parse_answer(question: Scorable, text: str) -> str | None:
+def parse_answer(question: Question, text: str) -> str | None:
     """The answer of a closed question that `text` gives (one of `allowed_answers`), or None if it gives none.
 
     It is what the text says that the answer is ("answer is", "Answer:", "\\boxed{", "B is correct"), together with a
@@ -71,7 +48,7 @@ def parse_answer(question: Scorable, text: str) -> str | None:
     text = text[:_READ_CHARACTERS].strip()
     if question.kind == "open":
         return text or None
-    reader, text = _reader(question.kind, tuple(question.choices)), plain(text)
+    reader, text = _reader(question.kind, question.choices), plain(text)
     lines = set(filter(None, map(reader.alone, text.splitlines()[:_MOST_LINES])))
     listed = len(lines) > 1 or reader.lists(text)
     found = {*_said(reader, text)} | (set() if listed else lines)
@@ -94,8 +71,8 @@ def _reader(kind: str, choices: tuple[str, ...]) -> Reader:
     if kind == "choice":
         return Labels(choices)
     if kind == "yes-no":
-        return Words(choices or _YES_NO)
-    raise EvaluationError(f"unknown kind of question {kind!r:.60}; the kinds are {', '.join(KINDS)}")
+        return Words(choices or YES_NO)
+    raise EvaluationError(f"unknown kind of question {kind!r:.60}; the kinds are {', '.join(QUESTION_KINDS)}")
 
 
 def cut_answer(text: str) -> str:
@@ -110,7 +87,7 @@ def cut_answer(text: str) -> str:
     return said.strip()
 
 
-def prediction_of(question: Scorable, raw: str, cut: bool = False) -> str:
+def prediction_of(question: Question, raw: str, cut: bool = False) -> str:
     """The prediction in a generated text: a label or a word (empty if unparsable), or the open answer, cut or not."""
     if question.kind == "open" and cut:
         return cut_answer(raw)

@@ -5,15 +5,21 @@ Each is one file and one entry here; `regrad lab world --set variant=NAME` write
 
 from __future__ import annotations
 
+from regrad.errors import ConfigError
 from regrad.lab.sets.base import LabSet
 from regrad.lab.sets.firms import Firms
 from regrad.lab.sets.hard import Conflict, Long, Many
 from regrad.lab.sets.unseen import Unseen
+from regrad.registry import Registry
 
-SETS: dict[str, type[LabSet]] = {
-    "many": Many,
-    "long": Long,
-    "conflict": Conflict,
-    "unseen": Unseen,
-    "firms": Firms,
-}
+SETS: Registry[type[LabSet]] = Registry(
+    "lab set",
+    ConfigError,
+    {
+        "many": Many,
+        "long": Long,
+        "conflict": Conflict,
+        "unseen": Unseen,
+        "firms": Firms,
+    },
+)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage, encode_passages
 from regrad.lab.config import LabConfig
 from regrad.lab.files import (
@@ -17,7 +18,6 @@ from regrad.lab.files import (
     QUESTIONS,
     QUESTIONS_PER_PERSON,
     TASKS,
-    jsonl,
     namesake_group,
     nearest,
 )
@@ -36,10 +36,12 @@ def write_hard_lab(config: LabConfig) -> Storage:
     lab = SETS[config.variant](World(config.seed))
     storage = Storage(config.output)
     storage.write(CORPUS, encode_passages(set_corpus(lab)))
-    storage.write(QUESTIONS, jsonl(asdict(item) for item in set_questions(lab, config.questions)))
+    storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in set_questions(lab, config.questions)))
     training, dev, size = lab.meta[:-DEV_PEOPLE], lab.meta[-DEV_PEOPLE:], config.people_per_record
-    storage.write(TASKS, jsonl(_named(config.variant, set_tasks(lab, training, config.task_records, size, seed=11))))
-    storage.write(DEV, jsonl(_named(config.variant, set_tasks(lab, dev, DEV_RECORDS, size, seed=12))))
+    storage.write(
+        TASKS, encode_jsonl(_named(config.variant, set_tasks(lab, training, config.task_records, size, seed=11)))
+    )
+    storage.write(DEV, encode_jsonl(_named(config.variant, set_tasks(lab, dev, DEV_RECORDS, size, seed=12))))
     return storage
 
 

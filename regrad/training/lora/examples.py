@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from regrad.data.augmented import Augmented, Pair, read_augmented
 from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
-from regrad.data.tasks import MetaTask, TaskQuestion
+from regrad.data.tasks import Task, TaskQuestion, read_tasks
 from regrad.errors import TrainingError
 from regrad.gradients.extractor import encode_passage
 from regrad.models.batching import TokenBatch, pad_batch
@@ -42,8 +42,7 @@ def example_batch(lm: LanguageModel, examples: Sequence[Example]) -> TokenBatch:
 
 def longest(lm: LanguageModel, max_tokens: int) -> int:
     """The tokens that an example may have: the model's context, or `max_tokens` if that is less."""
-    context: int | None = getattr(lm.model.config, "max_position_embeddings", None)
-    return min(max_tokens, context or max_tokens)
+    return min(max_tokens, lm.context_length or max_tokens)
 
 
 def passage_example(lm: LanguageModel, passage: Passage) -> Example:
@@ -125,9 +124,6 @@ def _whole(lm: LanguageModel, pair: Pair, passages: Sequence[Passage] = ()) -> E
 R = TypeVar("R")
 
 
-ReadTasks = Callable[[str], Iterable[MetaTask]]
-
-
 class Examples(Sequence[Example]):
     """Made of records when they are looked at: of a large file only those that are drawn cost anything."""
 
@@ -143,7 +139,7 @@ class Examples(Sequence[Example]):
         return self._make(self._records[number])
 
 
-def read_examples(config: FinetuneConfig, lm: LanguageModel, read_tasks: ReadTasks) -> Sequence[Example]:
+def read_examples(config: FinetuneConfig, lm: LanguageModel) -> Sequence[Example]:
     """What the objective is trained on, in the order of the files; raises `CorpusError` for a record that is none."""
     if config.objective == "passages":
         return Examples(read_passages(config.corpus or ""), partial(passage_example, lm))
@@ -153,20 +149,20 @@ def read_examples(config: FinetuneConfig, lm: LanguageModel, read_tasks: ReadTas
     return Examples(asked, partial(_question_example, config, lm))
 
 
-def _question_example(config: FinetuneConfig, lm: LanguageModel, asked: tuple[MetaTask, TaskQuestion]) -> Example:
+def _question_example(config: FinetuneConfig, lm: LanguageModel, asked: tuple[Task, TaskQuestion]) -> Example:
     task, question = asked
     shown = _shown(config, task, question)
     return question_example(lm, question.question, question.answer, shown, config.max_tokens)
 
 
-def _shown(config: FinetuneConfig, task: MetaTask, question: TaskQuestion) -> list[Passage]:
+def _shown(config: FinetuneConfig, task: Task, question: TaskQuestion) -> list[Passage]:
     """The passages of a question's prompt, worst first."""
     if config.objective != "questions-with-passages":
         return []
     return [task.passages[position] for position in reversed(question.context[: config.k])]
 
 
-def digest(config: FinetuneConfig, read_tasks: ReadTasks) -> str:
+def digest(config: FinetuneConfig) -> str:
     """A hash of the data. Reads all of it, so that what is wrong with it is known before a model is loaded.
 
     Raises `CorpusError` for a record that is none, and `TrainingError` if there is nothing.

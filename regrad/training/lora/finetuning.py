@@ -19,7 +19,7 @@ from regrad.errors import TrainingError
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.training.lora.batched import RowTrainer
 from regrad.training.lora.config import FinetuneConfig, FinetuneOptimizerConfig
-from regrad.training.lora.examples import Example, ReadTasks, longest, read_examples
+from regrad.training.lora.examples import Example, longest, read_examples
 from regrad.training.lora.lora_artifact import StaticLora, parent_of
 from regrad.training.schedules import learning_rate_factor
 
@@ -213,14 +213,14 @@ def load_checkpoint(folder: Path) -> tuple[FinetuneState, dict[str, Tensor]]:
         ) from error
 
 
-def finetune_in_process(config: FinetuneConfig, read_tasks: ReadTasks, device: str = "cpu") -> StaticLora:
+def finetune_in_process(config: FinetuneConfig, device: str = "cpu") -> StaticLora:
     """Train one LoRA from start to end; nothing is written, and there are no checkpoints.
 
     Raises `CorpusError`, `TrainingError` or `MethodError` as a job does.
     """
     parent = parent_of(config)
     lm = load_language_model(config.model, device)
-    found = read_examples(config, lm, read_tasks)
+    found = read_examples(config, lm)
     examples = usable(lm, found, config)
     tuner = Finetuner(lm, config, examples, parent=parent)
     state = tuner.run()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regrad.data.passages import Passage
-from regrad.data.tasks import MetaTask, TaskQuestion
+from regrad.data.tasks import Task, TaskQuestion
 from regrad.gradients.extractor import encode_passage, passage_batch
 from regrad.models.batching import TokenBatch, pad_batch
 from regrad.models.loading import LanguageModel
@@ -56,10 +56,10 @@ class MetaBatch:
         )
 
 
-Asked = tuple[MetaTask, TaskQuestion]
+Asked = tuple[Task, TaskQuestion]
 
 
-def group_questions(tasks: Sequence[MetaTask]) -> list[tuple[frozenset[Passage], list[Asked]]]:
+def group_questions(tasks: Sequence[Task]) -> list[tuple[frozenset[Passage], list[Asked]]]:
     """The updates of a batch, each with its passages and its questions, the same number for all.
 
     Questions on the same passages share an update, as far as equal groups allow (their greatest common divisor): equal
@@ -76,7 +76,7 @@ def group_questions(tasks: Sequence[MetaTask]) -> list[tuple[frozenset[Passage],
     ]
 
 
-def collate(lm: LanguageModel, tasks: Sequence[MetaTask], shape: ShapeConfig = ShapeConfig()) -> MetaBatch:
+def collate(lm: LanguageModel, tasks: Sequence[Task], shape: ShapeConfig = ShapeConfig()) -> MetaBatch:
     """Tokenise and pad a batch of tasks; a passage that several questions rest on is in it once."""
     groups = group_questions(tasks)
     passages = list(dict.fromkeys(passage for task in tasks for passage in task.passages))
@@ -99,14 +99,12 @@ def _membership(groups: Sequence[set[int]], passages: int) -> Tensor:
     return membership
 
 
-def encode_question(
-    lm: LanguageModel, task: MetaTask, question: TaskQuestion, shape: ShapeConfig
-) -> tuple[list[int], int]:
+def encode_question(lm: LanguageModel, task: Task, question: TaskQuestion, shape: ShapeConfig) -> tuple[list[int], int]:
     """Token ids of prompt and answer, and how many the prompt has.
 
     With passages in the prompt, those of the lowest rank are left out until it fits `shape.max_tokens` and the model.
     """
-    limit = min(shape.max_tokens, getattr(lm.model.config, "max_position_embeddings", None) or shape.max_tokens)
+    limit = min(shape.max_tokens, lm.context_length or shape.max_tokens)
     answer = [*lm.encode(lm.config.prompts.answer_text(question.answer)), *lm.eos]
     context = prompt_passages(task, question, shape)
     while True:
@@ -116,7 +114,7 @@ def encode_question(
         context = context[1:] if shape.order == "best-last" else context[:-1]
 
 
-def prompt_passages(task: MetaTask, question: TaskQuestion, shape: ShapeConfig) -> list[Passage]:
+def prompt_passages(task: Task, question: TaskQuestion, shape: ShapeConfig) -> list[Passage]:
     """The passages of a question in the order of its prompt; none unless `shape.in_prompt`."""
     if not shape.in_prompt:
         return []

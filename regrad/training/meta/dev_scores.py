@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import Task
 from regrad.evaluation.metrics import exact_match, f1
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.models.loading import LanguageModel
@@ -33,7 +33,7 @@ class Sums:
 def score(
     lm: LanguageModel,
     at: Point,
-    tasks: Sequence[MetaTask],
+    tasks: Sequence[Task],
     inner: InnerConfig = InnerConfig(),
     shape: ShapeConfig = ShapeConfig(),
     config: DevConfig = DevConfig(),
@@ -46,7 +46,7 @@ def score(
 
 
 def _score_batch(
-    lm: LanguageModel, at: Point, tasks: Sequence[MetaTask], inner: InnerConfig, shape: ShapeConfig, config: DevConfig
+    lm: LanguageModel, at: Point, tasks: Sequence[Task], inner: InnerConfig, shape: ShapeConfig, config: DevConfig
 ) -> Sums:
     with torch.no_grad():
         scaled = Point(at.phi0, at.alpha * config.gamma)

@@ -9,18 +9,17 @@ from typing import Any
 from torch import Tensor
 
 from regrad.data.passages import Passage
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import ScannedTask, Task, duplicates, read_tasks, task_files
 from regrad.errors import CorpusError, TrainingError
 from regrad.meta_init import MetaInit
 from regrad.models.loading import load_language_model
 from regrad.training.meta.callbacks import Silent
 from regrad.training.meta.checkpoint import DevScore, TrainState
 from regrad.training.meta.config import MetaTrainConfig, ShapeConfig
-from regrad.training.meta.lengths import Lengths
+from regrad.training.meta.lengths import Lengths, scan_file
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
 from regrad.training.meta.task_augment import shape_task
-from regrad.training.meta.task_files import ScannedTask, duplicates, read_tasks, scan_file, task_files
 from regrad.training.meta.trainer import Trainer
 from regrad.training.sampler import DrawOrder
 
@@ -49,7 +48,7 @@ def meta_train_in_process(config: MetaTrainConfig, device: str = "cpu") -> MetaI
     }
     best = _Best()
     trainer = Trainer(lm, engine, config, lm.identity(), notes, listener=best)
-    state = trainer.run(_steps(sources, config), read_tasks(config.dev) if config.dev else ())
+    state = trainer.run(steps_of(sources, config), read_tasks(config.dev) if config.dev else ())
     last = trainer.meta_init(state)
     return best.meta_init or last if config.scoring.select == "best" else last
 
@@ -68,7 +67,7 @@ class _Best(Silent):
             self.meta_init, self._score = meta_init, dev
 
 
-def _sources(config: MetaTrainConfig) -> list[list[MetaTask]]:
+def _sources(config: MetaTrainConfig) -> list[list[Task]]:
     """The tasks of each source; the first bad one is an error, unless they are to be skipped."""
     lengths = Lengths.of(config.model)
     scanned = [list(_scanned(source.uri, lengths, config.shape)) for source in config.tasks]
@@ -91,11 +90,11 @@ def _scanned(uri: str, lengths: Lengths, shape: ShapeConfig) -> Iterator[Scanned
             yield item
 
 
-def _steps(sources: Sequence[Sequence[MetaTask]], config: MetaTrainConfig) -> Iterator[list[MetaTask]]:
-    """The tasks of every step, in the order of the draws."""
+def steps_of(sources: Sequence[Sequence[Task]], config: MetaTrainConfig) -> Iterator[list[Task]]:
+    """The tasks of every step, drawn from the sources in the order that a job draws them in."""
     order = DrawOrder([len(tasks) for tasks in sources], [source.weight for source in config.tasks], config.seed)
     size, pool = config.optimizer.batch_size, _pool(sources, config)
-    batch: list[MetaTask] = []
+    batch: list[Task] = []
     for position, (source, number) in enumerate(order.draws(config.optimizer.steps * size)):
         batch.append(shape_task(sources[source][number], config.shape, pool, config.seed, position))
         if len(batch) == size:
@@ -103,7 +102,7 @@ def _steps(sources: Sequence[Sequence[MetaTask]], config: MetaTrainConfig) -> It
             batch = []
 
 
-def _pool(sources: Sequence[Sequence[MetaTask]], config: MetaTrainConfig) -> list[Passage]:
+def _pool(sources: Sequence[Sequence[Task]], config: MetaTrainConfig) -> list[Passage]:
     """Passages to draw distractors from."""
     if not config.shape.distractor_probability:
         return []

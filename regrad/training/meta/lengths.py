@@ -1,16 +1,19 @@
-"""Is a task within the limits? Needs a tokenizer and the model's context length, not its weights."""
+"""Is a task, or are those of a file, within the limits? Needs a tokenizer and a context length, but no weights."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from regrad.data.passages import Passage
-from regrad.data.tasks import MetaTask, TaskQuestion
+from regrad.data.tasks import ScannedTask, Task, TaskQuestion, read_tasks, scan_tasks
 from regrad.errors import CorpusError, ModelError
 from regrad.models.config import ModelConfig
-from regrad.models.loading import resolve_path
+from regrad.models.loading import context_length, resolve_path
 from regrad.models.tokens import prompt_ids, token_ids
 from regrad.training.meta.config import ShapeConfig
 
@@ -32,9 +35,9 @@ class Lengths:
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"no tokenizer could be loaded from {model.path}: {error}") from error
-        return Lengths(tokenizer, model, getattr(config, "max_position_embeddings", None) or 2**30)
+        return Lengths(tokenizer, model, context_length(config) or 2**30)
 
-    def check(self, task: MetaTask, where: str, shape: ShapeConfig) -> None:
+    def check(self, task: Task, where: str, shape: ShapeConfig) -> None:
         """Raise `CorpusError` if a passage or a question with its answer is too long, or a passage has no token."""
         limit = min(shape.max_passage_tokens, self.context)
         for number, passage in enumerate(task.passages):
@@ -51,7 +54,7 @@ class Lengths:
                     f"{where} question {number}: prompt and answer have {found} tokens, more than {limit}"
                 )
 
-    def check_dev(self, task: MetaTask, where: str, shape: ShapeConfig, max_new_tokens: int) -> None:
+    def check_dev(self, task: Task, where: str, shape: ShapeConfig, max_new_tokens: int) -> None:
         """The same, and raise `CorpusError` if a prompt leaves no room for an answer of `max_new_tokens`."""
         self.check(task, where, shape)
         for number, question in enumerate(task.questions):
@@ -67,7 +70,7 @@ class Lengths:
         start = self.tokenizer.bos_token_id is not None
         return start + self._count(self.model.prompts.atom_text(passage)) + self._end
 
-    def question(self, task: MetaTask, question: TaskQuestion, shape: ShapeConfig) -> int:
+    def question(self, task: Task, question: TaskQuestion, shape: ShapeConfig) -> int:
         """Tokens of prompt and answer; in the prompt only the task's first `k` passages of this question."""
         context = [task.passages[i] for i in question.context[: shape.k]] if shape.in_prompt else []
         prompt = self.model.prompts.prompt(question.question, context)
@@ -80,3 +83,17 @@ class Lengths:
 
     def _count(self, text: str) -> int:
         return len(token_ids(self.tokenizer, self.model.prompts, text))
+
+
+def scan_file(uri: str, lengths: Lengths, shape: ShapeConfig) -> Iterator[ScannedTask]:
+    """All records of one file of tasks; one that is longer than `shape` or the model allows comes with its problem."""
+    return scan_tasks(uri, lambda task, where: lengths.check(task, where, shape))
+
+
+def check_dev_tasks(uri: str, lengths: Lengths, shape: ShapeConfig, max_new_tokens: int) -> str:
+    """Raise `CorpusError` for the first dev task that could not be scored; returns a hash of all of them."""
+    digest = hashlib.sha256()
+    for task in read_tasks(uri):
+        lengths.check_dev(task, f"{uri} task {task.id}", shape, max_new_tokens)
+        digest.update(json.dumps(task.to_record()).encode())
+    return digest.hexdigest()[:16]

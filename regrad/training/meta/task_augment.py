@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from regrad.data.passages import Passage
-from regrad.data.tasks import MetaTask, TaskQuestion
+from regrad.data.tasks import Task, TaskQuestion
 from regrad.training.meta.config import ShapeConfig
 
 
-def shape_task(task: MetaTask, shape: ShapeConfig, pool: Sequence[Passage], seed: int, position: int) -> MetaTask:
+def shape_task(task: Task, shape: ShapeConfig, pool: Sequence[Passage], seed: int, position: int) -> Task:
     """The task as the draw at `position` sees it; distractors come from `pool`."""
     rng = random.Random(f"{seed}/shape/{position}")
     questions = [replace(q, context=q.context[: shape.k]) for q in task.questions]
@@ -28,13 +28,13 @@ def shape_task(task: MetaTask, shape: ShapeConfig, pool: Sequence[Passage], seed
     return _without_unused(task)
 
 
-def _sample(task: MetaTask, pool: Sequence[Passage], count: int, rng: random.Random) -> list[Passage]:
+def _sample(task: Task, pool: Sequence[Passage], count: int, rng: random.Random) -> list[Passage]:
     own = {passage.id for passage in task.passages}
     tried = rng.sample(pool, min(len(pool), count + len(own))) if pool else []
     return [passage for passage in tried if passage.id not in own][:count]
 
 
-def _with_distractors(task: MetaTask, distractors: Sequence[Passage]) -> MetaTask:
+def _with_distractors(task: Task, distractors: Sequence[Passage]) -> Task:
     """Behind every question's own passages, as a retriever's worse hits would be."""
     added = tuple(range(len(task.passages), len(task.passages) + len(distractors)))
     questions = tuple(replace(q, context=q.context + added) for q in task.questions)
@@ -45,7 +45,7 @@ def _shuffled(question: TaskQuestion, rng: random.Random) -> TaskQuestion:
     return replace(question, context=tuple(rng.sample(question.context, len(question.context))))
 
 
-def _without_unused(task: MetaTask) -> MetaTask:
+def _without_unused(task: Task) -> Task:
     """Passages that no question rests on need no gradient."""
     used = sorted({position for question in task.questions for position in question.context})
     number = {old: new for new, old in enumerate(used)}

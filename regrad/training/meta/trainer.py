@@ -5,7 +5,7 @@ The same loop runs in one process (a notebook, a test) and on every worker of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import reduce
 from operator import add
@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from regrad.data.passages import Passage
-from regrad.data.tasks import MetaTask
+from regrad.data.tasks import Task
 from regrad.errors import TrainingError
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel
@@ -28,7 +27,7 @@ from regrad.training.meta.optim.base import Engine
 from regrad.training.meta.strategies.auto import LEANER, choose
 from regrad.training.meta.strategies.base import Strategy
 from regrad.training.meta.task_augment import shape_task
-from regrad.training.sampler import DrawOrder, share_of
+from regrad.training.sampler import share_of
 from regrad.training.schedules import learning_rate_factor
 
 
@@ -36,17 +35,6 @@ def check_shares(config: MetaTrainConfig, workers: int) -> None:
     """Raise `TrainingError` unless the global batch is the same number of tasks for each worker."""
     if config.optimizer.batch_size % workers:
         raise TrainingError(f"batch_size {config.optimizer.batch_size} cannot be shared by {workers} workers equally")
-
-
-def batches(
-    tasks: Sequence[MetaTask], config: MetaTrainConfig, rank: int = 0, world_size: int = 1, pool: Sequence[Passage] = ()
-) -> Iterator[list[MetaTask]]:
-    """This worker's part of every global batch, from tasks in memory (one source)."""
-    size = config.optimizer.batch_size
-    draws = [number for _, number in DrawOrder([len(tasks)], seed=config.seed).draws(config.optimizer.steps * size)]
-    for start in range(0, len(draws), size):
-        positions = share_of(range(start, start + size), rank, world_size)
-        yield [shape_task(tasks[draws[p]], config.shape, pool, config.seed, p) for p in positions]
 
 
 class Trainer:
@@ -73,7 +61,7 @@ class Trainer:
         self._meter = Meter()
 
     def run(
-        self, steps: Iterable[Sequence[MetaTask]], dev: Sequence[MetaTask] = (), state: TrainState | None = None
+        self, steps: Iterable[Sequence[Task]], dev: Sequence[Task] = (), state: TrainState | None = None
     ) -> TrainState:
         """Train until the last step; `steps` are this worker's tasks of each step that is still to be done.
 
@@ -113,7 +101,7 @@ class Trainer:
             inner_steps=inner.steps,
         )
 
-    def _step(self, tasks: Sequence[MetaTask], state: TrainState) -> None:
+    def _step(self, tasks: Sequence[Task], state: TrainState) -> None:
         if self._strategy is None:
             self._choose(tasks, state)
         gradient = self._gradient(tasks)
@@ -139,7 +127,7 @@ class Trainer:
             )
         self._listener.note(f"step {state.step} is skipped: its loss or gradient is not finite")
 
-    def _gradient(self, tasks: Sequence[MetaTask]) -> MetaGradient:
+    def _gradient(self, tasks: Sequence[Task]) -> MetaGradient:
         """The mean over this worker's tasks, a micro-batch at a time."""
         size = self._config.optimizer.micro_batch or len(tasks)
         parts = []
@@ -148,14 +136,14 @@ class Trainer:
             parts.append(self._part(part).scaled(len(part) / len(tasks)))
         return reduce(add, parts)
 
-    def _part(self, tasks: Sequence[MetaTask]) -> MetaGradient:
+    def _part(self, tasks: Sequence[Task]) -> MetaGradient:
         batch, point = collate(self._lm, tasks, self._config.shape), self._engine.point()
         self._meter.count(batch.passages.ids.shape[0], batch.tokens)
         assert self._strategy is not None
         with self._autocast():
             return self._strategy(self._lm, point, batch)
 
-    def _choose(self, tasks: Sequence[MetaTask], state: TrainState) -> None:
+    def _choose(self, tasks: Sequence[Task], state: TrainState) -> None:
         """The leanest of what the workers would choose, so that all do the same, and again after a resume."""
         config = self._config
         if state.strategy != "auto":
@@ -180,7 +168,7 @@ class Trainer:
             return torch.autocast(self._lm.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def _score(self, dev: Sequence[MetaTask], state: TrainState) -> None:
+    def _score(self, dev: Sequence[Task], state: TrainState) -> None:
         """Each worker scores a part; with sharded weights all score everything, since they have to run in step."""
         alone = self._engine.layer_wise
         mine = range(len(dev)) if alone else share_of(range(len(dev)), self._rank, self._world_size)
@@ -196,7 +184,7 @@ class Trainer:
         )
         self._listener.scored(state.dev[-1])
 
-    def _shaped_dev(self, task: MetaTask, number: int) -> MetaTask:
+    def _shaped_dev(self, task: Task, number: int) -> Task:
         """As training shapes it, but with all questions and nothing mixed in."""
         shape = self._config.shape.model_copy(update={"questions": None, "distractor_probability": 0.0})
         return shape_task(task, shape, (), self._config.seed, number)

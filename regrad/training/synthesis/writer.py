@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
 import torch
 
-from regrad.data.passages import Passage, parse_passage, shown
+from regrad.data.jsonl import shown
+from regrad.data.passages import Passage, parse_passage
 from regrad.errors import CorpusError, ModelError
 from regrad.evaluation.answer_parsing.statements import normalise
 from regrad.evaluation.metrics import exact_match
@@ -232,17 +233,8 @@ def read_line(line: bytes, problem: str = "") -> Passage | Draft:
         return Draft(Passage(shown(line), "", ""), rejected=(Rejected(BAD_LINE, detail=str(error)),))
 
 
-def encode_drafts(drafts: Iterable[Draft]) -> bytes:
-    """The drafts as jsonl."""
-    return "".join(json.dumps(asdict(draft), ensure_ascii=False) + "\n" for draft in drafts).encode()
-
-
-def decode_drafts(data: bytes) -> list[Draft]:
-    """What `encode_drafts` wrote."""
-    return [_draft(json.loads(line)) for line in data.split(b"\n") if line]
-
-
-def _draft(record: dict[str, Any]) -> Draft:
+def draft_of(record: dict[str, Any]) -> Draft:
+    """The draft of which `asdict` made the record."""
     pairs = tuple(Pair(**item) for item in record["pairs"])
     rejected = tuple(Rejected(**item) for item in record["rejected"])
     return Draft(Passage(**record["passage"]), record["candidates"], pairs, rejected)

@@ -57,10 +57,6 @@ class Engine(ABC):
         """alpha as the MetaInit keeps it, on the CPU."""
         return self.parameters.step_sizes().detach().float().cpu()
 
-    def agree(self, flag: bool) -> bool:
-        """Whether the flag is true on every worker."""
-        return self.total([0.0 if flag else 1.0])[0] == 0.0
-
     def total(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over all workers."""
         if not (dist.is_initialized() and dist.get_world_size() > 1):

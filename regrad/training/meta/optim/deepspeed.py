@@ -1,4 +1,7 @@
-"""DeepSpeed: ZeRO over the learned parameters and their moments; at stage 3 also over the frozen base model."""
+"""DeepSpeed: ZeRO over the learned parameters and their moments; at stage 3 also over the frozen base model.
+
+What is private to DeepSpeed is used in this file alone, and `deepspeed` is pinned below its next minor release for it.
+"""
 
 from __future__ import annotations
 
@@ -112,11 +115,13 @@ class DeepSpeedEngine(Engine):
     def _link_moments(self) -> None:
         """At ZeRO 1 and 2 DeepSpeed links moments to parameters after the step of its first group, and never again."""
         wrapper = self._engine.optimizer
+        # Private: the public `safe_get_full_optimizer_state` needs these links, and nothing public makes them.
         if self._steps() and hasattr(wrapper, "_lazy_init_hp_params_optimizer_state"):
             wrapper._hp_optimizer_states_linked = False
             wrapper._lazy_init_hp_params_optimizer_state()
 
     def _is_fragmented(self, parameter: nn.Parameter) -> bool:
+        # Private: what marks a parameter of which DeepSpeed keeps fragments; no public function asks for it.
         return hasattr(parameter, "ds_id") or getattr(parameter, "_hp_mapping", None) is not None
 
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from regrad.training.meta.collate import MetaBatch
 from regrad.training.meta.config import InnerConfig, StrategyConfig, StrategyName
 from regrad.training.meta.objective import Point, shared
 from regrad.training.meta.strategies.base import Strategy, make_strategy
-
-logger = logging.getLogger(__name__)
 
 LEANER: tuple[StrategyName, ...] = ("graph", "hvp", "difference", "first-order")
 """All strategies, each with less memory than the one before."""

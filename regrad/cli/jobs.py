@@ -1,0 +1,137 @@
+"""The verbs that read settings and run a job with them: one table, since they differ in nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from regrad.cli.options import QUARANTINED, settings_options
+from regrad.settings import load_settings
+
+
+@dataclass(frozen=True)
+class JobVerb:
+    """A verb: its built-in configuration, its settings class and its job (`module:name`), and its help.
+
+    The job is imported after the settings were read, so that a mistake in them is told before Ray is loaded.
+    """
+
+    name: str
+    config: str
+    settings: str
+    job: str
+    help: str
+
+
+JOBS = (
+    JobVerb(
+        "synth",
+        "jobs/synth-lab.yaml",
+        "regrad.training.synthesis.config:SynthesisConfig",
+        "ray_jobs.synthesize:run",
+        "Write questions and answers for a corpus that has none, as tasks for `regrad train`.",
+    ),
+    JobVerb(
+        "train",
+        "jobs/train-lab.yaml",
+        "regrad.training.meta.config:MetaTrainConfig",
+        "ray_jobs.meta_train:run",
+        "Meta-train phi0 and the step sizes; writes a MetaInit (a PEFT adapter directory with step sizes).",
+    ),
+    JobVerb(
+        "index",
+        "jobs/index-lab.yaml",
+        "regrad.retrieval.config:IndexConfig",
+        "ray_jobs.index_corpus:run",
+        "Index a corpus (passages of id, title, text) for BM25 retrieval.",
+    ),
+    JobVerb(
+        "build",
+        "jobs/build-lab.yaml",
+        "regrad.bank.config:BuildConfig",
+        "ray_jobs.build_bank:build",
+        """Make a version of the bank with one atom for every passage of a corpus, and no others.
+
+        Stopped at any point, the same command goes on where it was. Passages that the bank has already, of the same
+        text, are not computed again. The exit status is 3 if some passages could not be used: `regrad bank info
+        --quarantine` lists them.""",
+    ),
+    JobVerb(
+        "finetune",
+        "jobs/finetune-lab.yaml",
+        "regrad.training.lora.config:FinetuneConfig",
+        "ray_jobs.finetune:run",
+        "Train one LoRA for all questions: the baselines that are continually trained or fine-tuned.",
+    ),
+    JobVerb(
+        "augment",
+        "jobs/augment-lab.yaml",
+        "regrad.training.lora.config:AugmentConfig",
+        "ray_jobs.augment:run",
+        "Write another wording of each passage and questions about it, or take those of a data_aug or task file.",
+    ),
+    JobVerb(
+        "adapters",
+        "jobs/adapters-lab.yaml",
+        "regrad.training.lora.config:AdaptersConfig",
+        "ray_jobs.train_adapters:train",
+        """Make a version of a bank with a trained LoRA for every passage that `regrad augment` wrote about, no others.
+
+        Stopped at any point, the same command goes on where it was. The exit status is 3 if some passages could not be
+        used: `regrad bank info --quarantine` lists them.""",
+    ),
+    JobVerb(
+        "eval",
+        "jobs/eval-lab.yaml",
+        "regrad.evaluation.config:EvalConfig",
+        "ray_jobs.evaluate:run",
+        """Answer question sets with every method, score the answers, and write a report.
+
+        Stopped at any point, the same command goes on where it was: cells that are done are kept, as long as their
+        settings and data are the same.""",
+    ),
+)
+
+
+def _command(verb: JobVerb) -> click.Command:
+    def run(config: Path, overrides: tuple[str, ...], report_only: bool = False) -> None:
+        settings = load_settings(_named(verb.settings), config, overrides)
+        if report_only:
+            click.echo(_report(settings))
+            return
+        _end(_named(verb.job)(settings), settings)
+
+    if verb.name == "eval":
+        run = click.option("--report-only", is_flag=True, help="Write the report anew from the records at hand.")(run)
+    return click.command(verb.name, help=verb.help)(settings_options(verb.config)(run))
+
+
+def _end(result: Any, settings: Any) -> None:
+    """Say what a job did. One that fills a bank also tells by its exit status whether passages were quarantined."""
+    if isinstance(result, str):
+        click.echo(result)
+        return
+    from ray_jobs.build_bank import describe
+
+    click.echo(describe(result.manifest, settings.bank.uri))
+    sys.exit(QUARANTINED if result.refused else 0)
+
+
+def _report(settings: Any) -> str:
+    from regrad.evaluation.output import Output
+    from regrad.evaluation.report.writing import write_report
+
+    return write_report(Output(settings.output))
+
+
+def _named(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+COMMANDS: dict[str, click.Command] = {verb.name: _command(verb) for verb in JOBS}

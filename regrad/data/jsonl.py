@@ -1,0 +1,112 @@
+"""One JSON object a line: the one reader and the one writer of such files.
+
+Any fsspec URI, plain or compressed; lines are streamed and bounded, and every error names the file and the line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from regrad.data.files import TOO_LONG, each_line
+from regrad.errors import CorpusError, RegradError
+
+_SHOWN_CHARACTERS = 80
+_ARRAY = "is a JSON array, and one object a line is expected; `jq -c '.[]'` writes an array's items as lines"
+_BOM = "begins with a byte order mark (BOM), as files do that were joined; take it out"
+
+
+class RawLine(NamedTuple):
+    """One line of a file (or row, as the JSON object that it would be), or what is known to be wrong with it.
+
+    What only decoding the JSON can tell, `decode` tells.
+    """
+
+    uri: str
+    number: int
+    """Of the line or row, from 1."""
+    line: bytes
+    """UTF-8; of a line with a problem only the beginning."""
+    read_bytes: int
+    """How much of the file, as it is stored, was read for this line and those before it that are blank."""
+    problem: str = ""
+    unit: str = "line"
+
+    @property
+    def where(self) -> str:
+        """File and line."""
+        return f"{self.uri} {self.unit} {self.number}"
+
+    def decode(self) -> Any:
+        """The JSON value; raises `CorpusError` naming file, line and what is wrong."""
+        return decode(self.line, self.where, self.problem)
+
+
+def raw_lines(uri: str) -> Iterator[RawLine]:
+    """The lines of a file that are not blank, good and bad; raises `CorpusError` if the file cannot be read."""
+    number = skipped = 0
+    for line, read_bytes, cut in each_line(uri):
+        number += 1
+        if cut:
+            yield RawLine(uri, number, shown(line).encode(), skipped + read_bytes, TOO_LONG)
+        elif line and not line.isspace():
+            yield RawLine(uri, number, line, skipped + read_bytes)
+        else:
+            skipped += read_bytes
+            continue
+        skipped = 0
+
+
+def read_jsonl(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file and line, object) of every line that is not blank; raises `CorpusError` for the first bad one."""
+    for line in raw_lines(uri):
+        yield line.where, as_object(line.decode(), line.where)
+
+
+def parse_jsonl(
+    data: str | bytes, where: str, error: type[RegradError] = CorpusError
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The same of a file that has been read; raises `error` for the first bad line."""
+    lines = data.encode(errors="surrogatepass") if isinstance(data, str) else data
+    for number, line in enumerate(lines.split(b"\n"), start=1):
+        if line.strip():
+            place = f"{where} line {number}"
+            yield place, as_object(decode(line, place, error=error), place, error)
+
+
+def encode_jsonl(records: Iterable[Mapping[str, Any]]) -> bytes:
+    """The records, one a line."""
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+
+
+def decode(line: bytes, where: str, problem: str = "", error: type[RegradError] = CorpusError) -> Any:
+    """The JSON value of a line, which is no array; raises `error` naming `where`, with the known problem if any."""
+    if problem:
+        raise error(f"{where}: {problem}")
+    if line.lstrip()[:1] == b"[":
+        raise error(f"{where} {_ARRAY}")
+    if line.startswith(codecs.BOM_UTF8):
+        raise error(f"{where} {_BOM}")
+    try:
+        return json.loads(line.decode())
+    except (ValueError, RecursionError) as reason:
+        raise error(f"{where} is not JSON: {reason}") from reason
+
+
+def as_object(value: Any, where: str, error: type[RegradError] = CorpusError) -> dict[str, Any]:
+    """The value if it is a JSON object; raises `error` naming `where`."""
+    if not isinstance(value, dict):
+        raise error(f"{where}: a JSON object is expected, found {as_found(value)}")
+    return value
+
+
+def as_found(value: Any) -> str:
+    """The beginning of a wrong value, for an error: a text as Python shows it, all else as JSON has it (null, NaN)."""
+    return f"{value!r:.60}" if isinstance(value, str) else f"{json.dumps(value, ensure_ascii=False, default=repr):.60}"
+
+
+def shown(line: bytes) -> str:
+    """The beginning of a line, by which a person can find it."""
+    return line[: 4 * _SHOWN_CHARACTERS].decode(errors="replace")[:_SHOWN_CHARACTERS].strip()

@@ -1,1 +1,0 @@
-"""The lab report: what is run, what is concluded from the records, and how it is written. Knows no Ray."""

@@ -1,0 +1,110 @@
+"""report.json, the document and its figures, from the records and measurements of a report's directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from regrad.evaluation.report.entries import Entry
+from regrad.storage import Storage
+from studies.lab_report.claims import paper_claims
+from studies.lab_report.config import LabReportConfig
+from studies.lab_report.figures import draw
+from studies.lab_report.findings import duels, gaps
+from studies.lab_report.records import read_entries, read_measured, read_table
+from studies.lab_report.text import Report, document
+
+REPORT = "report.json"
+_DOCUMENT, _IMAGES = "lab-report.md", "images"
+_ENOUGH_SEEDS = 3
+_LEFT_OUT = {"by_question", "devices", "against", "closed"}
+
+
+def write_report(config: LabReportConfig, seconds: float) -> str:
+    """Write everything; returns one line saying where and what came out."""
+    table, entries, measured = read_table(config), read_entries(config), read_measured(config)
+    report = Report(
+        claims=paper_claims(table, measured),
+        entries=entries,
+        duels=duels(table),
+        gaps=gaps(table),
+        measured=measured,
+        hardware=hardware(),
+        seconds=seconds,
+        seeds=config.seeds,
+        quick=_quick(config),
+    )
+    place = report_place(config)
+    drawn, storage = draw(entries, table, measured), Storage(os.path.dirname(place))
+    for name, _, svg in drawn:
+        storage.write(f"{_IMAGES}/{name}.svg", svg)
+    storage.write(os.path.basename(place), document(report, drawn, _IMAGES).encode())
+    Storage(config.output).write(REPORT, (json.dumps(_numbers(report), indent=1) + "\n").encode())
+    true = sum(claim.reproduced for claim in report.claims)
+    return f"{true} of {len(report.claims)} claims reproduced; report at {place}, numbers at {config.output}/{REPORT}"
+
+
+def report_place(config: LabReportConfig) -> str:
+    """Where the document goes: as configured, or into `docs` of a checkout of regrad, else below the output.
+
+    A quick run, or one with fewer than three seeds, does not replace the checkout's report.
+    """
+    if config.report is not None:
+        return config.report
+    here = Path.cwd()
+    checkout = (here / "studies" / "lab_report").is_dir() and (here / "docs").is_dir()
+    if checkout and not _quick(config):
+        return str(here / "docs" / _DOCUMENT)
+    return f"{config.output}/{_DOCUMENT}"
+
+
+def _quick(config: LabReportConfig) -> bool:
+    return config.quick or len(config.seeds) < _ENOUGH_SEEDS
+
+
+def hardware() -> str:
+    """What this machine is."""
+    memory = psutil.virtual_memory().total / 1024**3
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{os.cpu_count()} cores ({_processor()}), {memory:.0f} GB of memory, {gpu}, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _numbers(report: Report) -> dict[str, Any]:
+    return {
+        "claims": [claim.to_json() for claim in report.claims],
+        "figures": dict(report.gaps),
+        "rows": [_row(study, entry) for study, entries in report.entries.items() for entry in entries],
+        "duels": [
+            {
+                **duel.rag._asdict(),
+                "ours": duel.ours.method,
+                "rag_lead": 100 * duel.comparison.difference,
+                "better": duel.verdict,
+            }
+            for duel in report.duels
+        ],
+        "measured": asdict(report.measured),
+        "hardware": report.hardware,
+        "seeds": list(report.seeds),
+        "seconds": round(report.seconds, 1),
+    }
+
+
+def _row(study: str, entry: Entry) -> dict[str, Any]:
+    return {"study": study} | {key: value for key, value in asdict(entry).items() if key not in _LEFT_OUT}

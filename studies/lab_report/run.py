@@ -1,0 +1,72 @@
+"""Running the steps that are not done, on one cluster, and then writing the report from what is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from ray_jobs.cluster import cause_of, cluster
+from studies.lab_report.config import LabReportConfig
+from studies.lab_report.plan import make_steps
+from studies.lab_report.progress import Progress
+from studies.lab_report.report import write_report
+from studies.lab_report.step import Step
+
+
+def run_report(config: LabReportConfig, say: Callable[[str], None]) -> str:
+    """Run what is missing and write the report; returns one line saying where.
+
+    Interrupted at any point, the next call goes on with the steps that are not complete.
+    """
+    steps, progress = make_steps(config), Progress(config.output)
+    left = [step for step in steps if not progress.done(step)]
+    say(f"{len(steps)} steps, {len(steps) - len(left)} of them done before")
+    if left:
+        with cluster():
+            _run(left, config.cluster.workers, progress, say, len(steps))
+    return write_report(config, progress.clock())
+
+
+def _run(left: Sequence[Step], workers: int, progress: Progress, say: Callable[[str], None], total: int) -> None:
+    """All of them. Raises the first error; what runs beside it goes on to its end and is noted."""
+    waiting, running, failure = list(left), dict[Any, tuple[Step, float]](), None
+    before, started = progress.clock(), time.monotonic()
+    while waiting or running:
+        while failure is None and (step := next_step(waiting, [step for step, _ in running.values()], workers)):
+            waiting.remove(step)
+            running[_begin(step)] = step, time.monotonic()
+        if not running:
+            break
+        (ready, *_), _ = ray.wait(list(running))
+        step, began = running.pop(ready)
+        try:
+            line = ray.get(ready)
+        except ray.exceptions.RayError as error:
+            failure = failure or cause_of(error)
+            continue
+        now = time.monotonic()
+        clock, done = before + now - started, total - len(waiting) - len(running)
+        progress.finish(step, line, now - began, clock)
+        say(f"[{done}/{total}, {clock / 60:.1f} min] {step.name}, {now - began:.0f} s: {line}")
+    if failure is not None:
+        raise failure
+
+
+def next_step(waiting: Sequence[Step], running: Sequence[Step], workers: int) -> Step | None:
+    """The first step that can be begun now, beside those that run."""
+    if len(running) >= workers or any(step.alone for step in running):
+        return None
+    missing = {step.name for step in (*waiting, *running)}
+    for step in waiting:
+        crowded = (step.alone and running) or (step.streams and any(other.streams for other in running))
+        if not step.needs & missing and not crowded:
+            return step
+    return None
+
+
+def _begin(step: Step) -> Any:
+    """In a process of its own; the workers of a step that is a job have CPUs of their own."""
+    return ray.remote(num_cpus=0, max_retries=0)(Step.run).remote(step)

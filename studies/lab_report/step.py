@@ -1,0 +1,141 @@
+"""One step of a study: a `regrad` command or a function of the study, with what it needs and what it makes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regrad.bank.config import BuildConfig
+from regrad.cli.main import regrad
+from regrad.cli.options import QUARANTINED
+from regrad.errors import EvaluationError
+from regrad.evaluation.config import EvalConfig
+from regrad.lab.config import LabConfig
+from regrad.settings import Settings, load_settings
+from regrad.training.lora.config import AdaptersConfig, FinetuneConfig
+from regrad.training.lora.finetuning import finetune_in_process
+from regrad.training.meta.config import MetaTrainConfig
+from regrad.training.meta.in_process import meta_train_in_process
+
+VERBS: dict[str, type[Settings]] = {
+    "lab world": LabConfig,
+    "train": MetaTrainConfig,
+    "finetune": FinetuneConfig,
+    "adapters": AdaptersConfig,
+    "build": BuildConfig,
+    "eval": EvalConfig,
+}
+"""The verbs of `regrad` that a step can be, and the settings that they read."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """`regrad VERB --config FILE --set KEY=VALUE ...`."""
+
+    verb: str
+    config: Path
+    changes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return shlex.join(["regrad", *self.arguments])
+
+    @property
+    def arguments(self) -> list[str]:
+        """What follows `regrad`."""
+        changes = [part for change in self.changes for part in ("--set", change)]
+        return [*self.verb.split(), "--config", str(self.config), *changes]
+
+    @property
+    def settings(self) -> Any:
+        """What the verb reads; raises `ConfigError` as it would."""
+        return load_settings(VERBS[self.verb], self.config, self.changes)
+
+    def content(self) -> dict[str, Any]:
+        """The settings that decide the result."""
+        return self.settings.model_dump(mode="json", exclude={"cluster", "watch"})  # type: ignore[no-any-return]
+
+    def run(self) -> str:
+        """Do it in this process; returns the line that it ends with."""
+        # The start of a job with its workers takes longer than most of these trainings, so they do without one.
+        if self.verb == "train":
+            return _train(self.settings)
+        if self.verb == "finetune":
+            return _finetune(self.settings)
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said):
+                regrad.main(self.arguments, standalone_mode=False)
+        except SystemExit as end:
+            if end.code not in (0, QUARANTINED):
+                raise EvaluationError(f"`{self}` ended with exit status {end.code}") from end
+        return (said.getvalue().strip().splitlines() or ["done"])[-1]
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of the study on the report's settings; `keys` are those that its result depends on."""
+
+    function: Callable[[Any], str]
+    settings: Settings
+    keys: tuple[str, ...]
+
+    def content(self) -> dict[str, Any]:
+        """The settings that decide the result."""
+        found = self.settings.model_dump(mode="json")
+        return {key: found[key] for key in self.keys}
+
+    def run(self) -> str:
+        """Do it in this process; returns one line about it."""
+        return self.function(self.settings)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of work, complete or absent.
+
+    `needs` are the names of the steps whose results it reads, `makes` the place of its own. Nothing runs beside a step
+    that is `alone`: it is timed.
+    """
+
+    name: str
+    work: Command | Function
+    makes: str
+    needs: frozenset[str] = frozenset()
+    alone: bool = False
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether it consists of cells that know themselves which of them are done."""
+        return isinstance(self.work, Command) and self.work.verb == "eval"
+
+    @property
+    def streams(self) -> bool:
+        """Whether Ray Data does it, which wants a CPU for its readers beside that of its worker: one at a time."""
+        return isinstance(self.work, Command) and self.work.verb in ("build", "adapters")
+
+    def run(self) -> str:
+        """Do its work, on one thread and without moving bars: several steps run at once."""
+        import torch
+
+        os.environ["TTY_COMPATIBLE"] = "0"
+        torch.set_num_threads(1)
+        return self.work.run()
+
+
+def _train(config: MetaTrainConfig) -> str:
+    meta_init = meta_train_in_process(config)
+    meta_init.save(config.output)
+    return f"MetaInit {meta_init.fingerprint} at {config.output}: {meta_init.notes['steps']} steps"
+
+
+def _finetune(config: FinetuneConfig) -> str:
+    adapter = finetune_in_process(config)
+    adapter.save(config.output)
+    notes = adapter.notes
+    return f"adapter {adapter.digest} at {config.output}: {notes['steps']} steps, loss {notes['losses'][-1]:.4f}"

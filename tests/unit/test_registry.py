@@ -1,0 +1,38 @@
+"""A registry names what it has when it is asked for something else."""
+
+from __future__ import annotations
+
+import pytest
+
+from regrad.errors import BankError
+from regrad.registry import Registry, did_you_mean
+
+
+def test_an_unknown_name_is_the_registrys_own_error_with_the_nearest_and_all_names() -> None:
+    codecs = Registry("codec", BankError, {"int8": 8, "float32": 32})
+    with pytest.raises(BankError, match=r"^unknown codec 'Int_8'; did you mean 'int8'\? There are int8, float32$"):
+        codecs["Int_8"]
+    with pytest.raises(BankError, match=r"^unknown codec 'zstd'\. There are int8, float32$"):
+        codecs.check("zstd")
+
+
+def test_entries_are_found_and_asking_whether_there_is_one_raises_nothing() -> None:
+    codecs = Registry("codec", BankError, {"int8": 8})
+    assert codecs["int8"] == 8 and list(codecs) == ["int8"]
+    assert "int4" not in codecs and codecs.get("int4") is None
+
+
+def test_a_decorator_adds_an_entry_and_refuses_a_name_that_is_taken() -> None:
+    makers: Registry[object] = Registry("maker", BankError)
+
+    @makers.register("one")
+    def one() -> int:
+        return 1
+
+    assert makers["one"] is one
+    with pytest.raises(ValueError, match="there is a maker 'one' already"):
+        makers.register("one")(one)
+
+
+def test_a_name_that_is_near_to_nothing_gets_no_hint() -> None:
+    assert did_you_mean("xyz", ["sum", "mean"]) == ""
