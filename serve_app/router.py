@@ -23,13 +23,13 @@ from serve_app.microbatch import Microbatches
 from serve_app.offers import offers_of
 from serve_app.rollout import Follower
 
-
-class LoaderGone(Exception):
-    """The bank loader's replica died. Asked in vain for it, the generator is asked without it."""
-
-
-GONE = (RayActorError, ObjectLostError, DeploymentUnavailableError, LoaderGone)
+GONE = (RayActorError, ObjectLostError, DeploymentUnavailableError)
 """What says that a replica died; another one may be asked."""
+
+
+class _LoaderGone(Exception):
+    """The bank loader's replica died: if that happens every time, the generator is asked without it."""
+
 
 _TRIES = 3
 _PAUSE_SECONDS = 0.2
@@ -55,7 +55,7 @@ class _Calls:
                 if response is not None:
                     await response
             except GONE as failure:
-                return LoaderGone() if response is self.gradients else failure
+                return _LoaderGone() if response is self.gradients else failure
             except Exception as failure:
                 return failure
         return error
@@ -148,8 +148,11 @@ class Router:
         raise AssertionError("the events of an answer end with the reply")
 
     async def _tried(self, routed: RoutedAsk, streams: bool) -> AsyncGenerator[Event]:
-        """The events of one request. As answering changes nothing, it is asked again when a replica died, as long as
-        no text is out. If it is the bank loader that is not to be had, the generator does by its policy without."""
+        """The events of one request that goes alone: the passages and pieces of a stream, and the reply.
+
+        Answering changes nothing, so when a replica died another is asked, as long as no text is out. If there is no
+        bank loader to be had, the generator does without, by the method's policy.
+        """
         tries, begun = 0, False
         while True:
             calls = self._begin([routed], streams, asks_bank=tries < _TRIES)
@@ -164,8 +167,8 @@ class Router:
                     raise
                 tries += 1
                 cause = await calls.cause(error)
-                without_loader = tries == _TRIES and isinstance(cause, LoaderGone)
-                if not isinstance(cause, GONE) or not (tries < _TRIES or without_loader):
+                # The last time a dead loader is not asked, so this ends.
+                if not (isinstance(cause, _LoaderGone) or (isinstance(cause, GONE) and tries < _TRIES)):
                     raise cause from None
             finally:
                 calls.cancel()
