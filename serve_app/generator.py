@@ -124,7 +124,7 @@ class GeneratorDeployment:
     async def _prepared(
         self, builder: RequestBuilder, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None
     ) -> Prepared:
-        if builder.needs_model(ask, retrieved, gradients):
+        if builder.needs_model(ask, gradients):
             work = self._loop.run(lambda: builder.prepare(ask, retrieved, gradients))
             return await asyncio.wait_for(asyncio.wrap_future(work), ask.seconds)
         if builder.opened(ask).waits:

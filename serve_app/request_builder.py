@@ -88,11 +88,10 @@ class RequestBuilder:
         """The request's method."""
         return self._opened[ask.method]
 
-    def needs_model(self, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None) -> bool:
+    def needs_model(self, ask: Ask, gradients: GradientSum | None) -> bool:
         """Whether `prepare` will run the model: call it between decoding steps then."""
-        atoms = self._atoms(self.opened(ask), gradients)
-        (found,) = atoms.find([self._evidence(ask, retrieved)], False) if gradients else [Atoms(())]
-        return self.opened(ask).method.runs_model(found)
+        atoms = LoadedAtoms(gradients, self._fingerprint).atoms if gradients else Atoms(())
+        return self.opened(ask).method.runs_model(atoms)
 
     def prepare(self, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None) -> Prepared:
         """The request as its method plans it.

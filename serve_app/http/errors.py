@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from regrad.errors import NothingFound, PassageNotFound, PromptTooLong, RegradError
+from regrad.errors import MethodError, NothingFound, PassageNotFound, PromptTooLong, RegradError
 
 
 @dataclass
@@ -156,6 +156,8 @@ _PROBLEMS: tuple[tuple[Any, Problem], ...] = (
     (NothingFound, Problem("not_found", 404, "question", "")),
     (UnknownRelease, Problem("not_found", 404, "release", "")),
     (PromptTooLong, Problem("too_long", 413, "question", "")),
+    # Of a method that is open: more passages than its adapters have room for.
+    (MethodError, Problem("invalid_request", 422, "k", "")),
     (BackPressureError, FULL),
     (TimeoutError, Problem("timeout", 504, None, _LATE)),
     ((RegradError, RayError, RayServeException, CancelledError), UNAVAILABLE),

@@ -211,7 +211,7 @@ def test_diff_counts_and_lists_the_first_ids(uri: str) -> None:
         ("delete {uri}", "name the ids to forget"),
         ("delete {uri} p1 nobody", "has no atom for ['nobody']; nothing was deleted"),
         ("delete {uri} '\udcff'", "is not valid UTF-8"),
-        ("delete {uri} --ids-from {dir}/none", "cannot be read"),
+        ("delete {uri} --ids-from {dir}/none", "does not exist"),
         ("compact {uri} --shard-bytes 0", "is not in the range"),
         ("compact {dir}/none", "there is no bank at"),
         ("gc {uri} --keep 0", "at least one version has to be kept"),
@@ -238,7 +238,7 @@ def test_a_mistake_is_told_clearly_and_changes_nothing(untouched: str, tmp_path:
 
 def test_ids_that_are_not_text_are_refused(uri: str, tmp_path: Path) -> None:
     (tmp_path / "ids").write_bytes(b"\xff\xfe")
-    assert "cannot be read" in refusal(f"delete {uri} --ids-from {tmp_path}/ids")
+    assert "UTF-16" in refusal(f"delete {uri} --ids-from {tmp_path}/ids")
 
 
 def test_the_entry_point_makes_them_one_sentence_and_status_2(

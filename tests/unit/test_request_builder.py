@@ -176,7 +176,7 @@ def test_a_dead_loader_is_dealt_with_by_the_policy(
     # Nobody knows what was deleted from the bank, so nothing is computed.
     assert [d.policy for d in found.plan.notes] == ["rag" if policy == "rag" else "fewer"]
     assert found.request.update is None
-    assert not here.needs_model(ask, retrieved(three), nothing)
+    assert not here.needs_model(ask, nothing)
 
 
 def test_regrad_online_computes_nothing_if_the_bank_cannot_say_what_was_deleted(
@@ -185,7 +185,7 @@ def test_regrad_online_computes_nothing_if_the_bank_cannot_say_what_was_deleted(
     uses = tuple(PassageUse(passage.id, problem="the bank loader is gone") for passage in three)
     nothing = GradientSum(torch.zeros(0), meta_init.fingerprint, None, uses, 0.0)
     here, ask = builder(tiny, meta_init, "online"), Ask(QUESTION, method="regrad-online")
-    assert not here.needs_model(ask, retrieved(three), nothing)
+    assert not here.needs_model(ask, nothing)
     found = here.prepare(ask, retrieved(three), nothing)
     assert found.request.update is None
     assert [(d.policy, len(d.passage_ids)) for d in found.plan.notes] == [("fewer", 3)]
