@@ -15,6 +15,7 @@ from torch import Tensor
 
 from regrad.bank.maintenance import delete
 from regrad.bank.reader import BankReader
+from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.data.question_sets import read_questions
 from regrad.evaluation.config import EvalBatchConfig
@@ -201,6 +202,6 @@ def test_a_deleted_passage_is_computed_in_neither(
     _, _, plans = evaluated(folder, tiny, method | places)
     prepared, _ = Served(folder, tiny, meta_init, method, version=2).prepared("Who?", passages[:3])
     for plan in (plans[0], prepared.plan):
-        assert [use.tier for use in plan.uses] == ["", "online", "disk"]
+        assert [use.tier for use in plan.uses] == [Tier.MISSING, Tier.ONLINE, Tier.DISK]
         assert [note.policy for note in plan.notes] == ["online", "fewer"]
         assert passages[0].text not in plan.prompt.text(tiny.config.prompts)
