@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -21,7 +21,12 @@ from regrad.errors import ConfigError
 
 
 class Settings(BaseModel):
-    """Base of every settings class: immutable, and unknown keys are errors."""
+    """Base of every settings class: immutable, and unknown keys are errors.
+
+    `MOVED` names keys of earlier versions with the keys that took their place, for the error that they cause.
+    """
+
+    MOVED: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, allow_inf_nan=False
@@ -125,7 +130,7 @@ def _explain(kind: type[BaseModel], details: ErrorDetails) -> str:
     location, here = _place(kind, details["loc"])
     key = ".".join(location)
     if details["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_suggest(here, location)}"
+        return f"unknown key '{key}'{_moved(here, location) or _suggest(here, location)}"
     if details["type"] == "missing":
         return f"key '{key}' is required"
     message = details["msg"].removeprefix("Value error, ")
@@ -139,6 +144,12 @@ def _nearest_value(details: ErrorDetails) -> str:
     allowed = re.findall(r"'([^']+)'", details.get("ctx", {}).get("expected", ""))
     near = difflib.get_close_matches(details["input"], allowed, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _moved(kind: type[BaseModel], location: Sequence[str]) -> str:
+    """Where a setting of an earlier version is now, if its class says so."""
+    new = getattr(kind, "MOVED", {}).get(location[-1])
+    return f": it is '{'.'.join([*location[:-1], new])}' now" if new else ""
 
 
 def _suggest(kind: type[BaseModel], location: Sequence[str]) -> str:

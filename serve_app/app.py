@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
-from regrad.retrieval.bm25 import check_index
+from regrad.retrieval.base import check_index
 from regrad.settings import parse_settings
 from serve_app.bank_loader import BankLoaderDeployment
 from serve_app.config import ReplicaConfig, ServeConfig

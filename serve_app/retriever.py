@@ -1,4 +1,4 @@
-"""Deployment: Lucene BM25 search."""
+"""Deployment: searching the index."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import time
 from collections.abc import Sequence
 
 from regrad.errors import RegradError
-from regrad.retrieval.base import Hit
-from regrad.retrieval.bm25 import LuceneRetriever
+from regrad.retrieval.base import Hit, open_retriever
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, Retrieved, RoutedAsk
 from serve_app.observability.tracing import Watch
 
 
 class RetrieverDeployment:
-    """Searches the index; one JVM a replica."""
+    """Searches the index, whatever kind it is; for BM25 there is one JVM a replica."""
 
     def __init__(self, config: ServeConfig) -> None:
-        self._retriever = LuceneRetriever(config.index, config.retrieval)
+        self._retriever = open_retriever(config.index, config.retrieval)
         self._watch = Watch(config.watching, "retriever")
 
     def check_health(self) -> None:
-        """Raises if Lucene does not answer, so that Serve replaces the replica."""
-        self._retriever.search("health", 1)
+        """Raises if the index does not answer, so that Serve replaces the replica."""
+        self._retriever.search(["health"], 1)
 
     def retrieve(self, routed: Sequence[RoutedAsk]) -> list[Retrieved | Exception | None]:
         """For each request its passages, or why there are none; None where the method looks at none."""
@@ -35,9 +34,9 @@ class RetrieverDeployment:
         try:
             with self._watch.span("retrieve", ask.traceparent, k=ask.k if named is None else len(named)):
                 if named is None:
-                    hits = tuple(self._retriever.search(ask.question, ask.k))
+                    (hits,) = self._retriever.search([ask.question], ask.k)
                 else:
-                    hits = tuple(Hit(passage, 0.0) for passage in self._retriever.get(list(named)))
+                    hits = [Hit(passage, 0.0) for passage in self._retriever.passages(named)]
         except RegradError as error:
             return error
-        return Retrieved(hits, (time.perf_counter() - started) * 1e3)
+        return Retrieved(tuple(hits), (time.perf_counter() - started) * 1e3)

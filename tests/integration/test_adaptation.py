@@ -24,7 +24,7 @@ from regrad.settings import builtin_config, load_settings
 from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
 from regrad.training.lora.config import AdaptersConfig, AugmentConfig, FinetuneConfig
 from regrad.training.lora.examples import read_examples
-from regrad.training.lora.finetuning import Finetuner, finetune_in_process, usable
+from regrad.training.lora.finetuning import LoraLearner, example_steps, finetune_in_process, finetuning_loop, usable
 from regrad.training.lora.lora_artifact import StaticLora
 
 PASSAGES = 10
@@ -58,15 +58,15 @@ def test_two_workers_finetune_what_one_process_does_and_a_foreign_directory_is_l
     line = finetune.run(config)
     lm = load_language_model(config.model, "cpu")
     examples = usable(lm, read_examples(config, lm), config)
-    alone = Finetuner(lm, config, examples)
-    state = alone.run()
+    alone = LoraLearner(lm, config)
+    state = finetuning_loop(alone, config, len(examples)).run(example_steps(examples, config))
     made = StaticLora.load(tmp_path / "lora")
     torch.testing.assert_close(made.values, alone.values, rtol=1e-3, atol=1e-5)
     assert made.notes["losses"] == pytest.approx(state.losses, abs=1e-4)
     assert line.startswith(
         f"adapter {made.digest} at {tmp_path}/lora: instruction, {PASSAGES} examples, 5 steps, loss "
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lora"], "nothing is left of the run"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lora", "lora.logs"], "the numbers"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")
     with pytest.raises(StorageError, match="it is something else and is left alone"):

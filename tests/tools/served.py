@@ -30,7 +30,8 @@ from regrad.meta_init import MetaInit
 from regrad.methods.registry import METHODS as TABLE
 from regrad.models.config import ModelConfig, SubspaceConfig
 from regrad.models.loading import LanguageModel, load_language_model
-from regrad.retrieval.bm25 import LuceneRetriever, build_index
+from regrad.retrieval.base import open_retriever
+from regrad.retrieval.bm25 import build_index
 from regrad.settings import parse_settings
 from serve_app.config import HttpConfig, ServeConfig
 
@@ -88,11 +89,11 @@ def _expected(
     """
     here = {passage.id: i for i, passage in enumerate(passages)}
     questions = [q.question for q in held_out_questions(world, 2000) if q.passage_id in here][:QUESTIONS]
-    retriever = LuceneRetriever(str(folder / "index"))
+    retriever = open_retriever(str(folder / "index"))
     kept = []
     for number, question in enumerate(questions):
         method, k = METHODS[number % len(METHODS)], 1 + number % 3
-        hits = [hit.passage for hit in retriever.search(question, k)]
+        hits = [hit.passage for hit in retriever.search([question], k)[0]]
         total = codec_for("float32", lm.subspace).sum(
             [codec_for("float32", lm.subspace).encode(atoms[here[p.id]][None])[0] for p in hits]
         )

@@ -17,7 +17,6 @@ from regrad.models.loading import LanguageModel, load_language_model
 from regrad.models.subspace import Subspace
 from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
 from regrad.training.lora.config import AdapterConfig
-from regrad.training.lora.finetuning import FinetuneState, finished
 from regrad.training.lora.lora_artifact import StaticLora
 from tests.unit.augmenting import augmented
 
@@ -28,7 +27,7 @@ def static_lora(lm: LanguageModel, rank: int, path: Path, seed: int = 4) -> Stat
     subspace = SubspaceConfig(rank=rank, alpha=3.0 * rank)
     small = load_language_model(lm.config.model_copy(update={"subspace": subspace}), "cpu")
     values = 0.1 * torch.randn(small.subspace.size, generator=torch.Generator().manual_seed(seed))
-    lora = finished(small, values, FinetuneState(), {})
+    lora = StaticLora(small.config, small.identity(), small.subspace, values)
     lora.save(path)
     return lora
 
