@@ -13,6 +13,7 @@ from regrad.evaluation.generation import fit
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
+from regrad.methods.base import Evidence, Prompt, open_question
 from regrad.models.loading import LanguageModel
 from regrad.training.meta.lengths import Lengths
 from tests.unit.decoded import PROMPTS, Heard, run, update
@@ -61,7 +62,8 @@ def test_the_context_is_what_the_model_has_positions_for(kind: str, tiny: Langua
 def test_no_passage_is_dropped_that_the_model_can_read(tiny: LanguageModel, tmp_path: Path) -> None:
     lm = loaded(model("gemma2"), tiny, tmp_path)
     passages = [Passage(str(i), "Ada", "Ada was born in London and lived there.") for i in range(3)]
-    fitted = fit(lm, lambda shown: lm.config.prompts.prompt("Who?", shown), passages, 8, None, drop=True)
+    prompt = Prompt(Evidence(open_question("Who?")), tuple(passages))
+    fitted = fit(lm, prompt, 8, None, drop=True)
     assert len(lm.encode_prompt(fitted.prompt)) > WINDOW
     assert fitted.dropped == 0
 
