@@ -55,14 +55,27 @@ class Retriever(ABC):
 
     @abstractmethod
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
-        """For each question at most k (passage id, score), the best first. No question may make it fail."""
+        """For each question at most k (passage id, score), the best first. No question may make it fail.
+
+        There is at least one question, all of valid Unicode, and k is between 1 and the number of passages.
+        """
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k best passages of each question, best first; fewer if fewer match."""
-        ranked = self.ranked(questions, k)
+        ranked = self.search_ids(questions, k)
         wanted = list(dict.fromkeys(passage_id for one in ranked for passage_id, _ in one))
         found = dict(zip(wanted, self.passages(wanted), strict=True))
         return [[Hit(found[passage_id], score) for passage_id, score in one] for one in ranked]
+
+    def search_ids(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
+        """As `search`, without the texts: (passage id, score)."""
+        if isinstance(questions, str):  # a string is a sequence of strings, too: each letter would be a question
+            raise TypeError("search takes a sequence of questions: put a single one into a list")
+        if k < 1:
+            raise RetrievalError(f"k is the number of passages to find and at least 1, found {k}")
+        # A lone surrogate, which a JSON escape can give, is in no text: the question is searched without it.
+        asked = [question.encode(errors="replace").decode() for question in questions]
+        return self.ranked(asked, min(k, self.card.passages)) if asked else []
 
     def passages(self, ids: Sequence[str]) -> list[Passage]:
         """Passages by id, in order; raises `PassageNotFound` naming an unknown one."""
