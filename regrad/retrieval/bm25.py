@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from regrad.data.passages import Passage
 from regrad.errors import JavaNotFound, RetrievalError
-from regrad.retrieval.base import CARD, IndexCard, Retriever
+from regrad.retrieval.base import CARD, IndexCard, Retriever, write_card
 from regrad.retrieval.config import RetrieverConfig
 from regrad.retrieval.passage_store import store_passages
 from regrad.storage import directory_writer
@@ -110,7 +110,7 @@ def build_index(passages: Iterable[Passage], uri: str, threads: int = 2) -> int:
         if not count:
             raise RetrievalError("the corpus is empty: there is nothing to index")
         in_java_thread(_check_complete, lucene, count)
-        (folder / CARD).write_text(IndexCard(kind="bm25", passages=count).model_dump_json() + "\n")
+        write_card(folder, "bm25", count)
     return count
 
 

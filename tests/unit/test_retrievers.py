@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -136,9 +135,29 @@ def test_what_cannot_be_indexed_is_refused_and_leaves_nothing(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_index_that_lacks_what_lucene_wrote_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_an_index_that_was_copied_in_part_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    build_overlap_index([Passage("a", "t", "x")], str(tmp_path / "i"))
+    words = tmp_path / "i" / "words.txt"
+    whole = words.read_bytes()
+    words.write_bytes(whole[:-1])
+    with pytest.raises(RetrievalError, match=f"words.txt has {len(whole) - 1} bytes of {len(whole)}"):
+        check_index(str(tmp_path / "i"))
+    words.unlink()
+    with pytest.raises(RetrievalError, match=f"words.txt has 0 bytes of {len(whole)}"):
+        open_retriever(str(tmp_path / "i"))
+
+
+def test_the_card_changes_with_any_file(tmp_path: Path) -> None:
+    for name, word in (("a", "x"), ("b", "x"), ("c", "y")):
+        build_overlap_index([Passage("a", "t", word)], str(tmp_path / name))
+    a, b, c = (check_index(str(tmp_path / name)) for name in "abc")
+    assert a == b != c
+
+
+def test_what_lucene_cannot_read_is_refused_with_what_to_do(tmp_path: Path) -> None:
     build_index([Passage("a", "t", "x")], str(tmp_path / "i"))
-    shutil.rmtree(tmp_path / "i" / "lucene")
+    [segments] = (tmp_path / "i" / "lucene").glob("segments_*")
+    segments.write_bytes(bytes(segments.stat().st_size))
     with pytest.raises(RetrievalError, match="make the index again"):
         open_retriever(str(tmp_path / "i"))
 
@@ -146,11 +165,11 @@ def test_an_index_that_lacks_what_lucene_wrote_is_refused_with_what_to_do(tmp_pa
 def test_what_is_no_index_of_this_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RetrievalError, match="there is no index at"):
         open_retriever(str(tmp_path))
-    for card in ({"format": 1, "passages": 3}, {"format": 3, "kind": "bm25", "passages": 3}, ["x"]):
+    for card in ({"format": 1, "passages": 3}, {"format": 3, "kind": "bm25", "passages": 3, "files": {}}, ["x"]):
         (tmp_path / CARD).write_text(json.dumps(card))
         with pytest.raises(RetrievalError, match="make it again with `regrad index`"):
             check_index(str(tmp_path))
-    (tmp_path / CARD).write_text(json.dumps({"format": 2, "kind": "bm52", "passages": 3}))
+    (tmp_path / CARD).write_text(json.dumps({"format": 2, "kind": "bm52", "passages": 3, "files": {}}))
     with pytest.raises(RetrievalError, match="did you mean 'bm25'"):
         check_index(str(tmp_path))
 
