@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 import ray
 
+from regrad.errors import RegradError
 from regrad.inference.engine import Engine
 from regrad.inference.loop import DecodingLoop
 from regrad.inference.rows import Finished
@@ -19,10 +21,12 @@ from regrad.methods.base import PassageUse, Plan
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import load_language_model
 from serve_app.config import ServeConfig
-from serve_app.messages import Answered, Ask, GradientSum, Piece, Release, Retrieved
+from serve_app.messages import Answered, Ask, BankNeed, GradientSum, Piece, Release, Retrieved, RoutedAsk
 from serve_app.observability.tracing import Watch
 from serve_app.offers import offers_of, read_demonstrations
 from serve_app.request_builder import Prepared, RequestBuilder, open_own
+
+logger = logging.getLogger("ray.serve")
 
 _RELEASES = 4
 _STALL_SECONDS = 300.0
@@ -46,26 +50,17 @@ class GeneratorDeployment:
         self._lock = asyncio.Lock()
 
     async def answer(
-        self, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None, release: Release
-    ) -> Answered:
-        """One answer; raises what `RequestBuilder.prepare` raises, and `PromptTooLong`."""
-        async with contextlib.aclosing(self.stream(ask, retrieved, gradients, release)) as events:
-            async for event in events:
-                if isinstance(event, Answered):
-                    return event
-        raise AssertionError("a stream ends with the answer")
-
-    async def many(
         self,
-        asks: list[Ask],
-        retrieved: list[Retrieved | Exception | None] | None,
-        gradients: list[GradientSum | None] | None,
-        releases: list[Release],
+        routed: Sequence[RoutedAsk],
+        retrieved: Sequence[Retrieved | Exception | None] | None,
+        gradients: Sequence[GradientSum | None] | None,
     ) -> AsyncGenerator[list[tuple[int, Answered | Exception]]]:
-        """Answers (or errors) by the number of their request, as they are done."""
-        found = retrieved or [None] * len(asks)
-        sums = gradients or [None] * len(asks)
-        tasks = [asyncio.create_task(self._one(*each)) for each in zip(asks, found, sums, releases, strict=True)]
+        """Answers (or errors) by the number of their request, as they are done.
+
+        `retrieved` and `gradients` are None if their deployment was not asked.
+        """
+        found, sums = retrieved or [None] * len(routed), gradients or [None] * len(routed)
+        tasks = [asyncio.create_task(self._one(*each)) for each in zip(routed, found, sums, strict=True)]
         numbers, left = {task: number for number, task in enumerate(tasks)}, set(tasks)
         try:
             while left:
@@ -76,41 +71,55 @@ class GeneratorDeployment:
                 task.cancel()
 
     async def _one(
-        self, ask: Ask, found: Retrieved | Exception | None, total: GradientSum | None, release: Release
+        self, routed: RoutedAsk, found: Retrieved | Exception | None, total: GradientSum | None
     ) -> Answered | Exception:
         if isinstance(found, Exception):
             return found
         try:
-            return await self.answer(ask, found, total, release)
-        except Exception as error:
+            async with contextlib.aclosing(self._events(routed, found, total)) as events:
+                return [event async for event in events if isinstance(event, Answered)][-1]
+        except (RegradError, TimeoutError) as error:
+            return error
+        except Exception as error:  # sent back without its traceback, so this is the place to log it
+            logger.exception("request %s failed", routed.ask.request_id)
             return error
 
     async def stream(
-        self, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None, release: Release
+        self,
+        routed: Sequence[RoutedAsk],
+        retrieved: Sequence[Retrieved | Exception | None] | None,
+        gradients: Sequence[GradientSum | None] | None,
     ) -> AsyncGenerator[Piece | Answered]:
-        """Pieces of text as they come, and the answer. Who stops reading takes the request out of the batch."""
-        with self._watch.span("generate", ask.traceparent, method=ask.method):
-            async with contextlib.aclosing(self._answering(ask, retrieved, gradients, release)) as events:
-                async for event in events:
-                    yield event
-        self._watch.metrics.queue(self._loop.load[0])
+        """One request: pieces of text as they come, and the answer. Raises what `RequestBuilder.prepare` raises, and
+        `PromptTooLong`. Who stops reading takes the request out of the batch.
+        """
+        (each,), (found,), (total,) = routed, retrieved or [None], gradients or [None]
+        if isinstance(found, Exception):
+            raise found
+        async with contextlib.aclosing(self._events(each, found, total)) as events:
+            async for event in events:
+                yield event
 
-    async def _answering(
-        self, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None, release: Release
+    async def _events(
+        self, routed: RoutedAsk, retrieved: Retrieved | None, gradients: GradientSum | None
     ) -> AsyncGenerator[Piece | Answered]:
-        arrived = time.perf_counter()
-        builder = await self._builder(release)
-        prepared = await self._prepared(builder, ask, retrieved, gradients)
-        preparing = (time.perf_counter() - arrived) * 1e3
-        async with contextlib.aclosing(self._decode(prepared, ask.seconds)) as updates:
-            async for update in updates:
-                if isinstance(update, Finished):
-                    uses = await self._uses(builder, ask, prepared, update)
-                    self._watch.metrics.batch(update.largest_batch)
-                    plan = replace(prepared.plan, uses=uses)
-                    yield _answered(update, plan, gradients, release, preparing)
-                else:
-                    yield Piece(update)
+        ask, release, arrived = routed.ask, routed.release, time.perf_counter()
+        if gradients is None and retrieved is not None and routed.bank is not BankNeed.NOTHING:
+            gradients = GradientSum.unread(retrieved, release, "the bank loader is gone")
+        with self._watch.span("generate", ask.traceparent, method=ask.method):
+            builder = await self._builder(release)
+            prepared = await self._prepared(builder, ask, retrieved, gradients)
+            preparing = (time.perf_counter() - arrived) * 1e3
+            async with contextlib.aclosing(self._decode(prepared, ask.seconds)) as updates:
+                async for update in updates:
+                    if isinstance(update, Finished):
+                        uses = await self._uses(builder, ask, prepared, update)
+                        self._watch.metrics.batch(update.largest_batch)
+                        plan = replace(prepared.plan, uses=uses)
+                        yield _answered(update, plan, gradients, release, preparing)
+                    else:
+                        yield Piece(update)
+        self._watch.metrics.queue(self._loop.load[0])
 
     async def _prepared(
         self, builder: RequestBuilder, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None
@@ -192,7 +201,7 @@ def _answered(
         finish_reason=finished.reason,
         prompt_tokens=finished.prompt_tokens,
         completion_tokens=finished.completion_tokens,
-        bank_version=gradients.bank_version or None if gradients else None,
+        bank_version=gradients.bank_version if gradients else None,
         release=release.name,
         uses=plan.uses,
         degraded=plan.notes,

@@ -13,10 +13,7 @@ from regrad.meta_init import MetaInit
 from regrad.methods.base import Artefacts, MethodInfo, MethodSettings
 from regrad.methods.regrad import GradientSettings
 from serve_app.config import ServeConfig
-from serve_app.messages import Ask, LoadRequest, Release, SearchRequest
-
-_LOAD_FRACTION = 0.5
-"""Of a request's time, for the bank loader."""
+from serve_app.messages import Ask, BankNeed, Release, RoutedAsk
 
 
 @dataclass(frozen=True)
@@ -30,20 +27,17 @@ class Offer:
         """What it does, under the name that it is offered by."""
         return replace(self.settings.info, name=self.settings.name)
 
-    def search(self, ask: Ask) -> SearchRequest | None:
-        """What the retriever is asked, if anything."""
-        if not self.info.retrieves:
-            return None
-        return SearchRequest(ask.question, ask.k, ask.passage_ids, ask.traceparent)
+    def routed(self, ask: Ask, release: Release) -> RoutedAsk:
+        """The question with what this method needs of the other deployments."""
+        return RoutedAsk(ask, release, self.info.retrieves, self._bank_need(ask))
 
-    def load(self, ask: Ask, release: Release) -> LoadRequest | None:
-        """What the bank loader is asked, if anything."""
+    def _bank_need(self, ask: Ask) -> BankNeed:
         if not isinstance(self.settings, GradientSettings):
-            return None
+            return BankNeed.NOTHING
+        if self.info.computes_gradients:
+            return BankNeed.DELETIONS
         # One summed vector travels, unless somebody needs the gradients one by one.
-        parts = ask.contributions is not None or self.settings.needs_parts
-        atoms = not self.info.computes_gradients
-        return LoadRequest(release, parts, _LOAD_FRACTION * ask.seconds, ask.traceparent, atoms)
+        return BankNeed.PARTS if ask.contributions is not None or self.settings.needs_parts else BankNeed.SUM
 
 
 def offers_of(config: ServeConfig) -> dict[str, Offer]:

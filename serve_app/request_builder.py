@@ -25,13 +25,12 @@ class LoadedAtoms:
     def __init__(self, gradients: GradientSum, fingerprint: str) -> None:
         if gradients.fingerprint != fingerprint:
             raise FingerprintMismatch(gradients.fingerprint, fingerprint)
-        had = any(use.tier for use in gradients.uses)
+        had = any(not use.missing for use in gradients.uses)
         self.atoms = Atoms(
             gradients.uses,
             gradients.total.float() if had else None,
             gradients.parts,
-            # Only whoever read the bank knows what was deleted from it.
-            knows_deletions=bool(gradients.bank_version),
+            bank=gradients.bank,
         )
 
     def find(self, evidences: Sequence[Evidence], parts: bool) -> list[Atoms]:
@@ -129,7 +128,7 @@ class RequestBuilder:
             ended = finished.reason == "stop" and prepared.request.stop is None
             values = method.leave_one_out(plan, prepared.request.prompt, finished.text, ended)
         left = iter(values)
-        return tuple(replace(use, contribution=next(left)) if use.tier else use for use in plan.uses)
+        return tuple(replace(use, contribution=next(left)) if not use.missing else use for use in plan.uses)
 
     def _atoms(self, opened: Opened, gradients: GradientSum | None) -> AtomProvider:
         return opened.atoms if gradients is None else LoadedAtoms(gradients, self._fingerprint)

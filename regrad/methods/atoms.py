@@ -17,10 +17,11 @@ from torch import Tensor
 from regrad.bank.config import TiersConfig
 from regrad.bank.manifest import Kind, Manifest, current_version, read_manifest
 from regrad.bank.reader import BankReader, Fetched
+from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.errors import AtomNotFound, MethodError
 from regrad.gradients.extractor import Extracted
-from regrad.methods.base import Atoms, Evidence, MethodSettings, Note, OnMissing, PassageUse
+from regrad.methods.base import Atoms, BankState, Evidence, MethodSettings, Note, OnMissing, PassageUse
 from regrad.settings import Location
 from regrad.storage import Storage
 
@@ -127,10 +128,10 @@ class BankAtoms:
         uses = tuple(use_of(passage.id, item) for passage, item in zip(passages, fetched, strict=True))
         records = [item.record for item in fetched if item.record is not None]
         if not records:
-            return Atoms(uses)
+            return Atoms(uses, bank=BankState.READ)
         codec = self._reader.codec
         rows_KP = codec.decode(torch.stack(records)) if parts else None
-        return Atoms(uses, codec.sum(records), rows_KP, len(records) * codec.record_bytes)
+        return Atoms(uses, codec.sum(records), rows_KP, len(records) * codec.record_bytes, BankState.READ)
 
 
 def use_of(passage_id: str, item: Fetched) -> PassageUse:
@@ -165,7 +166,7 @@ def settle(
     notes = []
     if policy == "online" and compute and found.knows_deletions:
         completed = _with_computed(found, passages, compute)
-        if computed := [found.uses[place] for place in missing if completed.uses[place].tier]:
+        if computed := [found.uses[place] for place in missing if not completed.uses[place].missing]:
             notes.append(_note("online", computed, kind))
         found = completed
     if absent := [found.uses[place] for place in found.missing]:
@@ -182,14 +183,14 @@ def _with_computed(found: Atoms, passages: Sequence[Passage], compute: Compute) 
     uses, rows, total = list(found.uses), list[Tensor | None](), found.total
     known = iter(found.parts if found.parts is not None else ())
     for place, use in enumerate(found.uses):
-        if use.tier:
+        if not use.missing:
             rows.append(next(known, None))
         elif place in computed:
             atom = computed[place].atom
             if atom is None:
                 uses[place] = replace(use, problem=computed[place].problem)
                 continue
-            uses[place] = replace(use, tier="online", problem="")
+            uses[place] = replace(use, tier=Tier.ONLINE, problem="")
             rows.append(atom)
             total = atom if total is None else total + atom
     # A provider that gave only a sum has no single atoms, and then there are none of the whole question either.

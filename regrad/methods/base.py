@@ -9,11 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field
 from torch import Tensor
 
+from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.data.questions import Question
 from regrad.errors import MethodError
@@ -103,17 +105,22 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PassageUse:
-    """How a passage came into an answer: the tier of its atom ("" if none), or why it has none.
+    """How a passage came into an answer: the tier of its atom, or why it has none.
 
     `contribution` is, for `leave_one_out`, the natural log of how much more probable the answer is with the passage's
     gradient than without it; for `norms`, the Euclidean norm of its step, gamma * alpha * gradient.
     """
 
     id: str
-    tier: str = ""
+    tier: Tier = Tier.MISSING
     problem: str = ""
     contribution: float | None = None
     deleted: bool = False
+
+    @property
+    def missing(self) -> bool:
+        """Whether the passage has no atom."""
+        return self.tier is Tier.MISSING
 
 
 @dataclass(frozen=True)
@@ -128,25 +135,38 @@ class Note:
         return f"{self.policy}: {self.reason}"
 
 
+class BankState(Enum):
+    """What is known of a bank: it was read, it could not be read, or the method asks none."""
+
+    READ = "read"
+    UNREAD = "unread"
+    NOT_ASKED = "not asked"
+
+
 @dataclass(frozen=True)
 class Atoms:
     """What there is for one question's passages: a use for each, in order, and the vectors of those with a tier.
 
     `total` [P] is their sum in float32, or None if there are none; `parts` [K, P] the single ones, if they were asked
-    for. `bytes` is what they take where they are kept. A passage may be computed only if it is known not to have been
-    deleted (`knows_deletions`): computing it would bring it back.
+    for. `bytes` is what they take where they are kept; `bank` says whether a bank was read for them.
     """
 
     uses: tuple[PassageUse, ...]
     total: Tensor | None = None
     parts: Tensor | None = None
     bytes: int = 0
-    knows_deletions: bool = True
+    bank: BankState = BankState.NOT_ASKED
+
+    @property
+    def knows_deletions(self) -> bool:
+        """Whether a missing passage may be computed: of a bank that was not read nobody knows what was deleted from it,
+        and computing that would bring it back."""
+        return self.bank is not BankState.UNREAD
 
     @property
     def missing(self) -> list[int]:
         """The places of the passages without an atom."""
-        return [place for place, use in enumerate(self.uses) if not use.tier]
+        return [place for place, use in enumerate(self.uses) if use.missing]
 
 
 class AtomProvider(Protocol):

@@ -262,4 +262,4 @@ def _parts(plan: Plan) -> Tensor:
 def _scores(evidence: Evidence, uses: Sequence[PassageUse]) -> list[float]:
     """Of the passages that have a gradient; without any of the caller's, all are 1."""
     scores = evidence.scores or (1.0,) * len(evidence.passages)
-    return [score for score, use in zip(scores, uses, strict=True) if use.tier]
+    return [score for score, use in zip(scores, uses, strict=True) if not use.missing]

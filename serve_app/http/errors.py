@@ -21,7 +21,7 @@ from regrad.errors import MethodError, NothingFound, PassageNotFound, PromptTooL
 
 
 @dataclass
-class Record:
+class RequestRecord:
     """One request: its id, the id of its key, the error that it was answered with, and whether that was counted."""
 
     request_id: str
@@ -30,10 +30,10 @@ class Record:
     counted: bool = False
 
 
-record_at_hand: ContextVar[Record | None] = ContextVar("regrad_record", default=None)
+record_at_hand: ContextVar[RequestRecord | None] = ContextVar("regrad_record", default=None)
 
 
-def current_record() -> Record | None:
+def current_record() -> RequestRecord | None:
     """The record of the request at hand, from anywhere in its tasks; None outside of one."""
     return record_at_hand.get()
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_va
 from serve_app.http.calls import Chunks, Events, sse
 from serve_app.http.requests import Only, PassageIds, Question, Strict, StringOrStops, Text
 from serve_app.http.responses import Grounds, Usage, grounds, usage_of
-from serve_app.messages import Ask, Contributions, Found, Piece, Reply
+from serve_app.messages import Ask, Contributions, Piece, Reply, Retrieved
 
 DEFAULT_MODEL = "regrad"
 _PARTS = {"type": "array", "items": {"type": "object", "required": ["type", "text"]}}
@@ -264,7 +264,7 @@ async def chunks(dialect: Dialect, ask: Ask, include_usage: bool, events: Events
     if opening := dialect.opening():
         yield sse({**head, "choices": opening})
     async for _, event in events:
-        if isinstance(event, Found):
+        if isinstance(event, Retrieved):
             continue
         if isinstance(event, Piece):
             yield sse({**head, "choices": dialect.piece(event.text)})

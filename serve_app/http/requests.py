@@ -27,7 +27,7 @@ from regrad.errors import MethodError
 from regrad.methods.base import MethodInfo
 from regrad.registry import Registry
 from serve_app.config import OFFERED, LimitsConfig
-from serve_app.http.calls import Caller
+from serve_app.http.calls import Client
 from serve_app.messages import Ask, Contributions, Sampling
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -199,7 +199,7 @@ class Options(Strict):
     contributions: Contributions | None = Field(None, description="measure each passage's part in the answer")
     stream: bool = Field(False, description="server-sent events instead of one body")
 
-    def ask(self, method: str, caller: Caller) -> Ask:
+    def ask(self, method: str, client: Client) -> Ask:
         """The question as the gateway gets it."""
         stop = tuple(self.stop) if self.stop else None
         return Ask(
@@ -211,9 +211,9 @@ class Options(Strict):
             passage_ids=None if self.passage_ids is None else tuple(self.passage_ids),
             release=self.release,
             contributions=self.contributions,
-            request_id=caller.request_id,
-            seconds=caller.seconds,
-            traceparent=caller.traceparent,
+            request_id=client.request_id,
+            seconds=client.seconds,
+            traceparent=client.traceparent,
         )
 
 

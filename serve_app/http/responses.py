@@ -133,7 +133,7 @@ def passage_infos(ask: Ask, hits: Sequence[Hit], uses: Sequence[PassageUse] = ()
                 title=passage.title,
                 text=passage.text,
                 score=None if ask.passage_ids else hit.score,
-                tier=use.tier or None,
+                tier=None if use.missing else use.tier.value,
                 contribution=use.contribution,
             )
         )

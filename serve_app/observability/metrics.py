@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from ray.serve import metrics
 
+from regrad.bank.tiers import Tier
 from serve_app.config import OFFERED
 from serve_app.messages import Reply
 
@@ -78,7 +79,7 @@ class Metrics:
         self._add("regrad_tokens", reply.answered.prompt_tokens, direction="in")
         self._add("regrad_tokens", reply.answered.completion_tokens, direction="out")
         for use in reply.answered.uses:
-            self._add("regrad_atoms", 1, tier=use.tier or "none")
+            self._add("regrad_atoms", 1, tier="none" if use.missing else use.tier.value)
         for policy in {degraded.policy for degraded in reply.answered.degraded}:
             self._add("regrad_degraded", 1, policy=policy)
 
@@ -103,9 +104,9 @@ class Metrics:
         """So many requests wait for a place in the batch now."""
         self._metrics["regrad_generator_queue"].set(length)
 
-    def read(self, tier: str, size: int) -> None:
+    def read(self, tier: Tier, size: int) -> None:
         """So many bytes of atoms were read from a tier."""
-        self._add("regrad_atom_bytes", size, tier=tier)
+        self._add("regrad_atom_bytes", size, tier=tier.value)
 
     def _method(self, name: str) -> str:
         """A method's name as a tag. Callers can send any; each new value would be one more series for ever."""

@@ -14,7 +14,7 @@ from regrad.methods.regrad import ReGradConfig
 from regrad.settings import parse_settings
 from serve_app.config import OFFERED, ServeConfig
 from serve_app.http.app import make_app
-from serve_app.messages import Ask, Release
+from serve_app.messages import Ask, BankNeed, Release
 from serve_app.offers import check_offers, offers_of, read_demonstrations
 from tests.unit.answering import StandIn
 
@@ -40,18 +40,17 @@ def test_without_a_list_those_are_offered_that_a_release_has_all_for() -> None:
 
 def test_a_method_asks_the_others_for_what_it_needs() -> None:
     offers = offers_of(config(methods=[*METHODS, "regrad-online", "direct"]))
-    needs = {}
-    for name, offer in offers.items():
-        load = offer.load(Ask("Who?", name), RELEASE)
-        needs[name] = (offer.search(Ask("Who?", name)) is not None, load and (load.atoms, load.parts))
-    assert needs == {
-        "rag": (True, None),
-        "mean": (True, (True, True)),
-        "regrad+icl": (True, (True, False)),
-        "prag": (True, None),
-        "regrad-online": (True, (False, False)),
-        "direct": (False, None),
+    routed = {name: offer.routed(Ask("Who?", name), RELEASE) for name, offer in offers.items()}
+    assert {name: (each.retrieves, each.bank) for name, each in routed.items()} == {
+        "rag": (True, BankNeed.NOTHING),
+        "mean": (True, BankNeed.PARTS),
+        "regrad+icl": (True, BankNeed.SUM),
+        "prag": (True, BankNeed.NOTHING),
+        "regrad-online": (True, BankNeed.DELETIONS),
+        "direct": (False, BankNeed.NOTHING),
     }
+    each_alone = Ask("Who?", "regrad+icl", contributions="norms")
+    assert offers["regrad+icl"].routed(each_alone, RELEASE).bank is BankNeed.PARTS
     assert [offers[name].settings.on_missing for name in ("mean", "regrad+icl")] == ["fewer", "online"]
 
 

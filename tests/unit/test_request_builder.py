@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.errors import AtomNotFound, BankError, FingerprintMismatch, NothingFound
 from regrad.gradients.extractor import AtomExtractor
@@ -59,7 +60,7 @@ def loaded(
     """What the bank loader gives when the passages with an entry in `lacking` have no atom for that reason."""
     had = [i for i, use in enumerate(lacking) if use is None]
     uses = [
-        PassageUse(passage.id, tier="disk") if use is None else replace(use, id=passage.id)
+        PassageUse(passage.id, tier=Tier.DISK) if use is None else replace(use, id=passage.id)
         for passage, use in zip(passages, lacking, strict=True)
     ]
     total = atoms[had].sum(0).to(torch.bfloat16)
@@ -97,10 +98,10 @@ def test_online_computes_what_is_missing(
 ) -> None:
     found = prepare("online", lacking)
     assert near(found.request.update, meta_init.update(atoms.sum(0), 1.5))
-    assert [use.tier for use in found.plan.uses] == ["disk" if use is None else "online" for use in lacking]
+    assert [use.tier for use in found.plan.uses] == [Tier.DISK if use is None else Tier.ONLINE for use in lacking]
     (note,) = found.plan.notes
     assert note.policy == "online" and "not in this version" in note.reason
-    assert note.passage_ids == tuple(use.id for use in found.plan.uses if use.tier == "online")
+    assert note.passage_ids == tuple(use.id for use in found.plan.uses if use.tier is Tier.ONLINE)
     assert near(found.plan.parts.sum(0), atoms.sum(0))
     for part, atom in zip(found.plan.parts, atoms, strict=True):
         assert near(part.float(), atom)
@@ -109,7 +110,7 @@ def test_online_computes_what_is_missing(
 def test_online_leaves_out_what_was_deleted(prepare: Case, meta_init: MetaInit, atoms: Tensor) -> None:
     found = prepare("online", [None, DELETED, MISSING], "regrad+icl")
     assert near(found.request.update, meta_init.update(atoms[[0, 2]].sum(0), 1.5))
-    assert [use.tier for use in found.plan.uses] == ["disk", "", "online"]
+    assert [use.tier for use in found.plan.uses] == [Tier.DISK, Tier.MISSING, Tier.ONLINE]
     assert [(d.policy, len(d.passage_ids)) for d in found.plan.notes] == [("online", 1), ("fewer", 1)]
     assert "it was deleted" in found.plan.notes[1].reason
 
@@ -119,7 +120,7 @@ def test_regrad_online_does_not_compute_what_was_deleted(
 ) -> None:
     found = prepare("fail", [MISSING, DELETED, MISSING], "regrad-online")
     assert near(found.request.update, meta_init.update(atoms[[0, 2]].sum(0), 1.5))
-    assert [use.tier for use in found.plan.uses] == ["online", "", "online"]
+    assert [use.tier for use in found.plan.uses] == [Tier.ONLINE, Tier.MISSING, Tier.ONLINE]
     assert [(d.policy, d.passage_ids) for d in found.plan.notes] == [("fewer", (three[1].id,))]
     assert prepare("fail", ALL_DELETED, "regrad-online").request.update is None
 
@@ -165,7 +166,7 @@ def test_a_dead_loader_is_dealt_with_by_the_policy(
     tiny: LanguageModel, meta_init: MetaInit, three: list[Passage], policy: str
 ) -> None:
     uses = tuple(PassageUse(passage.id, problem="the bank loader is gone") for passage in three)
-    nothing = GradientSum(torch.zeros(0), meta_init.fingerprint, "", uses, 0.0)
+    nothing = GradientSum(torch.zeros(0), meta_init.fingerprint, None, uses, 0.0)
     here, ask = builder(tiny, meta_init, policy), Ask(QUESTION, gamma=1.5)
     if policy == "fail":
         with pytest.raises(AtomNotFound, match="the bank loader is gone"):
@@ -182,7 +183,7 @@ def test_regrad_online_computes_nothing_if_the_bank_cannot_say_what_was_deleted(
     tiny: LanguageModel, meta_init: MetaInit, three: list[Passage]
 ) -> None:
     uses = tuple(PassageUse(passage.id, problem="the bank loader is gone") for passage in three)
-    nothing = GradientSum(torch.zeros(0), meta_init.fingerprint, "", uses, 0.0)
+    nothing = GradientSum(torch.zeros(0), meta_init.fingerprint, None, uses, 0.0)
     here, ask = builder(tiny, meta_init, "online"), Ask(QUESTION, method="regrad-online")
     assert not here.needs_model(ask, nothing)
     found = here.prepare(ask, retrieved(three), nothing)
@@ -194,7 +195,7 @@ def test_regrad_online_computes_nothing_if_the_bank_cannot_say_what_was_deleted(
 def test_regrad_online_is_regrad_up_to_rounding(prepare: Case) -> None:
     cached, online = prepare("fail", [None] * 3), prepare("fail", ALL_MISSING, "regrad-online")
     assert near(online.request.update, cached.request.update)
-    assert online.plan.notes == () and {use.tier for use in online.plan.uses} == {"online"}
+    assert online.plan.notes == () and {use.tier for use in online.plan.uses} == {Tier.ONLINE}
 
 
 def test_gradients_of_something_else_are_never_applied(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from regrad.bank.maintenance import delete
 from regrad.bank.reader import BankReader
+from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.data.question_sets import read_questions
 from regrad.evaluation.config import EvalBatchConfig
@@ -104,10 +105,9 @@ class Served:
     def prepared(self, question: str, passages: Sequence[Passage]) -> tuple[Prepared, GradientSum | None]:
         """A request as it is decoded, and what the bank loader gave for it."""
         ask = Ask(question, self._method, sampling=Sampling(TOKENS))
-        offer = self._offers[self._method]
-        found = Retrieved(tuple(Hit(passage, 1.0) for passage in passages), 0.0) if offer.search(ask) else None
-        load = offer.load(ask, self._release)
-        gradients = asyncio.run(self._loader.many([found], [load]))[0]
+        routed = self._offers[self._method].routed(ask, self._release)
+        found = Retrieved(tuple(Hit(passage, 1.0) for passage in passages), 0.0) if routed.retrieves else None
+        (gradients,) = asyncio.run(self._loader.load([routed], [found]))
         return self._builder.prepare(ask, found, gradients), gradients
 
 
@@ -172,7 +172,7 @@ def test_by_default_what_a_bank_lacks_is_computed_in_both_and_noted(
         prepared, gradients = server.prepared("Who?", passages[start : start + 3])
         assert gradients is not None and plan.update is not None
         atoms = LoadedAtoms(gradients, meta_init.fingerprint)
-        had = [place for place, use in enumerate(gradients.uses) if use.tier]
+        had = [place for place, use in enumerate(gradients.uses) if not use.missing]
         assert had == [0, 2]
         exact = BankReader(places["bank"]).sum([passages[start + place] for place in had])
         assert atoms.atoms.total is not None and torch.equal(atoms.atoms.total, exact.to(torch.bfloat16).float())
@@ -202,6 +202,6 @@ def test_a_deleted_passage_is_computed_in_neither(
     _, _, plans = evaluated(folder, tiny, method | places)
     prepared, _ = Served(folder, tiny, meta_init, method, version=2).prepared("Who?", passages[:3])
     for plan in (plans[0], prepared.plan):
-        assert [use.tier for use in plan.uses] == ["", "online", "disk"]
+        assert [use.tier for use in plan.uses] == [Tier.MISSING, Tier.ONLINE, Tier.DISK]
         assert [note.policy for note in plan.notes] == ["online", "fewer"]
         assert passages[0].text not in plan.prompt.text(tiny.config.prompts)
