@@ -91,7 +91,8 @@ class HeldOut:
             found, asked = self._found[start : start + 32], self._questions[start : start + 32]
             updates = [meta_init.update(torch.stack([atoms[i] for i in ids[:k]]).sum(0)) for ids in found]
             prompts = [lm.config.prompts.prompt(item.question) for item in asked]
-            answers = generate(lm, [GenerationRequest(*both) for both in zip(prompts, updates, strict=True)])
+            both = zip(prompts, updates, strict=True)
+            answers = generate(lm, [GenerationRequest(prompt, lm.subspace.updates(update)) for prompt, update in both])
             hits += sum(exact_match(a.text, item.answers) for a, item in zip(answers, asked, strict=True))
         return hits / len(self._questions)
 

@@ -107,7 +107,7 @@ class RequestBuilder:
         s = ask.sampling
         request = DecodingRequest(
             plan.prompt.text(self._prompts),
-            plan.update,
+            plan.updates,
             s.max_new_tokens,
             s.temperature,
             s.top_p,

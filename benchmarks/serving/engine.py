@@ -46,4 +46,4 @@ class InProcess:
             if isinstance(heard, Finished):
                 answers[number] = heard.text
 
-        engine.submit(DecodingRequest(self._lm.config.prompts.prompt(question), update), hear)
+        engine.submit(DecodingRequest(self._lm.config.prompts.prompt(question), (update,)), hear)

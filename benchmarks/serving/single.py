@@ -19,6 +19,7 @@ from regrad.inference.rows import DecodingRequest, Finished
 from regrad.methods.registry import METHODS
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel
+from regrad.models.subspace import Update
 
 
 class Endless(LanguageModel):
@@ -81,15 +82,15 @@ class Single:
         """Answer one question from the passages of its number, and say what it took."""
         method, passages = METHODS[way.method], self._of(number, way.k)
         timing, clock = Timing(), Clock(self._device)
-        update = None
+        updates: tuple[Update, ...] = ()
         if method.applies_gradients:
             total = self._computed(passages) if method.computes_gradients else self._fetched(passages)
             timing.parts["extract" if method.computes_gradients else "fetch and sum"] = clock.lap()
-            update = self._bound.update(total, 1.0)
+            updates = (self._bound.update(total, 1.0),)
             timing.parts["update"] = clock.lap()
         shown = list(reversed(passages)) if method.passages_in_prompt else []
         prompt = self._endless.config.prompts.prompt(question, shown)
-        finished = self._decoded(DecodingRequest(prompt, update, self._new_tokens, stop=()))
+        finished = self._decoded(DecodingRequest(prompt, updates, self._new_tokens, stop=()))
         timing.total, timing.processor = clock.end()
         timing.parts |= {"prefill": finished.prefill_milliseconds, "decode": finished.decode_milliseconds}
         timing.prompt_tokens, timing.completion_tokens = finished.prompt_tokens, finished.completion_tokens

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from regrad.errors import EvaluationError
 from regrad.evaluation.config import EvalBatchConfig
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.methods.base import Prompt
 from regrad.models.loading import LanguageModel
+from regrad.models.subspace import Update
 from regrad.text import counted
 
 
@@ -25,11 +24,13 @@ class Generator:
     def __init__(self, lm: LanguageModel, config: EvalBatchConfig) -> None:
         self._engine = Engine(lm, config.rows, config.cached_tokens)
 
-    def answers(self, prompts: Sequence[str], updates: Sequence[Tensor | None], max_new_tokens: int) -> list[Finished]:
-        """In order. Raises `PromptTooLong` for a prompt that was not fitted."""
+    def answers(
+        self, prompts: Sequence[str], updates: Sequence[tuple[Update, ...]], max_new_tokens: int
+    ) -> list[Finished]:
+        """In order; each prompt has its own updates. Raises `PromptTooLong` for a prompt that was not fitted."""
         found: dict[int, Finished] = {}
-        for number, (prompt, update) in enumerate(zip(prompts, updates, strict=True)):
-            self._engine.submit(DecodingRequest(prompt, update, max_new_tokens), _keep(found, number))
+        for number, (prompt, own) in enumerate(zip(prompts, updates, strict=True)):
+            self._engine.submit(DecodingRequest(prompt, own, max_new_tokens), _keep(found, number))
         while self._engine.step():
             pass
         return [found[number] for number in range(len(prompts))]

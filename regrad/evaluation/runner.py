@@ -66,7 +66,7 @@ class CellRunner:
         """What is slow the first time only: opening the index, the first forward pass."""
         found = finder.find(question, cell.k) if cell.k else Found(())
         prompt = self._fitted(cell, method.prompt(_evidence(cell, question, found))).prompt
-        self._generator.answers([prompt], [None], 1)
+        self._generator.answers([prompt], [()], 1)
 
     def _batch(
         self,
@@ -84,7 +84,7 @@ class CellRunner:
             plans = method.plan([_evidence(cell, *pair) for pair in zip(questions, found, strict=True)], atoms)
         with answering.measured("generation"):
             fitted = [self._fitted(cell, plan.prompt) for plan in plans]
-            updates = [plan.update for plan in plans]
+            updates = [plan.updates for plan in plans]
             answers = self._generator.answers([one.prompt for one in fitted], updates, self._most(cell))
         seconds.update += answering.update
         seconds.generation += answering.generation

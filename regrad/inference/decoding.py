@@ -1,9 +1,8 @@
-"""Greedy decoding of a batch in which every request has its own update."""
+"""Greedy decoding of a batch in which every request has its own updates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +11,18 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from regrad.models.loading import LanguageModel
+from regrad.models.subspace import Subspace, Update, by_subspace
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A prompt and the update it runs with: LoRA parameters [P], or None for the base model.
+    """A prompt and the updates it runs with, at most one in each subspace; the base model answers without any.
 
     A `raw` prompt is read as it is, without the model's chat template.
     """
 
     prompt: str
-    update: Tensor | None = None
+    updates: tuple[Update, ...] = ()
     max_new_tokens: int = 20
     raw: bool = False
 
@@ -47,8 +47,7 @@ def generate(lm: LanguageModel, requests: Sequence[GenerationRequest]) -> list[G
     for prompt, request in zip(prompts, requests, strict=True):
         lm.check_length(len(prompt), request.max_new_tokens)
     ids, mask = left_pad(prompts, lm.pad_id)
-    updates = _stack_updates(lm, requests)
-    with lm.lora.applied(updates) if updates is not None else nullcontext():
+    with lm.applied(_stack_updates(lm, requests)):
         output = lm.model.generate(  # type: ignore[operator]
             ids.to(lm.device),
             attention_mask=mask.to(lm.device),
@@ -92,13 +91,14 @@ def _answer(lm: LanguageModel, ids: list[int]) -> str:
     return text.split(lm.config.prompts.stop)[0].strip()
 
 
-def _stack_updates(lm: LanguageModel, requests: Sequence[GenerationRequest]) -> Tensor | None:
-    """[N, P]; a request without an update gets zeros, for which B A x is zero and the base model answers."""
-    if all(request.update is None for request in requests):
-        return None
-    blank = torch.zeros(lm.subspace.size)
-    rows = [blank if request.update is None else request.update.float().cpu() for request in requests]
-    return torch.stack(rows).to(lm.device)
+def _stack_updates(lm: LanguageModel, requests: Sequence[GenerationRequest]) -> dict[Subspace, Tensor]:
+    """[N, P] in each subspace in use; a request without an update in it gets zeros, for which B A x is zero."""
+    vectors = [by_subspace(request.updates) for request in requests]
+    stacked = {}
+    for subspace in dict.fromkeys(subspace for each in vectors for subspace in each):
+        blank = torch.zeros(subspace.size)
+        stacked[subspace] = torch.stack([each.get(subspace, blank).float().cpu() for each in vectors]).to(lm.device)
+    return stacked
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 At every step waiting requests join, prompts are read in pieces, every other row gets one token, and rows that are at
 their end leave. An update is an input of the pass (see `BatchedLora`): the weights are never written, and nothing that
-was computed under one update is used under another, as each row has keys and values of its own.
+was computed under one update is used under another, as each row has keys and values of its own. Rows may have updates
+in different subspaces, and in several at once (see `RowUpdates`).
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from regrad.errors import ModelError
-from regrad.inference.cache import RowCache, RowUpdates
+from regrad.inference.cache import RowCache
 from regrad.inference.rows import DecodingRequest, Listener, Row
+from regrad.inference.updates import RowUpdates
 from regrad.models.loading import LanguageModel
+from regrad.models.subspace import by_subspace
 
 
 class Engine:
@@ -53,10 +55,10 @@ class Engine:
     def submit(self, request: DecodingRequest, listener: Listener) -> Row:
         """Queue a request; `listener` hears of its text and its end, from inside `step`.
 
-        Raises `PromptTooLong`, and `ModelError` for an update of another size.
+        Raises `PromptTooLong`, and `ModelError` for an update that does not fit the model, or for two in one subspace.
         """
-        if request.update is not None and request.update.shape != (self._lm.subspace.size,):
-            raise ModelError(f"an update has {self._lm.subspace.size} numbers, found {tuple(request.update.shape)}")
+        for subspace in by_subspace(request.updates):
+            self._lm.lora_for(subspace)
         row = Row(self._lm, request, listener)
         self._waiting.append(row)
         return row
@@ -87,6 +89,7 @@ class Engine:
         if waiting:
             rows, self._waiting = [*rows, *self._waiting], deque()
         self._cache.clear()
+        self._updates.truncate(0)
         for row in rows:
             row.tell(error)
 
@@ -99,7 +102,7 @@ class Engine:
             row.entered = time.perf_counter()
             self._rows.append(row)
             self._cache.reserve(len(self._rows), longest)
-            self._updates.put(len(self._rows) - 1, row.request.update)
+            self._updates.put(len(self._rows) - 1, by_subspace(row.request.updates))
         for row in self._rows:
             row.largest_batch = max(row.largest_batch, len(self._rows))
 
@@ -138,7 +141,7 @@ class Engine:
         positions_NT = positions_NT.clamp(max=length - 1)
         which = self._which(numbers)
         self._cache.aim(which, positions_NT, length)
-        with self._applied(numbers, which):
+        with self._updates.applied(numbers, which):
             output = self._lm.model.base_model(  # type: ignore[operator]
                 input_ids=ids_NT,
                 attention_mask=_masks(positions_NT, length, self._lm.compute_dtype, self._windows),
@@ -155,11 +158,6 @@ class Engine:
             return slice(numbers[0], numbers[-1] + 1)
         return torch.tensor(numbers, device=self._lm.device)
 
-    def _applied(self, numbers: list[int], which: slice | Tensor) -> AbstractContextManager[None]:
-        if all(self._rows[i].request.update is None for i in numbers):
-            return nullcontext()
-        return self._updates.applied(which)
-
     def _remove(self, gone: Callable[[Row], bool]) -> None:
         """Take rows out; the last of those that stay fill the gaps, so that the batch stays in one piece."""
         staying = [number for number, row in enumerate(self._rows) if not gone(row)]
@@ -170,6 +168,7 @@ class Engine:
             self._cache.move(source, target)
             self._updates.move(source, target)
         self._cache.blank(size, len(self._rows))
+        self._updates.truncate(size)
         del self._rows[size:]
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from regrad.errors import ModelError
 from regrad.inference.engine import Engine
-from regrad.inference.rows import DecodingRequest, Finished, Listener, Row
+from regrad.inference.rows import DecodingRequest, Event, Finished, Listener, Row
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -81,11 +81,11 @@ class DecodingLoop:
         """Wait for one answer."""
         answer: Future[Finished] = Future()
 
-        def listen(update: str | Finished | Exception) -> None:
-            if isinstance(update, Exception):
-                answer.set_exception(update)
-            elif isinstance(update, Finished):
-                answer.set_result(update)
+        def listen(event: Event) -> None:
+            if isinstance(event, Exception):
+                answer.set_exception(event)
+            elif isinstance(event, Finished):
+                answer.set_result(event)
 
         self.submit(request, listen)
         return answer.result()

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from regrad.models.loading import LanguageModel
+from regrad.models.subspace import Update
 
 
 @dataclass(frozen=True)
 class DecodingRequest:
-    """A prompt (text), the update it runs with ([P], or None for the base model) and how its answer is decoded.
+    """A prompt (text), the updates it runs with, at most one in each subspace (none: the base model answers), and how
+    its answer is decoded.
 
     `temperature` 0 is greedy; else tokens are drawn from the `top_p` nucleus, repeatably if there is a `seed`. `stop`
     are strings that end the answer and are not part of it (leading white space of the answer does not count); None
@@ -24,7 +26,7 @@ class DecodingRequest:
     """
 
     prompt: str
-    update: Tensor | None = None
+    updates: tuple[Update, ...] = ()
     max_new_tokens: int = 20
     temperature: float = 0.0
     top_p: float = 1.0
@@ -50,10 +52,10 @@ class Finished:
     largest_batch: int
 
 
-Update = str | Finished | Exception
+Event = str | Finished | Exception
 """What a listener hears: some more text, then how it finished; or the error that ended it."""
 
-Listener = Callable[[Update], None]
+Listener = Callable[[Event], None]
 
 
 _WINDOW, _MOST = 8, 32  # tokens that are decoded again: from so many up to so many
@@ -177,12 +179,12 @@ class Row:
         kept[0] = True
         return int(tokens[torch.multinomial(chances * kept, 1, generator=self._generator)])
 
-    def tell(self, update: Update) -> None:
+    def tell(self, event: Event) -> None:
         """Tell the listener; one that fails is not told anything more, and its request is dropped."""
         if self.cancelled:
             return
         try:
-            self.listener(update)
+            self.listener(event)
         except Exception:
             logger.exception("who asked cannot be told; the request is dropped")
             self.cancelled = True

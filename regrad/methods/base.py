@@ -21,7 +21,7 @@ from regrad.data.questions import Question
 from regrad.errors import MethodError
 from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
-from regrad.models.subspace import Subspace
+from regrad.models.subspace import Subspace, Update
 from regrad.prompts import PromptFormat, StyleName
 from regrad.settings import Settings
 
@@ -186,15 +186,17 @@ class NoAtoms:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a question is to be answered: a prompt, an update ([P] float32 on the CPU, or None for the base model), and
-    notes, of which there are none if all went as the method says.
+    """How a question is to be answered: a prompt, updates, and notes, of which there are none if all went as the method
+    says.
+
+    The updates, vectors in float32 on the CPU, are applied together; without any the base model answers.
 
     `uses` says what became of each passage; `parts` [K, P] are the atoms of those with a tier, if they are known one
     by one; `bytes_fetched` is what the atoms take in the bank, wherever they were found.
     """
 
     prompt: Prompt
-    update: Tensor | None = None
+    updates: tuple[Update, ...] = ()
     notes: tuple[Note, ...] = ()
     uses: tuple[PassageUse, ...] = ()
     parts: Tensor | None = None

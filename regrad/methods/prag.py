@@ -152,7 +152,7 @@ class Prag(Method):
         had = settled.atoms
         prompt = self.prompt(evidence, had.uses, settled.by_rag)
         update = None if settled.by_rag else self._update(had, evidence.gamma)
-        return Plan(prompt, update, settled.notes, had.uses, bytes_fetched=had.bytes)
+        return Plan(prompt, self._target.updates(update), settled.notes, had.uses, bytes_fetched=had.bytes)
 
     def _update(self, had: Atoms, gamma: float) -> Tensor | None:
         rows = list(had.parts) if had.parts is not None else []

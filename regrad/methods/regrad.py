@@ -34,6 +34,7 @@ from regrad.methods.base import (
 from regrad.models.batching import pad_batch, sequence_losses
 from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
+from regrad.models.subspace import Update
 from regrad.settings import Location
 
 
@@ -64,11 +65,12 @@ class BoundMetaInit:
         """The passages' atoms now (ReGrad Online), each or the reason why there is none."""
         return self._extractor.extract(passages)
 
-    def update(self, total_P: Tensor, gamma: float) -> Tensor:
-        """phi0 - gamma * alpha * total, [P] float32 (paper, eq. 3). Raises `BankError` for a sum of another size."""
+    def update(self, total_P: Tensor, gamma: float) -> Update:
+        """phi0 - gamma * alpha * total, in float32 (paper, eq. 3). Raises `BankError` for a sum of another size."""
         if total_P.shape != self._meta_init.phi0.shape:
             raise BankError(f"the bank's sums have {total_P.numel()} numbers, not {self._meta_init.phi0.numel()}")
-        return torch.addcmul(self._meta_init.phi0, self._alpha_P, total_P.float(), value=-gamma)
+        vector_P = torch.addcmul(self._meta_init.phi0, self._alpha_P, total_P.float(), value=-gamma)
+        return Update(self._meta_init.subspace, vector_P)
 
     def norms(self, parts_KP: Tensor, gamma: float) -> list[float]:
         """The Euclidean norm of each passage's step, gamma * alpha * gradient."""
@@ -220,14 +222,14 @@ class ReGrad(Method):
         if self._info.computes_gradients:  # as the method says
             notes = tuple(note for note in notes if note.policy != "online")
         if settled.by_rag or had.total is None:
-            return Plan(prompt, None, notes, had.uses, bytes_fetched=had.bytes)
+            return Plan(prompt, (), notes, had.uses, bytes_fetched=had.bytes)
         merged_P = had.total
         if self._settings.needs_parts:
             if had.parts is None:
                 raise BankError(f"weighting {self._settings.weighting!r} needs the gradients one by one, not a sum")
             merged_P = self._merge(had.parts.float(), _scores(evidence, had.uses))
         update = self.bound.update(merged_P, self._gamma(evidence))
-        return Plan(prompt, update, notes, had.uses, had.parts, had.bytes)
+        return Plan(prompt, (update,), notes, had.uses, had.parts, had.bytes)
 
     def norms(self, plan: Plan) -> list[float]:
         """The norm of each passage's step, for a plan of this method with the single gradients."""
@@ -245,7 +247,7 @@ class ReGrad(Method):
         for kept in [places, *([i for i in places if i != left] for left in places)]:
             rest_KP, ranks = parts_KP[kept], [scores[i] for i in kept]
             merged_P = self._merge(rest_KP, ranks) if kept else torch.zeros_like(parts_KP[0])
-            updates.append(self.bound.update(merged_P, self._gamma(evidence)))
+            updates.append(self.bound.update(merged_P, self._gamma(evidence)).vector)
         losses = self.bound.losses(prompt, answer, updates, ended, evidence.raw)
         return [loss - losses[0] for loss in losses[1:]]
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
 from regrad.errors import MethodError
 from regrad.methods.base import (
@@ -25,6 +24,7 @@ from regrad.methods.base import (
 )
 from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
+from regrad.models.subspace import Update
 from regrad.settings import Location
 from regrad.training.lora.lora_artifact import StaticLora, check_ranks, join, read_adapter_card
 
@@ -60,7 +60,7 @@ class StaticLoraConfig(MethodSettings):
         """See `MethodSettings`."""
         static = StaticLora.load(self.needed_adapter())
         static.check_base(lm)
-        return StaticMethod(self, join([(static.subspace, static.values)], lm.subspace))
+        return StaticMethod(self, Update(lm.subspace, join([(static.subspace, static.values)], lm.subspace)))
 
     def needed_adapter(self) -> str:
         """Where the LoRA is; raises `MethodError` if the settings do not say."""
@@ -68,15 +68,15 @@ class StaticLoraConfig(MethodSettings):
 
 
 class StaticMethod(Method):
-    """The same update for every question, in the model's own subspace."""
+    """The same update for every question."""
 
-    def __init__(self, settings: MethodSettings, update_P: Tensor) -> None:
+    def __init__(self, settings: MethodSettings, update: Update) -> None:
         super().__init__(settings)
-        self._update_P = update_P
+        self._updates = (update,)
 
     def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
         """See `Method`."""
-        return [Plan(self.prompt(evidence), self._update_P) for evidence in evidences]
+        return [Plan(self.prompt(evidence), self._updates) for evidence in evidences]
 
 
 def needed_adapter(settings: MethodSettings, adapter: str | None) -> str:

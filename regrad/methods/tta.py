@@ -103,10 +103,10 @@ class AdaptedForQuestion(Method):
 
     def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
         """See `Method`. All questions are trained on at once."""
-        settings = self._settings
+        settings, subspace = self._settings, self._lm.subspace
         passages = [item.passages for item in evidences]
         adapted = adapt_online(self._lm, self._start_P, passages, settings.steps, self._optimizer, settings.adapt_on)
         return [
-            Plan(self.prompt(evidence), item.update, (Note("fewer", item.note),) if item.note else ())
+            Plan(self.prompt(evidence), subspace.updates(item.update), (Note("fewer", item.note),) if item.note else ())
             for evidence, item in zip(evidences, adapted, strict=True)
         ]

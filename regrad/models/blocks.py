@@ -1,7 +1,8 @@
 """The frozen blocks below the first adapted one: run once per token, without a graph, and shared by later passes.
 
-No update reaches them, so their output is the same in every pass of a meta-training step. A later pass runs the
-model as usual, but these blocks hand on what they gave before instead of computing it.
+No update in the model's own subspace reaches them, so their output is the same in every pass of a meta-training step.
+A later pass runs the model as usual, but these blocks hand on what they gave before instead of computing it. Updates
+in other subspaces may reach them: the engine, which applies such, runs all blocks.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,9 @@ _PACKAGE = "package:"
 class LanguageModel:
     """A frozen causal language model in evaluation mode, its tokenizer, and the slots for updates.
 
-    `config` is what it was loaded with, its data type resolved: a MetaInit made from it loads alike anywhere.
+    `lora` has the slots of the model's own subspace, that of its settings: it is trained there, and its gradients are
+    taken there. `lora_for` makes those of others. `config` is what it was loaded with, its data type resolved: a
+    MetaInit made from it loads alike anywhere.
     """
 
     model: nn.Module
@@ -36,11 +40,28 @@ class LanguageModel:
     lora: BatchedLora
     config: ModelConfig
     blocks: Blocks
+    other_loras: dict[Subspace, BatchedLora] = field(default_factory=dict, repr=False)
 
     @property
     def subspace(self) -> Subspace:
-        """The adaptation subspace of this model."""
+        """The adaptation subspace of this model's settings."""
         return self.lora.subspace
+
+    def lora_for(self, subspace: Subspace) -> BatchedLora:
+        """The slots for updates in any subspace; raises `ModelError` if the model lacks one of its projections."""
+        if subspace == self.subspace:
+            return self.lora
+        if subspace not in self.other_loras:
+            self.other_loras[subspace] = BatchedLora(self.model, subspace)
+        return self.other_loras[subspace]
+
+    @contextmanager
+    def applied(self, updates: Mapping[Subspace, Tensor]) -> Iterator[None]:
+        """Inside the block, forward passes run with all of these updates ([P] or [U, P], see `BatchedLora.applied`)."""
+        with ExitStack() as stack:
+            for subspace, flat in updates.items():
+                stack.enter_context(self.lora_for(subspace).applied(flat))
+            yield
 
     @property
     def text_config(self) -> Any:
@@ -137,8 +158,9 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
     model.generation_config = GenerationConfig()  # greedy means greedy, whatever the model's own file suggests
     model.requires_grad_(False).eval().to(device)
     resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
-    subspace = find_subspace(model, config.subspace)
-    lm = LanguageModel(model, tokenizer, BatchedLora(model, subspace), resolved, Blocks(model, subspace))
+    lora = BatchedLora(model, find_subspace(model, config.subspace))
+    lora.hold()  # for good: training and extraction apply an update in every pass
+    lm = LanguageModel(model, tokenizer, lora, resolved, Blocks(model, lora.subspace))
     _check_head(lm)
     return lm
 

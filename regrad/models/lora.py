@@ -12,20 +12,44 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from regrad.errors import ModelError
 from regrad.models.subspace import Subspace
 
 
 class BatchedLora:
-    """The adapted projections of one model, waiting for the update of the next forward pass."""
+    """One model's projections of one subspace, waiting for the update of the next forward pass.
+
+    Several subspaces may lie on one model, on the same projections too: each adds its own part. Raises `ModelError` if
+    the model lacks a projection.
+    """
 
     def __init__(self, model: nn.Module, subspace: Subspace) -> None:
         self.subspace = subspace
+        self._modules = {name: _projection(model, name, *sizes) for name, *sizes in subspace.modules}
         self._current: dict[str, Tensor] | None = None
         self._scaled = False
-        self._handles = [
-            model.get_submodule(name).register_forward_hook(self._hook(name)) for name, _, _ in subspace.modules
-        ]
+        self._holders = 0
+        self._handles: list[RemovableHandle] = []
+
+    def hold(self) -> None:
+        """Keep the hooks on the model until `release` was called as often: for those who apply updates again and again.
+
+        A hook costs its projection a little in every pass, also where no update is applied, and putting it on costs
+        more; so they are there while somebody holds them, or for as long as an update is applied.
+        """
+        self._holders += 1
+        if not self._handles:
+            self._handles = [module.register_forward_hook(self._hook(name)) for name, module in self._modules.items()]
+
+    def release(self) -> None:
+        """Take the hooks off the model if nobody else holds them."""
+        self._holders -= 1
+        if not self._holders:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
 
     @contextmanager
     def applied(self, flat: Tensor) -> Iterator[None]:
@@ -35,24 +59,23 @@ class BatchedLora:
         consecutive rows share an update. Differentiable with respect to `flat`.
         """
         previous, self._current = self._current, self.subspace.unflatten(flat)
+        self.hold()
         try:
             yield
         finally:
+            self.release()
             self._current = previous
 
     @contextmanager
     def applied_scaled(self, tensors: dict[str, Tensor]) -> Iterator[None]:
         """As `applied`, with tensors by name in which each B has the subspace's scale in it already."""
         previous, self._current, self._scaled = self._current, tensors, True
+        self.hold()
         try:
             yield
         finally:
+            self.release()
             self._current, self._scaled = previous, False
-
-    def remove(self) -> None:
-        """Take the hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
 
     def _hook(self, name: str) -> Any:
         names = f"{name}.A", f"{name}.B"
@@ -67,6 +90,25 @@ class BatchedLora:
             return add_lora(output, inputs[0], a, b, 1.0 if self._scaled else self.subspace.scaling)
 
         return add_update
+
+
+def _projection(model: nn.Module, name: str, inputs: int, outputs: int) -> nn.Linear:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        module = None
+    if not isinstance(module, nn.Linear):
+        found = f"there is a {type(module).__name__}" if module is not None else "there is none"
+        raise ModelError(
+            f"an update adapts the linear module {name}, but in this {type(model).__name__} {found}; it was made for "
+            "another model"
+        )
+    if (module.in_features, module.out_features) != (inputs, outputs):
+        raise ModelError(
+            f"an update adapts {name} with {inputs} inputs and {outputs} outputs, but in this {type(model).__name__} "
+            f"it has {module.in_features} and {module.out_features}; it was made for another model"
+        )
+    return module
 
 
 def add_one(output_NTO: Tensor, x_NTD: Tensor, a_RD: Tensor, b_OR: Tensor) -> Tensor:

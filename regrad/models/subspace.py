@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -85,6 +85,10 @@ class Subspace:
             tensors[name] = uniform / math.sqrt(shape[1]) if name.endswith(".A") else torch.zeros(shape)
         return self.flatten(tensors)
 
+    def updates(self, vector_P: Tensor | None) -> tuple[Update, ...]:
+        """What a request carries that runs with this vector, or with the base model alone."""
+        return () if vector_P is None else (Update(self, vector_P),)
+
     def to_json(self) -> dict[str, Any]:
         """A description that `from_json` reads back."""
         return {"modules": [list(module) for module in self.modules], "rank": self.rank, "scaling": self.scaling}
@@ -94,6 +98,37 @@ class Subspace:
         """The inverse of `to_json`."""
         modules = tuple((str(name), int(inputs), int(outputs)) for name, inputs, outputs in data["modules"])
         return Subspace(modules, int(data["rank"]), float(data["scaling"]))
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """A temporary change of a model's weights: LoRA parameters [P] and the subspace that they belong to.
+
+    Raises `ModelError` for a vector of another size.
+    """
+
+    subspace: Subspace
+    vector: Tensor
+
+    def __post_init__(self) -> None:
+        if self.vector.shape != (self.subspace.size,):
+            raise ModelError(
+                f"an update in this subspace has {self.subspace.size} numbers, found {tuple(self.vector.shape)}"
+            )
+
+
+def by_subspace(updates: Sequence[Update]) -> dict[Subspace, Tensor]:
+    """The vectors of updates that are applied together: what each adds to the weights is added up.
+
+    Raises `ModelError` if two are in one subspace: the sum of their vectors is not the sum of their products B A.
+    """
+    vectors = {update.subspace: update.vector for update in updates}
+    if len(vectors) < len(updates):
+        raise ModelError(
+            f"{len(updates)} updates are in {len(vectors)} subspaces, and there can be one in each; add the vectors up "
+            "first, if they are steps from one start, or place them side by side in a subspace of their ranks' sum"
+        )
+    return vectors
 
 
 def finite_rows(vectors_NP: Tensor) -> Tensor:

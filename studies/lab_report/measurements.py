@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from regrad.bank.codecs import CODECS
 from regrad.bank.manifest import read_manifest
@@ -28,6 +27,7 @@ from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.regrad import ReGradConfig, ReGradOnlineConfig
 from regrad.methods.tta import TtaConfig
 from regrad.models.loading import LanguageModel, load_language_model, weights_digest
+from regrad.models.subspace import Update
 from regrad.storage import Storage
 from studies.lab_report.config import LabReportConfig
 
@@ -119,8 +119,8 @@ def _one_by_one(endless: LanguageModel, lm: LanguageModel, method: MethodSetting
 
     def answer(item: Evidence) -> None:
         heard: list[str | Finished | Exception] = []
-        ((prompt, update),) = requests([item])
-        engine.submit(DecodingRequest(prompt, update, _TIMED_TOKENS, stop=()), heard.append)
+        ((prompt, updates),) = requests([item])
+        engine.submit(DecodingRequest(prompt, updates, _TIMED_TOKENS, stop=()), heard.append)
         while engine.active or engine.waiting:
             engine.step()
         if not isinstance(heard[-1], Finished):
@@ -162,7 +162,7 @@ def _batches(lm: LanguageModel, method: MethodSettings, rows: int) -> Callable[[
 
     def answer(asked: Sequence[Evidence]) -> list[str]:
         made = requests(asked)
-        answers = generator.answers([prompt for prompt, _ in made], [update for _, update in made], _NEW_TOKENS)
+        answers = generator.answers([prompt for prompt, _ in made], [updates for _, updates in made], _NEW_TOKENS)
         return [found.text for found in answers]
 
     return answer
@@ -170,12 +170,12 @@ def _batches(lm: LanguageModel, method: MethodSettings, rows: int) -> Callable[[
 
 def _requests(
     lm: LanguageModel, settings: MethodSettings
-) -> Callable[[Sequence[Evidence]], list[tuple[str, Tensor | None]]]:
-    """The prompt and the update that a method makes of each question, with the atoms that its settings name."""
+) -> Callable[[Sequence[Evidence]], list[tuple[str, tuple[Update, ...]]]]:
+    """The prompt and the updates that a method makes of each question, with the atoms that its settings name."""
     method = settings.open(lm)
     atoms = method.open_atoms()
 
-    def make(asked: Sequence[Evidence]) -> list[tuple[str, Tensor | None]]:
-        return [(plan.prompt.text(lm.config.prompts), plan.update) for plan in method.plan(asked, atoms)]
+    def make(asked: Sequence[Evidence]) -> list[tuple[str, tuple[Update, ...]]]:
+        return [(plan.prompt.text(lm.config.prompts), plan.updates) for plan in method.plan(asked, atoms)]
 
     return make

@@ -35,7 +35,7 @@ def lab(device: str, dtype: str = "float32") -> LanguageModel:
 
 def requests_of(lm: LanguageModel) -> list[DecodingRequest]:
     """Without and with updates, of different lengths."""
-    updates = [None, update(lm, 1, 0.02), update(lm, 2, 0.02)]
+    updates = [(), update(lm, 1, 0.02), update(lm, 2, 0.02)]
     return [DecodingRequest(text, updates[i % 3], 4 + i) for i, text in enumerate(p for p in PROMPTS for _ in range(3))]
 
 

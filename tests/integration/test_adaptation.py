@@ -116,7 +116,7 @@ def test_adapters_are_trained_into_a_bank_that_prag_reads(lab: Path, tmp_path: P
     method = settings.open(load_language_model(config.model, "cpu"))
     evidence = Evidence(open_question("Who?"), tuple(item.passage for item in items[:3]))
     (plan,) = method.plan([evidence], method.open_atoms())
-    assert plan.update is not None
+    assert len(plan.updates) == 1
     assert plan.notes == ()
 
 

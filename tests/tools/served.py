@@ -104,9 +104,10 @@ def _expected(
             rounded = total if method == "regrad-online" else total.to(torch.bfloat16).float()
             update = meta_init.update(rounded * scale) if applied else None
             prompt = LAB_PROMPTS.prompt(question, hits[::-1] if TABLE[method].passages_in_prompt else [])
-            if not _is_clear(lm, DecodingRequest(prompt, update, TOKENS)):
+            updates = lm.subspace.updates(update)
+            if not _is_clear(lm, DecodingRequest(prompt, updates, TOKENS)):
                 break
-            answers[version] = generate(lm, [GenerationRequest(prompt, update, TOKENS)])[0].text
+            answers[version] = generate(lm, [GenerationRequest(prompt, updates, TOKENS)])[0].text
         else:
             body = {"question": question, "method": method, "k": k, "max_new_tokens": TOKENS}
             ids = [] if method == "direct" else [passage.id for passage in hits]

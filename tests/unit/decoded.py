@@ -12,6 +12,7 @@ from torch import Tensor
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.models.loading import LanguageModel
+from regrad.models.subspace import Subspace, Update
 
 PROMPTS = [
     "Question: Where was Les Dripen born?\nAnswer:",
@@ -30,14 +31,14 @@ class Heard:
     finished: Finished | None = None
     error: Exception | None = None
 
-    def __call__(self, update: Any) -> None:
-        assert self.finished is None and self.error is None, f"told {update!r} after the end"
-        if isinstance(update, Finished):
-            self.finished = update
-        elif isinstance(update, Exception):
-            self.error = update
+    def __call__(self, event: Any) -> None:
+        assert self.finished is None and self.error is None, f"told {event!r} after the end"
+        if isinstance(event, Finished):
+            self.finished = event
+        elif isinstance(event, Exception):
+            self.error = event
         else:
-            self.pieces.append(update)
+            self.pieces.append(event)
 
     @property
     def is_over(self) -> bool:
@@ -71,5 +72,12 @@ def alone(lm: LanguageModel, request: DecodingRequest) -> str:
     return run(Engine(lm), [request])[0].text
 
 
-def update(lm: LanguageModel, seed: int, scale: float = 0.3) -> Tensor:
-    return scale * torch.randn(lm.subspace.size, generator=torch.Generator().manual_seed(seed))
+def vector(updates: tuple[Update, ...]) -> Tensor | None:
+    """That of the only update, or None if there is none."""
+    return updates[0].vector if updates else None
+
+
+def update(lm: LanguageModel, seed: int, scale: float = 0.3, subspace: Subspace | None = None) -> tuple[Update, ...]:
+    """A random one, in the model's own subspace if no other is given."""
+    subspace = subspace or lm.subspace
+    return subspace.updates(scale * torch.randn(subspace.size, generator=torch.Generator().manual_seed(seed)))

@@ -18,7 +18,8 @@ PROMPTS = ["Question: Where was Les Dripen born?\nAnswer:", "Passage: Ada\n x\nQ
 
 def requests(lm: LanguageModel) -> list[GenerationRequest]:
     generator = torch.Generator().manual_seed(2)
-    updates = [None, *(0.3 * torch.randn(lm.subspace.size, generator=generator) for _ in range(3))]
+    vectors = [0.3 * torch.randn(lm.subspace.size, generator=generator) for _ in range(3)]
+    updates = [lm.subspace.updates(vector) for vector in (None, *vectors)]
     return [GenerationRequest(p, u, max_new_tokens=6) for p in PROMPTS for u in updates]
 
 
@@ -36,14 +37,14 @@ def test_weights_are_untouched(tiny: LanguageModel) -> None:
 
 
 def test_each_request_keeps_its_own_length(tiny: LanguageModel) -> None:
-    short, long = generate(tiny, [GenerationRequest("a", None, 1), GenerationRequest("a", None, 8)])
+    short, long = generate(tiny, [GenerationRequest("a", (), 1), GenerationRequest("a", (), 8)])
     assert long.text.startswith(short.text)
     assert short.prompt_tokens == long.prompt_tokens == 1 + len(tiny.encode("a"))
 
 
 def test_the_answer_ends_at_the_stop_string(lab_model: LanguageModel) -> None:
     prompt = lab_model.config.prompts.prompt("Where was Les Dripen born?")
-    assert "\n" not in generate(lab_model, [GenerationRequest(prompt, None, 30)])[0].text
+    assert "\n" not in generate(lab_model, [GenerationRequest(prompt, (), 30)])[0].text
 
 
 def test_a_prompt_beyond_the_context_is_refused(tiny: LanguageModel) -> None:

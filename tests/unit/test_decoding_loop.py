@@ -14,10 +14,11 @@ from regrad.inference.engine import Engine
 from regrad.inference.loop import DecodingLoop
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.models.loading import LanguageModel
+from regrad.models.subspace import Subspace
 from tests.unit.answering import wait_until
 from tests.unit.decoded import PROMPTS, alone, update
 
-REQUEST = DecodingRequest(PROMPTS[0], None, 8)
+REQUEST = DecodingRequest(PROMPTS[0], (), 8)
 
 
 @pytest.fixture
@@ -47,8 +48,9 @@ def test_many_threads_ask_at_once(tiny: LanguageModel, loop: DecodingLoop) -> No
 def test_a_wrong_request_is_told_and_no_other(tiny: LanguageModel, loop: DecodingLoop) -> None:
     with pytest.raises(PromptTooLong):
         loop.generate(DecodingRequest("word " * 300))
-    with pytest.raises(ModelError, match="an update has"):
-        loop.generate(DecodingRequest("a", torch.zeros(3)))
+    foreign = Subspace((("model.layers.7.mlp.up_proj", 32, 48),), 1, 1.0)
+    with pytest.raises(ModelError, match=r"adapts the linear module model\.layers\.7\.mlp\.up_proj, .* there is none"):
+        loop.generate(DecodingRequest("a", foreign.updates(torch.zeros(80))))
     assert loop.generate(REQUEST).text == alone(tiny, REQUEST)
 
 
@@ -73,7 +75,7 @@ def test_a_listener_that_fails_harms_nobody_else(tiny: LanguageModel, loop: Deco
     def broken(update: Any) -> None:
         raise RuntimeError("the event loop is closed")
 
-    loop.submit(DecodingRequest(PROMPTS[0], None, 30, stop=()), broken)
+    loop.submit(DecodingRequest(PROMPTS[0], (), 30, stop=()), broken)
     loop.submit(DecodingRequest("word " * 300), broken)
     assert loop.generate(REQUEST).text == alone(tiny, REQUEST)
     wait_until(lambda: loop.load == (0, 0))
@@ -82,7 +84,7 @@ def test_a_listener_that_fails_harms_nobody_else(tiny: LanguageModel, loop: Deco
 
 def test_other_work_runs_between_steps(tiny: LanguageModel, engine: Engine, loop: DecodingLoop) -> None:
     active, told = [], threading.Event()
-    loop.submit(DecodingRequest(PROMPTS[0], None, 60, stop=()), lambda update: told.set())
+    loop.submit(DecodingRequest(PROMPTS[0], (), 60, stop=()), lambda update: told.set())
     told.wait(30)
     before = threading.current_thread().name
     name = loop.run(lambda: (active.append(engine.active), threading.current_thread().name)[1]).result(30)
@@ -95,7 +97,7 @@ def test_other_work_runs_between_steps(tiny: LanguageModel, engine: Engine, loop
 def test_a_cancelled_ticket_hears_nothing_more(engine: Engine, loop: DecodingLoop) -> None:
     heard: list[Any] = []
     first = threading.Event()
-    ticket = loop.submit(DecodingRequest(PROMPTS[0], None, 150, stop=()), lambda u: (heard.append(u), first.set()))
+    ticket = loop.submit(DecodingRequest(PROMPTS[0], (), 150, stop=()), lambda u: (heard.append(u), first.set()))
     first.wait(30)
     ticket.cancel()
     wait_until(lambda: engine.active == 0)
@@ -117,7 +119,7 @@ def test_a_ticket_may_be_cancelled_before_the_loop_has_it(engine: Engine, loop: 
 def test_closing_tells_those_who_wait(tiny: LanguageModel) -> None:
     loop = DecodingLoop(Engine(tiny))
     heard: list[Any] = []
-    loop.submit(DecodingRequest(PROMPTS[0], None, 200, stop=()), heard.append)
+    loop.submit(DecodingRequest(PROMPTS[0], (), 200, stop=()), heard.append)
     loop.close()
     loop.submit(REQUEST, heard.append)
     errors = [str(update) for update in heard if isinstance(update, Exception)]

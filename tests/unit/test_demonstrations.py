@@ -112,8 +112,8 @@ def test_every_method_shows_them_before_its_own_prompt(
     knowledge = BoundMetaInit(tiny, meta_init)
     atom = knowledge.compute(passages[:1])[0].atom
     assert atom is not None
-    update = knowledge.update(atom, 1.0) if method == "regrad-online" else None
-    assert record.raw == generate(tiny, [GenerationRequest(prompt, update, 6)])[0].text
+    updates = (knowledge.update(atom, 1.0),) if method == "regrad-online" else ()
+    assert record.raw == generate(tiny, [GenerationRequest(prompt, updates, 6)])[0].text
     assert record.prompt_tokens == len(tiny.encode_prompt(prompt))
 
 

@@ -19,7 +19,7 @@ from tests.unit.decoded import PROMPTS, Heard, alone, run, update
 
 def pool(lm: LanguageModel) -> list[DecodingRequest]:
     """Prompts and lengths of all kinds, with and without updates, some drawn with a seed."""
-    updates = [None, *(update(lm, seed) for seed in range(3))]
+    updates = [(), *(update(lm, seed) for seed in range(3))]
     greedy = [
         DecodingRequest(prompt, each, 2 + (i * 5) % 7) for i, (prompt, each) in enumerate(product(PROMPTS, updates))
     ]
@@ -29,7 +29,7 @@ def pool(lm: LanguageModel) -> list[DecodingRequest]:
 
 def test_greedy_answers_are_those_of_transformers_generate(tiny: LanguageModel) -> None:
     requests = [r for r in pool(tiny) if r.temperature == 0]
-    expected = [generate(tiny, [GenerationRequest(r.prompt, r.update, r.max_new_tokens)])[0] for r in requests]
+    expected = [generate(tiny, [GenerationRequest(r.prompt, r.updates, r.max_new_tokens)])[0] for r in requests]
     heard = run(Engine(tiny), requests)
     assert [item.text for item in heard] == [item.text for item in expected]
     assert [item.finished.prompt_tokens for item in heard if item.finished] == [e.prompt_tokens for e in expected]
@@ -39,8 +39,8 @@ def test_greedy_answers_are_those_of_transformers_generate(tiny: LanguageModel) 
 def test_the_lab_model_answers_as_with_generate(lab_model: LanguageModel) -> None:
     prompts = lab_model.config.prompts
     texts = [prompts.prompt(f"Where was {name} born?") for name in ("Les Dripen", "Drax Gutror", "Ada")]
-    requests = [DecodingRequest(text, u, 12) for text in texts for u in (None, update(lab_model, 1, 0.02))]
-    expected = [generate(lab_model, [GenerationRequest(r.prompt, r.update, 12)])[0].text for r in requests]
+    requests = [DecodingRequest(text, u, 12) for text in texts for u in ((), update(lab_model, 1, 0.02))]
+    expected = [generate(lab_model, [GenerationRequest(r.prompt, r.updates, 12)])[0].text for r in requests]
     assert [item.text for item in run(Engine(lab_model), requests)] == expected
 
 
@@ -92,7 +92,7 @@ def _watch_passes(engine: Engine, sizes: list[int]) -> None:
 
 
 def test_what_does_not_fit_beside_the_others_waits(tiny: LanguageModel) -> None:
-    request = DecodingRequest(PROMPTS[0], None, 10)
+    request = DecodingRequest(PROMPTS[0], (), 10)
     tokens = len(tiny.bos + tiny.encode(request.prompt)) + 10
     engine = Engine(tiny, max_cached_tokens=2 * tokens)
     heard = [Heard() for _ in range(5)]
@@ -151,13 +151,13 @@ def test_too_long_a_prompt_is_refused_with_the_counts(tiny: LanguageModel) -> No
 
 def test_an_update_of_another_size_is_refused(tiny: LanguageModel) -> None:
     with pytest.raises(ModelError, match=r"found \(3,\)"):
-        Engine(tiny).submit(DecodingRequest("a", torch.zeros(3)), Heard())
+        tiny.subspace.updates(torch.zeros(3))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 def test_an_update_that_is_not_finite_harms_only_its_own_request(tiny64: LanguageModel, bad: float) -> None:
     """Neither those beside it nor the one that later gets its row, shorter than others are then."""
-    wrong = torch.full((tiny64.subspace.size,), bad)
+    wrong = tiny64.subspace.updates(torch.full((tiny64.subspace.size,), bad))
     long = DecodingRequest(PROMPTS[2], update(tiny64, 0), 60, stop=())
     spoilt = [DecodingRequest(PROMPTS[2], wrong, 4), DecodingRequest(PROMPTS[2], wrong, 4, temperature=0.7)]
     short = DecodingRequest("a", update(tiny64, 1), 6)
@@ -174,7 +174,7 @@ def test_the_weights_are_never_written(tiny: LanguageModel) -> None:
 
 def test_a_failed_pass_ends_its_requests_and_the_engine_goes_on(tiny: LanguageModel) -> None:
     engine = Engine(tiny, max_rows=2)
-    request = DecodingRequest(PROMPTS[0], None, 5)
+    request = DecodingRequest(PROMPTS[0], (), 5)
     heard = [Heard() for _ in range(3)]
     for listener in heard:
         engine.submit(request, listener)

@@ -110,7 +110,7 @@ def test_drawing_with_a_seed_is_repeatable_in_any_batch(tiny64: LanguageModel) -
 
 
 def test_without_a_seed_answers_differ(tiny: LanguageModel) -> None:
-    request = DecodingRequest(PROMPTS[0], None, 16, 1.5, stop=())
+    request = DecodingRequest(PROMPTS[0], (), 16, 1.5, stop=())
     assert len({item.text for item in run(Engine(tiny), [request] * 6)}) > 1
 
 
@@ -125,7 +125,7 @@ def test_a_tiny_top_p_or_temperature_is_greedy(tiny: LanguageModel, temperature:
 
 
 def row(lm: LanguageModel, **options: float) -> Row:
-    return Row(lm, DecodingRequest("a", None, 5, seed=1, **options), Heard())  # type: ignore[arg-type]
+    return Row(lm, DecodingRequest("a", (), 5, seed=1, **options), Heard())  # type: ignore[arg-type]
 
 
 def test_tokens_are_drawn_by_their_chances_within_the_nucleus(tiny: LanguageModel) -> None:

@@ -75,7 +75,8 @@ def test_every_question_is_answered_under_its_own_passages_update(
     for record, question, passage in zip(records, read_questions(config.sets[0]), passages, strict=False):
         atom = knowledge.compute([passage])[0].atom
         assert atom is not None
-        request = GenerationRequest(tiny.config.prompts.prompt(question.question), knowledge.update(atom, 1.0), 6)
+        updates = (knowledge.update(atom, 1.0),)
+        request = GenerationRequest(tiny.config.prompts.prompt(question.question), updates, 6)
         assert record.raw == generate(tiny, [request])[0].text
     assert len({record.raw for record in records}) > 1
 

@@ -113,7 +113,7 @@ def test_methods_that_train_or_read_adapters_are_answered_like_any_other(
         assert isinstance(answered, Answered)
         method = offer.settings.open(tiny)
         (plan,) = method.plan([evidence], method.open_atoms())
-        (expected,) = alone.answers([plan.prompt.text(tiny.config.prompts)], [plan.update], TOKENS.max_new_tokens)
+        (expected,) = alone.answers([plan.prompt.text(tiny.config.prompts)], [plan.updates], TOKENS.max_new_tokens)
         assert answered.text == expected.text, name
         assert [use.tier for use in answered.uses] == ([Tier.DISK, Tier.DISK] if name == "prag" else []), name
         texts.add(answered.text)

@@ -30,6 +30,7 @@ from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
 from regrad.prompts import PromptFormat
 from tests.unit.adapting import adapter_bank, static_lora
+from tests.unit.decoded import vector
 from tests.unit.evaluating import gradient_bank
 from tests.unit.evaluating import method_settings as settings
 
@@ -77,7 +78,7 @@ class Planned:
 
     def __call__(self, evidences: Sequence[Evidence]) -> Planned:
         plans = self._method.plan(evidences, self._atoms)
-        self.updates = [plan.update for plan in plans]
+        self.updates = [vector(plan.updates) for plan in plans]
         self.notes = ["; ".join(map(str, plan.notes)) for plan in plans]
         self.bytes_fetched = [plan.bytes_fetched for plan in plans]
         return self

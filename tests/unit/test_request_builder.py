@@ -26,6 +26,7 @@ from serve_app.config import ServeConfig
 from serve_app.messages import Ask, GradientSum, Retrieved, Turn
 from serve_app.offers import offers_of
 from serve_app.request_builder import RequestBuilder, open_own
+from tests.unit.decoded import vector
 
 QUESTION = "Where was Les Dripen born?"
 MISSING = PassageUse("", problem="it is not in this version")
@@ -67,9 +68,9 @@ def loaded(
     return GradientSum(total, meta_init.fingerprint, "1-x", tuple(uses), 1.0, atoms[had].to(torch.bfloat16))
 
 
-def near(update: Tensor | None, expected: Tensor) -> bool:
-    assert update is not None
-    return bool((update - expected).norm() / expected.norm() < 1e-2)
+def near(found: Tensor | None, expected: Tensor) -> bool:
+    assert found is not None
+    return bool((found - expected).norm() / expected.norm() < 1e-2)
 
 
 Case = Any
@@ -87,7 +88,7 @@ def prepare(tiny: LanguageModel, meta_init: MetaInit, three: list[Passage], atom
 
 def test_with_all_gradients_the_update_is_that_of_the_paper(prepare: Case, meta_init: MetaInit, atoms: Tensor) -> None:
     found = prepare("fail", [None, None, None])
-    assert near(found.request.update, meta_init.update(atoms.sum(0), 1.5))
+    assert near(vector(found.request.updates), meta_init.update(atoms.sum(0), 1.5))
     assert found.plan.notes == ()
     assert found.request.prompt == LAB_PROMPTS.prompt(QUESTION)
 
@@ -97,7 +98,7 @@ def test_online_computes_what_is_missing(
     prepare: Case, meta_init: MetaInit, atoms: Tensor, lacking: list[PassageUse | None]
 ) -> None:
     found = prepare("online", lacking)
-    assert near(found.request.update, meta_init.update(atoms.sum(0), 1.5))
+    assert near(vector(found.request.updates), meta_init.update(atoms.sum(0), 1.5))
     assert [use.tier for use in found.plan.uses] == [Tier.DISK if use is None else Tier.ONLINE for use in lacking]
     (note,) = found.plan.notes
     assert note.policy == "online" and "not in this version" in note.reason
@@ -109,7 +110,7 @@ def test_online_computes_what_is_missing(
 
 def test_online_leaves_out_what_was_deleted(prepare: Case, meta_init: MetaInit, atoms: Tensor) -> None:
     found = prepare("online", [None, DELETED, MISSING], "regrad+icl")
-    assert near(found.request.update, meta_init.update(atoms[[0, 2]].sum(0), 1.5))
+    assert near(vector(found.request.updates), meta_init.update(atoms[[0, 2]].sum(0), 1.5))
     assert [use.tier for use in found.plan.uses] == [Tier.DISK, Tier.MISSING, Tier.ONLINE]
     assert [(d.policy, len(d.passage_ids)) for d in found.plan.notes] == [("online", 1), ("fewer", 1)]
     assert "it was deleted" in found.plan.notes[1].reason
@@ -119,10 +120,10 @@ def test_regrad_online_does_not_compute_what_was_deleted(
     prepare: Case, meta_init: MetaInit, atoms: Tensor, three: list[Passage]
 ) -> None:
     found = prepare("fail", [MISSING, DELETED, MISSING], "regrad-online")
-    assert near(found.request.update, meta_init.update(atoms[[0, 2]].sum(0), 1.5))
+    assert near(vector(found.request.updates), meta_init.update(atoms[[0, 2]].sum(0), 1.5))
     assert [use.tier for use in found.plan.uses] == [Tier.ONLINE, Tier.MISSING, Tier.ONLINE]
     assert [(d.policy, d.passage_ids) for d in found.plan.notes] == [("fewer", (three[1].id,))]
-    assert prepare("fail", ALL_DELETED, "regrad-online").request.update is None
+    assert not prepare("fail", ALL_DELETED, "regrad-online").request.updates
 
 
 @pytest.mark.parametrize("policy", ["online", "fewer", "rag"])
@@ -135,21 +136,21 @@ def test_what_was_deleted_is_not_in_the_prompt(prepare: Case, three: list[Passag
 @pytest.mark.parametrize("policy", ["online", "fewer", "rag"])
 def test_if_all_were_deleted_nothing_is_applied(prepare: Case, policy: str) -> None:
     found = prepare(policy, ALL_DELETED)
-    assert found.request.update is None
+    assert not found.request.updates
     assert found.request.prompt == LAB_PROMPTS.prompt(QUESTION)
     assert len(found.plan.notes[-1].passage_ids) == 3
 
 
 def test_fewer_sums_what_there_is(prepare: Case, meta_init: MetaInit, atoms: Tensor, three: list[Passage]) -> None:
     found = prepare("fewer", [None, MISSING, None])
-    assert near(found.request.update, meta_init.update(atoms[[0, 2]].sum(0), 1.5))
+    assert near(vector(found.request.updates), meta_init.update(atoms[[0, 2]].sum(0), 1.5))
     assert [(d.policy, d.passage_ids) for d in found.plan.notes] == [("fewer", (three[1].id,))]
-    assert prepare("fewer", ALL_MISSING).request.update is None
+    assert not prepare("fewer", ALL_MISSING).request.updates
 
 
 def test_rag_puts_the_passages_into_the_prompt_instead(prepare: Case, three: list[Passage]) -> None:
     found = prepare("rag", [None, MISSING, None])
-    assert found.request.update is None
+    assert not found.request.updates
     assert found.request.prompt == LAB_PROMPTS.prompt(QUESTION, list(reversed(three)))
     assert [d.policy for d in found.plan.notes] == ["rag"]
 
@@ -175,7 +176,7 @@ def test_a_dead_loader_is_dealt_with_by_the_policy(
     found = here.prepare(ask, retrieved(three), nothing)
     # Nobody knows what was deleted from the bank, so nothing is computed.
     assert [d.policy for d in found.plan.notes] == ["rag" if policy == "rag" else "fewer"]
-    assert found.request.update is None
+    assert not found.request.updates
     assert not here.needs_model(ask, nothing)
 
 
@@ -187,14 +188,14 @@ def test_regrad_online_computes_nothing_if_the_bank_cannot_say_what_was_deleted(
     here, ask = builder(tiny, meta_init, "online"), Ask(QUESTION, method="regrad-online")
     assert not here.needs_model(ask, nothing)
     found = here.prepare(ask, retrieved(three), nothing)
-    assert found.request.update is None
+    assert not found.request.updates
     assert [(d.policy, len(d.passage_ids)) for d in found.plan.notes] == [("fewer", 3)]
     assert "the bank loader is gone" in found.plan.notes[0].reason
 
 
 def test_regrad_online_is_regrad_up_to_rounding(prepare: Case) -> None:
     cached, online = prepare("fail", [None] * 3), prepare("fail", ALL_MISSING, "regrad-online")
-    assert near(online.request.update, cached.request.update)
+    assert near(vector(online.request.updates), cached.request.updates[0].vector)
     assert online.plan.notes == () and {use.tier for use in online.plan.uses} == {Tier.ONLINE}
 
 

@@ -36,6 +36,7 @@ from serve_app.messages import Ask, GradientSum, Release, Retrieved, Sampling
 from serve_app.offers import offers_of, read_demonstrations
 from serve_app.request_builder import LoadedAtoms, Prepared, RequestBuilder, open_own
 from tests.unit.adapting import adapter_bank, static_lora
+from tests.unit.decoded import vector
 from tests.unit.evaluating import gradient_bank, settings
 
 K, TOKENS = 3, 8
@@ -154,8 +155,10 @@ def test_a_method_gives_the_same_in_an_evaluation_and_in_a_server(
         assert prepared.request.prompt == plan.prompt.text(tiny.config.prompts)
         assert prepared.plan.notes == plan.notes
         assert record.note == "; ".join(map(str, plan.notes))
-        assert_same_update(prepared.request.update, plan.update, meta_init.phi0, rounded=gradients is not None)
-        (answer,) = generator.answers([prepared.request.prompt], [prepared.request.update], TOKENS)
+        assert_same_update(
+            vector(prepared.request.updates), vector(plan.updates), meta_init.phi0, rounded=gradients is not None
+        )
+        (answer,) = generator.answers([prepared.request.prompt], [prepared.request.updates], TOKENS)
         assert answer.text == record.raw
 
 
@@ -170,14 +173,14 @@ def test_by_default_what_a_bank_lacks_is_computed_in_both_and_noted(
     server = Served(folder, tiny, meta_init, method)
     for start, plan, record in zip((0, 3, 6), plans, records, strict=True):
         prepared, gradients = server.prepared("Who?", passages[start : start + 3])
-        assert gradients is not None and plan.update is not None
+        assert gradients is not None
         atoms = LoadedAtoms(gradients, meta_init.fingerprint)
         had = [place for place, use in enumerate(gradients.uses) if not use.missing]
         assert had == [0, 2]
         exact = BankReader(places["bank"]).sum([passages[start + place] for place in had])
         assert atoms.atoms.total is not None and torch.equal(atoms.atoms.total, exact.to(torch.bfloat16).float())
         (again,) = server.method.plan([plan.prompt.evidence], Given(replace(atoms.atoms, total=exact)))
-        assert again.update is not None and torch.equal(again.update, plan.update)
+        assert torch.equal(again.updates[0].vector, plan.updates[0].vector)
         assert [use.tier for use in prepared.plan.uses] == ["disk", "online", "disk"]
         assert record.note == f"online: no gradient for passage '{passages[start + 1].id}': it is not in this version"
 

@@ -48,7 +48,7 @@ def test_tokens_come_as_often_as_the_model_says(tiny: LanguageModel) -> None:
 
 
 def test_without_temperature_or_with_a_small_nucleus_it_is_greedy(tiny: LanguageModel) -> None:
-    greedy = generate(tiny, [GenerationRequest(prompt, None, 6) for prompt in PROMPTS])
+    greedy = generate(tiny, [GenerationRequest(prompt, (), 6) for prompt in PROMPTS])
     cold = texts(tiny, PROMPTS, draws("x", 3, 6), temperature=1e-3)
     narrow = texts(tiny, PROMPTS, draws("x", 3, 6), top_p=1e-6)
     assert cold == narrow

@@ -120,13 +120,13 @@ def test_a_chat_template_that_cannot_be_used_is_a_clear_error(
 
 def test_both_ways_of_decoding_read_the_same_chat(tiny: LanguageModel) -> None:
     lm = chat(tiny)
-    request = GenerationRequest("Where?", None, 2)
+    request = GenerationRequest("Where?", (), 2)
     expected = len(lm.encode_prompt("Where?"))
     assert generate(lm, [request])[0].prompt_tokens == expected > len(lm.encode_prompt("Where?", raw=True))
     heard: list[Any] = []
     engine = Engine(lm)
-    engine.submit(DecodingRequest("Where?", None, 2), heard.append)
-    engine.submit(DecodingRequest("Where?", None, 2, raw=True), heard.append)
+    engine.submit(DecodingRequest("Where?", (), 2), heard.append)
+    engine.submit(DecodingRequest("Where?", (), 2, raw=True), heard.append)
     while engine.step():
         pass
     counts = sorted(item.prompt_tokens for item in heard if isinstance(item, Finished))

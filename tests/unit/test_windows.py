@@ -40,9 +40,9 @@ def test_beyond_the_window_the_engine_answers_as_transformers(kind: str, tiny: L
     """Prompts within and beyond the window in one batch, read whole and in pieces, and answers that cross it."""
     lm = loaded(model(kind), tiny, tmp_path)
     prompts = [*PROMPTS, "Ada was born in London and lived there. " * 8 + PROMPTS[0], "word " * 60]
-    requests = [DecodingRequest(prompt, each, 30) for prompt in prompts for each in (None, update(lm, 1))]
+    requests = [DecodingRequest(prompt, each, 30) for prompt in prompts for each in ((), update(lm, 1))]
     assert max(len(lm.encode_prompt(prompt)) for prompt in prompts) > 2 * WINDOW
-    expected = [generate(lm, [GenerationRequest(r.prompt, r.update, 30)])[0].text for r in requests]
+    expected = [generate(lm, [GenerationRequest(r.prompt, r.updates, 30)])[0].text for r in requests]
     for piece in (7, 2048):
         assert [heard.text for heard in run(Engine(lm, prefill_tokens=piece), requests)] == expected
 

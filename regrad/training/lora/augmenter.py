@@ -76,7 +76,7 @@ class Augmenter:
             return "empty text"
         for prompt in (self._rewrite_prompt(passage), self._pairs_prompt(passage)):
             try:
-                check_fits(self._lm, GenerationRequest(prompt, None, self._config.max_new_tokens), controls=True)
+                check_fits(self._lm, GenerationRequest(prompt, (), self._config.max_new_tokens), controls=True)
             except ModelError as error:
                 return f"the passage is too long: {error}"
         return ""

@@ -55,7 +55,7 @@ def _score_batch(
     for update, (_, asked) in zip(updates_DP.detach().cpu(), group_questions(tasks), strict=True):
         for task, question in asked:
             prompt = lm.config.prompts.prompt(question.question, prompt_passages(task, question, shape))
-            requests.append(GenerationRequest(prompt, update, config.max_new_tokens))
+            requests.append(GenerationRequest(prompt, lm.subspace.updates(update), config.max_new_tokens))
             answers.append([question.answer])
     found = [generation.text for generation in generate(lm, requests)]
     pairs = list(zip(found, answers, strict=True))

@@ -147,7 +147,7 @@ class PairWriter:
             problem = f"{tokens} tokens, and max_passage_tokens is {self._config.max_passage_tokens}"
             return Draft(passage, rejected=(Rejected(LONG_PASSAGE, detail=problem),))
         try:
-            request = GenerationRequest(self._prompt(passage), None, self._config.max_new_tokens, raw=True)
+            request = GenerationRequest(self._prompt(passage), (), self._config.max_new_tokens, raw=True)
             check_fits(self._lm, request, controls=True)
         except ModelError as error:
             return Draft(passage, rejected=(Rejected(LONG_PASSAGE, detail=str(error)),))
@@ -208,7 +208,7 @@ class PairWriter:
         """Greedy answers; a question that does not fit the context beside its passage gets none."""
         prompts = self._lm.config.prompts
         requests = [
-            GenerationRequest(prompts.prompt(question, passages), None, self._config.max_answer_tokens)
+            GenerationRequest(prompts.prompt(question, passages), (), self._config.max_answer_tokens)
             for question, passages in questions
         ]
         fitting = [i for i, request in enumerate(requests) if self._fits(request)]
