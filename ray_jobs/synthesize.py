@@ -101,7 +101,7 @@ def _search(index: str, drafts: list[Draft], config: SynthesisConfig, progress: 
     with open_retriever(index) as retriever:
         for start in range(0, len(questions), _SEARCHES_PER_LINE):
             some = questions[start : start + _SEARCHES_PER_LINE]
-            found = retriever.ranked(some, k)
+            found = retriever.search_ids(some, k)
             hits.update((q, [passage_id for passage_id, _ in one]) for q, one in zip(some, found, strict=True))
             progress.push.remote(f"{len(hits)} questions searched")
     return hits

@@ -45,9 +45,8 @@ def corpus_digest(uri: str) -> str:
 
 
 def index_digest(uri: str) -> str:
-    """Of a Lucene index, also of the same corpus: Lucene draws ids anew for each build."""
-    check_index(uri)
-    return _directory_digest(Storage(uri))
+    """Of an index, whose card has the checksum of every file. Lucene draws ids anew for each build of a corpus."""
+    return digest(check_index(uri).model_dump())
 
 
 def bank_digest(uri: str, version: int | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -27,12 +28,20 @@ RETRIEVERS: Registry[str] = Registry("kind of index", RetrievalError, {"bm25": "
 """The class that opens each kind of index, as `module:class`: what one kind imports (a JVM) another does not need."""
 
 
+class IndexFile(Settings):
+    """One file of an index: its size, and the SHA-256 (hex) of its content."""
+
+    bytes: int
+    sha256: str
+
+
 class IndexCard(Settings):
-    """What an index says of itself: the kind of retriever that opens it, and how many passages it has."""
+    """What an index says of itself: the kind of retriever that opens it, how many passages it has, and its files."""
 
     format: int = FORMAT
     kind: str
     passages: int
+    files: dict[str, IndexFile]
 
 
 @dataclass(frozen=True)
@@ -55,14 +64,27 @@ class Retriever(ABC):
 
     @abstractmethod
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
-        """For each question at most k (passage id, score), the best first. No question may make it fail."""
+        """For each question at most k (passage id, score), the best first. No question may make it fail.
+
+        There is at least one question, all of valid Unicode, and k is between 1 and the number of passages.
+        """
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k best passages of each question, best first; fewer if fewer match."""
-        ranked = self.ranked(questions, k)
+        ranked = self.search_ids(questions, k)
         wanted = list(dict.fromkeys(passage_id for one in ranked for passage_id, _ in one))
         found = dict(zip(wanted, self.passages(wanted), strict=True))
         return [[Hit(found[passage_id], score) for passage_id, score in one] for one in ranked]
+
+    def search_ids(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
+        """As `search`, without the texts: (passage id, score)."""
+        if isinstance(questions, str):  # a string is a sequence of strings, too: each letter would be a question
+            raise TypeError("search takes a sequence of questions: put a single one into a list")
+        if k < 1:
+            raise RetrievalError(f"k is the number of passages to find and at least 1, found {k}")
+        # A lone surrogate, which a JSON escape can give, is in no text: the question is searched without it.
+        asked = [question.encode(errors="replace").decode() for question in questions]
+        return self.ranked(asked, min(k, self.card.passages)) if asked else []
 
     def passages(self, ids: Sequence[str]) -> list[Passage]:
         """Passages by id, in order; raises `PassageNotFound` naming an unknown one."""
@@ -77,6 +99,19 @@ class Retriever(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def write_card(folder: Path, kind: str, passages: int) -> None:
+    """Make what stands in `folder` an index of this kind. To be called last: the card names every file there is."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): _described(path) for path in paths}
+    card = IndexCard(kind=kind, passages=passages, files=files)
+    (folder / CARD).write_text(card.model_dump_json(indent=1) + "\n")
+
+
+def _described(path: Path) -> IndexFile:
+    with path.open("rb") as file:
+        return IndexFile(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def read_index_card(uri: str) -> IndexCard:
@@ -95,14 +130,26 @@ def read_index_card(uri: str) -> IndexCard:
     return card
 
 
-def check_index(uri: str) -> None:
-    """Raise `RetrievalError` if there is no index at `uri` that this version can open; nothing is downloaded."""
-    read_index_card(uri)
+def check_index(uri: str) -> IndexCard:
+    """The card; raises `RetrievalError` if there is no index at `uri` that this version can open, and all of it.
+
+    Nothing is downloaded, and only sizes are compared: opening an index should not read all of it. What is in the files
+    is checked where it is read, a passage by its own checksum and Lucene's files by theirs.
+    """
+    card, found = read_index_card(uri), Storage(uri).files()
+    for name, file in card.files.items():
+        size = found[name][0] if name in found else 0
+        if size != file.bytes:
+            raise RetrievalError(
+                f"the index at {uri} is incomplete: {name} has {size} bytes of {file.bytes}; copy it again, or make it "
+                "again with `regrad index`"
+            )
+    return card
 
 
 def open_retriever(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> Retriever:
     """The retriever that an index's card names, over a local copy of the index; raises `RetrievalError`."""
-    card = read_index_card(uri)
+    card = check_index(uri)
     module, _, name = RETRIEVERS[card.kind].partition(":")
     opened: Retriever = getattr(importlib.import_module(module), name)(local_directory(uri), card, settings)
     return opened

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from regrad.data.passages import Passage
 from regrad.errors import JavaNotFound, RetrievalError
-from regrad.retrieval.base import CARD, IndexCard, Retriever
+from regrad.retrieval.base import CARD, IndexCard, Retriever, write_card
 from regrad.retrieval.config import RetrieverConfig
 from regrad.retrieval.passage_store import store_passages
 from regrad.storage import directory_writer
@@ -94,7 +94,8 @@ def _anserini_jar() -> str:
     return str(jars[-1])
 
 
-_MAX_TERMS = 512
+_MAX_WORDS = 512
+_MAX_TERMS = 1 << 20
 _THREADS = 4
 
 
@@ -109,7 +110,7 @@ def build_index(passages: Iterable[Passage], uri: str, threads: int = 2) -> int:
         if not count:
             raise RetrievalError("the corpus is empty: there is nothing to index")
         in_java_thread(_check_complete, lucene, count)
-        (folder / CARD).write_text(IndexCard(kind="bm25", passages=count).model_dump_json() + "\n")
+        write_card(folder, "bm25", count)
     return count
 
 
@@ -146,7 +147,7 @@ def _document(passage: Passage) -> str:
 
 
 class LuceneRetriever(Retriever):
-    """BM25 search over an index made by `build_index`. Safe to use from many threads; one search runs at a time."""
+    """BM25 search over an index made by `build_index`. Safe to use from many threads; one call runs at a time."""
 
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         super().__init__(folder, card, settings)
@@ -156,26 +157,45 @@ class LuceneRetriever(Retriever):
         """Ties are in Lucene's document order."""
         return in_java_thread(_search, self._searcher, [_bounded(question) for question in questions], k)
 
+    def close(self) -> None:
+        """See `Retriever`."""
+        super().close()
+        in_java_thread(self._searcher.close)
+
 
 def _bounded(question: str) -> str:
-    """Lucene takes at most 1024 terms: of a longer question the first distinct words count."""
+    """Each word costs time: of a very long question the first distinct ones count."""
     words = list(dict.fromkeys(re.findall(r"\w+", question)))
-    return question if len(words) <= _MAX_TERMS else " ".join(words[:_MAX_TERMS])
+    return question if len(words) <= _MAX_WORDS else " ".join(words[:_MAX_WORDS])
 
 
 def _open(folder: Path, settings: RetrieverConfig) -> Any:
     logging.getLogger("pyserini").setLevel(logging.WARNING)
+    from jnius import JavaException, autoclass
     from pyserini.search.lucene import LuceneSearcher
 
-    searcher = LuceneSearcher(str(folder))
+    # Lucene refuses a question of more than 1024 terms. Words are bounded, but a script that is written without spaces
+    # gives one word of any length, and Lucene makes a term of each of its characters.
+    autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_MAX_TERMS)
+    try:
+        searcher = LuceneSearcher(str(folder))
+    except JavaException as error:
+        raise RetrievalError(f"Lucene cannot read {folder}: {error}; make the index again") from error
     searcher.set_bm25(settings.k1, settings.b)
     return searcher
 
 
 def _search(searcher: Any, questions: list[str], k: int) -> list[list[tuple[str, float]]]:
-    if len(questions) == 1:
-        return [[(str(hit.docid), float(hit.score)) for hit in searcher.search(questions[0], k)]]
-    # Java's own threads search; the batch is handed over and its results are read by this one thread.
-    numbers = [str(number) for number in range(len(questions))]
-    found = searcher.batch_search(questions, numbers, k, threads=_THREADS) if questions else {}
-    return [[(str(hit.docid), float(hit.score)) for hit in found.get(number, ())] for number in numbers]
+    from jnius import JavaException
+
+    try:
+        if len(questions) == 1:
+            found = [searcher.search(questions[0], k)]
+        else:
+            # Java's own threads search; the batch is handed over and its results are read by this one thread.
+            numbers = [str(number) for number in range(len(questions))]
+            by_number = searcher.batch_search(questions, numbers, k, threads=_THREADS)
+            found = [by_number[number] for number in numbers]
+    except JavaException as error:
+        raise RetrievalError(f"Lucene could not search: {error}") from error
+    return [[(str(hit.docid), float(hit.score)) for hit in hits] for hits in found]

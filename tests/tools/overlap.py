@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from regrad.data.passages import Passage
-from regrad.retrieval.base import CARD, IndexCard, Retriever
+from regrad.retrieval.base import CARD, IndexCard, Retriever, write_card
 from regrad.retrieval.config import RetrieverConfig
 from regrad.retrieval.passage_store import store_passages
 from regrad.storage import directory_writer
@@ -19,7 +19,7 @@ def build_overlap_index(passages: Iterable[Passage], uri: str) -> int:
         (folder / "words.txt").write_text(
             "\n".join(f"{p.id}\t{' '.join(_words(p.title + ' ' + p.text))}" for p in stored)
         )
-        (folder / CARD).write_text(IndexCard(kind="overlap", passages=len(stored)).model_dump_json())
+        write_card(folder, "overlap", len(stored))
     return len(stored)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -63,10 +64,23 @@ def test_scores_fall_and_passages_are_whole(retriever: Retriever, world: World) 
     assert all(corpus[hit.passage.id] == hit.passage for hit in hits)
 
 
-def test_k_may_exceed_the_corpus(retriever: Retriever, world: World) -> None:
-    [hits] = retriever.search(["Where was she born?"], 1000)
+@pytest.mark.parametrize("k", [401, 2**40])
+def test_k_may_exceed_the_corpus(retriever: Retriever, k: int) -> None:
+    [hits] = retriever.search(["Where was she born?"], k)
     assert 0 < len(hits) <= 400
     assert len({hit.passage.id for hit in hits}) == len(hits)
+
+
+def test_what_is_no_search_is_refused(retriever: Retriever) -> None:
+    with pytest.raises(RetrievalError, match="at least 1, found 0"):
+        retriever.search(["Where was she born?"], 0)
+    with pytest.raises(TypeError, match="put a single one into a list"):
+        retriever.search("Where was she born?", 3)
+
+
+def test_a_question_with_a_character_that_is_in_no_text_is_searched_without_it(retriever: Retriever) -> None:
+    odd, plain = retriever.search(["Where was \ud800 she born?", "Where was she born?"], 5)
+    assert odd == plain
 
 
 def test_many_threads_may_search_at_once(retriever: Retriever, world: World) -> None:
@@ -76,26 +90,32 @@ def test_many_threads_may_search_at_once(retriever: Retriever, world: World) -> 
         assert list(threads.map(lambda text: retriever.search([text], 3), questions)) == alone
 
 
-@pytest.mark.parametrize(
-    "question",
-    ['"', "AND OR NOT", "title:x~ (", "\\", "   ", "", "the of and a", "日本語", "a" * 4000, "word " * 10_000],
-    ids=[
-        "quote",
-        "operators",
-        "syntax",
-        "backslash",
-        "blank",
-        "empty",
-        "stop words",
-        "script",
-        "long word",
-        "10000 words",
-    ],
-)
+ODD = {
+    "quote": '"',
+    "operators": "AND OR NOT",
+    "syntax": "title:x~ (",
+    "backslash": "\\",
+    "blank": "   ",
+    "empty": "",
+    "stop words": "the of and a",
+    "another script": "日本語",
+    "10000 characters without spaces": "".join(map(chr, range(0x4E00, 0x4E00 + 10_000))),
+    "lone surrogate": "born \ud800",
+    "long word": "a" * 4000,
+    "10000 words": "word " * 10_000,
+}
+
+
+@pytest.mark.parametrize("question", ODD.values(), ids=ODD)
 def test_odd_questions_find_nothing_or_something_and_never_fail(retriever: Retriever, question: str) -> None:
     alone, beside = retriever.search([question], 3), retriever.search([question, "born"], 3)
     assert len(alone) == 1
     assert alone[0] == beside[0]
+
+
+def test_ids_are_those_of_the_passages(retriever: Retriever) -> None:
+    [hits] = retriever.search(["Where was she born?"], 7)
+    assert retriever.search_ids(["Where was she born?"], 7) == [[(hit.passage.id, hit.score) for hit in hits]]
 
 
 def test_look_up_by_id(retriever: Retriever, world: World) -> None:
@@ -115,14 +135,41 @@ def test_what_cannot_be_indexed_is_refused_and_leaves_nothing(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_index_that_was_copied_in_part_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    build_overlap_index([Passage("a", "t", "x")], str(tmp_path / "i"))
+    words = tmp_path / "i" / "words.txt"
+    whole = words.read_bytes()
+    words.write_bytes(whole[:-1])
+    with pytest.raises(RetrievalError, match=f"words.txt has {len(whole) - 1} bytes of {len(whole)}"):
+        check_index(str(tmp_path / "i"))
+    words.unlink()
+    with pytest.raises(RetrievalError, match=f"words.txt has 0 bytes of {len(whole)}"):
+        open_retriever(str(tmp_path / "i"))
+
+
+def test_the_card_changes_with_any_file(tmp_path: Path) -> None:
+    for name, word in (("a", "x"), ("b", "x"), ("c", "y")):
+        build_overlap_index([Passage("a", "t", word)], str(tmp_path / name))
+    a, b, c = (check_index(str(tmp_path / name)) for name in "abc")
+    assert a == b != c
+
+
+def test_what_lucene_cannot_read_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    build_index([Passage("a", "t", "x")], str(tmp_path / "i"))
+    [segments] = (tmp_path / "i" / "lucene").glob("segments_*")
+    segments.write_bytes(bytes(segments.stat().st_size))
+    with pytest.raises(RetrievalError, match="make the index again"):
+        open_retriever(str(tmp_path / "i"))
+
+
 def test_what_is_no_index_of_this_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RetrievalError, match="there is no index at"):
         open_retriever(str(tmp_path))
-    for card in ({"format": 1, "passages": 3}, {"format": 3, "kind": "bm25", "passages": 3}, ["x"]):
+    for card in ({"format": 1, "passages": 3}, {"format": 3, "kind": "bm25", "passages": 3, "files": {}}, ["x"]):
         (tmp_path / CARD).write_text(json.dumps(card))
         with pytest.raises(RetrievalError, match="make it again with `regrad index`"):
             check_index(str(tmp_path))
-    (tmp_path / CARD).write_text(json.dumps({"format": 2, "kind": "bm52", "passages": 3}))
+    (tmp_path / CARD).write_text(json.dumps({"format": 2, "kind": "bm52", "passages": 3, "files": {}}))
     with pytest.raises(RetrievalError, match="did you mean 'bm25'"):
         check_index(str(tmp_path))
 
@@ -140,3 +187,38 @@ def test_a_store_that_is_damaged_or_absent_says_so(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"no database at all, but some bytes " * 100)
     with pytest.raises(RetrievalError, match="is damaged"):
         PassageStore(tmp_path).passages(["p0"])
+
+
+def test_a_text_that_is_not_what_was_written_is_not_handed_out(tmp_path: Path) -> None:
+    passages = [Passage(f"p{i}", "", f"the words of number {i}") for i in range(3)]
+    assert list(store_passages(passages, tmp_path)) == [passages]
+    written = (tmp_path / FILE).read_bytes()
+    assert written.count(b"words of number 1") == 1
+    (tmp_path / FILE).write_bytes(written.replace(b"words of number 1", b"swords of umber 1"))
+    store = PassageStore(tmp_path)
+    assert store.passages(["p0", "p2"]) == [passages[0], passages[2]]
+    with pytest.raises(RetrievalError, match="passage 'p1' is not what was written"):
+        store.passages(["p1"])
+
+
+def test_a_repeated_id_is_found_however_far_apart(tmp_path: Path) -> None:
+    many = [Passage(f"p{i}", "", "x") for i in range(2500)]
+    with pytest.raises(RetrievalError, match="'p7' occurs more than once"):
+        list(store_passages([*many, Passage("p7", "", "y")], tmp_path))
+
+
+def test_threads_that_end_leave_no_files_open(tmp_path: Path) -> None:
+    passages = [Passage("p", "title", "text")]
+    assert list(store_passages(passages, tmp_path)) == [passages]
+    store = PassageStore(tmp_path)
+
+    def open_files() -> int:
+        here = Path("/proc/self/fd")
+        return sum(os.path.realpath(here / name) == str(tmp_path / FILE) for name in os.listdir(here))
+
+    for _ in range(20):
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(store.passages, ["p"]).result() == passages
+    assert open_files() == 1
+    store.close()
+    assert open_files() == 0

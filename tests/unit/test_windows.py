@@ -61,8 +61,9 @@ def test_the_context_is_what_the_model_has_positions_for(kind: str, tiny: Langua
 
 def test_no_passage_is_dropped_that_the_model_can_read(tiny: LanguageModel, tmp_path: Path) -> None:
     lm = loaded(model("gemma2"), tiny, tmp_path)
-    passages = tuple(Passage(str(i), "Ada", "Ada was born in London and lived there.") for i in range(3))
-    fitted = fit(lm, Prompt(Evidence(open_question("Who?"), passages), passages), 8, None, drop=True)
+    passages = [Passage(str(i), "Ada", "Ada was born in London and lived there.") for i in range(3)]
+    prompt = Prompt(Evidence(open_question("Who?")), tuple(passages))
+    fitted = fit(lm, prompt, 8, None, drop=True)
     assert len(lm.encode_prompt(fitted.prompt)) > WINDOW
     assert fitted.dropped == 0
 
