@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
 
 from regrad.errors import ModelError
 from regrad.models.subspace import Subspace
@@ -92,21 +93,23 @@ class BatchedLora:
         return add_update
 
 
-def _projection(model: nn.Module, name: str, inputs: int, outputs: int) -> nn.Linear:
+def _projection(model: nn.Module, name: str, inputs: int, outputs: int) -> nn.Module:
+    """A module that maps x to W x: in a `Conv1D`, as GPT-2 has them, W is transposed, and the update is the same."""
     try:
         module = model.get_submodule(name)
     except AttributeError:
         module = None
-    if not isinstance(module, nn.Linear):
+    if not isinstance(module, nn.Linear | Conv1D):
         found = f"there is a {type(module).__name__}" if module is not None else "there is none"
         raise ModelError(
             f"an update adapts the linear module {name}, but in this {type(model).__name__} {found}; it was made for "
             "another model"
         )
-    if (module.in_features, module.out_features) != (inputs, outputs):
+    shape = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
+    if shape != (inputs, outputs):
         raise ModelError(
             f"an update adapts {name} with {inputs} inputs and {outputs} outputs, but in this {type(model).__name__} "
-            f"it has {module.in_features} and {module.out_features}; it was made for another model"
+            f"it has {shape[0]} and {shape[1]}; it was made for another model"
         )
     return module
 

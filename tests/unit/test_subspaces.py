@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from regrad.errors import ModelError
 from regrad.inference.decoding import GenerationRequest, generate
@@ -19,6 +20,7 @@ from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
 from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
+from regrad.models.lora import BatchedLora
 from regrad.models.subspace import Subspace, Update, find_subspace
 from tests.unit.decoded import PROMPTS, Heard, alone, run, update
 
@@ -204,6 +206,18 @@ def test_a_subspace_of_another_model_is_refused_by_the_name_of_its_module(
         tiny.lora_for(foreign)
     with pytest.raises(ModelError, match=problem):
         Engine(tiny).submit(DecodingRequest("a", update(tiny, 1, 0.2, foreign)), Heard())
+
+
+def test_a_projection_whose_weight_is_transposed_is_adapted_as_any_other() -> None:
+    model = torch.nn.Sequential(Conv1D(3, 5)).double()
+    subspace, x = Subspace((("0", 5, 3),), 2, 0.5), torch.randn(4, 5).double()
+    flat = torch.randn(subspace.size).double()
+    tensors = subspace.unflatten(flat)
+    expected = model(x) + 0.5 * x @ (tensors["0.B"] @ tensors["0.A"]).T
+    with BatchedLora(model, subspace).applied(flat):
+        torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ModelError, match="3 inputs and 5 outputs, .* it has 5 and 3"):
+        BatchedLora(model, Subspace((("0", 3, 5),), 2, 0.5))
 
 
 def test_an_update_has_the_size_of_its_subspace(tiny: LanguageModel) -> None:
