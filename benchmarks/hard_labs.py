@@ -31,8 +31,8 @@ from regrad.lab.world import World
 from regrad.meta_init import MetaInit, random_meta_init
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model
-from regrad.retrieval.base import Hit
-from regrad.retrieval.bm25 import LuceneRetriever, build_index
+from regrad.retrieval.base import Hit, open_retriever
+from regrad.retrieval.bm25 import build_index
 from regrad.settings import builtin_config, load_settings
 
 KS = {"many": (3, 5, 10), "long": (1, 3, 5), "conflict": (2,), "unseen": (1, 3), "firms": (1, 3)}
@@ -49,8 +49,8 @@ class Measured:
         self._lm, self._meta_init, self._questions = lm, meta_init, questions
         with tempfile.TemporaryDirectory() as folder:
             build_index(corpus, f"{folder}/index")
-            retriever = LuceneRetriever(f"{folder}/index")
-            self._hits: list[list[Hit]] = [list(retriever.search(item.question, 10)) for item in questions]
+            retriever = open_retriever(f"{folder}/index")
+            self._hits: list[list[Hit]] = retriever.search([item.question for item in questions], 10)
         self._extractor = AtomExtractor(lm, meta_init)
         self._alpha_P = meta_init.subspace.per_tensor(meta_init.step_sizes).float()
         self._steps: dict[str, Tensor] = {}

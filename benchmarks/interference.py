@@ -34,13 +34,14 @@ from regrad.lab.wording import ATTRIBUTES
 from regrad.lab.world import Person, World
 from regrad.meta_init import MetaInit
 from regrad.models.loading import load_language_model
-from regrad.retrieval.bm25 import LuceneRetriever, build_index
+from regrad.retrieval.base import open_retriever
+from regrad.retrieval.bm25 import build_index
 from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.in_process import steps_of
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.trainer import Trainer
+from regrad.training.meta.task_plan import TasksInMemory
+from regrad.training.meta.trainer import MetaLearner, meta_loop
 
 KS = (3, 5, 10)
 LEFT_OUT = 400
@@ -57,8 +58,8 @@ def train(world: World, passages: int, steps: int, records: int) -> MetaInit:
     made = [Task.from_record(r) for r in tasks(world.meta[:-LEFT_OUT], lab, records, seed=11)]
     lm = load_language_model(config.model, "cpu")
     engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
-    trainer = Trainer(lm, engine, config, lm.identity())
-    return trainer.meta_init(trainer.run(steps_of([made], config)))
+    learner = MetaLearner(lm, engine, config, lm.identity())
+    return learner.product(meta_loop(learner, config).run(TasksInMemory.of(config, [made]).steps()))
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,14 @@ class Asked:
 def ask(people: Sequence[Person], count: int, folder: str) -> list[Asked]:
     """Questions about these people, with what BM25 finds among their documents."""
     build_index(documents(people, 21), f"{folder}/index")
-    retriever, by_id = LuceneRetriever(f"{folder}/index"), {person.passage_id: person for person in people}
+    retriever, by_id = open_retriever(f"{folder}/index"), {person.passage_id: person for person in people}
     questions = people_questions(people, count)
     return [
         Asked(
             item.question,
             by_id[item.passage_id],
             ATTRIBUTES[i % len(ATTRIBUTES)],
-            [(hit.passage.id, hit.score) for hit in retriever.search(item.question, max(KS))],
+            [(hit.passage.id, hit.score) for hit in retriever.search([item.question], max(KS))[0]],
         )
         for i, item in enumerate(questions)
     ]

@@ -26,7 +26,8 @@ from subjects import Subject, big_subject, lab_subject
 from regrad.errors import RetrievalError
 from regrad.lab.files import held_out_corpus, held_out_questions
 from regrad.lab.world import World
-from regrad.retrieval.bm25 import LuceneRetriever, build_index
+from regrad.retrieval.base import open_retriever
+from regrad.retrieval.bm25 import build_index
 
 Timings = Mapping[Way, Sequence[Timing]]
 _PARTS = ("fetch and sum", "extract", "update", "prefill", "decode")
@@ -83,10 +84,10 @@ def search_milliseconds(questions: Sequence[str]) -> float | None:
     with TemporaryDirectory() as folder:
         try:
             build_index(held_out_corpus(World()), f"{folder}/index")
-            retriever, seconds = LuceneRetriever(f"{folder}/index"), []
+            retriever, seconds = open_retriever(f"{folder}/index"), []
             for question in questions:
                 started = perf_counter()
-                retriever.search(question, 3)
+                retriever.search([question], 3)
                 seconds.append(perf_counter() - started)
         except (RetrievalError, ImportError) as error:
             print(f"no search was measured: {error}")

@@ -30,7 +30,7 @@ from serving.load import Outcome, Plan, run
 from serving.watching import processor_seconds, spent
 
 from ray_jobs.cluster import cluster
-from regrad.retrieval.bm25 import LuceneRetriever
+from regrad.retrieval.base import open_retriever
 from serve_app.local import serving
 
 _OURS, _THEIRS, _IN_PROCESS = "regrad, HTTP", "authors' way, HTTP", "authors' way, in process"
@@ -162,8 +162,8 @@ def main() -> None:
 def _served(bench: Bench, world: Lab, arguments: argparse.Namespace) -> dict[str, Any]:
     places = f"{world.folder}/meta-init", f"{world.folder}/atoms"
     write_atoms(f"{world.folder}/bank", Path(places[1]))
-    search = LuceneRetriever(f"{world.folder}/index").search
-    found = [[hit.passage.id for hit in search(item.question, 3)] for item in world.questions]
+    hits = open_retriever(f"{world.folder}/index").search([item.question for item in world.questions], 3)
+    found = [[hit.passage.id for hit in one] for one in hits]
     here = Authors(*places), InProcess(world.folder), found
     with cluster(), serving(world.config(), anywhere()) as url:
         theirs = url + deploy_authors(*places, f"{world.folder}/index")

@@ -36,7 +36,8 @@ from regrad.lab.wording import QUESTIONS
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.models.loading import load_language_model
-from regrad.retrieval.bm25 import LuceneRetriever, build_index
+from regrad.retrieval.base import Retriever, open_retriever
+from regrad.retrieval.bm25 import build_index
 from regrad.settings import builtin_config, load_settings
 from regrad.training.synthesis.config import SynthesisConfig
 from regrad.training.synthesis.tasks import report, settle, tasks
@@ -73,8 +74,8 @@ class HeldOut:
         self._corpus = held_out_corpus(world)
         self._questions = held_out_questions(world, questions)
         build_index(self._corpus, f"{folder}/held-out-index")
-        retriever = LuceneRetriever(f"{folder}/held-out-index")
-        self._found = [[hit.passage.id for hit in retriever.search(q.question, max(KS))] for q in self._questions]
+        retriever = open_retriever(f"{folder}/held-out-index")
+        self._found = [[hit.passage.id for hit in retriever.search([q.question], max(KS))[0]] for q in self._questions]
 
     def scores(self, meta_init: MetaInit, stored: Callable[[Tensor], Tensor] = lambda atoms: atoms) -> dict[str, float]:
         """Exact match at each k, nothing in the prompt, with what `stored` makes of the atoms [n, P]."""
@@ -95,9 +96,7 @@ class HeldOut:
         return hits / len(self._questions)
 
 
-def synthetic(
-    folder: Path, writer: int, index: LuceneRetriever, truth: Truth
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def synthetic(folder: Path, writer: int, index: Retriever, truth: Truth) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """What `regrad synth` does, in this process: a writer's tasks with and without an index, from the same drafts."""
     name = f"writer of {writer} steps"
     places = [f"output={folder}/writer-{writer}", f"steps={writer}"]
@@ -148,7 +147,7 @@ def rows(folder: Path, size: dict[str, Any]) -> Iterator[dict[str, Any]]:
     truth, held_out = Truth(world), HeldOut(folder, world, size["questions"])
     write_lab(LabConfig(output=f"{folder}/lab", documents=size["documents"]))
     build_index(read_passages(f"{folder}/lab/documents.jsonl"), f"{folder}/index")
-    index = LuceneRetriever(f"{folder}/index")
+    index = open_retriever(f"{folder}/index")
     sets = [item for writer in size["writers"] for item in synthetic(folder, writer, index, truth)]
     sets += own(folder, world, size["documents"])
     for name, path, row in [sets[i] for i in size["trained"]]:

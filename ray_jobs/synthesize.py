@@ -21,7 +21,7 @@ from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage
 from regrad.errors import SynthesisError
 from regrad.models.loading import load_language_model
-from regrad.retrieval.bm25 import LuceneRetriever, check_index
+from regrad.retrieval.base import check_index, open_retriever
 from regrad.storage import Storage, check_replaceable, directory_writer
 from regrad.training.synthesis.config import SynthesisConfig
 from regrad.training.synthesis.tasks import Hits, report, settle, tasks
@@ -95,11 +95,14 @@ def _assemble(config: SynthesisConfig, names: list[str], progress: Any, started:
 
 
 def _search(index: str, drafts: list[Draft], config: SynthesisConfig, progress: Any) -> Hits:
-    retriever, k = LuceneRetriever(index), max(config.near_hits, config.max_rank)
+    k = max(config.near_hits, config.max_rank)
+    questions = list(dict.fromkeys(pair.question for draft in drafts for pair in draft.pairs))
     hits: dict[str, list[str]] = {}
-    for question in dict.fromkeys(pair.question for draft in drafts for pair in draft.pairs):
-        hits[question] = [hit.passage.id for hit in retriever.search(question, k)]
-        if len(hits) % _SEARCHES_PER_LINE == 0:
+    with open_retriever(index) as retriever:
+        for start in range(0, len(questions), _SEARCHES_PER_LINE):
+            some = questions[start : start + _SEARCHES_PER_LINE]
+            found = retriever.ranked(some, k)
+            hits.update((q, [passage_id for passage_id, _ in one]) for q, one in zip(some, found, strict=True))
             progress.push.remote(f"{len(hits)} questions searched")
     return hits
 

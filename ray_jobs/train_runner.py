@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -20,16 +21,18 @@ from regrad.errors import RegradError, TrainingError
 from regrad.locking import exclusive
 from regrad.settings import WorkersConfig
 from regrad.storage import Storage, check_replaceable
-from regrad.training.lora.config import FinetuneConfig
-from regrad.training.meta.config import MetaTrainConfig
+from regrad.training.config import TrainConfig
 
 _SETTINGS, _CHECKPOINTS = "run.json", "checkpoints"
 _FREE = {"output", "checkpoints", "watch", "cluster"}  # what a resumed run may change: none of it changes a number
 
 
 @contextmanager
-def run_directory(config: MetaTrainConfig | FinetuneConfig, data: dict[str, Any]) -> Iterator[RunDirectory]:
-    """The run's directory, for this driver alone; raises `TrainingError` if another one trains into it now."""
+def run_directory(config: TrainConfig, data: dict[str, Any], best_by: str | None = None) -> Iterator[RunDirectory]:
+    """The run's directory, for this driver alone; raises `TrainingError` if another one trains into it now.
+
+    Checkpoints with the highest `best_by` are kept; without it, the newest.
+    """
     storage = Storage(config.checkpoints.location or f"{config.output}.training")
 
     def busy(holder: str) -> TrainingError:
@@ -39,14 +42,14 @@ def run_directory(config: MetaTrainConfig | FinetuneConfig, data: dict[str, Any]
 
     with exclusive(storage, busy):
         check_replaceable(storage.uri, _SETTINGS)
-        yield RunDirectory(config, data, storage)
+        yield RunDirectory(config, data, storage, best_by)
 
 
 class RunDirectory:
     """Raises `TrainingError` if another run, with other settings or data, was left unfinished there."""
 
-    def __init__(self, config: MetaTrainConfig | FinetuneConfig, data: dict[str, Any], storage: Storage) -> None:
-        self._config, self.storage = config, storage
+    def __init__(self, config: TrainConfig, data: dict[str, Any], storage: Storage, best_by: str | None = None) -> None:
+        self._keep, self._best_by, self.storage = config.checkpoints.keep, best_by, storage
         settings = {**config.model_dump(mode="json", exclude=_FREE), "data": data}
         if not config.checkpoints.resume:
             self.remove()
@@ -58,15 +61,13 @@ class RunDirectory:
 
     def run_config(self) -> RunConfig:
         """For Ray Train: where checkpoints go and which are kept."""
-        keep = self._config.checkpoints.keep
-        scored = isinstance(self._config, MetaTrainConfig) and self._config.dev
-        best = {"checkpoint_score_attribute": "dev_f1", "checkpoint_score_order": "max"} if scored else {}
+        best = {"checkpoint_score_attribute": self._best_by, "checkpoint_score_order": "max"} if self._best_by else {}
         handler = WholeFiles() if self.storage.is_local else FSSpecHandler(self.storage.fs)
         return RunConfig(
             name=_CHECKPOINTS,
             storage_path=self.storage.root,
             storage_filesystem=PyFileSystem(handler),
-            checkpoint_config=CheckpointConfig(num_to_keep=keep, **best),
+            checkpoint_config=CheckpointConfig(num_to_keep=self._keep, **best),
         )
 
     def remove(self) -> None:
@@ -131,14 +132,27 @@ def scaling(workers: WorkersConfig) -> ScalingConfig:
     )
 
 
-def fit_until_done(
-    make_trainer: Callable[[], TorchTrainer], place: RunDirectory, max_failures: int, what: str
+def fit(
+    worker: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    config: TrainConfig,
+    place: RunDirectory,
+    what: str,
+    **data: Any,
 ) -> Result:
-    """A lost worker costs the steps since the last checkpoint.
+    """Run `worker(settings)` on all workers until it is done, with Ray Train's `datasets` and so on in `data`.
 
-    Raises `TrainingError` after more than `max_failures` losses without a new checkpoint between them, and for an error
-    of ours at once.
+    A lost worker costs the steps since the last checkpoint. Raises `TrainingError` after more than
+    `checkpoints.max_failures` losses without a new checkpoint between them, and for an error of ours at once.
     """
+    make_trainer = partial(
+        trainer_class(),
+        worker,
+        train_loop_config=settings,
+        scaling_config=scaling(config.cluster),
+        run_config=place.run_config(),
+        **data,
+    )
     if place.resumed:
         logger.info("going on with the unfinished run at %s", place.storage.uri)
     failures, mark = 0, place.mark()
@@ -148,7 +162,7 @@ def fit_until_done(
         except TrainingFailedError as error:
             cause = _cause(error)
             failures = 1 if place.mark() != mark else failures + 1
-            if isinstance(cause, RegradError) or failures > max_failures:
+            if isinstance(cause, RegradError) or failures > config.checkpoints.max_failures:
                 raise TrainingError(_sentence(cause, place, what)) from error
             mark = place.mark()
             logger.warning("a worker was lost (%s); going on from the last checkpoint", _short(cause))

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -21,7 +21,12 @@ from regrad.errors import ConfigError
 
 
 class Settings(BaseModel):
-    """Base of every settings class: immutable, and unknown keys are errors."""
+    """Base of every settings class: immutable, and unknown keys are errors.
+
+    `MOVED` names keys of earlier versions with the keys that took their place, for the error that they cause.
+    """
+
+    MOVED: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, allow_inf_nan=False
@@ -122,10 +127,10 @@ def apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(kind: type[BaseModel], details: ErrorDetails) -> str:
-    location = [str(part) for part in details["loc"]]
+    location, here = _place(kind, details["loc"])
     key = ".".join(location)
     if details["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_suggest(kind, location)}"
+        return f"unknown key '{key}'{_moved(here, location) or _suggest(here, location)}"
     if details["type"] == "missing":
         return f"key '{key}' is required"
     message = details["msg"].removeprefix("Value error, ")
@@ -141,22 +146,39 @@ def _nearest_value(details: ErrorDetails) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def _moved(kind: type[BaseModel], location: Sequence[str]) -> str:
+    """Where a setting of an earlier version is now, if its class says so."""
+    new = getattr(kind, "MOVED", {}).get(location[-1])
+    return f": it is '{'.'.join([*location[:-1], new])}' now" if new else ""
+
+
 def _suggest(kind: type[BaseModel], location: Sequence[str]) -> str:
-    names = _fields_at(kind, location[:-1])
-    near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(location[-1], kind.model_fields, n=1, cutoff=0.5)
     if near:
         return f"; did you mean '{'.'.join([*location[:-1], near[0]])}'?"
-    return f"; the keys here are {', '.join(names)}"
+    return f"; the keys here are {', '.join(kind.model_fields)}"
 
 
-def _fields_at(kind: type[BaseModel], location: Sequence[str]) -> list[str]:
+def _place(kind: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], type[BaseModel]]:
+    """The keys that lead to a problem, and the class that the last one is a key of.
+
+    In a union of settings classes Pydantic puts the chosen one's tag, here its name, among the keys: it chooses the
+    class, and nobody wrote it.
+    """
+    keys: list[str] = []
+    models = [kind]
     for part in location:
-        field = kind.model_fields.get(part)
-        inner = next(_models_in(field.annotation), None) if field else None
-        if inner is None:
+        tagged = [model for model in models if model.__name__ == part]
+        if tagged and len(models) > 1:
+            kind, models = tagged[0], tagged
             continue
-        kind = inner
-    return list(kind.model_fields)
+        keys.append(str(part))
+        if len(models) == 1:
+            kind = models[0]
+        field = kind.model_fields.get(str(part))
+        if field:
+            models = list(_models_in(field.annotation)) or [kind]
+    return keys, kind
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

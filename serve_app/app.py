@@ -11,13 +11,14 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
-from regrad.retrieval.bm25 import check_index
+from regrad.retrieval.base import check_index
 from regrad.settings import parse_settings
 from serve_app.bank_loader import BankLoaderDeployment
 from serve_app.config import ReplicaConfig, ServeConfig
 from serve_app.gateway import Gateway
 from serve_app.generator import GeneratorDeployment
 from serve_app.http.app import make_app
+from serve_app.offers import check_offers
 from serve_app.retriever import RetrieverDeployment
 from serve_app.rollout import read_releases, resolve_all
 
@@ -41,6 +42,7 @@ def check_artefacts(config: ServeConfig) -> None:
     """Refuse what is missing, and a bank that does not belong to its MetaInit, before anything starts."""
     resolve_all(config, read_releases(config))
     check_index(config.index)
+    check_offers(config)
 
 
 def _gateway() -> Gateway:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-from regrad.bank.reader import BankReader, Fetched
+from regrad.bank.reader import BankReader
 from regrad.bank.tiers import MemoryTier
 from regrad.errors import BankError, StorageError
+from regrad.methods.atoms import use_of
 from serve_app.config import ServeConfig
-from serve_app.messages import GradientSum, LoadRequest, PassageUse, Release, Retrieved
+from serve_app.messages import Ask, BankNeed, GradientSum, Release, Retrieved, RoutedAsk
 from serve_app.observability.tracing import Watch
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ _OPEN_BANKS = 4
 _REFRESH_SECONDS = 1.0
 _GRACE_SECONDS = 0.2
 _LEAST_SECONDS = 0.05
+_LOAD_FRACTION = 0.5  # of a request's time: the rest is for the answer
 _STALL_SECONDS = 30.0
 
 
@@ -44,64 +46,54 @@ class BankLoaderDeployment:
         self._watch = Watch(config.watching, "bank_loader")
 
     async def load(
-        self,
-        retrieved: Retrieved,
-        release: Release,
-        parts: bool = False,
-        seconds: float | None = None,
-        traceparent: str = "",
-        atoms: bool = True,
-    ) -> GradientSum:
-        """The sum [P] of the atoms that were had in time, added in float32, sent in bf16; the others say why not.
+        self, routed: Sequence[RoutedAsk], found: Sequence[Retrieved | Exception | None]
+    ) -> list[GradientSum | None]:
+        """For each request the sum of its passages' atoms; None where none is needed, or there are no passages.
 
-        Without `atoms` none is read: the uses say only what was deleted, for methods that compute gradients themselves.
-        Raises `BankError` if the release's bank is not there or not of its MetaInit, `StorageError` if the store does
-        not let it be opened in time.
+        The atoms that were had in time are summed, the others say why not. Without its bank it is a sum of nothing.
+        """
+        return await asyncio.gather(*map(self._one, routed, found))
+
+    async def _one(self, routed: RoutedAsk, found: Retrieved | Exception | None) -> GradientSum | None:
+        if routed.bank is BankNeed.NOTHING or not isinstance(found, Retrieved):
+            return None
+        try:
+            return await self._sum(routed, found)
+        except (BankError, StorageError, OSError) as error:
+            return GradientSum.unread(found, routed.release, str(error))
+
+    async def _sum(self, routed: RoutedAsk, retrieved: Retrieved) -> GradientSum:
+        """Added in float32, sent in bf16. Raises `BankError` if the release's bank is not there or not of its MetaInit,
+        `StorageError` if the store does not let it be opened in time.
         """
         started = time.perf_counter()
-        deadline = time.monotonic() + self._seconds(seconds)
-        reader = await self._reader(release, deadline)
+        deadline = time.monotonic() + self._seconds(routed.ask)
+        reader = await self._reader(routed.release, deadline)
         passages = [hit.passage for hit in retrieved.hits]
-        with self._watch.span("load", traceparent, passages=len(passages)), self._used(reader):
-            read = reader.fetch if atoms else reader.deletions
+        with self._watch.span("load", routed.ask.traceparent, passages=len(passages)), self._used(reader):
+            read = reader.deletions if routed.bank is BankNeed.DELETIONS else reader.fetch
             found = await self._in_time(lambda: read(passages, deadline - time.monotonic()), deadline)
             records = [item.record for item in found if item.record is not None]
             total = reader.codec.sum(records)
         for item in found:
             if item.record is not None:
                 self._watch.metrics.read(item.tier, item.record.numel())
+        parts = routed.bank is BankNeed.PARTS and records
         return GradientSum(
             total.to(torch.bfloat16),
             reader.manifest.fingerprint,
             reader.manifest.label,
-            tuple(_use(passage.id, item) for passage, item in zip(passages, found, strict=True)),
+            tuple(use_of(passage.id, item) for passage, item in zip(passages, found, strict=True)),
             (time.perf_counter() - started) * 1e3,
-            reader.codec.decode(torch.stack(records)).to(torch.bfloat16) if parts and records else None,
+            reader.codec.decode(torch.stack(records)).to(torch.bfloat16) if parts else None,
         )
-
-    async def many(
-        self, retrieved: list[Retrieved | Exception | None], requests: list[LoadRequest | None]
-    ) -> list[GradientSum | None]:
-        """For each request its sum; None where nothing was asked for. Without its bank it is a sum of nothing."""
-        return await asyncio.gather(*map(self._one, retrieved, requests))
-
-    async def _one(self, retrieved: Retrieved | Exception | None, request: LoadRequest | None) -> GradientSum | None:
-        if request is None or retrieved is None or isinstance(retrieved, Exception):
-            return None
-        try:
-            return await self.load(
-                retrieved, request.release, request.parts, request.seconds, request.traceparent, request.atoms
-            )
-        except (BankError, StorageError, OSError) as error:
-            return nothing(retrieved, request.release, str(error))
 
     async def check_health(self) -> None:
         """Raises if nothing is done any more, so that Serve replaces the replica; a slow store is no fault."""
         await asyncio.wait_for(asyncio.to_thread(lambda: None), _STALL_SECONDS)
 
-    def _seconds(self, seconds: float | None) -> float:
-        most = self._config.tiers.deadline_seconds
-        return most if seconds is None else max(_LEAST_SECONDS, min(most, seconds))
+    def _seconds(self, ask: Ask) -> float:
+        return max(_LEAST_SECONDS, min(self._config.tiers.deadline_seconds, _LOAD_FRACTION * ask.seconds))
 
     async def _in_time(self, work: Callable[[], T], deadline: float) -> T:
         running = asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -163,13 +155,3 @@ class BankLoaderDeployment:
         if reader is not None and not reader.is_superseded():
             return reader
         return BankReader(release.bank, release.fingerprint, release.bank_version, self._config.tiers, self._memory)
-
-
-def nothing(retrieved: Retrieved | None, release: Release, problem: str) -> GradientSum:
-    """A sum without a single gradient, for the policy to deal with."""
-    uses = tuple(PassageUse(hit.passage.id, problem=problem) for hit in (retrieved.hits if retrieved else ()))
-    return GradientSum(torch.zeros(0), release.fingerprint, "", uses, 0.0)
-
-
-def _use(passage_id: str, item: Fetched) -> PassageUse:
-    return PassageUse(passage_id, item.tier, item.problem, deleted=item.deleted)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from regrad.bank.config import TiersConfig
+from regrad.methods.base import OnMissing
+from regrad.methods.prompt_only import PromptOnlyConfig
+from regrad.methods.registry import MethodConfig
+from regrad.methods.regrad import GradientSettings, ReGradConfig, ReGradOnlineConfig
 from regrad.models.config import ModelPath
 from regrad.retrieval.config import RetrieverConfig
 from regrad.settings import Location, Settings
@@ -65,8 +68,12 @@ class GroupConfig(Settings):
     at_once: int = Field(2, ge=1, description="groups that look for their passages at a time; others gather")
 
 
-MissingPolicy = Literal["online", "fewer", "rag", "fail"]
-"""What is done for a passage whose gradient cannot be had: compute it, leave it out, answer by RAG, or refuse."""
+_OFFERED: tuple[MethodConfig, ...] = (
+    *(PromptOnlyConfig(name="direct"), PromptOnlyConfig(name="rag")),
+    *(ReGradConfig(name="regrad"), ReGradConfig(name="regrad+icl"), ReGradOnlineConfig(name="regrad-online")),
+)
+OFFERED = tuple(method.name for method in _OFFERED)
+"""What a server offers whose settings name no methods: those that need nothing but a release."""
 
 
 class ProtectionConfig(Settings):
@@ -115,7 +122,14 @@ class ServeConfig(Settings):
     bank_version: int | None = Field(None, ge=1, description="default: the newest, always followed")
     releases: Location | None = Field(None, description="a file that `regrad serve update` writes and servers follow")
     follow_seconds: float = Field(2.0, gt=0, description="between two looks for new versions")
-    on_missing: MissingPolicy = "online"
+    methods: tuple[MethodConfig, ...] = Field(
+        _OFFERED,
+        min_length=1,
+        description="as in `regrad eval`, but MetaInit and gradients are the release's; a request that names none "
+        "gets `regrad`, or the first where that is not offered",
+    )
+    demonstrations: Location | None = Field(None, description="a file of solved questions, for methods that show any")
+    on_missing: OnMissing = Field("online", description="of methods that apply gradients and do not say themselves")
     tiers: TiersConfig = TiersConfig()
     index: Location
     retrieval: RetrieverConfig = RetrieverConfig()
@@ -128,6 +142,19 @@ class ServeConfig(Settings):
     bank_loader: ReplicaConfig = ReplicaConfig()
     generator: ReplicaConfig = ReplicaConfig(num_cpus=0.5)
     gateway: ReplicaConfig = ReplicaConfig(max_ongoing_requests=4096)
+
+    @model_validator(mode="after")
+    def _offerable(self) -> ServeConfig:
+        names = [method.name for method in self.methods]
+        if len(set(names)) < len(names):
+            raise ValueError(f"methods has a name twice among {', '.join(names)}; give each a name of its own")
+        for method in self.methods:
+            uses = method.artefacts
+            if isinstance(method, GradientSettings) and (uses.meta_init or uses.bank or uses.bank_version):
+                raise ValueError(f"method {method.name!r} takes its MetaInit and bank from the release; leave them out")
+            if method.demonstrations and self.demonstrations is None:
+                raise ValueError(f"method {method.name!r} shows solved questions: name their file as `demonstrations`")
+        return self
 
 
 class HttpConfig(Settings):

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 import ray
 
+from regrad.errors import RegradError
 from regrad.inference.engine import Engine
 from regrad.inference.loop import DecodingLoop
 from regrad.inference.rows import Finished
 from regrad.meta_init import MetaInit
-from regrad.methods.regrad import Knowledge
+from regrad.methods.base import PassageUse, Plan
+from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import load_language_model
 from serve_app.config import ServeConfig
-from serve_app.messages import Answered, Ask, GradientSum, PassageUse, Piece, Release, Retrieved
+from serve_app.messages import Answered, Ask, BankNeed, GradientSum, Piece, Release, Retrieved, RoutedAsk
 from serve_app.observability.tracing import Watch
-from serve_app.request_builder import Desk, Prepared
+from serve_app.offers import offers_of, read_demonstrations
+from serve_app.request_builder import Prepared, RequestBuilder, open_own
 
-_DESKS = 4
+logger = logging.getLogger("ray.serve")
+
+_RELEASES = 4
 _STALL_SECONDS = 300.0
 
 
@@ -36,32 +42,25 @@ class GeneratorDeployment:
         batch = config.batch
         engine = Engine(self._lm, batch.max_size, batch.max_cached_tokens, batch.prefill_tokens)
         self._loop = DecodingLoop(engine)
-        self._desks: OrderedDict[str, Desk] = OrderedDict()
-        self._keep(Knowledge(self._lm, first), first)
+        self._offers, self._demonstrations = offers_of(config), read_demonstrations(config)
+        self._own = open_own(self._offers, self._lm)
+        self._builders: OrderedDict[str, RequestBuilder] = OrderedDict()
+        self._keep(BoundMetaInit(self._lm, first), first)
         self._watch = Watch(config.watching, "generator")
         self._lock = asyncio.Lock()
 
     async def answer(
-        self, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None, release: Release
-    ) -> Answered:
-        """One answer; raises what `Desk.prepare` raises, and `PromptTooLong`."""
-        async with contextlib.aclosing(self.stream(ask, retrieved, gradients, release)) as events:
-            async for event in events:
-                if isinstance(event, Answered):
-                    return event
-        raise AssertionError("a stream ends with the answer")
-
-    async def many(
         self,
-        asks: list[Ask],
-        retrieved: list[Retrieved | Exception | None] | None,
-        gradients: list[GradientSum | None] | None,
-        releases: list[Release],
+        routed: Sequence[RoutedAsk],
+        retrieved: Sequence[Retrieved | Exception | None] | None,
+        gradients: Sequence[GradientSum | None] | None,
     ) -> AsyncGenerator[list[tuple[int, Answered | Exception]]]:
-        """Answers (or errors) by the number of their request, as they are done."""
-        found = retrieved or [None] * len(asks)
-        sums = gradients or [None] * len(asks)
-        tasks = [asyncio.create_task(self._one(*each)) for each in zip(asks, found, sums, releases, strict=True)]
+        """Answers (or errors) by the number of their request, as they are done.
+
+        `retrieved` and `gradients` are None if their deployment was not asked.
+        """
+        found, sums = retrieved or [None] * len(routed), gradients or [None] * len(routed)
+        tasks = [asyncio.create_task(self._one(*each)) for each in zip(routed, found, sums, strict=True)]
         numbers, left = {task: number for number, task in enumerate(tasks)}, set(tasks)
         try:
             while left:
@@ -72,53 +71,73 @@ class GeneratorDeployment:
                 task.cancel()
 
     async def _one(
-        self, ask: Ask, found: Retrieved | Exception | None, total: GradientSum | None, release: Release
+        self, routed: RoutedAsk, found: Retrieved | Exception | None, total: GradientSum | None
     ) -> Answered | Exception:
         if isinstance(found, Exception):
             return found
         try:
-            return await self.answer(ask, found, total, release)
-        except Exception as error:
+            async with contextlib.aclosing(self._events(routed, found, total)) as events:
+                return [event async for event in events if isinstance(event, Answered)][-1]
+        except (RegradError, TimeoutError) as error:
+            return error
+        except Exception as error:  # sent back without its traceback, so this is the place to log it
+            logger.exception("request %s failed", routed.ask.request_id)
             return error
 
     async def stream(
-        self, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None, release: Release
+        self,
+        routed: Sequence[RoutedAsk],
+        retrieved: Sequence[Retrieved | Exception | None] | None,
+        gradients: Sequence[GradientSum | None] | None,
     ) -> AsyncGenerator[Piece | Answered]:
-        """Pieces of text as they come, and the answer. Who stops reading takes the request out of the batch."""
+        """One request: pieces of text as they come, and the answer. Raises what `RequestBuilder.prepare` raises, and
+        `PromptTooLong`. Who stops reading takes the request out of the batch.
+        """
+        (each,), (found,), (total,) = routed, retrieved or [None], gradients or [None]
+        if isinstance(found, Exception):
+            raise found
+        async with contextlib.aclosing(self._events(each, found, total)) as events:
+            async for event in events:
+                yield event
+
+    async def _events(
+        self, routed: RoutedAsk, retrieved: Retrieved | None, gradients: GradientSum | None
+    ) -> AsyncGenerator[Piece | Answered]:
+        ask, release, arrived = routed.ask, routed.release, time.perf_counter()
+        if gradients is None and retrieved is not None and routed.bank is not BankNeed.NOTHING:
+            gradients = GradientSum.unread(retrieved, release, "the bank loader is gone")
         with self._watch.span("generate", ask.traceparent, method=ask.method):
-            async with contextlib.aclosing(self._answering(ask, retrieved, gradients, release)) as events:
-                async for event in events:
-                    yield event
+            builder = await self._builder(release)
+            prepared = await self._prepared(builder, ask, retrieved, gradients)
+            preparing = (time.perf_counter() - arrived) * 1e3
+            async with contextlib.aclosing(self._decode(prepared, ask.seconds)) as updates:
+                async for update in updates:
+                    if isinstance(update, Finished):
+                        uses = await self._uses(builder, ask, prepared, update)
+                        self._watch.metrics.batch(update.largest_batch)
+                        plan = replace(prepared.plan, uses=uses)
+                        yield _answered(update, plan, gradients, release, preparing)
+                    else:
+                        yield Piece(update)
         self._watch.metrics.queue(self._loop.load[0])
 
-    async def _answering(
-        self, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None, release: Release
-    ) -> AsyncGenerator[Piece | Answered]:
-        arrived = time.perf_counter()
-        desk = await self._desk(release)
-        prepared = await self._prepared(desk, ask, retrieved, gradients)
-        preparing = (time.perf_counter() - arrived) * 1e3
-        async with contextlib.aclosing(self._decode(prepared, ask.seconds)) as updates:
-            async for update in updates:
-                if isinstance(update, Finished):
-                    uses = await self._uses(desk, ask, prepared, update)
-                    self._watch.metrics.batch(update.largest_batch)
-                    yield _answered(update, replace(prepared, uses=uses), gradients, release, preparing)
-                else:
-                    yield Piece(update)
-
     async def _prepared(
-        self, desk: Desk, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None
+        self, builder: RequestBuilder, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None
     ) -> Prepared:
-        if not desk.needs_model(ask, gradients):
-            return desk.prepare(ask, retrieved, gradients)
-        work = self._loop.run(lambda: desk.prepare(ask, retrieved, gradients))
-        return await asyncio.wait_for(asyncio.wrap_future(work), ask.seconds)
+        if builder.needs_model(ask, gradients):
+            work = self._loop.run(lambda: builder.prepare(ask, retrieved, gradients))
+            return await asyncio.wait_for(asyncio.wrap_future(work), ask.seconds)
+        if builder.opened(ask).waits:
+            reading = asyncio.to_thread(builder.prepare, ask, retrieved, gradients)
+            return await asyncio.wait_for(reading, ask.seconds)
+        return builder.prepare(ask, retrieved, gradients)
 
-    async def _uses(self, desk: Desk, ask: Ask, prepared: Prepared, finished: Finished) -> tuple[PassageUse, ...]:
+    async def _uses(
+        self, builder: RequestBuilder, ask: Ask, prepared: Prepared, finished: Finished
+    ) -> tuple[PassageUse, ...]:
         if not ask.contributions:
-            return prepared.uses
-        return await asyncio.wrap_future(self._loop.run(lambda: desk.contributions(ask, prepared, finished)))
+            return prepared.plan.uses
+        return await asyncio.wrap_future(self._loop.run(lambda: builder.contributions(ask, prepared, finished)))
 
     async def _decode(self, prepared: Prepared, seconds: float) -> AsyncGenerator[str | Finished]:
         here = asyncio.get_running_loop()
@@ -140,24 +159,26 @@ class GeneratorDeployment:
         finally:
             ticket.cancel()
 
-    async def _desk(self, release: Release) -> Desk:
+    async def _builder(self, release: Release) -> RequestBuilder:
         """What belongs to the release's MetaInit, loaded when it is first asked for."""
-        if release.fingerprint in self._desks:
-            self._desks.move_to_end(release.fingerprint)
-            return self._desks[release.fingerprint]
+        if release.fingerprint in self._builders:
+            self._builders.move_to_end(release.fingerprint)
+            return self._builders[release.fingerprint]
         async with self._lock:
-            if release.fingerprint not in self._desks:
-                self._keep(*await asyncio.to_thread(self._learn, release.meta_init))
-        return self._desks[release.fingerprint]
+            if release.fingerprint not in self._builders:
+                self._keep(*await asyncio.to_thread(self._load, release.meta_init))
+        return self._builders[release.fingerprint]
 
-    def _learn(self, uri: str) -> tuple[Knowledge, MetaInit]:
+    def _load(self, uri: str) -> tuple[BoundMetaInit, MetaInit]:
         meta_init = MetaInit.load(uri)
-        return Knowledge(self._lm, meta_init), meta_init
+        return BoundMetaInit(self._lm, meta_init), meta_init
 
-    def _keep(self, knowledge: Knowledge, meta_init: MetaInit) -> None:
-        self._desks[knowledge.fingerprint] = Desk(knowledge, meta_init.model.prompts, self._config)
-        while len(self._desks) > _DESKS:
-            self._desks.popitem(last=False)
+    def _keep(self, bound: BoundMetaInit, meta_init: MetaInit) -> None:
+        self._builders[bound.fingerprint] = RequestBuilder(
+            bound, meta_init.model.prompts, self._offers, self._own, self._demonstrations
+        )
+        while len(self._builders) > _RELEASES:
+            self._builders.popitem(last=False)
 
     async def weights_digest(self) -> str:
         """SHA-256 of the base weights as they are in memory now."""
@@ -170,7 +191,7 @@ class GeneratorDeployment:
 
 def _answered(
     finished: Finished,
-    prepared: Prepared,
+    plan: Plan,
     gradients: GradientSum | None,
     release: Release,
     preparing: float,
@@ -180,10 +201,10 @@ def _answered(
         finish_reason=finished.reason,
         prompt_tokens=finished.prompt_tokens,
         completion_tokens=finished.completion_tokens,
-        bank_version=gradients.bank_version or None if gradients else None,
+        bank_version=gradients.bank_version if gradients else None,
         release=release.name,
-        uses=prepared.uses,
-        degraded=prepared.degraded,
+        uses=plan.uses,
+        degraded=plan.notes,
         load_milliseconds=(gradients.milliseconds if gradients else 0.0) + preparing,
         queue_milliseconds=finished.queue_milliseconds,
         prefill_milliseconds=finished.prefill_milliseconds,

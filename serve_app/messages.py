@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from regrad.methods.base import BankState, Note, PassageUse
 from regrad.retrieval.base import Hit
 
 
@@ -85,28 +87,25 @@ class Release:
         return self.meta_init, self.bank, self.bank_version, self.fingerprint
 
 
+class BankNeed(Enum):
+    """What a request's method needs of the bank."""
+
+    NOTHING = "nothing"
+    DELETIONS = "deletions"
+    """Only what was deleted from it, which must not be computed again."""
+    SUM = "sum"
+    PARTS = "parts"
+    """The sum, and the atoms one by one."""
+
+
 @dataclass(frozen=True)
-class SearchRequest:
-    """What the retriever is asked: a search, or named passages."""
+class RoutedAsk:
+    """A question on its way through the deployments: under which release, and what its method needs of them."""
 
-    question: str
-    k: int
-    passage_ids: tuple[str, ...] | None = None
-    traceparent: str = ""
-
-
-@dataclass(frozen=True)
-class LoadRequest:
-    """What the bank loader is asked for one request's passages; `parts`: the single atoms, too.
-
-    Without `atoms` only what was deleted is looked up.
-    """
-
+    ask: Ask
     release: Release
-    parts: bool = False
-    seconds: float | None = None
-    traceparent: str = ""
-    atoms: bool = True
+    retrieves: bool
+    bank: BankNeed
 
 
 @dataclass(frozen=True)
@@ -118,33 +117,30 @@ class Retrieved:
 
 
 @dataclass(frozen=True)
-class PassageUse:
-    """How a passage came into an answer: the tier of its atom ("" if none), or why it has none.
-
-    `contribution` is, for `leave_one_out`, the natural log of how much more probable the answer is with the passage's
-    gradient than without it; for `norms`, the Euclidean norm of its step, gamma * alpha * gradient.
-    """
-
-    id: str
-    tier: str = ""
-    problem: str = ""
-    contribution: float | None = None
-    deleted: bool = False
-
-
-@dataclass(frozen=True)
 class GradientSum:
     """The sum of the passages' atoms [P] in bf16, of which bank and for which MetaInit, and what became of each.
 
-    `parts` [k, P] are the single atoms (bf16, of those passages that have one, in order), if they were asked for.
+    `bank_version` is None if the bank could not be read. `parts` [K, P] are the single atoms (bf16, of those passages
+    that have one, in order), if they were asked for.
     """
 
     total: Tensor
     fingerprint: str
-    bank_version: str
+    bank_version: str | None
     uses: tuple[PassageUse, ...]
     milliseconds: float
     parts: Tensor | None = None
+
+    @classmethod
+    def unread(cls, retrieved: Retrieved, release: Release, problem: str) -> GradientSum:
+        """Without a single gradient, for the method's policy to deal with: why the bank was not read is `problem`."""
+        uses = tuple(PassageUse(hit.passage.id, problem=problem) for hit in retrieved.hits)
+        return cls(torch.zeros(0), release.fingerprint, None, uses, 0.0)
+
+    @property
+    def bank(self) -> BankState:
+        """Whether the bank was read."""
+        return BankState.UNREAD if self.bank_version is None else BankState.READ
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The numbers travel as NumPy arrays, which Ray moves without a copy."""
@@ -153,19 +149,10 @@ class GradientSum:
 
 
 def _gradient_sum(
-    total: Any, fingerprint: str, version: str, uses: tuple[PassageUse, ...], milliseconds: float, parts: Any
+    total: Any, fingerprint: str, version: str | None, uses: tuple[PassageUse, ...], milliseconds: float, parts: Any
 ) -> GradientSum:
     rows = None if parts is None else tensor_of(parts)
     return GradientSum(tensor_of(total), fingerprint, version, uses, milliseconds, rows)
-
-
-@dataclass(frozen=True)
-class Degraded:
-    """Something that was done instead of what was asked for: by which policy, why, and for which passages."""
-
-    policy: str
-    reason: str
-    passage_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,19 +166,12 @@ class Answered:
     bank_version: str | None
     release: str
     uses: tuple[PassageUse, ...] = ()
-    degraded: tuple[Degraded, ...] = ()
+    degraded: tuple[Note, ...] = ()
     load_milliseconds: float = 0.0
     queue_milliseconds: float = 0.0
     prefill_milliseconds: float = 0.0
     decode_milliseconds: float = 0.0
     batch_size: int = 1
-
-
-@dataclass(frozen=True)
-class Found:
-    """First event of a stream: the passages."""
-
-    retrieved: Retrieved
 
 
 @dataclass(frozen=True)
@@ -211,4 +191,5 @@ class Reply:
     total_milliseconds: float = 0.0
 
 
-Event = Found | Piece | Reply
+Event = Retrieved | Piece | Reply
+"""Of a stream: the passages if the method retrieves, any number of pieces, the reply."""

@@ -36,9 +36,9 @@ NAMES = {
 
 # What a reorganised tree may have to change: the one function that no verb of the command line calls.
 IN_PROCESS = """
-from regrad.settings import MetaTrainConfig, builtin_config
-from regrad.training.meta.in_process import meta_train_in_process
-from regrad.settings import load_settings
+from regrad.settings import builtin_config, load_settings
+from regrad.training.meta.config import MetaTrainConfig
+from regrad.training.meta.trainer import meta_train_in_process
 
 meta_train_in_process(load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), ["optimizer.steps=1"]))
 """

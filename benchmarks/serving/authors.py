@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteriaLi
 from regrad.bank.reader import BankReader
 from regrad.meta_init import MetaInit
 from regrad.models.loading import resolve_path
-from regrad.retrieval.bm25 import LuceneRetriever
+from regrad.retrieval.base import open_retriever
 from serve_app.local import QUIET
 
 MAX_NEW_TOKENS = 20
@@ -114,12 +114,12 @@ class AuthorsServer:
     def __init__(self, meta_init: str, atoms: str, index: str) -> None:
         torch.set_num_threads(1)
         self._authors = Authors(meta_init, atoms)
-        self._retriever = LuceneRetriever(index)
+        self._retriever = open_retriever(index)
 
     async def __call__(self, request: Any) -> dict[str, Any]:
         """One answer, while everybody else waits: nothing is awaited once the body is there."""
         body = await request.json()
-        hits = self._retriever.search(body["question"], body["k"])
+        hits = self._retriever.search([body["question"]], body["k"])[0]
         return {"answer": self._authors.answer(body["question"], [hit.passage.id for hit in hits]), "batch_size": 1}
 
 

@@ -10,7 +10,7 @@ from regrad.bank.reader import BankReader
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.meta_init import MetaInit
-from regrad.methods.regrad import Knowledge
+from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import load_language_model
 
 
@@ -20,7 +20,7 @@ class InProcess:
     def __init__(self, folder: Path) -> None:
         meta_init = MetaInit.load(f"{folder}/meta-init")
         self._lm = load_language_model(meta_init.model, "cpu")
-        self._knowledge = Knowledge(self._lm, meta_init)
+        self._bound = BoundMetaInit(self._lm, meta_init)
         self._reader = BankReader(f"{folder}/bank", meta_init.fingerprint)
         self._reader.fetch(self._reader.passage_ids())
 
@@ -38,7 +38,7 @@ class InProcess:
     def _begin(
         self, engine: Engine, answers: dict[int, str], number: int, question: str, passage_ids: Sequence[str]
     ) -> None:
-        update = self._knowledge.update(self._reader.sum(passage_ids), 1.0)
+        update = self._bound.update(self._reader.sum(passage_ids), 1.0)
 
         def hear(heard: str | Finished | Exception) -> None:
             if isinstance(heard, Exception):

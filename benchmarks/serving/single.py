@@ -16,8 +16,8 @@ from regrad.bank.writer import BankWriter
 from regrad.data.passages import Passage
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
-from regrad.methods.registry import get_method
-from regrad.methods.regrad import Knowledge
+from regrad.methods.registry import METHODS
+from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel
 
 
@@ -71,7 +71,7 @@ class Single:
     def __init__(self, subject: Subject, folder: str, codec: str, new_tokens: int) -> None:
         lm = subject.lm
         self._passages, self._new_tokens, self._device = subject.passages, new_tokens, lm.device
-        self._knowledge = Knowledge(lm, subject.meta_init)
+        self._bound = BoundMetaInit(lm, subject.meta_init)
         self._endless = Endless(lm.model, lm.tokenizer, lm.lora, lm.config, lm.blocks)
         self._engine = Engine(self._endless)
         self._reader = _bank(subject, folder, codec)
@@ -79,15 +79,16 @@ class Single:
 
     def ask(self, way: Way, number: int, question: str) -> Timing:
         """Answer one question from the passages of its number, and say what it took."""
-        method, passages = get_method(way.method), self._of(number, way.k)
+        method, passages = METHODS[way.method], self._of(number, way.k)
         timing, clock = Timing(), Clock(self._device)
         update = None
         if method.applies_gradients:
             total = self._computed(passages) if method.computes_gradients else self._fetched(passages)
             timing.parts["extract" if method.computes_gradients else "fetch and sum"] = clock.lap()
-            update = self._knowledge.update(total, 1.0)
+            update = self._bound.update(total, 1.0)
             timing.parts["update"] = clock.lap()
-        prompt = self._endless.config.prompts.prompt(question, method.in_prompt(passages))
+        shown = list(reversed(passages)) if method.passages_in_prompt else []
+        prompt = self._endless.config.prompts.prompt(question, shown)
         finished = self._decoded(DecodingRequest(prompt, update, self._new_tokens, stop=()))
         timing.total, timing.processor = clock.end()
         timing.parts |= {"prefill": finished.prefill_milliseconds, "decode": finished.decode_milliseconds}
@@ -103,7 +104,7 @@ class Single:
         return self._reader.codec.sum([item.record for item in found if item.record is not None])
 
     def _computed(self, passages: Sequence[Passage]) -> Tensor:
-        return torch.stack([item.atom for item in self._knowledge.compute(passages) if item.atom is not None]).sum(0)
+        return torch.stack([item.atom for item in self._bound.compute(passages) if item.atom is not None]).sum(0)
 
     def _decoded(self, request: DecodingRequest) -> Finished:
         heard: list[str | Finished | Exception] = []

@@ -32,15 +32,6 @@ class TiersConfig(Settings):
     backoff_seconds: float = Field(0.05, ge=0, description="before the second try; doubled for each further one")
 
 
-class SourceConfig(Settings):
-    """Where the atoms of a question come from, if they can also be computed."""
-
-    policy: Literal["cached", "online", "cheapest"] = "cached"
-    online_memory_bytes: int = Field(256 * 1024 * 1024, ge=0, description="computed atoms, encoded, kept in memory")
-    write_back: bool = Field(False, description="add what was computed to the bank")
-    write_back_passages: int = Field(64, ge=1, description="in one commit")
-
-
 class BuildConfig(Settings):
     """`regrad build`: one atom for every passage of a corpus."""
 

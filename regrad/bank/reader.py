@@ -19,7 +19,7 @@ from regrad.bank.config import TiersConfig
 from regrad.bank.index import Catalog, Location, key_of
 from regrad.bank.manifest import Manifest, current_version, read_manifest
 from regrad.bank.schemas import FORGOTTEN, merged, read_table
-from regrad.bank.tiers import DiskTier, MemoryTier, StoreTier
+from regrad.bank.tiers import DiskTier, MemoryTier, StoreTier, Tier
 from regrad.bank.writer import read_part
 from regrad.data.passages import Passage
 from regrad.errors import AtomDamaged, AtomNotFound, BankError, FingerprintMismatch, StorageError
@@ -33,7 +33,7 @@ class Fetched(NamedTuple):
     """One passage's record [record_bytes] uint8 and the tier that it came from, or why there is none."""
 
     record: Tensor | None
-    tier: str = ""
+    tier: Tier = Tier.MISSING
     problem: str = ""
     deleted: bool = False
     error: type[BankError | StorageError] = AtomNotFound
@@ -140,14 +140,6 @@ class BankReader:
         except StorageError:
             return False
 
-    def in_memory(self, passage: Passage) -> Fetched | None:
-        """The passage's record if it is in the memory tier, and of this text."""
-        location = self.locate(passage.id)
-        if location is None or not location.entry.belongs_to(passage.text_hash):
-            return None
-        record = self._memory.get((location.shard, location.start))
-        return None if record is None else Fetched(record, "memory")
-
     def fetch(self, passages: Sequence[str | Passage], seconds: float | None = None) -> list[Fetched]:
         """The records in the order asked for, all tiers tried, by the deadline (the settings' by default).
 
@@ -207,7 +199,7 @@ class BankReader:
             return Fetched(None, problem="its atom was computed from another text; add the passage again")
         record = self._memory.get((location.shard, location.start))
         if record is not None:
-            return Fetched(record, "memory")
+            return Fetched(record, Tier.MEMORY)
         if self._inline:
             return self._get(location, deadline)
         with self._lock:
@@ -234,9 +226,9 @@ class BankReader:
                 self._flights.pop(location, None)
 
     def _get(self, location: Location, deadline: float) -> Fetched:
-        data, tier = self._from_disk(location), "disk"
+        data, tier = self._from_disk(location), Tier.DISK
         if data is None:
-            tier = "disk" if self._storage.is_local else "store"
+            tier = Tier.DISK if self._storage.is_local else Tier.STORE
             try:
                 data = self._store.get(location, deadline)
             except (AtomDamaged, StorageError) as error:

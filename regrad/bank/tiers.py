@@ -12,6 +12,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 
 from torch import Tensor
@@ -20,6 +21,16 @@ from regrad.bank.index import Location
 from regrad.bank.shards import shard_path
 from regrad.errors import AtomDamaged, StorageError
 from regrad.storage import Storage
+
+
+class Tier(StrEnum):
+    """Where an atom came from: a tier of a bank, or computed now because no bank gave it; or that there is none."""
+
+    MEMORY = "memory"
+    DISK = "disk"
+    STORE = "store"
+    ONLINE = "online"
+    MISSING = "missing"
 
 
 class MemoryTier:

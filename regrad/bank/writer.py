@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -76,34 +76,17 @@ def commit(storage: Storage, layout: Layout, change: Change, base: Manifest | No
     return publish_parts(storage, layout, base, parts, passages, change)
 
 
-def commit_onto_newest(storage: Storage, layout: Layout, change: Change, spare_deleted: bool = False) -> Manifest:
-    """Make a version after the one in force, whichever it is by then: for changes that mean the same after any.
-
-    With `spare_deleted`, passages that were deleted by then get no atom again; if that is all, there is no new version.
-    """
+def commit_onto_newest(storage: Storage, layout: Layout, change: Change) -> Manifest:
+    """Make a version after the one in force, whichever it is by then: for changes that mean the same after any."""
     for attempt in range(_TRIES):
         number = current_version(storage)
         base = read_manifest(storage, number) if number else None
-        wanted = _without_deleted(storage, change, base) if base and spare_deleted else change
-        if base and wanted is not change and not len(wanted.index):
-            return base
         try:
-            return commit(storage, layout, wanted, base)
+            return commit(storage, layout, change, base)
         except BankConflict:
             if attempt == _TRIES - 1:
                 raise
     raise AssertionError
-
-
-def _without_deleted(storage: Storage, change: Change, base: Manifest) -> Change:
-    """The change without atoms of passages that `base` has forgotten; the same object if there are none."""
-    if base.forgotten is None:
-        return change
-    forgotten = set(read_table(storage, base.forgotten, FORGOTTEN)["key"].to_pylist())
-    catalog = Catalog(storage, base.parts, base.record_bytes)
-    ids = change.index["passage_id"].to_pylist()
-    kept = [int.from_bytes(key_of(name), "big") not in forgotten or catalog.find(name) is not None for name in ids]
-    return change if all(kept) else replace(change, index=change.index.filter(pa.array(kept, pa.bool_())))
 
 
 def publish_parts(
@@ -265,12 +248,9 @@ class BankWriter:
         """Put a passage on the quarantine list."""
         self._refused.append((passage_id, reason))
 
-    def commit(self, spare_deleted: bool = False) -> Manifest:
-        """Commit what was added, on top of whatever version is in force by then; the writer is empty afterwards.
-
-        With `spare_deleted`, not what was deleted by then.
-        """
-        manifest = commit_onto_newest(self._storage, self._layout, self.change(), spare_deleted)
+    def commit(self) -> Manifest:
+        """Commit what was added, on top of whatever version is in force by then; the writer is empty afterwards."""
+        manifest = commit_onto_newest(self._storage, self._layout, self.change())
         self._indexes, self._shards, self._refused = [], [], []
         return manifest
 

@@ -14,7 +14,7 @@ from regrad.data.files import corpus_files
 from regrad.data.questions import Question
 from regrad.meta_init import read_card
 from regrad.models.loading import resolve_path
-from regrad.retrieval.bm25 import check_index
+from regrad.retrieval.base import check_index
 from regrad.storage import Storage
 
 _PIECE, _PIECES = 1 << 16, 256

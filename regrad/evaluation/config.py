@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from regrad.data.config import QuestionSetConfig
-from regrad.methods.config import MethodConfig
+from regrad.methods.registry import MethodConfig
 from regrad.models.config import ModelConfig
 from regrad.retrieval.config import RetrieverConfig
 from regrad.settings import Location, Settings, WorkersConfig
@@ -18,6 +18,8 @@ PassageSource = Literal["index", "given", "gold", "random"]
 
 class PassagesConfig(Settings):
     """Where the passages of a set's questions come from; each question gets k of them, the best first."""
+
+    MOVED: ClassVar[Mapping[str, str]] = {"bm25": "retrieval"}
 
     source: PassageSource = Field(
         "index",
@@ -30,7 +32,7 @@ class PassagesConfig(Settings):
         None, description="with `gold`: distractors up to k, any of the corpus or the next best of the index"
     )
     shuffle: bool = Field(False, description="put the passages in a random order, whatever their rank")
-    bm25: RetrieverConfig = RetrieverConfig()
+    retrieval: RetrieverConfig = RetrieverConfig()
 
     @property
     def is_random(self) -> bool:

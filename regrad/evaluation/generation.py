@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from regrad.data.passages import Passage
 from regrad.errors import EvaluationError
 from regrad.evaluation.config import EvalBatchConfig
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
+from regrad.methods.base import Prompt
 from regrad.models.loading import LanguageModel
 from regrad.text import counted
 
@@ -53,24 +53,23 @@ class Fitted:
 
 def fit(
     lm: LanguageModel,
-    prompt_of: Callable[[Sequence[Passage]], str],
-    passages: Sequence[Passage],
+    prompt: Prompt,
     max_new_tokens: int,
     most_tokens: int | None,
     drop: bool,
-    demonstrations: int = 0,
 ) -> Fitted:
-    """The prompt with as many of the passages as fit, best first; its demonstrations stay.
+    """The prompt with as many of its passages as fit, best first; its demonstrations stay.
 
     Raises `EvaluationError` if one must go and may not (`drop`), or if the question alone is too long, or together with
-    its `demonstrations` (their number).
+    its demonstrations.
     """
+    passages, demonstrations = len(prompt.passages), len(prompt.evidence.demonstrations)
     limits = [limit for limit in (most_tokens, lm.context_length) if limit is not None]
-    for kept in range(len(passages), -1, -1):
-        prompt = prompt_of(passages[:kept])
-        tokens = len(lm.encode_prompt(prompt)) + max_new_tokens
+    for kept in range(passages, -1, -1):
+        text = prompt.shortened(kept).text(lm.config.prompts)
+        tokens = len(lm.encode_prompt(text)) + max_new_tokens
         if not limits or tokens <= min(limits):
-            return Fitted(prompt, len(passages) - kept)
+            return Fitted(text, passages - kept)
         if not drop:
             break
     shown = ", ".join([counted(kept, "passage")] + [counted(demonstrations, "demonstration")] * bool(demonstrations))

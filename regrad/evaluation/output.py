@@ -18,7 +18,7 @@ from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.plan import PlannedCell
 from regrad.evaluation.records import Record, read_metadata, read_records, write_records
 from regrad.locking import exclusive
-from regrad.methods.config import MethodConfig
+from regrad.methods.base import MethodSettings
 from regrad.settings import Settings
 from regrad.storage import Storage, check_replaceable
 from regrad.training.lora.lora_artifact import corpus_costs
@@ -227,13 +227,14 @@ def _card(cell: PlannedCell) -> CellCard:
     )
 
 
-def _costs(method: MethodConfig) -> dict[str, float | None]:
+def _costs(method: MethodSettings) -> dict[str, float | None]:
     """What the method's bank, or the LoRA that was trained on a corpus, is known to cost, of one passage."""
-    if method.bank is None:
-        found = corpus_costs(method.adapter) if method.adapter else None
+    uses = method.artefacts
+    if uses.bank is None:
+        found = corpus_costs(uses.adapter) if uses.adapter else None
         return asdict(found) if found else {}
-    manifest = read_manifest(Storage(method.bank), method.bank_version)
-    preparation = read_preparation(method.bank, manifest.version)
+    manifest = read_manifest(Storage(uses.bank), uses.bank_version)
+    preparation = read_preparation(uses.bank, manifest.version)
     return {
         "preparation_ms": preparation.milliseconds_per_passage if preparation else None,
         "storage_bytes": float(manifest.record_bytes),

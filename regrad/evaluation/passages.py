@@ -13,7 +13,7 @@ from regrad.data.passages import Passage
 from regrad.data.questions import Question
 from regrad.errors import EvaluationError
 from regrad.evaluation.config import PassagesConfig, PassageSource
-from regrad.retrieval.bm25 import LuceneRetriever
+from regrad.retrieval.base import Retriever, open_retriever
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class PassageFinder:
         return self._shuffled(found, question) if self._config.shuffle else found
 
     def _retrieved(self, question: Question, k: int) -> Found:
-        hits = self._retriever.search(question.question, k)
+        hits = self._retriever.search([question.question], k)[0]
         return Found(tuple(hit.passage for hit in hits), tuple(hit.score for hit in hits))
 
     def _gold(self, question: Question, k: int) -> Found:
@@ -57,7 +57,7 @@ class PassageFinder:
         if self._config.fill == "random":
             return self._drawn(question, count, gold)
         known = {passage.id for passage in gold} | set(question.passage_ids)
-        hits = self._retriever.search(question.question, count + len(known))
+        hits = self._retriever.search([question.question], count + len(known))[0]
         return [hit.passage for hit in hits if hit.passage.id not in known][:count]
 
     def _drawn(self, question: Question, count: int, gold: Sequence[Passage]) -> list[Passage]:
@@ -74,7 +74,7 @@ class PassageFinder:
     def named(self, question: Question) -> list[Passage]:
         """The passages that the question names; raises `EvaluationError` or `PassageNotFound` if one is nowhere."""
         if self._config.corpus is None:
-            return self._retriever.get(question.passage_ids)
+            return self._retriever.passages(question.passage_ids)
         missing = [name for name in question.passage_ids if name not in self._by_id]
         if missing:
             raise EvaluationError(f"question {question.id!r} names passage {missing[0]!r}, which the corpus has not")
@@ -90,8 +90,8 @@ class PassageFinder:
         return random.Random(f"{self._seed}|{purpose}|{question.id}")
 
     @cached_property
-    def _retriever(self) -> LuceneRetriever:
-        return LuceneRetriever(_given(self._config.index, "index"), self._config.bm25)
+    def _retriever(self) -> Retriever:
+        return open_retriever(_given(self._config.index, "index"), self._config.retrieval)
 
     @cached_property
     def _everything(self) -> list[Passage]:

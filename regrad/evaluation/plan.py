@@ -18,9 +18,7 @@ from regrad.evaluation import cache_keys
 from regrad.evaluation.config import EvalConfig, EvalSetConfig
 from regrad.evaluation.leaks import find_leaks
 from regrad.evaluation.passages import PassageFinder, check_passages, most_passages
-from regrad.methods.atoms import check_bank_covers
-from regrad.methods.config import MethodConfig
-from regrad.methods.registry import check_fits, check_method, get_method
+from regrad.methods.base import MethodSettings
 from regrad.models.config import ModelConfig
 from regrad.text import counted
 
@@ -28,7 +26,7 @@ _LEAKS = "demonstrations that are also test questions"
 
 
 def find_demonstrations(
-    method: MethodConfig, one: EvalSetConfig, questions: Sequence[Question]
+    method: MethodSettings, one: EvalSetConfig, questions: Sequence[Question]
 ) -> tuple[Question, ...]:
     """The first of the set's demonstrations, as many as the method asks for, the same for every question.
 
@@ -65,26 +63,21 @@ class Coverage:
         self._found: dict[str, list[Passage]] = {}
         self._checked: set[tuple[str, str | None, int | None]] = set()
 
-    def check(self, method: MethodConfig, one: EvalSetConfig, seed: int) -> None:
+    def check(self, method: MethodSettings, one: EvalSetConfig, seed: int) -> None:
         """Raise `MethodError` if the method's bank has the atom of none of them; nothing for a method without one."""
-        place = (one.name, method.bank, method.bank_version)
-        if place in self._checked or not _leaves_out(method):
+        artefacts = method.artefacts
+        place = (one.name, artefacts.bank, artefacts.bank_version)
+        if place in self._checked or not method.leaves_out:
             return
         if one.name not in self._found:
             self._found[one.name] = self._first(one, seed)
-        check_bank_covers(method, self._found[one.name])
+        method.check_covers(self._found[one.name])
         self._checked.add(place)
 
     def _first(self, one: EvalSetConfig, seed: int) -> list[Passage]:
         finder = PassageFinder(one.passages, seed)
         first = self._questions[one.name][:_QUESTIONS]
         return [passage for question in first for passage in finder.find(question, self._k).passages]
-
-
-def _leaves_out(method: MethodConfig) -> bool:
-    """Whether the method goes on without what its bank has not."""
-    uses_bank = get_method(method.kind).update in ("gradients", "adapters")
-    return uses_bank and method.bank is not None and method.on_missing == "fewer"
 
 
 _RESULTS = 2  # raise it when the same settings come to give other records
@@ -97,7 +90,7 @@ class PlannedCell:
     """One method on one set with one model, k and seed. `k` is 0 for a method that retrieves nothing."""
 
     set: EvalSetConfig
-    method: MethodConfig
+    method: MethodSettings
     model_name: str
     model: ModelConfig
     k: int
@@ -150,19 +143,18 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
                 "demonstrations": cache_keys.demonstrations_digest(before),
             }
             key = cache_keys.digest(content)[:12]
-            check_fits(resolved, config.models[name].subspace, most_passages(one.passages, questions[one.name], k))
+            most = most_passages(one.passages, questions[one.name], k)
+            resolved.check_fits(config.models[name].subspace, most)
             coverage.check(resolved, one, seed)
             count = len(questions[one.name])
             cells.append(PlannedCell(one, resolved, name, config.models[name], k, seed, count, asked, key, before))
     return cells
 
 
-def resolve(method: MethodConfig, **names: Any) -> MethodConfig:
+def resolve(method: MethodSettings, **names: Any) -> MethodSettings:
     """The method with `{model}`, `{set}` and `{seed}` filled in; one that starts at random adds the seed to its own."""
-    values = _filled(method.model_dump(mode="json"), names)
-    if get_method(method.kind).starts_at_random:
-        values["seed"] += names.get("seed", 0)
-    return MethodConfig.model_validate(values)
+    filled = type(method).model_validate(_filled(method.model_dump(mode="json"), names))
+    return filled.seeded(names.get("seed", 0))
 
 
 def _filled(value: Any, names: Mapping[str, Any]) -> Any:
@@ -175,9 +167,9 @@ def _filled(value: Any, names: Mapping[str, Any]) -> Any:
     return [_filled(inner, names) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _repetitions(config: EvalConfig, method: MethodConfig, one: EvalSetConfig) -> Iterator[tuple[int, int]]:
+def _repetitions(config: EvalConfig, method: MethodSettings, one: EvalSetConfig) -> Iterator[tuple[int, int]]:
     """The (k, seed) that can differ: no k for what does not retrieve, one seed for what has nothing random."""
-    retrieves = get_method(method.kind).retrieves
+    retrieves = method.info.retrieves
     varies = (retrieves and one.passages.is_random) or resolve(method, seed=0) != resolve(method, seed=1)
     return product(config.k if retrieves else (0,), config.seeds if varies else config.seeds[:1])
 
@@ -209,9 +201,10 @@ def _passages_digest(one: EvalSetConfig) -> list[str]:
     return found + ([cache_keys.corpus_digest(config.corpus)] if config.corpus else [])
 
 
-def _checked(method: MethodConfig) -> list[str]:
+def _checked(method: MethodSettings) -> list[str]:
     """Hashes of what the method uses, once it is known to be there and to fit."""
-    check_method(method)
-    found = [cache_keys.meta_init_digest(method.meta_init)] if method.meta_init else []
-    found += [cache_keys.bank_digest(method.bank, method.bank_version)] if method.bank else []
-    return found + ([cache_keys.directory_digest(method.adapter)] if method.adapter else [])
+    method.check()
+    uses = method.artefacts
+    found = [cache_keys.meta_init_digest(uses.meta_init)] if uses.meta_init else []
+    found += [cache_keys.bank_digest(uses.bank, uses.bank_version)] if uses.bank else []
+    return found + ([cache_keys.directory_digest(uses.adapter)] if uses.adapter else [])

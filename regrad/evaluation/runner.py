@@ -9,7 +9,6 @@ from dataclasses import asdict
 
 import torch
 
-from regrad.data.passages import Passage
 from regrad.data.question_sets import read_questions
 from regrad.data.questions import Question
 from regrad.errors import EvaluationError
@@ -23,8 +22,7 @@ from regrad.evaluation.passages import Found, PassageFinder
 from regrad.evaluation.plan import PlannedCell
 from regrad.evaluation.records import Record
 from regrad.inference.rows import Finished
-from regrad.methods.base import Asked, Updates
-from regrad.methods.registry import method_of, open_updates
+from regrad.methods.base import AtomProvider, Evidence, Method, Plan, Prompt
 from regrad.models.loading import LanguageModel, load_language_model
 
 Done = Callable[[int, float], object]
@@ -52,20 +50,22 @@ class CellRunner:
             raise EvaluationError(
                 f"set {cell.set.name!r}: {cell.set.path} has changed since the run began; start again"
             )
-        finder, updates = PassageFinder(cell.set.passages, cell.seed), open_updates(cell.method, self._lm)
-        self._warm(finder, cell, questions[0])
+        finder = PassageFinder(cell.set.passages, cell.seed)
+        method = cell.method.open(self._lm)
+        atoms = method.open_atoms()
+        self._warm(finder, cell, method, questions[0])
         seconds, records = Seconds(), []
         size = self._config.batch.questions
         for start in range(0, len(questions), size):
             batch, began = questions[start : start + size], time.perf_counter()
-            records += self._batch(cell, batch, finder, updates, seconds)
+            records += self._batch(cell, batch, finder, method, atoms, seconds)
             done(len(batch), time.perf_counter() - began)
         return CellResult(records, seconds, _device(self._lm))
 
-    def _warm(self, finder: PassageFinder, cell: PlannedCell, question: Question) -> None:
+    def _warm(self, finder: PassageFinder, cell: PlannedCell, method: Method, question: Question) -> None:
         """What is slow the first time only: opening the index, the first forward pass."""
         found = finder.find(question, cell.k) if cell.k else Found(())
-        prompt = self._fitted(cell, question, found.passages).prompt
+        prompt = self._fitted(cell, method.prompt(_evidence(cell, question, found))).prompt
         self._generator.answers([prompt], [None], 1)
 
     def _batch(
@@ -73,38 +73,35 @@ class CellRunner:
         cell: PlannedCell,
         questions: Sequence[Question],
         finder: PassageFinder,
-        updates: Updates,
+        method: Method,
+        atoms: AtomProvider,
         seconds: Seconds,
     ) -> list[Record]:
         with seconds.measured("retrieval"):
             found = [finder.find(question, cell.k) if cell.k else Found(()) for question in questions]
         answering = Seconds()
         with answering.measured("update"):
-            asked = [Asked(q.question, f.passages, f.scores) for q, f in zip(questions, found, strict=True)]
-            made = updates(asked)
+            plans = method.plan([_evidence(cell, *pair) for pair in zip(questions, found, strict=True)], atoms)
         with answering.measured("generation"):
-            fitted = [self._fitted(cell, q, f.passages) for q, f in zip(questions, found, strict=True)]
-            answers = self._generator.answers([one.prompt for one in fitted], made.updates, self._most(cell))
+            fitted = [self._fitted(cell, plan.prompt) for plan in plans]
+            updates = [plan.update for plan in plans]
+            answers = self._generator.answers([one.prompt for one in fitted], updates, self._most(cell))
         seconds.update += answering.update
         seconds.generation += answering.generation
         milliseconds = 1e3 * (answering.update + answering.generation) / len(questions)
-        rows = zip(questions, found, fitted, answers, made.bytes_fetched, made.notes, strict=True)
+        rows = zip(questions, found, plans, fitted, answers, strict=True)
         return [_record(cell, milliseconds, *row) for row in rows]
 
-    def _fitted(self, cell: PlannedCell, question: Question, passages: Sequence[Passage]) -> Fitted:
-        method, prompts = method_of(cell.method), self._lm.config.prompts
-        style = cell.method.prompt_style or method.style
-
-        def prompt(kept: Sequence[Passage]) -> str:
-            return prompts.prompt_for(question, method.in_prompt(kept), style, cell.demonstrations)
-
-        shown = passages if method.passages_in_prompt else ()
+    def _fitted(self, cell: PlannedCell, prompt: Prompt) -> Fitted:
         drop = self._config.too_long == "drop"
-        most, shots = self._config.context_tokens, len(cell.demonstrations)
-        return fit(self._lm, prompt, shown, self._most(cell), most, drop, shots)
+        return fit(self._lm, prompt, self._most(cell), self._config.context_tokens, drop)
 
     def _most(self, cell: PlannedCell) -> int:
         return cell.set.max_new_tokens or self._config.max_new_tokens
+
+
+def _evidence(cell: PlannedCell, question: Question, found: Found) -> Evidence:
+    return Evidence(question, found.passages, found.scores, cell.demonstrations)
 
 
 def _record(
@@ -112,10 +109,9 @@ def _record(
     milliseconds: float,
     question: Question,
     found: Found,
+    plan: Plan,
     fitted: Fitted,
     answer: Finished,
-    bytes_fetched: int,
-    note: str,
 ) -> Record:
     dropped = (
         f"{fitted.dropped} of {len(found.passages)} passages did not fit into the prompt" if fitted.dropped else ""
@@ -141,8 +137,8 @@ def _record(
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.completion_tokens,
         milliseconds=milliseconds,
-        bytes_fetched=bytes_fetched,
-        note="; ".join(part for part in (note, dropped) if part),
+        bytes_fetched=plan.bytes_fetched,
+        note="; ".join([*map(str, plan.notes), *([dropped] if dropped else [])]),
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from regrad.data.passages import Passage
 from regrad.errors import MetaInitError
 from regrad.meta_init import MetaInit
-from regrad.models.batching import TokenBatch, losses_and_slopes, pad_batch, sequence_losses
+from regrad.models.batching import TokenBatch, losses_and_grads, pad_batch, sequence_losses
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import finite_rows
 
@@ -53,8 +53,8 @@ def passage_gradients(
                 (gradients,) = torch.autograd.grad(losses.sum(), phi_UP, create_graph=True)
             else:
                 hidden_NTD = lm.hidden(batch.ids[:, :-1], batch.entered)
-                losses, slopes_NTD = losses_and_slopes(lm, hidden_NTD, batch, reduction)
-                (gradients,) = torch.autograd.grad(hidden_NTD, phi_UP, slopes_NTD)
+                losses, grads_NTD = losses_and_grads(lm, hidden_NTD, batch, reduction)
+                (gradients,) = torch.autograd.grad(hidden_NTD, phi_UP, grads_NTD)
     return gradients, losses.detach()
 
 

@@ -1,1 +1,1 @@
-"""A method is `(question, passages) -> (prompt, update)`: one file a family."""
+"""A method is `plan(evidence, atoms) -> (prompt, update, notes)`: one file a family."""

@@ -1,74 +1,93 @@
-"""Fetching what a question's passages have in a bank, for every method that keeps something by passage."""
+"""What a bank has for a question's passages, and the one policy for what it has not.
+
+Evaluation reads a bank here (`BankAtoms`); a server's bank loader reads and sums in its own process, and hands the sum
+over as another provider. `settle` is the same for both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from regrad.bank.config import TiersConfig
 from regrad.bank.manifest import Kind, Manifest, current_version, read_manifest
 from regrad.bank.reader import BankReader, Fetched
+from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.errors import AtomNotFound, MethodError
 from regrad.gradients.extractor import Extracted
-from regrad.methods.base import Asked
-from regrad.methods.config import MethodConfig
+from regrad.methods.base import Atoms, BankState, Evidence, MethodSettings, Note, OnMissing, PassageUse
+from regrad.settings import Location
 from regrad.storage import Storage
 
 _VERBS: dict[Kind, str] = {"gradient": "build", "adapter": "adapters"}
 _PATIENT = TiersConfig(deadline_seconds=300.0)  # nobody waits for the answer, and a late atom is no missing one
 
+Compute = Callable[[Sequence[Passage]], list[Extracted]]
+"""The atoms of passages now, each or the reason why there is none."""
 
-@dataclass(frozen=True)
-class Found:
-    """The atoms of a question [K, P] float32 with the scores of their passages, and which passages have none and why.
 
-    Without scores of the caller's, all are 1.
+class BankSettings(MethodSettings):
+    """What every method takes that reads a bank; `KIND` is what the bank must hold.
+
+    One policy, one default: a method's score in an evaluation and its answers from a server are the method's own,
+    whatever its bank happens to lack. Adapters cannot be computed for a question, so theirs is `fewer`.
     """
 
-    atoms: Tensor
-    scores: list[float]
-    bytes: int
-    missing: list[tuple[Passage, str]]
+    KIND: ClassVar[Kind]
+
+    bank: Location | None = Field(None, description="of gradients (regrad), or of trained adapters (prag)")
+    bank_version: int | None = Field(None, ge=1, description="the one in force if null")
+    on_missing: OnMissing = Field(
+        "online",
+        description="a passage without an atom: compute it now, leave it out (fewer), answer by RAG, or stop (fail)",
+    )
+
+    def bank_manifest(self) -> Manifest:
+        """The manifest of the method's bank; raises `MethodError` if there is no bank or it is of the other kind."""
+        verb = f"`regrad {_VERBS[self.KIND]}`"
+        if self.bank is None:
+            raise MethodError(
+                f"method {self.kind} ({self.name}) needs 'bank', a bank of {self.KIND}s that {verb} fills"
+            )
+        storage = Storage(self.bank)
+        version = self.bank_version or current_version(storage)
+        if version is None:
+            raise MethodError(f"there is no bank at {self.bank}; fill one with {verb}")
+        manifest = read_manifest(storage, version)
+        if manifest.kind != self.KIND:
+            raise MethodError(
+                f"method {self.kind} ({self.name}) needs a bank of {self.KIND}s, and the one at {self.bank} holds "
+                f"{manifest.kind}s; fill another with {verb}"
+            )
+        return manifest
 
     @property
-    def note(self) -> str:
-        """What is missing, in words."""
-        return "; ".join(f"no atom for {passage.id}: {problem}" for passage, problem in self.missing)
+    def leaves_out(self) -> bool:
+        """See `MethodSettings`."""
+        return self.on_missing in ("fewer", "rag")
 
+    def check_covers(self, passages: Sequence[Passage]) -> None:
+        """See `MethodSettings`. Reads no atom; nothing is checked if what is missing is computed, or stops the run."""
+        if self.bank is None or not self.leaves_out or not passages:
+            return
+        with BankReader(self.bank, None, self.bank_version) as reader:
+            if not any(_has(reader, passage) for passage in passages):
+                raise self.covers_nothing(passages)
 
-def bank_manifest(config: MethodConfig, kind: Kind) -> Manifest:
-    """The manifest of the method's bank; raises `MethodError` if there is no bank or it is of the other kind."""
-    if config.bank is None:
-        raise MethodError(
-            f"method {config.kind} ({config.name}) needs 'bank', a bank of {kind}s that `regrad {_VERBS[kind]}` fills"
+    def covers_nothing(self, passages: Sequence[Passage]) -> MethodError:
+        """The error of a bank that has the atom of none of these passages."""
+        online = ", or set on_missing=online, which computes what is missing" if self.KIND == "gradient" else ""
+        return MethodError(
+            f"{self.name}: the bank at {self.bank} has the atom of none of the {len(passages)} passages of the first "
+            f"questions (the first is {passages[0].id!r:.80}), or only of other texts: every question would be "
+            f"answered without; fill a bank of this corpus with `regrad {_VERBS[self.KIND]}`{online}"
         )
-    storage = Storage(config.bank)
-    version = config.bank_version or current_version(storage)
-    if version is None:
-        raise MethodError(f"there is no bank at {config.bank}; fill one with `regrad {_VERBS[kind]}`")
-    manifest = read_manifest(storage, version)
-    if manifest.kind != kind:
-        raise MethodError(
-            f"method {config.kind} ({config.name}) needs a bank of {kind}s, and the one at {config.bank} holds "
-            f"{manifest.kind}s; fill another with `regrad {_VERBS[kind]}`"
-        )
-    return manifest
-
-
-def check_bank_covers(config: MethodConfig, passages: Sequence[Passage]) -> None:
-    """Raise `MethodError` if the method's bank has the atom of none of these passages, which would all be left out.
-
-    Reads no atom. Nothing is checked if `on_missing` says what else to do, or if there are no passages.
-    """
-    if config.bank is None or config.on_missing != "fewer" or not passages:
-        return
-    with BankReader(config.bank, None, config.bank_version) as reader:
-        if not any(_has(reader, passage) for passage in passages):
-            raise _covers_nothing(config, reader.manifest.kind, passages)
 
 
 def _has(reader: BankReader, passage: Passage) -> bool:
@@ -76,82 +95,121 @@ def _has(reader: BankReader, passage: Passage) -> bool:
     return location is not None and location.entry.belongs_to(passage.text_hash)
 
 
-def _covers_nothing(config: MethodConfig, kind: Kind, passages: Sequence[Passage]) -> MethodError:
-    online = ", or set on_missing=online, which computes what is missing" if kind == "gradient" else ""
-    return MethodError(
-        f"{config.name}: the bank at {config.bank} has the atom of none of the {len(passages)} passages of the first "
-        f"questions (the first is {passages[0].id!r:.80}), or only of other texts: every question would be answered "
-        f"without; fill a bank of this corpus with `regrad {_VERBS[kind]}`{online}"
-    )
-
-
 class BankAtoms:
-    """The atoms of a method's bank."""
+    """The atoms of a method's bank, for whoever has the time to wait for them."""
 
-    def __init__(self, config: MethodConfig, fingerprint: str | None = None) -> None:
-        self._reader = BankReader(config.bank or "", fingerprint, config.bank_version, _PATIENT)
-        self._config, self._covers = config, config.on_missing != "fewer"
+    def __init__(self, settings: BankSettings, fingerprint: str | None = None) -> None:
+        self._reader = BankReader(settings.bank or "", fingerprint, settings.bank_version, _PATIENT)
+        self._settings = settings
+        self._covers = not settings.leaves_out
 
-    @property
-    def manifest(self) -> Manifest:
-        """Of the version that is read."""
-        return self._reader.manifest
+    def find(self, evidences: Sequence[Evidence], parts: bool) -> list[Atoms]:
+        """See `AtomProvider`.
 
-    def of_all(self, asked: Sequence[Asked]) -> list[Found]:
-        """What the bank has for each question's passages.
-
-        Raises `MethodError` if it has nothing for any of the first questions that have passages, `AtomNotFound` if an
-        atom must not be absent, `AtomDamaged` or `StorageError` for one that is there and cannot be read.
+        Raises `MethodError` if the bank has nothing for any of the first questions that have passages and the policy
+        leaves out what is missing; `AtomDamaged` or `StorageError` for an atom that is there and cannot be read.
         """
-        found = [self._of(item) for item in asked]
-        passages = [passage for item in asked for passage in item.passages]
+        found = [self._of(evidence.passages, parts) for evidence in evidences]
+        passages = [passage for evidence in evidences for passage in evidence.passages]
         if passages and not self._covers:
-            if not any(len(item.atoms) for item in found):
-                raise _covers_nothing(self._config, self.manifest.kind, passages)
+            if all(item.total is None for item in found):
+                raise self._settings.covers_nothing(passages)
             self._covers = True
         return found
 
-    def _of(self, asked: Asked) -> Found:
-        fetched = self._reader.fetch(asked.passages)
-        self._check(asked.passages, fetched)
-        scores = list(asked.scores) or [1.0] * len(asked.passages)
-        missing = [(p, item.problem) for p, item in zip(asked.passages, fetched, strict=True) if item.record is None]
-        records = [item.record for item in fetched if item.record is not None]
-        kept = [score for score, item in zip(scores, fetched, strict=True) if item.record is not None]
-        empty = torch.empty(0, self._reader.codec.record_bytes, dtype=torch.uint8)
-        atoms_KP = self._reader.codec.decode(torch.stack(records) if records else empty)
-        return Found(atoms_KP, kept, len(records) * self._reader.codec.record_bytes, missing)
-
-    def _check(self, passages: Sequence[Passage], fetched: Sequence[Fetched]) -> None:
-        """What is damaged or late is an error: left out, it would change a score that is then kept."""
+    def _of(self, passages: Sequence[Passage], parts: bool) -> Atoms:
+        fetched = self._reader.fetch(passages)
         for passage, item in zip(passages, fetched, strict=True):
-            if item.record is None and (item.error is not AtomNotFound or self._config.on_missing == "fail"):
+            # Left out or computed in another precision, it would change a score that is then kept.
+            if item.record is None and item.error is not AtomNotFound:
                 raise item.error(
                     f"the bank at {self._reader.uri} has no atom for passage {passage.id!r}: {item.problem}"
                 )
+        uses = tuple(use_of(passage.id, item) for passage, item in zip(passages, fetched, strict=True))
+        records = [item.record for item in fetched if item.record is not None]
+        if not records:
+            return Atoms(uses, bank=BankState.READ)
+        codec = self._reader.codec
+        rows_KP = codec.decode(torch.stack(records)) if parts else None
+        return Atoms(uses, codec.sum(records), rows_KP, len(records) * codec.record_bytes, BankState.READ)
 
 
-def with_computed(found: Found, asked: Asked, computed: Sequence[Extracted]) -> Found:
-    """The same with atoms that were computed for its missing passages, each at its own place."""
-    had = {item.passage.id: item for item in computed}
-    scores = list(asked.scores) or [1.0] * len(asked.passages)
-    old = iter(found.atoms)
-    absent = {passage.id for passage, _ in found.missing}
-    rows: list[Tensor] = []
-    kept: list[float] = []
-    missing: list[tuple[Passage, str]] = []
-    for passage, score in zip(asked.passages, scores, strict=True):
-        atom = had[passage.id].atom if passage.id in absent else next(old)
-        if atom is None:
-            missing.append((passage, had[passage.id].problem))
-        else:
+def use_of(passage_id: str, item: Fetched) -> PassageUse:
+    """What became of a passage that was looked up in a bank."""
+    return PassageUse(passage_id, item.tier, item.problem, deleted=item.deleted)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A question's atoms after the policy had its say; `by_rag`: they are not to be applied, RAG answers."""
+
+    atoms: Atoms
+    notes: tuple[Note, ...] = ()
+    by_rag: bool = False
+
+
+def settle(
+    found: Atoms, passages: Sequence[Passage], policy: OnMissing, kind: Kind, compute: Compute | None = None
+) -> Settled:
+    """Deal with the passages that have no atom; raises `AtomNotFound` by the policy `fail`.
+
+    Only what is known not to have been deleted is computed. What nobody can compute is left out, and noted.
+    """
+    missing = found.missing
+    if not missing:
+        return Settled(found)
+    absent = [found.uses[place] for place in missing]
+    if policy == "fail":
+        raise AtomNotFound(_reason(absent, kind))
+    if policy == "rag":
+        return Settled(found, (_note("rag", absent, kind),), by_rag=True)
+    notes = []
+    if policy == "online" and compute and found.knows_deletions:
+        completed = _with_computed(found, passages, compute)
+        if computed := [found.uses[place] for place in missing if not completed.uses[place].missing]:
+            notes.append(_note("online", computed, kind))
+        found = completed
+    if absent := [found.uses[place] for place in found.missing]:
+        notes.append(_note("fewer", absent, kind))
+    return Settled(found, tuple(notes))
+
+
+def _with_computed(found: Atoms, passages: Sequence[Passage], compute: Compute) -> Atoms:
+    """The same with the atoms of its missing passages computed now, each at its own place."""
+    todo = [place for place in found.missing if not found.uses[place].deleted]
+    if not todo:
+        return found
+    computed = dict(zip(todo, compute([passages[place] for place in todo]), strict=True))
+    uses, rows, total = list(found.uses), list[Tensor | None](), found.total
+    known = iter(found.parts if found.parts is not None else ())
+    for place, use in enumerate(found.uses):
+        if not use.missing:
+            rows.append(next(known, None))
+        elif place in computed:
+            atom = computed[place].atom
+            if atom is None:
+                uses[place] = replace(use, problem=computed[place].problem)
+                continue
+            uses[place] = replace(use, tier=Tier.ONLINE, problem="")
             rows.append(atom)
-            kept.append(score)
-    return replace(found, atoms=torch.stack(rows) if rows else found.atoms[:0], scores=kept, missing=missing)
+            total = atom if total is None else total + atom
+    # A provider that gave only a sum has no single atoms, and then there are none of the whole question either.
+    singles = [row for row in rows if row is not None]
+    parts = torch.stack([row.float() for row in singles]) if singles and len(singles) == len(rows) else None
+    return replace(found, uses=tuple(uses), total=total, parts=parts)
 
 
-def check_scores(asked: Sequence[Asked]) -> None:
+def _reason(uses: Sequence[PassageUse], kind: Kind) -> str:
+    more = f" (and {len(uses) - 1} more)" if len(uses) > 1 else ""
+    return f"no {kind} for passage {uses[0].id!r}{more}: {uses[0].problem}"
+
+
+def _note(policy: OnMissing, uses: Sequence[PassageUse], kind: Kind) -> Note:
+    return Note(policy, _reason(uses, kind), tuple(use.id for use in uses))
+
+
+def check_scores(evidences: Sequence[Evidence]) -> None:
     """Raise `MethodError` unless a question has a score for every passage, or none."""
-    for item in asked:
+    for item in evidences:
         if item.scores and len(item.scores) != len(item.passages):
             raise MethodError(f"a question has {len(item.passages)} passages and {len(item.scores)} scores")

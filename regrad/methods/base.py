@@ -1,38 +1,47 @@
-"""What a method is: from a question and its passages to a prompt and a temporary weight update.
+"""What a method is: from the evidence for a question to a prompt and a temporary weight update.
 
-A method knows nothing of batches, servers or where atoms are kept; a generator knows nothing of methods.
+Evaluation and server call the same `plan`. A method knows nothing of batches, servers or where atoms are kept (that is
+an `AtomProvider`); a generator knows nothing of methods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, ClassVar, Literal, Protocol, Self
 
+from pydantic import Field
 from torch import Tensor
 
+from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
-from regrad.prompts import PromptFormat
+from regrad.data.questions import Question
+from regrad.errors import MethodError
+from regrad.models.config import SubspaceConfig
+from regrad.models.loading import LanguageModel
+from regrad.models.subspace import Subspace
+from regrad.prompts import PromptFormat, StyleName
+from regrad.settings import Settings
 
 Source = Literal["none", "static", "adapters", "gradients", "gradients-now", "adapting"]
 """Where the update comes from: nowhere, one LoRA for all questions, the passages' trained LoRAs, their gradients from a
 bank or computed now, or training on the passages now."""
 
+OnMissing = Literal["online", "fewer", "rag", "fail"]
+"""What is done for a passage that a bank has no atom of: compute it now, leave it out, answer by RAG, or stop."""
+
 
 @dataclass(frozen=True)
-class Method:
-    """One row of the table: do the passages go into the prompt, and where does the weight update come from?
-
-    `static` methods need a LoRA of `regrad finetune`; `served` ones are what a server offers.
-    """
+class MethodInfo:
+    """One row of the table: do the passages go into the prompt, and where does the weight update come from?"""
 
     name: str
     summary: str
     passages_in_prompt: bool
     update: Source = "none"
-    static: bool = False
-    served: bool = False
-    style: Literal["default", "pe"] = "default"
+    style: StyleName = "default"
 
     @property
     def applies_gradients(self) -> bool:
@@ -45,64 +54,252 @@ class Method:
         return self.update == "gradients-now"
 
     @property
-    def updates_by_passage(self) -> bool:
-        """Whether the update depends on the passages."""
-        return self.update not in ("none", "static")
-
-    @property
-    def starts_at_random(self) -> bool:
-        """Whether the update is trained now, from a LoRA whose A matrices a seed draws."""
-        return self.update == "adapting"
-
-    @property
     def retrieves(self) -> bool:
         """Whether the method looks at passages at all."""
-        return self.passages_in_prompt or self.updates_by_passage
+        return self.passages_in_prompt or self.update not in ("none", "static")
 
-    def prompt(self, prompts: PromptFormat, question: str, passages: Sequence[Passage]) -> str:
-        """The generator's input. Passages go in worst first, so that the best stands next to the question."""
-        return prompts.prompt(question, self.in_prompt(passages))
 
-    def in_prompt(self, passages: Sequence[Passage]) -> list[Passage]:
-        """The passages that go into the prompt, in order."""
-        return list(reversed(passages)) if self.passages_in_prompt else []
+def open_question(text: str) -> Question:
+    """An open question of which nothing is known but its text."""
+    return Question(id="", question=text, answers=())
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question with its passages, best first, and their retrieval scores where there are any."""
+class Evidence:
+    """What an answer may rest on: a question, its passages, best first, with their retrieval scores where there are
+    any, and solved questions to show before it.
 
-    question: str
-    passages: tuple[Passage, ...] = ()
-    scores: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Made:
-    """The update of each question ([P] float32 on the CPU, or None for the base model), what was fetched, and notes.
-
-    `bytes_fetched` is what the question's atoms take in the bank, wherever they were found. A note is empty if all went
-    as the method says.
+    `turns` (role, content) came before it; a `raw` question is a prompt that the model gets as it is; `gamma` scales
+    the update, beside what the method's own settings say.
     """
 
-    updates: list[Tensor | None]
-    bytes_fetched: list[int]
-    notes: list[str]
+    question: Question
+    passages: tuple[Passage, ...] = ()
+    scores: tuple[float, ...] = ()
+    demonstrations: tuple[Question, ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()
+    raw: bool = False
+    gamma: float = 1.0
 
 
-class Updates(Protocol):
-    """A method bound to a model and its artefacts."""
+@dataclass(frozen=True)
+class Prompt:
+    """What goes into the generator; its `passages` are those that are shown, best first."""
 
-    def __call__(self, asked: Sequence[Asked]) -> Made:
-        """The updates of these questions, in order. May run the model: not beside anything else that does."""
+    evidence: Evidence
+    passages: tuple[Passage, ...] = ()
+    style: StyleName = "default"
+
+    def text(self, prompts: PromptFormat) -> str:
+        """As these templates write it. Passages stand worst first, so that the best is next to the question."""
+        evidence, shown = self.evidence, self.passages[::-1]
+        if evidence.raw:
+            return prompts.context_text(shown) + evidence.question.question
+        asked = prompts.prompt_for(evidence.question, shown, self.style, evidence.demonstrations)
+        return prompts.conversation(evidence.turns) + asked
+
+    def shortened(self, passages: int) -> Prompt:
+        """The same with the best passages only."""
+        return replace(self, passages=self.passages[:passages])
 
 
-class SameForAll:
-    """No update, or one for all questions."""
+@dataclass(frozen=True)
+class PassageUse:
+    """How a passage came into an answer: the tier of its atom, or why it has none.
 
-    def __init__(self, update: Tensor | None = None) -> None:
-        self._update = update
+    `contribution` is, for `leave_one_out`, the natural log of how much more probable the answer is with the passage's
+    gradient than without it; for `norms`, the Euclidean norm of its step, gamma * alpha * gradient.
+    """
 
-    def __call__(self, asked: Sequence[Asked]) -> Made:
-        """See `Updates`."""
-        return Made([self._update] * len(asked), [0] * len(asked), [""] * len(asked))
+    id: str
+    tier: Tier = Tier.MISSING
+    problem: str = ""
+    contribution: float | None = None
+    deleted: bool = False
+
+    @property
+    def missing(self) -> bool:
+        """Whether the passage has no atom."""
+        return self.tier is Tier.MISSING
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that was done instead of what was asked for: by which policy, why, and for which passages."""
+
+    policy: str
+    reason: str
+    passage_ids: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.policy}: {self.reason}"
+
+
+class BankState(Enum):
+    """What is known of a bank: it was read, it could not be read, or the method asks none."""
+
+    READ = "read"
+    UNREAD = "unread"
+    NOT_ASKED = "not asked"
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """What there is for one question's passages: a use for each, in order, and the vectors of those with a tier.
+
+    `total` [P] is their sum in float32, or None if there are none; `parts` [K, P] the single ones, if they were asked
+    for. `bytes` is what they take where they are kept; `bank` says whether a bank was read for them.
+    """
+
+    uses: tuple[PassageUse, ...]
+    total: Tensor | None = None
+    parts: Tensor | None = None
+    bytes: int = 0
+    bank: BankState = BankState.NOT_ASKED
+
+    @property
+    def knows_deletions(self) -> bool:
+        """Whether a missing passage may be computed: of a bank that was not read nobody knows what was deleted from it,
+        and computing that would bring it back."""
+        return self.bank is not BankState.UNREAD
+
+    @property
+    def missing(self) -> list[int]:
+        """The places of the passages without an atom."""
+        return [place for place, use in enumerate(self.uses) if use.missing]
+
+
+class AtomProvider(Protocol):
+    """Where the atoms of passages come from: a bank, one that has summed them already, or nowhere (to be computed)."""
+
+    def find(self, evidences: Sequence[Evidence], parts: bool) -> list[Atoms]:
+        """The atoms of each question's passages; with `parts` also the single ones."""
+
+
+class NoAtoms:
+    """Nothing is kept anywhere: for methods that need no atoms, and for those that compute all of them."""
+
+    def find(self, evidences: Sequence[Evidence], parts: bool) -> list[Atoms]:
+        """See `AtomProvider`."""
+        return [Atoms(tuple(PassageUse(passage.id) for passage in item.passages)) for item in evidences]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a question is to be answered: a prompt, an update ([P] float32 on the CPU, or None for the base model), and
+    notes, of which there are none if all went as the method says.
+
+    `uses` says what became of each passage; `parts` [K, P] are the atoms of those with a tier, if they are known one
+    by one; `bytes_fetched` is what the atoms take in the bank, wherever they were found.
+    """
+
+    prompt: Prompt
+    update: Tensor | None = None
+    notes: tuple[Note, ...] = ()
+    uses: tuple[PassageUse, ...] = ()
+    parts: Tensor | None = None
+    bytes_fetched: int = 0
+
+
+class Method(ABC):
+    """A method opened on a model. `plan` may run the model: not beside anything else that does."""
+
+    def __init__(self, settings: MethodSettings) -> None:
+        self._info = settings.info
+        self._style: StyleName = settings.prompt_style or settings.info.style
+
+    @abstractmethod
+    def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
+        """How each of these questions is answered, in order."""
+
+    def open_atoms(self) -> AtomProvider:
+        """The atoms that the method's own settings name."""
+        return NoAtoms()
+
+    def runs_model(self, atoms: Atoms) -> bool:
+        """Whether `plan` will run the model for a question with these atoms."""
+        return False
+
+    def prompt(self, evidence: Evidence, uses: Sequence[PassageUse] = (), by_rag: bool = False) -> Prompt:
+        """The method's prompt, or that of RAG instead. What was deleted from a bank is not shown: an index that still
+        has it must not bring it back."""
+        deleted = {use.id for use in uses if use.deleted}
+        shown = tuple(passage for passage in evidence.passages if passage.id not in deleted)
+        return Prompt(evidence, shown if by_rag or self._info.passages_in_prompt else (), self._style)
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """Where the files are that a method needs."""
+
+    meta_init: str | None = None
+    bank: str | None = None
+    bank_version: int | None = None
+    adapter: str | None = None
+
+
+class MethodSettings(Settings):
+    """What every method takes. Each family of methods has a class of its own, beside what it configures.
+
+    `METHODS` are the family's rows of the table.
+    """
+
+    METHODS: ClassVar[tuple[MethodInfo, ...]] = ()
+
+    name: str = Field(min_length=1, description="the row's label")
+    method: str = Field("", description="one of regrad.methods.registry.METHODS; the same as the name if empty")
+    prompt_style: StyleName | None = Field(None, description="the method's own if null")
+    demonstrations: int = Field(
+        0, ge=0, le=1000, description="so many solved questions, the first of the set's file, before every question"
+    )
+
+    @property
+    def kind(self) -> str:
+        """The method's name."""
+        return self.method or self.name
+
+    @property
+    def info(self) -> MethodInfo:
+        """The method's row of the table."""
+        return next(info for info in self.METHODS if info.name == self.kind)
+
+    @property
+    def artefacts(self) -> Artefacts:
+        """Where what it needs is."""
+        return Artefacts()
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether a question is answered without the atoms that the method's bank lacks."""
+        return False
+
+    def seeded(self, seed: int) -> Self:
+        """The settings for one seed of several; others only if the method draws something."""
+        return self
+
+    def check(self) -> None:
+        """Raise `MethodError` (or what reading a card or manifest raises) if the method lacks what it needs.
+
+        Reads cards and manifests only: a few KB.
+        """
+
+    def check_fits(self, target: SubspaceConfig, passages: int) -> None:
+        """Raise `MethodError` or `MetaInitError` if an artefact's rank or scale does not fit the model's subspace.
+
+        `passages` is the largest number of them that a question has.
+        """
+
+    def check_covers(self, passages: Sequence[Passage]) -> None:
+        """Raise `MethodError` if a bank has the atom of none of these passages, which would all be left out."""
+
+    def open(self, lm: LanguageModel) -> Method:
+        """The method on this model; raises as `check`, and if an artefact is not this model's."""
+        raise NotImplementedError
+
+
+def subspace_of_card(card: Mapping[str, Any], uri: str) -> Subspace:
+    """The subspace that an artefact's card names; raises `MethodError` if it cannot be read."""
+    try:
+        return Subspace.from_json(card["subspace"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise MethodError(f"the card at {uri} is damaged: its subspace cannot be read") from error

@@ -11,38 +11,22 @@ trained on top of it, and it is one more of the sum.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from regrad.bank.io.prag import Frame, adapter_fingerprint
-from regrad.bank.manifest import Layout
+from regrad.bank.manifest import Kind, Layout
 from regrad.errors import MethodError
-from regrad.methods.atoms import BankAtoms, Found, bank_manifest
-from regrad.methods.base import Asked, Made, Method, Updates
-from regrad.methods.config import MethodConfig
-from regrad.methods.static_lora import static_uri
+from regrad.methods.atoms import BankAtoms, BankSettings, settle
+from regrad.methods.base import Artefacts, AtomProvider, Atoms, Evidence, Method, MethodInfo, Plan
+from regrad.methods.static_lora import check_side_by_side, needed_adapter, static_rank
+from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
+from regrad.settings import Location
 from regrad.training.lora.lora_artifact import StaticLora, check_joins, join, read_adapter_card
-
-PRAG = Method("prag", "trained LoRAs applied, nothing in the prompt", passages_in_prompt=False, update="adapters")
-PRAG_ICL = Method("prag+icl", "trained LoRAs and passages in the prompt", passages_in_prompt=True, update="adapters")
-PRAG_WARM = Method(
-    "prag-warm",
-    "trained LoRAs on top of one for a few questions",
-    passages_in_prompt=False,
-    update="adapters",
-    static=True,
-)
-FT_PRAG = Method(
-    "ft-prag",
-    "trained LoRAs on top of one for all training questions",
-    passages_in_prompt=False,
-    update="adapters",
-    static=True,
-)
-_STATIC = {method.name for method in (PRAG_WARM, FT_PRAG)}
-_WEIGHTINGS = ("sum", "mean")
 
 
 def adapters_base(base_identity: str, static_digest: str | None = None) -> str:
@@ -55,61 +39,134 @@ def adapters_layout(subspace: Subspace, base: str) -> str:
     return adapter_fingerprint(Frame(base, subspace))
 
 
-def check_adapters(config: MethodConfig) -> None:
-    """Raise `MethodError` if there is no bank of adapters, or if they were not trained upon the static LoRA.
+class PragConfig(BankSettings):
+    """prag, prag+icl: a bank of adapters that were trained on the base model alone."""
 
-    Also for settings that only gradients have.
-    """
-    if config.weighting not in _WEIGHTINGS:
-        raise MethodError(f"{config.name}: adapters are merged by {' or '.join(_WEIGHTINGS)}, not {config.weighting!r}")
-    if config.on_missing == "online":
-        raise MethodError(f"{config.name}: adapters are not trained for a question; on_missing is fewer or fail")
-    manifest = bank_manifest(config, "adapter")
-    if config.kind in _STATIC:
-        card = read_adapter_card(static_uri(config))
-        _check_trained_on(manifest, [adapters_base(card["base_identity"], card["digest"])], config)
+    KIND: ClassVar[Kind] = "adapter"
+    METHODS: ClassVar = (
+        MethodInfo("prag", "trained LoRAs applied, nothing in the prompt", passages_in_prompt=False, update="adapters"),
+        MethodInfo("prag+icl", "trained LoRAs and passages in the prompt", passages_in_prompt=True, update="adapters"),
+    )
+
+    weighting: Literal["sum", "mean"] = Field("sum", description="how several adapters become one")
+    on_missing: Literal["fewer", "rag", "fail"] = Field(
+        "fewer",
+        description="a passage without an adapter, which none is trained of for a question: leave it out, answer by "
+        "RAG, or stop",
+    )
+
+    @property
+    def artefacts(self) -> Artefacts:
+        """See `MethodSettings`."""
+        return Artefacts(bank=self.bank, bank_version=self.bank_version)
+
+    def check(self) -> None:
+        """See `MethodSettings`."""
+        self.bank_manifest()
+
+    def check_fits(self, target: SubspaceConfig, passages: int) -> None:
+        """See `MethodSettings`. The adapters of all passages stand side by side in the rank."""
+        ranks = [self.bank_manifest().parsed_subspace().rank] * passages
+        check_side_by_side(self.name, [*self._static_ranks(), *ranks], target)
+
+    def open(self, lm: LanguageModel) -> Method:
+        """See `MethodSettings`. Raises `MethodError` if the adapters belong to another base, or do not fit."""
+        manifest = self.bank_manifest()
+        _check_trained_on(manifest, [lm.identity(), lm.config.path], self, "the base model alone")
+        return Prag(self, manifest, lm.subspace)
+
+    def _static_ranks(self) -> list[int]:
+        return []
 
 
-def open_adapters(config: MethodConfig, lm: LanguageModel) -> Updates:
-    """Updates from the method's bank. Raises `MethodError` if its adapters belong to another base, or do not fit."""
-    manifest, static = bank_manifest(config, "adapter"), None
-    if config.kind in _STATIC:
-        static = StaticLora.load(static_uri(config))
+class PragOnLoraConfig(PragConfig):
+    """prag-warm, ft-prag: a bank of adapters that were trained on top of a static LoRA."""
+
+    METHODS: ClassVar = (
+        MethodInfo(
+            "prag-warm",
+            "trained LoRAs on top of one for a few questions",
+            passages_in_prompt=False,
+            update="adapters",
+        ),
+        MethodInfo(
+            "ft-prag",
+            "trained LoRAs on top of one for all training questions",
+            passages_in_prompt=False,
+            update="adapters",
+        ),
+    )
+
+    adapter: Location | None = Field(None, description="the static LoRA of `regrad finetune` below the adapters")
+
+    @property
+    def artefacts(self) -> Artefacts:
+        """See `MethodSettings`."""
+        return Artefacts(bank=self.bank, bank_version=self.bank_version, adapter=self.adapter)
+
+    def check(self) -> None:
+        """See `MethodSettings`. Also that the adapters were trained upon this LoRA."""
+        manifest = self.bank_manifest()
+        card = read_adapter_card(needed_adapter(self, self.adapter))
+        _check_trained_on(manifest, [adapters_base(card["base_identity"], card["digest"])], self, self._upon)
+
+    def open(self, lm: LanguageModel) -> Method:
+        """See `MethodSettings`."""
+        manifest = self.bank_manifest()
+        static = StaticLora.load(needed_adapter(self, self.adapter))
         static.check_base(lm)
-        _check_trained_on(manifest, [adapters_base(static.base_identity, static.digest)], config)
-    else:
-        _check_trained_on(manifest, [lm.identity(), lm.config.path], config)
-    return AdapterUpdates(config, lm.subspace, static)
+        _check_trained_on(manifest, [adapters_base(static.base_identity, static.digest)], self, self._upon)
+        return Prag(self, manifest, lm.subspace, static)
+
+    @property
+    def _upon(self) -> str:
+        return f"the adapter at {self.adapter}"
+
+    def _static_ranks(self) -> list[int]:
+        return [static_rank(needed_adapter(self, self.adapter))]
 
 
-class AdapterUpdates:
+class Prag(Method):
     """The static LoRA, if there is one, and the adapters of the question's passages, side by side."""
 
-    def __init__(self, config: MethodConfig, target: Subspace, static: StaticLora | None) -> None:
-        self._bank, self._target = BankAtoms(config), target
-        self._each = self._bank.manifest.parsed_subspace()
-        self._mean = config.weighting == "mean"
+    def __init__(
+        self, settings: PragConfig, manifest: Layout, target: Subspace, static: StaticLora | None = None
+    ) -> None:
+        super().__init__(settings)
+        self._settings, self._target = settings, target
+        self._each = manifest.parsed_subspace()
         self._static = [(static.subspace, static.values)] if static else []
         check_joins([subspace for subspace, _ in self._static] + [self._each], target)
 
-    def __call__(self, asked: Sequence[Asked]) -> Made:
-        """See `Updates`. Raises `MethodError` if a question has more passages than the subspace's rank allows."""
-        found = self._bank.of_all(asked)
-        return Made([self._update(item) for item in found], [item.bytes for item in found], [f.note for f in found])
+    def open_atoms(self) -> AtomProvider:
+        """See `Method`."""
+        return BankAtoms(self._settings)
 
-    def _update(self, found: Found) -> Tensor | None:
-        parts = [*self._static, *((self._each, atom_P) for atom_P in found.atoms)]
-        weight = 1 / max(1, len(found.atoms)) if self._mean else 1.0
-        weights = [*[1.0] * len(self._static), *[weight] * len(found.atoms)]
+    def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
+        """See `Method`. Raises `MethodError` if a question has more passages than the subspace's rank allows."""
+        found = atoms.find(evidences, parts=True)
+        return [self._plan(*pair) for pair in zip(evidences, found, strict=True)]
+
+    def _plan(self, evidence: Evidence, found: Atoms) -> Plan:
+        settled = settle(found, evidence.passages, self._settings.on_missing, "adapter")
+        had = settled.atoms
+        prompt = self.prompt(evidence, had.uses, settled.by_rag)
+        update = None if settled.by_rag else self._update(had, evidence.gamma)
+        return Plan(prompt, update, settled.notes, had.uses, bytes_fetched=had.bytes)
+
+    def _update(self, had: Atoms, gamma: float) -> Tensor | None:
+        rows = list(had.parts) if had.parts is not None else []
+        parts = [*self._static, *((self._each, atom_P) for atom_P in rows)]
+        weight = gamma / len(rows) if rows and self._settings.weighting == "mean" else gamma
+        weights = [*[1.0] * len(self._static), *[weight] * len(rows)]
         return join(parts, self._target, weights) if parts else None
 
 
-def _check_trained_on(manifest: Layout, bases: Sequence[str], config: MethodConfig) -> None:
+def _check_trained_on(manifest: Layout, bases: Sequence[str], settings: PragConfig, upon: str) -> None:
     """An imported bank may name its base by the path in the adapters' own settings."""
     subspace = manifest.parsed_subspace()
     if manifest.fingerprint not in {adapters_layout(subspace, base) for base in bases}:
-        upon = f"the adapter at {config.adapter}" if config.kind in _STATIC else "the base model alone"
         raise MethodError(
-            f"the adapters in the bank at {config.bank} were not trained upon {upon} and these weights; train them "
+            f"the adapters in the bank at {settings.bank} were not trained upon {upon} and these weights; train them "
             "with `regrad adapters`, or import them with --base-identity"
         )

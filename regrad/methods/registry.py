@@ -1,151 +1,97 @@
-"""Every method by its name, the settings that it takes, its checks, and opening its updates."""
+"""Every method by its name, and the settings of any of them.
+
+A new family of methods is a file beside this one, and its settings class in `MethodConfig`.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
 
-from regrad.errors import MetaInitError, MethodError
-from regrad.meta_init import read_card
-from regrad.methods.atoms import bank_manifest
-from regrad.methods.base import Method, SameForAll, Source, Updates
-from regrad.methods.config import MethodConfig
-from regrad.methods.prag import FT_PRAG, PRAG, PRAG_ICL, PRAG_WARM, check_adapters, open_adapters
-from regrad.methods.prompt_only import DIRECT, PE_RAG, RAG
-from regrad.methods.regrad import (
-    REGRAD,
-    REGRAD_ICL,
-    REGRAD_ONLINE,
-    check_gradients,
-    check_gradients_now,
-    open_gradients,
-    open_gradients_now,
-)
-from regrad.methods.static_lora import CPT, FT_DIRECT, FT_RAG, INSTRUCTION_CPT, check_static, open_static, static_uri
-from regrad.methods.tta import TTA, open_adapting
-from regrad.models.config import SubspaceConfig
-from regrad.models.loading import LanguageModel
-from regrad.models.subspace import Subspace
-from regrad.training.lora.lora_artifact import check_ranks, read_adapter_card
+from pydantic import BeforeValidator, Discriminator, Tag
 
-_ALL = (
-    *(DIRECT, RAG, PE_RAG, CPT, INSTRUCTION_CPT, FT_DIRECT, FT_RAG),
-    *(PRAG, PRAG_ICL, PRAG_WARM, FT_PRAG, REGRAD, REGRAD_ICL, REGRAD_ONLINE, TTA),
-)
-METHODS: dict[str, Method] = {method.name: method for method in _ALL}
-SERVED: dict[str, Method] = {name: method for name, method in METHODS.items() if method.served}
-"""Those that a server offers: what they need is in a release."""
-
-_ALL_TAKE = ("prompt_style", "demonstrations")
-_TAKEN: dict[Source, tuple[str, ...]] = {
-    "none": (),
-    "static": (),
-    "adapters": ("bank", "bank_version", "weighting", "on_missing"),
-    "gradients": ("meta_init", "bank", "bank_version", "gamma", "weighting", "on_missing"),
-    "gradients-now": ("meta_init", "gamma", "weighting"),
-    "adapting": ("steps", "lr", "adapt_on", "in_prompt", "seed"),
-}
-SETTINGS: dict[str, tuple[str, ...]] = {
-    name: (*(("adapter",) if method.static else ()), *_TAKEN[method.update], *_ALL_TAKE)
-    for name, method in METHODS.items()
-}
-"""The settings of `MethodConfig` that a method looks at, beside its names."""
+from regrad.errors import MethodError
+from regrad.methods.base import MethodInfo, MethodSettings
+from regrad.methods.prag import PragConfig, PragOnLoraConfig
+from regrad.methods.prompt_only import PromptOnlyConfig
+from regrad.methods.regrad import ReGradConfig, ReGradOnlineConfig
+from regrad.methods.static_lora import StaticLoraConfig
+from regrad.methods.tta import TtaConfig
+from regrad.registry import Registry
 
 
-def get_method(name: str, among: Mapping[str, Method] = METHODS) -> Method:
-    """The method of this name; raises `MethodError` naming the nearest right one."""
-    if name in among:
-        return among[name]
-    near = difflib.get_close_matches(name, among, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else "."
-    raise MethodError(f"unknown method {name!r:.60}{hint} The methods are {', '.join(among)}")
+def _kind(value: Mapping[str, Any]) -> Any:
+    return value.get("method") or value.get("name")
 
 
-def method_of(config: MethodConfig) -> Method:
-    """The method as its settings say; raises `MethodError` for a setting that it does not have."""
-    method = get_method(config.kind)
-    check_settings(config)
-    return method if config.in_prompt else replace(method, passages_in_prompt=False)
-
-
-def check_settings(config: MethodConfig) -> None:
-    """Raise `MethodError` if something is set that the method does not look at, to another value than the default."""
-    taken = {"name", "method", *SETTINGS[config.kind]}
-    fields = type(config).model_fields
-    idle = [name for name in fields if name not in taken and getattr(config, name) != fields[name].default]
-    if idle:
-        label = f" ({config.name})" if config.name != config.kind else ""
-        raise MethodError(
-            f"method {config.kind!r}{label} takes no {', no '.join(idle)}; it takes {', '.join(SETTINGS[config.kind])}"
-        )
-
-
-def check_fits(config: MethodConfig, target: SubspaceConfig, passages: int) -> None:
-    """Raise `MethodError` or `MetaInitError` if the rank or scale of the method's LoRAs does not fit the model's.
-
-    A static LoRA and the adapters of at most `passages` stand side by side in the rank; a MetaInit has the model's own.
-    """
-    method, ranks = get_method(config.kind), []
-    if method.static:
-        uri = static_uri(config)
-        ranks.append(_subspace(read_adapter_card(uri), uri).rank)
-    if method.update == "adapters":
-        ranks += [bank_manifest(config, "adapter").parsed_subspace().rank] * passages
+def _readable(value: Any) -> Any:
+    """A string stands for a method of that name; a setting that only other methods have is named with them."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, MethodSettings):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError("a method's name or a mapping with its settings is expected")
+    if not isinstance(_kind(value), str):
+        return value
     try:
-        check_ranks(ranks, target.rank)
+        family = _families()[METHODS[_kind(value)].name]
     except MethodError as error:
-        raise MethodError(f"{config.name}: {error}") from error
-    if method.applies_gradients and config.meta_init:
-        _check_same(config, target, _subspace(read_card(config.meta_init), config.meta_init))
+        raise ValueError(str(error)) from error
+    _refuse_foreign(value, family)
+    return value
 
 
-def _check_same(config: MethodConfig, target: SubspaceConfig, found: Subspace) -> None:
-    if (found.rank, found.scaling) != (target.rank, target.scaling):
-        raise MetaInitError(
-            f"{config.name}: the MetaInit at {config.meta_init} has rank {found.rank} and scale {found.scaling:g}, and "
-            f"the model's settings have rank {target.rank} and scale {target.scaling:g}; set model.subspace as it was "
-            "when the MetaInit was trained"
+def _refuse_foreign(value: Mapping[str, Any], family: type[MethodSettings]) -> None:
+    """Raise `ValueError` for keys that only other methods look at, also if they are misspelt.
+
+    A key that resembles one of the method's own is left to its class, which names that one.
+    """
+    settings = dict.fromkeys(field for each in FAMILIES for field in each.model_fields)
+    meant = {key: difflib.get_close_matches(key, settings, n=1, cutoff=0.6) for key in value}
+    foreign = {key: takers(near[0]) for key, near in meant.items() if near and near[0] not in family.model_fields}
+    if foreign:
+        label = f" ({value['name']})" if value.get("name") not in (None, _kind(value)) else ""
+        raise ValueError(
+            f"method {_kind(value)!r}{label} takes no {', no '.join(foreign)}; it takes "
+            + ", ".join(name for name in family.model_fields if name not in ("name", "method"))
+            + "".join(f"; {meant[key][0]} is a setting of {', '.join(taken)}" for key, taken in foreign.items())
         )
 
 
-def _subspace(card: Mapping[str, Any], uri: str) -> Subspace:
-    try:
-        return Subspace.from_json(card["subspace"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise MethodError(f"the card at {uri} is damaged: its subspace cannot be read") from error
+def _tag(value: Any) -> str:
+    """The name of the settings class."""
+    if isinstance(value, MethodSettings):
+        return type(value).__name__
+    family = _families().get(_kind(value)) if isinstance(_kind(value), str) else None
+    return (family or PromptOnlyConfig).__name__  # without a name it says that the name is missing
 
 
-@dataclass(frozen=True)
-class _Kind:
-    check: Callable[[MethodConfig], None]
-    open: Callable[[MethodConfig, LanguageModel], Updates]
+MethodConfig = Annotated[
+    Annotated[PromptOnlyConfig, Tag("PromptOnlyConfig")]
+    | Annotated[StaticLoraConfig, Tag("StaticLoraConfig")]
+    | Annotated[PragConfig, Tag("PragConfig")]
+    | Annotated[PragOnLoraConfig, Tag("PragOnLoraConfig")]
+    | Annotated[ReGradConfig, Tag("ReGradConfig")]
+    | Annotated[ReGradOnlineConfig, Tag("ReGradOnlineConfig")]
+    | Annotated[TtaConfig, Tag("TtaConfig")],
+    Discriminator(_tag),
+    BeforeValidator(_readable),
+]
+"""The settings of one method: of the class of its family."""
+
+_TAGGED = get_args(get_args(MethodConfig)[0])
+FAMILIES: tuple[type[MethodSettings], ...] = tuple(get_args(tagged)[0] for tagged in _TAGGED)
+METHODS: Registry[MethodInfo] = Registry(
+    "method", MethodError, {info.name: info for family in FAMILIES for info in family.METHODS}
+)
 
 
-def _nothing(config: MethodConfig) -> None:
-    """Nothing is needed."""
+def _families() -> dict[str, type[MethodSettings]]:
+    return {info.name: family for family in FAMILIES for info in family.METHODS}
 
 
-_KINDS: dict[Source, _Kind] = {
-    "none": _Kind(_nothing, lambda config, lm: SameForAll()),
-    "static": _Kind(check_static, open_static),
-    "adapters": _Kind(check_adapters, open_adapters),
-    "gradients": _Kind(check_gradients, open_gradients),
-    "gradients-now": _Kind(check_gradients_now, open_gradients_now),
-    "adapting": _Kind(_nothing, open_adapting),
-}
-
-
-def check_method(config: MethodConfig) -> None:
-    """Raise `MethodError` (or what reading a card or manifest raises) if the method lacks what it needs.
-
-    Reads cards and manifests only: a few KB.
-    """
-    _KINDS[method_of(config).update].check(config)
-
-
-def open_updates(config: MethodConfig, lm: LanguageModel) -> Updates:
-    """The method's updates on this model; raises as `check_method`, and if an artefact is not this model's."""
-    check_method(config)
-    return _KINDS[get_method(config.kind).update].open(config, lm)
+def takers(setting: str) -> list[str]:
+    """The names of the methods that have this setting."""
+    return [name for name, family in _families().items() if setting in family.model_fields]

@@ -4,26 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import ClassVar
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor
 
+from regrad.bank.manifest import Kind
 from regrad.data.passages import Passage
-from regrad.errors import BankError, FingerprintMismatch, MethodError
+from regrad.errors import BankError, FingerprintMismatch, MetaInitError, MethodError
 from regrad.gradients.extractor import AtomExtractor, Extracted
 from regrad.gradients.merging import MERGES
 from regrad.meta_init import MetaInit, read_card
-from regrad.methods.atoms import BankAtoms, Found, bank_manifest, check_scores, with_computed
-from regrad.methods.base import Asked, Made, Method, Updates
-from regrad.methods.config import MethodConfig
+from regrad.methods.atoms import BankAtoms, BankSettings, check_scores, settle
+from regrad.methods.base import (
+    Artefacts,
+    AtomProvider,
+    Atoms,
+    Evidence,
+    Method,
+    MethodInfo,
+    MethodSettings,
+    NoAtoms,
+    OnMissing,
+    PassageUse,
+    Plan,
+    subspace_of_card,
+)
 from regrad.models.batching import pad_batch, sequence_losses
+from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
+from regrad.settings import Location
 
 
-class Knowledge:
+class BoundMetaInit:
     """One MetaInit bound to its base model. Raises `MetaInitError` if the model is not its base.
 
-    What runs the model (`compute`, `leave_one_out`) must not run at the same time as anything else on it.
+    What runs the model (`compute`, `losses`) must not run at the same time as anything else on it.
     """
 
     def __init__(self, lm: LanguageModel, meta_init: MetaInit) -> None:
@@ -43,11 +60,6 @@ class Knowledge:
     def _alpha_P(self) -> Tensor:
         return self._meta_init.subspace.per_tensor(self._meta_init.step_sizes).float()
 
-    @property
-    def nothing(self) -> Tensor:
-        """The sum of no gradients [P]."""
-        return torch.zeros_like(self._meta_init.phi0)
-
     def compute(self, passages: Sequence[Passage]) -> list[Extracted]:
         """The passages' atoms now (ReGrad Online), each or the reason why there is none."""
         return self._extractor.extract(passages)
@@ -64,103 +76,190 @@ class Knowledge:
         return norms
 
     @torch.inference_mode()
-    def leave_one_out(
-        self, prompt: str, answer: str, parts_KP: Tensor, gamma: float, ended: bool = True, raw: bool = False
+    def losses(
+        self, prompt: str, answer: str, updates: Sequence[Tensor], ended: bool = True, raw: bool = False
     ) -> list[float]:
-        """How much log-probability (natural log) the answer loses when each one of the gradients is left out.
+        """Minus the log-probability (natural log) of the answer under each of the updates.
 
         If the answer `ended` by the model's own stop string, that counts as part of it; a `raw` prompt is as it is.
         """
-        parts_KP = parts_KP.float()
-        total_P = parts_KP.sum(0)
-        updates = [self.update(total, gamma) for total in (total_P, *(total_P - part for part in parts_KP))]
         start = self._lm.encode_prompt(prompt, raw)
         prompts = self._lm.config.prompts
         ids = start + self._lm.encode(prompts.answer_text(answer) + (prompts.stop if ended else ""))
         batch = pad_batch([ids] * len(updates), [len(start)] * len(updates), self._lm.pad_id, self._lm.device)
-        with self._lm.lora.applied(torch.stack(updates).to(self._lm.device)):
-            losses = sequence_losses(self._lm, batch, "sum").tolist()
-        return [loss - losses[0] for loss in losses[1:]]
+        with self._lm.lora.applied(torch.stack(list(updates)).to(self._lm.device)):
+            losses: list[float] = sequence_losses(self._lm, batch, "sum").tolist()
+        return losses
 
 
-REGRAD = Method(
-    "regrad", "gradients applied, nothing in the prompt", passages_in_prompt=False, update="gradients", served=True
-)
-REGRAD_ICL = Method(
-    "regrad+icl", "gradients applied, passages in the prompt", passages_in_prompt=True, update="gradients", served=True
-)
-REGRAD_ONLINE = Method(
-    "regrad-online",
-    "gradients computed now, nothing in the prompt",
-    passages_in_prompt=False,
-    update="gradients-now",
-    served=True,
-)
+class GradientSettings(MethodSettings):
+    """What every method takes that applies gradients at a MetaInit."""
+
+    meta_init: Location | None = Field(None, description="where `regrad train` left it")
+    gamma: float = Field(1.0, ge=0, description="scale of the update")
+    weighting: str = Field("sum", description="how several gradients become one (regrad.gradients.merging.MERGES)")
+
+    @field_validator("weighting")
+    @classmethod
+    def _known(cls, weighting: str) -> str:
+        try:
+            MERGES.check(weighting)
+        except MethodError as error:
+            raise ValueError(str(error)) from error
+        return weighting
+
+    @property
+    def artefacts(self) -> Artefacts:
+        """See `MethodSettings`."""
+        return Artefacts(meta_init=self.meta_init)
+
+    @property
+    def needs_parts(self) -> bool:
+        """Whether the gradients are needed one by one: only a plain sum can be made by whoever fetches them."""
+        return self.weighting != "sum"
+
+    def needed_meta_init(self) -> str:
+        """Where the MetaInit is; raises `MethodError` if the settings do not say."""
+        if self.meta_init is None:
+            raise MethodError(
+                f"method {self.kind} ({self.name}) needs 'meta_init', which `regrad train` makes, and none is given"
+            )
+        return self.meta_init
+
+    def check(self) -> None:
+        """See `MethodSettings`."""
+        read_card(self.needed_meta_init())
+
+    def check_fits(self, target: SubspaceConfig, passages: int) -> None:
+        """See `MethodSettings`. A MetaInit has the model's own rank and scale."""
+        uri = self.needed_meta_init()
+        found = subspace_of_card(read_card(uri), uri)
+        if (found.rank, found.scaling) != (target.rank, target.scaling):
+            raise MetaInitError(
+                f"{self.name}: the MetaInit at {uri} has rank {found.rank} and scale {found.scaling:g}, and the "
+                f"model's settings have rank {target.rank} and scale {target.scaling:g}; set model.subspace as it was "
+                "when the MetaInit was trained"
+            )
+
+    def open(self, lm: LanguageModel) -> ReGrad:
+        """See `MethodSettings`. Raises `MetaInitError` if the model is not the MetaInit's base."""
+        return self.open_at(BoundMetaInit(lm, MetaInit.load(self.needed_meta_init())))
+
+    def open_at(self, bound: BoundMetaInit) -> ReGrad:
+        """The method at a MetaInit that is loaded already, whatever the settings name."""
+        return ReGrad(self, bound)
 
 
-def check_gradients(config: MethodConfig, fetched: bool = True) -> None:
-    """Raise `MethodError` for an unknown weighting, a MetaInit or bank that is not there, or of which one is another's.
+class ReGradOnlineConfig(GradientSettings):
+    """regrad-online: every gradient is computed for the question."""
 
-    `MetaInitError` and `FingerprintMismatch` as reading them raises.
-    """
-    MERGES.check(config.weighting)
-    fingerprint = str(read_card(_meta_init(config))["fingerprint"])
-    if fetched:
-        manifest = bank_manifest(config, "gradient")
+    METHODS: ClassVar = (
+        MethodInfo(
+            "regrad-online",
+            "gradients computed now, nothing in the prompt",
+            passages_in_prompt=False,
+            update="gradients-now",
+        ),
+    )
+
+
+class ReGradConfig(GradientSettings, BankSettings):
+    """regrad, regrad+icl: gradients of a bank of this MetaInit."""
+
+    KIND: ClassVar[Kind] = "gradient"
+    METHODS: ClassVar = (
+        MethodInfo("regrad", "gradients applied, nothing in the prompt", passages_in_prompt=False, update="gradients"),
+        MethodInfo(
+            "regrad+icl", "gradients applied, passages in the prompt", passages_in_prompt=True, update="gradients"
+        ),
+    )
+
+    @property
+    def artefacts(self) -> Artefacts:
+        """See `MethodSettings`."""
+        return Artefacts(meta_init=self.meta_init, bank=self.bank, bank_version=self.bank_version)
+
+    def check(self) -> None:
+        """See `MethodSettings`. Also that the bank belongs to the MetaInit."""
+        fingerprint = str(read_card(self.needed_meta_init())["fingerprint"])
+        manifest = self.bank_manifest()
         if manifest.fingerprint != fingerprint:
             raise FingerprintMismatch(manifest.fingerprint, fingerprint)
 
 
-def check_gradients_now(config: MethodConfig) -> None:
-    """The same for a method that needs no bank."""
-    check_gradients(config, fetched=False)
+class ReGrad(Method):
+    """phi0 - gamma * alpha * merged gradients; the base model for a question none of whose passages has one."""
+
+    def __init__(self, settings: GradientSettings, bound: BoundMetaInit) -> None:
+        super().__init__(settings)
+        self._settings, self.bound = settings, bound
+        self._merge = MERGES[settings.weighting]
+        self._policy: OnMissing = settings.on_missing if isinstance(settings, BankSettings) else "online"
+
+    def open_atoms(self) -> AtomProvider:
+        """See `Method`."""
+        if isinstance(self._settings, BankSettings):
+            return BankAtoms(self._settings, self.bound.fingerprint)
+        return NoAtoms()
+
+    def runs_model(self, atoms: Atoms) -> bool:
+        """See `Method`."""
+        computable = any(not atoms.uses[place].deleted for place in atoms.missing)
+        return computable and self._policy == "online" and atoms.knows_deletions
+
+    def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
+        """See `Method`."""
+        check_scores(evidences)
+        found = atoms.find(evidences, self._settings.needs_parts)
+        return [self._plan(*pair) for pair in zip(evidences, found, strict=True)]
+
+    def _plan(self, evidence: Evidence, found: Atoms) -> Plan:
+        settled = settle(found, evidence.passages, self._policy, "gradient", self.bound.compute)
+        had, notes = settled.atoms, settled.notes
+        prompt = self.prompt(evidence, had.uses, settled.by_rag)
+        if self._info.computes_gradients:  # as the method says
+            notes = tuple(note for note in notes if note.policy != "online")
+        if settled.by_rag or had.total is None:
+            return Plan(prompt, None, notes, had.uses, bytes_fetched=had.bytes)
+        merged_P = had.total
+        if self._settings.needs_parts:
+            if had.parts is None:
+                raise BankError(f"weighting {self._settings.weighting!r} needs the gradients one by one, not a sum")
+            merged_P = self._merge(had.parts.float(), _scores(evidence, had.uses))
+        update = self.bound.update(merged_P, self._gamma(evidence))
+        return Plan(prompt, update, notes, had.uses, had.parts, had.bytes)
+
+    def norms(self, plan: Plan) -> list[float]:
+        """The norm of each passage's step, for a plan of this method with the single gradients."""
+        return self.bound.norms(_parts(plan), self._gamma(plan.prompt.evidence))
+
+    def leave_one_out(self, plan: Plan, prompt: str, answer: str, ended: bool = True) -> list[float]:
+        """How much log-probability (natural log) the answer loses when each one of the gradients is left out.
+
+        If the answer `ended` by the model's own stop string, that counts as part of it.
+        """
+        evidence, parts_KP = plan.prompt.evidence, _parts(plan)
+        places = list(range(len(parts_KP)))
+        scores = _scores(evidence, plan.uses)
+        updates = []
+        for kept in [places, *([i for i in places if i != left] for left in places)]:
+            rest_KP, ranks = parts_KP[kept], [scores[i] for i in kept]
+            merged_P = self._merge(rest_KP, ranks) if kept else torch.zeros_like(parts_KP[0])
+            updates.append(self.bound.update(merged_P, self._gamma(evidence)))
+        losses = self.bound.losses(prompt, answer, updates, ended, evidence.raw)
+        return [loss - losses[0] for loss in losses[1:]]
+
+    def _gamma(self, evidence: Evidence) -> float:
+        return self._settings.gamma * evidence.gamma
 
 
-def open_gradients(config: MethodConfig, lm: LanguageModel) -> Updates:
-    """Updates from the method's bank. Raises `MetaInitError` if the model is not the MetaInit's base."""
-    return GradientUpdates(config, Knowledge(lm, MetaInit.load(_meta_init(config))), fetched=True)
+def _parts(plan: Plan) -> Tensor:
+    if plan.parts is None:
+        raise BankError("the gradients of this answer are not known one by one")
+    return plan.parts.float()
 
 
-def open_gradients_now(config: MethodConfig, lm: LanguageModel) -> Updates:
-    """Updates from gradients that are computed for every question."""
-    return GradientUpdates(config, Knowledge(lm, MetaInit.load(_meta_init(config))), fetched=False)
-
-
-class GradientUpdates:
-    """phi0 - gamma * alpha * merged gradients; phi0 alone for a question none of whose passages has one."""
-
-    def __init__(self, config: MethodConfig, knowledge: Knowledge, fetched: bool) -> None:
-        self._config, self._knowledge = config, knowledge
-        self._merge = MERGES[config.weighting]
-        self._bank = BankAtoms(config, knowledge.fingerprint) if fetched else None
-
-    def __call__(self, asked: Sequence[Asked]) -> Made:
-        """See `Updates`."""
-        check_scores(asked)
-        found = self._found(asked)
-        updates: list[Tensor | None] = [self._update(item) for item in found]
-        return Made(updates, [item.bytes for item in found], [item.note for item in found])
-
-    def _found(self, asked: Sequence[Asked]) -> list[Found]:
-        if self._bank is None:
-            absent = [Found(torch.empty(0), [], 0, [(passage, "") for passage in item.passages]) for item in asked]
-            return [self._completed(*pair) for pair in zip(absent, asked, strict=True)]
-        found = self._bank.of_all(asked)
-        if self._config.on_missing != "online":
-            return found
-        return [self._completed(*pair) if pair[0].missing else pair[0] for pair in zip(found, asked, strict=True)]
-
-    def _completed(self, found: Found, asked: Asked) -> Found:
-        return with_computed(found, asked, self._knowledge.compute([passage for passage, _ in found.missing]))
-
-    def _update(self, found: Found) -> Tensor:
-        merged = self._merge(found.atoms, found.scores) if len(found.atoms) else self._knowledge.nothing
-        return self._knowledge.update(merged, self._config.gamma)
-
-
-def _meta_init(config: MethodConfig) -> str:
-    if config.meta_init is None:
-        raise MethodError(
-            f"method {config.kind} ({config.name}) needs 'meta_init', which `regrad train` makes, and none is given"
-        )
-    return config.meta_init
+def _scores(evidence: Evidence, uses: Sequence[PassageUse]) -> list[float]:
+    """Of the passages that have a gradient; without any of the caller's, all are 1."""
+    scores = evidence.scores or (1.0,) * len(evidence.passages)
+    return [score for score, use in zip(scores, uses, strict=True) if not use.missing]

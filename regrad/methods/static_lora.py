@@ -6,38 +6,96 @@ task from the training questions: without passages (Direct) or with them in the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
 from regrad.errors import MethodError
-from regrad.methods.base import Method, SameForAll, Updates
-from regrad.methods.config import MethodConfig
+from regrad.methods.base import (
+    Artefacts,
+    AtomProvider,
+    Evidence,
+    Method,
+    MethodInfo,
+    MethodSettings,
+    Plan,
+    subspace_of_card,
+)
+from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
-from regrad.training.lora.lora_artifact import StaticLora, join, read_adapter_card
-
-CPT = Method("cpt", "trained on the corpus", passages_in_prompt=False, update="static", static=True)
-INSTRUCTION_CPT = Method(
-    "instruction-cpt", "trained on the corpus with questions", passages_in_prompt=False, update="static", static=True
-)
-FT_DIRECT = Method("ft-direct", "fine-tuned on questions", passages_in_prompt=False, update="static", static=True)
-FT_RAG = Method(
-    "ft-rag", "fine-tuned on questions with passages", passages_in_prompt=True, update="static", static=True
-)
+from regrad.settings import Location
+from regrad.training.lora.lora_artifact import StaticLora, check_ranks, join, read_adapter_card
 
 
-def check_static(config: MethodConfig) -> None:
-    """Raise `MethodError` if there is no adapter."""
-    read_adapter_card(static_uri(config))
+class StaticLoraConfig(MethodSettings):
+    """cpt, instruction-cpt, ft-direct, ft-rag: one LoRA of `regrad finetune`."""
+
+    METHODS: ClassVar = (
+        MethodInfo("cpt", "trained on the corpus", passages_in_prompt=False, update="static"),
+        MethodInfo(
+            "instruction-cpt", "trained on the corpus with questions", passages_in_prompt=False, update="static"
+        ),
+        MethodInfo("ft-direct", "fine-tuned on questions", passages_in_prompt=False, update="static"),
+        MethodInfo("ft-rag", "fine-tuned on questions with passages", passages_in_prompt=True, update="static"),
+    )
+
+    adapter: Location | None = Field(None, description="a static LoRA of `regrad finetune`")
+
+    @property
+    def artefacts(self) -> Artefacts:
+        """See `MethodSettings`."""
+        return Artefacts(adapter=self.adapter)
+
+    def check(self) -> None:
+        """See `MethodSettings`."""
+        read_adapter_card(self.needed_adapter())
+
+    def check_fits(self, target: SubspaceConfig, passages: int) -> None:
+        """See `MethodSettings`."""
+        check_side_by_side(self.name, [static_rank(self.needed_adapter())], target)
+
+    def open(self, lm: LanguageModel) -> Method:
+        """See `MethodSettings`."""
+        static = StaticLora.load(self.needed_adapter())
+        static.check_base(lm)
+        return StaticMethod(self, join([(static.subspace, static.values)], lm.subspace))
+
+    def needed_adapter(self) -> str:
+        """Where the LoRA is; raises `MethodError` if the settings do not say."""
+        return needed_adapter(self, self.adapter)
 
 
-def static_uri(config: MethodConfig) -> str:
-    """Where the adapter is; raises `MethodError` if the settings do not say."""
-    if config.adapter is None:
+class StaticMethod(Method):
+    """The same update for every question, in the model's own subspace."""
+
+    def __init__(self, settings: MethodSettings, update_P: Tensor) -> None:
+        super().__init__(settings)
+        self._update_P = update_P
+
+    def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
+        """See `Method`."""
+        return [Plan(self.prompt(evidence), self._update_P) for evidence in evidences]
+
+
+def needed_adapter(settings: MethodSettings, adapter: str | None) -> str:
+    """The place of a static LoRA; raises `MethodError` if none is given."""
+    if adapter is None:
         raise MethodError(
-            f"method {config.kind} ({config.name}) needs 'adapter', a LoRA of `regrad finetune`, and none is given"
+            f"method {settings.kind} ({settings.name}) needs 'adapter', a LoRA of `regrad finetune`, and none is given"
         )
-    return config.adapter
+    return adapter
 
 
-def open_static(config: MethodConfig, lm: LanguageModel) -> Updates:
-    """The LoRA in the model's own subspace. Raises `MethodError` if it is another model's or does not fit."""
-    static = StaticLora.load(static_uri(config))
-    static.check_base(lm)
-    return SameForAll(join([(static.subspace, static.values)], lm.subspace))
+def static_rank(uri: str) -> int:
+    """The rank of a static LoRA, from its card."""
+    return subspace_of_card(read_adapter_card(uri), uri).rank
+
+
+def check_side_by_side(name: str, ranks: Sequence[int], target: SubspaceConfig) -> None:
+    """Raise `MethodError` naming the method if LoRAs of these ranks do not fit the model's rank together."""
+    try:
+        check_ranks(ranks, target.rank)
+    except MethodError as error:
+        raise MethodError(f"{name}: {error}") from error

@@ -6,13 +6,14 @@ They are in the prompt, too, unless `in_prompt: false` has the model answer from
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
+from pydantic import Field
 from torch import Tensor
 
 from regrad.data.passages import Passage
-from regrad.methods.base import Asked, Made, Method, Updates
-from regrad.methods.config import MethodConfig
+from regrad.methods.base import AtomProvider, Atoms, Evidence, Method, MethodInfo, MethodSettings, Note, Plan
 from regrad.models.loading import LanguageModel
 from regrad.training.lora.batched import train_rows
 from regrad.training.lora.config import AdamWConfig
@@ -58,31 +59,54 @@ def _note(left_out: int, failed: bool) -> str:
     return f"{left_out} passages do not fit the model" if left_out else ""
 
 
-TTA = Method("tta", "trained on the passages for this question", passages_in_prompt=True, update="adapting")
+class TtaConfig(MethodSettings):
+    """tta: needs no artefact."""
+
+    METHODS: ClassVar = (
+        MethodInfo("tta", "trained on the passages for this question", passages_in_prompt=True, update="adapting"),
+    )
+
+    steps: int = Field(3, ge=1, le=1000, description="gradient steps on a question's passages")
+    lr: float = Field(1e-4, gt=0, description="of AdamW")
+    adapt_on: Literal["passages", "suffixes"] = Field(
+        "passages", description="predict all of a passage, or its second part from its first (TTARAG)"
+    )
+    in_prompt: bool = Field(True, description="put the passages into the prompt, too; false: only train on them")
+    seed: int = Field(0, description="of the LoRA that every question starts from; an evaluation adds the cell's seed")
+
+    @property
+    def info(self) -> MethodInfo:
+        """See `MethodSettings`."""
+        return replace(super().info, passages_in_prompt=self.in_prompt)
+
+    def seeded(self, seed: int) -> Self:
+        """See `MethodSettings`: the A matrices of the first LoRA are drawn."""
+        return self.model_copy(update={"seed": self.seed + seed})
+
+    def open(self, lm: LanguageModel) -> Method:
+        """See `MethodSettings`."""
+        return AdaptedForQuestion(self, lm)
 
 
-def open_adapting(config: MethodConfig, lm: LanguageModel) -> Updates:
-    """Updates that are trained for each question from the same start."""
-    return AdaptingUpdates(config, lm)
-
-
-class AdaptingUpdates:
+class AdaptedForQuestion(Method):
     """Every question starts from the same LoRA, which does nothing yet, and is forgotten afterwards."""
 
-    def __init__(self, config: MethodConfig, lm: LanguageModel) -> None:
-        self._lm, self._config = lm, config
-        self._start_P = lm.subspace.initial(config.seed).to(lm.device)
-        self._optimizer = AdamWConfig(lr=config.lr)
+    def __init__(self, settings: TtaConfig, lm: LanguageModel) -> None:
+        super().__init__(settings)
+        self._lm, self._settings = lm, settings
+        self._start_P = lm.subspace.initial(settings.seed).to(lm.device)
+        self._optimizer = AdamWConfig(lr=settings.lr)
 
-    def __call__(self, asked: Sequence[Asked]) -> Made:
-        """See `Updates`."""
-        config = self._config
-        found = adapt_online(
-            self._lm,
-            self._start_P,
-            [item.passages for item in asked],
-            config.steps,
-            self._optimizer,
-            config.adapt_on,
-        )
-        return Made([item.update for item in found], [0] * len(asked), [item.note for item in found])
+    def runs_model(self, atoms: Atoms) -> bool:
+        """See `Method`."""
+        return True
+
+    def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
+        """See `Method`. All questions are trained on at once."""
+        settings = self._settings
+        passages = [item.passages for item in evidences]
+        adapted = adapt_online(self._lm, self._start_P, passages, settings.steps, self._optimizer, settings.adapt_on)
+        return [
+            Plan(self.prompt(evidence), item.update, (Note("fewer", item.note),) if item.note else ())
+            for evidence, item in zip(evidences, adapted, strict=True)
+        ]

@@ -88,7 +88,7 @@ def sequence_losses(lm: LanguageModel, batch: TokenBatch, reduction: str = "mean
     return _row_sums(token_losses, mask_NT) / _divisors(mask_NT, reduction)
 
 
-def losses_and_slopes(
+def losses_and_grads(
     lm: LanguageModel, hidden_NTD: Tensor, batch: TokenBatch, reduction: str = "mean"
 ) -> tuple[Tensor, Tensor]:
     """The same losses [N] from the final hidden states, and the gradient of their sum with respect to those [N, T, D].
@@ -100,18 +100,18 @@ def losses_and_slopes(
     divisors_N = _divisors(mask_NT, reduction)
     per_token = (hidden_NTD.detach()[mask_NT], batch.ids[:, 1:][mask_NT], divisors_N[mask_NT.nonzero()[:, 0]])
     parts = [_part(lm, *part) for part in zip(*(torch.split(v, _HEAD_TOKENS) for v in per_token), strict=True)]
-    losses_M, slopes_MD = (torch.cat(values) for values in zip(*parts, strict=True))
-    slopes_NTD = torch.zeros_like(hidden_NTD)
-    slopes_NTD[mask_NT] = slopes_MD
-    return _row_sums(losses_M, mask_NT) / divisors_N, slopes_NTD
+    losses_M, grads_MD = (torch.cat(values) for values in zip(*parts, strict=True))
+    grads_NTD = torch.zeros_like(hidden_NTD)
+    grads_NTD[mask_NT] = grads_MD
+    return _row_sums(losses_M, mask_NT) / divisors_N, grads_NTD
 
 
 @torch.enable_grad()
 def _part(lm: LanguageModel, hidden_MD: Tensor, targets_M: Tensor, divisors_M: Tensor) -> tuple[Tensor, Tensor]:
     hidden_MD = hidden_MD.detach().requires_grad_()
     losses_M = _token_losses(lm, hidden_MD, targets_M)
-    (slopes_MD,) = torch.autograd.grad(losses_M, hidden_MD, 1 / divisors_M.to(losses_M.dtype))
-    return losses_M.detach(), slopes_MD
+    (grads_MD,) = torch.autograd.grad(losses_M, hidden_MD, 1 / divisors_M.to(losses_M.dtype))
+    return losses_M.detach(), grads_MD
 
 
 def _token_losses(lm: LanguageModel, hidden_MD: Tensor, targets_M: Tensor) -> Tensor:

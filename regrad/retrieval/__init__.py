@@ -1,1 +1,1 @@
-"""Finding passages: BM25 with Lucene, behind one small protocol."""
+"""Finding passages: retrievers that an index's card opens, and the passages' texts beside it."""

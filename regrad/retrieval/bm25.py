@@ -10,15 +10,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from regrad.data.passages import Passage
-from regrad.errors import JavaNotFound, PassageNotFound, RetrievalError
-from regrad.retrieval.base import Hit
+from regrad.errors import JavaNotFound, RetrievalError
+from regrad.retrieval.base import CARD, IndexCard, Retriever
 from regrad.retrieval.config import RetrieverConfig
-from regrad.storage import Storage, directory_writer, local_directory
+from regrad.retrieval.passage_store import store_passages
+from regrad.storage import directory_writer
 
 T = TypeVar("T")
 
@@ -94,9 +94,8 @@ def _anserini_jar() -> str:
     return str(jars[-1])
 
 
-CARD = "regrad-index.json"
-_BATCH = 1000
 _MAX_TERMS = 512
+_THREADS = 4
 
 
 def build_index(passages: Iterable[Passage], uri: str, threads: int = 2) -> int:
@@ -106,32 +105,27 @@ def build_index(passages: Iterable[Passage], uri: str, threads: int = 2) -> int:
     """
     with directory_writer(uri, CARD) as folder:
         lucene = folder / "lucene"
-        count = in_java_thread(_index, passages, lucene, threads)
+        count = in_java_thread(_index, store_passages(passages, folder), lucene, threads)
         if not count:
             raise RetrievalError("the corpus is empty: there is nothing to index")
         in_java_thread(_check_complete, lucene, count)
-        (folder / CARD).write_text(json.dumps({"format": 1, "passages": count}) + "\n")
+        (folder / CARD).write_text(IndexCard(kind="bm25", passages=count).model_dump_json() + "\n")
     return count
 
 
-def _index(passages: Iterable[Passage], folder: Path, threads: int) -> int:
+def _index(batches: Iterable[Sequence[Passage]], folder: Path, threads: int) -> int:
     from jnius import JavaException
     from pyserini.index.lucene import LuceneIndexer
 
-    indexer = LuceneIndexer(args=["-index", str(folder), "-storeRaw"], threads=threads)
-    seen: set[str] = set()
+    indexer, count = LuceneIndexer(args=["-index", str(folder)], threads=threads), 0
     try:
-        stream = iter(passages)
-        while batch := list(islice(stream, _BATCH)):
-            for passage in batch:
-                if passage.id in seen:
-                    raise RetrievalError(f"passage id {passage.id!r} occurs more than once in the corpus")
-                seen.add(passage.id)
+        for batch in batches:
             indexer.add_batch_raw([_document(passage) for passage in batch])
+            count += len(batch)
         indexer.close()
     except JavaException as error:
         raise RetrievalError(f"Lucene could not write the index: {error}") from error
-    return len(seen)
+    return count
 
 
 def _check_complete(folder: Path, count: int) -> None:
@@ -148,39 +142,19 @@ def _check_complete(folder: Path, count: int) -> None:
 
 
 def _document(passage: Passage) -> str:
-    contents = f"{passage.title}\n{passage.text}"
-    return json.dumps({"id": passage.id, "contents": contents, "title": passage.title, "text": passage.text})
+    return json.dumps({"id": passage.id, "contents": f"{passage.title}\n{passage.text}"})
 
 
-def check_index(uri: str) -> None:
-    """Raise `RetrievalError` if there is no index at `uri`."""
-    if not Storage(uri).exists(CARD):
-        raise RetrievalError(f"there is no index at {uri}: {CARD} is missing; make one with `regrad index`")
+class LuceneRetriever(Retriever):
+    """BM25 search over an index made by `build_index`. Safe to use from many threads; one search runs at a time."""
 
+    def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
+        super().__init__(folder, card, settings)
+        self._searcher: Any = in_java_thread(_open, folder / "lucene", settings)
 
-class LuceneRetriever:
-    """BM25 search over an index made by `build_index`; raises `RetrievalError` if there is none at `uri`.
-
-    Safe to use from many threads; one search runs at a time.
-    """
-
-    def __init__(self, uri: str, config: RetrieverConfig = RetrieverConfig()) -> None:
-        check_index(uri)
-        folder = local_directory(uri)
-        self._searcher: Any = in_java_thread(_open, folder / "lucene", config)
-
-    def search(self, question: str, k: int) -> list[Hit]:
-        """The k best passages, best first (ties by Lucene's document order)."""
-        found = in_java_thread(_search, self._searcher, _bounded(question), k)
-        return [Hit(_passage(raw), score) for raw, score in found]
-
-    def get(self, passage_ids: Sequence[str]) -> list[Passage]:
-        """Passages by id, in order; raises `PassageNotFound` naming an unknown one."""
-        raws = in_java_thread(_look_up, self._searcher, list(passage_ids))
-        for passage_id, raw in zip(passage_ids, raws, strict=True):
-            if raw is None:
-                raise PassageNotFound(f"the index has no passage {passage_id!r:.80}")
-        return [_passage(raw) for raw in raws if raw is not None]
+    def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
+        """Ties are in Lucene's document order."""
+        return in_java_thread(_search, self._searcher, [_bounded(question) for question in questions], k)
 
 
 def _bounded(question: str) -> str:
@@ -189,25 +163,19 @@ def _bounded(question: str) -> str:
     return question if len(words) <= _MAX_TERMS else " ".join(words[:_MAX_TERMS])
 
 
-def _open(folder: Path, config: RetrieverConfig) -> Any:
+def _open(folder: Path, settings: RetrieverConfig) -> Any:
     logging.getLogger("pyserini").setLevel(logging.WARNING)
     from pyserini.search.lucene import LuceneSearcher
 
     searcher = LuceneSearcher(str(folder))
-    searcher.set_bm25(config.k1, config.b)
+    searcher.set_bm25(settings.k1, settings.b)
     return searcher
 
 
-def _search(searcher: Any, question: str, k: int) -> list[tuple[str, float]]:
-    hits = searcher.search(question, k)
-    return [(str(hit.lucene_document.get("raw")), float(hit.score)) for hit in hits]
-
-
-def _look_up(searcher: Any, passage_ids: list[str]) -> list[str | None]:
-    documents = [searcher.doc(passage_id) for passage_id in passage_ids]
-    return [None if document is None else str(document.raw()) for document in documents]
-
-
-def _passage(raw: str) -> Passage:
-    record = json.loads(raw)
-    return Passage(record["id"], record["title"], record["text"])
+def _search(searcher: Any, questions: list[str], k: int) -> list[list[tuple[str, float]]]:
+    if len(questions) == 1:
+        return [[(str(hit.docid), float(hit.score)) for hit in searcher.search(questions[0], k)]]
+    # Java's own threads search; the batch is handed over and its results are read by this one thread.
+    numbers = [str(number) for number in range(len(questions))]
+    found = searcher.batch_search(questions, numbers, k, threads=_THREADS) if questions else {}
+    return [[(str(hit.docid), float(hit.score)) for hit in found.get(number, ())] for number in numbers]

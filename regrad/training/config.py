@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
-from regrad.settings import Location, Settings
+from regrad.settings import Location, Settings, WorkersConfig
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -29,3 +29,26 @@ class WatchConfig(Settings):
     location: Location | None = Field(None, description="directory of the TensorBoard files; `<output>.logs` if null")
     wandb_project: str | None = Field(None, description="Weights & Biases, if it is installed")
     mlflow_experiment: str | None = Field(None, description="MLflow, if it is installed")
+
+
+class TrainConfig(Protocol):
+    """What the settings of every training job have, whatever it trains."""
+
+    @property
+    def output(self) -> str:
+        """Where the result goes."""
+
+    @property
+    def checkpoints(self) -> CheckpointConfig:
+        """How it survives."""
+
+    @property
+    def watch(self) -> WatchConfig:
+        """What it reports."""
+
+    @property
+    def cluster(self) -> WorkersConfig:
+        """Its workers."""
+
+    def model_dump(self, *, mode: str, exclude: set[str] | None = None) -> dict[str, Any]:
+        """All settings, as they are written down."""

@@ -1,46 +1,77 @@
-"""Which task is drawn when: fixed by the seed and the step, whatever the number of workers."""
+"""The order of draws of every training: what a step trains on follows from the sources, the seed and the step alone.
+
+So it is the same for any number of workers, who share each batch, and a resumed run needs no state of the sampler.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 from regrad.errors import TrainingError
+from regrad.training.workers import Workers
 
 
-class DrawOrder:
-    """Draws from several sources in a fixed proportion; each source in a fresh permutation every epoch.
+@dataclass(frozen=True)
+class Source:
+    """Items to draw from: how many, what seeds their permutations, and their weight (their number if None)."""
 
-    `sizes` are the numbers of tasks of the sources and `weights` their shares (a source's size where None).
+    size: int
+    seed: str
+    weight: float | None = None
+
+
+class Draw(NamedTuple):
+    """The draw at `position` of a run: item `number` of source `source`."""
+
+    position: int
+    source: int
+    number: int
+
+
+class Sampler:
+    """Draws from the sources in proportion to their weights; each of them in a fresh permutation every epoch.
+
+    Raises `TrainingError` if a source is empty.
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float | None] | None = None, seed: int = 0) -> None:
-        if not sizes or not all(sizes):
-            raise TrainingError("every source needs at least one task")
-        self._sizes, self._seed = sizes, seed
-        given = weights or [None] * len(sizes)
-        shares = [float(size if weight is None else weight) for size, weight in zip(sizes, given, strict=True)]
-        self._shares = [share / sum(shares) for share in shares]
+    def __init__(self, sources: Sequence[Source], batch_size: int) -> None:
+        if not sources or not all(source.size for source in sources):
+            raise TrainingError("every source needs at least one item")
+        self._sources, self._batch_size = sources, batch_size
+        weights = [float(source.size if source.weight is None else source.weight) for source in sources]
+        self._shares = [weight / sum(weights) for weight in weights]
 
-    def draws(self, count: int) -> Iterator[tuple[int, int]]:
-        """The first `count` draws: (source, number of the task in it). The source furthest behind its share is next."""
-        drawn = [0] * len(self._sizes)
-        orders: list[list[int]] = [[] for _ in self._sizes]
-        for position in range(count):
+    def steps(self, first: int, last: int, workers: Workers = Workers()) -> Iterator[list[Draw]]:
+        """This worker's draws of each of the steps `first` to `last - 1` (the first step of a run is 0)."""
+        draws = self.draws(first * self._batch_size, last * self._batch_size)
+        for _ in range(first, last):
+            yield workers.share(list(islice(draws, self._batch_size)))
+
+    def draws(self, first: int, last: int) -> Iterator[Draw]:
+        """The draws at positions `first` to `last - 1`. The source that is furthest behind its share is next.
+
+        Which source is next depends on what was drawn before, so a resumed run counts the draws before `first` again.
+        It makes no permutation for them: an epoch's is a function of seed and epoch.
+        """
+        drawn = [0] * len(self._sources)
+        orders: dict[tuple[int, int], list[int]] = {}
+        for position in range(last):
             behind = [share * (position + 1) - n for share, n in zip(self._shares, drawn, strict=True)]
             source = behind.index(max(behind))
-            epoch, place = divmod(drawn[source], self._sizes[source])
-            if place == 0:
-                orders[source] = self._permutation(source, epoch)
+            epoch, place = divmod(drawn[source], self._sources[source].size)
             drawn[source] += 1
-            yield source, orders[source][place]
+            if position < first:
+                continue
+            if (source, epoch) not in orders:
+                orders.pop((source, epoch - 1), None)
+                orders[source, epoch] = self._permutation(source, epoch)
+            yield Draw(position, source, orders[source, epoch][place])
 
     def _permutation(self, source: int, epoch: int) -> list[int]:
-        order = list(range(self._sizes[source]))
-        random.Random(f"{self._seed}/{source}/{epoch}").shuffle(order)
+        order = list(range(self._sources[source].size))
+        random.Random(f"{self._sources[source].seed}/{epoch}").shuffle(order)
         return order
-
-
-def share_of(batch: Sequence[int], rank: int, world_size: int) -> list[int]:
-    """This worker's part of a global batch."""
-    return list(batch[rank::world_size])

@@ -1,4 +1,4 @@
-"""Learning rates over the steps of a run."""
+"""Steps of a run, and the learning rate of each."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def learning_rate_factor(config: Schedule, step: int) -> float:
         return (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, config.steps - warmup))
     return {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[config.schedule]
+
+
+def steps_of_epochs(epochs: float, items: int, batch_size: int) -> int:
+    """The steps in which each of the items is drawn `epochs` times, on average; at least one."""
+    return max(1, math.ceil(epochs * items / batch_size))

@@ -13,6 +13,8 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
+from regrad.errors import MethodError
+from regrad.registry import Registry
 from serve_app.auth.gate import is_open, protect
 from serve_app.config import ServeConfig
 from serve_app.http.calls import Answering
@@ -22,6 +24,7 @@ from serve_app.http.middleware import BodyLimit, Full, LastErrors, Requests
 from serve_app.http.native import add_native_routes
 from serve_app.http.openai import add_openai_routes
 from serve_app.http.pages import add_pages
+from serve_app.offers import offers_of
 
 _NOT_JSON = Problem("invalid_json", 400, "body", "the body is not JSON")
 _NOT_SAID_TO_BE_JSON = Problem("unsupported_media_type", 415, "body", "send the body as content-type: application/json")
@@ -52,8 +55,9 @@ def _make_api(config: ServeConfig, answering: Callable[[], Answering]) -> FastAP
             Middleware(BodyLimit, limit=config.limits.max_body_bytes, seconds=config.limits.request_seconds),
         ],
     )
-    add_native_routes(api, config.limits, answering)
-    add_openai_routes(api, config.limits, answering)
+    offered = Registry("method", MethodError, {name: offer.info for name, offer in offers_of(config).items()})
+    add_native_routes(api, config.limits, offered, answering)
+    add_openai_routes(api, config.limits, offered, answering)
     if config.protection.keys is not None:
         plain = api.openapi
         api.openapi = lambda: with_keys(plain(), partial(is_open, open_docs=config.protection.open_docs))  # type: ignore[method-assign]

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve_app.http.errors import Problem, Record, Refused, reported
+from serve_app.http.errors import Problem, Refused, RequestRecord, reported
 from serve_app.messages import Ask, Event, Reply
 
 
@@ -27,7 +27,7 @@ class Answering(Protocol):
         ...
 
     def stream(self, ask: Ask) -> AsyncIterator[Event]:
-        """`Found` (if the method retrieves), then any number of `Piece`, then one `Reply`."""
+        """`Retrieved` (if the method retrieves), then any number of `Piece`, then one `Reply`."""
         ...
 
     async def releases(self) -> list[dict[str, object]]:
@@ -43,7 +43,7 @@ class Answering(Protocol):
         """The parts of the server without which it cannot answer and that are not there; empty if it is ready."""
         ...
 
-    def refused(self, record: Record) -> None:
+    def refused(self, record: RequestRecord) -> None:
         """Count and log a request that was refused before anybody asked for an answer."""
         ...
 
@@ -53,7 +53,7 @@ _LONGEST_TRACEPARENT = 200
 
 
 @dataclass(frozen=True)
-class Caller:
+class Client:
     """Who asks: the request's id, until when it must be answered, and what its protocol calls the question."""
 
     receive: Receive
@@ -68,12 +68,12 @@ class Caller:
         return max(0.0, self.deadline - asyncio.get_running_loop().time())
 
     def problem(self, error: BaseException) -> Problem:
-        """What the caller is told of an error; what it is not told is logged."""
+        """What the client is told of an error; what it is not told is logged."""
         problem = reported(error, self.request_id)
         return problem._replace(field=self.question_field) if problem.field == "question" else problem
 
 
-async def caller(
+async def client_of(
     request: Request,
     x_request_timeout: Annotated[
         float | None,
@@ -82,34 +82,34 @@ async def caller(
     x_request_id: Annotated[
         str | None, Header(description="the request's id, 64 of A-Z a-z 0-9 . _ - at most; other characters become _")
     ] = None,
-) -> Caller:
-    """The caller of this request (a dependency of the routes)."""
+) -> Client:
+    """The client of this request (a dependency of the routes)."""
     seconds: float = request.state.request_seconds
     if x_request_timeout is not None:
         seconds = min(seconds, x_request_timeout)
     traceparent = request.headers.get("traceparent", "")[:_LONGEST_TRACEPARENT]
     deadline = asyncio.get_running_loop().time() + seconds
-    return Caller(request.receive, request.state.request_id, deadline, traceparent=traceparent)
+    return Client(request.receive, request.state.request_id, deadline, traceparent=traceparent)
 
 
-CallerOf = Annotated[Caller, Depends(caller)]
+ClientOf = Annotated[Client, Depends(client_of)]
 
 
-async def attempt(caller: Caller, work: Callable[[], Awaitable[T]]) -> T | Problem:
-    """What the work gives within the caller's time, or why it gave nothing."""
+async def attempt(client: Client, work: Callable[[], Awaitable[T]]) -> T | Problem:
+    """What the work gives within the client's time, or why it gave nothing."""
     try:
-        async with asyncio.timeout_at(caller.deadline):
+        async with asyncio.timeout_at(client.deadline):
             return await work()
     except (Exception, asyncio.CancelledError) as error:
         if cancelled_from_outside():
             raise
-        return caller.problem(error)
+        return client.problem(error)
 
 
-async def watched(caller: Caller, work: Awaitable[T]) -> T:
+async def unless_client_leaves(client: Client, work: Awaitable[T]) -> T:
     """The result of the work, which is cancelled when the client leaves (`ClientDisconnect` is raised then)."""
     task = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(left(caller.receive))
+    leaving = asyncio.create_task(left(client.receive))
     try:
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -146,14 +146,14 @@ Chunks = AsyncGenerator[bytes, None]
 GRACE_SECONDS = 10.0
 
 
-async def merged(caller: Caller, streams: Mapping[str, Callable[[], AsyncIterator[Event]]]) -> Events:
+async def merged(client: Client, streams: Mapping[str, Callable[[], AsyncIterator[Event]]]) -> Events:
     """The events of all streams as they come, each with its stream's name; one that fails ends with a `Problem`.
 
     Each stream is opened, read and closed by one task of its own. What it gives is held until the client takes it
     (no more than the answers' tokens), so a slow reader keeps no generator busy.
     """
     queue: asyncio.Queue[tuple[str, Outcome | None]] = asyncio.Queue()
-    tasks = [asyncio.create_task(_pump(caller, name, stream, queue)) for name, stream in streams.items()]
+    tasks = [asyncio.create_task(_pump(client, name, stream, queue)) for name, stream in streams.items()]
     open_streams = len(tasks)
     try:
         while open_streams:
@@ -167,14 +167,14 @@ async def merged(caller: Caller, streams: Mapping[str, Callable[[], AsyncIterato
 
 
 async def _pump(
-    caller: Caller,
+    client: Client,
     name: str,
     stream: Callable[[], AsyncIterator[Event]],
     queue: asyncio.Queue[tuple[str, Outcome | None]],
 ) -> None:
     try:
         async with (
-            asyncio.timeout_at(caller.deadline),
+            asyncio.timeout_at(client.deadline),
             aclosing(cast(AsyncGenerator[Event, None], stream())) as events,
         ):
             last: Event | None = None
@@ -185,20 +185,20 @@ async def _pump(
     except (Exception, asyncio.CancelledError) as error:
         if cancelled_from_outside():
             raise
-        queue.put_nowait((name, caller.problem(error)))
+        queue.put_nowait((name, client.problem(error)))
     queue.put_nowait((name, None))
 
 
-async def opened(caller: Caller, events: Events, render: Callable[[Events], Chunks], silent: Any = ()) -> EventStream:
+async def opened(client: Client, events: Events, render: Callable[[Events], Chunks], silent: Any = ()) -> EventStream:
     """The response that `render` makes of the events, once there is one of another kind than `silent`.
 
     Raises `Refused` if that one is a problem: as long as nothing was sent, an error is an answer of its own.
     """
-    first = await watched(caller, _first(events, silent))
+    first = await unless_client_leaves(client, _first(events, silent))
     if isinstance(first[1], Problem):
         await events.aclose()
         raise Refused(first[1])
-    return EventStream(caller, render(_resumed(first, events)), events)
+    return EventStream(client, render(_resumed(first, events)), events)
 
 
 async def _first(events: Events, silent: Any) -> tuple[str, Outcome]:
@@ -225,16 +225,16 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, caller: Caller, chunks: Chunks, events: Events) -> None:
+    def __init__(self, client: Client, chunks: Chunks, events: Events) -> None:
         super().__init__(None, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._caller, self._chunks, self._events = caller, chunks, events
+        self._client, self._chunks, self._events = client, chunks, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until they end, the client leaves, or it reads too slowly."""
         writing = asyncio.create_task(self._write(send))
         leaving = asyncio.create_task(left(receive))
-        patience = self._caller.seconds + GRACE_SECONDS
+        patience = self._client.seconds + GRACE_SECONDS
         try:
             await asyncio.wait({writing, leaving}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
             if writing.done():

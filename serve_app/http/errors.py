@@ -17,11 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from regrad.errors import NothingFound, PassageNotFound, PromptTooLong, RegradError
+from regrad.errors import MethodError, NothingFound, PassageNotFound, PromptTooLong, RegradError
 
 
 @dataclass
-class Record:
+class RequestRecord:
     """One request: its id, the id of its key, the error that it was answered with, and whether that was counted."""
 
     request_id: str
@@ -30,10 +30,10 @@ class Record:
     counted: bool = False
 
 
-record_at_hand: ContextVar[Record | None] = ContextVar("regrad_record", default=None)
+record_at_hand: ContextVar[RequestRecord | None] = ContextVar("regrad_record", default=None)
 
 
-def current_record() -> Record | None:
+def current_record() -> RequestRecord | None:
     """The record of the request at hand, from anywhere in its tasks; None outside of one."""
     return record_at_hand.get()
 
@@ -156,6 +156,8 @@ _PROBLEMS: tuple[tuple[Any, Problem], ...] = (
     (NothingFound, Problem("not_found", 404, "question", "")),
     (UnknownRelease, Problem("not_found", 404, "release", "")),
     (PromptTooLong, Problem("too_long", 413, "question", "")),
+    # Of a method that is open: more passages than its adapters have room for.
+    (MethodError, Problem("invalid_request", 422, "k", "")),
     (BackPressureError, FULL),
     (TimeoutError, Problem("timeout", 504, None, _LATE)),
     ((RegradError, RayError, RayServeException, CancelledError), UNAVAILABLE),

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.http.calls import Answering
-from serve_app.http.errors import FULL, Problem, Record, Refused, record_at_hand, reported
+from serve_app.http.errors import FULL, Problem, Refused, RequestRecord, record_at_hand, reported
 
 logger = logging.getLogger("ray.serve")
 
@@ -52,7 +52,7 @@ class Requests:
                 MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
-        record = Record(request_id)
+        record = RequestRecord(request_id)
         token = record_at_hand.set(record)
         try:
             await self._app(scope, receive, sending)
@@ -61,7 +61,7 @@ class Requests:
             if record.problem and not record.counted:
                 self._count(record)
 
-    def _count(self, record: Record) -> None:
+    def _count(self, record: RequestRecord) -> None:
         try:
             self._answering().refused(record)
         except Exception as error:

@@ -11,12 +11,24 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from regrad.methods.registry import SERVED
+from regrad.methods.base import MethodInfo as Method
+from regrad.registry import Registry
 from serve_app.config import LimitsConfig
-from serve_app.http.calls import Answering, CallerOf, Chunks, Events, EventStream, attempt, merged, opened, sse, watched
+from serve_app.http.calls import (
+    Answering,
+    Chunks,
+    ClientOf,
+    Events,
+    EventStream,
+    attempt,
+    merged,
+    opened,
+    sse,
+    unless_client_leaves,
+)
 from serve_app.http.docs import ANSWER_EVENTS, COMPARE_EVENTS, READING_PROBLEMS, READY_PROBLEMS, or_events
 from serve_app.http.errors import Problem, Refused
-from serve_app.http.requests import AnswerRequest, CompareRequest, limited
+from serve_app.http.requests import AnswerRequest, CompareRequest, tailored
 from serve_app.http.responses import (
     AnswerResponse,
     BankResponse,
@@ -28,54 +40,60 @@ from serve_app.http.responses import (
     answer_response,
     passage_infos,
 )
-from serve_app.messages import Ask, Event, Found, Piece, Reply
+from serve_app.messages import Ask, Event, Piece, Reply, Retrieved
 
 _TAKES_UPDATES = "Server-sent events with `stream`: `passages`, any number of `token`, then `done` or `error`."
 _TAGS: list[str | Enum] = ["regrad"]
 
 
-def add_native_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[], Answering]) -> None:
+def add_native_routes(
+    api: FastAPI, limits: LimitsConfig, offered: Registry[Method], answering: Callable[[], Answering]
+) -> None:
     """Add the routes of the native interface."""
 
-    async def answer(body: Any, caller: CallerOf) -> Any:
+    async def answer(body: Any, client: ClientOf) -> Any:
         request: AnswerRequest = body
-        ask = request.ask(request.method, caller)
+        ask = request.ask(request.method, client)
         if request.stream:
-            events = merged(caller, {ask.method: partial(_stream, answering, ask)})
-            return await opened(caller, events, partial(_told, {ask.method: ask}, False))
-        reply = await watched(caller, attempt(caller, partial(_answer, answering, ask)))
+            events = merged(client, {ask.method: partial(_stream, answering, ask)})
+            return await opened(client, events, partial(_told, {ask.method: ask}, False))
+        reply = await unless_client_leaves(client, attempt(client, partial(_answer, answering, ask)))
         if isinstance(reply, Problem):
             raise Refused(reply)
         return answer_response(reply)
 
-    async def compare(body: Any, caller: CallerOf) -> Any:
+    async def compare(body: Any, client: ClientOf) -> Any:
         request: CompareRequest = body
-        asks = {method: request.ask(method, caller) for method in request.methods}
+        asks = {method: request.ask(method, client) for method in request.methods}
         if request.stream:
-            events = merged(caller, {ask.method: partial(_stream, answering, ask) for ask in asks.values()})
-            return EventStream(caller, _told(asks, True, events), events)
-        outcomes = await watched(
-            caller, asyncio.gather(*[attempt(caller, partial(_answer, answering, ask)) for ask in asks.values()])
+            events = merged(client, {ask.method: partial(_stream, answering, ask) for ask in asks.values()})
+            return EventStream(client, _told(asks, True, events), events)
+        outcomes = await unless_client_leaves(
+            client, asyncio.gather(*[attempt(client, partial(_answer, answering, ask)) for ask in asks.values()])
         )
         return _side_by_side(dict(zip(asks, outcomes, strict=True)))
 
-    async def bank(caller: CallerOf) -> BankResponse:
-        releases = await watched(caller, attempt(caller, lambda: answering().releases()))
+    async def methods() -> MethodsResponse:
+        """Every method by name."""
+        return MethodsResponse(methods=[MethodInfo.model_validate(m, from_attributes=True) for m in offered.values()])
+
+    async def bank(client: ClientOf) -> BankResponse:
+        releases = await unless_client_leaves(client, attempt(client, lambda: answering().releases()))
         if isinstance(releases, Problem):
             raise Refused(releases)
         return BankResponse(releases=releases, limits=LimitsInfo.model_validate(limits, from_attributes=True))
 
-    async def readyz(caller: CallerOf) -> Any:
+    async def readyz(client: ClientOf) -> Any:
         """Says ready if every deployment that an answer needs has a running replica."""
-        missing = await watched(caller, attempt(caller, lambda: answering().missing()))
+        missing = await unless_client_leaves(client, attempt(client, lambda: answering().missing()))
         if not missing:
             return ReadyResponse(status="ready")
         problem = missing if isinstance(missing, Problem) else _not_ready(missing)
         # Not by `Problem.response`: whoever looks every second is no refused request.
         return JSONResponse(problem.content, problem.status, problem.headers)
 
-    answer.__annotations__["body"] = limited(AnswerRequest, limits)
-    compare.__annotations__["body"] = limited(CompareRequest, limits)
+    answer.__annotations__["body"] = tailored(AnswerRequest, limits, offered)
+    compare.__annotations__["body"] = tailored(CompareRequest, limits, offered)
     api.post(
         "/v1/answer",
         tags=_TAGS,
@@ -104,11 +122,6 @@ def add_native_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[]
         responses=READY_PROBLEMS,
         response_model=ReadyResponse,
     )(readyz)
-
-
-async def methods() -> MethodsResponse:
-    """Every method by name."""
-    return MethodsResponse(methods=[MethodInfo.model_validate(m, from_attributes=True) for m in SERVED.values()])
 
 
 async def healthz() -> dict[str, str]:
@@ -141,9 +154,9 @@ async def _told(asks: dict[str, Ask], named: bool, events: Events) -> Chunks:
     async for method, event in events:
         label = {"method": method} if named else {}
         match event:
-            case Found():
-                passages = passage_infos(asks[method], event.retrieved.hits)
-                data = {**label, "passages": passages, "milliseconds": event.retrieved.milliseconds}
+            case Retrieved():
+                passages = passage_infos(asks[method], event.hits)
+                data = {**label, "passages": passages, "milliseconds": event.milliseconds}
                 yield sse(data, "passages")
             case Piece():
                 yield sse({**label, "text": event.text}, "token")

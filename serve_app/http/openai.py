@@ -10,14 +10,14 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Path
 
-from regrad.methods.registry import SERVED
+from regrad.methods.base import MethodInfo
+from regrad.registry import Registry
 from serve_app.config import LimitsConfig
-from serve_app.http.calls import Answering, Caller, CallerOf, EventStream, attempt, merged, opened, watched
+from serve_app.http.calls import Answering, Client, ClientOf, EventStream, attempt, merged, opened, unless_client_leaves
 from serve_app.http.docs import CHUNK_EVENTS, MODEL_PROBLEMS, or_events
 from serve_app.http.errors import Problem, Refused, invalid
 from serve_app.http.openai_schemas import (
     CHAT,
-    DEFAULT_MODEL,
     TEXT,
     ChatCompletion,
     ChatRequest,
@@ -32,21 +32,23 @@ from serve_app.http.openai_schemas import (
     chunks,
     completion,
 )
-from serve_app.http.requests import limited
-from serve_app.messages import Ask, Found, Reply, Sampling, Turn
+from serve_app.http.requests import default_method, tailored
+from serve_app.messages import Ask, Reply, Retrieved, Sampling, Turn
 
 # What OpenAI's own completions have if none is given.
 COMPLETION_TOKENS = 16
 _ROLES = {"developer": "system"}
 
 
-def unknown_model(name: str) -> Refused:
-    """A model that there is none of; the message lists those that there are."""
-    message = f"there is no model {name!r:.60}; the models are {', '.join(SERVED)}"
-    return Refused(Problem("not_found", 404, "model", message, code="model_not_found"))
+def check_model(name: str, offered: Registry[MethodInfo]) -> None:
+    """Raise `Refused` for a model that there is none of; the message lists those that there are."""
+    if name in offered:
+        return
+    message = f"there is no model {name!r:.60}; the models are {', '.join(offered)}"
+    raise Refused(Problem("not_found", 404, "model", message, code="model_not_found"))
 
 
-def chat_ask(request: ChatRequest, limits: LimitsConfig, caller: Caller) -> Ask:
+def chat_ask(request: ChatRequest, limits: LimitsConfig, client: Client) -> Ask:
     """The last message is the question; what came before it are the turns."""
     *before, last = request.messages
     if last.role != "user":
@@ -58,13 +60,13 @@ def chat_ask(request: ChatRequest, limits: LimitsConfig, caller: Caller) -> Ask:
     if request.max_tokens and request.max_completion_tokens not in (None, request.max_tokens):
         raise invalid("max_tokens", "differs from max_completion_tokens; give one of them")
     tokens = request.max_completion_tokens or request.max_tokens or limits.max_new_tokens
-    return _ask(request, last.content, tokens, tuple(_turn(message, limits) for message in before), False, caller)
+    return _ask(request, last.content, tokens, tuple(_turn(message, limits) for message in before), False, client)
 
 
-def completion_ask(request: CompletionRequest, limits: LimitsConfig, caller: Caller) -> Ask:
+def completion_ask(request: CompletionRequest, limits: LimitsConfig, client: Client) -> Ask:
     """The prompt goes to the model as it is."""
     tokens = request.max_tokens or min(COMPLETION_TOKENS, limits.max_new_tokens)
-    return _ask(request, request.prompt, tokens, (), True, caller)
+    return _ask(request, request.prompt, tokens, (), True, client)
 
 
 def _turn(message: Message, limits: LimitsConfig) -> Turn:
@@ -74,10 +76,8 @@ def _turn(message: Message, limits: LimitsConfig) -> Turn:
 
 
 def _ask(
-    request: Completing, question: str, max_new_tokens: int, turns: tuple[Turn, ...], raw: bool, caller: Caller
+    request: Completing, question: str, max_new_tokens: int, turns: tuple[Turn, ...], raw: bool, client: Client
 ) -> Ask:
-    if request.model not in SERVED:
-        raise unknown_model(request.model)
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
         temperature=request.temperature or 0.0,
@@ -96,36 +96,51 @@ def _ask(
         raw=raw,
         release=request.release,
         contributions=request.contributions,
-        request_id=caller.request_id,
-        seconds=caller.seconds,
-        traceparent=caller.traceparent,
+        request_id=client.request_id,
+        seconds=client.seconds,
+        traceparent=client.traceparent,
     )
 
 
 _TAGS: list[str | Enum] = ["openai"]
 
 
-def add_openai_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[], Answering]) -> None:
+def add_openai_routes(
+    api: FastAPI, limits: LimitsConfig, offered: Registry[MethodInfo], answering: Callable[[], Answering]
+) -> None:
     """Add the routes of the OpenAI-compatible interface."""
 
-    async def chat(body: Any, caller: CallerOf) -> Any:
+    async def chat(body: Any, client: ClientOf) -> Any:
         request: ChatRequest = body
-        caller = replace(caller, question_field=CHAT.question_field)
-        ask = chat_ask(request, limits, caller)
+        check_model(request.model, offered)
+        client = replace(client, question_field=CHAT.question_field)
+        ask = chat_ask(request, limits, client)
         if request.stream:
-            return await _streamed(CHAT, caller, answering, ask, request.include_usage)
-        return chat_completion(await _whole(caller, answering, ask))
+            return await _streamed(CHAT, client, answering, ask, request.include_usage)
+        return chat_completion(await _whole(client, answering, ask))
 
-    async def complete(body: Any, caller: CallerOf) -> Any:
+    async def complete(body: Any, client: ClientOf) -> Any:
         request: CompletionRequest = body
-        caller = replace(caller, question_field=TEXT.question_field)
-        ask = completion_ask(request, limits, caller)
+        check_model(request.model, offered)
+        client = replace(client, question_field=TEXT.question_field)
+        ask = completion_ask(request, limits, client)
         if request.stream:
-            return await _streamed(TEXT, caller, answering, ask, request.include_usage)
-        return completion(await _whole(caller, answering, ask))
+            return await _streamed(TEXT, client, answering, ask, request.include_usage)
+        return completion(await _whole(client, answering, ask))
 
-    chat.__annotations__["body"] = limited(ChatRequest, limits)
-    complete.__annotations__["body"] = limited(CompletionRequest, limits)
+    async def models() -> ModelList:
+        """Every method; the first one is the default."""
+        names = sorted(offered, key=lambda name: name != default_method(offered))
+        return ModelList(data=[ModelInfo(id=name) for name in names])
+
+    async def model(model: str) -> ModelInfo:
+        """The method of this name."""
+        check_model(model, offered)
+        return ModelInfo(id=model)
+
+    chat.__annotations__["body"] = tailored(ChatRequest, limits, offered)
+    complete.__annotations__["body"] = tailored(CompletionRequest, limits, offered)
+    model.__annotations__["model"] = Annotated[str, Path(examples=[default_method(offered)])]
     api.post(
         "/v1/chat/completions",
         tags=_TAGS,
@@ -144,28 +159,15 @@ def add_openai_routes(api: FastAPI, limits: LimitsConfig, answering: Callable[[]
     api.get("/v1/models/{model:path}", tags=_TAGS, summary="One method as a model", responses=MODEL_PROBLEMS)(model)
 
 
-async def models() -> ModelList:
-    """Every method; the first one is the default."""
-    names = sorted(SERVED, key=lambda name: name != DEFAULT_MODEL)
-    return ModelList(data=[ModelInfo(id=name) for name in names])
-
-
-async def model(model: Annotated[str, Path(examples=[DEFAULT_MODEL])]) -> ModelInfo:
-    """The method of this name."""
-    if model not in SERVED:
-        raise unknown_model(model)
-    return ModelInfo(id=model)
-
-
-async def _whole(caller: Caller, answering: Callable[[], Answering], ask: Ask) -> Reply:
-    reply = await watched(caller, attempt(caller, lambda: answering().answer(ask)))
+async def _whole(client: Client, answering: Callable[[], Answering], ask: Ask) -> Reply:
+    reply = await unless_client_leaves(client, attempt(client, lambda: answering().answer(ask)))
     if isinstance(reply, Problem):
         raise Refused(reply)
     return reply
 
 
 async def _streamed(
-    dialect: Dialect, caller: Caller, answering: Callable[[], Answering], ask: Ask, include_usage: bool
+    dialect: Dialect, client: Client, answering: Callable[[], Answering], ask: Ask, include_usage: bool
 ) -> EventStream:
-    events = merged(caller, {ask.method: lambda: answering().stream(ask)})
-    return await opened(caller, events, partial(chunks, dialect, ask, include_usage), silent=Found)
+    events = merged(client, {ask.method: lambda: answering().stream(ask)})
+    return await opened(client, events, partial(chunks, dialect, ask, include_usage), silent=Retrieved)

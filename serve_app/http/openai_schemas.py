@@ -8,11 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from regrad.methods.registry import SERVED
 from serve_app.http.calls import Chunks, Events, sse
-from serve_app.http.requests import MethodName, Only, PassageIds, Question, Strict, StringOrStops, Text
+from serve_app.http.requests import Only, PassageIds, Question, Strict, StringOrStops, Text
 from serve_app.http.responses import Grounds, Usage, grounds, usage_of
-from serve_app.messages import Ask, Contributions, Found, Piece, Reply
+from serve_app.messages import Ask, Contributions, Piece, Reply, Retrieved
 
 DEFAULT_MODEL = "regrad"
 _PARTS = {"type": "array", "items": {"type": "object", "required": ["type", "text"]}}
@@ -61,7 +60,7 @@ class StreamOptions(Strict):
 class Completing(Strict):
     """What both kinds of completion can be asked with."""
 
-    model: str = Field(DEFAULT_MODEL, max_length=200, description="the method: " + " | ".join(SERVED))
+    model: str = DEFAULT_MODEL
     stream: bool | None = Field(None, description="server-sent events instead of one body")
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -83,7 +82,7 @@ class Completing(Strict):
     prompt_cache_options: Any = _IGNORED
     prompt_cache_retention: Any = _IGNORED
 
-    method: MethodName | None = Field(None, description="instead of `model`")
+    method: str | None = None
     k: int = Field(3, ge=1, description="how many passages to retrieve")
     gamma: float = Field(1.0, ge=0, allow_inf_nan=False, description="scale of the update (regrad methods)")
     passage_ids: PassageIds | None = Field(None, description="use these passages instead of retrieving")
@@ -265,7 +264,7 @@ async def chunks(dialect: Dialect, ask: Ask, include_usage: bool, events: Events
     if opening := dialect.opening():
         yield sse({**head, "choices": opening})
     async for _, event in events:
-        if isinstance(event, Found):
+        if isinstance(event, Retrieved):
             continue
         if isinstance(event, Piece):
             yield sse({**head, "choices": dialect.piece(event.text)})

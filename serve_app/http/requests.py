@@ -24,9 +24,10 @@ from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_before_validator_function
 
 from regrad.errors import MethodError
-from regrad.methods.registry import SERVED, get_method
-from serve_app.config import LimitsConfig
-from serve_app.http.calls import Caller
+from regrad.methods.base import MethodInfo
+from regrad.registry import Registry
+from serve_app.config import OFFERED, LimitsConfig
+from serve_app.http.calls import Client
 from serve_app.messages import Ask, Contributions, Sampling
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -62,12 +63,23 @@ def _different(names: list[str]) -> list[str]:
     return names
 
 
-def known_method(name: str) -> str:
-    """The name, if there is such a method; raises `ValueError` with the list of those that there are."""
-    try:
-        return get_method(name, SERVED).name
-    except MethodError as error:
-        raise ValueError(str(error)) from error
+def method_name(offered: Registry[MethodInfo]) -> Any:
+    """The type of a field that names one of these methods; another name is refused with the list of them."""
+
+    def known(name: str) -> str:
+        try:
+            offered.check(name)
+        except MethodError as error:
+            raise ValueError(str(error)) from error
+        return name
+
+    schema = WithJsonSchema({"type": "string", "enum": list(offered), "title": "Method"})
+    return Annotated[str, AfterValidator(known), schema]
+
+
+def default_method(offered: Registry[MethodInfo]) -> str:
+    """`regrad`, or the first method where that is not offered."""
+    return "regrad" if "regrad" in offered else next(iter(offered))
 
 
 def _listed(value: Any) -> Any:
@@ -76,9 +88,6 @@ def _listed(value: Any) -> Any:
 
 Text = Annotated[str, AfterValidator(_usable)]
 Question = Annotated[Text, AfterValidator(_not_blank)]
-MethodName = Annotated[
-    str, AfterValidator(known_method), WithJsonSchema({"type": "string", "enum": list(SERVED), "title": "Method"})
-]
 PassageId = Annotated[Text, Field(min_length=1, max_length=MAX_PASSAGE_ID_CHARACTERS)]
 PassageIds = Annotated[
     list[PassageId], Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(_different)
@@ -118,8 +127,8 @@ class Only:
         return value
 
 
-def limited(body: type[Body], limits: LimitsConfig) -> type[Body]:
-    """A request body with this server's limits on those of its fields that have one."""
+def tailored(body: type[Body], limits: LimitsConfig, offered: Registry[MethodInfo]) -> type[Body]:
+    """A request body with this server's limits on those of its fields that have one, and with its methods."""
     bounds: Mapping[str, Any] = {
         "question": annotated_types.MaxLen(limits.max_question_characters),
         "prompt": annotated_types.MaxLen(limits.max_question_characters),
@@ -136,7 +145,27 @@ def limited(body: type[Body], limits: LimitsConfig) -> type[Body]:
         for name, info in body.model_fields.items()
         if name in bounds
     }
-    return create_model(body.__name__, __base__=body, **fields)
+    return create_model(body.__name__, __base__=body, **fields, **_method_fields(body, offered))
+
+
+def _method_fields(body: type[BaseModel], offered: Registry[MethodInfo]) -> dict[str, Any]:
+    """The fields of a body that name methods, for these methods."""
+    name, default, listed = method_name(offered), default_method(offered), " | ".join(offered)
+    several = Field(
+        default_factory=lambda: list(offered),
+        min_length=1,
+        max_length=len(offered),
+        description=listed,
+        examples=[list(offered)[:2]],
+    )
+    fields: dict[str, Any] = {
+        "methods": (Annotated[list[name], AfterValidator(_once)], several),  # type: ignore[valid-type]
+        "method": (name, Field(default, description=listed)),
+        "model": (str, Field(default, max_length=200, description=f"the method: {listed}")),
+    }
+    if "model" in body.model_fields:  # OpenAI's, where a method of ours goes instead of it
+        fields["method"] = (name | None, Field(None, description="instead of `model`"))
+    return {key: field for key, field in fields.items() if key in body.model_fields}
 
 
 def _bounded(info: FieldInfo, bound: Any) -> FieldInfo:
@@ -170,7 +199,7 @@ class Options(Strict):
     contributions: Contributions | None = Field(None, description="measure each passage's part in the answer")
     stream: bool = Field(False, description="server-sent events instead of one body")
 
-    def ask(self, method: str, caller: Caller) -> Ask:
+    def ask(self, method: str, client: Client) -> Ask:
         """The question as the gateway gets it."""
         stop = tuple(self.stop) if self.stop else None
         return Ask(
@@ -182,16 +211,16 @@ class Options(Strict):
             passage_ids=None if self.passage_ids is None else tuple(self.passage_ids),
             release=self.release,
             contributions=self.contributions,
-            request_id=caller.request_id,
-            seconds=caller.seconds,
-            traceparent=caller.traceparent,
+            request_id=client.request_id,
+            seconds=client.seconds,
+            traceparent=client.traceparent,
         )
 
 
 class AnswerRequest(Options):
     """The body of `POST /v1/answer`."""
 
-    method: MethodName = Field("regrad", description=" | ".join(SERVED))
+    method: str = "regrad"
 
 
 def _once(names: list[str]) -> list[str]:
@@ -201,10 +230,4 @@ def _once(names: list[str]) -> list[str]:
 class CompareRequest(Options):
     """The body of `POST /v1/compare`: one question, several methods side by side."""
 
-    methods: Annotated[list[MethodName], AfterValidator(_once)] = Field(
-        default_factory=lambda: list(SERVED),
-        min_length=1,
-        max_length=len(SERVED),
-        description=" | ".join(SERVED),
-        examples=[["regrad", "rag"]],
-    )
+    methods: list[str] = Field(default_factory=lambda: list(OFFERED))

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from regrad.methods.base import PassageUse
 from regrad.retrieval.base import Hit
 from serve_app.http.errors import ErrorBody
-from serve_app.messages import Ask, PassageUse, Reply
+from serve_app.messages import Ask, Reply
 
 
 class PassageInfo(BaseModel):
@@ -19,7 +20,7 @@ class PassageInfo(BaseModel):
     title: str
     text: str
     score: float | None
-    tier: str | None = Field(None, description="where its gradient was: memory, disk, store, computed, online")
+    tier: str | None = Field(None, description="where its gradient was: memory, disk, store, or online (computed now)")
     contribution: float | None = Field(None, description="see the request's `contributions`")
 
 
@@ -132,7 +133,7 @@ def passage_infos(ask: Ask, hits: Sequence[Hit], uses: Sequence[PassageUse] = ()
                 title=passage.title,
                 text=passage.text,
                 score=None if ask.passage_ids else hit.score,
-                tier=use.tier or None,
+                tier=None if use.missing else use.tier.value,
                 contribution=use.contribution,
             )
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 from ray.serve import metrics
 
-from regrad.methods.registry import SERVED
+from regrad.bank.tiers import Tier
+from serve_app.config import OFFERED
 from serve_app.messages import Reply
 
 
@@ -62,13 +63,14 @@ _KINDS: dict[str, Any] = {"counter": metrics.Counter, "gauge": metrics.Gauge}
 class Metrics:
     """The metrics of one process; every deployment makes one and calls what it knows."""
 
-    def __init__(self) -> None:
+    def __init__(self, methods: Collection[str] = OFFERED) -> None:
+        self._methods = methods
         self._metrics: dict[str, Any] = {name: _make(name, definition) for name, definition in DEFINITIONS.items()}
         self._in_flight = 0
 
     def answered(self, reply: Reply, first_token_seconds: float | None = None) -> None:
         """Count an answer and all that it says of itself. Without a measured first token, its stages are added up."""
-        method = _method(reply.ask.method)
+        method = self._method(reply.ask.method)
         self._add("regrad_requests", 1, method=method, status="200", kind="ok")
         first = milliseconds_to_first_token(reply) / 1e3 if first_token_seconds is None else first_token_seconds
         self._observe("regrad_first_token_seconds", first, method=method)
@@ -77,13 +79,13 @@ class Metrics:
         self._add("regrad_tokens", reply.answered.prompt_tokens, direction="in")
         self._add("regrad_tokens", reply.answered.completion_tokens, direction="out")
         for use in reply.answered.uses:
-            self._add("regrad_atoms", 1, tier=use.tier or "none")
+            self._add("regrad_atoms", 1, tier="none" if use.missing else use.tier.value)
         for policy in {degraded.policy for degraded in reply.answered.degraded}:
             self._add("regrad_degraded", 1, policy=policy)
 
     def failed(self, kind: str, status: int, method: str = "") -> None:
         """Count a request that ended in an error, by the `type` and status that it was answered with."""
-        self._add("regrad_requests", 1, method=_method(method), status=str(status), kind=kind)
+        self._add("regrad_requests", 1, method=self._method(method), status=str(status), kind=kind)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -102,9 +104,13 @@ class Metrics:
         """So many requests wait for a place in the batch now."""
         self._metrics["regrad_generator_queue"].set(length)
 
-    def read(self, tier: str, size: int) -> None:
+    def read(self, tier: Tier, size: int) -> None:
         """So many bytes of atoms were read from a tier."""
-        self._add("regrad_atom_bytes", size, tier=tier)
+        self._add("regrad_atom_bytes", size, tier=tier.value)
+
+    def _method(self, name: str) -> str:
+        """A method's name as a tag. Callers can send any; each new value would be one more series for ever."""
+        return name if name in self._methods else "other"
 
     def _flight(self, change: int) -> None:
         self._in_flight += change
@@ -122,8 +128,3 @@ def _make(name: str, definition: Definition) -> Any:
     if definition.kind == "histogram":
         return metrics.Histogram(name, definition.text, list(definition.boundaries), definition.tags)
     return _KINDS[definition.kind](name, definition.text, definition.tags)
-
-
-def _method(name: str) -> str:
-    """A method's name as a tag. Callers can send any; each new value would be one more series for ever."""
-    return name if name in SERVED else "other"

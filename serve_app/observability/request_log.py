@@ -39,7 +39,7 @@ class RequestLog:
             bank_version=answer.bank_version,
             milliseconds={stage: round(took, 3) for stage, took in milliseconds_by_stage(reply).items()},
             tokens={"prompt": answer.prompt_tokens, "completion": answer.completion_tokens},
-            tiers=[use.tier for use in answer.uses],
+            tiers=["" if use.missing else use.tier.value for use in answer.uses],
             batch_size=answer.batch_size,
             finish_reason=answer.finish_reason,
             degraded=[{"policy": each.policy, "reason": each.reason[:_LONGEST]} for each in answer.degraded],

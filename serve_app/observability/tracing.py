@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from regrad.errors import ConfigError
-from serve_app.config import WatchingConfig
+from serve_app.config import OFFERED, WatchingConfig
 from serve_app.http.errors import Problem
 from serve_app.messages import Ask, Reply
 from serve_app.observability.metrics import Metrics
@@ -92,9 +92,9 @@ def _traceparent(span: Any) -> str:
 class Watch:
     """Made by a replica when it starts. Raises `ConfigError` if tracing is asked for and cannot be."""
 
-    def __init__(self, config: WatchingConfig, deployment: str) -> None:
+    def __init__(self, config: WatchingConfig, deployment: str, methods: Collection[str] = OFFERED) -> None:
         self.tracing = open_tracing(config.tracing, deployment)
-        self.metrics = Metrics()
+        self.metrics = Metrics(methods)
         self._log = RequestLog(config)
         self.span = self.tracing.span
 

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from regrad.bank.codecs import CODECS
 from regrad.bank.manifest import read_manifest
@@ -22,9 +23,10 @@ from regrad.inference.rows import DecodingRequest, Finished
 from regrad.lab.files import CORPUS, people_questions
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
-from regrad.methods.base import Asked
-from regrad.methods.config import MethodConfig
-from regrad.methods.registry import method_of, open_updates
+from regrad.methods.base import Evidence, MethodSettings, open_question
+from regrad.methods.prompt_only import PromptOnlyConfig
+from regrad.methods.regrad import ReGradConfig, ReGradOnlineConfig
+from regrad.methods.tta import TtaConfig
 from regrad.models.loading import LanguageModel, load_language_model, weights_digest
 from regrad.storage import Storage
 from studies.lab_report.config import LabReportConfig
@@ -41,14 +43,14 @@ def measure(config: LabReportConfig) -> str:
     start, bank = f"{out}/starts/regrad-{seed}", f"{out}/banks/regrad-{seed}"
     lm = load_language_model(MetaInit.load(start).model, "cpu")
     corpus = list(read_passages(f"{out}/lab/{CORPUS}"))
-    cached = MethodConfig(name="regrad", meta_init=start, bank=bank)
-    methods = {
-        "direct": MethodConfig(name="direct"),
-        "rag": MethodConfig(name="rag"),
+    cached = ReGradConfig(name="regrad", meta_init=start, bank=bank)
+    methods: dict[str, MethodSettings] = {
+        "direct": PromptOnlyConfig(name="direct"),
+        "rag": PromptOnlyConfig(name="rag"),
         "regrad": cached,
-        "regrad+icl": MethodConfig(name="regrad+icl", meta_init=start, bank=bank),
-        "regrad-online": MethodConfig(name="regrad-online", meta_init=start),
-        "tta": MethodConfig(name="tta"),
+        "regrad+icl": ReGradConfig(name="regrad+icl", meta_init=start, bank=bank),
+        "regrad-online": ReGradOnlineConfig(name="regrad-online", meta_init=start),
+        "tta": TtaConfig(name="tta"),
     }
     asked = _asked(corpus, max(config.timed, config.batched))
     known = [item.question for item in people_questions(World().memorised, _KNOWN)]
@@ -67,12 +69,15 @@ def measure(config: LabReportConfig) -> str:
     return f"{config.timed} questions timed, {config.batched} in batches; at {out}/{MEASURED}"
 
 
-def _asked(corpus: Sequence[Passage], count: int) -> list[Asked]:
+def _asked(corpus: Sequence[Passage], count: int) -> list[Evidence]:
     """Questions about held-out people, each with its person's passage and the next ones of the corpus."""
     place = {passage.id: number for number, passage in enumerate(corpus)}
     questions = people_questions(World().held_out, count)
     return [
-        Asked(item.question, tuple(corpus[(place[item.passage_id] + i) % len(corpus)] for i in range(_K)))
+        Evidence(
+            open_question(item.question),
+            tuple(corpus[(place[item.passage_id] + i) % len(corpus)] for i in range(_K)),
+        )
         for item in questions
     ]
 
@@ -87,7 +92,7 @@ class _Endless(LanguageModel):
 
 
 def _latencies(
-    lm: LanguageModel, methods: Mapping[str, MethodConfig], asked: Sequence[Asked]
+    lm: LanguageModel, methods: Mapping[str, MethodSettings], asked: Sequence[Evidence]
 ) -> dict[str, list[float]]:
     """Milliseconds of each question by each method, one after the other, in an order that changes with the question.
 
@@ -109,13 +114,12 @@ def _latencies(
     return found
 
 
-def _one_by_one(endless: LanguageModel, lm: LanguageModel, method: MethodConfig) -> Callable[[Asked], None]:
-    updates, engine, kind = open_updates(method, lm), Engine(endless), method_of(method)
+def _one_by_one(endless: LanguageModel, lm: LanguageModel, method: MethodSettings) -> Callable[[Evidence], None]:
+    requests, engine = _requests(lm, method), Engine(endless)
 
-    def answer(item: Asked) -> None:
+    def answer(item: Evidence) -> None:
         heard: list[str | Finished | Exception] = []
-        (update,) = updates([item]).updates
-        prompt = kind.prompt(lm.config.prompts, item.question, item.passages)
+        ((prompt, update),) = requests([item])
         engine.submit(DecodingRequest(prompt, update, _TIMED_TOKENS, stop=()), heard.append)
         while engine.active or engine.waiting:
             engine.step()
@@ -125,7 +129,7 @@ def _one_by_one(endless: LanguageModel, lm: LanguageModel, method: MethodConfig)
     return answer
 
 
-def _batching(lm: LanguageModel, method: MethodConfig, asked: Sequence[Asked]) -> dict[str, Any]:
+def _batching(lm: LanguageModel, method: MethodSettings, asked: Sequence[Evidence]) -> dict[str, Any]:
     """Chunks of questions, each under its own update, asked one by one and then together: seconds of each chunk."""
     single, batch = _batches(lm, method, 1), _batches(lm, method, _ROWS)
     for answer in (single, batch):
@@ -143,22 +147,35 @@ def _batching(lm: LanguageModel, method: MethodConfig, asked: Sequence[Asked]) -
     return {"questions": len(asked), "different": different, "alone": alone, "together": together}
 
 
-def _unchanged(lm: LanguageModel, method: MethodConfig, asked: Sequence[Asked], known: Sequence[str]) -> bool:
+def _unchanged(lm: LanguageModel, method: MethodSettings, asked: Sequence[Evidence], known: Sequence[str]) -> bool:
     """Whether, after questions under updates, every weight and every answer of the base to `known` is as before."""
-    base, ours = _batches(lm, MethodConfig(name="direct"), 32), _batches(lm, method, 32)
-    memorised = [Asked(question, ()) for question in known]
+    base, ours = _batches(lm, PromptOnlyConfig(name="direct"), 32), _batches(lm, method, 32)
+    memorised = [Evidence(open_question(question)) for question in known]
     before, answers = weights_digest(lm.model), base(memorised)
     ours(asked)
     return weights_digest(lm.model) == before and base(memorised) == answers
 
 
-def _batches(lm: LanguageModel, method: MethodConfig, rows: int) -> Callable[[Sequence[Asked]], list[str]]:
+def _batches(lm: LanguageModel, method: MethodSettings, rows: int) -> Callable[[Sequence[Evidence]], list[str]]:
     """A method's answers, in batches of so many rows."""
-    updates, generator, kind = open_updates(method, lm), Generator(lm, EvalBatchConfig(rows=rows)), method_of(method)
+    requests, generator = _requests(lm, method), Generator(lm, EvalBatchConfig(rows=rows))
 
-    def answer(asked: Sequence[Asked]) -> list[str]:
-        made = updates(asked).updates
-        prompts = [kind.prompt(lm.config.prompts, item.question, item.passages) for item in asked]
-        return [found.text for found in generator.answers(prompts, made, _NEW_TOKENS)]
+    def answer(asked: Sequence[Evidence]) -> list[str]:
+        made = requests(asked)
+        answers = generator.answers([prompt for prompt, _ in made], [update for _, update in made], _NEW_TOKENS)
+        return [found.text for found in answers]
 
     return answer
+
+
+def _requests(
+    lm: LanguageModel, settings: MethodSettings
+) -> Callable[[Sequence[Evidence]], list[tuple[str, Tensor | None]]]:
+    """The prompt and the update that a method makes of each question, with the atoms that its settings name."""
+    method = settings.open(lm)
+    atoms = method.open_atoms()
+
+    def make(asked: Sequence[Evidence]) -> list[tuple[str, Tensor | None]]:
+        return [(plan.prompt.text(lm.config.prompts), plan.update) for plan in method.plan(asked, atoms)]
+
+    return make

@@ -21,7 +21,7 @@ from regrad.settings import Settings, load_settings
 from regrad.training.lora.config import AdaptersConfig, FinetuneConfig
 from regrad.training.lora.finetuning import finetune_in_process
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.in_process import meta_train_in_process
+from regrad.training.meta.trainer import meta_train_in_process
 
 VERBS: dict[str, type[Settings]] = {
     "lab world": LabConfig,

@@ -62,8 +62,8 @@ def environment(**extra: str) -> dict[str, str]:
 
 def search(index: str, question: str, k: int = 3) -> list[str]:
     """Passage ids from an index, in a process of its own: this one starts and stops Ray."""
-    code = "import json, sys; from regrad.retrieval.bm25 import LuceneRetriever as R; "
-    code += "print(json.dumps([h.passage.id for h in R(sys.argv[1]).search(sys.argv[2], int(sys.argv[3]))]))"
+    code = "import json, sys; from regrad.retrieval.base import open_retriever as R; "
+    code += "print(json.dumps([h.passage.id for h in R(sys.argv[1]).search([sys.argv[2]], int(sys.argv[3]))[0]]))"
     command = [sys.executable, "-c", code, index, question, str(k)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=patient(120), check=True)
     return [str(passage_id) for passage_id in json.loads(result.stdout.splitlines()[-1])]

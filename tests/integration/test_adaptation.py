@@ -17,15 +17,14 @@ from regrad.data.augmented import encode_augmented, read_augmented
 from regrad.errors import MethodError, StorageError, SynthesisError, TrainingError
 from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
-from regrad.methods.base import Asked
-from regrad.methods.config import MethodConfig
-from regrad.methods.registry import check_method, open_updates
+from regrad.methods.base import Evidence, open_question
+from regrad.methods.prag import PragConfig, PragOnLoraConfig
 from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
 from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
 from regrad.training.lora.config import AdaptersConfig, AugmentConfig, FinetuneConfig
 from regrad.training.lora.examples import read_examples
-from regrad.training.lora.finetuning import Finetuner, finetune_in_process, usable
+from regrad.training.lora.finetuning import LoraLearner, example_steps, finetune_in_process, finetuning_loop, usable
 from regrad.training.lora.lora_artifact import StaticLora
 
 PASSAGES = 10
@@ -59,15 +58,15 @@ def test_two_workers_finetune_what_one_process_does_and_a_foreign_directory_is_l
     line = finetune.run(config)
     lm = load_language_model(config.model, "cpu")
     examples = usable(lm, read_examples(config, lm), config)
-    alone = Finetuner(lm, config, examples)
-    state = alone.run()
+    alone = LoraLearner(lm, config)
+    state = finetuning_loop(alone, config, len(examples)).run(example_steps(examples, config))
     made = StaticLora.load(tmp_path / "lora")
     torch.testing.assert_close(made.values, alone.values, rtol=1e-3, atol=1e-5)
     assert made.notes["losses"] == pytest.approx(state.losses, abs=1e-4)
     assert line.startswith(
         f"adapter {made.digest} at {tmp_path}/lora: instruction, {PASSAGES} examples, 5 steps, loss "
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lora"], "nothing is left of the run"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lora", "lora.logs"], "the numbers"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")
     with pytest.raises(StorageError, match="it is something else and is left alone"):
@@ -112,12 +111,13 @@ def test_adapters_are_trained_into_a_bank_that_prag_reads(lab: Path, tmp_path: P
     for item, adapter in zip(items, alone, strict=False):
         assert adapter.values is not None
         torch.testing.assert_close(bank.read([item.passage])[0], adapter.values, rtol=1e-2, atol=1e-3)
-    method = MethodConfig(name="prag", bank=config.bank.uri)
-    check_method(method)
-    asked = Asked("Who?", tuple(item.passage for item in items[:3]))
-    made = open_updates(method, load_language_model(config.model, "cpu"))([asked])
-    assert made.updates[0] is not None
-    assert made.notes == [""]
+    settings = PragConfig(name="prag", bank=config.bank.uri)
+    settings.check()
+    method = settings.open(load_language_model(config.model, "cpu"))
+    evidence = Evidence(open_question("Who?"), tuple(item.passage for item in items[:3]))
+    (plan,) = method.plan([evidence], method.open_atoms())
+    assert plan.update is not None
+    assert plan.notes == ()
 
 
 def test_a_stopped_job_trains_no_block_twice_and_other_questions_are_other_adapters(lab: Path, tmp_path: Path) -> None:
@@ -142,10 +142,10 @@ def test_adapters_upon_a_static_lora_are_for_it_alone(lab: Path, tmp_path: Path)
         finetune_in_process(finetuning(lab, tmp_path / name, *half, f"seed={seed}")).save(tmp_path / name)
     config = adapters(lab, tmp_path / "bank", f"static={tmp_path}/static")
     train_adapters.run(config)
-    warm = MethodConfig(name="prag-warm", bank=config.bank.uri, adapter=str(tmp_path / "static"))
-    check_method(warm)
+    warm = PragOnLoraConfig(name="prag-warm", bank=config.bank.uri, adapter=str(tmp_path / "static"))
+    warm.check()
     with pytest.raises(MethodError, match="were not trained upon the adapter at"):
-        check_method(warm.model_copy(update={"adapter": str(tmp_path / "other")}))
+        warm.model_copy(update={"adapter": str(tmp_path / "other")}).check()
 
 
 def augmenting(output: Path, *values: str) -> AugmentConfig:

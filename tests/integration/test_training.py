@@ -32,11 +32,12 @@ from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.in_process import meta_train_in_process, steps_of
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.trainer import Trainer
-from regrad.training.sampler import DrawOrder
+from regrad.training.meta.task_plan import TasksInMemory
+from regrad.training.meta.trainer import MetaLearner, meta_loop, meta_train_in_process
+from regrad.training.sampler import Sampler, Source
+from regrad.training.workers import Workers
 from tests.integration.conftest import BIN, environment
 from tests.tools.patience import Deadline, patient
 
@@ -71,10 +72,9 @@ def test_two_workers_train_what_one_process_trains_and_leave_nothing_behind(
     lm = load_language_model(config.model, "cpu")
     parameters = MetaParameters(lm.subspace, config.inner, config.seed)
     start = parameters.phi0.detach().clone()
-    trainer = Trainer(lm, PlainEngine(parameters, config.optimizer), config, lm.identity())
-    dev = read_tasks(config.dev or "")
-    state = trainer.run(steps_of([read_tasks(config.tasks[0].uri)], config), dev)
-    alone = trainer.meta_init(state)
+    learner = MetaLearner(lm, PlainEngine(parameters, config.optimizer), config, lm.identity())
+    loop = meta_loop(learner, config, read_tasks(config.dev or ""))
+    alone = learner.product(loop.run(TasksInMemory.read(config).steps()))
     line = meta_train.run(config)
     shared = MetaInit.load(output)
     score = shared.notes["dev"][0]
@@ -122,15 +122,32 @@ def test_the_stream_is_the_order_of_the_seed_whatever_the_files_and_the_workers(
     (folder / "b.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks[5:]))
     config = settings(lab, tmp_path, f"tasks={folder}", "optimizer.steps=14")
     stream = open_stream(config)
-    order = [number for _, number in DrawOrder([12], seed=config.seed).draws(28)]
+    order = [draw.number for draw in Sampler([Source(12, f"{config.seed}/0")], 2).draws(0, 28)]
     expected = [[f"t{order[2 * step]:02}", f"t{order[2 * step + 1]:02}"] for step in range(14)]
-    assert ids(worker_steps(stream.draws.iterator(), config, 0, 0, 1)) == expected
+    assert ids(worker_steps(stream.draws.iterator(), config, 0, Workers())) == expected
     for rank in range(2):
-        found = ids(worker_steps(stream.draws.iterator(), config, 5, rank, 2))
+        found = ids(worker_steps(stream.draws.iterator(), config, 5, Workers(rank, 2)))
         assert found == [[step[rank]] for step in expected[5:]], "from any step on, this worker's share"
-    assert stream.summary == [{"uri": str(folder), "weight": None, "tasks": 12}]
-    epochs = open_stream(settings(lab, tmp_path, f"tasks={folder}", "optimizer.epochs=1.5")).config.optimizer
+    assert stream.plan.summary == [{"uri": str(folder), "weight": None, "tasks": 12}]
+    epochs = open_stream(settings(lab, tmp_path, f"tasks={folder}", "optimizer.epochs=1.5")).plan.config.optimizer
     assert epochs.steps == 9, "one and a half times twelve tasks, two at a time"
+
+
+def test_a_job_lays_out_the_tasks_that_one_process_draws(lab: Path, tmp_path: Path, local_cluster: None) -> None:
+    """Distractors, several sources and another number of steps included."""
+    mixed = [{"uri": f"{lab}/tasks.jsonl", "weight": 3}, {"uri": f"{lab}/dev.jsonl", "weight": 1}]
+    extra = [
+        f"tasks={json.dumps(mixed)}",
+        "shape.distractor_probability=0.5",
+        "shape.questions=2",
+        "optimizer.epochs=2",
+    ]
+    config = settings(lab, tmp_path, *extra)
+    stream, tasks = open_stream(config), TasksInMemory.read(config)
+    assert stream.plan == tasks.plan
+    for workers in (Workers(), Workers(1, 2)):
+        laid_out = worker_steps(stream.draws.iterator(), stream.plan.config, 2, workers)
+        assert list(laid_out) == list(tasks.steps(2, workers))
 
 
 def ids(steps: Iterator[list[Task]]) -> list[list[str]]:
@@ -150,7 +167,7 @@ def test_bad_tasks_are_fatal_with_their_line_or_skipped_and_counted(
     ):
         open_stream(config)
     stream = open_stream(settings(lab, tmp_path, f"tasks={bad}", "shape.bad_tasks=skip"))
-    assert stream.summary[0]["tasks"] == 4
+    assert stream.plan.summary[0]["tasks"] == 4
     assert "line 2: task id 'same' is also at" in caplog.text
     assert "2 of 6 tasks are skipped" in caplog.text
     with pytest.raises(CorpusError, match="holds no tasks"):
@@ -169,9 +186,7 @@ def test_a_loss_that_diverges_stops_the_run_at_once_with_a_clear_error(
     lab: Path, tmp_path: Path, local_cluster: None
 ) -> None:
     extra = ("inner.initial_step_size=1e30", "cluster.workers=1", "optimizer.max_bad_steps=2")
-    with pytest.raises(
-        TrainingError, match=r"not finite at step 2, the 2\. time in a row; lower inner.initial_step_size"
-    ):
+    with pytest.raises(TrainingError, match="not finite at step 2, 2 times in a row; lower inner.initial_step_size"):
         meta_train.run(settings(lab, tmp_path, *extra))
     assert not (tmp_path / "m").exists()
 

@@ -256,7 +256,8 @@ def read_by(settings: EvalConfig) -> set[str]:
     for one in settings.sets:
         found |= {one.path, *filter(None, (one.passages.index, one.passages.corpus))}
         for method, seed in itertools.product(settings.methods, settings.seeds):
-            places = filter(None, (method.meta_init, method.bank, method.adapter))
+            uses = method.artefacts
+            places = filter(None, (uses.meta_init, uses.bank, uses.adapter))
             found |= {place.replace("{seed}", str(seed)).replace("{set}", one.name) for place in places}
     return found
 

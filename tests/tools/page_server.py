@@ -15,7 +15,8 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from regrad.methods.registry import SERVED
+from regrad.methods.registry import METHODS
+from serve_app.config import OFFERED
 from serve_app.http.pages import add_pages
 from serve_app.http.requests import CompareRequest
 
@@ -91,7 +92,9 @@ def stand_in(behaviour: Behaviour) -> FastAPI:
     @api.get("/v1/methods")
     async def methods() -> dict[str, Any]:
         flags = ("name", "summary", "retrieves", "passages_in_prompt", "applies_gradients")
-        return {"methods": [{flag: getattr(method, flag) for flag in flags} for method in SERVED.values()]}
+        return {
+            "methods": [{flag: getattr(method, flag) for flag in flags} for method in map(METHODS.__getitem__, OFFERED)]
+        }
 
     @api.get("/v1/bank")
     async def bank() -> dict[str, Any]:
@@ -118,7 +121,7 @@ async def stream(behaviour: Behaviour, body: CompareRequest) -> AsyncIterator[st
     try:
         yield ": hello\r\n\r\n"
         for name in body.methods:
-            if SERVED[name].retrieves and name not in behaviour.failing:
+            if METHODS[name].retrieves and name not in behaviour.failing:
                 yield event("passages", method=name, passages=passages(behaviour, body, None), milliseconds=5.2)
         for number in range(len(behaviour.words)):
             await asyncio.sleep(behaviour.pause if behaviour.hang != number else 3600)
@@ -149,7 +152,7 @@ def event(name: str, **data: Any) -> str:
 
 def passages(behaviour: Behaviour, body: CompareRequest, method: str | None) -> list[dict[str, Any]]:
     """The passages, with tier and contribution once the answer is there."""
-    gradients = method is not None and SERVED[method].applies_gradients
+    gradients = method is not None and METHODS[method].applies_gradients
     parts = {"leave_one_out": (6.31, -0.42, 0.08), "norms": (0.93, 0.88, 0.74)}.get(body.contributions or "", ())
     return [
         {
@@ -166,7 +169,7 @@ def passages(behaviour: Behaviour, body: CompareRequest, method: str | None) -> 
 
 def answer(behaviour: Behaviour, body: CompareRequest, name: str) -> dict[str, Any]:
     """A made-up `AnswerResponse`."""
-    method = SERVED[name]
+    method = METHODS[name]
     retrieve, load, queue, prefill, decode = TIMES[name]
     stages = {"retrieve": retrieve, "load": load, "queue": queue, "prefill": prefill, "decode": decode}
     prompt = 134 if method.passages_in_prompt else 13

@@ -27,10 +27,11 @@ from regrad.lab.files import held_out_corpus, held_out_questions
 from regrad.lab.wording import LAB_PROMPTS
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
-from regrad.methods.registry import get_method
+from regrad.methods.registry import METHODS as TABLE
 from regrad.models.config import ModelConfig, SubspaceConfig
 from regrad.models.loading import LanguageModel, load_language_model
-from regrad.retrieval.bm25 import LuceneRetriever, build_index
+from regrad.retrieval.base import open_retriever
+from regrad.retrieval.bm25 import build_index
 from regrad.settings import parse_settings
 from serve_app.config import HttpConfig, ServeConfig
 
@@ -88,21 +89,21 @@ def _expected(
     """
     here = {passage.id: i for i, passage in enumerate(passages)}
     questions = [q.question for q in held_out_questions(world, 2000) if q.passage_id in here][:QUESTIONS]
-    retriever = LuceneRetriever(str(folder / "index"))
+    retriever = open_retriever(str(folder / "index"))
     kept = []
     for number, question in enumerate(questions):
         method, k = METHODS[number % len(METHODS)], 1 + number % 3
-        hits = [hit.passage for hit in retriever.search(question, k)]
+        hits = [hit.passage for hit in retriever.search([question], k)[0]]
         total = codec_for("float32", lm.subspace).sum(
             [codec_for("float32", lm.subspace).encode(atoms[here[p.id]][None])[0] for p in hits]
         )
         answers = {}
         for version, scale in SCALES.items():
-            applied = get_method(method).applies_gradients
+            applied = TABLE[method].applies_gradients
             scale = 1.0 if method == "regrad-online" else scale
             rounded = total if method == "regrad-online" else total.to(torch.bfloat16).float()
             update = meta_init.update(rounded * scale) if applied else None
-            prompt = get_method(method).prompt(LAB_PROMPTS, question, hits)
+            prompt = LAB_PROMPTS.prompt(question, hits[::-1] if TABLE[method].passages_in_prompt else [])
             if not _is_clear(lm, DecodingRequest(prompt, update, TOKENS)):
                 break
             answers[version] = generate(lm, [GenerationRequest(prompt, update, TOKENS)])[0].text

@@ -13,13 +13,15 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
-from regrad.methods.registry import get_method
+from regrad.methods.base import PassageUse
+from regrad.methods.registry import METHODS
 from regrad.retrieval.base import Hit
 from serve_app.config import ServeConfig
 from serve_app.http.app import make_app
-from serve_app.http.errors import Record
-from serve_app.messages import Answered, Ask, Event, Found, PassageUse, Piece, Reply, Retrieved
+from serve_app.http.errors import RequestRecord
+from serve_app.messages import Answered, Ask, Event, Piece, Reply, Retrieved
 
 PASSAGE = Passage("p1", "Ada", "Ada Lovelace was born in London.")
 WORDS = ("Lon", "don", ".")
@@ -37,7 +39,7 @@ class StandIn:
     late_errors: dict[str, BaseException] = field(default_factory=dict)
     seconds: float = 0.0
     asks: list[Ask] = field(default_factory=list)
-    refusals: list[Record] = field(default_factory=list)
+    refusals: list[RequestRecord] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     full: bool = False
     running: int = 0
@@ -53,7 +55,7 @@ class StandIn:
         await self._work(ask)
         whole = reply(ask)
         if whole.retrieved:
-            yield Found(whole.retrieved)
+            yield whole.retrieved
         for word in WORDS:
             await self._work(ask)
             yield Piece(word)
@@ -69,7 +71,7 @@ class StandIn:
     async def missing(self) -> list[str]:
         return self.absent
 
-    def refused(self, record: Record) -> None:
+    def refused(self, record: RequestRecord) -> None:
         self.refusals.append(record)
 
     async def _work(self, ask: Ask) -> None:
@@ -86,7 +88,7 @@ class StandIn:
 
 
 def reply(ask: Ask) -> Reply:
-    method = get_method(ask.method)
+    method = METHODS[ask.method]
     retrieved = Retrieved((Hit(PASSAGE, 2.5),), 1.5) if method.retrieves else None
     answered = Answered(
         text="".join(WORDS),
@@ -95,7 +97,7 @@ def reply(ask: Ask) -> Reply:
         completion_tokens=3,
         bank_version="3" if method.applies_gradients else None,
         release="main",
-        uses=(PassageUse("p1", tier="memory", contribution=0.5),) if method.applies_gradients else (),
+        uses=(PassageUse("p1", tier=Tier.MEMORY, contribution=0.5),) if method.applies_gradients else (),
     )
     return Reply(ask, answered, retrieved, total_milliseconds=9.0)
 

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from regrad.bank.manifest import Layout
 from regrad.bank.writer import BankWriter
 from regrad.data.passages import Passage, encode_passages
 from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.records import Record
+from regrad.gradients.extractor import AtomExtractor
 from regrad.meta_init import MetaInit
+from regrad.methods.registry import MethodConfig
 from regrad.models.config import ModelConfig
+from regrad.models.loading import LanguageModel
+from regrad.settings import Settings, parse_settings
 
 
 def write_set(folder: Path, passages: Sequence[Passage], questions: int = 6) -> None:
@@ -26,6 +31,27 @@ def write_set(folder: Path, passages: Sequence[Passage], questions: int = 6) -> 
         for n, p in enumerate(passages[:questions])
     ]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def method_settings(name: str, **values: Any) -> Any:
+    """The settings of one method, of whichever class; wrong ones raise `ConfigError`, as where they are read."""
+
+    class One(Settings):
+        method: MethodConfig
+
+    return parse_settings(One, {"method": {"name": name, **values}}, "test").method
+
+
+def gradient_bank(lm: LanguageModel, meta_init: MetaInit, passages: Sequence[Passage], uri: str) -> dict[str, Tensor]:
+    """A bank of the passages' gradients, and what is in it."""
+    layout = Layout(fingerprint=meta_init.fingerprint, codec="float32", subspace=lm.subspace.to_json())
+    writer, atoms = BankWriter(uri, layout), {}
+    for item in AtomExtractor(lm, meta_init).extract(passages):
+        assert item.atom is not None
+        atoms[item.passage.id] = item.atom
+        writer.add_atom(item.passage.id, item.passage.text_hash, item.atom)
+    writer.commit()
+    return atoms
 
 
 def write_bank(uri: Path, meta_init: MetaInit, passages: Sequence[Passage]) -> None:

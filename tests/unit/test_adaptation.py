@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from regrad.methods.tta import adapt_online
 from regrad.models.batching import sequence_losses
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.settings import parse_settings
+from regrad.training.callbacks import Silent, StepReport
+from regrad.training.checkpoint import Checkpoint
+from regrad.training.loop import resume
 from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
 from regrad.training.lora.batched import RowTrainer, train_rows
 from regrad.training.lora.config import AdamWConfig, AdapterConfig, FinetuneConfig
@@ -31,13 +35,11 @@ from regrad.training.lora.examples import (
     question_example,
 )
 from regrad.training.lora.finetuning import (
-    Finetuner,
-    FinetuneState,
-    draws,
-    finished,
-    load_checkpoint,
-    save_checkpoint,
+    LoraLearner,
+    example_steps,
+    finetuning_loop,
     usable,
+    with_steps,
 )
 from regrad.training.lora.lora_artifact import StaticLora
 from tests.unit.augmenting import augmented
@@ -277,17 +279,16 @@ def settings(lm: LanguageModel, **changes: Any) -> FinetuneConfig:
     return parse_settings(FinetuneConfig, {**data, "checkpoints": {"every": 2}, **changes}, "test")
 
 
-class Keeper:
-    def __init__(self, folder: Path | None = None) -> None:
-        self.lines: list[str] = []
+class Keeper(Silent):
+    def __init__(self, folder: Path) -> None:
+        self.reports: list[StepReport] = []
         self.folder = folder
 
-    def report(self, text: str) -> None:
-        self.lines.append(text)
+    def report(self, report: StepReport) -> None:
+        self.reports.append(report)
 
-    def checkpoint(self, state: FinetuneState, tensors: dict[str, Tensor]) -> None:
-        if self.folder is not None and state.step == 2:
-            save_checkpoint(self.folder, state, tensors)
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        checkpoint.save(self.folder / str(checkpoint.state.step))
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_numbers(
@@ -295,22 +296,17 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_numbers(
 ) -> None:
     config = settings(tiny)
     examples = [passage_example(tiny, passage) for passage in passages]
-    keeper = Keeper(tmp_path)
-    whole = Finetuner(tiny, config, examples, listener=keeper)
-    state = whole.run()
-    state2, tensors = load_checkpoint(tmp_path)
-    resumed = Finetuner(tiny, config, examples)
-    assert resumed.run(state2, tensors).losses == state.losses
+    keeper, whole = Keeper(tmp_path), LoraLearner(tiny, config)
+    state = finetuning_loop(whole, config, len(examples), keeper).run(example_steps(examples, config))
+    resumed = LoraLearner(tiny, config)
+    before = resume(resumed, nullcontext(tmp_path / "2"))
+    assert before.step == 2
+    loop = finetuning_loop(resumed, config, len(examples))
+    assert loop.run(example_steps(examples, config, before.step), before).losses == state.losses
     assert torch.equal(resumed.values, whole.values)
     assert state.losses[-1] < state.losses[0]
-    assert keeper.lines[-1].startswith("step 6 of 6, loss ")
-
-
-def test_the_order_is_the_seeds_and_every_epoch_sees_everything_once() -> None:
-    assert sorted(draws(5, 0, 5, seed=1)) == sorted(draws(5, 5, 5, seed=1)) == [0, 1, 2, 3, 4]
-    assert draws(5, 0, 5, seed=1) != draws(5, 5, 5, seed=1)
-    assert draws(5, 3, 4, seed=1) == [*draws(5, 0, 5, seed=1)[3:], *draws(5, 5, 2, seed=1)]
-    assert draws(5, 0, 5, seed=1) != draws(5, 0, 5, seed=2)
+    assert (keeper.reports[-1].step, keeper.reports[-1].steps) == (6, 6)
+    assert torch.equal(StaticLora.load(tmp_path / "6" / "adapter").values, whole.values)
 
 
 def test_epochs_become_steps_and_long_examples_are_left_out(tiny: LanguageModel, passages: list[Passage]) -> None:
@@ -328,7 +324,7 @@ def test_epochs_become_steps_and_long_examples_are_left_out(tiny: LanguageModel,
         return examples[number % len(examples)]
 
     assert len(usable(tiny, Examples(range(1000), make), config)) == len(looked_at) == 6, "only those that are drawn"
-    assert Finetuner(tiny, config, kept).steps == 3
+    assert with_steps(config.optimizer, len(kept)).steps == 3
     with pytest.raises(TrainingError, match="none of 1 examples has between 2 and 70 tokens"):
         usable(tiny, [Example(tuple(range(3, 90)))], config)
 
@@ -337,9 +333,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_one_sentence(
     tiny: LanguageModel, passages: list[Passage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RowTrainer, "step", lambda *_: (torch.tensor([math.nan]), torch.tensor([False])))
-    config = settings(tiny, optimizer={"max_bad_steps": 3})
-    with pytest.raises(TrainingError, match="not finite at step 3, the 3. time in a row; lower optimizer.lr"):
-        Finetuner(tiny, config, [passage_example(tiny, passages[0])]).run()
+    config, examples = settings(tiny, optimizer={"max_bad_steps": 3}), [passage_example(tiny, passages[0])]
+    with pytest.raises(TrainingError, match="not finite at step 3, 3 times in a row; lower optimizer.lr"):
+        finetuning_loop(LoraLearner(tiny, config), config, 1).run(example_steps(examples, config))
 
 
 def test_an_adapter_is_saved_as_peft_reads_it_and_damage_is_found(
@@ -349,11 +345,11 @@ def test_an_adapter_is_saved_as_peft_reads_it_and_damage_is_found(
     from transformers import AutoModelForCausalLM
 
     values = 0.1 * torch.randn(tiny.subspace.size, generator=torch.Generator().manual_seed(3))
-    lora = finished(tiny, values, FinetuneState(step=3, losses=[2.0, 1.0]), {"objective": "passages"})
+    lora = StaticLora(tiny.config, tiny.identity(), tiny.subspace, values, {"objective": "passages"})
     lora.save(tmp_path / "a")
     loaded = StaticLora.load(tmp_path / "a")
     assert torch.equal(loaded.values, values)
-    assert loaded.notes["losses"] == [2.0, 1.0]
+    assert loaded.notes == {"objective": "passages"}
     ids = torch.randint(3, 900, (1, 9))
     peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_path), str(tmp_path / "a")).eval()
     with torch.no_grad(), tiny.lora.applied(values):

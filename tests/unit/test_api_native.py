@@ -10,7 +10,7 @@ from ray import serve
 from starlette.testclient import TestClient
 
 from regrad.errors import PassageNotFound
-from regrad.methods.registry import SERVED
+from serve_app.config import OFFERED
 from serve_app.messages import Ask, Sampling
 from tests.unit.answering import StandIn, api_of, events_of
 
@@ -111,7 +111,7 @@ def test_an_error_within_a_stream_is_its_last_event(client: TestClient, standin:
 
 def test_a_comparison_has_every_method_and_those_named_twice_once(client: TestClient, standin: StandIn) -> None:
     body = client.post("/v1/compare", json={"question": "Where?"}).json()
-    assert [answer["method"] for answer in body["answers"]] == list(SERVED)
+    assert [answer["method"] for answer in body["answers"]] == list(OFFERED)
     assert body["errors"] == {}
     body = client.post("/v1/compare", json={"question": "Where?", "methods": ["rag", "direct", "rag"]}).json()
     assert [answer["method"] for answer in body["answers"]] == ["rag", "direct"]

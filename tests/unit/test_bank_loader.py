@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from regrad.bank.config import TiersConfig
 from regrad.bank.reader import BankReader
-from regrad.errors import BankError
+from regrad.errors import BankError, PassageNotFound
 from regrad.meta_init import MetaInit
+from regrad.methods.base import BankState
 from regrad.retrieval.base import Hit
 from serve_app import bank_loader as module
 from serve_app.bank_loader import BankLoaderDeployment
 from serve_app.config import ServeConfig
-from serve_app.messages import Release, Retrieved
+from serve_app.messages import Ask, BankNeed, GradientSum, Release, Retrieved, RoutedAsk
 from tests.unit.banks import PASSAGES
 from tests.unit.releasing import commit, setup
 
@@ -35,6 +38,10 @@ def release(config: ServeConfig, name: str = "main", version: int = 1) -> Releas
     return Release(name, config.meta_init, config.bank, version, fingerprint)
 
 
+def load(loader: BankLoaderDeployment, release: Release) -> Awaitable[list[GradientSum | None]]:
+    return loader.load([RoutedAsk(Ask("Who?"), release, True, BankNeed.SUM)], [FOUND])
+
+
 def is_closed(reader: BankReader) -> bool:
     try:
         reader.was_deleted("p0")
@@ -51,17 +58,17 @@ def only(loader: BankLoaderDeployment) -> BankReader:
 def test_a_reader_that_was_replaced_is_closed_when_nobody_uses_it(config: ServeConfig, tmp_path: Path) -> None:
     async def run() -> None:
         loader = BankLoaderDeployment(config)
-        await loader.load(FOUND, release(config))
+        await load(loader, release(config))
         first = only(loader)
         with loader._used(first):
             commit(tmp_path / "bank", MetaInit.load(config.meta_init), seed=2)
-            found = await loader.load(FOUND, release(config))
-            assert found.uses[0].tier
+            (found,) = await load(loader, release(config))
+            assert found and found.bank is BankState.READ and not found.uses[0].missing
             second = only(loader)
             assert second is not first
             assert not is_closed(first), "a request reads from it"
         assert is_closed(first)
-        await loader.load(FOUND, release(config))
+        await load(loader, release(config))
         assert only(loader) is second and not is_closed(second)
         assert not loader._users
 
@@ -76,9 +83,24 @@ def test_the_reader_that_was_not_used_for_longest_is_closed(
 
     async def run() -> None:
         loader = BankLoaderDeployment(config)
-        await loader.load(FOUND, release(config, version=1))
+        await load(loader, release(config, version=1))
         first = only(loader)
-        await loader.load(FOUND, release(config, version=2))
+        await load(loader, release(config, version=2))
         assert is_closed(first) and not is_closed(only(loader))
 
     asyncio.run(run())
+
+
+def test_each_request_of_several_gets_what_it_needs(config: ServeConfig) -> None:
+    needs = [BankNeed.NOTHING, BankNeed.DELETIONS, BankNeed.SUM, BankNeed.PARTS]
+    routed = [RoutedAsk(Ask("Who?"), release(config), True, need) for need in needs]
+    unknown = replace(release(config), bank=f"{config.bank}-that-is-not-there")
+    routed += [RoutedAsk(Ask("Who?"), unknown, True, BankNeed.SUM), RoutedAsk(Ask("?"), unknown, True, BankNeed.SUM)]
+    found = [FOUND] * 5 + [PassageNotFound("nothing")]
+    nothing, deletions, total, parts, unread, failed = asyncio.run(BankLoaderDeployment(config).load(routed, found))
+    assert nothing is None and failed is None
+    assert deletions and total and parts and unread
+    assert [each.bank for each in (deletions, total, parts, unread)] == [*[BankState.READ] * 3, BankState.UNREAD]
+    assert [each.uses[0].missing for each in (deletions, total, parts, unread)] == [True, False, False, True]
+    assert (total.parts is None, parts.parts is None) == (True, False)
+    assert unread.uses[0].problem

@@ -15,7 +15,7 @@ from regrad.evaluation.plan import PlannedCell, make_plan
 from regrad.evaluation.runner import CellRunner
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.meta_init import MetaInit
-from regrad.methods.regrad import Knowledge
+from regrad.methods.regrad import BoundMetaInit
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel
 from tests.unit.evaluating import settings, write_set
@@ -109,7 +109,7 @@ def test_every_method_shows_them_before_its_own_prompt(
     shown = [passages[0]] if method == "rag" else []
     prompt = "".join(f"{tiny.config.prompts.prompt(str(row['question']))} {row['answers'][0]}\n" for row in SHOWN[:2])
     prompt += tiny.config.prompts.prompt(record.question, shown)
-    knowledge = Knowledge(tiny, meta_init)
+    knowledge = BoundMetaInit(tiny, meta_init)
     atom = knowledge.compute(passages[:1])[0].atom
     assert atom is not None
     update = knowledge.update(atom, 1.0) if method == "regrad-online" else None

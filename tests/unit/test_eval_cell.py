@@ -21,7 +21,7 @@ from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.rows import Finished
 from regrad.meta_init import MetaInit
 from regrad.methods.registry import METHODS
-from regrad.methods.regrad import Knowledge
+from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel
 from tests.unit.evaluating import settings, write_set
 
@@ -71,7 +71,7 @@ def test_every_question_is_answered_under_its_own_passages_update(
 ) -> None:
     config = only(folder, tiny, "regrad-online")
     records = run(tiny, config)[0].records
-    knowledge = Knowledge(tiny, meta_init)
+    knowledge = BoundMetaInit(tiny, meta_init)
     for record, question, passage in zip(records, read_questions(config.sets[0]), passages, strict=False):
         atom = knowledge.compute([passage])[0].atom
         assert atom is not None

@@ -18,7 +18,6 @@ from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodErr
 from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.plan import make_plan
 from regrad.meta_init import MetaInit
-from regrad.methods.config import MethodConfig
 from regrad.models.config import ModelConfig, SubspaceConfig
 from regrad.models.subspace import Subspace
 from regrad.settings import parse_settings
@@ -66,7 +65,7 @@ def gold(folder: Path) -> dict[str, Any]:
 def test_seeds_count_for_a_method_that_starts_at_random_and_for_no_other(folder: Path, model: ModelConfig) -> None:
     methods = ["rag", {"name": "tta", "seed": 10}]
     plan = make_plan(settings(folder, model, seeds=[0, 2], sets=[gold(folder)], k=[1], methods=methods))
-    assert [(cell.method.name, cell.seed, cell.method.seed) for cell in plan] == [
+    assert [(cell.method.name, cell.seed, getattr(cell.method, "seed", 0)) for cell in plan] == [
         ("rag", 0, 0),
         ("tta", 0, 10),
         ("tta", 2, 12),
@@ -74,10 +73,9 @@ def test_seeds_count_for_a_method_that_starts_at_random_and_for_no_other(folder:
     assert len({cell.key for cell in plan}) == 3
 
 
-def test_a_method_is_written_whole_and_every_setting_of_it_counts(folder: Path, model: ModelConfig) -> None:
-    assert MethodConfig.model_validate("rag").model_dump().keys() == MethodConfig.model_fields.keys()
+def test_whether_passages_go_into_the_prompt_decides_the_key(folder: Path, model: ModelConfig) -> None:
     config = settings(folder, model, methods=["tta", {"name": "alone", "method": "tta", "in_prompt": False}], k=[1])
-    assert [cell.method.in_prompt for cell in make_plan(config)] == [True, False]
+    assert [cell.method.info.passages_in_prompt for cell in make_plan(config)] == [True, False]
     assert len(keys(config)) == 2
 
 
@@ -86,7 +84,7 @@ def test_the_seed_in_a_location_makes_a_cell_for_each(folder: Path, model: Model
         meta_init.save(folder / f"tiny-{seed}")
     method = {"name": "online", "method": "regrad-online", "meta_init": str(folder / "{model}-{seed}")}
     plan = make_plan(settings(folder, model, seeds=[0, 1], methods=[method], k=[1]))
-    assert [cell.method.meta_init for cell in plan] == [str(folder / "tiny-0"), str(folder / "tiny-1")]
+    assert [cell.method.artefacts.meta_init for cell in plan] == [str(folder / "tiny-0"), str(folder / "tiny-1")]
 
 
 def test_what_decides_no_answer_is_not_in_the_key(folder: Path, model: ModelConfig) -> None:
@@ -130,9 +128,7 @@ def test_an_added_cell_leaves_the_others_their_keys(folder: Path, model: ModelCo
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"methods": ["pe-rga"]}, MethodError, "did you mean 'pe-rag'"),
         ({"methods": ["regrad-online"]}, MethodError, "meta_init"),
-        ({"methods": [{"name": "rag", "in_prompt": False}]}, MethodError, "method 'rag' takes no in_prompt; it takes"),
         ({"methods": [{"name": "regrad-online", "meta_init": "nowhere"}]}, MetaInitError, "regrad train"),
     ],
 )
@@ -177,6 +173,8 @@ def test_a_gold_passage_that_the_corpus_lacks_is_found_before_the_run(
     ("changes", "text"),
     [
         ({"metods": []}, "did you mean 'methods'"),
+        ({"methods": ["pe-rga"]}, "did you mean 'pe-rag'"),
+        ({"methods": [{"name": "rag", "in_prompt": False}]}, "method 'rag' takes no in_prompt; it takes"),
         ({"k": [0]}, "k is at least 1"),
         ({"k": [3, 3]}, "twice"),
         ({"methods": ["rag", "rag"]}, "'rag' twice"),
@@ -239,10 +237,10 @@ def test_a_bank_of_another_corpus_is_refused_before_a_model_is_loaded(
 ) -> None:
     meta_init.save(folder / "meta-init")
     write_bank(folder / "bank", meta_init, [Passage(f"else-{p.id}", p.title, p.text) for p in passages])
-    config = settings(folder, model, methods=["direct", banked(folder)])
+    config = settings(folder, model, methods=["direct", banked(folder, on_missing="fewer")])
     with pytest.raises(MethodError, match=r"bank at .*bank has the atom of none .*`regrad build`.*on_missing=online"):
         make_plan(config)
-    make_plan(settings(folder, model, methods=[banked(folder, on_missing="online")]))
+    make_plan(settings(folder, model, methods=[banked(folder)]))
 
 
 def test_a_bank_of_other_texts_is_refused_and_one_of_some_passages_is_not(
@@ -251,9 +249,10 @@ def test_a_bank_of_other_texts_is_refused_and_one_of_some_passages_is_not(
     meta_init.save(folder / "meta-init")
     write_bank(folder / "bank", meta_init, [Passage(p.id, p.title, f"{p.text} New.") for p in passages])
     with pytest.raises(MethodError, match="or only of other texts"):
-        make_plan(settings(folder, model, methods=[banked(folder)]))
+        make_plan(settings(folder, model, methods=[banked(folder, on_missing="rag")]))
     write_bank(folder / "some", meta_init, passages[5:6])
-    assert make_plan(settings(folder, model, methods=[banked(folder, bank=str(folder / "some"))]))
+    some = banked(folder, bank=str(folder / "some"), on_missing="rag")
+    assert make_plan(settings(folder, model, methods=[some]))
 
 
 def adapters(uri: Path, rank: int, count: Sequence[Passage]) -> None:

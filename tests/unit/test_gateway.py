@@ -15,7 +15,7 @@ from regrad.errors import BankError, ConfigError, RegradError
 from serve_app.auth.gate import _caller
 from serve_app.config import ServeConfig
 from serve_app.gateway import Gateway
-from serve_app.messages import Answered, Ask, Event, Piece, Release, Reply
+from serve_app.messages import Answered, Ask, Event, Piece, Reply
 from tests.unit.releasing import commit, meta_init, setup
 
 
@@ -83,13 +83,13 @@ class Tab:
 
 @pytest.mark.parametrize(("read", "charged"), [(1, 1), (2, 2), (3, 5)], ids=["one piece", "two pieces", "to the end"])
 def test_who_leaves_a_stream_pays_for_what_was_read(config: ServeConfig, read: int, charged: int) -> None:
-    async def pieces(ask: Ask, release: Release, last: bool) -> AsyncGenerator[Event]:
+    async def pieces(ask: Ask) -> AsyncGenerator[Event]:
         yield Piece("Thom")
         yield Piece("ville")
-        yield Reply(ask, Answered("Thomville", "stop", 14, 5, None, release.name))
+        yield Reply(ask, Answered("Thomville", "stop", 14, 5, None, "main"))
 
     async def scenario(gateway: Gateway) -> None:
-        gateway._stages.stream = pieces  # type: ignore[method-assign, assignment]
+        gateway._router.stream = pieces  # type: ignore[method-assign, assignment]
         _caller.set(tab)  # type: ignore[arg-type]
         async with contextlib.aclosing(gateway.stream(Ask("Where?"))) as events:
             for _ in range(read):

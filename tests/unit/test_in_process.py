@@ -11,24 +11,24 @@ import torch
 
 from regrad.data.passages import Passage, encode_passages
 from regrad.data.tasks import read_tasks
-from regrad.errors import CorpusError, MethodError, TrainingError
+from regrad.errors import CorpusError, MethodError
 from regrad.lab.config import LabConfig
 from regrad.lab.files import tasks
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
+from regrad.training.checkpoint import Score
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import passage_example
-from regrad.training.lora.finetuning import Finetuner, finetune_in_process
+from regrad.training.lora.finetuning import LoraLearner, example_steps, finetune_in_process, finetuning_loop
 from regrad.training.lora.lora_artifact import CARD, StaticLora, corpus_costs
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.in_process import meta_train_in_process
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.task_augment import shape_task
-from regrad.training.meta.trainer import Trainer
-from regrad.training.sampler import DrawOrder
+from regrad.training.meta.task_plan import TasksInMemory, shape_task
+from regrad.training.meta.trainer import MetaLearner, meta_loop, meta_train_in_process
+from regrad.training.sampler import Sampler, Source
 
 
 def write_tasks(path: Path, people: slice, world: World, prefix: str = "") -> Path:
@@ -53,11 +53,12 @@ def test_meta_training_is_the_loops_own(meta_settings: Callable[..., MetaTrainCo
     made = meta_train_in_process(config)
     lm = load_language_model(config.model, "cpu")
     engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
-    trainer = Trainer(lm, engine, config, lm.identity())
+    learner = MetaLearner(lm, engine, config, lm.identity())
     tasks, size = read_tasks(config.tasks[0].uri), config.optimizer.batch_size
-    drawn = [number for _, number in DrawOrder([len(tasks)], seed=config.seed).draws(4 * size)]
+    drawn = [draw.number for draw in Sampler([Source(len(tasks), f"{config.seed}/0")], size).draws(0, 4 * size)]
     shaped = [shape_task(tasks[n], config.shape, (), config.seed, place) for place, n in enumerate(drawn)]
-    alone = trainer.meta_init(trainer.run(shaped[start : start + size] for start in range(0, 4 * size, size)))
+    batches = [shaped[start : start + size] for start in range(0, 4 * size, size)]
+    alone = learner.product(meta_loop(learner, config).run(batches))
     assert torch.equal(made.phi0, alone.phi0)
     assert torch.equal(made.step_sizes, alone.step_sizes)
     assert made.notes["tasks"] == [{"uri": config.tasks[0].uri, "weight": None, "tasks": 6}]
@@ -84,13 +85,10 @@ def test_the_best_by_dev_f1_is_the_result(
     config = meta_settings(f"dev={dev}", "scoring.every=1")
     found = iter((0.1, 0.9, 0.3, 0.2))
 
-    def scored(self: Trainer, tasks: object, state: object) -> None:
-        from regrad.training.meta.checkpoint import DevScore, TrainState
+    def scored(self: MetaLearner, tasks: object, step: int) -> Score:
+        return Score(step, {"exact_match": 0.0, "f1": next(found), "questions": 1})
 
-        assert isinstance(state, TrainState)
-        state.dev.append(DevScore(state.step, 0.0, next(found), 1))
-
-    monkeypatch.setattr(Trainer, "_score", scored)
+    monkeypatch.setattr(MetaLearner, "score", scored)
     assert meta_train_in_process(config).notes["steps"] == 2
 
 
@@ -109,8 +107,14 @@ def test_bad_tasks_end_the_run_or_are_left_out(meta_settings: Callable[..., Meta
     path.write_text("no json\n")
     with pytest.raises(CorpusError, match="holds no tasks"):
         meta_train_in_process(meta_settings("shape.bad_tasks=skip"))
-    with pytest.raises(TrainingError, match=r"optimizer\.epochs is for a job"):
-        meta_train_in_process(meta_settings("optimizer.epochs=1"))
+
+
+def test_epochs_are_steps_and_distractors_are_drawn_by_the_seed(meta_settings: Callable[..., MetaTrainConfig]) -> None:
+    assert meta_train_in_process(meta_settings("optimizer.epochs=1", "optimizer.batch_size=2")).notes["steps"] == 3
+    mixed = [TasksInMemory.read(meta_settings("shape.distractor_probability=1")) for _ in range(2)]
+    first, again = (list(tasks.steps()) for tasks in mixed)
+    assert first == again
+    assert all(len(task.passages) > 3 for tasks in first for task in tasks)
 
 
 def finetune_settings(folder: Path, *extra: str) -> FinetuneConfig:
@@ -123,8 +127,9 @@ def test_fine_tuning_is_the_tuners_own_and_goes_on_from_what_it_made(passages: l
     config = finetune_settings(tmp_path)
     made = finetune_in_process(config)
     lm = load_language_model(config.model, "cpu")
-    alone = Finetuner(lm, config, [passage_example(lm, passage) for passage in passages[:8]])
-    state = alone.run()
+    examples = [passage_example(lm, passage) for passage in passages[:8]]
+    alone = LoraLearner(lm, config)
+    state = finetuning_loop(alone, config, len(examples)).run(example_steps(examples, config))
     assert torch.equal(made.values, alone.values)
     assert made.notes["losses"] == pytest.approx(state.losses, abs=1e-6)
     assert (made.notes["examples"], made.notes["parent"]) == (8, None)

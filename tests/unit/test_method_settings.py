@@ -9,19 +9,17 @@ from typing import Any
 import pytest
 import yaml
 
-from regrad.errors import MethodError
+from regrad.errors import ConfigError
 from regrad.evaluation.config import EvalConfig
-from regrad.methods.config import MethodConfig
-from regrad.methods.registry import METHODS, SETTINGS, check_method, method_of
-from regrad.settings import builtin_config, load_settings
+from regrad.methods.registry import FAMILIES, METHODS, MethodConfig
+from regrad.settings import Settings, builtin_config, load_settings, parse_settings
+from tests.unit.evaluating import method_settings
 
 ROOT = Path(__file__).parents[2]
-OTHER: dict[str, Any] = {
-    **{"meta_init": "m", "bank": "b", "bank_version": 2, "adapter": "a", "gamma": 0.5, "weighting": "mean"},
-    **{"on_missing": "fail", "prompt_style": "pe", "demonstrations": 2, "steps": 7, "lr": 1.0},
-    **{"adapt_on": "suffixes", "in_prompt": False, "seed": 1},
-}
-"""A value other than the default for every setting."""
+
+
+class One(Settings):
+    method: MethodConfig
 
 
 @pytest.mark.parametrize(
@@ -29,53 +27,42 @@ OTHER: dict[str, Any] = {
     [
         (
             {"name": "direct", "adapter": "runs/lab/cpt"},
-            "method 'direct' takes no adapter; it takes prompt_style, demonstrations",
+            "method 'direct' takes no adapter; it takes prompt_style, demonstrations; "
+            "adapter is a setting of cpt, instruction-cpt, ft-direct, ft-rag, prag-warm, ft-prag",
         ),
         (
             {"name": "fast", "method": "regrad", "adapter": "runs/lab/none", "steps": 7, "lr": 1.0},
-            "method 'regrad' (fast) takes no adapter, no steps, no lr; it takes meta_init, bank, bank_version, gamma, "
-            "weighting, on_missing, prompt_style, demonstrations",
+            "method 'regrad' (fast) takes no adapter, no steps, no lr; it takes prompt_style, demonstrations, ",
         ),
-        ({"name": "prag", "bank": "b", "gamma": 2.0}, "method 'prag' takes no gamma; it takes bank"),
-        ({"name": "regrad-online", "bank": "b"}, "method 'regrad-online' takes no bank; it takes meta_init, gamma"),
-        ({"name": "cpt", "adapter": "a", "bank_version": 3}, "takes no bank_version; it takes adapter"),
+        ({"name": "prag", "bank": "b", "gamma": 2.0}, "gamma is a setting of regrad, regrad+icl, regrad-online"),
+        ({"name": "regrad-online", "bank": "b"}, "method 'regrad-online' takes no bank; it takes "),
+        ({"name": "cpt", "adapter": "a", "bank_version": 3}, "takes no bank_version; it takes "),
+        ({"name": "regrad", "gama": 1.0}, "unknown key 'method.gama'; did you mean 'method.gamma'?"),
+        ({"name": "tta", "qqqqq": 1.0}, "unknown key 'method.qqqqq'; the keys here are name, method, prompt_style, "),
+        ({"method": "rag"}, "key 'method.name' is required"),
+        ({"name": "regrat"}, "key 'method': unknown method 'regrat'; did you mean 'regrad'?"),
+        ({"name": "rag", "gama": 1.0}, "takes no gama; it takes prompt_style, demonstrations; gamma is a setting of "),
+        ({"name": ""}, "key 'method': unknown method ''"),
+        (["rag"], "a method's name or a mapping with its settings is expected, found ['rag']"),
     ],
 )
-def test_a_setting_that_does_nothing_is_refused(given: dict[str, Any], text: str) -> None:
-    with pytest.raises(MethodError, match=re.escape(text)):
-        check_method(MethodConfig.model_validate(given))
+def test_a_setting_that_a_method_does_not_look_at_is_refused(given: Any, text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        parse_settings(One, {"method": given}, "test")
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_takes_its_settings_one_by_one_and_no_other(name: str) -> None:
-    for setting, value in OTHER.items():
-        config = MethodConfig.model_validate({"name": name, setting: value})
-        if setting in SETTINGS[name]:
-            assert method_of(config).name == name
-        else:
-            with pytest.raises(MethodError, match=f"takes no {setting};"):
-                method_of(config)
-
-
-def test_every_setting_belongs_to_some_method() -> None:
-    assert OTHER.keys() == MethodConfig.model_fields.keys() - {"name", "method"}
-    assert {setting for taken in SETTINGS.values() for setting in taken} == OTHER.keys()
-    fields = MethodConfig.model_fields
-    assert all(value != fields[setting].default for setting, value in OTHER.items())
-
-
-def test_a_setting_at_its_default_is_none_that_was_given() -> None:
-    default = MethodConfig(name="direct", adapter=None, gamma=1.0, steps=3, in_prompt=True)
-    assert method_of(default) == METHODS["direct"]
+def test_each_method_belongs_to_one_family_and_is_read_as_it() -> None:
+    for name in METHODS:
+        families = [family for family in FAMILIES if name in {info.name for info in family.METHODS}]
+        assert [type(method_settings(name))] == families
+        assert method_settings("a label", method=name).info.name == name
 
 
 def test_all_settings_that_come_with_regrad_and_its_studies_pass() -> None:
     files = [path for path in builtin_config("").rglob("*.yaml") if re.search("^methods:", path.read_text(), re.M)]
     files += (ROOT / "studies").rglob("*.yaml")
     assert {path.stem for path in files} >= {"eval-lab", "eval-rivals-lab", "methods", "merges"}
-    for config in (load_settings(EvalConfig, path) for path in files):
-        for method in config.methods:
-            method_of(method)
+    assert all(load_settings(EvalConfig, path).methods for path in files)
 
 
 def test_all_examples_of_the_documents_and_of_comments_pass() -> None:
@@ -84,7 +71,5 @@ def test_all_examples_of_the_documents_and_of_comments_pass() -> None:
     text = "\n".join(path.read_text() for path in files)
     lines = re.findall(r"^[ #]*- (\{name: .*\})$", text, re.M)
     read = [yaml.safe_load(line) for line in lines]
-    found = [MethodConfig.model_validate(one) for one in read if one.get("method", one["name"]) in METHODS]
+    found = [method_settings(**one) for one in read if one.get("method", one["name"]) in METHODS]
     assert len([one for one in found if one.kind == "tta"]) >= 5
-    for method in found:
-        method_of(method)

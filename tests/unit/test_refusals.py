@@ -16,7 +16,7 @@ from serve_app.auth.keys import KeyStore, make_key
 from serve_app.config import LimitsConfig, ProtectionConfig, ServeConfig, WatchingConfig
 from serve_app.gateway import Gateway
 from serve_app.http.app import make_app
-from serve_app.messages import Answered, Ask, Release
+from serve_app.messages import Answered, Ask, Reply
 from serve_app.readiness import Readiness
 from tests.unit.recording import Recorded
 from tests.unit.releasing import setup
@@ -25,7 +25,7 @@ ASK = {"question": "Where is the treasure?"}
 
 
 class Server:
-    """The application in front of a real gateway whose stages are made up, and what it has counted and logged."""
+    """The application in front of a real gateway whose router is made up, and what it has counted and logged."""
 
     def __init__(self, folder: Path, recorded: Recorded) -> None:
         self.key, record = make_key("a team", datetime.now(UTC), requests_per_minute=3)
@@ -33,7 +33,7 @@ class Server:
         self.key_id, self._log, self._recorded = record.id, folder / "requests.jsonl", recorded
         config = self._config(folder)
         self.gateway = Gateway(config, Mock(), Mock(), Mock())
-        self.gateway._stages.once = self._answer  # type: ignore[method-assign, assignment]
+        self.gateway._router.answer = self._answer  # type: ignore[method-assign, assignment]
         self.error: Exception | None = None
         self.client = TestClient(make_app(config, lambda: self.gateway), headers={"x-request-id": "r-1"})
 
@@ -45,10 +45,10 @@ class Server:
         }
         return setup(folder).model_copy(update=parts)
 
-    async def _answer(self, ask: Ask, release: Release, last: bool) -> tuple[None, Answered]:
+    async def _answer(self, ask: Ask) -> Reply:
         if self.error:
             raise self.error
-        return None, Answered("In a chest", "stop", 3, 2, None, release.name)
+        return Reply(ask, Answered("In a chest", "stop", 3, 2, None, "main"))
 
     def post(self, content: Any = None, path: str = "/v1/answer", **headers: str) -> int:
         headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json", **headers}

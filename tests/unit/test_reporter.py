@@ -10,24 +10,27 @@ import pytest
 from ray import train
 
 from ray_jobs.reporter import WorkerReporter
+from regrad.training.checkpoint import CARD, Checkpoint, Score, TrainState
+from tests.tools.regression import LineLearner
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_only_the_first_worker_tells_and_saves(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     told: list[str] = []
-    reported: list[tuple[dict[str, Any], bytes | None]] = []
+    reported: list[tuple[dict[str, Any], list[str] | None]] = []
 
     def report(metrics: dict[str, Any], checkpoint: Any = None) -> None:
-        reported.append((metrics, (Path(checkpoint.path) / "state").read_bytes() if checkpoint else None))
-
-    def write_state(folder: Path) -> None:
-        (folder / "state").write_bytes(b"s")
+        files = sorted(path.name for path in Path(checkpoint.path).iterdir()) if checkpoint else None
+        reported.append((metrics, files))
 
     context = SimpleNamespace(get_world_rank=lambda: rank)
     monkeypatch.setattr(train, "get_context", lambda: context)
     monkeypatch.setattr(train, "report", report)
     worker = WorkerReporter(SimpleNamespace(push=SimpleNamespace(remote=told.append)))
-    worker.tell("step 1")
-    worker.keep({"step": 1}, write_state)
+    worker.note("step 1")
+    learner, scored = LineLearner(), TrainState(1, scores=[Score(1, {"f1": 0.5})])
+    for state in (scored, TrainState(2)):
+        worker.checkpoint(Checkpoint("kind", "base", state, learner.tensors(), "line", learner.product(state)))
     assert told == ([] if rank else ["step 1"])
-    assert reported == [({"step": 1}, None if rank else b"s")]
+    files = None if rank else [CARD, "line", "state.safetensors"]
+    assert reported == [({"step": 1, "dev_f1": 0.5}, files), ({"step": 2}, files)]

@@ -53,7 +53,9 @@ def reads(settings: Settings) -> set[str]:
             found = {settings.corpus, settings.static}
         case EvalConfig():
             found = {one.path for one in settings.sets} | {one.passages.index for one in settings.sets}
-            found |= {place for method in settings.methods for place in (method.adapter, method.bank)}
+            found |= {
+                place for method in settings.methods for place in (method.artefacts.adapter, method.artefacts.bank)
+            }
     return {str(place) for place in found if place}
 
 
@@ -74,8 +76,8 @@ def test_every_documented_command_reads_what_is_there_and_writes_where_nothing_i
         assert not makes(settings) & there
         there |= makes(settings)
     assert isinstance(settings, EvalConfig)
-    needing = {method for method in METHODS.values() if method.static or method.update == "adapters"}
-    assert {one.kind for one in settings.methods} == {"direct", "rag"} | {method.name for method in needing}
+    needing = {name for name, method in METHODS.items() if method.update in ("static", "adapters")}
+    assert {one.kind for one in settings.methods} == {"direct", "rag"} | needing
 
 
 def test_the_warm_adapters_fit_beside_the_lora_that_they_are_trained_upon() -> None:

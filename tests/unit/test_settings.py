@@ -34,7 +34,7 @@ def test_misspelt_nested_override_names_the_nearest_right_one() -> None:
 
 
 def test_a_list_is_not_called_too_short_for_a_misspelt_key_in_it() -> None:
-    values = {"output": "o", "models": {"m": {"path": "p"}}, "sets": [], "methods": [{"name": "rag", "gama": 1}]}
+    values = {"output": "o", "models": {"m": {"path": "p"}}, "sets": [], "methods": [{"name": "regrad", "gama": 1}]}
     with pytest.raises(ConfigError) as found:
         parse_settings(EvalConfig, values, "c.yaml")
     short = "key 'sets': Tuple should have at least 1 item after validation, not 0, found []"

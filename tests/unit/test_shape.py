@@ -9,7 +9,7 @@ from regrad.data.tasks import Task, TaskQuestion
 from regrad.models.loading import LanguageModel
 from regrad.training.meta.collate import collate, encode_question, prompt_passages
 from regrad.training.meta.config import ShapeConfig
-from regrad.training.meta.task_augment import shape_task
+from regrad.training.meta.task_plan import shape_task
 
 OWN = tuple(Passage(f"p{i}", f"title {i}", f"text {i}") for i in range(4))
 POOL = [Passage(f"d{i}", f"other {i}", f"foreign {i}") for i in range(20)] + list(OWN)

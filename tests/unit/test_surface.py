@@ -114,6 +114,8 @@ def setting(name: str, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True, validated_data={})
     if isinstance(default, BaseModel):
         return f"{line} = {default.model_dump(exclude_unset=True) or 'its defaults'}"
+    if isinstance(default, tuple) and any(isinstance(item, BaseModel) for item in default):
+        return f"{line} = {[item.model_dump(exclude_unset=True) for item in default]}"
     return f"{line} = {default!r}"
 
 

@@ -10,13 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from regrad.data.tasks import Task, duplicates, read_tasks, task_files
-from regrad.errors import CorpusError, TrainingError
+from regrad.errors import CorpusError
 from regrad.lab.wording import LAB_PROMPTS
 from regrad.models.config import ModelConfig
 from regrad.training.meta.collate import collate
 from regrad.training.meta.config import ShapeConfig
 from regrad.training.meta.lengths import Lengths, check_dev_tasks, scan_file
-from regrad.training.sampler import DrawOrder, share_of
 
 PASSAGE = {"id": "a", "title": "t", "text": "x"}
 
@@ -136,34 +135,3 @@ def test_a_repeated_id_names_both_places() -> None:
     assert duplicates([("f line 1", "a"), ("f line 2", "b"), ("g line 1", "a")]) == {
         "g line 1": "g line 1: task id 'a' is also at f line 1"
     }
-
-
-def test_workers_share_each_global_batch_whatever_their_number() -> None:
-    batch = list(range(8))
-    for workers in (1, 2, 4):
-        shares = [share_of(batch, rank, workers) for rank in range(workers)]
-        assert sorted(number for share in shares for number in share) == batch
-        assert {len(share) for share in shares} == {8 // workers}
-
-
-def test_every_epoch_sees_every_task_once_in_a_new_order() -> None:
-    draws = [number for _, number in DrawOrder([6], seed=0).draws(12)]
-    assert sorted(draws[:6]) == sorted(draws[6:]) == list(range(6))
-    assert draws[:6] != draws[6:]
-    assert [number for _, number in DrawOrder([6], seed=0).draws(9)] == draws[:9]
-    assert [number for _, number in DrawOrder([6], seed=1).draws(12)] != draws
-
-
-@pytest.mark.parametrize(
-    ("weights", "shares"), [((None, None), (30, 10)), ((1.0, 1.0), (20, 20)), ((3.0, 2.0), (24, 16))]
-)
-def test_sources_are_mixed_in_proportion_at_every_moment(weights: Any, shares: tuple[int, int]) -> None:
-    drawn = [source for source, _ in DrawOrder([30, 10], weights).draws(40)]
-    assert (drawn.count(0), drawn.count(1)) == shares
-    for position in range(1, 41):
-        assert abs(drawn[:position].count(0) - shares[0] / 40 * position) <= 1
-
-
-def test_a_source_without_tasks_is_a_clear_error() -> None:
-    with pytest.raises(TrainingError, match="at least one task"):
-        DrawOrder([3, 0])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from regrad.data.tasks import Task
 from regrad.errors import ConfigError, MetaInitError, TrainingError
@@ -19,18 +19,19 @@ from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel
 from regrad.settings import parse_settings
+from regrad.training.callbacks import Silent, StepReport
+from regrad.training.checkpoint import Checkpoint, Score, TrainState, load_checkpoint
 from regrad.training.config import WatchConfig
-from regrad.training.meta.callbacks import Silent, StepReport
-from regrad.training.meta.checkpoint import DevScore, TrainState, load_checkpoint, save_checkpoint
+from regrad.training.loop import Loop
 from regrad.training.meta.config import DevConfig, InnerConfig, MetaTrainConfig, OptimizerConfig
 from regrad.training.meta.dev_scores import Sums, score
-from regrad.training.meta.in_process import steps_of
 from regrad.training.meta.objective import MetaGradient, Point
 from regrad.training.meta.optim.base import PlainEngine
 from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.trackers import Watcher, dev_line, make_sinks, step_line
-from regrad.training.meta.trainer import Trainer
+from regrad.training.meta.task_plan import TasksInMemory
+from regrad.training.meta.trainer import META_INIT, MetaLearner, meta_loop
 from regrad.training.schedules import learning_rate_factor
+from regrad.training.trackers import Sink, Watcher, make_sinks, score_line, step_line
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ class Keeper(Silent):
     def __init__(self, folder: Path | None = None) -> None:
         self.notes: list[str] = []
         self.reports: list[StepReport] = []
-        self.dev: list[DevScore] = []
+        self.scores: list[Score] = []
         self.folder = folder
 
     def note(self, text: str) -> None:
@@ -68,19 +69,31 @@ class Keeper(Silent):
     def report(self, report: StepReport) -> None:
         self.reports.append(report)
 
-    def scored(self, dev: DevScore) -> None:
-        self.dev.append(dev)
+    def scored(self, score: Score) -> None:
+        self.scores.append(score)
 
-    def checkpoint(self, state: TrainState, tensors: dict[str, Tensor], meta_init: MetaInit) -> None:
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
         if self.folder is not None:
-            folder = self.folder / str(state.step)
-            folder.mkdir()
-            save_checkpoint(folder, state, tensors, meta_init)
+            checkpoint.save(self.folder / str(checkpoint.state.step))
 
 
-def make(lm: LanguageModel, config: MetaTrainConfig, listener: Silent | None = None) -> tuple[Trainer, PlainEngine]:
-    engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
-    return Trainer(lm, engine, config, lm.identity(), {"kept": 1}, listener=listener), engine
+class Run:
+    """A run in this process, with what a test looks at."""
+
+    def __init__(
+        self, lm: LanguageModel, config: MetaTrainConfig, listener: Silent | None = None, dev: Sequence[Task] = ()
+    ) -> None:
+        self.engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
+        self.learner = MetaLearner(lm, self.engine, config, lm.identity(), {"kept": 1})
+        self.loop: Loop[Task] = meta_loop(self.learner, config, dev, listener)
+
+
+def steps_of(tasks: Sequence[Task], config: MetaTrainConfig, first: int = 0) -> Iterator[list[Task]]:
+    return TasksInMemory.of(config, [tasks]).steps(first)
+
+
+def load(folder: Path, lm: LanguageModel) -> tuple[TrainState, dict[str, Any]]:
+    return load_checkpoint(folder, MetaLearner.kind, lm.identity())
 
 
 @pytest.mark.parametrize("mode", ["tie", "same", "full", "fix"])
@@ -134,22 +147,17 @@ def test_a_resumed_run_has_the_same_losses_and_the_same_bits(
     tiny: LanguageModel, tasks: list[Task], tmp_path: Path
 ) -> None:
     config = settings(tiny)
-    whole, engine = make(tiny, config, Keeper(tmp_path))
-    state = whole.run(steps_of([tasks], config))
-    resumed, engine2 = make(tiny, config)
-    before, tensors = load_checkpoint(tmp_path / "3")
+    whole = Run(tiny, config, Keeper(tmp_path))
+    state = whole.loop.run(steps_of(tasks, config))
+    resumed = Run(tiny, config)
+    before, tensors = load(tmp_path / "3", tiny)
     assert before.step == 3
-    engine2.load(tensors)
-    steps = list(steps_of([tasks], config))[before.step :]
-    after = resumed.run(steps, state=before)
+    resumed.learner.load(tensors)
+    after = resumed.loop.run(steps_of(tasks, config, before.step), before)
     assert after.losses == state.losses and len(state.losses) == 6
-    for name, value in engine.state().items():
-        assert torch.equal(value, engine2.state()[name]), name
-
-
-def test_a_damaged_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="checkpoint at .* is damaged"):
-        load_checkpoint(tmp_path)
+    for name, value in whole.engine.state().items():
+        assert torch.equal(value, resumed.engine.state()[name]), name
+    assert MetaInit.load(tmp_path / "6" / META_INIT).fingerprint == resumed.learner.product(after).fingerprint
 
 
 def test_micro_batches_give_the_same_step_as_one_batch(tiny: LanguageModel, tasks: list[Task]) -> None:
@@ -157,9 +165,9 @@ def test_micro_batches_give_the_same_step_as_one_batch(tiny: LanguageModel, task
     for micro in (None, 1):
         optimizer = {"steps": 2, "batch_size": 4, "micro_batch": micro}
         config = settings(tiny, optimizer=optimizer)
-        trainer, engine = make(tiny, config)
-        state = trainer.run(steps_of([tasks], config))
-        results.append((state.losses, engine.point().phi0.clone()))
+        run = Run(tiny, config)
+        state = run.loop.run(steps_of(tasks, config))
+        results.append((state.losses, run.engine.point().phi0.clone()))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-5)
 
@@ -168,14 +176,14 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     tiny: LanguageModel, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, keeper = settings(tiny), Keeper()
-    trainer, engine = make(tiny, config, keeper)
-    poison(monkeypatch, trainer, {2, 3})
-    state = trainer.run(steps_of([tasks], config))
+    run = Run(tiny, config, keeper)
+    poison(monkeypatch, run.learner, {2, 3})
+    state = run.loop.run(steps_of(tasks, config))
     assert state.skipped == [2, 3] and len(state.losses) == 4 and state.step == 6
     assert "step 2 is skipped: its loss or gradient is not finite" in keeper.notes
-    assert bool(torch.isfinite(engine.point().phi0).all())
+    assert bool(torch.isfinite(run.engine.point().phi0).all())
     assert keeper.reports[-1].skipped == 2
-    assert trainer.meta_init(state).notes["skipped_steps"] == 2
+    assert run.learner.product(state).notes["skipped_steps"] == 2
 
 
 def test_too_many_bad_steps_in_a_row_stop_the_run_and_earlier_ones_do_not_count(
@@ -183,37 +191,38 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_and_earlier_ones_do_not_count(
 ) -> None:
     optimizer = {"steps": 6, "batch_size": 2, "max_bad_steps": 2}
     config = settings(tiny, optimizer=optimizer)
-    trainer, _ = make(tiny, config, Keeper(tmp_path))
-    poison(monkeypatch, trainer, {2, 5, 6})
-    with pytest.raises(TrainingError, match=r"not finite at step 6, the 2\. time in a row; lower inner"):
-        trainer.run(steps_of([tasks], config))
-    assert load_checkpoint(tmp_path / "3")[0].skipped == [2], "the last good checkpoint is intact"
+    run = Run(tiny, config, Keeper(tmp_path))
+    poison(monkeypatch, run.learner, {2, 5, 6})
+    with pytest.raises(TrainingError, match="not finite at step 6, 2 times in a row; lower inner"):
+        run.loop.run(steps_of(tasks, config))
+    assert load(tmp_path / "3", tiny)[0].skipped == [2], "the last good checkpoint is intact"
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, steps: set[int]) -> None:
-    original, count = trainer._gradient, iter(range(1, 100))
+def poison(monkeypatch: pytest.MonkeyPatch, learner: MetaLearner, steps: set[int]) -> None:
+    original, count = learner._gradient, iter(range(1, 100))
 
-    def gradient(part: Any) -> MetaGradient:
-        found = original(part)
-        return replace(found, phi0=found.phi0 * math.nan) if next(count) in steps else found
+    def gradient(part: Any) -> tuple[MetaGradient, dict[str, int]]:
+        found, counts = original(part)
+        return (replace(found, phi0=found.phi0 * math.nan) if next(count) in steps else found), counts
 
-    monkeypatch.setattr(trainer, "_gradient", gradient)
+    monkeypatch.setattr(learner, "_gradient", gradient)
 
 
 def test_training_lowers_the_loss_and_the_card_says_what_was_done(tiny: LanguageModel, tasks: list[Task]) -> None:
     config = settings(tiny, optimizer={"steps": 30, "batch_size": 2, "lr": 2e-2, "schedule": "cosine"})
     keeper = Keeper()
-    trainer, _ = make(tiny, config, keeper)
-    state = trainer.run(steps_of([tasks], config), dev=tasks[:2])
+    run = Run(tiny, config, keeper, tasks[:2])
+    state = run.loop.run(steps_of(tasks, config))
     assert sum(state.losses[-5:]) < 0.7 * sum(state.losses[:5])
     assert [report.step for report in keeper.reports] == list(range(2, 31, 2))
     last = keeper.reports[-1]
     assert last.loss == pytest.approx(sum(state.losses[-2:]) / 2)
-    assert last.tokens_per_second > last.passages_per_second > 0 and last.memory_gb > 0.01
-    assert last.step_size_low <= last.step_size_middle <= last.step_size_high
-    notes = trainer.meta_init(state).notes
+    assert last.rates["tokens"] > last.rates["passages"] > 0 and last.memory_gb > 0.01
+    low, middle, high = (last.numbers[f"step_size_{name}"] for name in ("low", "middle", "high"))
+    assert low <= middle <= high and last.numbers["inner_loss"] > 0
+    notes = run.learner.product(state).notes
     assert notes["kept"] == 1 and notes["steps"] == 30 and notes["dev"][0]["questions"] == 30
-    assert keeper.dev[0].step == 30
+    assert keeper.scores[0].step == 30
 
 
 def test_dev_tasks_are_scored_as_often_as_asked_each_with_a_checkpoint(
@@ -221,10 +230,10 @@ def test_dev_tasks_are_scored_as_often_as_asked_each_with_a_checkpoint(
 ) -> None:
     config = settings(tiny, scoring={"every": 2}, checkpoints={"every": 100})
     keeper = Keeper(tmp_path)
-    make(tiny, config, keeper)[0].run(steps_of([tasks], config), dev=tasks[:1])
-    assert [score.step for score in keeper.dev] == [2, 4, 6]
+    Run(tiny, config, keeper, tasks[:1]).loop.run(steps_of(tasks, config))
+    assert [score.step for score in keeper.scores] == [2, 4, 6]
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 4, 6]
-    assert load_checkpoint(tmp_path / "4")[0].latest_dev == keeper.dev[1]
+    assert load(tmp_path / "4", tiny)[0].latest_score == keeper.scores[1]
 
 
 def test_dev_tasks_are_scored_at_the_k_that_is_trained(
@@ -235,7 +244,7 @@ def test_dev_tasks_are_scored_at_the_k_that_is_trained(
         "regrad.training.meta.trainer.score", lambda lm, at, given, *rest: seen.extend(given) or Sums(1, 1, 1)
     )
     config = settings(tiny, shape={"k": 1, "questions": 1, "distractor_probability": 1.0})
-    make(tiny, config)[0].run(steps_of([tasks], config), dev=tasks[:1])
+    Run(tiny, config, dev=tasks[:1]).loop.run(steps_of(tasks, config))
     [task] = seen
     assert len(task.questions) == len(tasks[0].questions)
     assert {len(question.context) for question in task.questions} == {1}
@@ -246,23 +255,21 @@ def test_the_strategy_that_auto_chose_is_kept_in_the_checkpoint(
 ) -> None:
     lean = settings(tiny, strategy={"name": "auto", "memory_gb": 1e-9})
     keeper = Keeper(tmp_path)
-    make(tiny, lean, keeper)[0].run(steps_of([tasks], lean))
+    Run(tiny, lean, keeper).loop.run(steps_of(tasks, lean))
     assert keeper.notes[0].startswith("strategy difference: estimated GB")
-    state, tensors = load_checkpoint(tmp_path / "3", tiny.identity())
-    assert state.strategy == "difference"
+    state, tensors = load(tmp_path / "3", tiny)
+    assert state.decided == {"strategy": "difference"}
     later = Keeper()
-    trainer, engine = make(tiny, settings(tiny, strategy={"name": "auto"}), later)
-    engine.load(tensors)
-    trainer.run(list(steps_of([tasks], lean))[3:], state=state)
+    run = Run(tiny, settings(tiny, strategy={"name": "auto"}), later)
+    run.learner.load(tensors)
+    run.loop.run(steps_of(tasks, lean, 3), state)
     assert later.notes == ["strategy difference, as before"]
-    with pytest.raises(TrainingError, match="begun with other base weights"):
-        load_checkpoint(tmp_path / "3", "other")
 
 
 def test_tasks_that_end_too_early_are_an_error(tiny: LanguageModel, tasks: list[Task]) -> None:
     config = settings(tiny)
     with pytest.raises(TrainingError, match="ended at step 2 of 6"):
-        make(tiny, config)[0].run(list(steps_of([tasks], config))[:2])
+        Run(tiny, config).loop.run(list(steps_of(tasks, config))[:2])
 
 
 def test_scores_use_gamma_and_the_same_update_as_training(lab_model: LanguageModel, world: World) -> None:
@@ -321,38 +328,42 @@ def test_a_meta_init_for_several_inner_steps_has_no_bank(tiny: LanguageModel, me
         AtomExtractor(tiny, several)
 
 
-REPORT = StepReport(10, 20, 1.5, 2.5, 3.0, 4.0, 5.0, 0.1, 0.2, 0.3, 0.5, 1, 2e-6)
+REPORT = StepReport(10, 20, 1.5, 3.0, 0.5, 1, {"tokens": 5.0}, {"step_size_low": 0.1, "gradient_error": 2e-6})
+SCORE = Score(20, {"exact_match": 0.5, "f1": 0.75, "questions": 8})
 
 
-def test_watchers_see_lines_and_tensorboard_files(tmp_path: Path, tiny: LanguageModel) -> None:
-    config = settings(tiny, output=str(tmp_path / "m"))
+def sinks(tmp_path: Path, **watch: Any) -> list[Sink]:
+    return make_sinks(WatchConfig(**watch), str(tmp_path / "m"), {"seed": 0})
+
+
+def test_watchers_see_lines_and_tensorboard_files(tmp_path: Path) -> None:
     lines: list[str] = []
-    watcher = Watcher(lines.append, make_sinks(config))
-    for item in ("a note", REPORT, DevScore(20, 0.5, 0.75, 8)):
+    watcher = Watcher(lines.append, sinks(tmp_path))
+    for item in ("a note", REPORT, SCORE):
         watcher(item)
     watcher.close()
-    assert lines == ["a note", step_line(REPORT), dev_line(DevScore(20, 0.5, 0.75, 8))]
-    assert "step 10/20  loss 1.500" in lines[1] and "gradient error 2e-06" in lines[1] and "1 steps skipped" in lines[1]
+    assert lines == ["a note", step_line(REPORT), score_line(SCORE)]
+    assert lines[1] == (
+        "step 10/20  loss 1.5000  step size low 0.1  gradient error 2e-06  5 tokens/s  0.50 GB  3 s  1 steps skipped"
+    )
+    assert lines[2] == "step 20  dev  exact match 0.5  f1 0.75  questions 8"
     [events] = (tmp_path / "m.logs").iterdir()
     content = events.read_bytes()
-    for tag in (b"train/loss", b"train/step_size_low", b"dev/f1", b"dev/exact_match"):
+    for tag in (b"train/loss", b"train/step_size_low", b"train/tokens_per_second", b"dev/f1", b"dev/exact_match"):
         assert tag in content
 
 
-def test_trackers_that_are_not_installed_are_a_clear_error(
-    tmp_path: Path, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trackers_that_are_not_installed_are_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     for name, key in (("wandb", "wandb_project"), ("mlflow", "mlflow_experiment")):
         monkeypatch.setitem(sys.modules, name, None)
-        config = settings(tiny, output=str(tmp_path / "m"), watch={key: "mine", "tensorboard": False})
         with pytest.raises(ConfigError, match=f"watch asks for {name}, which is not installed: `pip install {name}`"):
-            make_sinks(config)
-    assert make_sinks(settings(tiny, watch=WatchConfig(tensorboard=False).model_dump())) == []
+            sinks(tmp_path, tensorboard=False, **{key: "mine"})
+    assert sinks(tmp_path, tensorboard=False) == []
 
 
-def test_weights_and_biases_and_mlflow_get_the_numbers(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_biases_and_mlflow_get_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against stand-ins with the calls of the real clients that are used."""
     import sys
     from unittest.mock import MagicMock
@@ -360,11 +371,12 @@ def test_weights_and_biases_and_mlflow_get_the_numbers(tiny: LanguageModel, monk
     wandb, mlflow = MagicMock(), MagicMock()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    watch = {"wandb_project": "p", "mlflow_experiment": "e", "tensorboard": False}
-    watcher = Watcher(lambda _: None, make_sinks(settings(tiny, watch=watch)))
-    watcher(DevScore(20, 0.5, 0.75, 8))
+    made = sinks(tmp_path, wandb_project="p", mlflow_experiment="e", tensorboard=False)
+    watcher = Watcher(lambda _: None, made)
+    watcher(SCORE)
     watcher.close()
     expected = {"dev/exact_match": 0.5, "dev/f1": 0.75, "dev/questions": 8.0}
+    wandb.init.assert_called_once_with(project="p", config={"seed": 0})
     wandb.init.return_value.log.assert_called_once_with(expected, step=20)
     wandb.init.return_value.finish.assert_called_once()
     mlflow.set_experiment.assert_called_once_with("e")

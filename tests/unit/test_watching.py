@@ -17,11 +17,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
+from regrad.bank.tiers import Tier
 from regrad.errors import ConfigError
+from regrad.methods.base import Note, PassageUse
 from regrad.settings import parse_settings
 from serve_app.config import WatchingConfig
 from serve_app.http.errors import Problem
-from serve_app.messages import Answered, Ask, Degraded, PassageUse, Reply, Retrieved
+from serve_app.messages import Answered, Ask, Reply, Retrieved
 from serve_app.observability.metrics import DEFINITIONS, Metrics
 from serve_app.observability.request_log import RequestLog
 from serve_app.observability.tracing import Tracing, Watch, open_tracing
@@ -37,8 +39,8 @@ ANSWERED = Answered(
     completion_tokens=5,
     bank_version="00000002",
     release="main",
-    uses=(PassageUse("a", "memory"), PassageUse("b", "memory"), PassageUse("c", problem="missing")),
-    degraded=(Degraded("fewer", "no atom", ("c",)), Degraded("fewer", "damaged", ("d",))),
+    uses=(PassageUse("a", Tier.MEMORY), PassageUse("b", Tier.MEMORY), PassageUse("c", problem="missing")),
+    degraded=(Note("fewer", "no atom", ("c",)), Note("fewer", "damaged", ("d",))),
     load_milliseconds=20,
     queue_milliseconds=30,
     prefill_milliseconds=40,
@@ -92,7 +94,7 @@ def test_the_other_stages_count_what_they_know(recorded: Recorded) -> None:
     metrics.batch(4)
     metrics.queue(7)
     metrics.queue(0)
-    metrics.read("disk", 1024)
+    metrics.read(Tier.DISK, 1024)
     assert recorded.calls == [
         ("regrad_decode_batch_size", 4, {}),
         ("regrad_generator_queue", 7, {}),
@@ -107,7 +109,7 @@ def test_outside_a_replica_the_metrics_do_nothing() -> None:
     metrics.failed("timeout", 504)
     metrics.batch(1)
     metrics.queue(1)
-    metrics.read("store", 1)
+    metrics.read(Tier.STORE, 1)
     with metrics.working():
         pass
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from regrad.models.batching import losses_and_slopes
+from regrad.models.batching import losses_and_grads
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import finite_rows
 from regrad.training.lora.config import AdamWConfig
@@ -109,9 +109,10 @@ class RowTrainer:
         weights_N = torch.tensor([entry.weight for entry in entries], device=self._lm.device)
         with torch.enable_grad(), self._lm.lora.applied(self._lift(leaf)):
             hidden_NTD = self._lm.hidden(batch.ids[:, :-1])
-            losses_N, slopes_NTD = losses_and_slopes(self._lm, hidden_NTD, batch)
-            slopes_NTD = slopes_NTD * weights_N[:, None, None].to(slopes_NTD)
-            (gradient,) = torch.autograd.grad(hidden_NTD, leaf, slopes_NTD)
+            losses_N, grads_NTD = losses_and_grads(self._lm, hidden_NTD, batch)
+            # The logits' part of the backward pass is done; a row's weight scales what enters the rest of it.
+            grads_NTD = grads_NTD * weights_N[:, None, None].to(grads_NTD)
+            (gradient,) = torch.autograd.grad(hidden_NTD, leaf, grads_NTD)
         where = torch.tensor(numbers, device=self._lm.device)
         losses_U.index_add_(0, where, (losses_N * weights_N).to(losses_U))
         if one:

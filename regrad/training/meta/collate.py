@@ -56,16 +56,16 @@ class MetaBatch:
         )
 
 
-Asked = tuple[Task, TaskQuestion]
+TaskAndQuestion = tuple[Task, TaskQuestion]
 
 
-def group_questions(tasks: Sequence[Task]) -> list[tuple[frozenset[Passage], list[Asked]]]:
+def group_questions(tasks: Sequence[Task]) -> list[tuple[frozenset[Passage], list[TaskAndQuestion]]]:
     """The updates of a batch, each with its passages and its questions, the same number for all.
 
     Questions on the same passages share an update, as far as equal groups allow (their greatest common divisor): equal
     groups need no copy of an update for each question.
     """
-    together: dict[frozenset[Passage], list[Asked]] = {}
+    together: dict[frozenset[Passage], list[TaskAndQuestion]] = {}
     for task in tasks:
         for question in task.questions:
             members = frozenset(task.passages[position] for position in question.context)

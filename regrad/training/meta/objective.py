@@ -58,6 +58,8 @@ class MetaGradient:
 
 def shared(lm: LanguageModel, batch: MetaBatch, chunk_tokens: int = 8192) -> MetaBatch:
     """The batch with the frozen lower blocks done, once for all passes of the step, `chunk_tokens` at a time."""
+    # No update reaches the blocks below the first adapted one: what they give is the same at phi0, at phi_C and at
+    # every point that a difference visits, and nothing is differentiated through them.
     return batch.with_tokens(
         share_lower_blocks(lm, batch.passages, chunk_tokens), share_lower_blocks(lm, batch.questions, chunk_tokens)
     )
@@ -77,6 +79,8 @@ def adapt(
     The first step starts at phi0 for all, so a passage that several updates share is differentiated once; later
     steps start where each update has come to, with one row for each passage of each update.
     """
+    # With `create_graph` the gradients stay functions of phi0, so a backward pass through the updates meets their
+    # second derivatives: the term that first-order training leaves out.
     gradients_UP, losses = passage_gradients(lm, at.phi0, batch.passages, reduction, create_graph)
     updates_DP = at.phi0 - at.alpha * combine(batch.membership, gradients_UP)
     update, passage = batch.membership.nonzero(as_tuple=True)
@@ -104,6 +108,7 @@ def outer_gradient(
     loss, parts = updates_DP.new_zeros(()), []
     for first in range(0, updates, size):
         last = min(first + size, updates)
+        # The graph ends at the update: dL/dphi_C is all that the chain rule needs of the questions (see `shared.py`).
         leaf = updates_DP[first:last].detach().requires_grad_()
         with torch.enable_grad(), lm.lora.applied(leaf), lm.blocks.recomputed(recompute):
             part = batch.of_updates(first, last)

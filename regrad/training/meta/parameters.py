@@ -47,6 +47,8 @@ class MetaParameters(nn.Module):
 
     def forward(self, gradient: MetaGradient) -> Tensor:
         """A scalar whose ordinary gradient is the meta-gradient: sum(p * stop_gradient(G_p)), over phi0 and alpha."""
+        # DDP and DeepSpeed average and step on what an ordinary backward pass gives; the meta-gradient comes from
+        # elsewhere, so it enters as the constant factor of a linear function.
         surrogate = (self.phi0 * gradient.phi0).sum()
         if isinstance(self.raw, nn.Parameter):
             surrogate = surrogate + (self._subspace.per_tensor(self.step_sizes()) * gradient.alpha).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from regrad.training.checkpoint import load_module_tensors, module_tensors
 from regrad.training.meta.config import OptimizerConfig
 from regrad.training.meta.objective import MetaGradient, Point
 from regrad.training.meta.parameters import MetaParameters
+from regrad.training.workers import total
 
 
 def make_optimizer(parameters: MetaParameters, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -46,7 +48,7 @@ class Engine(ABC):
         """Parameters and optimiser moments, whole, on the CPU. Every worker has to call it; the result is the same."""
 
     @abstractmethod
-    def load(self, state: dict[str, Tensor]) -> None:
+    def load(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave. Every worker has to call it."""
 
     def point(self) -> Point:
@@ -59,14 +61,7 @@ class Engine(ABC):
 
     def total(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over all workers."""
-        if not (dist.is_initialized() and dist.get_world_size() > 1):
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.parameters.phi0.device)
-        dist.all_reduce(tensor)
-        return [float(value) for value in tensor]
-
-
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+        return total(values, self.parameters.phi0.device)
 
 
 class PlainEngine(Engine):
@@ -89,18 +84,8 @@ class PlainEngine(Engine):
 
     def state(self) -> dict[str, Tensor]:
         """See `Engine`."""
-        state = {name: value.detach().cpu().clone() for name, value in self.parameters.state_dict().items()}
-        for name, parameter in self.parameters.named_parameters():
-            moments = self._optimizer.state.get(parameter, {})
-            state |= {f"{name}.{moment}": moments[moment].detach().cpu().clone() for moment in _MOMENTS if moments}
-        return state
+        return module_tensors(self.parameters, self._optimizer)
 
-    def load(self, state: dict[str, Tensor]) -> None:
+    def load(self, state: Mapping[str, Tensor]) -> None:
         """See `Engine`."""
-        self.parameters.load_state_dict({name: state[name] for name in self.parameters.state_dict()})
-        for name, parameter in self.parameters.named_parameters():
-            if f"{name}.step" in state:
-                moments = {moment: state[f"{name}.{moment}"].clone() for moment in _MOMENTS}
-                self._optimizer.state[parameter] = {
-                    moment: value if moment == "step" else value.to(parameter) for moment, value in moments.items()
-                }
+        load_module_tensors(self.parameters, self._optimizer, state)

@@ -6,7 +6,7 @@ What is private to DeepSpeed is used in this file alone, and `deepspeed` is pinn
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,7 +87,7 @@ class DeepSpeedEngine(Engine):
                 state[f"{name}.step"] = torch.tensor(float(self._steps()[0]))
         return state
 
-    def load(self, state: dict[str, Tensor]) -> None:
+    def load(self, state: Mapping[str, Tensor]) -> None:
         """See `Engine`."""
         if any(name.endswith(".step") for name in state):
             self._make_moments()
@@ -106,6 +106,7 @@ class DeepSpeedEngine(Engine):
 
     def _make_moments(self) -> None:
         """The optimiser makes its moments at its first step: a step with no gradient and no learning rate."""
+        # Only DeepSpeed knows which shard of a moment belongs where, so it has to make them before they can be filled.
         point = self.point()
         nothing = torch.zeros((), device=point.phi0.device)
         zero = MetaGradient(nothing, nothing, torch.zeros_like(point.phi0), torch.zeros_like(point.alpha))
@@ -150,6 +151,8 @@ class DeepSpeedEngine(Engine):
     def _steps(self) -> list[float]:
         return [float(values["step"]) for values in self._inner().state.values() if "step" in values]
 
+    # Gathering is collective, and what was gathered is freed at the block's end: all workers have to enter together,
+    # and what leaves the block has to be a copy.
     @contextmanager
     def _whole(self) -> Iterator[None]:
         """Inside the block the learned parameters are not sharded."""

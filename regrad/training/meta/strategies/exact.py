@@ -25,6 +25,7 @@ class Graph:
     def __call__(self, lm: LanguageModel, at: Point, batch: MetaBatch) -> MetaGradient:
         """See `Strategy`. Several inner steps are possible."""
         batch = shared(lm, batch)
+        # Of the attention kernels only MATH has a double backward, and the loss runs through the passages' gradients.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             leaf = Point(at.phi0.detach().requires_grad_(), at.alpha.detach().requires_grad_())
             updates_DP, inner = adapt(lm, leaf, batch, self.reduction, self.steps, create_graph=True)
@@ -48,6 +49,7 @@ class Hvp:
         second = torch.zeros_like(at.phi0)
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             for tokens, direction_UP in directions(at, batch, first.v_DP, self.chunk_tokens):
+                # The Hessian itself (P x P) is never made: u is a constant here, so d<g(phi), u>/dphi is H u.
                 phi = at.phi0.detach().requires_grad_()
                 gradients, _ = passage_gradients(lm, phi, tokens, self.reduction, create_graph=True)
                 (product,) = torch.autograd.grad((gradients * direction_UP).sum(), phi)

@@ -1,28 +1,22 @@
-"""Where atoms are had from: memory, disk, store, or computed now; what fails, is late or was deleted is said."""
+"""Where atoms are had from: memory, disk or store; what fails, is late or was deleted is said."""
 
 from __future__ import annotations
 
 import errno
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from regrad.bank import writer as commit_module
-from regrad.bank.config import SourceConfig, TiersConfig
-from regrad.bank.maintenance import delete
+from regrad.bank.config import TiersConfig
 from regrad.bank.reader import BankReader, Fetched
-from regrad.bank.source import AtomSource, Costs
 from regrad.bank.tiers import DiskTier, MemoryTier
-from regrad.data.passages import Passage
 from regrad.errors import AtomDamaged, BankError, StorageError
 from regrad.storage import Storage
-from tests.unit.banks import FLOAT32, PASSAGES, SUBSPACE, atoms, fill
+from tests.unit.banks import FLOAT32, PASSAGES, atoms, fill
 
 RECORD = FLOAT32.record_bytes
 
@@ -210,122 +204,3 @@ def test_bytes_in_flight_are_bounded(remote: str) -> None:
     store = Store(reader, seconds=0.05)
     reader.read([passage.id for passage in PASSAGES])
     assert (store.reads, store.most) == (7, 2)
-
-
-class Extractor:
-    """Computes the atoms that the bank should have, and counts."""
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seen: list[str] = []
-        self.seconds = seconds
-
-    def __call__(self, passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
-        self.seen += [passage.id for passage in passages]
-        time.sleep(self.seconds)
-        return [
-            (None, "empty text")
-            if not passage.text
-            else (FLOAT32.encode(torch.full((1, SUBSPACE.size), float(len(passage.text))))[0], "")
-            for passage in passages
-        ]
-
-
-NEW = Passage("new", "", "seventeen letters")
-
-
-def test_what_the_bank_has_not_is_computed_once_and_kept(remote: str) -> None:
-    extract = Extractor()
-    source = AtomSource(BankReader(remote), SourceConfig(), extract)
-    changed = Passage("p1", "title 1", "other")
-    found = source.sum([PASSAGES[0], NEW, changed])
-    assert found.tiers == ("store", "online", "online")
-    torch.testing.assert_close(found.total, atoms()[0] + 17 + 5)
-    assert source.sum([NEW]).tiers == ("computed",)
-    assert extract.seen == ["new", "p1"]
-    found = source.sum([Passage("e", "", ""), PASSAGES[0]])
-    assert (found.tiers, found.problems) == (("", "memory"), (("e", "empty text"),))
-    assert found.total.equal(atoms()[0])
-
-
-def test_without_an_extractor_absent_atoms_are_reported(remote: str) -> None:
-    found = AtomSource(BankReader(remote), SourceConfig()).sum([NEW, PASSAGES[0]])
-    assert found.problems == (("new", "it is not in this version"),)
-    assert found.total.equal(atoms()[0])
-
-
-def test_a_deleted_passage_is_not_computed_either(remote: str) -> None:
-    delete(remote, ["p0"])
-    extract = Extractor()
-    for policy in ("cached", "online", "cheapest"):
-        found = AtomSource(BankReader(remote), SourceConfig(policy=policy), extract).sum([PASSAGES[0]])
-        assert found.problems == (("p0", "it was deleted"),)
-    assert extract.seen == []
-
-
-def test_online_computes_everything(remote: str) -> None:
-    extract = Extractor()
-    source = AtomSource(BankReader(remote), SourceConfig(policy="online"), extract)
-    assert source.sum(PASSAGES[:2]).tiers == ("online", "online")
-
-
-@pytest.mark.parametrize(("fetch_seconds", "compute_seconds", "winner"), [(0.05, 0.0, "online"), (0.0, 0.05, "store")])
-def test_the_cheaper_way_is_taken_as_measured(
-    remote: str, fetch_seconds: float, compute_seconds: float, winner: str
-) -> None:
-    reader = BankReader(remote, tiers=TiersConfig(memory_bytes=0))
-    Store(reader, seconds=fetch_seconds)
-    config = SourceConfig(policy="cheapest", online_memory_bytes=0)
-    source = AtomSource(reader, config, Extractor(compute_seconds))
-    tiers = [source.sum([passage]).tiers[0] for passage in PASSAGES]
-    assert set(tiers[:2]) == {"store", "online"}
-    assert set(tiers[2:]) == {winner}
-
-
-def test_the_loser_is_tried_again_now_and_then() -> None:
-    costs = Costs()
-    costs.fetched(1, 10.0)
-    costs.computed(100, 1.0)
-    chosen = [costs.prefers_computing(100) for _ in range(100)]
-    assert 90 < sum(chosen) < 100
-
-
-def test_computed_atoms_are_written_back(remote: str) -> None:
-    config = SourceConfig(write_back=True, write_back_passages=2)
-    source = AtomSource(BankReader(remote), config, Extractor())
-    others = [Passage(f"n{i}", "", "x" * (i + 1)) for i in range(3)]
-    for passage in others:
-        source.sum([passage])
-    source.close()
-    bank = BankReader(remote)
-    assert len(bank) == 10
-    assert bank.read(others)[:, 0].tolist() == [1.0, 2.0, 3.0]
-
-
-def test_what_is_deleted_at_the_last_moment_is_not_written_back(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = AtomSource(BankReader(remote), SourceConfig(policy="online", write_back=True), Extractor())
-    source.sum([PASSAGES[3], NEW])
-    real, calls = commit_module.publish, []
-
-    def late(*arguments: Any) -> None:
-        calls.append(arguments)
-        if len(calls) == 1:
-            delete(remote, ["p3"])
-        real(*arguments)
-
-    monkeypatch.setattr(commit_module, "publish", late)
-    source.close()
-    assert len(calls) == 3
-    assert (NEW.id in BankReader(remote), "p3" in BankReader(remote)) == (True, False)
-
-
-def test_what_cannot_be_written_back_does_not_fail_the_question(
-    remote: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fails(*_: object) -> None:
-        raise StorageError("no space left")
-
-    monkeypatch.setattr(Storage, "write_named", fails)
-    source = AtomSource(BankReader(remote), SourceConfig(write_back=True), Extractor())
-    assert source.sum([NEW]).tiers == ("online",)
-    source.close()
-    assert "could not be written back: no space left" in caplog.text

@@ -6,15 +6,14 @@ import importlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from regrad.errors import ConfigError
 from regrad.storage import Storage
-from regrad.training.meta.callbacks import StepReport
-from regrad.training.meta.checkpoint import DevScore
-from regrad.training.meta.config import MetaTrainConfig
+from regrad.training.callbacks import StepReport
+from regrad.training.checkpoint import Score
+from regrad.training.config import WatchConfig
 
 
 class Sink(Protocol):
@@ -28,19 +27,20 @@ class Sink(Protocol):
 
 
 class Watcher:
-    """Turns reports into lines and numbers. `say` gets the lines."""
+    """Turns what a run tells into lines and numbers. `say` gets the lines."""
 
     def __init__(self, say: Callable[[str], None], sinks: list[Sink]) -> None:
         self._say, self._sinks = say, sinks
 
-    def __call__(self, item: str | StepReport | DevScore) -> None:
+    def __call__(self, item: str | StepReport | Score) -> None:
         """One thing that a worker told."""
         if isinstance(item, str):
             self._say(item)
             return
-        self._say(step_line(item) if isinstance(item, StepReport) else dev_line(item))
+        self._say(step_line(item) if isinstance(item, StepReport) else score_line(item))
         group = "train" if isinstance(item, StepReport) else "dev"
-        values = {f"{group}/{name}": float(v) for name, v in asdict(item).items() if v is not None and name != "step"}
+        numbers = _numbers(item) if isinstance(item, StepReport) else item.values
+        values = {f"{group}/{name}": float(value) for name, value in numbers.items()}
         for sink in self._sinks:
             sink.log(values, item.step)
 
@@ -50,33 +50,49 @@ class Watcher:
             sink.close()
 
 
+def _numbers(report: StepReport) -> dict[str, float]:
+    """All numbers of a report by name."""
+    names = ("steps", "loss", "seconds", "memory_gb", "skipped")
+    rates = {f"{unit}_per_second": rate for unit, rate in report.rates.items()}
+    return {name: getattr(report, name) for name in names} | rates | dict(report.numbers)
+
+
 def step_line(report: StepReport) -> str:
     """What a person reads of one report."""
-    skipped = f"  {report.skipped} steps skipped" if report.skipped else ""
-    error = f"  gradient error {report.gradient_error:.0e}" if report.gradient_error is not None else ""
-    sizes = f"{report.step_size_low:.3g} to {report.step_size_high:.3g}"
-    return (
-        f"step {report.step}/{report.steps}  loss {report.loss:.3f}  passage loss {report.inner_loss:.3f}  "
-        f"step sizes {sizes}  {report.tokens_per_second:.0f} tokens/s  {report.memory_gb:.2f} GB  "
-        f"{report.seconds:.0f} s{error}{skipped}"
-    )
+    parts = [
+        f"step {report.step}/{report.steps}",
+        f"loss {report.loss:.4f}",
+        *(f"{_words(name)} {number:.3g}" for name, number in report.numbers.items()),
+        *(f"{rate:.0f} {unit}/s" for unit, rate in report.rates.items()),
+        f"{report.memory_gb:.2f} GB",
+        f"{report.seconds:.0f} s",
+    ]
+    if report.skipped:
+        parts.append(f"{report.skipped} steps skipped")
+    return "  ".join(parts)
 
 
-def dev_line(score: DevScore) -> str:
-    """What a person reads of one dev score."""
-    return f"step {score.step}  dev EM {score.exact_match:.3f}  F1 {score.f1:.3f}  ({score.questions} questions)"
+def score_line(score: Score) -> str:
+    """What a person reads of one score."""
+    return "  ".join([f"step {score.step}  dev", *(f"{_words(name)} {v:.4g}" for name, v in score.values.items())])
 
 
-def make_sinks(config: MetaTrainConfig) -> list[Sink]:
-    """As `config.watch` asks; raises `ConfigError` if it names a tracker that is not installed."""
-    watch, settings = config.watch, config.model_dump(mode="json")
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def make_sinks(watch: WatchConfig, output: str, settings: dict[str, Any]) -> list[Sink]:
+    """As `watch` asks, for a run into `output` with these settings.
+
+    Raises `ConfigError` if it names a tracker that is not installed.
+    """
     sinks: list[Sink] = []
     if watch.wandb_project is not None:
         sinks.append(_WeightsAndBiases(watch.wandb_project, settings))
     if watch.mlflow_experiment is not None:
         sinks.append(_MLflow(watch.mlflow_experiment, settings))
     if watch.tensorboard:
-        sinks.append(_TensorBoard(watch.location or f"{config.output}.logs"))
+        sinks.append(_TensorBoard(watch.location or f"{output}.logs"))
     return sinks
 
 

@@ -1,0 +1,153 @@
+"""Where a run stands, and its checkpoint on disk: complete enough that the run goes on as if nothing had happened.
+
+A checkpoint is a directory: `state.safetensors` (parameters and optimiser moments), `checkpoint.json` (its card: what
+is trained, on which base weights, the digest of the tensors, and the `TrainState`), and what the run would give if it
+ended here, a directory by itself (`meta_init/`, `adapter/`). The order of draws follows from seed and step, so it needs
+no state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from regrad.errors import TrainingError
+from regrad.storage import directory_writer
+
+CARD = "checkpoint.json"
+_TENSORS = "state.safetensors"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """Numbers by name, of the dev items after `step` steps."""
+
+    step: int
+    values: Mapping[str, float]
+
+    def to_record(self) -> dict[str, float]:
+        """Step and numbers in one dictionary."""
+        return {"step": self.step, **self.values}
+
+
+@dataclass
+class TrainState:
+    """Where a run stands.
+
+    `losses` has the mean loss of each step, but for those in `skipped`, in which something was not finite. `decided` is
+    what was decided at the first step for all others, and `seconds` the time that one worker spent in steps.
+    """
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+    decided: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """How many of the last steps were skipped, one after the other."""
+        count = 0
+        while count < len(self.skipped) and self.skipped[-1 - count] == self.step - count:
+            count += 1
+        return count
+
+    @property
+    def latest_score(self) -> Score | None:
+        """The score of the present step, if it has one."""
+        return self.scores[-1] if self.scores and self.scores[-1].step == self.step else None
+
+    def some_losses(self, count: int = 500) -> list[float]:
+        """About `count` of the losses, evenly spread and rounded, for a card."""
+        return [round(loss, 6) for loss in self.losses[:: max(1, len(self.losses) // count)]]
+
+
+class Product(Protocol):
+    """What a run makes: a MetaInit, an adapter."""
+
+    def save(self, uri: Path, /) -> None:
+        """Write the directory, whole or not at all."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run of some `kind` on some base weights, its tensors, and its product so far."""
+
+    kind: str
+    base: str
+    state: TrainState
+    tensors: Mapping[str, Tensor]
+    product_name: str
+    product: Product
+
+    def save(self, folder: Path) -> None:
+        """Write the directory, whole or not at all."""
+        with directory_writer(folder, CARD) as staging:
+            self.product.save(staging / self.product_name)
+            save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, staging / _TENSORS)
+            card = {"format": _FORMAT, "kind": self.kind, "base": self.base, "tensors": _digest(staging / _TENSORS)}
+            (staging / CARD).write_text(json.dumps({**card, "state": asdict(self.state)}))
+
+
+def load_checkpoint(folder: Path, kind: str, base: str) -> tuple[TrainState, dict[str, Tensor]]:
+    """State and tensors; raises `TrainingError` if it is damaged, of another kind or version, or of other weights."""
+    try:
+        card: dict[str, Any] = json.loads((folder / CARD).read_text())
+        if card["format"] != _FORMAT or card["kind"] != kind:
+            raise TrainingError(
+                f"the checkpoint at {folder} is of {card['kind']} in format {card['format']}, not of {kind} in format "
+                f"{_FORMAT}; start again with checkpoints.resume=false"
+            )
+        if card["tensors"] != _digest(folder / _TENSORS):
+            raise ValueError(f"{_TENSORS} is not what was written")
+        tensors = load_file(folder / _TENSORS)
+        scores = [Score(**score) for score in card["state"].pop("scores")]
+        state = TrainState(**card["state"], scores=scores)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise TrainingError(
+            f"the checkpoint at {folder} is damaged or of an earlier version: {error}; start again with "
+            "checkpoints.resume=false"
+        ) from error
+    if card["base"] != base:
+        raise TrainingError("the run was begun with other base weights; discard it with checkpoints.resume=false")
+    return state, tensors
+
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def module_tensors(module: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
+    """Copies of a module's parameters and of their moments, on the CPU."""
+    tensors = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    for name, parameter in module.named_parameters():
+        moments = optimizer.state.get(parameter, {})
+        tensors |= {f"{name}.{moment}": moments[moment].detach().cpu().clone() for moment in _MOMENTS if moments}
+    return tensors
+
+
+def load_module_tensors(module: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `module_tensors` gave."""
+    module.load_state_dict({name: tensors[name] for name in module.state_dict()})
+    for name, parameter in module.named_parameters():
+        if f"{name}.step" in tensors:
+            moments = {moment: tensors[f"{name}.{moment}"].clone() for moment in _MOMENTS}
+            # AdamW keeps the step count on the CPU, whatever the parameter's device and type.
+            optimizer.state[parameter] = {
+                moment: value if moment == "step" else value.to(parameter) for moment, value in moments.items()
+            }
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,203 @@
+"""The loop that all training shares: steps, skipped steps, reports, scores and checkpoints, and going on from one.
+
+It knows neither what is trained nor who listens. A `Learner` is what a step computes and moves: a MetaInit, a LoRA, and
+as well a network with parameters of its own. The same loop runs in one process and on every worker of a job.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from regrad.errors import TrainingError
+from regrad.text import counted
+from regrad.training.callbacks import Listener, Meter, Silent, StepReport, peak_memory
+from regrad.training.checkpoint import Checkpoint, Product, Score, TrainState, load_checkpoint
+from regrad.training.config import CheckpointConfig, WatchConfig
+from regrad.training.schedules import Schedule, learning_rate_factor
+from regrad.training.workers import Workers
+
+Item = TypeVar("Item")
+Item_contra = TypeVar("Item_contra", contravariant=True)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The loss of a step, the mean over all workers, and what this worker trained on (passages, tokens).
+
+    No loss means that a loss or gradient was not finite on some worker: then no worker has moved anything.
+    """
+
+    loss: float | None
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+class Learner(Protocol[Item_contra]):
+    """One worker's side of what is trained. Every worker calls every method at the same steps.
+
+    A step is a function of the parameters, the optimiser's state, the batch and the factor: what else is random in it
+    has to be drawn by seed and step, or a resumed run is another one.
+    """
+
+    @property
+    def kind(self) -> str:
+        """What this training is called; a checkpoint of another kind is refused."""
+
+    @property
+    def base(self) -> str:
+        """The identity of the frozen weights; a checkpoint of others is refused."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+
+    @property
+    def remedy(self) -> str:
+        """What to change if the loss is not finite."""
+
+    @property
+    def product_name(self) -> str:
+        """The directory of the product inside a checkpoint."""
+
+    def prepare(self, batch: Sequence[Item_contra], state: TrainState) -> str:
+        """Called before the first step, and the first after a resume; may put something into `state.decided`.
+
+        Returns a note, or nothing to note.
+        """
+
+    def step(self, batch: Sequence[Item_contra], factor: float) -> StepResult:
+        """One step on this worker's items, at `factor` times the peak learning rate."""
+
+    def numbers(self) -> Mapping[str, float]:
+        """What is to be reported of the present step beside the loss."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and optimiser moments, whole and on the CPU."""
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `tensors` gave."""
+
+    def product(self, state: TrainState) -> Product:
+        """What the run would give if it ended here."""
+
+
+def resume(learner: Learner[Any], checkpoint: AbstractContextManager[Path | None]) -> TrainState:
+    """Where to go on: from the checkpoint, which is put into the learner, or from the start if there is none.
+
+    Raises `TrainingError` if it is damaged or of another run.
+    """
+    with checkpoint as folder:
+        if folder is None:
+            return TrainState()
+        state, tensors = load_checkpoint(folder, learner.kind, learner.base)
+    learner.load(tensors)
+    return state
+
+
+class Pace(Schedule, Protocol):
+    """The steps of a run, their learning rates, and when it gives up: the optimiser's settings of several jobs."""
+
+    @property
+    def max_bad_steps(self) -> int:
+        """Steps in a row that may be skipped."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a run is scored: `every` so many steps (None: at the end only), by a function that all workers call."""
+
+    score: Callable[[int], Score]
+    every: int | None = None
+
+
+class Loop(Generic[Item]):
+    """One worker's run of a learner."""
+
+    def __init__(
+        self,
+        learner: Learner[Item],
+        pace: Pace,
+        checkpoints: CheckpointConfig,
+        watch: WatchConfig,
+        listener: Listener | None = None,
+        scoring: Scoring | None = None,
+        workers: Workers = Workers(),
+    ) -> None:
+        self._learner, self._pace, self._checkpoints, self._watch = learner, pace, checkpoints, watch
+        self._listener: Listener = listener or Silent()
+        self._scoring, self._workers, self._meter = scoring, workers, Meter()
+
+    def run(self, batches: Iterable[Sequence[Item]], state: TrainState | None = None) -> TrainState:
+        """Train until the last step; `batches` are this worker's items of each step that is still to be done.
+
+        Raises `TrainingError` if too many steps in a row are not finite, or the batches end too early.
+        """
+        state, first = state or TrainState(), True
+        for batch in batches:
+            if first and (said := self._learner.prepare(batch, state)):
+                self._listener.note(said)
+            first = False
+            self._step(batch, state)
+            last = state.step == self._pace.steps
+            if last or state.step % self._watch.every == 0:
+                self._listener.report(self._report(state))
+            scored = self._score(state, last)
+            # A score has its checkpoint, since the best by score may become the result.
+            if last or scored or state.step % self._checkpoints.every == 0:
+                self._listener.checkpoint(self._checkpoint(state))
+        if state.step != self._pace.steps:
+            raise TrainingError(f"the batches ended at step {state.step} of {self._pace.steps}")
+        return state
+
+    def _step(self, batch: Sequence[Item], state: TrainState) -> None:
+        started = time.perf_counter()
+        result = self._learner.step(batch, learning_rate_factor(self._pace, state.step))
+        state.seconds += time.perf_counter() - started
+        state.step += 1
+        self._meter.count(result.counts)
+        if result.loss is not None:
+            state.losses.append(result.loss)
+            return
+        state.skipped.append(state.step)
+        limit = self._pace.max_bad_steps
+        if state.skipped_in_a_row >= limit:
+            raise TrainingError(
+                f"the loss or its gradient is not finite at step {state.step}, {counted(limit, 'time')} in a row; "
+                f"{self._learner.remedy} and start again with checkpoints.resume=false (the last checkpoint is intact: "
+                f"copy its {self._learner.product_name} first if you want to start from it)"
+            )
+        self._listener.note(f"step {state.step} is skipped: its loss or gradient is not finite")
+
+    def _score(self, state: TrainState, last: bool) -> bool:
+        scoring = self._scoring
+        if scoring is None or not (last or (scoring.every is not None and state.step % scoring.every == 0)):
+            return False
+        with self._meter.paused():
+            state.scores.append(scoring.score(state.step))
+        self._listener.scored(state.scores[-1])
+        return True
+
+    def _checkpoint(self, state: TrainState) -> Checkpoint:
+        learner = self._learner
+        product = learner.product(state)
+        return Checkpoint(learner.kind, learner.base, state, learner.tensors(), learner.product_name, product)
+
+    def _report(self, state: TrainState) -> StepReport:
+        recent = state.losses[-self._watch.every :]
+        return StepReport(
+            step=state.step,
+            steps=self._pace.steps,
+            loss=sum(recent) / max(1, len(recent)),
+            seconds=self._meter.seconds,
+            memory_gb=peak_memory(self._learner.device) / 1e9,
+            skipped=len(state.skipped),
+            rates=self._meter.rates(self._workers.count),
+            numbers=self._learner.numbers(),
+        )

@@ -1,0 +1,48 @@
+"""The workers of a run, seen by one of them. A run of a single process has one worker, and the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from regrad.errors import TrainingError
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This worker's `rank` among `count`, of which `here` share this machine."""
+
+    rank: int = 0
+    count: int = 1
+    here: int = 1
+
+    def check(self, batch_size: int) -> None:
+        """Raise `TrainingError` unless a batch is the same number of items for each worker."""
+        if batch_size % self.count:
+            raise TrainingError(f"batch_size {batch_size} cannot be shared by {self.count} workers equally")
+
+    def share(self, batch: Sequence[Item]) -> list[Item]:
+        """This worker's part of a global batch."""
+        return list(batch[self.rank :: self.count])
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all workers of a tensor that each of them has; every worker has to call it."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values / self.count
+
+
+def total(values: Sequence[float], device: torch.device) -> list[float]:
+    """The sum of each number over all workers; every worker has to call it."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return [float(value) for value in tensor]

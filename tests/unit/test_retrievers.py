@@ -1,0 +1,142 @@
+"""Every kind of retriever, opened by its index's card: BM25 with real Lucene, and one that only these tests know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from regrad.data.passages import Passage
+from regrad.errors import PassageNotFound, RetrievalError
+from regrad.lab.files import held_out_corpus, held_out_questions
+from regrad.lab.world import World
+from regrad.retrieval.base import CARD, RETRIEVERS, Retriever, check_index, open_retriever
+from regrad.retrieval.bm25 import build_index
+from regrad.retrieval.passage_store import FILE, PassageStore, store_passages
+from tests.tools.overlap import build_overlap_index
+
+BUILDERS: dict[str, Callable[..., int]] = {"bm25": build_index, "overlap": build_overlap_index}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _overlap_is_known() -> Iterator[None]:
+    RETRIEVERS["overlap"] = "tests.tools.overlap:OverlapRetriever"
+    yield
+    del RETRIEVERS["overlap"]
+
+
+@pytest.fixture(scope="module", params=list(BUILDERS))
+def retriever(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Retriever:
+    folder = tmp_path_factory.mktemp("index") / request.param
+    assert BUILDERS[request.param](held_out_corpus(world), str(folder)) == 400
+    opened = open_retriever(str(folder))
+    assert opened.card.kind == request.param
+    return opened
+
+
+def test_every_kind_that_is_registered_is_tried_here() -> None:
+    assert set(BUILDERS) == set(RETRIEVERS)
+
+
+def test_the_person_asked_about_is_found_first(retriever: Retriever, world: World) -> None:
+    questions = held_out_questions(world, 200)
+    found = retriever.search([item.question for item in questions], 3)
+    assert (
+        sum(hits[0].passage.id == item.passage_id for hits, item in zip(found, questions, strict=True))
+        >= {"bm25": 198, "overlap": 120}[retriever.card.kind]
+    )
+
+
+def test_many_questions_at_once_are_answered_as_each_alone(retriever: Retriever, world: World) -> None:
+    questions = [item.question for item in held_out_questions(world, 50)]
+    assert retriever.search(questions, 5) == [retriever.search([one], 5)[0] for one in questions]
+    assert retriever.search([], 5) == []
+
+
+def test_scores_fall_and_passages_are_whole(retriever: Retriever, world: World) -> None:
+    corpus = {passage.id: passage for passage in held_out_corpus(world)}
+    [hits] = retriever.search([f"Where was {world.held_out[0].name} born?"], 10)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert all(corpus[hit.passage.id] == hit.passage for hit in hits)
+
+
+def test_k_may_exceed_the_corpus(retriever: Retriever, world: World) -> None:
+    [hits] = retriever.search(["Where was she born?"], 1000)
+    assert 0 < len(hits) <= 400
+    assert len({hit.passage.id for hit in hits}) == len(hits)
+
+
+def test_many_threads_may_search_at_once(retriever: Retriever, world: World) -> None:
+    questions = [item.question for item in held_out_questions(world, 100)] * 3
+    alone = [retriever.search([text], 3) for text in questions]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda text: retriever.search([text], 3), questions)) == alone
+
+
+@pytest.mark.parametrize(
+    "question",
+    ['"', "AND OR NOT", "title:x~ (", "\\", "   ", "", "the of and a", "日本語", "a" * 4000, "word " * 10_000],
+    ids=[
+        "quote",
+        "operators",
+        "syntax",
+        "backslash",
+        "blank",
+        "empty",
+        "stop words",
+        "script",
+        "long word",
+        "10000 words",
+    ],
+)
+def test_odd_questions_find_nothing_or_something_and_never_fail(retriever: Retriever, question: str) -> None:
+    alone, beside = retriever.search([question], 3), retriever.search([question, "born"], 3)
+    assert len(alone) == 1
+    assert alone[0] == beside[0]
+
+
+def test_look_up_by_id(retriever: Retriever, world: World) -> None:
+    ids = [world.held_out[3].passage_id, world.held_out[1].passage_id, world.held_out[3].passage_id]
+    assert [passage.id for passage in retriever.passages(ids)] == ids
+    for unknown in ("nobody", "\ud800"):
+        with pytest.raises(PassageNotFound, match="no passage"):
+            retriever.passages([ids[0], unknown])
+
+
+def test_what_cannot_be_indexed_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    twice = [Passage("a", "t", "x"), Passage("a", "t", "y")]
+    with pytest.raises(RetrievalError, match="'a' occurs more than once"):
+        build_index(twice, str(tmp_path / "i"))
+    with pytest.raises(RetrievalError, match="corpus is empty"):
+        build_index([], str(tmp_path / "i"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_index_of_this_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(RetrievalError, match="there is no index at"):
+        open_retriever(str(tmp_path))
+    for card in ({"format": 1, "passages": 3}, {"format": 3, "kind": "bm25", "passages": 3}, ["x"]):
+        (tmp_path / CARD).write_text(json.dumps(card))
+        with pytest.raises(RetrievalError, match="make it again with `regrad index`"):
+            check_index(str(tmp_path))
+    (tmp_path / CARD).write_text(json.dumps({"format": 2, "kind": "bm52", "passages": 3}))
+    with pytest.raises(RetrievalError, match="did you mean 'bm25'"):
+        check_index(str(tmp_path))
+
+
+def test_a_store_that_is_damaged_or_absent_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RetrievalError, match="make it again"):
+        PassageStore(tmp_path)
+    many = [Passage(f"p{i}", "t", "text " * 50) for i in range(3000)]
+    assert sum(len(batch) for batch in store_passages(many, tmp_path)) == 3000
+    store = PassageStore(tmp_path)
+    assert len(store) == 3000
+    assert store.passages(["p2999", "p0"]) == [many[2999], many[0]]
+    assert store.passages([p.id for p in many]) == many
+    store.close()
+    (tmp_path / FILE).write_bytes(b"no database at all, but some bytes " * 100)
+    with pytest.raises(RetrievalError, match="is damaged"):
+        PassageStore(tmp_path).passages(["p0"])
