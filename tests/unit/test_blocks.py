@@ -10,9 +10,10 @@ import torch
 from transformers import GemmaConfig, GemmaForCausalLM, GraniteConfig, GraniteForCausalLM, LlamaForCausalLM
 
 from regrad.errors import ModelError
+from regrad.models.architectures import LIKE_LLAMA
 from regrad.models.batching import TokenBatch, row_chunks, share_lower_blocks
 from regrad.models.config import ModelConfig, SubspaceConfig
-from regrad.models.loading import LanguageModel, load_language_model, scaled_logits
+from regrad.models.loading import LanguageModel, load_language_model
 
 IDS = torch.tensor([[1, 5, 9, 7, 11], [1, 8, 6, 4, 2]])
 
@@ -84,9 +85,10 @@ def test_models_that_scale_things_give_their_own_logits(
 
 def test_soft_capped_and_multiplied_logits() -> None:
     scores = torch.tensor([1.0, 50.0])
-    capped = scaled_logits(SimpleNamespace(final_logit_softcapping=30.0), scores)
+    capped = LIKE_LLAMA.scaled_logits(SimpleNamespace(final_logit_softcapping=30.0), scores)
     torch.testing.assert_close(capped, 30 * torch.tanh(scores / 30))
-    torch.testing.assert_close(scaled_logits(SimpleNamespace(logit_scale=0.5), scores), scores / 2)
+    halved = LIKE_LLAMA.scaled_logits(SimpleNamespace(logit_scale=0.5), scores)
+    torch.testing.assert_close(halved, scores / 2)
 
 
 def test_a_model_whose_logits_we_do_not_understand_is_refused(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

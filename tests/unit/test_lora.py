@@ -9,18 +9,19 @@ from peft import PeftModel
 from torch import Tensor
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel
 
 
 def merged_weights(lm: LanguageModel, flat: Tensor) -> dict[str, Tensor]:
-    """The adapted projections' weights with scaling * B A added."""
-    tensors, scaling = lm.subspace.unflatten(flat), lm.subspace.scaling
-    return {
-        f"{name}.weight": lm.model.get_submodule(name).weight + scaling * tensors[f"{name}.B"] @ tensors[f"{name}.A"]
-        for name, _, _ in lm.subspace.modules
-    }
+    """The adapted projections' weights with scaling * B A added; GPT-2's `Conv1D` keeps its own transposed."""
+    tensors, weights = lm.subspace.unflatten(flat), {}
+    for name, _, _ in lm.subspace.modules:
+        module, change = lm.model.get_submodule(name), lm.subspace.scaling * tensors[f"{name}.B"] @ tensors[f"{name}.A"]
+        weights[f"{name}.weight"] = module.weight + (change.T if isinstance(module, Conv1D) else change)
+    return weights
 
 
 def batched_logits(lm: LanguageModel, ids: Tensor, updates: Tensor) -> Tensor:

@@ -85,9 +85,17 @@ def test_experts_that_are_fused_in_one_parameter_are_named() -> None:
 
 def test_a_model_whose_blocks_have_another_name_is_refused_with_that_name() -> None:
     with pytest.raises(
-        ModelError, match=r"GPT2LMHeadModel: its blocks seem to be `transformer\.h`.*choose such a model"
+        ModelError, match=r"GPTJForCausalLM: its blocks seem to be `transformer\.h`.*choose a model of Llama, "
     ):
-        find_subspace(random_model("gpt2", n_embd=16, n_layer=2, n_head=2), SubspaceConfig())
+        find_subspace(random_model("gptj", rotary_dim=4), SubspaceConfig())
+
+
+def test_modules_of_one_name_are_told_apart_by_more_of_their_path() -> None:
+    model = random_model("gpt2")
+    with pytest.raises(ModelError, match=r"layer 1 has 2 modules .*\['attn.c_proj', 'c_attn', 'c_fc', 'mlp.c_proj'\]"):
+        find_subspace(model, SubspaceConfig(projections=("c_proj",)))
+    modules = find_subspace(model, SubspaceConfig(projections=("c_fc", "mlp.c_proj"))).modules
+    assert modules == (("transformer.h.1.mlp.c_fc", 32, 128), ("transformer.h.1.mlp.c_proj", 128, 32))
 
 
 def test_the_layers_of_a_vision_tower_are_not_the_text_models() -> None:
