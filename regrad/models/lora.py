@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
 
 from regrad.errors import ModelError
 from regrad.models.subspace import Subspace
@@ -92,21 +93,24 @@ class BatchedLora:
         return add_update
 
 
-def _projection(model: nn.Module, name: str, inputs: int, outputs: int) -> nn.Linear:
+def _projection(model: nn.Module, name: str, inputs: int, outputs: int) -> nn.Module:
     try:
         module = model.get_submodule(name)
     except AttributeError:
         module = None
-    if not isinstance(module, nn.Linear):
+    if not isinstance(module, nn.Linear | Conv1D):
         found = f"there is a {type(module).__name__}" if module is not None else "there is none"
         raise ModelError(
             f"an update adapts the linear module {name}, but in this {type(model).__name__} {found}; it was made for "
             "another model"
         )
-    if (module.in_features, module.out_features) != (inputs, outputs):
+    # GPT-2's Conv1D is a linear module that keeps its weight as [in, out].
+    rows, columns = module.weight.shape
+    sizes = (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
+    if sizes != (inputs, outputs):
         raise ModelError(
             f"an update adapts {name} with {inputs} inputs and {outputs} outputs, but in this {type(model).__name__} "
-            f"it has {module.in_features} and {module.out_features}; it was made for another model"
+            f"it has {sizes[0]} and {sizes[1]}; it was made for another model"
         )
     return module
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,17 +35,19 @@ SHARED = {
 
 
 @pytest.fixture
-def no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_rows() -> Iterator[None]:
     """As if the table were empty."""
-    for family in list(ARCHITECTURES):
-        monkeypatch.delitem(ARCHITECTURES, family)
+    rows = dict(ARCHITECTURES)
+    ARCHITECTURES.clear()
+    yield
+    ARCHITECTURES.update(rows)
 
 
 def test_a_model_like_llama_of_an_unknown_kind_is_taken(tiny: LanguageModel, tmp_path: Path) -> None:
     lm = loaded(random_model("olmo2"), tiny, tmp_path)
     assert lm.architecture is LIKE_LLAMA
     requests = [DecodingRequest(prompt, update(lm, 1), 8) for prompt in PROMPTS]
-    expected = [generate(lm, [GenerationRequest(r.prompt, r.update, 8)])[0].text for r in requests]
+    expected = [generate(lm, [GenerationRequest(r.prompt, r.updates, 8)])[0].text for r in requests]
     assert [heard.text for heard in run(Engine(lm), requests)] == expected
 
 

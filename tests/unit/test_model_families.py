@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.func import functional_call
-from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from regrad.data.passages import Passage
 from regrad.data.tasks import Task, TaskQuestion
@@ -17,6 +18,7 @@ from regrad.errors import ModelError
 from regrad.gradients.extractor import encode_passage, passage_batch, passage_gradients
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
+from regrad.meta_init import MetaInit
 from regrad.models.architectures import ARCHITECTURES, Architecture
 from regrad.models.loading import LanguageModel
 from regrad.training.meta.collate import collate
@@ -99,11 +101,22 @@ def test_a_family_is_adapted_decoded_and_trained_rightly(
     assert lm.architecture is row
     assert len(lm.subspace.modules) == (len(row.mlp) + len(row.attention)) * (2 if kind == "gemma3" else 1)
     assert lm.blocks.lower, "the lower blocks are shared between passes"
-    updates = [update(lm, seed, 0.1) for seed in (1, 2, 3)]
+    updates = [update(lm, seed, 0.1)[0].vector for seed in (1, 2, 3)]
     check_batched_updates(lm, torch.stack(updates))
     check_atoms(lm, updates[0])
     check_answers(lm, updates)
     check_training_step(lm)
+
+
+def test_an_adapter_of_transposed_weights_is_what_peft_reads(tiny: LanguageModel, tmp_path: Path) -> None:
+    """PEFT's own GPT-2, with what a MetaInit of it writes."""
+    lm = loaded(model("gpt2"), tiny, tmp_path / "base", ("c_fc", "mlp.c_proj"))
+    phi = update(lm, 1, 0.1)[0].vector
+    MetaInit(lm.config, lm.identity(), lm.subspace, phi, torch.ones(len(lm.subspace.shapes))).save(tmp_path / "init")
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), str(tmp_path / "init"))
+    ids = torch.tensor([[5, 9, 7, 11]])
+    with torch.no_grad(), lm.lora.applied(phi):
+        torch.testing.assert_close(lm.logits(lm.hidden(ids)), peft.eval()(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
 
 
 def check_batched_updates(lm: LanguageModel, updates: Tensor) -> None:
@@ -129,7 +142,7 @@ def check_atoms(lm: LanguageModel, phi: Tensor) -> None:
 
 def check_answers(lm: LanguageModel, updates: list[Tensor]) -> None:
     """The engine's answers, in one batch and piece by piece, are those of the model with merged weights."""
-    requests = [DecodingRequest(p, u, 8, stop=()) for p, u in zip(PROMPTS, updates, strict=True)]
+    requests = [DecodingRequest(p, lm.subspace.updates(u), 8, stop=()) for p, u in zip(PROMPTS, updates, strict=True)]
     answers = [heard.text for heard in run(Engine(lm, prefill_tokens=9), requests)]
     assert answers == [merged_answer(lm, request) for request in requests]
     assert len(set(answers)) > 1
@@ -138,11 +151,11 @@ def check_answers(lm: LanguageModel, updates: list[Tensor]) -> None:
 @torch.inference_mode()
 def merged_answer(lm: LanguageModel, request: DecodingRequest) -> str:
     """What transformers' own `generate` writes after the update was written into the weights."""
-    assert request.update is not None
-    before = {name: lm.model.get_parameter(name).clone() for name in merged_weights(lm, request.update)}
+    [applied] = request.updates
+    before = {name: lm.model.get_parameter(name).clone() for name in merged_weights(lm, applied.vector)}
     ids = torch.tensor([lm.encode_prompt(request.prompt)])
     try:
-        for name, weight in merged_weights(lm, request.update).items():
+        for name, weight in merged_weights(lm, applied.vector).items():
             lm.model.get_parameter(name).copy_(weight)
         written = lm.model.generate(
             ids,
