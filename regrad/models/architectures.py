@@ -1,7 +1,7 @@
 """Model families: what regrad must know of a kind of model to adapt it and to decode with it, as rows of a table.
 
-`docs/models.md` shows the table, and `tests/unit/test_model_families.py` runs a small random model of every row through
-updates, atoms, decoding and a training step.
+`docs/models.md` shows the table; `tests/unit/models/test_model_families.py` runs a small random model of every row
+through updates, atoms, decoding and a training step.
 """
 
 from __future__ import annotations
