@@ -4,12 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Groups, each with a Ray cluster of its own, two at a time; what is in none of the first three is in the last.
-SERVING := $(wildcard $(addprefix tests/integration/test_,demo.py cluster.py page*.py serving.py))
-TRAINING := $(wildcard $(addprefix tests/integration/test_,training.py adaptation.py engines.py precision.py synthesis.py))
-REPORT := $(wildcard $(addprefix tests/integration/test_,evaluate.py locking.py)) tests/studies
-
-.PHONY: demo s3 s3-stop install lint types unit integration integration-training integration-serving integration-report integration-data unit-fast test test-fast gpu clean
+.PHONY: demo s3 s3-stop install lint types unit integration unit-fast test test-fast gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,19 +36,11 @@ types: $(STAMP)
 unit: $(STAMP)
 	$(BIN)/python -m pytest tests/unit tests/studies -m "not integration"
 
-integration-training: $(STAMP)
-	$(BIN)/python -m pytest $(TRAINING) --durations=10
+# Each group has a Ray cluster of its own, and is a folder: a new test is put where its cluster is.
+integration-%: $(STAMP)
+	$(BIN)/python -m pytest tests/integration/$* $(if $(filter evaluation,$*),tests/studies) -m integration --durations=10
 
-integration-serving: $(STAMP)
-	$(BIN)/python -m pytest $(SERVING) --durations=10
-
-integration-data: $(STAMP)
-	$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(SERVING) $(TRAINING) $(REPORT)) --durations=10
-
-integration-report: $(STAMP)
-	$(BIN)/python -m pytest $(REPORT) -m integration --durations=10
-
-integration: integration-training integration-serving integration-report integration-data
+integration: integration-training integration-serving integration-evaluation integration-bank
 
 unit-fast: $(STAMP)
 	$(BIN)/python -m pytest tests/unit tests/studies -m "not slow"
@@ -65,7 +52,7 @@ gpu: $(STAMP)
 	$(BIN)/python -m pytest tests/gpu
 
 test: $(STAMP)
-	$(MAKE) --no-print-directory -j2 lint types integration-training integration-serving integration-report integration-data unit  # two at a time: they wait for much
+	$(MAKE) --no-print-directory -j2 lint types integration-training integration-serving integration-evaluation integration-bank unit  # two at a time: they wait for much
 
 s3:
 	tests/tools/s3_server.sh start $(CURDIR)/runs/s3

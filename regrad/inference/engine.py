@@ -15,10 +15,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from regrad.errors import ModelError
 from regrad.inference.cache import RowCache
+from regrad.inference.forward import read_pieces
 from regrad.inference.rows import DecodingRequest, Listener, Row
 from regrad.inference.updates import RowUpdates
+from regrad.inference.verification import verify_decoding
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import by_subspace
 
@@ -28,7 +29,7 @@ class Engine:
 
     `max_cached_tokens` bounds rows times the longest row, which is what keys and values take; a request that does not
     fit beside the others waits, and one alone is always taken. A pass reads at most `prefill_tokens` of prompts.
-    Raises `ModelError` for a model with layers that are not attention with keys and values.
+    Raises `ModelError` for a model that it would not decode as the model itself does (see `verify_decoding`).
     """
 
     def __init__(
@@ -37,7 +38,8 @@ class Engine:
         self._lm, self._max_rows = lm, max_rows
         self._max_cached, self._prefill_tokens = max_cached_tokens, prefill_tokens
         self._cache = RowCache(int(lm.text_config.num_hidden_layers), max_cached_tokens)
-        self._windows = _windows(lm)
+        self._windows = lm.architecture.windows(lm.text_config)
+        verify_decoding(lm)
         self._updates = RowUpdates(lm)
         self._rows: list[Row] = []
         self._waiting: deque[Row] = deque()
@@ -130,27 +132,9 @@ class Engine:
 
     def _scores(self, numbers: list[int], pieces: list[list[int]]) -> Tensor:
         """Logits [N, V] after the last token of each piece."""
-        device = self._lm.device
-        lengths = [len(piece) for piece in pieces]
-        most = max(lengths)
-        ids_NT = torch.tensor([piece + [self._lm.pad_id] * (most - len(piece)) for piece in pieces], device=device)
-        starts = [self._rows[i].read for i in numbers]
-        ends = [start + length for start, length in zip(starts, lengths, strict=True)]
-        length = max(ends) + (min(lengths) < most)  # one more, where padding goes that would be beyond all ends
-        positions_NT = torch.tensor(starts, device=device)[:, None] + torch.arange(most, device=device)
-        positions_NT = positions_NT.clamp(max=length - 1)
-        which = self._which(numbers)
-        self._cache.aim(which, positions_NT, length)
+        which, starts = self._which(numbers), [self._rows[i].read for i in numbers]
         with self._updates.applied(numbers, which):
-            output = self._lm.model.base_model(  # type: ignore[operator]
-                input_ids=ids_NT,
-                attention_mask=_masks(positions_NT, length, self._lm.compute_dtype, self._windows),
-                position_ids=positions_NT,
-                past_key_values=self._cache,
-                use_cache=True,
-            )
-        last = torch.tensor(lengths, device=device) - 1
-        return self._lm.logits(output.last_hidden_state[torch.arange(len(pieces), device=device), last])
+            return read_pieces(self._lm, self._cache, self._windows, which, pieces, starts)
 
     def _which(self, numbers: list[int]) -> slice | Tensor:
         """As a slice, which copies nothing, if they are consecutive."""
@@ -170,46 +154,3 @@ class Engine:
         self._cache.blank(size, len(self._rows))
         self._updates.truncate(size)
         del self._rows[size:]
-
-
-def _windows(lm: LanguageModel) -> dict[str, int | None]:
-    """How far back a layer of each of the model's kinds sees, in tokens; None: to the start.
-
-    A model whose configuration has no kinds of layers has one, which slides if there is a window. Raises `ModelError`
-    for kinds that keep something else than keys and values, or see in another way.
-    """
-    config = lm.text_config
-    window: int | None = getattr(config, "sliding_window", None)
-    known = {"full_attention": None, "sliding_attention": window}
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
-    if unknown := sorted(kinds - known.keys()):
-        raise ModelError(
-            f"{type(lm.model).__name__} has layers of {unknown}, which the decoding engine cannot run: it knows full "
-            "attention and sliding windows; choose another model"
-        )
-    return {kind: known[kind] for kind in kinds}
-
-
-def _masks(
-    positions_NT: Tensor, length: int, dtype: torch.dtype, windows: dict[str, int | None]
-) -> Tensor | dict[str, Tensor]:
-    """The mask of all layers, or by their kind, as transformers' models take them, where the kinds differ in this pass.
-
-    A model takes a finished mask as it is and would not add its window to it.
-    """
-    reach = {kind: window if window is not None and window < length else None for kind, window in windows.items()}
-    masks = {window: _mask(positions_NT, length, dtype, window) for window in set(reach.values())}
-    return masks.popitem()[1] if len(masks) == 1 else {kind: masks[window] for kind, window in reach.items()}
-
-
-def _mask(positions_NT: Tensor, length: int, dtype: torch.dtype, window: int | None) -> Tensor:
-    """[N, 1, T, length], 0 where a token sees another of its row, else the least number.
-
-    It sees itself and those before it, `window` tokens in all.
-    """
-    others = torch.arange(length, device=positions_NT.device)
-    seen = others <= positions_NT[:, :, None]
-    if window is not None:
-        seen &= others > positions_NT[:, :, None] - window
-    blocked = torch.zeros((), dtype=dtype, device=seen.device)
-    return torch.where(seen, blocked, torch.finfo(dtype).min)[:, None]

@@ -37,9 +37,13 @@ class Blocks:
         children = [child for name, child in container.named_children() if int(name) >= self.first]
         self.upper: list[nn.Module] = children
 
+    def share_nothing(self) -> None:
+        """From now on `enter` gives None: the upper blocks need more of the lower ones than what these hand on."""
+        self.lower = []
+
     @torch.no_grad()
     def enter(self, ids_NT: Tensor) -> Tensor | None:
-        """What the first adapted block reads [N, T, D]; None if it is the model's first block: nothing to share."""
+        """What the first adapted block reads [N, T, D]; None if there is nothing to share."""
         if not self.lower:
             return None
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.utils import logging as transformers_logging
 
 from regrad.errors import ModelError, PromptTooLong
+from regrad.models.architectures import Architecture, architecture_of
 from regrad.models.blocks import Blocks
+from regrad.models.checks import check_model
 from regrad.models.config import ModelConfig
 from regrad.models.lora import BatchedLora
 from regrad.models.subspace import Subspace, find_subspace
@@ -63,6 +66,11 @@ class LanguageModel:
                 stack.enter_context(self.lora_for(subspace).applied(flat))
             yield
 
+    @cached_property
+    def architecture(self) -> Architecture:
+        """What regrad knows of this model's family."""
+        return architecture_of(self.model)
+
     @property
     def text_config(self) -> Any:
         """The configuration of the language model itself: in a multimodal checkpoint it is nested in the whole's."""
@@ -107,7 +115,8 @@ class LanguageModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits [..., V] of hidden states [..., D], scaled as the model does, in float32 at least."""
         scores: Tensor = self.model.get_output_embeddings()(hidden)  # type: ignore[operator]
-        return scaled_logits(self.text_config, scores if scores.dtype == torch.float64 else scores.float())
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        return self.architecture.scaled_logits(self.text_config, scores)
 
     def identity(self) -> str:
         """SHA-256 (hex) of every weight's name, shape and bytes as they are in memory now."""
@@ -161,7 +170,7 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
     lora = BatchedLora(model, find_subspace(model, config.subspace))
     lora.hold()  # for good: training and extraction apply an update in every pass
     lm = LanguageModel(model, tokenizer, lora, resolved, Blocks(model, lora.subspace))
-    _check_head(lm)
+    check_model(lm)
     return lm
 
 
@@ -169,31 +178,18 @@ def context_length(config: Any) -> int | None:
     """Tokens that a sequence may have, by a model's configuration; None if it sets no limit.
 
     A sliding window is none: it bounds how far back a layer sees, and through several layers the model sees further.
+    LongRoPE's first stage is one: beyond it a model takes other factors for all rows of a batch as soon as one is that
+    long, and what a row gives must not depend on those beside it.
     """
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length and length > 0 else None
-
-
-def scaled_logits(config: Any, scores: Tensor) -> Tensor:
-    """What some models do after their output embedding: divide (Granite), multiply (Cohere), soft-cap (Gemma)."""
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
-        scores = scores / divisor
-    if (factor := getattr(config, "logit_scale", None)) is not None:
-        scores = scores * factor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        scores = cap * torch.tanh(scores / cap)
-    return scores
-
-
-@torch.no_grad()
-def _check_head(lm: LanguageModel) -> None:
-    """Raise `ModelError` if our logits are not the model's own: its atoms would be wrong."""
-    ids = torch.tensor([[0, 1, 2]], device=lm.device)
-    own = lm.model(input_ids=ids, use_cache=False).logits
-    ours = lm.logits(lm.hidden(ids))
-    if not torch.allclose(own.float(), ours.float(), rtol=2e-2, atol=2e-2):
-        kind = type(lm.model).__name__
-        raise ModelError(f"{kind} makes its logits in a way that regrad does not know; its gradients would be wrong")
+    config = config.get_text_config()
+    limits = [getattr(config, "max_position_embeddings", None)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        limits += [
+            rope.get("original_max_position_embeddings"),
+            getattr(config, "original_max_position_embeddings", None),
+        ]
+    return min((int(limit) for limit in limits if limit and limit > 0), default=None)
 
 
 def resolve_path(path: str) -> str:

@@ -94,7 +94,6 @@ class BatchedLora:
 
 
 def _projection(model: nn.Module, name: str, inputs: int, outputs: int) -> nn.Module:
-    """A module that maps x to W x: in a `Conv1D`, as GPT-2 has them, W is transposed, and the update is the same."""
     try:
         module = model.get_submodule(name)
     except AttributeError:
@@ -105,11 +104,13 @@ def _projection(model: nn.Module, name: str, inputs: int, outputs: int) -> nn.Mo
             f"an update adapts the linear module {name}, but in this {type(model).__name__} {found}; it was made for "
             "another model"
         )
-    shape = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
-    if shape != (inputs, outputs):
+    # GPT-2's Conv1D is a linear module that keeps its weight as [in, out].
+    rows, columns = module.weight.shape
+    sizes = (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
+    if sizes != (inputs, outputs):
         raise ModelError(
             f"an update adapts {name} with {inputs} inputs and {outputs} outputs, but in this {type(model).__name__} "
-            f"it has {shape[0]} and {shape[1]}; it was made for another model"
+            f"it has {sizes[0]} and {sizes[1]}; it was made for another model"
         )
     return module
 

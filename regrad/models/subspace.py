@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from regrad.errors import ModelError
+from regrad.models.architectures import Architecture, architecture_of
 from regrad.models.config import SubspaceConfig
 
-_LAYER = re.compile(r"^(?:.*\.)?layers\.(\d+)\.(?:.*\.)?(\w+)$")
+_BLOCK = re.compile(r"^(.*?)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def finite_rows(vectors_NP: Tensor) -> Tensor:
 
 def block_of(module: str) -> tuple[str, int]:
     """The path of the list of blocks that a projection is in, and the number of its block."""
-    match = re.match(r"^((?:.*\.)?layers)\.(\d+)\.", module)
+    match = _BLOCK.match(module)
     if match is None:
         raise ModelError(f"{module} is in no numbered block")
     return match[1], int(match[2])
@@ -154,55 +156,70 @@ def block_of(module: str) -> tuple[str, int]:
 def find_subspace(model: nn.Module, config: SubspaceConfig) -> Subspace:
     """The subspace that `config` describes in this model's text decoder.
 
+    A projection is named by its path in a block or by the end of it: `c_fc`, or `mlp.c_proj` beside `attn.c_proj`.
     Raises `ModelError` if a layer or projection is not there, or if several modules answer to one.
     """
-    linears = _linears_by_place(model)
-    if not linears:
-        raise ModelError(_unknown_layout(model))
-    count = 1 + max(layer for layer, _ in linears)
-    layers = range(count // 2, count) if config.layers == "upper-half" else config.layers
+    architecture = architecture_of(model)
+    path, blocks = architecture.block_list(model)
+    linears = [_linears(block, architecture) for block in blocks.children()]
+    layers = range(len(linears) // 2, len(linears)) if config.layers == "upper-half" else config.layers
     wanted = [(layer, projection) for layer in layers for projection in config.projections]
-    missing = [place for place in wanted if place not in linears]
+    found = {place: _answering(linears, *place) for place in wanted}
+    missing = [place for place in wanted if not found[place]]
     if missing or not wanted:
-        known = sorted({projection for _, projection in linears})
         raise ModelError(
-            f"the model has no layer and projection {missing[:3]}; it has {count} layers of {known}{_fused(model)}"
+            f"the model has no layer and projection {missing[:3]}; it has {len(linears)} layers of "
+            f"{_names(linears, experts=True)}{_fused(model)}"
         )
-    for layer, projection in wanted:
-        if len(found := linears[layer, projection]) > 1:
-            single = sorted({name for (_, name), modules in linears.items() if len(modules) == 1})
+    modules = []
+    for (layer, projection), names in found.items():
+        if len(names) > 1 or _is_numbered(names[0]):
+            first, last = (f"{path}.{layer}.{name}" for name in (names[0], names[-1]))
             raise ModelError(
-                f"layer {layer} has {len(found)} modules for the projection {projection}, {found[0][0]} to "
-                f"{found[-1][0]}, and an update belongs to one that sees every token, which no expert of a mixture "
-                f"does; set `subspace.projections` to some of those that a layer has once: {single}"
+                f"layer {layer} has {len(names)} modules for the projection {projection}, {first} to {last}, and an "
+                "update belongs to one that sees every token, which no expert of a mixture does; set "
+                f"`subspace.projections` to some of those that a layer has once: {_names(linears[layer : layer + 1])}"
             )
-    return Subspace(tuple(linears[place][0] for place in wanted), config.rank, config.scaling)
+        modules.append((f"{path}.{layer}.{names[0]}", *linears[layer][names[0]]))
+    return Subspace(tuple(modules), config.rank, config.scaling)
 
 
-def _linears_by_place(model: nn.Module) -> dict[tuple[int, str], list[tuple[str, int, int]]]:
-    """(layer, projection) -> (path, in, out) of the linear modules there, in the text decoder.
-
-    The towers of a multimodal model (vision, audio) have numbered layers as well, which are not the text's.
-    """
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
-    inside = set(decoder.modules())  # type: ignore[union-attr]
-    linears: dict[tuple[int, str], list[tuple[str, int, int]]] = {}
-    for name, module in model.named_modules():
-        match = _LAYER.match(name)
-        if match and isinstance(module, nn.Linear) and module in inside:
-            place = int(match[1]), match[2]
-            linears.setdefault(place, []).append((name, module.in_features, module.out_features))
+def _linears(block: nn.Module, architecture: Architecture) -> dict[str, tuple[int, int]]:
+    """Path in the block -> numbers in and out, of its linear modules."""
+    linears = {}
+    for name, module in block.named_modules():
+        if isinstance(module, architecture.linear):
+            rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
+            linears[name] = (rows, columns) if architecture.linear is Conv1D else (columns, rows)
     return linears
 
 
-def _unknown_layout(model: nn.Module) -> str:
-    """What to say of a model without linear modules in `layers.N`: GPT-2, say, whose blocks are `transformer.h.N`."""
-    lists = [(len(module), name) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    where = f"its blocks seem to be `{max(lists)[1]}`" if lists else "it has no list of blocks"
-    return (
-        f"regrad cannot adapt {type(model).__name__}: {where}, and only linear modules in blocks named `layers.N` are "
-        "known, as Llama, Mistral, Qwen, Gemma and Phi have them; choose such a model"
-    )
+def _answering(linears: list[dict[str, tuple[int, int]]], layer: int, projection: str) -> list[str]:
+    """The paths in a block of the modules that a projection's name stands for."""
+    if not 0 <= layer < len(linears):
+        return []
+    return [name for name in linears[layer] if name == projection or name.endswith(f".{projection}")]
+
+
+def _is_numbered(name: str) -> bool:
+    """Whether a module is in a list in its block, one of several alike: an expert."""
+    return any(part.isdecimal() for part in name.split("."))
+
+
+def _names(linears: list[dict[str, tuple[int, int]]], experts: bool = False) -> list[str]:
+    """The shortest names of the projections that some block has once; with `experts`, also those that it has often."""
+    names = set()
+    for block in linears:
+        for path in block:
+            if _is_numbered(path):
+                names |= {path.rsplit(".", 1)[-1]} if experts else set()
+                continue
+            parts = path.split(".")
+            ends = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
+            names.add(
+                next(end for end in ends if sum(other == end or other.endswith(f".{end}") for other in block) == 1)
+            )
+    return sorted(names)
 
 
 def _fused(model: nn.Module) -> str:

@@ -18,7 +18,7 @@ from regrad.meta_init import MetaInit, random_meta_init
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.settings import builtin_config, load_settings
-from tests.unit.decoded import PROMPTS, run, update
+from tests.tools.decoded import PROMPTS, run, update
 
 DEVICE = os.environ.get("REGRAD_TEST_DEVICE", "cuda")
 

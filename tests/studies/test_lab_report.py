@@ -37,7 +37,7 @@ from studies.lab_report.records import Measured, Table
 from studies.lab_report.report import write_report
 from studies.lab_report.run import next_step
 from studies.lab_report.step import Command
-from tests.unit.evaluating import record
+from tests.tools.evaluating import record
 
 QUESTIONS = 200
 

@@ -15,7 +15,7 @@ from regrad.bank.manifest import Manifest, current_version, read_manifest
 from regrad.bank.writer import commit
 from regrad.data.passages import Passage
 from regrad.storage import Storage
-from tests.unit.banks import FLOAT32, SUBSPACE, layout
+from tests.tools.banks import FLOAT32, SUBSPACE, layout
 
 BLOCK = 6
 SECONDS = 0.004

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serve_app.observability import metrics
-from tests.unit.recording import Recorded
+from tests.tools.recording import Recorded
 
 
 @pytest.fixture

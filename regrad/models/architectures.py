@@ -1,0 +1,194 @@
+"""Model families: what regrad must know of a kind of model to adapt it and to decode with it, as rows of a table.
+
+`docs/models.md` shows the table; `tests/unit/models/test_model_families.py` runs a small random model of every row
+through updates, atoms, decoding and a training step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from regrad.errors import ModelError
+from regrad.registry import Registry
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+_GATED = ("gate_proj", "up_proj", "down_proj")
+_SPLIT = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+_LOGITS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "logits_scaling": lambda scores, value: scores / value,
+    "logit_scale": lambda scores, value: scores * value,
+    "final_logit_softcapping": lambda scores, value: value * torch.tanh(scores / value),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family. `model_types` are transformers' names of its kinds of (text) models.
+
+    `blocks` is the path of the list of blocks below the text decoder; `mlp` and `attention` are the projections in a
+    block that see every token and can be adapted, as `subspace.projections` names them, and `linear` is their class
+    (the weight of a `Conv1D` is transposed, its update is not). `logits` are those numbers of the configuration that
+    change the logits, in the order in which they do. `layer_kinds` are the kinds of layers that it may have, by how far
+    back they see. A family with `refused` is not loaded, and that is why.
+    """
+
+    family: str
+    model_types: tuple[str, ...]
+    blocks: str = "layers"
+    mlp: tuple[str, ...] = _GATED
+    attention: tuple[str, ...] = _SPLIT
+    linear: type[nn.Module] = nn.Linear
+    logits: tuple[str, ...] = ()
+    layer_kinds: tuple[str, ...] = (FULL,)
+    refused: str = ""
+
+    def block_list(self, model: nn.Module) -> tuple[str, nn.Module]:
+        """The path and the list of the blocks of the model's text decoder; raises `ModelError` if it is not there.
+
+        A multimodal model has towers (vision, audio) with numbered blocks as well, which are not the text's.
+        """
+        decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+        blocks = getattr(decoder, self.blocks, None)
+        if not isinstance(blocks, nn.ModuleList):
+            raise ModelError(_unknown_layout(model, self.blocks))
+        return next(name for name, module in model.named_modules() if module is blocks), blocks
+
+    def scaled_logits(self, config: Any, scores: Tensor) -> Tensor:
+        """What the model does after its output embedding: divide (Granite), multiply (Cohere), soft-cap (Gemma)."""
+        for name in self.logits:
+            if (value := getattr(config, name, None)) is not None:
+                scores = _LOGITS[name](scores, value)
+        return scores
+
+    def windows(self, config: Any) -> dict[str, int | None]:
+        """How far back a layer of each of the model's kinds sees, in tokens; None: to the start.
+
+        A model whose configuration has no kinds of layers has one, which slides if the
+        family can and there is a window.
+        Raises `ModelError` for kinds that keep something else than keys and values, or see in another way.
+        """
+        window: int | None = getattr(config, "sliding_window", None) if SLIDING in self.layer_kinds else None
+        kinds = set(getattr(config, "layer_types", None) or [FULL if window is None else SLIDING])
+        if unknown := sorted(kinds - set(self.layer_kinds)):
+            raise ModelError(
+                f"a model of the kind {config.model_type} has layers of {unknown}, which regrad cannot run: of "
+                f"{self.family} it knows {list(self.layer_kinds)}; choose another model"
+            )
+        return {kind: window if kind == SLIDING else None for kind in kinds}
+
+
+ARCHITECTURES: Registry[Architecture] = Registry("model family", ModelError)
+"""Every family by name."""
+
+LIKE_LLAMA = Architecture("like Llama", (), logits=tuple(_LOGITS), layer_kinds=(FULL, SLIDING))
+"""What a model of an unknown kind is taken for; whether it is so, is checked when it is loaded and decoded with."""
+
+_NO_KEYS_AND_VALUES = (
+    "its layers keep a running state and not the keys and values of each token, and only those are kept per request"
+)
+
+for _row in (
+    Architecture("Llama", ("llama",)),
+    Architecture("SmolLM 3", ("smollm3",), layer_kinds=(FULL, SLIDING)),
+    Architecture("Mistral", ("mistral",), layer_kinds=(FULL, SLIDING)),
+    Architecture("Qwen 2", ("qwen2",), layer_kinds=(FULL, SLIDING)),
+    Architecture("Qwen 3", ("qwen3",), layer_kinds=(FULL, SLIDING)),
+    Architecture("Gemma", ("gemma",)),
+    Architecture("Gemma 2", ("gemma2",), logits=("final_logit_softcapping",), layer_kinds=(FULL, SLIDING)),
+    Architecture(
+        "Gemma 3", ("gemma3", "gemma3_text"), logits=("final_logit_softcapping",), layer_kinds=(FULL, SLIDING)
+    ),
+    Architecture(
+        "Phi-3",
+        ("phi3",),
+        mlp=("gate_up_proj", "down_proj"),
+        attention=("qkv_proj", "o_proj"),
+        layer_kinds=(FULL, SLIDING),
+    ),
+    Architecture("Granite", ("granite",), logits=("logits_scaling",)),
+    Architecture("Cohere", ("cohere", "cohere2"), logits=("logit_scale",), layer_kinds=(FULL, SLIDING)),
+    Architecture(
+        "GPT-2",
+        ("gpt2",),
+        blocks="h",
+        mlp=("c_fc", "mlp.c_proj"),
+        attention=("c_attn", "attn.c_proj"),
+        linear=Conv1D,
+    ),
+    Architecture(
+        "GPT-NeoX", ("gpt_neox",), mlp=("dense_h_to_4h", "dense_4h_to_h"), attention=("query_key_value", "dense")
+    ),
+    Architecture(
+        "mixture of experts", ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"), mlp=(), layer_kinds=(FULL, SLIDING)
+    ),
+    Architecture("Mamba", ("mamba", "mamba2", "falcon_mamba"), refused=_NO_KEYS_AND_VALUES),
+    Architecture("RWKV and xLSTM", ("rwkv", "xlstm"), refused=_NO_KEYS_AND_VALUES),
+    Architecture(
+        "hybrid of attention and state space",
+        (
+            "bamba",
+            "falcon_h1",
+            "granitemoehybrid",
+            "jamba",
+            "lfm2",
+            "minimax",
+            "nemotron_h",
+            "qwen3_5",
+            "qwen3_5_text",
+            "qwen3_5_moe",
+            "qwen3_5_moe_text",
+            "qwen3_next",
+            "recurrent_gemma",
+            "zamba",
+            "zamba2",
+        ),
+        refused="some of its layers keep a running state and not the keys and values of each token, and only those are "
+        "kept per request",
+    ),
+    Architecture(
+        "Llama 4", ("llama4", "llama4_text"), refused="its layers attend within chunks, and masks for those are missing"
+    ),
+    Architecture(
+        "ALiBi",
+        ("bloom", "falcon", "mpt"),
+        refused="its attention adds distances that it takes from a mask of one row of tokens, and requests that are "
+        "decoded together have other masks",
+    ),
+):
+    ARCHITECTURES[_row.family] = _row
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """The family of a model, by its configuration; `LIKE_LLAMA` if there is no row for it.
+
+    Raises `ModelError` for a family that is refused.
+    """
+    config: Any = getattr(model, "config", None)
+    kind = config.get_text_config().model_type if config is not None else ""
+    found = next((row for row in ARCHITECTURES.values() if kind in row.model_types), LIKE_LLAMA)
+    if found.refused:
+        raise ModelError(
+            f"regrad cannot run {type(model).__name__} ({found.family}): {found.refused}; choose another model"
+        )
+    return found
+
+
+def _unknown_layout(model: nn.Module, blocks: str) -> str:
+    """What to say of a model of an unknown kind whose blocks have another name."""
+    lists = [(len(module), name) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    where = f"its blocks seem to be `{max(lists)[1]}`" if lists else "it has no list of blocks"
+    return (
+        f"regrad cannot adapt {type(model).__name__}: {where}, and in a model of a family that it does not know they "
+        f"must be `{blocks}`, as in Llama; choose a model of {', '.join(_taken())}"
+    )
+
+
+def _taken() -> list[str]:
+    return [row.family for row in ARCHITECTURES.values() if not row.refused]

@@ -1,0 +1,52 @@
+"""Trained LoRAs for tests: one for all questions, and a bank of one for each of three passages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from regrad.bank.manifest import Layout
+from regrad.bank.writer import BankWriter
+from regrad.data.passages import Passage
+from regrad.lab.world import World
+from regrad.methods.prag import adapters_base, adapters_layout
+from regrad.models.config import SubspaceConfig
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.models.subspace import Subspace
+from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
+from regrad.training.lora.config import AdapterConfig
+from regrad.training.lora.lora_artifact import StaticLora
+from tests.tools.augmenting import augmented
+
+ADAPTER = AdapterConfig(lr=1e-2, alpha=4.0)
+
+
+def static_lora(lm: LanguageModel, rank: int, path: Path, seed: int = 4) -> StaticLora:
+    subspace = SubspaceConfig(rank=rank, alpha=3.0 * rank)
+    small = load_language_model(lm.config.model_copy(update={"subspace": subspace}), "cpu")
+    values = 0.1 * torch.randn(small.subspace.size, generator=torch.Generator().manual_seed(seed))
+    lora = StaticLora(small.config, small.identity(), small.subspace, values)
+    lora.save(path)
+    return lora
+
+
+def adapter_bank(
+    lm: LanguageModel, world: World, uri: str, static: StaticLora | None = None
+) -> tuple[Subspace, dict[str, Tensor], list[Passage]]:
+    """Trained adapters of three passages in a bank."""
+    trainer = AdapterTrainer(
+        load_language_model(model_for_adapters(lm.config, ADAPTER, static), "cpu"), ADAPTER, static
+    )
+    items, subspace = augmented(world, 3), trainer.subspace
+    base = adapters_base(lm.identity(), static.digest if static else None)
+    fingerprint = adapters_layout(subspace, base)
+    layout = Layout(kind="adapter", fingerprint=fingerprint, codec="float32", subspace=subspace.to_json())
+    writer, values = BankWriter(uri, layout), {}
+    for item, adapter in zip(items, trainer.train(items), strict=True):
+        assert adapter.values is not None
+        values[item.passage.id] = adapter.values
+        writer.add_atom(item.passage.id, item.passage.text_hash, adapter.values)
+    writer.commit()
+    return subspace, values, [item.passage for item in items]

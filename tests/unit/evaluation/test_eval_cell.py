@@ -1,0 +1,149 @@
+"""Running a cell on the random model: every question under its own update, however many are decoded together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regrad.data.passages import Passage
+from regrad.data.question_sets import read_questions
+from regrad.errors import EvaluationError
+from regrad.evaluation.config import EvalConfig
+from regrad.evaluation.generation import Generator
+from regrad.evaluation.output import CellResult
+from regrad.evaluation.plan import make_plan
+from regrad.evaluation.records import check_records
+from regrad.evaluation.runner import CellRunner
+from regrad.inference.decoding import GenerationRequest, generate
+from regrad.inference.rows import Finished
+from regrad.meta_init import MetaInit
+from regrad.methods.registry import METHODS
+from regrad.methods.regrad import BoundMetaInit
+from regrad.models.loading import LanguageModel
+from tests.tools.evaluating import settings, write_set
+
+
+@pytest.fixture
+def folder(tmp_path: Path, passages: list[Passage], meta_init: MetaInit) -> Path:
+    write_set(tmp_path, passages)
+    meta_init.save(tmp_path / "meta-init")
+    return tmp_path
+
+
+def run(lm: LanguageModel, config: EvalConfig) -> list[CellResult]:
+    return [CellRunner(lm, config).run(cell) for cell in make_plan(config)]
+
+
+def only(folder: Path, lm: LanguageModel, method: str, k: int = 1, **changes: Any) -> EvalConfig:
+    start = {"meta_init": str(folder / "meta-init")} if METHODS[method].applies_gradients else {}
+    one = {"name": method, **start}
+    return settings(folder, lm.config, methods=[one], k=[k], **changes)
+
+
+def test_records_are_of_the_questions_and_the_same_however_many_at_once(folder: Path, tiny: LanguageModel) -> None:
+    batches = [{"rows": 1, "questions": 1}, {"rows": 4, "questions": 5}, {}]
+    runs = [run(tiny, only(folder, tiny, "rag", 3, batch=batch))[0] for batch in batches]
+    said = [[(record.question_id, record.raw, record.passage_ids) for record in one.records] for one in runs]
+    assert said[0] == said[1] == said[2]
+    check_records(runs[0].records, read_questions(only(folder, tiny, "rag").sets[0]))
+
+
+def test_what_is_trained_on_passages_alone_has_none_in_its_prompt(folder: Path, tiny: LanguageModel) -> None:
+    ways: dict[str, dict[str, Any]] = {
+        "tta": {"lr": 1e-2},
+        "alone": {"method": "tta", "in_prompt": False, "lr": 1e-2},
+        "direct": {},
+    }
+    methods = [{"name": name, **way} for name, way in ways.items()]
+    both, alone, direct = run(tiny, settings(folder, tiny.config, methods=methods, k=[1]))
+    tokens = [[record.prompt_tokens for record in one.records] for one in (both, alone, direct)]
+    assert tokens[1] == tokens[2]
+    assert all(more > fewer for more, fewer in zip(tokens[0], tokens[1], strict=True))
+    assert [r.raw for r in alone.records] != [r.raw for r in direct.records]
+    assert all(len(record.passage_ids) == 1 for record in alone.records)
+
+
+def test_every_question_is_answered_under_its_own_passages_update(
+    folder: Path, tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage]
+) -> None:
+    config = only(folder, tiny, "regrad-online")
+    records = run(tiny, config)[0].records
+    knowledge = BoundMetaInit(tiny, meta_init)
+    for record, question, passage in zip(records, read_questions(config.sets[0]), passages, strict=False):
+        atom = knowledge.compute([passage])[0].atom
+        assert atom is not None
+        updates = (knowledge.update(atom, 1.0),)
+        request = GenerationRequest(tiny.config.prompts.prompt(question.question), updates, 6)
+        assert record.raw == generate(tiny, [request])[0].text
+    assert len({record.raw for record in records}) > 1
+
+
+def test_direct_reads_no_passage(folder: Path, tiny: LanguageModel) -> None:
+    records = run(tiny, only(folder, tiny, "direct"))[0].records
+    assert {(record.k, record.passage_ids) for record in records} == {(0, ())}
+
+
+def test_passages_that_do_not_fit_are_dropped_worst_first_and_noted(folder: Path, tiny: LanguageModel) -> None:
+    whole = run(tiny, only(folder, tiny, "rag", 1))[0].records
+    limit = max(record.prompt_tokens for record in whole) + 6
+    short = run(tiny, only(folder, tiny, "rag", 3, context_tokens=limit))[0].records
+    assert [record.raw for record in short] == [record.raw for record in whole]
+    assert {record.note for record in short} == {"2 of 3 passages did not fit into the prompt"}
+
+
+def test_a_prompt_that_is_too_long_can_stop_the_run(folder: Path, tiny: LanguageModel) -> None:
+    with pytest.raises(EvaluationError, match="the context is 40: set too_long=drop, or lower k"):
+        run(tiny, only(folder, tiny, "rag", 3, context_tokens=40, too_long="fail"))
+
+
+def test_a_question_that_alone_is_too_long_is_an_error(folder: Path, tiny: LanguageModel) -> None:
+    with pytest.raises(EvaluationError, match="with 0 passages"):
+        run(tiny, only(folder, tiny, "rag", 3, context_tokens=8))
+
+
+def test_a_set_that_changed_after_the_plan_is_refused(
+    folder: Path, tiny: LanguageModel, passages: list[Passage]
+) -> None:
+    config = only(folder, tiny, "direct")
+    cell = make_plan(config)[0]
+    write_set(folder, passages, questions=5)
+    with pytest.raises(EvaluationError, match="has changed since the run began"):
+        CellRunner(tiny, config).run(cell)
+
+
+def test_progress_counts_every_question(folder: Path, tiny: LanguageModel) -> None:
+    config, heard = only(folder, tiny, "direct", batch={"questions": 4}), []
+    result = CellRunner(tiny, config).run(make_plan(config)[0], lambda *batch: heard.append(batch))
+    assert [questions for questions, _ in heard] == [4, 2]
+    spent = sum(vars(result.seconds).values())
+    assert spent <= sum(seconds for _, seconds in heard)
+
+
+def test_the_time_of_a_question_is_that_of_making_and_applying_its_update(folder: Path, tiny: LanguageModel) -> None:
+    result = run(tiny, only(folder, tiny, "regrad-online"))[0]
+    total = sum(record.milliseconds for record in result.records)
+    assert total == pytest.approx(1e3 * (result.seconds.update + result.seconds.generation))
+    assert result.seconds.update > 0 and result.seconds.generation > 0
+
+
+def test_the_sets_rules_and_cut_decide_the_scores(
+    folder: Path, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Finished("So the answer is yes it is, I think.", "stop", 3, 4, 0, 0, 0, 1)
+    monkeypatch.setattr(Generator, "answers", lambda self, prompts, updates, most: [said] * len(prompts))
+    lines = (folder / "questions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) | {"answers": ["yes"]} for line in lines]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def first(**scoring: Any) -> tuple[str, float]:
+        config = only(folder, tiny, "direct")
+        config = config.model_copy(update={"sets": (config.sets[0].model_copy(update=scoring),)})
+        record = run(tiny, config)[0].records[0]
+        return record.prediction, record.f1
+
+    assert first() == (said.text, pytest.approx(2 / 9))
+    assert first(cut=True) == ("yes it is", pytest.approx(0.5))
+    assert first(cut=True, rules="hotpotqa") == ("yes it is", 0.0)

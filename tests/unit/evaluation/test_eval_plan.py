@@ -1,0 +1,289 @@
+"""Which cells there are, when they are run again, and what is refused before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from regrad.bank.manifest import Layout
+from regrad.bank.writer import BankWriter
+from regrad.data.config import QuestionSetConfig
+from regrad.data.passages import Passage, encode_passages
+from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodError, ModelError, RegradError
+from regrad.evaluation.config import EvalConfig
+from regrad.evaluation.plan import make_plan
+from regrad.meta_init import MetaInit
+from regrad.models.config import ModelConfig, SubspaceConfig
+from regrad.models.subspace import Subspace
+from regrad.settings import parse_settings
+from tests.tools.evaluating import settings, write_bank, write_set
+
+
+@pytest.fixture
+def folder(tmp_path: Path, passages: list[Passage]) -> Path:
+    write_set(tmp_path, passages)
+    return tmp_path
+
+
+@pytest.fixture
+def model(tiny_path: Path) -> ModelConfig:
+    return ModelConfig(path=str(tiny_path), subspace=SubspaceConfig(rank=4, alpha=8))
+
+
+def cells(config: EvalConfig) -> list[tuple[str, int, int]]:
+    return [(cell.method.name, cell.k, cell.seed) for cell in make_plan(config)]
+
+
+def keys(config: EvalConfig) -> set[str]:
+    return {cell.key for cell in make_plan(config)}
+
+
+def test_what_retrieves_nothing_runs_once_and_seeds_count_where_something_is_random(
+    folder: Path, model: ModelConfig
+) -> None:
+    found = cells(settings(folder, model, seeds=[0, 1]))
+    assert found == [("direct", 0, 0), ("rag", 1, 0), ("rag", 1, 1), ("rag", 3, 0), ("rag", 3, 1)]
+
+
+def test_without_anything_random_there_is_one_seed(folder: Path, model: ModelConfig) -> None:
+    gold = {"source": "gold", "corpus": str(folder / "corpus.jsonl")}
+    one = {"name": "people", "path": str(folder / "questions.jsonl"), "passages": gold}
+    assert cells(settings(folder, model, seeds=[0, 1], sets=[one])) == [("direct", 0, 0), ("rag", 1, 0), ("rag", 3, 0)]
+
+
+def gold(folder: Path) -> dict[str, Any]:
+    """A set in which nothing is random."""
+    passages = {"source": "gold", "corpus": str(folder / "corpus.jsonl")}
+    return {"name": "people", "path": str(folder / "questions.jsonl"), "passages": passages}
+
+
+def test_seeds_count_for_a_method_that_starts_at_random_and_for_no_other(folder: Path, model: ModelConfig) -> None:
+    methods = ["rag", {"name": "tta", "seed": 10}]
+    plan = make_plan(settings(folder, model, seeds=[0, 2], sets=[gold(folder)], k=[1], methods=methods))
+    assert [(cell.method.name, cell.seed, getattr(cell.method, "seed", 0)) for cell in plan] == [
+        ("rag", 0, 0),
+        ("tta", 0, 10),
+        ("tta", 2, 12),
+    ]
+    assert len({cell.key for cell in plan}) == 3
+
+
+def test_whether_passages_go_into_the_prompt_decides_the_key(folder: Path, model: ModelConfig) -> None:
+    config = settings(folder, model, methods=["tta", {"name": "alone", "method": "tta", "in_prompt": False}], k=[1])
+    assert [cell.method.info.passages_in_prompt for cell in make_plan(config)] == [True, False]
+    assert len(keys(config)) == 2
+
+
+def test_the_seed_in_a_location_makes_a_cell_for_each(folder: Path, model: ModelConfig, meta_init: MetaInit) -> None:
+    for seed in (0, 1):
+        meta_init.save(folder / f"tiny-{seed}")
+    method = {"name": "online", "method": "regrad-online", "meta_init": str(folder / "{model}-{seed}")}
+    plan = make_plan(settings(folder, model, seeds=[0, 1], methods=[method], k=[1]))
+    assert [cell.method.artefacts.meta_init for cell in plan] == [str(folder / "tiny-0"), str(folder / "tiny-1")]
+
+
+def test_what_decides_no_answer_is_not_in_the_key(folder: Path, model: ModelConfig) -> None:
+    before = keys(settings(folder, model))
+    other = settings(folder, model, batch={"rows": 3}, cluster={"workers": 1}, compare_to="rag", output="elsewhere")
+    assert keys(other) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_new_tokens": 7},
+        {"context_tokens": 100},
+        {"models": {"tiny": {"path": "PATH", "subspace": {"rank": 3}}}},
+        {"methods": [{"name": n, "prompt_style": "pe"} for n in ("direct", "rag")]},
+    ],
+)
+def test_settings_that_decide_answers_change_every_key(
+    folder: Path, model: ModelConfig, changes: dict[str, Any]
+) -> None:
+    changes = json.loads(json.dumps(changes).replace("PATH", model.path))
+    assert not keys(settings(folder, model)) & keys(settings(folder, model, **changes))
+
+
+def test_other_questions_change_every_key_and_another_corpus_those_that_use_it(
+    folder: Path, model: ModelConfig, passages: list[Passage]
+) -> None:
+    config = settings(folder, model)
+    before = {cell.label: cell.key for cell in make_plan(config)}
+    write_set(folder, passages[:9])
+    corpus = {cell.label: cell.key for cell in make_plan(config)}
+    assert [label for label in before if before[label] == corpus[label]] == [next(iter(before))]
+    write_set(folder, passages[:9], questions=5)
+    assert not set(corpus.values()) & keys(config)
+
+
+def test_an_added_cell_leaves_the_others_their_keys(folder: Path, model: ModelConfig) -> None:
+    assert keys(settings(folder, model)) < keys(settings(folder, model, methods=["rag", "pe-rag", "direct"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"methods": ["regrad-online"]}, MethodError, "meta_init"),
+        ({"methods": [{"name": "regrad-online", "meta_init": "nowhere"}]}, MetaInitError, "regrad train"),
+    ],
+)
+def test_a_method_that_cannot_run_is_refused(
+    folder: Path, model: ModelConfig, changes: dict[str, Any], error: type[RegradError], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        make_plan(settings(folder, model, **changes))
+
+
+def test_a_model_that_is_not_there_is_refused_before_a_worker_starts(folder: Path) -> None:
+    with pytest.raises(ModelError, match="there is no model at /nowhere"):
+        make_plan(settings(folder, ModelConfig(path="/nowhere")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"passages": {"source": "given"}}, "6 of 6 questions come with no passages"),
+        ({"sha256": "0" * 64}, "0000"),
+        ({"format": "hotpotq"}, "did you mean 'hotpotqa'"),
+    ],
+)
+def test_a_set_that_lacks_something_is_refused(
+    folder: Path, model: ModelConfig, changes: dict[str, Any], text: str
+) -> None:
+    passages = {"source": "gold", "corpus": str(folder / "corpus.jsonl")}
+    one = {"name": "people", "path": str(folder / "questions.jsonl"), "passages": passages} | changes
+    with pytest.raises(EvaluationError, match=text):
+        make_plan(settings(folder, model, sets=[one]))
+
+
+def test_a_gold_passage_that_the_corpus_lacks_is_found_before_the_run(
+    folder: Path, model: ModelConfig, passages: list[Passage]
+) -> None:
+    (folder / "corpus.jsonl").write_bytes(encode_passages(passages[1:]))
+    with pytest.raises(EvaluationError, match="question 'q0' names passage"):
+        make_plan(settings(folder, model))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"metods": []}, "did you mean 'methods'"),
+        ({"methods": ["pe-rga"]}, "did you mean 'pe-rag'"),
+        ({"methods": [{"name": "rag", "in_prompt": False}]}, "method 'rag' takes no in_prompt; it takes"),
+        ({"k": [0]}, "k is at least 1"),
+        ({"k": [3, 3]}, "twice"),
+        ({"methods": ["rag", "rag"]}, "'rag' twice"),
+        ({"compare_to": "regrad"}, "none of the methods direct, rag"),
+        ({"sets": [{"name": "a", "path": "a", "passages": {"source": "index"}}]}, "regrad index"),
+        ({"sets": [{"name": "a", "path": "a", "passages": {"source": "random"}}]}, "`corpus` is required"),
+        ({"sets": [{"name": "a", "path": "a", "passages": {"source": "given", "fill": "random"}}]}, "source: gold"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    folder: Path, model: ModelConfig, changes: dict[str, Any], text: str
+) -> None:
+    values = settings(folder, model).model_dump(mode="json") | changes
+    with pytest.raises(ConfigError, match=text):
+        parse_settings(EvalConfig, values, "test")
+
+
+def one_set(folder: Path, **changes: Any) -> list[dict[str, Any]]:
+    passages = {"source": "gold", "corpus": str(folder / "corpus.jsonl"), "fill": "random"}
+    return [{"name": "people", "path": str(folder / "questions.jsonl"), "passages": passages} | changes]
+
+
+def test_only_scoring_that_differs_from_squads_changes_the_keys(folder: Path, model: ModelConfig) -> None:
+    before = keys(settings(folder, model))
+    assert keys(settings(folder, model, sets=one_set(folder, rules="squad", cut=False))) == before
+    others = [keys(settings(folder, model, sets=one_set(folder, **c))) for c in ({"rules": "hotpotqa"}, {"cut": True})]
+    assert not before & others[0] and not before & others[1] and not others[0] & others[1]
+
+
+def test_scoring_of_open_answers_is_no_part_of_a_closed_sets_keys(folder: Path, model: ModelConfig) -> None:
+    rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    closed = [row | {"kind": "yes-no", "answers": ["yes"]} for row in rows]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in closed))
+    before = keys(settings(folder, model))
+    assert keys(settings(folder, model, sets=one_set(folder, rules="hotpotqa", cut=True))) == before
+
+
+@pytest.mark.parametrize(
+    ("format_", "rules", "expected"),
+    [
+        ("jsonl", None, "squad"),
+        ("hotpotqa", None, "hotpotqa"),
+        ("2wikimultihopqa", None, "hotpotqa"),
+        ("musique", None, "squad"),
+        ("hotpotqa", "squad", "squad"),
+        ("jsonl", "hotpotqa", "hotpotqa"),
+    ],
+)
+def test_the_rules_go_by_the_format_unless_they_are_set(format_: str, rules: str | None, expected: str) -> None:
+    config = parse_settings(QuestionSetConfig, {"name": "a", "path": "a", "format": format_, "rules": rules}, "test")
+    assert config.scoring_rules == expected
+
+
+def banked(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {"name": "regrad", "meta_init": str(folder / "meta-init"), "bank": str(folder / "bank")} | changes
+
+
+def test_a_bank_of_another_corpus_is_refused_before_a_model_is_loaded(
+    folder: Path, model: ModelConfig, passages: list[Passage], meta_init: MetaInit
+) -> None:
+    meta_init.save(folder / "meta-init")
+    write_bank(folder / "bank", meta_init, [Passage(f"else-{p.id}", p.title, p.text) for p in passages])
+    config = settings(folder, model, methods=["direct", banked(folder, on_missing="fewer")])
+    with pytest.raises(MethodError, match=r"bank at .*bank has the atom of none .*`regrad build`.*on_missing=online"):
+        make_plan(config)
+    make_plan(settings(folder, model, methods=[banked(folder)]))
+
+
+def test_a_bank_of_other_texts_is_refused_and_one_of_some_passages_is_not(
+    folder: Path, model: ModelConfig, passages: list[Passage], meta_init: MetaInit
+) -> None:
+    meta_init.save(folder / "meta-init")
+    write_bank(folder / "bank", meta_init, [Passage(p.id, p.title, f"{p.text} New.") for p in passages])
+    with pytest.raises(MethodError, match="or only of other texts"):
+        make_plan(settings(folder, model, methods=[banked(folder, on_missing="rag")]))
+    write_bank(folder / "some", meta_init, passages[5:6])
+    some = banked(folder, bank=str(folder / "some"), on_missing="rag")
+    assert make_plan(settings(folder, model, methods=[some]))
+
+
+def adapters(uri: Path, rank: int, count: Sequence[Passage]) -> None:
+    subspace = Subspace((("m", 5, 7),), rank, 2.0)
+    writer = BankWriter(str(uri), Layout(kind="adapter", fingerprint="f", codec="float32", subspace=subspace.to_json()))
+    for passage in count:
+        writer.add_atom(passage.id, passage.text_hash, torch.zeros(subspace.size))
+    writer.commit()
+
+
+def ranked(folder: Path, model: ModelConfig, rank: int, **changes: Any) -> EvalConfig:
+    wide = model.model_copy(update={"subspace": SubspaceConfig(rank=rank, alpha=2.0 * rank)})
+    return settings(folder, wide, methods=[{"name": "prag", "bank": str(folder / "bank")}], **changes)
+
+
+def test_adapters_that_do_not_fit_side_by_side_are_refused(
+    folder: Path, model: ModelConfig, passages: list[Passage]
+) -> None:
+    adapters(folder / "bank", 2, passages)
+    assert make_plan(ranked(folder, model, 6))
+    with pytest.raises(MethodError, match=r"prag: LoRAs of ranks \[2, 2, 2\] need 6 together, .* has rank 5"):
+        make_plan(ranked(folder, model, 5))
+    gold = one_set(folder, passages={"source": "gold", "corpus": str(folder / "corpus.jsonl")})
+    assert make_plan(ranked(folder, model, 2, sets=gold)), "one passage each, whatever k is"
+
+
+def test_a_meta_init_of_another_rank_or_scale_is_refused(folder: Path, model: ModelConfig, meta_init: MetaInit) -> None:
+    meta_init.save(folder / "meta-init")
+    online = {"name": "regrad-online", "meta_init": str(folder / "meta-init")}
+    rank, scale = meta_init.subspace.rank, meta_init.subspace.scaling
+    for subspace in (SubspaceConfig(rank=rank + 1, alpha=scale * (rank + 1)), SubspaceConfig(rank=rank, alpha=scale)):
+        other = model.model_copy(update={"subspace": subspace})
+        with pytest.raises(MetaInitError, match=rf"has rank {rank} and scale .*; set model.subspace as it was"):
+            make_plan(settings(folder, other, methods=[online]))

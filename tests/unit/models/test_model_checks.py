@@ -1,0 +1,131 @@
+"""Models that no row of the table of families covers: taken if they are right in every check, else refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMLP
+
+from regrad.errors import ModelError, PromptTooLong
+from regrad.inference import verification
+from regrad.inference.decoding import GenerationRequest, generate
+from regrad.inference.engine import Engine
+from regrad.inference.rows import DecodingRequest
+from regrad.models.architectures import ARCHITECTURES, LIKE_LLAMA
+from regrad.models.config import ModelConfig
+from regrad.models.loading import LanguageModel, load_language_model
+from tests.tools.decoded import PROMPTS, Heard, run, update
+from tests.tools.random_models import loaded, random_model
+
+STATES = {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 16}
+SHARED = {
+    "head_dim": 8,
+    "vocab_size_per_layer_input": 2236,
+    "hidden_size_per_layer_input": 8,
+    "num_kv_shared_layers": 0,
+    "laurel_rank": 4,
+    "activation_sparsity_pattern": [0.0, 0.0],
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 12,
+}
+
+
+@pytest.fixture
+def no_rows() -> Iterator[None]:
+    """As if the table were empty."""
+    rows = dict(ARCHITECTURES)
+    ARCHITECTURES.clear()
+    yield
+    ARCHITECTURES.update(rows)
+
+
+def test_a_model_like_llama_of_an_unknown_kind_is_taken(tiny: LanguageModel, tmp_path: Path) -> None:
+    lm = loaded(random_model("olmo2"), tiny, tmp_path)
+    assert lm.architecture is LIKE_LLAMA
+    requests = [DecodingRequest(prompt, update(lm, 1), 8) for prompt in PROMPTS]
+    expected = [generate(lm, [GenerationRequest(r.prompt, r.updates, 8)])[0].text for r in requests]
+    assert [heard.text for heard in run(Engine(lm), requests)] == expected
+
+
+def test_a_model_without_keys_and_values_is_refused_when_it_is_loaded(
+    no_rows: None, tiny: LanguageModel, tmp_path: Path
+) -> None:
+    model = random_model("mamba2", **STATES)
+    with pytest.raises(ModelError, match=r"kind mamba2 has layers of \['linear_attention'\]"):
+        loaded(model, tiny, tmp_path, ("in_proj",))
+
+
+def test_the_engine_refuses_a_model_that_masks_its_tokens_in_another_way(tiny: LanguageModel, tmp_path: Path) -> None:
+    """StableLM has no window; this one's configuration seems to say that it has."""
+    lm = loaded(random_model("stablelm"), tiny, tmp_path)
+    Engine(lm)
+    verification._VERIFIED.discard(lm.model)
+    lm.text_config.sliding_window = 100
+    with pytest.raises(ModelError, match="does not give StableLmForCausalLM's own logits"):
+        Engine(lm)
+    assert lm.text_config.sliding_window == 100
+
+
+def test_the_engine_refuses_a_model_that_keeps_more_than_keys_and_values(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here each token reads something of the one before it, which the engine does not keep from piece to piece."""
+    original = LlamaMLP.forward
+
+    def mixing(self: LlamaMLP, x_NTD: Tensor) -> Tensor:
+        before = torch.cat([torch.zeros_like(x_NTD[:, :1]), x_NTD[:, :-1]], 1)
+        return original(self, x_NTD + before)
+
+    monkeypatch.setattr(LlamaMLP, "forward", mixing)
+    with pytest.raises(ModelError, match="does not give LlamaForCausalLM's own logits"):
+        Engine(tiny)
+
+
+def test_a_model_is_verified_once(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    Engine(tiny)
+    monkeypatch.setattr(verification, "_compare", lambda lm: pytest.fail("verified again"))
+    Engine(tiny)
+
+
+def test_a_projection_that_the_model_does_not_call_is_refused(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def direct(self: LlamaMLP, x_NTD: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x_NTD)) * (x_NTD @ self.up_proj.weight.T))  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(LlamaMLP, "forward", direct)
+    with pytest.raises(ModelError, match=r"does not give every token once to model\.layers\.2\.mlp\.up_proj"):
+        load_language_model(ModelConfig(path=str(tiny_path)), "cpu")
+
+
+def test_blocks_that_hand_on_something_else_are_not_shared(tiny: LanguageModel, tmp_path: Path) -> None:
+    """Gemma 3n's hidden states have one more dimension, before that of the rows."""
+    lm = loaded(random_model("gemma3n_text", **SHARED), tiny, tmp_path)
+    assert lm.blocks.enter(torch.tensor([[1, 2, 3]])) is None
+
+
+def test_weights_that_are_not_numbers_are_named_as_such(tiny_path: Path, tiny: LanguageModel, tmp_path: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(tiny_path)
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.mlp.down_proj.weight")[0, 0] = torch.nan
+    with pytest.raises(ModelError, match="gives logits that are not finite: a weight of it is damaged"):
+        loaded(model, tiny, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["llama", "phi3"])
+def test_longrope_is_used_up_to_where_its_factors_change(kind: str, tiny: LanguageModel, tmp_path: Path) -> None:
+    """Beyond it the longest row of a batch chooses the factors of all, and answers depended on their neighbours."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [8.0] * 4,
+        "original_max_position_embeddings": 64,
+    }
+    sizes = {"max_position_embeddings": 512, "original_max_position_embeddings": 64, "rope_parameters": rope}
+    lm = loaded(random_model(kind, **sizes), tiny, tmp_path, ("down_proj",))
+    assert lm.context_length == 64
+    with pytest.raises(PromptTooLong, match="the model's context is 64"):
+        Engine(lm).submit(DecodingRequest("word " * 60), Heard())

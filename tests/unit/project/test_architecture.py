@@ -1,0 +1,94 @@
+"""The import arrows of docs/architecture.md, and the rules that keep the Ray files thin."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+# Each part of regrad and the other parts that it may import. The foundations are open to all.
+FOUNDATIONS = {"errors", "text", "settings", "registry", "storage", "locking", "data", "prompts"}
+MODELS = FOUNDATIONS | {"models", "inference", "meta_init", "gradients"}
+ALLOWED = {
+    "errors": set(),
+    "text": set(),
+    "settings": {"errors"},
+    "registry": {"errors"},
+    "storage": {"errors"},
+    "locking": {"errors", "storage"},
+    "data": {"errors", "text", "settings", "registry", "storage"},
+    "prompts": {"settings", "data"},
+    "client": {"errors"},
+    "models": FOUNDATIONS,
+    "inference": FOUNDATIONS | {"models"},
+    "meta_init": FOUNDATIONS | {"models"},
+    "gradients": FOUNDATIONS | {"models", "meta_init"},
+    "bank": FOUNDATIONS | {"models", "meta_init"},
+    "retrieval": FOUNDATIONS,
+    "training": FOUNDATIONS,
+    "training.lora": MODELS | {"bank", "training"},
+    "methods": MODELS | {"bank", "retrieval", "training.lora"},
+    "evaluation": MODELS | {"bank", "retrieval", "methods", "training.lora"},
+    "training.meta": MODELS | {"training", "evaluation"},
+    "training.synthesis": MODELS | {"training", "evaluation"},
+    "lab": MODELS | {"bank", "methods", "evaluation", "training", "training.lora", "training.meta"},
+}
+RAY_PARTS = {"ray", "ray_jobs", "serve_app"}
+RAY_FILES = [path for folder in ("ray_jobs", "serve_app") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the arrows"
+            yield node.module or ""
+
+
+def part_of(module: str) -> str:
+    """The part that a module of regrad belongs to: its first name; of `training` the first two, if it has packages."""
+    names = module.split(".")[1:]
+    packages = {path.name for path in (ROOT / "regrad" / "training").iterdir() if path.is_dir()}
+    return ".".join(names[: 2 if names[0] == "training" and len(names) > 1 and names[1] in packages else 1])
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+REGRAD = sorted((ROOT / "regrad").rglob("*.py"))
+LIBRARY = [path for path in REGRAD if module_of(path) != "regrad" and part_of(module_of(path)) != "cli"]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
+def test_library_file_imports_only_what_its_part_may(path: Path) -> None:
+    part = part_of(module_of(path))
+    for module in imports(path):
+        top = module.split(".")[0]
+        assert top not in RAY_PARTS, f"{path} imports {module}: the library knows no Ray"
+        if top == "regrad" and part_of(module) != part:
+            assert part_of(module) in ALLOWED[part], f"{path}: {part} may not import {module}"
+
+
+def test_the_rules_know_every_part() -> None:
+    assert {part_of(module_of(path)) for path in LIBRARY} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", RAY_FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_ray_file_is_thin_and_knows_neither_the_command_line_nor_the_other_folder(path: Path) -> None:
+    other = {"ray_jobs": "serve_app", "serve_app": "ray_jobs"}[path.relative_to(ROOT).parts[0]]
+    for module in imports(path):
+        assert not module.startswith("regrad.cli"), f"{path} imports {module}"
+        assert module.split(".")[0] not in {"transformers", other}, f"{path} imports {module}"
+
+
+def test_no_file_is_longer_than_a_reader_can_hold() -> None:
+    long = {path: count for path in (*REGRAD, *RAY_FILES) if (count := len(path.read_text().splitlines())) > 400}
+    assert not long

@@ -1,0 +1,106 @@
+"""The bank loader's readers: one is closed when another has taken its place, and not while it is used."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from regrad.bank.config import TiersConfig
+from regrad.bank.reader import BankReader
+from regrad.errors import BankError, PassageNotFound
+from regrad.meta_init import MetaInit
+from regrad.methods.base import BankState
+from regrad.retrieval.base import Hit
+from serve_app import bank_loader as module
+from serve_app.bank_loader import BankLoaderDeployment
+from serve_app.config import ServeConfig
+from serve_app.messages import Ask, BankNeed, GradientSum, Release, Retrieved, RoutedAsk
+from tests.tools.banks import PASSAGES
+from tests.tools.releasing import commit, setup
+
+FOUND = Retrieved((Hit(PASSAGES[0], 1.0),), 0.0)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServeConfig:
+    """Of a loader that looks for a new version at every request, and waits for it."""
+    monkeypatch.setattr(module, "_REFRESH_SECONDS", 60.0)
+    tiers = TiersConfig(deadline_seconds=60.0)
+    return setup(tmp_path).model_copy(update={"follow_seconds": 0.0, "tiers": tiers})
+
+
+def release(config: ServeConfig, name: str = "main", version: int = 1) -> Release:
+    fingerprint = MetaInit.load(config.meta_init).fingerprint
+    return Release(name, config.meta_init, config.bank, version, fingerprint)
+
+
+def load(loader: BankLoaderDeployment, release: Release) -> Awaitable[list[GradientSum | None]]:
+    return loader.load([RoutedAsk(Ask("Who?"), release, True, BankNeed.SUM)], [FOUND])
+
+
+def is_closed(reader: BankReader) -> bool:
+    try:
+        reader.was_deleted("p0")
+    except BankError as error:
+        return "was closed" in str(error)
+    return False
+
+
+def only(loader: BankLoaderDeployment) -> BankReader:
+    [(reader, _)] = loader._open.values()
+    return reader
+
+
+def test_a_reader_that_was_replaced_is_closed_when_nobody_uses_it(config: ServeConfig, tmp_path: Path) -> None:
+    async def run() -> None:
+        loader = BankLoaderDeployment(config)
+        await load(loader, release(config))
+        first = only(loader)
+        with loader._used(first):
+            commit(tmp_path / "bank", MetaInit.load(config.meta_init), seed=2)
+            (found,) = await load(loader, release(config))
+            assert found and found.bank is BankState.READ and not found.uses[0].missing
+            second = only(loader)
+            assert second is not first
+            assert not is_closed(first), "a request reads from it"
+        assert is_closed(first)
+        await load(loader, release(config))
+        assert only(loader) is second and not is_closed(second)
+        assert not loader._users
+
+    asyncio.run(run())
+
+
+def test_the_reader_that_was_not_used_for_longest_is_closed(
+    config: ServeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_OPEN_BANKS", 1)
+    commit(tmp_path / "bank", MetaInit.load(config.meta_init), seed=2)
+
+    async def run() -> None:
+        loader = BankLoaderDeployment(config)
+        await load(loader, release(config, version=1))
+        first = only(loader)
+        await load(loader, release(config, version=2))
+        assert is_closed(first) and not is_closed(only(loader))
+
+    asyncio.run(run())
+
+
+def test_each_request_of_several_gets_what_it_needs(config: ServeConfig) -> None:
+    needs = [BankNeed.NOTHING, BankNeed.DELETIONS, BankNeed.SUM, BankNeed.PARTS]
+    routed = [RoutedAsk(Ask("Who?"), release(config), True, need) for need in needs]
+    unknown = replace(release(config), bank=f"{config.bank}-that-is-not-there")
+    routed += [RoutedAsk(Ask("Who?"), unknown, True, BankNeed.SUM), RoutedAsk(Ask("?"), unknown, True, BankNeed.SUM)]
+    found = [FOUND] * 5 + [PassageNotFound("nothing")]
+    nothing, deletions, total, parts, unread, failed = asyncio.run(BankLoaderDeployment(config).load(routed, found))
+    assert nothing is None and failed is None
+    assert deletions and total and parts and unread
+    assert [each.bank for each in (deletions, total, parts, unread)] == [*[BankState.READ] * 3, BankState.UNREAD]
+    assert [each.uses[0].missing for each in (deletions, total, parts, unread)] == [True, False, False, True]
+    assert (total.parts is None, parts.parts is None) == (True, False)
+    assert unread.uses[0].problem

@@ -1,0 +1,120 @@
+"""The generator's deployment in this process: every kind of method, several requests at once, no bank loader."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from regrad.bank.tiers import Tier
+from regrad.data.passages import Passage
+from regrad.errors import PassageNotFound, PromptTooLong
+from regrad.evaluation.config import EvalBatchConfig
+from regrad.evaluation.generation import Generator
+from regrad.lab.world import World
+from regrad.meta_init import MetaInit
+from regrad.methods.base import Evidence, open_question
+from regrad.models.loading import LanguageModel
+from regrad.retrieval.base import Hit
+from serve_app.config import ServeConfig
+from serve_app.generator import GeneratorDeployment
+from serve_app.messages import Answered, Ask, BankNeed, Piece, Release, Retrieved, RoutedAsk, Sampling
+from serve_app.offers import offers_of
+from tests.tools.adapting import adapter_bank
+from tests.unit.serve_app.test_offers import config
+
+TOKENS = Sampling(4)
+
+
+@pytest.fixture(autouse=True)
+def without_gpus(monkeypatch: pytest.MonkeyPatch, recorded: Any) -> None:
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [])
+
+
+@pytest.fixture
+def generator(tmp_path: Path, meta_init: MetaInit) -> GeneratorDeployment:
+    meta_init.save(tmp_path / "meta-init")
+    places = {"meta_init": str(tmp_path / "meta-init"), "bank": "b", "index": "i"}
+    return GeneratorDeployment(ServeConfig.model_validate(places))
+
+
+@pytest.fixture
+def release(tmp_path: Path, meta_init: MetaInit) -> Release:
+    return Release("main", str(tmp_path / "meta-init"), "b", 1, meta_init.fingerprint)
+
+
+def direct(release: Release, question: str) -> RoutedAsk:
+    return RoutedAsk(Ask(question, "direct", sampling=TOKENS), release, False, BankNeed.NOTHING)
+
+
+def regrad(release: Release) -> RoutedAsk:
+    return RoutedAsk(Ask("Who?", "regrad", sampling=TOKENS), release, True, BankNeed.SUM)
+
+
+def answers(generator: GeneratorDeployment, *given: Any) -> dict[int, Answered | Exception]:
+    async def run() -> dict[int, Answered | Exception]:
+        return {number: answer async for finished in generator.answer(*given) for number, answer in finished}
+
+    return asyncio.run(run())
+
+
+def test_each_of_several_requests_gets_its_own_answer_or_error(
+    generator: GeneratorDeployment, release: Release
+) -> None:
+    routed = [direct(release, "Who?"), regrad(release), direct(release, "word " * 300)]
+    found = answers(generator, routed, [None, PassageNotFound("no such passage"), None], [None, None, None])
+    assert {number: type(answer) for number, answer in found.items()} == {
+        0: Answered,
+        1: PassageNotFound,
+        2: PromptTooLong,
+    }
+
+
+def test_a_stream_ends_with_the_answer_of_a_whole_request(generator: GeneratorDeployment, release: Release) -> None:
+    async def run() -> list[Piece | Answered]:
+        return [event async for event in generator.stream([direct(release, "Who?")], None, None)]
+
+    *pieces, last = asyncio.run(run())
+    whole = answers(generator, [direct(release, "Who?")], None, None)[0]
+    assert isinstance(last, Answered) and isinstance(whole, Answered)
+    assert "".join(piece.text for piece in pieces if isinstance(piece, Piece)) == last.text == whole.text
+
+
+def test_without_the_bank_loader_nothing_is_computed_and_the_answer_says_so(
+    generator: GeneratorDeployment, release: Release, passages: list[Passage]
+) -> None:
+    found = Retrieved(tuple(Hit(passage, 1.0) for passage in passages[:2]), 1.0)
+    (answer,) = answers(generator, [regrad(release)], [found], None).values()
+    assert isinstance(answer, Answered)
+    assert [use.tier for use in answer.uses] == [Tier.MISSING] * 2
+    assert answer.bank_version is None
+    (note,) = answer.degraded
+    assert note.policy == "fewer" and "the bank loader is gone" in note.reason
+
+
+def test_methods_that_train_or_read_adapters_are_answered_like_any_other(
+    tiny: LanguageModel, meta_init: MetaInit, world: World, tmp_path: Path
+) -> None:
+    meta_init.save(tmp_path / "meta-init")
+    known = adapter_bank(tiny, world, str(tmp_path / "adapters"))[2]
+    methods: list[Any] = ["rag", {"name": "tta", "lr": 1e-2}, {"name": "prag", "bank": str(tmp_path / "adapters")}]
+    served = config(meta_init=str(tmp_path / "meta-init"), methods=methods)
+    release = Release("main", served.meta_init, "b", 1, meta_init.fingerprint)
+    found = Retrieved(tuple(Hit(passage, 1.0) for passage in known[:2]), 0.0)
+    generator, alone = GeneratorDeployment(served), Generator(tiny, EvalBatchConfig(rows=1))
+    evidence = Evidence(open_question("Who?"), tuple(known[:2]))
+    texts = set()
+    for name, offer in offers_of(served).items():
+        routed = offer.routed(Ask("Who?", name, sampling=TOKENS), release)
+        (answered,) = answers(generator, [routed], [found], None).values()
+        assert isinstance(answered, Answered)
+        method = offer.settings.open(tiny)
+        (plan,) = method.plan([evidence], method.open_atoms())
+        (expected,) = alone.answers([plan.prompt.text(tiny.config.prompts)], [plan.updates], TOKENS.max_new_tokens)
+        assert answered.text == expected.text, name
+        assert [use.tier for use in answered.uses] == ([Tier.DISK, Tier.DISK] if name == "prag" else []), name
+        texts.add(answered.text)
+    assert len(texts) > 1

@@ -1,0 +1,210 @@
+"""Evaluation and server make the same of a question: the same prompt, the same update, the same answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from regrad.bank.maintenance import delete
+from regrad.bank.reader import BankReader
+from regrad.bank.tiers import Tier
+from regrad.data.passages import Passage
+from regrad.data.question_sets import read_questions
+from regrad.evaluation.config import EvalBatchConfig
+from regrad.evaluation.generation import Generator
+from regrad.evaluation.plan import PlannedCell, make_plan
+from regrad.evaluation.records import Record
+from regrad.evaluation.runner import CellRunner
+from regrad.lab.world import World
+from regrad.meta_init import MetaInit
+from regrad.methods.base import Atoms, Evidence, Method, Plan
+from regrad.methods.regrad import BoundMetaInit
+from regrad.models.loading import LanguageModel
+from regrad.retrieval.base import Hit
+from regrad.settings import parse_settings
+from serve_app.bank_loader import BankLoaderDeployment
+from serve_app.config import ServeConfig
+from serve_app.messages import Ask, GradientSum, Release, Retrieved, Sampling
+from serve_app.offers import offers_of, read_demonstrations
+from serve_app.request_builder import LoadedAtoms, Prepared, RequestBuilder, open_own
+from tests.tools.adapting import adapter_bank, static_lora
+from tests.tools.decoded import vector
+from tests.tools.evaluating import gradient_bank, settings
+
+K, TOKENS = 3, 8
+BF16 = 2.0**-8
+"""The largest relative error of a number that is rounded to bf16: a server's sums travel in it."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage]) -> Path:
+    """A MetaInit, a bank that lacks every third passage, questions with three passages each, and solved ones."""
+    meta_init.save(tmp_path / "meta-init")
+    gradient_bank(tiny, meta_init, [p for n, p in enumerate(passages[:9]) if n % 3 != 1], str(tmp_path / "bank"))
+    write_questions(tmp_path, [passages[start : start + 3] for start in (0, 3, 6)])
+    solved = [{"id": f"d{n}", "question": f"Who taught number {n}?", "answers": [f"t{n}"]} for n in range(2)]
+    (tmp_path / "solved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in solved))
+    return tmp_path
+
+
+def write_questions(folder: Path, groups: Sequence[Sequence[Passage]]) -> None:
+    """A question for each group of passages, which come with it."""
+    rows = [
+        {"id": f"q{n}", "question": f"Who employs {group[0].title}?", "answers": ["nobody"]}
+        | {"passages": [{"id": p.id, "title": p.title, "text": p.text} for p in group]}
+        for n, group in enumerate(groups)
+    ]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def evaluated(folder: Path, lm: LanguageModel, method: dict[str, Any]) -> tuple[PlannedCell, list[Record], list[Plan]]:
+    """What an evaluation of one method makes of the questions."""
+    one = {"name": "people", "path": str(folder / "questions.jsonl"), "passages": {"source": "given"}}
+    one["demonstrations"] = str(folder / "solved.jsonl")
+    k = 2 if "adapters" in str(method) else K
+    alone = {"rows": 1, "questions": 1}  # as a server gets them: a batch rounds in another way
+    config = settings(folder, lm.config, sets=[one], methods=[method], k=[k], max_new_tokens=TOKENS, batch=alone)
+    (cell,) = make_plan(config)
+    opened = cell.method.open(lm)
+    atoms, plans = opened.open_atoms(), list[Plan]()
+    for question in read_questions(cell.set):
+        plans += opened.plan([Evidence(question, question.passages[:k], (), cell.demonstrations)], atoms)
+    return cell, CellRunner(lm, config).run(cell).records, plans
+
+
+class Served:
+    """A server's bank loader and generator, without the calls between them."""
+
+    def __init__(self, folder: Path, lm: LanguageModel, meta_init: MetaInit, method: Any, version: int = 1) -> None:
+        places = {name: str(folder / name) for name in ("meta_init", "bank", "index")}
+        places |= {"meta_init": str(folder / "meta-init"), "demonstrations": str(folder / "solved.jsonl")}
+        config = parse_settings(ServeConfig, {**places, "methods": [method]}, "test")
+        self._offers, self._loader = offers_of(config), BankLoaderDeployment(config)
+        (self._method,) = self._offers
+        self._release = Release("main", places["meta_init"], places["bank"], version, meta_init.fingerprint)
+        self._builder = RequestBuilder(
+            BoundMetaInit(lm, meta_init),
+            lm.config.prompts,
+            self._offers,
+            open_own(self._offers, lm),
+            read_demonstrations(config),
+        )
+
+    @property
+    def method(self) -> Method:
+        """The one that is offered."""
+        return self._builder.opened(Ask("", self._method)).method
+
+    def prepared(self, question: str, passages: Sequence[Passage]) -> tuple[Prepared, GradientSum | None]:
+        """A request as it is decoded, and what the bank loader gave for it."""
+        ask = Ask(question, self._method, sampling=Sampling(TOKENS))
+        routed = self._offers[self._method].routed(ask, self._release)
+        found = Retrieved(tuple(Hit(passage, 1.0) for passage in passages), 0.0) if routed.retrieves else None
+        (gradients,) = asyncio.run(self._loader.load([routed], [found]))
+        return self._builder.prepare(ask, found, gradients), gradients
+
+
+def assert_same_update(found: Tensor | None, expected: Tensor | None, phi0: Tensor, rounded: bool) -> None:
+    if found is None or expected is None:
+        assert found is None and expected is None
+    elif rounded:
+        assert (found - expected).norm() <= BF16 * (expected - phi0).norm()
+    else:
+        assert torch.equal(found, expected)
+
+
+METHODS: list[dict[str, Any]] = [
+    *({"name": name} for name in ("direct", "rag", "pe-rag", "regrad", "regrad+icl", "regrad-online", "tta")),
+    *({"name": name, "method": "regrad", "weighting": name} for name in ("mean", "first", "orthogonal")),
+    *({"name": policy, "method": "regrad", "on_missing": policy} for policy in ("fewer", "rag")),
+    {"name": "half", "method": "regrad+icl", "gamma": 0.5, "prompt_style": "pe", "demonstrations": 2},
+    {"name": "few-shot", "method": "rag", "demonstrations": 1},
+    {"name": "weights alone", "method": "tta", "in_prompt": False, "lr": 1e-2},
+    {"name": "cpt", "adapter": "FOLDER/lora"},
+    {"name": "prag", "bank": "FOLDER/adapters"},
+    {"name": "prag+icl", "bank": "FOLDER/adapters", "weighting": "mean", "on_missing": "rag"},
+]
+"""With all else at its default; a method that applies gradients gets MetaInit and bank from its place."""
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
+def test_a_method_gives_the_same_in_an_evaluation_and_in_a_server(
+    folder: Path, tiny: LanguageModel, meta_init: MetaInit, world: World, passages: list[Passage], method: Any
+) -> None:
+    served = json.loads(json.dumps(method).replace("FOLDER", str(folder)))
+    needs = {"regrad": {"meta_init", "bank"}, "regrad+icl": {"meta_init", "bank"}, "regrad-online": {"meta_init"}}
+    places = {"meta_init": f"{folder}/meta-init", "bank": f"{folder}/bank"}
+    own = {key: places[key] for key in needs.get(method.get("method", method["name"]), ())}
+    if "adapter" in method:
+        static_lora(tiny, 2, folder / "lora")
+    if method["name"].startswith("prag"):  # two passages: the rank has room for no more
+        write_questions(folder, [[known, passages[0]] for known in adapter_bank(tiny, world, served["bank"])[2]])
+    cell, records, plans = evaluated(folder, tiny, served | own)
+    server, generator = Served(folder, tiny, meta_init, served), Generator(tiny, EvalBatchConfig(rows=1))
+    for question, record, plan in zip(read_questions(cell.set), records, plans, strict=True):
+        prepared, gradients = server.prepared(question.question, question.passages[: cell.k])
+        assert prepared.request.prompt == plan.prompt.text(tiny.config.prompts)
+        assert prepared.plan.notes == plan.notes
+        assert record.note == "; ".join(map(str, plan.notes))
+        assert_same_update(
+            vector(prepared.request.updates), vector(plan.updates), meta_init.phi0, rounded=gradients is not None
+        )
+        (answer,) = generator.answers([prepared.request.prompt], [prepared.request.updates], TOKENS)
+        assert answer.text == record.raw
+
+
+@pytest.mark.usefixtures("recorded")
+def test_by_default_what_a_bank_lacks_is_computed_in_both_and_noted(
+    folder: Path, tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage]
+) -> None:
+    """Bit for bit, but for the sum's way in bf16: with the loader's sum in float32 the updates are equal."""
+    method = {"name": "regrad"}
+    places = {"meta_init": f"{folder}/meta-init", "bank": f"{folder}/bank"}
+    _, records, plans = evaluated(folder, tiny, method | places)
+    server = Served(folder, tiny, meta_init, method)
+    for start, plan, record in zip((0, 3, 6), plans, records, strict=True):
+        prepared, gradients = server.prepared("Who?", passages[start : start + 3])
+        assert gradients is not None
+        atoms = LoadedAtoms(gradients, meta_init.fingerprint)
+        had = [place for place, use in enumerate(gradients.uses) if not use.missing]
+        assert had == [0, 2]
+        exact = BankReader(places["bank"]).sum([passages[start + place] for place in had])
+        assert atoms.atoms.total is not None and torch.equal(atoms.atoms.total, exact.to(torch.bfloat16).float())
+        (again,) = server.method.plan([plan.prompt.evidence], Given(replace(atoms.atoms, total=exact)))
+        assert torch.equal(again.updates[0].vector, plan.updates[0].vector)
+        assert [use.tier for use in prepared.plan.uses] == ["disk", "online", "disk"]
+        assert record.note == f"online: no gradient for passage '{passages[start + 1].id}': it is not in this version"
+
+
+class Given:
+    """A provider of one question's atoms."""
+
+    def __init__(self, atoms: Atoms) -> None:
+        self._atoms = atoms
+
+    def find(self, evidences: Sequence[Evidence], parts: bool) -> list[Atoms]:
+        return [self._atoms]
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_deleted_passage_is_computed_in_neither(
+    folder: Path, tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage]
+) -> None:
+    delete(str(folder / "bank"), [passages[0].id])
+    method = {"name": "regrad+icl"}
+    places = {"meta_init": f"{folder}/meta-init", "bank": f"{folder}/bank"}
+    _, _, plans = evaluated(folder, tiny, method | places)
+    prepared, _ = Served(folder, tiny, meta_init, method, version=2).prepared("Who?", passages[:3])
+    for plan in (plans[0], prepared.plan):
+        assert [use.tier for use in plan.uses] == [Tier.MISSING, Tier.ONLINE, Tier.DISK]
+        assert [note.policy for note in plan.notes] == ["online", "fewer"]
+        assert passages[0].text not in plan.prompt.text(tiny.config.prompts)

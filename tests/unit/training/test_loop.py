@@ -1,0 +1,137 @@
+"""The loop that all training shares, on a network with parameters of its own: nothing here knows of MetaInits."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from regrad.errors import TrainingError
+from regrad.training.callbacks import Best, Silent, StepReport
+from regrad.training.checkpoint import CARD, Checkpoint, Score, TrainState, load_checkpoint
+from regrad.training.config import CheckpointConfig, WatchConfig
+from regrad.training.loop import Loop, Scoring, resume
+from tests.tools.patience import patient
+from tests.tools.regression import Line, LineLearner, Pace, batches, newest, train
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_a_killed_run_goes_on_from_its_last_whole_checkpoint_to_the_same_bits(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    undisturbed, expected = train(whole)
+    command = [sys.executable, "-m", "tests.tools.regression", str(killed), "20"]
+    died = subprocess.run(command, cwd=ROOT, timeout=patient(60), check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert newest(killed) == killed / "015", "the one that was being written is not there"
+    learner, state = train(killed)
+    assert (state.losses, state.step) == (expected.losses, 40)
+    for name, tensor in undisturbed.tensors().items():
+        assert torch.equal(learner.tensors()[name], tensor), name
+    assert state.losses[-1] < 0.05 * state.losses[0], "it learns"
+    made = load_file(killed / "040" / "line" / "line.safetensors")
+    assert torch.equal(made["weights"], learner.layer.weight), "the product is usable by itself"
+
+
+def checkpoint(learner: LineLearner, kind: str = "regression") -> Checkpoint:
+    state = TrainState(3, [2.0, 1.0], [2], [Score(3, {"f1": 0.5, "questions": 7})], {"strategy": "graph"}, 1.5)
+    return Checkpoint(kind, "base", state, learner.tensors(), "line", learner.product(state))
+
+
+def test_a_checkpoint_gives_back_what_was_saved_and_is_not_taken_for_another(tmp_path: Path) -> None:
+    learner = LineLearner()
+    checkpoint(learner).save(tmp_path / "a")
+    state, tensors = load_checkpoint(tmp_path / "a", "regression", "base")
+    assert state == checkpoint(learner).state
+    assert tensors.keys() == learner.tensors().keys()
+    with pytest.raises(TrainingError, match="is of regression in format 1, not of fine-tuning"):
+        load_checkpoint(tmp_path / "a", "fine-tuning", "base")
+    with pytest.raises(TrainingError, match="begun with other base weights"):
+        load_checkpoint(tmp_path / "a", "regression", "other")
+    with pytest.raises(TrainingError, match="begun with other base weights"):
+        resume(learner, nullcontext(tmp_path / "a"))
+    with pytest.raises(TrainingError, match="checkpoint at .* is damaged or of an earlier version"):
+        load_checkpoint(tmp_path / "b", "regression", "base")
+
+
+def test_a_damaged_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
+    checkpoint(LineLearner()).save(tmp_path / "a")
+    file = tmp_path / "a" / "state.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(TrainingError, match="is damaged .* state.safetensors is not what was written; start again"):
+        load_checkpoint(tmp_path / "a", "regression", "base")
+    card = tmp_path / "a" / CARD
+    for broken in ("{", "[]", json.dumps({**json.loads(card.read_text()), "state": {"step": 1}})):
+        card.write_text(broken)
+        with pytest.raises(TrainingError, match="is damaged"):
+            load_checkpoint(tmp_path / "a", "regression", "base")
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.reports: list[StepReport] = []
+
+    def note(self, text: str) -> None:
+        self.events.append(text)
+
+    def report(self, report: StepReport) -> None:
+        self.reports.append(report)
+
+    def scored(self, score: Score) -> None:
+        self.events.append(f"scored {score.step}")
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        self.events.append(f"checkpoint {checkpoint.state.step}")
+
+
+def test_listeners_are_told_at_the_steps_that_the_settings_say() -> None:
+    pace, told = Pace(steps=7), Told()
+    scoring = Scoring(lambda step: Score(step, {"loss": 1 / step}), every=3)
+    loop = Loop(LineLearner(), pace, CheckpointConfig(every=5), WatchConfig(every=4), told, scoring)
+    state = loop.run(batches(pace=pace))
+    scores = ["scored 3", "checkpoint 3", "checkpoint 5", "scored 6", "checkpoint 6", "scored 7", "checkpoint 7"]
+    assert told.events == ["4 points a step", *scores]
+    assert [report.step for report in told.reports] == [4, 7]
+    assert told.reports[0].loss == pytest.approx(sum(state.losses[:4]) / 4)
+    assert told.reports[0].rates["points"] > 0 and "bias" in told.reports[0].numbers
+    assert 0 < state.seconds < told.reports[-1].seconds + 1
+
+
+def test_the_best_by_score_is_kept_and_later_ones_that_are_worse_are_not() -> None:
+    pace, best = Pace(steps=4), Best("f1")
+    found = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.9}
+    scoring = Scoring(lambda step: Score(step, {"f1": found[step]}), every=1)
+    learner = LineLearner()
+    Loop(learner, pace, CheckpointConfig(), WatchConfig(), best, scoring).run(batches(pace=pace))
+    assert isinstance(best.product, Line)
+    assert not torch.equal(best.product.weights, learner.layer.weight), "that of step 2"
+
+
+def test_steps_that_are_not_finite_are_skipped_until_there_are_too_many_in_a_row() -> None:
+    good = next(batches())
+    bad = [(x, math.nan) for x, _ in good]
+    pace, told, learner = Pace(steps=6), Told(), LineLearner()
+    loop = Loop(learner, pace, CheckpointConfig(every=2), WatchConfig(), told)
+    with pytest.raises(TrainingError, match="not finite at step 5, 2 times in a row; lower the rate and start again"):
+        loop.run([good, bad, good, bad, bad, good])
+    assert "step 2 is skipped: its loss or gradient is not finite" in told.events
+    assert bool(torch.isfinite(learner.layer.weight).all())
+
+
+def test_batches_that_end_too_early_are_an_error() -> None:
+    loop = Loop(LineLearner(), Pace(steps=6), CheckpointConfig(), WatchConfig())
+    with pytest.raises(TrainingError, match="the batches ended at step 2 of 6"):
+        loop.run(list(batches())[:2])
