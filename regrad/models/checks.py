@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from regrad.errors import ModelError
 
@@ -48,9 +49,10 @@ def check_model(lm: LanguageModel) -> None:
 
 
 def _check_cache(kind: str, output: Any) -> None:
-    """A model with other states than keys and values gives none, or layers that hold none."""
+    """A model with other states than keys and values gives no cache of these, or has layers of other types in it."""
     layers = getattr(getattr(output, "past_key_values", None), "layers", None)
-    if not layers or any(getattr(layer, "keys", None) is None for layer in layers):
+    # A dummy stands for a block that reads the keys and values of a lower one, or that has no attention.
+    if not layers or any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer) for layer in layers):
         raise ModelError(
             f"{kind} keeps something else than keys and values for the tokens that it has read, and regrad could not "
             "decode with it; choose another model"

@@ -46,6 +46,11 @@ def no_rows() -> Iterator[None]:
 def test_a_model_like_llama_of_an_unknown_kind_is_taken(tiny: LanguageModel, tmp_path: Path) -> None:
     lm = loaded(random_model("olmo2"), tiny, tmp_path)
     assert lm.architecture is LIKE_LLAMA
+    check_answers(lm)
+
+
+def check_answers(lm: LanguageModel) -> None:
+    """The engine answers as transformers' own decoding does."""
     requests = [DecodingRequest(prompt, update(lm, 1), 8) for prompt in PROMPTS]
     expected = [generate(lm, [GenerationRequest(r.prompt, r.updates, 8)])[0].text for r in requests]
     assert [heard.text for heard in run(Engine(lm), requests)] == expected
@@ -104,6 +109,29 @@ def test_blocks_that_hand_on_something_else_are_not_shared(tiny: LanguageModel, 
     """Gemma 3n's hidden states have one more dimension, before that of the rows."""
     lm = loaded(random_model("gemma3n_text", **SHARED), tiny, tmp_path)
     assert lm.blocks.enter(torch.tensor([[1, 2, 3]])) is None
+
+
+def test_layers_that_share_keys_and_values_answer_as_transformers(tiny: LanguageModel, tmp_path: Path) -> None:
+    """The upper layers of Gemma 4 read what lower ones kept, so that training may not leave the lower ones out."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    sizes = {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 2236}
+    layers = {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": kinds, "sliding_window": 12}
+    lm = loaded(random_model("gemma4_text", **sizes, **layers), tiny, tmp_path, ("q_proj",))
+    assert lm.blocks.enter(torch.tensor([[1, 2, 3]])) is None
+    check_answers(lm)
+
+
+def test_a_model_that_gives_no_keys_and_values_is_refused(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = LlamaForCausalLM.forward
+
+    def forgetful(self: LlamaForCausalLM, *args: object, **kwargs: object) -> object:
+        output = original(self, *args, **kwargs)  # type: ignore[arg-type]
+        output.past_key_values = None
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forgetful)
+    with pytest.raises(ModelError, match="LlamaForCausalLM keeps something else than keys and values"):
+        load_language_model(ModelConfig(path=str(tiny_path)), "cpu")
 
 
 def test_weights_that_are_not_numbers_are_named_as_such(tiny_path: Path, tiny: LanguageModel, tmp_path: Path) -> None:
