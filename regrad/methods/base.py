@@ -294,9 +294,9 @@ class MethodSettings(Settings):
     def check_covers(self, passages: Sequence[Passage]) -> None:
         """Raise `MethodError` if a bank has the atom of none of these passages, which would all be left out."""
 
+    @abstractmethod
     def open(self, lm: LanguageModel) -> Method:
         """The method on this model; raises as `check`, and if an artefact is not this model's."""
-        raise NotImplementedError
 
 
 def subspace_of_card(card: Mapping[str, Any], uri: str) -> Subspace:
