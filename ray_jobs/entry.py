@@ -26,5 +26,5 @@ def main(kind: type[S], run: Callable[[S], str], description: str) -> None:
     try:
         print(run(load_settings(kind, arguments.config, arguments.set)))
     except RegradError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error} [{error.code}]", file=sys.stderr)
         sys.exit(2)

@@ -1,45 +1,78 @@
-"""Every error that regrad raises on purpose: what was expected, what was found, what to do."""
+"""Every error that regrad raises on purpose: what was expected, what was found, what to do.
+
+The text is for people and may be reworded. Programs and tests go by `code` and `fields`, which stay:
+`raise BankError(f"no bank at {uri}: ...", code="not_found", uri=uri)` has the code `bank.not_found`.
+"""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class RegradError(Exception):
-    """Base of all errors that a user can act on; its text is one clear sentence or two."""
+    """Base of all errors that a user can act on; its text is one clear sentence or two.
+
+    `code` is the class's own, or with the part that the raiser gives, `class.part`. `fields` is what the text names:
+    a path, a line, what was found. Both outlive pickling, so an error keeps them on its way out of a worker.
+    """
+
+    area: ClassVar[str] = "regrad"
+
+    def __init__(self, *arguments: object, code: str = "", **fields: object) -> None:
+        super().__init__(*arguments)
+        self.code = f"{self.area}.{code}" if code else self.area
+        self.fields = fields
 
 
 class ConfigError(RegradError):
     """A configuration file or override is wrong; the text names the key and the nearest right one."""
 
+    area = "config"
+
 
 class CorpusError(RegradError):
     """A corpus, question or task file could not be read; the text names the file and the line."""
+
+    area = "corpus"
 
 
 class StorageError(RegradError):
     """A file system or object store refused a read or a write (missing, full, unreachable)."""
 
+    area = "storage"
+
 
 class ModelError(RegradError):
     """A language model could not be loaded or does not fit the requested subspace."""
+
+    area = "model"
 
 
 class PromptTooLong(ModelError):
     """A prompt and its longest answer exceed the model's context; the text has the counts."""
 
+    area = "model.prompt_too_long"
+
 
 class MetaInitError(RegradError):
     """A MetaInit directory is missing, damaged or does not belong to the base model."""
+
+    area = "meta_init"
 
 
 class BankError(RegradError):
     """A Gradient Bank is missing, damaged or holds something else than what was asked for."""
 
+    area = "bank"
+
 
 class FingerprintMismatch(BankError):
     """A bank's atoms were computed at another MetaInit than the one in use."""
 
+    area = "bank.fingerprint_mismatch"
+
     def __init__(self, bank_fingerprint: str, meta_init_fingerprint: str) -> None:
-        super().__init__(bank_fingerprint, meta_init_fingerprint)
+        super().__init__(bank_fingerprint, meta_init_fingerprint)  # positions, so that it can be pickled
         self.bank_fingerprint = bank_fingerprint
         self.meta_init_fingerprint = meta_init_fingerprint
 
@@ -53,9 +86,13 @@ class FingerprintMismatch(BankError):
 class BankFormatError(BankError):
     """A bank was written by another version of regrad, in a format that this one cannot read."""
 
+    area = "bank.format"
+
 
 class BankConflict(BankError):
     """Somebody else committed a version of the bank in the meantime; nothing of theirs or ours is lost."""
+
+    area = "bank.conflict"
 
     def __init__(self, uri: str, version: int) -> None:
         super().__init__(uri, version)
@@ -71,46 +108,70 @@ class BankConflict(BankError):
 class AtomDamaged(BankError):
     """An atom's bytes are not those that were written; the text names the passage and the shard."""
 
+    area = "bank.atom_damaged"
+
 
 class AtomNotFound(BankError):
     """A passage id has no atom in the bank."""
+
+    area = "bank.atom_not_found"
 
 
 class RetrievalError(RegradError):
     """An index is missing or damaged, or Lucene failed."""
 
+    area = "retrieval"
+
 
 class NothingFound(RetrievalError):
     """No passage matches the question, so there is nothing to answer from."""
+
+    area = "retrieval.nothing_found"
 
 
 class PassageNotFound(RetrievalError):
     """A passage id is not in the index."""
 
+    area = "retrieval.passage_not_found"
+
 
 class JavaNotFound(RetrievalError):
     """No Java 21 runtime could be found; the text says how to get one."""
+
+    area = "retrieval.java_not_found"
 
 
 class MethodError(RegradError):
     """An unknown method was named, or a method lacks what it needs."""
 
+    area = "method"
+
 
 class ClusterError(RegradError):
     """The Ray cluster cannot be joined or is too small for the job."""
+
+    area = "cluster"
 
 
 class ServeError(RegradError):
     """The server could not start or did not answer."""
 
+    area = "serve"
+
 
 class TrainingError(RegradError):
     """Meta-training could not start or diverged."""
+
+    area = "training"
 
 
 class SynthesisError(RegradError):
     """No question could be written for a corpus; the text names the most frequent reason."""
 
+    area = "synthesis"
+
 
 class EvaluationError(RegradError):
     """A question set cannot be read or does not fit what is evaluated; the text names the file and the record."""
+
+    area = "evaluation"

@@ -40,7 +40,9 @@ class Registry(dict[str, V]):
 
     def __missing__(self, name: str) -> V:
         hint = did_you_mean(name, self) or "."
-        raise self._error(f"unknown {self._noun} {name!r:.80}{hint} There are {', '.join(self)}")
+        raise self._error(
+            f"unknown {self._noun} {name!r:.80}{hint} There are {', '.join(self)}", code="unknown_name", name=name
+        )
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = _NEAR) -> str:

@@ -66,7 +66,8 @@ def main() -> None:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"no space left on the disk{f' for {error.filename}' if error.filename else ''}; free some and run again"
-    return printable(" ".join(str(error).split()))
+    code = f" [{error.code}]" if isinstance(error, RegradError) else ""
+    return printable(" ".join(str(error).split())) + code
 
 
 def _configure_logging(debug: bool) -> None:

@@ -29,6 +29,8 @@ _LOCK_SECONDS = 10.0
 class KeyFileError(RegradError):
     """The file of API keys is missing, damaged or being changed; the text says which and what to do."""
 
+    area = "key_file"
+
 
 class NoKeyFile(KeyFileError):
     """There is no file of API keys where one is expected."""

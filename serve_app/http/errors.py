@@ -44,6 +44,8 @@ logger = logging.getLogger("ray.serve")
 class UnknownRelease(RegradError):
     """A release was named that the server does not have; the text lists those that it has."""
 
+    area = "serve.unknown_release"
+
 
 class ErrorBody(BaseModel):
     """Every error: its kind, the field at fault if there is one, and what to do. (`code` and `param` as OpenAI's.)"""

@@ -103,6 +103,8 @@ def _download(storage: Storage, target: Path) -> None:
 class BadAtom(BankError):
     """One passage of an import has no usable atom: it is quarantined, and the others are not in danger."""
 
+    area = "bank.bad_atom"
+
 
 @dataclass(frozen=True)
 class Incoming:

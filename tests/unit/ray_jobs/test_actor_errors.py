@@ -23,6 +23,7 @@ from regrad.errors import (
     "error",
     [
         CorpusError("file.jsonl line 3: not JSON: {"),
+        CorpusError("file.jsonl line 3: not JSON: {", code="not_json", path="file.jsonl", line=3),
         PromptTooLong("5000 tokens, and the context is 4096"),
         CorpusError("a lone surrogate \ud800 and a NUL \0 in a text"),
         FingerprintMismatch("aaaa", "bbbb"),
