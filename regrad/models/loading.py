@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedTokenizerBase
 
-from regrad.errors import ModelError, PromptTooLong
+from regrad.errors import ModelError, PromptTooLong, TokenOutOfVocabulary
 from regrad.models.architectures import Architecture, architecture_of
 from regrad.models.blocks import Blocks
+from regrad.models.checkpoint import check_finite, load_checkpoint
 from regrad.models.checks import check_model
 from regrad.models.config import ModelConfig
 from regrad.models.lora import BatchedLora
@@ -35,7 +35,8 @@ class LanguageModel:
 
     `lora` has the slots of the model's own subspace, that of its settings: it is trained there, and its gradients are
     taken there. `lora_for` makes those of others. `config` is what it was loaded with, its data type resolved: a
-    MetaInit made from it loads alike anywhere.
+    MetaInit made from it loads alike anywhere. `end_ids` are all tokens that end an answer; `eos` is the one that
+    passages and answers are trained with.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class LanguageModel:
     lora: BatchedLora
     config: ModelConfig
     blocks: Blocks
+    end_ids: tuple[int, ...] = ()
     other_loras: dict[Subspace, BatchedLora] = field(default_factory=dict, repr=False)
 
     @property
@@ -124,11 +126,33 @@ class LanguageModel:
 
     def encode(self, text: str, controls: bool = False) -> list[int]:
         """Token ids of a piece of text; `controls`: what looks like a control token in it is one."""
-        return token_ids(self.tokenizer, self.config.prompts, text, controls)
+        return self._known(token_ids(self.tokenizer, self.config.prompts, text, controls))
 
     def encode_prompt(self, text: str, raw: bool = False, controls: bool = False) -> list[int]:
         """Token ids of a whole prompt, its start token and (unless it is `raw`) the model's chat template included."""
-        return prompt_ids(self.tokenizer, self.config.prompts, text, raw, controls)
+        return self._known(prompt_ids(self.tokenizer, self.config.prompts, text, raw, controls))
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """Tokens that the model has a row for; the tokenizer may have been given more."""
+        return min(
+            int(self.model.get_input_embeddings().weight.shape[0]),  # type: ignore[operator]
+            int(self.model.get_output_embeddings().weight.shape[0]),  # type: ignore[operator]
+        )
+
+    def _known(self, ids: list[int]) -> list[int]:
+        # Found here, it concerns one text. In a forward pass it would end every row of the batch, and on a GPU the
+        # process: an index error there is an assertion of the device.
+        if ids and max(ids) >= self.vocabulary_size:
+            token = str(self.tokenizer.convert_ids_to_tokens(max(ids)))
+            raise TokenOutOfVocabulary(
+                f"the text has the token {token!r} (id {max(ids)}), and the model has only {self.vocabulary_size} "
+                "rows of embeddings: its tokenizer was extended, the model was not",
+                token=token,
+                id=max(ids),
+                vocabulary=self.vocabulary_size,
+            )
+        return ids
 
     @property
     def bos(self) -> list[int]:
@@ -155,21 +179,13 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _dtype(config, device)
     path = resolve_path(config.path)
-    transformers_logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=config.attention, trust_remote_code=False, use_safetensors=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"no language model could be loaded from {config.path}: {reason}") from error
-    model.generation_config = GenerationConfig()  # greedy means greedy, whatever the model's own file suggests
-    model.requires_grad_(False).eval().to(device)
+    checkpoint = load_checkpoint(path, config.path, dtype, config.attention)
+    model, tokenizer = checkpoint.model.to(device), checkpoint.tokenizer
+    check_finite(model, config.path)
     resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
     lora = BatchedLora(model, find_subspace(model, config.subspace))
     lora.hold()  # for good: training and extraction apply an update in every pass
-    lm = LanguageModel(model, tokenizer, lora, resolved, Blocks(model, lora.subspace))
+    lm = LanguageModel(model, tokenizer, lora, resolved, Blocks(model, lora.subspace), checkpoint.end_ids)
     check_model(lm)
     return lm
 
