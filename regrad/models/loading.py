@@ -1,4 +1,4 @@
-"""Loading a base language model: Hugging Face format, from a directory, a hub name or an installed package."""
+"""Loading a base language model: from a directory, a hub name, a GGUF file or an installed package."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from regrad.models.blocks import Blocks
 from regrad.models.checkpoint import check_finite, load_checkpoint
 from regrad.models.checks import check_model
 from regrad.models.config import ModelConfig
+from regrad.models.gguf_file import dequantised, gguf_in
 from regrad.models.lora import BatchedLora
 from regrad.models.subspace import Subspace, find_subspace
 from regrad.models.tokens import prompt_ids, token_ids
@@ -209,14 +210,15 @@ def context_length(config: Any) -> int | None:
 
 
 def resolve_path(path: str) -> str:
-    """`package:NAME/PATH` and directory URIs become local paths; a hub name is left as it is.
+    """`package:NAME/PATH`, directory URIs and GGUF files become local directories; a hub name is left as it is.
 
     Raises `ModelError` if it is a local path and there is nothing.
     """
     local = _local(path)
-    if _is_local(local) and not Path(local).is_dir():
-        raise ModelError(f"there is no model at {path}")
-    return local
+    if _is_local(local) and not Path(local).exists():
+        raise ModelError(f"there is no model at {path}", code="not_found", path=path)
+    file = gguf_in(Path(local))
+    return local if file is None else str(dequantised(file))
 
 
 def _local(path: str) -> str:
