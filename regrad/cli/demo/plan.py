@@ -48,7 +48,7 @@ def make_plan(config: DemoConfig) -> Plan:
     """The plan for `config.output`."""
     out, lab = config.output, f"{config.output}/lab"
     train = config.train.model_copy(
-        update={"tasks": (TaskSource(uri=f"{lab}/{TASKS}"),), "dev": f"{lab}/{DEV}", "output": f"{out}/meta-init"}
+        update={"tasks": (TaskSource(uri=f"{lab}/{TASKS}"),), "dev": (f"{lab}/{DEV}",), "output": f"{out}/meta-init"}
     )
     build = _build(config, "meta-init", "bank")
     serve = config.serve.model_copy(
