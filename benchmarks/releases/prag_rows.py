@@ -32,7 +32,7 @@ _MERGED = 3
 
 def rows(release: Release, subject: Subject, count: int) -> Iterator[Row]:
     """Every comparison with the PRAG release."""
-    adapter = AdapterConfig(rank=2, alpha=32, lr=3e-4, weight_decay=0.01)
+    adapter = AdapterConfig(rank=2, alpha=32, lr=3e-4)
     layers = SubspaceConfig(rank=2, alpha=32, layers=(0, 1, 2, 3))
     config = subject.shipped.model_copy(update={"prompts": PRAG_PROMPTS, "subspace": layers})
     lm, items = load(model_for_adapters(config, adapter)), subject.augmented(count)
