@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from regrad.bank.config import CodecName
-from regrad.bank.io.intake import BadAtom, Imported, LocalSource, layout_for, local_source, read_tensors, take_in
 from regrad.bank.io.release import Keyed, Named, group, read_names
 from regrad.bank.io.tensors import flat_atom, subspace_names
+from regrad.bank.io.transfer import BadAtom, Imported, LocalSource, layout_for, local_source, read_tensors, take_in
 from regrad.errors import BankError, ModelError
 from regrad.models.config import SubspaceConfig
 from regrad.models.subspace import Subspace, block_of

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from regrad.bank.config import CodecName
-from regrad.bank.io.intake import BadAtom, Imported, Incoming, layout_for, local_source, read_tensors, take_in
 from regrad.bank.io.tensors import flat_atom, subspace_names
+from regrad.bank.io.transfer import BadAtom, Imported, Incoming, layout_for, local_source, read_tensors, take_in
 from regrad.data.jsonl import read_jsonl
 from regrad.data.passages import Passage
 from regrad.errors import BankError, CorpusError, MetaInitError

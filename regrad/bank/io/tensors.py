@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from regrad.bank.config import CodecName
-from regrad.bank.io.export import hash_of, outgoing
-from regrad.bank.io.intake import BadAtom, Imported, Incoming, layout_for, local_source, take_in
-from regrad.bank.manifest import Kind, Layout
+from regrad.bank.format import BankKind, Layout
+from regrad.bank.io.transfer import BadAtom, Imported, Incoming, hash_of, layout_for, local_source, outgoing, take_in
 from regrad.bank.reader import BankReader
 from regrad.data.jsonl import encode_jsonl, read_jsonl
 from regrad.errors import BankError
@@ -92,7 +91,7 @@ class ExportCard(Settings):
     """What the atoms of an export are, and which version of a bank they came from."""
 
     format: int = _FORMAT
-    kind: Kind
+    kind: BankKind
     fingerprint: str
     subspace: dict[str, Any]
     codec: CodecName

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from regrad.bank.manifest import versions
+from regrad.bank.format import versions
 from regrad.bank.reader import BankReader
 from regrad.bank.verify import verify
 from regrad.errors import BankError

@@ -17,7 +17,7 @@ import torch
 from ray_jobs import build_bank, index_corpus
 from ray_jobs.cluster import cluster
 from regrad.bank.config import BankConfig, BuildConfig
-from regrad.bank.manifest import Manifest
+from regrad.bank.format import Manifest
 from regrad.bank.reader import BankReader
 from regrad.cli.main import regrad
 from regrad.data.corpora import read_passages

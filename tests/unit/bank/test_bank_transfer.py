@@ -17,15 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from regrad.bank.format import QUARANTINE, Layout, current_version, read_table
 from regrad.bank.inspect import passage_info
-from regrad.bank.io.export import copy_bank, read_ids
 from regrad.bank.io.prag import import_adapters
 from regrad.bank.io.release import import_release
 from regrad.bank.io.tensors import export_tensors, file_name, import_tensors
+from regrad.bank.io.transfer import copy_bank, read_ids
 from regrad.bank.maintenance import delete
-from regrad.bank.manifest import Layout, current_version
 from regrad.bank.reader import BankReader
-from regrad.bank.schemas import QUARANTINE, read_table
 from regrad.bank.verify import verify
 from regrad.bank.writer import whole_index
 from regrad.cli.bank import bank
