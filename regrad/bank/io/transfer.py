@@ -1,4 +1,8 @@
-"""x"""
+"""Atoms on their way into a bank and out of one, whatever the format of the files; and from bank to bank.
+
+In: a local copy of the source, tensors read without executing a pickle, a check of each atom, one commit. Out: some or
+all atoms of a version, with their checksums checked.
+"""
 
 from __future__ import annotations
 
@@ -41,27 +45,28 @@ from regrad.storage import Storage
 
 
 def read_tensors(path: Path) -> Any:
-    """What is in the file, mapped into memory where its format allows that.
+    """The content of a file of `torch.save`, mapped into memory where its format allows that.
 
-    Raises `BankError` for a file that holds more than tensors, numbers, text, lists and dictionaries, without having
-    run any of it; `BadAtom` for one that is missing or damaged.
+    Raises `BankError` for a file that holds anything besides tensors, numbers, text, lists and dictionaries, without
+    having run any of it; `BadAtom` for one that is missing or damaged.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
+        # The unpickler's own words, without its advice to load the file anyway.
+        found = re.search(r"(?:Unsupported \w+|GLOBAL|Trying to call)[^\n]{0,80}", str(error))
+        reason = found[0] if found else "it is not a pickle of torch.save"
         raise BankError(
-            f"{path} is refused: it is not a file of plain tensors, and what else it asks for could run code "
-            f"({_reason(error)})"
+            f"{path} is refused: it is not a file of plain tensors, and anything else in it could run code ({reason})",
+            code="unsafe_file",
+            file=str(path),
+            reason=reason,
         ) from error
-    except Exception as error:  # a damaged file makes the unpickler fail in any way
-        reason = str(error).strip().splitlines()
-        raise BadAtom(f"{path} cannot be read: {reason[0] if reason else type(error).__name__}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The unpickler's own words, without its advice to load the file all the same."""
-    found = re.search(r"(?:Unsupported \w+|GLOBAL|Trying to call)[^\n]{0,80}", str(error))
-    return found[0] if found else "it is not a pickle of torch.save"
+    except Exception as error:  # a damaged file can make the unpickler fail in any way
+        lines = str(error).strip().splitlines()
+        raise BadAtom(
+            f"{path} cannot be read: {lines[0] if lines else type(error).__name__}", code="unreadable", file=str(path)
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -72,52 +77,48 @@ class LocalSource:
     uri: str
 
     def named(self, text: str) -> str:
-        """The text with the user's name for it instead of the copy's."""
+        """The text with the user's name for the source instead of the local copy's."""
         return text.replace(str(self.path), self.uri)
 
     def renamed(self, passages: Iterable[Incoming]) -> Iterator[Incoming]:
-        """The same passages; their problems call files by the user's name."""
+        """The same passages; their problems name files as the user does."""
         for passage in passages:
             yield replace(passage, problem=self.named(passage.problem))
 
 
 @contextmanager
 def local_source(uri: str) -> Iterator[LocalSource]:
-    """The file or directory at `uri`; a remote one is copied into the temporary directory and removed at the end.
+    """The file or directory at `uri`; a remote one is copied to a temporary directory, which is removed at the end.
 
     Raises `BankError` if there is nothing, `StorageError` if it cannot be copied.
     """
     storage = Storage(uri)
     if storage.is_local:
         if not Path(storage.root).exists():
-            raise BankError(f"{uri} does not exist")
+            raise BankError(f"{uri} does not exist", code="source_not_found", uri=uri)
         yield LocalSource(Path(storage.root), uri)
         return
+    files = storage.files()  # of a file, only itself, under an empty name
+    if not files:
+        raise BankError(f"{storage.uri} does not exist", code="source_not_found", uri=storage.uri)
     with tempfile.TemporaryDirectory(prefix="regrad-import.") as folder:
         source = LocalSource(Path(folder, PurePosixPath(storage.root).name), storage.uri)
-        _download(storage, source.path)
+        for name in sorted(files):
+            if ".." in PurePosixPath(name).parts:
+                raise BankError(
+                    f"{storage.uri}/{name} leads out of the directory", code="outside", uri=f"{storage.uri}/{name}"
+                )
+            storage.download(name, source.path / name if name else source.path)
         try:
             yield source
         except RegradError as error:
             error.args = tuple(source.named(str(item)) for item in error.args)
+            error.fields = {k: source.named(v) if isinstance(v, str) else v for k, v in error.fields.items()}
             raise
 
 
-def _download(storage: Storage, target: Path) -> None:
-    files = storage.files()
-    if not files:
-        raise BankError(f"{storage.uri} does not exist")
-    if set(files) == {""}:  # it is a file itself
-        storage.download("", target)
-        return
-    for name in sorted(files):
-        if ".." in PurePosixPath(name).parts:
-            raise BankError(f"{storage.uri}/{name} leads out of the directory")
-        storage.download(name, target / name)
-
-
 class BadAtom(BankError):
-    """One passage of an import has no usable atom: it is quarantined, and the others are not in danger."""
+    """One passage of an import has no usable atom: it is put on the quarantine list, and the import continues."""
 
     area = "bank.bad_atom"
 
@@ -134,7 +135,7 @@ class Incoming:
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import has done; `left_out` counts atoms that nobody asked for."""
+    """What an import has done; `left_out` counts atoms that the list of ids does not name."""
 
     manifest: Manifest
     added: int
@@ -143,14 +144,14 @@ class Imported:
 
 
 def layout_for(uri: str, kind: BankKind, fingerprint: str, subspace: Subspace, codec: CodecName | None) -> Layout:
-    """The layout of what is to be added to the bank at `uri`: its codec is the bank's, or float32, if none is named."""
+    """The layout of atoms to be added to the bank at `uri`; without a codec the bank's, or float32 for a new bank."""
     found = layout_at(uri)
     chosen = codec or (found.codec if found else "float32")
     return Layout(kind=kind, fingerprint=fingerprint, codec=chosen, subspace=subspace.to_json())
 
 
 def writer_for(uri: str, layout: Layout) -> BankWriter:
-    """A writer into a new bank or one of this layout, with shards of some 64 MiB; raises `BankError` for another."""
+    """A writer to a new bank or one of this layout, with shards of about 64 MiB; raises `BankError` for another."""
     found = layout_at(uri)
     if found is not None:
         check_same_layout(found, layout, uri)
@@ -166,7 +167,13 @@ def take_in(uri: str, layout: Layout, passages: Iterable[Incoming], left_out: in
     """
     writer, refused = writer_for(uri, layout), []
     for passage in passages:
-        _check_id(passage.passage_id)
+        try:
+            passage.passage_id.encode()
+        except UnicodeEncodeError as error:
+            name = repr(passage.passage_id)
+            raise BankError(
+                f"passage id {name:.80} holds a character that is not valid Unicode", code="bad_id", passage_id=name
+            ) from error
         if passage.atom_P is None:
             writer.refuse(passage.passage_id, passage.problem)
             refused.append(passage.problem)
@@ -175,7 +182,7 @@ def take_in(uri: str, layout: Layout, passages: Iterable[Incoming], left_out: in
     added = len(writer)
     if not added:
         why = f"; the first was refused because: {refused[0]}" if refused else ""
-        raise BankError(f"no passage gave an atom, nothing was added to {uri}{why}")
+        raise BankError(f"no passage gave an atom, nothing was added to {uri}{why}", code="no_atoms", uri=uri)
     return Imported(writer.commit(), added, len(refused), left_out)
 
 
@@ -186,20 +193,13 @@ def layout_at(uri: str) -> Layout | None:
     return read_manifest(storage, version).layout if version else None
 
 
-def _check_id(passage_id: str) -> None:
-    try:
-        passage_id.encode()
-    except UnicodeEncodeError as error:
-        raise BankError(f"passage id {passage_id!r:.80} holds a character that is not valid Unicode") from error
-
-
 _BATCH_BYTES = 32 * 1024 * 1024
 
 
 def outgoing(
     uri: str, bank: BankReader, passage_ids: Sequence[str] | None = None
 ) -> Iterator[tuple[pa.Table, np.ndarray]]:
-    """Rows of the index with their records [n, record_bytes] uint8: of these passages, or of all that may be given out.
+    """Rows of the index with their records [n, record_bytes] uint8: of these passages, or of all that are not deleted.
 
     A batch takes at most 32 MiB as float32. Raises `AtomNotFound` at once for a passage without an atom, `AtomDamaged`
     on the way.
@@ -207,7 +207,9 @@ def outgoing(
     storage, manifest = Storage(uri), bank.manifest
     unknown = [passage_id for passage_id in passage_ids or () if passage_id not in bank]
     if unknown:
-        raise AtomNotFound(f"version {manifest.version} of the bank at {uri} has no atom for {unknown[:5]}")
+        raise AtomNotFound(
+            f"version {manifest.version} of the bank at {uri} has no atom for {unknown[:5]}", passage_ids=unknown
+        )
     index, shards = whole_index(storage, manifest)
     if passage_ids is not None:
         index = index.filter(pc.is_in(index["passage_id"], pa.array(passage_ids, pa.string())))
@@ -224,29 +226,24 @@ def hash_of(row: dict[str, bytes | None]) -> str:
 
 
 def read_ids(uri: str) -> list[str]:
-    """Passage ids from a file: objects with `id` if it is called `.jsonl` (a corpus will do), else one id a line.
+    """Passage ids from a file: objects with `id` if it is a `.jsonl` (such as a corpus), else one id a line.
 
     Raises `CorpusError` for a file that cannot be read, names no id, or has a line without one.
     """
-    ids = _ids_of_records(uri) if ".jsonl" in uri.rsplit("/", 1)[-1] else _ids_of_lines(uri)
+    ids: list[str] = []
+    if ".jsonl" in uri.rsplit("/", 1)[-1]:
+        for where, record in read_jsonl(uri):
+            passage_id = record.get("id")
+            if not isinstance(passage_id, str) or not passage_id:
+                text = f"{where}: an object with id is expected, found {record!r:.80}"
+                raise CorpusError(text, code="wrong_field", where=where, field="id")
+            ids.append(passage_id)
+    else:
+        with reading(uri):
+            ids = [line.decode().removesuffix("\r") for line, _, _ in each_line(uri) if line.strip()]
     if not ids:
-        raise CorpusError(f"{uri} names no passage")
+        raise CorpusError(f"{uri} names no passage", code="empty", uri=uri)
     return ids
-
-
-def _ids_of_records(uri: str) -> list[str]:
-    ids = []
-    for where, record in read_jsonl(uri):
-        passage_id = record.get("id")
-        if not isinstance(passage_id, str) or not passage_id:
-            raise CorpusError(f"{where}: an object with id is expected, found {record!r:.80}")
-        ids.append(passage_id)
-    return ids
-
-
-def _ids_of_lines(uri: str) -> list[str]:
-    with reading(uri):
-        return [line.decode().removesuffix("\r") for line, _, _ in each_line(uri) if line.strip()]
 
 
 def copy_bank(
@@ -256,15 +253,15 @@ def copy_bank(
     codec: CodecName | None = None,
     passage_ids: Sequence[str] | None = None,
 ) -> Imported:
-    """Copy a version's atoms (the one in force by default, or only these passages) into a new bank or an existing one.
+    """Copy the atoms of a version, or of some passages in it, into a new bank or an existing one.
 
-    The codec is the target's, or the source's for a new bank, if none is named. With the source's own, records are
-    checked and not decoded. The quarantine list goes along into a new bank if all is copied. Raises `BankError` if the
-    target is the source or has another layout, `AtomNotFound` for a passage without an atom, `AtomDamaged`; nothing is
-    committed then.
+    Without `version` it is the one in force. Without `codec` it is the target's, or the source's for a new bank. With
+    the source's codec, records are checked but not decoded. If everything is copied into a new bank, the quarantine
+    list goes along. Raises `BankError` if the target is the source or has another layout, `AtomNotFound` for a passage
+    without an atom, `AtomDamaged`; then nothing is committed.
     """
     if Storage(source).root == Storage(target).root:
-        raise BankError(f"{target} is the bank itself; choose another place for the copy")
+        raise BankError(f"{target} is the bank itself; choose another place for the copy", code="same_bank", uri=target)
     with BankReader(source, version=version) as bank:
         records = outgoing(source, bank, passage_ids)
     found = layout_at(target)
@@ -278,14 +275,10 @@ def copy_bank(
             batch = writer.codec.encode(bank.codec.decode(batch))
         for row, record in zip(rows.to_pylist(), batch, strict=True):
             writer.add_record(row["passage_id"], hash_of(row), record)
-    refused = _copy_quarantine(source, bank, writer) if is_new and passage_ids is None else 0
-    added = len(writer)
-    return Imported(writer.commit(), added, refused)
-
-
-def _copy_quarantine(uri: str, bank: BankReader, writer: BankWriter) -> int:
-    file = bank.manifest.quarantine
-    refused = read_table(Storage(uri), file, QUARANTINE).to_pylist() if file else []
+    refused = []
+    if is_new and passage_ids is None and bank.manifest.quarantine:
+        refused = read_table(Storage(source), bank.manifest.quarantine, QUARANTINE).to_pylist()
     for row in refused:
         writer.refuse(row["passage_id"], row["reason"])
-    return len(refused)
+    added = len(writer)
+    return Imported(writer.commit(), added, len(refused))
