@@ -127,7 +127,7 @@ class PromptFormat(Settings):
     answer_start: str = Field("", description="with chat: how the model's turn begins, such as 'Answer:'")
     chat_arguments: TemplateArguments = Field(
         (("date_string", "26 Jul 2024"),),
-        description="with chat: values for the template; some, such as Llama 3.2's, write today's date unless given one",
+        description="with chat: values for the template; some, such as Llama 3.2's, write today's date without one",
     )
 
     @field_validator(*_FIELDS)

@@ -248,7 +248,7 @@ def _swap_in(staging: Path, target: Path) -> None:
 
 
 def check_replaceable(uri: str | os.PathLike[str], card: str) -> None:
-    """Raise `StorageError` if something stands at `uri` that is neither empty nor a directory with a file `card`."""
+    """Raise `StorageError` if what exists at `uri` is neither empty nor a directory with a file `card`."""
     storage = Storage(uri)
     with storage._errors("look up"):
         if not storage.fs.exists(storage.root) or storage.fs.exists(storage.path(card)):

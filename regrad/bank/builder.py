@@ -196,7 +196,8 @@ def _first_occurrence(ids: pa.ChunkedArray) -> pa.Array:
     return pa.array(mask)
 
 
-# What a version took to make: a note beside the bank and not in it, since the same bank takes another time each time.
+# How long a version took to make: a note next to the bank, not in it, since the same bank takes a different time on
+# every build.
 
 _NOTE = re.compile(r"(\d{8})\.json")
 

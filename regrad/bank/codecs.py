@@ -294,7 +294,7 @@ class LowRankCodec(Codec):
         return [part.reshape(len(data), -1, short) for part, short in zip(parts, shorts, strict=True)]
 
     def _coefficients(self, data: Tensor) -> list[Tensor]:
-        """C transposed [n, r, long] of each tensor: the numbers of one column of C lie side by side."""
+        """C transposed [n, r, long] of each tensor: the numbers of one column of C are adjacent."""
         counts = self._counts(self.rank)[1]
         parts = torch.split(_from_int4(data, sum(counts)), counts, dim=1)
         longs = [max(shape) for shape in self.subspace.shapes.values()]

@@ -49,7 +49,7 @@ class Part(Settings):
     shard_list: File
     lookup: File
     rows: int = Field(ge=0, description="passages with an atom")
-    deleted: int = Field(ge=0, description="passages of older parts that have none any more")
+    deleted: int = Field(ge=0, description="passages of older parts that have lost theirs")
     shards: int = Field(ge=0)
 
 

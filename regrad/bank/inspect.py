@@ -64,7 +64,7 @@ def remains(storage: Storage, newest: Manifest, there: Mapping[str, int]) -> Rem
         missing += sum(row >= whole for row in live[shard["shard"]])
         dead += rows - used
         dead_bytes += (rows - used) * newest.record_bytes
-    # 2. All other shard files are dead as a whole, whoever still names them.
+    # 2. All other shard files are dead as a whole, even if an older version or a build names them.
     old = _known_to_versions(storage)
     built = unfinished(storage)
     for name, size in left.items():

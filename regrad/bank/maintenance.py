@@ -102,7 +102,7 @@ def delete(uri: str, passage_ids: Sequence[str]) -> Manifest:
 
 
 def _unknown(storage: Storage, newest: Manifest, passage_ids: Sequence[str]) -> list[str]:
-    """Ids that are neither in the newest version nor on its quarantine list, nor given out by an older version."""
+    """Ids that are neither in the newest version nor on its quarantine list, and that no older version would read."""
     catalog = Catalog(storage, newest.parts, newest.record_bytes)
     left = [passage_id for passage_id in passage_ids if catalog.find(passage_id) is None]
     if left and newest.quarantine:

@@ -132,7 +132,7 @@ class BankReader:
         return found
 
     def was_deleted(self, passage_id: str) -> bool:
-        """Whether the passage was deleted by this version or a later one: then its atom must not be given out."""
+        """Whether the passage was deleted by this version or a later one: then its atom must not be read from here."""
         self._check_open()
         version = self._forgotten.get(key_of(passage_id))
         if version is None:
@@ -234,7 +234,7 @@ class BankReader:
         return Fetched(None, problem="it is not in this version")
 
     def _fly(self, location: Location, deadline: float) -> Fetched:
-        """A fetch in the pool. It lands whatever happens: a flight that stayed listed would be waited for for ever."""
+        """A fetch in the pool. It always leaves the list: a flight that stayed there would be waited for for ever."""
         try:
             return self._get(location, deadline)
         finally:
@@ -278,7 +278,7 @@ class BankReader:
 
     @cached_property
     def _forgotten(self) -> dict[bytes, int]:
-        """Keys of deleted passages, and the last version in which they were: up to there nothing is given out."""
+        """Keys of deleted passages, and the last version in which they were: up to that one nothing may be read."""
         if self._newest.forgotten is None:
             return {}
         rows = read_table(self._storage, self._newest.forgotten, FORGOTTEN).to_pylist()

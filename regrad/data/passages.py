@@ -27,7 +27,7 @@ class Passage:
 
     @staticmethod
     def from_record(record: Any, where: str = "record") -> Passage:
-        """Check one decoded record (`_id`, as BEIR has it, will do for `id`); raises `CorpusError` naming `where`."""
+        """Check one decoded record (`_id`, as in BEIR, counts as `id`); raises `CorpusError` naming `where`."""
         if not isinstance(record, dict):
             found = as_found(record)
             raise CorpusError(

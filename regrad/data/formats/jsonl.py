@@ -1,4 +1,4 @@
-"""Question files of one's own: JSON lines, the tasks of meta-training, and augmented passages."""
+"""Question files in regrad's own forms: JSON lines, the tasks of meta-training, and augmented passages."""
 
 from __future__ import annotations
 
