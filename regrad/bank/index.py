@@ -1,7 +1,7 @@
 """Finding an atom by its passage's id: the look-up table of a part, and all parts of a version together.
 
 A look-up file has a header, a table of shards, a directory of hash buckets and the entries sorted by hash. Hashes are
-evenly spread, so the first bits of one lead to its bucket, and a look-up reads 8 bytes and about 32 entries, however
+evenly spread, so the first bits of one lead to its bucket, and a look-up reads 8 bytes and 32 to 64 entries, however
 many passages there are: a bank of 10 million opens at once, and a remote one is searched without a download.
 """
 
@@ -126,7 +126,7 @@ def _three_bytes(numbers: np.ndarray) -> np.ndarray:
 
 
 class Lookup:
-    """One look-up file, opened by reading its header; a look-up reads 8 bytes and a bucket of about 32 entries.
+    """One look-up file, opened by reading its header; a look-up reads 8 bytes and a bucket of 32 to 64 entries.
 
     Raises `BankError` if the file is not one, or not as long as its header says.
     """
