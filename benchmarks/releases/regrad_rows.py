@@ -37,7 +37,7 @@ from regrad.training.meta.strategies.base import make_strategy
 from regrad.training.meta.trainer import MetaLearner, meta_loop
 from releases.code import Release
 from releases.rows import Row, of_largest, of_norms
-from releases.subject import Subject, load
+from releases.subject import QUESTION, Subject, load
 
 EXACT: tuple[StrategyName, ...] = ("graph", "hvp")
 MODES: tuple[StepSizeMode, ...] = ("tie", "same", "full")
@@ -61,6 +61,7 @@ class Authors:
 
     def __init__(self, release: Release, subject: Subject) -> None:
         self.release, self.subject = release, subject
+        release.ICL.simple_ICLprompt_question = QUESTION
 
     def learner(self, start: MetaInit, mode: StepSizeMode = "tie") -> Any:
         """Written as the release writes a start, and loaded by its own function."""
@@ -283,7 +284,12 @@ def _datum(lm: LanguageModel, task: Task) -> dict[str, Any]:
     """A task as the release's data sets give it."""
     question = task.questions[0]
     texts = [lm.config.prompts.atom_text(passage) for passage in task.passages]
-    return {"context": texts, "qas": [(question.question, question.answer)], "dataset": "popqa", "test_id": task.id}
+    return {
+        "context": texts,
+        "qas": [(question.question, f" {question.answer}")],
+        "dataset": "popqa",
+        "test_id": task.id,
+    }
 
 
 def _training(

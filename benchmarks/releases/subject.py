@@ -30,12 +30,10 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role }}\n{{ m.content | trim }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant\n{% endif %}"
 )
-# The release's short prompt (`use_simple_prompt`), its answers, and no end token.
-RELEASE_PROMPTS = {
-    "question": "\nQuestion: {question}\nAnswer: ",
-    "answer": "{answer}\n",
-    "end_token": False,
-}
+QUESTION = "Question: {question}\nAnswer:"
+"""What the release's short prompt is set to: its own ends with a blank, after which the lab's base knows no answer."""
+# As the release ends answers and passages: a line break, and no end token.
+RELEASE_PROMPTS = {"question": QUESTION, "answer": " {answer}\n", "end_token": False}
 _PRAG_USER = (
     "You should answer the question by referring to the knowledge provided below and integrating your own knowledge."
 )

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from regrad.bank.config import LearnedStartConfig
-from regrad.bank.io.intake import BadAtom, LocalSource, local_source, read_tensors
 from regrad.bank.io.tensors import is_plain
+from regrad.bank.io.transfer import BadAtom, LocalSource, local_source, read_tensors
 from regrad.errors import BankError, MetaInitError
 from regrad.meta_init import MetaInit
 from regrad.models.config import SubspaceConfig
