@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from regrad.bank.config import LearnedStartConfig
-from regrad.bank.io.learned_start import LEARNER, PEFT, STATE, import_learned_start
+from regrad.bank.io.learned_start import LEARNER, PEFT, import_learned_start
 from regrad.data.passages import Passage
 from regrad.data.tasks import Task
 from regrad.gradients.extractor import AtomExtractor, encode_passage
@@ -36,8 +35,9 @@ from regrad.training.meta.parameters import MetaParameters
 from regrad.training.meta.strategies.base import make_strategy
 from regrad.training.meta.trainer import MetaLearner, meta_loop
 from releases.code import Release
+from releases.learner import Authors, flat, their_name
 from releases.rows import Row, of_largest, of_norms
-from releases.subject import QUESTION, Subject, load
+from releases.subject import Subject, load
 
 EXACT: tuple[StrategyName, ...] = ("graph", "hvp")
 MODES: tuple[StepSizeMode, ...] = ("tie", "same", "full")
@@ -54,58 +54,6 @@ class Sizes:
     questions: int = 50
     tasks: int = 4
     steps: int = _STEPS
-
-
-class Authors:
-    """The release's learner on our base, put at a start of ours; its attention is the one that ours uses."""
-
-    def __init__(self, release: Release, subject: Subject) -> None:
-        self.release, self.subject = release, subject
-        release.ICL.simple_ICLprompt_question = QUESTION
-
-    def learner(self, start: MetaInit, mode: StepSizeMode = "tie") -> Any:
-        """Written as the release writes a start, and loaded by its own function."""
-        folder = self.subject.folder / "start"
-        folder.mkdir(exist_ok=True)
-        write_start(folder, start, self.subject.base, mode)
-        found = self.release.Meta.load_Metalearner(str(folder), device=torch.device("cpu"))
-        found.base_model.base_model.model.set_attn_implementation("eager")
-        return found
-
-    def atom(self, learner: Any, text: str, start: MetaInit) -> Tensor:
-        """Of one passage [P]."""
-        meta = self.release.Meta
-        gradients = meta.compute_gradients(learner, meta.get_train_data(learner.tokenizer, text), create_graph=False)
-        return flat(gradients, start)
-
-
-def flat(tensors: Any, start: MetaInit) -> Tensor:
-    """Tensors by the release's names, in the order of our subspace [P]."""
-    return start.subspace.flatten({name: tensors[_theirs(name)].detach().float() for name in start.subspace.shapes})
-
-
-def _theirs(name: str) -> str:
-    return f"base_model.model.{name[:-2]}.lora_{name[-1]}.default.weight"
-
-
-def write_start(folder: Path, start: MetaInit, base: str, mode: StepSizeMode) -> None:
-    """The three files of a start of the release."""
-    tensors = start.subspace.unflatten(start.phi0)
-    state = {f"base_model.{_theirs(name)}": tensor.clone() for name, tensor in tensors.items()}
-    for number, (name, shape) in enumerate(start.subspace.shapes.items()):
-        alpha = start.step_sizes[number].clone()
-        key = f"alpha_{_theirs(name).replace('.', '-')}"
-        if mode in ("tie", "full"):
-            state[key] = alpha if mode == "tie" else alpha.expand(shape).clone()
-    if mode == "same":
-        state["alpha"] = start.step_sizes.mean()
-    torch.save(state, folder / STATE)
-    modules = [name for name, _, _ in start.subspace.modules]
-    rank = start.subspace.rank
-    peft = {"peft_type": "LORA", "r": rank, "lora_alpha": int(start.subspace.scaling * rank), "target_modules": modules}
-    (folder / PEFT).write_text(json.dumps(peft))
-    learner = {"base_model_name_or_path": base, "init_alpha": 0.01, "alpha_mode": mode, "use_simple_prompt": True}
-    (folder / LEARNER).write_text(json.dumps(learner))
 
 
 def rows(release: Release, subject: Subject, starts: dict[str, MetaInit], sizes: Sizes) -> Iterator[Row]:
@@ -269,7 +217,7 @@ def _their_gradient(
     )
     if mode == "same":
         return total, phi0, named["alpha"].reshape(1)
-    alphas = [named[f"alpha_{_theirs(name).replace('.', '-')}"].flatten() for name in start.subspace.shapes]
+    alphas = [named[f"alpha_{their_name(name).replace('.', '-')}"].flatten() for name in start.subspace.shapes]
     return total, phi0, torch.cat(alphas)
 
 
@@ -322,7 +270,7 @@ def _training(
         )
     theirs = authors.release.Meta.load_Metalearner(str(output), device=torch.device("cpu"))
     parameters = dict(theirs.base_model.named_parameters())
-    alphas = torch.stack([theirs.alpha[_theirs(name)].detach() for name in start.subspace.shapes])
+    alphas = torch.stack([theirs.alpha[their_name(name)].detach() for name in start.subspace.shapes])
     read = of_largest(torch.cat([learned.phi0, learned.step_sizes]), torch.cat([flat(parameters, start), alphas]))
     yield Row("import of the start that this training saved", learned.phi0.numel(), *read, "of the largest number")
 
