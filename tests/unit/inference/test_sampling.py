@@ -7,8 +7,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from regrad.inference.decoding import GenerationRequest, generate
-from regrad.inference.sampling import draws, sample
+from regrad.inference.decoding import GenerationRequest, draws, generate, sample
 from regrad.models.loading import LanguageModel
 
 PROMPTS = ["Question: Where was Les Dripen born?\nAnswer:", "Passage: Ada\n x\nQuestion: Who?\nAnswer:", "a"]
