@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regrad.data.passages import Passage
-from regrad.errors import MetaInitError
+from regrad.errors import MetaInitError, TokenOutOfVocabulary
 from regrad.meta_init import MetaInit
 from regrad.models.batching import TokenBatch, losses_and_grads, pad_batch, sequence_losses
 from regrad.models.loading import LanguageModel
@@ -96,9 +96,11 @@ class AtomExtractor:
         With `encode` (a codec's), each batch's atoms are encoded where they were computed and then dropped: only the
         encoded bytes are copied to the CPU and kept. Without it, all float32 atoms are.
         """
-        encoded = [encode_passage(self._lm, passage) for passage in passages]
-        pairs = zip(passages, encoded, strict=True)
-        results = [Extracted(passage, problem=self._problem(passage, ids)) for passage, ids in pairs]
+        encoded, results = [], []
+        for passage in passages:
+            ids, problem = self._encode(passage)
+            encoded.append(ids)
+            results.append(Extracted(passage, problem=problem))
         fit = sorted((i for i, result in enumerate(results) if not result.problem), key=lambda i: len(encoded[i]))
         for rows in self._batches(fit, encoded):
             found = self._extract_batch([passages[row] for row in rows], [encoded[row] for row in rows], encode)
@@ -131,6 +133,14 @@ class AtomExtractor:
             batch.append(row)
         if batch:
             yield batch
+
+    def _encode(self, passage: Passage) -> tuple[list[int], str]:
+        """Its token ids, and why there can be no atom of them (empty: there can)."""
+        try:
+            ids = encode_passage(self._lm, passage)
+        except TokenOutOfVocabulary as error:
+            return [], str(error)
+        return ids, self._problem(passage, ids)
 
     def _problem(self, passage: Passage, ids: Sequence[int]) -> str:
         if not passage.text.strip():

@@ -168,7 +168,10 @@ def _generate_ids(
         ids_NT.to(lm.device),
         attention_mask=mask_NT.to(lm.device),
         generation_config=GenerationConfig(
-            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=lm.eos or None, pad_token_id=lm.pad_id
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(lm.end_ids) or None,
+            pad_token_id=lm.pad_id,
         ),
         logits_processor=LogitsProcessorList(processors),
         stopping_criteria=StoppingCriteriaList([_StopWhen(lm, length, done)]),
@@ -192,6 +195,6 @@ class _StopWhen(StoppingCriteria):
 
 
 def _decode(lm: LanguageModel, ids: list[int]) -> tuple[str, bool]:
-    """The text before the model's end token, and whether there was one."""
-    ends = [ids.index(end) for end in lm.eos if end in ids]
+    """The text before one of the model's end tokens, and whether there was one."""
+    ends = [ids.index(end) for end in lm.end_ids if end in ids]
     return str(lm.tokenizer.decode(ids[: min(ends, default=len(ids))], skip_special_tokens=True)), bool(ends)

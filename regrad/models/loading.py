@@ -1,4 +1,4 @@
-"""Loading a base language model (Hugging Face format: a directory, a hub name or an installed package) and checking it.
+"""Loading a base language model: from a directory, a hub name, a GGUF file or an installed package; and checking it.
 
 The checks here are of what regrad adapts and trains. `regrad.inference.engine` checks that it decodes correctly.
 """
@@ -16,14 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.utils import logging as transformers_logging
 
-from regrad.errors import ModelError, PromptTooLong
+from regrad.errors import ModelError, PromptTooLong, TokenOutOfVocabulary
 from regrad.models.architectures import Architecture, architecture_of
 from regrad.models.blocks import Blocks
+from regrad.models.checkpoint import check_finite, load_checkpoint
 from regrad.models.config import ModelConfig
+from regrad.models.gguf_file import dequantised, gguf_in
 from regrad.models.lora import BatchedLora
 from regrad.models.subspace import Subspace, find_subspace
 from regrad.models.tokens import prompt_ids, token_ids
@@ -40,7 +41,8 @@ class LanguageModel:
 
     `lora` has the slots of the model's own subspace, that of its settings, where it is trained and its gradients are
     taken; `lora_for` makes the slots of others. `config` is what it was loaded with, its data type resolved, so that a
-    MetaInit made from it loads the same model anywhere.
+    MetaInit made from it loads the same model anywhere. `end_ids` are all tokens that end an answer; `eos` is the one
+    that passages and answers are trained with.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class LanguageModel:
     lora: BatchedLora
     config: ModelConfig
     blocks: Blocks
+    end_ids: tuple[int, ...] = ()
     other_loras: dict[Subspace, BatchedLora] = field(default_factory=dict, repr=False)
 
     @property
@@ -132,11 +135,33 @@ class LanguageModel:
 
     def encode(self, text: str, controls: bool = False) -> list[int]:
         """Token ids of a piece of text; with `controls`, what looks like a control token in it is one."""
-        return token_ids(self.tokenizer, self.config.prompts, text, controls)
+        return self._known(token_ids(self.tokenizer, self.config.prompts, text, controls))
 
     def encode_prompt(self, text: str, raw: bool = False, controls: bool = False) -> list[int]:
         """Token ids of a whole prompt, with its start token and (unless it is `raw`) the model's chat template."""
-        return prompt_ids(self.tokenizer, self.config.prompts, text, raw, controls)
+        return self._known(prompt_ids(self.tokenizer, self.config.prompts, text, raw, controls))
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """Tokens that the model has a row for; the tokenizer may have been given more."""
+        return min(
+            int(self.model.get_input_embeddings().weight.shape[0]),  # type: ignore[operator]
+            int(self.model.get_output_embeddings().weight.shape[0]),  # type: ignore[operator]
+        )
+
+    def _known(self, ids: list[int]) -> list[int]:
+        # Found here, it concerns one text. In a forward pass it would end every row of the batch, and on a GPU the
+        # process: an index error there is an assertion of the device.
+        if ids and max(ids) >= self.vocabulary_size:
+            token = str(self.tokenizer.convert_ids_to_tokens(max(ids)))
+            raise TokenOutOfVocabulary(
+                f"the text has the token {token!r} (id {max(ids)}), but the model has only {self.vocabulary_size} "
+                "rows of embeddings: its tokenizer was extended, the model was not",
+                token=token,
+                id=max(ids),
+                vocabulary=self.vocabulary_size,
+            )
+        return ids
 
     @property
     def bos(self) -> list[int]:
@@ -164,23 +189,14 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
     dtype = torch.bfloat16 if half else torch.float32
     path = resolve_path(config.path)
-    transformers_logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=config.attention, trust_remote_code=False, use_safetensors=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"no language model could be loaded from {config.path}: {reason}", code="not_loadable", path=config.path
-        ) from error
-    model.generation_config = GenerationConfig()  # greedy means greedy, whatever the model's own file suggests
-    model.requires_grad_(False).eval().to(device)
+    checkpoint = load_checkpoint(path, config.path, dtype, config.attention)
+    model = checkpoint.model.to(device)
+    check_finite(model, config.path)
     resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
     lora = BatchedLora(model, find_subspace(model, config.subspace))
     lora.hold()  # for good: training and extraction apply an update in every pass
-    lm = LanguageModel(model, tokenizer, lora, resolved, Blocks(model, lora.subspace))
+    blocks = Blocks(model, lora.subspace)
+    lm = LanguageModel(model, checkpoint.tokenizer, lora, resolved, blocks, checkpoint.end_ids)
     check_model(lm)
     return lm
 
@@ -200,7 +216,7 @@ def context_length(config: Any) -> int | None:
 
 
 def resolve_path(path: str) -> str:
-    """`package:NAME/PATH` and directory URIs become local paths; a hub name stays as it is.
+    """`package:NAME/PATH`, directory URIs and GGUF files become local directories; a hub name stays as it is.
 
     Raises `ModelError` for a local path where there is no directory.
     """
@@ -217,9 +233,10 @@ def resolve_path(path: str) -> str:
         local = str(local_directory(path))
     # A hub name is `name` or `organisation/name`; anything else can only be a path.
     is_path = local.startswith(("/", "./", "../", "~")) or local in (".", "..") or "\\" in local or local.count("/") > 1
-    if is_path and not Path(local).is_dir():
+    if is_path and not Path(local).exists():
         raise ModelError(f"there is no model at {path}", code="not_found", path=path)
-    return local
+    file = gguf_in(Path(local))
+    return local if file is None else str(dequantised(file))
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -262,8 +279,8 @@ def check_model(lm: LanguageModel) -> None:
         )
     if not torch.isfinite(own.logits).all():
         raise ModelError(
-            f"{kind} gives logits that are not finite: one of its weights is damaged, or too large for its data type",
-            code="not_finite",
+            f"{kind} gives logits that are not finite although its weights are; load it with another `dtype`",
+            code="logits_not_finite",
             model=kind,
         )
     if not _close(own.logits, lm.logits(hidden)):
