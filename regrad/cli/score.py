@@ -19,7 +19,7 @@ from regrad.settings import parse_settings
 
 if TYPE_CHECKING:
     from regrad.evaluation.scoring import Part
-    from regrad.evaluation.significance import Comparison
+    from regrad.evaluation.statistics import Comparison
 
 from regrad.data.question_sets import read_questions
 from regrad.data.questions import Question

@@ -135,18 +135,16 @@ class AtomExtractor:
             yield batch
 
     def _encode(self, passage: Passage) -> tuple[list[int], str]:
-        """Its token ids, and why there can be no atom of them (empty: there can)."""
+        """The token ids, and the reason why the passage can have no atom (empty: it can)."""
         try:
             ids = encode_passage(self._lm, passage)
         except TokenOutOfVocabulary as error:
             return [], str(error)
-        return ids, self._problem(passage, ids)
-
-    def _problem(self, passage: Passage, ids: Sequence[int]) -> str:
+        problem = ""
         if not passage.text.strip():
-            return "empty text"
-        if len(ids) < 2:
-            return "nothing to predict in fewer than two tokens"
-        if len(ids) > self._max_tokens:
-            return f"{len(ids)} tokens, more than {self._max_tokens}; split the passage"
-        return ""
+            problem = "empty text"
+        elif len(ids) < 2:
+            problem = "nothing to predict in fewer than two tokens"
+        elif len(ids) > self._max_tokens:
+            problem = f"{len(ids)} tokens, more than {self._max_tokens}; split the passage"
+        return ids, problem

@@ -193,13 +193,15 @@ def find_subspace(model: nn.Module, config: SubspaceConfig) -> Subspace:
     if missing or not found:
         # Mixtures of experts that keep a layer's experts in one parameter have no module to adapt.
         fused = [name for name, value in model.named_parameters() if value.dim() == 3 and ".experts." in name]
-        remark = (
-            f". Its experts' projections are fused in parameters such as {fused[0]}, which cannot be adapted; set "
-            "`subspace.projections` to others of its projections, such as the attention's"
-        )
+        remark = ""
+        if fused:
+            remark = (
+                f". Its experts' projections are fused in parameters such as {fused[0]}, which cannot be adapted; set "
+                "`subspace.projections` to others of its projections, such as the attention's"
+            )
         raise ModelError(
             f"the model has no layer and projection {missing[:3]}; it has {len(linears)} layers with "
-            f"{_projection_names(linears, experts=True)}{remark if fused else ''}",
+            f"{_projection_names(linears, experts=True)}{remark}",
             code="projection_not_found",
             missing=missing,
             fused=fused[0] if fused else None,

@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from regrad.evaluation.report.entries import Entry
-from regrad.evaluation.report.markdown import escape, table_lines
 from regrad.evaluation.report.tables import UNKNOWN, Grid, Text, chance, number, percent, score_grid, size
+from regrad.evaluation.report.writing import escape_markdown, table_lines
 from studies.lab_report.claims.claim import ALPHA, Claim, Part, Unit
 from studies.lab_report.evaluations import reference
 from studies.lab_report.figures import Figure
@@ -65,11 +65,11 @@ def document(report: Report, figures: Sequence[Figure], folder: str) -> str:
     parts += ["## Where RAG wins", *_duels(report.duels)]
     parts += ["## Figures"]
     for name, caption, _ in figures:
-        parts += [f"![{escape(caption)}]({folder}/{name}.svg)", f"*{escape(caption)}.*"]
+        parts += [f"![{escape_markdown(caption)}]({folder}/{name}.svg)", f"*{escape_markdown(caption)}.*"]
     parts += ["## Interference", _interference(report.gaps)]
     for name, entries in report.entries.items():
         grid = score_grid(TITLES[name], entries, "em", reference(name))
-        parts += [f"## {grid.title}", *ABOUT.get(name, ()), "\n".join(table_lines(grid)), escape(grid.note)]
+        parts += [f"## {grid.title}", *ABOUT.get(name, ()), "\n".join(table_lines(grid)), escape_markdown(grid.note)]
     parts += ["## What it costs", *_costs(report.measured)]
     return "\n\n".join(parts) + "\n"
 
@@ -109,10 +109,10 @@ def _summary(claims: Sequence[Claim]) -> str:
 
 
 def _claim(claim: Claim) -> Iterator[str]:
-    yield f"### {claim.id}. {escape(claim.statement)}"
+    yield f"### {claim.id}. {escape_markdown(claim.statement)}"
     verdict = "Reproduced" if claim.reproduced else "Not reproduced"
     yield (
-        f"**{verdict}.** {escape(claim.measure[0].upper() + claim.measure[1:])}: "
+        f"**{verdict}.** {escape_markdown(claim.measure[0].upper() + claim.measure[1:])}: "
         f"{_value(claim.main.value, claim.main.unit)} {_interval(claim.main)}, p {chance(claim.p)} (corrected)."
     )
     rows = [
@@ -127,7 +127,7 @@ def _claim(claim: Claim) -> Iterator[str]:
     ]
     yield _table(("must hold", "value", "95% interval", "p", "holds"), rows)
     if claim.notes:
-        yield escape(" ".join(claim.notes))
+        yield escape_markdown(" ".join(claim.notes))
 
 
 def _holds(part: Part) -> str:

@@ -52,7 +52,7 @@ class Pictures:
         return figure
 
     def sweep(self, name: str) -> Figure:
-        """Lines over k on one set, a little apart so that all are seen; what retrieves nothing is a dashed level."""
+        """Lines over k on one set, slightly apart so that all are visible; a method without k is a dashed line."""
         figure = Figure(figsize=(7.6, 4.4), layout="constrained")
         axes = figure.subplots()
         apart = 0.02 * max(entry.k for entry in self._entries)
@@ -78,7 +78,7 @@ class Pictures:
         return figure
 
     def costs(self, k: int) -> Figure:
-        """Score against time: the mean over the sets."""
+        """Score against time, each the mean over the sets."""
         figure = Figure(figsize=(7.6, 4.4), layout="constrained")
         axes = figure.subplots()
         for method in self._methods:

@@ -17,7 +17,7 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class Text:
-    """What stands in a table's cell."""
+    """The content of a table's cell."""
 
     text: str
     detail: str = ""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from regrad.errors import ModelError
+from regrad.errors import ModelError, PromptTooLong
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model, resolve_path
+from tests.tools.refusals import refused
 
 PROMPTS = ["Question: Where was Les Dripen born?\nAnswer:", "Passage: Ada\n x\nQuestion: Who?\nAnswer:", "a"]
 
@@ -48,7 +48,7 @@ def test_the_answer_ends_at_the_stop_string(lab_model: LanguageModel) -> None:
 
 
 def test_a_prompt_beyond_the_context_is_refused(tiny: LanguageModel) -> None:
-    with pytest.raises(ModelError, match="model's context is 256; ask with fewer passages"):
+    with refused(PromptTooLong, context=256):
         generate(tiny, [GenerationRequest("word " * 300)])
 
 
@@ -57,11 +57,11 @@ def test_nothing_asked_nothing_answered(tiny: LanguageModel) -> None:
 
 
 def test_a_model_that_is_not_there_is_named() -> None:
-    with pytest.raises(ModelError, match="there is no model at /nowhere/model"):
+    with refused(ModelError, "not_found", path="/nowhere/model"):
         load_language_model(ModelConfig(path="/nowhere/model"), "cpu")
-    with pytest.raises(ModelError, match="there is no model at package:regrad.lab/bse"):
+    with refused(ModelError, "not_found", path="package:regrad.lab/bse"):
         load_language_model(ModelConfig(path="package:regrad.lab/bse"), "cpu")
-    with pytest.raises(ModelError, match="package no_such_package is not installed"):
+    with refused(ModelError, "package_not_found", package="no_such_package"):
         load_language_model(ModelConfig(path="package:no_such_package/base"), "cpu")
 
 
@@ -69,7 +69,7 @@ def test_a_model_that_is_not_there_is_named() -> None:
     "path", ["/nowhere", "./no", "../no", "no/../no", "~/no-such", "C:\\no", "runs/no/base", "file:///no"]
 )
 def test_a_local_path_with_nothing_there_is_never_asked_of_the_hub(path: str) -> None:
-    with pytest.raises(ModelError, match=re.escape(f"there is no model at {path}")):
+    with refused(ModelError, "not_found", path=path):
         resolve_path(path)
 
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from regrad.inference.sampling import draws, sample
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regrad.data.passages import Passage
 from regrad.errors import ModelError, TokenOutOfVocabulary
 from regrad.gradients.extractor import AtomExtractor
-from regrad.inference.decoding import GenerationRequest, generate
+from regrad.inference.decoding import GenerationRequest, draws, generate, sample
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
 from regrad.meta_init import random_meta_init

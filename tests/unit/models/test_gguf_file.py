@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from regrad.inference.verification import verify_decoding
 from transformers import LlamaForCausalLM
 
 from regrad.errors import ModelError
+from regrad.inference.engine import verify_decoding
 from regrad.models import gguf_file
 from regrad.models.config import ModelConfig
 from regrad.models.gguf_file import dequantised
