@@ -27,7 +27,7 @@ from regrad.models.config import ModelConfig
 from regrad.models.gguf_file import dequantised, gguf_in
 from regrad.models.lora import BatchedLora
 from regrad.models.subspace import Subspace, find_subspace
-from regrad.models.tokens import prompt_ids, token_ids
+from regrad.models.tokens import has_chat, prompt_ids, token_ids
 from regrad.storage import local_directory
 
 _PACKAGE = "package:"
@@ -40,9 +40,9 @@ class LanguageModel:
     """A frozen causal language model in evaluation mode, its tokenizer, and the slots for updates.
 
     `lora` has the slots of the model's own subspace, that of its settings, where it is trained and its gradients are
-    taken; `lora_for` makes the slots of others. `config` is what it was loaded with, its data type resolved, so that a
-    MetaInit made from it loads the same model anywhere. `end_ids` are all tokens that end an answer; `eos` is the one
-    that passages and answers are trained with.
+    taken; `lora_for` makes the slots of others. `config` is what it was loaded with, everything `auto` resolved, so
+    that a MetaInit made from it loads the same model anywhere. `end_ids` are all tokens that end an answer; `eos` is
+    the one that passages and answers are trained with.
     """
 
     model: nn.Module
@@ -192,7 +192,8 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
     checkpoint = load_checkpoint(path, config.path, dtype, config.attention)
     model = checkpoint.model.to(device)
     check_finite(model, config.path)
-    resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+    prompts = config.prompts.model_copy(update={"chat": has_chat(tokenizer, config.prompts)})
+    resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch."), "prompts": prompts})
     lora = BatchedLora(model, find_subspace(model, config.subspace))
     lora.hold()  # for good: training and extraction apply an update in every pass
     blocks = Blocks(model, lora.subspace)
