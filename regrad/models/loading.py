@@ -192,7 +192,7 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
     checkpoint = load_checkpoint(path, config.path, dtype, config.attention)
     model = checkpoint.model.to(device)
     check_finite(model, config.path)
-    prompts = config.prompts.model_copy(update={"chat": has_chat(tokenizer, config.prompts)})
+    prompts = config.prompts.model_copy(update={"chat": has_chat(checkpoint.tokenizer, config.prompts)})
     resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch."), "prompts": prompts})
     lora = BatchedLora(model, find_subspace(model, config.subspace))
     lora.hold()  # for good: training and extraction apply an update in every pass
