@@ -19,7 +19,7 @@ _NO_PARTIAL_CREDIT = frozenset({"yes", "no", "noanswer"})
 
 
 @dataclass(frozen=True)
-class Score:
+class AnswerScore:
     """Scores of one answer, each from 0 to 1; those of a closed question are all 1 or all 0."""
 
     em: float
@@ -52,7 +52,7 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
     return max(1.0 if said == known == "" else _overlap(said, known).f1 for known in map(normalise, answers))
 
 
-def score(question: Question, prediction: str, rules: Rules = "squad") -> Score:
+def score(question: Question, prediction: str, rules: Rules = "squad") -> AnswerScore:
     """Score a prediction (for a closed question, all that was generated); each number is the best over the answers.
 
     The rules differ for open questions where the prediction or the answer is "yes", "no" or "noanswer" and the two are
@@ -67,7 +67,8 @@ def score(question: Question, prediction: str, rules: Rules = "squad") -> Score:
     if question.kind != "open":
         found = parse_answer(question, prediction)
         right = found in accepted_answers(question)
-        return Score(*[float(right)] * 4, right, found is not None)
+        value = float(right)
+        return AnswerScore(value, value, value, value, right, found is not None)
     if not question.answers:
         raise EvaluationError("a question without accepted answers cannot be scored", code="no_answer", id=question.id)
     said = normalise(prediction)
@@ -78,7 +79,7 @@ def score(question: Question, prediction: str, rules: Rules = "squad") -> Score:
         overlaps.append(_Overlap(0.0, 0.0, 0.0) if no_credit else _overlap(said, known))
     correct = said in accepted
     best = _Overlap(*map(max, zip(*overlaps, strict=True)))
-    return Score(float(correct), best.f1, best.precision, best.recall, correct, bool(prediction.strip()))
+    return AnswerScore(float(correct), best.f1, best.precision, best.recall, correct, bool(prediction.strip()))
 
 
 def _overlap(said: str, known: str) -> _Overlap:

@@ -15,7 +15,7 @@ from regrad.errors import EvaluationError
 from regrad.evaluation.config import PassagesConfig
 from regrad.retrieval.base import Retriever, open_retriever
 
-T = TypeVar("T")
+_T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,15 @@ class PassageFinder:
                 found.append(FoundPassages((*gold, *self._distractors(question, k - len(gold), gold))))
         else:
             found = [FoundPassages(tuple(self._drawn(question, k, ()))) for question in questions]
-        if self._config.shuffle:
-            return [self._shuffled(*pair) for pair in zip(found, questions, strict=True)]
-        return found
+        if not self._config.shuffle:
+            return found
+        shuffled = []
+        for one, question in zip(found, questions, strict=True):
+            order = list(range(len(one.passages)))
+            self._rng(question, "shuffle").shuffle(order)
+            scores = tuple(one.scores[place] for place in order) if one.scores else ()
+            shuffled.append(FoundPassages(tuple(one.passages[place] for place in order), scores))
+        return shuffled
 
     def _distractors(self, question: Question, count: int, gold: Sequence[Passage]) -> Iterable[Passage]:
         if self._config.fill is None or count < 1:
@@ -90,12 +96,6 @@ class PassageFinder:
                 passage_id=missing[0],
             )
         return [self._by_id[name] for name in question.passage_ids]
-
-    def _shuffled(self, found: FoundPassages, question: Question) -> FoundPassages:
-        order = list(range(len(found.passages)))
-        self._rng(question, "shuffle").shuffle(order)
-        scores = tuple(found.scores[number] for number in order) if found.scores else ()
-        return FoundPassages(tuple(found.passages[number] for number in order), scores)
 
     def _rng(self, question: Question, purpose: str) -> random.Random:
         return random.Random(f"{self._seed}|{purpose}|{question.id}")
@@ -145,7 +145,7 @@ def most_passages(config: PassagesConfig, questions: Sequence[Question], k: int)
     return k
 
 
-def _given(value: T | None, key: str) -> T:
+def _given(value: _T | None, key: str) -> _T:
     if value is None:
         raise EvaluationError(f"passages.{key} is not set", code="setting_missing", setting=f"passages.{key}")
     return value

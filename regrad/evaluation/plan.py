@@ -150,7 +150,7 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
         model = config.models[name]
         demonstrations = shown[method.name, one.name]
         for k, seed in _repetitions(config, method, one):
-            resolved = resolve(method, model=name, set=one.name, seed=seed)
+            resolved = resolve_method(method, model=name, set=one.name, seed=seed)
             limits = [one.max_new_tokens or config.max_new_tokens, config.context_tokens, config.too_long]
             # Changing what is hashed here, or how, makes every earlier run of a user start again.
             content = {
@@ -175,14 +175,14 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
                     seed=seed,
                     questions=len(questions[one.name]),
                     questions_digest=asked[one.name],
-                    key=digest(content)[:12],
+                    key=short_hash(content)[:12],
                     demonstrations=demonstrations,
                 )
             )
     return cells
 
 
-def resolve(method: MethodSettings, **names: Any) -> MethodSettings:
+def resolve_method(method: MethodSettings, **names: Any) -> MethodSettings:
     """The method with `{model}`, `{set}` and `{seed}` filled in; one that draws something adds the seed to its own."""
 
     def filled(value: Any) -> Any:
@@ -202,7 +202,7 @@ def resolve(method: MethodSettings, **names: Any) -> MethodSettings:
 def _repetitions(config: EvalConfig, method: MethodSettings, one: EvalSetConfig) -> Iterator[tuple[int, int]]:
     """The (k, seed) that can differ: no k for a method that does not retrieve, one seed where nothing is random."""
     retrieves = method.info.retrieves
-    varies = (retrieves and one.passages.is_random) or resolve(method, seed=0) != resolve(method, seed=1)
+    varies = (retrieves and one.passages.is_random) or resolve_method(method, seed=0) != resolve_method(method, seed=1)
     return product(config.k if retrieves else (0,), config.seeds if varies else config.seeds[:1])
 
 
@@ -226,7 +226,7 @@ def _questions(one: EvalSetConfig) -> list[Question]:
 def _passages_digest(one: EvalSetConfig) -> list[str]:
     config = one.passages
     # Of an index its card, which has the checksum of every file: Lucene draws new ids for each build of a corpus.
-    found = [digest(check_index(config.index).model_dump())] if config.index else []
+    found = [short_hash(check_index(config.index).model_dump())] if config.index else []
     return found + ([corpus_digest(config.corpus)] if config.corpus else [])
 
 
@@ -244,19 +244,19 @@ def _checked(method: MethodSettings) -> list[str]:
     return found
 
 
-def digest(value: Any) -> str:
+def short_hash(value: Any) -> str:
     """16 hex digits of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def questions_digest(questions: Sequence[Question]) -> str:
     """The digest of everything in the questions."""
-    return digest([asdict(question) for question in questions])
+    return short_hash([asdict(question) for question in questions])
 
 
 def demonstrations_digest(demonstrations: Sequence[Question]) -> str:
     """The digest of everything that prompts show of them, in order."""
-    return digest([[one.kind, one.question, one.choices, one.answers[0]] for one in demonstrations])
+    return short_hash([[one.kind, one.question, one.choices, one.answers[0]] for one in demonstrations])
 
 
 def corpus_digest(uri: str) -> str:
@@ -273,7 +273,7 @@ def corpus_digest(uri: str) -> str:
 def model_digest(path: str) -> str:
     """The digest of a base model's files if it is a directory, else of its name."""
     local = resolve_path(path)
-    return directory_digest(local) if Path(local).is_dir() else digest(path)
+    return directory_digest(local) if Path(local).is_dir() else short_hash(path)
 
 
 def directory_digest(uri: str) -> str:

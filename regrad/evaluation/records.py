@@ -125,7 +125,7 @@ def write_records(
 
 def read_records(storage: Storage, name: str) -> list[Record]:
     """The records of a file; raises `EvaluationError` if it is damaged or holds something else."""
-    table = read_table(storage, name)
+    table = read_record_table(storage, name)
     try:
         columns = [table.column(column).to_pylist() for column in RECORD.names]
     except ValueError as error:
@@ -142,11 +142,11 @@ def read_records(storage: Storage, name: str) -> list[Record]:
 
 def read_metadata(storage: Storage, name: str) -> dict[str, str]:
     """The notes about how the records were made."""
-    metadata = read_table(storage, name).schema.metadata or {}
+    metadata = read_record_table(storage, name).schema.metadata or {}
     return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in metadata.items()}
 
 
-def read_table(storage: Storage, name: str) -> pa.Table:
+def read_record_table(storage: Storage, name: str) -> pa.Table:
     """The columns of `RECORD` as an Arrow table, with the file's notes; other columns are left out."""
     where = f"{storage.uri}/{name}"
     data = storage.read(name, 0, _MOST_BYTES + 1)

@@ -20,7 +20,7 @@ from regrad.evaluation.passages import FoundPassages, PassageFinder
 from regrad.evaluation.plan import PlannedCell, questions_digest
 from regrad.evaluation.records import Record
 from regrad.inference.engine import Engine
-from regrad.inference.rows import DecodingRequest, Event, Finished
+from regrad.inference.rows import DecodingEvent, DecodingRequest, Finished
 from regrad.methods.base import AtomProvider, Evidence, Method, Plan, Prompt
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.models.subspace import Update
@@ -48,8 +48,8 @@ class Generator:
         """The answers in order, each under its own updates; raises `PromptTooLong` for a prompt that does not fit."""
         found: dict[int, Finished] = {}
 
-        def keep(number: int) -> Callable[[Event], None]:
-            def listen(event: Event) -> None:
+        def keep(number: int) -> Callable[[DecodingEvent], None]:
+            def listen(event: DecodingEvent) -> None:
                 if isinstance(event, Finished):
                     found[number] = event
 
@@ -70,7 +70,7 @@ class Fitted:
     dropped: int
 
 
-def fit(
+def fit_prompt(
     lm: LanguageModel,
     prompt: Prompt,
     max_new_tokens: int,
@@ -179,7 +179,7 @@ class CellRunner:
 
     def _fitted(self, cell: PlannedCell, prompt: Prompt) -> Fitted:
         drop = self._config.too_long == "drop"
-        return fit(self._lm, prompt, self._most(cell), self._config.context_tokens, drop)
+        return fit_prompt(self._lm, prompt, self._most(cell), self._config.context_tokens, drop)
 
     def _most(self, cell: PlannedCell) -> int:
         return cell.set.max_new_tokens or self._config.max_new_tokens

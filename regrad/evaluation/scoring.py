@@ -22,7 +22,7 @@ _THEIRS = "theirs"
 
 
 @dataclass(frozen=True)
-class Part:
+class ScoredPart:
     """The scores of all open or all closed questions of a set (`group` is None), or of one group of them."""
 
     closed: bool
@@ -72,16 +72,16 @@ def read_scored(path: str, questions: Sequence[Question], rules: Rules = "squad"
     return records
 
 
-def parts(records: Sequence[Record]) -> list[Part]:
+def parts(records: Sequence[Record]) -> list[ScoredPart]:
     """The scores of the open questions, then of the closed ones: of all, then of each group if any has a name."""
     found = []
     for closed in (False, True):
         ours = [record for record in records if (record.kind != "open") == closed]
         if ours:
-            found.append(Part(closed, None, _scores(ours, closed)))
+            found.append(ScoredPart(closed, None, _scores(ours, closed)))
         groups = sorted({record.group for record in ours})
         for group in groups if any(groups) else ():
-            found.append(Part(closed, group, _scores([row for row in ours if row.group == group], closed)))
+            found.append(ScoredPart(closed, group, _scores([row for row in ours if row.group == group], closed)))
     return found
 
 

@@ -56,7 +56,7 @@ def passage_gradients(
     return gradients, losses.detach()
 
 
-Encode = Callable[[Tensor], Tensor]
+EncodeAtoms = Callable[[Tensor], Tensor]
 """Finite atoms [n, P] float32 -> encoded atoms [n, record_bytes] uint8 on the same device, such as `Codec.encode`."""
 
 
@@ -90,7 +90,7 @@ class AtomExtractor:
         self._batch_tokens = batch_tokens
         self._max_tokens = min(max_passage_tokens, lm.context_length or max_passage_tokens)
 
-    def extract(self, passages: Sequence[Passage], encode: Encode | None = None) -> list[Extracted]:
+    def extract(self, passages: Sequence[Passage], encode: EncodeAtoms | None = None) -> list[Extracted]:
         """One result for each passage, in order. How they are batched changes an atom only by rounding.
 
         With `encode` (a codec's), each batch's atoms are encoded where they were computed and then dropped: only the
@@ -109,7 +109,7 @@ class AtomExtractor:
         return results
 
     def _extract_batch(
-        self, passages: list[Passage], sequences: list[list[int]], encode: Encode | None
+        self, passages: list[Passage], sequences: list[list[int]], encode: EncodeAtoms | None
     ) -> list[Extracted]:
         # A separate function, so that nothing refers to this batch's atoms when those of the next are computed.
         batch = passage_batch(self._lm, sequences)

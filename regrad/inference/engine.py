@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from regrad.errors import ModelError
 from regrad.inference.cache import RowCache, read_pieces
-from regrad.inference.rows import DecodingRequest, Listener, Row
+from regrad.inference.rows import DecodingListener, DecodingRequest, Row
 from regrad.inference.updates import RowUpdates
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import by_subspace
@@ -67,7 +67,7 @@ class Engine:
         """Requests in the batch."""
         return len(self._rows)
 
-    def submit(self, request: DecodingRequest, listener: Listener) -> Row:
+    def submit(self, request: DecodingRequest, listener: DecodingListener) -> Row:
         """Queue a request; `listener` receives its text and its end, from inside `step`.
 
         Raises `PromptTooLong`, and `ModelError` for an update that does not fit the model or for two in one subspace.

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from regrad.errors import ModelError
 from regrad.inference.engine import Engine
-from regrad.inference.rows import DecodingRequest, Event, Finished, Listener, Row
+from regrad.inference.rows import DecodingEvent, DecodingListener, DecodingRequest, Finished, Row
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -69,7 +69,7 @@ class DecodingLoop:
                 seconds=stall_seconds,
             )
 
-    def submit(self, request: DecodingRequest, listener: Listener) -> Ticket:
+    def submit(self, request: DecodingRequest, listener: DecodingListener) -> Ticket:
         """Hand over a request. If it is invalid, the listener receives the error."""
         ticket = Ticket()
 
@@ -87,7 +87,7 @@ class DecodingLoop:
         """Submit a request and wait for its answer."""
         answer: Future[Finished] = Future()
 
-        def listen(event: Event) -> None:
+        def listen(event: DecodingEvent) -> None:
             if isinstance(event, Exception):
                 answer.set_exception(event)
             elif isinstance(event, Finished):
@@ -153,7 +153,7 @@ def _ended() -> ModelError:
     return ModelError("decoding has ended", code="decoding_ended")
 
 
-def _report(listener: Listener, error: Exception) -> None:
+def _report(listener: DecodingListener, error: Exception) -> None:
     try:
         listener(error)
     except Exception:

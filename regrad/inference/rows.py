@@ -54,10 +54,10 @@ class Finished:
     largest_batch: int
 
 
-Event = str | Finished | Exception
+DecodingEvent = str | Finished | Exception
 """What a listener receives: more text, then how it finished; or the error that ended it."""
 
-Listener = Callable[[Event], None]
+DecodingListener = Callable[[DecodingEvent], None]
 
 
 # Tokens that are decoded again with each new one, as a token's text depends on those before it: when there are
@@ -137,7 +137,7 @@ class TextStream:
 class Row:
     """A request that waits or is being decoded. Raises `PromptTooLong` if it cannot fit the model's context."""
 
-    def __init__(self, lm: LanguageModel, request: DecodingRequest, listener: Listener) -> None:
+    def __init__(self, lm: LanguageModel, request: DecodingRequest, listener: DecodingListener) -> None:
         self.request = request
         self.listener = listener
         self.prompt = lm.encode_prompt(request.prompt, request.raw) or [lm.pad_id]
@@ -194,7 +194,7 @@ class Row:
         kept[0] = True
         return int(tokens[torch.multinomial(chances * kept, 1, generator=self._generator)])
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: DecodingEvent) -> None:
         """Give the listener an event; if it raises, its request is dropped."""
         if self.cancelled:
             return

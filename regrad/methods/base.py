@@ -25,7 +25,7 @@ from regrad.models.subspace import Subspace, Update
 from regrad.prompts import PromptFormat, StyleName
 from regrad.settings import Settings
 
-Source = Literal["none", "static", "adapters", "gradients", "gradients-now", "adapting"]
+UpdateSource = Literal["none", "static", "adapters", "gradients", "gradients-now", "adapting"]
 """Where the update comes from: nowhere, one LoRA for all questions, the passages' trained LoRAs, their gradients from a
 bank or computed now, or training on the passages now."""
 
@@ -40,7 +40,7 @@ class MethodInfo:
     name: str
     summary: str
     passages_in_prompt: bool
-    update: Source = "none"
+    update: UpdateSource = "none"
     style: StyleName = "default"
 
     @property

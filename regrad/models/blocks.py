@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,13 +85,9 @@ class Blocks:
             yield
             return
         for block in self.upper:
-            block.forward = _checkpointed(block.forward)  # type: ignore[method-assign]
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
         try:
             yield
         finally:
             for block in self.upper:
                 del block.forward
-
-
-def _checkpointed(forward: Any) -> Any:
-    return lambda *positional, **named: checkpoint(forward, *positional, use_reentrant=False, **named)

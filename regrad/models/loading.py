@@ -198,7 +198,7 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
     lora.hold()  # for good: training and extraction apply an update in every pass
     blocks = Blocks(model, lora.subspace)
     lm = LanguageModel(model, checkpoint.tokenizer, lora, resolved, blocks, checkpoint.end_ids)
-    check_model(lm)
+    check_language_model(lm)
     return lm
 
 
@@ -250,7 +250,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 @torch.no_grad()
-def check_model(lm: LanguageModel) -> None:
+def check_language_model(lm: LanguageModel) -> None:
     """Raise `ModelError` for a model that regrad would adapt or read wrongly: a few tokens are read in each way.
 
     A model whose lower blocks cannot be shared between passes (see `Blocks`) is correct, only slower to train.

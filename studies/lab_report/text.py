@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from regrad.evaluation.report.entries import Entry
-from regrad.evaluation.report.tables import UNKNOWN, Grid, Text, chance, number, percent, score_grid, size
+from regrad.evaluation.report.entries import ReportEntry
+from regrad.evaluation.report.tables import UNKNOWN, CellText, Grid, chance, number, percent, score_grid, size
 from regrad.evaluation.report.writing import escape_markdown, table_lines
 from studies.lab_report.claims.claim import ALPHA, Claim, Part, Unit
 from studies.lab_report.evaluations import reference
@@ -47,7 +47,7 @@ class Report:
     """Everything that the document says."""
 
     claims: Sequence[Claim]
-    entries: Mapping[str, Sequence[Entry]]
+    entries: Mapping[str, Sequence[ReportEntry]]
     duels: Sequence[Duel]
     gaps: Mapping[str, Any]
     measured: Measured
@@ -101,7 +101,7 @@ def _summary(claims: Sequence[Claim]) -> str:
             _value(claim.main.value, claim.main.unit),
             _interval(claim.main),
             chance(claim.p),
-            Text("reproduced" if claim.reproduced else "not reproduced", strong=True),
+            CellText("reproduced" if claim.reproduced else "not reproduced", strong=True),
         )
         for claim in claims
     ]
@@ -121,7 +121,7 @@ def _claim(claim: Claim) -> Iterator[str]:
             _value(part.value, part.unit),
             _interval(part),
             UNKNOWN if part.p is None else chance(part.p),
-            Text(_holds(part), strong=not part.holds),
+            CellText(_holds(part), strong=not part.holds),
         )
         for part in claim.parts
     ]
@@ -147,7 +147,7 @@ def _duels(duels: Sequence[Duel]) -> Iterator[str]:
             f"{100 * duel.comparison.difference:+.1f}",
             f"[{percent(duel.comparison.interval.low)}, {percent(duel.comparison.interval.high)}]",
             chance(duel.p),
-            Text(duel.verdict, strong=duel.verdict == "RAG"),
+            CellText(duel.verdict, strong=duel.verdict == "RAG"),
         )
         for duel in duels
     ]
@@ -202,6 +202,6 @@ def _interval(part: Part) -> str:
     return f"[{part.interval.low:.{digits}f}, {part.interval.high:.{digits}f}]"
 
 
-def _table(head: tuple[str, ...], rows: Iterable[Sequence[str | Text]], names: int = 1) -> str:
-    texts = (tuple(Text(cell) if isinstance(cell, str) else cell for cell in row) for row in rows)
+def _table(head: tuple[str, ...], rows: Iterable[Sequence[str | CellText]], names: int = 1) -> str:
+    texts = (tuple(CellText(cell) if isinstance(cell, str) else cell for cell in row) for row in rows)
     return "\n".join(table_lines(Grid("", "", head, tuple(texts), names)))

@@ -94,7 +94,7 @@ def parse_answer(question: Question, text: str) -> str | None:
 
 
 @lru_cache(maxsize=4096)
-def _reader(kind: str, choices: tuple[str, ...]) -> Reader:
+def _reader(kind: str, choices: tuple[str, ...]) -> AnswerReader:
     if kind == "choice":
         return Labels(choices)
     if kind == "yes-no":
@@ -125,7 +125,7 @@ def prediction_of(question: Question, raw: str, cut: bool = False) -> str:
     return parse_answer(question, raw) or ""
 
 
-class Reader(Protocol):
+class AnswerReader(Protocol):
     """Reads an allowed answer, or None."""
 
     answers: tuple[str, ...]

@@ -11,12 +11,12 @@ from regrad.evaluation.output import CellCard, Output, Planned, RunCard
 from regrad.evaluation.records import Record
 from regrad.evaluation.statistics import Column, Comparison, by_question, compare, corrected, mean_interval
 
-Key = tuple[str, str, str, int]
+EntryKey = tuple[str, str, str, int]
 """Model, set, method, k."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class ReportEntry:
     """Scores are from 0 to 1; costs are means over the questions, None if they are not known.
 
     `value` is the chosen metric with its interval, and `by_question` has it for each question; `kinds` counts the
@@ -53,7 +53,7 @@ class Entry:
     against: Comparison | None = None
 
     @property
-    def key(self) -> Key:
+    def key(self) -> EntryKey:
         """Model, set, method and k."""
         return self.model, self.set, self.method, self.k
 
@@ -61,12 +61,12 @@ class Entry:
 _Cells = list[tuple[CellCard, list[Record], RunCard | None]]
 
 
-def gather(output: Output, planned: Planned) -> list[Entry]:
+def gather(output: Output, planned: Planned) -> list[ReportEntry]:
     """An entry for each model, set, method and k that has records, in the order of the plan, with its comparison.
 
     A cell whose file is damaged is left out, with a warning.
     """
-    groups: dict[Key, _Cells] = defaultdict(list)
+    groups: dict[EntryKey, _Cells] = defaultdict(list)
     for card in output.done(planned):
         records = output.sound(card.name, "counts as not done")
         if records:
@@ -76,13 +76,13 @@ def gather(output: Output, planned: Planned) -> list[Entry]:
     return [replace(entry, against=comparisons.get(entry.key)) for entry in entries]
 
 
-def _entry(cells: _Cells, metric: Column) -> Entry:
+def _entry(cells: _Cells, metric: Column) -> ReportEntry:
     card = cells[0][0]
     records = [record for _, found, _ in cells for record in found]
     values = by_question(records, metric)
     low, high = mean_interval(list(values.values()))
     runs = [run for _, _, run in cells if run]
-    return Entry(
+    return ReportEntry(
         *(card.model, card.set, card.method, card.k),
         questions=len(values),
         seeds=len(cells),
@@ -109,9 +109,9 @@ def _entry(cells: _Cells, metric: Column) -> Entry:
     )
 
 
-def _comparisons(entries: Sequence[Entry], name: str | None, first_k: int) -> dict[Key, Comparison]:
+def _comparisons(entries: Sequence[ReportEntry], name: str | None, first_k: int) -> dict[EntryKey, Comparison]:
     """Each entry against the reference's, where both answered the same questions; Holm's correction over all."""
-    found: dict[Key, Comparison] = {}
+    found: dict[EntryKey, Comparison] = {}
     by_key = {entry.key: entry for entry in entries}
     for entry in entries:
         if name is None or entry.method == name:

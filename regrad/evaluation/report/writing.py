@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from regrad.errors import EvaluationError
 from regrad.evaluation.output import Output, Planned
 from regrad.evaluation.report import figures
-from regrad.evaluation.report.entries import Entry, gather
-from regrad.evaluation.report.tables import Grid, Sign, Text, cost_grid, detail_grid, score_grid
+from regrad.evaluation.report.entries import ReportEntry, gather
+from regrad.evaluation.report.tables import CellText, Grid, Sign, cost_grid, detail_grid, score_grid
 
 _TITLE = "Evaluation"
 _MARKDOWN_SIGNS: dict[Sign, str] = {"": "", "+": " ▲", "-": " ▼"}
@@ -75,7 +75,7 @@ def write_report(output: Output, planned: Planned | None = None) -> str:
     return f"report at {output.storage.uri}/report.html (and .md, .tex, .json)"
 
 
-def _facts(planned: Planned, entries: Sequence[Entry]) -> Iterator[str]:
+def _facts(planned: Planned, entries: Sequence[ReportEntry]) -> Iterator[str]:
     left = len(planned.cells) - sum(entry.seeds for entry in entries)
     sets = {entry.set: entry.questions for entry in entries}
     methods = len({entry.method for entry in entries})
@@ -88,7 +88,7 @@ def _facts(planned: Planned, entries: Sequence[Entry]) -> Iterator[str]:
             yield f"{entry.method}, k={entry.k}, {entry.set}: {entry.noted} answers have a note in their records."
 
 
-def _grids(planned: Planned, entries: Sequence[Entry]) -> list[Grid]:
+def _grids(planned: Planned, entries: Sequence[ReportEntry]) -> list[Grid]:
     models = list(dict.fromkeys(entry.model for entry in entries))
     grids = []
     for model in models:
@@ -98,7 +98,7 @@ def _grids(planned: Planned, entries: Sequence[Entry]) -> list[Grid]:
     return [*grids, detail_grid(entries, planned.compare_to), cost_grid(entries)]
 
 
-def _figures(planned: Planned, entries: Sequence[Entry]) -> Iterator[tuple[str, str, Figure]]:
+def _figures(planned: Planned, entries: Sequence[ReportEntry]) -> Iterator[tuple[str, str, Figure]]:
     """(file name, caption, figure) of each."""
     # Files are numbered: a user's name of a model or a set may be no file name.
     models = list(dict.fromkeys(entry.model for entry in entries))
@@ -132,7 +132,7 @@ def escape_markdown(text: str) -> str:
 def table_lines(grid: Grid) -> Iterator[str]:
     """One table in Markdown, line by line."""
 
-    def cell(content: Text) -> str:
+    def cell(content: CellText) -> str:
         text = escape_markdown(content.text)
         text = f"**{text}**" if content.strong and text else text
         return text + _MARKDOWN_SIGNS[content.sign] + (f" {escape_markdown(content.detail)}" if content.detail else "")
@@ -159,7 +159,7 @@ def _latex_table(grid: Grid) -> str:
     def row(cells: Iterable[str]) -> str:
         return " & ".join(cells) + r" \\"
 
-    def cell(content: Text) -> str:
+    def cell(content: CellText) -> str:
         text = escape_latex(content.text)
         text = rf"\textbf{{{text}}}" if content.strong and text else text
         detail = rf" {{\scriptsize {escape_latex(content.detail)}}}" if content.detail else ""

@@ -21,7 +21,7 @@ from regrad.evaluation.output import CellResult, Output, Seconds, plan_of
 from regrad.evaluation.plan import PlannedCell, make_plan
 from regrad.evaluation.records import Record
 from regrad.evaluation.report.entries import gather
-from regrad.evaluation.report.tables import Grid, Text, number, size
+from regrad.evaluation.report.tables import CellText, Grid, number, size
 from regrad.evaluation.report.writing import latex, markdown, write_report
 from regrad.models.config import ModelConfig
 from tests.tools.evaluating import record, settings, write_set
@@ -281,7 +281,7 @@ def test_a_directory_without_a_run_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_latex_and_markdown_tables() -> None:
-    grid = Grid("T", "N", ("method", "a_b"), ((Text("x"), Text("1.0", "[0, 2]", strong=True, sign="+")),))
+    grid = Grid("T", "N", ("method", "a_b"), ((CellText("x"), CellText("1.0", "[0, 2]", strong=True, sign="+")),))
     assert r"x & \textbf{1.0}$^{+}$ {\scriptsize [0, 2]} \\" in latex([grid], [])
     assert r"method & a\_b \\" in latex([grid], [])
     assert "| x | **1.0** ▲ \\[0, 2\\] |" in markdown("R", [], [grid], [])

@@ -18,8 +18,8 @@ from regrad.evaluation.records import (
     Record,
     check_records,
     read_metadata,
+    read_record_table,
     read_records,
-    read_table,
     write_records,
 )
 from regrad.storage import Storage
@@ -46,7 +46,7 @@ def test_records_come_back_as_they_were(uri: str, tmp_path: Path) -> None:
     write_records(storage, "cells/one.parquet", RECORDS, {"settings": "3f"})
     assert read_records(storage, "cells/one.parquet") == RECORDS
     assert read_metadata(storage, "cells/one.parquet") == {"settings": "3f"}
-    assert read_table(storage, "cells/one.parquet").schema.equals(RECORD)
+    assert read_record_table(storage, "cells/one.parquet").schema.equals(RECORD)
 
 
 def test_the_columns_are_the_fields() -> None:
@@ -85,7 +85,7 @@ def test_impossible_values_are_refused(values: dict[str, Any], fault: str, tmp_p
 def test_a_file_of_something_else_is_a_clear_error(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     write_records(storage, "one.parquet", RECORDS)
-    whole, table = storage.read("one.parquet"), read_table(storage, "one.parquet")
+    whole, table = storage.read("one.parquet"), read_record_table(storage, "one.parquet")
     lacking = {"problems": {"columns missing": ["raw", "em"]}}
     impossible = {"problems": {"records with impossible values": ["q2 (em 2.0 is not between 0 and 1)"]}}
     damaged: list[tuple[str, bytes, str, dict[str, Any]]] = [
@@ -107,7 +107,7 @@ def test_a_file_of_something_else_is_a_clear_error(tmp_path: Path) -> None:
 def test_a_column_more_is_left_out(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     write_records(storage, "one.parquet", RECORDS)
-    more = read_table(storage, "one.parquet").append_column("mine", pa.array([1, 2, 3]))
+    more = read_record_table(storage, "one.parquet").append_column("mine", pa.array([1, 2, 3]))
     storage.write("more", _parquet(more))
     assert read_records(storage, "more") == RECORDS
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from regrad.data.passages import Passage
 from regrad.errors import ModelError, PromptTooLong
-from regrad.evaluation.runner import fit
+from regrad.evaluation.runner import fit_prompt
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
@@ -64,7 +64,7 @@ def test_no_passage_is_dropped_that_the_model_can_read(tiny: LanguageModel, tmp_
     lm = loaded(model("gemma2"), tiny, tmp_path)
     passages = [Passage(str(i), "Ada", "Ada was born in London and lived there.") for i in range(3)]
     prompt = Prompt(Evidence(open_question("Who?")), tuple(passages))
-    fitted = fit(lm, prompt, 8, None, drop=True)
+    fitted = fit_prompt(lm, prompt, 8, None, drop=True)
     assert len(lm.encode_prompt(fitted.prompt)) > WINDOW
     assert fitted.dropped == 0
 
