@@ -15,7 +15,7 @@ from regrad.errors import EvaluationError
 from regrad.evaluation.config import PassagesConfig
 from regrad.retrieval.base import Retriever, open_retriever
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
