@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from regrad.bank.manifest import read_manifest
+from regrad.bank.format import read_manifest
 from regrad.data.files import corpus_files
 from regrad.data.passages import Passage
 from regrad.data.question_sets import read_demonstrations, read_questions
