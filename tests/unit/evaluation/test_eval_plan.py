@@ -127,16 +127,16 @@ def test_an_added_cell_leaves_the_others_their_keys(folder: Path, model: ModelCo
 
 
 @pytest.mark.parametrize(
-    ("changes", "error"),
+    ("changes", "error", "code"),
     [
-        ({"methods": ["regrad-online"]}, MethodError),
-        ({"methods": [{"name": "regrad-online", "meta_init": "nowhere"}]}, MetaInitError),
+        ({"methods": ["regrad-online"]}, MethodError, "setting_missing"),
+        ({"methods": [{"name": "regrad-online", "meta_init": "nowhere"}]}, MetaInitError, "not_found"),
     ],
 )
 def test_a_method_that_cannot_run_is_refused(
-    folder: Path, model: ModelConfig, changes: dict[str, Any], error: type[RegradError]
+    folder: Path, model: ModelConfig, changes: dict[str, Any], error: type[RegradError], code: str
 ) -> None:
-    with pytest.raises(error):
+    with refused(error, code):
         make_plan(settings(folder, model, **changes))
 
 
@@ -146,19 +146,19 @@ def test_a_model_that_is_not_there_is_refused_before_a_worker_starts(folder: Pat
 
 
 @pytest.mark.parametrize(
-    ("changes", "text"),
+    ("changes", "code", "fields"),
     [
-        ({"passages": {"source": "given"}}, "6 of 6 questions come with no passages"),
-        ({"sha256": "0" * 64}, "0000"),
-        ({"format": "hotpotq"}, "did you mean 'hotpotqa'"),
+        ({"passages": {"source": "given"}}, "questions_lack_passages", {"source": "given", "questions": 6}),
+        ({"sha256": "0" * 64}, "other_file", {"expected": "0" * 64}),
+        ({"format": "hotpotq"}, "unknown_name", {"name": "hotpotq"}),
     ],
 )
 def test_a_set_that_lacks_something_is_refused(
-    folder: Path, model: ModelConfig, changes: dict[str, Any], text: str
+    folder: Path, model: ModelConfig, changes: dict[str, Any], code: str, fields: dict[str, Any]
 ) -> None:
     passages = {"source": "gold", "corpus": str(folder / "corpus.jsonl")}
     one = {"name": "people", "path": str(folder / "questions.jsonl"), "passages": passages} | changes
-    with pytest.raises(EvaluationError, match=text):
+    with refused(EvaluationError, code, **fields):
         make_plan(settings(folder, model, sets=[one]))
 
 

@@ -157,5 +157,5 @@ def test_a_demonstration_that_is_a_test_question_is_refused_if_it_would_be_shown
 
 def test_a_file_of_another_format_is_refused(folder: Path, model: ModelConfig) -> None:
     (folder / "shown.jsonl").write_text('{"question": "Who?"}\n')
-    with pytest.raises(EvaluationError, match=r"shown.jsonl line 1: field 'answer' is missing"):
+    with refused(EvaluationError, "missing_field", where=f"{folder / 'shown.jsonl'} line 1", field="answer"):
         make_plan(few_shot(folder, model))
