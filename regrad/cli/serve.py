@@ -106,7 +106,7 @@ def update(
     follow. `regrad serve rollback` takes it back.
     """
     from regrad.settings import parse_settings
-    from serve_app.local import load_serve_file
+    from serve_app.app import load_serve_file
     from serve_app.rollout import ReleaseConfig, changing_releases, resolve_all, updated, write_releases
 
     application, _ = load_serve_file(config, overrides)
@@ -132,7 +132,7 @@ def update(
 @url_option
 def rollback(config: Path, overrides: tuple[str, ...], url: str | None) -> None:
     """Take the last update back; twice, and it is in force again."""
-    from serve_app.local import load_serve_file
+    from serve_app.app import load_serve_file
     from serve_app.rollout import changing_releases, resolve_all, rolled_back, write_releases
 
     application, _ = load_serve_file(config, overrides)
@@ -200,8 +200,7 @@ def _check_not_overruled(application: ServeConfig, overrides: tuple[str, ...]) -
 def _serve(config: Path, overrides: tuple[str, ...]) -> None:
     from ray_jobs.cluster import cluster, joined
     from regrad.cli.options import wait_until_stopped
-    from serve_app.app import check_artefacts
-    from serve_app.local import check_port, load_serve_file, serving
+    from serve_app.app import check_artefacts, check_port, load_serve_file, serving
     from serve_app.rollout import read_releases
 
     application, http = load_serve_file(config, overrides)

@@ -31,7 +31,7 @@ from regrad.lab.files import LabQuestion, write_lab
 from regrad.meta_init import random_meta_init
 from regrad.models.loading import load_language_model
 from regrad.storage import Storage
-from serve_app.local import check_port, deploy, serving
+from serve_app.app import check_port, deploy, serving
 
 _RAW = "raw"
 

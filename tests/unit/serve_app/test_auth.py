@@ -25,9 +25,8 @@ from starlette.types import Message
 from regrad.errors import ConfigError, StorageError
 from regrad.settings import parse_settings
 from serve_app.auth import keys as ring_module
-from serve_app.auth.gate import KeyGate, current_caller, protect
+from serve_app.auth.gate import KeyGate, RateLimits, current_caller, protect
 from serve_app.auth.keys import KeyFileError, KeyRing, KeyStore, make_key
-from serve_app.auth.rate_limits import RateLimits
 from serve_app.config import ProtectionConfig
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
