@@ -23,7 +23,7 @@ from studies.lab_report.config import LabReportConfig
 HARD = ("many", "long", "conflict", "unseen", "firms")
 """The harder labs that are written beside the lab itself."""
 SAMPLED = {"people": "lab", "firms": "sets/firms", "many": "sets/many"}
-"""The task files that a rival is fine-tuned on a part of, and where they are."""
+"""The task files that a baseline is fine-tuned on a part of, and where they are."""
 UNTIL = "until-"
 GROUP_OLD = "memorised"
 """The group of the drift study's questions about people whom the base has memorised."""
@@ -60,7 +60,7 @@ def write_documents(config: LabReportConfig) -> str:
 
 
 def write_samples(config: LabReportConfig) -> str:
-    """The first tasks of each of `SAMPLED`: of more of them a rival would read only some."""
+    """The first tasks of each of `SAMPLED`: of more of them a baseline would read only some."""
     storage = Storage(f"{config.output}/fine-tuning")
     for name, place in SAMPLED.items():
         storage.write(f"{name}.jsonl", encode_jsonl(_first_tasks(f"{config.output}/{place}/{TASKS}")))

@@ -124,7 +124,7 @@ def _one_by_one(endless: LanguageModel, lm: LanguageModel, method: MethodSetting
         while engine.active or engine.waiting:
             engine.step()
         if not isinstance(heard[-1], Finished):
-            raise EvaluationError(f"a question could not be timed: {heard[-1]}")
+            raise EvaluationError(f"a question could not be timed: {heard[-1]}", code="not_timed")
 
     return answer
 

@@ -6,12 +6,15 @@ LoRAs, `banks/` gradients and PRAG's adapters, `studies/` the records of the eva
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from regrad.settings import builtin_config
+from regrad.settings import builtin_config, read_yaml
 from studies.lab_report.config import LabReportConfig
-from studies.lab_report.evaluations import changes, path_of
 from studies.lab_report.files import (
     HARD,
     write_documents,
@@ -35,6 +38,14 @@ ONE_WORKER = ("cluster.workers=1", "cluster.cpus_per_worker=0.25")
 """Of each step. It counts as a quarter of a CPU: steps share the machine, and what reads a corpus wants a whole one."""
 WARM = 300
 """Questions of a task warm-up."""
+STUDIES = ("methods", "passages", "merges", "drift", "general", "domains", "hard", "notes")
+"""The paper's studies: files of settings for `regrad eval` (evals/*.yaml), fitted to one report by `changes`."""
+ONE_SEED = ("hard",)
+"""Studies that no claim rests on."""
+_DOCUMENTS = LabReportConfig.model_fields["documents"].default
+"""Numbers in the files; a report with fewer or other ones puts its own there, the last for the last."""
+_PLACE = "runs/lab-report"
+_COUNT = re.compile(r"\bdocuments-(\d+)")
 
 
 def make_steps(config: LabReportConfig) -> list[Step]:
@@ -44,7 +55,7 @@ def make_steps(config: LabReportConfig) -> list[Step]:
         *_files(config),
         *_starts(config),
         *_continued_starts(config),
-        *_rivals(config),
+        *_baselines(config),
         *_banks(config),
         *_evaluations(config),
     ]
@@ -119,7 +130,7 @@ def _start(
     return _command(config, f"start {name}", "train", f"starts/{name}", needs, [*values, *changed])
 
 
-def _rivals(config: LabReportConfig) -> Iterator[Step]:
+def _baselines(config: LabReportConfig) -> Iterator[Step]:
     lab, epochs = f"{config.output}/lab", f"optimizer.epochs={config.steps.epochs}"
     rag, direct = "objective=questions-with-passages", "objective=questions"
     yield _tuned(config, "ft-rag-notes", "many", [rag, f"k={NOTES_READ}", "max_tokens=512", "optimizer.batch_size=8"])
@@ -190,8 +201,8 @@ def _evaluations(config: LabReportConfig) -> Iterator[Step]:
     prags = [f"adapters {name}" for name in ("prag", "prag-warm", "ft-prag")]
     prags += [f"adapter {name}-static" for name in ("prag-warm", "ft-prag")]
     icl = each("start icl", "bank icl")
-    rivals = ["adapter ft-rag", *tuned, *each("adapter cpt"), *prags]
-    yield _evaluation(config, "methods", ["lab", "start raw", "bank raw", *ours, *icl, *rivals])
+    baselines = ["adapter ft-rag", *tuned, *each("adapter cpt"), *prags]
+    yield _evaluation(config, "methods", ["lab", "start raw", "bank raw", *ours, *icl, *baselines])
     yield _evaluation(config, "passages", ["lab", "adapter ft-rag", *ours, *icl])
     yield _evaluation(config, "merges", ["lab", *ours])
     yield _evaluation(config, "drift", ["documents", *ours, *injected])
@@ -235,3 +246,42 @@ def _command(
         values += ONE_WORKER
     path: Path = builtin_config(f"jobs/{_FILES[verb]}.yaml")
     return Step(name, Command(verb, path, (*values, *changed)), makes, frozenset(needs))
+
+
+def path_of(study: str) -> Path:
+    """The file of a study."""
+    return Path(__file__).parent / "evals" / f"{study}.yaml"
+
+
+def reference(study: str) -> str:
+    """The method that a study's others are compared with."""
+    return str(read_yaml(path_of(study))["compare_to"])
+
+
+def changes(study: str, config: LabReportConfig) -> list[str]:
+    """What the report changes in a study's file, as overrides: places, numbers of documents, seeds."""
+    data = read_yaml(path_of(study))
+    counts = dict(zip(_DOCUMENTS[-len(config.documents) :], config.documents, strict=True))
+
+    def fit(text: str) -> str:
+        text = _COUNT.sub(lambda found: f"documents-{counts[int(found[1])]}", text)
+        moved = text.startswith(_PLACE) and config.output != os.path.abspath(_PLACE)
+        return f"{config.output}{text.removeprefix(_PLACE)}" if moved else text
+
+    fitted = {key: [one for one in data[key] if _is_wanted(one, counts)] for key in ("sets", "methods")}
+    fitted = _each_text({**data, **fitted}, fit)
+    fitted["seeds"] = list(config.seeds[:1] if study in ONE_SEED else config.seeds)
+    return [f"{key}={json.dumps(value)}" for key, value in fitted.items() if value != data[key]]
+
+
+def _is_wanted(one: Any, counts: Mapping[int, int]) -> bool:
+    found = _COUNT.search(one["name"]) if isinstance(one, dict) else None
+    return found is None or int(found[1]) in counts
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _each_text(inner, change) for key, inner in value.items()}
+    return [_each_text(inner, change) for inner in value] if isinstance(value, list) else value

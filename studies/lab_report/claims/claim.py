@@ -41,7 +41,7 @@ class Part:
 class Claim:
     """One claim of the paper. It is reproduced if all its parts are on the right side and its p is small enough.
 
-    `p` is the largest of its parts' (all must hold), after Holm's correction over all claims once they are settled.
+    `p` is the largest of its parts' (all must hold), after Holm's correction over all claims (see `corrected`).
     """
 
     id: int
@@ -98,7 +98,7 @@ class Claim:
         }
 
 
-def settle(claims: Sequence[Claim]) -> list[Claim]:
+def corrected(claims: Sequence[Claim]) -> list[Claim]:
     """The claims with Holm's correction over all of them."""
     return [replace(claim, adjusted=p) for claim, p in zip(claims, holm([c.raw_p for c in claims]), strict=True)]
 
@@ -137,7 +137,7 @@ def fact(text: str, value: float, holds: bool) -> Part:
 
 def _compared(scores: Mapping[str, float], others: Mapping[str, float]) -> Comparison:
     if scores.keys() != others.keys():
-        raise EvaluationError("two rows of a claim did not answer the same questions")
+        raise EvaluationError("two rows of a claim did not answer the same questions", code="different_questions")
     return compare([scores[q] for q in scores], [others[q] for q in scores])
 
 
