@@ -18,13 +18,16 @@ from regrad.text import counted, listed
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+LISTED = 20
+_UNITS = ("kB", "MB", "GB", "TB", "PB")
+
 uri_argument = click.argument("uri", metavar="URI")
 json_option = click.option("--json", "as_json", is_flag=True, help="All of it as JSON, for programs.")
 
 
 def version_option(text: str) -> Callable[[F], F]:
     """`--version N`."""
-    return click.option("--version", type=int, metavar="N", help=f"{text} (default: the one in force).")
+    return click.option("--version", type=int, metavar="N", help=f"{text} (default: the current one).")
 
 
 def codec_option(text: str) -> Callable[[F], F]:
@@ -39,7 +42,7 @@ def ids_option(text: str) -> Callable[[F], F]:
 
 
 def given_ids(ids_from: str | None) -> list[str] | None:
-    """The ids that `--ids-from` names, or None without it; raises `CorpusError` if there are none, or no text."""
+    """The ids that `--ids-from` names, or None without it; raises `CorpusError` if they cannot be read."""
     if ids_from is None:
         return None
     from regrad.bank.io.export import read_ids
@@ -49,7 +52,9 @@ def given_ids(ids_from: str | None) -> list[str] | None:
     try:
         lines = sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
-        raise CorpusError("standard input is not UTF-8 text: ids are expected, one a line") from error
+        raise CorpusError(
+            "standard input is not UTF-8 text; ids are expected, one a line", code="not_utf8", path="-"
+        ) from error
     return [line for line in lines if line.strip()]
 
 
@@ -59,11 +64,7 @@ def check_ids(ids: Sequence[str]) -> None:
         try:
             passage_id.encode()
         except UnicodeEncodeError as error:
-            raise CorpusError(f"passage id {passage_id!r:.80} is not valid UTF-8") from error
-
-
-LISTED = 20
-_UNITS = ("kB", "MB", "GB", "TB", "PB")
+            raise CorpusError(f"passage id {passage_id!r:.80} is not valid UTF-8", code="not_utf8") from error
 
 
 def size(count: float) -> str:
@@ -101,5 +102,5 @@ def as_json(value: Any) -> None:
 
 
 def verb(name: str, uri: str) -> str:
-    """A command that somebody can paste."""
+    """A command that can be pasted into a shell."""
     return f"regrad bank {name} {shlex.quote(uri)}"

@@ -98,7 +98,7 @@ def test_forgetting_step_by_step(uri: str) -> None:
     assert f"run `regrad bank compact {uri}`, then `regrad bank gc {uri}`." in text
     text = said(f"info {uri} --id p3")
     assert "none in this version" in text
-    assert "in version 2; no older version gives it out" in text
+    assert "in version 2; no older version returns it" in text
     assert "Its bytes are still there" in text
     assert "version 3-" in (text := said(f"compact {uri}"))
     assert "5 passages in 1 shard, before in 2" in text
@@ -172,7 +172,7 @@ def test_verify_reports_a_manifest_that_is_damaged(uri: str) -> None:
     Path(uri, "manifests/00000001.json").write_text("{")
     result = bank(f"verify {uri}")
     assert (result.exit_code, "manifests/00000001.json: " in result.output) == (1, True)
-    assert "an older one can be copied to a new bank" in result.output
+    assert "copy an older one to a new bank" in result.output
     Path(uri, "manifests/00000002.json").write_text("{")
     assert "2 damaged files" in bank(f"verify {uri}").output
 
