@@ -27,7 +27,7 @@ from serve_app.generator import GeneratorDeployment
 from serve_app.http.app import make_app
 from serve_app.methods import check_offers
 from serve_app.retriever import RetrieverDeployment
-from serve_app.rollout import read_releases, resolve_all
+from serve_app.rollout import read_releases, resolve_releases
 
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 APPLICATION = "regrad"
@@ -54,7 +54,7 @@ def build(args: dict[str, Any]) -> Application:
 
 def check_artefacts(config: ServeConfig) -> None:
     """Refuse what is missing, and a bank that does not belong to its MetaInit, before anything starts."""
-    resolve_all(config, read_releases(config))
+    resolve_releases(config, read_releases(config))
     check_index(config.index)
     check_offers(config)
 

@@ -19,7 +19,7 @@ from regrad.settings import parse_settings
 from serve_app.auth.gate import current_caller
 from serve_app.config import ServeConfig
 from serve_app.http.errors import RequestRecord, current_record, problem_of
-from serve_app.messages import Ask, Event, Piece, Reply
+from serve_app.messages import Ask, Piece, Reply, StreamEvent
 from serve_app.methods import offers_of
 from serve_app.observability import Watch
 from serve_app.rollout import Follower, ReleaseList
@@ -87,7 +87,7 @@ class Gateway:
             observe(reply)
             return reply
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Event]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[StreamEvent]:
         """The passages, the text as it comes, the whole answer."""
         started = time.perf_counter()
         caller = current_caller()

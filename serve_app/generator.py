@@ -23,7 +23,7 @@ from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import load_language_model
 from serve_app.config import ServeConfig
 from serve_app.messages import Answered, Ask, BankNeed, GradientSum, Piece, Release, Retrieved, RoutedAsk
-from serve_app.methods import Prepared, RequestBuilder, offers_of, open_own, read_demonstrations
+from serve_app.methods import Prepared, RequestBuilder, demonstrations_of, offers_of, open_own
 from serve_app.observability import Watch
 
 logger = logging.getLogger("ray.serve")
@@ -43,7 +43,7 @@ class GeneratorDeployment:
         engine = Engine(self._lm, batch.max_size, batch.max_cached_tokens, batch.prefill_tokens)
         self._loop = DecodingLoop(engine)
         self._offers = offers_of(config)
-        self._demonstrations = read_demonstrations(config)
+        self._demonstrations = demonstrations_of(config)
         self._own = open_own(self._offers, self._lm)
         builder = self._open_builder(first)
         self._builders = OrderedDict({builder.fingerprint: builder})

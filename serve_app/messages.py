@@ -191,5 +191,5 @@ class Reply:
     total_milliseconds: float = 0.0
 
 
-Event = Retrieved | Piece | Reply
+StreamEvent = Retrieved | Piece | Reply
 """Of a stream: the passages if the method retrieves, any number of pieces, the reply."""

@@ -72,7 +72,7 @@ def offers_of(config: ServeConfig) -> dict[str, Offer]:
 
 def check_offers(config: ServeConfig) -> None:
     """Raise what is wrong with the artefacts of methods that have their own, or with the solved questions."""
-    read_demonstrations(config)
+    demonstrations_of(config)
     own = [settings for settings in config.methods if not isinstance(settings, GradientSettings)]
     if any(settings.artefacts != Artefacts() for settings in own):
         subspace = MetaInit.load(config.meta_init).model.subspace
@@ -81,7 +81,7 @@ def check_offers(config: ServeConfig) -> None:
             settings.check_fits(subspace, passages=1)
 
 
-def read_demonstrations(config: ServeConfig) -> Sequence[Question]:
+def demonstrations_of(config: ServeConfig) -> Sequence[Question]:
     """As many solved questions as any method shows; raises `ConfigError` if the file has fewer."""
     wanted = max((settings.demonstrations for settings in config.methods), default=0)
     if not wanted or config.demonstrations is None:

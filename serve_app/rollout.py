@@ -133,7 +133,7 @@ def rolled_back(current: ReleaseList) -> ReleaseList:
     return ReleaseList(releases=current.previous, previous=current.releases)
 
 
-def resolve(release: ReleaseConfig) -> tuple[Release, dict[str, Any]]:
+def resolve_release(release: ReleaseConfig) -> tuple[Release, dict[str, Any]]:
     """The release with its bank's version looked up, and facts about it for people.
 
     Raises `BankError`, `MetaInitError` or `StorageError` for what is missing, `FingerprintMismatch` if bank and
@@ -161,10 +161,11 @@ def resolve(release: ReleaseConfig) -> tuple[Release, dict[str, Any]]:
     return found, facts
 
 
-def resolve_all(config: ServeConfig, releases: ReleaseList) -> tuple[list[Release], list[dict[str, Any]]]:
-    """All releases of a list, and the facts. Raises as `resolve`, and `ServeError` for a MetaInit on another base.
+def resolve_releases(config: ServeConfig, releases: ReleaseList) -> tuple[list[Release], list[dict[str, Any]]]:
+    """All releases of a list, and the facts.
 
-    A generator holds one base model, that of the server's own MetaInit.
+    Raises as `resolve_release`, and `ServeError` for a MetaInit on another base than the server's own: a generator
+    holds one base model.
     """
     base = read_card(config.meta_init)["base_identity"]
     for release in releases.releases:
@@ -178,11 +179,11 @@ def resolve_all(config: ServeConfig, releases: ReleaseList) -> tuple[list[Releas
                 expected=base,
                 found=other,
             )
-    found = [resolve(release) for release in releases.releases]
+    found = [resolve_release(release) for release in releases.releases]
     return [release for release, _ in found], [facts for _, facts in found]
 
 
-def choose(releases: Sequence[Release], key: str) -> Release:
+def choose_release(releases: Sequence[Release], key: str) -> Release:
     """One of the releases by their shares; a key gets the same one as long as the list does not change."""
     weights = [release.share for release in releases]
     return random.Random(key).choices(releases, weights)[0]
@@ -203,14 +204,14 @@ class Follower:
         self._take(read_releases(config))
 
     def set(self, releases: ReleaseList | None) -> None:
-        """Use this list instead of the file's (None: follow the file again). Raises as `resolve_all`."""
+        """Use this list instead of the file's (None: follow the file again). Raises as `resolve_releases`."""
         self._take(releases or read_releases(self._config))
         self._fixed = releases
 
     def pick(self, ask: Ask) -> Release:
         """The release of one request. Raises `UnknownRelease` if it names one that is not in force."""
         if ask.release is None:
-            return choose(self._releases, ask.request_id)
+            return choose_release(self._releases, ask.request_id)
         for release in self._releases:
             if release.name == ask.release:
                 return release
@@ -246,4 +247,4 @@ class Follower:
                 failed = str(error)
 
     def _take(self, wanted: ReleaseList) -> None:
-        self._releases, self._facts = resolve_all(self._config, wanted)
+        self._releases, self._facts = resolve_releases(self._config, wanted)

@@ -19,7 +19,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import GroupConfig, ServeConfig
-from serve_app.messages import Ask, BankNeed, Event, Piece, Reply, Retrieved, RoutedAsk
+from serve_app.messages import Ask, BankNeed, Piece, Reply, Retrieved, RoutedAsk, StreamEvent
 from serve_app.methods import offers_of
 from serve_app.rollout import Follower
 
@@ -103,7 +103,7 @@ class Router:
                 *_, reply = [event async for event in self._tried(routed, streams=False) if isinstance(event, Reply)]
         return replace(reply, total_milliseconds=(time.perf_counter() - started) * 1e3)
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Event]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[StreamEvent]:
         """The passages, the text as it comes, the whole answer. Raises as `answer`."""
         started = time.perf_counter()
         with self._admitted():
@@ -146,7 +146,7 @@ class Router:
         finally:
             calls.cancel()
 
-    async def _tried(self, routed: RoutedAsk, streams: bool) -> AsyncGenerator[Event]:
+    async def _tried(self, routed: RoutedAsk, streams: bool) -> AsyncGenerator[StreamEvent]:
         """The events of one request that goes alone: the passages and pieces of a stream, and the reply.
 
         Answering changes nothing, so when a replica has died another is asked, as long as no text was sent. After
@@ -174,13 +174,13 @@ class Router:
                 calls.cancel()
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _whole(self, calls: _Calls) -> AsyncGenerator[Event]:
+    async def _whole(self, calls: _Calls) -> AsyncGenerator[StreamEvent]:
         async for _, reply in self._replies(calls):
             if isinstance(reply, Exception):
                 raise reply
             yield reply
 
-    async def _pieces(self, calls: _Calls) -> AsyncGenerator[Event]:
+    async def _pieces(self, calls: _Calls) -> AsyncGenerator[StreamEvent]:
         (retrieved,) = await calls.passages()
         if isinstance(retrieved, Exception):
             raise retrieved

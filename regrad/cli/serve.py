@@ -112,7 +112,7 @@ def update(
     """
     from regrad.settings import parse_settings
     from serve_app.app import load_serve_file
-    from serve_app.rollout import ReleaseConfig, changing_releases, resolve_all, updated, write_releases
+    from serve_app.rollout import ReleaseConfig, changing_releases, resolve_releases, updated, write_releases
 
     application, _ = load_serve_file(config, overrides)
     with changing_releases(application) as current:
@@ -125,7 +125,7 @@ def update(
             "share": share,
         }
         releases = updated(current, parse_settings(ReleaseConfig, given, "the release"))
-        facts = resolve_all(application, releases)[1]
+        facts = resolve_releases(application, releases)[1]
         write_releases(application, releases)
     click.echo(f"in force, by {application.releases}:\n{described(facts)}")
     if url:
@@ -138,12 +138,12 @@ def update(
 def rollback(config: Path, overrides: tuple[str, ...], url: str | None) -> None:
     """Undo the last update; a second rollback redoes it."""
     from serve_app.app import load_serve_file
-    from serve_app.rollout import changing_releases, resolve_all, rolled_back, write_releases
+    from serve_app.rollout import changing_releases, resolve_releases, rolled_back, write_releases
 
     application, _ = load_serve_file(config, overrides)
     with changing_releases(application) as current:
         releases = rolled_back(current)
-        facts = resolve_all(application, releases)[1]
+        facts = resolve_releases(application, releases)[1]
         write_releases(application, releases)
     click.echo(f"in force again, by {application.releases}:\n{described(facts)}")
     if url:

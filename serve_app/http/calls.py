@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serve_app.http.errors import Problem, Refused, RequestRecord, reported
-from serve_app.messages import Ask, Event, Reply
+from serve_app.messages import Ask, Reply, StreamEvent
 
 
 class Answering(Protocol):
@@ -26,7 +26,7 @@ class Answering(Protocol):
         """The whole answer."""
         ...
 
-    def stream(self, ask: Ask) -> AsyncIterator[Event]:
+    def stream(self, ask: Ask) -> AsyncIterator[StreamEvent]:
         """`Retrieved` (if the method retrieves), then any number of `Piece`, then one `Reply`."""
         ...
 
@@ -139,21 +139,21 @@ def cancelled_from_outside() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-Outcome = Event | Problem
-Events = AsyncGenerator[tuple[str, Outcome], None]
+EventOrProblem = StreamEvent | Problem
+Events = AsyncGenerator[tuple[str, EventOrProblem], None]
 Chunks = AsyncGenerator[bytes, None]
 
 # How much longer than its request's time a response may take to be read by the client.
 GRACE_SECONDS = 10.0
 
 
-async def merged(client: Client, streams: Mapping[str, Callable[[], AsyncIterator[Event]]]) -> Events:
+async def merged_events(client: Client, streams: Mapping[str, Callable[[], AsyncIterator[StreamEvent]]]) -> Events:
     """The events of all streams as they come, each with its stream's name; one that fails ends with a `Problem`.
 
     One task for each stream opens, reads and closes it. Events wait in memory until the client takes them (they are
     no more than the answers' tokens), so a slow reader keeps no generator busy.
     """
-    queue: asyncio.Queue[tuple[str, Outcome | None]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[str, EventOrProblem | None]] = asyncio.Queue()
     tasks = [asyncio.create_task(_pump(client, name, stream, queue)) for name, stream in streams.items()]
     open_streams = len(tasks)
     try:
@@ -170,15 +170,15 @@ async def merged(client: Client, streams: Mapping[str, Callable[[], AsyncIterato
 async def _pump(
     client: Client,
     name: str,
-    stream: Callable[[], AsyncIterator[Event]],
-    queue: asyncio.Queue[tuple[str, Outcome | None]],
+    stream: Callable[[], AsyncIterator[StreamEvent]],
+    queue: asyncio.Queue[tuple[str, EventOrProblem | None]],
 ) -> None:
     try:
         async with (
             asyncio.timeout_at(client.deadline),
-            aclosing(cast(AsyncGenerator[Event, None], stream())) as events,
+            aclosing(cast(AsyncGenerator[StreamEvent, None], stream())) as events,
         ):
-            last: Event | None = None
+            last: StreamEvent | None = None
             async for last in events:
                 queue.put_nowait((name, last))
             if not isinstance(last, Reply):
@@ -196,7 +196,7 @@ async def opened(client: Client, events: Events, render: Callable[[Events], Chun
     Raises `Refused` if that one is a problem: as long as nothing was sent, an error can still have its HTTP status.
     """
 
-    async def next_event() -> tuple[str, Outcome]:
+    async def next_event() -> tuple[str, EventOrProblem]:
         async for item in events:
             if not isinstance(item[1], silent):
                 return item

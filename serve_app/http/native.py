@@ -21,7 +21,7 @@ from serve_app.http.calls import (
     Events,
     EventStream,
     attempt,
-    merged,
+    merged_events,
     opened,
     sse,
     unless_client_leaves,
@@ -44,7 +44,7 @@ from serve_app.http.responses import (
     or_events,
     passage_infos,
 )
-from serve_app.messages import Ask, Event, Piece, Reply, Retrieved
+from serve_app.messages import Ask, Piece, Reply, Retrieved, StreamEvent
 
 _STREAMS = "Server-sent events with `stream`: `passages`, any number of `token`, then `done` or `error`."
 _TAGS: list[str | Enum] = ["regrad"]
@@ -59,7 +59,7 @@ def add_native_routes(
         request: AnswerRequest = body
         ask = request.ask(request.method, client)
         if request.stream:
-            events = merged(client, {ask.method: partial(_stream, answering, ask)})
+            events = merged_events(client, {ask.method: partial(_stream, answering, ask)})
             return await opened(client, events, partial(_event_chunks, {ask.method: ask}, False))
         reply = await unless_client_leaves(client, attempt(client, partial(_answer, answering, ask)))
         if isinstance(reply, Problem):
@@ -70,7 +70,7 @@ def add_native_routes(
         request: CompareRequest = body
         asks = {method: request.ask(method, client) for method in request.methods}
         if request.stream:
-            events = merged(client, {ask.method: partial(_stream, answering, ask) for ask in asks.values()})
+            events = merged_events(client, {ask.method: partial(_stream, answering, ask) for ask in asks.values()})
             return EventStream(client, _event_chunks(asks, True, events), events)
         outcomes = await unless_client_leaves(
             client, asyncio.gather(*[attempt(client, partial(_answer, answering, ask)) for ask in asks.values()])
@@ -146,7 +146,7 @@ def _answer(answering: Callable[[], Answering], ask: Ask) -> Awaitable[Reply]:
     return answering().answer(ask)
 
 
-def _stream(answering: Callable[[], Answering], ask: Ask) -> AsyncIterator[Event]:
+def _stream(answering: Callable[[], Answering], ask: Ask) -> AsyncIterator[StreamEvent]:
     return answering().stream(ask)
 
 

@@ -13,7 +13,16 @@ from fastapi import FastAPI, Path
 from regrad.methods.base import MethodInfo
 from regrad.registry import Registry
 from serve_app.config import LimitsConfig
-from serve_app.http.calls import Answering, Client, ClientOf, EventStream, attempt, merged, opened, unless_client_leaves
+from serve_app.http.calls import (
+    Answering,
+    Client,
+    ClientOf,
+    EventStream,
+    attempt,
+    merged_events,
+    opened,
+    unless_client_leaves,
+)
 from serve_app.http.errors import Problem, Refused, invalid
 from serve_app.http.openai_schemas import (
     CHAT,
@@ -38,7 +47,7 @@ COMPLETION_TOKENS = 16  # OpenAI's default for completions
 _ROLES = {"developer": "system"}
 
 
-def check_model(name: str, offered: Registry[MethodInfo]) -> None:
+def check_model_name(name: str, offered: Registry[MethodInfo]) -> None:
     """Raise `Refused` for an unknown model; the message lists the known ones."""
     if name in offered:
         return
@@ -107,7 +116,7 @@ def add_openai_routes(
 
     async def chat(body: Any, client: ClientOf) -> Any:
         request: ChatRequest = body
-        check_model(request.model, offered)
+        check_model_name(request.model, offered)
         client = replace(client, question_field=CHAT.question_field)
         ask = chat_ask(request, limits, client)
         if request.stream:
@@ -116,7 +125,7 @@ def add_openai_routes(
 
     async def complete(body: Any, client: ClientOf) -> Any:
         request: CompletionRequest = body
-        check_model(request.model, offered)
+        check_model_name(request.model, offered)
         client = replace(client, question_field=TEXT.question_field)
         ask = completion_ask(request, limits, client)
         if request.stream:
@@ -130,7 +139,7 @@ def add_openai_routes(
 
     async def model(model: str) -> ModelInfo:
         """The method of this name."""
-        check_model(model, offered)
+        check_model_name(model, offered)
         return ModelInfo(id=model)
 
     chat.__annotations__["body"] = tailored(ChatRequest, limits, offered)
@@ -164,5 +173,5 @@ async def _whole(client: Client, answering: Callable[[], Answering], ask: Ask) -
 async def _streamed(
     dialect: Dialect, client: Client, answering: Callable[[], Answering], ask: Ask, include_usage: bool
 ) -> EventStream:
-    events = merged(client, {ask.method: lambda: answering().stream(ask)})
+    events = merged_events(client, {ask.method: lambda: answering().stream(ask)})
     return await opened(client, events, partial(chunks, dialect, ask, include_usage), silent=Retrieved)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from serve_app.http.calls import Chunks, Events, sse
-from serve_app.http.requests import Only, PassageIds, Question, Strict, StringOrStops, Text
+from serve_app.http.requests import Only, PassageIds, QuestionText, Strict, StringOrStops, ValidText
 from serve_app.http.responses import Grounds, Usage, grounds, usage_of
 from serve_app.messages import Ask, Contributions, Piece, Reply, Retrieved
 
@@ -31,7 +31,7 @@ def _joined(content: Any) -> Any:
     return "\n".join(part["text"] for part in content)
 
 
-Content = Annotated[Text, BeforeValidator(_joined), WithJsonSchema({"anyOf": [{"type": "string"}, _PARTS]})]
+Content = Annotated[ValidText, BeforeValidator(_joined), WithJsonSchema({"anyOf": [{"type": "string"}, _PARTS]})]
 
 
 class Message(Strict):
@@ -86,7 +86,7 @@ class Completing(Strict):
     k: int = Field(3, ge=1, description="how many passages to retrieve")
     gamma: float = Field(1.0, ge=0, allow_inf_nan=False, description="scale of the update (regrad methods)")
     passage_ids: PassageIds | None = Field(None, description="use these passages instead of retrieving")
-    release: Text | None = Field(
+    release: ValidText | None = Field(
         None, min_length=1, max_length=100, description="answer from this release, regardless of the shares"
     )
     contributions: Contributions | None = Field(None, description="measure each passage's part in the answer")
@@ -133,7 +133,7 @@ class ChatRequest(Completing):
 class CompletionRequest(Completing):
     """The body of `POST /v1/completions`."""
 
-    prompt: Question = Field(
+    prompt: QuestionText = Field(
         min_length=1, description="goes to the model as it is", examples=["Ada Lovelace was born in"]
     )
 

@@ -81,13 +81,13 @@ def default_method(offered: Registry[MethodInfo]) -> str:
     return "regrad" if "regrad" in offered else next(iter(offered))
 
 
-Text = Annotated[str, AfterValidator(_usable)]
-Question = Annotated[Text, AfterValidator(_not_blank)]
-PassageId = Annotated[Text, Field(min_length=1, max_length=MAX_PASSAGE_ID_CHARACTERS)]
+ValidText = Annotated[str, AfterValidator(_usable)]
+QuestionText = Annotated[ValidText, AfterValidator(_not_blank)]
+PassageId = Annotated[ValidText, Field(min_length=1, max_length=MAX_PASSAGE_ID_CHARACTERS)]
 PassageIds = Annotated[
     list[PassageId], Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(_different)
 ]
-Stops = Annotated[list[Annotated[Text, Field(min_length=1, max_length=64)]], Field(max_length=4)]
+Stops = Annotated[list[Annotated[ValidText, Field(min_length=1, max_length=64)]], Field(max_length=4)]
 StringOrStops = Annotated[
     Stops,
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
@@ -170,7 +170,7 @@ def _method_fields(body: type[BaseModel], offered: Registry[MethodInfo]) -> dict
 class Options(Strict):
     """The fields of a question, the same for every method."""
 
-    question: Question = Field(
+    question: QuestionText = Field(
         min_length=1, description="the question, in plain text", examples=["Where was Ada Lovelace born?"]
     )
     k: int = Field(3, ge=1, description="how many passages to retrieve")
@@ -183,7 +183,7 @@ class Options(Strict):
     passage_ids: PassageIds | None = Field(
         None, description="use these passages instead of retrieving; k is ignored", examples=[["p-17", "p-4"]]
     )
-    release: Text | None = Field(
+    release: ValidText | None = Field(
         None, min_length=1, max_length=100, description="answer from this release, regardless of the shares"
     )
     contributions: Contributions | None = Field(None, description="measure each passage's part in the answer")

@@ -52,7 +52,7 @@ def delete(uri: str, ids: tuple[str, ...], ids_from: str | None) -> None:
     manifest = delete(uri, wanted)
     click.echo(f"forgot {counted(len(wanted), 'passage')} in version {manifest.label}: {show.ids_listed(wanted)}")
     click.echo(f"{counted(manifest.passages, 'passage')} left. To remove the bytes from the disk, too, run")
-    click.echo(f"    {show.verb('compact', uri)}\n    {show.verb('gc', uri)}")
+    click.echo(f"    {show.command_line('compact', uri)}\n    {show.command_line('gc', uri)}")
 
 
 @click.command("compact")
@@ -77,7 +77,7 @@ def compact(uri: str, shard_bytes: int | None) -> None:
         f"version {manifest.label}: {counted(manifest.passages, 'passage')} in {counted(shards, 'shard')}, "
         f"before in {sum(part.shards for part in before.parts):,}"
     )
-    click.echo(f"The old files are still there; `{show.verb('gc', uri)}` removes them.")
+    click.echo(f"The old files are still there; `{show.command_line('gc', uri)}` removes them.")
 
 
 @click.command("gc")
@@ -109,7 +109,7 @@ def gc(uri: str, keep: int, grace: float, abandon_builds: bool, dry_run: bool) -
     old = ", ".join(map(str, removed.versions)) or "none"
     click.echo(
         f"{'would remove' if dry_run else 'removed'} {counted(len(removed.files), 'file')}, "
-        f"{show.size(removed.bytes)}; versions: {old}"
+        f"{show.readable_size(removed.bytes)}; versions: {old}"
     )
     if dry_run:
         for name in removed.files:

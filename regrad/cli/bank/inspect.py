@@ -42,43 +42,43 @@ def info(uri: str, version: int | None, passage_id: str | None, quarantine: bool
         if not (found.shard or found.quarantined or found.forgotten_in or found.remains):
             text = f"version {found.version} of the bank at {uri} knows no passage {passage_id!r}"
             raise AtomNotFound(text, uri=uri, version=found.version, id=passage_id)
-        show.as_json(found) if as_json else _show_passage(uri, found)
+        show.print_json(found) if as_json else _show_passage(uri, found)
     elif quarantine:
         refused = quarantined(uri, version)
         if as_json:
-            show.as_json([{"id": name, "reason": reason} for name, reason in refused])
+            show.print_json([{"id": name, "reason": reason} for name, reason in refused])
             return
         for name, reason in refused:
-            click.echo(f"{show.shown(name)}\t{printable(reason)}")
+            click.echo(f"{show.printable_id(name)}\t{printable(reason)}")
         if not refused:
             click.echo("no passage was refused")
     else:
         bank = info(uri, version)
-        show.as_json(bank) if as_json else _show_bank(bank)
+        show.print_json(bank) if as_json else _show_bank(bank)
 
 
 def _show_bank(bank: BankInfo) -> None:
     others = ", ".join(map(str, bank.versions))
-    folders = (f"{name} {show.size(total)} ({bank.files[name]})" for name, total in bank.bytes.items())
+    folders = (f"{name} {show.readable_size(total)} ({bank.files[name]})" for name, total in bank.bytes.items())
     hint = " (--quarantine lists them)" if bank.quarantined else ""
     rows = [
         ("bank", bank.uri),
         ("version", f"{bank.version} (on disk: {others})"),
         ("atoms", f"{_KINDS[bank.kind]} {bank.fingerprint}, {bank.numbers:,} numbers each"),
-        ("codec", f"{bank.codec}, {show.size(bank.record_bytes)} a record"),
+        ("codec", f"{bank.codec}, {show.readable_size(bank.record_bytes)} a record"),
         ("passages", f"{bank.passages:,}, and {bank.quarantined:,} refused{hint}"),
         ("index", f"{counted(bank.parts, 'part')}, {bank.index_bytes_per_passage:.1f} bytes a passage"),
         ("shards", f"{bank.shards:,}"),
-        ("on disk", f"{show.size(sum(bank.bytes.values()))}: {', '.join(folders)}"),
+        ("on disk", f"{show.readable_size(sum(bank.bytes.values()))}: {', '.join(folders)}"),
     ]
     if bank.unfinished_blocks:
         rows.append(("unfinished", f"{counted(bank.unfinished_blocks, 'block')} of builds that did not end"))
-    show.fields(rows)
+    show.print_fields(rows)
     if bank.missing_records:
         names = f"{counted(bank.missing_records, 'record')} that passages should have"
-        click.echo(f"{names} cannot be there, by the files' sizes: run `{show.verb('verify', bank.uri)}`.")
+        click.echo(f"{names} cannot be there, by the files' sizes: run `{show.command_line('verify', bank.uri)}`.")
     if bank.dead_records:
-        dead = f"{counted(bank.dead_records, 'record')} ({show.size(bank.dead_bytes)})"
+        dead = f"{counted(bank.dead_records, 'record')} ({show.readable_size(bank.dead_bytes)})"
         click.echo(f"{dead} of atoms that no passage has are still in shard files: {_ways_to_remove(bank)}")
     else:
         click.echo(f"Every one of the {counted(bank.records_on_disk, 'record')} on disk belongs to a passage.")
@@ -87,7 +87,7 @@ def _show_bank(bank: BankInfo) -> None:
 def _ways_to_remove(bank: BankInfo) -> str:
     """What to run so that no shard file contains an atom that no passage has."""
     options = " --abandon-builds" * bool(bank.dead_of_builds) + " --grace 0" * bool(bank.dead_of_nobody)
-    ways = f"run `{show.verb('compact', bank.uri)}`, then `{show.verb('gc', bank.uri)}{options}`."
+    ways = f"run `{show.command_line('compact', bank.uri)}`, then `{show.command_line('gc', bank.uri)}{options}`."
     if bank.dead_of_builds:
         ways += (
             f"\n--abandon-builds: {counted(bank.dead_of_builds, 'record')} of builds that did not end, which "
@@ -102,7 +102,7 @@ def _ways_to_remove(bank: BankInfo) -> str:
 
 
 def _show_passage(uri: str, passage: PassageInfo) -> None:
-    rows = [("passage", show.shown(passage.passage_id)), ("version", passage.version)]
+    rows = [("passage", show.printable_id(passage.passage_id)), ("version", passage.version)]
     rows.append(("atom", f"row {passage.row} of shards/{passage.shard}" if passage.shard else "none in this version"))
     if passage.shard:
         rows.append(("text hash", passage.text_hash or "the text is not known"))
@@ -112,7 +112,7 @@ def _show_passage(uri: str, passage: PassageInfo) -> None:
         rows.append(("deleted", f"in version {passage.forgotten_in}; no older version returns it"))
     held = ", ".join(f"shards/{shard}" for shard in passage.remains)
     rows.append(("held by", held or "no file that a version names for it"))
-    show.fields(rows)
+    show.print_fields(rows)
     if passage.shard or not passage.forgotten_in:
         return
     # A shard outlives the version that knew its rows, so the bytes of a deleted atom may still be there.
@@ -138,7 +138,7 @@ def diff(uri: str, older: int, newer: int | None, as_json: bool) -> None:
 
     found = diff(uri, older, newer)
     if as_json:
-        show.as_json(found)
+        show.print_json(found)
         return
     click.echo(f"{found.older} -> {found.newer}")
     for name, ids in (("added", found.added), ("removed", found.removed), ("changed", found.changed)):
@@ -163,7 +163,7 @@ def verify(uri: str, version: int | None, repair: bool, drop_lost: bool, as_json
     damage = _damage(uri, version, repair)
     left = [item for item in damage if not item.repaired]
     if as_json:
-        show.as_json({"damage": [asdict(item) for item in damage]})
+        show.print_json({"damage": [asdict(item) for item in damage]})
     else:
         _show_damage(uri, damage, left)
     if drop_lost:
@@ -215,15 +215,16 @@ def _remedies(uri: str, damage: Sequence[Damage]) -> list[str]:
     files = [item.file for item in damage]
     ways = ["Put the files back from a copy of the bank of any age: files never change once they are written."]
     if any(name.startswith("lookup/") for name in files):
-        ways.append(f"Look-up files can be rebuilt: `{show.verb('verify', uri)} --repair`.")
+        ways.append(f"Look-up files can be rebuilt: `{show.command_line('verify', uri)} --repair`.")
     if any(item.passages for item in damage):
         ways.append(
-            f"Lost atoms: `{show.verb('verify', uri)} --drop-lost`, then compute them again (`regrad bank add`, or "
-            f"`regrad build`); or do without (`{show.verb('delete', uri)} ID...`). --json lists them all."
+            f"Lost atoms: `{show.command_line('verify', uri)} --drop-lost`, then compute them again (`regrad bank "
+            f"add`, or `regrad build`); or do without (`{show.command_line('delete', uri)} ID...`). --json lists them "
+            "all."
         )
     if any(name.startswith(("index/", "shard-lists/", "manifest")) for name in files):
         ways.append(
             "A version without its manifest, index or shard list cannot be repaired: copy an older one to a new bank "
-            f"(`{show.verb('export', uri)} NEW --version N`), or build again."
+            f"(`{show.command_line('export', uri)} NEW --version N`), or build again."
         )
     return ways

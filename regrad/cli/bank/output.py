@@ -67,7 +67,7 @@ def check_ids(ids: Sequence[str]) -> None:
             raise CorpusError(f"passage id {passage_id!r:.80} is not valid UTF-8", code="not_utf8") from error
 
 
-def size(count: float) -> str:
+def readable_size(count: float) -> str:
     """A number of bytes for people, in powers of 1000."""
     if count < 1000:
         return counted(int(count), "byte")
@@ -78,17 +78,17 @@ def size(count: float) -> str:
     return f"{count:.1f} {unit}"
 
 
-def shown(passage_id: str) -> str:
+def printable_id(passage_id: str) -> str:
     """An id as it is, or escaped if it has characters that a terminal would act on."""
     return passage_id if passage_id.isprintable() else json.dumps(passage_id)
 
 
 def ids_listed(ids: Sequence[str]) -> str:
     """The first ids, and how many more there are."""
-    return listed([shown(one) for one in ids], LISTED)
+    return listed([printable_id(one) for one in ids], LISTED)
 
 
-def fields(rows: Iterable[tuple[str, str]]) -> None:
+def print_fields(rows: Iterable[tuple[str, str]]) -> None:
     """Write names and values in two columns."""
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
@@ -96,11 +96,11 @@ def fields(rows: Iterable[tuple[str, str]]) -> None:
         click.echo(f"{name:<{width}}  {printable(value)}")
 
 
-def as_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """Write a dataclass, or what json takes, as JSON."""
     click.echo(json.dumps(asdict(value) if is_dataclass(value) else value, indent=1))  # type: ignore[arg-type]
 
 
-def verb(name: str, uri: str) -> str:
+def command_line(name: str, uri: str) -> str:
     """A command that can be pasted into a shell."""
     return f"regrad bank {name} {shlex.quote(uri)}"

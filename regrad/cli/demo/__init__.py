@@ -33,7 +33,7 @@ class DemoConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Plan:
+class DemoPlan:
     """The settings of every stage, with the demo's paths filled in."""
 
     lab: LabConfig
@@ -47,7 +47,7 @@ class Plan:
     report: str
 
 
-def make_plan(config: DemoConfig) -> Plan:
+def make_demo_plan(config: DemoConfig) -> DemoPlan:
     """The plan for `config.output`."""
     out = config.output
     lab = f"{out}/lab"
@@ -62,7 +62,7 @@ def make_plan(config: DemoConfig) -> Plan:
     # The second application takes the CPUs that the first leaves.
     small = dict.fromkeys(("retriever", "bank_loader", "generator", "gateway"), ReplicaConfig(num_cpus=0.05))
     raw_serve = serve.model_copy(update={"meta_init": raw_build.meta_init, "bank": raw_build.bank.uri, **small})
-    return Plan(
+    return DemoPlan(
         lab=config.lab.model_copy(update={"output": lab}),
         questions=f"{lab}/{QUESTIONS}",
         train=train,

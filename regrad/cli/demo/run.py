@@ -16,7 +16,7 @@ from rich.table import Table
 from ray_jobs import build_bank, index_corpus, meta_train
 from ray_jobs.cluster import cluster, joined
 from regrad.bank.manifest import Manifest
-from regrad.cli.demo import DemoConfig, Plan, make_plan
+from regrad.cli.demo import DemoConfig, DemoPlan, make_demo_plan
 from regrad.cli.options import wait_until_stopped
 from regrad.client import AnswerClient
 from regrad.data.jsonl import read_jsonl
@@ -35,7 +35,7 @@ class Demo:
 
     def __init__(self, config: DemoConfig, say: Callable[[str], None]) -> None:
         self.config, self.say = config, say
-        self.plan: Plan = make_plan(config)
+        self.plan: DemoPlan = make_demo_plan(config)
         self.seconds: dict[str, float] = {}
         self._started = time.monotonic()
 
@@ -65,7 +65,7 @@ class Demo:
             self.say(build_bank.run(plan.raw_build))
         return manifest
 
-    def ask(self, url: str, questions: Sequence[LabQuestion]) -> tuple[list[Row], bool]:
+    def ask(self, url: str, questions: Sequence[LabQuestion]) -> tuple[list[VariantRow], bool]:
         """Every variant through HTTP, and whether the base weights are the same before and after."""
         client, rows = AnswerClient(url), []
         before = _weights_digest()
@@ -74,7 +74,7 @@ class Demo:
             self.say(f"{variant.label}: exact match {rows[-1].exact_match:.3f}")
         return rows, _weights_digest() == before
 
-    def ask_raw(self, url: str, questions: Sequence[LabQuestion]) -> Row:
+    def ask_raw(self, url: str, questions: Sequence[LabQuestion]) -> VariantRow:
         """The best of several step sizes for raw gradients, k=3, from a second application beside the first."""
         deploy(self.plan.raw_serve, _RAW, f"/{_RAW}")
         client, rows = AnswerClient(f"{url}/{_RAW}"), []
@@ -86,7 +86,7 @@ class Demo:
         serve.delete(_RAW)
         return max(rows, key=lambda row: row.exact_match)
 
-    def write_report(self, rows: Sequence[Row], manifest: Manifest, weights_unchanged: bool) -> dict[str, Any]:
+    def write_report(self, rows: Sequence[VariantRow], manifest: Manifest, weights_unchanged: bool) -> dict[str, Any]:
         """`report.json`, from measurements only."""
         self.seconds["total"] = round(time.monotonic() - self._started, 1)
         report = {
@@ -115,7 +115,7 @@ def run_demo(config: DemoConfig, keep: bool, say: Callable[[str], None]) -> dict
         check_port(config.http)
     with cluster():
         manifest = demo.prepare()
-        questions = read_questions(demo.plan.questions)
+        questions = read_lab_questions(demo.plan.questions)
         serving_since = time.monotonic()
         say("== starting Ray Serve: gateway, retriever, bank loader, generator")
         with serving(demo.plan.serve, config.http, shared=joined()) as url:
@@ -167,7 +167,7 @@ RANDOM = Variant("random", "regrad, another person's gradient", {"method": "regr
 
 
 @dataclass(frozen=True)
-class Row:
+class VariantRow:
     """What was measured for one variant over all questions."""
 
     variant: Variant
@@ -177,13 +177,13 @@ class Row:
     answers: tuple[dict[str, Any], ...]
 
 
-def read_questions(path: str) -> list[LabQuestion]:
+def read_lab_questions(path: str) -> list[LabQuestion]:
     """The lab's question file."""
     records = [record for _, record in read_jsonl(path)]
     return [LabQuestion(r["question"], tuple(r["answers"]), r["passage_id"], r["other_passage_id"]) for r in records]
 
 
-def ask_all(client: AnswerClient, variant: Variant, questions: Sequence[LabQuestion], concurrency: int) -> Row:
+def ask_all(client: AnswerClient, variant: Variant, questions: Sequence[LabQuestion], concurrency: int) -> VariantRow:
     """Ask every question in one way. For the control, the passage is another person's, named by its id."""
     requests = [
         {
@@ -199,14 +199,14 @@ def ask_all(client: AnswerClient, variant: Variant, questions: Sequence[LabQuest
     hits = sum(exact_match(a["answer"], q.answers) for a, q in zip(answers, questions, strict=True))
     tokens = sum(a["usage"]["prompt_tokens"] for a in answers)
     n = len(questions)
-    return Row(variant, hits / n, tokens / n, n / seconds, tuple(answers))
+    return VariantRow(variant, hits / n, tokens / n, n / seconds, tuple(answers))
 
 
 _EXAMPLES = 3
 _EXAMPLE_KEYS = ("direct", "rag_k3", "regrad_k1", "regrad_k3", "regrad_icl")
 
 
-def show_table(rows: Sequence[Row]) -> None:
+def show_table(rows: Sequence[VariantRow]) -> None:
     """Exact match and prompt length of every variant."""
     table = Table(title=f"{len(rows[0].answers)} questions about held-out people")
     table.add_column("method")
@@ -218,7 +218,7 @@ def show_table(rows: Sequence[Row]) -> None:
     Console().print(table)
 
 
-def show_examples(rows: Sequence[Row], questions: Sequence[LabQuestion]) -> None:
+def show_examples(rows: Sequence[VariantRow], questions: Sequence[LabQuestion]) -> None:
     """The first questions, one a column, with every method's answer below."""
     by_key, shown = {row.variant.key: row for row in rows}, questions[:_EXAMPLES]
     table = Table(title="Side by side")

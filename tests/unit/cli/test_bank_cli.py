@@ -14,7 +14,7 @@ from regrad.bank.builder import FOLDER as BUILDS
 from regrad.bank.reader import BankReader
 from regrad.cli import bank as bank_cli
 from regrad.cli import main
-from regrad.cli.bank.output import size
+from regrad.cli.bank.output import readable_size
 from regrad.data.passages import Passage
 from regrad.errors import RegradError
 from tests.tools.banks import PASSAGES, atoms, fill, layout, writer
@@ -272,7 +272,7 @@ def test_an_id_or_a_name_cannot_move_the_cursor(
 
 
 def test_sizes_are_for_people() -> None:
-    assert [size(n) for n in (0, 1, 999, 1000, 15_728_640, 999_960, 330e12)] == [
+    assert [readable_size(n) for n in (0, 1, 999, 1000, 15_728_640, 999_960, 330e12)] == [
         "0 bytes",
         "1 byte",
         "999 bytes",

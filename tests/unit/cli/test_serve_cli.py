@@ -21,7 +21,7 @@ from regrad.cli.main import regrad
 from regrad.errors import ConfigError, RegradError, ServeError
 from serve_app import rollout
 from serve_app.config import ServeConfig
-from serve_app.rollout import read_releases, resolve_all
+from serve_app.rollout import read_releases, resolve_releases
 from tests.tools.refusals import refused
 from tests.tools.releasing import commit, meta_init, setup
 
@@ -45,7 +45,7 @@ def url(config: ServeConfig) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            facts = resolve_all(config, read_releases(config))[1]
+            facts = resolve_releases(config, read_releases(config))[1]
             body = json.dumps({"releases": facts}).encode() if self.path == "/v1/bank" else b"[]"
             self.send_response(200)
             self.end_headers()

@@ -18,7 +18,7 @@ from serve_app import gateway
 from serve_app.auth.gate import _caller
 from serve_app.config import ServeConfig
 from serve_app.gateway import NEEDED, Gateway, Readiness, without_replicas
-from serve_app.messages import Answered, Ask, Event, Piece, Reply
+from serve_app.messages import Answered, Ask, Piece, Reply, StreamEvent
 from tests.tools.releasing import commit, meta_init, setup
 
 
@@ -86,7 +86,7 @@ class Tab:
 
 @pytest.mark.parametrize(("read", "charged"), [(1, 1), (2, 2), (3, 5)], ids=["one piece", "two pieces", "to the end"])
 def test_who_leaves_a_stream_pays_for_what_was_read(config: ServeConfig, read: int, charged: int) -> None:
-    async def pieces(ask: Ask) -> AsyncGenerator[Event]:
+    async def pieces(ask: Ask) -> AsyncGenerator[StreamEvent]:
         yield Piece("Thom")
         yield Piece("ville")
         yield Reply(ask, Answered("Thomville", "stop", 14, 5, None, "main"))

@@ -20,11 +20,11 @@ from serve_app.rollout import (
     ReleaseConfig,
     ReleaseList,
     changing_releases,
-    choose,
+    choose_release,
     own_release,
     read_releases,
-    resolve,
-    resolve_all,
+    resolve_release,
+    resolve_releases,
     rolled_back,
     updated,
     write_releases,
@@ -99,14 +99,17 @@ def test_a_list_without_traffic_or_with_a_name_twice_is_refused(config: ServeCon
 def test_a_pair_that_does_not_belong_together_is_refused(config: ServeConfig, tmp_path: Path) -> None:
     other = meta_init(tmp_path / "other", seed=1)
     with pytest.raises(FingerprintMismatch):
-        resolve(of(config, meta_init=str(tmp_path / "other")))
+        resolve_release(of(config, meta_init=str(tmp_path / "other")))
     with pytest.raises(BankError, match="no version 9"):
-        resolve(of(config, bank_version=9))
+        resolve_release(of(config, bank_version=9))
     with pytest.raises(MetaInitError, match="there is no MetaInit"):
-        resolve(of(config, meta_init=str(tmp_path / "nowhere")))
+        resolve_release(of(config, meta_init=str(tmp_path / "nowhere")))
     commit(tmp_path / "other-bank", other)
     assert (
-        resolve(of(config, meta_init=str(tmp_path / "other"), bank=str(tmp_path / "other-bank")))[0].bank_version == 1
+        resolve_release(of(config, meta_init=str(tmp_path / "other"), bank=str(tmp_path / "other-bank")))[
+            0
+        ].bank_version
+        == 1
     )
 
 
@@ -114,15 +117,15 @@ def test_a_meta_init_on_another_base_is_refused(config: ServeConfig, tmp_path: P
     commit(tmp_path / "bank-c", meta_init(tmp_path / "c", base="c" * 64))
     stranger = of(config, meta_init=str(tmp_path / "c"), bank=str(tmp_path / "bank-c"))
     with refused(ServeError, "another_base", found="c" * 64, meta_init=stranger.meta_init):
-        resolve_all(config, ReleaseList(releases=(stranger,)))
+        resolve_releases(config, ReleaseList(releases=(stranger,)))
 
 
 def test_shares_are_kept_and_a_key_stays_with_its_release(config: ServeConfig) -> None:
     listed = updated(own_release(config), of(config, name="next", share=0.2))
-    releases, _ = resolve_all(config, listed)
-    chosen = {str(key): choose(releases, str(key)).name for key in range(2000)}
+    releases, _ = resolve_releases(config, listed)
+    chosen = {str(key): choose_release(releases, str(key)).name for key in range(2000)}
     assert 0.16 < Counter(chosen.values())["next"] / 2000 < 0.24
-    assert all(choose(releases, key).name == name for key, name in chosen.items())
+    assert all(choose_release(releases, key).name == name for key, name in chosen.items())
 
 
 def follow(follower: Follower, until: Callable[[], bool], seconds: float = 10.0) -> None:
