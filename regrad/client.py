@@ -41,7 +41,9 @@ class AnswerClient:
                 f"no server answers at {self._url}; start one with `regrad serve`", code="no_server", url=self._url
             ) from error
         except requests.RequestException as error:
-            raise ServeError(f"the request to {self._url} failed: {error}", code="failed", url=self._url) from error
+            raise ServeError(
+                f"the request to {self._url} failed: {error}", code="request_failed", url=self._url
+            ) from error
         return _checked(response)
 
     def answer_many(

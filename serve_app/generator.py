@@ -124,7 +124,8 @@ class GeneratorDeployment:
                     if isinstance(update, str):
                         yield Piece(update)
                         continue
-                    finished, plan = update, prepared.plan
+                    finished = update
+                    plan = prepared.plan
                     if ask.contributions:
                         # On the decoding thread, which alone may run the model.
                         measured = self._loop.run(partial(builder.contributions, ask, prepared, finished))

@@ -68,7 +68,8 @@ def score(
         if storage.is_local and not os.path.isdir(storage.root):  # now, and a mistyped directory is not created
             text = f"cannot write {json_file}: there is no directory {storage.root}"
             raise StorageError(text, code="no_directory", uri=json_file)
-    asked, used = read_questions(config), config.scoring_rules
+    asked = read_questions(config)
+    used = config.scoring_rules
     ours = read_scored(predictions, asked, used, cut)
     theirs = read_scored(against, asked, used, cut) if against else None
     found = parts(ours)

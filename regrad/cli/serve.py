@@ -191,7 +191,8 @@ def _check_not_overruled(application: ServeConfig, overrides: tuple[str, ...]) -
 
     main = read_releases(application).releases[0]
     for key in ("meta_init", "bank"):
-        given, found = getattr(application, key), getattr(main, key)
+        given = getattr(application, key)
+        found = getattr(main, key)
         if given != found and any(override.startswith(f"{key}=") for override in overrides):
             raise ConfigError(
                 f"{key}={given} was asked for, but {application.releases} has {found} in force; put the new one in "

@@ -88,7 +88,8 @@ class Caller:
 
     def __init__(self, key: KeyRecord, limits: RateLimits) -> None:
         self._key, self._limits = key, limits
-        self.key_id, self.name = key.id, key.name
+        self.key_id = key.id
+        self.name = key.name
 
     def charge(self, tokens: int) -> None:
         """Count generated tokens; call it from the event loop."""
@@ -180,7 +181,8 @@ class KeyGate:
 
 def _route(scope: Scope) -> str:
     """The path below where the application is mounted, as Starlette's router takes it."""
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    path = str(scope["path"])
+    root = str(scope.get("root_path", ""))
     if root and (path == root or path.startswith(f"{root}/")):
         return path[len(root) :] or "/"
     return path

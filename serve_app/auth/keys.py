@@ -203,7 +203,9 @@ class KeyRing:
     """The keys of one file. Opening it raises `KeyFileError` or `StorageError` if the file cannot be used."""
 
     def __init__(self, uri: str, clock: Callable[[], float], now: Callable[[], float]) -> None:
-        self._store, self._clock, self._now = KeyStore(uri), clock, now
+        self._store = KeyStore(uri)
+        self._clock = clock
+        self._now = now
         self._data = self._store.read()
         self._keys = {record.id: record for record in self._store.parse(self._data)}
         self._checked = clock()

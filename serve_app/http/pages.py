@@ -25,7 +25,8 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-_INDEX, _DOCS = "index.html", "docs.html"
+_INDEX = "index.html"
+_DOCS = "docs.html"
 
 
 class WebFile(NamedTuple):

@@ -149,7 +149,9 @@ def tailored(body: type[Body], limits: LimitsConfig, offered: Registry[MethodInf
 
 def _method_fields(body: type[BaseModel], offered: Registry[MethodInfo]) -> dict[str, Any]:
     """The fields of a body that name methods, for these methods."""
-    name, default, listed = method_name(offered), default_method(offered), " | ".join(offered)
+    name = method_name(offered)
+    default = default_method(offered)
+    listed = " | ".join(offered)
     several = Field(
         default_factory=lambda: list(offered),
         min_length=1,

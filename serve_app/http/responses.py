@@ -142,7 +142,8 @@ def passage_infos(ask: Ask, hits: Sequence[Hit], uses: Sequence[PassageUse] = ()
 
 def grounds(reply: Reply) -> Grounds:
     """How the answer came about."""
-    ask, answered = reply.ask, reply.answered
+    ask = reply.ask
+    answered = reply.answered
     passages = passage_infos(ask, reply.retrieved.hits if reply.retrieved else (), answered.uses)
     return Grounds(
         method=ask.method,
@@ -169,7 +170,8 @@ def grounds(reply: Reply) -> Grounds:
 
 def usage_of(reply: Reply) -> Usage:
     """Tokens, as OpenAI's clients expect them."""
-    prompt, completion = reply.answered.prompt_tokens, reply.answered.completion_tokens
+    prompt = reply.answered.prompt_tokens
+    completion = reply.answered.completion_tokens
     return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 

@@ -83,7 +83,8 @@ def _files(config: LabReportConfig) -> Iterator[Step]:
     yield Step("documents", Function(write_documents, config, ("output", "questions", "documents")), f"{out}/documents")
     samples = Function(write_samples, config, ("output", "records"))
     yield Step("samples", samples, f"{out}/fine-tuning", frozenset({"lab", "lab many", "lab firms"}))
-    indexes, needs = Function(write_indexes, config, ("output", "documents")), {*PLACES, "memorised", "documents"}
+    indexes = Function(write_indexes, config, ("output", "documents"))
+    needs = {*PLACES, "memorised", "documents"}
     yield Step("indexes", indexes, f"{out}/index", frozenset(needs))
     yield Step("start raw", Function(write_raw_start, config, ("output",)), f"{out}/starts/raw")
 
@@ -103,7 +104,8 @@ def _continued_starts(config: LabReportConfig) -> Iterator[Step]:
     """
     icl = ["shape.in_prompt=true", "shape.questions=4", f"shape.k={NOTES_READ}", "shape.bad_tasks=skip"]
     for seed in config.seeds:
-        steps, people = config.steps, f"regrad-{seed}"
+        steps = config.steps
+        people = f"regrad-{seed}"
         yield _start(config, f"notes-{seed}", seed, steps.notes, ["lab many"], people)
         yield _start(config, f"notes-icl-{seed}", seed, steps.notes_icl, ["lab many"], f"notes-{seed}", icl)
         yield _start(config, f"mixed-{seed}", seed, steps.mixed, ["lab", "lab firms"], people)
@@ -131,8 +133,10 @@ def _start(
 
 
 def _baselines(config: LabReportConfig) -> Iterator[Step]:
-    lab, epochs = f"{config.output}/lab", f"optimizer.epochs={config.steps.epochs}"
-    rag, direct = "objective=questions-with-passages", "objective=questions"
+    lab = f"{config.output}/lab"
+    epochs = f"optimizer.epochs={config.steps.epochs}"
+    rag = "objective=questions-with-passages"
+    direct = "objective=questions"
     yield _tuned(config, "ft-rag-notes", "many", [rag, f"k={NOTES_READ}", "max_tokens=512", "optimizer.batch_size=8"])
     yield _tuned(config, "ft-rag", "people", [rag])
     yield _tuned(config, "ft-rag-firms", "firms", [rag])
@@ -150,11 +154,14 @@ def _baselines(config: LabReportConfig) -> Iterator[Step]:
 
 def _injections(config: LabReportConfig, seed: int, epochs: str) -> Iterator[Step]:
     """Continual training of one LoRA: each time on the documents that came since, from where it was before."""
-    needs, before = ["documents"], list[str]()
+    needs = ["documents"]
+    before = list[str]()
     for count in config.documents:
-        name, corpus = f"cpt-documents-{count}-{seed}", f"corpus={config.output}/documents/{count}.jsonl"
+        name = f"cpt-documents-{count}-{seed}"
+        corpus = f"corpus={config.output}/documents/{count}.jsonl"
         yield _adapter(config, name, needs, [corpus, epochs, f"seed={seed}", *before])
-        needs, before = ["documents", f"adapter {name}"], [f"start_from={config.output}/adapters/{name}"]
+        needs = ["documents", f"adapter {name}"]
+        before = [f"start_from={config.output}/adapters/{name}"]
 
 
 def _tuned(config: LabReportConfig, name: str, of: str, changed: Sequence[str]) -> Step:
@@ -171,7 +178,8 @@ def _adapter(config: LabReportConfig, name: str, needs: Iterable[str], changed: 
 
 def _prag(config: LabReportConfig, name: str, static: str | None = None) -> Step:
     """A bank of a LoRA for each passage."""
-    values, needs = [f"corpus={config.output}/lab/augmented.jsonl", f"adapter.epochs={config.steps.adapters}"], ["lab"]
+    values = [f"corpus={config.output}/lab/augmented.jsonl", f"adapter.epochs={config.steps.adapters}"]
+    needs = ["lab"]
     if static is not None:
         values.append(f"static={config.output}/adapters/{static}")
         needs.append(f"adapter {static}")
@@ -196,7 +204,8 @@ def _evaluations(config: LabReportConfig) -> Iterator[Step]:
     def each(*kinds: str) -> list[str]:
         return [f"{kind}-{seed}" for kind in kinds for seed in config.seeds]
 
-    ours, tuned = each("start regrad", "bank regrad"), [f"adapter {name}" for name in ("ft-direct", "instruction-cpt")]
+    ours = each("start regrad", "bank regrad")
+    tuned = [f"adapter {name}" for name in ("ft-direct", "instruction-cpt")]
     injected = each(*(f"adapter cpt-documents-{count}" for count in config.documents))
     prags = [f"adapters {name}" for name in ("prag", "prag-warm", "ft-prag")]
     prags += [f"adapter {name}-static" for name in ("prag-warm", "ft-prag")]

@@ -26,7 +26,9 @@ from studies.lab_report.plan import STUDIES
 Scores = Mapping[str, float]
 """Exact match by question, the mean over seeds."""
 
-NEW, OLD, FIRST = "drift, new", "drift, memorised", "drift, first documents"
+NEW = "drift, new"
+OLD = "drift, memorised"
+FIRST = "drift, first documents"
 PARTS = {
     NEW: "the documents",
     FIRST: "those that came first",

@@ -23,7 +23,8 @@ def run_report(config: LabReportConfig, say: Callable[[str], None]) -> str:
 
     Interrupted at any point, the next call goes on with the steps that are not complete.
     """
-    steps, progress = make_steps(config), Progress(config.output)
+    steps = make_steps(config)
+    progress = Progress(config.output)
     left = [step for step in steps if not progress.done(step)]
     say(f"{len(steps)} steps, {len(steps) - len(left)} of them done before")
     if left:
@@ -34,8 +35,11 @@ def run_report(config: LabReportConfig, say: Callable[[str], None]) -> str:
 
 def _run(left: Sequence[Step], workers: int, progress: Progress, say: Callable[[str], None], total: int) -> None:
     """All of them. Raises the first error; what runs beside it goes on to its end and is noted."""
-    waiting, running, failure = list(left), dict[Any, tuple[Step, float]](), None
-    before, started = progress.clock(), time.monotonic()
+    waiting = list(left)
+    running = dict[Any, tuple[Step, float]]()
+    failure = None
+    before = progress.clock()
+    started = time.monotonic()
     while waiting or running:
         while failure is None and (step := next_step(waiting, [step for step, _ in running.values()], workers)):
             waiting.remove(step)
@@ -50,7 +54,8 @@ def _run(left: Sequence[Step], workers: int, progress: Progress, say: Callable[[
             failure = failure or cause_of(error)
             continue
         now = time.monotonic()
-        clock, done = before + now - started, total - len(waiting) - len(running)
+        clock = before + now - started
+        done = total - len(waiting) - len(running)
         progress.finish(step, line, now - began, clock)
         say(f"[{done}/{total}, {clock / 60:.1f} min] {step.name}, {now - began:.0f} s: {line}")
     if failure is not None:

@@ -67,7 +67,8 @@ class Demo:
 
     def ask(self, url: str, questions: Sequence[LabQuestion]) -> tuple[list[VariantRow], bool]:
         """Every variant through HTTP, and whether the base weights are the same before and after."""
-        client, rows = AnswerClient(url), []
+        client = AnswerClient(url)
+        rows = []
         before = _weights_digest()
         for variant in (*VARIANTS, RANDOM):
             rows.append(ask_all(client, variant, questions, self.config.concurrency))
@@ -77,7 +78,8 @@ class Demo:
     def ask_raw(self, url: str, questions: Sequence[LabQuestion]) -> VariantRow:
         """The best of several step sizes for raw gradients, k=3, from a second application beside the first."""
         deploy(self.plan.raw_serve, _RAW, f"/{_RAW}")
-        client, rows = AnswerClient(f"{url}/{_RAW}"), []
+        client = AnswerClient(f"{url}/{_RAW}")
+        rows = []
         for gamma in self.config.raw_gammas:
             label = f"raw gradients, k=3, step size {gamma * self.config.raw_step_size:g}"
             variant = Variant(_RAW, label, {"method": "regrad", "k": 3, "gamma": gamma})
@@ -220,7 +222,8 @@ def show_table(rows: Sequence[VariantRow]) -> None:
 
 def show_examples(rows: Sequence[VariantRow], questions: Sequence[LabQuestion]) -> None:
     """The first questions, one a column, with every method's answer below."""
-    by_key, shown = {row.variant.key: row for row in rows}, questions[:_EXAMPLES]
+    by_key = {row.variant.key: row for row in rows}
+    shown = questions[:_EXAMPLES]
     table = Table(title="Side by side")
     table.add_column("", no_wrap=True)
     for question in shown:

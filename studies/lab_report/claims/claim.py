@@ -119,14 +119,16 @@ def less_than(text: str, scores: Mapping[str, float], others: Mapping[str, float
 def ratio_below(text: str, values: Sequence[float], others: Sequence[float], limit: float) -> Part:
     """That the first takes less than `limit` times the second, question by question (geometric mean)."""
     logs = [math.log(a / b) for a, b in zip(values, others, strict=True)]
-    plain, found = compare(logs, [0.0] * len(logs)), compare([math.log(limit)] * len(logs), logs)
+    plain = compare(logs, [0.0] * len(logs))
+    found = compare([math.log(limit)] * len(logs), logs)
     return Part(text, math.exp(plain.difference), _exp(plain.interval), _p(found), found.difference > 0, "ratio")
 
 
 def ratio_above(text: str, values: Sequence[float], others: Sequence[float], limit: float = 1.0) -> Part:
     """That the first takes more than `limit` times the second."""
     logs = [math.log(a / b) for a, b in zip(values, others, strict=True)]
-    plain, found = compare(logs, [0.0] * len(logs)), compare(logs, [math.log(limit)] * len(logs))
+    plain = compare(logs, [0.0] * len(logs))
+    found = compare(logs, [math.log(limit)] * len(logs))
     return Part(text, math.exp(plain.difference), _exp(plain.interval), _p(found), found.difference > 0, "ratio")
 
 
