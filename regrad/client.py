@@ -60,6 +60,7 @@ class AnswerClient:
             return list(threads.map(ask, requests_))
 
     def _session(self) -> requests.Session:
+        # One a thread: a session keeps its connection open, and is not safe for threads.
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
             self._local.session.auth = with_key

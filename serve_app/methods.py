@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from regrad.data.config import QuestionSetConfig
-from regrad.data.question_sets import read_questions
+from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.questions import Question
 from regrad.errors import ConfigError, FingerprintMismatch, NothingFound
 from regrad.inference.rows import DecodingRequest, Finished

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from regrad.cli.options import printable
-from regrad.data.config import QuestionSetConfig
 from regrad.data.predictions import place_of
-from regrad.data.question_sets import read_questions
+from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.questions import QUESTION_KINDS, Question
 from regrad.errors import EvaluationError, StorageError
 from regrad.evaluation.leaks import find_leaks

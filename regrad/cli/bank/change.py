@@ -63,8 +63,8 @@ def compact(uri: str, shard_bytes: int | None) -> None:
 
     Makes a new version with the same atoms. The old files stay until `regrad bank gc` removes them.
     """
+    from regrad.bank.format import read_manifest
     from regrad.bank.maintenance import SHARD_BYTES, compact
-    from regrad.bank.manifest import read_manifest
     from regrad.storage import Storage
 
     before = read_manifest(Storage(uri))
@@ -137,7 +137,7 @@ def export(
     """
     ids = given_ids(ids_from)
     if form == "bank":
-        from regrad.bank.io.export import copy_bank
+        from regrad.bank.io.transfer import copy_bank
 
         copied = copy_bank(uri, output, version, codec, ids)
         click.echo(f"copied {counted(copied.added, 'atom')} to {output}: version {copied.manifest.label}")
@@ -200,7 +200,7 @@ def import_(
 
         done = import_adapters(source, uri, codec=codec, ids=ids, base_identity=base_identity)
     elif form == "bank":
-        from regrad.bank.io.export import copy_bank
+        from regrad.bank.io.transfer import copy_bank
 
         done = copy_bank(source, uri, codec=codec)
     else:

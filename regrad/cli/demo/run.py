@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ray_jobs import build_bank, index_corpus, meta_train
 from ray_jobs.cluster import cluster, joined
-from regrad.bank.manifest import Manifest
+from regrad.bank.format import Manifest
 from regrad.cli.demo import DemoConfig, DemoPlan, make_demo_plan
 from regrad.cli.options import wait_until_stopped
 from regrad.client import AnswerClient
