@@ -333,8 +333,9 @@ def test_spans_are_sent_to_the_endpoint(monkeypatch: pytest.MonkeyPatch, endpoin
 
 @pytest.mark.parametrize("endpoint", ["collector:4318", "grpc://collector", "http://", "http://a b"])
 def test_an_endpoint_is_an_address(endpoint: str) -> None:
-    with pytest.raises(ConfigError, match="tracing"):
+    with refused(ConfigError, "invalid") as error:
         parse_settings(WatchingConfig, {"tracing": endpoint}, "args")
+    assert [problem["key"] for problem in error.value.fields["problems"]] == ["tracing"]
 
 
 def test_a_watch_counts_and_logs(recorded: Recorded, log_path: Path) -> None:
