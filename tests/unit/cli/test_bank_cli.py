@@ -162,7 +162,7 @@ def test_verify_repairs_look_up_files(uri: str) -> None:
     path.write_bytes(b"")
     assert f"`regrad bank verify {uri} --repair`" in bank(f"verify {uri}").output
     text = said(f"verify {uri} --repair")
-    assert "it was made anew" in text
+    assert "it was made again" in text
     assert text.endswith("all good now\n")
     assert said(f"verify {uri}") == "all good\n"
 
