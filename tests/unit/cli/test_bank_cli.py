@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from regrad.bank.builder import FOLDER as BUILDS
+from regrad.bank.builder import BUILDS
 from regrad.bank.reader import BankReader
 from regrad.cli import bank as bank_cli
 from regrad.cli import main
