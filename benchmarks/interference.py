@@ -38,8 +38,7 @@ from regrad.retrieval.base import open_retriever
 from regrad.retrieval.bm25 import build_index
 from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.optim.base import PlainEngine
-from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.optim import MetaParameters, PlainEngine
 from regrad.training.meta.task_plan import TasksInMemory
 from regrad.training.meta.trainer import MetaLearner, meta_loop
 

@@ -19,7 +19,7 @@ from regrad.errors import TrainingError
 from regrad.models.config import ModelConfig
 from regrad.training.meta.config import MetaTrainConfig, ShapeConfig
 from regrad.training.meta.lengths import Lengths
-from regrad.training.meta.task_plan import Key, TaskHead, TaskPlan, files_of, make_plan, pool_of, scan
+from regrad.training.meta.task_plan import TaskHead, TaskKey, TaskPlan, files_of, make_plan, pool_of, scan
 from regrad.training.workers import Workers
 
 _ROWS_PER_BLOCK = 256
@@ -64,8 +64,8 @@ def worker_steps(shard: Any, config: MetaTrainConfig, first: int, workers: Worke
         yield [Task.from_record(json.loads(text)) for text in workers.share(batch["task"].tolist())]
 
 
-def _key(row: Any) -> Key:
-    return Key(int(row["file"]), int(row["number"]))
+def _key(row: Any) -> TaskKey:
+    return TaskKey(int(row["file"]), int(row["number"]))
 
 
 def _scanned(config: MetaTrainConfig, files: Sequence[str]) -> Any:
@@ -97,7 +97,7 @@ def _columns(rows: list[tuple[Any, ...]]) -> dict[str, Any]:
 
 def _lay_out(plan: TaskPlan, scanned: Any) -> Any:
     """One row a draw, sorted: position, task as that draw sees it."""
-    positions: dict[Key, list[int]] = {}
+    positions: dict[TaskKey, list[int]] = {}
     for draws in plan.steps():
         for position, key in draws:
             positions.setdefault(key, []).append(position)
@@ -112,7 +112,7 @@ def _place(batch: dict[str, np.ndarray], shared: Any) -> dict[str, np.ndarray]:
     plan, positions, pool = ray.get(shared)
     placed: list[tuple[int, str]] = []
     for file, number, text in zip(batch["file"].tolist(), batch["number"].tolist(), batch["task"], strict=True):
-        for position in positions.get(Key(file, number), ()):
+        for position in positions.get(TaskKey(file, number), ()):
             task = Task.from_record(json.loads(text))
             placed.append((position, json.dumps(plan.place(task, position, pool).to_record())))
     return {

@@ -18,7 +18,7 @@ from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.collate import collate
 from regrad.training.meta.config import InnerConfig, StrategyConfig
 from regrad.training.meta.objective import Point
-from regrad.training.meta.strategies.base import make_strategy
+from regrad.training.meta.strategies import make_strategy
 
 
 def main() -> None:

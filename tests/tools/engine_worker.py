@@ -25,10 +25,8 @@ from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.collate import collate
 from regrad.training.meta.config import InnerConfig, OptimizerConfig, StrategyConfig
 from regrad.training.meta.objective import MetaGradient
-from regrad.training.meta.optim import make_engine
-from regrad.training.meta.optim.base import Engine
-from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.strategies.base import make_strategy
+from regrad.training.meta.optim import Engine, MetaParameters, make_engine
+from regrad.training.meta.strategies import make_strategy
 
 INNER = InnerConfig(initial_step_size=0.01)
 ENGINES: dict[str, int | None] = {"ddp": None, "zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3}

@@ -17,11 +17,10 @@ from regrad.training.callbacks import Listener, Silent
 from regrad.training.checkpoint import TrainState
 from regrad.training.loop import Loop, StepResult, resume
 from regrad.training.lora.batched import RowTrainer
-from regrad.training.lora.config import FinetuneConfig, FinetuneOptimizerConfig
+from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import Example, longest, read_examples
 from regrad.training.lora.lora_artifact import StaticLora, parent_of
 from regrad.training.sampler import Sampler, Source
-from regrad.training.schedules import steps_of_epochs
 from regrad.training.workers import Workers
 
 ADAPTER = "adapter"
@@ -54,13 +53,6 @@ def _order(count: int, drawn: int, seed: int) -> Iterator[int]:
     others = sorted(set(range(count)).difference(first))
     rng.shuffle(others)
     yield from others
-
-
-def with_steps(config: FinetuneOptimizerConfig, examples: int) -> FinetuneOptimizerConfig:
-    """The same with the number of steps that its epochs come to."""
-    if config.epochs is None:
-        return config
-    return config.model_copy(update={"steps": steps_of_epochs(config.epochs, examples, config.batch_size)})
 
 
 class LoraLearner:
@@ -129,7 +121,7 @@ def example_steps(
     examples: Sequence[Example], config: FinetuneConfig, first: int = 0, workers: Workers = Workers()
 ) -> Iterator[list[Example]]:
     """This worker's examples of every step from `first` on."""
-    optimizer = with_steps(config.optimizer, len(examples))
+    optimizer = config.optimizer.with_steps(len(examples))
     sampler = Sampler([Source(len(examples), str(config.seed))], optimizer.batch_size)
     for draws in sampler.steps(first, optimizer.steps, workers):
         yield [examples[draw.number] for draw in draws]
@@ -142,9 +134,9 @@ def finetuning_loop(
     listener: Listener | None = None,
     workers: Workers = Workers(),
 ) -> Loop[Example]:
-    """The loop of a run with these settings on so many examples."""
-    pace = with_steps(config.optimizer, examples)
-    return Loop(learner, pace, config.checkpoints, config.watch, listener, workers=workers)
+    """The loop of a run with these settings on this number of examples."""
+    schedule = config.optimizer.with_steps(examples)
+    return Loop(learner, schedule, config.checkpoints, config.watch, listener, workers=workers)
 
 
 def train_worker(

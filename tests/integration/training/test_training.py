@@ -32,8 +32,7 @@ from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.optim.base import PlainEngine
-from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.optim import MetaParameters, PlainEngine
 from regrad.training.meta.task_plan import TasksInMemory
 from regrad.training.meta.trainer import MetaLearner, meta_loop, meta_train_in_process
 from regrad.training.sampler import Sampler, Source

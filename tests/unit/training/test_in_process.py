@@ -24,8 +24,7 @@ from regrad.training.lora.examples import passage_example
 from regrad.training.lora.finetuning import LoraLearner, example_steps, finetune_in_process, finetuning_loop
 from regrad.training.lora.lora_artifact import CARD, StaticLora, corpus_costs
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.optim.base import PlainEngine
-from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.optim import MetaParameters, PlainEngine
 from regrad.training.meta.task_plan import TasksInMemory, shape_task
 from regrad.training.meta.trainer import MetaLearner, meta_loop, meta_train_in_process
 from regrad.training.sampler import Sampler, Source

@@ -12,13 +12,11 @@ from regrad.data.passages import Passage
 from regrad.data.tasks import Task, TaskQuestion
 from regrad.gradients.extractor import encode_passage
 from regrad.models.loading import LanguageModel
+from regrad.training.meta.auto_strategy import choose, estimate_memory, saved_bytes
 from regrad.training.meta.collate import MetaBatch, collate
 from regrad.training.meta.config import InnerConfig, StrategyConfig
 from regrad.training.meta.objective import Point
-from regrad.training.meta.strategies.auto import choose, estimate_memory, saved_bytes
-from regrad.training.meta.strategies.base import make_strategy
-from regrad.training.meta.strategies.exact import Graph
-from regrad.training.meta.strategies.finite_difference import Difference
+from regrad.training.meta.strategies import Difference, Graph, make_strategy
 from tests.unit.models.test_lora import merged_weights
 
 

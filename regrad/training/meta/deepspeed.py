@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from regrad.models.loading import LanguageModel
 from regrad.training.meta.config import OptimizerConfig
 from regrad.training.meta.objective import MetaGradient, Point
-from regrad.training.meta.optim.base import Engine, make_optimizer
-from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.optim import Engine, MetaParameters, make_optimizer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
