@@ -23,7 +23,7 @@ from regrad.data.tasks import read_tasks
 from regrad.errors import CorpusError, SynthesisError
 from regrad.models.loading import load_language_model
 from regrad.storage import Storage, check_replaceable, directory_writer
-from regrad.training.lora.augmenter import Augmenter, Outcome
+from regrad.training.lora.augmenter import Augmenter, AugmentOutcome
 from regrad.training.lora.config import AugmentConfig
 
 FAILED, REPORT = "failed.jsonl", "report.json"
@@ -86,16 +86,20 @@ def run(config: AugmentConfig) -> str:
 
 def _ready(config: AugmentConfig) -> Iterator[dict[str, Any]]:
     if config.tasks is not None:
-        yield from (_record(Outcome(item.passage, item)) for item in from_tasks(read_tasks(config.tasks), config.pairs))
+        yield from (
+            _record(AugmentOutcome(item.passage, item)) for item in from_tasks(read_tasks(config.tasks), config.pairs)
+        )
         return
     for where, found in read_ready(config.ready or ""):
         if isinstance(found, CorpusError):
             yield {"failed": {"id": where, "reason": str(found)}}
         else:
-            yield _record(Outcome(found.passage, Augmented(found.passage, found.rewrites, found.pairs[: config.pairs])))
+            yield _record(
+                AugmentOutcome(found.passage, Augmented(found.passage, found.rewrites, found.pairs[: config.pairs]))
+            )
 
 
-def _record(outcome: Outcome) -> dict[str, Any]:
+def _record(outcome: AugmentOutcome) -> dict[str, Any]:
     """What was written, and what is to be said about it."""
     told = {"id": outcome.passage.id, "reason": outcome.reason, "detail": outcome.detail, "tries": outcome.tries}
     made = {"augmented": outcome.augmented.to_record()} if outcome.augmented else {}

@@ -30,7 +30,7 @@ from regrad.gradients.extractor import AtomExtractor
 from regrad.meta_init import MetaInit, read_card
 from regrad.models.loading import load_language_model
 from regrad.storage import Storage
-from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
+from regrad.training.lora.batched import AdapterTrainer, model_for_adapters
 from regrad.training.lora.config import AdaptersConfig
 from regrad.training.lora.lora_artifact import StaticLora
 

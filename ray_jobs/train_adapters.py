@@ -15,7 +15,7 @@ from regrad.bank.manifest import Layout
 from regrad.data.augmented import augmented_file
 from regrad.methods.prag import adapters_base, adapters_layout
 from regrad.models.loading import load_language_model
-from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
+from regrad.training.lora.batched import AdapterTrainer, model_for_adapters
 from regrad.training.lora.config import AdaptersConfig
 from regrad.training.lora.lora_artifact import StaticLora
 

@@ -1,4 +1,4 @@
-"""Fine-tuning one LoRA: its examples, what one step computes and moves, and one worker's run from start to end."""
+"""Fine-tuning one LoRA: its examples, what one step computes and updates, and one worker's run from start to end."""
 
 from __future__ import annotations
 
@@ -27,38 +27,39 @@ ADAPTER = "adapter"
 
 
 def usable(lm: LanguageModel, examples: Sequence[Example], config: FinetuneConfig) -> list[Example]:
-    """The examples that fit, at most `config.max_examples` of them, drawn by the seed; others are not looked at.
+    """The examples that fit, at most `config.max_examples` of them, drawn by the seed; no others are made.
 
     Raises `TrainingError` if none is left.
     """
     limit = longest(lm, config.max_tokens)
     wanted = min(config.max_examples or len(examples), len(examples))
+    # The sample first, then all others in random order: each takes the place of one that does not fit.
+    rng = random.Random(f"{config.seed}/examples")
+    drawn = rng.sample(range(len(examples)), wanted)
+    others = sorted(set(range(len(examples))).difference(drawn))
+    rng.shuffle(others)
     fitting: dict[int, Example] = {}
-    for number in _order(len(examples), wanted, config.seed):
+    for number in [*drawn, *others]:
         example = examples[number]
         if example.predicts and len(example.ids) <= limit:
             fitting[number] = example
         if len(fitting) == wanted:
             break
     if not fitting:
-        raise TrainingError(f"none of {len(examples)} examples has between 2 and {limit} tokens: nothing to train on")
+        raise TrainingError(
+            f"none of {len(examples)} examples has between 2 and {limit} tokens: there is nothing to train on; set "
+            "max_tokens higher",
+            code="no_example_fits",
+            examples=len(examples),
+            max_tokens=limit,
+        )
     return [fitting[number] for number in sorted(fitting)]
-
-
-def _order(count: int, drawn: int, seed: int) -> Iterator[int]:
-    """Numbers below `count`: first so many that are drawn, then all others, in the place of those that do not fit."""
-    rng = random.Random(f"{seed}/examples")
-    first = rng.sample(range(count), drawn)
-    yield from first
-    others = sorted(set(range(count)).difference(first))
-    rng.shuffle(others)
-    yield from others
 
 
 class LoraLearner:
     """One worker's side of fine-tuning: a `Learner` of examples.
 
-    With a `parent` it goes on from that LoRA, with a new optimizer. Raises `MethodError` if the parent is another
+    With a `parent` it continues from that LoRA, with a new optimiser. Raises `MethodError` if the parent is another
     model's, and `TrainingError` if the batch cannot be shared equally.
     """
 
@@ -79,9 +80,12 @@ class LoraLearner:
             parent.check_base(lm)
             parent.check_subspace(lm)
         start_P = parent.values if parent is not None else lm.subspace.initial(config.seed)
-        self._lm, self._notes, self._workers = lm, notes or {}, workers
+        self._lm = lm
+        self._notes = notes or {}
+        self._workers = workers
         self._trainer = RowTrainer(lm, start_P[None], config.optimizer, reduce=workers.mean)
-        self.base, self.device = lm.identity(), lm.device
+        self.base = lm.identity()
+        self.device = lm.device
 
     @property
     def values(self) -> Tensor:
@@ -94,12 +98,12 @@ class LoraLearner:
 
     def step(self, batch: Sequence[Example], factor: float) -> StepResult:
         """See `Learner`."""
-        losses, moved = self._trainer.step([batch], factor)
+        losses, updated = self._trainer.step([batch], factor)
         counts = {"tokens": sum(len(example.ids) for example in batch)}
-        return StepResult(float(losses[0]) if moved[0] else None, counts)
+        return StepResult(float(losses[0]) if updated[0] else None, counts)
 
     def numbers(self) -> dict[str, float]:
-        """See `Learner`: nothing but the loss."""
+        """See `Learner`: there is only the loss."""
         return {}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -111,7 +115,7 @@ class LoraLearner:
         self._trainer.load(tensors)
 
     def product(self, state: TrainState) -> StaticLora:
-        """The adapter as it is now, with what is to be known of it; its seconds are those of all workers."""
+        """The adapter as it is now, with notes on the run; `seconds` is the sum over all workers."""
         notes = {**self._notes, "steps": state.step, "skipped_steps": len(state.skipped), "losses": state.some_losses()}
         notes["seconds"] = round(self._workers.count * state.seconds, 3)
         return StaticLora(self._lm.config, self.base, self._lm.subspace, self.values, notes)

@@ -21,7 +21,7 @@ from regrad.methods.base import Evidence, open_question
 from regrad.methods.prag import PragConfig, PragOnLoraConfig
 from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
-from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
+from regrad.training.lora.batched import AdapterTrainer, model_for_adapters
 from regrad.training.lora.config import AdaptersConfig, AugmentConfig, FinetuneConfig
 from regrad.training.lora.examples import read_examples
 from regrad.training.lora.finetuning import LoraLearner, example_steps, finetune_in_process, finetuning_loop, usable
