@@ -18,8 +18,8 @@ from ray_jobs.train_runner import fit, run_directory
 from regrad.errors import TrainingError
 from regrad.storage import check_replaceable
 from regrad.training.lora.config import FinetuneConfig
-from regrad.training.lora.examples import digest
-from regrad.training.lora.finetuning import ADAPTER, train_worker
+from regrad.training.lora.examples import data_digest
+from regrad.training.lora.finetuning import ADAPTER, finetune_worker
 from regrad.training.lora.lora_artifact import CARD, StaticLora, parent_of
 from regrad.training.workers import Workers
 
@@ -29,7 +29,7 @@ def run(config: FinetuneConfig) -> str:
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     check_replaceable(config.output, CARD)
     parent = parent_of(config)
-    data = {"examples": digest(config), "parent": parent.digest if parent else None}
+    data = {"examples": data_digest(config), "parent": parent.digest if parent else None}
     with cluster():
         require_workers(config.cluster)
         with run_directory(config, data) as place, watching(config) as progress:
@@ -56,7 +56,7 @@ def describe(adapter: StaticLora, config: FinetuneConfig) -> str:
 def _worker(settings: dict[str, Any]) -> None:
     config = FinetuneConfig.model_validate(settings["config"])
     listener, device = WorkerReporter(settings["progress"]), train.torch.get_device()
-    train_worker(config, listener, device, workers_of_run(), checkpoint_to_resume())
+    finetune_worker(config, listener, device, workers_of_run(), checkpoint_to_resume())
 
 
 def _adapter(result: Result) -> StaticLora:

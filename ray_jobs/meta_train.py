@@ -21,8 +21,8 @@ from regrad.errors import TrainingError
 from regrad.meta_init import CARD, MetaInit
 from regrad.storage import check_replaceable
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.lengths import Lengths, check_dev_tasks
-from regrad.training.meta.trainer import META_INIT, train_worker
+from regrad.training.meta.task_plan import Lengths, check_dev_tasks
+from regrad.training.meta.trainer import META_INIT, meta_train_worker
 from regrad.training.workers import Workers
 
 
@@ -86,7 +86,7 @@ def _chosen(result: Result, config: MetaTrainConfig) -> MetaInit:
 
 def _worker(settings: dict[str, Any]) -> None:
     config, workers = MetaTrainConfig.model_validate(settings["config"]), workers_of_run()
-    train_worker(
+    meta_train_worker(
         config,
         lambda first: worker_steps(train.get_dataset_shard("tasks"), config, first, workers),
         read_tasks(config.dev) if config.dev else (),

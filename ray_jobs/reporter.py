@@ -14,7 +14,7 @@ from ray.train import Checkpoint as RayCheckpoint
 
 from ray_jobs.progress import progress_channel
 from regrad.training.callbacks import StepReport
-from regrad.training.checkpoint import Checkpoint, Score
+from regrad.training.checkpoint import Checkpoint, DevScore
 from regrad.training.config import TrainConfig
 from regrad.training.trackers import Watcher, make_sinks
 from regrad.training.workers import Workers
@@ -61,7 +61,7 @@ class WorkerReporter:
         """Tell the driver."""
         self._tell(report)
 
-    def scored(self, score: Score) -> None:
+    def scored(self, score: DevScore) -> None:
         """Tell the driver."""
         self._tell(score)
 

@@ -24,7 +24,7 @@ from regrad.models.loading import load_language_model
 from regrad.retrieval.base import check_index, open_retriever
 from regrad.storage import Storage, check_replaceable, directory_writer
 from regrad.training.synthesis.config import SynthesisConfig
-from regrad.training.synthesis.tasks import Hits, report, settle, tasks
+from regrad.training.synthesis.tasks import Hits, make_tasks, select_pairs, summarise
 from regrad.training.synthesis.writer import Draft, PairWriter, draft_of, read_line
 
 TASKS, REJECTED, REPORT = "tasks.jsonl", "rejected.jsonl", "report.json"
@@ -83,9 +83,9 @@ def _assemble(config: SynthesisConfig, names: list[str], progress: Any, started:
     parts = Storage(parts_uri(config.output))
     drafts = [draft for name in names for draft in map(draft_of, read_part(parts, name))]
     hits = None if config.index is None else _search(config.index, drafts, config, progress)
-    settled = settle(drafts, config, hits)
-    records = list(tasks(settled, config, hits))
-    summary = report(settled, len(records), time.time() - started)
+    settled = select_pairs(drafts, config, hits)
+    records = list(make_tasks(settled, config, hits))
+    summary = summarise(settled, len(records), time.time() - started)
     rejected = [{"id": draft.passage.id, **asdict(item)} for draft in settled for item in draft.rejected]
     with directory_writer(config.output, REPORT) as folder:
         (folder / TASKS).write_bytes(encode_jsonl(records))

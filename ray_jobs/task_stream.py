@@ -18,8 +18,7 @@ from regrad.data.tasks import Task
 from regrad.errors import TrainingError
 from regrad.models.config import ModelConfig
 from regrad.training.meta.config import MetaTrainConfig, ShapeConfig
-from regrad.training.meta.lengths import Lengths
-from regrad.training.meta.task_plan import TaskHead, TaskKey, TaskPlan, files_of, make_plan, pool_of, scan
+from regrad.training.meta.task_plan import Lengths, TaskHead, TaskKey, TaskPlan, files_of, plan_tasks, pool_of, scan
 from regrad.training.workers import Workers
 
 _ROWS_PER_BLOCK = 256
@@ -44,7 +43,7 @@ def open_stream(config: MetaTrainConfig) -> TaskStream:
     scanned = _scanned(config, [uri for _, uri in files])
     rows = scanned.select_columns(list(_HEAD)).take_all()
     heads = [TaskHead(_key(row), row["place"], row["id"], row["content"], row["problem"]) for row in rows]
-    plan = make_plan(config, files, heads)
+    plan = plan_tasks(config, files, heads)
     return TaskStream(_lay_out(plan, scanned), plan)
 
 

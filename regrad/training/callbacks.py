@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from regrad.training.checkpoint import Checkpoint, Product, Score
+from regrad.training.checkpoint import Checkpoint, DevScore, Product
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Listener(Protocol):
     def report(self, report: StepReport) -> None:
         """Called every `watch.every` steps."""
 
-    def scored(self, score: Score) -> None:
+    def scored(self, score: DevScore) -> None:
         """Called after the dev items were scored."""
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -58,7 +58,7 @@ class Silent:
     def report(self, report: StepReport) -> None:
         """See `Listener`."""
 
-    def scored(self, score: Score) -> None:
+    def scored(self, score: DevScore) -> None:
         """See `Listener`."""
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:

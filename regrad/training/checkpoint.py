@@ -29,7 +29,7 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Score:
+class DevScore:
     """Scores of the dev items after `step` steps, by name."""
 
     step: int
@@ -51,7 +51,7 @@ class TrainState:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
-    scores: list[Score] = field(default_factory=list)
+    scores: list[DevScore] = field(default_factory=list)
     decided: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -64,7 +64,7 @@ class TrainState:
         return count
 
     @property
-    def latest_score(self) -> Score | None:
+    def latest_score(self) -> DevScore | None:
         """The score of the latest step, if it has one."""
         return self.scores[-1] if self.scores and self.scores[-1].step == self.step else None
 
@@ -123,7 +123,7 @@ def load_checkpoint(folder: Path, kind: str, base: str) -> tuple[TrainState, dic
         if card["tensors"] != _digest(folder / _TENSORS):
             raise ValueError(f"{_TENSORS} is not what was written")
         tensors = load_file(folder / _TENSORS)
-        scores = [Score(**score) for score in card["state"].pop("scores")]
+        scores = [DevScore(**score) for score in card["state"].pop("scores")]
         state = TrainState(**card["state"], scores=scores)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise TrainingError(

@@ -19,7 +19,7 @@ from torch import Tensor
 from regrad.errors import TrainingError
 from regrad.text import counted
 from regrad.training.callbacks import Listener, Meter, Silent, StepReport, peak_memory
-from regrad.training.checkpoint import Checkpoint, Product, Score, TrainState, load_checkpoint
+from regrad.training.checkpoint import Checkpoint, DevScore, Product, TrainState, load_checkpoint
 from regrad.training.config import CheckpointConfig, ScheduleConfig, WatchConfig
 from regrad.training.workers import Workers
 
@@ -104,7 +104,7 @@ def resume(learner: Learner[Any], checkpoint: AbstractContextManager[Path | None
 class Scoring:
     """How a run is scored: after `every` steps (None: at the end only), by a function that all workers call."""
 
-    score: Callable[[int], Score]
+    score: Callable[[int], DevScore]
     every: int | None = None
 
 

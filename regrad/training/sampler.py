@@ -16,7 +16,7 @@ from regrad.training.workers import Workers
 
 
 @dataclass(frozen=True)
-class Source:
+class SampleSource:
     """Items to draw from: their number, the seed of their permutations, and their weight (None: their number)."""
 
     size: int
@@ -38,7 +38,7 @@ class Sampler:
     Raises `TrainingError` if a source is empty.
     """
 
-    def __init__(self, sources: Sequence[Source], batch_size: int) -> None:
+    def __init__(self, sources: Sequence[SampleSource], batch_size: int) -> None:
         if not sources or not all(source.size for source in sources):
             raise TrainingError("every source needs at least one item", code="source_empty")
         self._sources = sources

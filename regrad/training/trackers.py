@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from regrad.errors import ConfigError
 from regrad.storage import Storage
 from regrad.training.callbacks import StepReport
-from regrad.training.checkpoint import Score
+from regrad.training.checkpoint import DevScore
 from regrad.training.config import WatchConfig
 
 
@@ -32,7 +32,7 @@ class Watcher:
     def __init__(self, say: Callable[[str], None], sinks: list[Sink]) -> None:
         self._say, self._sinks = say, sinks
 
-    def __call__(self, item: str | StepReport | Score) -> None:
+    def __call__(self, item: str | StepReport | DevScore) -> None:
         """One note, report or score of a worker."""
         if isinstance(item, str):
             self._say(item)
@@ -70,7 +70,7 @@ def step_line(report: StepReport) -> str:
     return "  ".join(parts)
 
 
-def score_line(score: Score) -> str:
+def score_line(score: DevScore) -> str:
     """One score as a line of the log."""
     return "  ".join([f"step {score.step}  dev", *(f"{_words(name)} {v:.4g}" for name, v in score.values.items())])
 

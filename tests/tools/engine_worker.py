@@ -25,7 +25,7 @@ from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.collate import collate
 from regrad.training.meta.config import InnerConfig, OptimizerConfig, StrategyConfig
 from regrad.training.meta.objective import MetaGradient
-from regrad.training.meta.optim import Engine, MetaParameters, make_engine
+from regrad.training.meta.optim import MetaParameters, OptimizerEngine, make_engine
 from regrad.training.meta.strategies import make_strategy
 
 INNER = InnerConfig(initial_step_size=0.01)
@@ -45,7 +45,7 @@ def tasks() -> list[Task]:
     return [Task.from_record(record) for record in lab_tasks(people, LabConfig(people_per_record=3), 4, seed=3)]
 
 
-def gradient(lm: LanguageModel, engine: Engine, part: list[Task]) -> MetaGradient:
+def gradient(lm: LanguageModel, engine: OptimizerEngine, part: list[Task]) -> MetaGradient:
     """With sharded weights only the strategy of first-order passes works."""
     strategy = make_strategy(StrategyConfig(name="difference" if engine.layer_wise else "graph"), INNER)
     return strategy(lm, engine.point(), collate(lm, part))

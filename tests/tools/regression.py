@@ -23,7 +23,7 @@ from regrad.training.callbacks import Silent
 from regrad.training.checkpoint import Checkpoint, TrainState, load_module_tensors, module_tensors
 from regrad.training.config import CheckpointConfig, ScheduleConfig, WatchConfig
 from regrad.training.loop import Loop, StepResult, resume
-from regrad.training.sampler import Sampler, Source
+from regrad.training.sampler import Sampler, SampleSource
 
 Point = tuple[Tensor, float]
 
@@ -88,7 +88,7 @@ def points() -> list[Point]:
 
 def batches(first: int = 0, steps: int = SCHEDULE.steps) -> Iterator[list[Point]]:
     all_points = points()
-    for draws in Sampler([Source(len(all_points), "0")], 4).steps(first, steps):
+    for draws in Sampler([SampleSource(len(all_points), "0")], 4).steps(first, steps):
         yield [all_points[draw.number] for draw in draws]
 
 

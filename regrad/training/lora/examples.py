@@ -151,7 +151,7 @@ def read_examples(config: FinetuneConfig, lm: LanguageModel) -> Sequence[Example
     return Examples(((task, item) for task in read_tasks(config.tasks or "") for item in task.questions), make)
 
 
-def digest(config: FinetuneConfig) -> str:
+def data_digest(config: FinetuneConfig) -> str:
     """A hash of the data. Reads all of it, so that its faults are known before a model is loaded.
 
     Raises `CorpusError` for a bad record, and `TrainingError` if there is none at all.

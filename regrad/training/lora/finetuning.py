@@ -20,7 +20,7 @@ from regrad.training.lora.batched import RowTrainer
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import Example, longest, read_examples
 from regrad.training.lora.lora_artifact import StaticLora, parent_of
-from regrad.training.sampler import Sampler, Source
+from regrad.training.sampler import Sampler, SampleSource
 from regrad.training.workers import Workers
 
 ADAPTER = "adapter"
@@ -126,7 +126,7 @@ def example_steps(
 ) -> Iterator[list[Example]]:
     """This worker's examples of every step from `first` on."""
     optimizer = config.optimizer.with_steps(len(examples))
-    sampler = Sampler([Source(len(examples), str(config.seed))], optimizer.batch_size)
+    sampler = Sampler([SampleSource(len(examples), str(config.seed))], optimizer.batch_size)
     for draws in sampler.steps(first, optimizer.steps, workers):
         yield [examples[draw.number] for draw in draws]
 
@@ -143,7 +143,7 @@ def finetuning_loop(
     return Loop(learner, schedule, config.checkpoints, config.watch, listener, workers=workers)
 
 
-def train_worker(
+def finetune_worker(
     config: FinetuneConfig,
     listener: Listener,
     device: torch.device | str,
@@ -176,4 +176,4 @@ def finetune_in_process(config: FinetuneConfig, device: str = "cpu") -> StaticLo
 
     Raises `CorpusError`, `TrainingError` or `MethodError` as a job does.
     """
-    return train_worker(config, Silent(), device)
+    return finetune_worker(config, Silent(), device)

@@ -37,7 +37,7 @@ class Estimate:
     difference: float
 
 
-def choose(
+def choose_strategy(
     lm: LanguageModel,
     at: Point,
     batch: MetaBatch | None,

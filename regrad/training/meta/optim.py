@@ -106,7 +106,7 @@ def make_optimizer(parameters: MetaParameters, config: OptimizerConfig) -> torch
     return torch.optim.AdamW(groups, betas=config.betas)
 
 
-class Engine(ABC):
+class OptimizerEngine(ABC):
     """Averages gradients over workers, clips, and steps the optimiser; keeps and restores its state."""
 
     layer_wise = False
@@ -140,7 +140,7 @@ class Engine(ABC):
         return total(values, self.parameters.phi0.device)
 
 
-class PlainEngine(Engine):
+class PlainEngine(OptimizerEngine):
     """AdamW on every worker, gradients averaged by DDP."""
 
     def __init__(self, parameters: MetaParameters, config: OptimizerConfig) -> None:
@@ -150,7 +150,7 @@ class PlainEngine(Engine):
         self._module: nn.Module = DistributedDataParallel(parameters) if shared else parameters
 
     def apply(self, gradient: MetaGradient, factor: float) -> None:
-        """See `Engine`."""
+        """See `OptimizerEngine`."""
         self._optimizer.zero_grad()
         self._module(gradient).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.parameters(), self.config.clip)
@@ -159,15 +159,15 @@ class PlainEngine(Engine):
         self._optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
-        """See `Engine`."""
+        """See `OptimizerEngine`."""
         return module_tensors(self.parameters, self._optimizer)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """See `Engine`."""
+        """See `OptimizerEngine`."""
         load_module_tensors(self.parameters, self._optimizer, state)
 
 
-def make_engine(lm: LanguageModel, parameters: MetaParameters, config: OptimizerConfig) -> Engine:
+def make_engine(lm: LanguageModel, parameters: MetaParameters, config: OptimizerConfig) -> OptimizerEngine:
     """DeepSpeed at the configured ZeRO stage, or plain PyTorch; torch.distributed must be initialised for DeepSpeed."""
     if config.zero_stage is None:
         return PlainEngine(parameters, config)

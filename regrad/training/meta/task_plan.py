@@ -1,7 +1,8 @@
 """Which tasks a run trains on, and in which order: the way of a task from its file to a step.
 
-Scan (each file by itself), plan (which tasks are good, which draw takes which), place (each task by itself, shaped for
-its draw), share. A job distributes the first and the third; `TasksInMemory` does all of it in one process.
+Scan (each file by itself, with the lengths of its tasks), plan (which tasks are good, which draw takes which), place
+(each task by itself, shaped for its draw), share. A job distributes scanning and placing; `TasksInMemory` does all of
+it in one process.
 """
 
 from __future__ import annotations
@@ -14,18 +15,118 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
 from regrad.data.passages import Passage
-from regrad.data.tasks import Task, duplicates, task_files
-from regrad.errors import CorpusError
+from regrad.data.tasks import Task, TaskQuestion, duplicates, read_tasks, scan_tasks, task_files
+from regrad.errors import CorpusError, ModelError
+from regrad.models.config import ModelConfig
+from regrad.models.loading import context_length, resolve_path
+from regrad.models.tokens import prompt_ids, token_ids
 from regrad.training.meta.config import MetaTrainConfig, ShapeConfig
-from regrad.training.meta.lengths import Lengths, scan_file
-from regrad.training.sampler import Sampler, Source
+from regrad.training.sampler import Sampler, SampleSource
 from regrad.training.workers import Workers
 
 logger = logging.getLogger(__name__)
 
 _POOL = 2048
 _SHOWN = 5
+
+
+@dataclass
+class Lengths:
+    """Counts tokens as training does, with a tokenizer and a context length but no weights."""
+
+    tokenizer: PreTrainedTokenizerBase
+    model: ModelConfig
+    context: int
+
+    @staticmethod
+    def of(model: ModelConfig) -> Lengths:
+        """Load the tokenizer and the model's configuration; raises `ModelError` if they are not there."""
+        path = resolve_path(model.path)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"no tokenizer could be loaded from {model.path}: {error}", code="no_tokenizer", path=model.path
+            ) from error
+        return Lengths(tokenizer, model, context_length(config) or 2**30)
+
+    def check(self, task: Task, where: str, shape: ShapeConfig) -> None:
+        """Raise `CorpusError` if a passage or a question with its answer is too long, or a passage has no token."""
+        limit = min(shape.max_passage_tokens, self.context)
+        for number, passage in enumerate(task.passages):
+            found = self.passage(passage)
+            if found > limit:
+                raise CorpusError(
+                    f"{where} passage {number}: {found} tokens, more than {limit}",
+                    code="passage_too_long",
+                    passage=number,
+                    tokens=found,
+                    limit=limit,
+                )
+            if found < 2:
+                raise CorpusError(
+                    f"{where} passage {number}: nothing to predict in fewer than two tokens",
+                    code="passage_too_short",
+                    passage=number,
+                )
+        limit = min(shape.max_tokens, self.context)
+        for number, question in enumerate(task.questions):
+            found = self.question(task, question, shape)
+            if found > limit:
+                raise CorpusError(
+                    f"{where} question {number}: prompt and answer have {found} tokens, more than {limit}",
+                    code="question_too_long",
+                    question=number,
+                    tokens=found,
+                    limit=limit,
+                )
+
+    def check_dev(self, task: Task, where: str, shape: ShapeConfig, max_new_tokens: int) -> None:
+        """As `check`; also raise `CorpusError` if a prompt leaves no room for an answer of `max_new_tokens`."""
+        self.check(task, where, shape)
+        for number, question in enumerate(task.questions):
+            prompt = self.question(task, question, shape) - self._count(self.model.prompts.answer_text(question.answer))
+            if prompt + max_new_tokens > self.context:
+                raise CorpusError(
+                    f"{where} question {number}: the prompt has {prompt} tokens and {max_new_tokens} may be added, "
+                    f"but the model's context is {self.context}",
+                    code="no_room_for_answer",
+                    question=number,
+                    tokens=prompt,
+                    limit=self.context,
+                )
+
+    def passage(self, passage: Passage) -> int:
+        """Tokens of a passage with its start and end."""
+        start = self.tokenizer.bos_token_id is not None
+        return start + self._count(self.model.prompts.atom_text(passage)) + self._end
+
+    def question(self, task: Task, question: TaskQuestion, shape: ShapeConfig) -> int:
+        """Tokens of prompt and answer; in the prompt only the task's first `k` passages of this question."""
+        context = [task.passages[i] for i in question.context[: shape.k]] if shape.in_prompt else []
+        prompt = self.model.prompts.prompt(question.question, context)
+        ids = prompt_ids(self.tokenizer, self.model.prompts, prompt)
+        return len(ids) + self._count(self.model.prompts.answer_text(question.answer)) + self._end
+
+    @property
+    def _end(self) -> int:
+        return int(self.tokenizer.eos_token_id is not None)
+
+    def _count(self, text: str) -> int:
+        return len(token_ids(self.tokenizer, self.model.prompts, text))
+
+
+def check_dev_tasks(uri: str, lengths: Lengths, shape: ShapeConfig, max_new_tokens: int) -> str:
+    """Raise `CorpusError` for the first dev task that cannot be scored; returns a hash of all of them."""
+    digest = hashlib.sha256()
+    for task in read_tasks(uri):
+        lengths.check_dev(task, f"{uri} task {task.id}", shape, max_new_tokens)
+        digest.update(json.dumps(task.to_record()).encode())
+    return digest.hexdigest()[:16]
 
 
 class TaskKey(NamedTuple):
@@ -55,9 +156,13 @@ def scan(file: int, uri: str, lengths: Lengths, shape: ShapeConfig) -> Iterator[
 
     A file that cannot be read is a bad record whose place is the file: Ray Data would lose the text of an error.
     """
+
+    def check(task: Task, where: str) -> None:
+        lengths.check(task, where, shape)
+
     number = 0
     try:
-        for number, item in enumerate(scan_file(uri, lengths, shape)):
+        for number, item in enumerate(scan_tasks(uri, check)):
             identifier, content = (item.task.id, _digest(item.task.to_record())) if item.task else ("", "")
             yield TaskHead(TaskKey(file, number), item.where, identifier, content, item.problem), item.task
     except CorpusError as error:
@@ -88,7 +193,7 @@ class TaskPlan:
         """This worker's draws of every step from `first` on: the position among all draws, and the task."""
         seed, optimizer = self.config.seed, self.config.optimizer
         sources = [
-            Source(len(keys), f"{seed}/{number}", source.weight)
+            SampleSource(len(keys), f"{seed}/{number}", source.weight)
             for number, (keys, source) in enumerate(zip(self.sources, self.config.tasks, strict=True))
         ]
         for draws in Sampler(sources, optimizer.batch_size).steps(first, optimizer.steps, workers):
@@ -111,7 +216,7 @@ def pool_of(tasks: Sequence[Task]) -> list[Passage]:
     return list(dict.fromkeys(task.passages[0] for task in tasks))
 
 
-def make_plan(config: MetaTrainConfig, files: Sequence[tuple[int, str]], heads: Sequence[TaskHead]) -> TaskPlan:
+def plan_tasks(config: MetaTrainConfig, files: Sequence[tuple[int, str]], heads: Sequence[TaskHead]) -> TaskPlan:
     """Bad tasks are counted and logged, or fatal; raises `CorpusError` for these, a bad file and an empty source."""
     heads = sorted(heads)
     problems = {head.place: head.problem for head in heads if head.problem}
@@ -142,7 +247,7 @@ def make_plan(config: MetaTrainConfig, files: Sequence[tuple[int, str]], heads: 
 
 
 class TasksInMemory:
-    """All tasks of a run in this process. Raises `CorpusError` as `make_plan` does."""
+    """All tasks of a run in this process. Raises `CorpusError` as `plan_tasks` does."""
 
     def __init__(self, plan: TaskPlan, tasks: Mapping[TaskKey, Task]) -> None:
         self.plan, self._tasks = plan, tasks
@@ -153,7 +258,7 @@ class TasksInMemory:
         """From the files that the settings name."""
         files, lengths = files_of(config), Lengths.of(config.model)
         scanned = [item for number, (_, uri) in enumerate(files) for item in scan(number, uri, lengths, config.shape)]
-        plan = make_plan(config, files, [head for head, _ in scanned])
+        plan = plan_tasks(config, files, [head for head, _ in scanned])
         return TasksInMemory(plan, {head.key: task for head, task in scanned if task is not None})
 
     @staticmethod
@@ -165,7 +270,7 @@ class TasksInMemory:
             for key, t in tasks.items()
         ]
         files = [(number, f"source {number}") for number in range(len(sources))]
-        return TasksInMemory(make_plan(config, files, heads), tasks)
+        return TasksInMemory(plan_tasks(config, files, heads), tasks)
 
     def steps(self, first: int = 0, workers: Workers = Workers()) -> Iterator[list[Task]]:
         """This worker's tasks of every step from `first` on, as their draws see them."""

@@ -19,13 +19,13 @@ from regrad.inference.decoding import GenerationRequest, generate
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.training.callbacks import Best, Listener
-from regrad.training.checkpoint import Score, TrainState
+from regrad.training.checkpoint import DevScore, TrainState
 from regrad.training.loop import Loop, Scoring, StepResult, resume
-from regrad.training.meta.auto_strategy import BY_MEMORY, choose
+from regrad.training.meta.auto_strategy import BY_MEMORY, choose_strategy
 from regrad.training.meta.collate import collate, group_questions, prompt_passages
 from regrad.training.meta.config import DevConfig, InnerConfig, MetaTrainConfig, ShapeConfig
 from regrad.training.meta.objective import MetaGradient, Point, adapt
-from regrad.training.meta.optim import Engine, MetaParameters, make_engine
+from regrad.training.meta.optim import MetaParameters, OptimizerEngine, make_engine
 from regrad.training.meta.strategies import Strategy
 from regrad.training.meta.task_plan import TasksInMemory, shape_task
 from regrad.training.workers import Workers
@@ -44,7 +44,7 @@ class MetaLearner:
     def __init__(
         self,
         lm: LanguageModel,
-        engine: Engine,
+        engine: OptimizerEngine,
         config: MetaTrainConfig,
         identity: str,
         notes: Mapping[str, Any] | None = None,
@@ -71,14 +71,14 @@ class MetaLearner:
         if name is None:
             first = collate(self._lm, batch[: config.optimizer.micro_batch], config.shape)
             with self._autocast():
-                mine, reason = choose(
+                mine, reason = choose_strategy(
                     self._lm, point, first, config.strategy, config.inner, self._workers.here, layer_wise
                 )
             votes = self._engine.total([float(mine.name == name) for name in BY_MEMORY])
             name = [name for name, count in zip(BY_MEMORY, votes, strict=True) if count][-1]
             state.decided["strategy"] = name
         chosen = config.strategy.model_copy(update={"name": name})
-        self._strategy, _ = choose(self._lm, point, None, chosen, config.inner, layer_wise=layer_wise)
+        self._strategy, _ = choose_strategy(self._lm, point, None, chosen, config.inner, layer_wise=layer_wise)
         return reason
 
     def step(self, batch: Sequence[Task], factor: float) -> StepResult:
@@ -128,7 +128,7 @@ class MetaLearner:
             inner_steps=inner.steps,
         )
 
-    def score(self, dev: Sequence[Task], step: int) -> Score:
+    def score(self, dev: Sequence[Task], step: int) -> DevScore:
         """Exact match and F1 of the dev tasks. Each worker scores a part, but all of them with sharded weights."""
         config = self._config
         # Sharded weights are gathered layer by layer, so all workers have to run the same passes.
@@ -140,7 +140,7 @@ class MetaLearner:
         sums = score_tasks(self._lm, self._engine.point(), tasks, config.inner, config.shape, config.scoring)
         exact, total_f1, count = self._engine.total([sums.exact_match, sums.f1, sums.questions])
         means = {"exact_match": exact / max(count, 1), "f1": total_f1 / max(count, 1)}
-        return Score(step, {**means, "questions": int(count) // (self._workers.count if everything else 1)})
+        return DevScore(step, {**means, "questions": int(count) // (self._workers.count if everything else 1)})
 
     def _gradient(self, tasks: Sequence[Task]) -> tuple[MetaGradient, dict[str, int]]:
         """The mean over this worker's tasks, a micro-batch at a time; and their passages and tokens."""
@@ -216,7 +216,7 @@ def meta_loop(
     return Loop(learner, config.optimizer, config.checkpoints, config.watch, listener, scoring, workers)
 
 
-def train_worker(
+def meta_train_worker(
     config: MetaTrainConfig,
     batches: Callable[[int], Iterable[Sequence[Task]]],
     dev: Sequence[Task],
@@ -254,5 +254,5 @@ def meta_train_in_process(config: MetaTrainConfig, device: str = "cpu") -> MetaI
     notes = {"tasks": tasks.plan.summary, "parent": parent, "seed": config.seed, "workers": 1}
     best = Best("f1")
     dev = read_tasks(config.dev) if config.dev else ()
-    last = train_worker(config, tasks.steps, dev, notes, best, device)
+    last = meta_train_worker(config, tasks.steps, dev, notes, best, device)
     return best.product if config.scoring.select == "best" and isinstance(best.product, MetaInit) else last

@@ -35,7 +35,7 @@ from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.meta.optim import MetaParameters, PlainEngine
 from regrad.training.meta.task_plan import TasksInMemory
 from regrad.training.meta.trainer import MetaLearner, meta_loop, meta_train_in_process
-from regrad.training.sampler import Sampler, Source
+from regrad.training.sampler import Sampler, SampleSource
 from regrad.training.workers import Workers
 from tests.integration.conftest import BIN, environment
 from tests.tools.patience import Deadline, patient
@@ -121,7 +121,7 @@ def test_the_stream_is_the_order_of_the_seed_whatever_the_files_and_the_workers(
     (folder / "b.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks[5:]))
     config = settings(lab, tmp_path, f"tasks={folder}", "optimizer.steps=14")
     stream = open_stream(config)
-    order = [draw.number for draw in Sampler([Source(12, f"{config.seed}/0")], 2).draws(0, 28)]
+    order = [draw.number for draw in Sampler([SampleSource(12, f"{config.seed}/0")], 2).draws(0, 28)]
     expected = [[f"t{order[2 * step]:02}", f"t{order[2 * step + 1]:02}"] for step in range(14)]
     assert ids(worker_steps(stream.draws.iterator(), config, 0, Workers())) == expected
     for rank in range(2):

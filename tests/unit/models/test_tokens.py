@@ -19,7 +19,7 @@ from regrad.models.loading import LanguageModel
 from regrad.models.tokens import prompt_ids, token_ids
 from regrad.training.meta.collate import encode_question
 from regrad.training.meta.config import ShapeConfig
-from regrad.training.meta.lengths import Lengths
+from regrad.training.meta.task_plan import Lengths
 from tests.tools.chats import chat
 
 WRITTEN = "Les </s> was <s> born in <pad> Thomville."

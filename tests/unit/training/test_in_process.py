@@ -18,7 +18,7 @@ from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
-from regrad.training.checkpoint import Score
+from regrad.training.checkpoint import DevScore
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import passage_example
 from regrad.training.lora.finetuning import LoraLearner, example_steps, finetune_in_process, finetuning_loop
@@ -27,7 +27,7 @@ from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.meta.optim import MetaParameters, PlainEngine
 from regrad.training.meta.task_plan import TasksInMemory, shape_task
 from regrad.training.meta.trainer import MetaLearner, meta_loop, meta_train_in_process
-from regrad.training.sampler import Sampler, Source
+from regrad.training.sampler import Sampler, SampleSource
 from tests.tools.refusals import refused
 
 
@@ -55,7 +55,7 @@ def test_meta_training_is_the_loops_own(meta_settings: Callable[..., MetaTrainCo
     engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
     learner = MetaLearner(lm, engine, config, lm.identity())
     tasks, size = read_tasks(config.tasks[0].uri), config.optimizer.batch_size
-    drawn = [draw.number for draw in Sampler([Source(len(tasks), f"{config.seed}/0")], size).draws(0, 4 * size)]
+    drawn = [draw.number for draw in Sampler([SampleSource(len(tasks), f"{config.seed}/0")], size).draws(0, 4 * size)]
     shaped = [shape_task(tasks[n], config.shape, (), config.seed, place) for place, n in enumerate(drawn)]
     batches = [shaped[start : start + size] for start in range(0, 4 * size, size)]
     alone = learner.product(meta_loop(learner, config).run(batches))
@@ -85,8 +85,8 @@ def test_the_best_by_dev_f1_is_the_result(
     config = meta_settings(f"dev={dev}", "scoring.every=1")
     found = iter((0.1, 0.9, 0.3, 0.2))
 
-    def scored(self: MetaLearner, tasks: object, step: int) -> Score:
-        return Score(step, {"exact_match": 0.0, "f1": next(found), "questions": 1})
+    def scored(self: MetaLearner, tasks: object, step: int) -> DevScore:
+        return DevScore(step, {"exact_match": 0.0, "f1": next(found), "questions": 1})
 
     monkeypatch.setattr(MetaLearner, "score", scored)
     assert meta_train_in_process(config).notes["steps"] == 2

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from regrad.errors import TrainingError
 from regrad.training.callbacks import Best, Silent, StepReport
-from regrad.training.checkpoint import CARD, Checkpoint, Score, TrainState, load_checkpoint
+from regrad.training.checkpoint import CARD, Checkpoint, DevScore, TrainState, load_checkpoint
 from regrad.training.config import CheckpointConfig, WatchConfig
 from regrad.training.loop import Loop, Scoring, resume
 from tests.tools.patience import patient
@@ -45,7 +45,7 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint_to_the_same_bits(tm
 
 
 def checkpoint(learner: LineLearner, kind: str = "regression") -> Checkpoint:
-    state = TrainState(3, [2.0, 1.0], [2], [Score(3, {"f1": 0.5, "questions": 7})], {"strategy": "graph"}, 1.5)
+    state = TrainState(3, [2.0, 1.0], [2], [DevScore(3, {"f1": 0.5, "questions": 7})], {"strategy": "graph"}, 1.5)
     return Checkpoint(kind, "base", state, learner.tensors(), "line", learner.product(state))
 
 
@@ -91,7 +91,7 @@ class Told(Silent):
     def report(self, report: StepReport) -> None:
         self.reports.append(report)
 
-    def scored(self, score: Score) -> None:
+    def scored(self, score: DevScore) -> None:
         self.events.append(f"scored {score.step}")
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -100,7 +100,7 @@ class Told(Silent):
 
 def test_listeners_are_told_at_the_steps_that_the_settings_say() -> None:
     schedule, told = SCHEDULE.model_copy(update={"steps": 7}), Told()
-    scoring = Scoring(lambda step: Score(step, {"loss": 1 / step}), every=3)
+    scoring = Scoring(lambda step: DevScore(step, {"loss": 1 / step}), every=3)
     loop = Loop(LineLearner(), schedule, CheckpointConfig(every=5), WatchConfig(every=4), told, scoring)
     state = loop.run(batches(steps=schedule.steps))
     scores = ["scored 3", "checkpoint 3", "checkpoint 5", "scored 6", "checkpoint 6", "scored 7", "checkpoint 7"]
@@ -114,7 +114,7 @@ def test_listeners_are_told_at_the_steps_that_the_settings_say() -> None:
 def test_the_best_by_score_is_kept_and_later_ones_that_are_worse_are_not() -> None:
     schedule, best = SCHEDULE.model_copy(update={"steps": 4}), Best("f1")
     found = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.9}
-    scoring = Scoring(lambda step: Score(step, {"f1": found[step]}), every=1)
+    scoring = Scoring(lambda step: DevScore(step, {"f1": found[step]}), every=1)
     learner = LineLearner()
     Loop(learner, schedule, CheckpointConfig(), WatchConfig(), best, scoring).run(batches(steps=schedule.steps))
     assert isinstance(best.product, Line)

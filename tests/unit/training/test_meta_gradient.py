@@ -12,7 +12,7 @@ from regrad.data.passages import Passage
 from regrad.data.tasks import Task, TaskQuestion
 from regrad.gradients.extractor import encode_passage
 from regrad.models.loading import LanguageModel
-from regrad.training.meta.auto_strategy import choose, estimate_memory, saved_bytes
+from regrad.training.meta.auto_strategy import choose_strategy, estimate_memory, saved_bytes
 from regrad.training.meta.collate import MetaBatch, collate
 from regrad.training.meta.config import InnerConfig, StrategyConfig
 from regrad.training.meta.objective import Point
@@ -272,12 +272,12 @@ def test_auto_takes_the_fastest_strategy_that_fits_and_says_why(tiny: LanguageMo
     assert need.graph > need.hvp > need.difference
     for name, gigabytes in (("graph", need.graph * 1.01), ("hvp", need.hvp * 1.01), ("difference", need.difference)):
         config = StrategyConfig(memory_gb=gigabytes / 1e9, chunk_tokens=64)
-        strategy, said = choose(tiny, at(tiny), batch, config, InnerConfig())
+        strategy, said = choose_strategy(tiny, at(tiny), batch, config, InnerConfig())
         assert strategy.name == name
         assert said.startswith(f"strategy {name}: estimated GB graph")
-    sharded, said = choose(tiny, at(tiny), batch, StrategyConfig(), InnerConfig(), layer_wise=True)
+    sharded, said = choose_strategy(tiny, at(tiny), batch, StrategyConfig(), InnerConfig(), layer_wise=True)
     assert sharded.name == "difference"
-    several, _ = choose(tiny, at(tiny), batch, StrategyConfig(), InnerConfig(steps=2))
+    several, _ = choose_strategy(tiny, at(tiny), batch, StrategyConfig(), InnerConfig(steps=2))
     assert several.name == "graph"
 
 

@@ -20,7 +20,7 @@ from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel
 from regrad.settings import parse_settings
 from regrad.training.callbacks import Silent, StepReport
-from regrad.training.checkpoint import Checkpoint, Score, TrainState, load_checkpoint
+from regrad.training.checkpoint import Checkpoint, DevScore, TrainState, load_checkpoint
 from regrad.training.config import WatchConfig
 from regrad.training.loop import Loop
 from regrad.training.meta.config import DevConfig, InnerConfig, MetaTrainConfig, OptimizerConfig
@@ -58,7 +58,7 @@ class Keeper(Silent):
     def __init__(self, folder: Path | None = None) -> None:
         self.notes: list[str] = []
         self.reports: list[StepReport] = []
-        self.scores: list[Score] = []
+        self.scores: list[DevScore] = []
         self.folder = folder
 
     def note(self, text: str) -> None:
@@ -67,7 +67,7 @@ class Keeper(Silent):
     def report(self, report: StepReport) -> None:
         self.reports.append(report)
 
-    def scored(self, score: Score) -> None:
+    def scored(self, score: DevScore) -> None:
         self.scores.append(score)
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -327,7 +327,7 @@ def test_a_meta_init_for_several_inner_steps_has_no_bank(tiny: LanguageModel, me
 
 
 REPORT = StepReport(10, 20, 1.5, 3.0, 0.5, 1, {"tokens": 5.0}, {"step_size_low": 0.1, "gradient_error": 2e-6})
-SCORE = Score(20, {"exact_match": 0.5, "f1": 0.75, "questions": 8})
+SCORE = DevScore(20, {"exact_match": 0.5, "f1": 0.75, "questions": 8})
 
 
 def sinks(tmp_path: Path, **watch: Any) -> list[Sink]:
