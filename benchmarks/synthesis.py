@@ -29,9 +29,8 @@ from regrad.evaluation.metrics import exact_match
 from regrad.gradients.extractor import AtomExtractor
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.lab.config import LabConfig, LabWriterConfig
-from regrad.lab.files import held_out_corpus, held_out_questions, write_lab
-from regrad.lab.files import tasks as lab_tasks
-from regrad.lab.pretraining.question_writer import make_writer
+from regrad.lab.files import held_out_corpus, held_out_questions, lab_tasks, write_lab
+from regrad.lab.question_writer import make_writer
 from regrad.lab.wording import QUESTIONS
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit

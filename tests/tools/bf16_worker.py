@@ -10,7 +10,7 @@ import torch
 
 from regrad.data.tasks import Task
 from regrad.lab.config import LabConfig
-from regrad.lab.files import tasks as lab_tasks
+from regrad.lab.files import lab_tasks
 from regrad.lab.world import World
 from regrad.models.config import ModelConfig
 from regrad.models.loading import load_language_model

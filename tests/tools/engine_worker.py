@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from regrad.data.tasks import Task
 from regrad.lab.config import LabConfig
-from regrad.lab.files import tasks as lab_tasks
+from regrad.lab.files import lab_tasks
 from regrad.lab.world import Split, World
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model

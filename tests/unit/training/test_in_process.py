@@ -13,7 +13,7 @@ from regrad.data.passages import Passage, encode_passages
 from regrad.data.tasks import read_tasks
 from regrad.errors import CorpusError, MethodError
 from regrad.lab.config import LabConfig
-from regrad.lab.files import tasks
+from regrad.lab.files import lab_tasks
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.models.loading import load_language_model
@@ -32,7 +32,7 @@ from tests.tools.refusals import refused
 
 
 def write_tasks(path: Path, people: slice, world: World, prefix: str = "") -> Path:
-    records = tasks(world.meta[people], LabConfig(people_per_record=3), 6, seed=3)
+    records = lab_tasks(world.meta[people], LabConfig(people_per_record=3), 6, seed=3)
     path.write_text("".join(json.dumps({**r, "id": prefix + r["id"]}) + "\n" for r in records))
     return path
 

@@ -18,7 +18,7 @@ from regrad.evaluation.metrics import exact_match
 from regrad.inference.decoding import Generation, GenerationRequest, generate
 from regrad.inference.sampling import Sampled
 from regrad.lab.config import LabWriterConfig
-from regrad.lab.pretraining.question_writer import _example
+from regrad.lab.question_writer import _example
 from regrad.lab.world import World
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.settings import load_settings

@@ -14,7 +14,7 @@ import torch
 from regrad.data.tasks import Task
 from regrad.errors import ConfigError, MetaInitError, TrainingError
 from regrad.lab.config import LabConfig
-from regrad.lab.files import tasks as lab_tasks
+from regrad.lab.files import lab_tasks
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel
