@@ -11,10 +11,15 @@ from typing import Any
 from ray import train
 from ray.train import Result
 
-from ray_jobs.cluster import cluster, require_workers
-from ray_jobs.entry import main
-from ray_jobs.reporter import WorkerReporter, checkpoint_to_resume, watching, workers_of_run
-from ray_jobs.train_runner import fit, run_directory
+from ray_jobs.cluster import cluster, job_main, require_workers
+from ray_jobs.train_runner import (
+    WorkerReporter,
+    checkpoint_to_resume,
+    fit_until_done,
+    run_directory,
+    watching,
+    workers_of_run,
+)
 from regrad.errors import TrainingError
 from regrad.storage import check_replaceable
 from regrad.training.lora.config import FinetuneConfig
@@ -25,7 +30,7 @@ from regrad.training.workers import Workers
 
 
 def run(config: FinetuneConfig) -> str:
-    """Train, or go on with an unfinished run, and write `config.output`; returns one line about it."""
+    """Train, or resume an unfinished run, and write `config.output`; returns one line about it."""
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     check_replaceable(config.output, CARD)
     parent = parent_of(config)
@@ -34,14 +39,14 @@ def run(config: FinetuneConfig) -> str:
         require_workers(config.cluster)
         with run_directory(config, data) as place, watching(config) as progress:
             settings = {"config": config.model_dump(mode="json"), "progress": progress}
-            result = fit(_worker, settings, config, place, "fine-tuning")
+            result = fit_until_done(_worker, settings, config, place, "fine-tuning")
             adapter = _adapter(result)
             adapter.save(config.output)
             place.remove()
-    return describe(adapter, config)
+    return _describe(adapter, config)
 
 
-def describe(adapter: StaticLora, config: FinetuneConfig) -> str:
+def _describe(adapter: StaticLora, config: FinetuneConfig) -> str:
     """One line about a run."""
     notes = adapter.notes
     skipped = f", {notes['skipped_steps']} skipped" if notes["skipped_steps"] else ""
@@ -61,10 +66,10 @@ def _worker(settings: dict[str, Any]) -> None:
 
 def _adapter(result: Result) -> StaticLora:
     if result.checkpoint is None:
-        raise TrainingError(f"fine-tuning made no checkpoint: {result.error}")
+        raise TrainingError(f"fine-tuning made no checkpoint: {result.error}", code="no_checkpoint")
     with result.checkpoint.as_directory() as folder:
         return StaticLora.load(Path(folder) / ADAPTER)
 
 
 if __name__ == "__main__":
-    main(FinetuneConfig, run, __doc__ or "")
+    job_main(FinetuneConfig, run, __doc__ or "")

@@ -34,7 +34,7 @@ class TaskStream:
 
 
 def open_stream(config: MetaTrainConfig) -> TaskStream:
-    """Check all tasks and lay out the draws; raises `CorpusError` for bad tasks, unless they are to be skipped."""
+    """Check all tasks and lay out the draws; raises `CorpusError` for bad tasks, unless the settings skip them."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -47,11 +47,6 @@ def open_stream(config: MetaTrainConfig) -> TaskStream:
     return TaskStream(_lay_out(plan, scanned), plan)
 
 
-def in_order() -> ray.data.ExecutionOptions:
-    """For Ray Train: the workers read the stream as it was sorted."""
-    return ray.data.ExecutionOptions(preserve_order=True)
-
-
 def worker_steps(shard: Any, config: MetaTrainConfig, first: int, workers: Workers) -> Iterator[list[Task]]:
     """This worker's tasks of every step from `first` on, from the stream that all workers read."""
     size = config.optimizer.batch_size
@@ -59,7 +54,9 @@ def worker_steps(shard: Any, config: MetaTrainConfig, first: int, workers: Worke
         if step < first:
             continue
         if batch["position"].tolist() != list(range(step * size, (step + 1) * size)):
-            raise TrainingError(f"the tasks of step {step + 1} arrived out of order")
+            raise TrainingError(
+                f"the tasks of step {step + 1} arrived out of order", code="out_of_order", step=step + 1
+            )
         yield [Task.from_record(json.loads(text)) for text in workers.share(batch["task"].tolist())]
 
 
@@ -68,7 +65,7 @@ def _key(row: Any) -> TaskKey:
 
 
 def _scanned(config: MetaTrainConfig, files: Sequence[str]) -> Any:
-    """One row a record: its head, and its task as JSON."""
+    """One row for each record: its head, and its task as JSON."""
     items = [{"file": number, "uri": uri} for number, uri in enumerate(files)]
     settings = {"model": config.model, "shape": config.shape}
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
@@ -95,7 +92,7 @@ def _columns(rows: list[tuple[Any, ...]]) -> dict[str, Any]:
 
 
 def _lay_out(plan: TaskPlan, scanned: Any) -> Any:
-    """One row a draw, sorted: position, task as that draw sees it."""
+    """One row for each draw, sorted by position: the position, and the task shaped for it."""
     positions: dict[TaskKey, list[int]] = {}
     for draws in plan.steps():
         for position, key in draws:
@@ -103,8 +100,9 @@ def _lay_out(plan: TaskPlan, scanned: Any) -> Any:
     chosen = set(plan.pool_keys())
     rows = scanned.filter(lambda row: _key(row) in chosen).take_all() if chosen else []
     pool = pool_of([Task.from_record(json.loads(row["task"])) for row in sorted(rows, key=_key)])
-    settings = {"shared": ray.put((plan, positions, pool))}
-    return scanned.map_batches(_place, fn_kwargs=settings).sort("position").materialize()
+    # In the object store once, instead of pickled into each of the tasks that place.
+    shared = {"shared": ray.put((plan, positions, pool))}
+    return scanned.map_batches(_place, fn_kwargs=shared).sort("position").materialize()
 
 
 def _place(batch: dict[str, np.ndarray], shared: Any) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray import train
 
-from ray_jobs.reporter import WorkerReporter
+from ray_jobs.train_runner import WorkerReporter
 from regrad.training.checkpoint import CARD, Checkpoint, DevScore, TrainState
 from tests.tools.regression import LineLearner
 

@@ -129,7 +129,7 @@ def test_a_question_leaves_out_the_worst_passages_until_it_fits(tiny: LanguageMo
 
 
 @pytest.mark.parametrize("start", ["", "Answer:"])
-def test_a_rival_is_trained_on_the_prompt_that_a_chat_model_is_asked(
+def test_a_baseline_is_trained_on_the_prompt_that_a_chat_model_is_asked(
     tiny: LanguageModel, passages: list[Passage], start: str
 ) -> None:
     lm = chat(tiny, system="Be brief.", answer_start=start)
