@@ -39,7 +39,7 @@ from regrad.retrieval.base import Retriever, open_retriever
 from regrad.retrieval.bm25 import build_index
 from regrad.settings import builtin_config, load_settings
 from regrad.training.synthesis.config import SynthesisConfig
-from regrad.training.synthesis.tasks import make_tasks, select_pairs, summarise
+from regrad.training.synthesis.tasks import make_tasks, select_pairs, synthesis_report
 from regrad.training.synthesis.writer import Draft, PairWriter
 
 # `trained` picks among the sets of questions: each writer's with and without an index, then the lab's own two.
@@ -116,7 +116,7 @@ def synthetic(folder: Path, writer: int, index: Retriever, truth: Truth) -> Iter
         path, records = folder / f"synthetic-{writer}{label}.jsonl", list(make_tasks(settled, config, hits))
         write_jsonl(path, records)
         shares = {"true_written": truth.share(settled, written=True), "true_kept": truth.share(settled)}
-        yield name + label.replace("-", ", "), str(path), {**summarise(settled, len(records), seconds), **shares}
+        yield name + label.replace("-", ", "), str(path), {**synthesis_report(settled, len(records), seconds), **shares}
 
 
 def own(folder: Path, world: World, people: int) -> Iterator[tuple[str, str, dict[str, Any]]]:

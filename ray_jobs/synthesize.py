@@ -23,7 +23,7 @@ from regrad.models.loading import load_language_model
 from regrad.retrieval.base import check_index, open_retriever
 from regrad.storage import Storage, check_replaceable, directory_writer
 from regrad.training.synthesis.config import SynthesisConfig
-from regrad.training.synthesis.tasks import Hits, make_tasks, select_pairs, summarise
+from regrad.training.synthesis.tasks import Hits, make_tasks, select_pairs, synthesis_report
 from regrad.training.synthesis.writer import Draft, PairWriter, draft_of, read_line
 
 TASKS, REJECTED, REPORT = "tasks.jsonl", "rejected.jsonl", "report.json"
@@ -84,7 +84,7 @@ def _assemble(config: SynthesisConfig, names: list[str], progress: Any, started:
     hits = None if config.index is None else _search(config.index, drafts, config, progress)
     drafts = select_pairs(drafts, config, hits)
     records = list(make_tasks(drafts, config, hits))
-    summary = summarise(drafts, len(records), time.time() - started)
+    summary = synthesis_report(drafts, len(records), time.time() - started)
     rejected = [{"id": draft.passage.id, **asdict(item)} for draft in drafts for item in draft.rejected]
     with directory_writer(config.output, REPORT) as folder:
         (folder / TASKS).write_bytes(encode_jsonl(records))

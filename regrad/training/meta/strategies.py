@@ -147,9 +147,9 @@ class Difference:
         # |h u| is a fixed part of |phi0|: by default the cube root of the precision, which balances truncation (h^2)
         # against rounding (1 / h).
         relative = self.relative_step or torch.finfo(lm.compute_dtype).eps ** (1 / 3)
-        norms_U1 = direction_UP.norm(dim=1, keepdim=True).clamp_min(torch.finfo(direction_UP.dtype).tiny)
-        h_U1 = factor * (relative * at.phi0.norm() / norms_U1)
-        sides = []
+        norms_U1: Tensor = direction_UP.norm(dim=1, keepdim=True).clamp_min(torch.finfo(direction_UP.dtype).tiny)
+        h_U1: Tensor = factor * (relative * at.phi0.norm() / norms_U1)
+        sides: list[Tensor] = []
         for sign in (1.0, -1.0):
             phi_UP = at.phi0 + sign * h_U1 * direction_UP
             gradients, _ = passage_gradients(lm, phi_UP, tokens, self.reduction, recompute=self.recompute)

@@ -110,7 +110,7 @@ def _context(position: int, size: int, neighbours: int) -> list[int]:
     return list(around)[: 1 + neighbours]
 
 
-def summarise(drafts: Sequence[Draft], task_count: int, seconds: float) -> dict[str, Any]:
+def synthesis_report(drafts: Sequence[Draft], task_count: int, seconds: float) -> dict[str, Any]:
     """Numbers of passages, candidates, kept pairs and tasks, and of rejected pairs by reason."""
     rejected = Counter(item.reason for draft in drafts for item in draft.rejected)
     return {

@@ -13,7 +13,7 @@ import pytest
 from regrad.data.passages import Passage
 from regrad.models.config import ModelConfig
 from regrad.training.synthesis.config import SynthesisConfig
-from regrad.training.synthesis.tasks import make_tasks, select_pairs, summarise
+from regrad.training.synthesis.tasks import make_tasks, select_pairs, synthesis_report
 from regrad.training.synthesis.writer import Draft, QuestionAnswer, Rejected
 
 Record = dict[str, Any]
@@ -137,7 +137,7 @@ def test_meta_training_reads_the_tasks(tmp_path: Path) -> None:
 
 def test_the_report_counts_everything() -> None:
     drafts = select_pairs([*many(3), draft("a", ("q", "x"), ("q0", "x"))], config(questions=1))
-    assert summarise(drafts, 5, 1.26) == {
+    assert synthesis_report(drafts, 5, 1.26) == {
         "passages": 4,
         "passages_with_questions": 4,
         "candidates": 32,
