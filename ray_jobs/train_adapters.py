@@ -10,7 +10,7 @@ from __future__ import annotations
 from ray_jobs.bank_actors import AdapterActor
 from ray_jobs.build_bank import Built, describe, fill
 from ray_jobs.cluster import cluster, device, job_main, run_task
-from regrad.bank.manifest import Layout
+from regrad.bank.format import Layout
 from regrad.data.augmented import augmented_file
 from regrad.methods.prag import adapters_base, adapters_layout
 from regrad.models.loading import load_language_model

@@ -27,18 +27,23 @@ class Passage:
 
     @staticmethod
     def from_record(record: Any, where: str = "record") -> Passage:
-        """Check one decoded record (`_id`, as BEIR has it, will do for `id`); raises `CorpusError` naming `where`."""
+        """Check one decoded record (`_id`, as in BEIR, counts as `id`); raises `CorpusError` naming `where`."""
         if not isinstance(record, dict):
-            raise CorpusError(f"{where}: expected an object with id, title, text; found {as_found(record)}")
+            found = as_found(record)
+            raise CorpusError(
+                f"{where}: expected an object with id, title, text; found {found}", code="no_object", where=where
+            )
         passage_id: Any = record["id"] if "id" in record else record.get("_id")
         title: Any = record.get("title", "")
         text: Any = record.get("text")
         for field, value in (("id", passage_id), ("title", title), ("text", text)):
             if not isinstance(value, str) or (field == "id" and not value):
                 kind = "a non-empty string" if field == "id" else "a string"
-                raise CorpusError(f"{where}: field '{field}' must be {kind}, found {as_found(value)}")
+                problem = f"must be {kind}, found {as_found(value)}"
+                raise CorpusError(f"{where}: field '{field}' {problem}", code="wrong_field", where=where, field=field)
             if not _usable(value):
-                raise CorpusError(f"{where}: field '{field}' holds a NUL or a character that is not valid Unicode")
+                problem = "holds a NUL or a character that is not valid Unicode"
+                raise CorpusError(f"{where}: field '{field}' {problem}", code="wrong_field", where=where, field=field)
         return Passage(passage_id, title, text)
 
 
@@ -64,7 +69,7 @@ def encode_passages(passages: Iterable[Passage]) -> bytes:
 def passage_id(text: str) -> str:
     """The id of a passage that comes without one: 16 hex digits of its text's SHA-256.
 
-    The same wherever the text is found, and for any text: a lone surrogate, which a JSON escape can give, is no error.
+    It is the same wherever the text is found, and works for any text, even with a lone surrogate from a JSON escape.
     """
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 

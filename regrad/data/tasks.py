@@ -46,10 +46,11 @@ class Task:
         parts = [record.get(k) if isinstance(record, dict) else None for k in ("passages", "questions")]
         for name, part in zip(("passages", "questions"), parts, strict=True):
             if not isinstance(part, list) or not part:
-                raise CorpusError(f"{where}: a task needs non-empty '{name}'")
+                raise CorpusError(f"{where}: a task needs non-empty '{name}'", code="no_task", where=where)
         identifier = record.get("id", "")
         if not isinstance(identifier, str):
-            raise CorpusError(f"{where}: 'id' must be a string, found {as_found(identifier)}")
+            text = f"{where}: 'id' must be a string, found {as_found(identifier)}"
+            raise CorpusError(text, code="wrong_field", where=where, field="id")
         passages = tuple(Passage.from_record(item, f"{where} passage {i}") for i, item in enumerate(record["passages"]))
         questions = tuple(
             _question(item, len(passages), f"{where} question {i}") for i, item in enumerate(record["questions"])
@@ -64,21 +65,24 @@ class Task:
 
 def _question(item: Any, passages: int, where: str) -> TaskQuestion:
     if not isinstance(item, dict) or not all(isinstance(item.get(k), str) and item[k] for k in ("question", "answer")):
-        raise CorpusError(f"{where}: 'question' and 'answer' must be non-empty strings")
+        text = f"{where}: 'question' and 'answer' must be non-empty strings"
+        raise CorpusError(text, code="wrong_field", where=where, field="answer")
     context = item.get("context")
     positions = range(passages) if context is None else context if isinstance(context, list) else ()
     if not positions or not all(type(i) is int and 0 <= i < passages for i in positions):
-        raise CorpusError(f"{where}: 'context' must be positions from 0 to {passages - 1}, found {as_found(context)}")
+        text = f"{where}: 'context' must be positions from 0 to {passages - 1}, found {as_found(context)}"
+        raise CorpusError(text, code="wrong_field", where=where, field="context")
     return TaskQuestion(item["question"], item["answer"], tuple(dict.fromkeys(positions)))
 
 
 @dataclass(frozen=True)
 class ScannedTask:
-    """One record: where it stands, and the task or what is wrong with it."""
+    """One record: where it is, and the task or what is wrong with it."""
 
     where: str
     task: Task | None
     problem: str = ""
+    error: CorpusError | None = None
 
 
 def task_files(uri: str) -> list[str]:
@@ -87,21 +91,23 @@ def task_files(uri: str) -> list[str]:
     try:
         kind = storage.fs.info(storage.root)["type"]
     except FileNotFoundError as error:
-        raise CorpusError(f"{uri} does not exist") from error
+        raise CorpusError(f"{uri} does not exist", code="not_found", uri=uri) from error
     except OSError as error:
-        raise StorageError(f"cannot look up {uri}: {error}") from error
+        raise StorageError(f"cannot look up {uri}: {error}", code="refused", uri=uri) from error
     if kind != "directory":
         return [storage.uri]
     names = [name for name in storage.list() if file_format(name) in (JSONL, PARQUET)]
     if not names:
-        raise CorpusError(f"{uri} holds no task files (.jsonl, plain or compressed, or .parquet)")
+        text = f"{uri} holds no task files (.jsonl, plain or compressed, or .parquet)"
+        raise CorpusError(text, code="no_file", uri=uri)
     return [f"{storage.uri}/{name}" for name in names]
 
 
 def scan_tasks(uri: str, check: Callable[[Task, str], None] | None = None) -> Iterator[ScannedTask]:
     """All records of one file in order, streamed; a bad one comes with its problem, naming file and line.
 
-    A task of which `check` (called with its place) raises `CorpusError` is bad, too. One without an id gets its place.
+    A task for which `check` (called with its place) raises `CorpusError` is bad, too. The place is also the id of
+    a task that has none.
     """
     lines = ((line.where, line) for line in raw_lines(uri))
     for where, record in _rows(uri) if file_format(uri) == PARQUET else lines:
@@ -110,7 +116,7 @@ def scan_tasks(uri: str, check: Callable[[Task, str], None] | None = None) -> It
             if check is not None:
                 check(task, where)
         except CorpusError as error:
-            yield ScannedTask(where, None, str(error))
+            yield ScannedTask(where, None, str(error), error)
         else:
             yield ScannedTask(where, task if task.id else replace(task, id=where))
 
@@ -120,16 +126,17 @@ def read_tasks(uri: str) -> list[Task]:
     tasks = []
     for file in task_files(uri):
         for scanned in scan_tasks(file):
-            if scanned.task is None:
-                raise CorpusError(scanned.problem)
-            tasks.append(scanned.task)
+            if scanned.error:
+                raise scanned.error
+            if scanned.task:
+                tasks.append(scanned.task)
     if not tasks:
-        raise CorpusError(f"{uri} holds no tasks")
+        raise CorpusError(f"{uri} holds no tasks", code="empty", uri=uri)
     return tasks
 
 
 def duplicates(ids: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Place -> problem, for every (place, id) whose id came before."""
+    """Place -> problem, for every (place, id) whose id occurred before."""
     first: dict[str, str] = {}
     problems = {}
     for place, identifier in ids:

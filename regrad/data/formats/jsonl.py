@@ -1,4 +1,4 @@
-"""Question files of one's own: JSON lines, the tasks of meta-training, and augmented passages."""
+"""Question files in regrad's own forms: JSON lines, the tasks of meta-training, and augmented passages."""
 
 from __future__ import annotations
 
@@ -45,12 +45,13 @@ def jsonl(file: QuestionFile) -> Iterator[Question]:
 def _check_keys(record: Fields) -> None:
     for key in record.fields:
         if near := _misspelt(str(key)):
-            raise EvaluationError(f"{record.where}: unknown field '{key:.60}'; did you mean '{near}'?")
+            text = f"{record.where}: unknown field '{key:.60}'; did you mean '{near}'?"
+            raise EvaluationError(text, code="unknown_field", where=record.where, field=key, near=near)
 
 
 @lru_cache(maxsize=1024)
 def _misspelt(key: str) -> str:
-    """The known key that this one nearly is; empty if it is one, or is another word."""
+    """The known key that this one misspells; empty if it is a known one, or another word."""
     if key in _KEYS or len(key) > 2 * max(map(len, _KEYS)):
         return ""
     plain = "_".join(key.casefold().replace("-", " ").split())
@@ -77,7 +78,7 @@ def closed(record: Fields, field: str) -> tuple[QuestionKind, tuple[str, ...], t
 
 
 def _truth(record: Fields, field: str, words: tuple[str, ...]) -> str:
-    """The word for `true` or `false`, if that is the answer and one of the words is meant by it."""
+    """The word that the answer `true` or `false` stands for; empty for another answer, or if no word fits."""
     value = record.fields.get(field)
     (value,) = value if isinstance(value, list) and len(value) == 1 else (value,)
     said = str(value).strip().lower() if isinstance(value, (bool, str)) else ""
@@ -106,7 +107,7 @@ def _passage(fields: object, where: str) -> Passage:
     try:
         return Passage.from_record(fields, where)
     except CorpusError as error:
-        raise EvaluationError(str(error)) from error
+        raise EvaluationError(str(error), code="bad_passage", **error.fields) from error
 
 
 def tasks(file: QuestionFile) -> Iterator[Question]:
