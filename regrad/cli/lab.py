@@ -24,8 +24,7 @@ def lab() -> None:
 def world(config: Path, overrides: tuple[str, ...]) -> None:
     """Write corpus, questions, meta-training and dev tasks; for a harder lab use `--set variant=NAME`."""
     settings = load_settings(LabConfig, config, overrides)
-    from regrad.lab.files import write_lab
-    from regrad.lab.sets.files import write_hard_lab
+    from regrad.lab.files import write_hard_lab, write_lab
 
     storage = write_lab(settings) if settings.variant == "people" else write_hard_lab(settings)
     click.echo(f"lab world at {storage.uri}: {', '.join(storage.list())}")
@@ -36,9 +35,9 @@ def world(config: Path, overrides: tuple[str, ...]) -> None:
 def pretrain(config: Path, overrides: tuple[str, ...]) -> None:
     """Train the tiny Llama and its tokenizer from scratch (about 15 minutes on one core)."""
     settings = load_settings(LabPretrainConfig, config, overrides)
-    from regrad.lab.pretraining import run
+    from regrad.lab.pretraining import pretrain_base
 
-    click.echo(run.pretrain(settings))
+    click.echo(pretrain_base(settings))
 
 
 @lab.command("writer")
@@ -46,7 +45,7 @@ def pretrain(config: Path, overrides: tuple[str, ...]) -> None:
 def writer(config: Path, overrides: tuple[str, ...]) -> None:
     """Teach a copy of the base to write questions, for `regrad synth` (half a minute on one core)."""
     settings = load_settings(LabWriterConfig, config, overrides)
-    from regrad.lab.pretraining import question_writer
+    from regrad.lab import question_writer
 
     click.echo(question_writer.make_writer(settings))
 

@@ -9,7 +9,7 @@ from studies.lab_report.claims.claim import MARGINAL, Claim, less_than, more
 from studies.lab_report.records import Key, Scores, Table
 
 READ = 5
-"""Passages of a prompt that the lab's base was trained to read (`regrad.lab.pretraining.contexts.CURRICULUM`)."""
+"""Passages of a prompt that the lab's base was trained to read (`regrad.lab.contexts.CURRICULUM`)."""
 PARALLEL = 0.1
 """How much more of exact match one method may lose than another if they degrade in parallel."""
 
