@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.5
 _LINE_SECONDS = 5.0
 _LEAST_SECONDS = 1.0
 
-TimeLeft = Callable[[], tuple[float, int]]
+Remaining = Callable[[], tuple[float, int]]
 """The seconds left, at least, and the number of methods that were not timed yet."""
 
 
@@ -59,7 +59,7 @@ def progress_channel(show: Callable[[Any], None] = logger.info) -> Iterator[Any]
 
 @contextmanager
 def progress_bar(
-    total: int, unit: str = "passages", time_left: TimeLeft | None = None
+    total: int, unit: str = "passages", time_left: Remaining | None = None
 ) -> Iterator[Callable[[tuple[int, int]], None]]:
     """Shows how far a job is: call it with (units done, how much of `total`), such as passages and bytes of a corpus.
 
@@ -106,7 +106,7 @@ class _Rate:
 class _Lines:
     """One line of the log every few seconds, and one at the end."""
 
-    def __init__(self, total: int, unit: str, time_left: TimeLeft | None = None) -> None:
+    def __init__(self, total: int, unit: str, time_left: Remaining | None = None) -> None:
         self._total, self._shown, self._rate, self._unit = max(1, total), 0.0, _Rate(), unit
         self._time_left = time_left
         self._last: tuple[int, int] | None = None
