@@ -23,8 +23,7 @@ from torch import Tensor
 from regrad.errors import MetaInitError, ModelError
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel
-from regrad.models.peft_files import load_adapter, save_adapter
-from regrad.models.subspace import Subspace
+from regrad.models.subspace import Subspace, load_adapter, save_adapter
 from regrad.storage import Storage, directory_writer, local_directory
 
 CARD = "meta_init.json"
@@ -82,7 +81,7 @@ class MetaInit:
             raise MetaInitError("the MetaInit's subspace is not the language model's", code="other_subspace")
         if (found := lm.identity()) != self.base_identity:
             raise MetaInitError(
-                f"the MetaInit belongs to base weights {self.base_identity[:16]}, but the model loaded from "
+                f"the MetaInit belongs to base weights {self.base_identity[:16]} but the model loaded from "
                 f"{lm.config.path} has {found[:16]} (in the same data type?); give the right `model_path`",
                 code="other_base",
                 found=found,
@@ -146,8 +145,7 @@ class MetaInit:
             )
         if loaded.fingerprint != card["fingerprint"]:
             raise MetaInitError(
-                f"the card of the MetaInit at {uri} has fingerprint {card['fingerprint']}, but that of its content is "
-                f"{loaded.fingerprint}",
+                f"the MetaInit at {uri} says fingerprint {card['fingerprint']} but its content is {loaded.fingerprint}",
                 code="other_fingerprint",
                 found=loaded.fingerprint,
                 expected=card["fingerprint"],

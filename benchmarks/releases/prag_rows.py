@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from regrad.data.augmented import Augmented
 from regrad.models.config import ModelConfig, SubspaceConfig
 from regrad.models.loading import LanguageModel
-from regrad.models.peft_files import load_adapter, save_adapter
-from regrad.models.subspace import Subspace
-from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
+from regrad.models.subspace import Subspace, load_adapter, save_adapter
+from regrad.training.lora.batched import AdapterTrainer, model_for_adapters
 from regrad.training.lora.config import AdapterConfig
 from regrad.training.lora.examples import adapter_examples
 from regrad.training.lora.lora_artifact import join

@@ -30,9 +30,8 @@ from regrad.training.meta.config import (
     TaskSource,
 )
 from regrad.training.meta.objective import Point
-from regrad.training.meta.optim.base import PlainEngine
-from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.strategies.base import make_strategy
+from regrad.training.meta.optim import MetaParameters, PlainEngine
+from regrad.training.meta.strategies import make_strategy
 from regrad.training.meta.trainer import MetaLearner, meta_loop
 from releases.code import Release
 from releases.learner import Authors, flat, their_name

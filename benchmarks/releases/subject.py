@@ -16,7 +16,7 @@ from regrad.data.augmented import Augmented
 from regrad.data.passages import Passage
 from regrad.data.tasks import Task, TaskQuestion
 from regrad.lab.config import LabConfig
-from regrad.lab.files import augmented, documents, tasks
+from regrad.lab.files import augmented_passages, documents, lab_tasks
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit, random_meta_init
 from regrad.models.config import ModelConfig
@@ -98,7 +98,7 @@ class Subject:
 
     def tasks(self, count: int, k: int, seed: int = 5) -> list[Task]:
         """One question and the k passages that it rests on, a task each."""
-        records = tasks(
+        records = lab_tasks(
             self.world.meta, LabConfig(people_per_record=max(3, k), context_passages=max(2, k)), count, seed
         )
         return [_one_question(Task.from_record(record), k, number) for number, record in enumerate(records)]
@@ -106,7 +106,7 @@ class Subject:
     def augmented(self, count: int) -> list[Augmented]:
         """Passages with a rewrite and three questions."""
         people = self.world.held_out[:count]
-        return list(augmented(people, documents(people), 3))
+        return list(augmented_passages(people, documents(people), 3))
 
     def untrained(self, lm: LanguageModel) -> MetaInit:
         """The start of a training: B is zero, alpha 0.01."""
@@ -115,7 +115,7 @@ class Subject:
     def trained(self, steps: int) -> MetaInit:
         """A start learned by the lab's own settings (alpha from 10) with the release's prompts."""
         path = self.folder / "tasks.jsonl"
-        records = tasks(self.world.meta[:-100], LabConfig(), 2 * steps, seed=11)
+        records = lab_tasks(self.world.meta[:-100], LabConfig(), 2 * steps, seed=11)
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         values = [f"tasks={path}", "dev=null", f"output={self.folder}/unused", f"optimizer.steps={steps}"]
         config = load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), values)

@@ -8,17 +8,19 @@ from typing import Any
 
 from matplotlib.figure import Figure as Drawing
 
-from regrad.evaluation.report.entries import Entry
+from regrad.evaluation.report.entries import ReportEntry
 from regrad.evaluation.report.figures import Pictures, encoded, style
 from studies.lab_report.records import FIRST, OLD, Key, Measured, Table
 
 Figure = tuple[str, str, bytes]
 """File name, caption, SVG."""
 
-_BLUE, _RED, _GREY = "#0072b2", "#d55e00", "#7f7f7f"
+_BLUE = "#0072b2"
+_RED = "#d55e00"
+_GREY = "#7f7f7f"
 
 
-def draw(entries: Mapping[str, Sequence[Entry]], table: Table, measured: Measured) -> list[Figure]:
+def draw(entries: Mapping[str, Sequence[ReportEntry]], table: Table, measured: Measured) -> list[Figure]:
     """All of them."""
     with style():
         return [
@@ -28,7 +30,7 @@ def draw(entries: Mapping[str, Sequence[Entry]], table: Table, measured: Measure
 
 
 def _figures(
-    entries: Mapping[str, Sequence[Entry]], table: Table, measured: Measured
+    entries: Mapping[str, Sequence[ReportEntry]], table: Table, measured: Measured
 ) -> Iterator[tuple[str, str, Drawing]]:
     shown = [entry for entry in entries["methods"] if entry.k in (0, 3)]
     yield "methods", "Every method on held-out people, k=3", _bars(shown)
@@ -49,7 +51,7 @@ def _figures(
     yield "latency", "Milliseconds a question, one at a time, k=3", _latency(measured)
 
 
-def _bars(entries: Sequence[Entry]) -> Drawing:
+def _bars(entries: Sequence[ReportEntry]) -> Drawing:
     """One bar a method, the best on top."""
     shown = sorted(entries, key=lambda entry: entry.value)
     figure = Drawing(figsize=(7.6, 0.6 + 0.3 * len(shown)), layout="constrained")
@@ -70,7 +72,8 @@ def _bars(entries: Sequence[Entry]) -> Drawing:
 def _drift(table: Table) -> Drawing:
     """Lines over the number of documents: all questions, and CPT on parts of them."""
     figure = Drawing(figsize=(7.6, 4.0), layout="constrained")
-    axes, sets = figure.subplots(), table.sets("drift")
+    axes = figure.subplots()
+    sets = table.sets("drift")
     counts = [int(name.removeprefix("documents-")) for name in sets]
     lines: list[tuple[str, str, str, list[Key]]] = [
         ("ReGrad", _BLUE, "-", [Key("drift", name, "regrad", 3) for name in sets]),

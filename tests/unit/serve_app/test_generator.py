@@ -13,7 +13,7 @@ from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound, PromptTooLong
 from regrad.evaluation.config import EvalBatchConfig
-from regrad.evaluation.generation import Generator
+from regrad.evaluation.runner import Generator
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.methods.base import Evidence, open_question
@@ -22,7 +22,7 @@ from regrad.retrieval.base import Hit
 from serve_app.config import ServeConfig
 from serve_app.generator import GeneratorDeployment
 from serve_app.messages import Answered, Ask, BankNeed, Piece, Release, Retrieved, RoutedAsk, Sampling
-from serve_app.offers import offers_of
+from serve_app.methods import offers_of
 from tests.tools.adapting import adapter_bank
 from tests.unit.serve_app.test_offers import config
 

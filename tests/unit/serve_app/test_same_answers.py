@@ -19,10 +19,9 @@ from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.data.question_sets import read_questions
 from regrad.evaluation.config import EvalBatchConfig
-from regrad.evaluation.generation import Generator
 from regrad.evaluation.plan import PlannedCell, make_plan
 from regrad.evaluation.records import Record
-from regrad.evaluation.runner import CellRunner
+from regrad.evaluation.runner import CellRunner, Generator
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.methods.base import Atoms, Evidence, Method, Plan
@@ -33,8 +32,7 @@ from regrad.settings import parse_settings
 from serve_app.bank_loader import BankLoaderDeployment
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, Sampling
-from serve_app.offers import offers_of, read_demonstrations
-from serve_app.request_builder import LoadedAtoms, Prepared, RequestBuilder, open_own
+from serve_app.methods import LoadedAtoms, Prepared, RequestBuilder, demonstrations_of, offers_of, open_own
 from tests.tools.adapting import adapter_bank, static_lora
 from tests.tools.decoded import vector
 from tests.tools.evaluating import gradient_bank, settings
@@ -95,7 +93,7 @@ class Served:
             lm.config.prompts,
             self._offers,
             open_own(self._offers, lm),
-            read_demonstrations(config),
+            demonstrations_of(config),
         )
 
     @property

@@ -1,0 +1,192 @@
+"""What servers follow: a file that is written whole, and taken up only if it holds together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from regrad.errors import BankError, ConfigError, FingerprintMismatch, MetaInitError, ServeError
+from serve_app.config import ServeConfig
+from serve_app.http.errors import UnknownRelease
+from serve_app.messages import Ask
+from serve_app.rollout import (
+    Follower,
+    ReleaseConfig,
+    ReleaseList,
+    changing_releases,
+    choose_release,
+    own_release,
+    read_releases,
+    resolve_release,
+    resolve_releases,
+    rolled_back,
+    updated,
+    write_releases,
+)
+from tests.tools.refusals import refused
+from tests.tools.releasing import commit, meta_init, setup
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ServeConfig:
+    return setup(tmp_path)
+
+
+def of(config: ServeConfig, **options: object) -> ReleaseConfig:
+    return ReleaseConfig.model_validate({"meta_init": config.meta_init, "bank": config.bank, **options})
+
+
+def test_without_a_file_the_settings_are_the_release(config: ServeConfig) -> None:
+    assert read_releases(config) == own_release(config)
+    assert read_releases(config).releases[0].bank_version is None
+
+
+def test_a_list_comes_back_as_it_was_written(config: ServeConfig) -> None:
+    written = updated(own_release(config), of(config, name="next", bank_version=1, share=0.25))
+    write_releases(config, written)
+    assert read_releases(config) == written
+    assert [release.share for release in written.releases] == [0.75, 0.25]
+
+
+def test_an_update_replaces_and_two_roll_backs_change_nothing(config: ServeConfig) -> None:
+    first = own_release(config)
+    second = updated(first, of(config, bank_version=1))
+    assert [release.bank_version for release in second.releases] == [1]
+    assert rolled_back(second).releases == first.releases
+    assert rolled_back(rolled_back(second)) == second
+    with refused(ServeError, "nothing_to_roll_back"):
+        rolled_back(first)
+
+
+def test_a_share_for_a_release_of_the_same_name_is_refused(config: ServeConfig) -> None:
+    with refused(ServeError, "name_taken", name="main"):
+        updated(own_release(config), of(config, share=0.5))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "null",
+        '{"releases": []}',
+        '{"releases": [{"bank": "x"}]}',
+        "\x00\xff",
+        '{"releases": 3}',
+        "[" * 100_000,
+    ],
+    ids=range(8),
+)
+def test_garbage_is_a_configuration_error(config: ServeConfig, tmp_path: Path, text: str) -> None:
+    (tmp_path / "releases.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError):
+        read_releases(config)
+
+
+def test_a_list_without_traffic_or_with_a_name_twice_is_refused(config: ServeConfig) -> None:
+    with pytest.raises(ValueError, match="no release has a share"):
+        ReleaseList(releases=(of(config, share=0.0),))
+    with pytest.raises(ValueError, match="same name"):
+        ReleaseList(releases=(of(config), of(config)))
+
+
+def test_a_pair_that_does_not_belong_together_is_refused(config: ServeConfig, tmp_path: Path) -> None:
+    other = meta_init(tmp_path / "other", seed=1)
+    with pytest.raises(FingerprintMismatch):
+        resolve_release(of(config, meta_init=str(tmp_path / "other")))
+    with refused(BankError, "version_not_found", version=9):
+        resolve_release(of(config, bank_version=9))
+    with refused(MetaInitError, "not_found", uri=str(tmp_path / "nowhere")):
+        resolve_release(of(config, meta_init=str(tmp_path / "nowhere")))
+    commit(tmp_path / "other-bank", other)
+    assert (
+        resolve_release(of(config, meta_init=str(tmp_path / "other"), bank=str(tmp_path / "other-bank")))[
+            0
+        ].bank_version
+        == 1
+    )
+
+
+def test_a_meta_init_on_another_base_is_refused(config: ServeConfig, tmp_path: Path) -> None:
+    commit(tmp_path / "bank-c", meta_init(tmp_path / "c", base="c" * 64))
+    stranger = of(config, meta_init=str(tmp_path / "c"), bank=str(tmp_path / "bank-c"))
+    with refused(ServeError, "another_base", found="c" * 64, meta_init=stranger.meta_init):
+        resolve_releases(config, ReleaseList(releases=(stranger,)))
+
+
+def test_shares_are_kept_and_a_key_stays_with_its_release(config: ServeConfig) -> None:
+    listed = updated(own_release(config), of(config, name="next", share=0.2))
+    releases, _ = resolve_releases(config, listed)
+    chosen = {str(key): choose_release(releases, str(key)).name for key in range(2000)}
+    assert 0.16 < Counter(chosen.values())["next"] / 2000 < 0.24
+    assert all(choose_release(releases, key).name == name for key, name in chosen.items())
+
+
+def follow(follower: Follower, until: Callable[[], bool], seconds: float = 10.0) -> None:
+    async def wait() -> None:
+        follower.start()
+        async with asyncio.timeout(seconds):
+            while not until():
+                await asyncio.sleep(0.02)
+
+    asyncio.run(wait())
+
+
+def test_a_follower_takes_a_new_version_up(config: ServeConfig, tmp_path: Path) -> None:
+    follower = Follower(config)
+    assert follower.pick(Ask("q")).bank_version == 1
+    second = commit(tmp_path / "bank", meta_init(tmp_path / "again"), seed=2)
+    follow(follower, lambda: follower.pick(Ask("q")).bank_version == 2)
+    assert follower.facts[0]["bank_version"] == second.label
+
+
+def test_a_follower_stays_with_the_last_good_list(
+    config: ServeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_releases(config, ReleaseList(releases=(of(config, name="good"),)))
+    follower = Follower(config)
+    for wrong in ("{", ReleaseList(releases=(of(config, bank=str(tmp_path / "none")),)).model_dump_json()):
+        (tmp_path / "releases.json").write_text(wrong)
+        caplog.clear()
+        follow(follower, lambda: "the last good ones stay" in caplog.text)
+        assert follower.pick(Ask("q")).name == "good"
+    write_releases(config, ReleaseList(releases=(of(config, name="better"),)))
+    follow(follower, lambda: follower.pick(Ask("q")).name == "better")
+
+
+def test_a_release_may_be_asked_for_by_name(config: ServeConfig) -> None:
+    write_releases(config, ReleaseList(releases=(of(config), of(config, name="hidden", share=0.0))))
+    follower = Follower(config)
+    assert {follower.pick(Ask("q", request_id=str(i))).name for i in range(50)} == {"main"}
+    assert follower.pick(Ask("q", release="hidden")).name == "hidden"
+    with refused(UnknownRelease, name="none", known=["main", "hidden"]):
+        follower.pick(Ask("q", release="none"))
+
+
+def test_a_list_that_is_set_overrides_the_file(config: ServeConfig) -> None:
+    follower = Follower(config)
+    follower.set(ReleaseList(releases=(of(config, name="set"),)))
+    assert follower.pick(Ask("q")).name == "set"
+    follower.set(None)
+    assert follower.pick(Ask("q")).name == "main"
+
+
+def test_two_updates_at_once_both_happen(tmp_path: Path) -> None:
+    config = ServeConfig(meta_init="m", bank="b", index="i", releases=str(tmp_path / "releases.json"))
+
+    def add(number: int) -> None:
+        with changing_releases(config) as current:
+            time.sleep(0.01)
+            new = ReleaseConfig(name=f"r{number}", meta_init="m", bank=f"b{number}")
+            write_releases(config, ReleaseList(releases=(new,), previous=(*current.previous, *current.releases)))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(add, range(8)))
+    found = read_releases(config)
+    assert len({item.name for item in (*found.releases, *found.previous)}) == 9
