@@ -170,7 +170,7 @@ def leaks(train: str, test: str, train_format: str, test_format: str, threshold:
 
 def _hinted(error: EvaluationError, train_format: str) -> EvaluationError:
     """With the way out for a file of questions that is read as one of tasks, as it is by default."""
-    if train_format != "tasks" or "field 'questions' is missing" not in str(error):
+    if train_format != "tasks" or error.code != "evaluation.no_task":
         return error
     return EvaluationError(f"{error}; TRAIN is read as tasks of `regrad train`: of questions, say --train-format jsonl")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
+from regrad.data.field_names import listed_names
 from regrad.data.jsonl import as_found
 from regrad.data.passages import Passage
-from regrad.errors import EvaluationError
+from regrad.errors import EvaluationError, RegradError
 
 QuestionKind = Literal["open", "yes-no", "choice"]
 """How a question is answered: in one's own words, with one of a few allowed words, or with the letter of an option."""
@@ -86,15 +88,15 @@ class Fields:
     where: str
     fields: Mapping[str, Any]
     key: str = ""
+    raises: type[RegradError] = EvaluationError
 
-    def error(self, field: str, expected: str) -> EvaluationError:
+    def error(self, field: str, expected: str) -> RegradError:
         """What to raise for a field that is missing or wrong."""
         if field not in self.fields:
-            known = ", ".join(list(map(str, self.fields))[:12])
-            return EvaluationError(f"{self.where}: field '{field}' is missing ({expected} is expected; it has {known})")
-        return EvaluationError(
-            f"{self.where}: field '{field}' must be {expected}, found {as_found(self.fields[field])}"
-        )
+            text = f"is missing ({expected} is expected; it has {listed_names(self.fields)})"
+            return self.raises(f"{self.where}: field '{field}' {text}", code="missing_field", field=field)
+        text = f"must be {expected}, found {as_found(self.fields[field])}"
+        return self.raises(f"{self.where}: field '{field}' {text}", code="wrong_field", field=field)
 
     def has(self, field: str) -> bool:
         """Whether the field is there and not null."""
@@ -182,14 +184,21 @@ class Fields:
 
     def _inner(self, name: str, value: Any) -> Fields:
         if not isinstance(value, dict):
-            raise EvaluationError(f"{self.where}: '{name}' must be an object, found {as_found(value)}")
-        return Fields(f"{self.where}, {name}", value)
+            raise self.raises(f"{self.where}: '{name}' must be an object, found {as_found(value)}", code="wrong_field")
+        return Fields(f"{self.where}, {name}", value, raises=self.raises)
 
 
 def _plain(value: Any) -> str | None:
-    """The string without blanks around it, or None for what cannot be text."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value != value:  # NaN
+    """The string without blanks around it, or None for what cannot be text.
+
+    A whole float is written as the integer that it was before a table had an empty cell in its column.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = int(value) if value.is_integer() else value
     text = str(value).strip()
     try:
         text.encode()

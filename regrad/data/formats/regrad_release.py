@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from regrad.data.formats.jsonl import closed, pair_question
+from regrad.data.closed_questions import closed
+from regrad.data.formats.jsonl import pair_question
 from regrad.data.passages import Passage, passage_id
 from regrad.data.question_files import QuestionFile
 from regrad.data.questions import Fields, Question

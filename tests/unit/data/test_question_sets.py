@@ -358,7 +358,11 @@ def test_tasks_rest_on_their_passages(tmp_path: Path) -> None:
             {"question": "x", "answer": "a", "kind": "chioce"},
             "field 'kind' must be one of open, yes-no, choice",
         ),
-        ("jsonl", {"question": "x", "answer": "a", "passages": [{"id": "p"}]}, r"passages\[0\]: field 'text' must be"),
+        (
+            "jsonl",
+            {"question": "x", "answer": "a", "passages": [{"id": "p"}]},
+            r"passages\[0\]: field 'text' is missing",
+        ),
         ("tasks", {**TASK, "questions": [{"question": "x", "answer": "y", "context": [2]}]}, "positions from 0 to 1"),
     ],
 )

@@ -37,10 +37,13 @@ def test_context_defaults_to_all_passages(tmp_path: Path) -> None:
         ([], "is a JSON array, and one object a line is expected"),
         ({}, "needs non-empty 'passages'"),
         ({"passages": [PASSAGE], "questions": []}, "needs non-empty 'questions'"),
-        ({"passages": [PASSAGE], "questions": [{"question": "q", "answer": ""}]}, "must be non-empty strings"),
-        ({"id": 3, "passages": [PASSAGE], "questions": [{"question": "q", "answer": "a"}]}, "'id' must be a string"),
+        (
+            {"passages": [PASSAGE], "questions": [{"question": "q", "answer": ""}]},
+            "'answer' must be a non-empty string",
+        ),
+        ({"id": [3], "passages": [PASSAGE], "questions": [{"question": "q", "answer": "a"}]}, "'id' must be"),
         ({"passages": [{"id": "a"}], "questions": [{}]}, "field 'text'"),
-        ({"passages": [PASSAGE], "questions": [{"question": "q"}]}, "must be non-empty strings"),
+        ({"passages": [PASSAGE], "questions": [{"question": "q"}]}, "'answer' is missing .*; it has question"),
         ({"passages": [PASSAGE], "questions": [{"question": "q", "answer": "a", "context": [1]}]}, "from 0 to 0"),
         ({"passages": [PASSAGE], "questions": [{"question": "q", "answer": "a", "context": [True]}]}, "from 0 to 0"),
     ],
@@ -101,7 +104,7 @@ def test_bad_records_come_with_file_and_line_and_stop_nothing(tmp_path: Path, ti
     found = list(scan_file(str(path), lengths, ShapeConfig(max_passage_tokens=100, max_tokens=200)))
     assert [item.problem.removeprefix(str(path)) for item in found[:2]] == [
         "",
-        " line 2: a task needs non-empty 'questions'",
+        " line 2: a task needs non-empty 'questions', and this record has passages",
     ]
     assert "line 3 passage 0: " in found[2].problem and "more than 100" in found[2].problem
     assert "line 4 question 0: " in found[3].problem and "more than 200" in found[3].problem
