@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from regrad.data.questions import Question
 from regrad.data.tasks import Task
 from regrad.evaluation.metrics import exact_match, f1
+from regrad.evaluation.metrics import score as score_answer
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.models.loading import LanguageModel
 from regrad.training.meta.collate import collate, group_questions, prompt_passages
@@ -51,12 +53,19 @@ def _score_batch(
     with torch.no_grad():
         scaled = Point(at.phi0, at.alpha * config.gamma)
         updates_DP, _ = adapt(lm, scaled, collate(lm, tasks, shape), inner.reduction, inner.steps)
-    requests, answers = [], []
+    requests, questions = [], []
     for update, (_, asked) in zip(updates_DP.detach().cpu(), group_questions(tasks), strict=True):
         for task, question in asked:
-            prompt = lm.config.prompts.prompt(question.question, prompt_passages(task, question, shape))
+            prompt = lm.config.prompts.prompt_for(question.asked, prompt_passages(task, question, shape))
             requests.append(GenerationRequest(prompt, lm.subspace.updates(update), config.max_new_tokens))
-            answers.append([question.answer])
-    found = [generation.text for generation in generate(lm, requests)]
-    pairs = list(zip(found, answers, strict=True))
-    return Sums(sum(exact_match(p, a) for p, a in pairs), sum(f1(p, a) for p, a in pairs), len(pairs))
+            questions.append(question.asked)
+    found = generate(lm, requests)
+    return sum((_scored(one, said.text) for one, said in zip(questions, found, strict=True)), Sums())
+
+
+def _scored(question: Question, said: str) -> Sums:
+    """Of a closed question, both scores are whether the label or word that can be read is the right one."""
+    if question.kind != "open":
+        right = float(score_answer(question, said).correct)
+        return Sums(right, right, 1)
+    return Sums(float(exact_match(said, question.answers)), f1(said, question.answers), 1)

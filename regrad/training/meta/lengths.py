@@ -73,7 +73,7 @@ class Lengths:
     def question(self, task: Task, question: TaskQuestion, shape: ShapeConfig) -> int:
         """Tokens of prompt and answer; in the prompt only the task's first `k` passages of this question."""
         context = [task.passages[i] for i in question.context[: shape.k]] if shape.in_prompt else []
-        prompt = self.model.prompts.prompt(question.question, context)
+        prompt = self.model.prompts.prompt_for(question.asked, context)
         ids = prompt_ids(self.tokenizer, self.model.prompts, prompt)
         return len(ids) + self._count(self.model.prompts.answer_text(question.answer)) + self._end
 
