@@ -16,12 +16,13 @@ from ray_jobs.entry import main
 from ray_jobs.reporter import WorkerReporter, checkpoint_to_resume, watching, workers_of_run
 from ray_jobs.task_stream import TaskStream, in_order, open_stream, worker_steps
 from ray_jobs.train_runner import RunDirectory, fit, run_directory
-from regrad.data.tasks import read_tasks, task_files
+from regrad.data.tasks import read_tasks
 from regrad.errors import TrainingError
 from regrad.meta_init import CARD, MetaInit
 from regrad.storage import check_replaceable
 from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.meta.lengths import Lengths, check_dev_tasks
+from regrad.training.meta.task_plan import files_of
 from regrad.training.meta.trainer import META_INIT, train_worker
 from regrad.training.workers import Workers
 
@@ -31,8 +32,7 @@ def run(config: MetaTrainConfig) -> str:
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     check_replaceable(config.output, CARD)
     lengths = Lengths.of(config.model)
-    for source in config.tasks:
-        task_files(source.uri)
+    files_of(config)
     dev = check_dev_tasks(config.dev, lengths, config.shape, config.scoring.max_new_tokens) if config.dev else None
     parent = MetaInit.load(config.start_from).fingerprint if config.start_from else None
     with cluster():

@@ -16,6 +16,7 @@ _JOBS = "regrad.cli.jobs:COMMANDS"
 _VERBS = {
     "lab": ("regrad.cli.lab:lab", "Write the lab world's files, or train its models."),
     "synth": (_JOBS, "Write questions for your own passages: corpus -> tasks (Ray Data)."),
+    "tasks": (_JOBS, "Make tasks of a question set: questions, passages -> tasks (BM25)."),
     "train": (_JOBS, "Meta-train: tasks -> MetaInit (Ray Train, DeepSpeed)."),
     "index": (_JOBS, "Index a corpus for BM25 retrieval (Lucene)."),
     "build": (_JOBS, "Fill a Gradient Bank: corpus -> atoms (Ray Data)."),

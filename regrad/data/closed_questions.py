@@ -32,15 +32,18 @@ def _misspelt(key: str, known: tuple[str, ...]) -> str:
     return near[0] if near and abs(len(near[0]) - len(plain)) <= 1 else ""
 
 
-def closed(record: Fields, field: str) -> tuple[QuestionKind, tuple[str, ...], tuple[str, ...]]:
+def closed(
+    record: Fields, field: str, asked_as: QuestionKind | None = None
+) -> tuple[QuestionKind, tuple[str, ...], tuple[str, ...]]:
     """Kind, choices and answers (in `field`) of a record; `regrad.data.questions.Question` says what they are.
 
     The kind is `choice` where there are `choices`, else `open`, unless it is said. With choices, an answer is a text of
-    theirs, else a letter or, as a number, a place from 0.
+    theirs, else a letter or, as a number, a place from 0. With `asked_as`, what the set's settings say, a `kind` that
+    is none of ours ("2hop") is passed over; without it, that is an error.
     """
     choices = record.strings("choices") if record.fields.get("choices") else ()
     kind: QuestionKind = "choice" if choices else "open"
-    if record.has("kind"):
+    if record.has("kind") and not (asked_as and record.fields["kind"] not in QUESTION_KINDS):
         kind = record.word("kind", QUESTION_KINDS)
     if kind == "open":
         return kind, (), record.texts(field)

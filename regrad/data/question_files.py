@@ -25,7 +25,7 @@ from pyarrow import ArrowException
 from regrad.data.config import QuestionSetConfig
 from regrad.data.files import IS_UTF_16, UTF_16
 from regrad.data.jsonl import as_object, parse_jsonl
-from regrad.data.questions import Fields
+from regrad.data.questions import Fields, QuestionKind
 from regrad.errors import EvaluationError
 
 _CANNOT_BE_READ = (
@@ -46,6 +46,8 @@ class QuestionFile:
     aliases: str | None = None
     rows: Sequence[Mapping[str, Any]] | None = None
     """Of a Parquet file, which has no text."""
+    kind: QuestionKind | None = None
+    """How the settings want its questions asked."""
     left_out: Counter[str] = field(default_factory=Counter)
     """How many of its questions a reader passes over, by the reason."""
 

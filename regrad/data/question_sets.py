@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from regrad.data.config import QuestionSetConfig
-from regrad.data.formats import jsonl, law, medicine, multi_hop, regrad_release, single_hop
+from regrad.data.formats import jsonl, law, medicine, multi_hop, regrad_release, single_hop, squad
 from regrad.data.question_files import QuestionFile, open_file, published_checksum
-from regrad.data.questions import Question
+from regrad.data.questions import YES_NO, Question
 from regrad.errors import EvaluationError
 from regrad.registry import Registry
 
@@ -25,6 +25,7 @@ READERS: Registry[Reader] = Registry(
         "complexwebquestions": multi_hop.complex_web_questions,
         "musique": multi_hop.musique,
         "bamboogle": multi_hop.bamboogle,
+        "squad": squad.squad,
         "popqa": single_hop.popqa,
         "nq": single_hop.natural_questions,
         "triviaqa": single_hop.triviaqa,
@@ -45,21 +46,34 @@ READERS: Registry[Reader] = Registry(
 
 
 def read_questions(config: QuestionSetConfig) -> list[Question]:
-    """The questions of a set; raises `EvaluationError` for an unknown format and for whatever is wrong with the file.
+    """The questions of a set; raises `EvaluationError` for an unknown format and for whatever is wrong with it."""
+    return read_set(config)[0]
+
+
+def read_set(config: QuestionSetConfig) -> tuple[list[Question], Counter[str]]:
+    """The questions of a set, and how many of the file its reader leaves out, by the reason; raises as above.
 
     `first` takes from the file's beginning, `sample` draws from these by a hash of seed and id, in the order of that
     hash: a larger sample begins with a smaller one, and the order of the file does not matter.
     """
     reader = READERS[config.format]
     stated = None if config.sha256 == "any" else config.sha256
-    file = open_file(config.path, stated, config.aliases, published_checksum(config))
+    file = replace(open_file(config.path, stated, config.aliases, published_checksum(config)), kind=config.kind)
     questions = _named(reader(file), config.path)
     if not questions:
         raise EvaluationError(f"{config.path} holds no questions that the format '{config.format}' takes")
     questions = questions[: config.first]
     if config.sample is not None:
         questions = _sample(questions, config.sample, config.seed)
-    return [q.as_kind(config.kind or q.kind, f"{config.path} question '{q.id:.60}'") for q in questions]
+    words = _words(questions)
+    asked = [q.as_kind(config.kind or q.kind, f"{config.path} question '{q.id:.60}'", words) for q in questions]
+    return asked, file.left_out
+
+
+def _words(questions: Iterable[Question]) -> tuple[str, ...]:
+    """What open questions are answered with if they are asked as yes-no: PubMedQA's third word, if any is."""
+    answers = {answer.lower() for question in questions for answer in question.answers}
+    return (*YES_NO, "maybe") if "maybe" in answers else YES_NO
 
 
 def read_demonstrations(config: QuestionSetConfig, path: str, count: int) -> list[Question]:

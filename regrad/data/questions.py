@@ -41,17 +41,18 @@ class Question:
     passages: tuple[Passage, ...] = ()
     group: str = ""
 
-    def as_kind(self, kind: QuestionKind, where: str) -> Question:
+    def as_kind(self, kind: QuestionKind, where: str, words: tuple[str, ...] = YES_NO) -> Question:
         """The question asked in another way; raises `EvaluationError` naming `where` if it cannot be.
 
-        Options asked openly leave their texts as the answers; yes or no asked openly leaves the words.
+        Options asked openly leave their texts as the answers; yes or no asked openly leaves the words. An open
+        question that is asked as yes-no has `words` to choose from.
         """
         if kind == self.kind:
             return self
         if kind == "open":
             return replace(self, kind=kind, choices=(), answers=self._texts())
         if kind == "yes-no" and self.kind == "open":
-            words = self.choices or YES_NO
+            words = self.choices or words
             return replace(self, kind=kind, choices=words, answers=_one_of(self.answers, words, where))
         raise EvaluationError(f"{where}: the question is of kind '{self.kind}' and cannot be asked as '{kind}'")
 

@@ -28,7 +28,7 @@ def jsonl(file: QuestionFile) -> Iterator[Question]:
     """
     for record in file.records():
         check_keys(record, _KEYS)
-        kind, choices, answers = closed(record, answers_name(record.fields))
+        kind, choices, answers = closed(record, answers_name(record.fields), file.kind)
         yield Question(
             record.maybe(named(record.fields, _ID)),
             record.text("question"),

@@ -90,6 +90,7 @@ def musique(file: QuestionFile) -> Iterator[Question]:
     """
     for record in file.records():
         if record.fields.get("answerable") is False:
+            file.left_out["is not answerable (MuSiQue-Full)"] += 1
             continue
         name, paragraphs = record.text("id"), record.records("paragraphs")
         passages = [_paragraph(name, paragraph) for paragraph in paragraphs]

@@ -47,8 +47,14 @@ class TaskHead(NamedTuple):
 
 
 def files_of(config: MetaTrainConfig) -> list[tuple[int, str]]:
-    """The files of all sources in order, each with the number of its source."""
-    return [(number, file) for number, source in enumerate(config.tasks) for file in task_files(source.uri)]
+    """The files of all sources in order, each with the number of its source; raises `CorpusError` if one is dev's."""
+    files = [(number, file) for number, source in enumerate(config.tasks) for file in task_files(source.uri)]
+    both = {file for _, file in files} & set(task_files(config.dev) if config.dev else ())
+    if both:
+        file = min(both)
+        text = f"{file} is among the tasks and is dev, too: name the files of `tasks`, or keep dev in another directory"
+        raise CorpusError(text, code="dev_among_tasks", file=file)
+    return files
 
 
 def scan(file: int, uri: str, lengths: Lengths, shape: ShapeConfig) -> Iterator[tuple[TaskHead, Task | None]]:
