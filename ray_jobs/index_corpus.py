@@ -23,12 +23,13 @@ def run(config: IndexConfig) -> str:
     """Index the corpus; returns one line saying what was made and where."""
     next(read_passages(config.corpus), None)
     with cluster(), progress_channel() as progress:
-        count = run_task(_index, config.corpus, config.output, config.threads, progress, num_cpus=1)
+        count = run_task(_index, config, progress, num_cpus=1)
     return f"BM25 index at {config.output}: {count} passages"
 
 
-def _index(corpus: str, output: str, threads: int, progress: Any) -> int:
-    return build_index(_counted(read_passages(corpus), progress), output, threads)
+def _index(config: IndexConfig, progress: Any) -> int:
+    passages = _counted(read_passages(config.corpus), progress)
+    return build_index(passages, config.output, config.threads, config.fields)
 
 
 def _counted(passages: Iterator[Passage], progress: Any) -> Iterator[Passage]:

@@ -54,6 +54,12 @@ class PromptTooLong(ModelError):
     area = "model.prompt_too_long"
 
 
+class TokenOutOfVocabulary(ModelError):
+    """A text has a token that the tokenizer knows and the model does not; the text names it."""
+
+    area = "model.token_out_of_vocabulary"
+
+
 class MetaInitError(RegradError):
     """A MetaInit directory is missing, damaged or does not belong to the base model."""
 

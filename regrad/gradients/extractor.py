@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regrad.data.passages import Passage
-from regrad.errors import MetaInitError
+from regrad.errors import MetaInitError, TokenOutOfVocabulary
 from regrad.meta_init import MetaInit
 from regrad.models.batching import TokenBatch, losses_and_grads, pad_batch, sequence_losses
 from regrad.models.loading import LanguageModel
@@ -95,8 +95,11 @@ class AtomExtractor:
         With `encode` (a codec's), the atoms of each batch are encoded where they were computed and dropped: only
         records are brought to the CPU and kept. Without it, all float32 atoms are.
         """
-        encoded = [encode_passage(self._lm, passage) for passage in passages]
-        problems = [self._problem(passage, ids) for passage, ids in zip(passages, encoded, strict=True)]
+        encoded, problems = [], []
+        for passage in passages:
+            ids, problem = self._encode(passage)
+            encoded.append(ids)
+            problems.append(problem)
         results = [Extracted(passage, problem=problem) for passage, problem in zip(passages, problems, strict=True)]
         fit = sorted((i for i, problem in enumerate(problems) if not problem), key=lambda i: len(encoded[i]))
         for rows in self._batches(fit, encoded):
@@ -129,6 +132,14 @@ class AtomExtractor:
             batch.append(row)
         if batch:
             yield batch
+
+    def _encode(self, passage: Passage) -> tuple[list[int], str]:
+        """Its token ids, and why there can be no atom of them (empty: there can)."""
+        try:
+            ids = encode_passage(self._lm, passage)
+        except TokenOutOfVocabulary as error:
+            return [], str(error)
+        return ids, self._problem(passage, ids)
 
     def _problem(self, passage: Passage, ids: Sequence[int]) -> str:
         if not passage.text.strip():

@@ -63,7 +63,7 @@ def _greedy(lm: LanguageModel, max_new_tokens: int) -> GenerationConfig:
     return GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=lm.eos or None,
+        eos_token_id=list(lm.end_ids) or None,
         pad_token_id=lm.pad_id,
     )
 
@@ -85,7 +85,7 @@ def _has_stop(lm: LanguageModel) -> Callable[[str], bool]:
 
 
 def _answer(lm: LanguageModel, ids: list[int]) -> str:
-    for end in lm.eos:
+    for end in lm.end_ids:
         ids = ids[: ids.index(end)] if end in ids else ids
     text = str(lm.tokenizer.decode(ids, skip_special_tokens=True)).lstrip()
     return text.split(lm.config.prompts.stop)[0].strip()

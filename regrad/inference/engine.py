@@ -128,7 +128,7 @@ class Engine:
         for i, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
             row.read += len(piece)
             if not row.is_prefilling:
-                row.write(row.choose(scores_NV[i]) if row.request.temperature > 0 else best[i], self._lm.eos)
+                row.write(row.choose(scores_NV[i]) if row.request.temperature > 0 else best[i], self._lm.end_ids)
 
     def _scores(self, numbers: list[int], pieces: list[list[int]]) -> Tensor:
         """Logits [N, V] after the last token of each piece."""

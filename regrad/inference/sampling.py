@@ -91,11 +91,11 @@ class _Draw(LogitsProcessor):
 
 def _settings(lm: LanguageModel, max_new_tokens: int) -> GenerationConfig:
     """Greedy over scores in which one token is left."""
-    settings: dict[str, Any] = {"eos_token_id": lm.eos or None, "pad_token_id": lm.pad_id}
+    settings: dict[str, Any] = {"eos_token_id": list(lm.end_ids) or None, "pad_token_id": lm.pad_id}
     return GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, **settings)
 
 
 def _sampled(lm: LanguageModel, ids: list[int], done: Callable[[str], bool]) -> Sampled:
-    ends = [ids.index(end) for end in lm.eos if end in ids]
+    ends = [ids.index(end) for end in lm.end_ids if end in ids]
     text = str(lm.tokenizer.decode(ids[: min(ends, default=len(ids))], skip_special_tokens=True))
     return Sampled(text, bool(ends) or done(text))

@@ -25,13 +25,13 @@ class SubspaceConfig(Settings):
         return self.alpha / self.rank
 
 
-def _existing_directory(path: str) -> str:
+def _existing(path: str) -> str:
     expanded = os.path.expanduser(path)
-    return os.path.abspath(expanded) if os.path.isdir(expanded) else path
+    return os.path.abspath(expanded) if os.path.exists(expanded) else path
 
 
-ModelPath = Annotated[str, AfterValidator(_existing_directory)]
-"""A directory, a directory URI, a hub name, or `package:NAME/PATH` for one inside an installed package."""
+ModelPath = Annotated[str, AfterValidator(_existing)]
+"""A directory or its URI, a GGUF file, a hub name, or `package:NAME/PATH` for one inside an installed package."""
 
 
 class ModelConfig(Settings):

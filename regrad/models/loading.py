@@ -1,4 +1,4 @@
-"""Loading a base language model: Hugging Face format, from a directory, a hub name or an installed package."""
+"""Loading a base language model: from a directory, a hub name, a GGUF file or an installed package."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedTokenizerBase
 
-from regrad.errors import ModelError, PromptTooLong
+from regrad.errors import ModelError, PromptTooLong, TokenOutOfVocabulary
 from regrad.models.architectures import Architecture, architecture_of
 from regrad.models.blocks import Blocks
+from regrad.models.checkpoint import check_finite, load_checkpoint
 from regrad.models.checks import check_model
 from regrad.models.config import ModelConfig
+from regrad.models.gguf_file import dequantised, gguf_in
 from regrad.models.lora import BatchedLora
 from regrad.models.subspace import Subspace, find_subspace
-from regrad.models.tokens import prompt_ids, token_ids
+from regrad.models.tokens import has_chat, prompt_ids, token_ids
 from regrad.storage import local_directory
 
 _PACKAGE = "package:"
@@ -34,8 +35,9 @@ class LanguageModel:
     """A frozen causal language model in evaluation mode, its tokenizer, and the slots for updates.
 
     `lora` has the slots of the model's own subspace, that of its settings: it is trained there, and its gradients are
-    taken there. `lora_for` makes those of others. `config` is what it was loaded with, its data type resolved: a
-    MetaInit made from it loads alike anywhere.
+    taken there. `lora_for` makes those of others. `config` is what it was loaded with, what was left to `auto`
+    resolved: a MetaInit made from it loads alike anywhere. `end_ids` are all tokens that end an answer; `eos` is the
+    one that passages and answers are trained with.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class LanguageModel:
     lora: BatchedLora
     config: ModelConfig
     blocks: Blocks
+    end_ids: tuple[int, ...] = ()
     other_loras: dict[Subspace, BatchedLora] = field(default_factory=dict, repr=False)
 
     @property
@@ -124,11 +127,33 @@ class LanguageModel:
 
     def encode(self, text: str, controls: bool = False) -> list[int]:
         """Token ids of a piece of text; `controls`: what looks like a control token in it is one."""
-        return token_ids(self.tokenizer, self.config.prompts, text, controls)
+        return self._known(token_ids(self.tokenizer, self.config.prompts, text, controls))
 
     def encode_prompt(self, text: str, raw: bool = False, controls: bool = False) -> list[int]:
         """Token ids of a whole prompt, its start token and (unless it is `raw`) the model's chat template included."""
-        return prompt_ids(self.tokenizer, self.config.prompts, text, raw, controls)
+        return self._known(prompt_ids(self.tokenizer, self.config.prompts, text, raw, controls))
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """Tokens that the model has a row for; the tokenizer may have been given more."""
+        return min(
+            int(self.model.get_input_embeddings().weight.shape[0]),  # type: ignore[operator]
+            int(self.model.get_output_embeddings().weight.shape[0]),  # type: ignore[operator]
+        )
+
+    def _known(self, ids: list[int]) -> list[int]:
+        # Found here, it concerns one text. In a forward pass it would end every row of the batch, and on a GPU the
+        # process: an index error there is an assertion of the device.
+        if ids and max(ids) >= self.vocabulary_size:
+            token = str(self.tokenizer.convert_ids_to_tokens(max(ids)))
+            raise TokenOutOfVocabulary(
+                f"the text has the token {token!r} (id {max(ids)}), and the model has only {self.vocabulary_size} "
+                "rows of embeddings: its tokenizer was extended, the model was not",
+                token=token,
+                id=max(ids),
+                vocabulary=self.vocabulary_size,
+            )
+        return ids
 
     @property
     def bos(self) -> list[int]:
@@ -155,21 +180,14 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _dtype(config, device)
     path = resolve_path(config.path)
-    transformers_logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=config.attention, trust_remote_code=False, use_safetensors=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"no language model could be loaded from {config.path}: {reason}") from error
-    model.generation_config = GenerationConfig()  # greedy means greedy, whatever the model's own file suggests
-    model.requires_grad_(False).eval().to(device)
-    resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+    checkpoint = load_checkpoint(path, config.path, dtype, config.attention)
+    model, tokenizer = checkpoint.model.to(device), checkpoint.tokenizer
+    check_finite(model, config.path)
+    prompts = config.prompts.model_copy(update={"chat": has_chat(tokenizer, config.prompts)})
+    resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch."), "prompts": prompts})
     lora = BatchedLora(model, find_subspace(model, config.subspace))
     lora.hold()  # for good: training and extraction apply an update in every pass
-    lm = LanguageModel(model, tokenizer, lora, resolved, Blocks(model, lora.subspace))
+    lm = LanguageModel(model, tokenizer, lora, resolved, Blocks(model, lora.subspace), checkpoint.end_ids)
     check_model(lm)
     return lm
 
@@ -193,14 +211,15 @@ def context_length(config: Any) -> int | None:
 
 
 def resolve_path(path: str) -> str:
-    """`package:NAME/PATH` and directory URIs become local paths; a hub name is left as it is.
+    """`package:NAME/PATH`, directory URIs and GGUF files become local directories; a hub name is left as it is.
 
     Raises `ModelError` if it is a local path and there is nothing.
     """
     local = _local(path)
-    if _is_local(local) and not Path(local).is_dir():
-        raise ModelError(f"there is no model at {path}")
-    return local
+    if _is_local(local) and not Path(local).exists():
+        raise ModelError(f"there is no model at {path}", code="not_found", path=path)
+    file = gguf_in(Path(local))
+    return local if file is None else str(dequantised(file))
 
 
 def _local(path: str) -> str:

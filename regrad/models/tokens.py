@@ -40,13 +40,18 @@ def prompt_ids(
     hold: those are text. `raw` leaves the chat template out. Raises `ModelError` if the tokenizer has none that can be
     used.
     """
-    if raw or not prompts.chat:
+    if raw or not has_chat(tokenizer, prompts):
         start = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
         return start + token_ids(tokenizer, prompts, text, controls)
     frame = _frame(tokenizer, prompts)
     message = frame.before + text.strip() + frame.after
     inside = tokenizer.encode(message, add_special_tokens=False, split_special_tokens=not controls)
     return [*frame.start, *inside, *frame.end]
+
+
+def has_chat(tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat) -> bool:
+    """Whether prompts are put into the model's chat template; with `auto`, whether it has one."""
+    return bool(tokenizer.chat_template) if prompts.chat == "auto" else prompts.chat
 
 
 class _Frame(NamedTuple):

@@ -22,7 +22,7 @@ from regrad.settings import Settings
 from regrad.storage import Storage, local_directory
 
 CARD = "regrad-index.json"
-FORMAT = 2
+FORMAT = 3
 
 RETRIEVERS: Registry[str] = Registry("kind of index", RetrievalError, {"bm25": "regrad.retrieval.bm25:LuceneRetriever"})
 """The class that opens each kind of index, as `module:class`: what one kind imports (a JVM) another does not need."""
@@ -36,11 +36,15 @@ class IndexFile(Settings):
 
 
 class IndexCard(Settings):
-    """What an index says of itself: the kind of retriever that opens it, how many passages it has, and its files."""
+    """What an index says of itself: the kind of retriever that opens it, how many passages it has, and its files.
+
+    `fields` are what a lexical index can be searched by.
+    """
 
     format: int = FORMAT
     kind: str
     passages: int
+    fields: tuple[str, ...] = ()
     files: dict[str, IndexFile]
 
 
@@ -101,11 +105,11 @@ class Retriever(ABC):
         self.close()
 
 
-def write_card(folder: Path, kind: str, passages: int) -> None:
+def write_card(folder: Path, kind: str, passages: int, fields: tuple[str, ...] = ()) -> None:
     """Make what stands in `folder` an index of this kind. To be called last: the card names every file there is."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): _described(path) for path in paths}
-    card = IndexCard(kind=kind, passages=passages, files=files)
+    card = IndexCard(kind=kind, passages=passages, fields=fields, files=files)
     (folder / CARD).write_text(card.model_dump_json(indent=1) + "\n")
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from regrad.data.passages import Passage
 from regrad.errors import JavaNotFound, RetrievalError
 from regrad.retrieval.base import CARD, IndexCard, Retriever, write_card
-from regrad.retrieval.config import RetrieverConfig
+from regrad.retrieval.config import IndexField, RetrieverConfig
 from regrad.retrieval.passage_store import store_passages
 from regrad.storage import directory_writer
 
@@ -99,29 +99,35 @@ _MAX_TERMS = 1 << 20
 _THREADS = 4
 
 
-def build_index(passages: Iterable[Passage], uri: str, threads: int = 2) -> int:
-    """Index title and text of every passage at `uri`, whole or not at all; returns how many there were.
+def build_index(
+    passages: Iterable[Passage], uri: str, threads: int = 2, fields: tuple[IndexField, ...] = ("contents", "title")
+) -> int:
+    """Index these fields of every passage at `uri`, whole or not at all; returns how many passages there were.
 
     Raises `RetrievalError` if there are none, an id occurs twice or Lucene fails.
     """
     with directory_writer(uri, CARD) as folder:
         lucene = folder / "lucene"
-        count = in_java_thread(_index, store_passages(passages, folder), lucene, threads)
+        count = in_java_thread(_index, store_passages(passages, folder), lucene, threads, fields)
         if not count:
             raise RetrievalError("the corpus is empty: there is nothing to index")
         in_java_thread(_check_complete, lucene, count)
-        write_card(folder, "bm25", count)
+        write_card(folder, "bm25", count, fields)
     return count
 
 
-def _index(batches: Iterable[Sequence[Passage]], folder: Path, threads: int) -> int:
+def _index(batches: Iterable[Sequence[Passage]], folder: Path, threads: int, fields: tuple[IndexField, ...]) -> int:
     from jnius import JavaException
     from pyserini.index.lucene import LuceneIndexer
 
-    indexer, count = LuceneIndexer(args=["-index", str(folder)], threads=threads), 0
+    arguments = ["-index", str(folder)]
+    if extra := [field for field in fields if field != "contents"]:  # that one, anserini has anyway
+        arguments += ["-fields", *extra]
+    indexer = LuceneIndexer(args=arguments, threads=threads)
+    count = 0
     try:
         for batch in batches:
-            indexer.add_batch_raw([_document(passage) for passage in batch])
+            indexer.add_batch_raw([_document(passage, fields) for passage in batch])
             count += len(batch)
         indexer.close()
     except JavaException as error:
@@ -142,8 +148,9 @@ def _check_complete(folder: Path, count: int) -> None:
         raise RetrievalError(f"the index holds {found} of {count} passages (is the disk full?)")
 
 
-def _document(passage: Passage) -> str:
-    return json.dumps({"id": passage.id, "contents": f"{passage.title}\n{passage.text}"})
+def _document(passage: Passage, fields: tuple[IndexField, ...]) -> str:
+    texts = {"contents": f"{passage.title}\n{passage.text}", "title": passage.title, "text": passage.text}
+    return json.dumps({"id": passage.id, **{field: texts[field] for field in fields}})
 
 
 class LuceneRetriever(Retriever):
@@ -151,11 +158,20 @@ class LuceneRetriever(Retriever):
 
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         super().__init__(folder, card, settings)
+        if missing := [field for field in settings.weights if field not in card.fields]:
+            raise RetrievalError(
+                f"the index has the fields {', '.join(card.fields)} and not {', '.join(missing)}, which is to be "
+                f"searched: set its weight to 0, or make the index again with `fields`",
+                code="no_field",
+                missing=missing,
+                fields=list(card.fields),
+            )
+        self._settings = settings
         self._searcher: Any = in_java_thread(_open, folder / "lucene", settings)
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """Ties are in Lucene's document order."""
-        return in_java_thread(_search, self._searcher, [_bounded(question) for question in questions], k)
+        return in_java_thread(_search, self._searcher, self._settings, [_bounded(one) for one in questions], k)
 
     def close(self) -> None:
         """See `Retriever`."""
@@ -185,17 +201,32 @@ def _open(folder: Path, settings: RetrieverConfig) -> Any:
     return searcher
 
 
-def _search(searcher: Any, questions: list[str], k: int) -> list[list[tuple[str, float]]]:
+def _search(searcher: Any, settings: RetrieverConfig, questions: list[str], k: int) -> list[list[tuple[str, float]]]:
     from jnius import JavaException
 
     try:
-        if len(questions) == 1:
-            found = [searcher.search(questions[0], k)]
+        if settings.combine == "best":
+            found = [searcher.search(_best_field(settings, question), k) for question in questions]
+        elif len(questions) == 1:
+            found = [searcher.search(questions[0], k, fields=settings.weights)]
         else:
             # Java's own threads search; the batch is handed over and its results are read by this one thread.
             numbers = [str(number) for number in range(len(questions))]
-            by_number = searcher.batch_search(questions, numbers, k, threads=_THREADS)
+            by_number = searcher.batch_search(questions, numbers, k, threads=_THREADS, fields=settings.weights)
             found = [by_number[number] for number in numbers]
     except JavaException as error:
         raise RetrievalError(f"Lucene could not search: {error}") from error
     return [[(str(hit.docid), float(hit.score)) for hit in hits] for hits in found]
+
+
+def _best_field(settings: RetrieverConfig, question: str) -> Any:
+    """Lucene's query for the best of several fields, which is what Elasticsearch makes of `best_fields`."""
+    from jnius import autoclass
+    from pyserini.analysis import get_lucene_analyzer
+
+    analyzer = get_lucene_analyzer()  # without arguments that of an index that was made without any
+    words = autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
+    boosted, fields = autoclass("org.apache.lucene.search.BoostQuery"), autoclass("java.util.ArrayList")()
+    for field, weight in settings.weights.items():
+        fields.add(boosted(words.buildQuery(field, analyzer, question), weight))
+    return autoclass("org.apache.lucene.search.DisjunctionMaxQuery")(fields, settings.tie)

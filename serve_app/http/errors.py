@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from regrad.errors import MethodError, NothingFound, PassageNotFound, PromptTooLong, RegradError
+from regrad.errors import MethodError, NothingFound, PassageNotFound, PromptTooLong, RegradError, TokenOutOfVocabulary
 
 
 @dataclass
@@ -158,6 +158,7 @@ _PROBLEMS: tuple[tuple[Any, Problem], ...] = (
     (NothingFound, Problem("not_found", 404, "question", "")),
     (UnknownRelease, Problem("not_found", 404, "release", "")),
     (PromptTooLong, Problem("too_long", 413, "question", "")),
+    (TokenOutOfVocabulary, Problem("invalid_request", 422, "question", "")),
     # Of a method that is open: more passages than its adapters have room for.
     (MethodError, Problem("invalid_request", 422, "k", "")),
     (BackPressureError, FULL),

@@ -20,6 +20,7 @@ from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model
 from tests.tools.decoded import PROMPTS, Heard, run, update
 from tests.tools.random_models import loaded, random_model
+from tests.tools.refusals import refused
 
 STATES = {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 16}
 SHARED = {
@@ -138,7 +139,7 @@ def test_weights_that_are_not_numbers_are_named_as_such(tiny_path: Path, tiny: L
     model = LlamaForCausalLM.from_pretrained(tiny_path)
     with torch.no_grad():
         model.get_parameter("model.layers.1.mlp.down_proj.weight")[0, 0] = torch.nan
-    with pytest.raises(ModelError, match="gives logits that are not finite: a weight of it is damaged"):
+    with refused(ModelError, "not_finite"):
         loaded(model, tiny, tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,12 +16,13 @@ from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.lab.wording import LAB_PROMPTS
-from regrad.models.loading import LanguageModel
+from regrad.models.loading import LanguageModel, load_language_model
 from regrad.models.tokens import prompt_ids, token_ids
 from regrad.training.meta.collate import encode_question
 from regrad.training.meta.config import ShapeConfig
 from regrad.training.meta.lengths import Lengths
 from tests.tools.chats import chat
+from tests.tools.random_models import loaded, random_model
 
 WRITTEN = "Les </s> was <s> born in <pad> Thomville."
 
@@ -66,6 +68,20 @@ def test_a_chat_has_the_tokens_of_the_models_own_template(tiny: LanguageModel, t
         messages, add_generation_prompt=True, return_dict=False, date_string="26 Jul 2024"
     )
     assert lm.encode_prompt(text) == expected
+
+
+def test_auto_uses_a_chat_template_where_there_is_one(tiny: LanguageModel, tmp_path: Path) -> None:
+    template = chat(tiny).tokenizer.chat_template
+    for written, expected in ((None, False), (template, True)):
+        lm = loaded(random_model("llama"), tiny, tmp_path / str(expected))
+        lm.tokenizer.chat_template = written
+        lm.tokenizer.save_pretrained(str(tmp_path / str(expected)))
+        prompts = tiny.config.prompts.model_copy(update={"chat": "auto"})
+        lm = load_language_model(lm.config.model_copy(update={"prompts": prompts}), "cpu")
+        assert lm.config.prompts.chat is expected, "what was left to auto is decided when the model is loaded"
+        same = prompts.model_copy(update={"chat": expected})
+        text = "Where was Les Dripen born?"
+        assert prompt_ids(lm.tokenizer, prompts, text) == prompt_ids(lm.tokenizer, same, text) == lm.encode_prompt(text)
 
 
 def test_control_tokens_in_a_message_are_text(tiny: LanguageModel) -> None:

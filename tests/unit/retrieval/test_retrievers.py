@@ -165,11 +165,11 @@ def test_what_lucene_cannot_read_is_refused_with_what_to_do(tmp_path: Path) -> N
 def test_what_is_no_index_of_this_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RetrievalError, match="there is no index at"):
         open_retriever(str(tmp_path))
-    for card in ({"format": 1, "passages": 3}, {"format": 3, "kind": "bm25", "passages": 3, "files": {}}, ["x"]):
+    for card in ({"format": 1, "passages": 3}, {"format": 2, "kind": "bm25", "passages": 3, "files": {}}, ["x"]):
         (tmp_path / CARD).write_text(json.dumps(card))
         with pytest.raises(RetrievalError, match="make it again with `regrad index`"):
             check_index(str(tmp_path))
-    (tmp_path / CARD).write_text(json.dumps({"format": 2, "kind": "bm52", "passages": 3, "files": {}}))
+    (tmp_path / CARD).write_text(json.dumps({"format": 3, "kind": "bm52", "passages": 3, "files": {}}))
     with pytest.raises(RetrievalError, match="did you mean 'bm25'"):
         check_index(str(tmp_path))
 

@@ -1,0 +1,153 @@
+"""Reading a checkpoint: complete, whole, finite and not quantised, or refused with the file or tensor at fault.
+
+transformers fills a weight that is missing with random numbers and says so in a log. A bank or a MetaInit that is made
+with such a model is worth nothing, so all of that is an error here, before anything is computed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from regrad.errors import ModelError
+from regrad.text import listed
+
+_LFS_POINTER = b"version https://git-lfs"
+_MOST_NAMED = 3
+_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError, SafetensorError)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in evaluation mode, its tokenizer, and the ids of the tokens that end an answer."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: tuple[int, ...]
+
+
+def load_checkpoint(path: str, name: str, dtype: torch.dtype, attention: str) -> Checkpoint:
+    """Load from a local directory or a hub name; raises `ModelError`, which calls the checkpoint `name`.
+
+    Refused are weights that are missing, of another shape, cut short, not fetched (a Git LFS pointer) or quantised.
+    """
+    if Path(path).is_dir():
+        _check_files(Path(path), name)
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        _check_not_quantised(config, name)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except torch.OutOfMemoryError:
+        raise
+    except _LOADING_ERRORS as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"no language model could be loaded from {name}: {reason}", code="not_loaded", path=name
+        ) from error
+    _check_complete(info, name)
+    end_ids = _end_ids(model.generation_config, tokenizer)
+    model.generation_config = GenerationConfig()  # greedy means greedy, whatever the model's own file suggests
+    return Checkpoint(model.requires_grad_(False).eval(), tokenizer, end_ids)
+
+
+def check_finite(model: nn.Module, name: str) -> None:
+    """Raise `ModelError` for the first weight that holds NaN or an infinity."""
+    for tensor, weights in model.named_parameters():
+        if not torch.isfinite(weights).all():
+            raise ModelError(
+                f"{name}: the weight {tensor} has numbers that are not finite; download or convert the model again, "
+                "or load it with another `dtype`",
+                code="not_finite",
+                path=name,
+                tensor=tensor,
+            )
+
+
+def _check_files(folder: Path, name: str) -> None:
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            start = stream.read(len(_LFS_POINTER))
+            if start == _LFS_POINTER:
+                raise ModelError(
+                    f"{name}: {file.name} is a Git LFS pointer and not the weights; run `git lfs pull` there",
+                    code="not_fetched",
+                    path=name,
+                    file=file.name,
+                )
+            expected = _safetensors_bytes(start, stream)
+        found = file.stat().st_size
+        if expected is None or found != expected:
+            sizes = "" if expected is None else f" ({found:,} bytes of {expected:,})"
+            raise ModelError(
+                f"{name}: {file.name} is cut short or damaged{sizes}; copy or download it again",
+                code="weights_damaged",
+                path=name,
+                file=file.name,
+            )
+
+
+def _safetensors_bytes(start: bytes, stream: Any) -> int | None:
+    """How long the file must be by its header: 8 bytes of the header's length, the header, the tensors."""
+    length = int.from_bytes(start[:8], "little")
+    stream.seek(8)
+    try:
+        header = json.loads(stream.read(min(length, 100 << 20)))
+        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return None
+    return 8 + length + int(max(ends, default=0))
+
+
+def _check_not_quantised(config: Any, name: str) -> None:
+    found = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(), "quantization_config", None
+    )
+    if not found:
+        return
+    settings = found if isinstance(found, dict) else found.to_dict()
+    method = str(settings.get("quant_method", "unknown"))
+    raise ModelError(
+        f"{name} is quantised ({method}), and gradients through quantised weights are not those of the model; give "
+        "the checkpoint that it was made from",
+        code="quantised",
+        path=name,
+        method=method,
+    )
+
+
+def _check_complete(info: dict[str, Any], name: str) -> None:
+    for problem, what in (("missing_keys", "lacks"), ("mismatched_keys", "has in another shape")):
+        # A key of another shape comes with its two shapes.
+        keys = sorted(key if isinstance(key, str) else str(key[0]) for key in info.get(problem) or ())
+        if keys:
+            raise ModelError(
+                f"{name} {what} {listed(keys, _MOST_NAMED)}, which would be random numbers; is a file of the "
+                "checkpoint missing, or is it of another kind of model?",
+                code=problem,
+                path=name,
+                tensors=keys[:_MOST_NAMED],
+            )
+
+
+def _end_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokenizer's end token, and those of generation_config.json: chat models end a turn with another one."""
+    told = getattr(generation, "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])]
+    return tuple(dict.fromkeys(int(number) for number in ids if number is not None))
