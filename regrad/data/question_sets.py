@@ -62,10 +62,10 @@ def read_set(config: QuestionSetConfig) -> tuple[list[Question], Counter[str]]:
     questions = _named(reader(file), config.path)
     if not questions:
         raise EvaluationError(f"{config.path} holds no questions that the format '{config.format}' takes")
+    words = _words(questions)  # of all of them: a part of the set is asked with the same prompt
     questions = questions[: config.first]
     if config.sample is not None:
         questions = _sample(questions, config.sample, config.seed)
-    words = _words(questions)
     asked = [q.as_kind(config.kind or q.kind, f"{config.path} question '{q.id:.60}'", words) for q in questions]
     return asked, file.left_out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+from regrad.data.field_names import answers_name
 from regrad.data.question_files import QuestionFile
 from regrad.data.questions import Fields, Question
 
@@ -30,7 +31,7 @@ def natural_questions(file: QuestionFile) -> Iterator[Question]:
             yield Question("", record.text("question"), _python_list(record, "answers"))
         return
     for record in file.records():
-        yield Question(record.maybe("id"), record.text("question"), record.texts("answer"))
+        yield Question(record.maybe("id"), record.text("question"), record.texts(answers_name(record.fields)))
 
 
 def _python_list(record: Fields, field: str) -> tuple[str, ...]:

@@ -142,6 +142,27 @@ def test_a_whole_float_is_written_as_the_integer(tmp_path: Path) -> None:
     assert [question.answer for question in task.questions] == ["2", "1990", "2.5"]
 
 
+def test_a_kind_of_another_meaning_is_passed_over_where_the_settings_say_the_kind(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", [{"question": "Q?", "answer": "x", "kind": "2hop"}])
+    with refused(EvaluationError, "wrong_field", field="kind"):
+        read(path)
+    assert [q.kind for q in read(path, kind="open")] == ["open"]
+
+
+def test_open_questions_that_are_asked_as_yes_no_may_be_answered_with_maybe(tmp_path: Path) -> None:
+    records = [{"question": word, "answer": word} for word in ("Yes", "maybe")]
+    path = write(tmp_path / "q.jsonl", records)
+    assert {q.choices for q in read(path, kind="yes-no")} == {("yes", "no", "maybe")}
+    assert {q.choices for q in read(path, kind="yes-no", first=1)} == {("yes", "no", "maybe")}
+    write(tmp_path / "q.jsonl", records[:1])
+    assert {q.choices for q in read(path, kind="yes-no")} == {("yes", "no")}
+
+
+def test_flashrags_natural_questions_are_read_by_their_format_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "test.jsonl", [{"id": "test_0", "question": "q", "golden_answers": ["x"]}])
+    assert [(q.id, q.answers) for q in read(path, "nq")] == [("test_0", ("x",))]
+
+
 def test_tasks_by_other_names(tmp_path: Path) -> None:
     passages = [{"docid": 7, "contents": '"T"\nx'}]
     record = {"_id": 1, "passages": passages, "questions": [{"question": "Q?", "golden_answers": ["a", "b"]}]}
