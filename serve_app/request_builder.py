@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from regrad.data.questions import Question
 from regrad.errors import FingerprintMismatch, NothingFound
 from regrad.inference.rows import DecodingRequest, Finished
-from regrad.methods.base import AtomProvider, Atoms, Evidence, Method, NoAtoms, PassageUse, Plan, open_question
+from regrad.methods.base import AtomProvider, Atoms, Evidence, Method, NoAtoms, PassageUse, Plan
 from regrad.methods.regrad import BoundMetaInit, GradientSettings, ReGrad
 from regrad.models.loading import LanguageModel
 from regrad.prompts import PromptFormat
@@ -137,7 +137,7 @@ class RequestBuilder:
         hits = retrieved.hits if retrieved else ()
         shown = self.opened(ask).offer.settings.demonstrations
         return Evidence(
-            open_question(ask.question),
+            Question("", ask.question, (), ask.kind, ask.choices),
             tuple(hit.passage for hit in hits),
             tuple(hit.score for hit in hits),
             tuple(self._demonstrations[:shown]),
