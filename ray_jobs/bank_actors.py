@@ -17,11 +17,9 @@ from torch import Tensor
 from ray_jobs.actor_errors import encode_error
 from ray_jobs.cluster import device
 from regrad.bank.builder import BUILT, BlockBuilder
-from regrad.bank.codecs import codec_for
-from regrad.bank.codecs.base import Codec
+from regrad.bank.codecs import Codec, codec_for
 from regrad.bank.config import BuildConfig
-from regrad.bank.manifest import read_manifest
-from regrad.bank.schemas import table
+from regrad.bank.format import read_manifest, table
 from regrad.data.augmented import Augmented, parse_augmented
 from regrad.data.jsonl import shown
 from regrad.data.passages import Passage, parse_passage

@@ -20,10 +20,9 @@ from ray_jobs.cluster import cluster, require_workers, run_task
 from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines, check_corpus
 from ray_jobs.entry import main
 from ray_jobs.progress import progress_bar, progress_channel
-from regrad.bank.build_stats import Preparation, note_preparation
-from regrad.bank.builder import BUILT, assemble, changes_nothing
+from regrad.bank.builder import BUILT, Preparation, assemble, changes_nothing, note_preparation
 from regrad.bank.config import BuildConfig
-from regrad.bank.manifest import Layout, Manifest, check_same_layout, current_version, read_manifest
+from regrad.bank.format import Layout, Manifest, check_same_layout, current_version, read_manifest
 from regrad.bank.writer import commit, commit_onto_newest
 from regrad.data.files import corpus_files
 from regrad.meta_init import read_card

@@ -11,7 +11,7 @@ from ray_jobs.bank_actors import AdapterActor
 from ray_jobs.build_bank import Built, describe, fill
 from ray_jobs.cluster import cluster, device, run_task
 from ray_jobs.entry import main
-from regrad.bank.manifest import Layout
+from regrad.bank.format import Layout
 from regrad.data.augmented import augmented_file
 from regrad.methods.prag import adapters_base, adapters_layout
 from regrad.models.loading import load_language_model

@@ -1,7 +1,7 @@
 """Parametric retrieval: a document's gradient is computed once, stored, and applied for the questions that need it.
 
-What a notebook or a script needs can be had from here by name; each is imported when it is asked for, so that
-`import regrad` is quick and a verb that needs no model loads no torch.
+What a notebook or a script needs can be imported from here; each name is loaded when it is first used, so that
+`import regrad` is quick and a command that needs no model loads no torch.
 """
 
 from __future__ import annotations

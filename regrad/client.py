@@ -1,4 +1,4 @@
-"""Asking a running server: one question, or many at once. The key, if it wants one, is in `REGRAD_API_KEY`."""
+"""Asking a running server one question, or many at once. If it wants a key, that is taken from `REGRAD_API_KEY`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TIMEOUT_SECONDS = 120
 
 
 def with_key(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Put the key of the environment, if there is one, on a request: `auth=with_key`, which no .netrc overrides."""
+    """Add the key of the environment, if there is one, to a request: `auth=with_key`, which no .netrc overrides."""
     if key := os.environ.get(API_KEY, "").strip():
         request.headers["Authorization"] = f"Bearer {key}"
     return request
@@ -37,15 +37,19 @@ class AnswerClient:
                 f"{self._url}/v1/answer", json={"question": question, **options}, timeout=_TIMEOUT_SECONDS
             )
         except requests.ConnectionError as error:
-            raise ServeError(f"no server answers at {self._url}; start one with `regrad serve`") from error
+            raise ServeError(
+                f"no server answers at {self._url}; start one with `regrad serve`", code="no_server", url=self._url
+            ) from error
         except requests.RequestException as error:
-            raise ServeError(f"the request to {self._url} failed: {error}") from error
+            raise ServeError(
+                f"the request to {self._url} failed: {error}", code="request_failed", url=self._url
+            ) from error
         return _checked(response)
 
     def answer_many(
         self, requests_: Sequence[dict[str, Any]], concurrency: int, done: Callable[[], None] = lambda: None
     ) -> list[dict[str, Any]]:
-        """Answers in order, `concurrency` at a time; the first error stops and is raised."""
+        """Answers in order, `concurrency` at a time; the first error stops all and is raised."""
 
         def ask(request: dict[str, Any]) -> dict[str, Any]:
             answer = self.answer(**request)
@@ -56,6 +60,7 @@ class AnswerClient:
             return list(threads.map(ask, requests_))
 
     def _session(self) -> requests.Session:
+        # One a thread: a session keeps its connection open, and is not safe for threads.
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
             self._local.session.auth = with_key
@@ -73,4 +78,9 @@ def _checked(response: requests.Response) -> dict[str, Any]:
     error = body.get("error") if isinstance(body, dict) else None
     message = error.get("message") if isinstance(error, dict) else response.text[:200].strip()
     hint = f" ({API_KEY} holds the key that this command sends)" if response.status_code == 401 else ""
-    raise ServeError(f"the server refused (HTTP {response.status_code}): {message}{hint}")
+    raise ServeError(
+        f"the server refused (HTTP {response.status_code}): {message}{hint}",
+        code="refused",
+        status=response.status_code,
+        message=message,
+    )

@@ -12,8 +12,8 @@ from typing import ClassVar
 class RegradError(Exception):
     """Base of all errors that a user can act on; its text is one clear sentence or two.
 
-    `code` is the class's own, or with the part that the raiser gives, `class.part`. `fields` is what the text names:
-    a path, a line, what was found. Both outlive pickling, so an error keeps them on its way out of a worker.
+    `code` is the class's own area, or `area.part` with the part that the raiser gives. `fields` is what the text names:
+    a path, a line, what was found. Both survive pickling, so an error keeps them on its way out of a worker.
     """
 
     area: ClassVar[str] = "regrad"
@@ -67,7 +67,7 @@ class MetaInitError(RegradError):
 
 
 class BankError(RegradError):
-    """A Gradient Bank is missing, damaged or holds something else than what was asked for."""
+    """A Gradient Bank is missing or damaged, or does not hold what was asked for."""
 
     area = "bank"
 
@@ -78,36 +78,40 @@ class FingerprintMismatch(BankError):
     area = "bank.fingerprint_mismatch"
 
     def __init__(self, bank_fingerprint: str, meta_init_fingerprint: str) -> None:
-        super().__init__(bank_fingerprint, meta_init_fingerprint)  # positions, so that it can be pickled
+        # By position, so that it can be pickled.
+        super().__init__(
+            bank_fingerprint, meta_init_fingerprint, bank=bank_fingerprint, meta_init=meta_init_fingerprint
+        )
         self.bank_fingerprint = bank_fingerprint
         self.meta_init_fingerprint = meta_init_fingerprint
 
     def __str__(self) -> str:
         return (
-            f"the bank was built for MetaInit {self.bank_fingerprint} but the MetaInit given is "
-            f"{self.meta_init_fingerprint}; rebuild the bank with `regrad build` or give the MetaInit it belongs to"
+            f"the bank was built for MetaInit {self.bank_fingerprint}, but the MetaInit in use is "
+            f"{self.meta_init_fingerprint}; rebuild the bank with `regrad build`, or use the MetaInit it was built for"
         )
 
 
 class BankFormatError(BankError):
-    """A bank was written by another version of regrad, in a format that this one cannot read."""
+    """A bank is in a format, or has a codec, that this version of regrad cannot read."""
 
     area = "bank.format"
 
 
 class BankConflict(BankError):
-    """Somebody else committed a version of the bank in the meantime; nothing of theirs or ours is lost."""
+    """Another writer committed a version of the bank in the meantime; nothing of either is lost."""
 
     area = "bank.conflict"
 
     def __init__(self, uri: str, version: int) -> None:
-        super().__init__(uri, version)
-        self.uri, self.version = uri, version
+        super().__init__(uri, version, uri=uri, version=version)
+        self.uri = uri
+        self.version = version
 
     def __str__(self) -> str:
         return (
-            f"somebody else committed version {self.version} of the bank at {self.uri} in the meantime; run the same "
-            "command again: it goes on from their version, and what was computed is kept"
+            f"another writer committed version {self.version} of the bank at {self.uri} in the meantime; run the same "
+            "command again: it continues from that version, and what was computed is kept"
         )
 
 
@@ -124,7 +128,7 @@ class AtomNotFound(BankError):
 
 
 class RetrievalError(RegradError):
-    """An index is missing or damaged, or Lucene failed."""
+    """An index is missing or damaged, or searching it failed."""
 
     area = "retrieval"
 
@@ -148,7 +152,7 @@ class JavaNotFound(RetrievalError):
 
 
 class MethodError(RegradError):
-    """An unknown method was named, or a method lacks what it needs."""
+    """A method is unknown, or lacks what it needs."""
 
     area = "method"
 

@@ -1,10 +1,9 @@
 """One process at a time at a place: a lock that is free again when its holder is done, or was killed.
 
 On a local file system it is the operating system's lock on a file beside the place, `<place>.lock`; a file that is left
-there locks nothing. An object store has no such thing: there every holder has a file of its own in `<place>.lock/`,
-which it writes anew every few seconds, and one that has not been written for a minute or so counts no more. Ages are
-differences of the store's own times. Of two that begin at the same moment both may be refused, but never both be let
-in.
+there locks nothing. An object store has no locks: there every holder has its own file in `<place>.lock/`, a lease,
+which it rewrites every few seconds; a lease that was not renewed for a minute and a half has expired. Ages are
+differences of the store's own times. Of two that begin at the same moment both may be refused, but both never succeed.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _LEASE_SECONDS = 90.0
 
 
 class _Held(Exception):
-    """Somebody else holds the place; the text says who."""
+    """Another process holds the place; the text says which."""
 
 
 @contextmanager
@@ -44,8 +43,8 @@ def exclusive(
 ) -> Iterator[None]:
     """Hold the place (a directory or a file) inside the block.
 
-    If somebody else still holds it after `wait` seconds, raises what `busy` makes of a description of who does;
-    raises `StorageError` as a store does.
+    If another process still holds it after `wait` seconds, raises what `busy` returns for a description of that
+    process. Raises `StorageError` as a store does.
     """
     give_up = time.monotonic() + wait
     with ExitStack() as held:
@@ -56,7 +55,7 @@ def exclusive(
             except _Held as error:
                 if time.monotonic() >= give_up:
                     raise busy(str(error)) from None
-            # By chance: two that refuse each other's leases would do so for ever if they came back together.
+            # At random: two that refuse each other's leases would do so for ever if they came back together.
             time.sleep(random.uniform(0.02, 0.2))
         yield
 
@@ -64,13 +63,19 @@ def exclusive(
 @contextmanager
 def _flock(storage: Storage) -> Iterator[None]:
     path = Path(f"{storage.root}.lock")
-    lock = _opened(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}", code="refused", uri=str(path)) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _Held(os.pread(lock, 200, 0).decode(errors="replace") or "another process") from None
-        if not _is_still_there(path, lock):  # its holder has just removed it: the next one makes another
+        # Between opening the file and locking it, its holder may have removed it. The lock is then on a file that no
+        # other process will find: give up, and the next try makes a new one.
+        if not _is_still_there(path, lock):
             raise _Held("another process")
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -80,14 +85,6 @@ def _flock(storage: Storage) -> Iterator[None]:
             path.unlink(missing_ok=True)
     finally:
         os.close(lock)
-
-
-def _opened(path: Path) -> int:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _is_still_there(path: Path, lock: int) -> bool:
@@ -100,7 +97,8 @@ def _is_still_there(path: Path, lock: int) -> bool:
 @contextmanager
 def _lease(storage: Storage, renew: float, lease: float) -> Iterator[None]:
     place = Storage(f"{storage.uri}.lock")
-    mine = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+    mine = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"  # a lease's name says whose it is
+    # Written before looking: of two that come together, each sees the other's lease, and none takes the place unseen.
     place.write(mine, b"")
     try:
         files = place.files()
@@ -108,32 +106,23 @@ def _lease(storage: Storage, renew: float, lease: float) -> Iterator[None]:
         others = {name: now - written for name, (_, written) in files.items() if name and name != mine}
         for name, age in others.items():
             if age < lease:
-                raise _Held(f"{_holder(name)}; if it was killed, its lock ends in {lease - age:.0f} seconds")
+                host, _, pid = name.rpartition("-")[0].rpartition("-")
+                expires = f"if it was killed, its lock expires in {lease - age:.0f} seconds"
+                raise _Held(f"process {pid} on {host}; {expires}")
         for name in others:  # of holders that were killed
             place.remove_file(name)
         with _renewed(place, mine, renew):
             yield
     finally:
-        _give_back(place, mine)
-
-
-def _holder(name: str) -> str:
-    """Who has the lease of this name. Names say it, so that one listing tells all."""
-    host, _, pid = name.rpartition("-")[0].rpartition("-")
-    return f"process {pid} on {host}"
-
-
-def _give_back(place: Storage, name: str) -> None:
-    """What cannot be removed now ends by itself."""
-    try:
-        place.remove_file(name)
-    except StorageError as error:
-        logger.warning("the lock at %s could not be given back: %s", place.uri, error)
+        try:
+            place.remove_file(mine)
+        except StorageError as error:  # it expires by itself
+            logger.warning("the lock at %s could not be released: %s", place.uri, error)
 
 
 @contextmanager
 def _renewed(place: Storage, name: str, seconds: float) -> Iterator[None]:
-    """Writes the file again and again in a thread; a store that refuses is tried again."""
+    """Rewrites the lease every `seconds` in a thread; a store that refuses is tried again."""
     done = threading.Event()
 
     def renew() -> None:

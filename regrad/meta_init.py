@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ class MetaInit:
         return digest.hexdigest()[:16]
 
     def model_at(self, path: str | None) -> ModelConfig:
-        """The base model's settings, with its weights at another place if `path` is given."""
+        """The base model's settings, with `path`, if given, as the place of its weights."""
         return self.model if path is None else self.model.model_copy(update={"path": path})
 
     def update(self, gradient_sum_P: Tensor, gamma: float = 1.0) -> Tensor:
@@ -78,22 +77,19 @@ class MetaInit:
     def check_base(self, lm: LanguageModel) -> None:
         """Raise `MetaInitError` unless `lm` has the weights and the subspace that this MetaInit was made with."""
         if lm.subspace != self.subspace:
-            raise MetaInitError("the MetaInit's subspace is not the language model's")
+            raise MetaInitError("the MetaInit's subspace is not the language model's", code="other_subspace")
         if (found := lm.identity()) != self.base_identity:
             raise MetaInitError(
-                f"the MetaInit belongs to base weights {self.base_identity[:16]} but the model loaded from "
-                f"{lm.config.path} has {found[:16]} (in the same data type?); give the right `model_path`"
+                f"the MetaInit belongs to base weights {self.base_identity[:16]}, but the model loaded from "
+                f"{lm.config.path} has {found[:16]} (in the same data type?); give the right `model_path`",
+                code="other_base",
+                found=found,
+                expected=self.base_identity,
             )
 
     def save(self, uri: str | Path) -> None:
-        """Write the directory, whole or not at all; an existing one is replaced."""
-        with directory_writer(uri, CARD) as folder, _write_errors(uri):
-            save_adapter(folder, self.model, self.subspace, self.phi0)
-            save_file({"step_sizes": self.step_sizes.detach().cpu().float().contiguous()}, folder / _STEP_SIZES)
-            (folder / CARD).write_text(json.dumps(self._card(), indent=2) + "\n")
-
-    def _card(self) -> dict[str, Any]:
-        return {
+        """Write the directory, whole or not at all; an existing MetaInit is replaced."""
+        card = {
             "format": _FORMAT,
             "fingerprint": self.fingerprint,
             "base_identity": self.base_identity,
@@ -104,6 +100,15 @@ class MetaInit:
             "model": self.model.model_dump(mode="json"),
             "notes": dict(self.notes),
         }
+        try:
+            with directory_writer(uri, CARD) as folder:
+                save_adapter(folder, self.model, self.subspace, self.phi0)
+                save_file({"step_sizes": self.step_sizes.detach().cpu().float().contiguous()}, folder / _STEP_SIZES)
+                (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+        except SafetensorError as error:
+            raise MetaInitError(
+                f"the MetaInit cannot be written to {uri}: {error}", code="not_written", uri=str(uri)
+            ) from error
 
     @staticmethod
     def load(uri: str | Path) -> MetaInit:
@@ -127,40 +132,48 @@ class MetaInit:
                 card.get("inner_steps", 1),
             )
         except (OSError, KeyError, SafetensorError, ValueError, ModelError, TypeError) as error:
-            raise MetaInitError(f"the MetaInit at {uri} is damaged: {type(error).__name__}: {error}") from error
+            raise MetaInitError(
+                f"the MetaInit at {uri} is damaged: {type(error).__name__}: {error}", code="damaged", uri=str(uri)
+            ) from error
         fits = step_sizes.shape in {(len(subspace.shapes),), (subspace.size,)}
         if not fits or not bool(torch.isfinite(step_sizes).all()):
-            raise MetaInitError(f"the MetaInit at {uri} is damaged: its step sizes do not fit its subspace")
+            raise MetaInitError(
+                f"the MetaInit at {uri} is damaged: its step sizes do not fit its subspace",
+                code="damaged",
+                uri=str(uri),
+            )
         if loaded.fingerprint != card["fingerprint"]:
             raise MetaInitError(
-                f"the MetaInit at {uri} says fingerprint {card['fingerprint']} but its content is {loaded.fingerprint}"
+                f"the card of the MetaInit at {uri} has fingerprint {card['fingerprint']}, but that of its content is "
+                f"{loaded.fingerprint}",
+                code="other_fingerprint",
+                found=loaded.fingerprint,
+                expected=card["fingerprint"],
             )
         return loaded
 
 
 def read_card(uri: str | Path) -> dict[str, Any]:
-    """The card alone (a few KB); raises `MetaInitError` if there is none or it is not one of ours."""
+    """The card alone (a few KB); raises `MetaInitError` if it is missing or not a MetaInit's."""
     storage = Storage(uri)
     if not storage.exists(CARD):
-        raise MetaInitError(f"there is no MetaInit at {uri}: {CARD} is missing; make one with `regrad train`")
+        raise MetaInitError(
+            f"there is no MetaInit at {uri}: {CARD} is missing; make one with `regrad train`",
+            code="not_found",
+            uri=str(uri),
+        )
     try:
         card = json.loads(storage.read(CARD))
     except ValueError as error:
-        raise MetaInitError(f"{uri}/{CARD} is not JSON") from error
+        raise MetaInitError(f"{uri}/{CARD} is not JSON", code="bad_card", uri=str(uri)) from error
     if not isinstance(card, dict) or card.get("format") != _FORMAT or not isinstance(card.get("fingerprint"), str):
-        raise MetaInitError(f"{uri}/{CARD} is not a MetaInit card of format {_FORMAT}")
+        raise MetaInitError(
+            f"{uri}/{CARD} is not a MetaInit card of format {_FORMAT}", code="other_format", uri=str(uri)
+        )
     return card
 
 
 def random_meta_init(lm: LanguageModel, step_size: float, seed: int = 0) -> MetaInit:
-    """An untrained MetaInit: standard LoRA start and one fixed step size. The `raw gradients` rival of the paper."""
+    """An untrained MetaInit: standard LoRA start and one fixed step size. The paper's baseline `raw gradients`."""
     step_sizes = torch.full((len(lm.subspace.shapes),), step_size)
     return MetaInit(lm.config, lm.identity(), lm.subspace, lm.subspace.initial(seed), step_sizes, notes={"raw": True})
-
-
-@contextmanager
-def _write_errors(uri: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except SafetensorError as error:
-        raise MetaInitError(f"the MetaInit cannot be written to {uri}: {error}") from error

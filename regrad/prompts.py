@@ -3,12 +3,12 @@
 A passage is written by one template, `passage`, wherever it appears: in the prompt and in the string whose
 gradient is its atom. (The paper's release takes gradients of two different strings in training and in the bank.)
 
-A prompt is a question, written by the template of its kind, put together with the passages as its style says. For a
-chat model that text is the user's message: the model's own chat template is put around it where text becomes tokens
-(`regrad.models.tokens`), so that nothing a user or a passage says is ever taken for a part of the template.
+A prompt is a question, written by the template of its kind, combined with the passages as its style says. For a chat
+model that text is the user's message: the model's own chat template is added where text becomes tokens
+(`regrad.models.tokens`), so that nothing a user or a passage says can be taken for a part of the template.
 
-Demonstrations, solved questions of the same kind, stand before all of it: each is the question as the template of its
-kind writes it, without passages or style, and its answer.
+Demonstrations, solved questions of the same kind, come first: each is the question as the template of its kind writes
+it, without passages or style, and its answer.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _checked(template: str, allowed: set[str], needed: Set[str] = frozenset()) -
 
 
 class PromptStyle(Settings):
-    """How passages and question are put together, by the question's kind, with passages and without (`_alone`).
+    """How passages and question are combined, by the question's kind, with passages and without (`_alone`).
 
     `{question}` is the question as its own template writes it, `{context}` all passages; `{words}` are the allowed
     words of a yes/no question, `{labels}` the letters of the options.
@@ -83,7 +83,7 @@ _BRIEF = "The answer is a short phrase or a single word, never a sentence."
 _WORDS = "The answer is one word: {words}."
 _LETTER = "The answer is the letter of one option: {labels}."
 
-# The paper's PE-RAG prompt (appendix F), in our words: the passages set apart, what to do with them, and how to answer.
+# After the paper's PE-RAG prompt (appendix F): the passages set apart, what to do with them, and how to answer.
 PROMPT_ENGINEERED = PromptStyle(
     open=f"### Passages\n{{context}}### End of the passages\nAnswer from the passages. {_BRIEF}\n{{question}}",
     open_alone=f"{_BRIEF}\n{{question}}",
@@ -97,7 +97,7 @@ TemplateArguments = Annotated[
     tuple[tuple[str, str | bool | int], ...],
     BeforeValidator(lambda value: tuple(value.items()) if isinstance(value, Mapping) else value),
 ]
-"""Named values for a chat template; in a file, a mapping."""
+"""Named values for a chat template; a mapping in a file."""
 
 
 class PromptFormat(Settings):
@@ -119,17 +119,17 @@ class PromptFormat(Settings):
         "{question}{start}{answer}{stop}",
         description="a solved question; `start` is empty, or with chat a new line and `answer_start`",
     )
-    demonstrated: str = Field("{demonstrations}{prompt}", description="a whole prompt behind its demonstrations")
+    demonstrated: str = Field("{demonstrations}{prompt}", description="a whole prompt after its demonstrations")
     default: PromptStyle = PromptStyle()
     pe: PromptStyle = PROMPT_ENGINEERED
     chat: bool | Literal["auto"] = Field(
         False, description="put the model's own chat template around every prompt; auto: if it has one"
     )
-    system: str = Field("", description="with chat: the system message, if there is to be one")
+    system: str = Field("", description="with chat: the system message; empty: none")
     answer_start: str = Field("", description="with chat: how the model's turn begins, such as 'Answer:'")
     chat_arguments: TemplateArguments = Field(
         (("date_string", "26 Jul 2024"),),
-        description="with chat: values for the template; some, as Llama 3.2's, write today's date unless told another",
+        description="with chat: values for the template; some, such as Llama 3.2's, write today's date without one",
     )
 
     @field_validator(*_FIELDS)
@@ -139,7 +139,7 @@ class PromptFormat(Settings):
         return _checked(template, _FIELDS[name], _NEEDED.get(name, set()))
 
     def templates(self) -> list[str]:
-        """Every template that text of users and passages is put into."""
+        """Every template that the text of users and passages is inserted into."""
         styles = [value for style in (self.default, self.pe) for _, value in style]
         return [str(getattr(self, name)) for name in _FIELDS] + styles
 
@@ -162,7 +162,7 @@ class PromptFormat(Settings):
         style: StyleName = "default",
         demonstrations: Sequence[Question] = (),
     ) -> str:
-        """The generator's input for a question of any kind, behind the demonstrations if there are any."""
+        """The generator's input for a question of any kind, after the demonstrations if there are any."""
         kind, names = _KIND_NAMES[question.kind], self._names(question)
         prompt = self._put_together(kind, self.asked(question), passages, style, names)
         if not demonstrations:
@@ -170,7 +170,7 @@ class PromptFormat(Settings):
         return self.demonstrated.format(demonstrations=self.demonstrations_text(demonstrations), prompt=prompt)
 
     def demonstrations_text(self, demonstrations: Sequence[Question]) -> str:
-        """Solved questions as they stand in a prompt, in the order given."""
+        """Solved questions as they are written in a prompt, in the order given."""
         start = f"\n{self.answer_start}" if self.chat and self.answer_start else ""
         return "".join(
             self.demonstration.format(
@@ -206,14 +206,14 @@ class PromptFormat(Settings):
         return template.format(context=self.context_text(passages), question=asked, **names)
 
     def context_text(self, passages: Sequence[Passage]) -> str:
-        """The passages as they stand in a prompt, in the order given."""
+        """The passages as they are written in a prompt, in the order given."""
         return "".join(
             self.context.format(index=index, passage=self.passage_text(passage))
             for index, passage in enumerate(passages, start=1)
         )
 
     def conversation(self, turns: Sequence[tuple[str, str]]) -> str:
-        """Earlier turns (role, content) as text: what a user said as a question, what was answered as an answer."""
+        """Earlier turns (role, content) as text: a user's as questions, the assistant's as answers."""
         written = {"user": lambda text: self.question.format(question=text), "assistant": self._answered}
         return "".join(written.get(role, lambda text: f"{text}\n")(content) for role, content in turns)
 
@@ -230,5 +230,5 @@ def _letters(question: Question) -> list[str]:
 
 
 def _either(words: Sequence[str]) -> str:
-    """The words as one says them: yes, no or maybe."""
+    """The words as in a sentence: yes, no or maybe."""
     return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]

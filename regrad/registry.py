@@ -1,12 +1,12 @@
-"""Things that are chosen by name: one class for every registry, and the nearest right name for a wrong one."""
+"""Things that are chosen by name: one class for every registry."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from regrad.errors import RegradError
+from regrad.text import nearest
 
 V = TypeVar("V")
 
@@ -21,10 +21,11 @@ class Registry(dict[str, V]):
 
     def __init__(self, noun: str, error: type[RegradError], entries: Mapping[str, V] | None = None) -> None:
         super().__init__(entries or {})
-        self._noun, self._error = noun, error
+        self._noun = noun
+        self._error = error
 
     def register(self, name: str) -> Callable[[V], V]:
-        """A decorator that adds what it stands above; raises `ValueError` if the name is taken."""
+        """A decorator that adds what it decorates; raises `ValueError` if the name is taken."""
 
         def add(entry: V) -> V:
             if name in self:
@@ -39,13 +40,11 @@ class Registry(dict[str, V]):
         self[name]
 
     def __missing__(self, name: str) -> V:
-        hint = did_you_mean(name, self) or "."
+        near = nearest(name.lower(), self, _NEAR)
+        hint = f"; did you mean {near!r}?" if near else "."
         raise self._error(
-            f"unknown {self._noun} {name!r:.80}{hint} There are {', '.join(self)}", code="unknown_name", name=name
+            f"unknown {self._noun} {name!r:.80}{hint} There are {', '.join(self)}",
+            code="unknown_name",
+            name=name,
+            near=near,
         )
-
-
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = _NEAR) -> str:
-    """Such as "; did you mean 'int8'?", or nothing if no known name is near."""
-    near = get_close_matches(name.lower(), list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {near[0]!r}?" if near else ""

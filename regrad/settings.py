@@ -6,7 +6,6 @@ A misspelt key is an error that names the nearest right one. Where a mapping is 
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 
 from regrad.errors import ConfigError
+from regrad.text import nearest
 
 
 class Settings(BaseModel):
@@ -56,41 +56,41 @@ def load_settings(kind: type[S], path: str | Path | None, overrides: Sequence[st
 
 
 def parse_settings(kind: type[S], data: Mapping[str, Any], where: str) -> S:
-    """Validate a mapping; raises `ConfigError` with one line a problem."""
+    """Validate a mapping; raises `ConfigError` that names every wrong key and the nearest right one."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(_explain(kind, details) for details in _causes(error.errors()))
-        raise ConfigError(f"{where}: {problems}") from error
-
-
-def _causes(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Without lists that are too short only because of a problem inside them."""
-    places = [details["loc"] for details in problems]
-
-    def is_cause(details: ErrorDetails) -> bool:
-        own = details["loc"]
-        return details["type"] != "too_short" or not any(p[: len(own)] == own and p != own for p in places)
-
-    return [details for details in problems if is_cause(details)]
+        found = error.errors()
+        # A list with a problem inside it is reported as too short, too: only the problem inside is the cause.
+        inside = {details["loc"][:depth] for details in found for depth in range(len(details["loc"]))}
+        causes = [details for details in found if details["type"] != "too_short" or details["loc"] not in inside]
+        problems = [_explained(kind, details) for details in causes]
+        text = "; ".join(text for text, _ in problems)
+        raise ConfigError(f"{where}: {text}", code="invalid", problems=[fields for _, fields in problems]) from error
 
 
 def read_yaml(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A YAML mapping with its included files resolved; raises `ConfigError` for anything else."""
     if path.resolve() in including:
-        raise ConfigError(f"{path} includes itself")
+        raise ConfigError(f"{path} includes itself", code="includes_itself", path=str(path))
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist{_nearby(path)}") from error
+        near = nearest(path.name, (other.name for other in path.parent.glob("*.yaml")))
+        hint = f"; did you mean {path.parent / near}?" if near else ""
+        raise ConfigError(f"{path} does not exist{hint}", code="not_found", path=str(path), near=near) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+        raise ConfigError(f"{path} cannot be read: {error}", code="unreadable", path=str(path)) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not YAML: {reason}", code="not_yaml", path=str(path)) from error
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a mapping of settings is expected, found {type(data).__name__}")
+        found = type(data).__name__
+        raise ConfigError(
+            f"{path}: a mapping of settings is expected, found {found}", code="no_mapping", path=str(path), found=found
+        )
     chain = (*including, path.resolve())
     return {str(key): _include(value, path, chain) for key, value in data.items()}
 
@@ -103,67 +103,59 @@ def _include(value: Any, path: Path, chain: tuple[Path, ...]) -> Any:
     return value
 
 
-def _nearby(path: Path) -> str:
-    names = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
-
-
 def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one `key.path=value` (the value is YAML) in nested mappings; raises `ConfigError`."""
     key, separator, text = override.partition("=")
+
+    def refuse(reason: str) -> ConfigError:
+        return ConfigError(f"override {override!r}{reason}", code="bad_override", override=override)
+
     if not separator or not key:
-        raise ConfigError(f"override {override!r} is not of the form key.path=value")
+        raise refuse(" is not of the form key.path=value")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML") from error
+        raise refuse(": the value is not YAML") from error
     *parents, last = key.split(".")
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
-            raise ConfigError(f"override {override!r}: {parent!r} is not a section")
+            raise refuse(f": {parent!r} is not a section")
     data[last] = value
 
 
-def _explain(kind: type[BaseModel], details: ErrorDetails) -> str:
-    location, here = _place(kind, details["loc"])
-    key = ".".join(location)
-    if details["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_moved(here, location) or _suggest(here, location)}"
-    if details["type"] == "missing":
-        return f"key '{key}' is required"
+def _explained(kind: type[BaseModel], details: ErrorDetails) -> tuple[str, dict[str, str]]:
+    """A problem that Pydantic found as a sentence, and as fields: the key, Pydantic's type, the nearest right name."""
+    keys, model = _place(kind, details["loc"])
+    key = ".".join(keys)
+    problem = details["type"]
+    if problem == "missing":
+        return f"key '{key}' is required", {"key": key, "problem": problem}
+    if problem == "extra_forbidden":
+        moved = getattr(model, "MOVED", {}).get(keys[-1])
+        near = moved or nearest(keys[-1], model.model_fields, cutoff=0.5)
+        right = ".".join([*keys[:-1], near]) if near else ""
+        if moved:
+            hint = f": it is '{right}' now"
+        elif near:
+            hint = f"; did you mean '{right}'?"
+        else:
+            hint = f"; the keys here are {', '.join(model.model_fields)}"
+        return f"unknown key '{key}'{hint}", {"key": key, "problem": problem, "near": right}
+    near = ""
+    if problem == "literal_error" and isinstance(details["input"], str):
+        near = nearest(details["input"], re.findall(r"'([^']+)'", details.get("ctx", {}).get("expected", "")))
     message = details["msg"].removeprefix("Value error, ")
     found = "" if isinstance(details["input"], dict) else f", found {details['input']!r:.80}"
-    return f"key '{key}': {message}{found}{_nearest_value(details)}"
-
-
-def _nearest_value(details: ErrorDetails) -> str:
-    if details["type"] != "literal_error" or not isinstance(details["input"], str):
-        return ""
-    allowed = re.findall(r"'([^']+)'", details.get("ctx", {}).get("expected", ""))
-    near = difflib.get_close_matches(details["input"], allowed, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _moved(kind: type[BaseModel], location: Sequence[str]) -> str:
-    """Where a setting of an earlier version is now, if its class says so."""
-    new = getattr(kind, "MOVED", {}).get(location[-1])
-    return f": it is '{'.'.join([*location[:-1], new])}' now" if new else ""
-
-
-def _suggest(kind: type[BaseModel], location: Sequence[str]) -> str:
-    near = difflib.get_close_matches(location[-1], kind.model_fields, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean '{'.'.join([*location[:-1], near[0]])}'?"
-    return f"; the keys here are {', '.join(kind.model_fields)}"
+    hint = f"; did you mean {near!r}?" if near else ""
+    return f"key '{key}': {message}{found}{hint}", {"key": key, "problem": problem, "near": near}
 
 
 def _place(kind: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], type[BaseModel]]:
     """The keys that lead to a problem, and the class that the last one is a key of.
 
-    In a union of settings classes Pydantic puts the chosen one's tag, here its name, among the keys: it chooses the
-    class, and nobody wrote it.
+    In a union of settings classes Pydantic puts the tag of the chosen one, here its name, among the keys. The tag tells
+    the class, and is not in the file.
     """
     keys: list[str] = []
     models = [kind]

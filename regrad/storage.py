@@ -34,7 +34,11 @@ class Storage:
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         self.uri = str(uri).rstrip("/")
         if not self.uri or self.uri.endswith(":"):
-            raise StorageError(f"{str(uri)!r} names no directory; give a path or a URI such as s3://bucket/folder")
+            raise StorageError(
+                f"{str(uri)!r} names no directory; give a path or a URI such as s3://bucket/folder",
+                code="no_directory",
+                uri=str(uri),
+            )
         with self._errors("open"):
             self.fs, self.root = fsspec.core.url_to_fs(self.uri)
 
@@ -61,10 +65,14 @@ class Storage:
         """Write `name` whole or not at all."""
         with self._errors("write", name):
             target = self.path(name)
-            _write_local(Path(target), data) if self.is_local else self.fs.pipe_file(target, data)
+            if self.is_local:
+                with _temporary(Path(target), [data]) as temporary:
+                    os.replace(temporary, target)
+            else:
+                self.fs.pipe_file(target, data)
 
     def write_named(self, folder: str, suffix: str, *chunks: bytes | memoryview) -> tuple[str, str, int]:
-        """Write the chunks, one after the other, as a file named by its content (twice changes nothing).
+        """Write the chunks, one after the other, as a file named by its content; writing it again changes nothing.
 
         Returns the name `folder/<32 hex digits>suffix`, the SHA-256 (64 hex digits) and the bytes. On a local file
         system the hash is computed while the bytes are written.
@@ -74,29 +82,39 @@ class Storage:
                 digest = _sha256(chunks)
                 self.fs.pipe_file(self.path(f"{folder}/{digest[:32]}{suffix}"), b"".join(chunks))
             else:
-                digest = _write_hashed(Path(self.path(folder)), suffix, chunks)
+                with ThreadPoolExecutor(1) as thread:
+                    hashing = thread.submit(_sha256, chunks)
+                    target = Path(self.path(folder))
+                    with _temporary(target / f"new{suffix}", chunks) as temporary:
+                        digest = hashing.result()
+                        os.replace(temporary, target / f"{digest[:32]}{suffix}")
         return f"{folder}/{digest[:32]}{suffix}", digest, sum(len(chunk) for chunk in chunks)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write `name` only if nobody has: whole, and by one of many at once. False if somebody was first.
+        """Write `name` whole, unless it exists: of many that try at once, one succeeds. False if it was not this one.
 
-        An object store decides by a conditional put (If-None-Match), a file system by a hard link. A put whose
-        answer was lost is known by its content.
+        An object store decides by a conditional put (If-None-Match), a file system by a hard link.
         """
         with self._errors("write", name):
             if self.is_local:
-                return _create_local(Path(self.path(name)), data)
+                with _temporary(Path(self.path(name)), [data]) as temporary:
+                    try:
+                        os.link(temporary, self.path(name))
+                    except FileExistsError:
+                        return False
+                return True
             try:
                 self.fs.pipe_file(self.path(name), data, mode="create")
             except OSError:  # FileExistsError, or EINVAL from S3 servers other than AWS
                 self.fs.invalidate_cache()
                 if not self.fs.exists(self.path(name)):
                     raise
+                # The put may have been ours, sent again because the answer was lost: its content tells.
                 return bytes(self.fs.cat_file(self.path(name))) == data
         return True
 
     def files(self, name: str = "") -> dict[str, tuple[int, float]]:
-        """Every file below `name`, by its path from here: bytes, and seconds since the epoch when it was written."""
+        """Every file below `name`, by its path from here: its bytes, and when it was written (Unix seconds)."""
         with self._errors("list", name):
             self.fs.invalidate_cache()
             found = self.fs.find(self.path(name).rstrip("/"), detail=True)
@@ -104,13 +122,13 @@ class Storage:
         return {path[len(root) + 1 :]: (int(info["size"]), _seconds(info)) for path, info in found.items()}
 
     def download(self, name: str, target: Path) -> None:
-        """Copy `name` (empty: what the URI itself names, if it is a file) to a local path, folders and all."""
+        """Copy `name` (empty: the URI itself, if it is a file) to a local path, and make that path's folders."""
         with self._errors("read", name):
             target.parent.mkdir(parents=True, exist_ok=True)
             self.fs.get_file(self.path(name) if name else self.root, str(target))
 
     def remove(self) -> None:
-        """Remove the directory and all that is in it, if it exists."""
+        """Remove the directory and everything in it, if it exists."""
         with self._errors("remove"):
             self.fs.invalidate_cache()
             if self.fs.exists(self.root):
@@ -137,9 +155,15 @@ class Storage:
         try:
             yield
         except FileNotFoundError as error:
-            raise StorageError(f"cannot {verb} {where}: it does not exist") from error
+            raise StorageError(f"cannot {verb} {where}: it does not exist", code="not_found", uri=where) from error
         except (OSError, ValueError, ImportError, BotoCoreError) as error:
-            raise StorageError(f"cannot {verb} {where}: {_reason(error)}") from error
+            raise StorageError(
+                f"cannot {verb} {where}: {_reason(error)}",
+                code="refused",
+                uri=where,
+                verb=verb,
+                errno=getattr(error, "errno", None),
+            ) from error
 
 
 _WAYS_OUT = {
@@ -174,29 +198,6 @@ def _temporary(target: Path, chunks: Sequence[bytes | memoryview]) -> Iterator[P
         temporary.unlink(missing_ok=True)
 
 
-def _write_local(target: Path, data: bytes) -> None:
-    with _temporary(target, [data]) as temporary:
-        os.replace(temporary, target)
-
-
-def _create_local(target: Path, data: bytes) -> bool:
-    with _temporary(target, [data]) as temporary:
-        try:
-            os.link(temporary, target)
-        except FileExistsError:
-            return False
-    return True
-
-
-def _write_hashed(folder: Path, suffix: str, chunks: Sequence[bytes | memoryview]) -> str:
-    with ThreadPoolExecutor(1) as thread:
-        hashing = thread.submit(_sha256, chunks)
-        with _temporary(folder / f"new{suffix}", chunks) as temporary:
-            digest = hashing.result()
-            os.replace(temporary, folder / f"{digest[:32]}{suffix}")
-    return digest
-
-
 def _sha256(chunks: Sequence[bytes | memoryview]) -> str:
     digest = hashlib.sha256()
     for chunk in chunks:
@@ -213,9 +214,9 @@ def _seconds(info: Mapping[str, Any]) -> float:
 def directory_writer(uri: str | os.PathLike[str], card: str) -> Iterator[Path]:
     """A local directory to fill; when the block ends without an error it becomes `uri`.
 
-    What is there is replaced only if it is empty or of the same kind, that is, holds a file named `card`: anything
-    else raises `StorageError` before anything is written. Locally the swap is a rename. On an object store the files
-    are put one by one, the card last.
+    What is there is replaced only if it is empty or of the same kind, that is, has a file named `card`: anything else
+    raises `StorageError` before anything is written. Locally the swap is a rename. On an object store the files are put
+    one by one, the card last.
     """
     storage = Storage(uri)
     check_replaceable(uri, card)
@@ -247,18 +248,23 @@ def _swap_in(staging: Path, target: Path) -> None:
 
 
 def check_replaceable(uri: str | os.PathLike[str], card: str) -> None:
-    """Raise `StorageError` if something stands at `uri` that is neither empty nor a directory with a file `card`."""
+    """Raise `StorageError` if what exists at `uri` is neither empty nor a directory with a file `card`."""
     storage = Storage(uri)
     with storage._errors("look up"):
         if not storage.fs.exists(storage.root) or storage.fs.exists(storage.path(card)):
             return
         if storage.fs.isdir(storage.root) and not storage.fs.ls(storage.root):
             return
-    raise StorageError(f"{uri} exists and has no {card}: it is something else and is left alone; choose another")
+    raise StorageError(
+        f"{uri} exists and has no {card}: it is something else and is left alone; choose another place",
+        code="occupied",
+        uri=str(uri),
+        card=card,
+    )
 
 
 def _upload(staging: Path, storage: Storage, card: str) -> None:
-    if storage.fs.exists(storage.path(card)):  # without its card, what is half replaced is not taken for whole
+    if storage.fs.exists(storage.path(card)):  # without its card, a half-replaced directory is not taken for whole
         storage.fs.rm_file(storage.path(card))
         storage.remove()
     files = [path for path in staging.rglob("*") if path.is_file()]
@@ -267,7 +273,7 @@ def _upload(staging: Path, storage: Storage, card: str) -> None:
 
 
 def local_directory(uri: str | os.PathLike[str]) -> Path:
-    """A local path with the content of the directory `uri`; a remote one is downloaded once per content listing."""
+    """A local path with the content of the directory `uri`; a remote one is downloaded once for each state of it."""
     storage = Storage(uri)
     if storage.is_local:
         return Path(storage.root)
@@ -275,6 +281,7 @@ def local_directory(uri: str | os.PathLike[str]) -> Path:
         listing = {name: _version(info) for name, info in storage.fs.find(storage.root, detail=True).items()}
         if not listing:
             raise FileNotFoundError(storage.uri)
+        # Named by the listing: a directory that has changed since is another one, and is downloaded again.
         key = hashlib.sha256(repr((storage.uri, sorted(listing.items()))).encode()).hexdigest()[:24]
         target = cache_directory() / key
         if not target.exists():

@@ -1,8 +1,9 @@
-"""Numbers and lists in sentences."""
+"""What messages are made of: numbers, lists, and the right name that is nearest to a wrong one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 def counted(count: int, noun: str) -> str:
@@ -14,3 +15,9 @@ def listed(items: Sequence[str], most: int) -> str:
     """The first `most` items, and how many more there are."""
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known name that `name` is most like; empty if none is at least `cutoff` (0 to 1) like it."""
+    near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return near[0] if near else ""

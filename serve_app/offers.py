@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from regrad.data.config import QuestionSetConfig
-from regrad.data.question_sets import read_questions
+from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.questions import Question
 from regrad.errors import ConfigError
 from regrad.meta_init import MetaInit

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from regrad.bank.manifest import read_manifest
+from regrad.bank.format import read_manifest
 from regrad.errors import ConfigError, FingerprintMismatch, RegradError, ServeError
 from regrad.locking import exclusive
 from regrad.meta_init import read_card

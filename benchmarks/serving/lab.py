@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from regrad.bank.manifest import Layout
+from regrad.bank.format import Layout
 from regrad.bank.writer import BankWriter
 from regrad.data.passages import Passage
 from regrad.gradients.extractor import AtomExtractor

@@ -10,7 +10,7 @@ import torch
 from subjects import Subject
 from torch import Tensor
 
-from regrad.bank.manifest import Layout
+from regrad.bank.format import Layout
 from regrad.bank.reader import BankReader
 from regrad.bank.writer import BankWriter
 from regrad.data.passages import Passage

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from regrad.bank.codecs import codec_for
-from regrad.bank.manifest import Layout
+from regrad.bank.format import Layout
 from regrad.models.subspace import Subspace
 
 K = 5

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from regrad.bank.schemas import INDEX, SHARDS, table
+from regrad.bank.format import INDEX, SHARDS, table
 from regrad.bank.writer import Change, publish_parts, write_part
 from regrad.storage import Storage
 from store.atoms import SMALL

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from common import in_turn
 
+from regrad.bank.format import read_manifest
 from regrad.bank.index import Catalog
-from regrad.bank.manifest import read_manifest
 from regrad.bank.reader import BankReader
 from regrad.storage import Storage
 from store.atoms import passage_id, percentiles

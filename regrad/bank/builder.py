@@ -1,10 +1,11 @@
-"""Building: blocks of passages become shards with receipts, so that a build goes on where it stopped."""
+"""Building: each block of passages becomes a shard and a receipt, so that a build continues where it stopped."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,15 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from pydantic import Field, ValidationError
 from torch import Tensor
 
+from regrad.bank.format import INDEX, QUARANTINE, SHARDS, Manifest, read_table, table
 from regrad.bank.index import Catalog
-from regrad.bank.manifest import Manifest
-from regrad.bank.schemas import INDEX, QUARANTINE, SHARDS, read_table, table
 from regrad.bank.shards import shard_path, write_shard
 from regrad.bank.writer import Change, whole_index
 from regrad.data.passages import Passage
 from regrad.errors import BankError, StorageError
+from regrad.settings import Settings
 from regrad.storage import Storage
 
 FOLDER = "builds"
@@ -47,15 +49,8 @@ def receipt_name(settings: Mapping[str, Any], passages: Sequence[Passage]) -> st
     return f"{FOLDER}/{digest.hexdigest()[:32]}.parquet"
 
 
-def write_receipt(storage: Storage, name: str, result: pa.Table) -> None:
-    """Say that a block is done."""
-    sink = io.BytesIO()
-    pq.write_table(result, sink, compression="zstd")
-    storage.write(name, sink.getvalue())
-
-
 def read_receipt(storage: Storage, name: str) -> pa.Table | None:
-    """What a block's receipt says; None if there is none, if it is damaged, or if its shard is not there any more."""
+    """What a block's receipt says; None if there is none, if it is damaged, or if its shard is gone."""
     if not storage.exists(name):
         return None
     try:
@@ -85,7 +80,7 @@ BUILT = pa.schema([*RESULT, pa.field("kept", pa.bool_()), pa.field("receipt", pa
 
 
 class BlockBuilder:
-    """Does blocks of one build. `settings` are all that an atom's bytes depend on but for the passage.
+    """Builds blocks. `settings` are everything but the passage that an atom's bytes depend on.
 
     `base` is the version whose atoms are kept where the text is the same, or None.
     """
@@ -99,56 +94,50 @@ class BlockBuilder:
 
         `label` is what else the records of this block depend on.
         """
+        # 1. Lines that are no passages, and passages whose atom in the base version still holds.
+        bad = {"passage_id": [name for name, _ in refused], "reason": [reason for _, reason in refused]}
         kept = [passage for passage in passages if self._is_there(passage)]
+        tables = [_built(table(RESULT, bad)), _built(table(RESULT, _names(kept)), kept=True)]
+        # 2. The rest: from the receipt, if an earlier run has done exactly these passages, or computed now.
         todo = [passage for passage in passages if not self._is_there(passage)]
-        tables = [_refused(refused), _kept(kept)]
         if todo:
             name = receipt_name({**self._settings, **({"label": label} if label else {})}, todo)
-            tables.append(_built(read_receipt(self._storage, name) or self._do(name, todo), receipt=name))
-        return _in_order(pa.concat_tables(tables), passages)
+            tables.append(_built(read_receipt(self._storage, name) or self._compute(name, todo), receipt=name))
+        # 3. In the order of the corpus: of two passages with one id the first one counts.
+        built = pa.concat_tables(tables)
+        places = {(passage.id, passage.text_hash): i for i, passage in reversed(list(enumerate(passages)))}
+        hashes = [value.hex() if value else "" for value in built["text_hash"].to_pylist()]
+        keys = [places.get(key, -1) for key in zip(built["passage_id"].to_pylist(), hashes, strict=True)]
+        return built.take(np.argsort(keys, kind="stable"))
 
     def _is_there(self, passage: Passage) -> bool:
         place = self._catalog.find(passage.id) if self._catalog else None
         return place is not None and place.entry.belongs_to(passage.text_hash)
 
-    def _do(self, name: str, passages: Sequence[Passage]) -> pa.Table:
+    def _compute(self, name: str, passages: Sequence[Passage]) -> pa.Table:
+        """Write the block's shard, then its receipt; what the receipt says."""
         outcomes = list(zip(passages, self._extract(passages), strict=True))
         good = [(passage, record) for passage, (record, _) in outcomes if record is not None]
         bad = [(passage, reason) for passage, (record, reason) in outcomes if record is None]
-        columns = {
-            "passage_id": [passage.id for passage, _ in bad],
-            "text_hash": [bytes.fromhex(passage.text_hash) for passage, _ in bad],
-            "reason": [reason for _, reason in bad],
-        }
+        columns = {**_names([passage for passage, _ in bad]), "reason": [reason for _, reason in bad]}
         result = table(RESULT, columns)
         if good:
-            result = pa.concat_tables([result, self._write([p for p, _ in good], torch.stack([r for _, r in good]))])
-        write_receipt(self._storage, name, result)
+            shard, crcs = write_shard(self._storage, torch.stack([record for _, record in good]))
+            places = {"shard": [shard.shard] * len(good), "row": list(range(len(good))), "crc32": crcs}
+            # Row 0 of a shard describes it; the other rows leave that empty.
+            empty = [None] * (len(good) - 1)
+            about = {f"shard_{name}": [getattr(shard, name), *empty] for name in SHARDS.names if name != "shard"}
+            written = table(RESULT, {**_names([passage for passage, _ in good]), **places, **about})
+            result = pa.concat_tables([result, written])
+        sink = io.BytesIO()
+        pq.write_table(result, sink, compression="zstd")
+        self._storage.write(name, sink.getvalue())
         return result
 
-    def _write(self, passages: Sequence[Passage], records: Tensor) -> pa.Table:
-        info, crcs = write_shard(self._storage, records)
-        columns: dict[str, Any] = {
-            "passage_id": [passage.id for passage in passages],
-            "text_hash": [bytes.fromhex(passage.text_hash) for passage in passages],
-            "shard": [info.shard] * len(passages),
-            "row": list(range(len(passages))),
-            "crc32": crcs,
-        }
-        nothing = [None] * (len(passages) - 1)
-        about = {f"shard_{name}": [getattr(info, name), *nothing] for name in SHARDS.names if name != "shard"}
-        return table(RESULT, {**columns, **about})
 
-
-def _refused(refused: Sequence[tuple[str, str]]) -> pa.Table:
-    ids, reasons = ([item[i] for item in refused] for i in range(2))
-    return _built(table(RESULT, {"passage_id": ids, "reason": reasons}))
-
-
-def _kept(passages: Sequence[Passage]) -> pa.Table:
+def _names(passages: Sequence[Passage]) -> dict[str, Any]:
     hashes = [bytes.fromhex(passage.text_hash) for passage in passages]
-    result = table(RESULT, {"passage_id": [passage.id for passage in passages], "text_hash": hashes})
-    return _built(result, kept=True)
+    return {"passage_id": [passage.id for passage in passages], "text_hash": hashes}
 
 
 def _built(result: pa.Table, kept: bool = False, receipt: str | None = None) -> pa.Table:
@@ -156,34 +145,36 @@ def _built(result: pa.Table, kept: bool = False, receipt: str | None = None) -> 
     return result.append_column(BUILT.field("receipt"), pa.array([receipt] * len(result), pa.string()))
 
 
-def _in_order(built: pa.Table, passages: Sequence[Passage]) -> pa.Table:
-    """In the order of the corpus: of two passages with one id the first one counts."""
-    places = {(passage.id, passage.text_hash): i for i, passage in reversed(list(enumerate(passages)))}
-    hashes = [value.hex() if value else "" for value in built["text_hash"].to_pylist()]
-    keys = [places.get(key, -1) for key in zip(built["passage_id"].to_pylist(), hashes, strict=True)]
-    return built.take(np.argsort(keys, kind="stable"))
-
-
 def assemble(storage: Storage, built: pa.Table, base: Manifest | None, whole: bool) -> Change:
-    """The change that all blocks together make to `base`; of a `whole` corpus also what is not in it any more.
+    """The change that all blocks together make to `base`; of a `whole` corpus also what is no longer in it.
 
     An id that occurs again is refused the second time. Raises `BankError` if no passage at all has an atom.
     """
+    # 1. Passages with an atom, each id once; all others go on the quarantine list with their reason.
     refused = pc.is_valid(built["reason"])
-    passages, bad = built.filter(pc.invert(refused)), built.filter(refused)
+    passages = built.filter(pc.invert(refused))
     first = _first_occurrence(passages["passage_id"])
-    again = passages.filter(pc.invert(first))
+    again = passages.filter(pc.invert(first))["passage_id"]
     passages = passages.filter(first)
-    quarantine = pa.concat_tables([bad.select(QUARANTINE.names), _repeated(again)]).cast(QUARANTINE)
+    reasons = pa.array(["duplicate id; the first passage with it is kept"] * len(again), pa.string())
+    bad = [built.filter(refused).select(QUARANTINE.names), pa.table({"passage_id": again, "reason": reasons})]
+    quarantine = pa.concat_tables(bad).cast(QUARANTINE)
     if not len(passages):
         reason = quarantine["reason"][0].as_py() if len(quarantine) else ""
-        raise BankError(f"no passage gave an atom; {f'the first was refused: {reason}' if reason else 'there is none'}")
+        why = f"the first was refused: {reason}" if reason else "there is none"
+        raise BankError(f"no passage gave an atom; {why}", code="no_atoms", reason=reason)
+    # 2. What is new, the shards it is in, and what the corpus no longer has.
     new = passages.filter(pc.invert(passages["kept"]))
     described = built.filter(pc.is_valid(built["shard_sha256"]))
+    shards = {name: described[name if name == "shard" else f"shard_{name}"] for name in SHARDS.names}
+    removed: list[str] = []
+    if base and whole:
+        before = whole_index(storage, base)[0]["passage_id"]
+        removed = before.filter(pc.invert(pc.is_in(before, passages["passage_id"].combine_chunks()))).to_pylist()
     return Change(
         index=table(INDEX, {name: new[name] for name in INDEX.names}),
-        shards=table(SHARDS, {name: described[_shard_column(name)] for name in SHARDS.names}),
-        removed=_gone(storage, passages["passage_id"], base) if base and whole else (),
+        shards=table(SHARDS, shards),
+        removed=removed,
         quarantine=quarantine,
         whole=whole,
     )
@@ -198,10 +189,6 @@ def changes_nothing(storage: Storage, change: Change, base: Manifest) -> bool:
     return before == now if change.whole else now <= before
 
 
-def _shard_column(name: str) -> str:
-    return name if name == "shard" else f"shard_{name}"
-
-
 def _first_occurrence(ids: pa.ChunkedArray) -> pa.Array:
     codes = ids.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     mask = np.zeros(len(codes), bool)
@@ -209,13 +196,46 @@ def _first_occurrence(ids: pa.ChunkedArray) -> pa.Array:
     return pa.array(mask)
 
 
-def _repeated(again: pa.Table) -> pa.Table:
-    reasons = ["duplicate id; the first passage with it is kept"] * len(again)
-    return pa.table({"passage_id": again["passage_id"], "reason": pa.array(reasons, pa.string())})
+# How long a version took to make: a note next to the bank, not in it, since the same bank takes a different time on
+# every build.
+
+_NOTE = re.compile(r"(\d{8})\.json")
 
 
-def _gone(storage: Storage, ids: pa.ChunkedArray, base: Manifest) -> list[str]:
-    """Passages of the version before that the corpus does not have."""
-    before = whole_index(storage, base)[0]["passage_id"]
-    gone: list[str] = before.filter(pc.invert(pc.is_in(before, ids.combine_chunks()))).to_pylist()
-    return gone
+class Preparation(Settings):
+    """Passages that were computed for a version, and the working time of all workers together.
+
+    It counts neither loading the model nor what was taken over from the version before.
+    """
+
+    passages: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+
+    @property
+    def milliseconds_per_passage(self) -> float | None:
+        """None if nothing was computed."""
+        return 1e3 * self.seconds / self.passages if self.passages else None
+
+
+def note_preparation(bank: str, version: int, preparation: Preparation) -> None:
+    """Note what a version of the bank at a URI took."""
+    _notes(bank).write(f"{version:08d}.json", preparation.model_dump_json().encode())
+
+
+def read_preparation(bank: str, version: int) -> Preparation | None:
+    """What the version took, or the version before if nothing was computed for it; None if no note is readable."""
+    storage = _notes(bank)
+    found = (_NOTE.fullmatch(name) for name in storage.list())
+    numbers = sorted((int(match[1]) for match in found if match and int(match[1]) <= version), reverse=True)
+    for number in numbers:
+        try:
+            noted = Preparation.model_validate_json(storage.read(f"{number:08d}.json"))
+        except ValidationError:
+            continue
+        if noted.passages:
+            return noted
+    return None
+
+
+def _notes(bank: str) -> Storage:
+    return Storage(f"{bank.rstrip('/')}.preparation")

@@ -21,22 +21,22 @@ class BankConfig(Settings):
 
 
 class TiersConfig(Settings):
-    """Where a reader of a bank keeps atoms, nearest first, and how it fetches those that it has not."""
+    """Where a reader of a bank keeps atoms, nearest first, and how it fetches all others."""
 
     memory_bytes: int = Field(512 * 1024 * 1024, ge=0, description="encoded atoms kept in this process; 0: none")
     disk: Location | None = Field(None, description="a directory on a local disk for atoms of a remote bank")
     disk_bytes: int = Field(16 * 1024**3, ge=0)
     parallel_reads: int = Field(16, ge=1, le=256)
-    inflight_bytes: int = Field(256 * 1024 * 1024, ge=1, description="of atoms that are being fetched")
-    deadline_seconds: float = Field(10.0, gt=0, description="an atom that is not there by then counts as absent")
-    backoff_seconds: float = Field(0.05, ge=0, description="before the second try; doubled for each further one")
+    inflight_bytes: int = Field(256 * 1024 * 1024, ge=1, description="of atoms in the course of being fetched")
+    deadline_seconds: float = Field(10.0, gt=0, description="an atom that has not arrived by then counts as absent")
+    backoff_seconds: float = Field(0.05, ge=0, description="wait before the second try; doubled for each further one")
 
 
 class BuildConfig(Settings):
     """`regrad build`: one atom for every passage of a corpus."""
 
     meta_init: Location
-    model_path: ModelPath | None = Field(None, description="where the base model is, if not where the MetaInit says")
+    model_path: ModelPath | None = Field(None, description="where the base model is; null: where the MetaInit says")
     corpus: Location
     bank: BankConfig
     batch_tokens: int = Field(2048, ge=1, description="padded tokens in one forward and backward pass")

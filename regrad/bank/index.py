@@ -1,4 +1,9 @@
-"""Finding an atom by its passage's id: the look-up table of a part, and all parts of a version together."""
+"""Finding an atom by its passage's id: the look-up table of a part, and all parts of a version together.
+
+A look-up file has a header, a table of shards, a directory of hash buckets and the entries sorted by hash. Hashes are
+evenly spread, so the first bits of one lead to its bucket, and a look-up reads 8 bytes and 32 to 64 entries, however
+many passages there are: a bank of 10 million opens at once, and a remote one is searched without a download.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
-from regrad.bank.manifest import File, Part
+from regrad.bank.format import File, Part
 from regrad.errors import BankError, StorageError
 from regrad.storage import Storage
 
@@ -24,7 +29,8 @@ _MAGIC = b"RGLOOKUP"
 _ENTRY = np.dtype([("key", ">u8"), ("tag", "V5"), ("crc32", "<u4"), ("shard", "V3"), ("row", "V3")])
 _DELETED = 0xFFFFFF
 _BUCKET = 32
-_KEY, _TAG = 8, 5
+_KEY_BYTES = 8
+_TAG_BYTES = 5
 _SLICE = 1 << 16  # ids that are Python strings at a time: all of 10 million would take a gigabyte
 
 
@@ -38,8 +44,8 @@ class Entry:
     row: int
 
     def belongs_to(self, text_hash: str) -> bool:
-        """Whether the atom was computed from the text with this hash (64 hex digits); yes if that is not known."""
-        return self.tag in (bytes.fromhex(text_hash[: 2 * _TAG]), bytes(_TAG))
+        """Whether the atom was computed from the text with this hash (64 hex digits); true if that is not known."""
+        return self.tag in (bytes.fromhex(text_hash[: 2 * _TAG_BYTES]), bytes(_TAG_BYTES))
 
 
 class Source(Protocol):
@@ -52,25 +58,31 @@ class Source(Protocol):
 
 def key_of(passage_id: str) -> bytes:
     """The 8 bytes under which a passage is found."""
-    return hashlib.sha256(passage_id.encode()).digest()[:_KEY]
+    return hashlib.sha256(passage_id.encode()).digest()[:_KEY_BYTES]
 
 
 def encode_lookup(index: pa.Table, shards: pa.Table) -> bytes:
     """The look-up file of an index and its shard list.
 
-    Raises `BankError` if two ids have the same key (for 10 million passages the odds are 1 to 370,000), or if there are
+    Raises `BankError` if two ids have the same key (for 10 million passages the odds are 1 in 370,000), or if there are
     more shards, or rows in one, than 3 bytes can count.
     """
     entries = _entries(index, shards)
     keys = entries["key"].astype(np.uint64)
     twice = np.flatnonzero(keys[1:] == keys[:-1])
     if len(twice):
-        raise BankError(f"two passage ids have the same hash {int(keys[twice[0]]):016x}; give one of them another id")
+        key = f"{int(keys[twice[0]]):016x}"
+        raise BankError(
+            f"two passage ids have the same hash {key}; give one of them another id", code="hash_collision", key=key
+        )
+    # The largest power of two with at least 32 entries a bucket on average; the first bits of a key are its bucket.
     bits = max(0, (max(1, len(keys) // _BUCKET)).bit_length() - 1)
     buckets = keys >> np.uint64(64 - bits) if bits else np.zeros(len(keys), np.uint64)
     directory = np.searchsorted(buckets, np.arange((1 << bits) + 1, dtype=np.uint64)).astype("<u4")
     header = _HEADER.pack(_MAGIC, 1, len(shards), len(keys), 1 << bits)
-    return b"".join([header, _shard_table(shards), directory.tobytes(), entries.tobytes()])
+    rows = zip(*(shards[name].to_pylist() for name in ("shard", "offset", "rows")), strict=True)
+    shard_table = [_SHARD.pack(bytes.fromhex(name[:32]), offset, count) for name, offset, count in rows]
+    return b"".join([header, *shard_table, directory.tobytes(), entries.tobytes()])
 
 
 def _entries(index: pa.Table, shards: pa.Table) -> np.ndarray:
@@ -81,13 +93,16 @@ def _entries(index: pa.Table, shards: pa.Table) -> np.ndarray:
     rows = index["row"].fill_null(0).to_numpy().astype("<u4")
     if len(numbers) >= _DELETED or (len(rows) and rows.max() > 0xFFFFFF):
         raise BankError(
-            f"a part of a bank has at most {_DELETED} shards of 16777216 rows; use larger or smaller shards"
+            f"a part of a bank has at most {_DELETED} shards of 16777216 rows; use larger or smaller shards",
+            code="too_many_rows",
+            shards=len(numbers),
         )
     entries = np.empty(len(index), _ENTRY)
     entries["key"] = _keys(index["passage_id"])
     entries["tag"] = _tags(index["text_hash"])
     entries["crc32"] = index["crc32"].fill_null(0).to_numpy()
-    entries["shard"], entries["row"] = _three_bytes(dictionary[codes]), _three_bytes(rows)
+    entries["shard"] = _three_bytes(dictionary[codes])
+    entries["row"] = _three_bytes(rows)
     return entries[np.argsort(entries["key"], kind="stable")]
 
 
@@ -102,7 +117,7 @@ def _keys(ids: pa.ChunkedArray) -> np.ndarray:
 def _tags(hashes: pa.ChunkedArray) -> np.ndarray:
     filled = hashes.fill_null(bytes(32)).combine_chunks()
     data = np.frombuffer(filled.buffers()[1], np.uint8)[filled.offset * 32 :][: len(filled) * 32]
-    return np.ascontiguousarray(data.reshape(-1, 32)[:, :_TAG]).view("V5").ravel()
+    return np.ascontiguousarray(data.reshape(-1, 32)[:, :_TAG_BYTES]).view("V5").ravel()
 
 
 def _three_bytes(numbers: np.ndarray) -> np.ndarray:
@@ -110,13 +125,8 @@ def _three_bytes(numbers: np.ndarray) -> np.ndarray:
     return low.view("V3").ravel()
 
 
-def _shard_table(shards: pa.Table) -> bytes:
-    rows = zip(*(shards[name].to_pylist() for name in ("shard", "offset", "rows")), strict=True)
-    return b"".join(_SHARD.pack(bytes.fromhex(name[:32]), offset, count) for name, offset, count in rows)
-
-
 class Lookup:
-    """One look-up file, opened by reading its header; a look-up reads 8 bytes and a bucket of about 32 entries.
+    """One look-up file, opened by reading its header; a look-up reads 8 bytes and a bucket of 32 to 64 entries.
 
     Raises `BankError` if the file is not one, or not as long as its header says.
     """
@@ -143,10 +153,20 @@ class Lookup:
             raise self._damaged()
         width = _ENTRY.itemsize
         data = self._exactly(self._start + first * width, self._start + last * width)
+        # A search in the raw bytes is faster than parsing them; a hit across two entries is by chance and no entry.
         found = data.find(key)
         while found % width and found >= 0:
             found = data.find(key, found + 1)
-        return _parse(data[found : found + width]) if found >= 0 else None
+        if found < 0:
+            return None
+        entry = data[found : found + width]
+        shard = int.from_bytes(entry[-6:-3], "little")
+        return Entry(
+            tag=entry[_KEY_BYTES : _KEY_BYTES + _TAG_BYTES],
+            crc32=int.from_bytes(entry[_KEY_BYTES + _TAG_BYTES : -6], "little"),
+            shard=None if shard == _DELETED else shard,
+            row=int.from_bytes(entry[-3:], "little"),
+        )
 
     def shard(self, number: int) -> tuple[str, int, int]:
         """File name, offset of the first record, and rows of a shard."""
@@ -163,13 +183,11 @@ class Lookup:
         return data
 
     def _damaged(self) -> BankError:
-        return BankError(f"{self._name} is damaged; `regrad bank verify --repair` makes it anew from the index")
-
-
-def _parse(data: bytes) -> Entry:
-    crc32 = int.from_bytes(data[_KEY + _TAG : _KEY + _TAG + 4], "little")
-    shard, row = int.from_bytes(data[-6:-3], "little"), int.from_bytes(data[-3:], "little")
-    return Entry(data[_KEY : _KEY + _TAG], crc32, None if shard == _DELETED else shard, row)
+        return BankError(
+            f"{self._name} is damaged; `regrad bank verify --repair` makes it again from the index",
+            code="lookup_damaged",
+            file=self._name,
+        )
 
 
 _BLOCK = 64 * 1024
@@ -177,7 +195,7 @@ _CACHED_BLOCKS = 512
 
 
 class Location(NamedTuple):
-    """One atom: its shard file, the position of its first byte there, and the checksum of its bytes."""
+    """One atom: its shard file, the position of its first byte there, the checksum of its bytes, its entry."""
 
     shard: str
     start: int
@@ -193,8 +211,10 @@ class Catalog:
 
     def __init__(self, storage: Storage, parts: Sequence[Part], record_bytes: int) -> None:
         self._record_bytes = record_bytes
-        self._storage, self._blocks, self._mapped = storage, _Blocks(storage), list[_Mapped]()
-        self._lookups = [self._open(part.lookup) for part in reversed(parts)]
+        self._storage = storage
+        self._blocks = _Blocks(storage)
+        self._mapped: list[_Mapped] = []
+        self._lookups = [self._open(part.lookup) for part in reversed(parts)]  # the newest first: it overrides
 
     def find(self, passage_id: str) -> Location | None:
         """Where the passage's atom is, or None if it has none."""
@@ -202,26 +222,29 @@ class Catalog:
         for lookup in self._lookups:
             entry = lookup.find(key)
             if entry is not None:
-                return None if entry.shard is None else self._locate(lookup, entry, entry.shard)
+                if entry.shard is None:
+                    return None
+                shard, offset, _ = lookup.shard(entry.shard)
+                return Location(shard, offset + entry.row * self._record_bytes, entry.crc32, entry)
         return None
 
     def close(self) -> None:
-        """Unmap the files; nothing can be found any more."""
+        """Unmap the files; afterwards nothing can be found."""
         for mapped in self._mapped:
             mapped.close()
-
-    def _locate(self, lookup: Lookup, entry: Entry, number: int) -> Location:
-        shard, offset, _ = lookup.shard(number)
-        return Location(shard, offset + entry.row * self._record_bytes, entry.crc32, entry)
 
     def _open(self, file: File) -> Lookup:
         where = f"{self._storage.uri}/{file.name}"
         try:
             return Lookup(self._source(file), file.bytes, where)
         except (FileNotFoundError, ValueError) as error:
-            raise BankError(f"{where} is missing or damaged; `regrad bank verify --repair` makes it anew") from error
+            raise BankError(
+                f"{where} is missing or damaged; `regrad bank verify --repair` makes it again",
+                code="lookup_damaged",
+                file=where,
+            ) from error
         except OSError as error:
-            raise StorageError(f"cannot read {where}: {error.strerror}") from error
+            raise StorageError(f"cannot read {where}: {error.strerror}", code="refused", uri=where) from error
 
     def _source(self, file: File) -> Source:
         if not self._storage.is_local:

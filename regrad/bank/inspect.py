@@ -1,4 +1,4 @@
-"""What is in a bank: its versions, a passage's rows, what was refused, what deletion left behind."""
+"""What is in a bank: its versions, one passage's rows, the quarantine list, and what deletion left behind."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from regrad.bank.builder import unfinished
+from regrad.bank.format import (
+    FORGOTTEN,
+    QUARANTINE,
+    SHARDS,
+    Manifest,
+    read_manifest,
+    read_table,
+    rows_in_use,
+    versions,
+)
 from regrad.bank.index import key_of
-from regrad.bank.manifest import Manifest, read_manifest, versions
-from regrad.bank.schemas import FORGOTTEN, QUARANTINE, SHARDS, read_table
 from regrad.bank.shards import FOLDER
 from regrad.bank.writer import whole_index
 from regrad.errors import BankError, StorageError
@@ -29,7 +36,7 @@ class Remains:
     """Records in all shard files, by what the files' sizes say.
 
     `dead` are those that no passage of the version in force has: 0 means that what was deleted is gone. Of these,
-    `of_builds` lie in shards that only unfinished builds know, and `of_nobody` in files that neither a version nor a
+    `of_builds` are in shards that only unfinished builds know, and `unowned` in files that neither a version nor a
     build names. `missing` are records that a passage should have and that are not there.
     """
 
@@ -38,39 +45,41 @@ class Remains:
     dead: int
     dead_bytes: int
     of_builds: int
-    of_nobody: int
+    unowned: int
 
 
 def remains(storage: Storage, newest: Manifest, there: Mapping[str, int]) -> Remains:
     """What is in the shard files; `there` are the bank's files and their bytes."""
-    found = {name.removeprefix(f"{FOLDER}/"): size for name, size in there.items() if name.startswith(f"{FOLDER}/")}
+    left = {name.removeprefix(f"{FOLDER}/"): size for name, size in there.items() if name.startswith(f"{FOLDER}/")}
+    records = missing = dead = dead_bytes = of_builds = unowned = 0
+    # 1. Shards of the version in force: rows that passages have, and rows whose passage is gone.
     index, shards = whole_index(storage, newest)
-    live = _live_rows(index)
-    records = missing = of_builds = of_nobody = dead = dead_bytes = 0
+    live = rows_in_use(index)
     for shard in shards.to_pylist():
-        size = max(0, found.pop(shard["shard"], 0) - shard["offset"])
-        whole, rows = size // newest.record_bytes, -(-size // newest.record_bytes)  # the last one perhaps in part
+        size = max(0, left.pop(shard["shard"], 0) - shard["offset"])
+        whole = size // newest.record_bytes
+        rows = -(-size // newest.record_bytes)  # the last one perhaps in part
         used = sum(row < rows for row in live[shard["shard"]])
-        records, missing = records + rows, missing + sum(row >= whole for row in live[shard["shard"]])
-        dead, dead_bytes = dead + rows - used, dead_bytes + (rows - used) * newest.record_bytes
-    old, built = _known_to_versions(storage), unfinished(storage)
-    for name, size in found.items():
+        records += rows
+        missing += sum(row >= whole for row in live[shard["shard"]])
+        dead += rows - used
+        dead_bytes += (rows - used) * newest.record_bytes
+    # 2. All other shard files are dead as a whole, even if an older version or a build names them.
+    old = _known_to_versions(storage)
+    built = unfinished(storage)
+    for name, size in left.items():
         rows = old.get(name) or built.get(name) or _rows_by_header(storage, name, size)
-        records, dead, dead_bytes = records + rows, dead + rows, dead_bytes + size
-        of_builds += rows if name not in old and name in built else 0
-        of_nobody += rows if name not in old and name not in built else 0
-    return Remains(records, missing, dead, dead_bytes, of_builds, of_nobody)
-
-
-def _live_rows(index: pa.Table) -> dict[str, list[int]]:
-    """The rows of each shard that passages have. Two passages of the same atom may share a row: it counts once."""
-    places = pa.table({"shard": index["shard"].cast(pa.string()), "row": index["row"]})
-    rows = places.group_by("shard", use_threads=False).aggregate([("row", "distinct")])
-    return dict(zip(rows["shard"].to_pylist(), rows["row_distinct"].to_pylist(), strict=True))
+        records += rows
+        dead += rows
+        dead_bytes += size
+        if name not in old:
+            of_builds += rows if name in built else 0
+            unowned += rows if name not in built else 0
+    return Remains(records, missing, dead, dead_bytes, of_builds, unowned)
 
 
 def _known_to_versions(storage: Storage) -> dict[str, int]:
-    """The rows of every shard that some version names. Of a damaged version nothing is known."""
+    """The rows of every shard that any version names, except for versions that are damaged."""
     known: dict[str, int] = {}
     for number in versions(storage):
         with suppress(BankError, StorageError):
@@ -81,7 +90,7 @@ def _known_to_versions(storage: Storage) -> dict[str, int]:
 
 
 def _rows_by_header(storage: Storage, name: str, size: int) -> int:
-    """What a file's own header says; one record at least, since nobody knows what is in it."""
+    """The rows that a file's own header states; at least one, since its content is unknown."""
     with suppress(ValueError, KeyError, TypeError, StorageError):
         data = storage.read(f"{FOLDER}/{name}", 0, min(size, _HEADER_BYTES))
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -91,9 +100,9 @@ def _rows_by_header(storage: Storage, name: str, size: int) -> int:
 
 @dataclass(frozen=True)
 class BankInfo:
-    """Counts of a version, and of all files of the bank. Bytes and records are of what is on the disk now.
+    """Counts of a version, and of all files of the bank. Bytes and records are what is on disk now.
 
-    `dead_records` are atoms that are still in some shard file although the version in force has no passage for them,
+    `dead_records` are atoms that are still in a shard file although the version in force has no passage for them,
     whichever version is described; 0 means that what was deleted is gone. See `Remains` for the others.
     """
 
@@ -153,7 +162,7 @@ def info(uri: str, version: int | None = None) -> BankInfo:
         dead_records=left.dead,
         dead_bytes=left.dead_bytes,
         dead_of_builds=left.of_builds,
-        dead_of_nobody=left.of_nobody,
+        dead_of_nobody=left.unowned,
         unfinished_blocks=folders.get("builds", 0),
     )
 
@@ -162,8 +171,8 @@ def info(uri: str, version: int | None = None) -> BankInfo:
 class PassageInfo:
     """What a bank knows of one passage.
 
-    `shard` and `row` say where its atom is in the version asked for, `text_hash` is of the text that it was computed
-    from. `remains` are shard files that hold an atom of it by some version that is still there, in use or not.
+    `shard` and `row` say where its atom is in the version asked for; `text_hash` is of the text it was computed from.
+    `remains` are the shard files with an atom of it in any version that still exists.
     """
 
     passage_id: str
@@ -177,18 +186,19 @@ class PassageInfo:
 
 
 def passage_info(uri: str, passage_id: str, version: int | None = None) -> PassageInfo:
-    """Look for one passage everywhere. Reads whole indexes."""
+    """Look for one passage in every version. Reads whole indexes."""
     storage = Storage(uri)
     manifest = read_manifest(storage, version)
     found = _row_of(storage, manifest, passage_id)
     others = [_row_of(storage, read_manifest(storage, number), passage_id) for number in versions(storage)]
+    reasons = [reason for name, reason in quarantined(uri, manifest.version) if name == passage_id]
     return PassageInfo(
         passage_id=passage_id,
         version=manifest.label,
         shard=found["shard"] if found else None,
         row=found["row"] if found else None,
         text_hash=found["text_hash"].hex() if found and found["text_hash"] else None,
-        quarantined=_reason(storage, manifest, passage_id),
+        quarantined="; ".join(reasons) or None,
         forgotten_in=_forgotten_in(storage, passage_id),
         remains=sorted({row["shard"] for row in others if row}),
     )
@@ -208,14 +218,6 @@ def quarantined(uri: str, version: int | None = None) -> list[tuple[str, str]]:
         return []
     refused = read_table(storage, manifest.quarantine, QUARANTINE)
     return list(zip(refused["passage_id"].to_pylist(), refused["reason"].to_pylist(), strict=True))
-
-
-def _reason(storage: Storage, manifest: Manifest, passage_id: str) -> str | None:
-    if manifest.quarantine is None:
-        return None
-    refused = read_table(storage, manifest.quarantine, QUARANTINE)
-    reasons = refused.filter(pc.equal(refused["passage_id"], passage_id))["reason"].to_pylist()
-    return "; ".join(reasons) or None
 
 
 def _forgotten_in(storage: Storage, passage_id: str) -> int | None:
@@ -241,19 +243,21 @@ class BankDiff:
 
 
 def diff(uri: str, older: int, newer: int | None = None) -> BankDiff:
-    """Compare two versions; `moved` counts atoms that are the same but lie elsewhere (after `compact`)."""
+    """Compare two versions; `moved` counts atoms that are the same but in another place (after `compact`)."""
     storage = Storage(uri)
-    manifests = read_manifest(storage, older), read_manifest(storage, newer)
-    a, b = (_rows(storage, manifest) for manifest in manifests)
-    both = a.keys() & b.keys()
-    changed = sorted(name for name in both if a[name][:2] != b[name][:2])
+    first = read_manifest(storage, older)
+    second = read_manifest(storage, newer)
+    before = _rows(storage, first)
+    after = _rows(storage, second)
+    both = before.keys() & after.keys()
+    changed = sorted(name for name in both if before[name][:2] != after[name][:2])
     return BankDiff(
-        older=manifests[0].label,
-        newer=manifests[1].label,
-        added=sorted(b.keys() - a.keys()),
-        removed=sorted(a.keys() - b.keys()),
+        older=first.label,
+        newer=second.label,
+        added=sorted(after.keys() - before.keys()),
+        removed=sorted(before.keys() - after.keys()),
         changed=changed,
-        moved=sum(a[name] != b[name] for name in both) - len(changed),
+        moved=sum(before[name] != after[name] for name in both) - len(changed),
     )
 
 

@@ -1,4 +1,8 @@
-"""Reading a bank: atoms by passage id, from the nearest tier, checked on every fetch, summed as they are stored."""
+"""Reading a bank: atoms by passage id, from the nearest tier, checked on every fetch, summed as they are stored.
+
+A fetch goes memory, local disk, store. Atoms that memory has are had at once. Small local ones are read in the caller's
+thread, all others in a pool, where two callers who want the same atom share one fetch (a flight).
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,8 @@ from torch import Tensor
 
 from regrad.bank.codecs import codec_for
 from regrad.bank.config import TiersConfig
+from regrad.bank.format import FORGOTTEN, Manifest, current_version, merged, read_manifest, read_table
 from regrad.bank.index import Catalog, Location, key_of
-from regrad.bank.manifest import Manifest, current_version, read_manifest
-from regrad.bank.schemas import FORGOTTEN, merged, read_table
 from regrad.bank.tiers import DiskTier, MemoryTier, StoreTier, Tier
 from regrad.bank.writer import read_part
 from regrad.data.passages import Passage
@@ -30,21 +33,25 @@ _REMEMBERED = 1 << 16
 
 
 class Fetched(NamedTuple):
-    """One passage's record [record_bytes] uint8 and the tier that it came from, or why there is none."""
+    """One passage's record [record_bytes] uint8 and the tier that it came from, or why there is none.
+
+    `error` and `code` are what `read` raises for a passage without a record.
+    """
 
     record: Tensor | None
     tier: Tier = Tier.MISSING
     problem: str = ""
     deleted: bool = False
     error: type[BankError | StorageError] = AtomNotFound
+    code: str = ""
 
 
 class BankReader:
-    """One version of a bank, opened: what is read of it depends on what is asked for, not on how large it is.
+    """One version of a bank, opened: how much is read depends on what is asked for, not on the size of the bank.
 
     Raises `BankError` if there is no bank or it is damaged, `FingerprintMismatch` if it belongs to another MetaInit
-    than `fingerprint`. Readers of several versions may share a memory tier. Safe for threads. Close it, or use it in a
-    `with`, when it is not needed any more.
+    than `fingerprint`. Readers of several versions may share a memory tier. Safe for threads. Close it after use, or
+    use it in a `with`.
     """
 
     def __init__(
@@ -55,7 +62,8 @@ class BankReader:
         tiers: TiersConfig = TiersConfig(),
         memory: MemoryTier | None = None,
     ) -> None:
-        self._storage, self._tiers = Storage(uri), tiers
+        self._storage = Storage(uri)
+        self._tiers = tiers
         self.manifest = read_manifest(self._storage, version)
         if fingerprint is not None and fingerprint != self.manifest.fingerprint:
             raise FingerprintMismatch(self.manifest.fingerprint, fingerprint)
@@ -70,7 +78,8 @@ class BankReader:
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="bank")
         self._flights: dict[Location, Future[Fetched]] = {}
         self._located: dict[str, Location] = {}
-        self._lock, self._closed = Lock(), False
+        self._lock = Lock()
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +90,7 @@ class BankReader:
         self.close()
 
     def close(self) -> None:
-        """Give back threads and mapped files. What is being fetched still comes; whoever asks anew gets `BankError`."""
+        """Release threads and mapped files. Fetches that have begun still end; a new one raises `BankError`."""
         with self._lock:
             self._closed = True
             self._threads.shutdown(wait=False)
@@ -123,7 +132,7 @@ class BankReader:
         return found
 
     def was_deleted(self, passage_id: str) -> bool:
-        """Whether the passage was deleted by this version or a later one: then nobody may have its atom from here."""
+        """Whether the passage was deleted by this version or a later one: then its atom must not be read from here."""
         self._check_open()
         version = self._forgotten.get(key_of(passage_id))
         if version is None:
@@ -131,7 +140,7 @@ class BankReader:
         return version > self.manifest.version or self._catalog.find(passage_id) is None
 
     def is_superseded(self) -> bool:
-        """Whether a version was committed after this reader looked: what was deleted since, only a new reader knows.
+        """Whether a version was committed after this reader looked: only a new reader knows what was deleted since.
 
         False if the store does not answer: what was read before stays right.
         """
@@ -143,8 +152,8 @@ class BankReader:
     def fetch(self, passages: Sequence[str | Passage], seconds: float | None = None) -> list[Fetched]:
         """The records in the order asked for, all tiers tried, by the deadline (the settings' by default).
 
-        Nothing is raised for one atom: one that is absent, of another text than the passage's, damaged, or not there in
-        time has no record and says why. An atom that is being fetched for somebody else is not fetched twice.
+        Nothing is raised for one atom: one that is absent, of another text than the passage's, damaged, or late has no
+        record and says why. An atom that another caller is fetching is not fetched twice.
         """
         deadline = time.monotonic() + (self._tiers.deadline_seconds if seconds is None else seconds)
         started = [self._start(passage, deadline) for passage in passages]
@@ -177,11 +186,15 @@ class BankReader:
         for passage, item in zip(passages, found, strict=True):
             if item.record is None:
                 name = passage if isinstance(passage, str) else passage.id
-                raise item.error(f"the bank at {self._storage.uri} has no atom for passage {name!r}: {item.problem}")
+                raise item.error(
+                    f"the bank at {self._storage.uri} has no atom for passage {name!r}: {item.problem}",
+                    code=item.code,
+                    passage_id=name,
+                )
         return [item.record for item in found if item.record is not None]
 
     def _all_in_memory(self, passages: Sequence[str | Passage]) -> list[Tensor] | None:
-        """The records if memory has every one: what a warm reader mostly does, so it takes few steps for each."""
+        """The records if memory has every one: the usual case of a warm reader, so it takes few steps for each."""
         places = []
         for passage in passages:
             location = self._located.get(passage if isinstance(passage, str) else passage.id)
@@ -191,12 +204,14 @@ class BankReader:
         return self._memory.get_all(places)
 
     def _start(self, passage: str | Passage, deadline: float) -> Fetched | Future[Fetched]:
-        """What memory has, at once; else the fetch, which somebody else may have begun."""
-        location = self.locate(passage if isinstance(passage, str) else passage.id)
+        """What memory has, at once; else the fetch, which another caller may have begun."""
+        passage_id = passage if isinstance(passage, str) else passage.id
+        location = self.locate(passage_id)
         if location is None:
-            return self._absent(passage if isinstance(passage, str) else passage.id)
+            return self._absent(passage_id)
         if isinstance(passage, Passage) and not location.entry.belongs_to(passage.text_hash):
-            return Fetched(None, problem="its atom was computed from another text; add the passage again")
+            problem = "its atom was computed from another text; add the passage again"
+            return Fetched(None, problem=problem, code="other_text")
         record = self._memory.get((location.shard, location.start))
         if record is not None:
             return Fetched(record, Tier.MEMORY)
@@ -211,14 +226,15 @@ class BankReader:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise BankError(f"the bank at {self._storage.uri} was closed")
+            raise BankError(f"the bank at {self._storage.uri} was closed", code="closed", uri=self._storage.uri)
 
     def _absent(self, passage_id: str) -> Fetched:
         if self.was_deleted(passage_id):
-            return Fetched(None, problem="it was deleted", deleted=True)
+            return Fetched(None, problem="it was deleted", deleted=True, code="deleted")
         return Fetched(None, problem="it is not in this version")
 
     def _fly(self, location: Location, deadline: float) -> Fetched:
+        """A fetch in the pool. It always leaves the list: a flight that stayed there would be waited for for ever."""
         try:
             return self._get(location, deadline)
         finally:
@@ -226,13 +242,15 @@ class BankReader:
                 self._flights.pop(location, None)
 
     def _get(self, location: Location, deadline: float) -> Fetched:
-        data, tier = self._from_disk(location), Tier.DISK
+        tier = Tier.DISK
+        data = self._from_disk(location)
         if data is None:
             tier = Tier.DISK if self._storage.is_local else Tier.STORE
             try:
                 data = self._store.get(location, deadline)
             except (AtomDamaged, StorageError) as error:
-                return Fetched(None, problem=str(error), error=type(error))
+                part = error.code.removeprefix(error.area).lstrip(".")
+                return Fetched(None, problem=str(error), error=type(error), code=part)
             if self._disk:
                 self._disk.put(_file_name(location), data)
         record = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -260,7 +278,7 @@ class BankReader:
 
     @cached_property
     def _forgotten(self) -> dict[bytes, int]:
-        """Keys of deleted passages, and the last version in which they were: up to there nothing is given out."""
+        """Keys of deleted passages, and the last version in which they were: up to that one nothing may be read."""
         if self._newest.forgotten is None:
             return {}
         rows = read_table(self._storage, self._newest.forgotten, FORGOTTEN).to_pylist()
@@ -271,7 +289,7 @@ def _wait(flight: Future[Fetched], deadline: float) -> Fetched:
     try:
         return flight.result(max(0.0, deadline - time.monotonic()))
     except TimeoutError:
-        return Fetched(None, problem="the store did not give it in time", error=StorageError)
+        return Fetched(None, problem="the store did not give it in time", error=StorageError, code="late")
 
 
 def _file_name(location: Location) -> str:

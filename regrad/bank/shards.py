@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from regrad.bank.schemas import INDEX, SHARDS, table
+from regrad.bank.format import INDEX, SHARDS, table
 from regrad.errors import AtomDamaged, BankError, StorageError
 from regrad.storage import Storage
 
@@ -39,10 +39,14 @@ def shard_path(shard: str) -> str:
 def write_shard(storage: Storage, records: Tensor | Sequence[Tensor]) -> tuple[ShardInfo, list[int]]:
     """Write records [n, record_bytes] uint8 (n at least 1) as one shard; returns it and the CRC-32 of each record.
 
-    Contiguous tensors of their own on the CPU are written as they are, without a copy that puts them together.
+    Separate contiguous tensors on the CPU are written as they are, without a copy that joins them.
     """
     rows = [record.numpy() for record in (records.cpu().contiguous() if isinstance(records, Tensor) else records)]
-    header = _header(len(rows), len(rows[0]))
+    # What the safetensors library writes before one tensor, padded with spaces so that records are aligned.
+    entry = {"dtype": "U8", "shape": [len(rows), len(rows[0])], "data_offsets": [0, len(rows) * len(rows[0])]}
+    text = json.dumps({"atoms": entry}, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    header = len(text).to_bytes(8, "little") + text
     with ThreadPoolExecutor(1) as thread:
         crcs = thread.submit(lambda: [zlib.crc32(row.data) for row in rows])
         name, digest, size = storage.write_named(FOLDER, ".safetensors", header, *(row.data for row in rows))
@@ -62,18 +66,18 @@ def read_rows(storage: Storage, shard: str, offset: int, record_bytes: int, firs
     except StorageError as error:
         if storage.exists(shard_path(shard)):
             raise
-        raise BankError(f"the bank at {storage.uri} lacks shard {shard}; restore it, or build again") from error
+        raise BankError(
+            f"the bank at {storage.uri} lacks shard {shard}; restore it, or build again",
+            code="shard_missing",
+            shard=shard,
+        ) from error
     if len(data) != count * record_bytes:
-        raise BankError(f"shard {shard} of the bank at {storage.uri} is truncated; restore it, or build again")
+        raise BankError(
+            f"shard {shard} of the bank at {storage.uri} is truncated; restore it, or build again",
+            code="shard_truncated",
+            shard=shard,
+        )
     return np.frombuffer(data, np.uint8).reshape(count, record_bytes)
-
-
-def _header(rows: int, record_bytes: int) -> bytes:
-    """What the safetensors library writes before one tensor, filled up with spaces so that records are aligned."""
-    entry = {"dtype": "U8", "shape": [rows, record_bytes], "data_offsets": [0, rows * record_bytes]}
-    text = json.dumps({"atoms": entry}, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
 
 
 def checked_records(
@@ -89,12 +93,20 @@ def checked_records(
     for start in range(0, len(order), at_once):
         rows = order.slice(start, at_once)
         records = np.concatenate(list(_runs(storage, rows, offsets, record_bytes)))
-        _check(rows, records)
+        columns = (rows[name].to_pylist() for name in ("passage_id", "shard", "crc32"))
+        for passage_id, shard, crc32, record in zip(*columns, records, strict=True):
+            if zlib.crc32(record) != crc32:
+                raise AtomDamaged(
+                    f"the atom of passage {passage_id!r} in shard {shard} is damaged and cannot be copied; nothing was "
+                    "changed. Add the passage again, or delete it",
+                    passage_id=passage_id,
+                    shard=shard,
+                )
         yield rows, records
 
 
 def _runs(storage: Storage, rows: pa.Table, offsets: dict[str, int], record_bytes: int) -> Iterator[np.ndarray]:
-    """The records of rows sorted by shard and row, one read for each run of neighbours."""
+    """The records of rows sorted by shard and row; consecutive rows are one read."""
     places = list(zip(rows["shard"].to_pylist(), rows["row"].to_pylist(), strict=True))
     first = 0
     for i in range(1, len(places) + 1):
@@ -103,14 +115,3 @@ def _runs(storage: Storage, rows: pa.Table, offsets: dict[str, int], record_byte
         shard, row = places[first]
         yield read_rows(storage, shard, offsets[shard], record_bytes, row, i - first)
         first = i
-
-
-def _check(rows: pa.Table, records: np.ndarray) -> None:
-    for passage_id, shard, crc32, record in zip(
-        rows["passage_id"].to_pylist(), rows["shard"].to_pylist(), rows["crc32"].to_pylist(), records, strict=True
-    ):
-        if zlib.crc32(record) != crc32:
-            raise AtomDamaged(
-                f"the atom of passage {passage_id!r} in shard {shard} is damaged and cannot be copied; nothing was "
-                "changed. Add the passage again, or delete it"
-            )

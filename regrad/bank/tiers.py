@@ -22,9 +22,13 @@ from regrad.bank.shards import shard_path
 from regrad.errors import AtomDamaged, StorageError
 from regrad.storage import Storage
 
+logger = logging.getLogger(__name__)
+
+_DAMAGED_TRIES = 2
+
 
 class Tier(StrEnum):
-    """Where an atom came from: a tier of a bank, or computed now because no bank gave it; or that there is none."""
+    """Where an atom came from: a tier of a bank, computed now because no bank has it, or nowhere."""
 
     MEMORY = "memory"
     DISK = "disk"
@@ -37,7 +41,8 @@ class MemoryTier:
     """Safe for threads. Keys are places in shards, which never change, so versions of a bank can share one."""
 
     def __init__(self, capacity_bytes: int) -> None:
-        self._capacity, self._bytes = capacity_bytes, 0
+        self._capacity = capacity_bytes
+        self._bytes = 0
         self._records: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -67,7 +72,7 @@ class MemoryTier:
         return found
 
     def put(self, key: Hashable, record: Tensor) -> None:
-        """Keep a record; what is larger than the whole tier is not kept."""
+        """Keep a record, unless it is larger than the whole tier."""
         if record.numel() > self._capacity:
             return
         with self._lock:
@@ -78,22 +83,25 @@ class MemoryTier:
                 self._bytes -= self._records.popitem(last=False)[1].numel()
 
 
-logger = logging.getLogger(__name__)
-
-
 class DiskTier:
-    """As many bytes as allowed, the least recently used go first. Several processes may share a directory.
+    """Records as files, up to a number of bytes; the least recently used go first. Processes may share a directory.
 
-    Each counts what it has seen there, so together they may take more than allowed until one starts anew. The caller
+    Each counts what it has seen there, so together they may exceed the limit until one of them starts again. The caller
     checks what it gets: nothing here knows what a record should be.
     """
 
     def __init__(self, directory: str, capacity_bytes: int) -> None:
-        self._root, self._capacity = Path(directory), capacity_bytes
-        self._sizes: OrderedDict[str, int] = OrderedDict()
-        self._lock, self._failed = threading.Lock(), False
-        found = sorted(self._scan(), key=lambda item: item[1])
-        self._sizes.update((name, size) for name, _, size in found)
+        self._root = Path(directory)
+        self._capacity = capacity_bytes
+        self._lock = threading.Lock()
+        self._failed = False
+        # Records of earlier processes, the oldest first, so that they are also the first to go.
+        found = []
+        for path in self._root.glob("*.atom"):
+            with suppress(OSError):  # another process has just removed it
+                status = path.stat()
+                found.append((status.st_mtime, path.name, status.st_size))
+        self._sizes = OrderedDict((name, size) for _, name, size in sorted(found))
         self._bytes = sum(self._sizes.values())
         self._evict()
 
@@ -109,7 +117,7 @@ class DiskTier:
         return data
 
     def put(self, name: str, data: bytes) -> None:
-        """Keep a record. A disk that is full or read-only costs time, not answers: it is said once and passed over."""
+        """Keep a record. A disk that is full or read-only costs time, not answers: it is logged once and ignored."""
         path = self._root / name
         temporary = path.with_name(f".{name}.{uuid.uuid4().hex}.tmp")
         try:
@@ -149,20 +157,6 @@ class DiskTier:
         except OSError as error:
             logger.debug("cannot remove %s: %s", name, error)
 
-    def _scan(self) -> list[tuple[str, float, int]]:
-        """Name, time of writing and bytes of what is there from earlier."""
-        found = []
-        for path in self._root.glob("*.atom"):
-            try:
-                status = path.stat()
-            except OSError:
-                continue
-            found.append((path.name, status.st_mtime, status.st_size))
-        return found
-
-
-_DAMAGED_TRIES = 2
-
 
 class StoreTier:
     """One bank's shards on a file system or in an object store."""
@@ -171,19 +165,22 @@ class StoreTier:
         self._storage, self._record_bytes, self._backoff = storage, record_bytes, backoff_seconds
 
     def get(self, location: Location, deadline: float) -> bytes:
-        """The bytes of a record, by `time.monotonic() == deadline` at the latest or nearly.
+        """The bytes of a record, at about `time.monotonic() == deadline` at the latest.
 
-        Raises `AtomDamaged` if they are not what was written, also after another fetch, and `StorageError` if the store
-        does not give them in time.
+        Raises `AtomDamaged` if two fetches give other bytes than were written, and `StorageError` if the store does not
+        give them in time.
         """
-        wait, damaged = self._backoff, 0
+        wait = self._backoff
+        damaged = 0
+        end = location.start + self._record_bytes
         while True:
             try:
-                data = self._read(location)
+                data = self._storage.read(shard_path(location.shard), location.start, end)
             except StorageError as error:
                 refused = isinstance(error.__cause__, PermissionError)
                 if refused or time.monotonic() + wait > deadline or self._is_gone(location):
                     raise
+                # At random, or all readers of a store that was overloaded would come back at the same moment.
                 time.sleep(wait * random.uniform(0.5, 1.0))
                 wait *= 2
                 continue
@@ -191,7 +188,7 @@ class StoreTier:
                 return data
             damaged += 1
             if damaged == _DAMAGED_TRIES:
-                raise AtomDamaged(f"its bytes in shard {location.shard} are not what was written")
+                raise AtomDamaged(f"its bytes in shard {location.shard} are not what was written", shard=location.shard)
 
     def is_whole(self, data: bytes, location: Location) -> bool:
         """Whether these are the bytes that were written there."""
@@ -203,7 +200,3 @@ class StoreTier:
             return not self._storage.exists(shard_path(location.shard))
         except StorageError:
             return False
-
-    def _read(self, location: Location) -> bytes:
-        end = location.start + self._record_bytes
-        return self._storage.read(shard_path(location.shard), location.start, end)

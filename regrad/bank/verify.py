@@ -1,4 +1,4 @@
-"""Reading every byte of a bank and saying what is not as it was written."""
+"""Checking a bank: every byte is read, and everything that is not as it was written is reported."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from regrad.bank.format import File, Manifest, Part, read_manifest, versions
 from regrad.bank.index import Catalog, encode_lookup
-from regrad.bank.manifest import File, Manifest, Part, read_manifest, versions
 from regrad.bank.shards import shard_path
 from regrad.bank.writer import Change, commit, read_part, whole_index
 from regrad.errors import BankError, BankFormatError, StorageError
@@ -34,23 +34,23 @@ def verify(
 ) -> list[Damage]:
     """All damage of a version (the one in force by default), empty if there is none.
 
-    With `repair`, look-up files are made anew from their index. `progress` is called with the number of shards read and
-    of all. Raises `BankError` if there is no bank, or its manifest cannot be read, and `StorageError` if the store does
-    not answer or refuses: that is no damage.
+    With `repair`, look-up files are made again from their index. `progress` is called with the number of shards read
+    and of all. Raises `BankError` if there is no bank, or its manifest cannot be read, and `StorageError` if the store
+    does not answer or refuses: that is no damage.
     """
     storage = Storage(uri)
     manifest = read_manifest(storage, version)
     damage = [found for part in manifest.parts for found in _check_part(storage, part, repair)]
     damage += [found for file in (manifest.quarantine, manifest.forgotten) if file for found in _check(storage, file)]
     if any(item.file.startswith(("index/", "shard-lists/")) for item in damage):
-        return damage
+        return damage  # without its index, nothing is known of what shards should hold
     return damage + list(_check_shards(storage, manifest, progress))
 
 
 def drop_lost(uri: str, damage: Sequence[Damage]) -> Manifest | None:
     """A version without the atoms that `verify` has found lost, so that a build computes them again; None without any.
 
-    They are not forgotten. An atom that somebody has replaced meanwhile stays.
+    They are not forgotten. An atom that was replaced in the meantime stays.
     """
     storage = Storage(uri)
     base = read_manifest(storage)
@@ -62,7 +62,7 @@ def drop_lost(uri: str, damage: Sequence[Damage]) -> Manifest | None:
 
 
 def damaged_manifests(uri: str) -> list[Damage]:
-    """Manifests of any version that are damaged; raises `BankFormatError` for one that this regrad cannot know."""
+    """Manifests of any version that are damaged; raises `BankFormatError` for one of another version of regrad."""
     storage, damage = Storage(uri), []
     for number in versions(storage):
         try:
@@ -80,7 +80,7 @@ def _check_part(storage: Storage, part: Part, repair: bool) -> Iterator[Damage]:
     for found in _check(storage, part.lookup):
         if repair and not tables:
             storage.write(part.lookup.name, encode_lookup(*read_part(storage, part)))
-            mended = Damage(found.file, f"{found.problem}; it was made anew", repaired=True)
+            mended = Damage(found.file, f"{found.problem}; it was made again", repaired=True)
             found = next(_check(storage, part.lookup), mended)
         yield found
 
@@ -94,7 +94,7 @@ def _check(storage: Storage, file: File) -> Iterator[Damage]:
 
 
 def _content(storage: Storage, name: str) -> bytes | None:
-    """The bytes of a file, None if there is none. A store that does not answer, or refuses, proves no damage."""
+    """The bytes of a file, None if there is none. A store that does not answer, or refuses, is no proof of damage."""
     try:
         return storage.read(name)
     except StorageError as error:
@@ -121,12 +121,12 @@ def _check_shard(storage: Storage, record_bytes: int, shard: dict, rows: pa.Tabl
     if data is None:
         yield Damage(name, "it is missing", tuple(rows["passage_id"].to_pylist()))
         return
-    columns = (rows[name].to_pylist() for name in ("passage_id", "row", "crc32"))
-    bad = [
-        passage_id
-        for passage_id, row, crc32 in zip(*columns, strict=True)
-        if zlib.crc32(data[(start := shard["offset"] + row * record_bytes) : start + record_bytes]) != crc32
-    ]
+    bad = []
+    columns = (rows[column].to_pylist() for column in ("passage_id", "row", "crc32"))
+    for passage_id, row, crc32 in zip(*columns, strict=True):
+        start = shard["offset"] + row * record_bytes
+        if zlib.crc32(data[start : start + record_bytes]) != crc32:
+            bad.append(passage_id)
     if bad or len(data) != shard["bytes"] or hashlib.sha256(data).hexdigest() != shard["sha256"]:
-        lost = f"{len(bad)} of its atoms are damaged" if bad else "no atom that is in use is damaged"
+        lost = f"{len(bad)} of its atoms are damaged" if bad else "no atom in use is damaged"
         yield Damage(name, f"its checksum does not match; {lost}", tuple(bad))

@@ -1,4 +1,4 @@
-"""Commits: a change of a bank becomes its next version, whole or not at all, whoever else writes."""
+"""Commits: a change of a bank becomes its next version, whole or not at all, even while others write."""
 
 from __future__ import annotations
 
@@ -11,30 +11,28 @@ import torch
 from torch import Tensor
 
 from regrad.bank.codecs import codec_for
-from regrad.bank.index import Catalog, encode_lookup, key_of
-from regrad.bank.manifest import (
+from regrad.bank.format import (
+    FORGOTTEN,
     FORMAT,
+    INDEX,
+    QUARANTINE,
+    SHARDS,
     File,
     Layout,
     Manifest,
     Part,
     check_same_layout,
     current_version,
+    merged,
     publish,
     read_manifest,
-)
-from regrad.bank.schemas import (
-    FORGOTTEN,
-    INDEX,
-    QUARANTINE,
-    SHARDS,
-    merged,
     read_table,
     select_shards,
     shard_names,
     table,
     write_table,
 )
+from regrad.bank.index import Catalog, encode_lookup, key_of
 from regrad.bank.shards import FOLDER, ShardInfo, shard_path, shard_table, write_shard
 from regrad.errors import BankConflict, BankError
 from regrad.storage import Storage
@@ -48,9 +46,9 @@ _LIST_FROM = 64
 class Change:
     """What a version does to the one before.
 
-    `index` and `shards` (tables `rows.INDEX`, `rows.SHARDS`) are passages that got an atom, `removed` those that lose
-    theirs: for good if `forget`, so that older versions do not give them out either. `quarantine` are the passages that
-    were refused: added to those known, or instead of them if the change describes the `whole` corpus.
+    `index` and `shards` (tables `format.INDEX`, `format.SHARDS`) are passages that got an atom, `removed` those that
+    lose theirs: for good if `forget`, so that older versions do not give them out either. `quarantine` are the passages
+    that were refused: added to the known ones, or in place of them if the change describes the `whole` corpus.
     """
 
     index: pa.Table = field(default_factory=INDEX.empty_table)
@@ -64,20 +62,22 @@ class Change:
 def commit(storage: Storage, layout: Layout, change: Change, base: Manifest | None, fresh: bool = False) -> Manifest:
     """Make the version that comes after `base` (None: the first). A `fresh` one keeps no atom of `base`.
 
-    Raises `BankConflict` if somebody has committed one meanwhile, and `BankError` if a passage id occurs twice, if the
-    bank has another layout, or if a shard is not there any more.
+    Raises `BankConflict` if another writer has committed one meanwhile, and `BankError` if a passage id occurs twice,
+    if the bank has another layout, or if a shard is gone.
     """
     old = base.parts if base and not fresh else ()
     if base and not fresh:
         check_same_layout(base.layout, layout, storage.uri)
     parts = _parts(storage, change, old)
     catalog = Catalog(storage, old, _record_bytes(layout))
-    passages = (base.passages if base and old else 0) + _gained(change, catalog)
+    passages = base.passages if base and old else 0
+    passages += sum(catalog.find(passage_id) is None for passage_id in change.index["passage_id"].to_pylist())
+    passages -= sum(catalog.find(passage_id) is not None for passage_id in change.removed)
     return publish_parts(storage, layout, base, parts, passages, change)
 
 
 def commit_onto_newest(storage: Storage, layout: Layout, change: Change) -> Manifest:
-    """Make a version after the one in force, whichever it is by then: for changes that mean the same after any."""
+    """Make a version after the one that is newest at commit time: for changes that mean the same after any version."""
     for attempt in range(_TRIES):
         number = current_version(storage)
         base = read_manifest(storage, number) if number else None
@@ -108,6 +108,7 @@ def publish_parts(
         quarantine=write_table(storage, "quarantine", quarantine) if len(quarantine) else None,
         forgotten=_forgotten(storage, change, base, version),
     )
+    # Last before the commit: a shard may have been removed meanwhile, by hand or by `gc`.
     _check_shards(storage, change.shards["shard"].to_pylist())
     publish(storage, manifest)
     return manifest
@@ -138,14 +139,30 @@ def _record_bytes(layout: Layout) -> int:
 
 
 def _parts(storage: Storage, change: Change, old: tuple[Part, ...]) -> tuple[Part, ...]:
-    """The new part after the old ones. Old ones that are small beside it are merged into it: there are never many."""
-    index, shards = _new_index(change), [change.shards]
+    """The new part after the old ones; raises `BankError` if a passage id occurs twice in the change."""
+    # 1. The new part's index: passages that got an atom, and rows without a shard for those that lost theirs.
+    index = pa.concat_tables([change.index, table(INDEX, {"passage_id": list(change.removed)})]).unify_dictionaries()
     if not len(index):
         return old
+    index = index.sort_by("passage_id")
+    ids = index["passage_id"].combine_chunks()
+    again = ids[1:].filter(pc.equal(ids[1:], ids[:-1])) if len(ids) > 1 else ids[:0]
+    if len(again):
+        passage_id = again[0].as_py()
+        raise BankError(
+            f"passage id {passage_id!r} occurs more than once; ids must be unique",
+            code="duplicate_id",
+            passage_id=passage_id,
+        )
+    # 2. Old parts that are small beside it are merged into it. So each part is at least four times as large as the next
+    # newer one: a look-up asks a logarithmic number of parts, and a row is rewritten a logarithmic number of times.
+    shards = [change.shards]
     while old and old[-1].rows + old[-1].deleted <= _MERGE_FACTOR * len(index):
-        older, its_shards = read_part(storage, old[-1])
-        old, shards = old[:-1], [*shards, its_shards]
+        older, older_shards = read_part(storage, old[-1])
+        old = old[:-1]
+        shards.append(older_shards)
         index = merged([older, index], drop_deleted=not old)
+    # 3. Deletions need to be known only while there is an older part that they override.
     if not old:
         index = index.filter(pc.is_valid(index["shard"]))
     if not len(index):
@@ -153,38 +170,22 @@ def _parts(storage: Storage, change: Change, old: tuple[Part, ...]) -> tuple[Par
     return (*old, write_part(storage, index, pa.concat_tables(shards)))
 
 
-def _new_index(change: Change) -> pa.Table:
-    index = pa.concat_tables([change.index, table(INDEX, {"passage_id": list(change.removed)})]).unify_dictionaries()
-    index = index.sort_by("passage_id")
-    ids = index["passage_id"].combine_chunks()
-    again = ids[1:].filter(pc.equal(ids[1:], ids[:-1])) if len(ids) > 1 else ids
-    if len(ids) > 1 and len(again):
-        raise BankError(f"passage id {again[0].as_py()!r} occurs more than once; ids must be unique")
-    return index
-
-
-def _gained(change: Change, catalog: Catalog) -> int:
-    """How many passages more there are than before."""
-    new = sum(catalog.find(passage_id) is None for passage_id in change.index["passage_id"].to_pylist())
-    return new - sum(catalog.find(passage_id) is not None for passage_id in change.removed)
-
-
 def _quarantine(storage: Storage, change: Change, base: Manifest | None) -> pa.Table:
     known = base.quarantine if base and not change.whole else None
     before = [read_table(storage, known, QUARANTINE)] if known else []
-    settled = pa.concat_arrays(
+    replaced = pa.concat_arrays(
         [
             *change.index["passage_id"].chunks,
             *change.quarantine["passage_id"].chunks,
             pa.array(change.removed, pa.string()),
         ]
     )
-    kept = [known.filter(pc.invert(pc.is_in(known["passage_id"], settled))) for known in before]
+    kept = [known.filter(pc.invert(pc.is_in(known["passage_id"], replaced))) for known in before]
     return pa.concat_tables([*kept, change.quarantine]).sort_by([("passage_id", "ascending"), ("reason", "ascending")])
 
 
 def _forgotten(storage: Storage, change: Change, base: Manifest | None, version: int) -> File | None:
-    """The list so far with what is forgotten now. It is kept for ever: what was deleted is not computed anew either."""
+    """The list so far plus what is forgotten now. It is kept for ever: a deleted atom is not computed online either."""
     known = base.forgotten if base else None
     removed = list(change.removed) if change.forget else []
     if not removed:
@@ -196,7 +197,6 @@ def _forgotten(storage: Storage, change: Change, base: Manifest | None, version:
 
 
 def _check_shards(storage: Storage, names: Sequence[str]) -> None:
-    """A shard may have been taken away meanwhile, by hand or by `gc`."""
     if len(names) < _LIST_FROM:
         missing = [name for name in names if not storage.exists(shard_path(name))]
     else:
@@ -204,7 +204,10 @@ def _check_shards(storage: Storage, names: Sequence[str]) -> None:
         missing = [name for name in names if name not in there]
     if missing:
         raise BankError(
-            f"shard {missing[0]} was written to {storage.uri} and is gone; nothing was committed, run the command again"
+            f"shard {missing[0]} was written to {storage.uri} and is gone; nothing was committed, run the same command "
+            "again",
+            code="shard_missing",
+            shard=missing[0],
         )
 
 
@@ -222,7 +225,9 @@ class BankWriter:
     """
 
     def __init__(self, uri: str, layout: Layout, shard_passages: int = 1024) -> None:
-        self._storage, self._layout, self._most = Storage(uri), layout, shard_passages
+        self._storage = Storage(uri)
+        self._layout = layout
+        self._shard_passages = shard_passages
         self.codec = codec_for(layout.codec, layout.parsed_subspace())
         self._waiting: list[tuple[str, str, Tensor]] = []
         self._indexes: list[pa.Table] = []
@@ -239,9 +244,14 @@ class BankWriter:
     def add_record(self, passage_id: str, text_hash: str, record: Tensor) -> None:
         """Add one encoded record [record_bytes] uint8."""
         if record.shape != (self.codec.record_bytes,) or record.dtype != torch.uint8:
-            raise BankError(f"a record of {self.codec.record_bytes} bytes is expected, found {tuple(record.shape)}")
+            raise BankError(
+                f"a record of {self.codec.record_bytes} bytes is expected, found {tuple(record.shape)}",
+                code="wrong_shape",
+                expected=self.codec.record_bytes,
+                found=list(record.shape),
+            )
         self._waiting.append((passage_id, text_hash, record.cpu().contiguous()))
-        if len(self._waiting) >= self._most:
+        if len(self._waiting) >= self._shard_passages:
             self._flush()
 
     def refuse(self, passage_id: str, reason: str) -> None:
@@ -249,7 +259,7 @@ class BankWriter:
         self._refused.append((passage_id, reason))
 
     def commit(self) -> Manifest:
-        """Commit what was added, on top of whatever version is in force by then; the writer is empty afterwards."""
+        """Commit what was added, on top of the version in force by then; the writer is empty afterwards."""
         manifest = commit_onto_newest(self._storage, self._layout, self.change())
         self._indexes, self._shards, self._refused = [], [], []
         return manifest
@@ -258,11 +268,13 @@ class BankWriter:
         """What was added, with all shards written."""
         if self._waiting:
             self._flush()
-        ids, reasons = ([item[i] for item in self._refused] for i in range(2))
         return Change(
             index=pa.concat_tables([INDEX.empty_table(), *self._indexes]),
             shards=shard_table(self._shards),
-            quarantine=table(QUARANTINE, {"passage_id": ids, "reason": reasons}),
+            quarantine=table(
+                QUARANTINE,
+                {"passage_id": [name for name, _ in self._refused], "reason": [why for _, why in self._refused]},
+            ),
         )
 
     def _flush(self) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from regrad.cli.options import printable
-from regrad.data.config import QuestionSetConfig
+from regrad.data.question_sets import QuestionSetConfig
 from regrad.data.questions import QUESTION_KINDS
 from regrad.errors import StorageError
 from regrad.evaluation.metrics import RULES, Rules

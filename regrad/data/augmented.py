@@ -1,4 +1,4 @@
-"""Passages with another wording and questions: the record, its files, and importing what other tools wrote."""
+"""Passages with rewrites and questions: the record, its files, and reading what other tools wrote."""
 
 from __future__ import annotations
 
@@ -59,9 +59,11 @@ class Augmented:
         passage = Passage.from_record(record, where)
         rewrites, pairs = record.get("rewrites", []), record.get("pairs", [])
         if not isinstance(rewrites, list) or not all(isinstance(item, str) and item.strip() for item in rewrites):
-            raise CorpusError(f"{where}: 'rewrites' must be a list of texts")
+            text = f"{where}: 'rewrites' must be a list of texts"
+            raise CorpusError(text, code="wrong_field", where=where, field="rewrites")
         if not isinstance(pairs, list):
-            raise CorpusError(f"{where}: 'pairs' must be a list, found {pairs!r:.60}")
+            text = f"{where}: 'pairs' must be a list, found {pairs!r:.60}"
+            raise CorpusError(text, code="wrong_field", where=where, field="pairs")
         return Augmented(passage, tuple(rewrites), tuple(pair_of(item, where) for item in pairs))
 
     def to_record(self) -> dict[str, Any]:
@@ -74,7 +76,8 @@ def pair_of(item: Any, where: str = "pair") -> Pair:
     """Check one question with its answer; raises `CorpusError` naming `where`."""
     values = [item.get(name) if isinstance(item, dict) else None for name in ("question", "answer")]
     if not all(isinstance(value, str) and value.strip() for value in values):
-        raise CorpusError(f"{where}: a pair needs a 'question' and an 'answer', found {item!r:.80}")
+        text = f"{where}: a pair needs a 'question' and an 'answer', found {item!r:.80}"
+        raise CorpusError(text, code="wrong_field", where=where, field="pairs")
     full = item.get("full_answer", "")
     kind, choices, answers = closed(Fields(where, item, raises=CorpusError), "answer")
     return Pair(str(values[0]).strip(), answers[0], full.strip() if isinstance(full, str) else "", kind, choices)
@@ -91,7 +94,7 @@ def augmented_file(uri: str) -> str:
 
 
 def read_augmented(uri: str) -> Iterator[Augmented]:
-    """The passages of a file; raises `CorpusError` naming the first line that is none."""
+    """The passages of a file; raises `CorpusError` naming the first bad line."""
     for where, record in read_jsonl(augmented_file(uri)):
         yield Augmented.from_record(record, where)
 
@@ -108,9 +111,9 @@ _REWRITE, _PAIRS = "_rewrite", "_qa"
 def read_ready(uri: str) -> Iterator[tuple[str, Augmented | CorpusError]]:
     """Every passage of a file, or of all .json and .jsonl files below a directory; a bad one comes as its error.
 
-    A record with `augment` is one of `data_aug`, with `pairs` one of `regrad.data.augmented`. Of the first, a
-    passage that several questions retrieved comes once. Raises `CorpusError` if a directory has no such file, one is
-    not JSON, or a record is neither.
+    A record with `augment` is one of PRAG's `data_aug`, a record with `pairs` one that regrad wrote. In `data_aug` a
+    passage is under every question that retrieved it; it comes once. Raises `CorpusError` if a directory has no such
+    file, one is not JSON, or a record is neither.
     """
     seen: set[str] = set()
     for where, record in _records(uri):
@@ -119,11 +122,12 @@ def read_ready(uri: str) -> Iterator[tuple[str, Augmented | CorpusError]]:
         elif "pairs" in record:
             yield where, _checked(Augmented.from_record, record, where)
         else:
-            raise CorpusError(f"{where}: an object with 'augment', a list, or with 'pairs' is expected")
+            text = f"{where}: an object with 'augment', a list, or with 'pairs' is expected"
+            raise CorpusError(text, code="unknown_record", where=where)
 
 
 def _unseen(items: Sequence[Any], where: str, seen: set[str]) -> Iterator[tuple[str, Augmented | CorpusError]]:
-    """Those of a question's passages that no question before it has retrieved."""
+    """Those of a question's passages that no earlier question has retrieved."""
     for number, item in enumerate(items, start=1):
         place = f"{where} augment {number}"
         found = _checked(_augmented, item, place)
@@ -142,9 +146,9 @@ def _checked(read: Callable[[Any, str], Augmented], item: Any, where: str) -> Au
 
 
 def from_tasks(tasks: Iterable[Task], most: int) -> Iterator[Augmented]:
-    """Every passage with its own questions (those whose context it is the best of), at most so many, without rewrites.
+    """Every passage with at most `most` of its own questions, those whose context begins with it, and no rewrites.
 
-    Passages that no question belongs to are left out.
+    Passages without a question are left out.
     """
     found: dict[str, tuple[Passage, dict[str, Pair]]] = {}
     for task in tasks:
@@ -162,7 +166,7 @@ def _records(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
     is_file = uri.endswith((".json", ".jsonl"))
     names = [""] if is_file else sorted(n for n in Storage(uri).files() if n.endswith((".json", ".jsonl")))
     if not names:
-        raise CorpusError(f"{uri} holds no .json or .jsonl file")
+        raise CorpusError(f"{uri} holds no .json or .jsonl file", code="no_file", uri=uri)
     for name in names:
         where = f"{uri}/{name}" if name else uri
         yield from read_jsonl(where) if where.endswith(".jsonl") else _items(where)
@@ -173,9 +177,10 @@ def _items(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         values = json.loads(Storage(folder or ".").read(file, 0, _MOST_BYTES))
     except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{uri} is not JSON: {error}") from error
+        raise CorpusError(f"{uri} is not JSON: {error}", code="not_json", where=uri) from error
     if not isinstance(values, list):
-        raise CorpusError(f"{uri}: a list of records is expected, found {type(values).__name__}")
+        text = f"{uri}: a list of records is expected, found {type(values).__name__}"
+        raise CorpusError(text, code="no_records", where=uri)
     for number, value in enumerate(values, start=1):
         where = f"{uri} record {number}"
         yield where, as_object(value, where)
@@ -183,11 +188,13 @@ def _items(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _augmented(item: Any, where: str) -> Augmented:
     if not isinstance(item, dict) or not isinstance(item.get("passage"), str) or not item["passage"].strip():
-        raise CorpusError(f"{where}: a non-empty 'passage' is expected")
+        text = f"{where}: a non-empty 'passage' is expected"
+        raise CorpusError(text, code="wrong_field", where=where, field="passage")
     text = item["passage"]
     passage = Passage.from_record({"id": passage_id(text), "title": "", "text": text}, where)
     rewrites = [value.strip() for name, value in item.items() if name.endswith(_REWRITE) and isinstance(value, str)]
     pairs: Any = next((value for name, value in item.items() if name.endswith(_PAIRS)), [])
     if not isinstance(pairs, list) or not pairs:
-        raise CorpusError(f"{where}: no '<writer>{_PAIRS}' list")
+        text = f"{where}: no '<writer>{_PAIRS}' list"
+        raise CorpusError(text, code="wrong_field", where=where, field=f"<writer>{_PAIRS}")
     return Augmented(passage, tuple(text for text in rewrites if text), tuple(pair_of(pair, where) for pair in pairs))

@@ -17,12 +17,12 @@ def check_keys(record: Fields, known: tuple[str, ...]) -> None:
     for key in record.fields:
         if near := _misspelt(str(key), known):
             text = f"{record.where}: unknown field '{key:.60}'; did you mean '{near}'?"
-            raise record.raises(text, code="unknown_field", field=key)
+            raise record.raises(text, code="unknown_field", where=record.where, field=key, near=near)
 
 
 @lru_cache(maxsize=1024)
 def _misspelt(key: str, known: tuple[str, ...]) -> str:
-    """The known key that this one nearly is; empty if it is one, or is another word."""
+    """The known key that this one misspells; empty if it is a known one, or another word."""
     if key in known or len(key) > 2 * max(map(len, known)):
         return ""
     plain = "_".join(key.casefold().replace("-", " ").split())
@@ -56,7 +56,7 @@ def closed(
 
 
 def _truth(record: Fields, field: str, words: tuple[str, ...]) -> str:
-    """The word for `true` or `false`, if that is the answer and one of the words is meant by it."""
+    """The word that the answer `true` or `false` stands for; empty for another answer, or if no word fits."""
     value = record.fields.get(field)
     (value,) = value if isinstance(value, list) and len(value) == 1 else (value,)
     said = str(value).strip().lower() if isinstance(value, (bool, str)) else ""

@@ -1,4 +1,4 @@
-"""Reading a corpus record by record: jsonl, Parquet, tsv; bad records come with their reason and stop nothing."""
+"""Reading a corpus record by record: jsonl, Parquet, tsv. A bad record comes with its reason and stops nothing."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from regrad.errors import CorpusError
 
 _ROWS = 256
 _BUFFER = 1024 * 1024
+# Columns are read side by side: a store's blocks are kept for all of them, not only the last one.
 _REMOTE = {"block_size": 4 * 1024 * 1024, "cache_type": "blockcache", "cache_options": {"maxblocks": 16}}
-"""Columns are read side by side: a store's blocks are kept for all of them, not only the last one."""
 
 
 def read_parquet(uri: str) -> Iterator[RawLine]:
@@ -112,18 +112,20 @@ def _beginning(row: tuple[Any, ...]) -> bytes:
 
 _DPR = ("id", "text", "title")
 
-# The csv module's own limit, of the process, is 128 KiB.
+# The csv module's own limit, which holds for the whole process, is 128 KiB.
 csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
 
 
 class TsvReader:
-    """The records of one file, from its lines. The names in the header decide the columns; without, they are DPR's."""
+    """The records of one file, from its lines. A header names the columns; without one they are DPR's."""
 
     def __init__(self, uri: str, lines: Iterator[Line]) -> None:
-        self._uri, self._lines = uri, lines
-        self._again: deque[Line] = deque()
+        self._uri = uri
+        self._lines = lines
+        self._again: deque[Line] = deque()  # lines to be read once more
         self._names: Sequence[str] = ()
-        self._number, self._read_bytes = 0, 0
+        self._number = 0
+        self._read_bytes = 0
 
     def __iter__(self) -> Iterator[RawLine]:
         while (line := self._next()) is not None:
@@ -136,7 +138,7 @@ class TsvReader:
                 yield RawLine(self._uri, number, record or shown(data).encode(), read_bytes, problem)
 
     def _read(self, data: bytes) -> tuple[bytes, str]:
-        """The record of the row that begins with this line, or what is wrong with it; of a header neither."""
+        """The record of the row that begins with this line, or what is wrong with it; neither for a header."""
         try:
             fields = self._fields(data)
             if not self._names and self._take_header(fields):
@@ -154,13 +156,13 @@ class TsvReader:
 
     def _fields(self, data: bytes) -> list[str]:
         """The fields of the row that begins with this line; raises `csv.Error` or `ValueError`."""
-        if b'"' not in data:
+        if b'"' not in data:  # the usual case, many times faster than the csv module
             return data.removesuffix(b"\r").decode().split("\t")
         taken: list[Line] = []
         try:
             return next(csv.reader(self._text(data, taken), delimiter="\t", strict=True))
         except (csv.Error, ValueError):
-            # A quote that nothing closes takes the lines below with it: they are read again, as rows of their own.
+            # A quote that is never closed swallows the lines below it: they are read again, as separate rows.
             self._number -= len(taken)
             self._read_bytes -= sum(read_bytes for _, read_bytes, _ in taken)
             self._again.extendleft(reversed(taken))
@@ -198,7 +200,7 @@ def read_passages(uri: str) -> Iterator[Passage]:
             empty = False
             yield Passage.from_record(record.decode(), record.where)
     if empty:
-        raise CorpusError(f"{uri}: the corpus is empty")
+        raise CorpusError(f"{uri}: the corpus is empty", code="empty", uri=uri)
 
 
 def read_raw(uri: str) -> Iterator[RawLine]:

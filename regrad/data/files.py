@@ -1,4 +1,4 @@
-"""Which files a corpus is, and their lines: any fsspec URI, glob or directory, compressed or not."""
+"""Which files make up a corpus, and their lines: any fsspec URI, glob or directory, compressed or not."""
 
 from __future__ import annotations
 
@@ -119,27 +119,30 @@ def tell_left_out(uri: str, names: tuple[str, ...]) -> None:
 
 @contextmanager
 def reading(uri: str) -> Iterator[None]:
-    """Raises `CorpusError`, naming the file and what to do, for whatever a file system or a decoder says."""
+    """Raises `CorpusError`, naming the file and what to do, for any error of a file system or a decoder."""
     try:
         yield
     except FileNotFoundError as error:
-        raise CorpusError(f"{uri} does not exist") from error
+        raise CorpusError(f"{uri} does not exist", code="not_found", uri=uri) from error
     except PermissionError as error:
-        raise CorpusError(f"{uri} cannot be read: {error}; allow it, or take it out of the corpus") from error
-    except (EOFError, ZlibError, LZMAError, ArrowException, OSError, ValueError) as error:
-        raise CorpusError(f"{uri} cannot be read: {error}{_advice(error)}") from error
-    except (ImportError, BotoCoreError) as error:
-        raise CorpusError(f"{uri} cannot be read: {error}") from error
-
-
-def _advice(error: Exception) -> str:
-    """An error with a number is the file system's; the others are of those who decode what it gave."""
-    known = isinstance(error, OSError) and error.errno is not None
-    return "" if known else "; it is damaged or not what its name says: copy it or make it again"
+        raise CorpusError(
+            f"{uri} cannot be read: {error}; change its permissions, or take it out of the corpus",
+            code="forbidden",
+            uri=uri,
+        ) from error
+    except (EOFError, ZlibError, LZMAError, ArrowException, OSError, ValueError, ImportError, BotoCoreError) as error:
+        # An error with a number comes from the file system and says enough; a decoder's tells of damaged content.
+        if isinstance(error, ImportError | BotoCoreError) or (isinstance(error, OSError) and error.errno is not None):
+            raise CorpusError(f"{uri} cannot be read: {error}", code="unreadable", uri=uri) from error
+        raise CorpusError(
+            f"{uri} cannot be read: {error}; it is damaged or not what its name says: copy it or make it again",
+            code="damaged",
+            uri=uri,
+        ) from error
 
 
 def _look_up(fs: Any, root: str) -> Found:
-    """The file at `root`; or what is below it; or what matches it. A name that exists is never taken for a glob."""
+    """The file at `root`, or what is below it, or what matches it. A name that exists is never taken for a glob."""
     try:
         return _below(fs, root, fs.info(root))
     except FileNotFoundError:
@@ -152,16 +155,14 @@ def _look_up(fs: Any, root: str) -> Found:
 
 
 def _below(fs: Any, path: str, info: dict[str, Any]) -> Found:
-    """The file itself, or all files below the directory but hidden ones; a directory that cannot be listed raises.
-
-    Not `fs.find` and `fs.walk`, which leave out such a directory and all that is in it.
-    """
+    """The file itself, or all files below the directory except hidden ones."""
     if info["type"] != "directory":
         return {path: info}
     files: Found = {}
+    # Not fs.find or fs.walk: they leave out a directory that cannot be listed, silently, with all that is in it.
     for entry in fs.ls(path, detail=True):
         name = entry["name"].rstrip("/")
-        # A store may list a directory in itself.
+        # A store may list a directory as an entry of itself.
         if name != path and not _hidden(_parts(name, path)[-1]):
             files |= _below(fs, name, entry)
     return files
@@ -176,7 +177,7 @@ def _hidden(name: str) -> bool:
 
 
 def _uri_of(path: str, uri: str, fs: Any, root: str) -> str:
-    """The URI of a file that was found, spelt as `uri` is: with the same protocol in front."""
+    """The URI of a file that was found, spelt as `uri` is: with the same protocol."""
     if uri.rstrip("/").endswith(root):
         return uri.rstrip("/").removesuffix(root) + path
     return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
@@ -193,8 +194,8 @@ _KEPT = 4096
 
 
 def _zstd(raw: Any) -> Any:
-    # Arrow's, because the stream reader of `zstandard`, which fsspec would take, ends a file that was cut off without
-    # a word.
+    # Arrow's, because the stream reader of `zstandard`, which fsspec would take, ends silently where a file was
+    # cut off.
     return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
 
 
@@ -208,15 +209,15 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
 
 
 Line = tuple[bytes, int, bool]
-"""A line without its end; how much of the file, as it is stored, was read for it; whether it was too long, and cut."""
+"""A line without its end; how much of the stored file was read for it; whether it was too long and was cut."""
 
 
 def each_line(uri: str) -> Iterator[Line]:
-    """All lines, also blank ones, ended by a newline and nothing else; raises `CorpusError` if the file is damaged."""
+    """All lines, also blank ones; only a newline ends a line. Raises `CorpusError` if the file is damaged."""
     with reading(uri):
         fs, path = fsspec.core.url_to_fs(uri)
         with fs.open(path, "rb", block_size=_REMOTE_BLOCK) as raw:
-            # A file of no bytes is empty, however it should be compressed.
+            # A file of no bytes is an empty one, although no compressor would have written it.
             if raw.read(1):
                 raw.seek(0)
                 yield from _split(uri, _DECODERS[compression(path)](raw), raw.tell)
@@ -231,7 +232,7 @@ def _split(uri: str, stream: Any, position: Callable[[], int]) -> Iterator[Line]
         held, cut = _capped(held + first.removeprefix(mark), cut)
         mark = b""
         if others:
-            # What was read since the last line is shared out among the lines that end in this chunk.
+            # What was read since the last line is divided among the lines that end in this chunk.
             share, rest = divmod(position() - before, len(others))
             before += share * len(others) + rest
             yield held, share + rest, cut
@@ -243,6 +244,6 @@ def _split(uri: str, stream: Any, position: Callable[[], int]) -> Iterator[Line]
 
 
 def _capped(line: bytes, cut: bool) -> tuple[bytes, bool]:
-    """The line, or if it is too long or already cut, its beginning; and whether it was cut."""
+    """The line, or its beginning if it is too long or already cut; and whether it was cut."""
     cut = cut or len(line) > MAX_LINE_BYTES
     return (line[:_KEPT] if cut else line), cut

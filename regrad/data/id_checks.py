@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from regrad.errors import EvaluationError
 from regrad.text import listed
@@ -12,16 +13,24 @@ _SHOWN = 5
 _SHOWN_CHARACTERS = 60
 
 
-def problem(label: str, items: Collection[str]) -> list[str]:
-    """One short sentence such as "7 missing: 'a', 'b', 'c', 'd', 'e' and 2 more", or nothing."""
-    if not items:
-        return []
-    shown = [item if len(item) <= _SHOWN_CHARACTERS else item[:_SHOWN_CHARACTERS] + "..." for item in items]
-    return [f"{len(items)} {label}: {listed(list(map(repr, shown)), _SHOWN)}"]
+class Problem(NamedTuple):
+    """What is wrong with some ids or other short texts; written such as "7 missing: 'a', 'b' and 5 more"."""
+
+    label: str
+    items: list[str]
+
+    def __str__(self) -> str:
+        cut = [item if len(item) <= _SHOWN_CHARACTERS else item[:_SHOWN_CHARACTERS] + "..." for item in self.items]
+        return f"{len(self.items)} {self.label}: {listed(list(map(repr, cut)), _SHOWN)}"
 
 
-def mismatches(found: Iterable[str], expected: Iterable[str]) -> list[str]:
-    """Sentences about ids that are expected and not found, found and not expected, or found twice."""
+def problem(label: str, items: Collection[str]) -> list[Problem]:
+    """One problem, or none if there is no item."""
+    return [Problem(label, list(items))] if items else []
+
+
+def mismatches(found: Iterable[str], expected: Iterable[str]) -> list[Problem]:
+    """The ids that are expected and not found, found and not expected, or found twice."""
     counts, wanted = Counter(found), set(expected)
     return [
         *problem("missing", sorted(wanted - counts.keys())),
@@ -30,7 +39,8 @@ def mismatches(found: Iterable[str], expected: Iterable[str]) -> list[str]:
     ]
 
 
-def refuse(what: str, problems: Collection[str]) -> None:
-    """Raise `EvaluationError` with all the problems, if there is one."""
+def refuse(what: str, problems: Collection[Problem], code: str = "ids_do_not_match") -> None:
+    """Raise `EvaluationError` with all the problems, if there is one; its field `problems` has the items by label."""
     if problems:
-        raise EvaluationError(f"{what}: {'; '.join(problems)}")
+        items = {found.label: found.items for found in problems}
+        raise EvaluationError(f"{what}: {'; '.join(map(str, problems))}", code=code, problems=items)

@@ -1,4 +1,4 @@
-"""One JSON object a line: the one reader and the one writer of such files.
+"""One JSON object a line: the only reader and the only writer of such files.
 
 Any fsspec URI, plain or compressed; lines are streamed and bounded, and every error names the file and the line.
 """
@@ -21,16 +21,16 @@ _NULS = "it holds NUL bytes, as text in UTF-16 does; write it as UTF-8"
 class RawLine(NamedTuple):
     """One line of a file (or row, as the JSON object that it would be), or what is known to be wrong with it.
 
-    What only decoding the JSON can tell, `decode` tells.
+    What shows only when the JSON is decoded, `decode` raises.
     """
 
     uri: str
     number: int
-    """Of the line or row, from 1."""
+    """From 1."""
     line: bytes
-    """UTF-8; of a line with a problem only the beginning."""
+    """UTF-8; only the beginning of a line with a problem."""
     read_bytes: int
-    """How much of the file, as it is stored, was read for this line and those before it that are blank."""
+    """How much of the stored file was read for this line and the blank ones before it."""
     problem: str = ""
     unit: str = "line"
 
@@ -45,7 +45,7 @@ class RawLine(NamedTuple):
 
 
 def raw_lines(uri: str) -> Iterator[RawLine]:
-    """The lines of a file that are not blank, good and bad; raises `CorpusError` if the file cannot be read."""
+    """The non-blank lines of a file, good and bad; raises `CorpusError` if the file cannot be read."""
     number = skipped = 0
     for line, read_bytes, cut in each_line(uri):
         number += 1
@@ -60,7 +60,7 @@ def raw_lines(uri: str) -> Iterator[RawLine]:
 
 
 def read_jsonl(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file and line, object) of every line that is not blank; raises `CorpusError` for the first bad one."""
+    """(file and line, object) of every non-blank line; raises `CorpusError` for the first bad one."""
     for line in raw_lines(uri):
         yield line.where, as_object(line.decode(), line.where)
 
@@ -68,7 +68,7 @@ def read_jsonl(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def parse_jsonl(
     data: str | bytes, where: str, error: type[RegradError] = CorpusError
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The same of a file that has been read; raises `error` for the first bad line."""
+    """As `read_jsonl`, of content that has been read; raises `error` for the first bad line."""
     lines = data.encode(errors="surrogatepass") if isinstance(data, str) else data
     for number, line in enumerate(lines.split(b"\n"), start=1):
         if line.strip():
@@ -82,9 +82,9 @@ def encode_jsonl(records: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def decode(line: bytes, where: str, problem: str = "", error: type[RegradError] = CorpusError) -> Any:
-    """The JSON value of a line, which is no array; raises `error` naming `where`, with the known problem if any."""
+    """The JSON value of a line, which must not be an array; raises `error` naming `where`, or the known problem."""
     if problem:
-        raise error(f"{where}: {problem}")
+        raise error(f"{where}: {problem}", code="bad_line", where=where, problem=problem)
     if line.lstrip()[:1] == b"[":
         raise error(f"{where} {AN_ARRAY}", code="array", where=where)
     if line.startswith(codecs.BOM_UTF8):
@@ -99,15 +99,15 @@ def decode(line: bytes, where: str, problem: str = "", error: type[RegradError] 
 def as_object(value: Any, where: str, error: type[RegradError] = CorpusError) -> dict[str, Any]:
     """The value if it is a JSON object; raises `error` naming `where`."""
     if not isinstance(value, dict):
-        raise error(f"{where}: a JSON object is expected, found {as_found(value)}")
+        raise error(f"{where}: a JSON object is expected, found {as_found(value)}", code="no_object", where=where)
     return value
 
 
 def as_found(value: Any) -> str:
-    """The beginning of a wrong value, for an error: a text as Python shows it, all else as JSON has it (null, NaN)."""
+    """The beginning of a wrong value, for an error: a string as Python shows it, all else as in JSON (null, NaN)."""
     return f"{value!r:.60}" if isinstance(value, str) else f"{json.dumps(value, ensure_ascii=False, default=repr):.60}"
 
 
 def shown(line: bytes) -> str:
-    """The beginning of a line, by which a person can find it."""
+    """The beginning of a line, so that a person can find it."""
     return line[: 4 * _SHOWN_CHARACTERS].decode(errors="replace")[:_SHOWN_CHARACTERS].strip()

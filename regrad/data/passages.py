@@ -34,7 +34,8 @@ class Passage:
         (`regrad.data.field_names`). A title that is null or NaN is none.
         """
         if not isinstance(record, dict):
-            raise CorpusError(f"{where}: expected an object with id, title, text; found {as_found(record)}")
+            text = f"{where}: expected an object with id, title, text; found {as_found(record)}"
+            raise CorpusError(text, code="no_object", where=where)
         id_name, text_name = named(record, ID), named(record, TEXT)
         values = {id_name: as_id(record.get(id_name)), "title": record.get("title"), text_name: record.get(text_name)}
         if is_absent(values["title"]):
@@ -89,7 +90,7 @@ def encode_passages(passages: Iterable[Passage]) -> bytes:
 def passage_id(text: str) -> str:
     """The id of a passage that comes without one: 16 hex digits of its text's SHA-256.
 
-    The same wherever the text is found, and for any text: a lone surrogate, which a JSON escape can give, is no error.
+    It is the same wherever the text is found, and works for any text, even with a lone surrogate from a JSON escape.
     """
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 

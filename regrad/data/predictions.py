@@ -29,9 +29,19 @@ def read_predictions(path: str, questions: Collection[Question]) -> dict[str, st
     """Predictions by question id, in the questions' order.
 
     Raises `EvaluationError` listing everything that does not match the questions: ids that are missing, unknown or
-    double, ids and predictions that are no strings or too long; and `StorageError` if the file cannot be read.
+    repeated, ids and predictions that are not strings or too long; and `StorageError` if the file cannot be read.
     """
-    entries = _entries(_text(path), path)
+    storage, name = place_of(path)
+    data = storage.read(name, 0, _MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise EvaluationError(
+            f"{path} is larger than {_MOST_BYTES} bytes: it is no prediction file", code="too_large", uri=path
+        )
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path} is not UTF-8: {error}", code="not_utf8", uri=path) from error
+    entries = _entries(text, path)
     known = [entry for entry in entries if not _fault(*entry)]
     faults = [f"{str(name)[:60]} ({fault})" for name, value in entries if (fault := _fault(name, value))]
     named = [name for name, _ in entries if isinstance(name, str)]
@@ -47,19 +57,8 @@ def place_of(path: str) -> tuple[Storage, str]:
     return Storage(folder or ("/." if path.startswith("/") else ".")), name
 
 
-def _text(path: str) -> str:
-    storage, name = place_of(path)
-    data = storage.read(name, 0, _MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise EvaluationError(f"{path} is larger than {_MOST_BYTES} bytes: it is no prediction file")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"{path} is not UTF-8: {error}") from error
-
-
 class _Object(dict[str, Any]):
-    """A JSON object that remembers all of its pairs: a key may stand in a file twice."""
+    """A JSON object that keeps all of its pairs: a file may have a key twice."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -67,32 +66,41 @@ class _Object(dict[str, Any]):
 
 
 def _entries(text: str, path: str) -> list[_Entry]:
-    """One line of jsonl is an object too: it has an id and a prediction."""
+    """(id, prediction) of a file in any of the shapes.
+
+    A single line of jsonl is also one JSON object: what tells them apart is that it has an id and a prediction.
+    """
     if not text.strip():
-        raise EvaluationError(f"{path} is empty; expected {_SHAPES}")
+        raise EvaluationError(f"{path} is empty; expected {_SHAPES}", code="empty", uri=path)
     if _starts_with_entry(text):
         return list(_lines(text, path))
     try:
         whole = json.loads(text, object_pairs_hook=_Object)
     except (ValueError, RecursionError) as error:
-        raise EvaluationError(f"{path} is not JSON: {error}; expected {_SHAPES}") from error
+        raise EvaluationError(
+            f"{path} is not JSON: {error}; expected {_SHAPES}", code="not_json", where=path
+        ) from error
     if _is_entry(whole):
         return [(whole["id"], whole["prediction"])]
     if isinstance(whole, _Object):
         answers = whole.get("answer")
         return list(answers.pairs if isinstance(answers, _Object) else whole.pairs)
-    raise EvaluationError(f"{path} holds {type(whole).__name__} where an object was expected: {_SHAPES}")
+    found = type(whole).__name__
+    raise EvaluationError(
+        f"{path} holds {found} where an object was expected: {_SHAPES}", code="no_object", where=path, found=found
+    )
 
 
-def _lines(text: str, path: str) -> Iterable[_Entry]:
-    for where, entry in parse_jsonl(text, path, EvaluationError):
+def _lines(content: str, path: str) -> Iterable[_Entry]:
+    for where, entry in parse_jsonl(content, path, EvaluationError):
         if not _is_entry(entry):
-            raise EvaluationError(f"{where}: expected an object with id and prediction, found {as_found(entry)}")
+            text = f"{where}: expected an object with id and prediction, found {as_found(entry)}"
+            raise EvaluationError(text, code="no_prediction", where=where)
         yield entry["id"], entry["prediction"]
 
 
 def _starts_with_entry(text: str) -> bool:
-    """Whether the first line is an entry, and so every line should be."""
+    """Whether the first line is an entry: then every line should be one."""
     try:
         return _is_entry(json.loads(text.lstrip().partition("\n")[0]))
     except (ValueError, RecursionError):

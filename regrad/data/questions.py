@@ -14,7 +14,7 @@ from regrad.data.passages import Passage
 from regrad.errors import EvaluationError, RegradError
 
 QuestionKind = Literal["open", "yes-no", "choice"]
-"""How a question is answered: in one's own words, with one of a few allowed words, or with the letter of an option."""
+"""How a question is answered: in free text, with one of a few allowed words, or with the letter of an option."""
 QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 
 YES_NO = ("yes", "no")
@@ -44,7 +44,7 @@ class Question:
     def as_kind(self, kind: QuestionKind, where: str, words: tuple[str, ...] = YES_NO) -> Question:
         """The question asked in another way; raises `EvaluationError` naming `where` if it cannot be.
 
-        Options asked openly leave their texts as the answers; yes or no asked openly leaves the words. An open
+        As an open question, a choice has the texts of the right options as its answers, and yes-no its words. An open
         question that is asked as yes-no has `words` to choose from.
         """
         if kind == self.kind:
@@ -54,7 +54,13 @@ class Question:
         if kind == "yes-no" and self.kind == "open":
             words = self.choices or words
             return replace(self, kind=kind, choices=words, answers=_one_of(self.answers, words, where))
-        raise EvaluationError(f"{where}: the question is of kind '{self.kind}' and cannot be asked as '{kind}'")
+        raise EvaluationError(
+            f"{where}: the question is of kind '{self.kind}' and cannot be asked as '{kind}'",
+            code="other_kind",
+            where=where,
+            found=self.kind,
+            wanted=kind,
+        )
 
     def _texts(self) -> tuple[str, ...]:
         if self.kind != "choice":
@@ -75,7 +81,12 @@ def labelled(choices: tuple[str, ...]) -> list[tuple[str, str]]:
 def _one_of(answers: tuple[str, ...], words: tuple[str, ...], where: str) -> tuple[str, ...]:
     lowered = tuple(answer.lower() for answer in answers)
     if not set(lowered) <= set(words):
-        raise EvaluationError(f"{where}: the answer must be one of {', '.join(words)}, found {', '.join(answers):.60}")
+        raise EvaluationError(
+            f"{where}: the answer must be one of {', '.join(words)}, found {', '.join(answers):.60}",
+            code="wrong_answer",
+            where=where,
+            found=list(answers),
+        )
     return lowered
 
 
@@ -84,7 +95,7 @@ Word = TypeVar("Word", bound=str)
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of one record, where it stands (file and number), and its key if it was an entry of a mapping."""
+    """The fields of one record, where it is (file and number), and its key if it was an entry of a mapping."""
 
     where: str
     fields: Mapping[str, Any]
@@ -95,27 +106,29 @@ class Fields:
         """What to raise for a field that is missing or wrong."""
         if field not in self.fields:
             text = f"is missing ({expected} is expected; it has {listed_names(self.fields)})"
-            return self.raises(f"{self.where}: field '{field}' {text}", code="missing_field", field=field)
+            return self.raises(
+                f"{self.where}: field '{field}' {text}", code="missing_field", where=self.where, field=field
+            )
         text = f"must be {expected}, found {as_found(self.fields[field])}"
-        return self.raises(f"{self.where}: field '{field}' {text}", code="wrong_field", field=field)
+        return self.raises(f"{self.where}: field '{field}' {text}", code="wrong_field", where=self.where, field=field)
 
     def has(self, field: str) -> bool:
-        """Whether the field is there and not null."""
+        """Whether the field is present and not null."""
         return self.fields.get(field) is not None
 
     def text(self, field: str) -> str:
-        """A non-empty string; a number will do."""
+        """A non-empty string; a number counts as one."""
         found = _plain(self.fields.get(field))
         if not found:
             raise self.error(field, "a non-empty string")
         return found
 
     def maybe(self, field: str) -> str:
-        """The same, or an empty string if it is not there."""
+        """As `text`, or an empty string if the field is absent."""
         return self.text(field) if self.has(field) and self.fields[field] != "" else ""
 
     def texts(self, field: str) -> tuple[str, ...]:
-        """The non-empty strings of a list, each once; a lone string is a list of one. At least one is expected."""
+        """The distinct non-empty strings of a list, at least one; a single string counts as a list of one."""
         value = self.fields.get(field)
         items = value if isinstance(value, (list, tuple)) else [value]
         found = [_plain(item) for item in items]
@@ -124,14 +137,14 @@ class Fields:
         return tuple(dict.fromkeys(text for text in found if text))
 
     def strings(self, field: str) -> tuple[str, ...]:
-        """The strings of a list, all of them: none may be empty, and one may be there twice."""
+        """All strings of a list: none may be empty, and they may repeat."""
         found = [_plain(item) for item in self.items(field)]
         if not found or not all(found):
             raise self.error(field, "a list of non-empty strings")
         return tuple(text or "" for text in found)
 
     def maybe_texts(self, field: str) -> tuple[str, ...]:
-        """The same, or nothing if it is not there or empty."""
+        """As `texts`, or nothing if the field is absent or empty."""
         return self.texts(field) if self.fields.get(field) else ()
 
     def items(self, field: str) -> list[Any]:
@@ -176,7 +189,7 @@ class Fields:
         return int(found)
 
     def word(self, field: str, words: Sequence[Word]) -> Word:
-        """One of `words`, in any case; a list of one will do."""
+        """One of `words`, in any case; a list of one counts, too."""
         found = self.texts(field)[0].lower().rstrip(".")
         for word in words:
             if word == found:
@@ -185,7 +198,8 @@ class Fields:
 
     def _inner(self, name: str, value: Any) -> Fields:
         if not isinstance(value, dict):
-            raise self.raises(f"{self.where}: '{name}' must be an object, found {as_found(value)}", code="wrong_field")
+            text = f"{self.where}: '{name}' must be an object, found {as_found(value)}"
+            raise self.raises(text, code="wrong_field", where=self.where, field=name)
         return Fields(f"{self.where}, {name}", value, raises=self.raises)
 
 

@@ -104,11 +104,12 @@ def _question(item: Any, passages: int, where: str) -> TaskQuestion:
 
 @dataclass(frozen=True)
 class ScannedTask:
-    """One record: where it stands, and the task or what is wrong with it."""
+    """One record: where it is, and the task or what is wrong with it."""
 
     where: str
     task: Task | None
     problem: str = ""
+    error: CorpusError | None = None
 
 
 def task_files(uri: str) -> list[str]:
@@ -117,9 +118,9 @@ def task_files(uri: str) -> list[str]:
     try:
         kind = storage.fs.info(storage.root)["type"]
     except FileNotFoundError as error:
-        raise CorpusError(f"{uri} does not exist") from error
+        raise CorpusError(f"{uri} does not exist", code="not_found", uri=uri) from error
     except OSError as error:
-        raise StorageError(f"cannot look up {uri}: {error}") from error
+        raise StorageError(f"cannot look up {uri}: {error}", code="refused", uri=uri) from error
     if kind != "directory":
         return [storage.uri]
     found = storage.list()
@@ -134,7 +135,8 @@ def task_files(uri: str) -> list[str]:
 def scan_tasks(uri: str, check: Callable[[Task, str], None] | None = None) -> Iterator[ScannedTask]:
     """All records of one file in order, streamed; a bad one comes with its problem, naming file and line.
 
-    A task of which `check` (called with its place) raises `CorpusError` is bad, too. One without an id gets its place.
+    A task for which `check` (called with its place) raises `CorpusError` is bad, too. The place is also the id of
+    a task that has none.
     """
     lines = ((line.where, line) for line in raw_lines(uri))
     for where, record in _rows(uri) if file_format(uri) == PARQUET else lines:
@@ -143,7 +145,7 @@ def scan_tasks(uri: str, check: Callable[[Task, str], None] | None = None) -> It
             if check is not None:
                 check(task, where)
         except CorpusError as error:
-            yield ScannedTask(where, None, str(error))
+            yield ScannedTask(where, None, str(error), error)
         else:
             yield ScannedTask(where, task if task.id else replace(task, id=where))
 
@@ -153,16 +155,17 @@ def read_tasks(uri: str) -> list[Task]:
     tasks = []
     for file in task_files(uri):
         for scanned in scan_tasks(file):
-            if scanned.task is None:
-                raise CorpusError(scanned.problem, code="bad_task", where=scanned.where)
-            tasks.append(scanned.task)
+            if scanned.error:
+                raise scanned.error
+            if scanned.task:
+                tasks.append(scanned.task)
     if not tasks:
-        raise CorpusError(f"{uri} holds no tasks")
+        raise CorpusError(f"{uri} holds no tasks", code="empty", uri=uri)
     return tasks
 
 
 def duplicates(ids: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Place -> problem, for every (place, id) whose id came before."""
+    """Place -> problem, for every (place, id) whose id occurred before."""
     first: dict[str, str] = {}
     problems = {}
     for place, identifier in ids:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from regrad.bank.manifest import read_manifest
+from regrad.bank.format import read_manifest
 from regrad.data.files import corpus_files
 from regrad.data.questions import Question
 from regrad.meta_init import read_card

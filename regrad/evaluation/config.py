@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from regrad.data.config import QuestionSetConfig
+from regrad.data.question_sets import QuestionSetConfig
 from regrad.methods.registry import MethodConfig
 from regrad.models.config import ModelConfig
 from regrad.retrieval.config import RetrieverConfig

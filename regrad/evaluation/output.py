@@ -11,8 +11,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from regrad.bank.build_stats import read_preparation
-from regrad.bank.manifest import read_manifest
+from regrad.bank.builder import read_preparation
+from regrad.bank.format import read_manifest
 from regrad.errors import EvaluationError
 from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.plan import PlannedCell

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from regrad.data.id_checks import mismatches, problem, refuse
+from regrad.data.id_checks import Problem, mismatches, problem, refuse
 from regrad.data.questions import QUESTION_KINDS, Question, QuestionKind
 from regrad.errors import EvaluationError
 from regrad.storage import Storage
@@ -179,7 +179,7 @@ def _differs(record: Record, question: Question) -> bool:
     return found != (question.question, question.answers, question.kind)
 
 
-def _several_cells(records: Iterable[Record]) -> list[str]:
+def _several_cells(records: Iterable[Record]) -> list[Problem]:
     cells = sorted({record.cell for record in records})
     return problem("cells in one file", [str(cell) for cell in cells]) if len(cells) > 1 else []
 

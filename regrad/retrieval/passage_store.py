@@ -1,13 +1,13 @@
 """The texts of an index's passages, by id: one read-only SQLite file beside whatever searches.
 
-An index of any kind keeps ids and what it searches by; texts are here, once. SQLite is in the standard library, and
-looks an id up in two walks down B-trees: from the id to the row's number, from there to the row. Rows stand in the
-corpus's order, and the tree of ids is made at the end, by one sort: were rows kept by id, each insert would go to a
-random page, and a file larger than the cache would be read and written all over.
+An index of any kind keeps ids and what it searches by; the texts are here, once. SQLite is in the standard library,
+and looks an id up in two walks down B-trees: from the id to the row's number, and from there to the row. Rows are in
+the corpus's order, and the tree of ids is made at the end, by one sort: if rows were kept by id, each insert would go
+to a random page, and a file larger than the cache would be read and written over and over.
 
 Measured with synthetic passages of 660 bytes and random ids of 16: 738 bytes each, 49 s to make and write 3 million.
-Side by side, one million took 13 s, and 36 s and 932 bytes each where rows are kept by id. Opening reads nothing, and a
-connection keeps at most 2 MB of pages, however large the file; five passages are had in 0.1 ms from a warm cache.
+In comparison, one million took 13 s, and 36 s and 932 bytes each if rows are kept by id. Opening reads nothing, and a
+connection keeps at most 2 MB of pages, however large the file; reading five passages takes 0.1 ms with a warm cache.
 Writing took the process to 200 MB and, while the ids are sorted, takes a temporary file of about their size (the
 environment's SQLITE_TMPDIR says where).
 """
@@ -29,18 +29,18 @@ FILE = "passages.sqlite"
 _BATCH = 1000
 _TABLE = "CREATE TABLE passages (id TEXT NOT NULL, title TEXT NOT NULL, text TEXT NOT NULL, crc INTEGER NOT NULL)"
 _PAGE_BYTES = 16384
-"""A row does not begin on a page that has no room for it: of SQLite's usual 4096, a fifth would stay empty."""
+"""A row does not begin on a page that has no room for it: with SQLite's default of 4096, a fifth would stay empty."""
 _CACHE_KIB = 64 * 1024
 _LOOK_UP = "SELECT id, title, text, crc FROM passages WHERE id = ?"
 
 
 def store_passages(passages: Iterable[Passage], folder: Path) -> Iterator[list[Passage]]:
-    """Write passages to `folder` batch by batch, and hand each batch on once it is written.
+    """Write passages to `folder` batch by batch, and yield each batch once it is written.
 
-    The store is complete when the iteration has ended. Raises `RetrievalError` then if an id occurs twice: the sort of
-    the ids tells, so no set of them is kept in memory.
+    The store is complete when the iteration has ended. Then it raises `RetrievalError` if an id occurs twice: the sort
+    of the ids finds that, so no set of them is kept in memory.
     """
-    # Whoever drops an iteration that failed may close it, in any thread.
+    # An iteration that failed may be closed by any thread, wherever its last reference is dropped.
     store = sqlite3.connect(folder / FILE, check_same_thread=False)
     try:
         # Nothing reads the file before the directory is swapped in whole, so neither a journal nor syncing is needed.
@@ -54,9 +54,20 @@ def store_passages(passages: Iterable[Passage], folder: Path) -> Iterator[list[P
             store.executemany("INSERT INTO passages VALUES (?, ?, ?, ?)", map(_row, batch))
             store.commit()
             yield batch
-        _index_ids(store)
+        try:
+            store.execute("CREATE UNIQUE INDEX passage_ids ON passages (id)")
+        except sqlite3.IntegrityError as error:
+            twice = "SELECT id FROM passages GROUP BY id HAVING count(*) > 1 ORDER BY min(rowid) LIMIT 1"
+            (passage_id,) = store.execute(twice).fetchone()
+            raise RetrievalError(
+                f"passage id {passage_id!r} occurs more than once in the corpus",
+                code="duplicate_id",
+                passage_id=passage_id,
+            ) from error
     except sqlite3.OperationalError as error:
-        raise RetrievalError(f"the passages could not be written to {folder}: {error} (is the disk full?)") from error
+        raise RetrievalError(
+            f"the passages could not be written to {folder}: {error} (is the disk full?)", code="not_written"
+        ) from error
     finally:
         store.close()
 
@@ -69,24 +80,19 @@ def _crc(passage_id: str, title: str, text: str) -> int:
     return zlib.crc32(f"{passage_id}\x00{title}\x00{text}".encode())
 
 
-def _index_ids(store: sqlite3.Connection) -> None:
-    try:
-        store.execute("CREATE UNIQUE INDEX passage_ids ON passages (id)")
-    except sqlite3.IntegrityError as error:
-        twice = "SELECT id FROM passages GROUP BY id HAVING count(*) > 1 ORDER BY min(rowid) LIMIT 1"
-        (passage_id,) = store.execute(twice).fetchone()
-        raise RetrievalError(f"passage id {passage_id!r} occurs more than once in the corpus") from error
-
-
 class PassageStore:
-    """Looks passages up. Safe for threads: no two use one connection to the immutable file at once."""
+    """Looks passages up. Safe for threads: no two use the same connection to the immutable file at once."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
         if not self._path.exists():
-            raise RetrievalError(f"the index at {folder} has no passages ({FILE} is missing); make it again")
-        # Connections that nobody uses right now. A thread takes one and puts it back, so there are as many as threads
-        # ever read at once, and none is lost with a thread that ends. A deque's pop and append need no lock.
+            raise RetrievalError(
+                f"the index at {folder} has no passages ({FILE} is missing); make it again",
+                code="incomplete",
+                file=FILE,
+            )
+        # Connections that are not in use. A thread takes one and puts it back, so there are as many as threads ever
+        # read at once, and none is lost with a thread that ends. A deque's pop and append need no lock.
         self._idle: deque[sqlite3.Connection] = deque()
 
     def passages(self, ids: Sequence[str]) -> list[Passage]:
@@ -110,13 +116,13 @@ class PassageStore:
         try:
             row = connection.execute(_LOOK_UP, [passage_id]).fetchone()
         except UnicodeEncodeError:
-            row = None  # a lone surrogate is in no text, so no passage has such an id
+            row = None  # no text has a lone surrogate, so no passage has such an id
         if row is None:
-            raise PassageNotFound(f"the index has no passage {passage_id!r:.80}")
+            raise PassageNotFound(f"the index has no passage {passage_id!r:.80}", passage_id=passage_id)
         *words, crc = row
         # SQLite keeps no checksums: a text with a flipped bit would be answered from like any other.
         if _crc(*words) != crc:
-            raise self._damaged(f"passage {passage_id!r:.80} is not what was written")
+            raise self._damaged(f"passage {passage_id!r:.80} is not what was written", passage_id=passage_id)
         return Passage(*words)
 
     @contextmanager
@@ -133,9 +139,9 @@ class PassageStore:
             self._idle.append(connection)
 
     def _open(self) -> sqlite3.Connection:
-        # immutable: an index is never changed in place, so no locks are taken and none is waited for.
+        # immutable: an index is never changed in place, so no lock is taken or waited for.
         address = f"{self._path.absolute().as_uri()}?immutable=1"
         return sqlite3.connect(address, uri=True, check_same_thread=False)
 
-    def _damaged(self, reason: str) -> RetrievalError:
-        return RetrievalError(f"{self._path} is damaged: {reason}; make the index again")
+    def _damaged(self, reason: str, **fields: object) -> RetrievalError:
+        return RetrievalError(f"{self._path} is damaged: {reason}; make the index again", code="damaged", **fields)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from regrad.bank.codecs import CODECS
-from regrad.bank.manifest import read_manifest
+from regrad.bank.format import read_manifest
 from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
 from regrad.errors import EvaluationError

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regrad.bank.manifest import Layout
+from regrad.bank.format import Layout
 from regrad.bank.writer import BankWriter
 from regrad.data.passages import Passage
 from regrad.lab.world import World

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from regrad.bank.builder import BUILT, BlockBuilder, assemble, changes_nothing
-from regrad.bank.manifest import Manifest, current_version, read_manifest
+from regrad.bank.format import Manifest, current_version, read_manifest
 from regrad.bank.writer import commit
 from regrad.data.passages import Passage
 from regrad.storage import Storage

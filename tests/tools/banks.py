@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regrad.bank.codecs import codec_for
 from regrad.bank.config import CodecName
-from regrad.bank.manifest import Layout, Manifest
+from regrad.bank.format import Layout, Manifest
 from regrad.bank.writer import BankWriter
 from regrad.data.passages import Passage
 from regrad.models.subspace import Subspace

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrad.bank.manifest import Layout
+from regrad.bank.format import Layout
 from regrad.bank.writer import BankWriter
 from regrad.data.passages import Passage, encode_passages
 from regrad.evaluation.config import EvalConfig

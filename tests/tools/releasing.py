@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from regrad.bank.manifest import Layout, Manifest
+from regrad.bank.format import Layout, Manifest
 from regrad.meta_init import MetaInit
 from regrad.models.config import ModelConfig
 from serve_app.config import ServeConfig

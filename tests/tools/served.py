@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from regrad.bank.codecs import codec_for
-from regrad.bank.manifest import Layout, Manifest
+from regrad.bank.format import Layout, Manifest
 from regrad.bank.writer import BankWriter
 from regrad.data.passages import Passage
 from regrad.inference.decoding import GenerationRequest, generate

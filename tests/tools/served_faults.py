@@ -20,7 +20,7 @@ import pytest
 import requests
 from safetensors.torch import load_file
 
-from regrad.bank.manifest import Manifest
+from regrad.bank.format import Manifest
 from regrad.data.passages import Passage
 from regrad.meta_init import MetaInit
 from serve_app.rollout import ReleaseConfig, ReleaseList

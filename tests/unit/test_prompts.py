@@ -12,6 +12,7 @@ from regrad.lab.wording import LAB_PROMPTS
 from regrad.models.config import ModelConfig
 from regrad.prompts import PromptFormat
 from regrad.settings import builtin_config, load_settings, parse_settings
+from tests.tools.refusals import refused
 
 PASSAGE = Passage("x", "Ada Lovelace", "She wrote the first program.")
 
@@ -41,9 +42,13 @@ def test_braces_in_a_passage_are_text() -> None:
     assert "{title}\na {passage} {0}" in PromptFormat().prompt("{question}", [odd])
 
 
+def wrong(key: str) -> dict[str, str]:
+    return {"key": key, "problem": "value_error", "near": ""}
+
+
 @pytest.mark.parametrize("template", ["no field", "{titel}", "{passage} {other}"])
 def test_a_template_with_wrong_fields_is_refused(template: str) -> None:
-    with pytest.raises(ConfigError, match="context"):
+    with refused(ConfigError, "invalid", problems=[wrong("context")]):
         parse_settings(PromptFormat, {"context": template}, "test")
 
 
@@ -105,21 +110,21 @@ def test_every_template_can_be_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("settings", "problem"),
     [
-        ({"yes_no": "{words}"}, "yes_no"),
-        ({"choice": "{question}{text}"}, "choice"),
-        ({"option": "{label}"}, "option"),
-        ({"default": {"open": "{context}"}}, "default.open"),
-        ({"default": {"open_alone": "{context}{question}"}}, "default.open_alone"),
-        ({"pe": {"open": "{question}{labels}"}}, "pe.open"),
-        ({"demonstration": "{question}{stop}"}, "demonstration': .* 'answer' and 'question' among them"),
-        ({"demonstrated": "{prompt}"}, "demonstrated': .* 'demonstrations' and 'prompt' among them"),
-        ({"pe": {"opne": "{question}"}}, "did you mean 'pe.open'"),
+        ({"yes_no": "{words}"}, wrong("yes_no")),
+        ({"choice": "{question}{text}"}, wrong("choice")),
+        ({"option": "{label}"}, wrong("option")),
+        ({"default": {"open": "{context}"}}, wrong("default.open")),
+        ({"default": {"open_alone": "{context}{question}"}}, wrong("default.open_alone")),
+        ({"pe": {"open": "{question}{labels}"}}, wrong("pe.open")),
+        ({"demonstration": "{question}{stop}"}, wrong("demonstration")),
+        ({"demonstrated": "{prompt}"}, wrong("demonstrated")),
+        ({"pe": {"opne": "{question}"}}, {"key": "pe.opne", "problem": "extra_forbidden", "near": "pe.open"}),
     ],
 )
-def test_a_wrong_setting_is_named(settings: dict[str, Any], named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
+def test_a_wrong_setting_is_named(settings: dict[str, Any], problem: dict[str, str]) -> None:
+    with refused(ConfigError, "invalid", problems=[problem]):
         parse_settings(PromptFormat, settings, "test")
 
 

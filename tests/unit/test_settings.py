@@ -14,6 +14,7 @@ from regrad.retrieval.config import IndexConfig
 from regrad.settings import builtin_config, load_settings, parse_settings
 from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.synthesis.config import SynthesisConfig
+from tests.tools.refusals import refused
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -22,30 +23,34 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
+def unknown(key: str, near: str) -> dict[str, str]:
+    return {"key": key, "problem": "extra_forbidden", "near": near}
+
+
 def test_misspelt_key_names_the_nearest_right_one(tmp_path: Path) -> None:
     path = write(tmp_path, "c.yaml", "corpus: a\noutputt: b\n")
-    with pytest.raises(ConfigError, match=r"unknown key 'outputt'; did you mean 'output'\?"):
+    missing = {"key": "output", "problem": "missing"}
+    with refused(ConfigError, "invalid", problems=[missing, unknown("outputt", near="output")]):
         load_settings(IndexConfig, path)
 
 
 def test_misspelt_nested_override_names_the_nearest_right_one() -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'bank.codek'; did you mean 'bank.codec'\?"):
+    with refused(ConfigError, "invalid", problems=[unknown("bank.codek", near="bank.codec")]):
         load_settings(BuildConfig, builtin_config("jobs/build-lab.yaml"), ["bank.codek=bf16"])
 
 
 def test_a_list_is_not_called_too_short_for_a_misspelt_key_in_it() -> None:
     values = {"output": "o", "models": {"m": {"path": "p"}}, "sets": [], "methods": [{"name": "regrad", "gama": 1}]}
-    with pytest.raises(ConfigError) as found:
+    short = {"key": "sets", "problem": "too_short", "near": ""}
+    with refused(ConfigError, "invalid", problems=[short, unknown("methods.0.gama", near="methods.0.gamma")]):
         parse_settings(EvalConfig, values, "c.yaml")
-    short = "key 'sets': Tuple should have at least 1 item after validation, not 0, found []"
-    near = "unknown key 'methods.0.gama'; did you mean 'methods.0.gamma'?"
-    assert str(found.value) == f"c.yaml: {short}; {near}"
 
 
 def test_a_key_near_nothing_lists_the_keys(tmp_path: Path) -> None:
     path = write(tmp_path, "c.yaml", "corpus: a\noutput: b\nzzzzzz: 1\n")
-    with pytest.raises(ConfigError, match="the keys here are corpus, output, threads"):
+    with refused(ConfigError, "invalid", problems=[unknown("zzzzzz", near="")]) as found:
         load_settings(IndexConfig, path)
+    assert f"the keys here are {', '.join(IndexConfig.model_fields)}" in str(found.value)
 
 
 def test_override_changes_one_value_and_keeps_the_rest() -> None:
@@ -57,24 +62,26 @@ def test_override_changes_one_value_and_keeps_the_rest() -> None:
 
 @pytest.mark.parametrize("override", ["nonsense", "=3", "a=[1"])
 def test_malformed_override_is_refused(override: str) -> None:
-    with pytest.raises(ConfigError, match="override"):
+    with refused(ConfigError, "bad_override", override=override):
         load_settings(IndexConfig, None, [override])
 
 
 def test_wrong_value_says_what_was_expected_and_found() -> None:
-    with pytest.raises(ConfigError, match=r"'bank\.codec'.*'float32', 'bf16', .*, found 'bf17'; did you mean 'bf16'\?"):
+    problem = {"key": "bank.codec", "problem": "literal_error", "near": "bf16"}
+    with refused(ConfigError, "invalid", problems=[problem]) as found:
         load_settings(BuildConfig, builtin_config("jobs/build-lab.yaml"), ["bank.codec=bf17"])
+    assert "'float32', 'bf16', " in str(found.value) and "found 'bf17'" in str(found.value)
 
 
 def test_missing_file_and_bad_yaml_are_config_errors(tmp_path: Path) -> None:
     write(tmp_path, "train.yaml", "")
-    with pytest.raises(ConfigError, match=r"does not exist; did you mean .*train.yaml"):
+    with refused(ConfigError, "not_found", near="train.yaml"):
         load_settings(IndexConfig, tmp_path / "tran.yaml")
-    with pytest.raises(ConfigError, match="is not YAML"):
+    with refused(ConfigError, "not_yaml"):
         load_settings(IndexConfig, write(tmp_path, "bad.yaml", "a: [1\n"))
-    with pytest.raises(ConfigError, match="a mapping of settings is expected"):
+    with refused(ConfigError, "no_mapping", found="list"):
         load_settings(IndexConfig, write(tmp_path, "list.yaml", "- 1\n"))
-    with pytest.raises(ConfigError, match="key 'output' is required"):
+    with refused(ConfigError, "invalid", problems=[{"key": "output", "problem": "missing"}]):
         load_settings(IndexConfig, write(tmp_path, "less.yaml", "corpus: a\n"))
 
 
@@ -103,13 +110,13 @@ def test_every_job_file_is_valid() -> None:
 def test_files_that_include_each_other_are_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("train: b.yaml\n")
     (tmp_path / "b.yaml").write_text("model: a.yaml\n")
-    with pytest.raises(ConfigError, match=r"a.yaml includes itself"):
+    with refused(ConfigError, "includes_itself", path=str(tmp_path / "a.yaml")):
         load_settings(DemoConfig, tmp_path / "a.yaml")
 
 
 def test_a_location_may_begin_with_the_home_directory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert parse_settings(BankConfig, {"uri": "~/bank"}, "x").uri == "/home/somebody/bank"
+    monkeypatch.setenv("HOME", "/home/user")
+    assert parse_settings(BankConfig, {"uri": "~/bank"}, "x").uri == "/home/user/bank"
     assert parse_settings(BankConfig, {"uri": ""}, "x").uri == ""

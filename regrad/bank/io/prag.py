@@ -1,4 +1,4 @@
-"""Passages' trained LoRA adapters as PRAG writes them (github.com/oneal2000/PRAG), as a bank of kind `adapter`.
+"""The LoRA adapters of passages that PRAG trains (github.com/oneal2000/PRAG), as a bank of kind `adapter`.
 
 Below a directory, one PEFT adapter directory a passage: `data_<n>/passage_<m>/adapter_config.json` beside
 `adapter_model.safetensors` (or `.bin`). An atom is the adapter's A and B, flattened in the subspace that they span.
@@ -20,18 +20,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from regrad.bank.config import CodecName
-from regrad.bank.io.intake import BadAtom, Imported, LocalSource, layout_for, local_source, read_tensors, take_in
-from regrad.bank.io.release import Keyed, Named, group, read_names
+from regrad.bank.io.release import Keyed, group, read_names
 from regrad.bank.io.tensors import flat_atom, subspace_names
+from regrad.bank.io.transfer import BadAtom, Imported, layout_for, local_source, read_tensors, take_in
 from regrad.errors import BankError, ModelError
 from regrad.models.config import SubspaceConfig
 from regrad.models.subspace import Subspace, block_of
 
 _CONFIG, _WEIGHTS, _PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _START = "base_weight"
-"""The directory of the adapter from which all others were trained: it is no passage's."""
+"""The directory of the adapter that all others were trained from; it belongs to no passage."""
 _PLAIN = {"use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "fan_in_fan_out": False}
-"""Settings of PEFT under which an adapter is more, or other, than one A and B of one rank a projection."""
+"""Other values of these PEFT settings make an adapter more, or other, than an A and a B of one rank a projection."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +52,20 @@ def import_adapters(
     finite is quarantined.
     """
     with local_source(source) as local:
-        return _import(local, uri, read_names(ids) if ids else None, codec, base_identity)
-
-
-def _import(
-    source: LocalSource,
-    uri: str,
-    names: Mapping[str, Named] | None,
-    codec: CodecName | None,
-    base_identity: str | None,
-) -> Imported:
-    root = source.path
-    folders = sorted(path.parent for path in root.rglob(_CONFIG) if path.parent.name != _START)
-    if not folders:
-        raise BankError(f"there is no adapter below {source.uri}: no directory has {_CONFIG}")
-    frame = _first_frame(folders, base_identity)
-    layout = layout_for(uri, "adapter", adapter_fingerprint(frame), frame.subspace, codec)
-    keys = [folder.relative_to(root).as_posix() for folder in folders]
-    keys = [root.name if key == "." else key for key in keys]
-    items = [
-        Keyed(key, key, partial(_load, folder, frame, base_identity)) for key, folder in zip(keys, folders, strict=True)
-    ]
-    grouped = group(items, names, source.uri)
-    return take_in(uri, layout, source.renamed(grouped.incoming()), grouped.left_out)
+        root = local.path
+        folders = sorted(path.parent for path in root.rglob(_CONFIG) if path.parent.name != _START)
+        if not folders:
+            raise BankError(
+                f"there is no adapter below {local.uri}: no directory has {_CONFIG}", code="no_adapters", uri=local.uri
+            )
+        frame = _first_frame(folders, base_identity)
+        layout = layout_for(uri, "adapter", adapter_fingerprint(frame), frame.subspace, codec)
+        items = []
+        for folder in folders:
+            key = root.name if folder == root else folder.relative_to(root).as_posix()
+            items.append(Keyed(key, key, partial(_load, folder, frame, base_identity)))
+        grouped = group(items, read_names(ids) if ids else None, local.uri)
+        return take_in(uri, layout, local.renamed(grouped.incoming()), grouped.left_out)
 
 
 def adapter_fingerprint(frame: Frame) -> str:
@@ -91,14 +82,22 @@ def _first_frame(folders: list[Path], base_identity: str | None) -> Frame:
             return _read(folder, base_identity)[0]
         except BadAtom as error:
             problem = problem or str(error)
-    raise BankError(f"none of {len(folders)} adapters can be read; the first: {problem}")
+    raise BankError(
+        f"none of {len(folders)} adapters can be read; the first: {problem}",
+        code="no_readable_adapter",
+        problem=problem,
+    )
 
 
 def _load(folder: Path, expected: Frame, base_identity: str | None) -> Tensor:
     frame, tensors = _read(folder, base_identity)
     if frame != expected:
         what = "base model" if frame.base != expected.base else "rank, scaling or projections"
-        raise BankError(f"{folder} has another {what} than the adapters before it; import them into another bank")
+        raise BankError(
+            f"{folder} has another {what} than the adapters before it; import it into another bank",
+            code="other_adapter",
+            differs=what,
+        )
     return flat_atom(tensors, frame.subspace, str(folder))
 
 
@@ -107,7 +106,7 @@ def _read(folder: Path, base_identity: str | None) -> tuple[Frame, dict[str, Ten
     tensors = subspace_names(_weights(folder), str(folder))
     base = base_identity or config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise BankError(f"{folder / _CONFIG} names no base model: say which it is (--base-identity)")
+        raise BankError(f"{folder / _CONFIG} names no base model: give it with --base-identity", code="no_base_model")
     return Frame(base, _subspace(config, tensors, folder)), tensors
 
 
@@ -116,12 +115,16 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise BadAtom(f"{path} cannot be read: {error}") from error
+        raise BadAtom(f"{path} cannot be read: {error}", code="unreadable", file=str(path)) from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise BankError(f"{path} is not the configuration of a LoRA adapter")
+        raise BankError(f"{path} is not the configuration of a LoRA adapter", code="no_lora", file=str(path))
     odd = [name for name, plain in _PLAIN.items() if config.get(name) and config[name] != plain]
     if odd or config.get("bias", "none") != "none":
-        raise BankError(f"{path} sets {odd or ['bias']}; only plain LoRA of one rank makes an atom")
+        raise BankError(
+            f"{path} sets {odd or ['bias']}; only plain LoRA of one rank makes an atom",
+            code="not_plain_lora",
+            settings=odd or ["bias"],
+        )
     return config
 
 
@@ -130,25 +133,30 @@ def _weights(folder: Path) -> Mapping[str, Any]:
         try:
             return load_file(folder / _WEIGHTS)
         except (OSError, SafetensorError, ValueError) as error:
-            raise BadAtom(f"{folder / _WEIGHTS} cannot be read: {error}") from error
+            file = str(folder / _WEIGHTS)
+            raise BadAtom(f"{file} cannot be read: {error}", code="unreadable", file=file) from error
     if not (folder / _PICKLED).is_file():
-        raise BadAtom(f"{folder} has neither {_WEIGHTS} nor {_PICKLED}")
+        raise BadAtom(f"{folder} has neither {_WEIGHTS} nor {_PICKLED}", code="no_weights", folder=str(folder))
     found = read_tensors(folder / _PICKLED)
     if not isinstance(found, Mapping):
-        raise BankError(f"{folder / _PICKLED} is not a dictionary of tensors")
+        raise BankError(f"{folder / _PICKLED} is not a dictionary of tensors", code="no_tensors")
     return found
 
 
 def _subspace(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> Subspace:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise BankError(f"{folder / _CONFIG}: r and lora_alpha must be numbers, found {rank!r:.40} and {alpha!r:.40}")
+        raise BankError(
+            f"{folder / _CONFIG}: r and lora_alpha must be numbers, found {rank!r:.40} and {alpha!r:.40}",
+            code="wrong_field",
+            field="r",
+        )
     names = sorted({name[:-2] for name in tensors}, key=_order)
     modules = []
     for name in names:
         a_RI, b_OR = tensors.get(f"{name}.A"), tensors.get(f"{name}.B")
         if a_RI is None or b_OR is None or a_RI.dim() != 2 or b_OR.dim() != 2:
-            raise BankError(f"{folder}: {name} needs a matrix A and a matrix B")
+            raise BankError(f"{folder}: {name} needs a matrix A and a matrix B", code="no_matrix", tensor=name)
         modules.append((name, a_RI.shape[1], b_OR.shape[0]))
     return Subspace(tuple(modules), rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 

@@ -63,8 +63,8 @@ def compact(uri: str, shard_bytes: int | None) -> None:
 
     Makes a new version with the same atoms. The former files stay until `regrad bank gc` removes them.
     """
+    from regrad.bank.format import read_manifest
     from regrad.bank.maintenance import SHARD_BYTES, compact
-    from regrad.bank.manifest import read_manifest
     from regrad.storage import Storage
 
     before = read_manifest(Storage(uri))

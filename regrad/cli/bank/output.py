@@ -42,7 +42,7 @@ def given_ids(ids_from: str | None) -> list[str] | None:
     """The ids that `--ids-from` names, or None without it; raises `CorpusError` if there are none, or no text."""
     if ids_from is None:
         return None
-    from regrad.bank.io.export import read_ids
+    from regrad.bank.io.transfer import read_ids
 
     if ids_from != "-":
         return read_ids(ids_from)

@@ -13,7 +13,7 @@ from regrad.cli.bank.output import codec_option, given_ids, ids_option, uri_argu
 from regrad.text import counted
 
 if TYPE_CHECKING:
-    from regrad.bank.io.intake import Imported
+    from regrad.bank.io.transfer import Imported
 
 
 @click.command("export")
@@ -37,7 +37,7 @@ def export(
     """
     ids = given_ids(ids_from)
     if form == "bank":
-        from regrad.bank.io.export import copy_bank
+        from regrad.bank.io.transfer import copy_bank
 
         copied = copy_bank(uri, output, version, codec, ids)
         click.echo(f"copied {counted(copied.added, 'atom')} to {output}: version {copied.manifest.label}")
@@ -108,7 +108,7 @@ def _importer(form: str, meta_init: str, ids: str | None, base_identity: str | N
 
         return partial(import_adapters, ids=ids, base_identity=base_identity)
     if form == "bank":
-        from regrad.bank.io.export import copy_bank
+        from regrad.bank.io.transfer import copy_bank
 
         return copy_bank
     from regrad.bank.io.tensors import import_tensors

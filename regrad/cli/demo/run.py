@@ -12,7 +12,7 @@ from ray import serve
 
 from ray_jobs import build_bank, index_corpus, meta_train
 from ray_jobs.cluster import cluster, joined
-from regrad.bank.manifest import Manifest
+from regrad.bank.format import Manifest
 from regrad.cli.demo.plan import DemoConfig, Plan, make_plan
 from regrad.cli.demo.questions import (
     RANDOM,

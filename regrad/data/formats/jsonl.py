@@ -1,4 +1,4 @@
-"""Question files of one's own: JSON lines, the tasks of meta-training, and augmented passages."""
+"""Question files in regrad's own forms: JSON lines, the tasks of meta-training, and augmented passages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _passage(fields: object, where: str) -> Passage:
     try:
         return Passage.from_record(fields, where)
     except CorpusError as error:
-        raise EvaluationError(str(error)) from error
+        raise EvaluationError(str(error), code="bad_passage", **error.fields) from error
 
 
 def tasks(file: QuestionFile) -> Iterator[Question]:

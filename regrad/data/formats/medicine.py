@@ -20,7 +20,8 @@ def pubmedqa(file: QuestionFile) -> Iterator[Question]:
     """
     for record in file.records():
         if not record.key:
-            raise EvaluationError(f"{file.uri}: an object with PubMed ids as its keys is expected, found a list")
+            text = f"{file.uri}: an object with PubMed ids as its keys is expected, found a list"
+            raise EvaluationError(text, code="no_object", uri=file.uri)
         abstract = Passage(record.key, "", " ".join(record.strings("CONTEXTS")))
         yield Question(
             record.key,

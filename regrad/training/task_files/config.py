@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from regrad.data.config import QuestionSetConfig
 from regrad.data.question_files import unpacked_name
+from regrad.data.question_sets import QuestionSetConfig
 from regrad.retrieval.config import RetrieverConfig
 from regrad.settings import Location, Settings
 

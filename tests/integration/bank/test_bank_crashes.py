@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from regrad.bank.manifest import versions
+from regrad.bank.format import versions
 from regrad.bank.reader import BankReader
 from regrad.bank.verify import verify
 from regrad.errors import BankError
 from regrad.storage import Storage
 from tests.tools.bank_builder import build, corpus, run
+from tests.tools.refusals import refused
 
 KILLS = 20
 
@@ -73,7 +74,7 @@ def test_killed_at_each_step_it_goes_on_to_the_same_bytes(tmp_path: Path, whole:
         if versions(Storage(str(folder))):
             assert verify(str(folder)) == []
         else:
-            with pytest.raises(BankError, match="there is no bank"):
+            with refused(BankError, "not_found", uri=str(folder)):
                 BankReader(str(folder))
         build(str(folder), corpus())
         assert content(folder).items() >= whole.items() - {("CURRENT", whole["CURRENT"])}, f"step {step}"

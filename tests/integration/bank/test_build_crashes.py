@@ -14,7 +14,7 @@ import fsspec
 import psutil
 import pytest
 
-from regrad.bank.manifest import versions
+from regrad.bank.format import versions
 from regrad.bank.reader import BankReader
 from regrad.bank.verify import verify
 from regrad.data.passages import encode_passages

@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 
 from regrad.bank.codecs import CODECS, codec_for
 from regrad.bank.config import CodecName
+from regrad.bank.format import INDEX, SHARDS, read_manifest, table, versions
 from regrad.bank.index import Lookup, encode_lookup, key_of
-from regrad.bank.manifest import read_manifest, versions
 from regrad.bank.reader import BankReader
-from regrad.bank.schemas import INDEX, SHARDS, table
 from regrad.bank.shards import write_shard
 from regrad.bank.writer import commit
 from regrad.data.passages import Passage
 from regrad.errors import AtomDamaged, AtomNotFound, BankConflict, BankError, BankFormatError, FingerprintMismatch
 from regrad.storage import Storage
 from tests.tools.banks import FLOAT32, PASSAGES, SUBSPACE, atoms, fill, layout, writer
+from tests.tools.refusals import refused
 
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
@@ -57,7 +57,7 @@ def test_an_atom_of_another_text_is_not_given_out(tmp_path: Path) -> None:
     fill(str(tmp_path))
     bank = BankReader(str(tmp_path))
     assert bank.read([PASSAGES[2]]).equal(bank.read(["p2"]))
-    with pytest.raises(AtomNotFound, match="'p2': its atom was computed from another text"):
+    with refused(AtomNotFound, "other_text", passage_id="p2"):
         bank.read([Passage("p2", "title 2", "a new text")])
 
 
@@ -67,7 +67,7 @@ def test_quarantined_passages_are_listed_and_have_no_atom(tmp_path: Path) -> Non
     assert manifest.quarantine is not None
     listed = pq.read_table(tmp_path / manifest.quarantine.name).to_pylist()
     assert listed == [{"passage_id": "bad", "reason": "empty text"}]
-    with pytest.raises(AtomNotFound, match="'bad'"):
+    with refused(AtomNotFound, passage_id="bad"):
         BankReader(str(tmp_path)).read(["p0", "bad"])
 
 
@@ -79,11 +79,11 @@ def test_a_passage_that_gets_an_atom_leaves_the_quarantine(tmp_path: Path) -> No
 
 def test_another_meta_init_is_refused_with_both_fingerprints(tmp_path: Path) -> None:
     fill(str(tmp_path), fingerprint="a" * 16)
-    with pytest.raises(FingerprintMismatch, match=f"{'a' * 16}.*{'b' * 16}"):
+    with refused(FingerprintMismatch, bank="a" * 16, meta_init="b" * 16):
         BankReader(str(tmp_path), fingerprint="b" * 16)
-    with pytest.raises(BankError, match="has fingerprint 'a+', but what is to be added has 'b+'"):
+    with refused(BankError, "other_layout", differs="fingerprint", found="a" * 16, wanted="b" * 16):
         fill(str(tmp_path), fingerprint="b" * 16)
-    with pytest.raises(BankError, match="has codec 'float32', but what is to be added has 'int8'"):
+    with refused(BankError, "other_layout", differs="codec", found="float32", wanted="int8"):
         fill(str(tmp_path), fingerprint="a" * 16, codec="int8")
 
 
@@ -96,12 +96,12 @@ def test_a_damaged_atom_is_an_error_and_the_others_are_read(tmp_path: Path) -> N
     data = bytearray(path.read_bytes())
     data[place.start + 10] ^= 1
     path.write_bytes(data)
-    with pytest.raises(AtomDamaged, match="'p4': its bytes in shard .* are not what was written"):
+    with refused(AtomDamaged, passage_id="p4"):
         bank.read(["p4"])
     found = bank.fetch(["p3", "p4", "p5", "nobody"])
     assert [item.record is not None for item in found] == [True, False, True, False]
     path.write_bytes(bytes(data[: place.start + 10]))
-    with pytest.raises(AtomDamaged, match="'p4'"):
+    with refused(AtomDamaged, passage_id="p4"):
         BankReader(str(tmp_path)).read(["p4"])
     path.unlink()
     assert "does not exist" in BankReader(str(tmp_path)).fetch(["p4"], seconds=5)[0].problem
@@ -113,7 +113,7 @@ def test_shards_without_a_commit_are_invisible(tmp_path: Path) -> None:
     assert BankReader(str(tmp_path)).manifest.version == 1
     nothing = tmp_path / "new"
     write_shard(Storage(str(nothing)), FLOAT32.encode(atoms()))
-    with pytest.raises(BankError, match="there is no bank at"):
+    with refused(BankError, "not_found", uri=str(nothing)):
         BankReader(str(nothing))
 
 
@@ -128,7 +128,7 @@ def test_adding_replaces_what_is_there_and_old_versions_stay(tmp_path: Path) -> 
     assert old.read(["p2"]).equal(atoms()[2:3])
     assert new.read(["p3"]).equal(old.read(["p3"]))
     assert "q" not in old
-    with pytest.raises(BankError, match="has no version 7; it has 1, 2"):
+    with refused(BankError, "version_not_found", version=7, versions=[1, 2]):
         BankReader(str(tmp_path), version=7)
 
 
@@ -141,9 +141,9 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_repeated_id_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BankError, match="'p0' occurs more than once"):
+    with refused(BankError, "duplicate_id", passage_id="p0"):
         writer(str(tmp_path), layout(), [PASSAGES[0], PASSAGES[0]], atoms(2)).commit()
-    with pytest.raises(BankError, match="there is no bank"):
+    with refused(BankError, "not_found"):
         read_manifest(Storage(str(tmp_path)))
 
 
@@ -152,7 +152,7 @@ def test_of_two_writers_one_commits_and_the_other_is_told_and_can_rebase(tmp_pat
     storage, base = Storage(str(tmp_path)), read_manifest(Storage(str(tmp_path)))
     slow = writer(str(tmp_path), layout(), [Passage("slow", "", "x")], atoms(1, 1))
     writer(str(tmp_path), layout(), [Passage("fast", "", "x")], atoms(1, 2)).commit()
-    with pytest.raises(BankConflict, match="somebody else committed version 2 .* run the same command again"):
+    with refused(BankConflict, version=2):
         commit(storage, layout(), slow.change(), base)
     assert "slow" not in BankReader(str(tmp_path))
     assert slow.commit().version == 3
@@ -190,7 +190,7 @@ def test_a_shard_that_is_taken_away_before_the_commit_stops_it(tmp_path: Path) -
     made = writer(str(tmp_path), layout(), PASSAGES, atoms())
     change = made.change()
     next((tmp_path / "shards").iterdir()).unlink()
-    with pytest.raises(BankError, match="is gone; nothing was committed"):
+    with refused(BankError, "shard_missing"):
         commit(Storage(str(tmp_path)), layout(), change, None)
 
 
@@ -200,17 +200,17 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     good = lookup.read_bytes()
     for bad in (good[:50], b"", b"x" * len(good), good[:-1]):
         lookup.write_bytes(bad)
-        with pytest.raises(BankError, match=r"lookup/.*damaged"):
+        with refused(BankError, "lookup_damaged", file=str(lookup)):
             BankReader(str(tmp_path))
     lookup.unlink()
-    with pytest.raises(BankError, match=r"lookup/.*missing"):
+    with refused(BankError, "lookup_damaged", file=str(lookup)):
         BankReader(str(tmp_path))
     lookup.write_bytes(good)
     index.write_bytes(index.read_bytes()[:50])
-    with pytest.raises(BankError, match=r"index/.*is damaged"):
+    with refused(BankError, "damaged", file=manifest.parts[0].index.name):
         BankReader(str(tmp_path)).passage_ids()
     (tmp_path / "manifests" / "00000001.json").write_text("garbage")
-    with pytest.raises(BankError, match=r"00000001.json is damaged"):
+    with refused(BankError, "damaged", file="manifests/00000001.json"):
         BankReader(str(tmp_path))
 
 
@@ -218,7 +218,7 @@ def test_a_codec_of_another_regrad_is_named_with_a_way_out(tmp_path: Path) -> No
     fill(str(tmp_path))
     path = tmp_path / "manifests" / "00000001.json"
     path.write_text(path.read_text().replace('"float32"', '"ternary7"'))
-    with pytest.raises(BankFormatError, match=r"codec 'ternary7', which this regrad does not know .*: update regrad"):
+    with refused(BankFormatError, "unknown_codec", codec="ternary7"):
         BankReader(str(tmp_path))
 
 
@@ -226,10 +226,10 @@ def test_a_newer_and_an_older_format_are_refused_with_a_way_out(tmp_path: Path) 
     fill(str(tmp_path))
     path = tmp_path / "manifests" / "00000001.json"
     path.write_text(json.dumps({"format": 3, "what": "ever"}))
-    with pytest.raises(BankFormatError, match="has format 3; this regrad reads format 2: update regrad"):
+    with refused(BankFormatError, found=3, expected=2):
         BankReader(str(tmp_path))
     (tmp_path / "CURRENT").write_text('{"format": 1, "version": 1}')
-    with pytest.raises(BankFormatError, match="has format 1; .* fill it anew"):
+    with refused(BankFormatError, found=1, expected=2):
         BankReader(str(tmp_path))
 
 
@@ -250,7 +250,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, change: d
     fill(str(tmp_path))
     path = tmp_path / "manifests" / "00000001.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(BankError, match="is damaged"):
+    with refused(BankError, "damaged"):
         BankReader(str(tmp_path))
 
 

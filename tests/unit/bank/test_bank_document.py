@@ -11,8 +11,8 @@ import torch
 
 from regrad.bank.codecs import CODECS
 from regrad.bank.config import CodecName
+from regrad.bank.format import Layout
 from regrad.bank.maintenance import delete
-from regrad.bank.manifest import Layout
 from regrad.bank.reader import BankReader
 from regrad.bank.writer import BankWriter
 from regrad.data.passages import Passage

@@ -23,6 +23,7 @@ from regrad.data.corpora import read_passages, read_raw
 from regrad.data.files import MAX_LINE_BYTES, corpus_files
 from regrad.data.passages import Passage, encode_passages, parse_passage, passage_id
 from regrad.errors import CorpusError
+from tests.tools.refusals import refused
 
 PASSAGES = [
     Passage("1", "Ada", 'Ada said "go",\tand went.'),
@@ -159,7 +160,7 @@ def test_a_glob_is_the_files_and_directories_that_match(tmp_path: Path, prefix: 
         (tmp_path / name).write_bytes(encode_passages([Passage(name, "", "x")]))
     assert [p.id for p in read_passages(f"{prefix}{tmp_path}/part*")] == ["part-1.jsonl", "part-2/a.jsonl"]
     assert len(corpus_files(f"{prefix}{tmp_path}/**")) == 3
-    with pytest.raises(CorpusError, match="holds no file of a corpus"):
+    with refused(CorpusError, "no_file", uri=f"{prefix}{tmp_path}/none*"):
         corpus_files(f"{prefix}{tmp_path}/none*")
 
 
@@ -179,12 +180,12 @@ def test_any_file_system_will_do() -> None:
 
 
 def test_a_corpus_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="c.jsonl does not exist"):
+    with refused(CorpusError, "not_found", uri=str(tmp_path / "c.jsonl")):
         corpus_files(str(tmp_path / "c.jsonl"))
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(CorpusError, match=r"holds no file of a corpus; such a file ends in one of \.jsonl, .*\.zst"):
+    with refused(CorpusError, "no_file", uri=str(tmp_path)):
         corpus_files(str(tmp_path))
-    with pytest.raises(CorpusError, match=r"notes\.txt is no file of a corpus; .*\.parquet"):
+    with refused(CorpusError, "wrong_ending", uri=str(tmp_path / "notes.txt")):
         corpus_files(str(tmp_path / "notes.txt"))
 
 
@@ -195,7 +196,7 @@ def test_an_empty_file_is_fine_beside_others_and_an_empty_corpus_is_not(tmp_path
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b"\n \n"))
     (tmp_path / "d.parquet").write_bytes(b"")
     parquet(tmp_path / "e.parquet", {"id": pa.array([], pa.string()), "text": pa.array([], pa.string())})
-    with pytest.raises(CorpusError, match="the corpus is empty"):
+    with refused(CorpusError, "empty"):
         list(read_passages(str(tmp_path)))
     (tmp_path / "f.jsonl").write_bytes(encode_passages(PASSAGES))
     assert list(read_passages(str(tmp_path))) == PASSAGES
@@ -252,10 +253,10 @@ def test_bad_rows_of_parquet_are_items(tmp_path: Path) -> None:
     records = list(read_raw(path))
     assert [bool(record.problem) for record in records] == [False, True, False, False, True, False]
     assert records[1].where == f"{path} row 2" and b'"b"' in records[1].line and len(records[4].line) <= 80
-    for record, words in zip(
-        records[1:], ["utf-8", "'text' must be", "a NUL", "longer than", "'id' must be"], strict=True
+    for record, code in zip(
+        records[1:], ["bad_line", "wrong_field", "wrong_field", "bad_line", "wrong_field"], strict=True
     ):
-        with pytest.raises(CorpusError, match=words):
+        with refused(CorpusError, code, where=record.where):
             Passage.from_record(record.decode(), record.where)
 
 
@@ -306,7 +307,7 @@ def damaged(ending: str, how: str) -> bytes:
 def test_a_damaged_compressed_file_is_an_error_that_names_it(tmp_path: Path, ending: str, how: str) -> None:
     path = tmp_path / f"c.jsonl{ending}"
     path.write_bytes(damaged(ending, how))
-    with pytest.raises(CorpusError, match=rf"c\.jsonl{ending} cannot be read: .*; it is damaged or not what its name"):
+    with refused(CorpusError, "damaged", uri=str(path)):
         list(read_raw(str(path)))
 
 
@@ -316,11 +317,11 @@ def test_what_is_not_parquet_is_an_error_that_names_it(tmp_path: Path) -> None:
     data = Path(parquet(path, rows)).read_bytes()
     for bad in (data[: len(data) // 2], b"garbage", data[:1000] + b"\x00" * 5000 + data[6000:]):
         path.write_bytes(bad)
-        with pytest.raises(CorpusError, match=r"c\.parquet cannot be read: .*it is damaged"):
+        with refused(CorpusError, "damaged", uri=str(path)):
             list(read_raw(str(path)))
-    with pytest.raises(CorpusError, match="has no column 'text'; it has id, body"):
+    with refused(CorpusError, "missing_field", field="text"):
         list(read_raw(parquet(path, {"id": ["a"], "body": ["x"]})))
-    with pytest.raises(CorpusError, match="column 'text' must hold strings, found list"):
+    with refused(CorpusError, "wrong_field", field="text"):
         list(read_raw(parquet(path, {"id": ["a"], "text": [["x"]]})))
 
 
@@ -331,7 +332,7 @@ def test_what_may_not_be_read_is_an_error_that_names_it(tmp_path: Path, monkeypa
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.open", refuse)
-    with pytest.raises(CorpusError, match=r"c\.jsonl cannot be read: .*Permission denied; allow it"):
+    with refused(CorpusError, "forbidden", uri=str(tmp_path / "c.jsonl")):
         list(read_raw(str(tmp_path / "c.jsonl")))
 
 
@@ -346,7 +347,7 @@ def test_a_directory_that_cannot_be_listed_is_not_left_out(tmp_path: Path, monke
         return scandir(path)
 
     monkeypatch.setattr("os.scandir", refuse)
-    with pytest.raises(CorpusError, match="Permission denied"):
+    with refused(CorpusError, "forbidden", uri=str(tmp_path)):
         corpus_files(str(tmp_path))
 
 
@@ -389,7 +390,7 @@ def test_no_bytes_stop_the_reading_of_text(tmp_path_factory: pytest.TempPathFact
 
 def test_a_known_problem_is_the_problem() -> None:
     assert parse_passage(b'{"id": "a", "text": "x"}') == Passage("a", "", "x")
-    with pytest.raises(CorpusError, match="record: longer than 7 bytes"):
+    with refused(CorpusError, "bad_line", where="record", problem="longer than 7 bytes"):
         parse_passage(b'{"id": "a"', "longer than 7 bytes")
 
 

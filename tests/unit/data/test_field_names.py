@@ -15,12 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from regrad.data.config import QuestionSetConfig
 from regrad.data.corpora import read_passages
 from regrad.data.field_names import split_contents
 from regrad.data.files import corpus_files
 from regrad.data.passages import Passage
-from regrad.data.question_sets import read_questions
+from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.questions import Question
 from regrad.data.tasks import read_tasks
 from regrad.errors import CorpusError, EvaluationError
@@ -128,7 +127,7 @@ def test_a_number_that_is_none_is_no_answer(tmp_path: Path, value: Any) -> None:
         read(write(tmp_path / "q.jsonl", [{"question": "P?", "answer": 1}, record]))
     assert f"{tmp_path}/q.jsonl line 2: field 'answer'" in str(error.value)
     task = {"passages": [ADA], "questions": [record]}
-    with refused(CorpusError, "bad_task", where=f"{tmp_path}/t.jsonl line 1"):
+    with refused(CorpusError, "wrong_field", where=f"{tmp_path}/t.jsonl line 1 question 0", field="answer"):
         read_tasks(write(tmp_path / "t.jsonl", [task]))
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from regrad.data.config import QuestionSetConfig
-from regrad.data.question_sets import read_questions
+from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.questions import Question
 from regrad.evaluation.leaks import find_leaks
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from regrad.bank.manifest import Layout
+from regrad.bank.format import Layout
 from regrad.bank.writer import BankWriter
-from regrad.data.config import QuestionSetConfig
 from regrad.data.passages import Passage, encode_passages
+from regrad.data.question_sets import QuestionSetConfig
 from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodError, ModelError, RegradError
 from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.plan import make_plan

@@ -90,8 +90,7 @@ def test_open_and_closed_questions_are_apart(tmp_path: Path) -> None:
 
 
 def test_against_others_it_is_the_paired_tests_corrected_over_the_metrics(tmp_path: Path, questions: str) -> None:
-    from regrad.data.config import QuestionSetConfig
-    from regrad.data.question_sets import read_questions
+    from regrad.data.question_sets import QuestionSetConfig, read_questions
 
     asked = read_questions(QuestionSetConfig(name="x", path=questions))
     other = {name: text if name in ("q0", "q1") else "Town" for name, text in RIGHT.items()}

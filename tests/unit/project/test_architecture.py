@@ -16,8 +16,8 @@ MODELS = FOUNDATIONS | {"models", "inference", "meta_init", "gradients"}
 ALLOWED = {
     "errors": set(),
     "text": set(),
-    "settings": {"errors"},
-    "registry": {"errors"},
+    "settings": {"errors", "text"},
+    "registry": {"errors", "text"},
     "storage": {"errors"},
     "locking": {"errors", "storage"},
     "data": {"errors", "text", "settings", "registry", "storage"},

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from regrad.data.augmented import Augmented, Pair, from_tasks, pair_of
-from regrad.data.config import QuestionSetConfig
-from regrad.data.question_sets import read_questions
+from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.questions import Question
 from regrad.data.tasks import Task, read_tasks
 from regrad.errors import CorpusError

@@ -22,6 +22,7 @@ from regrad.data.passages import Passage
 from regrad.errors import AtomDamaged, AtomNotFound, BankError, StorageError
 from regrad.storage import Storage
 from tests.tools.banks import FLOAT32, PASSAGES, atoms, fill, layout, writer
+from tests.tools.refusals import refused
 
 
 def holds(folder: Path, data: bytes) -> list[str]:
@@ -37,11 +38,11 @@ def test_a_deleted_atom_cannot_be_had_from_any_version(tmp_path: Path) -> None:
     for version in (None, 1, 2):
         bank = BankReader(uri, version=version)
         assert bank.passage_ids() == ["p0", "p1", "p2", "p4", "p5"]
-        with pytest.raises(AtomNotFound, match="'p3'"):
+        with refused(AtomNotFound, "deleted", passage_id="p3"):
             bank.read(["p3"])
         assert bank.read(["p4"]).equal(atoms()[4:5])
     assert pinned.manifest.version == 1
-    with pytest.raises(AtomNotFound, match=r"has no atom for \['p3'\]; nothing was deleted"):
+    with refused(AtomNotFound, passage_ids=["p3"]):
         delete(uri, ["p0", "p3"])
     assert BankReader(uri).manifest.version == 2
 
@@ -130,7 +131,7 @@ def test_a_passage_that_only_an_older_version_has_can_be_forgotten(tmp_path: Pat
     assert delete(uri, ["p3", "p5"]).passages == 5
     for version in (1, 2, 3):
         assert "p3" not in BankReader(uri, version=version)
-    with pytest.raises(AtomNotFound, match="nothing was deleted"):
+    with refused(AtomNotFound, passage_ids=["p3"]):
         delete(uri, ["p3"])
 
 
@@ -162,7 +163,7 @@ def test_a_deleted_passage_can_come_back_in_a_new_version_only(tmp_path: Path) -
     writer(uri, layout(), [PASSAGES[3]], atoms(1, seed=9)).commit()
     assert BankReader(uri).read(["p3"]).equal(atoms(1, seed=9))
     for version in (1, 2):
-        with pytest.raises(AtomNotFound):
+        with refused(AtomNotFound, "deleted", passage_id="p3"):
             BankReader(uri, version=version).read(["p3"])
 
 
@@ -214,7 +215,7 @@ def test_compact_refuses_to_copy_a_damaged_atom(tmp_path: Path) -> None:
     uri = str(tmp_path)
     fill(uri)
     flip(tmp_path, BankReader(uri), "p4")
-    with pytest.raises(AtomDamaged, match="'p4' .* cannot be copied; nothing was changed"):
+    with refused(AtomDamaged, passage_id="p4"):
         compact(uri)
     delete(uri, ["p4"])
     assert compact(uri).passages == 6
@@ -231,7 +232,7 @@ def test_gc_keeps_what_somebody_may_need(tmp_path: Path) -> None:
     assert BankReader(uri, version=1).manifest.version == 1
     removed = gc(uri, keep=1)
     assert not [name for name in removed.files if name.startswith("shards/")]
-    with pytest.raises(BankError, match="has no version 1; it has 2"):
+    with refused(BankError, "version_not_found", version=1, versions=[2]):
         BankReader(uri, version=1)
     assert BankReader(uri).read(["p0", "p2"]).equal(atoms()[[0, 2]])
     old = time.time() - 7200
@@ -239,7 +240,7 @@ def test_gc_keeps_what_somebody_may_need(tmp_path: Path) -> None:
         os.utime(path, (old, old))
     assert len(gc(uri).files) == 1
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    with pytest.raises(BankError, match="at least one version"):
+    with refused(BankError, "keeps_no_version"):
         gc(uri, keep=0)
     assert verify(uri) == []
 
@@ -283,7 +284,7 @@ def test_verify_names_every_damaged_file_and_the_passages_lost_with_it(tmp_path:
     whole = lookup.read_bytes()
     lookup.write_bytes(b"x" + whole[1:])
     assert [item.problem for item in verify(uri) if "lookup" in item.file] == ["its checksum does not match"]
-    assert "it was made anew" in next(item.problem for item in verify(uri, repair=True) if "lookup" in item.file)
+    assert "it was made again" in next(item.problem for item in verify(uri, repair=True) if "lookup" in item.file)
     assert lookup.read_bytes() == whole
     (tmp_path / manifest.parts[0].index.name).write_bytes(b"PAR1")
     assert manifest.parts[0].index.name in [item.file for item in verify(uri)]
@@ -299,11 +300,11 @@ def test_a_store_that_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytest.M
 
     def refuse(self: Storage, name: str, start: int | None = None, end: int | None = None) -> bytes:
         if name.startswith("shards/"):
-            raise StorageError(f"cannot read {name}: Permission denied") from PermissionError()
+            raise StorageError(f"cannot read {name}", code="refused") from PermissionError()
         return read(self, name, start, end)
 
     monkeypatch.setattr(Storage, "read", refuse)
-    with pytest.raises(StorageError, match="Permission denied"):
+    with refused(StorageError, "refused"):
         verify(uri)
 
 

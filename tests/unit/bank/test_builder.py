@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from regrad.bank.build_stats import Preparation, note_preparation, read_preparation
+from regrad.bank.builder import Preparation, note_preparation, read_preparation
 from regrad.storage import Storage
 
 

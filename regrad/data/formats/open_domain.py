@@ -1,13 +1,66 @@
-"""Questions that rest on several passages: 2WikiMultihopQA, HotpotQA, ComplexWebQuestions, MuSiQue, Bamboogle."""
+"""Open-domain questions with short answers.
+
+From one passage: PopQA, Natural Questions, TriviaQA. From several: 2WikiMultihopQA, HotpotQA, ComplexWebQuestions,
+MuSiQue, Bamboogle.
+"""
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator, Mapping
 
+from regrad.data.field_names import answers_name
 from regrad.data.formats.regrad_release import sampled
 from regrad.data.passages import Passage
 from regrad.data.question_files import QuestionFile, open_file
 from regrad.data.questions import Fields, Question
+
+
+def popqa(file: QuestionFile) -> Iterator[Question]:
+    """PopQA (github.com/AlexTMallen/adaptive-retrieval): a tsv with `id`, `prop`, `question`, `possible_answers`.
+
+    `possible_answers` is a JSON list of names; `prop`, the relation asked for, is the group.
+    """
+    for record in file.records():
+        answers = record.json_texts("possible_answers")
+        yield Question(record.maybe("id"), record.text("question"), answers, group=record.maybe("prop"))
+
+
+def natural_questions(file: QuestionFile) -> Iterator[Question]:
+    """Natural Questions, open: JSON lines of `question` and `answer`, or DPR's `nq-test.qa.csv`.
+
+    NQ-open (github.com/google-research-datasets/natural-questions) has a list in `answer`. DPR's file, also of its
+    other sets, is tab-separated without a header: question, and a Python list of answers.
+    """
+    if not file.text.lstrip().startswith(("{", "[")):
+        for record in file.table(("question", "answers")):
+            yield Question("", record.text("question"), _python_list(record, "answers"))
+        return
+    for record in file.records():
+        yield Question(record.maybe("id"), record.text("question"), record.texts(answers_name(record.fields)))
+
+
+def _python_list(record: Fields, field: str) -> tuple[str, ...]:
+    try:
+        value = ast.literal_eval(record.text(field))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = None
+    if not isinstance(value, list):
+        raise record.error(field, "a list of strings such as ['a', 'b']")
+    return Fields(record.where, {field: value}).texts(field)
+
+
+def triviaqa(file: QuestionFile) -> Iterator[Question]:
+    """TriviaQA 1.0 (nlp.cs.washington.edu/triviaqa): an object whose `Data` are `QuestionId`, `Question`, `Answer`.
+
+    `Answer` has a `Value` and `Aliases`, which hold it; the test files, whose answers are kept back, have none.
+    """
+    for record in file.records("Data"):
+        answer = record.record("Answer")
+        names = tuple(dict.fromkeys((*answer.maybe_texts("Value"), *answer.maybe_texts("Aliases"))))
+        if not names:
+            raise answer.error("Aliases", "a list of names")
+        yield Question(record.text("QuestionId"), record.text("Question"), names)
 
 
 def hotpotqa(file: QuestionFile) -> Iterator[Question]:
@@ -70,15 +123,15 @@ def complex_web_questions(file: QuestionFile) -> Iterator[Question]:
         if not record.has("ID") and record.has("test_id"):
             yield sampled(record)
             continue
-        answers = [name for item in record.records("answers") for name in _names(item)]
+        answers = [
+            name
+            for answer in record.records("answers")
+            for name in (*answer.maybe_texts("answer"), *answer.maybe_texts("aliases"))
+        ]
         if not answers:
             raise record.error("answers", "a list with an 'answer'")
         group = record.maybe("compositionality_type")
         yield Question(record.text("ID"), record.text("question"), tuple(dict.fromkeys(answers)), group=group)
-
-
-def _names(answer: Fields) -> tuple[str, ...]:
-    return (*answer.maybe_texts("answer"), *answer.maybe_texts("aliases"))
 
 
 def musique(file: QuestionFile) -> Iterator[Question]:
