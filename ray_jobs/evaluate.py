@@ -20,7 +20,7 @@ from ray_jobs.entry import main
 from ray_jobs.progress import progress_bar, progress_channel
 from regrad.errors import ClusterError, RegradError
 from regrad.evaluation.config import EvalConfig
-from regrad.evaluation.output import Outlook, Output, Planned, plan_of
+from regrad.evaluation.output import Output, Planned, TimeLeft, plan_of
 from regrad.evaluation.plan import PlannedCell, make_plan
 from regrad.evaluation.report.writing import write_report
 
@@ -66,13 +66,13 @@ def _say_what_is_kept(output: Output, planned: Planned) -> None:
 def run_cells(config: EvalConfig, cells: list[PlannedCell]) -> None:
     """Run cells on `cluster.workers` actors. Raises the first error of a cell; those that are done are kept."""
     total, workers = sum(cell.questions for cell in cells), min(config.cluster.workers, len(cells))
-    outlook = Outlook(cells, workers)
+    time_left = TimeLeft(cells, workers)
 
     def count(batch: tuple[str, int, float]) -> None:
-        outlook.count(*batch)
-        show((total - outlook.questions_left,) * 2)
+        time_left.count(*batch)
+        show((total - time_left.questions_left,) * 2)
 
-    with cluster(), progress_bar(total, "questions", outlook.left) as show, progress_channel(count) as progress:
+    with cluster(), progress_bar(total, "questions", time_left.left) as show, progress_channel(count) as progress:
         require_workers(config.cluster)
         _run(config, _shares(cells, workers), progress)
 

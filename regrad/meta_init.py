@@ -22,8 +22,7 @@ from torch import Tensor
 from regrad.errors import MetaInitError, ModelError
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel
-from regrad.models.peft_files import load_adapter, save_adapter
-from regrad.models.subspace import Subspace
+from regrad.models.subspace import Subspace, load_adapter, save_adapter
 from regrad.storage import Storage, directory_writer, local_directory
 
 CARD = "meta_init.json"

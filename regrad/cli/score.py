@@ -18,8 +18,8 @@ from regrad.evaluation.metrics import RULES, Rules
 from regrad.settings import parse_settings
 
 if TYPE_CHECKING:
-    from regrad.evaluation.scoring import Part
-    from regrad.evaluation.significance import Comparison
+    from regrad.evaluation.scoring import ScoredPart
+    from regrad.evaluation.statistics import Comparison
 
 from regrad.data.question_sets import read_questions
 from regrad.data.questions import Question
@@ -81,7 +81,7 @@ def score(
         _show_compared(against, compared)
 
 
-def _numbers(found: Sequence[Part], compared: dict[Any, Comparison]) -> dict[str, Any]:
+def _numbers(found: Sequence[ScoredPart], compared: dict[Any, Comparison]) -> dict[str, Any]:
     return {
         "scores": [asdict(part) for part in found],
         "comparisons": {column: asdict(comparison) for column, comparison in compared.items()},
@@ -104,7 +104,7 @@ def _write(path: str, numbers: dict[str, Any]) -> None:
     storage.write(name, (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _show(found: Sequence[Part]) -> None:
+def _show(found: Sequence[ScoredPart]) -> None:
     """A table of the open questions, and one of the closed ones, where there are any."""
     from regrad.evaluation.report.tables import interval, percent
 

@@ -17,26 +17,26 @@ PassageSource = Literal["index", "given", "gold", "random"]
 
 
 class PassagesConfig(Settings):
-    """Where the passages of a set's questions come from; each question gets k of them, the best first."""
+    """Where the passages of a set's questions come from; each question gets k of them, best first."""
 
     MOVED: ClassVar[Mapping[str, str]] = {"bm25": "retrieval"}
 
     source: PassageSource = Field(
         "index",
-        description="index: BM25; given: those that come with the question; gold: those that the question names; "
-        "random: any of the corpus (a control)",
+        description="index: retrieved from an index; given: those that come with the question; gold: those that the "
+        "question names; random: any of the corpus (a control)",
     )
-    index: Location | None = Field(None, description="a Lucene index, for `index`, `gold` and `fill: retrieved`")
+    index: Location | None = Field(None, description="of `regrad index`; for `index`, `gold` and `fill: retrieved`")
     corpus: Location | None = Field(None, description="for `random` and `fill: random`; for `gold` without index")
     fill: Literal["random", "retrieved"] | None = Field(
-        None, description="with `gold`: distractors up to k, any of the corpus or the next best of the index"
+        None, description="with `gold`: distractors up to k, random ones or the next best of the index"
     )
-    shuffle: bool = Field(False, description="put the passages in a random order, whatever their rank")
+    shuffle: bool = Field(False, description="put the passages into a random order, not by rank")
     retrieval: RetrieverConfig = RetrieverConfig()
 
     @property
     def is_random(self) -> bool:
-        """Whether the seed decides which passages a question gets, or their order."""
+        """Whether the seed decides which passages a question gets or in which order."""
         return self.shuffle or "random" in (self.source, self.fill)
 
     @model_validator(mode="after")
@@ -53,41 +53,41 @@ class PassagesConfig(Settings):
 
 
 class EvalSetConfig(QuestionSetConfig):
-    """A question set, where its passages come from, how long its answers may be, and what is shown before."""
+    """A question set, where its passages come from, how long its answers may be, and which demonstrations it has."""
 
     passages: PassagesConfig
-    max_new_tokens: int | None = Field(None, ge=1, description="instead of the run's")
+    max_new_tokens: int | None = Field(None, ge=1, description="the run's if null")
     demonstrations: Location | None = Field(
         None, description="a file of solved questions, in the set's own format, for methods that ask for them"
     )
 
 
 class EvalBatchConfig(Settings):
-    """How much is computed at once. None of it decides what is answered, but for rounding."""
+    """How much is computed at once. It changes answers only by rounding."""
 
     rows: int = Field(32, ge=1, description="questions that are decoded together")
-    cached_tokens: int = Field(1 << 20, ge=1, description="rows times the longest, which keys and values are kept of")
-    questions: int = Field(128, ge=1, description="whose updates are made, and kept in memory, at once")
+    cached_tokens: int = Field(1 << 20, ge=1, description="limit of rows times the longest row, for keys and values")
+    questions: int = Field(128, ge=1, description="questions whose updates are in memory together")
 
 
 class EvalConfig(Settings):
     """`regrad eval`: every method on every set with every model, for every k and seed, and a report.
 
-    In a method's locations `{model}`, `{set}` and `{seed}` stand for the names and the number.
+    In a method's locations `{model}`, `{set}` and `{seed}` are replaced by the names and the number.
     """
 
     output: Location
     models: dict[str, ModelConfig] = Field(min_length=1, description="by name")
     sets: tuple[EvalSetConfig, ...] = Field(min_length=1)
     methods: tuple[MethodConfig, ...] = Field(min_length=1)
-    k: tuple[int, ...] = Field((3,), min_length=1, description="passages of a question; the first is compared most")
+    k: tuple[int, ...] = Field((3,), min_length=1, description="passages of a question; figures show the first one")
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    metric: Literal["em", "f1"] = Field("f1", description="of open questions, in the tables; closed ones have accuracy")
-    compare_to: str | None = Field(None, description="the method that others are tested against")
+    metric: Literal["em", "f1"] = Field("f1", description="of open questions, in tables; closed ones have accuracy")
+    compare_to: str | None = Field(None, description="the method that the others are tested against")
     max_new_tokens: int = Field(32, ge=1)
-    context_tokens: int | None = Field(None, ge=8, description="of prompt and answer; the model's context if null")
+    context_tokens: int | None = Field(None, ge=8, description="limit of prompt and answer; null: the model's own")
     too_long: Literal["drop", "fail"] = Field(
-        "drop", description="a prompt that exceeds the context loses its worst passages (noted), or stops the run"
+        "drop", description="for a prompt that exceeds the context: drop its worst passages (noted), or stop (fail)"
     )
     batch: EvalBatchConfig = EvalBatchConfig()
     cluster: WorkersConfig = WorkersConfig()
@@ -110,5 +110,5 @@ def _distinct(key: str, values: Iterable[object]) -> None:
     seen: set[object] = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"{key} has {value!r:.60} twice; give each a name of its own")
+            raise ValueError(f"{key} has {value!r:.60} twice; make them distinct")
         seen.add(value)

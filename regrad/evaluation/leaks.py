@@ -1,9 +1,9 @@
-"""Test questions that training has seen: the same after normalisation, or nearly the same.
+"""Test questions that are in the training data: the same after normalisation, or nearly the same.
 
 Two questions are near if their sets of character 5-grams have a Jaccard similarity of at least a threshold. All such
-pairs are found, with none missed: of two sets that are that similar, those parts that hold the rarest grams, of a size
-that the threshold gives, must share one (prefix filtering; Chaudhuri, Ganti and Kaushik 2006). Only sets that do are
-compared. For tens of thousands of questions this is faster than hashing them (MinHash), which would miss some.
+pairs are found: if two sets are that similar, the parts of them with the rarest grams, of a size that the threshold
+determines, share a gram (prefix filtering; Chaudhuri, Ganti and Kaushik 2006), and only sets that do are compared. For
+tens of thousands of questions this is faster than hashing them (MinHash), which would miss some.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Leak:
 def find_leaks(train: Iterable[Question], test: Iterable[Question], threshold: float = 0.8) -> list[Leak]:
     """One leak for each test question that has any, in the order of the test set.
 
-    What is compared is the question with its options: the passages and answers do not count.
+    Questions are compared with their options, without passages and answers.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"a threshold is above 0 and at most 1, found {threshold}")
@@ -41,22 +41,22 @@ def find_leaks(train: Iterable[Question], test: Iterable[Question], threshold: f
     for question in train:
         seen.setdefault(_text(question), question)
     near = NearTexts(list(seen), threshold)
-    return [leak for question in test if (leak := _leak(question, seen, near)) is not None]
-
-
-def _leak(question: Question, seen: dict[str, Question], near: NearTexts) -> Leak | None:
-    text = _text(question)
-    if text in seen:
-        return Leak(question, seen[text], "exact", 1.0)
-    best = max(near.to(text), default=None)
-    return None if best is None else Leak(question, seen[best[1]], "near", best[0])
+    leaks = []
+    for question in test:
+        text = _text(question)
+        if text in seen:
+            leaks.append(Leak(question, seen[text], "exact", 1.0))
+        elif best := max(near.to(text), default=None):
+            leaks.append(Leak(question, seen[best[1]], "near", best[0]))
+    return leaks
 
 
 class NearTexts:
-    """Texts that can be asked which of them are near to another, at one threshold."""
+    """Finds which of some texts are near to another text, at one threshold."""
 
     def __init__(self, texts: Sequence[str], threshold: float) -> None:
-        self._texts, self._threshold = texts, threshold
+        self._texts = texts
+        self._threshold = threshold
         self._counts = Counter(gram for text in texts for gram in _grams(text))
         self._holders: dict[str, list[int]] = defaultdict(list)
         for number, text in enumerate(texts):
@@ -64,13 +64,13 @@ class NearTexts:
                 self._holders[gram].append(number)
 
     def to(self, text: str) -> Iterator[tuple[float, str]]:
-        """(similarity, text) of those at or above the threshold."""
+        """(similarity, text) of the texts at or above the threshold."""
         for number in {number for gram in self._rarest(_grams(text)) for number in self._holders.get(gram, ())}:
             if (likeness := similarity(text, self._texts[number])) >= self._threshold:
                 yield likeness, self._texts[number]
 
     def _rarest(self, grams: set[str]) -> list[str]:
-        """The part of a set of which a near one must hold a gram among its own such part."""
+        """The part of a set of grams that shares a gram with the same part of every near one."""
         shared_at_least = math.ceil(self._threshold * len(grams) - 1e-9)
         ordered = sorted(grams, key=lambda gram: (self._counts[gram], gram))
         return ordered[: len(grams) - shared_at_least + 1]

@@ -1,4 +1,4 @@
-"""Scores of answers: those of the SQuAD v1.1 and HotpotQA evaluation scripts, and accuracy for closed questions."""
+"""Scores of answers, as in the SQuAD v1.1 and HotpotQA evaluation scripts, and accuracy for closed questions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_PARTIAL_CREDIT = frozenset({"yes", "no", "noanswer"})
 
 
 @dataclass(frozen=True)
-class Score:
+class AnswerScore:
     """Scores of one answer, each from 0 to 1; those of a closed question are all 1 or all 0."""
 
     em: float
@@ -29,7 +29,7 @@ class Score:
     correct: bool
     """Exact match, or the right label."""
     parsed: bool
-    """Whether an answer could be read; of an open question, whether there is any text."""
+    """Whether an answer could be read; for an open question, whether there is any text."""
 
 
 class _Overlap(NamedTuple):
@@ -46,53 +46,44 @@ def exact_match(prediction: str, answers: Sequence[str]) -> bool:
 def f1(prediction: str, answers: Sequence[str]) -> float:
     """The best harmonic mean of word precision and recall with any accepted answer (SQuAD), from 0 to 1.
 
-    If nothing is left of both after normalisation, it is 1, as in SQuAD 2.0; `score`, like SQuAD v1.1, says 0.
+    If normalisation leaves nothing of both, it is 1, as in SQuAD 2.0; `score` gives 0, as in SQuAD v1.1.
     """
     said = normalise(prediction)
     return max(1.0 if said == known == "" else _overlap(said, known).f1 for known in map(normalise, answers))
 
 
-def score(question: Question, prediction: str, rules: Rules = "squad") -> Score:
-    """Score a prediction (of a closed question: or all that was generated); each number is the best over the answers.
+def score(question: Question, prediction: str, rules: Rules = "squad") -> AnswerScore:
+    """Score a prediction (for a closed question, all that was generated); each number is the best over the answers.
 
-    The rules differ for open questions where one of prediction and answer is "yes", "no" or "noanswer" and the other
-    is not the same: F1, precision and recall are 0 under "hotpotqa" (so also in PRAG's release), and the overlap of
-    words, as ever, under "squad". Under both, an answer of which normalisation leaves nothing can have EM 1 with F1 0.
+    The rules differ for open questions where the prediction or the answer is "yes", "no" or "noanswer" and the two are
+    not the same: F1, precision and recall are 0 under "hotpotqa" (as in PRAG's release), and the overlap of words under
+    "squad". Under both, an answer of which normalisation leaves nothing can have EM 1 with F1 0.
     Raises `EvaluationError` for a question without answers or of an unknown kind, and for unknown rules.
     """
     if rules not in RULES:
-        raise EvaluationError(f"unknown rules {rules!r:.60}; the rules are {', '.join(RULES)}")
+        raise EvaluationError(
+            f"unknown rules {rules!r:.60}; the rules are {', '.join(RULES)}", code="unknown_rules", rules=rules
+        )
     if question.kind != "open":
-        return _score_closed(question, prediction)
+        found = parse_answer(question, prediction)
+        right = found in accepted_answers(question)
+        value = float(right)
+        return AnswerScore(value, value, value, value, right, found is not None)
     if not question.answers:
-        raise EvaluationError("a question without accepted answers cannot be scored")
-    return _score_open(prediction, question.answers, rules)
-
-
-def _score_closed(question: Question, prediction: str) -> Score:
-    accepted = accepted_answers(question)
-    found = parse_answer(question, prediction)
-    value = float(found in accepted)
-    return Score(value, value, value, value, found in accepted, found is not None)
-
-
-def _score_open(prediction: str, answers: Sequence[str], rules: Rules) -> Score:
-    said, accepted = normalise(prediction), [normalise(answer) for answer in answers]
-    overlaps = [_hotpot(said, known) if rules == "hotpotqa" else _overlap(said, known) for known in accepted]
+        raise EvaluationError("a question without accepted answers cannot be scored", code="no_answer", id=question.id)
+    said = normalise(prediction)
+    accepted = [normalise(answer) for answer in question.answers]
+    overlaps = []
+    for known in accepted:
+        no_credit = rules == "hotpotqa" and said != known and not _NO_PARTIAL_CREDIT.isdisjoint((said, known))
+        overlaps.append(_Overlap(0.0, 0.0, 0.0) if no_credit else _overlap(said, known))
     correct = said in accepted
     best = _Overlap(*map(max, zip(*overlaps, strict=True)))
-    return Score(float(correct), best.f1, best.precision, best.recall, correct, bool(prediction.strip()))
-
-
-def _hotpot(said: str, known: str) -> _Overlap:
-    """Of two normalised texts."""
-    if said != known and not _NO_PARTIAL_CREDIT.isdisjoint((said, known)):
-        return _Overlap(0.0, 0.0, 0.0)
-    return _overlap(said, known)
+    return AnswerScore(float(correct), best.f1, best.precision, best.recall, correct, bool(prediction.strip()))
 
 
 def _overlap(said: str, known: str) -> _Overlap:
-    """Of the words of two normalised texts."""
+    """The overlap of the words of two normalised texts."""
     predicted, expected = said.split(), known.split()
     common = (Counter(predicted) & Counter(expected)).total()
     if not common:

@@ -1,4 +1,4 @@
-"""What a run leaves: its plan, the records of its cells, what they cost, and how long the rest will take."""
+"""The files of a run: its plan, the records of its cells and what they cost; and how long the rest will take."""
 
 from __future__ import annotations
 
@@ -18,15 +18,20 @@ from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.plan import PlannedCell
 from regrad.evaluation.records import Record, read_metadata, read_records, write_records
 from regrad.locking import exclusive
-from regrad.methods.base import MethodSettings
 from regrad.settings import Settings
 from regrad.storage import Storage, check_replaceable
 from regrad.training.lora.lora_artifact import corpus_costs
 
+logger = logging.getLogger(__name__)
+
+PLAN = "plan.json"
+_FORMAT = 1
+_RUN = "run"
+
 
 @dataclass
 class Seconds:
-    """Where the time of a cell went; loading a model and opening a bank or an index are in none of them."""
+    """Where the time of a cell went, without loading the model and opening banks and indexes."""
 
     retrieval: float = 0.0
     update: float = 0.0
@@ -34,7 +39,7 @@ class Seconds:
 
     @contextmanager
     def measured(self, part: str) -> Iterator[None]:
-        """Adds the block's time to a part."""
+        """Add the block's time to a part."""
         started = time.perf_counter()
         try:
             yield
@@ -51,8 +56,10 @@ class CellResult:
     device: str
 
 
-class Outlook:
-    """Methods can differ in cost a hundredfold: of one that has not been timed nothing is said."""
+class TimeLeft:
+    """How long the rest of a run takes, by what a question has taken so far with the same model and method."""
+
+    # Methods can differ in cost a hundredfold, so one that has not been timed is counted, not estimated.
 
     def __init__(self, cells: Sequence[PlannedCell], workers: int) -> None:
         self._workers = workers
@@ -61,40 +68,32 @@ class Outlook:
         self._timed: dict[tuple[str, str], tuple[int, float]] = {}
 
     def count(self, name: str, questions: int, seconds: float) -> None:
-        """A worker has answered so many questions of a cell; one that is begun again counts no question twice."""
+        """A worker has answered this many questions of a cell; a cell that was restarted counts no question twice."""
         self._questions[name] = max(0, self._questions[name] - questions)
         before = self._timed.get(self._kinds[name], (0, 0.0))
         self._timed[self._kinds[name]] = before[0] + questions, before[1] + seconds
 
     @property
     def questions_left(self) -> int:
-        """Of all cells together."""
+        """The questions of all cells that are not answered yet."""
         return sum(self._questions.values())
 
     def left(self) -> tuple[float, int]:
-        """Seconds for what is left by methods that have been timed, and how many others are still to come.
-
-        The questions of one cell are answered by one worker, so that the longest cell counts as well.
-        """
-        seconds, others = [0.0], set()
+        """Seconds for the rest of the methods that have been timed, and how many other methods are still to come."""
+        seconds = [0.0]
+        others = set()
         for name, questions in self._questions.items():
             if questions and self._kinds[name] not in self._timed:
                 others.add(self._kinds[name])
             elif questions:
                 answered, taken = self._timed[self._kinds[name]]
                 seconds.append(questions * taken / answered)
+        # The questions of one cell are answered by one worker, so it takes at least as long as the longest cell.
         return max(sum(seconds) / self._workers, *seconds), len(others)
 
 
-logger = logging.getLogger(__name__)
-
-PLAN = "plan.json"
-_FORMAT = 1
-_RUN = "run"
-
-
 class CellCard(Settings):
-    """A cell as the plan has it. `preparation_ms` and `storage_bytes` are of one passage, where they are known."""
+    """A cell as the plan has it. `preparation_ms` and `storage_bytes` are for one passage, if they are known."""
 
     name: str = Field(pattern=r"^[^/\\]+$")
     model: str
@@ -108,7 +107,7 @@ class CellCard(Settings):
 
 
 class Planned(Settings):
-    """What a run was asked for."""
+    """A run's plan, as its directory has it."""
 
     format: int = Field(ge=_FORMAT, le=_FORMAT)
     metric: Literal["em", "f1"]
@@ -118,7 +117,7 @@ class Planned(Settings):
 
 
 class RunCard(Settings):
-    """How a cell was run: seconds of all its questions together, and on what."""
+    """How a cell was run: the seconds for all its questions, and the device."""
 
     retrieval: float
     update: float
@@ -135,21 +134,23 @@ class Output:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """For one run at a time; raises `EvaluationError` if another one is at this place now."""
+        """Lock the place for this run; raises `EvaluationError` if another run is writing to it now."""
 
         def busy(holder: str) -> EvaluationError:
             return EvaluationError(
-                f"another `regrad eval` writes to {self.storage.uri} now; wait for it, or choose another output "
-                f"(it is {holder})"
+                f"another `regrad eval` is writing to {self.storage.uri}; wait for it, or choose another output "
+                f"(it is {holder})",
+                code="output_busy",
+                uri=self.storage.uri,
             )
 
         with exclusive(self.storage, busy):
             yield
 
     def start(self, planned: Planned, cells: list[PlannedCell]) -> list[PlannedCell]:
-        """Write the plan of these cells; returns those that are not done. A damaged file is removed.
+        """Write the plan of these cells and remove damaged files; returns the cells that are not done.
 
-        Raises `StorageError` if something else is there.
+        Raises `StorageError` if there is something other than a run at this place.
         """
         check_replaceable(self.storage.uri, PLAN)
         self.storage.write(PLAN, planned.model_dump_json(indent=1).encode())
@@ -161,18 +162,23 @@ class Output:
         return [cell for cell in cells if f"{cell.name}.parquet" not in there]
 
     def save(self, cell: PlannedCell, result: CellResult, rows: int) -> None:
-        """Write a cell that is done."""
+        """Write the records of a cell that is done."""
         run = RunCard(**vars(result.seconds), device=result.device, rows=rows)
         write_records(self.storage, f"cells/{cell.name}.parquet", result.records, {_RUN: run.model_dump_json()})
 
     def planned(self) -> Planned:
-        """What the last run was asked for; raises `EvaluationError` if there was none."""
+        """The last run's plan; raises `EvaluationError` if there was no run."""
+        uri = self.storage.uri
         if not self.storage.exists(PLAN):
-            raise EvaluationError(f"there is no run at {self.storage.uri}: {PLAN} is missing; run `regrad eval` first")
+            raise EvaluationError(
+                f"there is no run at {uri}: {PLAN} is missing; run `regrad eval` first", code="run_not_found", uri=uri
+            )
         try:
             return Planned.model_validate_json(self.storage.read(PLAN))
         except ValidationError as error:
-            raise EvaluationError(f"{self.storage.uri}/{PLAN} is damaged; `regrad eval` renews it") from error
+            raise EvaluationError(
+                f"{uri}/{PLAN} is damaged; `regrad eval` writes it again", code="plan_damaged", uri=uri
+            ) from error
 
     def done(self, planned: Planned) -> list[CellCard]:
         """The cells of the plan that have records."""
@@ -184,7 +190,7 @@ class Output:
         return read_records(self.storage, f"cells/{card.name}.parquet")
 
     def sound(self, name: str, then: str) -> list[Record] | None:
-        """The records of a cell that has a file; None, after a warning that says what comes of it, if it is damaged."""
+        """The records of a cell that has a file, or None, after a warning that ends with `then`, if it is damaged."""
         file = f"cells/{name}.parquet"
         try:
             records = read_records(self.storage, file)
@@ -204,38 +210,28 @@ class Output:
 
 
 def plan_of(config: EvalConfig, cells: Sequence[PlannedCell]) -> Planned:
-    """What a run of these cells is asked for, as it stands in its directory."""
-    return Planned(
-        format=_FORMAT,
-        metric=config.metric,
-        compare_to=config.compare_to,
-        k=config.k,
-        cells=tuple(_card(cell) for cell in cells),
-    )
-
-
-def _card(cell: PlannedCell) -> CellCard:
-    return CellCard(
-        name=cell.name,
-        model=cell.model_name,
-        set=cell.set.name,
-        method=cell.method.name,
-        k=cell.k,
-        seed=cell.seed,
-        questions=cell.questions,
-        **_costs(cell.method),
-    )
-
-
-def _costs(method: MethodSettings) -> dict[str, float | None]:
-    """What the method's bank, or the LoRA that was trained on a corpus, is known to cost, of one passage."""
-    uses = method.artefacts
-    if uses.bank is None:
-        found = corpus_costs(uses.adapter) if uses.adapter else None
-        return asdict(found) if found else {}
-    manifest = read_manifest(Storage(uses.bank), uses.bank_version)
-    preparation = read_preparation(uses.bank, manifest.version)
-    return {
-        "preparation_ms": preparation.milliseconds_per_passage if preparation else None,
-        "storage_bytes": float(manifest.record_bytes),
-    }
+    """The plan of a run of these cells."""
+    cards = []
+    for cell in cells:
+        # What the method's bank, or the LoRA that was trained on a corpus, is known to cost for one passage.
+        uses = cell.method.artefacts
+        costs: dict[str, float | None] = {}
+        if uses.bank is not None:
+            manifest = read_manifest(Storage(uses.bank), uses.bank_version)
+            preparation = read_preparation(uses.bank, manifest.version)
+            costs["preparation_ms"] = preparation.milliseconds_per_passage if preparation else None
+            costs["storage_bytes"] = float(manifest.record_bytes)
+        elif uses.adapter and (trained := corpus_costs(uses.adapter)):
+            costs = asdict(trained)
+        card = CellCard(
+            name=cell.name,
+            model=cell.model_name,
+            set=cell.set.name,
+            method=cell.method.name,
+            k=cell.k,
+            seed=cell.seed,
+            questions=cell.questions,
+            **costs,
+        )
+        cards.append(card)
+    return Planned(format=_FORMAT, metric=config.metric, compare_to=config.compare_to, k=config.k, cells=tuple(cards))

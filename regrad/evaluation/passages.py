@@ -1,9 +1,9 @@
-"""The passages of a question, best first: retrieved, given with it, those that it names, or any."""
+"""The passages of questions, best first: retrieved, given with the question, named by it, or drawn at random."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -12,44 +12,55 @@ from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
 from regrad.data.questions import Question
 from regrad.errors import EvaluationError
-from regrad.evaluation.config import PassagesConfig, PassageSource
+from regrad.evaluation.config import PassagesConfig
 from regrad.retrieval.base import Retriever, open_retriever
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Found:
-    """The passages of one question, best first; scores where there are any."""
+class FoundPassages:
+    """The passages of one question, best first, with scores if they were retrieved."""
 
     passages: tuple[Passage, ...]
     scores: tuple[float, ...] = ()
 
 
 class PassageFinder:
-    """Passages as the settings say. What is random depends on the seed and the question's id alone."""
+    """Passages as the settings say. What is random depends only on the seed and the question's id."""
 
     def __init__(self, config: PassagesConfig, seed: int) -> None:
-        self._config, self._seed = config, seed
+        self._config = config
+        self._seed = seed
 
-    def find(self, question: Question, k: int) -> Found:
-        """At most k passages; raises `EvaluationError` if a passage that the question names is nowhere."""
-        finders: dict[str, Callable[[Question, int], Found]] = {
-            "index": self._retrieved,
-            "given": lambda asked, most: Found(asked.passages[:most]),
-            "gold": self._gold,
-            "random": lambda asked, most: Found(tuple(self._drawn(asked, most, ()))),
-        }
-        found = finders[self._config.source](question, k)
-        return self._shuffled(found, question) if self._config.shuffle else found
+    def find(self, questions: Sequence[Question], k: int) -> list[FoundPassages]:
+        """At most k passages for each question, in order; an index is searched for all of them at once.
 
-    def _retrieved(self, question: Question, k: int) -> Found:
-        hits = self._retriever.search([question.question], k)[0]
-        return Found(tuple(hit.passage for hit in hits), tuple(hit.score for hit in hits))
-
-    def _gold(self, question: Question, k: int) -> Found:
-        gold = self.named(question)[:k]
-        return Found((*gold, *self._distractors(question, k - len(gold), gold)))
+        Raises `EvaluationError` or `PassageNotFound` if a passage that a question names does not exist.
+        """
+        if not k or not questions:
+            return [FoundPassages(())] * len(questions)
+        if self._config.source == "index":
+            hits = self._retriever.search([question.question for question in questions], k)
+            found = [FoundPassages(tuple(h.passage for h in one), tuple(h.score for h in one)) for one in hits]
+        elif self._config.source == "given":
+            found = [FoundPassages(question.passages[:k]) for question in questions]
+        elif self._config.source == "gold":
+            found = []
+            for question in questions:
+                gold = self.named(question)[:k]
+                found.append(FoundPassages((*gold, *self._distractors(question, k - len(gold), gold))))
+        else:
+            found = [FoundPassages(tuple(self._drawn(question, k, ()))) for question in questions]
+        if not self._config.shuffle:
+            return found
+        shuffled = []
+        for one, question in zip(found, questions, strict=True):
+            order = list(range(len(one.passages)))
+            self._rng(question, "shuffle").shuffle(order)
+            scores = tuple(one.scores[place] for place in order) if one.scores else ()
+            shuffled.append(FoundPassages(tuple(one.passages[place] for place in order), scores))
+        return shuffled
 
     def _distractors(self, question: Question, count: int, gold: Sequence[Passage]) -> Iterable[Passage]:
         if self._config.fill is None or count < 1:
@@ -61,9 +72,10 @@ class PassageFinder:
         return [hit.passage for hit in hits if hit.passage.id not in known][:count]
 
     def _drawn(self, question: Question, count: int, gold: Sequence[Passage]) -> list[Passage]:
-        """Distinct passages of the corpus, none of them the question's own. The first ones are the same for every k."""
+        """Distinct passages of the corpus, none of them the question's own; a larger count begins with the same."""
         known = {passage.id for passage in gold} | set(question.passage_ids)
-        rng, size = self._rng(question, "draw"), len(self._everything)
+        rng = self._rng(question, "draw")
+        size = len(self._everything)
         drawn: dict[int, Passage] = {}
         while len(drawn) < min(count, size - len(known)):
             number = rng.randrange(size)
@@ -72,19 +84,18 @@ class PassageFinder:
         return list(drawn.values())
 
     def named(self, question: Question) -> list[Passage]:
-        """The passages that the question names; raises `EvaluationError` or `PassageNotFound` if one is nowhere."""
+        """The passages that the question names; raises `EvaluationError` or `PassageNotFound` if one does not exist."""
         if self._config.corpus is None:
             return self._retriever.passages(question.passage_ids)
         missing = [name for name in question.passage_ids if name not in self._by_id]
         if missing:
-            raise EvaluationError(f"question {question.id!r} names passage {missing[0]!r}, which the corpus has not")
+            raise EvaluationError(
+                f"question {question.id!r} names passage {missing[0]!r}, which is not in the corpus",
+                code="passage_not_found",
+                question_id=question.id,
+                passage_id=missing[0],
+            )
         return [self._by_id[name] for name in question.passage_ids]
-
-    def _shuffled(self, found: Found, question: Question) -> Found:
-        order = list(range(len(found.passages)))
-        self._rng(question, "shuffle").shuffle(order)
-        scores = tuple(found.scores[number] for number in order) if found.scores else ()
-        return Found(tuple(found.passages[number] for number in order), scores)
 
     def _rng(self, question: Question, purpose: str) -> random.Random:
         return random.Random(f"{self._seed}|{purpose}|{question.id}")
@@ -104,12 +115,20 @@ class PassageFinder:
 
 def check_passages(name: str, config: PassagesConfig, questions: Sequence[Question]) -> None:
     """Raise `EvaluationError` or `PassageNotFound` if the questions, or the corpus, lack what `config.source` needs."""
-    lacking = [question for question in questions if _lacks(config.source, question)]
+    lacking: list[Question] = []
+    if config.source == "given":
+        lacking = [question for question in questions if not question.passages]
+    elif config.source == "gold":
+        lacking = [question for question in questions if not question.passage_ids]
     if lacking:
         what = "come with no passages" if config.source == "given" else "name no passage"
         raise EvaluationError(
             f"set {name!r}: {len(lacking)} of {len(questions)} questions {what} (the first is {lacking[0].id!r}), "
-            f"which passages.source={config.source} needs; use another source, such as index"
+            f"which passages.source={config.source} needs; use another source, such as index",
+            code="questions_lack_passages",
+            set=name,
+            source=config.source,
+            questions=len(lacking),
         )
     if config.source == "gold":
         finder = PassageFinder(config, seed=0)
@@ -118,7 +137,7 @@ def check_passages(name: str, config: PassagesConfig, questions: Sequence[Questi
 
 
 def most_passages(config: PassagesConfig, questions: Sequence[Question], k: int) -> int:
-    """How many passages a question gets at most: fewer than k where only its own count."""
+    """The largest number of passages that a question gets: fewer than k if only its own ones count."""
     if config.source == "given":
         return min(k, max((len(question.passages) for question in questions), default=0))
     if config.source == "gold" and config.fill is None:
@@ -126,11 +145,7 @@ def most_passages(config: PassagesConfig, questions: Sequence[Question], k: int)
     return k
 
 
-def _lacks(source: PassageSource, question: Question) -> bool:
-    return (source == "given" and not question.passages) or (source == "gold" and not question.passage_ids)
-
-
-def _given(value: T | None, key: str) -> T:
+def _given(value: _T | None, key: str) -> _T:
     if value is None:
-        raise EvaluationError(f"passages.{key} is not set")
+        raise EvaluationError(f"passages.{key} is not set", code="setting_missing", setting=f"passages.{key}")
     return value

@@ -1,28 +1,45 @@
-"""All cells of a run, each with a key: the hash of everything that decides its result."""
+"""All cells of a run, each with a key: a hash of everything that decides its result.
+
+If one of these things changes, the cells that used it get another key, and run again.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from regrad.data.id_checks import problem, refuse
+from regrad.bank.format import read_manifest
+from regrad.data.files import corpus_files
 from regrad.data.passages import Passage
 from regrad.data.question_sets import read_demonstrations, read_questions
 from regrad.data.questions import Question
 from regrad.errors import EvaluationError, MethodError
-from regrad.evaluation import cache_keys
 from regrad.evaluation.config import EvalConfig, EvalSetConfig
 from regrad.evaluation.leaks import find_leaks
 from regrad.evaluation.passages import PassageFinder, check_passages, most_passages
+from regrad.meta_init import read_card
 from regrad.methods.base import MethodSettings
 from regrad.models.config import ModelConfig
-from regrad.text import counted
+from regrad.models.loading import resolve_path
+from regrad.retrieval.base import check_index
+from regrad.storage import Storage
+from regrad.text import counted, listed
 
-_LEAKS = "demonstrations that are also test questions"
+_RESULTS = 2  # raise it when the same settings come to give other records
+_READING = 2  # raise it when answers of closed questions come to be read in another way
+_COVERED_QUESTIONS = 64
+_UNSAFE = re.compile(r"[^A-Za-z0-9.+_-]+")
+# Of a file of more than 16 MB, this many pieces of this size are hashed, and of a corpus everything.
+_PIECES = 256
+_PIECE = 1 << 16
+_MOST_READ = 1 << 24
 
 
 def find_demonstrations(
@@ -30,64 +47,61 @@ def find_demonstrations(
 ) -> tuple[Question, ...]:
     """The first of the set's demonstrations, as many as the method asks for, the same for every question.
 
-    Raises `MethodError` if the set has none or fewer, and `EvaluationError` if the file cannot be read or if one that
-    would be shown is itself among the questions.
+    Raises `MethodError` if the set has none or too few, and `EvaluationError` if the file cannot be read or if one of
+    those that would be shown is also one of the questions.
     """
     count = method.demonstrations
     if not count:
         return ()
-    wanted = f"method {method.kind} ({method.name}) asks for {counted(count, 'demonstration')}"
-    if one.demonstrations is None:
-        raise MethodError(f"{wanted}, and set {one.name!r} has none: name a file of solved questions there")
-    found = read_demonstrations(one, one.demonstrations, count)
+    found = read_demonstrations(one, one.demonstrations, count) if one.demonstrations else []
     if len(found) < count:
-        raise MethodError(f"{wanted}, and {one.demonstrations} has {len(found)}")
-    _refuse_leaks(one, found, questions)
+        lack = f"{one.demonstrations} has {len(found)}" if one.demonstrations else f"set {one.name!r} has none"
+        raise MethodError(
+            f"method {method.kind} ({method.name}) asks for {counted(count, 'demonstration')}, but {lack}; name a file "
+            "of enough solved questions as the set's `demonstrations`",
+            code="too_few_demonstrations",
+            set=one.name,
+            expected=count,
+            found=len(found),
+        )
+    leaks = {leak.train.id: leak.test.id for leak in find_leaks(found, questions, 1.0)}
+    if leaks:
+        shown = listed([f"{train!r} (question {test})" for train, test in leaks.items()], 5)
+        raise EvaluationError(
+            f"set {one.name!r}: {counted(len(leaks), 'demonstration')} of {one.demonstrations} also asked in the test: "
+            f"{shown}; take them out of one of the two files",
+            code="demonstrations_in_test",
+            demonstrations=leaks,
+        )
     return tuple(found)
 
 
-def _refuse_leaks(one: EvalSetConfig, found: Sequence[Question], questions: Sequence[Question]) -> None:
-    leaks = [f"{leak.train.id} (question {leak.test.id})" for leak in find_leaks(found, questions, 1.0)]
-    label = "demonstration that is also a test question" if len(leaks) == 1 else _LEAKS
-    refuse(f"set {one.name!r}: {one.demonstrations}", problem(label, leaks))
-
-
-_QUESTIONS = 64
-
-
 class Coverage:
-    """Looks up the passages of each set's first questions in the banks; finds those of a set only once."""
+    """Checks that banks have atoms of the passages of each set's first questions, which are looked up once a set."""
 
     def __init__(self, questions: Mapping[str, Sequence[Question]], k: int) -> None:
-        self._questions, self._k = questions, k
+        self._questions = questions
+        self._k = k
         self._found: dict[str, list[Passage]] = {}
         self._checked: set[tuple[str, str | None, int | None]] = set()
 
     def check(self, method: MethodSettings, one: EvalSetConfig, seed: int) -> None:
-        """Raise `MethodError` if the method's bank has the atom of none of them; nothing for a method without one."""
+        """Raise `MethodError` if the method's bank has no atom of any of them; nothing for a method without a bank."""
         artefacts = method.artefacts
         place = (one.name, artefacts.bank, artefacts.bank_version)
         if place in self._checked or not method.leaves_out:
             return
         if one.name not in self._found:
-            self._found[one.name] = self._first(one, seed)
+            first = self._questions[one.name][:_COVERED_QUESTIONS]
+            found = PassageFinder(one.passages, seed).find(first, self._k)
+            self._found[one.name] = [passage for each in found for passage in each.passages]
         method.check_covers(self._found[one.name])
         self._checked.add(place)
-
-    def _first(self, one: EvalSetConfig, seed: int) -> list[Passage]:
-        finder = PassageFinder(one.passages, seed)
-        first = self._questions[one.name][:_QUESTIONS]
-        return [passage for question in first for passage in finder.find(question, self._k).passages]
-
-
-_RESULTS = 2  # raise it when the same settings come to give other records
-_READING = 2  # raise it when answers of closed questions come to be read in another way
-_UNSAFE = re.compile(r"[^A-Za-z0-9.+_-]+")
 
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One method on one set with one model, k and seed. `k` is 0 for a method that retrieves nothing."""
+    """One method on one set with one model, k and seed; `k` is 0 for a method that retrieves nothing."""
 
     set: EvalSetConfig
     method: MethodSettings
@@ -102,13 +116,13 @@ class PlannedCell:
 
     @property
     def name(self) -> str:
-        """A file name: what a person looks for, then the key."""
+        """The name of its file: what a person looks for, then the key."""
         words = (self.model_name, self.set.name, self.method.name, f"k{self.k}", f"s{self.seed}", self.key)
         return "-".join(_UNSAFE.sub("_", word) for word in words)
 
     @property
     def label(self) -> str:
-        """For a person."""
+        """What the cell is, in words."""
         return f"{self.method.name} on {self.set.name} with {self.model_name}, k={self.k}, seed {self.seed}"
 
 
@@ -118,68 +132,82 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
     Everything that can be checked without a model is: raises `MethodError`, `EvaluationError`, `CorpusError`,
     `RetrievalError`, `BankError` or `MetaInitError`.
     """
+    # 1. The inputs that many cells share: each is read, checked and hashed once.
     questions = {one.name: _questions(one) for one in config.sets}
+    asked = {name: questions_digest(found) for name, found in questions.items()}
     passages = {one.name: _passages_digest(one) for one in config.sets}
-    models = {name: cache_keys.model_digest(model.path) for name, model in config.models.items()}
-    checked, coverage = cache(_checked), Coverage(questions, max(config.k))
-    cells = []
+    models = {name: model_digest(model.path) for name, model in config.models.items()}
     shown = {
         (method.name, one.name): find_demonstrations(method, one, questions[one.name])
         for method, one in product(config.methods, config.sets)
     }
+    checked = cache(_checked)
+    coverage = Coverage(questions, max(config.k))
+
+    # 2. The cells.
+    cells = []
     for name, method, one in product(config.models, config.methods, config.sets):
-        before = shown[method.name, one.name]
-        asked = cache_keys.questions_digest(questions[one.name])
+        model = config.models[name]
+        demonstrations = shown[method.name, one.name]
         for k, seed in _repetitions(config, method, one):
-            resolved = resolve(method, model=name, set=one.name, seed=seed)
+            resolved = resolve_method(method, model=name, set=one.name, seed=seed)
+            limits = [one.max_new_tokens or config.max_new_tokens, config.context_tokens, config.too_long]
+            # Changing what is hashed here, or how, makes every earlier run of a user start again.
             content = {
                 "version": _RESULTS,
-                "model": [config.models[name].model_dump(mode="json"), models[name]],
-                "questions": asked,
+                "model": [model.model_dump(mode="json"), models[name]],
+                "questions": asked[one.name],
                 "method": [resolved.model_dump(mode="json", exclude={"demonstrations"}), checked(resolved)],
                 "passages": [one.passages.model_dump(mode="json"), passages[one.name]] if k else None,
-                "asking": [one.name, name, k, seed, *_asking(config, one)],
+                "asking": [one.name, name, k, seed, *limits],
                 "scoring": _scoring(one, questions[one.name]),
-                "demonstrations": cache_keys.demonstrations_digest(before),
+                "demonstrations": demonstrations_digest(demonstrations),
             }
-            key = cache_keys.digest(content)[:12]
-            most = most_passages(one.passages, questions[one.name], k)
-            resolved.check_fits(config.models[name].subspace, most)
+            resolved.check_fits(model.subspace, most_passages(one.passages, questions[one.name], k))
             coverage.check(resolved, one, seed)
-            count = len(questions[one.name])
-            cells.append(PlannedCell(one, resolved, name, config.models[name], k, seed, count, asked, key, before))
+            cells.append(
+                PlannedCell(
+                    set=one,
+                    method=resolved,
+                    model_name=name,
+                    model=model,
+                    k=k,
+                    seed=seed,
+                    questions=len(questions[one.name]),
+                    questions_digest=asked[one.name],
+                    key=short_hash(content)[:12],
+                    demonstrations=demonstrations,
+                )
+            )
     return cells
 
 
-def resolve(method: MethodSettings, **names: Any) -> MethodSettings:
-    """The method with `{model}`, `{set}` and `{seed}` filled in; one that starts at random adds the seed to its own."""
-    filled = type(method).model_validate(_filled(method.model_dump(mode="json"), names))
-    return filled.seeded(names.get("seed", 0))
+def resolve_method(method: MethodSettings, **names: Any) -> MethodSettings:
+    """The method with `{model}`, `{set}` and `{seed}` filled in; one that draws something adds the seed to its own."""
 
-
-def _filled(value: Any, names: Mapping[str, Any]) -> Any:
-    if isinstance(value, str):
-        for name, word in names.items():
-            value = value.replace(f"{{{name}}}", str(word))
+    def filled(value: Any) -> Any:
+        if isinstance(value, str):
+            for name, word in names.items():
+                value = value.replace(f"{{{name}}}", str(word))
+        elif isinstance(value, dict):
+            value = {key: filled(inner) for key, inner in value.items()}
+        elif isinstance(value, list | tuple):
+            value = [filled(inner) for inner in value]
         return value
-    if isinstance(value, dict):
-        return {key: _filled(inner, names) for key, inner in value.items()}
-    return [_filled(inner, names) for inner in value] if isinstance(value, list | tuple) else value
+
+    settings = type(method).model_validate(filled(method.model_dump(mode="json")))
+    return settings.seeded(names.get("seed", 0))
 
 
 def _repetitions(config: EvalConfig, method: MethodSettings, one: EvalSetConfig) -> Iterator[tuple[int, int]]:
-    """The (k, seed) that can differ: no k for what does not retrieve, one seed for what has nothing random."""
+    """The (k, seed) that can differ: no k for a method that does not retrieve, one seed where nothing is random."""
     retrieves = method.info.retrieves
-    varies = (retrieves and one.passages.is_random) or resolve(method, seed=0) != resolve(method, seed=1)
+    varies = (retrieves and one.passages.is_random) or resolve_method(method, seed=0) != resolve_method(method, seed=1)
     return product(config.k if retrieves else (0,), config.seeds if varies else config.seeds[:1])
 
 
-def _asking(config: EvalConfig, one: EvalSetConfig) -> list[Any]:
-    return [one.max_new_tokens or config.max_new_tokens, config.context_tokens, config.too_long]
-
-
 def _scoring(one: EvalSetConfig, questions: Sequence[Question]) -> list[Any]:
-    """How answers are scored, by the kinds of questions that there are: what is for others decides nothing."""
+    """How answers are scored; only what applies to the kinds of questions in the set."""
     kinds = {question.kind for question in questions}
     return [
         [one.scoring_rules, one.cut] if "open" in kinds else None,
@@ -190,21 +218,74 @@ def _scoring(one: EvalSetConfig, questions: Sequence[Question]) -> list[Any]:
 def _questions(one: EvalSetConfig) -> list[Question]:
     questions = read_questions(one)
     if not questions:
-        raise EvaluationError(f"set {one.name!r}: {one.path} has no question")
+        raise EvaluationError(f"set {one.name!r}: {one.path} has no question", code="no_question", set=one.name)
     check_passages(one.name, one.passages, questions)
     return questions
 
 
 def _passages_digest(one: EvalSetConfig) -> list[str]:
     config = one.passages
-    found = [cache_keys.index_digest(config.index)] if config.index else []
-    return found + ([cache_keys.corpus_digest(config.corpus)] if config.corpus else [])
+    # Of an index its card, which has the checksum of every file: Lucene draws new ids for each build of a corpus.
+    found = [short_hash(check_index(config.index).model_dump())] if config.index else []
+    return found + ([corpus_digest(config.corpus)] if config.corpus else [])
 
 
 def _checked(method: MethodSettings) -> list[str]:
-    """Hashes of what the method uses, once it is known to be there and to fit."""
+    """Hashes of the files that the method uses, once they are known to exist and to fit."""
     method.check()
     uses = method.artefacts
-    found = [cache_keys.meta_init_digest(uses.meta_init)] if uses.meta_init else []
-    found += [cache_keys.bank_digest(uses.bank, uses.bank_version)] if uses.bank else []
-    return found + ([cache_keys.directory_digest(uses.adapter)] if uses.adapter else [])
+    found = []
+    if uses.meta_init:
+        found.append(str(read_card(uses.meta_init)["fingerprint"]))
+    if uses.bank:
+        found.append(read_manifest(Storage(uses.bank), uses.bank_version).label)
+    if uses.adapter:
+        found.append(directory_digest(uses.adapter))
+    return found
+
+
+def short_hash(value: Any) -> str:
+    """16 hex digits of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def questions_digest(questions: Sequence[Question]) -> str:
+    """The digest of everything in the questions."""
+    return short_hash([asdict(question) for question in questions])
+
+
+def demonstrations_digest(demonstrations: Sequence[Question]) -> str:
+    """The digest of everything that prompts show of them, in order."""
+    return short_hash([[one.kind, one.question, one.choices, one.answers[0]] for one in demonstrations])
+
+
+def corpus_digest(uri: str) -> str:
+    """The digest of the content of every file of a corpus."""
+    hasher = hashlib.sha256()
+    for file in corpus_files(uri):
+        folder, _, name = file.uri.rpartition("/")
+        storage = Storage(folder)
+        for start in range(0, file.bytes, _MOST_READ):
+            hasher.update(storage.read(name, start, min(file.bytes, start + _MOST_READ)))
+    return hasher.hexdigest()[:16]
+
+
+def model_digest(path: str) -> str:
+    """The digest of a base model's files if it is a directory, else of its name."""
+    local = resolve_path(path)
+    return directory_digest(local) if Path(local).is_dir() else short_hash(path)
+
+
+def directory_digest(uri: str) -> str:
+    """The digest of every file's name, size and content; of a large file only of pieces at even distances."""
+    storage = Storage(uri)
+    hasher = hashlib.sha256()
+    for name, (size, _) in sorted(storage.files().items()):
+        hasher.update(f"{name}|{size}|".encode())
+        starts: Iterable[int] = range(0, size, _PIECE)
+        if size > _PIECE * _PIECES:
+            step = (size - _PIECE) / (_PIECES - 1)
+            starts = (int(step * number) for number in range(_PIECES))
+        for start in starts:
+            hasher.update(storage.read(name, start, min(size, start + _PIECE)))
+    return hasher.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Records: one question of one cell of the table, in Parquet, so that any figure can be made again without a model."""
+"""Records: one question of one cell of the table, in Parquet, so that reports need no model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from regrad.errors import EvaluationError
 from regrad.storage import Storage
 
 MOST_RECORDS = 1_000_000
-"""Of one file."""
+"""In one file."""
+# A file is read into memory at once, and decoding can make it much larger: both are limited before it happens.
 _MOST_BYTES = 1024**3
 _MOST_BYTES_DECODED = 4 * 1024**3
 
@@ -50,7 +51,7 @@ class Record:
     kind: QuestionKind
     group: str
     raw: str
-    """As generated."""
+    """The text as it was generated."""
     prediction: str
     em: float
     f1: float
@@ -68,7 +69,7 @@ class Record:
 
     @property
     def cell(self) -> Cell:
-        """Where in the table it belongs."""
+        """The cell that it belongs to."""
         return Cell(self.set, self.method, self.model, self.k, self.seed)
 
 
@@ -106,15 +107,17 @@ def write_records(
 ) -> None:
     """Write the records of one cell as the file `name`, complete or not at all, with notes about how they were made.
 
-    Raises `EvaluationError` for records of several cells, of a question twice, or with impossible values.
+    Raises `EvaluationError` for records of several cells, two records of a question, or impossible values.
     """
     _check_values(name, records)
     problems = mismatches((r.question_id for r in records), {r.question_id for r in records})
-    refuse(name, [*_several_cells(records), *problems])
+    refuse(name, [*_several_cells(records), *problems], "not_one_cell")
     try:
         table = pa.Table.from_pylist([asdict(record) for record in records], schema=RECORD)
     except (pa.ArrowException, TypeError, UnicodeEncodeError) as error:
-        raise EvaluationError(f"{name}: a record does not fit the columns: {error}") from error
+        raise EvaluationError(
+            f"{name}: a record does not fit the columns: {error}", code="bad_record", name=name
+        ) from error
     file = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(dict(metadata or {})), file, compression="zstd")
     storage.write(name, file.getvalue())
@@ -122,61 +125,73 @@ def write_records(
 
 def read_records(storage: Storage, name: str) -> list[Record]:
     """The records of a file; raises `EvaluationError` if it is damaged or holds something else."""
-    table = read_table(storage, name)
+    table = read_record_table(storage, name)
     try:
         columns = [table.column(column).to_pylist() for column in RECORD.names]
     except ValueError as error:
-        raise EvaluationError(f"{storage.uri}/{name} is damaged: a text is not UTF-8") from error
-    rows = zip(*columns, strict=True)
-    records = [Record(**dict(zip(RECORD.names, map(_frozen, row), strict=True))) for row in rows]
+        raise EvaluationError(
+            f"{storage.uri}/{name} is damaged: a text is not UTF-8", code="records_damaged", name=name
+        ) from error
+    records = []
+    for row in zip(*columns, strict=True):
+        values = [tuple(value) if isinstance(value, list) else value for value in row]
+        records.append(Record(**dict(zip(RECORD.names, values, strict=True))))
     _check_values(f"{storage.uri}/{name}", records)
     return records
 
 
 def read_metadata(storage: Storage, name: str) -> dict[str, str]:
-    """What was noted about how the records were made."""
-    metadata = read_table(storage, name).schema.metadata or {}
+    """The notes about how the records were made."""
+    metadata = read_record_table(storage, name).schema.metadata or {}
     return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in metadata.items()}
 
 
-def read_table(storage: Storage, name: str) -> pa.Table:
-    """The columns of `RECORD`, as Arrow has them, and the file's notes; other columns are left out."""
-    where, data = f"{storage.uri}/{name}", storage.read(name, 0, _MOST_BYTES + 1)
+def read_record_table(storage: Storage, name: str) -> pa.Table:
+    """The columns of `RECORD` as an Arrow table, with the file's notes; other columns are left out."""
+    where = f"{storage.uri}/{name}"
+    data = storage.read(name, 0, _MOST_BYTES + 1)
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         decoded = sum(group.total_byte_size for group in groups)
-        if file.metadata.num_rows > MOST_RECORDS or max(len(data), decoded // 4) > _MOST_BYTES_DECODED // 4:
-            raise EvaluationError(f"{where} holds more than {MOST_RECORDS} records or is too large to read at once")
+        rows = file.metadata.num_rows
+        if rows > MOST_RECORDS or len(data) > _MOST_BYTES or decoded > _MOST_BYTES_DECODED:
+            raise EvaluationError(
+                f"{where} holds more than {MOST_RECORDS} records or is too large to read at once",
+                code="too_many_records",
+                name=name,
+                records=rows,
+            )
         missing = [column for column in RECORD.names if column not in file.schema_arrow.names]
-        refuse(f"{where} is no file of records", problem("columns missing", missing))
+        refuse(f"{where} is no file of records", problem("columns missing", missing), "columns_missing")
         table = file.read(columns=RECORD.names)
         notes = table.schema.metadata
         return table.select(RECORD.names).cast(RECORD).replace_schema_metadata(notes)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise EvaluationError(f"{where} is damaged or no file of records: {error}") from error
+        raise EvaluationError(
+            f"{where} is damaged or no file of records: {error}", code="records_damaged", name=name
+        ) from error
 
 
 def check_records(records: Sequence[Record], questions: Sequence[Question]) -> None:
-    """Raise `EvaluationError`, listing what is wrong, unless these are one cell's records of these very questions."""
+    """Raise `EvaluationError`, with all problems, unless these are one cell's records of exactly these questions."""
     asked = {question.id: question for question in questions}
-    changed = sorted(r.question_id for r in records if r.question_id in asked and _differs(r, asked[r.question_id]))
+    changed = []
+    for record in records:
+        question = asked.get(record.question_id)
+        if question and (record.question, record.answers, record.kind) != (
+            question.question,
+            question.answers,
+            question.kind,
+        ):
+            changed.append(record.question_id)
     problems = [
         *_several_cells(records),
-        *mismatches((r.question_id for r in records), asked),
-        *problem("with other words, answers or kind than the question set has", changed),
+        *mismatches((record.question_id for record in records), asked),
+        *problem("with other words, answers or kind than in the question set", sorted(changed)),
     ]
     cell = f"the records of {records[0].cell}" if records else "the records"
     refuse(f"{cell} do not match the {len(questions)} questions", problems)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _differs(record: Record, question: Question) -> bool:
-    found = (record.question, record.answers, record.kind)
-    return found != (question.question, question.answers, question.kind)
 
 
 def _several_cells(records: Iterable[Record]) -> list[Problem]:
@@ -186,9 +201,14 @@ def _several_cells(records: Iterable[Record]) -> list[Problem]:
 
 def _check_values(where: str, records: Sequence[Record]) -> None:
     if len(records) > MOST_RECORDS:
-        raise EvaluationError(f"{where}: {len(records)} records; a file holds at most {MOST_RECORDS}")
-    faults = [f"{record.question_id} ({fault})" for record in records if (fault := _fault(record))]
-    refuse(where, problem("records with impossible values", faults))
+        raise EvaluationError(
+            f"{where}: {len(records)} records, but a file holds at most {MOST_RECORDS}",
+            code="too_many_records",
+            records=len(records),
+        )
+    faults = {record.question_id: fault for record in records if (fault := _fault(record))}
+    shown = [f"{question_id} ({fault})" for question_id, fault in faults.items()]
+    refuse(where, problem("records with impossible values", shown), "impossible_values")
 
 
 def _fault(record: Record) -> str:

@@ -1,11 +1,11 @@
-"""Running cells: find passages, make updates, decode in batches, score, keep the records. Knows no Ray."""
+"""Running cells: find passages, plan answers, decode them in batches, score, keep the records. Knows no Ray."""
 
 from __future__ import annotations
 
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -13,60 +13,145 @@ from regrad.data.question_sets import read_questions
 from regrad.data.questions import Question
 from regrad.errors import EvaluationError
 from regrad.evaluation.answer_parsing.answers import prediction_of
-from regrad.evaluation.cache_keys import questions_digest
-from regrad.evaluation.config import EvalConfig
-from regrad.evaluation.generation import Fitted, Generator, fit
+from regrad.evaluation.config import EvalBatchConfig, EvalConfig
 from regrad.evaluation.metrics import score
 from regrad.evaluation.output import CellResult, Output, Seconds
-from regrad.evaluation.passages import Found, PassageFinder
-from regrad.evaluation.plan import PlannedCell
+from regrad.evaluation.passages import FoundPassages, PassageFinder
+from regrad.evaluation.plan import PlannedCell, questions_digest
 from regrad.evaluation.records import Record
-from regrad.inference.rows import Finished
+from regrad.inference.engine import Engine
+from regrad.inference.rows import DecodingEvent, DecodingRequest, Finished
 from regrad.methods.base import AtomProvider, Evidence, Method, Plan, Prompt
 from regrad.models.loading import LanguageModel, load_language_model
+from regrad.models.subspace import Update
+from regrad.text import counted
 
 Done = Callable[[int, float], object]
-"""Hears of each batch how many questions it had and how many seconds it took."""
+"""Receives for each batch how many questions it had and how many seconds it took."""
 
 
 def unheard(questions: int, seconds: float) -> None:
-    """Where nobody asks for progress."""
+    """For runs that report no progress."""
+
+
+class Generator:
+    """Greedy answers of one model; for one thread. The decoding engine without its thread."""
+
+    # Rows leave the batch as they finish and others take their place, so short answers do not wait for long ones.
+
+    def __init__(self, lm: LanguageModel, config: EvalBatchConfig) -> None:
+        self._engine = Engine(lm, config.rows, config.cached_tokens)
+
+    def answers(
+        self, prompts: Sequence[str], updates: Sequence[tuple[Update, ...]], max_new_tokens: int
+    ) -> list[Finished]:
+        """The answers in order, each under its own updates; raises `PromptTooLong` for a prompt that does not fit."""
+        found: dict[int, Finished] = {}
+
+        def keep(number: int) -> Callable[[DecodingEvent], None]:
+            def listen(event: DecodingEvent) -> None:
+                if isinstance(event, Finished):
+                    found[number] = event
+
+            return listen
+
+        for number, (prompt, own) in enumerate(zip(prompts, updates, strict=True)):
+            self._engine.submit(DecodingRequest(prompt, own, max_new_tokens), keep(number))
+        while self._engine.step():
+            pass
+        return [found[number] for number in range(len(prompts))]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A prompt that fits the context, and how many of its passages had to be dropped."""
+
+    prompt: str
+    dropped: int
+
+
+def fit_prompt(
+    lm: LanguageModel,
+    prompt: Prompt,
+    max_new_tokens: int,
+    most_tokens: int | None,
+    drop: bool,
+) -> Fitted:
+    """The prompt with as many of its passages as fit, best first; its demonstrations are never dropped.
+
+    Raises `EvaluationError` if passages must be dropped and may not be (`drop`), or if the question, with its
+    demonstrations, is too long without any passage.
+    """
+    passages = len(prompt.passages)
+    demonstrations = len(prompt.evidence.demonstrations)
+    limits = [limit for limit in (most_tokens, lm.context_length) if limit is not None]
+    for kept in range(passages, -1, -1):
+        text = prompt.shortened(kept).text(lm.config.prompts)
+        tokens = len(lm.encode_prompt(text)) + max_new_tokens
+        if not limits or tokens <= min(limits):
+            return Fitted(text, passages - kept)
+        if not drop:
+            break
+    if kept:
+        remedy = "set too_long=drop, or lower k"
+    elif demonstrations:
+        remedy = "ask for fewer demonstrations, which are never dropped, or shorter ones, or lower max_new_tokens"
+    else:
+        remedy = "lower max_new_tokens, or leave the question out"
+    shown = ", ".join([counted(kept, "passage")] + [counted(demonstrations, "demonstration")] * bool(demonstrations))
+    raise EvaluationError(
+        f"a prompt with {shown} and its answer take {tokens} tokens, but the context is {min(limits)}: {remedy}",
+        code="prompt_too_long",
+        passages=kept,
+        demonstrations=demonstrations,
+        tokens=tokens,
+        context=min(limits),
+    )
 
 
 class CellRunner:
     """Runs cells of one language model, one after the other."""
 
     def __init__(self, lm: LanguageModel, config: EvalConfig) -> None:
-        self._lm, self._config = lm, config
+        self._lm = lm
+        self._config = config
         self._generator = Generator(lm, config.batch)
 
     def run(self, cell: PlannedCell, done: Done = unheard) -> CellResult:
-        """Answer and score all questions; `done` hears of each batch of them, and its seconds.
+        """Answer and score all questions; `done` is called after each batch of them.
 
-        Raises `EvaluationError` if the set is not any more what the plan was made of.
+        Raises `EvaluationError` if the set has changed since the plan was made.
         """
+        # 1. Open what the cell needs.
         questions = read_questions(cell.set)
         if questions_digest(questions) != cell.questions_digest:
             raise EvaluationError(
-                f"set {cell.set.name!r}: {cell.set.path} has changed since the run began; start again"
+                f"set {cell.set.name!r}: {cell.set.path} has changed since the run began; start the run again",
+                code="questions_changed",
+                set=cell.set.name,
             )
         finder = PassageFinder(cell.set.passages, cell.seed)
         method = cell.method.open(self._lm)
         atoms = method.open_atoms()
-        self._warm(finder, cell, method, questions[0])
-        seconds, records = Seconds(), []
+
+        # 2. What is slow only the first time is not part of the times: opening the index, the first forward pass.
+        [found] = finder.find(questions[:1], cell.k)
+        prompt = self._fitted(cell, method.prompt(_evidence(cell, questions[0], found))).prompt
+        self._generator.answers([prompt], [()], 1)
+
+        # 3. Answer in batches.
+        seconds = Seconds()
+        records = []
         size = self._config.batch.questions
         for start in range(0, len(questions), size):
-            batch, began = questions[start : start + size], time.perf_counter()
+            batch = questions[start : start + size]
+            began = time.perf_counter()
             records += self._batch(cell, batch, finder, method, atoms, seconds)
             done(len(batch), time.perf_counter() - began)
-        return CellResult(records, seconds, _device(self._lm))
-
-    def _warm(self, finder: PassageFinder, cell: PlannedCell, method: Method, question: Question) -> None:
-        """What is slow the first time only: opening the index, the first forward pass."""
-        found = finder.find(question, cell.k) if cell.k else Found(())
-        prompt = self._fitted(cell, method.prompt(_evidence(cell, question, found))).prompt
-        self._generator.answers([prompt], [()], 1)
+        device = f"CPU ({platform.machine()}, {counted(torch.get_num_threads(), 'thread')})"
+        if self._lm.device.type == "cuda":
+            device = torch.cuda.get_device_name(self._lm.device)
+        return CellResult(records, seconds, device)
 
     def _batch(
         self,
@@ -78,7 +163,7 @@ class CellRunner:
         seconds: Seconds,
     ) -> list[Record]:
         with seconds.measured("retrieval"):
-            found = [finder.find(question, cell.k) if cell.k else Found(()) for question in questions]
+            found = finder.find(questions, cell.k)
         answering = Seconds()
         with answering.measured("update"):
             plans = method.plan([_evidence(cell, *pair) for pair in zip(questions, found, strict=True)], atoms)
@@ -94,13 +179,13 @@ class CellRunner:
 
     def _fitted(self, cell: PlannedCell, prompt: Prompt) -> Fitted:
         drop = self._config.too_long == "drop"
-        return fit(self._lm, prompt, self._most(cell), self._config.context_tokens, drop)
+        return fit_prompt(self._lm, prompt, self._most(cell), self._config.context_tokens, drop)
 
     def _most(self, cell: PlannedCell) -> int:
         return cell.set.max_new_tokens or self._config.max_new_tokens
 
 
-def _evidence(cell: PlannedCell, question: Question, found: Found) -> Evidence:
+def _evidence(cell: PlannedCell, question: Question, found: FoundPassages) -> Evidence:
     return Evidence(question, found.passages, found.scores, cell.demonstrations)
 
 
@@ -108,15 +193,16 @@ def _record(
     cell: PlannedCell,
     milliseconds: float,
     question: Question,
-    found: Found,
+    found: FoundPassages,
     plan: Plan,
     fitted: Fitted,
     answer: Finished,
 ) -> Record:
-    dropped = (
-        f"{fitted.dropped} of {len(found.passages)} passages did not fit into the prompt" if fitted.dropped else ""
-    )
+    notes = [str(note) for note in plan.notes]
+    if fitted.dropped:
+        notes.append(f"{fitted.dropped} of {len(found.passages)} passages did not fit into the prompt")
     prediction = prediction_of(question, answer.text, cell.set.cut)
+    # A closed question is scored by all that was generated, as the scoring reads the label itself.
     scored = prediction if question.kind == "open" else answer.text
     return Record(
         set=cell.set.name,
@@ -138,37 +224,33 @@ def _record(
         completion_tokens=answer.completion_tokens,
         milliseconds=milliseconds,
         bytes_fetched=plan.bytes_fetched,
-        note="; ".join([*map(str, plan.notes), *([dropped] if dropped else [])]),
+        note="; ".join(notes),
     )
-
-
-def _device(lm: LanguageModel) -> str:
-    if lm.device.type == "cuda":
-        return torch.cuda.get_device_name(lm.device)
-    threads = torch.get_num_threads()
-    return f"CPU ({platform.machine()}, {threads} thread{'s' * (threads > 1)})"
 
 
 class Cells:
     """Runs cells and writes their records; keeps the model of the last one."""
 
     def __init__(self, config: EvalConfig, device: str) -> None:
-        self._config, self._device, self._output = config, device, Output(config.output)
+        self._config = config
+        self._device = device
+        self._output = Output(config.output)
         self._runner: tuple[str, CellRunner] | None = None
 
     def run(self, cell: PlannedCell, done: Done = unheard) -> None:
-        """Answer and score the cell's questions and write the records; `done` hears of each batch and its seconds."""
+        """Answer and score the cell's questions and write the records; `done` is called after each batch."""
+        batch = self._config.batch
         try:
-            result = self._runner_of(cell).run(cell, done)
+            if self._runner is None or self._runner[0] != cell.model_name:
+                self._runner = None  # there may not be enough memory for two models at once
+                self._runner = cell.model_name, CellRunner(load_language_model(cell.model, self._device), self._config)
+            result = self._runner[1].run(cell, done)
         except torch.OutOfMemoryError as error:
             raise EvaluationError(
-                f"{cell.label}: the GPU's memory is too small for batch.rows={self._config.batch.rows} and "
-                f"batch.questions={self._config.batch.questions}; lower them"
+                f"{cell.label}: the GPU's memory is too small for batch.rows={batch.rows} and "
+                f"batch.questions={batch.questions}; lower them",
+                code="out_of_memory",
+                rows=batch.rows,
+                questions=batch.questions,
             ) from error
-        self._output.save(cell, result, self._config.batch.rows)
-
-    def _runner_of(self, cell: PlannedCell) -> CellRunner:
-        if self._runner is None or self._runner[0] != cell.model_name:
-            self._runner = None  # two models at once may be more than there is room for
-            self._runner = cell.model_name, CellRunner(load_language_model(cell.model, self._device), self._config)
-        return self._runner[1]
+        self._output.save(cell, result, batch.rows)

@@ -1,8 +1,4 @@
-"""Per-passage gradients: a batch of passages in, one atom a passage out.
-
-For a projection with output gradient d_i and input x_i, per passage i: gB_i = s * d_i^T (x_i A^T) and
-gA_i = s * (d_i B)^T x_i, exactly what autograd computes for the batched products.
-"""
+"""Per-passage gradients: a batch of passages in, one atom for each passage out."""
 
 from __future__ import annotations
 
@@ -43,6 +39,8 @@ def passage_gradients(
     `phi` is [P] for all passages, or [U, P], one start for each. With `create_graph` the result can be differentiated
     with respect to `phi` (second order). With `recompute` the adapted blocks keep no activations.
     """
+    # One copy of phi for each row makes the gradient of the summed losses one gradient per passage. For a projection
+    # with input x_i and output gradient d_i, autograd computes gB_i = s * d_i^T (x_i A^T) and gA_i = s * (d_i B)^T x_i.
     with torch.enable_grad():
         start = phi if create_graph else phi.detach()
         phi_UP = start.expand(batch.ids.shape[0], -1)
@@ -58,13 +56,13 @@ def passage_gradients(
     return gradients, losses.detach()
 
 
-Encode = Callable[[Tensor], Tensor]
-"""Finite atoms [n, P] float32 -> records [n, record_bytes] uint8 on the same device, such as `Codec.encode`."""
+EncodeAtoms = Callable[[Tensor], Tensor]
+"""Finite atoms [n, P] float32 -> encoded atoms [n, record_bytes] uint8 on the same device, such as `Codec.encode`."""
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """One passage's atom [P] float32, or its record if it was encoded, or the reason why there is neither."""
+    """One passage's atom [P] float32, or its encoded bytes (`record`), or the reason why there is neither."""
 
     passage: Passage
     atom: Tensor | None = None
@@ -81,27 +79,29 @@ class AtomExtractor:
         meta_init.check_base(lm)
         if meta_init.inner_steps > 1:
             raise MetaInitError(
-                f"the MetaInit was learned for {meta_init.inner_steps} inner steps; an atom is a gradient at phi0 and "
-                "serves one: train with inner.steps 1"
+                f"the MetaInit was trained for {meta_init.inner_steps} inner steps, but an atom is a gradient at phi0 "
+                "and serves one; train with inner.steps 1",
+                code="several_inner_steps",
+                inner_steps=meta_init.inner_steps,
             )
-        self._lm, self._reduction = lm, meta_init.inner_reduction
+        self._lm = lm
+        self._reduction = meta_init.inner_reduction
         self._phi0 = meta_init.phi0.to(lm.device)
         self._batch_tokens = batch_tokens
         self._max_tokens = min(max_passage_tokens, lm.context_length or max_passage_tokens)
 
-    def extract(self, passages: Sequence[Passage], encode: Encode | None = None) -> list[Extracted]:
-        """One result a passage, in the order given. The batching changes no atom beyond rounding.
+    def extract(self, passages: Sequence[Passage], encode: EncodeAtoms | None = None) -> list[Extracted]:
+        """One result for each passage, in order. How they are batched changes an atom only by rounding.
 
-        With `encode` (a codec's), the atoms of each batch are encoded where they were computed and dropped: only
-        records are brought to the CPU and kept. Without it, all float32 atoms are.
+        With `encode` (a codec's), each batch's atoms are encoded where they were computed and then dropped: only the
+        encoded bytes are copied to the CPU and kept. Without it, all float32 atoms are.
         """
-        encoded, problems = [], []
+        encoded, results = [], []
         for passage in passages:
             ids, problem = self._encode(passage)
             encoded.append(ids)
-            problems.append(problem)
-        results = [Extracted(passage, problem=problem) for passage, problem in zip(passages, problems, strict=True)]
-        fit = sorted((i for i, problem in enumerate(problems) if not problem), key=lambda i: len(encoded[i]))
+            results.append(Extracted(passage, problem=problem))
+        fit = sorted((i for i, result in enumerate(results) if not result.problem), key=lambda i: len(encoded[i]))
         for rows in self._batches(fit, encoded):
             found = self._extract_batch([passages[row] for row in rows], [encoded[row] for row in rows], encode)
             for row, result in zip(rows, found, strict=True):
@@ -109,18 +109,19 @@ class AtomExtractor:
         return results
 
     def _extract_batch(
-        self, passages: list[Passage], sequences: list[list[int]], encode: Encode | None
+        self, passages: list[Passage], sequences: list[list[int]], encode: EncodeAtoms | None
     ) -> list[Extracted]:
-        # A function of its own, so that nothing refers to this batch's atoms when the next one's are computed.
+        # A separate function, so that nothing refers to this batch's atoms when those of the next are computed.
         batch = passage_batch(self._lm, sequences)
         atoms_BP = passage_gradients(self._lm, self._phi0, batch, self._reduction)[0].float()
         finite = finite_rows(atoms_BP)
-        atoms_BP, good = atoms_BP if finite.all() else atoms_BP[finite], finite.tolist()
+        if not finite.all():  # a selection is a copy, of gigabytes
+            atoms_BP = atoms_BP[finite]
         kept = iter(atoms_BP.cpu() if encode is None else encode(atoms_BP).cpu())
         field = "atom" if encode is None else "record"
         return [
             Extracted(passage, **{field: next(kept)}) if ok else Extracted(passage, problem="non-finite gradient")
-            for passage, ok in zip(passages, good, strict=True)
+            for passage, ok in zip(passages, finite.tolist(), strict=True)
         ]
 
     def _batches(self, rows: Sequence[int], encoded: Sequence[Sequence[int]]) -> Iterator[list[int]]:
@@ -134,18 +135,16 @@ class AtomExtractor:
             yield batch
 
     def _encode(self, passage: Passage) -> tuple[list[int], str]:
-        """Its token ids, and why there can be no atom of them (empty: there can)."""
+        """The token ids, and the reason why the passage can have no atom (empty: it can)."""
         try:
             ids = encode_passage(self._lm, passage)
         except TokenOutOfVocabulary as error:
             return [], str(error)
-        return ids, self._problem(passage, ids)
-
-    def _problem(self, passage: Passage, ids: Sequence[int]) -> str:
+        problem = ""
         if not passage.text.strip():
-            return "empty text"
-        if len(ids) < 2:
-            return "nothing to predict in fewer than two tokens"
-        if len(ids) > self._max_tokens:
-            return f"{len(ids)} tokens, more than {self._max_tokens}; split the passage"
-        return ""
+            problem = "empty text"
+        elif len(ids) < 2:
+            problem = "nothing to predict in fewer than two tokens"
+        elif len(ids) > self._max_tokens:
+            problem = f"{len(ids)} tokens, more than {self._max_tokens}; split the passage"
+        return ids, problem

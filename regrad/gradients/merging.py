@@ -1,4 +1,4 @@
-"""One vector of several: how the gradients that a question retrieved become its update.
+"""Merging: how the gradients of a question's passages become one vector.
 
 Every merge is `(parts [K, P], scores) -> [P]`: atoms, or atoms times step sizes, best first, and the scores that the
 retriever gave them (any scale; higher is better). The paper's method is `sum`.
@@ -27,19 +27,19 @@ _KEPT = 0.2
 
 @MERGES.register("sum")
 def sum_(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
-    """All alike."""
+    """Each with weight one."""
     return parts_KP.sum(0)
 
 
 @MERGES.register("mean")
 def mean(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
-    """All alike, and no longer with more of them."""
+    """Each with weight 1/K, so that more passages make no longer update."""
     return parts_KP.mean(0)
 
 
 @MERGES.register("root")
 def root(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
-    """Between sum and mean: the length of a sum of vectors at right angles does not grow."""
+    """Each with weight 1/sqrt(K), between sum and mean: orthogonal vectors then make no longer update."""
     return parts_KP.sum(0) / math.sqrt(len(parts_KP))
 
 
@@ -51,7 +51,7 @@ def first(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
 
 @MERGES.register("decayed")
 def decayed(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
-    """The best one whole, each next one 0.3 times the one before, whatever their scores."""
+    """The best one with weight one, each next one with 0.3 times the weight before it, whatever their scores."""
     weights = torch.empty(len(parts_KP))
     weights[_ranked(scores)] = _DECAY ** torch.arange(len(parts_KP)).float()
     return _weighted(parts_KP, weights)
@@ -65,28 +65,28 @@ def softmax(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
 
 @MERGES.register("relative")
 def relative(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
-    """Weights by score, the best one's being one: equal scores give the sum."""
+    """Weights by score, where the best one has weight one: equal scores give the sum."""
     values = _exponential(scores)
     return _weighted(parts_KP, (values - values.max()).exp())
 
 
 @MERGES.register("proportional")
 def proportional(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
-    """Each by its score over the best score (scores above zero)."""
+    """Each with its score divided by the best score (scores above zero)."""
     values = torch.tensor([max(score, 0.0) for score in scores])
     return _weighted(parts_KP, values / values.max()) if values.max() > 0 else parts_KP.sum(0)
 
 
 @MERGES.register("consensus")
 def consensus(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
-    """A number counts only where it has the sign that the sum has (the election of TIES merging)."""
+    """A number counts only where it has the sign of the sum (the sign election of TIES merging)."""
     agree = parts_KP.sign() == parts_KP.sum(0).sign()
     return (parts_KP * agree).sum(0)
 
 
 @MERGES.register("trimmed")
 def trimmed(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
-    """Of each vector only the fifth of its numbers that is largest, then the sum."""
+    """The sum of the largest fifth of each vector's numbers."""
     size = parts_KP.shape[1]
     threshold = parts_KP.abs().kthvalue(size - int(_KEPT * size), dim=1).values
     return (parts_KP * (parts_KP.abs() > threshold[:, None])).sum(0)
@@ -94,13 +94,13 @@ def trimmed(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
 
 @MERGES.register("largest")
 def largest(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
-    """Each number from the vector in which it is largest."""
+    """Each number from the vector where its absolute value is largest."""
     return parts_KP.gather(0, parts_KP.abs().argmax(0)[None])[0]
 
 
 @MERGES.register("orthogonal")
 def orthogonal(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
-    """Of each vector only what is at right angles to all better ones: what they share counts once (Gram-Schmidt)."""
+    """Of each vector only the part orthogonal to all better ones: what they share counts once (Gram-Schmidt)."""
     ranked = parts_KP[_ranked(scores)].double()
     directions: list[Tensor] = []
     total_P = torch.zeros_like(ranked[0])
@@ -113,7 +113,7 @@ def orthogonal(parts_KP: Tensor, scores: Sequence[float]) -> Tensor:
 
 
 def _ranked(scores: Sequence[float]) -> list[int]:
-    """Positions, best first; of equal scores the earlier one."""
+    """Positions, best first; of equal scores the earlier one first."""
     return sorted(range(len(scores)), key=lambda i: -scores[i])
 
 

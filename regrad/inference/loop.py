@@ -1,4 +1,4 @@
-"""The engine on a thread of its own, so that servers and notebooks can ask it from anywhere."""
+"""The engine on its own thread, so that servers and notebooks can call it from any thread."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from regrad.errors import ModelError
 from regrad.inference.engine import Engine
-from regrad.inference.rows import DecodingRequest, Event, Finished, Listener, Row
+from regrad.inference.rows import DecodingEvent, DecodingListener, DecodingRequest, Finished, Row
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-_ENDED = "decoding has ended"
 
 
 class Ticket:
-    """A request that was handed in; `cancel` takes it out of the batch before the next step."""
+    """A submitted request; `cancel` takes it out of the batch before the next step."""
+
+    # Either side may come first: `cancel` is called on the caller's thread, `entered` on the loop's.
 
     def __init__(self) -> None:
         self._row: Row | None = None
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Nobody wants the answer any more. The listener hears nothing further."""
+        """The answer is no longer wanted; the listener receives nothing further."""
         self._cancelled = True
         if self._row is not None:
             self._row.cancelled = True
@@ -45,43 +46,48 @@ class DecodingLoop:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._closed, self._lock = False, threading.Lock()
+        self._closed = False
+        self._lock = threading.Lock()
         self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
         self._thread.start()
 
     @property
     def load(self) -> tuple[int, int]:
-        """Requests that wait, and requests in the batch."""
+        """How many requests wait, and how many are in the batch."""
         return self._engine.waiting + self._todo.qsize(), self._engine.active
 
     def check(self, stall_seconds: float) -> None:
-        """Raise `ModelError` if the thread has ended, or is busy with one and the same thing for so long."""
+        """Raise `ModelError` if the thread has ended, or has been busy with one step for more than `stall_seconds`."""
         if not self._thread.is_alive():
-            raise ModelError("the decoding thread has ended")
+            raise ModelError("the decoding thread has ended", code="thread_ended")
         since = self._busy_since
         if since is not None and time.monotonic() - since > stall_seconds:
-            raise ModelError(f"one decoding step has been running for more than {stall_seconds:.0f} s")
+            raise ModelError(
+                f"one decoding step has been running for more than {stall_seconds:.0f} s",
+                code="stalled",
+                seconds=stall_seconds,
+            )
 
-    def submit(self, request: DecodingRequest, listener: Listener) -> Ticket:
-        """Hand in a request. What is wrong with it, the listener hears as an error."""
+    def submit(self, request: DecodingRequest, listener: DecodingListener) -> Ticket:
+        """Hand over a request. If it is invalid, the listener receives the error."""
         ticket = Ticket()
 
         def enter() -> None:
             try:
                 ticket.entered(self._engine.submit(request, listener))
             except Exception as error:
-                _tell(listener, error)
+                _report(listener, error)
 
         if not self._put(enter):
-            _tell(listener, ModelError(_ENDED))
+            _report(listener, _ended())
         return ticket
 
     def generate(self, request: DecodingRequest) -> Finished:
-        """Wait for one answer."""
+        """Submit a request and wait for its answer."""
         answer: Future[Finished] = Future()
 
-        def listen(event: Event) -> None:
+        def listen(event: DecodingEvent) -> None:
             if isinstance(event, Exception):
                 answer.set_exception(event)
             elif isinstance(event, Finished):
@@ -91,7 +97,7 @@ class DecodingLoop:
         return answer.result()
 
     def run(self, work: Callable[[], Result]) -> Future[Result]:
-        """Run something else with the model, between two steps."""
+        """Run other work on the model, between two steps."""
         future: Future[Result] = Future()
 
         def do() -> None:
@@ -103,11 +109,11 @@ class DecodingLoop:
                 future.set_exception(error)
 
         if not self._put(do):
-            future.set_exception(ModelError(_ENDED))
+            future.set_exception(_ended())
         return future
 
     def close(self) -> None:
-        """Stop after the step at hand; what is not finished ends with an error."""
+        """Stop after the current step; requests that are not finished end with an error."""
         with self._lock:
             self._closed = True
             self._todo.put(None)
@@ -122,35 +128,33 @@ class DecodingLoop:
     def _run(self) -> None:
         busy = False
         while True:
+            # 1. Take all that has been put; wait only if there is nothing to decode.
             self._busy_since = None
-            for work in self._received(wait=not busy):
+            received = [] if busy else [self._todo.get()]
+            while not self._todo.empty():  # this thread alone takes from it
+                received.append(self._todo.get())
+            for work in received:
                 if work is None:
-                    return self._engine.fail(ModelError(_ENDED), waiting=True)
+                    return self._engine.fail(_ended(), waiting=True)
                 self._busy_since = time.monotonic()
                 work()
+
+            # 2. One step. A pass that fails ends the requests in the batch, never the thread.
             self._busy_since = time.monotonic()
-            busy = self._step()
-
-    def _received(self, wait: bool) -> list[Any]:
-        """All that has come; if there is nothing else to do, wait for something."""
-        received = [self._todo.get()] if wait else []
-        while True:
             try:
-                received.append(self._todo.get_nowait())
-            except queue.Empty:
-                return received
-
-    def _step(self) -> bool:
-        try:
-            return self._engine.step()
-        except Exception as error:
-            logger.exception("a decoding step failed")
-            self._engine.fail(error)
-            return True
+                busy = self._engine.step()
+            except Exception as error:
+                logger.exception("a decoding step failed")
+                self._engine.fail(error)
+                busy = True
 
 
-def _tell(listener: Listener, error: Exception) -> None:
+def _ended() -> ModelError:
+    return ModelError("decoding has ended", code="decoding_ended")
+
+
+def _report(listener: DecodingListener, error: Exception) -> None:
     try:
         listener(error)
     except Exception:
-        logger.exception("who asked cannot be told of: %s", error)
+        logger.exception("a listener failed while it was given the error: %s", error)

@@ -1,4 +1,4 @@
-"""The updates that the engine keeps for the rows of its batch, by the subspaces that they belong to."""
+"""The updates of the engine's rows, kept by the subspace that they belong to."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ _FIRST_ROWS = 4
 class RowUpdates:
     """What each row runs with: an update in one subspace or in several, or none.
 
-    A subspace costs memory only as long as a row has an update in it, and time only in passes of such a row. The
-    model's own stays, as most rows have theirs in it: making its room for every lone request is dearer than keeping it.
+    A subspace takes memory only while a row has an update in it, and time only in passes of such a row.
     """
 
     def __init__(self, lm: LanguageModel) -> None:
-        self._lm, self._dtype = lm, lm.compute_dtype
+        self._lm = lm
+        self._dtype = lm.compute_dtype
+        # The model's own subspace is kept for good: most rows have their update there, and making room for it at every
+        # single request costs more than keeping it.
         self._kept = {lm.subspace: _SubspaceRows(lm, lm.subspace, self._dtype)}
 
     def put(self, row: int, vectors: Mapping[Subspace, Tensor]) -> None:
-        """Set a row's updates ([P] in each subspace), and take away what it had."""
+        """Replace a row's updates ([P] in each subspace)."""
         for subspace in vectors:
             if subspace not in self._kept:
                 self._kept[subspace] = _SubspaceRows(self._lm, subspace, self._dtype)
@@ -40,7 +42,7 @@ class RowUpdates:
             kept.move(source, target)
 
     def truncate(self, rows: int) -> None:
-        """Only the first `rows` are in use from now on; drop what none of them needs."""
+        """Only the first `rows` are in use from now on; what none of them needs is dropped."""
         for kept in self._kept.values():
             kept.truncate(rows)
         for subspace in [subspace for subspace, kept in self._kept.items() if not kept.users]:
@@ -48,15 +50,15 @@ class RowUpdates:
                 self._kept.pop(subspace).release()
 
     def applied(self, numbers: Sequence[int], rows: slice | Tensor) -> AbstractContextManager[None]:
-        """Inside the block, row i of a pass runs with the updates of row `numbers[i]`; `rows` are these as an index."""
+        """Inside the block, row i of a pass runs with the updates of row `numbers[i]`; `rows` is `numbers` as index."""
         needed = [kept.applied(rows) for kept in self._kept.values() if not kept.users.isdisjoint(numbers)]
-        if len(needed) < 2:  # as nearly always, and a stack costs a pass of a small model some percent
+        if len(needed) < 2:  # the usual case, and a stack costs a pass of a small model a few percent
             return needed[0] if needed else nullcontext()
-        return _all(needed)
+        return _entered(needed)
 
 
 @contextmanager
-def _all(contexts: Sequence[AbstractContextManager[None]]) -> Iterator[None]:
+def _entered(contexts: Sequence[AbstractContextManager[None]]) -> Iterator[None]:
     with ExitStack() as stack:
         for context in contexts:
             stack.enter_context(context)
@@ -64,18 +66,19 @@ def _all(contexts: Sequence[AbstractContextManager[None]]) -> Iterator[None]:
 
 
 class _SubspaceRows:
-    """Updates [S, P] in one subspace, in the model's precision, the scale of each B multiplied in.
+    """Updates [S, P] in one subspace, in the model's precision, each B multiplied by the subspace's scale."""
 
-    Rows without one, which are not in `users`, have zeros, for which B A x is zero: so the rows of a pass, whoever
-    they are, are one view of the memory, and mostly one that was made before.
-    """
+    # Rows without an update, which are not in `users`, are zeros, for which B A x is zero. So the rows of any pass are
+    # one view of the memory, and usually one that an earlier pass has made.
 
     def __init__(self, lm: LanguageModel, subspace: Subspace, dtype: torch.dtype) -> None:
         self.users: set[int] = set()
-        self._subspace, self._lora, self._dtype = subspace, lm.lora_for(subspace), dtype
+        self._subspace = subspace
+        self._lora = lm.lora_for(subspace)
+        self._dtype = dtype
         self._lora.hold()
-        b = [subspace.scaling if name.endswith(".B") else 1.0 for name in subspace.shapes]
-        self._scale_P = subspace.per_tensor(torch.tensor(b, device=lm.device))
+        scales = [subspace.scaling if name.endswith(".B") else 1.0 for name in subspace.shapes]
+        self._scale_P = subspace.per_tensor(torch.tensor(scales, device=lm.device))
         self._kept = self._blank(_FIRST_ROWS)
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
 
@@ -83,7 +86,8 @@ class _SubspaceRows:
         if row >= self._kept.shape[0]:
             larger = self._blank(grown(self._kept.shape[0], row + 1))
             larger[: self._kept.shape[0]] = self._kept
-            self._kept, self._views = larger, {}
+            self._kept = larger
+            self._views = {}
         if update_P is None:
             self._kept[row].zero_()
             self.users.discard(row)

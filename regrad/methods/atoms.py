@@ -1,7 +1,7 @@
-"""What a bank has for a question's passages, and the one policy for what it has not.
+"""The atoms that a bank has for a question's passages, and the one policy for those that it lacks.
 
-Evaluation reads a bank here (`BankAtoms`); a server's bank loader reads and sums in its own process, and hands the sum
-over as another provider. `settle` is the same for both.
+Evaluation reads a bank here (`BankAtoms`); a server's bank loader reads and sums atoms in its own process and passes
+the sum on as another provider. `handle_missing` is the same for both.
 """
 
 from __future__ import annotations
@@ -26,44 +26,50 @@ from regrad.settings import Location
 from regrad.storage import Storage
 
 _VERBS: dict[BankKind, str] = {"gradient": "build", "adapter": "adapters"}
-_PATIENT = TiersConfig(deadline_seconds=300.0)  # nobody waits for the answer, and a late atom is no missing one
+_PATIENT = TiersConfig(deadline_seconds=300.0)  # no user is waiting, and a late atom must not count as a missing one
 
 Compute = Callable[[Sequence[Passage]], list[Extracted]]
-"""The atoms of passages now, each or the reason why there is none."""
+"""Computes the atoms of passages now, or says for each why it has none."""
 
 
 class BankSettings(MethodSettings):
-    """What every method takes that reads a bank; `KIND` is what the bank must hold.
+    """Settings of every method that reads a bank; `KIND` is what the bank must hold."""
 
-    One policy, one default: a method's score in an evaluation and its answers from a server are the method's own,
-    whatever its bank happens to lack. Adapters cannot be computed for a question, so theirs is `fewer`.
-    """
+    # One policy and one default for evaluation and server: a method's scores and answers are its own, whatever its bank
+    # happens to lack. Adapters cannot be computed for a question, so their default is `fewer`.
 
     KIND: ClassVar[BankKind]
 
-    bank: Location | None = Field(None, description="of gradients (regrad), or of trained adapters (prag)")
-    bank_version: int | None = Field(None, ge=1, description="the one in force if null")
+    bank: Location | None = Field(None, description="a bank of gradients (regrad) or of trained adapters (prag)")
+    bank_version: int | None = Field(None, ge=1, description="the current one if null")
     on_missing: OnMissing = Field(
         "online",
-        description="a passage without an atom: compute it now, leave it out (fewer), answer by RAG, or stop (fail)",
+        description="for a passage without an atom: compute it now, leave it out (fewer), answer by RAG or stop (fail)",
     )
 
     def bank_manifest(self) -> Manifest:
         """The manifest of the method's bank; raises `MethodError` if there is no bank or it is of the other kind."""
-        verb = f"`regrad {_VERBS[self.KIND]}`"
+        command = f"`regrad {_VERBS[self.KIND]}`"
         if self.bank is None:
             raise MethodError(
-                f"method {self.kind} ({self.name}) needs 'bank', a bank of {self.KIND}s that {verb} fills"
+                f"method {self.kind} ({self.name}) needs 'bank', a bank of {self.KIND}s that {command} fills",
+                code="setting_missing",
+                setting="bank",
             )
         storage = Storage(self.bank)
         version = self.bank_version or current_version(storage)
         if version is None:
-            raise MethodError(f"there is no bank at {self.bank}; fill one with {verb}")
+            raise MethodError(
+                f"there is no bank at {self.bank}; fill one with {command}", code="bank_not_found", uri=self.bank
+            )
         manifest = read_manifest(storage, version)
         if manifest.kind != self.KIND:
             raise MethodError(
-                f"method {self.kind} ({self.name}) needs a bank of {self.KIND}s, and the one at {self.bank} holds "
-                f"{manifest.kind}s; fill another with {verb}"
+                f"method {self.kind} ({self.name}) needs a bank of {self.KIND}s, but the one at {self.bank} holds "
+                f"{manifest.kind}s; fill another one with {command}",
+                code="wrong_bank",
+                expected=self.KIND,
+                found=manifest.kind,
             )
         return manifest
 
@@ -73,41 +79,43 @@ class BankSettings(MethodSettings):
         return self.on_missing in ("fewer", "rag")
 
     def check_covers(self, passages: Sequence[Passage]) -> None:
-        """See `MethodSettings`. Reads no atom; nothing is checked if what is missing is computed, or stops the run."""
+        """See `MethodSettings`. Reads no atom; checks nothing if missing atoms are computed or stop the run."""
         if self.bank is None or not self.leaves_out or not passages:
             return
         with BankReader(self.bank, None, self.bank_version) as reader:
-            if not any(_has(reader, passage) for passage in passages):
-                raise self.covers_nothing(passages)
+            for passage in passages:
+                location = reader.locate(passage.id)
+                if location is not None and location.entry.belongs_to(passage.text_hash):
+                    return
+        raise self.covers_nothing(passages)
 
     def covers_nothing(self, passages: Sequence[Passage]) -> MethodError:
-        """The error of a bank that has the atom of none of these passages."""
+        """The error of a bank without an atom of any of these passages."""
         online = ", or set on_missing=online, which computes what is missing" if self.KIND == "gradient" else ""
         return MethodError(
-            f"{self.name}: the bank at {self.bank} has the atom of none of the {len(passages)} passages of the first "
-            f"questions (the first is {passages[0].id!r:.80}), or only of other texts: every question would be "
-            f"answered without; fill a bank of this corpus with `regrad {_VERBS[self.KIND]}`{online}"
+            f"{self.name}: the bank at {self.bank} has no atom of any of the {len(passages)} passages of the first "
+            f"questions (the first is {passages[0].id!r:.80}), or only atoms of other texts, so every question would "
+            f"be answered without; fill a bank of this corpus with `regrad {_VERBS[self.KIND]}`{online}",
+            code="bank_of_other_passages",
+            uri=self.bank,
+            passages=len(passages),
         )
 
 
-def _has(reader: BankReader, passage: Passage) -> bool:
-    location = reader.locate(passage.id)
-    return location is not None and location.entry.belongs_to(passage.text_hash)
-
-
 class BankAtoms:
-    """The atoms of a method's bank, for whoever has the time to wait for them."""
+    """The atoms of a method's bank, for callers that can wait for them."""
 
     def __init__(self, settings: BankSettings, fingerprint: str | None = None) -> None:
         self._reader = BankReader(settings.bank or "", fingerprint, settings.bank_version, _PATIENT)
         self._settings = settings
+        # Whether the bank has been seen to hold passages of these questions; it matters if others are left out.
         self._covers = not settings.leaves_out
 
     def find(self, evidences: Sequence[Evidence], parts: bool) -> list[Atoms]:
         """See `AtomProvider`.
 
-        Raises `MethodError` if the bank has nothing for any of the first questions that have passages and the policy
-        leaves out what is missing; `AtomDamaged` or `StorageError` for an atom that is there and cannot be read.
+        Raises `MethodError` if the policy leaves out what is missing, and the bank has no atom for any of the first
+        questions that have passages; `AtomDamaged` or `StorageError` for an atom that exists but cannot be read.
         """
         found = [self._of(evidence.passages, parts) for evidence in evidences]
         passages = [passage for evidence in evidences for passage in evidence.passages]
@@ -120,10 +128,13 @@ class BankAtoms:
     def _of(self, passages: Sequence[Passage], parts: bool) -> Atoms:
         fetched = self._reader.fetch(passages)
         for passage, item in zip(passages, fetched, strict=True):
-            # Left out or computed in another precision, it would change a score that is then kept.
+            # Left out, or computed in another precision, it would change a score that is then kept.
             if item.record is None and item.error is not AtomNotFound:
                 raise item.error(
-                    f"the bank at {self._reader.uri} has no atom for passage {passage.id!r}: {item.problem}"
+                    f"the bank at {self._reader.uri} has no atom for passage {passage.id!r}: {item.problem}",
+                    code="unreadable_atom",
+                    passage_id=passage.id,
+                    problem=item.problem,
                 )
         uses = tuple(use_of(passage.id, item) for passage, item in zip(passages, fetched, strict=True))
         records = [item.record for item in fetched if item.record is not None]
@@ -135,34 +146,35 @@ class BankAtoms:
 
 
 def use_of(passage_id: str, item: Fetched) -> PassageUse:
-    """What became of a passage that was looked up in a bank."""
+    """How a passage that was looked up in a bank is used."""
     return PassageUse(passage_id, item.tier, item.problem, deleted=item.deleted)
 
 
 @dataclass(frozen=True)
-class Settled:
-    """A question's atoms after the policy had its say; `by_rag`: they are not to be applied, RAG answers."""
+class Handled:
+    """A question's atoms after the policy was applied; with `by_rag` they are not to be applied, and RAG answers."""
 
     atoms: Atoms
     notes: tuple[Note, ...] = ()
     by_rag: bool = False
 
 
-def settle(
+def handle_missing(
     found: Atoms, passages: Sequence[Passage], policy: OnMissing, kind: BankKind, compute: Compute | None = None
-) -> Settled:
-    """Deal with the passages that have no atom; raises `AtomNotFound` by the policy `fail`.
+) -> Handled:
+    """Apply the policy to the passages without an atom; raises `AtomNotFound` if the policy is `fail`.
 
-    Only what is known not to have been deleted is computed. What nobody can compute is left out, and noted.
+    With `online`, what cannot be computed is left out and noted, and so is what may have been deleted.
     """
     missing = found.missing
     if not missing:
-        return Settled(found)
+        return Handled(found)
     absent = [found.uses[place] for place in missing]
     if policy == "fail":
-        raise AtomNotFound(_reason(absent, kind))
+        ids = [use.id for use in absent]
+        raise AtomNotFound(_reason(absent, kind), bank_kind=kind, passage_ids=ids, problem=absent[0].problem)
     if policy == "rag":
-        return Settled(found, (_note("rag", absent, kind),), by_rag=True)
+        return Handled(found, (_note("rag", absent, kind),), by_rag=True)
     notes = []
     if policy == "online" and compute and found.knows_deletions:
         completed = _with_computed(found, passages, compute)
@@ -171,16 +183,18 @@ def settle(
         found = completed
     if absent := [found.uses[place] for place in found.missing]:
         notes.append(_note("fewer", absent, kind))
-    return Settled(found, tuple(notes))
+    return Handled(found, tuple(notes))
 
 
 def _with_computed(found: Atoms, passages: Sequence[Passage], compute: Compute) -> Atoms:
-    """The same with the atoms of its missing passages computed now, each at its own place."""
+    """The atoms with those of the missing passages, except deleted ones, computed now, each in its place."""
     todo = [place for place in found.missing if not found.uses[place].deleted]
     if not todo:
         return found
     computed = dict(zip(todo, compute([passages[place] for place in todo]), strict=True))
-    uses, rows, total = list(found.uses), list[Tensor | None](), found.total
+    uses = list(found.uses)
+    rows: list[Tensor | None] = []
+    total = found.total
     known = iter(found.parts if found.parts is not None else ())
     for place, use in enumerate(found.uses):
         if not use.missing:
@@ -193,7 +207,7 @@ def _with_computed(found: Atoms, passages: Sequence[Passage], compute: Compute) 
             uses[place] = replace(use, tier=Tier.ONLINE, problem="")
             rows.append(atom)
             total = atom if total is None else total + atom
-    # A provider that gave only a sum has no single atoms, and then there are none of the whole question either.
+    # A provider that gave only a sum has no single atoms, so there are none for the whole question either.
     singles = [row for row in rows if row is not None]
     parts = torch.stack([row.float() for row in singles]) if singles and len(singles) == len(rows) else None
     return replace(found, uses=tuple(uses), total=total, parts=parts)
@@ -209,7 +223,13 @@ def _note(policy: OnMissing, uses: Sequence[PassageUse], kind: BankKind) -> Note
 
 
 def check_scores(evidences: Sequence[Evidence]) -> None:
-    """Raise `MethodError` unless a question has a score for every passage, or none."""
+    """Raise `MethodError` unless every question has a score for each of its passages, or none at all."""
     for item in evidences:
         if item.scores and len(item.scores) != len(item.passages):
-            raise MethodError(f"a question has {len(item.passages)} passages and {len(item.scores)} scores")
+            raise MethodError(
+                f"expected a score for every passage or none, found {len(item.passages)} passages and "
+                f"{len(item.scores)} scores",
+                code="scores_do_not_match",
+                passages=len(item.passages),
+                scores=len(item.scores),
+            )

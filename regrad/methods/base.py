@@ -1,7 +1,7 @@
 """What a method is: from the evidence for a question to a prompt and a temporary weight update.
 
-Evaluation and server call the same `plan`. A method knows nothing of batches, servers or where atoms are kept (that is
-an `AtomProvider`); a generator knows nothing of methods.
+Evaluation and server call the same `plan`. A method does not know about batches, servers or where atoms are kept (an
+`AtomProvider` does); a generator does not know about methods.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from regrad.models.subspace import Subspace, Update
 from regrad.prompts import PromptFormat, StyleName
 from regrad.settings import Settings
 
-Source = Literal["none", "static", "adapters", "gradients", "gradients-now", "adapting"]
+UpdateSource = Literal["none", "static", "adapters", "gradients", "gradients-now", "adapting"]
 """Where the update comes from: nowhere, one LoRA for all questions, the passages' trained LoRAs, their gradients from a
 bank or computed now, or training on the passages now."""
 
 OnMissing = Literal["online", "fewer", "rag", "fail"]
-"""What is done for a passage that a bank has no atom of: compute it now, leave it out, answer by RAG, or stop."""
+"""What is done for a passage without an atom in the bank: compute it now, leave it out, answer by RAG, or stop."""
 
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """One row of the table: do the passages go into the prompt, and where does the weight update come from?"""
+    """One row of the table of methods: are the passages in the prompt, and where does the weight update come from?"""
 
     name: str
     summary: str
     passages_in_prompt: bool
-    update: Source = "none"
+    update: UpdateSource = "none"
     style: StyleName = "default"
 
     @property
@@ -50,27 +50,27 @@ class MethodInfo:
 
     @property
     def computes_gradients(self) -> bool:
-        """Now, instead of fetching them from a bank."""
+        """Whether they are computed for the question, not fetched from a bank."""
         return self.update == "gradients-now"
 
     @property
     def retrieves(self) -> bool:
-        """Whether the method looks at passages at all."""
+        """Whether the method uses passages at all."""
         return self.passages_in_prompt or self.update not in ("none", "static")
 
 
 def open_question(text: str) -> Question:
-    """An open question of which nothing is known but its text."""
+    """An open question of which only the text is known."""
     return Question(id="", question=text, answers=())
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What an answer may rest on: a question, its passages, best first, with their retrieval scores where there are
-    any, and solved questions to show before it.
+    """What an answer may rest on: a question, its passages (best first) with their retrieval scores if there are any,
+    and solved questions to show before it.
 
-    `turns` (role, content) came before it; a `raw` question is a prompt that the model gets as it is; `gamma` scales
-    the update, beside what the method's own settings say.
+    `turns` (role, content) precede the question; a `raw` question is a prompt that the model gets as it is; `gamma`
+    scales the update, in addition to the method's own settings.
     """
 
     question: Question
@@ -84,15 +84,16 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What goes into the generator; its `passages` are those that are shown, best first."""
+    """What goes into the generator; `passages` are those that it shows, best first."""
 
     evidence: Evidence
     passages: tuple[Passage, ...] = ()
     style: StyleName = "default"
 
     def text(self, prompts: PromptFormat) -> str:
-        """As these templates write it. Passages stand worst first, so that the best is next to the question."""
-        evidence, shown = self.evidence, self.passages[::-1]
+        """The prompt as these templates write it."""
+        evidence = self.evidence
+        shown = self.passages[::-1]  # the best passage last, next to the question
         if evidence.raw:
             return prompts.context_text(shown) + evidence.question.question
         asked = prompts.prompt_for(evidence.question, shown, self.style, evidence.demonstrations)
@@ -105,10 +106,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PassageUse:
-    """How a passage came into an answer: the tier of its atom, or why it has none.
+    """How a passage was used for an answer: the tier of its atom, or why it has none.
 
-    `contribution` is, for `leave_one_out`, the natural log of how much more probable the answer is with the passage's
-    gradient than without it; for `norms`, the Euclidean norm of its step, gamma * alpha * gradient.
+    `contribution` depends on what was asked for: for `leave_one_out`, the natural log of how much more probable the
+    answer is with the passage's gradient than without it; for `norms`, the Euclidean norm of its step,
+    gamma * alpha * gradient.
     """
 
     id: str
@@ -125,7 +127,7 @@ class PassageUse:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that was done instead of what was asked for: by which policy, why, and for which passages."""
+    """A deviation from what was asked for: by which policy, why, and for which passages."""
 
     policy: str
     reason: str
@@ -136,7 +138,7 @@ class Note:
 
 
 class BankState(Enum):
-    """What is known of a bank: it was read, it could not be read, or the method asks none."""
+    """Whether a bank was read, could not be read, or was not asked, as the method needs none."""
 
     READ = "read"
     UNREAD = "unread"
@@ -145,10 +147,10 @@ class BankState(Enum):
 
 @dataclass(frozen=True)
 class Atoms:
-    """What there is for one question's passages: a use for each, in order, and the vectors of those with a tier.
+    """The atoms of one question's passages: how each passage is used, in order, and the vectors of those with a tier.
 
-    `total` [P] is their sum in float32, or None if there are none; `parts` [K, P] the single ones, if they were asked
-    for. `bytes` is what they take where they are kept; `bank` says whether a bank was read for them.
+    `total` [P] is their sum in float32, or None if there are none; `parts` [K, P] are the single ones, if they were
+    asked for. `bytes` is their size where they are kept; `bank` says whether a bank was read for them.
     """
 
     uses: tuple[PassageUse, ...]
@@ -159,25 +161,25 @@ class Atoms:
 
     @property
     def knows_deletions(self) -> bool:
-        """Whether a missing passage may be computed: of a bank that was not read nobody knows what was deleted from it,
-        and computing that would bring it back."""
+        """Whether it is known which of the passages were deleted from the bank."""
+        # Only then may a missing atom be computed: computing a deleted one would bring it back.
         return self.bank is not BankState.UNREAD
 
     @property
     def missing(self) -> list[int]:
-        """The places of the passages without an atom."""
+        """The positions of the passages without an atom."""
         return [place for place, use in enumerate(self.uses) if use.missing]
 
 
 class AtomProvider(Protocol):
-    """Where the atoms of passages come from: a bank, one that has summed them already, or nowhere (to be computed)."""
+    """Where the atoms of passages come from: a bank, a server that has summed them, or nowhere (to be computed)."""
 
     def find(self, evidences: Sequence[Evidence], parts: bool) -> list[Atoms]:
         """The atoms of each question's passages; with `parts` also the single ones."""
 
 
 class NoAtoms:
-    """Nothing is kept anywhere: for methods that need no atoms, and for those that compute all of them."""
+    """No atoms are kept: for methods that need none, and for those that compute all of them."""
 
     def find(self, evidences: Sequence[Evidence], parts: bool) -> list[Atoms]:
         """See `AtomProvider`."""
@@ -186,13 +188,11 @@ class NoAtoms:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a question is to be answered: a prompt, updates, and notes, of which there are none if all went as the method
-    says.
+    """How a question is to be answered: a prompt, the updates to apply together, and notes of any deviations.
 
-    The updates, vectors in float32 on the CPU, are applied together; without any the base model answers.
-
-    `uses` says what became of each passage; `parts` [K, P] are the atoms of those with a tier, if they are known one
-    by one; `bytes_fetched` is what the atoms take in the bank, wherever they were found.
+    The updates are vectors in float32 on the CPU; without any the base model answers. `uses` says how each passage is
+    used; `parts` [K, P] are the atoms of those with a tier, if they are known one by one; `bytes_fetched` is the atoms'
+    size in the bank, wherever they were found.
     """
 
     prompt: Prompt
@@ -212,10 +212,10 @@ class Method(ABC):
 
     @abstractmethod
     def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
-        """How each of these questions is answered, in order."""
+        """How each of these questions is to be answered, in order."""
 
     def open_atoms(self) -> AtomProvider:
-        """The atoms that the method's own settings name."""
+        """The provider that the method's own settings name."""
         return NoAtoms()
 
     def runs_model(self, atoms: Atoms) -> bool:
@@ -223,8 +223,8 @@ class Method(ABC):
         return False
 
     def prompt(self, evidence: Evidence, uses: Sequence[PassageUse] = (), by_rag: bool = False) -> Prompt:
-        """The method's prompt, or that of RAG instead. What was deleted from a bank is not shown: an index that still
-        has it must not bring it back."""
+        """The method's prompt, or (`by_rag`) that of RAG."""
+        # What was deleted from the bank is not shown either: an index that still has it must not bring it back.
         deleted = {use.id for use in uses if use.deleted}
         shown = tuple(passage for passage in evidence.passages if passage.id not in deleted)
         return Prompt(evidence, shown if by_rag or self._info.passages_in_prompt else (), self._style)
@@ -232,7 +232,7 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Artefacts:
-    """Where the files are that a method needs."""
+    """Where the files that a method needs are."""
 
     meta_init: str | None = None
     bank: str | None = None
@@ -241,18 +241,18 @@ class Artefacts:
 
 
 class MethodSettings(Settings):
-    """What every method takes. Each family of methods has a class of its own, beside what it configures.
+    """Settings that every method has. Each family of methods has its own class, in its own module.
 
     `METHODS` are the family's rows of the table.
     """
 
     METHODS: ClassVar[tuple[MethodInfo, ...]] = ()
 
-    name: str = Field(min_length=1, description="the row's label")
+    name: str = Field(min_length=1, description="the label in tables")
     method: str = Field("", description="one of regrad.methods.registry.METHODS; the same as the name if empty")
     prompt_style: StyleName | None = Field(None, description="the method's own if null")
     demonstrations: int = Field(
-        0, ge=0, le=1000, description="so many solved questions, the first of the set's file, before every question"
+        0, ge=0, le=1000, description="number of solved questions before every question: the first of the set's file"
     )
 
     @property
@@ -267,16 +267,16 @@ class MethodSettings(Settings):
 
     @property
     def artefacts(self) -> Artefacts:
-        """Where what it needs is."""
+        """Where the files that it needs are."""
         return Artefacts()
 
     @property
     def leaves_out(self) -> bool:
-        """Whether a question is answered without the atoms that the method's bank lacks."""
+        """Whether questions are answered without the atoms that the method's bank lacks."""
         return False
 
     def seeded(self, seed: int) -> Self:
-        """The settings for one seed of several; others only if the method draws something."""
+        """The settings for one of several seeds; the same for all unless the method draws something."""
         return self
 
     def check(self) -> None:
@@ -292,11 +292,11 @@ class MethodSettings(Settings):
         """
 
     def check_covers(self, passages: Sequence[Passage]) -> None:
-        """Raise `MethodError` if a bank has the atom of none of these passages, which would all be left out."""
+        """Raise `MethodError` if a bank has no atom of any of these passages, so that all would be left out."""
 
     @abstractmethod
     def open(self, lm: LanguageModel) -> Method:
-        """The method on this model; raises as `check`, and if an artefact is not this model's."""
+        """The method on this model; raises as `check` does, and if an artefact belongs to another model."""
 
 
 def subspace_of_card(card: Mapping[str, Any], uri: str) -> Subspace:
@@ -304,4 +304,6 @@ def subspace_of_card(card: Mapping[str, Any], uri: str) -> Subspace:
     try:
         return Subspace.from_json(card["subspace"])
     except (KeyError, TypeError, ValueError) as error:
-        raise MethodError(f"the card at {uri} is damaged: its subspace cannot be read") from error
+        raise MethodError(
+            f"the card at {uri} is damaged: its subspace cannot be read", code="card_damaged", uri=uri
+        ) from error

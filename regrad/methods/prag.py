@@ -1,11 +1,11 @@
-"""PRAG: the retrieved passages' trained LoRAs, summed; Combine Both, with the passages in the prompt as well.
+"""PRAG: the trained LoRAs of the retrieved passages, summed; Combine Both has the passages in the prompt as well.
 
 `weighting: mean` gives each 1/k instead, as Orthogonal Subspace Decomposition (arXiv 2604.26768) merges them.
 
-A LoRA of rank r for each passage lies in a bank of kind `adapter`. Those of a question stand side by side in the rank
-of the model's subspace, which gives the sum of their products exactly. With a task warm-up (`prag-warm`: some hundred
-questions; `ft-prag`: all training questions) one LoRA is trained on questions first and frozen; the adapters are
-trained on top of it, and it is one more of the sum.
+A bank of kind `adapter` holds a LoRA of rank r for each passage. Those of a question are placed side by side in the
+rank of the model's subspace, which gives exactly the sum of their products. With a task warm-up (`prag-warm`: a few
+hundred questions; `ft-prag`: all training questions) one LoRA is trained on questions first and frozen; the adapters
+are trained on top of it, and it is added to the sum.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from regrad.bank.format import BankKind, Layout
 from regrad.bank.io.prag import Frame, adapter_fingerprint
 from regrad.errors import MethodError
-from regrad.methods.atoms import BankAtoms, BankSettings, settle
+from regrad.methods.atoms import BankAtoms, BankSettings, handle_missing
 from regrad.methods.base import Artefacts, AtomProvider, Atoms, Evidence, Method, MethodInfo, Plan
 from regrad.methods.static_lora import check_side_by_side, needed_adapter, static_rank
 from regrad.models.config import SubspaceConfig
@@ -30,7 +29,7 @@ from regrad.training.lora.lora_artifact import StaticLora, check_joins, join, re
 
 
 def adapters_base(base_identity: str, static_digest: str | None = None) -> str:
-    """What adapters were trained on, as their bank's fingerprint names it: the base weights, and a static LoRA."""
+    """What adapters were trained on, as their bank's fingerprint names it: the base weights and maybe a static LoRA."""
     return f"{base_identity}+{static_digest}" if static_digest else base_identity
 
 
@@ -51,8 +50,8 @@ class PragConfig(BankSettings):
     weighting: Literal["sum", "mean"] = Field("sum", description="how several adapters become one")
     on_missing: Literal["fewer", "rag", "fail"] = Field(
         "fewer",
-        description="a passage without an adapter, which none is trained of for a question: leave it out, answer by "
-        "RAG, or stop",
+        description="for a passage without an adapter (none is trained while answering): leave it out (fewer), answer "
+        "by RAG, or stop (fail)",
     )
 
     @property
@@ -65,7 +64,7 @@ class PragConfig(BankSettings):
         self.bank_manifest()
 
     def check_fits(self, target: SubspaceConfig, passages: int) -> None:
-        """See `MethodSettings`. The adapters of all passages stand side by side in the rank."""
+        """See `MethodSettings`. The adapters of all passages are placed side by side in the rank."""
         ranks = [self.bank_manifest().parsed_subspace().rank] * passages
         check_side_by_side(self.name, [*self._static_ranks(), *ranks], target)
 
@@ -85,19 +84,21 @@ class PragOnLoraConfig(PragConfig):
     METHODS: ClassVar = (
         MethodInfo(
             "prag-warm",
-            "trained LoRAs on top of one for a few questions",
+            "trained LoRAs on top of one trained on a few questions",
             passages_in_prompt=False,
             update="adapters",
         ),
         MethodInfo(
             "ft-prag",
-            "trained LoRAs on top of one for all training questions",
+            "trained LoRAs on top of one trained on all training questions",
             passages_in_prompt=False,
             update="adapters",
         ),
     )
 
-    adapter: Location | None = Field(None, description="the static LoRA of `regrad finetune` below the adapters")
+    adapter: Location | None = Field(
+        None, description="the static LoRA of `regrad finetune` that the adapters were trained on top of"
+    )
 
     @property
     def artefacts(self) -> Artefacts:
@@ -105,21 +106,21 @@ class PragOnLoraConfig(PragConfig):
         return Artefacts(bank=self.bank, bank_version=self.bank_version, adapter=self.adapter)
 
     def check(self) -> None:
-        """See `MethodSettings`. Also that the adapters were trained upon this LoRA."""
+        """See `MethodSettings`; also whether the adapters were trained on top of this LoRA."""
         manifest = self.bank_manifest()
         card = read_adapter_card(needed_adapter(self, self.adapter))
-        _check_trained_on(manifest, [adapters_base(card["base_identity"], card["digest"])], self, self._upon)
+        _check_trained_on(manifest, [adapters_base(card["base_identity"], card["digest"])], self, self._static_name)
 
     def open(self, lm: LanguageModel) -> Method:
         """See `MethodSettings`."""
         manifest = self.bank_manifest()
         static = StaticLora.load(needed_adapter(self, self.adapter))
         static.check_base(lm)
-        _check_trained_on(manifest, [adapters_base(static.base_identity, static.digest)], self, self._upon)
+        _check_trained_on(manifest, [adapters_base(static.base_identity, static.digest)], self, self._static_name)
         return Prag(self, manifest, lm.subspace, static)
 
     @property
-    def _upon(self) -> str:
+    def _static_name(self) -> str:
         return f"the adapter at {self.adapter}"
 
     def _static_ranks(self) -> list[int]:
@@ -133,7 +134,8 @@ class Prag(Method):
         self, settings: PragConfig, manifest: Layout, target: Subspace, static: StaticLora | None = None
     ) -> None:
         super().__init__(settings)
-        self._settings, self._target = settings, target
+        self._settings = settings
+        self._target = target
         self._each = manifest.parsed_subspace()
         self._static = [(static.subspace, static.values)] if static else []
         check_joins([subspace for subspace, _ in self._static] + [self._each], target)
@@ -148,25 +150,28 @@ class Prag(Method):
         return [self._plan(*pair) for pair in zip(evidences, found, strict=True)]
 
     def _plan(self, evidence: Evidence, found: Atoms) -> Plan:
-        settled = settle(found, evidence.passages, self._settings.on_missing, "adapter")
-        had = settled.atoms
-        prompt = self.prompt(evidence, had.uses, settled.by_rag)
-        update = None if settled.by_rag else self._update(had, evidence.gamma)
-        return Plan(prompt, self._target.updates(update), settled.notes, had.uses, bytes_fetched=had.bytes)
-
-    def _update(self, had: Atoms, gamma: float) -> Tensor | None:
-        rows = list(had.parts) if had.parts is not None else []
+        handled = handle_missing(found, evidence.passages, self._settings.on_missing, "adapter")
+        atoms = handled.atoms
+        prompt = self.prompt(evidence, atoms.uses, handled.by_rag)
+        rows = list(atoms.parts) if atoms.parts is not None else []
         parts = [*self._static, *((self._each, atom_P) for atom_P in rows)]
-        weight = gamma / len(rows) if rows and self._settings.weighting == "mean" else gamma
-        weights = [*[1.0] * len(self._static), *[weight] * len(rows)]
-        return join(parts, self._target, weights) if parts else None
+        update_P = None
+        if parts and not handled.by_rag:
+            mean = rows and self._settings.weighting == "mean"
+            weight = evidence.gamma / len(rows) if mean else evidence.gamma
+            # Gamma scales what the passages add; the static LoRA is what they were trained on top of.
+            update_P = join(parts, self._target, [1.0] * len(self._static) + [weight] * len(rows))
+        return Plan(prompt, self._target.updates(update_P), handled.notes, atoms.uses, bytes_fetched=atoms.bytes)
 
 
-def _check_trained_on(manifest: Layout, bases: Sequence[str], settings: PragConfig, upon: str) -> None:
-    """An imported bank may name its base by the path in the adapters' own settings."""
+def _check_trained_on(manifest: Layout, bases: Sequence[str], settings: PragConfig, base_name: str) -> None:
+    # Several bases, as an imported bank may name its base by the path in the adapters' own settings.
     subspace = manifest.parsed_subspace()
     if manifest.fingerprint not in {adapters_layout(subspace, base) for base in bases}:
         raise MethodError(
-            f"the adapters in the bank at {settings.bank} were not trained upon {upon} and these weights; train them "
-            "with `regrad adapters`, or import them with --base-identity"
+            f"the adapters in the bank at {settings.bank} were not trained on top of {base_name} and these weights; "
+            "train them with `regrad adapters`, or import them with --base-identity",
+            code="adapters_of_another_base",
+            uri=settings.bank,
+            base=base_name,
         )

@@ -1,6 +1,6 @@
-"""Every method by its name, and the settings of any of them.
+"""Every method by name, and the settings of any of them.
 
-A new family of methods is a file beside this one, and its settings class in `MethodConfig`.
+A new family of methods is a module beside this one, and its settings class in `MethodConfig`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _kind(value: Mapping[str, Any]) -> Any:
 
 
 def _readable(value: Any) -> Any:
-    """A string stands for a method of that name; a setting that only other methods have is named with them."""
+    """Takes a string for a method of that name, and refuses settings that only other methods have, naming those."""
     if isinstance(value, str):
         value = {"name": value}
     if isinstance(value, MethodSettings):
@@ -44,10 +44,8 @@ def _readable(value: Any) -> Any:
 
 
 def _refuse_foreign(value: Mapping[str, Any], family: type[MethodSettings]) -> None:
-    """Raise `ValueError` for keys that only other methods look at, also if they are misspelt.
-
-    A key that resembles one of the method's own is left to its class, which names that one.
-    """
+    """Raise `ValueError` for settings that only other methods have, also if they are misspelt."""
+    # A key that resembles one of the method's own settings is left to its class, which names that one.
     settings = dict.fromkeys(field for each in FAMILIES for field in each.model_fields)
     meant = {key: difflib.get_close_matches(key, settings, n=1, cutoff=0.6) for key in value}
     foreign = {key: takers(near[0]) for key, near in meant.items() if near and near[0] not in family.model_fields}
@@ -61,7 +59,7 @@ def _refuse_foreign(value: Mapping[str, Any], family: type[MethodSettings]) -> N
 
 
 def _tag(value: Any) -> str:
-    """The name of the settings class."""
+    """The name of the settings class, by which pydantic chooses it."""
     if isinstance(value, MethodSettings):
         return type(value).__name__
     family = _families().get(_kind(value)) if isinstance(_kind(value), str) else None

@@ -16,7 +16,7 @@ from regrad.errors import BankError, FingerprintMismatch, MetaInitError, MethodE
 from regrad.gradients.extractor import AtomExtractor, Extracted
 from regrad.gradients.merging import MERGES
 from regrad.meta_init import MetaInit, read_card
-from regrad.methods.atoms import BankAtoms, BankSettings, check_scores, settle
+from regrad.methods.atoms import BankAtoms, BankSettings, check_scores, handle_missing
 from regrad.methods.base import (
     Artefacts,
     AtomProvider,
@@ -41,16 +41,17 @@ from regrad.settings import Location
 class BoundMetaInit:
     """One MetaInit bound to its base model. Raises `MetaInitError` if the model is not its base.
 
-    What runs the model (`compute`, `losses`) must not run at the same time as anything else on it.
+    `compute` and `losses` run the model, so they must not run at the same time as anything else on it.
     """
 
     def __init__(self, lm: LanguageModel, meta_init: MetaInit) -> None:
         meta_init.check_base(lm)
-        self._lm, self._meta_init = lm, meta_init
+        self._lm = lm
+        self._meta_init = meta_init
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the MetaInit."""
+        """The MetaInit's fingerprint."""
         return self._meta_init.fingerprint
 
     @cached_property
@@ -62,13 +63,19 @@ class BoundMetaInit:
         return self._meta_init.subspace.per_tensor(self._meta_init.step_sizes).float()
 
     def compute(self, passages: Sequence[Passage]) -> list[Extracted]:
-        """The passages' atoms now (ReGrad Online), each or the reason why there is none."""
+        """The passages' atoms, computed now (ReGrad Online), or for each the reason why it has none."""
         return self._extractor.extract(passages)
 
     def update(self, total_P: Tensor, gamma: float) -> Update:
         """phi0 - gamma * alpha * total, in float32 (paper, eq. 3). Raises `BankError` for a sum of another size."""
         if total_P.shape != self._meta_init.phi0.shape:
-            raise BankError(f"the bank's sums have {total_P.numel()} numbers, not {self._meta_init.phi0.numel()}")
+            expected, found = self._meta_init.phi0.numel(), total_P.numel()
+            raise BankError(
+                f"expected a sum of {expected} numbers, as the MetaInit has, found {found}: the bank is of another",
+                code="wrong_size",
+                expected=expected,
+                found=found,
+            )
         vector_P = torch.addcmul(self._meta_init.phi0, self._alpha_P, total_P.float(), value=-gamma)
         return Update(self._meta_init.subspace, vector_P)
 
@@ -83,7 +90,7 @@ class BoundMetaInit:
     ) -> list[float]:
         """Minus the log-probability (natural log) of the answer under each of the updates.
 
-        If the answer `ended` by the model's own stop string, that counts as part of it; a `raw` prompt is as it is.
+        If the answer `ended` with the model's stop string, that counts as part of it; a `raw` prompt has no template.
         """
         start = self._lm.encode_prompt(prompt, raw)
         prompts = self._lm.config.prompts
@@ -95,9 +102,9 @@ class BoundMetaInit:
 
 
 class GradientSettings(MethodSettings):
-    """What every method takes that applies gradients at a MetaInit."""
+    """Settings of every method that applies gradients at a MetaInit."""
 
-    meta_init: Location | None = Field(None, description="where `regrad train` left it")
+    meta_init: Location | None = Field(None, description="a MetaInit of `regrad train`")
     gamma: float = Field(1.0, ge=0, description="scale of the update")
     weighting: str = Field("sum", description="how several gradients become one (regrad.gradients.merging.MERGES)")
 
@@ -117,14 +124,16 @@ class GradientSettings(MethodSettings):
 
     @property
     def needs_parts(self) -> bool:
-        """Whether the gradients are needed one by one: only a plain sum can be made by whoever fetches them."""
+        """Whether the gradients are needed one by one: only a plain sum can be computed where they are fetched."""
         return self.weighting != "sum"
 
     def needed_meta_init(self) -> str:
         """Where the MetaInit is; raises `MethodError` if the settings do not say."""
         if self.meta_init is None:
             raise MethodError(
-                f"method {self.kind} ({self.name}) needs 'meta_init', which `regrad train` makes, and none is given"
+                f"method {self.kind} ({self.name}) needs 'meta_init', which `regrad train` makes, but none is given",
+                code="setting_missing",
+                setting="meta_init",
             )
         return self.meta_init
 
@@ -138,9 +147,13 @@ class GradientSettings(MethodSettings):
         found = subspace_of_card(read_card(uri), uri)
         if (found.rank, found.scaling) != (target.rank, target.scaling):
             raise MetaInitError(
-                f"{self.name}: the MetaInit at {uri} has rank {found.rank} and scale {found.scaling:g}, and the "
+                f"{self.name}: the MetaInit at {uri} has rank {found.rank} and scale {found.scaling:g}, but the "
                 f"model's settings have rank {target.rank} and scale {target.scaling:g}; set model.subspace as it was "
-                "when the MetaInit was trained"
+                "when the MetaInit was trained",
+                code="other_subspace",
+                uri=uri,
+                rank=found.rank,
+                scale=found.scaling,
             )
 
     def open(self, lm: LanguageModel) -> ReGrad:
@@ -148,7 +161,7 @@ class GradientSettings(MethodSettings):
         return self.open_at(BoundMetaInit(lm, MetaInit.load(self.needed_meta_init())))
 
     def open_at(self, bound: BoundMetaInit) -> ReGrad:
-        """The method at a MetaInit that is loaded already, whatever the settings name."""
+        """The method at a MetaInit that is already loaded, in place of the one that the settings name."""
         return ReGrad(self, bound)
 
 
@@ -166,7 +179,7 @@ class ReGradOnlineConfig(GradientSettings):
 
 
 class ReGradConfig(GradientSettings, BankSettings):
-    """regrad, regrad+icl: gradients of a bank of this MetaInit."""
+    """regrad, regrad+icl: gradients from a bank of this MetaInit."""
 
     KIND: ClassVar[BankKind] = "gradient"
     METHODS: ClassVar = (
@@ -182,7 +195,7 @@ class ReGradConfig(GradientSettings, BankSettings):
         return Artefacts(meta_init=self.meta_init, bank=self.bank, bank_version=self.bank_version)
 
     def check(self) -> None:
-        """See `MethodSettings`. Also that the bank belongs to the MetaInit."""
+        """See `MethodSettings`; also whether the bank belongs to the MetaInit."""
         fingerprint = str(read_card(self.needed_meta_init())["fingerprint"])
         manifest = self.bank_manifest()
         if manifest.fingerprint != fingerprint:
@@ -190,11 +203,12 @@ class ReGradConfig(GradientSettings, BankSettings):
 
 
 class ReGrad(Method):
-    """phi0 - gamma * alpha * merged gradients; the base model for a question none of whose passages has one."""
+    """phi0 - gamma * alpha * merged gradients; without a gradient of any of its passages, the base model answers."""
 
     def __init__(self, settings: GradientSettings, bound: BoundMetaInit) -> None:
         super().__init__(settings)
-        self._settings, self.bound = settings, bound
+        self._settings = settings
+        self.bound = bound
         self._merge = MERGES[settings.weighting]
         self._policy: OnMissing = settings.on_missing if isinstance(settings, BankSettings) else "online"
 
@@ -216,37 +230,39 @@ class ReGrad(Method):
         return [self._plan(*pair) for pair in zip(evidences, found, strict=True)]
 
     def _plan(self, evidence: Evidence, found: Atoms) -> Plan:
-        settled = settle(found, evidence.passages, self._policy, "gradient", self.bound.compute)
-        had, notes = settled.atoms, settled.notes
-        prompt = self.prompt(evidence, had.uses, settled.by_rag)
-        if self._info.computes_gradients:  # as the method says
+        handled = handle_missing(found, evidence.passages, self._policy, "gradient", self.bound.compute)
+        atoms = handled.atoms
+        notes = handled.notes
+        prompt = self.prompt(evidence, atoms.uses, handled.by_rag)
+        if self._info.computes_gradients:  # then computing is the method itself, and nothing to note
             notes = tuple(note for note in notes if note.policy != "online")
-        if settled.by_rag or had.total is None:
-            return Plan(prompt, (), notes, had.uses, bytes_fetched=had.bytes)
-        merged_P = had.total
+        if handled.by_rag or atoms.total is None:
+            return Plan(prompt, (), notes, atoms.uses, bytes_fetched=atoms.bytes)
+        merged_P = atoms.total
         if self._settings.needs_parts:
-            if had.parts is None:
-                raise BankError(f"weighting {self._settings.weighting!r} needs the gradients one by one, not a sum")
-            merged_P = self._merge(had.parts.float(), _scores(evidence, had.uses))
+            merged_P = self._merge(_single(atoms.parts), _scores(evidence, atoms.uses))
         update = self.bound.update(merged_P, self._gamma(evidence))
-        return Plan(prompt, (update,), notes, had.uses, had.parts, had.bytes)
+        return Plan(prompt, (update,), notes, atoms.uses, atoms.parts, atoms.bytes)
 
     def norms(self, plan: Plan) -> list[float]:
-        """The norm of each passage's step, for a plan of this method with the single gradients."""
-        return self.bound.norms(_parts(plan), self._gamma(plan.prompt.evidence))
+        """The norm of each passage's step, for a plan of this method that has the single gradients."""
+        return self.bound.norms(_single(plan.parts), self._gamma(plan.prompt.evidence))
 
     def leave_one_out(self, plan: Plan, prompt: str, answer: str, ended: bool = True) -> list[float]:
-        """How much log-probability (natural log) the answer loses when each one of the gradients is left out.
+        """How much log-probability (natural log) the answer loses if each one of the gradients is left out.
 
-        If the answer `ended` by the model's own stop string, that counts as part of it.
+        If the answer `ended` with the model's stop string, that counts as part of it.
         """
-        evidence, parts_KP = plan.prompt.evidence, _parts(plan)
+        evidence = plan.prompt.evidence
+        parts_KP = _single(plan.parts)
         places = list(range(len(parts_KP)))
         scores = _scores(evidence, plan.uses)
         updates = []
+        # All of them first, as the reference, then all but one: a single batch gives every loss.
         for kept in [places, *([i for i in places if i != left] for left in places)]:
-            rest_KP, ranks = parts_KP[kept], [scores[i] for i in kept]
-            merged_P = self._merge(rest_KP, ranks) if kept else torch.zeros_like(parts_KP[0])
+            merged_P = torch.zeros_like(parts_KP[0])
+            if kept:
+                merged_P = self._merge(parts_KP[kept], [scores[i] for i in kept])
             updates.append(self.bound.update(merged_P, self._gamma(evidence)).vector)
         losses = self.bound.losses(prompt, answer, updates, ended, evidence.raw)
         return [loss - losses[0] for loss in losses[1:]]
@@ -255,13 +271,14 @@ class ReGrad(Method):
         return self._settings.gamma * evidence.gamma
 
 
-def _parts(plan: Plan) -> Tensor:
-    if plan.parts is None:
-        raise BankError("the gradients of this answer are not known one by one")
-    return plan.parts.float()
+def _single(parts_KP: Tensor | None) -> Tensor:
+    """The gradients one by one in float32; raises `BankError` if only their sum is known."""
+    if parts_KP is None:
+        raise BankError("expected the gradients one by one, found only their sum", code="only_a_sum")
+    return parts_KP.float()
 
 
 def _scores(evidence: Evidence, uses: Sequence[PassageUse]) -> list[float]:
-    """Of the passages that have a gradient; without any of the caller's, all are 1."""
+    """The scores of the passages that have a gradient; 1 for all if the evidence has no scores."""
     scores = evidence.scores or (1.0,) * len(evidence.passages)
     return [score for score, use in zip(scores, uses, strict=True) if not use.missing]

@@ -1,6 +1,6 @@
 """Continual training and fine-tuning: one LoRA for all questions.
 
-Standard CPT reads the corpus, Instruction CPT reads it with questions about it, and the fine-tuned rivals learn the
+Standard CPT reads the corpus, Instruction CPT reads it with questions about it, and the fine-tuned baselines learn the
 task from the training questions: without passages (Direct) or with them in the prompt (RAG).
 """
 
@@ -50,21 +50,17 @@ class StaticLoraConfig(MethodSettings):
 
     def check(self) -> None:
         """See `MethodSettings`."""
-        read_adapter_card(self.needed_adapter())
+        read_adapter_card(needed_adapter(self, self.adapter))
 
     def check_fits(self, target: SubspaceConfig, passages: int) -> None:
         """See `MethodSettings`."""
-        check_side_by_side(self.name, [static_rank(self.needed_adapter())], target)
+        check_side_by_side(self.name, [static_rank(needed_adapter(self, self.adapter))], target)
 
     def open(self, lm: LanguageModel) -> Method:
         """See `MethodSettings`."""
-        static = StaticLora.load(self.needed_adapter())
+        static = StaticLora.load(needed_adapter(self, self.adapter))
         static.check_base(lm)
         return StaticMethod(self, Update(lm.subspace, join([(static.subspace, static.values)], lm.subspace)))
-
-    def needed_adapter(self) -> str:
-        """Where the LoRA is; raises `MethodError` if the settings do not say."""
-        return needed_adapter(self, self.adapter)
 
 
 class StaticMethod(Method):
@@ -80,10 +76,12 @@ class StaticMethod(Method):
 
 
 def needed_adapter(settings: MethodSettings, adapter: str | None) -> str:
-    """The place of a static LoRA; raises `MethodError` if none is given."""
+    """Where the static LoRA is; raises `MethodError` if the settings do not say."""
     if adapter is None:
         raise MethodError(
-            f"method {settings.kind} ({settings.name}) needs 'adapter', a LoRA of `regrad finetune`, and none is given"
+            f"method {settings.kind} ({settings.name}) needs 'adapter', a LoRA of `regrad finetune`, but none is given",
+            code="setting_missing",
+            setting="adapter",
         )
     return adapter
 
@@ -94,8 +92,9 @@ def static_rank(uri: str) -> int:
 
 
 def check_side_by_side(name: str, ranks: Sequence[int], target: SubspaceConfig) -> None:
-    """Raise `MethodError` naming the method if LoRAs of these ranks do not fit the model's rank together."""
+    """Raise `MethodError`, which names the method, if LoRAs of these ranks do not fit the model's rank together."""
     try:
         check_ranks(ranks, target.rank)
     except MethodError as error:
-        raise MethodError(f"{name}: {error}") from error
+        fields = {"ranks": list(ranks), "rank": target.rank}
+        raise MethodError(f"{name}: {error}", code="rank_too_low", **fields) from error

@@ -1,6 +1,6 @@
 """Test-time adaptation: n gradient steps on the retrieved passages, for one question.
 
-They are in the prompt, too, unless `in_prompt: false` has the model answer from what it has just been trained on alone.
+The passages are in the prompt, too; with `in_prompt: false` the model answers only from what it was just trained on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ADAPT_ON: dict[str, Callable[[LanguageModel, Passage], Example]] = {
 
 @dataclass(frozen=True)
 class Adapted:
-    """A question's LoRA [P], or None if it has no passage to adapt to; and what was left out, and why."""
+    """A question's LoRA [P], or None if there is no passage to train on; and what was left out, and why."""
 
     update: Tensor | None
     note: str = ""
@@ -41,38 +41,39 @@ def adapt_online(
     config: AdamWConfig,
     adapt_on: str = "passages",
 ) -> list[Adapted]:
-    """`steps` AdamW steps for each question from `start_P`, each on all of the question's passages."""
+    """For each question `steps` AdamW steps from `start_P`, each on all of the question's passages."""
     limit = longest(lm, 1 << 30)
     examples = [[ADAPT_ON[adapt_on](lm, passage) for passage in passages] for passages in questions]
     usable = [[item for item in items if item.predicts and len(item.ids) <= limit] for items in examples]
     plans = [[items] * steps if items else [] for items in usable]
     trained = train_rows(lm, start_P.expand(len(questions), -1), plans, config)
-    return [
-        Adapted(None if not kept or failed else value.float().cpu(), _note(len(items) - len(kept), failed))
-        for value, items, kept, failed in zip(trained.values, examples, usable, trained.failed, strict=True)
-    ]
-
-
-def _note(left_out: int, failed: bool) -> str:
-    if failed:
-        return "a gradient is not finite: the base model answers"
-    return f"{left_out} passages do not fit the model" if left_out else ""
+    adapted = []
+    for value_P, items, kept, failed in zip(trained.values, examples, usable, trained.failed, strict=True):
+        note = ""
+        if failed:
+            note = "a gradient is not finite: the base model answers"
+        elif left_out := len(items) - len(kept):
+            note = f"{left_out} passages do not fit the model"
+        adapted.append(Adapted(value_P.float().cpu() if kept and not failed else None, note))
+    return adapted
 
 
 class TtaConfig(MethodSettings):
-    """tta: needs no artefact."""
+    """tta: needs no files."""
 
     METHODS: ClassVar = (
         MethodInfo("tta", "trained on the passages for this question", passages_in_prompt=True, update="adapting"),
     )
 
     steps: int = Field(3, ge=1, le=1000, description="gradient steps on a question's passages")
-    lr: float = Field(1e-4, gt=0, description="of AdamW")
+    lr: float = Field(1e-4, gt=0, description="learning rate of AdamW")
     adapt_on: Literal["passages", "suffixes"] = Field(
         "passages", description="predict all of a passage, or its second part from its first (TTARAG)"
     )
     in_prompt: bool = Field(True, description="put the passages into the prompt, too; false: only train on them")
-    seed: int = Field(0, description="of the LoRA that every question starts from; an evaluation adds the cell's seed")
+    seed: int = Field(
+        0, description="draws the LoRA that every question starts from; an evaluation adds the cell's seed"
+    )
 
     @property
     def info(self) -> MethodInfo:
@@ -89,11 +90,12 @@ class TtaConfig(MethodSettings):
 
 
 class AdaptedForQuestion(Method):
-    """Every question starts from the same LoRA, which does nothing yet, and is forgotten afterwards."""
+    """Every question starts from the same LoRA, which does nothing yet; what it learns is dropped afterwards."""
 
     def __init__(self, settings: TtaConfig, lm: LanguageModel) -> None:
         super().__init__(settings)
-        self._lm, self._settings = lm, settings
+        self._lm = lm
+        self._settings = settings
         self._start_P = lm.subspace.initial(settings.seed).to(lm.device)
         self._optimizer = AdamWConfig(lr=settings.lr)
 
@@ -103,10 +105,11 @@ class AdaptedForQuestion(Method):
 
     def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
         """See `Method`. All questions are trained on at once."""
-        settings, subspace = self._settings, self._lm.subspace
+        settings = self._settings
         passages = [item.passages for item in evidences]
         adapted = adapt_online(self._lm, self._start_P, passages, settings.steps, self._optimizer, settings.adapt_on)
-        return [
-            Plan(self.prompt(evidence), subspace.updates(item.update), (Note("fewer", item.note),) if item.note else ())
-            for evidence, item in zip(evidences, adapted, strict=True)
-        ]
+        plans = []
+        for evidence, item in zip(evidences, adapted, strict=True):
+            notes = (Note("fewer", item.note),) if item.note else ()
+            plans.append(Plan(self.prompt(evidence), self._lm.subspace.updates(item.update), notes))
+        return plans

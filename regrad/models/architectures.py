@@ -1,4 +1,4 @@
-"""Model families: what regrad must know of a kind of model to adapt it and to decode with it, as rows of a table.
+"""Model families: what regrad must know about a kind of model to adapt it and decode with it, as rows of a table.
 
 `docs/models.md` shows the table; `tests/unit/models/test_model_families.py` runs a small random model of every row
 through updates, atoms, decoding and a training step.
@@ -30,13 +30,13 @@ _LOGITS: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """One family. `model_types` are transformers' names of its kinds of (text) models.
+    """One family. `model_types` are transformers' names for its (text) models.
 
-    `blocks` is the path of the list of blocks below the text decoder; `mlp` and `attention` are the projections in a
-    block that see every token and can be adapted, as `subspace.projections` names them, and `linear` is their class
-    (the weight of a `Conv1D` is transposed, its update is not). `logits` are those numbers of the configuration that
-    change the logits, in the order in which they do. `layer_kinds` are the kinds of layers that it may have, by how far
-    back they see. A family with `refused` is not loaded, and that is why.
+    `blocks` is where the list of blocks is in the text decoder. `mlp` and `attention` are the projections of a block
+    that see every token and can be adapted, by the names that `subspace.projections` takes; `linear` is their class
+    (the weight of a `Conv1D` is transposed, its update is not). `logits` names the numbers of the model's configuration
+    that change its logits, in the order in which they are applied. `layer_kinds` are the kinds of layers that it may
+    have, by how far back they see. A family with `refused`, the reason, is not loaded.
     """
 
     family: str
@@ -50,36 +50,45 @@ class Architecture:
     refused: str = ""
 
     def block_list(self, model: nn.Module) -> tuple[str, nn.Module]:
-        """The path and the list of the blocks of the model's text decoder; raises `ModelError` if it is not there.
-
-        A multimodal model has towers (vision, audio) with numbered blocks as well, which are not the text's.
-        """
+        """The path and the list of the blocks of the model's text decoder; raises `ModelError` if it is not there."""
+        # Not the first list of blocks that is found: the towers of a multimodal model (vision, audio) have some, too.
         decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
         blocks = getattr(decoder, self.blocks, None)
-        if not isinstance(blocks, nn.ModuleList):
-            raise ModelError(_unknown_layout(model, self.blocks))
-        return next(name for name, module in model.named_modules() if module is blocks), blocks
+        if isinstance(blocks, nn.ModuleList):
+            return next(name for name, module in model.named_modules() if module is blocks), blocks
+        lists = [(len(module), name) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+        likely = max(lists)[1] if lists else None
+        where = f"its blocks seem to be `{likely}`" if likely else "it has no list of blocks"
+        known = [row.family for row in ARCHITECTURES.values() if not row.refused]
+        raise ModelError(
+            f"regrad cannot adapt {type(model).__name__}: {where}, but in a model of an unknown family they must be "
+            f"`{self.blocks}`, as in Llama; choose a model of one of these families: {', '.join(known)}",
+            code="unknown_layout",
+            model=type(model).__name__,
+            blocks=likely,
+        )
 
     def scaled_logits(self, config: Any, scores: Tensor) -> Tensor:
-        """What the model does after its output embedding: divide (Granite), multiply (Cohere), soft-cap (Gemma)."""
+        """What the model does after its output embedding: divide (Granite), multiply (Cohere) or soft-cap (Gemma)."""
         for name in self.logits:
             if (value := getattr(config, name, None)) is not None:
                 scores = _LOGITS[name](scores, value)
         return scores
 
     def windows(self, config: Any) -> dict[str, int | None]:
-        """How far back a layer of each of the model's kinds sees, in tokens; None: to the start.
+        """For each kind of layer of this model, how many tokens back it sees; None: to the start.
 
-        A model whose configuration has no kinds of layers has one, which slides if the
-        family can and there is a window.
-        Raises `ModelError` for kinds that keep something else than keys and values, or see in another way.
+        Raises `ModelError` for a kind that keeps something other than keys and values, or sees in another way.
         """
         window: int | None = getattr(config, "sliding_window", None) if SLIDING in self.layer_kinds else None
+        # Older configurations name no kinds: all their layers are alike, and slide if there is a window.
         kinds = set(getattr(config, "layer_types", None) or [FULL if window is None else SLIDING])
         if unknown := sorted(kinds - set(self.layer_kinds)):
             raise ModelError(
-                f"a model of the kind {config.model_type} has layers of {unknown}, which regrad cannot run: of "
-                f"{self.family} it knows {list(self.layer_kinds)}; choose another model"
+                f"a {config.model_type} model has layers of kind {unknown}, which regrad cannot run; for "
+                f"{self.family} it knows {list(self.layer_kinds)}; choose another model",
+                code="unknown_layers",
+                kinds=unknown,
             )
         return {kind: window if kind == SLIDING else None for kind in kinds}
 
@@ -88,10 +97,10 @@ ARCHITECTURES: Registry[Architecture] = Registry("model family", ModelError)
 """Every family by name."""
 
 LIKE_LLAMA = Architecture("like Llama", (), logits=tuple(_LOGITS), layer_kinds=(FULL, SLIDING))
-"""What a model of an unknown kind is taken for; whether it is so, is checked when it is loaded and decoded with."""
+"""What a model of an unknown kind is assumed to be; loading it and making an engine for it check that."""
 
 _NO_KEYS_AND_VALUES = (
-    "its layers keep a running state and not the keys and values of each token, and only those are kept per request"
+    "its layers keep a running state instead of each token's keys and values, and only those can be kept per request"
 )
 
 for _row in (
@@ -149,17 +158,18 @@ for _row in (
             "zamba",
             "zamba2",
         ),
-        refused="some of its layers keep a running state and not the keys and values of each token, and only those are "
-        "kept per request",
+        refused=f"some of {_NO_KEYS_AND_VALUES}",
     ),
     Architecture(
-        "Llama 4", ("llama4", "llama4_text"), refused="its layers attend within chunks, and masks for those are missing"
+        "Llama 4",
+        ("llama4", "llama4_text"),
+        refused="its layers attend within chunks, and regrad has no masks for that",
     ),
     Architecture(
         "ALiBi",
         ("bloom", "falcon", "mpt"),
-        refused="its attention adds distances that it takes from a mask of one row of tokens, and requests that are "
-        "decoded together have other masks",
+        refused="its attention reads distances from the mask of a single sequence, and requests that are decoded "
+        "together have other masks",
     ),
 ):
     ARCHITECTURES[_row.family] = _row
@@ -168,27 +178,16 @@ for _row in (
 def architecture_of(model: nn.Module) -> Architecture:
     """The family of a model, by its configuration; `LIKE_LLAMA` if there is no row for it.
 
-    Raises `ModelError` for a family that is refused.
+    Raises `ModelError` for a family that is not supported.
     """
     config: Any = getattr(model, "config", None)
     kind = config.get_text_config().model_type if config is not None else ""
     found = next((row for row in ARCHITECTURES.values() if kind in row.model_types), LIKE_LLAMA)
     if found.refused:
         raise ModelError(
-            f"regrad cannot run {type(model).__name__} ({found.family}): {found.refused}; choose another model"
+            f"regrad cannot run {type(model).__name__} ({found.family}): {found.refused}; choose another model",
+            code="unsupported_family",
+            family=found.family,
+            reason=found.refused,
         )
     return found
-
-
-def _unknown_layout(model: nn.Module, blocks: str) -> str:
-    """What to say of a model of an unknown kind whose blocks have another name."""
-    lists = [(len(module), name) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    where = f"its blocks seem to be `{max(lists)[1]}`" if lists else "it has no list of blocks"
-    return (
-        f"regrad cannot adapt {type(model).__name__}: {where}, and in a model of a family that it does not know they "
-        f"must be `{blocks}`, as in Llama; choose a model of {', '.join(_taken())}"
-    )
-
-
-def _taken() -> list[str]:
-    return [row.family for row in ARCHITECTURES.values() if not row.refused]

@@ -16,9 +16,9 @@ _HEAD_TOKENS = 256
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Right-padded ids [N, T] and which of them are predicted [N, T] (the first `start` tokens of a row are not).
+    """Right-padded ids [N, T], and which of them are predicted [N, T] bool (a row's first `start` tokens are not).
 
-    `entered` [N, T - 1, D], if it is there, is what the first adapted block reads (see `share_lower_blocks`).
+    `entered` [N, T - 1, D], if given, is what the first adapted block reads (see `share_lower_blocks`).
     """
 
     ids: Tensor
@@ -39,7 +39,7 @@ class TokenBatch:
 
 
 def row_chunks(batch: TokenBatch, tokens: int) -> list[Tensor]:
-    """Row numbers in groups of similar length, of at most `tokens` padded tokens (or one row)."""
+    """Row numbers in groups of similar length, each of at most `tokens` padded tokens (or of one row)."""
     lengths = batch.lengths.tolist()
     groups: list[list[int]] = [[]]
     longest = 0
@@ -53,7 +53,7 @@ def row_chunks(batch: TokenBatch, tokens: int) -> list[Tensor]:
 
 
 def share_lower_blocks(lm: LanguageModel, batch: TokenBatch, tokens: int) -> TokenBatch:
-    """The batch with the output of the frozen lower blocks, computed once, without a graph, in chunks of `tokens`."""
+    """The batch with the output of the frozen lower blocks, computed once and without a graph, `tokens` at a time."""
     parts = []
     size = max(1, tokens // batch.ids.shape[1])
     for start in range(0, batch.ids.shape[0], size):
@@ -91,27 +91,24 @@ def sequence_losses(lm: LanguageModel, batch: TokenBatch, reduction: str = "mean
 def losses_and_grads(
     lm: LanguageModel, hidden_NTD: Tensor, batch: TokenBatch, reduction: str = "mean"
 ) -> tuple[Tensor, Tensor]:
-    """The same losses [N] from the final hidden states, and the gradient of their sum with respect to those [N, T, D].
+    """Losses [N] as in `sequence_losses`, from the final hidden states, and the gradient of their sum there [N, T, D].
 
-    Logits are the largest tensors of all: here they are made, differentiated and dropped for some tokens at a time.
     First order only, as no graph is kept.
     """
     mask_NT = batch.predicted[:, 1:]
     divisors_N = _divisors(mask_NT, reduction)
     per_token = (hidden_NTD.detach()[mask_NT], batch.ids[:, 1:][mask_NT], divisors_N[mask_NT.nonzero()[:, 0]])
-    parts = [_part(lm, *part) for part in zip(*(torch.split(v, _HEAD_TOKENS) for v in per_token), strict=True)]
-    losses_M, grads_MD = (torch.cat(values) for values in zip(*parts, strict=True))
+    losses, grads = [], []
+    # Logits are the largest tensors of all: they are made, differentiated and dropped for a few tokens at a time.
+    for hidden_MD, targets_M, divisors_M in zip(*(torch.split(v, _HEAD_TOKENS) for v in per_token), strict=True):
+        with torch.enable_grad():
+            leaf_MD = hidden_MD.detach().requires_grad_()
+            losses_M = _token_losses(lm, leaf_MD, targets_M)
+            grads += torch.autograd.grad(losses_M, leaf_MD, 1 / divisors_M.to(losses_M.dtype))
+        losses.append(losses_M.detach())
     grads_NTD = torch.zeros_like(hidden_NTD)
-    grads_NTD[mask_NT] = grads_MD
-    return _row_sums(losses_M, mask_NT) / divisors_N, grads_NTD
-
-
-@torch.enable_grad()
-def _part(lm: LanguageModel, hidden_MD: Tensor, targets_M: Tensor, divisors_M: Tensor) -> tuple[Tensor, Tensor]:
-    hidden_MD = hidden_MD.detach().requires_grad_()
-    losses_M = _token_losses(lm, hidden_MD, targets_M)
-    (grads_MD,) = torch.autograd.grad(losses_M, hidden_MD, 1 / divisors_M.to(losses_M.dtype))
-    return losses_M.detach(), grads_MD
+    grads_NTD[mask_NT] = torch.cat(grads)
+    return _row_sums(torch.cat(losses), mask_NT) / divisors_N, grads_NTD
 
 
 def _token_losses(lm: LanguageModel, hidden_MD: Tensor, targets_M: Tensor) -> Tensor:

@@ -1,14 +1,15 @@
 """The frozen blocks below the first adapted one: run once per token, without a graph, and shared by later passes.
 
 No update in the model's own subspace reaches them, so their output is the same in every pass of a meta-training step.
-A later pass runs the model as usual, but these blocks hand on what they gave before instead of computing it. Updates
-in other subspaces may reach them: the engine, which applies such, runs all blocks.
+A later pass runs the model as usual, except that these blocks return their earlier output instead of computing it.
+Updates in other subspaces may reach them: the engine, which applies those, runs all blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from regrad.models.subspace import Subspace, block_of
 
 
 class _Reached(Exception):
-    """The first adapted block was reached; what it would have read is in `hidden`."""
+    """Leaves a forward pass at the first adapted block, with what that block would have read."""
 
     def __init__(self, hidden: Any) -> None:
         super().__init__("reached the first adapted block")
@@ -27,18 +28,17 @@ class _Reached(Exception):
 
 
 class Blocks:
-    """A model's decoder blocks, cut before the first that has an adapted projection."""
+    """A model's decoder blocks, split before the first one that has an adapted projection."""
 
     def __init__(self, model: nn.Module, subspace: Subspace) -> None:
         self._model = model
         path, self.first = min((block_of(name) for name, _, _ in subspace.modules), key=lambda found: found[1])
         container = model.get_submodule(path)
         self.lower: list[nn.Module] = [container.get_submodule(str(i)) for i in range(self.first)]
-        children = [child for name, child in container.named_children() if int(name) >= self.first]
-        self.upper: list[nn.Module] = children
+        self.upper = [child for name, child in container.named_children() if int(name) >= self.first]
 
     def share_nothing(self) -> None:
-        """From now on `enter` gives None: the upper blocks need more of the lower ones than what these hand on."""
+        """From now on `enter` returns None: the upper blocks need more of the lower ones than their output."""
         self.lower = []
 
     @torch.no_grad()
@@ -47,6 +47,7 @@ class Blocks:
         if not self.lower:
             return None
 
+        # An exception is the one way out of transformers' forward that spares the upper blocks and the norm.
         def stop(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
             raise _Reached(positional[0] if positional else named["hidden_states"])
 
@@ -65,6 +66,7 @@ class Blocks:
         if hidden is None:
             yield
             return
+        # An instance's own `forward` hides the class's; deleting it brings that back.
         for block in self.lower:
             block.forward = lambda *positional, **named: hidden  # type: ignore[method-assign]
         try:
@@ -77,19 +79,15 @@ class Blocks:
     def recomputed(self, active: bool = True) -> Iterator[None]:
         """Inside the block, adapted blocks keep only their input and are run again in the backward pass.
 
-        For first-order passes only; the backward pass has to be inside, too, as the update must still be applied.
+        For first-order passes only. The backward pass must be inside the block, too: it needs the update applied.
         """
         if not active:
             yield
             return
         for block in self.upper:
-            block.forward = _checkpointed(block.forward)  # type: ignore[method-assign]
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
         try:
             yield
         finally:
             for block in self.upper:
                 del block.forward
-
-
-def _checkpointed(forward: Any) -> Any:
-    return lambda *positional, **named: checkpoint(forward, *positional, use_reentrant=False, **named)

@@ -1,7 +1,7 @@
-"""Reading a checkpoint: complete, whole, finite and not quantised, or refused with the file or tensor at fault.
+"""Reading a checkpoint: complete, intact, finite and not quantised, or refused with the file or tensor at fault.
 
-transformers fills a weight that is missing with random numbers and says so in a log. A bank or a MetaInit that is made
-with such a model is worth nothing, so all of that is an error here, before anything is computed.
+transformers fills a missing weight with random numbers and says so only in a log. A bank or a MetaInit made with such a
+model is worthless, so all of that is an error here, before anything is computed.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _check_files(folder: Path, name: str) -> None:
 
 
 def _safetensors_bytes(start: bytes, stream: Any) -> int | None:
-    """How long the file must be by its header: 8 bytes of the header's length, the header, the tensors."""
+    """The size that the file must have by its header: 8 bytes with the header's length, the header, the tensors."""
     length = int.from_bytes(start[:8], "little")
     stream.seek(8)
     try:
@@ -148,6 +148,6 @@ def _check_complete(info: dict[str, Any], name: str) -> None:
 
 def _end_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokenizer's end token, and those of generation_config.json: chat models end a turn with another one."""
-    told = getattr(generation, "eos_token_id", None)
-    ids = [tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])]
+    given = getattr(generation, "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])]
     return tuple(dict.fromkeys(int(number) for number in ids if number is not None))

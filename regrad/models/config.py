@@ -1,4 +1,4 @@
-"""The base model, its prompts and its subspace."""
+"""Settings of the base model, its prompts and its subspace: apart, as the command line reads them without torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A GGUF file as a base model: dequantised once, into a directory that is kept for the next time.
+"""A GGUF file as a base model: dequantised once, into a directory that is kept.
 
-Its weights are those that the file stands for, in float32: a number of a few bits times its block's scale is exact
-there and would be rounded in bfloat16. So the same file gives the same weights, and the same fingerprint, everywhere.
+Its weights are in float32, where a number of a few bits times its block's scale is exact; bfloat16 would round it. So
+the same file gives the same weights, and the same fingerprint, everywhere.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def gguf_in(path: Path) -> Path | None:
 def dequantised(file: Path) -> Path:
     """A directory in Hugging Face format with the file's weights in float32 and its tokenizer.
 
-    It lies in the cache under the file's SHA-256, complete or not at all, whoever else makes it at the same time.
-    Raises `ModelError` for a file that is none, or whose architecture transformers cannot read from a GGUF.
+    It is in the cache under the file's SHA-256, complete or absent, even if several processes make it at once.
+    Raises `ModelError` for a file that is not GGUF, or whose architecture transformers cannot read from GGUF.
     """
     target = cache_directory() / "gguf" / _digest(file)[:24]
     if (target / _CARD).exists():

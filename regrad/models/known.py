@@ -1,8 +1,7 @@
-"""Models that can be had by a short name, from PyPI or from a file: where no hub is reached, and without an account.
+"""Models that are available under a short name, from PyPI or from a file: without a hub and without an account.
 
-A name stands for one file, byte for byte: a MetaInit or a bank that was made with it fits it wherever it came from. A
-model of the hub has its own name there, is given as `path` and is another base, though it may be the same network in
-other precision.
+A name stands for one file, byte for byte, so a MetaInit or a bank made with it fits it wherever it came from. A model
+of the hub is given by its name there as `path`, and is another base, even if it is the same network in other precision.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def get_model(name: str, output: str, source: str = "pypi") -> Path:
     """Put the model into the directory `output`, whole or not at all, and return the path of its file.
 
     `source` is `pypi`, or a file: the model itself or its wheel.
-    Raises `ModelError` if it cannot be had or is another file. Does nothing if it is there already.
+    Raises `ModelError` if it cannot be fetched or is another file. Does nothing if it is there already.
     """
     known = KNOWN_MODELS[name]
     target = Path(output) / known.file
@@ -67,8 +66,8 @@ def get_model(name: str, output: str, source: str = "pypi") -> Path:
         found = _find(known, source, Path(temporary))
         if (digest := _sha256(found)) != known.sha256:
             raise ModelError(
-                f"{found.name} has the SHA-256 {digest}, and that of {name} is {known.sha256}; it was changed or cut "
-                "on its way: get it again",
+                f"{found.name} has the SHA-256 {digest}, but that of {name} is {known.sha256}; it was changed or cut "
+                "short on its way: fetch it again",
                 code="wrong_checksum",
                 file=found.name,
                 found=digest,

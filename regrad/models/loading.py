@@ -1,4 +1,7 @@
-"""Loading a base language model: from a directory, a hub name, a GGUF file or an installed package."""
+"""Loading a base language model: from a directory, a hub name, a GGUF file or an installed package; and checking it.
+
+The checks here are of what regrad adapts and trains. `regrad.inference.engine` checks that it decodes correctly.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from regrad.errors import ModelError, PromptTooLong, TokenOutOfVocabulary
 from regrad.models.architectures import Architecture, architecture_of
 from regrad.models.blocks import Blocks
 from regrad.models.checkpoint import check_finite, load_checkpoint
-from regrad.models.checks import check_model
 from regrad.models.config import ModelConfig
 from regrad.models.gguf_file import dequantised, gguf_in
 from regrad.models.lora import BatchedLora
@@ -28,16 +31,18 @@ from regrad.models.tokens import has_chat, prompt_ids, token_ids
 from regrad.storage import local_directory
 
 _PACKAGE = "package:"
+# Two rows, as the first dimension of what a block reads must be that of the rows.
+_CHECKED_IDS = [[0, 1, 2], [2, 1, 0]]
 
 
 @dataclass
 class LanguageModel:
     """A frozen causal language model in evaluation mode, its tokenizer, and the slots for updates.
 
-    `lora` has the slots of the model's own subspace, that of its settings: it is trained there, and its gradients are
-    taken there. `lora_for` makes those of others. `config` is what it was loaded with, what was left to `auto`
-    resolved: a MetaInit made from it loads alike anywhere. `end_ids` are all tokens that end an answer; `eos` is the
-    one that passages and answers are trained with.
+    `lora` has the slots of the model's own subspace, that of its settings, where it is trained and its gradients are
+    taken; `lora_for` makes the slots of others. `config` is what it was loaded with, everything `auto` resolved, so
+    that a MetaInit made from it loads the same model anywhere. `end_ids` are all tokens that end an answer; `eos` is
+    the one that passages and answers are trained with.
     """
 
     model: nn.Module
@@ -76,7 +81,7 @@ class LanguageModel:
 
     @property
     def text_config(self) -> Any:
-        """The configuration of the language model itself: in a multimodal checkpoint it is nested in the whole's."""
+        """The configuration of the language model itself; a multimodal checkpoint has it inside the whole's."""
         return self.model.config.get_text_config()  # type: ignore[operator,union-attr]
 
     @property
@@ -90,7 +95,10 @@ class LanguageModel:
         if limit is not None and prompt_tokens + max_new_tokens > limit:
             raise PromptTooLong(
                 f"the prompt has {prompt_tokens} tokens and {max_new_tokens} may be added, "
-                f"but the model's context is {limit}; ask with fewer passages or a shorter question"
+                f"but the model's context is {limit}; ask with fewer passages or a shorter question",
+                prompt_tokens=prompt_tokens,
+                max_new_tokens=max_new_tokens,
+                context=limit,
             )
 
     @property
@@ -116,21 +124,21 @@ class LanguageModel:
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits [..., V] of hidden states [..., D], scaled as the model does, in float32 at least."""
+        """Vocabulary logits [..., V] of hidden states [..., D], scaled as the model scales them, in float32 or more."""
         scores: Tensor = self.model.get_output_embeddings()(hidden)  # type: ignore[operator]
         scores = scores if scores.dtype == torch.float64 else scores.float()
         return self.architecture.scaled_logits(self.text_config, scores)
 
     def identity(self) -> str:
-        """SHA-256 (hex) of every weight's name, shape and bytes as they are in memory now."""
+        """The weights' digest as they are in memory now, see `weights_digest`."""
         return weights_digest(self.model)
 
     def encode(self, text: str, controls: bool = False) -> list[int]:
-        """Token ids of a piece of text; `controls`: what looks like a control token in it is one."""
+        """Token ids of a piece of text; with `controls`, what looks like a control token in it is one."""
         return self._known(token_ids(self.tokenizer, self.config.prompts, text, controls))
 
     def encode_prompt(self, text: str, raw: bool = False, controls: bool = False) -> list[int]:
-        """Token ids of a whole prompt, its start token and (unless it is `raw`) the model's chat template included."""
+        """Token ids of a whole prompt, with its start token and (unless it is `raw`) the model's chat template."""
         return self._known(prompt_ids(self.tokenizer, self.config.prompts, text, raw, controls))
 
     @cached_property
@@ -147,7 +155,7 @@ class LanguageModel:
         if ids and max(ids) >= self.vocabulary_size:
             token = str(self.tokenizer.convert_ids_to_tokens(max(ids)))
             raise TokenOutOfVocabulary(
-                f"the text has the token {token!r} (id {max(ids)}), and the model has only {self.vocabulary_size} "
+                f"the text has the token {token!r} (id {max(ids)}), but the model has only {self.vocabulary_size} "
                 "rows of embeddings: its tokenizer was extended, the model was not",
                 token=token,
                 id=max(ids),
@@ -173,68 +181,63 @@ class LanguageModel:
 
 
 def load_language_model(config: ModelConfig, device: str | torch.device | None = None) -> LanguageModel:
-    """Load, freeze and hook the model; raises `ModelError` if it is not there or lacks the subspace.
+    """Load, freeze, hook and check the model; raises `ModelError` if it is missing, unsuitable or lacks the subspace.
 
     `device` defaults to the first GPU if there is one; `dtype: auto` is bfloat16 there and float32 on a CPU.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = _dtype(config, device)
+    half = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+    dtype = torch.bfloat16 if half else torch.float32
     path = resolve_path(config.path)
     checkpoint = load_checkpoint(path, config.path, dtype, config.attention)
-    model, tokenizer = checkpoint.model.to(device), checkpoint.tokenizer
+    model = checkpoint.model.to(device)
     check_finite(model, config.path)
-    prompts = config.prompts.model_copy(update={"chat": has_chat(tokenizer, config.prompts)})
+    prompts = config.prompts.model_copy(update={"chat": has_chat(checkpoint.tokenizer, config.prompts)})
     resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch."), "prompts": prompts})
     lora = BatchedLora(model, find_subspace(model, config.subspace))
     lora.hold()  # for good: training and extraction apply an update in every pass
-    lm = LanguageModel(model, tokenizer, lora, resolved, Blocks(model, lora.subspace), checkpoint.end_ids)
-    check_model(lm)
+    blocks = Blocks(model, lora.subspace)
+    lm = LanguageModel(model, checkpoint.tokenizer, lora, resolved, blocks, checkpoint.end_ids)
+    check_language_model(lm)
     return lm
 
 
 def context_length(config: Any) -> int | None:
-    """Tokens that a sequence may have, by a model's configuration; None if it sets no limit.
-
-    A sliding window is none: it bounds how far back a layer sees, and through several layers the model sees further.
-    LongRoPE's first stage is one: beyond it a model takes other factors for all rows of a batch as soon as one is that
-    long, and what a row gives must not depend on those beside it.
-    """
+    """Tokens that a sequence may have, by a model's configuration; None if it sets no limit."""
+    # A sliding window is no limit: it bounds how far one layer sees, and through several layers the model sees further.
     config = config.get_text_config()
     limits = [getattr(config, "max_position_embeddings", None)]
+    # LongRoPE's first stage is one. Beyond it a model uses other factors for all rows of a batch as soon as one row is
+    # that long, and what a row gives must not depend on the rows beside it.
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
-        limits += [
-            rope.get("original_max_position_embeddings"),
-            getattr(config, "original_max_position_embeddings", None),
-        ]
+        limits.append(rope.get("original_max_position_embeddings"))
+        limits.append(getattr(config, "original_max_position_embeddings", None))
     return min((int(limit) for limit in limits if limit and limit > 0), default=None)
 
 
 def resolve_path(path: str) -> str:
-    """`package:NAME/PATH`, directory URIs and GGUF files become local directories; a hub name is left as it is.
+    """`package:NAME/PATH`, directory URIs and GGUF files become local directories; a hub name stays as it is.
 
-    Raises `ModelError` if it is a local path and there is nothing.
+    Raises `ModelError` for a local path where there is no directory.
     """
-    local = _local(path)
-    if _is_local(local) and not Path(local).exists():
-        raise ModelError(f"there is no model at {path}", code="not_found", path=path)
-    file = gguf_in(Path(local))
-    return local if file is None else str(dequantised(file))
-
-
-def _local(path: str) -> str:
+    local = path
     if path.startswith(_PACKAGE):
         name, _, inner = path.removeprefix(_PACKAGE).partition("/")
         try:
-            return str(Path(str(files(name))) / inner)
+            local = str(Path(str(files(name))) / inner)
         except ModuleNotFoundError as error:
-            raise ModelError(f"{path}: the package {name} is not installed") from error
-    return str(local_directory(path)) if "://" in path else path
-
-
-def _is_local(path: str) -> bool:
-    """Whether it can be no hub name, which is a name or `organisation/name`."""
-    return path.startswith(("/", "./", "../", "~")) or path in (".", "..") or "\\" in path or path.count("/") > 1
+            raise ModelError(
+                f"{path}: the package {name} is not installed", code="package_not_found", package=name
+            ) from error
+    elif "://" in path:
+        local = str(local_directory(path))
+    # A hub name is `name` or `organisation/name`; anything else can only be a path.
+    is_path = local.startswith(("/", "./", "../", "~")) or local in (".", "..") or "\\" in local or local.count("/") > 1
+    if is_path and not Path(local).exists():
+        raise ModelError(f"there is no model at {path}", code="not_found", path=path)
+    file = gguf_in(Path(local))
+    return local if file is None else str(dequantised(file))
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -246,7 +249,88 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
-    if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+@torch.no_grad()
+def check_language_model(lm: LanguageModel) -> None:
+    """Raise `ModelError` for a model that regrad would adapt or read wrongly: a few tokens are read in each way.
+
+    A model whose lower blocks cannot be shared between passes (see `Blocks`) is correct, only slower to train.
+    """
+    lm.architecture.windows(lm.text_config)
+    ids = torch.tensor(_CHECKED_IDS, device=lm.device)
+    kind = type(lm.model).__name__
+    try:
+        own = lm.model(input_ids=ids, use_cache=True)
+        hidden = _checked_hidden(lm, ids)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{kind} cannot be run as other language models are: {reason}; choose another model",
+            code="not_runnable",
+            model=kind,
+        ) from error
+    # A model with other states gives no such cache, or has layers of other types in it. A dummy stands for a block that
+    # reads the keys and values of a lower one, or that has no attention.
+    layers = getattr(getattr(own, "past_key_values", None), "layers", None)
+    if not layers or any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer) for layer in layers):
+        raise ModelError(
+            f"{kind} keeps something other than keys and values of the tokens that it has read, and regrad could not "
+            "decode with it; choose another model",
+            code="other_states",
+            model=kind,
+        )
+    if not torch.isfinite(own.logits).all():
+        raise ModelError(
+            f"{kind} gives logits that are not finite although its weights are; load it with another `dtype`",
+            code="logits_not_finite",
+            model=kind,
+        )
+    if not _close(own.logits, lm.logits(hidden)):
+        raise ModelError(
+            f"{kind} computes its logits in a way that regrad does not know, so its gradients would be wrong; choose "
+            "another model",
+            code="unknown_logits",
+            model=kind,
+        )
+    if not _can_share(lm, ids, hidden):
+        lm.blocks.share_nothing()
+
+
+def _checked_hidden(lm: LanguageModel, ids_NT: Tensor) -> Tensor:
+    """Final hidden states; every adapted projection must read every token of every row, once and in order."""
+    read: dict[str, list[int]] = {name: [] for name, _, _ in lm.subspace.modules}
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            read[name].append(inputs[0].shape[:-1].numel())
+
+        return hook
+
+    handles = [lm.model.get_submodule(name).register_forward_hook(note(name)) for name in read]
+    try:
+        hidden = lm.hidden(ids_NT)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if wrong := [name for name, tokens in read.items() if tokens != [ids_NT.numel()]]:
+        raise ModelError(
+            f"in {type(lm.model).__name__} {wrong[0]} does not read every token exactly once, so an update of it would "
+            "be wrong; set `subspace.projections` to others",
+            code="tokens_not_read_once",
+            module=wrong[0],
+        )
+    return hidden
+
+
+def _can_share(lm: LanguageModel, ids_NT: Tensor, expected: Tensor) -> bool:
+    """Whether the output of the lower blocks, one row for each row of the batch, is all that the upper ones need."""
+    try:
+        entered = lm.blocks.enter(ids_NT)
+        if entered is None:
+            return True
+        return entered.shape[:2] == ids_NT.shape and _close(lm.hidden(ids_NT, entered), expected)
+    except Exception:  # whatever a model raises when blocks are left out, it needs them
+        return False
+
+
+def _close(own: Tensor, ours: Tensor) -> bool:
+    return torch.allclose(own.float(), ours.float(), rtol=2e-2, atol=2e-2)

@@ -22,7 +22,7 @@ from regrad.models.subspace import Subspace
 class BatchedLora:
     """One model's projections of one subspace, waiting for the update of the next forward pass.
 
-    Several subspaces may lie on one model, on the same projections too: each adds its own part. Raises `ModelError` if
+    One model can have several subspaces, also on the same projections: each adds its own part. Raises `ModelError` if
     the model lacks a projection.
     """
 
@@ -35,17 +35,17 @@ class BatchedLora:
         self._handles: list[RemovableHandle] = []
 
     def hold(self) -> None:
-        """Keep the hooks on the model until `release` was called as often: for those who apply updates again and again.
+        """Keep the hooks on the model until `release` was called as often, for callers that apply many updates.
 
-        A hook costs its projection a little in every pass, also where no update is applied, and putting it on costs
-        more; so they are there while somebody holds them, or for as long as an update is applied.
+        A hook costs its projection a little in every pass, even without an update, and registering it costs more; so
+        the hooks are there while a caller holds them, and else for as long as an update is applied.
         """
         self._holders += 1
         if not self._handles:
             self._handles = [module.register_forward_hook(self._hook(name)) for name, module in self._modules.items()]
 
     def release(self) -> None:
-        """Take the hooks off the model if nobody else holds them."""
+        """Take the hooks off the model if no other caller holds them."""
         self._holders -= 1
         if not self._holders:
             for handle in self._handles:
@@ -56,8 +56,8 @@ class BatchedLora:
     def applied(self, flat: Tensor) -> Iterator[None]:
         """Inside the block, the model's forward passes run with this update.
 
-        `flat` is [P] for one update on all rows, or [U, P] for a batch of U * n rows in which each n
-        consecutive rows share an update. Differentiable with respect to `flat`.
+        `flat` is [P], one update for all rows, or [U, P] for a batch of U * n rows, where each n consecutive rows share
+        an update. Differentiable with respect to `flat`.
         """
         previous, self._current = self._current, self.subspace.unflatten(flat)
         self.hold()
@@ -69,7 +69,7 @@ class BatchedLora:
 
     @contextmanager
     def applied_scaled(self, tensors: dict[str, Tensor]) -> Iterator[None]:
-        """As `applied`, with tensors by name in which each B has the subspace's scale in it already."""
+        """As `applied`, with tensors by name whose B is already multiplied by the subspace's scale."""
         previous, self._current, self._scaled = self._current, tensors, True
         self.hold()
         try:
@@ -79,13 +79,14 @@ class BatchedLora:
             self._current, self._scaled = previous, False
 
     def _hook(self, name: str) -> Any:
-        names = f"{name}.A", f"{name}.B"
+        name_a = f"{name}.A"
+        name_b = f"{name}.B"
 
         def add_update(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            current = self._current
-            if current is None:
+            if self._current is None:
                 return None
-            a, b = current[names[0]], current[names[1]]
+            a = self._current[name_a]
+            b = self._current[name_b]
             if self._scaled and a.dim() == 2:
                 return add_one(output, inputs[0], a, b)
             return add_lora(output, inputs[0], a, b, 1.0 if self._scaled else self.subspace.scaling)
@@ -99,10 +100,13 @@ def _projection(model: nn.Module, name: str, inputs: int, outputs: int) -> nn.Mo
     except AttributeError:
         module = None
     if not isinstance(module, nn.Linear | Conv1D):
-        found = f"there is a {type(module).__name__}" if module is not None else "there is none"
+        found = None if module is None else type(module).__name__
         raise ModelError(
-            f"an update adapts the linear module {name}, but in this {type(model).__name__} {found}; it was made for "
-            "another model"
+            f"an update adapts the linear module {name}, but this {type(model).__name__} has "
+            f"{f'a {found} there' if found else 'no such module'}; the update was made for another model",
+            code="not_linear",
+            module=name,
+            found=found,
         )
     # GPT-2's Conv1D is a linear module that keeps its weight as [in, out].
     rows, columns = module.weight.shape
@@ -110,23 +114,26 @@ def _projection(model: nn.Module, name: str, inputs: int, outputs: int) -> nn.Mo
     if sizes != (inputs, outputs):
         raise ModelError(
             f"an update adapts {name} with {inputs} inputs and {outputs} outputs, but in this {type(model).__name__} "
-            f"it has {sizes[0]} and {sizes[1]}; it was made for another model"
+            f"it has {sizes[0]} and {sizes[1]}; the update was made for another model",
+            code="wrong_size",
+            module=name,
+            expected=[inputs, outputs],
+            found=list(sizes),
         )
     return module
 
 
 def add_one(output_NTO: Tensor, x_NTD: Tensor, a_RD: Tensor, b_OR: Tensor) -> Tensor:
-    """`output` + B A x with one update, in the fewest steps: for a single short row these are what it costs."""
+    """`output` + B A x with one update, in as few kernels as possible: a single short row costs what these cost."""
     low = x_NTD.view(-1, x_NTD.shape[-1]).mm(a_RD.t())
     return torch.addmm(output_NTO.view(-1, b_OR.shape[0]), low, b_OR.t()).view(output_NTO.shape)
 
 
 def add_lora(output_NTO: Tensor, x_NTD: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """`output` + scaling * B A x: A is [R, D] and B [O, R], or per update [U, R, D] and [U, O, R] with N = U * n.
-
-    The scale is applied where there are only R numbers a token, and the sum is part of the second product.
-    """
-    a, b = a.to(x_NTD.dtype), b.to(x_NTD.dtype)
+    """`output` + scaling * B A x: A is [R, D] and B [O, R], or per update [U, R, D] and [U, O, R] with N = U * n."""
+    a = a.to(x_NTD.dtype)
+    b = b.to(x_NTD.dtype)
+    # The scale is applied where a token has only R numbers, and the sum is part of the second product.
     if a.dim() == 2:
         low = F.linear(x_NTD, a).flatten(0, -2)
         low = low if scaling == 1 else low * scaling

@@ -1,6 +1,7 @@
 """The adaptation subspace: the LoRA tensors of the adapted projections in one fixed order.
 
-Everything that is learned, stored or summed is a flat vector of P numbers; here it is cut into tensors and put back.
+Everything that is learned, stored or summed is a flat vector of P numbers. Here it is cut into tensors and put back,
+and written as a standard PEFT adapter.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from regrad.errors import ModelError
-from regrad.models.architectures import Architecture, architecture_of
-from regrad.models.config import SubspaceConfig
+from regrad.models.architectures import architecture_of
+from regrad.models.config import ModelConfig, SubspaceConfig
 
 _BLOCK = re.compile(r"^(.*?)\.(\d+)\.")
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,12 @@ class Subspace:
     def unflatten(self, flat_P: Tensor) -> dict[str, Tensor]:
         """[..., P] -> tensors [..., rows, columns] by name (views; differentiable)."""
         if flat_P.shape[-1] != self.size:
-            raise ModelError(f"a vector of {self.size} numbers is expected, found {flat_P.shape[-1]}")
+            raise ModelError(
+                f"expected a vector of {self.size} numbers, found {flat_P.shape[-1]}",
+                code="vector_size",
+                expected=self.size,
+                found=flat_P.shape[-1],
+            )
         parts = torch.split(flat_P, self.lengths, dim=-1)
         items = zip(self.shapes.items(), parts, strict=True)
         return {name: part.reshape(*part.shape[:-1], *shape) for (name, shape), part in items}
@@ -67,19 +76,19 @@ class Subspace:
             name for name, shape in self.shapes.items() if name not in tensors or tensors[name].shape[-2:] != shape
         ]
         if wrong or len(tensors) != len(self.shapes):
-            unknown = sorted(set(tensors) - set(self.shapes))
-            raise ModelError(f"these tensors do not fit the subspace: {(wrong or unknown)[:3]}")
+            wrong = wrong or sorted(set(tensors) - set(self.shapes))
+            raise ModelError(f"these tensors do not fit the subspace: {wrong[:3]}", code="wrong_tensors", tensors=wrong)
         return torch.cat([tensors[name].flatten(-2) for name in self.shapes], dim=-1)
 
     def per_tensor(self, values: Tensor) -> Tensor:
-        """Step sizes as [P]: one a tensor [n_tensors] is repeated over its tensor; [P] stays as it is."""
+        """Step sizes as [P]: one per tensor [n_tensors] is repeated over its tensor; [P] stays as it is."""
         if values.shape[-1] == self.size:
             return values
         lengths = torch.tensor(self.lengths, device=values.device)
         return values.repeat_interleave(lengths, output_size=self.size)
 
     def initial(self, seed: int = 0) -> Tensor:
-        """The standard LoRA start as a flat float32 vector: A Kaiming-uniform (bound 1/sqrt(in)), B zero."""
+        """The standard start of a LoRA as a flat float32 vector: A Kaiming-uniform (bound 1/sqrt(in)), B zero."""
         generator = torch.Generator().manual_seed(seed)
         tensors: dict[str, Tensor] = {}
         for name, shape in self.shapes.items():
@@ -88,7 +97,7 @@ class Subspace:
         return self.flatten(tensors)
 
     def updates(self, vector_P: Tensor | None) -> tuple[Update, ...]:
-        """What a request carries that runs with this vector, or with the base model alone."""
+        """The updates of a request that runs with this vector, or (None) with the base model alone."""
         return () if vector_P is None else (Update(self, vector_P),)
 
     def to_json(self) -> dict[str, Any]:
@@ -115,30 +124,32 @@ class Update:
     def __post_init__(self) -> None:
         if self.vector.shape != (self.subspace.size,):
             raise ModelError(
-                f"an update in this subspace has {self.subspace.size} numbers, found {tuple(self.vector.shape)}"
+                f"an update in this subspace has {self.subspace.size} numbers, found {tuple(self.vector.shape)}",
+                code="vector_size",
+                expected=self.subspace.size,
+                found=list(self.vector.shape),
             )
 
 
 def by_subspace(updates: Sequence[Update]) -> dict[Subspace, Tensor]:
-    """The vectors of updates that are applied together: what each adds to the weights is added up.
-
-    Raises `ModelError` if two are in one subspace: the sum of their vectors is not the sum of their products B A.
-    """
+    """The vectors of updates that are applied together; raises `ModelError` if two are in one subspace."""
     vectors = {update.subspace: update.vector for update in updates}
+    # The sum of two vectors is not the sum of their products B A, so which of the two is meant must be said.
     if len(vectors) < len(updates):
         raise ModelError(
-            f"{len(updates)} updates are in {len(vectors)} subspaces, and there can be one in each; add the vectors up "
-            "first, if they are steps from one start, or place them side by side in a subspace of their ranks' sum"
+            f"expected at most one update in each subspace, found {len(updates)} in {len(vectors)}; add their vectors "
+            "if they are steps from one start, else place them side by side in a subspace with the sum of their ranks",
+            code="several_updates_in_one_subspace",
+            updates=len(updates),
+            subspaces=len(vectors),
         )
     return vectors
 
 
 def finite_rows(vectors_NP: Tensor) -> Tensor:
-    """Which vectors have finite numbers only [N] bool.
-
-    A number that is not finite makes its row's sum so, and sums read the vectors once; as the sum of finite numbers
-    can overflow, rows in doubt are then looked at number by number.
-    """
+    """Which vectors [N, P] have finite numbers only [N] bool."""
+    # A sum reads each vector once and keeps nothing, and one number that is not finite shows in it. The sum of finite
+    # numbers can overflow, though, so rows in doubt are then looked at number by number.
     finite = torch.isfinite(vectors_NP.sum(1))
     if not finite.all():
         finite[~finite] = torch.isfinite(vectors_NP[~finite]).all(1)
@@ -149,85 +160,118 @@ def block_of(module: str) -> tuple[str, int]:
     """The path of the list of blocks that a projection is in, and the number of its block."""
     match = _BLOCK.match(module)
     if match is None:
-        raise ModelError(f"{module} is in no numbered block")
+        raise ModelError(f"expected a projection in a numbered block, found {module}", code="no_block", module=module)
     return match[1], int(match[2])
 
 
 def find_subspace(model: nn.Module, config: SubspaceConfig) -> Subspace:
     """The subspace that `config` describes in this model's text decoder.
 
-    A projection is named by its path in a block or by the end of it: `c_fc`, or `mlp.c_proj` beside `attn.c_proj`.
-    Raises `ModelError` if a layer or projection is not there, or if several modules answer to one.
+    A projection is named by its path in a block or by the end of that path: `c_fc`, or `mlp.c_proj` beside
+    `attn.c_proj`. Raises `ModelError` if a layer or projection is missing, or if a name fits several modules.
     """
+    # 1. Every block's linear modules, by their path in the block.
     architecture = architecture_of(model)
     path, blocks = architecture.block_list(model)
-    linears = [_linears(block, architecture) for block in blocks.children()]
+    linears: list[dict[str, tuple[int, int]]] = []
+    for block in blocks.children():
+        sizes: dict[str, tuple[int, int]] = {}
+        for name, module in block.named_modules():
+            if isinstance(module, architecture.linear):
+                rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
+                sizes[name] = (rows, columns) if architecture.linear is Conv1D else (columns, rows)
+        linears.append(sizes)
+
+    # 2. The modules that each layer and projection of the settings stands for.
     layers = range(len(linears) // 2, len(linears)) if config.layers == "upper-half" else config.layers
-    wanted = [(layer, projection) for layer in layers for projection in config.projections]
-    found = {place: _answering(linears, *place) for place in wanted}
-    missing = [place for place in wanted if not found[place]]
-    if missing or not wanted:
+    found: dict[tuple[int, str], list[str]] = {}
+    for layer in layers:
+        names = list(linears[layer]) if 0 <= layer < len(linears) else []
+        for projection in config.projections:
+            found[layer, projection] = [n for n in names if n == projection or n.endswith(f".{projection}")]
+    missing = [place for place, names in found.items() if not names]
+    if missing or not found:
+        # Mixtures of experts that keep a layer's experts in one parameter have no module to adapt.
+        fused = [name for name, value in model.named_parameters() if value.dim() == 3 and ".experts." in name]
+        remark = ""
+        if fused:
+            remark = (
+                f". Its experts' projections are fused in parameters such as {fused[0]}, which cannot be adapted; set "
+                "`subspace.projections` to others of its projections, such as the attention's"
+            )
         raise ModelError(
-            f"the model has no layer and projection {missing[:3]}; it has {len(linears)} layers of "
-            f"{_names(linears, experts=True)}{_fused(model)}"
+            f"the model has no layer and projection {missing[:3]}; it has {len(linears)} layers with "
+            f"{_projection_names(linears, experts=True)}{remark}",
+            code="projection_not_found",
+            missing=missing,
+            fused=fused[0] if fused else None,
         )
+
+    # 3. Each must be one module that sees every token, which no expert of a mixture does.
     modules = []
     for (layer, projection), names in found.items():
         if len(names) > 1 or _is_numbered(names[0]):
             first, last = (f"{path}.{layer}.{name}" for name in (names[0], names[-1]))
+            choices = _projection_names(linears[layer : layer + 1])
             raise ModelError(
-                f"layer {layer} has {len(names)} modules for the projection {projection}, {first} to {last}, and an "
-                "update belongs to one that sees every token, which no expert of a mixture does; set "
-                f"`subspace.projections` to some of those that a layer has once: {_names(linears[layer : layer + 1])}"
+                f"layer {layer} has {len(names)} modules for the projection {projection}, {first} to {last}, but an "
+                "update needs one module that sees every token, and an expert of a mixture sees only some; set "
+                f"`subspace.projections` to names that fit one module of a layer: {choices}",
+                code="ambiguous_projection",
+                layer=layer,
+                projection=projection,
+                modules=len(names),
+                choices=choices,
             )
         modules.append((f"{path}.{layer}.{names[0]}", *linears[layer][names[0]]))
     return Subspace(tuple(modules), config.rank, config.scaling)
 
 
-def _linears(block: nn.Module, architecture: Architecture) -> dict[str, tuple[int, int]]:
-    """Path in the block -> numbers in and out, of its linear modules."""
-    linears = {}
-    for name, module in block.named_modules():
-        if isinstance(module, architecture.linear):
-            rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
-            linears[name] = (rows, columns) if architecture.linear is Conv1D else (columns, rows)
-    return linears
-
-
-def _answering(linears: list[dict[str, tuple[int, int]]], layer: int, projection: str) -> list[str]:
-    """The paths in a block of the modules that a projection's name stands for."""
-    if not 0 <= layer < len(linears):
-        return []
-    return [name for name in linears[layer] if name == projection or name.endswith(f".{projection}")]
-
-
 def _is_numbered(name: str) -> bool:
-    """Whether a module is in a list in its block, one of several alike: an expert."""
+    """Whether a module is in a list inside its block, one of several alike: an expert."""
     return any(part.isdecimal() for part in name.split("."))
 
 
-def _names(linears: list[dict[str, tuple[int, int]]], experts: bool = False) -> list[str]:
-    """The shortest names of the projections that some block has once; with `experts`, also those that it has often."""
+def _projection_names(linears: Sequence[Mapping[str, object]], experts: bool = False) -> list[str]:
+    """The shortest names that fit one module of some block; with `experts`, also those of a mixture's experts."""
     names = set()
     for block in linears:
         for path in block:
-            if _is_numbered(path):
-                names |= {path.rsplit(".", 1)[-1]} if experts else set()
-                continue
             parts = path.split(".")
-            ends = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
-            names.add(
-                next(end for end in ends if sum(other == end or other.endswith(f".{end}") for other in block) == 1)
-            )
+            if not _is_numbered(path):
+                ends = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
+                names.add(next(e for e in ends if sum(other == e or other.endswith(f".{e}") for other in block) == 1))
+            elif experts:
+                names.add(parts[-1])
     return sorted(names)
 
 
-def _fused(model: nn.Module) -> str:
-    """A remark on a mixture of experts that keeps the weights of all experts of a layer in one parameter."""
-    names = [name for name, value in model.named_parameters() if value.dim() == 3 and ".experts." in name]
-    if not names:
-        return ""
-    return (
-        f". Its experts' projections are fused in parameters such as {names[0]}, which cannot be adapted; set "
-        "`subspace.projections` to some of those that it has, such as the attention's"
+def save_adapter(folder: Path, model: ModelConfig, subspace: Subspace, flat_P: Tensor) -> None:
+    """Write a vector as a PEFT adapter, `adapter_config.json` and weights; raises `SafetensorError` or `OSError`."""
+    from peft import LoraConfig  # brings every model of transformers with it: seconds, in each process of a cluster
+
+    tensors = subspace.unflatten(flat_P.detach().cpu().float())
+    weights = {_peft_name(name): tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(weights, folder / _ADAPTER_WEIGHTS)
+    config = LoraConfig(
+        r=model.subspace.rank,
+        lora_alpha=model.subspace.alpha,  # type: ignore[arg-type]
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=[name for name, _, _ in subspace.modules],
+        base_model_name_or_path=model.path,
+        inference_mode=True,
     )
+    config.save_pretrained(str(folder))
+
+
+def load_adapter(folder: Path, subspace: Subspace) -> Tensor:
+    """What `save_adapter` wrote [P]; raises `KeyError`, `ModelError`, `SafetensorError` or `OSError` for another."""
+    tensors = load_file(folder / _ADAPTER_WEIGHTS)
+    return subspace.flatten({name: tensors[_peft_name(name)] for name in subspace.shapes})
+
+
+def _peft_name(name: str) -> str:
+    module, factor = name.rsplit(".", 1)
+    return f"base_model.model.{module}.lora_{factor}.weight"

@@ -1,4 +1,4 @@
-"""Text to token ids. What somebody wrote never becomes a control token."""
+"""Text to token ids. A control token that a text seems to contain never becomes one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _PLACE = "TheUsersMessageStandsHere"
 def token_ids(
     tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat, text: str, controls: bool = False
 ) -> list[int]:
-    """Token ids of a text, with nothing put around it.
+    """Token ids of a text, with nothing added around it.
 
-    What looks like a control token in it, `</s>` say, is text like any other: a passage or a question cannot end its
-    own part of a prompt. Only where `controls` is set, or where the model's own templates are written with such tokens,
-    do they keep their meaning.
+    What looks like a control token in it, such as `</s>`, is text like any other: a passage or a question cannot end
+    its own part of a prompt. Such tokens keep their meaning only if `controls` is set, or if the prompts' own templates
+    are written with them.
     """
     kept = controls or _hold_controls(tokenizer, prompts)
     return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not kept))
@@ -34,16 +34,15 @@ def prompt_ids(
     raw: bool = False,
     controls: bool = False,
 ) -> list[int]:
-    """Token ids of what a model answers to: its start token and the text; with `prompts.chat`, a chat of one message.
+    """Token ids of what a model answers: its start token and the text; with `prompts.chat`, a chat of one message.
 
-    The ids of a chat are those of the model's own chat template, but for control tokens that the text itself seems to
-    hold: those are text. `raw` leaves the chat template out. Raises `ModelError` if the tokenizer has none that can be
-    used.
+    The ids of a chat are those of the model's own chat template, except that control tokens in the text are text.
+    `raw` leaves the chat template out. Raises `ModelError` if the tokenizer has no usable one.
     """
     if raw or not has_chat(tokenizer, prompts):
         start = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
         return start + token_ids(tokenizer, prompts, text, controls)
-    frame = _frame(tokenizer, prompts)
+    frame = _chat_frame(tokenizer, prompts)
     message = frame.before + text.strip() + frame.after
     inside = tokenizer.encode(message, add_special_tokens=False, split_special_tokens=not controls)
     return [*frame.start, *inside, *frame.end]
@@ -55,11 +54,10 @@ def has_chat(tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat) -> bool:
 
 
 class _Frame(NamedTuple):
-    """A chat template around a message: token ids, and beside the message the text up to the nearest control token.
+    """A chat template around a message: token ids, and next to the message the text up to the nearest control token."""
 
-    That text is read together with the message, as it is where a whole chat is read at once.
-    """
-
+    # That text is tokenized together with the message, as it would be in the whole chat: a tokenizer may join the last
+    # characters of one with the first of the other.
     start: list[int]
     before: str
     after: str
@@ -67,34 +65,41 @@ class _Frame(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def _frame(tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat) -> _Frame:
-    written = _chat(tokenizer, prompts)
+def _chat_frame(tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat) -> _Frame:
+    # 1. The template, written around a placeholder.
+    messages = [{"role": "system", "content": prompts.system}] if prompts.system else []
+    messages.append({"role": "user", "content": _PLACE})
+    try:
+        template_arguments = dict(prompts.chat_arguments)
+        written = str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_arguments)
+        )
+    except (ValueError, TypeError, TemplateError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"the model's chat template cannot be used: {reason}; set `prompts.chat: false`",
+            code="chat_template_failed",
+            reason=reason,
+        ) from error
     if written.count(_PLACE) != 1:
-        raise ModelError("the model's chat template does not write the user's message once; set `prompts.chat: false`")
+        raise ModelError(
+            "the model's chat template does not write the user's message exactly once; set `prompts.chat: false`",
+            code="message_not_written_once",
+            times=written.count(_PLACE),
+        )
+
+    # 2. Cut at the control tokens nearest to the message.
     before, _, after = written.partition(_PLACE)
     after += prompts.answer_start
     controls = _controls(tokenizer)
     first = max((before.rfind(control) + len(control) for control in controls if control in before), default=0)
     last = min((after.find(control) for control in controls if control in after), default=len(after))
-    ends = (tokenizer.encode(text, add_special_tokens=False) for text in (before[:first], after[last:]))
-    start, end = (list(ids) for ids in ends)
+    start = list(tokenizer.encode(before[:first], add_special_tokens=False))
+    end = list(tokenizer.encode(after[last:], add_special_tokens=False))
     return _Frame(start, before[first:], after[:last], end)
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat) -> str:
-    messages = [{"role": "system", "content": prompts.system}] if prompts.system else []
-    messages.append({"role": "user", "content": _PLACE})
-    try:
-        written = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **dict(prompts.chat_arguments)
-        )
-    except (ValueError, TypeError, TemplateError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"the model's chat template cannot be used: {reason}; set `prompts.chat: false`") from error
-    return str(written)
-
-
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=8)  # every text asks, and the templates do not change
 def _hold_controls(tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat) -> bool:
     return any(control in template for control in _controls(tokenizer) for template in prompts.templates())
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure as Drawing
 
-from regrad.evaluation.report.entries import Entry
+from regrad.evaluation.report.entries import ReportEntry
 from regrad.evaluation.report.figures import Pictures, encoded, style
 from studies.lab_report.records import FIRST, OLD, Key, Measured, Table
 
@@ -18,7 +18,7 @@ Figure = tuple[str, str, bytes]
 _BLUE, _RED, _GREY = "#0072b2", "#d55e00", "#7f7f7f"
 
 
-def draw(entries: Mapping[str, Sequence[Entry]], table: Table, measured: Measured) -> list[Figure]:
+def draw(entries: Mapping[str, Sequence[ReportEntry]], table: Table, measured: Measured) -> list[Figure]:
     """All of them."""
     with style():
         return [
@@ -28,7 +28,7 @@ def draw(entries: Mapping[str, Sequence[Entry]], table: Table, measured: Measure
 
 
 def _figures(
-    entries: Mapping[str, Sequence[Entry]], table: Table, measured: Measured
+    entries: Mapping[str, Sequence[ReportEntry]], table: Table, measured: Measured
 ) -> Iterator[tuple[str, str, Drawing]]:
     shown = [entry for entry in entries["methods"] if entry.k in (0, 3)]
     yield "methods", "Every method on held-out people, k=3", _bars(shown)
@@ -49,7 +49,7 @@ def _figures(
     yield "latency", "Milliseconds a question, one at a time, k=3", _latency(measured)
 
 
-def _bars(entries: Sequence[Entry]) -> Drawing:
+def _bars(entries: Sequence[ReportEntry]) -> Drawing:
     """One bar a method, the best on top."""
     shown = sorted(entries, key=lambda entry: entry.value)
     figure = Drawing(figsize=(7.6, 0.6 + 0.3 * len(shown)), layout="constrained")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from regrad.evaluation.significance import Comparison, compare, corrected
+from regrad.evaluation.statistics import Comparison, compare, corrected
 from studies.lab_report.claims.claim import ALPHA
 from studies.lab_report.records import Key, Table
 

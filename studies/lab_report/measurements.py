@@ -16,7 +16,7 @@ from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
 from regrad.errors import EvaluationError
 from regrad.evaluation.config import EvalBatchConfig
-from regrad.evaluation.generation import Generator
+from regrad.evaluation.runner import Generator
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.lab.files import CORPUS, people_questions

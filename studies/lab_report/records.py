@@ -12,10 +12,10 @@ from regrad.data.augmented import read_augmented
 from regrad.data.corpora import read_passages
 from regrad.data.jsonl import read_jsonl
 from regrad.errors import EvaluationError
-from regrad.evaluation.aggregate import by_question
 from regrad.evaluation.output import Output
 from regrad.evaluation.records import Record
-from regrad.evaluation.report.entries import Entry, gather
+from regrad.evaluation.report.entries import ReportEntry, gather
+from regrad.evaluation.statistics import by_question
 from regrad.lab.files import QUESTIONS
 from regrad.storage import Storage
 from studies.lab_report.config import LabReportConfig
@@ -129,7 +129,7 @@ def _parts(records: list[Record], first: str) -> dict[str, list[Record]]:
     }
 
 
-def read_entries(config: LabReportConfig) -> dict[str, list[Entry]]:
+def read_entries(config: LabReportConfig) -> dict[str, list[ReportEntry]]:
     """The rows of each study, with intervals, costs and comparisons."""
     outputs = {name: _output(config, name) for name in STUDIES}
     return {name: gather(output, output.planned()) for name, output in outputs.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from regrad.evaluation.report.entries import Entry
+from regrad.evaluation.report.entries import ReportEntry
 from regrad.storage import Storage
 from studies.lab_report.claims import paper_claims
 from studies.lab_report.config import LabReportConfig
@@ -106,5 +106,5 @@ def _numbers(report: Report) -> dict[str, Any]:
     }
 
 
-def _row(study: str, entry: Entry) -> dict[str, Any]:
+def _row(study: str, entry: ReportEntry) -> dict[str, Any]:
     return {"study": study} | {key: value for key, value in asdict(entry).items() if key not in _LEFT_OUT}

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from regrad.evaluation.report.entries import Entry
-from regrad.evaluation.report.markdown import escape, table_lines
-from regrad.evaluation.report.tables import UNKNOWN, Grid, Text, chance, number, percent, score_grid, size
+from regrad.evaluation.report.entries import ReportEntry
+from regrad.evaluation.report.tables import UNKNOWN, CellText, Grid, chance, number, percent, score_grid, size
+from regrad.evaluation.report.writing import escape_markdown, table_lines
 from studies.lab_report.claims.claim import ALPHA, Claim, Part, Unit
 from studies.lab_report.evaluations import reference
 from studies.lab_report.figures import Figure
@@ -47,7 +47,7 @@ class Report:
     """Everything that the document says."""
 
     claims: Sequence[Claim]
-    entries: Mapping[str, Sequence[Entry]]
+    entries: Mapping[str, Sequence[ReportEntry]]
     duels: Sequence[Duel]
     gaps: Mapping[str, Any]
     measured: Measured
@@ -65,11 +65,11 @@ def document(report: Report, figures: Sequence[Figure], folder: str) -> str:
     parts += ["## Where RAG wins", *_duels(report.duels)]
     parts += ["## Figures"]
     for name, caption, _ in figures:
-        parts += [f"![{escape(caption)}]({folder}/{name}.svg)", f"*{escape(caption)}.*"]
+        parts += [f"![{escape_markdown(caption)}]({folder}/{name}.svg)", f"*{escape_markdown(caption)}.*"]
     parts += ["## Interference", _interference(report.gaps)]
     for name, entries in report.entries.items():
         grid = score_grid(TITLES[name], entries, "em", reference(name))
-        parts += [f"## {grid.title}", *ABOUT.get(name, ()), "\n".join(table_lines(grid)), escape(grid.note)]
+        parts += [f"## {grid.title}", *ABOUT.get(name, ()), "\n".join(table_lines(grid)), escape_markdown(grid.note)]
     parts += ["## What it costs", *_costs(report.measured)]
     return "\n\n".join(parts) + "\n"
 
@@ -101,7 +101,7 @@ def _summary(claims: Sequence[Claim]) -> str:
             _value(claim.main.value, claim.main.unit),
             _interval(claim.main),
             chance(claim.p),
-            Text("reproduced" if claim.reproduced else "not reproduced", strong=True),
+            CellText("reproduced" if claim.reproduced else "not reproduced", strong=True),
         )
         for claim in claims
     ]
@@ -109,10 +109,10 @@ def _summary(claims: Sequence[Claim]) -> str:
 
 
 def _claim(claim: Claim) -> Iterator[str]:
-    yield f"### {claim.id}. {escape(claim.statement)}"
+    yield f"### {claim.id}. {escape_markdown(claim.statement)}"
     verdict = "Reproduced" if claim.reproduced else "Not reproduced"
     yield (
-        f"**{verdict}.** {escape(claim.measure[0].upper() + claim.measure[1:])}: "
+        f"**{verdict}.** {escape_markdown(claim.measure[0].upper() + claim.measure[1:])}: "
         f"{_value(claim.main.value, claim.main.unit)} {_interval(claim.main)}, p {chance(claim.p)} (corrected)."
     )
     rows = [
@@ -121,13 +121,13 @@ def _claim(claim: Claim) -> Iterator[str]:
             _value(part.value, part.unit),
             _interval(part),
             UNKNOWN if part.p is None else chance(part.p),
-            Text(_holds(part), strong=not part.holds),
+            CellText(_holds(part), strong=not part.holds),
         )
         for part in claim.parts
     ]
     yield _table(("must hold", "value", "95% interval", "p", "holds"), rows)
     if claim.notes:
-        yield escape(" ".join(claim.notes))
+        yield escape_markdown(" ".join(claim.notes))
 
 
 def _holds(part: Part) -> str:
@@ -147,7 +147,7 @@ def _duels(duels: Sequence[Duel]) -> Iterator[str]:
             f"{100 * duel.comparison.difference:+.1f}",
             f"[{percent(duel.comparison.interval.low)}, {percent(duel.comparison.interval.high)}]",
             chance(duel.p),
-            Text(duel.verdict, strong=duel.verdict == "RAG"),
+            CellText(duel.verdict, strong=duel.verdict == "RAG"),
         )
         for duel in duels
     ]
@@ -202,6 +202,6 @@ def _interval(part: Part) -> str:
     return f"[{part.interval.low:.{digits}f}, {part.interval.high:.{digits}f}]"
 
 
-def _table(head: tuple[str, ...], rows: Iterable[Sequence[str | Text]], names: int = 1) -> str:
-    texts = (tuple(Text(cell) if isinstance(cell, str) else cell for cell in row) for row in rows)
+def _table(head: tuple[str, ...], rows: Iterable[Sequence[str | CellText]], names: int = 1) -> str:
+    texts = (tuple(CellText(cell) if isinstance(cell, str) else cell for cell in row) for row in rows)
     return "\n".join(table_lines(Grid("", "", head, tuple(texts), names)))

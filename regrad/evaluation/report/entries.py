@@ -7,22 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from regrad.evaluation.aggregate import Column, by_question
 from regrad.evaluation.output import CellCard, Output, Planned, RunCard
 from regrad.evaluation.records import Record
-from regrad.evaluation.significance import Comparison, compare, corrected, mean_interval
+from regrad.evaluation.statistics import Column, Comparison, by_question, compare, corrected, mean_interval
 
-Key = tuple[str, str, str, int]
+EntryKey = tuple[str, str, str, int]
 """Model, set, method, k."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Scores are from 0 to 1; the costs are means over the questions, None where they are not known.
+class ReportEntry:
+    """Scores are from 0 to 1; costs are means over the questions, None if they are not known.
 
-    `value` is the chosen metric with its interval, `by_question` the same of each question; `kinds` counts the
-    questions of each kind; `noted` is how many records have a note, `against` the comparison with the method that
-    others are compared to.
+    `value` is the chosen metric with its interval, and `by_question` has it for each question; `kinds` counts the
+    questions of each kind, `noted` the records with a note; `against` is the comparison with the method that the others
+    are compared to.
     """
 
     model: str
@@ -54,20 +53,20 @@ class Entry:
     against: Comparison | None = None
 
     @property
-    def key(self) -> Key:
-        """Which entry it is."""
+    def key(self) -> EntryKey:
+        """Model, set, method and k."""
         return self.model, self.set, self.method, self.k
 
 
 _Cells = list[tuple[CellCard, list[Record], RunCard | None]]
 
 
-def gather(output: Output, planned: Planned) -> list[Entry]:
+def gather(output: Output, planned: Planned) -> list[ReportEntry]:
     """An entry for each model, set, method and k that has records, in the order of the plan, with its comparison.
 
-    Warns of a cell whose file is damaged, and leaves it out.
+    A cell whose file is damaged is left out, with a warning.
     """
-    groups: dict[Key, _Cells] = defaultdict(list)
+    groups: dict[EntryKey, _Cells] = defaultdict(list)
     for card in output.done(planned):
         records = output.sound(card.name, "counts as not done")
         if records:
@@ -77,12 +76,13 @@ def gather(output: Output, planned: Planned) -> list[Entry]:
     return [replace(entry, against=comparisons.get(entry.key)) for entry in entries]
 
 
-def _entry(cells: _Cells, metric: Column) -> Entry:
-    card, records = cells[0][0], [record for _, found, _ in cells for record in found]
+def _entry(cells: _Cells, metric: Column) -> ReportEntry:
+    card = cells[0][0]
+    records = [record for _, found, _ in cells for record in found]
     values = by_question(records, metric)
     low, high = mean_interval(list(values.values()))
     runs = [run for _, _, run in cells if run]
-    return Entry(
+    return ReportEntry(
         *(card.model, card.set, card.method, card.k),
         questions=len(values),
         seeds=len(cells),
@@ -109,20 +109,18 @@ def _entry(cells: _Cells, metric: Column) -> Entry:
     )
 
 
-def _comparisons(entries: Sequence[Entry], name: str | None, first_k: int) -> dict[Key, Comparison]:
+def _comparisons(entries: Sequence[ReportEntry], name: str | None, first_k: int) -> dict[EntryKey, Comparison]:
     """Each entry against the reference's, where both answered the same questions; Holm's correction over all."""
-    found: dict[Key, Comparison] = {}
+    found: dict[EntryKey, Comparison] = {}
+    by_key = {entry.key: entry for entry in entries}
     for entry in entries:
-        other = _reference(entry, entries, name, first_k)
+        if name is None or entry.method == name:
+            continue
+        # At the same k; if one of the two methods retrieves nothing, and so has no k, at the first one.
+        candidates = [entry.k, 0] + [first_k] * (entry.k == 0)
+        keys = [(entry.model, entry.set, name, k) for k in candidates]
+        other = next((by_key[key] for key in keys if key in by_key), None)
         if other and len(entry.by_question) > 1 and other.by_question.keys() == entry.by_question.keys():
             pairs = [(value, other.by_question[question]) for question, value in entry.by_question.items()]
             found[entry.key] = compare([value for value, _ in pairs], [value for _, value in pairs])
     return corrected(found)
-
-
-def _reference(entry: Entry, entries: Sequence[Entry], name: str | None, first_k: int) -> Entry | None:
-    """The reference's entry at the same k; where one of the two has no k, at the first one."""
-    if name is None or entry.method == name:
-        return None
-    same = {one.k: one for one in entries if (one.model, one.set, one.method) == (entry.model, entry.set, name)}
-    return same.get(entry.k) or same.get(0) or (same.get(first_k) if entry.k == 0 else None)

@@ -1,15 +1,16 @@
-"""The figures, drawn with matplotlib without a display."""
+"""The figures of a report, drawn with matplotlib without a display."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from regrad.evaluation.report.entries import Entry
+from regrad.evaluation.report.entries import ReportEntry
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b", "#bcbd22")
 _MARKERS = "osD^vP*Xh"
@@ -24,12 +25,13 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 _BAR = 0.8
+_MOST_LABEL = 24
 
 
 class Pictures:
     """Draws entries of one model; a method has the same colour in every picture."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[ReportEntry]) -> None:
         self._entries = entries
         self._methods = list(dict.fromkeys(entry.method for entry in entries))
         self._sets = list(dict.fromkeys(entry.set for entry in entries))
@@ -46,13 +48,14 @@ class Pictures:
             heights = [100 * entry.value for entry in shown]
             axes.bar(places, heights, width * 0.92, color=self._colour(method), label=method)
             axes.errorbar(places, heights, _errors(shown), fmt="none", ecolor="#333", elinewidth=1, capsize=2)
-        axes.set_xticks(range(len(self._sets)), [_short(name) for name in self._sets])
+        labels = [name if len(name) <= _MOST_LABEL else f"{name[: _MOST_LABEL - 1]}…" for name in self._sets]
+        axes.set_xticks(range(len(self._sets)), labels)
         axes.grid(False, axis="x")
         _finish(figure, axes, "score, points")
         return figure
 
     def sweep(self, name: str) -> Figure:
-        """Lines over k on one set, a little apart so that all are seen; what retrieves nothing is a dashed level."""
+        """Lines over k on one set, slightly apart so that all are visible; a method without k is a dashed line."""
         figure = Figure(figsize=(7.6, 4.4), layout="constrained")
         axes = figure.subplots()
         apart = 0.02 * max(entry.k for entry in self._entries)
@@ -78,13 +81,14 @@ class Pictures:
         return figure
 
     def costs(self, k: int) -> Figure:
-        """Score against time: the mean over the sets."""
+        """Score against time, each the mean over the sets."""
         figure = Figure(figsize=(7.6, 4.4), layout="constrained")
         axes = figure.subplots()
         for method in self._methods:
             shown = [entry for entry in self._entries if entry.method == method and entry.k in (0, k)]
             if shown:
-                x, y = _mean(e.milliseconds for e in shown), 100 * _mean(e.value for e in shown)
+                x = fmean(entry.milliseconds for entry in shown)
+                y = 100 * fmean(entry.value for entry in shown)
                 axes.scatter([x], [y], s=55, color=self._colour(method), marker=self._marker(method), label=method)
         axes.set_xlim(left=0)
         axes.set_xlabel("milliseconds a question (update and answer, in batches)")
@@ -118,16 +122,7 @@ def _finish(figure: Figure, axes: Any, label: str) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
 
 
-def _errors(shown: Sequence[Entry]) -> list[list[float]]:
+def _errors(shown: Sequence[ReportEntry]) -> list[list[float]]:
     """How far each interval reaches below and above its value."""
     below = [100 * max(0.0, entry.value - entry.low) for entry in shown]
     return [below, [100 * max(0.0, entry.high - entry.value) for entry in shown]]
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers)
-
-
-def _short(name: str, most: int = 24) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from regrad.evaluation.report.entries import Entry
+from regrad.evaluation.report.entries import ReportEntry
 
 Sign = Literal["", "+", "-"]
 """Significantly better, or worse, than the method that others are compared to."""
@@ -16,8 +16,8 @@ UNKNOWN = "-"
 
 
 @dataclass(frozen=True)
-class Text:
-    """What stands in a table's cell."""
+class CellText:
+    """The content of a table's cell."""
 
     text: str
     detail: str = ""
@@ -32,7 +32,7 @@ class Grid:
     title: str
     note: str
     head: tuple[str, ...]
-    rows: tuple[tuple[Text, ...], ...]
+    rows: tuple[tuple[CellText, ...], ...]
     names: int = 1
 
 
@@ -71,11 +71,11 @@ def size(value: float | None) -> str:
 
 ALPHA = 0.05
 
-Row = tuple[str, int]
+_Row = tuple[str, int]
 """Method and k."""
 
 
-def score_grid(title: str, entries: Sequence[Entry], metric: str, compare_to: str | None) -> Grid:
+def score_grid(title: str, entries: Sequence[ReportEntry], metric: str, compare_to: str | None) -> Grid:
     """Methods x sets of one model. The best of a set is strong, what differs from `compare_to` is marked."""
     sets = list(dict.fromkeys(entry.set for entry in entries))
     found = {(entry.method, entry.k, entry.set): entry for entry in entries}
@@ -85,14 +85,20 @@ def score_grid(title: str, entries: Sequence[Entry], metric: str, compare_to: st
     for method, k in _rows(entries):
         mine = [found.get((method, k, name)) for name in sets]
         there = [entry for entry in mine if entry]
-        mean = [Text(percent(fmean(entry.value for entry in there)) if len(there) == len(sets) else UNKNOWN)]
-        cells = [_score(entry, best[entry.set]) if entry else Text(UNKNOWN) for entry in mine]
-        rows.append((Text(method), Text(_k(k)), *cells, *mean * several))
+        mean = [CellText(percent(fmean(entry.value for entry in there)) if len(there) == len(sets) else UNKNOWN)]
+        cells = []
+        for entry in mine:
+            if entry is None:
+                cells.append(CellText(UNKNOWN))
+                continue
+            detail = interval(entry.low, entry.high)
+            cells.append(CellText(percent(entry.value), detail, entry.value == best[entry.set], _sign(entry)))
+        rows.append((CellText(method), CellText(_k(k)), *cells, *mean * several))
     head = ("method", "k", *sets, *["mean"] * several)
     return Grid(title, _score_note(entries, metric, compare_to), head, tuple(rows), names=2)
 
 
-def detail_grid(entries: Sequence[Entry], compare_to: str | None) -> Grid:
+def detail_grid(entries: Sequence[ReportEntry], compare_to: str | None) -> Grid:
     """One row an entry, with everything about its score."""
     head = ("model", "set", "method", "k", "questions", "EM", "F1", "precision", "recall", "unparsable")
     against = (f"against {compare_to}", "p, t-test", "p, bootstrap") if compare_to else ()
@@ -106,7 +112,7 @@ def detail_grid(entries: Sequence[Entry], compare_to: str | None) -> Grid:
     return Grid("Details", note, (*head, *against), tuple(rows), names=3)
 
 
-def cost_grid(entries: Sequence[Entry]) -> Grid:
+def cost_grid(entries: Sequence[ReportEntry]) -> Grid:
     """What a question and a passage cost by each method, the mean over the sets of one model."""
     head = (
         *("model", "method", "k", "ms a question", "ms retrieval", "prompt tokens", "answer tokens", "fetched"),
@@ -116,7 +122,7 @@ def cost_grid(entries: Sequence[Entry]) -> Grid:
     for model in dict.fromkeys(entry.model for entry in entries):
         ours = [entry for entry in entries if entry.model == model]
         for method, k in _rows(ours):
-            rows.append((Text(model), *_costs(method, k, [e for e in ours if (e.method, e.k) == (method, k)])))
+            rows.append((CellText(model), *_costs(method, k, [e for e in ours if (e.method, e.k) == (method, k)])))
     devices = sorted({device for entry in entries for device in entry.devices})
     note = (
         "Milliseconds are the time of a batch (making the updates, and decoding) divided by its questions, so they say "
@@ -126,73 +132,73 @@ def cost_grid(entries: Sequence[Entry]) -> Grid:
     return Grid("Costs", note, head, tuple(rows), names=2)
 
 
-def _rows(entries: Sequence[Entry]) -> list[Row]:
+def _rows(entries: Sequence[ReportEntry]) -> list[_Row]:
     """Methods in their order, each with its ks."""
     methods = list(dict.fromkeys(entry.method for entry in entries))
     return sorted({(entry.method, entry.k) for entry in entries}, key=lambda row: (methods.index(row[0]), row[1]))
 
 
-def _score(entry: Entry, best: float) -> Text:
-    return Text(percent(entry.value), interval(entry.low, entry.high), entry.value == best, _sign(entry))
-
-
-def _sign(entry: Entry) -> Sign:
+def _sign(entry: ReportEntry) -> Sign:
     against = entry.against
     if against is None or max(against.holm_t, against.holm_bootstrap) >= ALPHA:
         return ""
     return "+" if against.difference > 0 else "-"
 
 
-def _score_note(entries: Sequence[Entry], metric: str, compare_to: str | None) -> str:
+def _score_note(entries: Sequence[ReportEntry], metric: str, compare_to: str | None) -> str:
     kinds = {kind for entry in entries for kind in entry.kinds}
-    named = {False: f"{metric.upper()} (accuracy of closed questions)", True: "Accuracy"}
-    what = named["open" not in kinds] if kinds - {"open"} else metric.upper()
-    marks = (
-        f" ▲ and ▼: better and worse than {compare_to} at the same k (or, if one of the two retrieves nothing, at the "
-        f"first k), p < {ALPHA} by both the paired t-test and the paired bootstrap, after Holm's correction over all "
-        "comparisons of the report."
-        if compare_to
-        else ""
-    )
-    return f"{what} in points, with 95% intervals. The best of each set is bold.{_mixed(entries)}{marks}"
-
-
-def _mixed(entries: Sequence[Entry]) -> str:
-    """A sentence for each set with open and closed questions, whose score is one mean of both."""
+    what = metric.upper()
+    if kinds and "open" not in kinds:
+        what = "Accuracy"
+    elif kinds - {"open"}:
+        what += " (accuracy of closed questions)"
+    note = f"{what} in points, with 95% intervals. The best of each set is bold."
+    # The score of a set with open and closed questions is one mean of both.
     mixed = {entry.set: entry.kinds for entry in entries if "open" in entry.kinds and len(entry.kinds) > 1}
-    counts = {name: ", ".join(f"{count} {kind}" for kind, count in kinds.items()) for name, kinds in mixed.items()}
-    return "".join(
-        f" {name} mixes kinds of questions ({count}): the closed ones count with their accuracy."
-        for name, count in counts.items()
-    )
+    for name, counts in mixed.items():
+        shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        note += f" {name} mixes kinds of questions ({shown}): the closed ones count with their accuracy."
+    if compare_to:
+        note += (
+            f" ▲ and ▼: better and worse than {compare_to} at the same k (or, if one of the two retrieves nothing, at "
+            f"the first k), p < {ALPHA} by both the paired t-test and the paired bootstrap, after Holm's correction "
+            "over all comparisons of the report."
+        )
+    return note
 
 
-def _details(entry: Entry) -> Iterator[Text]:
+def _details(entry: ReportEntry) -> Iterator[CellText]:
     count = f"{entry.questions}" + (f" × {entry.seeds}" if entry.seeds > 1 else "")
-    yield from (Text(entry.model), Text(entry.set), Text(entry.method), Text(_k(entry.k)), Text(count))
+    yield from (
+        CellText(entry.model),
+        CellText(entry.set),
+        CellText(entry.method),
+        CellText(_k(entry.k)),
+        CellText(count),
+    )
     for name in ("em", "f1", "precision", "recall"):
-        yield Text(percent(getattr(entry, name)))
-    yield Text(number(entry.unparsable))
+        yield CellText(percent(getattr(entry, name)))
+    yield CellText(number(entry.unparsable))
 
 
-def _against(entry: Entry) -> Iterator[Text]:
+def _against(entry: ReportEntry) -> Iterator[CellText]:
     if entry.against is None:
-        yield from [Text(UNKNOWN)] * 3
+        yield from [CellText(UNKNOWN)] * 3
         return
     found = entry.against
-    yield Text(f"{100 * found.difference:+.1f}", interval(*found.interval), sign=_sign(entry))
-    yield from (Text(chance(found.holm_t)), Text(chance(found.holm_bootstrap)))
+    yield CellText(f"{100 * found.difference:+.1f}", interval(*found.interval), sign=_sign(entry))
+    yield from (CellText(chance(found.holm_t)), CellText(chance(found.holm_bootstrap)))
 
 
-def _costs(method: str, k: int, entries: Sequence[Entry]) -> Iterator[Text]:
-    yield from (Text(method), Text(_k(k)))
-    yield Text(number(fmean(entry.milliseconds for entry in entries)))
-    yield Text(number(_known(entry.retrieval_ms for entry in entries) if k else None))
-    yield Text(number(fmean(entry.prompt_tokens for entry in entries)))
-    yield Text(number(fmean(entry.completion_tokens for entry in entries)))
-    yield Text(size(fmean(entry.bytes_fetched for entry in entries)))
-    yield Text(number(_known(entry.preparation_ms for entry in entries)))
-    yield Text(size(_known(entry.storage_bytes for entry in entries)))
+def _costs(method: str, k: int, entries: Sequence[ReportEntry]) -> Iterator[CellText]:
+    yield from (CellText(method), CellText(_k(k)))
+    yield CellText(number(fmean(entry.milliseconds for entry in entries)))
+    yield CellText(number(_known(entry.retrieval_ms for entry in entries) if k else None))
+    yield CellText(number(fmean(entry.prompt_tokens for entry in entries)))
+    yield CellText(number(fmean(entry.completion_tokens for entry in entries)))
+    yield CellText(size(fmean(entry.bytes_fetched for entry in entries)))
+    yield CellText(number(_known(entry.preparation_ms for entry in entries)))
+    yield CellText(size(_known(entry.storage_bytes for entry in entries)))
 
 
 def _known(values: Iterator[float | None]) -> float | None:

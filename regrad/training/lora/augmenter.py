@@ -18,8 +18,7 @@ import torch
 from regrad.data.augmented import Augmented, Pair, pair_of
 from regrad.data.passages import Passage
 from regrad.errors import CorpusError, ModelError
-from regrad.inference.decoding import GenerationRequest, check_fits
-from regrad.inference.sampling import draws, sample
+from regrad.inference.decoding import GenerationRequest, check_fits, draws, sample
 from regrad.models.loading import LanguageModel
 from regrad.training.lora.config import AugmentConfig
 

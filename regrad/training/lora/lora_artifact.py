@@ -16,8 +16,7 @@ from torch import Tensor
 from regrad.errors import MethodError, ModelError
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel
-from regrad.models.peft_files import load_adapter, save_adapter
-from regrad.models.subspace import Subspace
+from regrad.models.subspace import Subspace, load_adapter, save_adapter
 from regrad.storage import Storage, directory_writer, local_directory
 from regrad.training.lora.config import FinetuneConfig
 
@@ -27,7 +26,10 @@ def check_ranks(ranks: Sequence[int], rank: int) -> None:
     if sum(ranks) > rank:
         raise MethodError(
             f"LoRAs of ranks {list(ranks)} need {sum(ranks)} together, and the model's subspace has rank {rank}; "
-            "set model.subspace.rank (and alpha in proportion) higher, or ask with fewer passages"
+            "set model.subspace.rank (and alpha in proportion) higher, or ask with fewer passages",
+            code="rank_too_low",
+            ranks=list(ranks),
+            rank=rank,
         )
 
 
@@ -40,7 +42,9 @@ def check_joins(parts: Sequence[Subspace], target: Subspace) -> None:
         if foreign:
             raise MethodError(
                 f"a LoRA adapts {foreign[0]}, which is not in the model's subspace in this size; "
-                "set model.subspace.layers and projections so that it is"
+                "set model.subspace.layers and projections so that it is",
+                code="outside_subspace",
+                module=foreign[0],
             )
 
 

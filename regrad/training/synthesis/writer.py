@@ -17,8 +17,7 @@ from regrad.data.passages import Passage, parse_passage
 from regrad.errors import CorpusError, ModelError
 from regrad.evaluation.answer_parsing.statements import normalise
 from regrad.evaluation.metrics import exact_match
-from regrad.inference.decoding import GenerationRequest, check_fits, generate
-from regrad.inference.sampling import Sampled, draws, sample
+from regrad.inference.decoding import GenerationRequest, Sampled, check_fits, draws, generate, sample
 from regrad.models.loading import LanguageModel
 from regrad.prompts import PromptFormat
 from regrad.training.synthesis.config import SynthesisConfig
@@ -115,7 +114,7 @@ class PairWriter:
     """Writes and judges with one model.
 
     A passage's draft depends on the model, the settings and the passage, and on the passages beside it only where the
-    rounding of their batch tips a draw or an answer (`regrad.inference.sampling` says how rarely).
+    rounding of their batch tips a draw or an answer (`sample` says how rarely).
     """
 
     def __init__(self, lm: LanguageModel, config: SynthesisConfig) -> None:

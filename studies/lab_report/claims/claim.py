@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from regrad.errors import EvaluationError
-from regrad.evaluation.significance import Comparison, Interval, compare, holm
+from regrad.evaluation.statistics import Comparison, Interval, compare, holm
 
 ALPHA = 0.05
 K = 3

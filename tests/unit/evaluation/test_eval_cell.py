@@ -12,11 +12,10 @@ from regrad.data.passages import Passage
 from regrad.data.question_sets import read_questions
 from regrad.errors import EvaluationError
 from regrad.evaluation.config import EvalConfig
-from regrad.evaluation.generation import Generator
 from regrad.evaluation.output import CellResult
 from regrad.evaluation.plan import make_plan
 from regrad.evaluation.records import check_records
-from regrad.evaluation.runner import CellRunner
+from regrad.evaluation.runner import CellRunner, Generator
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.rows import Finished
 from regrad.meta_init import MetaInit
@@ -24,6 +23,7 @@ from regrad.methods.registry import METHODS
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel
 from tests.tools.evaluating import settings, write_set
+from tests.tools.refusals import refused
 
 
 @pytest.fixture
@@ -95,12 +95,12 @@ def test_passages_that_do_not_fit_are_dropped_worst_first_and_noted(folder: Path
 
 
 def test_a_prompt_that_is_too_long_can_stop_the_run(folder: Path, tiny: LanguageModel) -> None:
-    with pytest.raises(EvaluationError, match="the context is 40: set too_long=drop, or lower k"):
+    with refused(EvaluationError, "prompt_too_long", passages=3, context=40):
         run(tiny, only(folder, tiny, "rag", 3, context_tokens=40, too_long="fail"))
 
 
 def test_a_question_that_alone_is_too_long_is_an_error(folder: Path, tiny: LanguageModel) -> None:
-    with pytest.raises(EvaluationError, match="with 0 passages"):
+    with refused(EvaluationError, "prompt_too_long", passages=0, demonstrations=0):
         run(tiny, only(folder, tiny, "rag", 3, context_tokens=8))
 
 
@@ -110,7 +110,7 @@ def test_a_set_that_changed_after_the_plan_is_refused(
     config = only(folder, tiny, "direct")
     cell = make_plan(config)[0]
     write_set(folder, passages, questions=5)
-    with pytest.raises(EvaluationError, match="has changed since the run began"):
+    with refused(EvaluationError, "questions_changed", set="people"):
         CellRunner(tiny, config).run(cell)
 
 

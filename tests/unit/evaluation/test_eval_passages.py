@@ -12,6 +12,7 @@ from regrad.data.questions import Question
 from regrad.errors import EvaluationError
 from regrad.evaluation.config import PassagesConfig
 from regrad.evaluation.passages import PassageFinder
+from tests.tools.refusals import refused
 
 
 @pytest.fixture
@@ -23,7 +24,8 @@ def corpus(tmp_path: Path, passages: list[Passage]) -> str:
 
 def found(corpus: str, question: Question, k: int, seed: int = 0, **settings: Any) -> list[str]:
     config = PassagesConfig.model_validate({"source": "gold", "corpus": corpus, **settings})
-    return [passage.id for passage in PassageFinder(config, seed).find(question, k).passages]
+    [one] = PassageFinder(config, seed).find([question], k)
+    return [passage.id for passage in one.passages]
 
 
 def asked(*gold: str) -> Question:
@@ -69,5 +71,5 @@ def test_passages_that_come_with_the_question(corpus: str, passages: list[Passag
 
 
 def test_a_gold_passage_that_is_nowhere_is_named(corpus: str) -> None:
-    with pytest.raises(EvaluationError, match="'nobody', which the corpus has not"):
+    with refused(EvaluationError, "passage_not_found", question_id="q", passage_id="nobody"):
         found(corpus, asked("nobody"), 1)

@@ -15,9 +15,10 @@ from regrad.errors import EvaluationError, StorageError
 from regrad.evaluation.metrics import RULES
 from regrad.evaluation.records import write_records
 from regrad.evaluation.scoring import compare_records, parts, read_scored
-from regrad.evaluation.significance import compare, holm, wilson_interval
+from regrad.evaluation.statistics import compare, holm, wilson_interval
 from regrad.storage import Storage
 from tests.tools.records import record
+from tests.tools.refusals import refused
 
 OPEN = [
     {"id": f"q{n}", "question": f"Where was number {n} born?", "answer": f"Town {n}", "group": "ab"[n % 2]}
@@ -135,21 +136,23 @@ def test_the_columns_of_the_widest_numbers_do_not_touch(
 
 
 @pytest.mark.parametrize(
-    ("said", "text"),
+    ("said", "label", "ids"),
     [
-        (dict.fromkeys(list(RIGHT)[2:], "x"), "does not match the 8 questions: 2 missing: 'q0', 'q1'"),
-        (RIGHT | {"q8": "x"}, "1 unknown: 'q8'"),
-        (RIGHT | {"q2": 3}, r"unusable: 'q2 \(its prediction must be a string"),
+        (dict.fromkeys(list(RIGHT)[2:], "x"), "missing", ["q0", "q1"]),
+        (RIGHT | {"q8": "x"}, "unknown", ["q8"]),
+        (RIGHT | {"q2": 3}, "unusable", ["q2"]),
     ],
 )
 @pytest.mark.parametrize("place", ["predictions", "against"])
 def test_what_does_not_match_its_questions_is_refused(
-    tmp_path: Path, questions: str, said: dict[str, Any], text: str, place: str
+    tmp_path: Path, questions: str, said: dict[str, Any], label: str, ids: list[str], place: str
 ) -> None:
     good, bad = write(tmp_path / "good.json", RIGHT), write(tmp_path / "bad.json", said)
     files = [bad] if place == "predictions" else [good, "--against", bad]
-    with pytest.raises(EvaluationError, match=text):
+    with refused(EvaluationError, "ids_do_not_match") as caught:
         score(questions, *files)
+    problems: Any = caught.value.fields["problems"]
+    assert [item.split(" (")[0] for item in problems[label]] == ids
 
 
 def test_the_questions_are_read_as_the_format_and_the_options_say(tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_the_questions_are_read_as_the_format_and_the_options_say(tmp_path: Path
     assert score(path, mine, *options, "--rules", RULES[0]).splitlines()[2].split()[5] == "75.0"
     assert score(path, mine, *options).splitlines()[2].split()[5] == "50.0"
     assert score(path, mine, *options, "--cut", "--rules", RULES[0]).splitlines()[2].split()[5] == "75.0"
-    with pytest.raises(EvaluationError, match="missing: 'h2'"):
+    with refused(EvaluationError, "ids_do_not_match", problems={"missing": ["h2"]}):
         score(path, mine, "--format", "hotpotqa")
 
 
@@ -184,7 +187,8 @@ def test_records_of_a_run_are_predictions_too_and_must_be_of_these_questions(tmp
 
     shown = score(questions, save("cell.parquet", "Town "), "--against", write(tmp_path / "mine.json", RIGHT))
     assert shown.splitlines()[2].split()[2] == "100.0"
-    with pytest.raises(EvaluationError, match="8 with other words, answers or kind"):
+    changed = {"with other words, answers or kind than in the question set": sorted(RIGHT)}
+    with refused(EvaluationError, "ids_do_not_match", problems=changed):
         score(questions, save("other.parquet", "Village "))
 
 

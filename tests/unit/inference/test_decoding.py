@@ -1,17 +1,19 @@
-"""Greedy decoding: requests with different updates in one batch answer as they do alone."""
+"""Decoding by transformers: rows of a batch answer as they do alone, greedily and with given draws."""
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from regrad.errors import ModelError
-from regrad.inference.decoding import GenerationRequest, generate
+from regrad.errors import ModelError, PromptTooLong
+from regrad.inference.decoding import GenerationRequest, draws, generate, sample
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model, resolve_path
+from tests.tools.refusals import refused
 
 PROMPTS = ["Question: Where was Les Dripen born?\nAnswer:", "Passage: Ada\n x\nQuestion: Who?\nAnswer:", "a"]
 
@@ -48,7 +50,7 @@ def test_the_answer_ends_at_the_stop_string(lab_model: LanguageModel) -> None:
 
 
 def test_a_prompt_beyond_the_context_is_refused(tiny: LanguageModel) -> None:
-    with pytest.raises(ModelError, match="model's context is 256; ask with fewer passages"):
+    with refused(PromptTooLong, context=256):
         generate(tiny, [GenerationRequest("word " * 300)])
 
 
@@ -57,11 +59,11 @@ def test_nothing_asked_nothing_answered(tiny: LanguageModel) -> None:
 
 
 def test_a_model_that_is_not_there_is_named() -> None:
-    with pytest.raises(ModelError, match="there is no model at /nowhere/model"):
+    with refused(ModelError, "not_found", path="/nowhere/model"):
         load_language_model(ModelConfig(path="/nowhere/model"), "cpu")
-    with pytest.raises(ModelError, match="there is no model at package:regrad.lab/bse"):
+    with refused(ModelError, "not_found", path="package:regrad.lab/bse"):
         load_language_model(ModelConfig(path="package:regrad.lab/bse"), "cpu")
-    with pytest.raises(ModelError, match="package no_such_package is not installed"):
+    with refused(ModelError, "package_not_found", package="no_such_package"):
         load_language_model(ModelConfig(path="package:no_such_package/base"), "cpu")
 
 
@@ -69,7 +71,7 @@ def test_a_model_that_is_not_there_is_named() -> None:
     "path", ["/nowhere", "./no", "../no", "no/../no", "~/no-such", "C:\\no", "runs/no/base", "file:///no"]
 )
 def test_a_local_path_with_nothing_there_is_never_asked_of_the_hub(path: str) -> None:
-    with pytest.raises(ModelError, match=re.escape(f"there is no model at {path}")):
+    with refused(ModelError, "not_found", path=path):
         resolve_path(path)
 
 
@@ -82,3 +84,54 @@ def test_a_model_at_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "model").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
     assert ModelConfig(path="~/model").path == str(tmp_path / "model")
+
+
+def texts(lm: LanguageModel, prompts: list[str], numbers: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> list:
+    return [item.text for item in sample(lm, prompts, numbers, temperature, top_p, lambda _: False)]
+
+
+def test_a_row_gets_the_same_text_alone_and_in_any_batch(tiny: LanguageModel) -> None:
+    numbers = torch.cat([draws(prompt, 2, 8) for prompt in PROMPTS])
+    prompts = [prompt for prompt in PROMPTS for _ in range(2)]
+    together = texts(tiny, prompts, numbers)
+    assert len(set(together)) == len(together)
+    for row in range(len(prompts)):
+        assert texts(tiny, prompts[row : row + 1], numbers[row : row + 1]) == [together[row]]
+    order = [4, 2, 0, 5, 1, 3]
+    assert texts(tiny, [prompts[i] for i in order], numbers[order]) == [together[i] for i in order]
+
+
+def test_numbers_depend_on_their_key_alone() -> None:
+    assert draws("0/a", 2, 5).equal(draws("0/a", 2, 5))
+    assert not draws("0/a", 2, 5).equal(draws("1/a", 2, 5))
+    assert draws("0/a", 2, 5).tolist()[0][0] == 0.6049853684112572, "the same on every machine"
+
+
+def test_tokens_come_as_often_as_the_model_says(tiny: LanguageModel) -> None:
+    """2,000 draws of the first token against softmax: the largest deviation is within five standard errors."""
+    rows, prompt = 2000, "a"
+    found = Counter(texts(tiny, [prompt] * rows, draws("frequencies", rows, 1)))
+    ids = torch.tensor([tiny.bos + tiny.encode(prompt)])
+    probabilities = tiny.logits(tiny.hidden(ids)[0, -1]).softmax(-1)
+    best = probabilities.topk(5)
+    for token, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+        error = (probability * (1 - probability) / rows) ** 0.5
+        assert abs(found[tiny.tokenizer.decode([token])] / rows - probability) < 5 * error
+
+
+def test_without_temperature_or_with_a_small_nucleus_it_is_greedy(tiny: LanguageModel) -> None:
+    greedy = generate(tiny, [GenerationRequest(prompt, (), 6) for prompt in PROMPTS])
+    cold = texts(tiny, PROMPTS, draws("x", 3, 6), temperature=1e-3)
+    narrow = texts(tiny, PROMPTS, draws("x", 3, 6), top_p=1e-6)
+    assert cold == narrow
+    assert [text.lstrip().split("\n")[0].strip() for text in cold] == [item.text for item in greedy]
+
+
+def test_a_row_that_is_done_says_so(tiny: LanguageModel) -> None:
+    ended, cut = (
+        sample(tiny, ["a"], draws("y", 1, 4), 1.0, 1.0, lambda _, done=done: done)[0] for done in (True, False)
+    )
+    assert ended.complete
+    assert not cut.complete
+    assert cut.text.startswith(ended.text)
+    assert sample(tiny, [], draws("y", 0, 4), 1.0, 1.0, lambda _: True) == []

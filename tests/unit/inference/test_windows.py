@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from regrad.data.passages import Passage
 from regrad.errors import ModelError, PromptTooLong
-from regrad.evaluation.generation import fit
+from regrad.evaluation.runner import fit_prompt
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
@@ -18,6 +18,7 @@ from regrad.models.loading import LanguageModel
 from regrad.training.meta.lengths import Lengths
 from tests.tools.decoded import PROMPTS, Heard, run, update
 from tests.tools.random_models import loaded, random_gemma3, random_model
+from tests.tools.refusals import refused
 
 WINDOW, CONTEXT = 24, 256
 SIZE = {"sliding_window": WINDOW, "max_position_embeddings": CONTEXT}
@@ -53,9 +54,9 @@ def test_the_context_is_what_the_model_has_positions_for(kind: str, tiny: Langua
     lm = loaded(model(kind), tiny, tmp_path)
     assert lm.context_length == Lengths.of(lm.config).context == CONTEXT
     long = "word " * CONTEXT
-    with pytest.raises(PromptTooLong, match="the model's context is 256"):
+    with refused(PromptTooLong, context=256):
         Engine(lm).submit(DecodingRequest(long), Heard())
-    with pytest.raises(PromptTooLong, match="the model's context is 256"):
+    with refused(PromptTooLong, context=256):
         generate(lm, [GenerationRequest(long)])
 
 
@@ -63,12 +64,12 @@ def test_no_passage_is_dropped_that_the_model_can_read(tiny: LanguageModel, tmp_
     lm = loaded(model("gemma2"), tiny, tmp_path)
     passages = [Passage(str(i), "Ada", "Ada was born in London and lived there.") for i in range(3)]
     prompt = Prompt(Evidence(open_question("Who?")), tuple(passages))
-    fitted = fit(lm, prompt, 8, None, drop=True)
+    fitted = fit_prompt(lm, prompt, 8, None, drop=True)
     assert len(lm.encode_prompt(fitted.prompt)) > WINDOW
     assert fitted.dropped == 0
 
 
 def test_layers_that_are_no_attention_are_refused_by_the_engine(tiny: LanguageModel) -> None:
     tiny.model.config.layer_types = ["full_attention", "linear_attention"] * 2
-    with pytest.raises(ModelError, match=r"the kind llama has layers of \['linear_attention'\].*choose another model"):
+    with refused(ModelError, "unknown_layers", kinds=["linear_attention"]):
         Engine(tiny)

@@ -19,6 +19,7 @@ from regrad.methods.regrad import BoundMetaInit
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel
 from tests.tools.evaluating import settings, write_set
+from tests.tools.refusals import refused
 
 SHOWN = [{"id": f"d{n}", "question": f"Who taught number {n}?", "answers": [f"t{n}", "x"]} for n in range(3)]
 METHODS = [
@@ -128,22 +129,19 @@ def test_passages_are_dropped_before_demonstrations_which_never_are(folder: Path
     assert {record.note for record in run("rag 1", limit)} == {"1 of 1 passages did not fit into the prompt"}
     assert all(record.prompt_tokens > alone for record in run("rag 1", limit))
     assert run("direct", alone + 6)
-    with pytest.raises(EvaluationError, match="0 passages, 1 demonstration and .* ask for fewer demonstrations"):
+    with refused(EvaluationError, "prompt_too_long", passages=0, demonstrations=1):
         run("rag 1", alone + 6)
 
 
 @pytest.mark.parametrize(
-    ("shown", "count", "text"),
-    [
-        (None, 1, r"method rag \(few\) asks for 1 demonstration, and set 'people' has none"),
-        ("shown.jsonl", 4, r"asks for 4 demonstrations, and .*shown.jsonl has 3"),
-    ],
+    ("shown", "count", "found"),
+    [(None, 1, 0), ("shown.jsonl", 4, 3)],
 )
 def test_a_set_with_too_few_is_refused(
-    folder: Path, model: ModelConfig, shown: str | None, count: int, text: str
+    folder: Path, model: ModelConfig, shown: str | None, count: int, found: int
 ) -> None:
     few = {"name": "few", "method": "rag", "demonstrations": count}
-    with pytest.raises(MethodError, match=text):
+    with refused(MethodError, "too_few_demonstrations", set="people", expected=count, found=found):
         make_plan(few_shot(folder, model, shown, methods=[few]))
 
 
@@ -152,12 +150,12 @@ def test_a_demonstration_that_is_a_test_question_is_refused_if_it_would_be_shown
 ) -> None:
     leak = {"id": "leak", "question": f"who employs  {passages[2].title.upper()}", "answers": ["a2"]}
     write(folder, [SHOWN[0], leak, SHOWN[1]])
-    with pytest.raises(EvaluationError, match=r"1 demonstration that is also a test question: 'leak \(question q2\)'"):
+    with refused(EvaluationError, "demonstrations_in_test", demonstrations={"leak": "q2"}):
         make_plan(few_shot(folder, model))
     make_plan(few_shot(folder, model, methods=METHODS[2:]))
 
 
 def test_a_file_of_another_format_is_refused(folder: Path, model: ModelConfig) -> None:
     (folder / "shown.jsonl").write_text('{"question": "Who?"}\n')
-    with pytest.raises(EvaluationError, match=r"shown.jsonl line 1: field 'answer' is missing"):
+    with refused(EvaluationError, "missing_field", where=f"{folder / 'shown.jsonl'} line 1", field="answer"):
         make_plan(few_shot(folder, model))

@@ -14,6 +14,7 @@ from regrad.models.architectures import LIKE_LLAMA
 from regrad.models.batching import TokenBatch, row_chunks, share_lower_blocks
 from regrad.models.config import ModelConfig, SubspaceConfig
 from regrad.models.loading import LanguageModel, load_language_model
+from tests.tools.refusals import refused
 
 IDS = torch.tensor([[1, 5, 9, 7, 11], [1, 8, 6, 4, 2]])
 
@@ -100,5 +101,5 @@ def test_a_model_whose_logits_we_do_not_understand_is_refused(tiny_path: Path, m
         return output
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", odd)
-    with pytest.raises(ModelError, match="makes its logits in a way that regrad does not know"):
+    with refused(ModelError, "unknown_logits", model="LlamaForCausalLM"):
         load_language_model(ModelConfig(path=str(tiny_path)), "cpu")

@@ -16,10 +16,9 @@ from torch import Tensor
 from regrad.data.passages import Passage
 from regrad.errors import ModelError, TokenOutOfVocabulary
 from regrad.gradients.extractor import AtomExtractor
-from regrad.inference.decoding import GenerationRequest, generate
+from regrad.inference.decoding import GenerationRequest, draws, generate, sample
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
-from regrad.inference.sampling import draws, sample
 from regrad.meta_init import random_meta_init
 from regrad.models.loading import LanguageModel, load_language_model
 from tests.tools.decoded import run

@@ -23,6 +23,7 @@ from regrad.training.meta.config import ShapeConfig
 from regrad.training.meta.lengths import Lengths
 from tests.tools.chats import chat
 from tests.tools.random_models import loaded, random_model
+from tests.tools.refusals import refused
 
 WRITTEN = "Les </s> was <s> born in <pad> Thomville."
 
@@ -117,20 +118,20 @@ def test_a_raw_prompt_and_a_format_without_chat_have_no_template(tiny: LanguageM
 
 
 @pytest.mark.parametrize(
-    ("template", "problem"),
+    ("template", "code", "fields"),
     [
-        (None, "cannot be used"),
-        ("{{ raise_exception('no system here') }}", "cannot be used: no system here"),
-        ("{{ messages[0].content }}{{ messages[0].content }}", "does not write the user's message once"),
-        ("hello", "does not write the user's message once"),
+        (None, "chat_template_failed", {}),
+        ("{{ raise_exception('no system here') }}", "chat_template_failed", {"reason": "no system here"}),
+        ("{{ messages[0].content }}{{ messages[0].content }}", "message_not_written_once", {"times": 2}),
+        ("hello", "message_not_written_once", {"times": 0}),
     ],
 )
 def test_a_chat_template_that_cannot_be_used_is_a_clear_error(
-    tiny: LanguageModel, template: str | None, problem: str
+    tiny: LanguageModel, template: str | None, code: str, fields: dict[str, object]
 ) -> None:
     lm = chat(tiny)
     lm.tokenizer.chat_template = template
-    with pytest.raises(ModelError, match=problem):
+    with refused(ModelError, code, **fields):
         lm.encode_prompt("x")
 
 

@@ -13,7 +13,7 @@ from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound, PromptTooLong
 from regrad.evaluation.config import EvalBatchConfig
-from regrad.evaluation.generation import Generator
+from regrad.evaluation.runner import Generator
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.methods.base import Evidence, open_question

@@ -19,10 +19,9 @@ from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.data.question_sets import read_questions
 from regrad.evaluation.config import EvalBatchConfig
-from regrad.evaluation.generation import Generator
 from regrad.evaluation.plan import PlannedCell, make_plan
 from regrad.evaluation.records import Record
-from regrad.evaluation.runner import CellRunner
+from regrad.evaluation.runner import CellRunner, Generator
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.methods.base import Atoms, Evidence, Method, Plan

@@ -21,7 +21,7 @@ from regrad.data.augmented import (
 from regrad.data.passages import Passage, passage_id
 from regrad.data.tasks import Task, TaskQuestion, read_tasks
 from regrad.errors import ConfigError, CorpusError, RegradError, TrainingError
-from regrad.inference.sampling import Sampled, draws, sample
+from regrad.inference.decoding import Sampled, draws, sample
 from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
 from regrad.lab.world import World

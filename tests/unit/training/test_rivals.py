@@ -36,7 +36,9 @@ def parsed(line: str) -> Settings:
 
 
 def documented() -> list[Settings]:
-    section = (ROOT / "docs" / "evaluation.md").read_text().split("## The rivals' weights\n")[1].split("| method |")[0]
+    section = (
+        (ROOT / "docs" / "evaluation.md").read_text().split("## The baselines' weights\n")[1].split("| method |")[0]
+    )
     return [parsed(line) for line in section.splitlines() if line.startswith("    regrad ")]
 
 

@@ -15,8 +15,7 @@ from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage
 from regrad.errors import ConfigError
 from regrad.evaluation.metrics import exact_match
-from regrad.inference.decoding import Generation, GenerationRequest, generate
-from regrad.inference.sampling import Sampled
+from regrad.inference.decoding import Generation, GenerationRequest, Sampled, generate
 from regrad.lab.config import LabWriterConfig
 from regrad.lab.pretraining.question_writer import _example
 from regrad.lab.world import World

@@ -1,4 +1,4 @@
-"""What a run says of the time that is left, by a clock of the test's own."""
+"""What a run says about the time that is left, by the test's clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from ray_jobs.progress import progress_bar
 from regrad.data.passages import Passage
-from regrad.evaluation.output import Outlook
+from regrad.evaluation.output import TimeLeft
 from regrad.evaluation.plan import PlannedCell, make_plan
 from regrad.models.config import ModelConfig
 from tests.tools.evaluating import settings, write_set
@@ -34,20 +34,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def test_what_is_said_holds_when_the_last_method_is_the_dearest(
+def test_what_is_said_holds_when_the_last_method_is_the_slowest(
     cells: list[PlannedCell], clock: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "ray_jobs.progress")
-    total, truth, outlook = sum(cell.questions for cell in cells), [], Outlook(cells, 1)
+    total, truth, time_left = sum(cell.questions for cell in cells), [], TimeLeft(cells, 1)
     rest = sum(cell.questions * COSTS[cell.method.name] for cell in cells)
-    with progress_bar(total, "questions", outlook.left) as show:
+    with progress_bar(total, "questions", time_left.left) as show:
         for cell in cells:
             for questions in (4, 2):
                 seconds = questions * COSTS[cell.method.name]
                 clock.now, rest = clock.now + seconds, rest - seconds
-                outlook.count(cell.name, questions, seconds)
+                time_left.count(cell.name, questions, seconds)
                 lines = len(caplog.messages)
-                show((total - outlook.questions_left,) * 2)
+                show((total - time_left.questions_left,) * 2)
                 truth += [rest] * (len(caplog.messages) - lines)
     said = [re.search(r"(at least|about) (\d+) (s|min) left", line) for line in caplog.messages]
     assert "0 s left" not in caplog.messages[-1] and said[-1] is None
@@ -60,21 +60,21 @@ def test_what_is_said_holds_when_the_last_method_is_the_dearest(
 
 
 def test_one_method_that_is_left_is_not_shared_by_workers_that_are_idle(cells: list[PlannedCell]) -> None:
-    outlook = Outlook(cells, 4)
+    time_left = TimeLeft(cells, 4)
     for cell in cells[:-1]:
-        outlook.count(cell.name, cell.questions, cell.questions * COSTS[cell.method.name])
-    assert outlook.left() == (6 * COSTS["tta"], 0)
+        time_left.count(cell.name, cell.questions, cell.questions * COSTS[cell.method.name])
+    assert time_left.left() == (6 * COSTS["tta"], 0)
 
 
 def test_workers_share_what_is_left(cells: list[PlannedCell]) -> None:
-    outlook, rag = Outlook(cells, 2), [cell for cell in cells if cell.method.name != "tta"]
+    time_left, rag = TimeLeft(cells, 2), [cell for cell in cells if cell.method.name != "tta"]
     for cell in rag[:2]:
-        outlook.count(cell.name, cell.questions, cell.questions * COSTS[cell.method.name])
-    assert outlook.left() == (pytest.approx(sum(cell.questions for cell in rag[2:]) * COSTS["rag"] / 2), 1)
+        time_left.count(cell.name, cell.questions, cell.questions * COSTS[cell.method.name])
+    assert time_left.left() == (pytest.approx(sum(cell.questions for cell in rag[2:]) * COSTS["rag"] / 2), 1)
 
 
-def test_a_cell_that_is_begun_again_counts_once(cells: list[PlannedCell]) -> None:
-    outlook = Outlook(cells[:1], 1)
-    outlook.count(cells[0].name, 4, 4.0)
-    outlook.count(cells[0].name, 4, 4.0)
-    assert (outlook.questions_left, outlook.left()) == (0, (0.0, 0))
+def test_a_cell_that_is_restarted_counts_once(cells: list[PlannedCell]) -> None:
+    time_left = TimeLeft(cells[:1], 1)
+    time_left.count(cells[0].name, 4, 4.0)
+    time_left.count(cells[0].name, 4, 4.0)
+    assert (time_left.questions_left, time_left.left()) == (0, (0.0, 0))
