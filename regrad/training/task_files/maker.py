@@ -56,7 +56,8 @@ class TaskMaker:
         config = self._config
         questions, unread = read_set(config.questions)
         self._say(f"{counted(len(questions), 'question')} read")
-        with TaskPassages(config.passages, questions, config.seed, self._parts) as passages:
+        shared = config.questions_per_task > 1
+        with TaskPassages(config.passages, questions, config.seed, self._parts, shared) as passages:
             dev = held_out(questions, self._parts_of(questions, passages), config.dev_fraction, config.seed)
             sides = ([q for q in questions if q.id not in dev], [q for q in questions if q.id in dev])
             train_kept, dev_kept = (

@@ -43,11 +43,14 @@ class Chosen:
 class TaskPassages:
     """Chooses the passages of a set's questions. A context manager: it may hold an index open.
 
-    What was retrieved is kept in `parts`, so that a run that was stopped need not search again.
+    What was retrieved is kept in `parts`, so that a run that was stopped need not search again. With `shared`, questions
+    on the same passages have the same random distractors, so that they can share a task.
     """
 
-    def __init__(self, config: TaskPassagesConfig, questions: Sequence[Question], seed: int, parts: Storage) -> None:
-        self._config, self._seed, self._parts = config, seed, parts
+    def __init__(
+        self, config: TaskPassagesConfig, questions: Sequence[Question], seed: int, parts: Storage, shared: bool = False
+    ) -> None:
+        self._config, self._seed, self._parts, self._shared = config, seed, parts, shared
         self._known = {passage.id: passage for question in questions for passage in question.passages}
         self._most_gold = max((len(question.passage_ids) for question in questions), default=0)
         self._open = ExitStack()
@@ -112,7 +115,8 @@ class TaskPassages:
         if self._config.distractors_from == "retrieved":
             return [passage for passage in hits if passage.id not in taken and self._usable(passage)][:wanted]
         # Of so many, enough are foreign, however many of the pool are the question's own.
-        drawn = random.Random(f"{self._seed}|draw|{question.id}").sample(
+        of = "|".join(sorted(passage.id for passage in main)) if self._shared else question.id
+        drawn = random.Random(f"{self._seed}|draw|{of}").sample(
             self._pool, min(len(self._pool), wanted + len(taken) if wanted else 0)
         )
         return [passage for passage in drawn if passage.id not in taken and self._usable(passage)][:wanted]

@@ -193,6 +193,15 @@ def test_questions_on_the_same_passages_share_a_task_each_with_its_own_order(tmp
     ]
 
 
+def test_questions_that_share_a_task_share_its_distractors(tmp_path: Path) -> None:
+    records = [question(f"q{i}", "pqrs"[i % 2], "pqrs"[i % 2]) for i in range(8)] + [question("x", "rs", "r")]
+    path = write(tmp_path / "set.jsonl", *records)
+    passages = {"source": "gold", "distractors": 1}
+    assert [len(t.questions) for t in made(config(tmp_path, path, passages, questions_per_task=4))] == [4, 4, 1]
+    alone = made(config(tmp_path, path, passages))
+    assert len({shown(task) for task in alone if shown(task)[0] == "p"}) > 1
+
+
 def squad_file(path: Path, articles: int, paragraphs: int, impossible: bool = False) -> str:
     number = count()
     answers = [{"text": "x", "answer_start": 0}, {"text": "x", "answer_start": 0}]
