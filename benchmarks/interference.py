@@ -29,7 +29,7 @@ from regrad.gradients.extractor import AtomExtractor
 from regrad.gradients.merging import MERGES, Merge
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.lab.config import LabConfig
-from regrad.lab.files import documents, people_questions, tasks
+from regrad.lab.files import documents, lab_tasks, people_questions
 from regrad.lab.wording import ATTRIBUTES
 from regrad.lab.world import Person, World
 from regrad.meta_init import MetaInit
@@ -38,8 +38,7 @@ from regrad.retrieval.base import open_retriever
 from regrad.retrieval.bm25 import build_index
 from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.optim.base import PlainEngine
-from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.optim import MetaParameters, PlainEngine
 from regrad.training.meta.task_plan import TasksInMemory
 from regrad.training.meta.trainer import MetaLearner, meta_loop
 
@@ -55,7 +54,7 @@ def train(world: World, passages: int, steps: int, records: int) -> MetaInit:
     places = ["output=unused", f"optimizer.steps={steps}", "strategy.name=graph", "cluster.workers=1"]
     config = load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), places)
     lab = LabConfig(context_passages=passages)
-    made = [Task.from_record(r) for r in tasks(world.meta[:-LEFT_OUT], lab, records, seed=11)]
+    made = [Task.from_record(r) for r in lab_tasks(world.meta[:-LEFT_OUT], lab, records, seed=11)]
     lm = load_language_model(config.model, "cpu")
     engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
     learner = MetaLearner(lm, engine, config, lm.identity())

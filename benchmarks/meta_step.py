@@ -27,7 +27,7 @@ from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.collate import MetaBatch
 from regrad.training.meta.config import InnerConfig, StrategyConfig
 from regrad.training.meta.objective import MetaGradient, Point
-from regrad.training.meta.strategies.base import make_strategy
+from regrad.training.meta.strategies import make_strategy
 
 STRATEGIES = ("graph", "hvp", "difference")
 BASELINE = "graph per passage + unused forward"

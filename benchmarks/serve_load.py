@@ -31,7 +31,7 @@ from serving.watching import processor_seconds, spent
 
 from ray_jobs.cluster import cluster
 from regrad.retrieval.base import open_retriever
-from serve_app.local import serving
+from serve_app.app import serving
 
 _OURS, _THEIRS, _IN_PROCESS = "regrad, HTTP", "authors' way, HTTP", "authors' way, in process"
 _ENGINE = "regrad's engine, in process"

@@ -26,7 +26,7 @@ from serving.load import Outcome, Plan, run
 from serving.watching import resident_bytes
 
 from ray_jobs.cluster import cluster
-from serve_app.local import serving
+from serve_app.app import serving
 
 _TIMES, _USERS = 5.0, 32
 _IN_A_ROW, _SLOWER = 5, 1.5

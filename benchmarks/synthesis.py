@@ -29,9 +29,8 @@ from regrad.evaluation.metrics import exact_match
 from regrad.gradients.extractor import AtomExtractor
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.lab.config import LabConfig, LabWriterConfig
-from regrad.lab.files import held_out_corpus, held_out_questions, write_lab
-from regrad.lab.files import tasks as lab_tasks
-from regrad.lab.pretraining.question_writer import make_writer
+from regrad.lab.files import held_out_corpus, held_out_questions, lab_tasks, write_lab
+from regrad.lab.question_writer import make_writer
 from regrad.lab.wording import QUESTIONS
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
@@ -40,7 +39,7 @@ from regrad.retrieval.base import Retriever, open_retriever
 from regrad.retrieval.bm25 import build_index
 from regrad.settings import builtin_config, load_settings
 from regrad.training.synthesis.config import SynthesisConfig
-from regrad.training.synthesis.tasks import report, settle, tasks
+from regrad.training.synthesis.tasks import make_tasks, select_pairs, synthesis_report
 from regrad.training.synthesis.writer import Draft, PairWriter
 
 # `trained` picks among the sets of questions: each writer's with and without an index, then the lab's own two.
@@ -113,11 +112,11 @@ def synthetic(folder: Path, writer: int, index: Retriever, truth: Truth) -> Iter
     questions = [pair.question for draft in drafts for pair in draft.pairs]
     found = {question: [hit.passage.id for hit in index.search(question, config.near_hits)] for question in questions}
     for label, hits in (("-index", found), ("", None)):
-        settled = settle(drafts, config, hits)
-        path, records = folder / f"synthetic-{writer}{label}.jsonl", list(tasks(settled, config, hits))
+        settled = select_pairs(drafts, config, hits)
+        path, records = folder / f"synthetic-{writer}{label}.jsonl", list(make_tasks(settled, config, hits))
         write_jsonl(path, records)
         shares = {"true_written": truth.share(settled, written=True), "true_kept": truth.share(settled)}
-        yield name + label.replace("-", ", "), str(path), {**report(settled, len(records), seconds), **shares}
+        yield name + label.replace("-", ", "), str(path), {**synthesis_report(settled, len(records), seconds), **shares}
 
 
 def own(folder: Path, world: World, people: int) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Job: rewrite passages and ask about them, by the model itself, with Ray Data; or take what somebody has made already.
+"""Job: rewrite passages and write questions about them with the model itself, by Ray Data; or import existing ones.
 
 ray job submit -- python -m ray_jobs.augment --config configs/jobs/augment-lab.yaml
 """
@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from ray_jobs.cluster import cluster, device, require_workers, run_task
+from ray_jobs.cluster import cluster, device, job_main, require_workers, run_task
 from ray_jobs.corpus_blocks import check_corpus
-from ray_jobs.entry import main
-from ray_jobs.parts import PartActor, parts_uri, read_part, write_parts
+from ray_jobs.parts import PartActor, part_records, parts_uri, write_parts
 from ray_jobs.progress import progress_channel
 from regrad.data.augmented import AUGMENTED, Augmented, encode_augmented, from_tasks, read_ready
 from regrad.data.jsonl import encode_jsonl, shown
@@ -23,14 +22,14 @@ from regrad.data.tasks import read_tasks
 from regrad.errors import CorpusError, SynthesisError
 from regrad.models.loading import load_language_model
 from regrad.storage import Storage, check_replaceable, directory_writer
-from regrad.training.lora.augmenter import Augmenter, Outcome
+from regrad.training.lora.augmenter import Augmenter, AugmentOutcome
 from regrad.training.lora.config import AugmentConfig
 
 FAILED, REPORT = "failed.jsonl", "report.json"
 
 
 class PartAugmenter(PartActor):
-    """Writes augmented passages and what failed, one a line."""
+    """Writes augmented passages and failures, one a line."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._config = AugmentConfig.model_validate(settings)
@@ -59,7 +58,7 @@ class PartAugmenter(PartActor):
 
     @cached_property
     def _augmenter(self) -> Augmenter:
-        """Made in the actor, and only there: it loads the model."""
+        """Created on first use, which is in the actor: it loads the model."""
         assert self._config.model is not None
         return Augmenter(load_language_model(self._config.model, device()), self._config)
 
@@ -67,7 +66,7 @@ class PartAugmenter(PartActor):
 def run(config: AugmentConfig) -> str:
     """Write `config.output`; returns one line saying what was made and where.
 
-    Raises `SynthesisError` if no passage got questions; what failed, and why, is written all the same.
+    Raises `SynthesisError` if no passage got questions; failures and their reasons are written even then.
     """
     check_replaceable(config.output, REPORT)
     if config.corpus is not None:
@@ -76,7 +75,7 @@ def run(config: AugmentConfig) -> str:
             require_workers(config.cluster)
             names = run_task(write_parts, PartAugmenter, config, config.corpus, None, progress)
         parts = Storage(parts_uri(config.output))
-        records = [record for name in names for record in read_part(parts, name)]
+        records = [record for name in names for record in part_records(parts, name)]
     else:
         records = list(_ready(config))
     summary = _assemble(config, records)
@@ -86,24 +85,36 @@ def run(config: AugmentConfig) -> str:
 
 def _ready(config: AugmentConfig) -> Iterator[dict[str, Any]]:
     if config.tasks is not None:
-        yield from (_record(Outcome(item.passage, item)) for item in from_tasks(read_tasks(config.tasks), config.pairs))
+        yield from (
+            _record(AugmentOutcome(item.passage, item)) for item in from_tasks(read_tasks(config.tasks), config.pairs)
+        )
         return
     for where, found in read_ready(config.ready or ""):
         if isinstance(found, CorpusError):
             yield {"failed": {"id": where, "reason": str(found)}}
         else:
-            yield _record(Outcome(found.passage, Augmented(found.passage, found.rewrites, found.pairs[: config.pairs])))
+            yield _record(
+                AugmentOutcome(found.passage, Augmented(found.passage, found.rewrites, found.pairs[: config.pairs]))
+            )
 
 
-def _record(outcome: Outcome) -> dict[str, Any]:
-    """What was written, and what is to be said about it."""
-    told = {"id": outcome.passage.id, "reason": outcome.reason, "detail": outcome.detail, "tries": outcome.tries}
-    made = {"augmented": outcome.augmented.to_record()} if outcome.augmented else {}
-    return made | ({"failed": told} if outcome.reason else {})
+def _record(outcome: AugmentOutcome) -> dict[str, Any]:
+    """The augmented passage, and the reason if something failed; a passage that only lacks a rewrite has both."""
+    record: dict[str, Any] = {}
+    if outcome.augmented:
+        record["augmented"] = outcome.augmented.to_record()
+    if outcome.reason:
+        record["failed"] = {
+            "id": outcome.passage.id,
+            "reason": outcome.reason,
+            "detail": outcome.detail,
+            "tries": outcome.tries,
+        }
+    return record
 
 
 def _assemble(config: AugmentConfig, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """One record a passage id: the first. A passage that only lacks a rewrite is in both files."""
+    """Write the output, with the first record of each passage id; returns the summary."""
     made: dict[str, Augmented] = {}
     failed = [record["failed"] for record in records if "failed" in record]
     for record in records:
@@ -130,7 +141,10 @@ def _describe(summary: dict[str, Any], output: str) -> str:
         often = next(iter(summary["failed"]), "there is no passage")
         raise SynthesisError(
             f"no passage of {summary['passages']} got questions; the most frequent reason is '{often}': see "
-            f"{output}/{FAILED}"
+            f"{output}/{FAILED}",
+            code="nothing_written",
+            passages=summary["passages"],
+            reason=often,
         )
     return (
         f"augmented passages at {output}: {summary['augmented']} of {summary['passages']}, with {summary['pairs']} "
@@ -139,4 +153,4 @@ def _describe(summary: dict[str, Any], output: str) -> str:
 
 
 if __name__ == "__main__":
-    main(AugmentConfig, run, __doc__ or "")
+    job_main(AugmentConfig, run, __doc__ or "")

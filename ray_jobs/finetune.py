@@ -11,37 +11,42 @@ from typing import Any
 from ray import train
 from ray.train import Result
 
-from ray_jobs.cluster import cluster, require_workers
-from ray_jobs.entry import main
-from ray_jobs.reporter import WorkerReporter, checkpoint_to_resume, watching, workers_of_run
-from ray_jobs.train_runner import fit, run_directory
+from ray_jobs.cluster import cluster, job_main, require_workers
+from ray_jobs.train_runner import (
+    WorkerReporter,
+    checkpoint_to_resume,
+    fit_until_done,
+    run_directory,
+    watching,
+    workers_of_run,
+)
 from regrad.errors import TrainingError
 from regrad.storage import check_replaceable
 from regrad.training.lora.config import FinetuneConfig
-from regrad.training.lora.examples import digest
-from regrad.training.lora.finetuning import ADAPTER, train_worker
+from regrad.training.lora.examples import data_digest
+from regrad.training.lora.finetuning import ADAPTER, finetune_worker
 from regrad.training.lora.lora_artifact import CARD, StaticLora, parent_of
 from regrad.training.workers import Workers
 
 
 def run(config: FinetuneConfig) -> str:
-    """Train, or go on with an unfinished run, and write `config.output`; returns one line about it."""
+    """Train, or resume an unfinished run, and write `config.output`; returns one line about it."""
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     check_replaceable(config.output, CARD)
     parent = parent_of(config)
-    data = {"examples": digest(config), "parent": parent.digest if parent else None}
+    data = {"examples": data_digest(config), "parent": parent.digest if parent else None}
     with cluster():
         require_workers(config.cluster)
         with run_directory(config, data) as place, watching(config) as progress:
             settings = {"config": config.model_dump(mode="json"), "progress": progress}
-            result = fit(_worker, settings, config, place, "fine-tuning")
+            result = fit_until_done(_worker, settings, config, place, "fine-tuning")
             adapter = _adapter(result)
             adapter.save(config.output)
             place.remove()
-    return describe(adapter, config)
+    return _describe(adapter, config)
 
 
-def describe(adapter: StaticLora, config: FinetuneConfig) -> str:
+def _describe(adapter: StaticLora, config: FinetuneConfig) -> str:
     """One line about a run."""
     notes = adapter.notes
     skipped = f", {notes['skipped_steps']} skipped" if notes["skipped_steps"] else ""
@@ -56,15 +61,15 @@ def describe(adapter: StaticLora, config: FinetuneConfig) -> str:
 def _worker(settings: dict[str, Any]) -> None:
     config = FinetuneConfig.model_validate(settings["config"])
     listener, device = WorkerReporter(settings["progress"]), train.torch.get_device()
-    train_worker(config, listener, device, workers_of_run(), checkpoint_to_resume())
+    finetune_worker(config, listener, device, workers_of_run(), checkpoint_to_resume())
 
 
 def _adapter(result: Result) -> StaticLora:
     if result.checkpoint is None:
-        raise TrainingError(f"fine-tuning made no checkpoint: {result.error}")
+        raise TrainingError(f"fine-tuning made no checkpoint: {result.error}", code="no_checkpoint")
     with result.checkpoint.as_directory() as folder:
         return StaticLora.load(Path(folder) / ADAPTER)
 
 
 if __name__ == "__main__":
-    main(FinetuneConfig, run, __doc__ or "")
+    job_main(FinetuneConfig, run, __doc__ or "")

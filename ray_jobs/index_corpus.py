@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ray_jobs.cluster import cluster, run_task
-from ray_jobs.entry import main
+from ray_jobs.cluster import cluster, job_main, run_task
 from ray_jobs.progress import progress_channel
 from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
@@ -42,4 +41,4 @@ def _counted(passages: Iterator[Passage], progress: Any) -> Iterator[Passage]:
 
 
 if __name__ == "__main__":
-    main(IndexConfig, run, __doc__ or "")
+    job_main(IndexConfig, run, __doc__ or "")

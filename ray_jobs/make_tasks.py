@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ray_jobs.cluster import cluster, run_task
-from ray_jobs.entry import main
+from ray_jobs.cluster import cluster, job_main, run_task
 from ray_jobs.parts import parts_uri
 from ray_jobs.progress import progress_channel
 from regrad.data.question_sets import READERS
@@ -44,4 +43,4 @@ def _make(config: TasksConfig, progress: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(TasksConfig, run, __doc__ or "")
+    job_main(TasksConfig, run, __doc__ or "")

@@ -8,27 +8,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import train
 from ray.train import DataConfig, Result
 
-from ray_jobs.cluster import cluster, require_workers
-from ray_jobs.entry import main
-from ray_jobs.reporter import WorkerReporter, checkpoint_to_resume, watching, workers_of_run
-from ray_jobs.task_stream import TaskStream, in_order, open_stream, worker_steps
-from ray_jobs.train_runner import RunDirectory, fit, run_directory
+from ray_jobs.cluster import cluster, job_main, require_workers
+from ray_jobs.task_stream import open_stream, worker_steps
+from ray_jobs.train_runner import (
+    WorkerReporter,
+    checkpoint_to_resume,
+    fit_until_done,
+    run_directory,
+    watching,
+    workers_of_run,
+)
 from regrad.data.tasks import read_tasks
 from regrad.errors import TrainingError
 from regrad.meta_init import CARD, MetaInit
 from regrad.storage import check_replaceable
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.lengths import Lengths, check_dev_tasks
-from regrad.training.meta.task_plan import files_of
-from regrad.training.meta.trainer import META_INIT, train_worker
+from regrad.training.meta.task_plan import Lengths, check_dev_tasks, files_of
+from regrad.training.meta.trainer import META_INIT, meta_train_worker
 from regrad.training.workers import Workers
 
 
 def run(config: MetaTrainConfig) -> str:
-    """Train, or go on with an unfinished run, and write `config.output`; returns one line about it."""
+    """Train, or resume an unfinished run, and write `config.output`; returns one line about it."""
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     check_replaceable(config.output, CARD)
     lengths = Lengths.of(config.model)
@@ -43,7 +48,19 @@ def run(config: MetaTrainConfig) -> str:
         data = {"tasks": stream.plan.digest, "dev": dev, "parent": parent}
         best_by = "dev_f1" if config.dev else None
         with run_directory(config, data, best_by) as place, watching(config) as progress:
-            meta_init = _chosen(_train(config, stream, place, notes, progress), config)
+            result = fit_until_done(
+                _worker,
+                {"config": config.model_dump(mode="json"), "notes": notes, "progress": progress},
+                config,
+                place,
+                "meta-training",
+                datasets={"tasks": stream.draws},
+                # Not split: every worker reads the whole stream in order, and takes its share of each batch.
+                dataset_config=DataConfig(
+                    datasets_to_split=[], execution_options=ray.data.ExecutionOptions(preserve_order=True)
+                ),
+            )
+            meta_init = _chosen(result, config)
             meta_init.save(config.output)
             place.remove()
     return _describe(meta_init, config)
@@ -57,21 +74,6 @@ def _describe(meta_init: MetaInit, config: MetaTrainConfig) -> str:
     return f"MetaInit {meta_init.fingerprint} at {config.output}: {notes['steps']} steps{skipped}{scored}"
 
 
-def _train(
-    config: MetaTrainConfig, stream: TaskStream, place: RunDirectory, notes: dict[str, Any], progress: Any
-) -> Result:
-    settings = {"config": config.model_dump(mode="json"), "notes": notes, "progress": progress}
-    return fit(
-        _worker,
-        settings,
-        config,
-        place,
-        "meta-training",
-        datasets={"tasks": stream.draws},
-        dataset_config=DataConfig(datasets_to_split=[], execution_options=in_order()),
-    )
-
-
 def _chosen(result: Result, config: MetaTrainConfig) -> MetaInit:
     """The best checkpoint by dev F1, or the last."""
     checkpoint = result.checkpoint
@@ -79,14 +81,14 @@ def _chosen(result: Result, config: MetaTrainConfig) -> MetaInit:
     if config.scoring.select == "best" and scored:
         checkpoint = max(scored, key=lambda item: item[1])[0]
     if checkpoint is None:
-        raise TrainingError(f"meta-training made no checkpoint: {result.error}")
+        raise TrainingError(f"meta-training made no checkpoint: {result.error}", code="no_checkpoint")
     with checkpoint.as_directory() as folder:
         return MetaInit.load(Path(folder) / META_INIT)
 
 
 def _worker(settings: dict[str, Any]) -> None:
     config, workers = MetaTrainConfig.model_validate(settings["config"]), workers_of_run()
-    train_worker(
+    meta_train_worker(
         config,
         lambda first: worker_steps(train.get_dataset_shard("tasks"), config, first, workers),
         read_tasks(config.dev) if config.dev else (),
@@ -99,4 +101,4 @@ def _worker(settings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(MetaTrainConfig, run, __doc__ or "")
+    job_main(MetaTrainConfig, run, __doc__ or "")

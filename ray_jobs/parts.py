@@ -1,7 +1,7 @@
-"""A corpus through a pool of actors into parts, a file for each block of passages.
+"""A corpus through a pool of actors into parts, one file for each block of passages.
 
-Parts lie beside the output until the job is done, each under the hash of what it was made of: a job that is run again
-after it was stopped makes only the parts that are missing.
+Parts lie beside the output until the job is done, each named by the hash of what it was made from: an interrupted job
+that is run again makes only the missing parts.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ray_jobs.actor_errors import decode_error, encode_error
-from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines
+from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines, decode_error, encode_error
 from regrad.data.jsonl import encode_jsonl, parse_jsonl
 from regrad.errors import RegradError, SynthesisError
 from regrad.storage import Storage
@@ -25,10 +24,10 @@ from regrad.training.synthesis.config import SynthesisConfig
 
 
 class PartActor(ABC):
-    """An actor: a block of lines in, one part written unless it is there, its name and counts out."""
+    """An actor: a block of lines in; one part written, unless it exists; its name and counts out."""
 
     batch: str
-    """What is decoded together, with its size: of which a GPU's memory may hold too little."""
+    """What is decoded at once, for the error of a GPU whose memory is too small for it."""
 
     def __init__(self, output: str) -> None:
         self._parts = Storage(parts_uri(output))
@@ -36,18 +35,18 @@ class PartActor(ABC):
     @property
     @abstractmethod
     def key(self) -> str:
-        """All that a part depends on beside its lines."""
+        """What a part depends on besides its lines."""
 
     @abstractmethod
     def records(self, lines: list[bytes], problems: list[str]) -> Iterable[dict[str, Any]]:
-        """What is written of the lines, each with a problem or none (empty)."""
+        """The records to write for the lines; a line's problem is empty if there is none."""
 
     @abstractmethod
     def questions(self, record: dict[str, Any]) -> int:
-        """How many questions one of these records holds."""
+        """The number of questions in one of these records."""
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One row: the part's name, whether it was made now, and what it holds; or an error of ours as data."""
+        """One row: the part's name, whether it was made now, and its counts; or an error of ours as data."""
         row = {"name": "", "passages": 0, "questions": 0, "made": False, "failure": ""}
         try:
             row |= self._part([bytes(line) for line in batch["line"]], batch["problem"].tolist())
@@ -55,7 +54,7 @@ class PartActor(ABC):
             row["failure"] = encode_error(error)
         except torch.OutOfMemoryError:
             problem = f"the GPU's memory is too small for {self.batch} at once; lower batch_passages"
-            row["failure"] = encode_error(SynthesisError(problem))
+            row["failure"] = encode_error(SynthesisError(problem, code="out_of_memory", batch=self.batch))
         return {key: np.array([value]) for key, value in row.items()}
 
     def _part(self, lines: list[bytes], problems: list[str]) -> dict[str, Any]:
@@ -64,17 +63,17 @@ class PartActor(ABC):
         made = not self._parts.exists(name)
         if made:
             self._parts.write(name, encode_jsonl(self.records(lines, problems)))
-        questions = sum(map(self.questions, read_part(self._parts, name)))
+        questions = sum(map(self.questions, part_records(self._parts, name)))
         return {"name": name, "passages": len(lines), "questions": questions, "made": made}
 
 
 def parts_uri(output: str) -> str:
-    """Where finished parts of an output wait for the rest."""
+    """Where the finished parts of an output are kept until the job is done."""
     parent, _, name = output.rpartition("/")
     return f"{parent}/.{name}.parts"
 
 
-def read_part(parts: Storage, name: str) -> list[dict[str, Any]]:
+def part_records(parts: Storage, name: str) -> list[dict[str, Any]]:
     """The records of one part."""
     return [record for _, record in parse_jsonl(parts.read(name), f"{parts.uri}/{name}")]
 
@@ -86,7 +85,7 @@ def write_parts(
     limit: int | None,
     progress: Any,
 ) -> list[str]:
-    """Make the parts of the first `limit` lines of a corpus that are missing; the names of all, in its order."""
+    """Make the missing parts of the first `limit` lines of a corpus; returns the names of all parts in order."""
     results = blocks_of_lines(corpus, config.part_passages, limit).map_batches(
         actor,
         fn_constructor_args=(config.model_dump(mode="json"),),
@@ -97,7 +96,7 @@ def write_parts(
 
 
 def collect_parts(rows: Iterable[dict[str, Any]], progress: Any) -> Iterator[str]:
-    """The names of the parts, telling `progress` of each; raises the first error that an actor reports."""
+    """The names of the parts, reporting each to `progress`; raises the first error that an actor reports."""
     started = time.monotonic()
     passages = questions = made = 0
     for row in rows:

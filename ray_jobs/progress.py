@@ -1,4 +1,4 @@
-"""Progress from workers to the driver, where a person sees it (Ray's own worker logs stay in files)."""
+"""Progress from workers to the driver, where a person sees it; Ray's own worker logs stay in files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _POLL_SECONDS = 0.5
 _LINE_SECONDS = 5.0
 _LEAST_SECONDS = 1.0
 
-Outlook = Callable[[], tuple[float, int]]
-"""Seconds that are left at least, and of how many methods nothing is known yet."""
+Remaining = Callable[[], tuple[float, int]]
+"""The seconds left, at least, and the number of methods that were not timed yet."""
 
 
 class _Mailbox:
@@ -59,45 +59,45 @@ def progress_channel(show: Callable[[Any], None] = logger.info) -> Iterator[Any]
 
 @contextmanager
 def progress_bar(
-    total: int, unit: str = "passages", outlook: Outlook | None = None
+    total: int, unit: str = "passages", time_left: Remaining | None = None
 ) -> Iterator[Callable[[tuple[int, int]], None]]:
-    """Shows how far a job is: give it (units done, how much of `total`) as they grow, such as the bytes of a corpus.
+    """Shows how far a job is: call it with (units done, how much of `total`), such as passages and bytes of a corpus.
 
-    On a terminal a bar, elsewhere a line every few seconds; both say units a second and how long it still takes: what
-    `outlook` says, or else as long as if all that is left were like what is done.
+    On a terminal it is a bar, elsewhere a line every few seconds, with units a second and the time left: what
+    `time_left` says, else an extrapolation of what is done.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(total, unit, outlook)
+        yield _Lines(total, unit, time_left)
         return
     columns = [BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}")]
-    with Progress(*columns, *([] if outlook else [TimeRemainingColumn()]), console=console) as bar:
+    with Progress(*columns, *([] if time_left else [TimeRemainingColumn()]), console=console) as bar:
         task, rate = bar.add_task("starting", total=max(1, total)), _Rate()
 
         def show(done: tuple[int, int]) -> None:
             speed = rate.units(*done)
             text = f"{done[0]} {unit}" + (f", {speed:.0f} {unit}/s" if speed else "")
-            text += _left(*outlook()) if outlook else ""
+            text += _left(*time_left()) if time_left else ""
             bar.update(task, completed=done[1], description=text)
 
         yield show
 
 
 class _Rate:
-    """Speed since the first block was done: starting workers and loading a model says nothing of what is to come."""
+    """Speed since the first block was done, which leaves out the start of workers and the loading of a model."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int, int] | None = None
 
     def units(self, count: int, read: int) -> float:
-        """Units a second; 0 at first, when there is too little to go by."""
+        """Units a second; 0 during the first second."""
         now = time.monotonic()
         self._first = self._first or (now, count, read)
         elapsed = now - self._first[0]
         return (count - self._first[1]) / elapsed if elapsed >= _LEAST_SECONDS else 0.0
 
     def seconds_left(self, read: int, total: int) -> float | None:
-        """Until all bytes are read; None if that cannot be told yet."""
+        """Until all bytes are read; None if it is not known yet."""
         if self._first is None or read <= self._first[2] or read >= total:
             return None
         return (time.monotonic() - self._first[0]) * (total - read) / (read - self._first[2])
@@ -106,9 +106,9 @@ class _Rate:
 class _Lines:
     """One line of the log every few seconds, and one at the end."""
 
-    def __init__(self, total: int, unit: str, outlook: Outlook | None = None) -> None:
+    def __init__(self, total: int, unit: str, time_left: Remaining | None = None) -> None:
         self._total, self._shown, self._rate, self._unit = max(1, total), 0.0, _Rate(), unit
-        self._outlook = outlook
+        self._time_left = time_left
         self._last: tuple[int, int] | None = None
 
     def __call__(self, done: tuple[int, int]) -> None:
@@ -116,7 +116,7 @@ class _Lines:
         if done == self._last or (now - self._shown < _LINE_SECONDS and done[1] < self._total):
             return
         self._shown, self._last = now, done
-        left = self._outlook() if self._outlook else (self._rate.seconds_left(done[1], self._total) or 0.0, 0)
+        left = self._time_left() if self._time_left else (self._rate.seconds_left(done[1], self._total) or 0.0, 0)
         rest = (f", {speed:.0f} {self._unit}/s" if speed else "") + _left(*left)
         logger.info("%d %s (%.0f %%)%s", done[0], self._unit, 100 * done[1] / self._total, rest)
 
@@ -134,7 +134,7 @@ def _duration(seconds: float) -> str:
 
 
 def _show_all(mailbox: Any, waiting: list[Any], show: Callable[[Any], None]) -> None:
-    """Show what has come. An answer that is late on a busy machine is waited for again, not asked for again."""
+    """Show what has arrived. An answer that is late, on a busy machine, is waited for again and not requested twice."""
     try:
         waiting[:] = waiting or [mailbox.drain.remote()]
         if not ray.wait(waiting, timeout=10)[0]:

@@ -1,4 +1,4 @@
-"""Job: write questions for a corpus. Ray Data streams it through a pool of writers, each block of passages one part.
+"""Job: write questions for a corpus. Ray Data streams it through a pool of writers; each block of passages is a part.
 
 ray job submit -- python -m ray_jobs.synthesize --config configs/jobs/synth-lab.yaml
 """
@@ -12,10 +12,9 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-from ray_jobs.cluster import cluster, device, require_workers, run_task
+from ray_jobs.cluster import cluster, device, job_main, require_workers, run_task
 from ray_jobs.corpus_blocks import check_corpus
-from ray_jobs.entry import main
-from ray_jobs.parts import PartActor, parts_uri, read_part, write_parts
+from ray_jobs.parts import PartActor, part_records, parts_uri, write_parts
 from ray_jobs.progress import progress_channel
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage
@@ -24,7 +23,7 @@ from regrad.models.loading import load_language_model
 from regrad.retrieval.base import check_index, open_retriever
 from regrad.storage import Storage, check_replaceable, directory_writer
 from regrad.training.synthesis.config import SynthesisConfig
-from regrad.training.synthesis.tasks import Hits, report, settle, tasks
+from regrad.training.synthesis.tasks import Hits, make_tasks, select_pairs, synthesis_report
 from regrad.training.synthesis.writer import Draft, PairWriter, draft_of, read_line
 
 TASKS, REJECTED, REPORT = "tasks.jsonl", "rejected.jsonl", "report.json"
@@ -52,19 +51,19 @@ class PartWriter(PartActor):
             yield asdict(next(written) if isinstance(item, Passage) else item)
 
     def questions(self, record: dict[str, Any]) -> int:
-        """See `PartActor`: those that hold."""
+        """See `PartActor`: the pairs that were kept."""
         return len(record["pairs"])
 
     @cached_property
     def _writer(self) -> PairWriter:
-        """Made in the actor, and only there: it loads the model."""
+        """Created on first use, which is in the actor: it loads the model."""
         return PairWriter(load_language_model(self._config.model, device()), self._config)
 
 
 def run(config: SynthesisConfig) -> str:
     """Write `config.output`; returns one line saying what was made and where.
 
-    Raises `SynthesisError` if no pair was kept; what was rejected, and why, is written all the same.
+    Raises `SynthesisError` if no pair was kept; what was rejected, and why, is written even then.
     """
     started = time.time()
     check_replaceable(config.output, REPORT)
@@ -81,12 +80,12 @@ def run(config: SynthesisConfig) -> str:
 
 def _assemble(config: SynthesisConfig, names: list[str], progress: Any, started: float) -> dict[str, Any]:
     parts = Storage(parts_uri(config.output))
-    drafts = [draft for name in names for draft in map(draft_of, read_part(parts, name))]
+    drafts = [draft for name in names for draft in map(draft_of, part_records(parts, name))]
     hits = None if config.index is None else _search(config.index, drafts, config, progress)
-    settled = settle(drafts, config, hits)
-    records = list(tasks(settled, config, hits))
-    summary = report(settled, len(records), time.time() - started)
-    rejected = [{"id": draft.passage.id, **asdict(item)} for draft in settled for item in draft.rejected]
+    drafts = select_pairs(drafts, config, hits)
+    records = list(make_tasks(drafts, config, hits))
+    summary = synthesis_report(drafts, len(records), time.time() - started)
+    rejected = [{"id": draft.passage.id, **asdict(item)} for draft in drafts for item in draft.rejected]
     with directory_writer(config.output, REPORT) as folder:
         (folder / TASKS).write_bytes(encode_jsonl(records))
         (folder / REJECTED).write_bytes(encode_jsonl(rejected))
@@ -113,7 +112,11 @@ def _describe(summary: dict[str, Any], output: str) -> str:
         often = max(reasons, key=lambda reason: reasons[reason])
         raise SynthesisError(
             f"no question was kept of {summary['candidates']} for {summary['passages']} passages; the most frequent "
-            f"reason is '{often}': see {output}/{REJECTED}"
+            f"reason is '{often}': see {output}/{REJECTED}",
+            code="nothing_kept",
+            candidates=summary["candidates"],
+            passages=summary["passages"],
+            reason=often,
         )
     return (
         f"tasks at {output}: {summary['tasks']} tasks, {summary['kept']} questions (of {summary['candidates']} "
@@ -122,4 +125,4 @@ def _describe(summary: dict[str, Any], output: str) -> str:
 
 
 if __name__ == "__main__":
-    main(SynthesisConfig, run, __doc__ or "")
+    job_main(SynthesisConfig, run, __doc__ or "")

@@ -18,8 +18,7 @@ from regrad.data.tasks import Task
 from regrad.errors import TrainingError
 from regrad.models.config import ModelConfig
 from regrad.training.meta.config import MetaTrainConfig, ShapeConfig
-from regrad.training.meta.lengths import Lengths
-from regrad.training.meta.task_plan import Key, TaskHead, TaskPlan, files_of, make_plan, pool_of, scan
+from regrad.training.meta.task_plan import Lengths, TaskHead, TaskKey, TaskPlan, files_of, plan_tasks, pool_of, scan
 from regrad.training.workers import Workers
 
 _ROWS_PER_BLOCK = 256
@@ -35,7 +34,7 @@ class TaskStream:
 
 
 def open_stream(config: MetaTrainConfig) -> TaskStream:
-    """Check all tasks and lay out the draws; raises `CorpusError` for bad tasks, unless they are to be skipped."""
+    """Check all tasks and lay out the draws; raises `CorpusError` for bad tasks, unless the settings skip them."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -44,13 +43,8 @@ def open_stream(config: MetaTrainConfig) -> TaskStream:
     scanned = _scanned(config, [uri for _, uri in files])
     rows = scanned.select_columns(list(_HEAD)).take_all()
     heads = [TaskHead(_key(row), row["place"], row["id"], row["content"], row["problem"]) for row in rows]
-    plan = make_plan(config, files, heads)
+    plan = plan_tasks(config, files, heads)
     return TaskStream(_lay_out(plan, scanned), plan)
-
-
-def in_order() -> ray.data.ExecutionOptions:
-    """For Ray Train: the workers read the stream as it was sorted."""
-    return ray.data.ExecutionOptions(preserve_order=True)
 
 
 def worker_steps(shard: Any, config: MetaTrainConfig, first: int, workers: Workers) -> Iterator[list[Task]]:
@@ -60,16 +54,18 @@ def worker_steps(shard: Any, config: MetaTrainConfig, first: int, workers: Worke
         if step < first:
             continue
         if batch["position"].tolist() != list(range(step * size, (step + 1) * size)):
-            raise TrainingError(f"the tasks of step {step + 1} arrived out of order")
+            raise TrainingError(
+                f"the tasks of step {step + 1} arrived out of order", code="out_of_order", step=step + 1
+            )
         yield [Task.from_record(json.loads(text)) for text in workers.share(batch["task"].tolist())]
 
 
-def _key(row: Any) -> Key:
-    return Key(int(row["file"]), int(row["number"]))
+def _key(row: Any) -> TaskKey:
+    return TaskKey(int(row["file"]), int(row["number"]))
 
 
 def _scanned(config: MetaTrainConfig, files: Sequence[str]) -> Any:
-    """One row a record: its head, and its task as JSON."""
+    """One row for each record: its head, and its task as JSON."""
     items = [{"file": number, "uri": uri} for number, uri in enumerate(files)]
     settings = {"model": config.model, "shape": config.shape}
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
@@ -96,23 +92,24 @@ def _columns(rows: list[tuple[Any, ...]]) -> dict[str, Any]:
 
 
 def _lay_out(plan: TaskPlan, scanned: Any) -> Any:
-    """One row a draw, sorted: position, task as that draw sees it."""
-    positions: dict[Key, list[int]] = {}
+    """One row for each draw, sorted by position: the position, and the task shaped for it."""
+    positions: dict[TaskKey, list[int]] = {}
     for draws in plan.steps():
         for position, key in draws:
             positions.setdefault(key, []).append(position)
     chosen = set(plan.pool_keys())
     rows = scanned.filter(lambda row: _key(row) in chosen).take_all() if chosen else []
     pool = pool_of([Task.from_record(json.loads(row["task"])) for row in sorted(rows, key=_key)])
-    settings = {"shared": ray.put((plan, positions, pool))}
-    return scanned.map_batches(_place, fn_kwargs=settings).sort("position").materialize()
+    # In the object store once, instead of pickled into each of the tasks that place.
+    shared = {"shared": ray.put((plan, positions, pool))}
+    return scanned.map_batches(_place, fn_kwargs=shared).sort("position").materialize()
 
 
 def _place(batch: dict[str, np.ndarray], shared: Any) -> dict[str, np.ndarray]:
     plan, positions, pool = ray.get(shared)
     placed: list[tuple[int, str]] = []
     for file, number, text in zip(batch["file"].tolist(), batch["number"].tolist(), batch["task"], strict=True):
-        for position in positions.get(Key(file, number), ()):
+        for position in positions.get(TaskKey(file, number), ()):
             task = Task.from_record(json.loads(text))
             placed.append((position, json.dumps(plan.place(task, position, pool).to_record())))
     return {

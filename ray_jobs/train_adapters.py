@@ -2,20 +2,19 @@
 
 ray job submit -- python -m ray_jobs.train_adapters --config configs/jobs/adapters-lab.yaml
 
-Stopped at any point, the same command goes on where it was: blocks that are done have a receipt in the bank.
+Interrupted at any point, the same command continues: blocks that are done have a receipt in the bank.
 """
 
 from __future__ import annotations
 
 from ray_jobs.bank_actors import AdapterActor
 from ray_jobs.build_bank import Built, describe, fill
-from ray_jobs.cluster import cluster, device, run_task
-from ray_jobs.entry import main
+from ray_jobs.cluster import cluster, device, job_main, run_task
 from regrad.bank.format import Layout
 from regrad.data.augmented import augmented_file
 from regrad.methods.prag import adapters_base, adapters_layout
 from regrad.models.loading import load_language_model
-from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
+from regrad.training.lora.batched import AdapterTrainer, model_for_adapters
 from regrad.training.lora.config import AdaptersConfig
 from regrad.training.lora.lora_artifact import StaticLora
 
@@ -26,7 +25,7 @@ def run(config: AdaptersConfig) -> str:
 
 
 def train(config: AdaptersConfig) -> Built:
-    """The same, returning what was built. With `config.keep`, passages that the bank has keep their adapters."""
+    """As `run`, returning what was built. With `config.keep`, passages that the bank has keep their adapters."""
     config = config.model_copy(update={"corpus": augmented_file(config.corpus)})
     with cluster():
         layout = run_task(layout_of, config, num_cpus=1)
@@ -34,7 +33,7 @@ def train(config: AdaptersConfig) -> Built:
 
 
 def layout_of(config: AdaptersConfig) -> Layout:
-    """What the adapters are; loads the model, as they are bound to its weights. Raises as `AdapterTrainer`."""
+    """The layout of the bank; loads the model, to whose weights adapters are bound. Raises as `AdapterTrainer`."""
     static = StaticLora.load(config.static) if config.static else None
     lm = load_language_model(model_for_adapters(config.model, config.adapter, static), device())
     subspace = AdapterTrainer(lm, config.adapter, static, config.seed).subspace
@@ -43,4 +42,4 @@ def layout_of(config: AdaptersConfig) -> Layout:
 
 
 if __name__ == "__main__":
-    main(AdaptersConfig, run, __doc__ or "")
+    job_main(AdaptersConfig, run, __doc__ or "")

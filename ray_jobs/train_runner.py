@@ -1,27 +1,44 @@
-"""A training run under Ray Train: its directory, its checkpoints, and fitting again until it is done."""
+"""A training run under Ray Train: its directory and checkpoints, fitting until it is done, and its workers' listener.
+
+What a run leaves when it is interrupted is its settings and Ray Train's checkpoints. A lost worker and a lost driver
+are resumed in the same way: by fitting again on the same directory.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
+import tempfile
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow import PythonFile
 from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray import train
+from ray.train import Checkpoint as RayCheckpoint
 from ray.train import CheckpointConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from ray_jobs._ray_compat import CHECKPOINT_LIST, TrainerWithoutCleaner
-from ray_jobs.atomic_fs import WholeFiles
 from ray_jobs.cluster import joined, wants_gpu
+from ray_jobs.progress import progress_channel
 from regrad.errors import RegradError, TrainingError
 from regrad.locking import exclusive
-from regrad.settings import WorkersConfig
 from regrad.storage import Storage, check_replaceable
+from regrad.training.callbacks import StepReport
+from regrad.training.checkpoint import Checkpoint, DevScore
 from regrad.training.config import TrainConfig
+from regrad.training.trackers import Watcher, make_sinks
+from regrad.training.workers import Workers
+
+logger = logging.getLogger(__name__)
 
 _SETTINGS, _CHECKPOINTS = "run.json", "checkpoints"
 _FREE = {"output", "checkpoints", "watch", "cluster"}  # what a resumed run may change: none of it changes a number
@@ -29,15 +46,17 @@ _FREE = {"output", "checkpoints", "watch", "cluster"}  # what a resumed run may 
 
 @contextmanager
 def run_directory(config: TrainConfig, data: dict[str, Any], best_by: str | None = None) -> Iterator[RunDirectory]:
-    """The run's directory, for this driver alone; raises `TrainingError` if another one trains into it now.
+    """The run's directory, locked for this driver; raises `TrainingError` if another driver trains into it now.
 
-    Checkpoints with the highest `best_by` are kept; without it, the newest.
+    The checkpoints with the highest `best_by` are kept; without it, the newest.
     """
     storage = Storage(config.checkpoints.location or f"{config.output}.training")
 
     def busy(holder: str) -> TrainingError:
         return TrainingError(
-            f"another run is training into {config.output} now; wait for it, or choose another output (it is {holder})"
+            f"another run is training into {config.output} now; wait for it, or choose another output (it is {holder})",
+            code="run_in_progress",
+            output=config.output,
         )
 
     with exclusive(storage, busy):
@@ -46,21 +65,23 @@ def run_directory(config: TrainConfig, data: dict[str, Any], best_by: str | None
 
 
 class RunDirectory:
-    """Raises `TrainingError` if another run, with other settings or data, was left unfinished there."""
+    """Where an unfinished run can be resumed. Raises `TrainingError` if it has other settings or data."""
 
     def __init__(self, config: TrainConfig, data: dict[str, Any], storage: Storage, best_by: str | None = None) -> None:
-        self._keep, self._best_by, self.storage = config.checkpoints.keep, best_by, storage
+        self._keep = config.checkpoints.keep
+        self._best_by = best_by
+        self.storage = storage
         settings = {**config.model_dump(mode="json", exclude=_FREE), "data": data}
         if not config.checkpoints.resume:
             self.remove()
         self.resumed = storage.exists(_SETTINGS)
         if self.resumed:
-            self._compare(_settings(storage), settings)
+            self._check_same(settings)
         else:
             storage.write(_SETTINGS, json.dumps(settings, indent=1).encode())
 
     def run_config(self) -> RunConfig:
-        """For Ray Train: where checkpoints go and which are kept."""
+        """Where Ray Train puts checkpoints, and which it keeps."""
         best = {"checkpoint_score_attribute": self._best_by, "checkpoint_score_order": "max"} if self._best_by else {}
         handler = WholeFiles() if self.storage.is_local else FSSpecHandler(self.storage.fs)
         return RunConfig(
@@ -71,68 +92,76 @@ class RunDirectory:
         )
 
     def remove(self) -> None:
-        """Remove what belongs to the run, and the directory if nothing else is in it."""
+        """Remove the files of the run, and the directory if it has no others."""
         Storage(f"{self.storage.uri}/{_CHECKPOINTS}").remove()
         self.storage.remove_file(_SETTINGS)
         if not self.storage.list():
             self.storage.remove()
 
     def mark(self) -> bytes:
-        """Changes when a new checkpoint is complete: Ray's list of them, in which what a failed upload left is not."""
+        """Changes when a new checkpoint is complete: Ray's list of them, without what a failed upload left."""
         name = f"{_CHECKPOINTS}/{CHECKPOINT_LIST}"
         return self.storage.read(name) if self.storage.exists(name) else b""
 
-    def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        differences = list(_differences(before, now))
-        if differences:
+    def _check_same(self, settings: dict[str, Any]) -> None:
+        try:
+            before = json.loads(self.storage.read(_SETTINGS))
+        except ValueError:
+            before = None
+        if not isinstance(before, dict):
             raise TrainingError(
-                f"an unfinished run at {self.storage.uri} has other settings: {'; '.join(differences[:8])}. "
-                "Finish it with its own, or discard it with --set checkpoints.resume=false"
+                f"{self.storage.uri}/{_SETTINGS} is damaged; discard the run with --set checkpoints.resume=false",
+                code="run_damaged",
+                uri=self.storage.uri,
+            )
+        differences = list(_differences(before, settings))
+        if differences:
+            shown = "; ".join(f"{key} was {old!r:.60}, is {new!r:.60}" for key, old, new in differences[:8])
+            raise TrainingError(
+                f"an unfinished run at {self.storage.uri} has other settings: {shown}. Finish it with its "
+                "own settings, or discard it with --set checkpoints.resume=false",
+                code="run_of_other_settings",
+                uri=self.storage.uri,
+                keys=[key for key, _, _ in differences],
             )
 
 
-def _settings(storage: Storage) -> dict[str, Any]:
-    try:
-        found = json.loads(storage.read(_SETTINGS))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise TrainingError(
-            f"{storage.uri}/{_SETTINGS} is damaged; discard the run with --set checkpoints.resume=false"
-        )
-    return found
-
-
-def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The keys whose values differ, with their old and new values."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted({*before, *now}):
             yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
     elif before != now:
-        yield f"{key} was {before!r:.60}, is {now!r:.60}"
+        yield key, before, now
 
 
-logger = logging.getLogger(__name__)
+class WholeFiles(FSSpecHandler):  # type: ignore[misc]
+    """A local file system that writes beside a file and renames when it is closed.
 
-
-def trainer_class() -> Callable[..., TorchTrainer]:
-    """Ray Train's trainer, without what only a shared cluster needs.
-
-    Its cleaner frees what a dead driver held. A cluster of our own ends with its driver, and has no dashboard, which
-    the cleaner asks: every training would wait 12 s for it at its end.
+    Ray Train writes its list of checkpoints in place. Killed at that moment it would leave an empty list, from which no
+    run can be resumed.
     """
-    return TorchTrainer if joined() else TrainerWithoutCleaner
+
+    def __init__(self) -> None:
+        super().__init__(LocalFileSystem())
+
+    def open_output_stream(self, path: str, metadata: Any) -> PythonFile:
+        """See pyarrow's handler."""
+        return PythonFile(_Beside(path), mode="w")
 
 
-def scaling(workers: WorkersConfig) -> ScalingConfig:
-    """What Ray Train is to take of the cluster."""
-    return ScalingConfig(
-        num_workers=workers.workers,
-        use_gpu=wants_gpu(workers),
-        resources_per_worker={"CPU": workers.cpus_per_worker},
-    )
+class _Beside(io.FileIO):
+    def __init__(self, path: str) -> None:
+        self._path, self._beside = path, f"{path}.{uuid.uuid4().hex[:8]}.part"
+        super().__init__(self._beside, "wb")
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            os.replace(self._beside, self._path)
 
 
-def fit(
+def fit_until_done(
     worker: Callable[[dict[str, Any]], None],
     settings: dict[str, Any],
     config: TrainConfig,
@@ -140,32 +169,46 @@ def fit(
     what: str,
     **data: Any,
 ) -> Result:
-    """Run `worker(settings)` on all workers until it is done, with Ray Train's `datasets` and so on in `data`.
+    """Run `worker(settings)` on all workers until it is done; `data` goes to Ray Train (`datasets` and so on).
 
     A lost worker costs the steps since the last checkpoint. Raises `TrainingError` after more than
-    `checkpoints.max_failures` losses without a new checkpoint between them, and for an error of ours at once.
+    `checkpoints.max_failures` losses without a new checkpoint between them. An error of ours is raised at once, as
+    itself: it would come again.
     """
-    make_trainer = partial(
-        trainer_class(),
-        worker,
-        train_loop_config=settings,
-        scaling_config=scaling(config.cluster),
-        run_config=place.run_config(),
-        **data,
+    cluster = config.cluster
+    scaling = ScalingConfig(
+        num_workers=cluster.workers,
+        use_gpu=wants_gpu(cluster),
+        resources_per_worker={"CPU": cluster.cpus_per_worker},
     )
+    # Ray Train's cleaner frees what a dead driver held. A cluster of our own ends with its driver, and has no
+    # dashboard, which the cleaner asks: every training would wait 12 s for it at its end.
+    trainer_class = TorchTrainer if joined() else TrainerWithoutCleaner
     if place.resumed:
-        logger.info("going on with the unfinished run at %s", place.storage.uri)
+        logger.info("resuming the unfinished run at %s", place.storage.uri)
     failures, mark = 0, place.mark()
     while True:
+        # A trainer fits once: another attempt needs another trainer, which finds the checkpoints of the last one.
+        trainer = trainer_class(
+            worker, train_loop_config=settings, scaling_config=scaling, run_config=place.run_config(), **data
+        )
         try:
-            return make_trainer().fit()
+            return trainer.fit()
         except TrainingFailedError as error:
             cause = _cause(error)
+            if isinstance(cause, RegradError):
+                raise cause from error
+            lines = str(cause).strip().splitlines() or [""]
+            reason = f"{type(cause).__name__}: {lines[-1]:.200}"
             failures = 1 if place.mark() != mark else failures + 1
-            if isinstance(cause, RegradError) or failures > config.checkpoints.max_failures:
-                raise TrainingError(_sentence(cause, place, what)) from error
+            if failures > config.checkpoints.max_failures:
+                raise TrainingError(
+                    f"{what} failed: {reason}; what was done is kept in {place.storage.uri}: run it again to resume",
+                    code="worker_failed",
+                    reason=reason,
+                ) from error
             mark = place.mark()
-            logger.warning("a worker was lost (%s); going on from the last checkpoint", _short(cause))
+            logger.warning("a worker was lost (%s); resuming from the last checkpoint", reason)
 
 
 def _cause(error: TrainingFailedError) -> BaseException:
@@ -177,12 +220,62 @@ def _cause(error: TrainingFailedError) -> BaseException:
     return first
 
 
-def _sentence(cause: BaseException, place: RunDirectory, what: str) -> str:
-    if isinstance(cause, RegradError):
-        return str(cause)
-    return f"{what} failed: {_short(cause)}; what was done is kept in {place.storage.uri}: run it again to go on"
+@contextmanager
+def watching(config: TrainConfig) -> Iterator[Any]:
+    """On the driver: log lines, and numbers for the configured trackers; gives the handle that workers push to."""
+    sinks = make_sinks(config.watch, config.output, config.model_dump(mode="json"))
+    with closing(Watcher(logger.info, sinks)) as watcher, progress_channel(watcher) as progress:
+        yield progress
 
 
-def _short(cause: BaseException) -> str:
-    lines = str(cause).strip().splitlines() or [""]
-    return f"{type(cause).__name__}: {lines[-1]:.200}"
+def workers_of_run() -> Workers:
+    """On a worker: its place among all of them."""
+    context = train.get_context()
+    return Workers(context.get_world_rank(), context.get_world_size(), context.get_local_world_size())
+
+
+@contextmanager
+def checkpoint_to_resume() -> Iterator[Path | None]:
+    """On a worker: a directory with the checkpoint to resume from, if there is one."""
+    if found := train.get_checkpoint():
+        with found.as_directory() as folder:
+            yield Path(folder)
+    else:
+        yield None
+
+
+class WorkerReporter:
+    """One worker's `Listener`: the first tells the driver, and checkpoints go through Ray Train."""
+
+    def __init__(self, progress: Any) -> None:
+        self._progress = progress
+        self._first = train.get_context().get_world_rank() == 0
+
+    def note(self, text: str) -> None:
+        """See `Listener`."""
+        self._tell(text)
+
+    def report(self, report: StepReport) -> None:
+        """See `Listener`."""
+        self._tell(report)
+
+    def scored(self, score: DevScore) -> None:
+        """See `Listener`."""
+        self._tell(score)
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Give it to Ray Train, with the scores by which Ray keeps the best; waits until all workers are here."""
+        score = checkpoint.state.latest_score
+        scores = {f"dev_{name}": number for name, number in score.values.items()} if score else {}
+        metrics = {"step": checkpoint.state.step, **scores}
+        # `train.report` is a barrier: the other workers call it without a checkpoint.
+        if not self._first:
+            train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.save(Path(folder) / "checkpoint")
+            train.report(metrics, checkpoint=RayCheckpoint.from_directory(f"{folder}/checkpoint"))
+
+    def _tell(self, item: Any) -> None:
+        if self._first:
+            self._progress.push.remote(item)

@@ -1,4 +1,4 @@
-"""Asking a running server one question, or many at once. If it wants a key, that is taken from `REGRAD_API_KEY`."""
+"""A client of a running server, for one question or many at once. Its API key is in `REGRAD_API_KEY`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TIMEOUT_SECONDS = 120
 
 
 def with_key(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Add the key of the environment, if there is one, to a request: `auth=with_key`, which no .netrc overrides."""
+    """Put the environment's key, if there is one, on a request. As `auth=with_key` it has precedence over .netrc."""
     if key := os.environ.get(API_KEY, "").strip():
         request.headers["Authorization"] = f"Bearer {key}"
     return request
@@ -28,7 +28,7 @@ class AnswerClient:
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
-        self._local = threading.local()
+        self._local = threading.local()  # a session is not safe to share between threads
 
     def answer(self, question: str, **options: Any) -> dict[str, Any]:
         """The server's answer as a mapping; raises `ServeError` with the server's own message."""
@@ -49,7 +49,7 @@ class AnswerClient:
     def answer_many(
         self, requests_: Sequence[dict[str, Any]], concurrency: int, done: Callable[[], None] = lambda: None
     ) -> list[dict[str, Any]]:
-        """Answers in order, `concurrency` at a time; the first error stops all and is raised."""
+        """Answers in order, `concurrency` at a time; raises the first error."""
 
         def ask(request: dict[str, Any]) -> dict[str, Any]:
             answer = self.answer(**request)
@@ -78,9 +78,6 @@ def _checked(response: requests.Response) -> dict[str, Any]:
     error = body.get("error") if isinstance(body, dict) else None
     message = error.get("message") if isinstance(error, dict) else response.text[:200].strip()
     hint = f" ({API_KEY} holds the key that this command sends)" if response.status_code == 401 else ""
-    raise ServeError(
-        f"the server refused (HTTP {response.status_code}): {message}{hint}",
-        code="refused",
-        status=response.status_code,
-        message=message,
-    )
+    text = f"the server refused (HTTP {response.status_code}): {message}{hint}"
+    code = "unauthorized" if response.status_code == 401 else "refused"
+    raise ServeError(text, code=code, status=response.status_code, message=message)

@@ -87,7 +87,7 @@ class FingerprintMismatch(BankError):
 
     def __str__(self) -> str:
         return (
-            f"the bank was built for MetaInit {self.bank_fingerprint}, but the MetaInit in use is "
+            f"the bank was built for MetaInit {self.bank_fingerprint} but the MetaInit given is "
             f"{self.meta_init_fingerprint}; rebuild the bank with `regrad build`, or use the MetaInit it was built for"
         )
 

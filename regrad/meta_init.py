@@ -79,7 +79,7 @@ class MetaInit:
             raise MetaInitError("the MetaInit's subspace is not the language model's", code="other_subspace")
         if (found := lm.identity()) != self.base_identity:
             raise MetaInitError(
-                f"the MetaInit belongs to base weights {self.base_identity[:16]}, but the model loaded from "
+                f"the MetaInit belongs to base weights {self.base_identity[:16]} but the model loaded from "
                 f"{lm.config.path} has {found[:16]} (in the same data type?); give the right `model_path`",
                 code="other_base",
                 found=found,
@@ -143,8 +143,7 @@ class MetaInit:
             )
         if loaded.fingerprint != card["fingerprint"]:
             raise MetaInitError(
-                f"the card of the MetaInit at {uri} has fingerprint {card['fingerprint']}, but that of its content is "
-                f"{loaded.fingerprint}",
+                f"the MetaInit at {uri} says fingerprint {card['fingerprint']} but its content is {loaded.fingerprint}",
                 code="other_fingerprint",
                 found=loaded.fingerprint,
                 expected=card["fingerprint"],

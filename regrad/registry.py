@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from regrad.errors import RegradError
-from regrad.text import nearest
+from regrad.text import nearest_name
 
 V = TypeVar("V")
 
@@ -40,7 +40,7 @@ class Registry(dict[str, V]):
         self[name]
 
     def __missing__(self, name: str) -> V:
-        near = nearest(name.lower(), self, _NEAR)
+        near = nearest_name(name.lower(), self, _NEAR)
         hint = f"; did you mean {near!r}?" if near else "."
         raise self._error(
             f"unknown {self._noun} {name!r:.80}{hint} There are {', '.join(self)}",

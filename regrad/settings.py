@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 
 from regrad.errors import ConfigError
-from regrad.text import nearest
+from regrad.text import nearest_name
 
 
 class Settings(BaseModel):
@@ -76,7 +76,7 @@ def read_yaml(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        near = nearest(path.name, (other.name for other in path.parent.glob("*.yaml")))
+        near = nearest_name(path.name, (other.name for other in path.parent.glob("*.yaml")))
         hint = f"; did you mean {path.parent / near}?" if near else ""
         raise ConfigError(f"{path} does not exist{hint}", code="not_found", path=str(path), near=near) from error
     except (OSError, UnicodeDecodeError) as error:
@@ -133,7 +133,7 @@ def _explained(kind: type[BaseModel], details: ErrorDetails) -> tuple[str, dict[
         return f"key '{key}' is required", {"key": key, "problem": problem}
     if problem == "extra_forbidden":
         moved = getattr(model, "MOVED", {}).get(keys[-1])
-        near = moved or nearest(keys[-1], model.model_fields, cutoff=0.5)
+        near = moved or nearest_name(keys[-1], model.model_fields, cutoff=0.5)
         right = ".".join([*keys[:-1], near]) if near else ""
         if moved:
             hint = f": it is '{right}' now"
@@ -144,7 +144,7 @@ def _explained(kind: type[BaseModel], details: ErrorDetails) -> tuple[str, dict[
         return f"unknown key '{key}'{hint}", {"key": key, "problem": problem, "near": right}
     near = ""
     if problem == "literal_error" and isinstance(details["input"], str):
-        near = nearest(details["input"], re.findall(r"'([^']+)'", details.get("ctx", {}).get("expected", "")))
+        near = nearest_name(details["input"], re.findall(r"'([^']+)'", details.get("ctx", {}).get("expected", "")))
     message = details["msg"].removeprefix("Value error, ")
     found = "" if isinstance(details["input"], dict) else f", found {details['input']!r:.80}"
     hint = f"; did you mean {near!r}?" if near else ""

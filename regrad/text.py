@@ -17,7 +17,7 @@ def listed(items: Sequence[str], most: int) -> str:
     return ", ".join(items[:most]) + more
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+def nearest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The known name that `name` is most like; empty if none is at least `cutoff` (0 to 1) like it."""
     near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return near[0] if near else ""

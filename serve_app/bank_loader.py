@@ -1,4 +1,4 @@
-"""Deployment: fetch the atoms of the retrieved passages and sum them, so that one vector travels, whatever k is."""
+"""Deployment: fetch the atoms of the retrieved passages and sum them, so that one vector travels for any k."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from regrad.bank.tiers import MemoryTier
 from regrad.errors import BankError, StorageError
 from regrad.methods.atoms import use_of
 from serve_app.config import ServeConfig
-from serve_app.messages import Ask, BankNeed, GradientSum, Release, Retrieved, RoutedAsk
-from serve_app.observability.tracing import Watch
+from serve_app.messages import BankNeed, GradientSum, Release, Retrieved, RoutedAsk
+from serve_app.observability import Watch
 
 T = TypeVar("T")
 _OPEN_BANKS = 4
-_REFRESH_SECONDS = 1.0
-_GRACE_SECONDS = 0.2
+_REFRESH_SECONDS = 1.0  # longer than this, a refresh of an open bank goes on behind the requests
+_GRACE_SECONDS = 0.2  # for what the reader itself gives up at its deadline
 _LEAST_SECONDS = 0.05
 _LOAD_FRACTION = 0.5  # of a request's time: the rest is for the answer
 _STALL_SECONDS = 30.0
 
 
 class BankLoaderDeployment:
-    """Reads the bank of whatever release a request runs against; releases share the memory tier.
+    """Reads the bank of the release that a request runs against; releases share the memory tier.
 
-    A request waits for a bank that is slow to open no longer than for an atom. One that is open is looked at anew now
-    and then, so that what was deleted meanwhile is known; if the store does not answer, it is used as it is.
+    A request waits for a bank that is slow to open no longer than for an atom. An open bank is refreshed every
+    `follow_seconds`, so that deletions take effect; if the store does not answer, it is used as it is.
     """
 
     def __init__(self, config: ServeConfig) -> None:
@@ -50,24 +50,28 @@ class BankLoaderDeployment:
     ) -> list[GradientSum | None]:
         """For each request the sum of its passages' atoms; None where none is needed, or there are no passages.
 
-        The atoms that were had in time are summed, the others say why not. Without its bank it is a sum of nothing.
+        The atoms that came in time are summed, the others say why not. Without its bank it is a sum of nothing.
         """
-        return await asyncio.gather(*map(self._one, routed, found))
 
-    async def _one(self, routed: RoutedAsk, found: Retrieved | Exception | None) -> GradientSum | None:
-        if routed.bank is BankNeed.NOTHING or not isinstance(found, Retrieved):
-            return None
-        try:
-            return await self._sum(routed, found)
-        except (BankError, StorageError, OSError) as error:
-            return GradientSum.unread(found, routed.release, str(error))
+        async def load_one(each: RoutedAsk, passages: Retrieved | Exception | None) -> GradientSum | None:
+            if each.bank is BankNeed.NOTHING or not isinstance(passages, Retrieved):
+                return None
+            try:
+                return await self._sum(each, passages)
+            except (BankError, StorageError, OSError) as error:
+                return GradientSum.unread(passages, each.release, str(error))
+
+        return await asyncio.gather(*map(load_one, routed, found))
 
     async def _sum(self, routed: RoutedAsk, retrieved: Retrieved) -> GradientSum:
-        """Added in float32, sent in bf16. Raises `BankError` if the release's bank is not there or not of its MetaInit,
-        `StorageError` if the store does not let it be opened in time.
+        """Added in float32, sent in bf16.
+
+        Raises `BankError` if the release's bank is missing or not of its MetaInit, `StorageError` if the store does
+        not let it be opened in time.
         """
         started = time.perf_counter()
-        deadline = time.monotonic() + self._seconds(routed.ask)
+        most = min(self._config.tiers.deadline_seconds, _LOAD_FRACTION * routed.ask.seconds)
+        deadline = time.monotonic() + max(_LEAST_SECONDS, most)
         reader = await self._reader(routed.release, deadline)
         passages = [hit.passage for hit in retrieved.hits]
         with self._watch.span("load", routed.ask.traceparent, passages=len(passages)), self._used(reader):
@@ -89,40 +93,44 @@ class BankLoaderDeployment:
         )
 
     async def check_health(self) -> None:
-        """Raises if nothing is done any more, so that Serve replaces the replica; a slow store is no fault."""
-        await asyncio.wait_for(asyncio.to_thread(lambda: None), _STALL_SECONDS)
+        """Raises if no thread of the process works any more, so that Serve replaces the replica.
 
-    def _seconds(self, ask: Ask) -> float:
-        return max(_LEAST_SECONDS, min(self._config.tiers.deadline_seconds, _LOAD_FRACTION * ask.seconds))
+        It does not read: a slow store is no fault of the replica's.
+        """
+        await asyncio.wait_for(asyncio.to_thread(lambda: None), _STALL_SECONDS)
 
     async def _in_time(self, work: Callable[[], T], deadline: float) -> T:
         running = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
             return await asyncio.wait_for(running, max(0.0, deadline - time.monotonic()) + _GRACE_SECONDS)
         except TimeoutError as error:
-            raise StorageError("the store did not give it in time") from error
+            raise StorageError("the store did not give the gradients in time", code="too_slow") from error
 
     async def _reader(self, release: Release, deadline: float) -> BankReader:
+        """The release's bank: the open one if it is fresh, or if a newer one cannot be opened in time."""
         reader, opened = self._open.get(release.key, (None, 0.0))
         if reader is not None and time.monotonic() - opened < self._config.follow_seconds:
             return reader
+        # One task a bank opens it for all requests; it goes on when they have given up.
         task = self._opening.get(release.key)
-        hangs = task is not None and reader is not None
+        another_waits = task is not None
         if task is None:
             task = self._opening[release.key] = asyncio.create_task(self._refresh(reader, release))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        patience = _REFRESH_SECONDS if reader is not None else deadline - time.monotonic()
-        done, _ = await asyncio.wait({task}, timeout=0 if hangs else max(0.0, patience))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # else asyncio logs it as unseen
+        patience = deadline - time.monotonic()
+        if reader is not None:  # only the first request waits for a slow refresh, the others take what is open
+            patience = 0.0 if another_waits else _REFRESH_SECONDS
+        done, _ = await asyncio.wait({task}, timeout=max(0.0, patience))
         if done:
             return task.result()
         if reader is None:
-            raise StorageError("the store did not let the bank be opened in time")
+            raise StorageError("the store did not let the bank be opened in time", code="too_slow", uri=release.bank)
         return reader
 
     async def _refresh(self, old: BankReader | None, release: Release) -> BankReader:
         try:
             with self._used(old):
-                reader = await asyncio.to_thread(self._refreshed, old, release)
+                reader = await asyncio.to_thread(self._newest, old, release)
                 self._open[release.key] = reader, time.monotonic()
             self._open.move_to_end(release.key)
             while len(self._open) > _OPEN_BANKS:
@@ -134,7 +142,7 @@ class BankLoaderDeployment:
 
     @contextmanager
     def _used(self, reader: BankReader | None) -> Iterator[None]:
-        """As long as the block runs the reader stays open, even if another one has taken its place."""
+        """The reader stays open inside the block, even if a newer one has taken its place."""
         if reader is None:
             yield
             return
@@ -151,7 +159,7 @@ class BankLoaderDeployment:
             if all(reader is not kept for kept, _ in self._open.values()):
                 reader.close()
 
-    def _refreshed(self, reader: BankReader | None, release: Release) -> BankReader:
+    def _newest(self, reader: BankReader | None, release: Release) -> BankReader:
         if reader is not None and not reader.is_superseded():
             return reader
         return BankReader(release.bank, release.fingerprint, release.bank_version, self._config.tiers, self._memory)

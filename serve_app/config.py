@@ -1,4 +1,4 @@
-"""The serving application."""
+"""The settings of the serving application: `args` of `configs/serve/*.yaml`."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from regrad.settings import Location, Settings
 
 
 class ReplicaConfig(Settings):
-    """One deployment of the server: how many replicas, what each takes, how many requests it holds."""
+    """One deployment of the server: how many replicas, the resources and requests of each."""
 
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(0.25, ge=0)
     num_gpus: float = Field(0.0, ge=0)
-    max_ongoing_requests: int = Field(128, ge=1, description="that one replica works on at a time")
-    max_queued_requests: int = Field(1024, ge=1, description="that wait for a replica; more are refused")
-    target_ongoing_requests: float | None = Field(None, gt=0, description="a replica, when scaling; default: half")
+    max_ongoing_requests: int = Field(128, ge=1, description="requests that a replica works on at a time")
+    max_queued_requests: int = Field(1024, ge=1, description="requests that wait for a replica; more are refused")
+    target_ongoing_requests: float | None = Field(
+        None, gt=0, description="requests a replica that scaling aims at; default: half of max_ongoing_requests"
+    )
     upscale_delay_seconds: float = Field(10.0, ge=0)
     downscale_delay_seconds: float = Field(300.0, ge=0)
-    drain_seconds: float = Field(30.0, ge=0, description="for requests at hand when a replica is stopped")
+    drain_seconds: float = Field(30.0, ge=0, description="for a stopping replica to finish its requests")
     health_check_seconds: float = Field(10.0, gt=0)
 
     @model_validator(mode="after")
@@ -49,23 +51,23 @@ class LimitsConfig(Settings):
     max_turn_characters: int = Field(32768, ge=1)
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
     request_seconds: float = Field(60.0, gt=0)
-    max_in_flight: int = Field(128, ge=1, description="requests in one gateway replica; more get 429")
+    max_in_flight: int = Field(128, ge=1, description="requests at a time in one gateway replica; more get 429")
 
 
 class BatchConfig(Settings):
-    """How many requests are decoded together, and what their keys and values may take."""
+    """How many requests are decoded together, and how much memory their keys and values may take."""
 
     max_size: int = Field(32, ge=1, description="requests in the batch of one generator")
-    max_cached_tokens: int = Field(1 << 18, ge=1, description="requests times the longest one's tokens")
-    prefill_tokens: int = Field(2048, ge=1, description="of prompts, read in one pass between two tokens of the others")
+    max_cached_tokens: int = Field(1 << 18, ge=1, description="requests times the tokens of the longest")
+    prefill_tokens: int = Field(2048, ge=1, description="prompt tokens read in one pass, between two decoding steps")
 
 
 class GroupConfig(Settings):
-    """Requests with short answers, several in one call between deployments (see `serve_app/microbatch.py`)."""
+    """Micro-batches: requests with short answers, several in one call between deployments (`serve_app/router.py`)."""
 
-    max_new_tokens: int = Field(64, ge=0, description="longer answers go alone; 0: all do")
-    max_size: int = Field(32, ge=1)
-    at_once: int = Field(2, ge=1, description="groups that look for their passages at a time; others gather")
+    max_new_tokens: int = Field(64, ge=0, description="requests for longer answers go alone; 0: all do")
+    max_size: int = Field(32, ge=1, description="requests in one micro-batch")
+    at_once: int = Field(2, ge=1, description="micro-batches that retrieve at a time; further requests gather")
 
 
 _OFFERED: tuple[MethodConfig, ...] = (
@@ -73,14 +75,14 @@ _OFFERED: tuple[MethodConfig, ...] = (
     *(ReGradConfig(name="regrad"), ReGradConfig(name="regrad+icl"), ReGradOnlineConfig(name="regrad-online")),
 )
 OFFERED = tuple(method.name for method in _OFFERED)
-"""What a server offers whose settings name no methods: those that need nothing but a release."""
+"""What a server offers if its settings name no methods: those that need only a release."""
 
 
 class ProtectionConfig(Settings):
     """Who may ask, how often, and from which web pages.
 
-    With `keys` None everybody who reaches the port may ask. The two limits are for keys that say nothing themselves
-    (None: no limit); each gateway replica counts for itself. `open_docs`: the OpenAPI pages need no key.
+    With `keys` None anyone who reaches the port may ask. The two limits apply to keys without limits (None: no limit);
+    each gateway replica counts for itself. `open_docs`: the OpenAPI pages need no key.
     """
 
     keys: Location | None = None
@@ -101,9 +103,9 @@ class ProtectionConfig(Settings):
 
 
 class WatchingConfig(Settings):
-    """What the server tells of itself. Metrics are always there.
+    """The request log and traces. Metrics are always exported.
 
-    Requests are logged as one JSON line each, to a file or (None) to standard error, without the questions unless
+    Each request is logged as one line of JSON, to a file or (None) to standard error, without its question unless
     `log_questions`. `tracing` is the OTLP endpoint that spans are sent to, such as http://collector:4318.
     """
 
@@ -119,17 +121,17 @@ class ServeConfig(Settings):
     meta_init: Location
     model_path: ModelPath | None = None
     bank: Location
-    bank_version: int | None = Field(None, ge=1, description="default: the newest, always followed")
+    bank_version: int | None = Field(None, ge=1, description="default: follow the newest")
     releases: Location | None = Field(None, description="a file that `regrad serve update` writes and servers follow")
-    follow_seconds: float = Field(2.0, gt=0, description="between two looks for new versions")
+    follow_seconds: float = Field(2.0, gt=0, description="between two checks for new versions")
     methods: tuple[MethodConfig, ...] = Field(
         _OFFERED,
         min_length=1,
-        description="as in `regrad eval`, but MetaInit and gradients are the release's; a request that names none "
-        "gets `regrad`, or the first where that is not offered",
+        description="as in `regrad eval`, but MetaInit and gradients are the release's; a request that names no method "
+        "gets `regrad`, or the first if that is not offered",
     )
-    demonstrations: Location | None = Field(None, description="a file of solved questions, for methods that show any")
-    on_missing: OnMissing = Field("online", description="of methods that apply gradients and do not say themselves")
+    demonstrations: Location | None = Field(None, description="a file of solved questions, for methods that show some")
+    on_missing: OnMissing = Field("online", description="for methods that apply gradients and do not set it")
     tiers: TiersConfig = TiersConfig()
     index: Location
     retrieval: RetrieverConfig = RetrieverConfig()
@@ -147,10 +149,10 @@ class ServeConfig(Settings):
     def _offerable(self) -> ServeConfig:
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names):
-            raise ValueError(f"methods has a name twice among {', '.join(names)}; give each a name of its own")
+            raise ValueError(f"methods has a name twice among {', '.join(names)}; give each its own name")
         for method in self.methods:
-            uses = method.artefacts
-            if isinstance(method, GradientSettings) and (uses.meta_init or uses.bank or uses.bank_version):
+            named = method.artefacts
+            if isinstance(method, GradientSettings) and (named.meta_init or named.bank or named.bank_version):
                 raise ValueError(f"method {method.name!r} takes its MetaInit and bank from the release; leave them out")
             if method.demonstrations and self.demonstrations is None:
                 raise ValueError(f"method {method.name!r} shows solved questions: name their file as `demonstrations`")

@@ -1,4 +1,4 @@
-"""Deployment: the HTTP door. It follows the releases, and observes what its router answers."""
+"""Deployment: the HTTP entrance. It follows the releases, observes its router's answers, and knows what is running."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ReplicaState
 
 from regrad.errors import RegradError
 from regrad.settings import parse_settings
 from serve_app.auth.gate import current_caller
 from serve_app.config import ServeConfig
 from serve_app.http.errors import RequestRecord, current_record, problem_of
-from serve_app.messages import Ask, Event, Piece, Reply
-from serve_app.observability.tracing import Watch
-from serve_app.offers import offers_of
-from serve_app.readiness import Readiness
+from serve_app.messages import Ask, Piece, Reply, StreamEvent
+from serve_app.methods import offers_of
+from serve_app.observability import Watch
 from serve_app.rollout import Follower, ReleaseList
 from serve_app.router import Router
 
@@ -47,26 +48,27 @@ class Gateway:
 
         A wrong one stops a new replica, but not one that is up: Serve would replace it by one that cannot start.
         """
-        given = user_config and {key: user_config[key] for key in user_config}
         try:
-            wanted = parse_settings(ReleaseList, given, "the gateway's user_config") if given else None
+            wanted = (
+                parse_settings(ReleaseList, dict(user_config), "the gateway's user_config") if user_config else None
+            )
             await asyncio.to_thread(self._follower.set, wanted)
         except (RegradError, OSError) as error:
             if not self._follower.started:
                 raise
-            logger.error("the user_config cannot be taken up, the last good releases stay: %s", error)
+            logger.error("the user_config cannot be used, the last good releases stay: %s", error)
 
     async def check_health(self) -> None:
-        """From the first check on, when the replica is up, it follows the releases, whether anybody asks or not."""
+        """Starts to follow the releases at Serve's first check: only then is the replica's event loop running."""
         self._follower.start()
 
     async def releases(self) -> list[dict[str, object]]:
-        """What questions are answered from now."""
+        """The releases that questions are answered from."""
         return list(self._follower.facts)
 
     @property
     def full(self) -> bool:
-        """Whether as many requests are in flight as the limits let in."""
+        """Whether as many requests are in flight as the limits allow."""
         return self._router.full
 
     async def missing(self) -> list[str]:
@@ -85,25 +87,29 @@ class Gateway:
             observe(reply)
             return reply
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Event]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[StreamEvent]:
         """The passages, the text as it comes, the whole answer."""
-        started, first, pieces, caller = time.perf_counter(), None, 0, current_caller()
+        started = time.perf_counter()
+        caller = current_caller()
+        first_token_seconds: float | None = None
+        pieces = 0
         with self._observed(ask) as (ask, observe):
             async with contextlib.aclosing(self._router.stream(ask)) as events:
                 async for event in events:
                     if isinstance(event, Piece):
-                        first = first or time.perf_counter() - started
+                        first_token_seconds = first_token_seconds or time.perf_counter() - started
                         pieces += 1
-                        if caller:  # at once: a client that leaves before the end has had it, too
+                        if caller:  # at once: a client that disconnects before the end pays for what it got
                             caller.charge(1)
                     elif isinstance(event, Reply):
-                        observe(event, first, pieces)
+                        observe(event, first_token_seconds, pieces)
                     yield event
 
     @contextlib.contextmanager
     def _observed(self, ask: Ask) -> Iterator[tuple[Ask, Callable[..., None]]]:
-        """Counts, logs and traces a request; gives it with its place in the trace, and what to call with the reply."""
-        watch, caller = self._watch, current_caller()
+        """Count, log and trace a request; gives it with its place in the trace, and what to call with the reply."""
+        watch = self._watch
+        caller = current_caller()
         key_id = caller.key_id if caller else None
 
         def observe(reply: Reply, first_token_seconds: float | None = None, charged: int = 0) -> None:
@@ -117,5 +123,48 @@ class Gateway:
             except Exception as error:
                 watch.failed(ask, problem_of(error), key_id)
                 if record := current_record():
-                    record.counted = True
+                    record.counted = True  # else the middleware would count its error response again
                 raise
+
+
+NEEDED = ("retriever", "bank_loader", "generator")
+_KEEP_SECONDS = 1.0
+_WAIT_SECONDS = 5.0
+
+
+def without_replicas() -> list[str]:
+    """The deployments behind the gateway of this process that have no running replica, as Serve's controller knows."""
+    deployments = serve.status().applications[serve.get_replica_context().app_name].deployments
+    running = {name for name, status in deployments.items() if status.replica_states.get(ReplicaState.RUNNING)}
+    return [name for name in NEEDED if name not in running]
+
+
+class Readiness:
+    """Whether the server can answer: a gateway that is up is of no use while a deployment behind it has no replica.
+
+    It asks Serve's controller once a second at most. If the controller is silent, what it said last stays: replicas
+    answer without it.
+    """
+
+    def __init__(self, look: Callable[[], list[str]] = without_replicas) -> None:
+        self._look = look
+        self._missing = list(NEEDED)
+        self._looked = float("-inf")
+        self._looking: asyncio.Task[None] | None = None
+
+    async def missing(self) -> list[str]:
+        """The deployments that have no running replica."""
+        if self._looking is None and time.monotonic() - self._looked > _KEEP_SECONDS:
+            self._looking = asyncio.create_task(self._renew())
+        if self._looking is not None:
+            await asyncio.wait({self._looking}, timeout=_WAIT_SECONDS)
+        return self._missing
+
+    async def _renew(self) -> None:
+        try:
+            self._missing = await asyncio.to_thread(self._look)
+        except Exception as error:
+            logger.warning("Serve's controller does not say what is running: %s", type(error).__name__)
+        finally:
+            self._looked = time.monotonic()
+            self._looking = None

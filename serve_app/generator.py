@@ -9,22 +9,22 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import ray
 
 from regrad.errors import RegradError
 from regrad.inference.engine import Engine
 from regrad.inference.loop import DecodingLoop
-from regrad.inference.rows import Finished
+from regrad.inference.rows import DecodingRequest, Finished
 from regrad.meta_init import MetaInit
-from regrad.methods.base import PassageUse, Plan
+from regrad.methods.base import Plan
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import load_language_model
 from serve_app.config import ServeConfig
 from serve_app.messages import Answered, Ask, BankNeed, GradientSum, Piece, Release, Retrieved, RoutedAsk
-from serve_app.observability.tracing import Watch
-from serve_app.offers import offers_of, read_demonstrations
-from serve_app.request_builder import Prepared, RequestBuilder, open_own
+from serve_app.methods import Prepared, RequestBuilder, demonstrations_of, offers_of, open_own
+from serve_app.observability import Watch
 
 logger = logging.getLogger("ray.serve")
 
@@ -33,7 +33,7 @@ _STALL_SECONDS = 300.0
 
 
 class GeneratorDeployment:
-    """The base model of the configured MetaInit; a release may have any MetaInit on the same base."""
+    """The base model of the configured MetaInit, shared by all releases: each has a MetaInit on this base."""
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
@@ -42,10 +42,11 @@ class GeneratorDeployment:
         batch = config.batch
         engine = Engine(self._lm, batch.max_size, batch.max_cached_tokens, batch.prefill_tokens)
         self._loop = DecodingLoop(engine)
-        self._offers, self._demonstrations = offers_of(config), read_demonstrations(config)
+        self._offers = offers_of(config)
+        self._demonstrations = demonstrations_of(config)
         self._own = open_own(self._offers, self._lm)
-        self._builders: OrderedDict[str, RequestBuilder] = OrderedDict()
-        self._keep(BoundMetaInit(self._lm, first), first)
+        builder = self._open_builder(first)
+        self._builders = OrderedDict({builder.fingerprint: builder})
         self._watch = Watch(config.watching, "generator")
         self._lock = asyncio.Lock()
 
@@ -59,9 +60,11 @@ class GeneratorDeployment:
 
         `retrieved` and `gradients` are None if their deployment was not asked.
         """
-        found, sums = retrieved or [None] * len(routed), gradients or [None] * len(routed)
-        tasks = [asyncio.create_task(self._one(*each)) for each in zip(routed, found, sums, strict=True)]
-        numbers, left = {task: number for number, task in enumerate(tasks)}, set(tasks)
+        found = retrieved or [None] * len(routed)
+        sums = gradients or [None] * len(routed)
+        tasks = [asyncio.create_task(self._answer_one(*each)) for each in zip(routed, found, sums, strict=True)]
+        numbers = {task: number for number, task in enumerate(tasks)}
+        left = set(tasks)
         try:
             while left:
                 done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
@@ -70,9 +73,10 @@ class GeneratorDeployment:
             for task in left:
                 task.cancel()
 
-    async def _one(
+    async def _answer_one(
         self, routed: RoutedAsk, found: Retrieved | Exception | None, total: GradientSum | None
     ) -> Answered | Exception:
+        # Errors are values here: those of one request must not fail the others of its micro-batch.
         if isinstance(found, Exception):
             return found
         try:
@@ -80,8 +84,8 @@ class GeneratorDeployment:
                 return [event async for event in events if isinstance(event, Answered)][-1]
         except (RegradError, TimeoutError) as error:
             return error
-        except Exception as error:  # sent back without its traceback, so this is the place to log it
-            logger.exception("request %s failed", routed.ask.request_id)
+        except Exception as error:
+            logger.exception("request %s failed", routed.ask.request_id)  # its traceback does not travel
             return error
 
     async def stream(
@@ -90,40 +94,50 @@ class GeneratorDeployment:
         retrieved: Sequence[Retrieved | Exception | None] | None,
         gradients: Sequence[GradientSum | None] | None,
     ) -> AsyncGenerator[Piece | Answered]:
-        """One request: pieces of text as they come, and the answer. Raises what `RequestBuilder.prepare` raises, and
-        `PromptTooLong`. Who stops reading takes the request out of the batch.
+        """One request: pieces of text as they come, and the answer.
+
+        Raises what `RequestBuilder.prepare` raises, and `PromptTooLong`. Closing the stream takes the request out of
+        the batch.
         """
-        (each,), (found,), (total,) = routed, retrieved or [None], gradients or [None]
+        (only,) = routed
+        (found,) = retrieved or [None]
+        (total,) = gradients or [None]
         if isinstance(found, Exception):
             raise found
-        async with contextlib.aclosing(self._events(each, found, total)) as events:
+        async with contextlib.aclosing(self._events(only, found, total)) as events:
             async for event in events:
                 yield event
 
     async def _events(
         self, routed: RoutedAsk, retrieved: Retrieved | None, gradients: GradientSum | None
     ) -> AsyncGenerator[Piece | Answered]:
-        ask, release, arrived = routed.ask, routed.release, time.perf_counter()
+        ask = routed.ask
+        arrived = time.perf_counter()
         if gradients is None and retrieved is not None and routed.bank is not BankNeed.NOTHING:
-            gradients = GradientSum.unread(retrieved, release, "the bank loader is gone")
+            gradients = GradientSum.unread(retrieved, routed.release, "the bank loader is gone")
         with self._watch.span("generate", ask.traceparent, method=ask.method):
-            builder = await self._builder(release)
+            builder = await self._builder(routed.release)
             prepared = await self._prepared(builder, ask, retrieved, gradients)
-            preparing = (time.perf_counter() - arrived) * 1e3
-            async with contextlib.aclosing(self._decode(prepared, ask.seconds)) as updates:
+            preparing_milliseconds = (time.perf_counter() - arrived) * 1e3
+            async with contextlib.aclosing(self._decode(prepared.request, ask.seconds)) as updates:
                 async for update in updates:
-                    if isinstance(update, Finished):
-                        uses = await self._uses(builder, ask, prepared, update)
-                        self._watch.metrics.batch(update.largest_batch)
-                        plan = replace(prepared.plan, uses=uses)
-                        yield _answered(update, plan, gradients, release, preparing)
-                    else:
+                    if isinstance(update, str):
                         yield Piece(update)
+                        continue
+                    finished = update
+                    plan = prepared.plan
+                    if ask.contributions:
+                        # On the decoding thread, which alone may run the model.
+                        measured = self._loop.run(partial(builder.contributions, ask, prepared, finished))
+                        plan = replace(plan, uses=await asyncio.wrap_future(measured))
+                    self._watch.metrics.batch(finished.largest_batch)
+                    yield _answered(finished, plan, gradients, routed.release, preparing_milliseconds)
         self._watch.metrics.queue(self._loop.load[0])
 
     async def _prepared(
         self, builder: RequestBuilder, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None
     ) -> Prepared:
+        """The request, made where its plan can be made: between decoding steps, in a thread, or right here."""
         if builder.needs_model(ask, gradients):
             work = self._loop.run(lambda: builder.prepare(ask, retrieved, gradients))
             return await asyncio.wait_for(asyncio.wrap_future(work), ask.seconds)
@@ -132,22 +146,15 @@ class GeneratorDeployment:
             return await asyncio.wait_for(reading, ask.seconds)
         return builder.prepare(ask, retrieved, gradients)
 
-    async def _uses(
-        self, builder: RequestBuilder, ask: Ask, prepared: Prepared, finished: Finished
-    ) -> tuple[PassageUse, ...]:
-        if not ask.contributions:
-            return prepared.plan.uses
-        return await asyncio.wrap_future(self._loop.run(lambda: builder.contributions(ask, prepared, finished)))
-
-    async def _decode(self, prepared: Prepared, seconds: float) -> AsyncGenerator[str | Finished]:
+    async def _decode(self, request: DecodingRequest, seconds: float) -> AsyncGenerator[str | Finished]:
         here = asyncio.get_running_loop()
         deadline = here.time() + seconds
         heard: asyncio.Queue[str | Finished | Exception] = asyncio.Queue()
 
-        def hear(update: str | Finished | Exception) -> None:
+        def hear(update: str | Finished | Exception) -> None:  # called on the decoding thread
             here.call_soon_threadsafe(heard.put_nowait, update)
 
-        ticket = self._loop.submit(prepared.request, hear)
+        ticket = self._loop.submit(request, hear)
         try:
             while True:
                 update = await asyncio.wait_for(heard.get(), deadline - here.time())
@@ -160,25 +167,21 @@ class GeneratorDeployment:
             ticket.cancel()
 
     async def _builder(self, release: Release) -> RequestBuilder:
-        """What belongs to the release's MetaInit, loaded when it is first asked for."""
+        """What makes requests at the release's MetaInit, which is loaded when it is first needed."""
         if release.fingerprint in self._builders:
             self._builders.move_to_end(release.fingerprint)
             return self._builders[release.fingerprint]
         async with self._lock:
-            if release.fingerprint not in self._builders:
-                self._keep(*await asyncio.to_thread(self._load, release.meta_init))
+            if release.fingerprint not in self._builders:  # another request may have loaded it while this one waited
+                builder = await asyncio.to_thread(lambda: self._open_builder(MetaInit.load(release.meta_init)))
+                self._builders[builder.fingerprint] = builder
+                while len(self._builders) > _RELEASES:
+                    self._builders.popitem(last=False)
         return self._builders[release.fingerprint]
 
-    def _load(self, uri: str) -> tuple[BoundMetaInit, MetaInit]:
-        meta_init = MetaInit.load(uri)
-        return BoundMetaInit(self._lm, meta_init), meta_init
-
-    def _keep(self, bound: BoundMetaInit, meta_init: MetaInit) -> None:
-        self._builders[bound.fingerprint] = RequestBuilder(
-            bound, meta_init.model.prompts, self._offers, self._own, self._demonstrations
-        )
-        while len(self._builders) > _RELEASES:
-            self._builders.popitem(last=False)
+    def _open_builder(self, meta_init: MetaInit) -> RequestBuilder:
+        bound = BoundMetaInit(self._lm, meta_init)
+        return RequestBuilder(bound, meta_init.model.prompts, self._offers, self._own, self._demonstrations)
 
     async def weights_digest(self) -> str:
         """SHA-256 of the base weights as they are in memory now."""
@@ -194,7 +197,7 @@ def _answered(
     plan: Plan,
     gradients: GradientSum | None,
     release: Release,
-    preparing: float,
+    preparing_milliseconds: float,
 ) -> Answered:
     return Answered(
         text=finished.text,
@@ -205,7 +208,7 @@ def _answered(
         release=release.name,
         uses=plan.uses,
         degraded=plan.notes,
-        load_milliseconds=(gradients.milliseconds if gradients else 0.0) + preparing,
+        load_milliseconds=(gradients.milliseconds if gradients else 0.0) + preparing_milliseconds,
         queue_milliseconds=finished.queue_milliseconds,
         prefill_milliseconds=finished.prefill_milliseconds,
         decode_milliseconds=finished.decode_milliseconds,

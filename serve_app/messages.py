@@ -49,9 +49,9 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Ask:
-    """One question, checked, whatever protocol it came by.
+    """One validated question, the same for every protocol.
 
-    `question` is what is retrieved for and what the prompt asks; with `raw` it is the prompt itself, and passages, if
+    Passages are retrieved for `question`, and the prompt asks it; with `raw` it is the prompt itself, and passages, if
     the method puts any there, go in front of it. `turns` came before it. `seconds` is what is left of its time,
     `traceparent` the W3C trace context that it belongs to.
     """
@@ -86,7 +86,7 @@ class Release:
 
     @property
     def key(self) -> tuple[str, str, int, str]:
-        """What it is, whatever its name and share."""
+        """What answers depend on: releases that differ only in name or share have the same key."""
         return self.meta_init, self.bank, self.bank_version, self.fingerprint
 
 
@@ -194,5 +194,5 @@ class Reply:
     total_milliseconds: float = 0.0
 
 
-Event = Retrieved | Piece | Reply
+StreamEvent = Retrieved | Piece | Reply
 """Of a stream: the passages if the method retrieves, any number of pieces, the reply."""

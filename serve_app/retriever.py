@@ -9,11 +9,11 @@ from regrad.errors import RegradError
 from regrad.retrieval.base import Hit, open_retriever
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, Retrieved, RoutedAsk
-from serve_app.observability.tracing import Watch
+from serve_app.observability import Watch
 
 
 class RetrieverDeployment:
-    """Searches the index, whatever kind it is; for BM25 there is one JVM a replica."""
+    """Searches an index of any kind; for BM25 each replica has a JVM."""
 
     def __init__(self, config: ServeConfig) -> None:
         self._retriever = open_retriever(config.index, config.retrieval)
@@ -25,10 +25,11 @@ class RetrieverDeployment:
 
     def retrieve(self, routed: Sequence[RoutedAsk]) -> list[Retrieved | Exception | None]:
         """For each request its passages, or why there are none; None where the method looks at none."""
-        return [self._one(each.ask) if each.retrieves else None for each in routed]
+        return [self._retrieve_one(each.ask) if each.retrieves else None for each in routed]
 
-    def _one(self, ask: Ask) -> Retrieved | Exception:
+    def _retrieve_one(self, ask: Ask) -> Retrieved | Exception:
         """The k best passages, or those that the caller named, in the caller's order."""
+        # Errors are values here: those of one request must not fail the others of its micro-batch.
         started = time.perf_counter()
         named = ask.passage_ids
         try:

@@ -1,4 +1,4 @@
-"""Releases: pairs of MetaInit and bank version with their shares; reading, changing and following the list."""
+"""Releases: pairs of MetaInit and bank version with their shares; reading, changing and following their list."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from serve_app.config import ServeConfig
 from serve_app.http.errors import UnknownRelease
 from serve_app.messages import Ask, Release
 
+logger = logging.getLogger("ray.serve")
+
 _MOST_BYTES = 1 << 20
 _LOCK_SECONDS = 10.0
 MAIN = "main"
@@ -38,7 +40,7 @@ class ReleaseConfig(Settings):
 
 
 class ReleaseList(Settings):
-    """What is in force, the main release first, and what was before it (for a roll back)."""
+    """The releases in force, the main one first, and those before them (for a roll back)."""
 
     releases: tuple[ReleaseConfig, ...] = Field(min_length=1, max_length=4)
     previous: tuple[ReleaseConfig, ...] = ()
@@ -70,15 +72,17 @@ def read_releases(config: ServeConfig) -> ReleaseList:
     try:
         data = json.loads(storage.read(name, 0, _MOST_BYTES))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{config.releases} is not JSON; write it with `regrad serve update`") from error
+        raise ConfigError(
+            f"{config.releases} is not JSON; write it with `regrad serve update`", code="not_json", uri=config.releases
+        ) from error
     return parse_settings(ReleaseList, data, config.releases)
 
 
 @contextmanager
 def changing_releases(config: ServeConfig) -> Iterator[ReleaseList]:
-    """The list in force, which nobody else changes inside the block.
+    """The list in force, locked against other commands inside the block.
 
-    Raises as `read_releases`, and `ServeError` if somebody else changes it for longer than some seconds.
+    Raises as `read_releases`, and `ServeError` if another command holds the lock for longer than some seconds.
     """
     if config.releases is None:
         yield read_releases(config)
@@ -86,7 +90,10 @@ def changing_releases(config: ServeConfig) -> Iterator[ReleaseList]:
 
     def busy(holder: str) -> ServeError:
         return ServeError(
-            f"another command is changing {config.releases}; try again when it has ended (it is {holder})"
+            f"another command is changing {config.releases}; try again when it has ended (it is {holder})",
+            code="releases_locked",
+            uri=config.releases,
+            holder=holder,
         )
 
     with exclusive(Storage(config.releases), busy, wait=_LOCK_SECONDS):
@@ -94,32 +101,39 @@ def changing_releases(config: ServeConfig) -> Iterator[ReleaseList]:
 
 
 def write_releases(config: ServeConfig, releases: ReleaseList) -> None:
-    """Put a list in force: whole, at once."""
+    """Put a list in force, in one write: gateways see the old list or the new one."""
     if config.releases is None:
-        raise ServeError("the server's settings have no 'releases' file to follow; set it and start the server anew")
+        raise ServeError(
+            "the server's settings have no 'releases' file to follow; set it and restart the server",
+            code="no_releases_file",
+        )
     folder, name = _split(config.releases)
     Storage(folder).write(name, (json.dumps(releases.model_dump(mode="json"), indent=1) + "\n").encode())
 
 
 def updated(current: ReleaseList, new: ReleaseConfig) -> ReleaseList:
-    """With `new` in force. With a share below 1, the main release keeps the rest; the list before can be had back."""
+    """The list with `new` in force. With a share below 1, the main release keeps the rest; `rolled_back` undoes it."""
     if new.share >= 1:
         return ReleaseList(releases=(new,), previous=current.releases)
     main = current.releases[0]
     if main.name == new.name:
-        raise ServeError(f"the main release is called {new.name!r}, too; name the new one with --name")
+        raise ServeError(
+            f"the main release is called {new.name!r}, too; name the new one with --name",
+            code="name_taken",
+            name=new.name,
+        )
     rest = main.model_copy(update={"share": 1.0 - new.share})
     return ReleaseList(releases=(rest, new), previous=current.releases)
 
 
 def rolled_back(current: ReleaseList) -> ReleaseList:
-    """What was in force before; rolled back twice, it is again what it is now. Raises `ServeError` if there is none."""
+    """The list before this one; rolled back twice, it is this one again. Raises `ServeError` if there is none."""
     if not current.previous:
-        raise ServeError("there is nothing to roll back to: no update was made since the server's own settings")
+        raise ServeError("there is nothing to roll back to: no update was made yet", code="nothing_to_roll_back")
     return ReleaseList(releases=current.previous, previous=current.releases)
 
 
-def resolve(release: ReleaseConfig) -> tuple[Release, dict[str, Any]]:
+def resolve_release(release: ReleaseConfig) -> tuple[Release, dict[str, Any]]:
     """The release with its bank's version looked up, and facts about it for people.
 
     Raises `BankError`, `MetaInitError` or `StorageError` for what is missing, `FingerprintMismatch` if bank and
@@ -147,24 +161,30 @@ def resolve(release: ReleaseConfig) -> tuple[Release, dict[str, Any]]:
     return found, facts
 
 
-def resolve_all(config: ServeConfig, releases: ReleaseList) -> tuple[list[Release], list[dict[str, Any]]]:
-    """All releases of a list, and the facts. Raises as `resolve`, and `ServeError` for a MetaInit on another base.
+def resolve_releases(config: ServeConfig, releases: ReleaseList) -> tuple[list[Release], list[dict[str, Any]]]:
+    """All releases of a list, and the facts.
 
-    A generator holds one base model, that of the server's own MetaInit.
+    Raises as `resolve_release`, and `ServeError` for a MetaInit on another base than the server's own: a generator
+    holds one base model.
     """
     base = read_card(config.meta_init)["base_identity"]
     for release in releases.releases:
-        if (other := read_card(release.meta_init)["base_identity"]) != base:
+        other = read_card(release.meta_init)["base_identity"]
+        if other != base:
             raise ServeError(
                 f"the MetaInit at {release.meta_init} belongs to base weights {other[:16]}, but the server has "
-                f"{base[:16]}; start another server for it"
+                f"{base[:16]}; start another server for it",
+                code="another_base",
+                meta_init=release.meta_init,
+                expected=base,
+                found=other,
             )
-    found = [resolve(release) for release in releases.releases]
+    found = [resolve_release(release) for release in releases.releases]
     return [release for release, _ in found], [facts for _, facts in found]
 
 
-def choose(releases: Sequence[Release], key: str) -> Release:
-    """One of the releases by their shares; the same key gets the same one as long as the list is the same."""
+def choose_release(releases: Sequence[Release], key: str) -> Release:
+    """One of the releases by their shares; a key gets the same one as long as the list does not change."""
     weights = [release.share for release in releases]
     return random.Random(key).choices(releases, weights)[0]
 
@@ -174,11 +194,8 @@ def _split(uri: str) -> tuple[str, str]:
     return folder or ".", name
 
 
-logger = logging.getLogger("ray.serve")
-
-
 class Follower:
-    """The releases in force, looked up every `follow_seconds`. A wrong list is logged, and the last good one stays."""
+    """The releases in force, read every `follow_seconds`. A wrong list is logged, and the last good one stays."""
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
@@ -187,19 +204,20 @@ class Follower:
         self._take(read_releases(config))
 
     def set(self, releases: ReleaseList | None) -> None:
-        """Use this list whatever the file says (None: follow the file again). Raises as `resolve_all`."""
+        """Use this list instead of the file's (None: follow the file again). Raises as `resolve_releases`."""
         self._take(releases or read_releases(self._config))
         self._fixed = releases
 
     def pick(self, ask: Ask) -> Release:
-        """The release of one request. Raises `UnknownRelease` if it names one that is not there."""
+        """The release of one request. Raises `UnknownRelease` if it names one that is not in force."""
         if ask.release is None:
-            return choose(self._releases, ask.request_id)
+            return choose_release(self._releases, ask.request_id)
         for release in self._releases:
             if release.name == ask.release:
                 return release
-        names = ", ".join(release.name for release in self._releases)
-        raise UnknownRelease(f"there is no release {ask.release!r}; the releases are {names}")
+        names = [release.name for release in self._releases]
+        text = f"there is no release {ask.release!r}; the releases are {', '.join(names)}"
+        raise UnknownRelease(text, name=ask.release, known=names)
 
     @property
     def facts(self) -> list[dict[str, Any]]:
@@ -212,12 +230,12 @@ class Follower:
         return self._task is not None
 
     def start(self) -> None:
-        """Follow from now on. Call it inside the event loop; again does nothing."""
+        """Follow from now on. Call it inside the event loop; calling it again does nothing."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._follow())
 
     async def _follow(self) -> None:
-        failed = ""
+        failed = ""  # the last failure, so that one that lasts is logged once
         while True:
             await asyncio.sleep(self._config.follow_seconds)
             try:
@@ -225,8 +243,8 @@ class Follower:
                 failed = ""
             except (RegradError, OSError) as error:
                 if str(error) != failed:
-                    logger.warning("the releases cannot be taken up, the last good ones stay: %s", error)
+                    logger.warning("the releases cannot be used, the last good ones stay: %s", error)
                 failed = str(error)
 
     def _take(self, wanted: ReleaseList) -> None:
-        self._releases, self._facts = resolve_all(self._config, wanted)
+        self._releases, self._facts = resolve_releases(self._config, wanted)

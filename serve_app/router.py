@@ -7,32 +7,32 @@ call gets the responses of the ones before un-awaited: sums do not pass through 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.exceptions import ObjectLostError, RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.config import ServeConfig
-from serve_app.messages import Ask, BankNeed, Event, Piece, Reply, Retrieved, RoutedAsk
-from serve_app.microbatch import Microbatches
-from serve_app.offers import offers_of
+from serve_app.config import GroupConfig, ServeConfig
+from serve_app.messages import Ask, BankNeed, Piece, Reply, Retrieved, RoutedAsk, StreamEvent
+from serve_app.methods import offers_of
 from serve_app.rollout import Follower
+
+logger = logging.getLogger("ray.serve")
 
 GONE = (RayActorError, ObjectLostError, DeploymentUnavailableError)
 """What says that a replica died; another one may be asked."""
+_TRIES = 3
+_PAUSE_SECONDS = 0.2
 
 
 class _LoaderGone(Exception):
     """The bank loader's replica died: if that happens every time, the generator is asked without it."""
-
-
-_TRIES = 3
-_PAUSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class _Calls:
 
     async def cause(self, error: Exception) -> Exception:
         """The failure that is behind an error of the last call: that of the first call that failed."""
+        # Serve hands each response on un-awaited, so a failed search or load surfaces as an error of the generator's.
         for response in (self.retrieved, self.gradients):
             try:
                 if response is not None:
@@ -61,7 +62,7 @@ class _Calls:
         return error
 
     def cancel(self) -> None:
-        """Stop what nobody waits for any more; of a call that is over, nothing."""
+        """Stop the calls that are still under way; those that are over do not notice."""
         for response in (self.answers, self.gradients, self.retrieved):
             if response is not None:
                 response.cancel()
@@ -78,15 +79,18 @@ class Router:
         bank_loader: DeploymentHandle,
         generator: DeploymentHandle,
     ) -> None:
-        self._max_in_flight, self._in_flight = config.limits.max_in_flight, 0
-        self._offers, self._follower = offers_of(config), follower
-        self._retriever, self._bank_loader = retriever, bank_loader
+        self._max_in_flight = config.limits.max_in_flight
+        self._in_flight = 0
+        self._offers = offers_of(config)
+        self._follower = follower
+        self._retriever = retriever
+        self._bank_loader = bank_loader
         self._generator = generator.options(stream=True)
         self._microbatches = Microbatches(config.groups, self._together)
 
     @property
     def full(self) -> bool:
-        """Whether as many requests are in flight as the limits let in."""
+        """Whether as many requests are in flight as the limits allow."""
         return self._in_flight >= self._max_in_flight
 
     async def answer(self, ask: Ask) -> Reply:
@@ -94,10 +98,12 @@ class Router:
         started = time.perf_counter()
         with self._admitted():
             routed = self._routed(ask)
-            reply = await self._microbatches.answer(routed) or await self._alone(routed)
+            reply = await self._microbatches.answer(routed)
+            if reply is None:
+                *_, reply = [event async for event in self._tried(routed, streams=False) if isinstance(event, Reply)]
         return replace(reply, total_milliseconds=(time.perf_counter() - started) * 1e3)
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Event]:
+    async def stream(self, ask: Ask) -> AsyncGenerator[StreamEvent]:
         """The passages, the text as it comes, the whole answer. Raises as `answer`."""
         started = time.perf_counter()
         with self._admitted():
@@ -140,47 +146,41 @@ class Router:
         finally:
             calls.cancel()
 
-    async def _alone(self, routed: RoutedAsk) -> Reply:
-        async with aclosing(self._tried(routed, streams=False)) as events:
-            async for event in events:
-                if isinstance(event, Reply):
-                    return event
-        raise AssertionError("the events of an answer end with the reply")
-
-    async def _tried(self, routed: RoutedAsk, streams: bool) -> AsyncGenerator[Event]:
+    async def _tried(self, routed: RoutedAsk, streams: bool) -> AsyncGenerator[StreamEvent]:
         """The events of one request that goes alone: the passages and pieces of a stream, and the reply.
 
-        Answering changes nothing, so when a replica died another is asked, as long as no text is out. If there is no
-        bank loader to be had, the generator does without, by the method's policy.
+        Answering changes nothing, so when a replica has died another is asked, as long as no text was sent. After
+        that many tries without a bank loader the generator does without, by the method's policy.
         """
-        tries, begun = 0, False
+        failed = 0
+        text_sent = False
         while True:
-            calls = self._begin([routed], streams, asks_bank=tries < _TRIES)
+            # The last try does not ask a dead loader, so it ends one way or the other.
+            calls = self._begin([routed], streams, asks_bank=failed < _TRIES)
             try:
                 async with aclosing(self._pieces(calls) if streams else self._whole(calls)) as events:
                     async for event in events:
-                        begun = begun or isinstance(event, Piece)
+                        text_sent = text_sent or isinstance(event, Piece)
                         yield event
                 return
             except Exception as error:
-                if begun:
+                if text_sent:
                     raise
-                tries += 1
+                failed += 1
                 cause = await calls.cause(error)
-                # The last time a dead loader is not asked, so this ends.
-                if not (isinstance(cause, _LoaderGone) or (isinstance(cause, GONE) and tries < _TRIES)):
+                if not (isinstance(cause, _LoaderGone) or (isinstance(cause, GONE) and failed < _TRIES)):
                     raise cause from None
             finally:
                 calls.cancel()
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _whole(self, calls: _Calls) -> AsyncGenerator[Event]:
+    async def _whole(self, calls: _Calls) -> AsyncGenerator[StreamEvent]:
         async for _, reply in self._replies(calls):
             if isinstance(reply, Exception):
                 raise reply
             yield reply
 
-    async def _pieces(self, calls: _Calls) -> AsyncGenerator[Event]:
+    async def _pieces(self, calls: _Calls) -> AsyncGenerator[StreamEvent]:
         (retrieved,) = await calls.passages()
         if isinstance(retrieved, Exception):
             raise retrieved
@@ -198,3 +198,90 @@ class Router:
             for number, answered in finished:
                 failed = isinstance(answered, Exception)
                 yield number, answered if failed else Reply(calls.routed[number].ask, answered, retrieved[number])
+
+
+Together = Callable[[Sequence[RoutedAsk], Callable[[], None]], AsyncGenerator[tuple[int, Reply | Exception]]]
+"""Answers several requests by the same calls, each reply (or error) with its request's number, as they are done. Calls
+its second argument when the passages have arrived."""
+
+
+@dataclass
+class _Member:
+    """A request that waits for, or travels in, a micro-batch."""
+
+    routed: RoutedAsk
+    reply: asyncio.Future[Reply | None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def resolve(self, reply: Reply | Exception | None) -> None:
+        """Give the client's task its reply or error; None: it has to go alone."""
+        if self.reply.done():
+            return
+        if isinstance(reply, Exception):
+            self.reply.set_exception(reply)
+        else:
+            self.reply.set_result(reply)
+
+
+class Microbatches:
+    """Puts requests with short answers into one call: a call between deployments costs as much as a short answer.
+
+    A micro-batch leaves at once if few are under way; else requests gather while the one before looks for its
+    passages. Each answer comes back when it is done. A client that disconnects costs the decoding of a short answer at
+    most; long answers go alone, and so does each request of a micro-batch that failed as a whole.
+    """
+
+    def __init__(self, config: GroupConfig, together: Together) -> None:
+        self._config = config
+        self._together = together
+        self._waiting: list[_Member] = []
+        self._searching = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def answer(self, routed: RoutedAsk) -> Reply | None:
+        """The reply, or None if the request has to go alone. Raises its error."""
+        if routed.ask.sampling.max_new_tokens > self._config.max_new_tokens:
+            return None
+        member = _Member(routed)
+        self._waiting.append(member)
+        self._leave()
+        return await member.reply
+
+    def _leave(self) -> None:
+        """Send off those that wait, as long as not too many micro-batches are looking for passages."""
+        while self._waiting and self._searching < self._config.at_once:
+            members = self._waiting[: self._config.max_size]
+            self._waiting = self._waiting[self._config.max_size :]
+            members = [member for member in members if not member.reply.done()]  # without clients that have left
+            if members:
+                self._searching += 1
+                task = asyncio.create_task(self._travel(members))
+                self._tasks.add(task)  # the event loop itself keeps only a weak reference
+                task.add_done_callback(self._tasks.discard)
+
+    async def _travel(self, members: Sequence[_Member]) -> None:
+        searching = True
+
+        def searched() -> None:
+            nonlocal searching
+            if searching:  # called again at the end, in case the search failed; the place is freed once
+                searching = False
+                self._searching -= 1
+                self._leave()
+
+        try:
+            async with aclosing(self._together([member.routed for member in members], searched)) as replies:
+                async for number, reply in replies:
+                    members[number].resolve(reply)
+                    if all(member.reply.done() for member in members):
+                        break
+        except BackPressureError as error:  # going alone would only add to the load
+            for member in members:
+                member.resolve(error)
+        except Exception as error:
+            logger.warning(
+                "a micro-batch of %d requests failed, they go on alone: %s", len(members), type(error).__name__
+            )
+        finally:
+            searched()
+            for member in members:
+                member.resolve(None)

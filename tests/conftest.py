@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from regrad.data.passages import Passage
 from regrad.lab.config import LabWriterConfig
-from regrad.lab.pretraining.question_writer import make_writer
+from regrad.lab.question_writer import make_writer
 from regrad.lab.wording import LAB_PROMPTS
 from regrad.lab.world import Split, World, passage
 from regrad.meta_init import MetaInit

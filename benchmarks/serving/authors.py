@@ -22,7 +22,7 @@ from regrad.bank.reader import BankReader
 from regrad.meta_init import MetaInit
 from regrad.models.loading import resolve_path
 from regrad.retrieval.base import open_retriever
-from serve_app.local import QUIET
+from serve_app.app import QUIET
 
 MAX_NEW_TOKENS = 20
 PATH = "/authors"

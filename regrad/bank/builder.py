@@ -26,7 +26,7 @@ from regrad.errors import BankError, StorageError
 from regrad.settings import Settings
 from regrad.storage import Storage
 
-FOLDER = "builds"
+BUILDS = "builds"
 RESULT = pa.schema(
     [
         pa.field("passage_id", pa.string()),
@@ -46,7 +46,7 @@ def receipt_name(settings: Mapping[str, Any], passages: Sequence[Passage]) -> st
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for passage in passages:
         digest.update(hashlib.sha256(passage.id.encode()).digest() + bytes.fromhex(passage.text_hash))
-    return f"{FOLDER}/{digest.hexdigest()[:32]}.parquet"
+    return f"{BUILDS}/{digest.hexdigest()[:32]}.parquet"
 
 
 def read_receipt(storage: Storage, name: str) -> pa.Table | None:
@@ -64,8 +64,8 @@ def read_receipt(storage: Storage, name: str) -> pa.Table | None:
 def unfinished(storage: Storage) -> dict[str, int]:
     """The shards that receipts name, and their rows."""
     found: dict[str, int] = {}
-    for name in storage.list(FOLDER):
-        receipt = read_receipt(storage, f"{FOLDER}/{name}")
+    for name in storage.list(BUILDS):
+        receipt = read_receipt(storage, f"{BUILDS}/{name}")
         if receipt is not None:
             described = receipt.filter(pc.is_valid(receipt["shard_rows"]))
             found.update(zip(described["shard"].to_pylist(), described["shard_rows"].to_pylist(), strict=True))

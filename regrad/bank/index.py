@@ -35,7 +35,7 @@ _SLICE = 1 << 16  # ids that are Python strings at a time: all of 10 million wou
 
 
 @dataclass(frozen=True)
-class Entry:
+class IndexEntry:
     """Where an atom is, or (`shard` None) that it was deleted."""
 
     tag: bytes
@@ -48,7 +48,7 @@ class Entry:
         return self.tag in (bytes.fromhex(text_hash[: 2 * _TAG_BYTES]), bytes(_TAG_BYTES))
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """Bytes that can be read in part: a mapped file, or ranged reads of an object."""
 
     def read(self, start: int, end: int) -> bytes:
@@ -131,7 +131,7 @@ class Lookup:
     Raises `BankError` if the file is not one, or not as long as its header says.
     """
 
-    def __init__(self, source: Source, size: int, name: str) -> None:
+    def __init__(self, source: ByteSource, size: int, name: str) -> None:
         self._source, self._name = source, name
         header = source.read(0, _HEADER.size)
         if len(header) != _HEADER.size:
@@ -144,7 +144,7 @@ class Lookup:
             raise self._damaged()
         self._shift = 64 - (self._buckets.bit_length() - 1)
 
-    def find(self, key: bytes) -> Entry | None:
+    def find(self, key: bytes) -> IndexEntry | None:
         """What the part says of the passage with this key; None if nothing."""
         bucket = int.from_bytes(key, "big") >> self._shift
         at = self._directory + 4 * bucket
@@ -161,7 +161,7 @@ class Lookup:
             return None
         entry = data[found : found + width]
         shard = int.from_bytes(entry[-6:-3], "little")
-        return Entry(
+        return IndexEntry(
             tag=entry[_KEY_BYTES : _KEY_BYTES + _TAG_BYTES],
             crc32=int.from_bytes(entry[_KEY_BYTES + _TAG_BYTES : -6], "little"),
             shard=None if shard == _DELETED else shard,
@@ -194,13 +194,13 @@ _BLOCK = 64 * 1024
 _CACHED_BLOCKS = 512
 
 
-class Location(NamedTuple):
+class AtomLocation(NamedTuple):
     """One atom: its shard file, the position of its first byte there, the checksum of its bytes, its entry."""
 
     shard: str
     start: int
     crc32: int
-    entry: Entry
+    entry: IndexEntry
 
 
 class Catalog:
@@ -216,7 +216,7 @@ class Catalog:
         self._mapped: list[_Mapped] = []
         self._lookups = [self._open(part.lookup) for part in reversed(parts)]  # the newest first: it overrides
 
-    def find(self, passage_id: str) -> Location | None:
+    def find(self, passage_id: str) -> AtomLocation | None:
         """Where the passage's atom is, or None if it has none."""
         key = key_of(passage_id)
         for lookup in self._lookups:
@@ -225,7 +225,7 @@ class Catalog:
                 if entry.shard is None:
                     return None
                 shard, offset, _ = lookup.shard(entry.shard)
-                return Location(shard, offset + entry.row * self._record_bytes, entry.crc32, entry)
+                return AtomLocation(shard, offset + entry.row * self._record_bytes, entry.crc32, entry)
         return None
 
     def close(self) -> None:
@@ -246,7 +246,7 @@ class Catalog:
         except OSError as error:
             raise StorageError(f"cannot read {where}: {error.strerror}", code="refused", uri=where) from error
 
-    def _source(self, file: File) -> Source:
+    def _source(self, file: File) -> ByteSource:
         if not self._storage.is_local:
             return _Remote(self._blocks, file)
         self._mapped.append(_Mapped(self._storage.path(file.name), file.bytes))

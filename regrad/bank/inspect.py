@@ -23,7 +23,7 @@ from regrad.bank.format import (
     versions,
 )
 from regrad.bank.index import key_of
-from regrad.bank.shards import FOLDER
+from regrad.bank.shards import SHARD_FOLDER
 from regrad.bank.writer import whole_index
 from regrad.errors import BankError, StorageError
 from regrad.storage import Storage
@@ -50,7 +50,11 @@ class Remains:
 
 def remains(storage: Storage, newest: Manifest, there: Mapping[str, int]) -> Remains:
     """What is in the shard files; `there` are the bank's files and their bytes."""
-    left = {name.removeprefix(f"{FOLDER}/"): size for name, size in there.items() if name.startswith(f"{FOLDER}/")}
+    left = {
+        name.removeprefix(f"{SHARD_FOLDER}/"): size
+        for name, size in there.items()
+        if name.startswith(f"{SHARD_FOLDER}/")
+    }
     records = missing = dead = dead_bytes = of_builds = unowned = 0
     # 1. Shards of the version in force: rows that passages have, and rows whose passage is gone.
     index, shards = whole_index(storage, newest)
@@ -92,7 +96,7 @@ def _known_to_versions(storage: Storage) -> dict[str, int]:
 def _rows_by_header(storage: Storage, name: str, size: int) -> int:
     """The rows that a file's own header states; at least one, since its content is unknown."""
     with suppress(ValueError, KeyError, TypeError, StorageError):
-        data = storage.read(f"{FOLDER}/{name}", 0, min(size, _HEADER_BYTES))
+        data = storage.read(f"{SHARD_FOLDER}/{name}", 0, min(size, _HEADER_BYTES))
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return max(1, int(header["atoms"]["shape"][0]))
     return 1

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from regrad.bank.builder import FOLDER as BUILDS
-from regrad.bank.builder import unfinished
+from regrad.bank.builder import BUILDS, unfinished
 from regrad.bank.format import (
     QUARANTINE,
     SHARDS,

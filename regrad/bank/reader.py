@@ -21,9 +21,9 @@ from torch import Tensor
 from regrad.bank.codecs import codec_for
 from regrad.bank.config import TiersConfig
 from regrad.bank.format import FORGOTTEN, Manifest, current_version, merged, read_manifest, read_table
-from regrad.bank.index import Catalog, Location, key_of
+from regrad.bank.index import AtomLocation, Catalog, key_of
 from regrad.bank.tiers import DiskTier, MemoryTier, StoreTier, Tier
-from regrad.bank.writer import read_part
+from regrad.bank.writer import read_part_tables
 from regrad.data.passages import Passage
 from regrad.errors import AtomDamaged, AtomNotFound, BankError, FingerprintMismatch, StorageError
 from regrad.storage import Storage
@@ -76,8 +76,8 @@ class BankReader:
         self._inline = self._storage.is_local and self.codec.record_bytes <= _INLINE_BYTES
         at_once = max(1, min(tiers.parallel_reads, tiers.inflight_bytes // self.codec.record_bytes))
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="bank")
-        self._flights: dict[Location, Future[Fetched]] = {}
-        self._located: dict[str, Location] = {}
+        self._flights: dict[AtomLocation, Future[Fetched]] = {}
+        self._located: dict[str, AtomLocation] = {}
         self._lock = Lock()
         self._closed = False
 
@@ -112,11 +112,11 @@ class BankReader:
         """Every passage that has an atom, sorted. Reads the whole index: not for a bank of millions."""
         if not self.manifest.parts:
             return []
-        index = merged([read_part(self._storage, part)[0] for part in self.manifest.parts], drop_deleted=True)
+        index = merged([read_part_tables(self._storage, part)[0] for part in self.manifest.parts], drop_deleted=True)
         ids: list[str] = index["passage_id"].to_pylist()
         return [passage_id for passage_id in ids if not (self._is_old and self.was_deleted(passage_id))]
 
-    def locate(self, passage_id: str) -> Location | None:
+    def locate(self, passage_id: str) -> AtomLocation | None:
         """Where the passage's atom is; None if it has none."""
         known = self._located.get(passage_id)
         if known is not None:
@@ -233,7 +233,7 @@ class BankReader:
             return Fetched(None, problem="it was deleted", deleted=True, code="deleted")
         return Fetched(None, problem="it is not in this version")
 
-    def _fly(self, location: Location, deadline: float) -> Fetched:
+    def _fly(self, location: AtomLocation, deadline: float) -> Fetched:
         """A fetch in the pool. It always leaves the list: a flight that stayed there would be waited for for ever."""
         try:
             return self._get(location, deadline)
@@ -241,7 +241,7 @@ class BankReader:
             with self._lock:
                 self._flights.pop(location, None)
 
-    def _get(self, location: Location, deadline: float) -> Fetched:
+    def _get(self, location: AtomLocation, deadline: float) -> Fetched:
         tier = Tier.DISK
         data = self._from_disk(location)
         if data is None:
@@ -257,7 +257,7 @@ class BankReader:
         self._memory.put((location.shard, location.start), record)
         return Fetched(record, tier)
 
-    def _from_disk(self, location: Location) -> bytes | None:
+    def _from_disk(self, location: AtomLocation) -> bytes | None:
         data = self._disk.get(_file_name(location)) if self._disk else None
         if data is None or not self._disk:
             return None
@@ -292,5 +292,5 @@ def _wait(flight: Future[Fetched], deadline: float) -> Fetched:
         return Fetched(None, problem="the store did not give it in time", error=StorageError, code="late")
 
 
-def _file_name(location: Location) -> str:
+def _file_name(location: AtomLocation) -> str:
     return f"{location.shard.removesuffix('.safetensors')}-{location.start}.atom"

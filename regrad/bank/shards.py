@@ -16,7 +16,7 @@ from regrad.bank.format import INDEX, SHARDS, table
 from regrad.errors import AtomDamaged, BankError, StorageError
 from regrad.storage import Storage
 
-FOLDER = "shards"
+SHARD_FOLDER = "shards"
 _ALIGNMENT = 64
 
 
@@ -33,7 +33,7 @@ class ShardInfo:
 
 def shard_path(shard: str) -> str:
     """The path of a shard's file from the bank's root."""
-    return f"{FOLDER}/{shard}"
+    return f"{SHARD_FOLDER}/{shard}"
 
 
 def write_shard(storage: Storage, records: Tensor | Sequence[Tensor]) -> tuple[ShardInfo, list[int]]:
@@ -49,8 +49,8 @@ def write_shard(storage: Storage, records: Tensor | Sequence[Tensor]) -> tuple[S
     header = len(text).to_bytes(8, "little") + text
     with ThreadPoolExecutor(1) as thread:
         crcs = thread.submit(lambda: [zlib.crc32(row.data) for row in rows])
-        name, digest, size = storage.write_named(FOLDER, ".safetensors", header, *(row.data for row in rows))
-    return ShardInfo(name.removeprefix(f"{FOLDER}/"), len(rows), len(header), size, digest), crcs.result()
+        name, digest, size = storage.write_named(SHARD_FOLDER, ".safetensors", header, *(row.data for row in rows))
+    return ShardInfo(name.removeprefix(f"{SHARD_FOLDER}/"), len(rows), len(header), size, digest), crcs.result()
 
 
 def shard_table(infos: Sequence[ShardInfo]) -> pa.Table:

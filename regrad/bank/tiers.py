@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from regrad.bank.index import Location
+from regrad.bank.index import AtomLocation
 from regrad.bank.shards import shard_path
 from regrad.errors import AtomDamaged, StorageError
 from regrad.storage import Storage
@@ -164,7 +164,7 @@ class StoreTier:
     def __init__(self, storage: Storage, record_bytes: int, backoff_seconds: float) -> None:
         self._storage, self._record_bytes, self._backoff = storage, record_bytes, backoff_seconds
 
-    def get(self, location: Location, deadline: float) -> bytes:
+    def get(self, location: AtomLocation, deadline: float) -> bytes:
         """The bytes of a record, at about `time.monotonic() == deadline` at the latest.
 
         Raises `AtomDamaged` if two fetches give other bytes than were written, and `StorageError` if the store does not
@@ -190,11 +190,11 @@ class StoreTier:
             if damaged == _DAMAGED_TRIES:
                 raise AtomDamaged(f"its bytes in shard {location.shard} are not what was written", shard=location.shard)
 
-    def is_whole(self, data: bytes, location: Location) -> bool:
+    def is_whole(self, data: bytes, location: AtomLocation) -> bool:
         """Whether these are the bytes that were written there."""
         return len(data) == self._record_bytes and zlib.crc32(data) == location.crc32
 
-    def _is_gone(self, location: Location) -> bool:
+    def _is_gone(self, location: AtomLocation) -> bool:
         """Whether the store answers, and says that there is no such shard: then there is nothing to wait for."""
         try:
             return not self._storage.exists(shard_path(location.shard))

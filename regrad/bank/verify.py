@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from regrad.bank.format import File, Manifest, Part, read_manifest, versions
 from regrad.bank.index import Catalog, encode_lookup
 from regrad.bank.shards import shard_path
-from regrad.bank.writer import Change, commit, read_part, whole_index
+from regrad.bank.writer import Change, commit, read_part_tables, whole_index
 from regrad.errors import BankError, BankFormatError, StorageError
 from regrad.storage import Storage
 
@@ -79,7 +79,7 @@ def _check_part(storage: Storage, part: Part, repair: bool) -> Iterator[Damage]:
     yield from tables
     for found in _check(storage, part.lookup):
         if repair and not tables:
-            storage.write(part.lookup.name, encode_lookup(*read_part(storage, part)))
+            storage.write(part.lookup.name, encode_lookup(*read_part_tables(storage, part)))
             mended = Damage(found.file, f"{found.problem}; it was made again", repaired=True)
             found = next(_check(storage, part.lookup), mended)
         yield found

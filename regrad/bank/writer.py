@@ -33,7 +33,7 @@ from regrad.bank.format import (
     write_table,
 )
 from regrad.bank.index import Catalog, encode_lookup, key_of
-from regrad.bank.shards import FOLDER, ShardInfo, shard_path, shard_table, write_shard
+from regrad.bank.shards import SHARD_FOLDER, ShardInfo, shard_path, shard_table, write_shard
 from regrad.errors import BankConflict, BankError
 from regrad.storage import Storage
 
@@ -129,7 +129,7 @@ def write_part(storage: Storage, index: pa.Table, shards: pa.Table) -> Part:
     )
 
 
-def read_part(storage: Storage, part: Part) -> tuple[pa.Table, pa.Table]:
+def read_part_tables(storage: Storage, part: Part) -> tuple[pa.Table, pa.Table]:
     """The index and the shard list of a part; raises `BankError` naming a file that is damaged."""
     return read_table(storage, part.index, INDEX), read_table(storage, part.shard_list, SHARDS)
 
@@ -158,7 +158,7 @@ def _parts(storage: Storage, change: Change, old: tuple[Part, ...]) -> tuple[Par
     # newer one: a look-up asks a logarithmic number of parts, and a row is rewritten a logarithmic number of times.
     shards = [change.shards]
     while old and old[-1].rows + old[-1].deleted <= _MERGE_FACTOR * len(index):
-        older, older_shards = read_part(storage, old[-1])
+        older, older_shards = read_part_tables(storage, old[-1])
         old = old[:-1]
         shards.append(older_shards)
         index = merged([older, index], drop_deleted=not old)
@@ -200,7 +200,7 @@ def _check_shards(storage: Storage, names: Sequence[str]) -> None:
     if len(names) < _LIST_FROM:
         missing = [name for name in names if not storage.exists(shard_path(name))]
     else:
-        there = set(storage.list(FOLDER))
+        there = set(storage.list(SHARD_FOLDER))
         missing = [name for name in names if name not in there]
     if missing:
         raise BankError(
@@ -287,7 +287,7 @@ class BankWriter:
 
 def whole_index(storage: Storage, manifest: Manifest) -> tuple[pa.Table, pa.Table]:
     """The index and the shard list of a version, all parts put together."""
-    tables = [read_part(storage, part) for part in manifest.parts]
+    tables = [read_part_tables(storage, part) for part in manifest.parts]
     index = merged([INDEX.empty_table(), *(index for index, _ in tables)], drop_deleted=True)
     lists = [SHARDS.empty_table(), *(shards for _, shards in tables)]
     return index, select_shards(lists, shard_names(index))

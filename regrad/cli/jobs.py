@@ -18,7 +18,7 @@ from regrad.settings import load_settings
 class JobVerb:
     """A verb: its built-in configuration, its settings class and its job (`module:name`), and its help.
 
-    The job is imported after the settings were read, so that a mistake in them is told before Ray is loaded.
+    The job is imported after the settings were read, so that a mistake in them is reported before Ray is loaded.
     """
 
     name: str
@@ -67,23 +67,23 @@ JOBS = (
         "ray_jobs.build_bank:build",
         """Make a version of the bank with one atom for every passage of a corpus, and no others.
 
-        Stopped at any point, the same command goes on where it was. Passages that the bank has already, of the same
-        text, are not computed again. The exit status is 3 if some passages could not be used: `regrad bank info
-        --quarantine` lists them.""",
+        If it is interrupted, the same command resumes it. Passages that the bank already has, with the same text, are
+        not computed again. The exit status is 3 if some passages could not be used: `regrad bank info --quarantine`
+        lists them.""",
     ),
     JobVerb(
         "finetune",
         "jobs/finetune-lab.yaml",
         "regrad.training.lora.config:FinetuneConfig",
         "ray_jobs.finetune:run",
-        "Train one LoRA for all questions: the baselines that are continually trained or fine-tuned.",
+        "Train one LoRA for all questions: the baselines of continual pre-training and fine-tuning.",
     ),
     JobVerb(
         "augment",
         "jobs/augment-lab.yaml",
         "regrad.training.lora.config:AugmentConfig",
         "ray_jobs.augment:run",
-        "Write another wording of each passage and questions about it, or take those of a data_aug or task file.",
+        "Write another wording of each passage and questions about it, or take them from a data_aug or task file.",
     ),
     JobVerb(
         "adapters",
@@ -92,8 +92,8 @@ JOBS = (
         "ray_jobs.train_adapters:train",
         """Make a version of a bank with a trained LoRA for every passage that `regrad augment` wrote about, no others.
 
-        Stopped at any point, the same command goes on where it was. The exit status is 3 if some passages could not be
-        used: `regrad bank info --quarantine` lists them.""",
+        If it is interrupted, the same command resumes it. The exit status is 3 if some passages could not be used:
+        `regrad bank info --quarantine` lists them.""",
     ),
     JobVerb(
         "eval",
@@ -102,8 +102,8 @@ JOBS = (
         "ray_jobs.evaluate:run",
         """Answer question sets with every method, score the answers, and write a report.
 
-        Stopped at any point, the same command goes on where it was: cells that are done are kept, as long as their
-        settings and data are the same.""",
+        If it is interrupted, the same command resumes it: finished cells are kept as long as their settings and data
+        are the same.""",
     ),
 )
 
@@ -112,31 +112,24 @@ def _command(verb: JobVerb) -> click.Command:
     def run(config: Path, overrides: tuple[str, ...], report_only: bool = False) -> None:
         settings = load_settings(_named(verb.settings), config, overrides)
         if report_only:
-            click.echo(_report(settings))
+            from regrad.evaluation.output import Output
+            from regrad.evaluation.report.writing import write_report
+
+            click.echo(write_report(Output(settings.output)))
             return
-        _end(_named(verb.job)(settings), settings)
+        result = _named(verb.job)(settings)
+        if isinstance(result, str):
+            click.echo(result)
+            return
+        # A job that fills a bank: its exit status says whether passages were quarantined.
+        from ray_jobs.build_bank import describe
+
+        click.echo(describe(result.manifest, settings.bank.uri))
+        sys.exit(QUARANTINED if result.refused else 0)
 
     if verb.name == "eval":
-        run = click.option("--report-only", is_flag=True, help="Write the report anew from the records at hand.")(run)
+        run = click.option("--report-only", is_flag=True, help="Only write the report, from the finished cells.")(run)
     return click.command(verb.name, help=verb.help)(settings_options(verb.config)(run))
-
-
-def _end(result: Any, settings: Any) -> None:
-    """Say what a job did. One that fills a bank also tells by its exit status whether passages were quarantined."""
-    if isinstance(result, str):
-        click.echo(result)
-        return
-    from ray_jobs.build_bank import describe
-
-    click.echo(describe(result.manifest, settings.bank.uri))
-    sys.exit(QUARANTINED if result.refused else 0)
-
-
-def _report(settings: Any) -> str:
-    from regrad.evaluation.output import Output
-    from regrad.evaluation.report.writing import write_report
-
-    return write_report(Output(settings.output))
 
 
 def _named(target: str) -> Any:

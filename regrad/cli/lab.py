@@ -16,16 +16,15 @@ from regrad.settings import builtin_config, load_settings
 
 @click.group("lab")
 def lab() -> None:
-    """The self-contained world: invented people, their documents and questions, and a tiny Llama."""
+    """The self-contained lab: invented people, their documents and questions, and a tiny Llama."""
 
 
 @lab.command("world")
 @settings_options("jobs/lab-world.yaml")
 def world(config: Path, overrides: tuple[str, ...]) -> None:
-    """Write corpus, questions, meta-training and dev tasks; of a harder lab with `--set variant=NAME`."""
+    """Write corpus, questions, meta-training and dev tasks; for a harder lab use `--set variant=NAME`."""
     settings = load_settings(LabConfig, config, overrides)
-    from regrad.lab.files import write_lab
-    from regrad.lab.sets.files import write_hard_lab
+    from regrad.lab.files import write_hard_lab, write_lab
 
     storage = write_lab(settings) if settings.variant == "people" else write_hard_lab(settings)
     click.echo(f"lab world at {storage.uri}: {', '.join(storage.list())}")
@@ -34,11 +33,11 @@ def world(config: Path, overrides: tuple[str, ...]) -> None:
 @lab.command("pretrain")
 @settings_options("jobs/lab-pretrain.yaml")
 def pretrain(config: Path, overrides: tuple[str, ...]) -> None:
-    """Train the tiny Llama and its tokenizer from nothing (about a quarter of an hour on one core)."""
+    """Train the tiny Llama and its tokenizer from scratch (about 15 minutes on one core)."""
     settings = load_settings(LabPretrainConfig, config, overrides)
-    from regrad.lab.pretraining import run
+    from regrad.lab.pretraining import pretrain_base
 
-    click.echo(run.pretrain(settings))
+    click.echo(pretrain_base(settings))
 
 
 @lab.command("writer")
@@ -46,22 +45,22 @@ def pretrain(config: Path, overrides: tuple[str, ...]) -> None:
 def writer(config: Path, overrides: tuple[str, ...]) -> None:
     """Teach a copy of the base to write questions, for `regrad synth` (half a minute on one core)."""
     settings = load_settings(LabWriterConfig, config, overrides)
-    from regrad.lab.pretraining import question_writer
+    from regrad.lab import question_writer
 
     click.echo(question_writer.make_writer(settings))
 
 
 @lab.command("report")
 @settings_options("jobs/lab-report.yaml")
-@click.option("--quick", is_flag=True, help="One seed, short trainings, few questions: to see that it runs.")
+@click.option("--quick", is_flag=True, help="One seed, short trainings and few questions, to check that it runs.")
 def report(config: Path, overrides: tuple[str, ...], quick: bool) -> None:
     """Run every method and study on the lab, and write a report with a verdict on each claim of the paper.
 
-    Stopped at any point, the same command goes on where it was.
+    If it is interrupted, the same command resumes it.
     """
     given = click.get_current_context().get_parameter_source("config") is not ParameterSource.DEFAULT
     if quick and given:
-        raise click.UsageError("--quick has settings of its own: leave out --config, or change them with --set")
+        raise click.UsageError("--quick has its own settings: leave out --config, or change them with --set")
     try:
         from studies.lab_report.config import LabReportConfig
         from studies.lab_report.run import run_report
@@ -70,7 +69,8 @@ def report(config: Path, overrides: tuple[str, ...], quick: bool) -> None:
             raise
         raise ConfigError(
             "the report is a study in regrad's repository and not part of the installed package; clone the repository "
-            "and install from there (make install)"
+            "and install from there (make install)",
+            code="study_not_installed",
         ) from error
     path = builtin_config("jobs/lab-report-quick.yaml") if quick else config
     settings = load_settings(LabReportConfig, path, overrides)

@@ -1,4 +1,4 @@
-"""The `regrad` command. Verbs live in files of their own; Ray is imported only by the verbs that need it."""
+"""The `regrad` command: its verbs by name, and how errors end it. Ray is imported only by the verbs that need it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _VERBS = {
     "train": (_JOBS, "Meta-train: tasks -> MetaInit (Ray Train, DeepSpeed)."),
     "index": (_JOBS, "Index a corpus for BM25 retrieval (Lucene)."),
     "build": (_JOBS, "Fill a Gradient Bank: corpus -> atoms (Ray Data)."),
-    "bank": ("regrad.cli.bank:bank", "Look at a Gradient Bank, add to it, forget passages, mend, prune, copy it."),
-    "finetune": (_JOBS, "Train one LoRA for all questions, as the rivals do (Ray Train)."),
-    "augment": (_JOBS, "Rewrite passages and ask about them: what adapters are trained on (Ray Data)."),
+    "bank": ("regrad.cli.bank:bank", "Look at a Gradient Bank, add to it, forget passages, repair, prune or copy it."),
+    "finetune": (_JOBS, "Train one LoRA for all questions: the baselines CPT and fine-tuned RAG (Ray Train)."),
+    "augment": (_JOBS, "Rewrite passages and write questions about them, to train adapters on (Ray Data)."),
     "adapters": (_JOBS, "Train a LoRA for each passage, into a bank (Ray Data)."),
     "eval": (_JOBS, "Score every method on question sets, and write a report (Ray)."),
-    "score": ("regrad.cli.score:score", "Score predictions that are in a file, whoever made them."),
+    "score": ("regrad.cli.score:score", "Score the predictions in a file, from any system."),
     "serve": ("regrad.cli.serve:serve", "Answer questions over HTTP (Ray Serve)."),
-    "keys": ("regrad.cli.keys:keys", "Give people keys to a server, list them, take them back."),
+    "keys": ("regrad.cli.keys:keys", "Create, list and revoke API keys of a server."),
     "leaks": ("regrad.cli.score:leaks", "Find test questions that are among the training questions."),
     "ask": ("regrad.cli.serve:ask", "Ask a running server one question."),
     "demo": ("regrad.cli.demo:demo", "Everything end to end on the lab world, in minutes."),
@@ -45,7 +45,7 @@ def regrad(debug: bool) -> None:
 
 def main() -> None:
     """Entry point: errors that a user can act on are one sentence on standard error and exit status 2."""
-    debug = "--debug" in sys.argv
+    debug = "--debug" in sys.argv  # anywhere, also behind a verb
     arguments = ["--debug"] * debug + [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         regrad.main(arguments, standalone_mode=False)
@@ -73,6 +73,8 @@ def _sentence(error: Exception) -> str:
 
 
 def _configure_logging(debug: bool) -> None:
+    """For the whole process, which is why a command's tests replace it."""
+    # Worker processes inherit the environment, and with it what Python warns of.
     os.environ.setdefault("PYTHONWARNINGS", "default" if debug else "ignore")
     logging.basicConfig(
         level=logging.INFO if debug else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"

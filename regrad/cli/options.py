@@ -1,4 +1,4 @@
-"""What verbs share: groups that import a verb when it is used, `--config` and `--set`, text for a terminal, waiting."""
+"""What verbs share: lazily imported verbs, `--config` and `--set`, text that is safe for a terminal, waiting."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def printable(text: str) -> str:
 
 
 QUARANTINED = 3
-"""The exit status of a verb that has filled a bank, but for passages that could not be used."""
+"""The exit status of a verb that has filled a bank except for passages that could not be used."""
 
 
 def settings_options(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -44,10 +44,10 @@ def settings_options(default: str) -> Callable[[Callable[..., Any]], Callable[..
 
 
 class LazyGroup(click.Group):
-    """A group that imports a verb when it is used, so `--help` and mistakes answer at once.
+    """A group that imports a verb when it is used, so that `--help` is quick.
 
-    `verbs` are name: (where, help), in the order shown; `where` is `module:attribute`, the attribute
-    a command or a dictionary of commands by name.
+    `verbs` are name: (where, help), in the order shown; `where` is `module:attribute`, the attribute a command or a
+    dictionary of commands by name.
     """
 
     def __init__(self, *arguments: Any, verbs: Mapping[str, tuple[str, str]], **options: Any) -> None:
@@ -77,7 +77,7 @@ _LOOK_SECONDS = 0.2
 
 
 def wait_until_stopped() -> None:
-    """Return at the first Ctrl-C or SIGTERM; more of them at the same time do no harm."""
+    """Return at the first Ctrl-C or SIGTERM; further ones at the same time do no harm."""
     stopped = False
 
     def stop(number: int, frame: FrameType | None) -> None:

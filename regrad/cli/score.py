@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from regrad.cli.options import printable
-from regrad.data.question_sets import QuestionSetConfig
-from regrad.data.questions import QUESTION_KINDS
-from regrad.errors import StorageError
+from regrad.data.predictions import place_of
+from regrad.data.question_sets import QuestionSetConfig, read_questions
+from regrad.data.questions import QUESTION_KINDS, Question
+from regrad.errors import EvaluationError, StorageError
+from regrad.evaluation.leaks import find_leaks
 from regrad.evaluation.metrics import RULES, Rules
 from regrad.settings import parse_settings
 
@@ -21,30 +23,26 @@ if TYPE_CHECKING:
     from regrad.evaluation.scoring import ScoredPart
     from regrad.evaluation.statistics import Comparison
 
-from regrad.data.question_sets import read_questions
-from regrad.data.questions import Question
-from regrad.errors import EvaluationError
-from regrad.evaluation.leaks import find_leaks
-
 _NAMES = {"em": "EM", "f1": "F1", "precision": "precision", "recall": "recall", "correct": "accuracy"}
 _COLUMN = 23
-"""Of the widest value, a difference of -100 points with its interval."""
+"""The width of the widest value, a difference of -100 points with its interval."""
 _NAME_WIDTH = 24
+_QUESTION_WIDTH = 200
 
 
 @click.command("score")
 @click.argument("questions")
 @click.argument("predictions")
 @click.option("--format", "kind_of_file", default="jsonl", show_default=True, help="The format of QUESTIONS.")
-@click.option("--kind", type=click.Choice(QUESTION_KINDS), help="Asked as such; else as the format says.")
+@click.option("--kind", type=click.Choice(QUESTION_KINDS), help="The kind of the questions (default: the format's).")
 @click.option("--aliases", metavar="FILE", help="2WikiMultihopQA's id_aliases.json.")
-@click.option("--first", type=click.IntRange(1), help="Only the first so many of the file.")
-@click.option("--sample", type=click.IntRange(1), help="So many of these, as `regrad eval` draws them.")
-@click.option("--seed", default=0, show_default=True, help="Of the sample.")
-@click.option("--rules", type=click.Choice(RULES), help="Of open answers; else the format's own.")
+@click.option("--first", type=click.IntRange(1), metavar="N", help="Only the first N of the file.")
+@click.option("--sample", type=click.IntRange(1), metavar="N", help="N of these, drawn as `regrad eval` does.")
+@click.option("--seed", default=0, show_default=True, help="The seed of the sample.")
+@click.option("--rules", type=click.Choice(RULES), help="Scoring rules for open answers (default: the format's).")
 @click.option("--cut", is_flag=True, help="Cut open answers as PRAG's evaluation does.")
-@click.option("--against", metavar="FILE", help="Other predictions for the same questions, to test these against.")
-@click.option("--json", "json_file", metavar="FILE", help="Write every number there, too.")
+@click.option("--against", metavar="FILE", help="Other predictions for the same questions, to compare with.")
+@click.option("--json", "json_file", metavar="FILE", help="Also write all numbers to this file.")
 def score(
     questions: str,
     predictions: str,
@@ -60,48 +58,32 @@ def score(
     PREDICTIONS is lines of {"id": ..., "prediction": ...}, one JSON mapping of ids to predictions, HotpotQA's
     {"answer": {...}}, or the records (.parquet) of a cell of `regrad eval`. Every question needs exactly one.
     """
-    from regrad.data.question_sets import read_questions
     from regrad.evaluation.scoring import compare_records, parts, read_scored
 
     settings = {"name": questions, "path": questions, "format": kind_of_file, "rules": rules, "cut": cut, **of}
     config = parse_settings(QuestionSetConfig, settings, questions)
     if json_file:
-        _check_folder(json_file)
-    asked, used = read_questions(config), config.scoring_rules
+        storage, name = place_of(json_file)
+        if storage.is_local and not os.path.isdir(storage.root):  # now, and a mistyped directory is not created
+            text = f"cannot write {json_file}: there is no directory {storage.root}"
+            raise StorageError(text, code="no_directory", uri=json_file)
+    asked = read_questions(config)
+    used = config.scoring_rules
     ours = read_scored(predictions, asked, used, cut)
     theirs = read_scored(against, asked, used, cut) if against else None
     found = parts(ours)
     compared = compare_records(ours, theirs) if theirs else {}
     if json_file:
-        names = {"questions": questions, "predictions": predictions, "rules": used, "cut": cut, "against": against}
-        _write(json_file, {**names, **_numbers(found, compared)})
+        numbers = {
+            **{"questions": questions, "predictions": predictions, "rules": used, "cut": cut, "against": against},
+            "scores": [asdict(part) for part in found],
+            "comparisons": {column: asdict(comparison) for column, comparison in compared.items()},
+        }
+        storage.write(name, (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
     click.echo(printable(f"{predictions}: {len(asked):,} questions of {questions}"))
     _show(found)
     if against:
         _show_compared(against, compared)
-
-
-def _numbers(found: Sequence[ScoredPart], compared: dict[Any, Comparison]) -> dict[str, Any]:
-    return {
-        "scores": [asdict(part) for part in found],
-        "comparisons": {column: asdict(comparison) for column, comparison in compared.items()},
-    }
-
-
-def _check_folder(path: str) -> None:
-    """Before anything is read: a mistyped directory is not made."""
-    from regrad.data.predictions import place_of
-
-    storage, _ = place_of(path)
-    if storage.is_local and not os.path.isdir(storage.root):
-        raise StorageError(f"cannot write {path}: there is no directory {storage.root}")
-
-
-def _write(path: str, numbers: dict[str, Any]) -> None:
-    from regrad.data.predictions import place_of
-
-    storage, name = place_of(path)
-    storage.write(name, (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _show(found: Sequence[ScoredPart]) -> None:
@@ -135,9 +117,6 @@ def _line(name: str, count: str, values: Sequence[str | None]) -> None:
     click.echo(printable(f"{name[:_NAME_WIDTH]:<{_NAME_WIDTH}} {count:>9}  {cells}").rstrip())
 
 
-_WIDTH = 200
-
-
 @click.command("leaks")
 @click.argument("train")
 @click.argument("test")
@@ -146,9 +125,9 @@ _WIDTH = 200
 )
 @click.option("--test-format", default="jsonl", show_default=True, help="The format of TEST.")
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.8, show_default=True)
-@click.option("--show", type=click.IntRange(0), default=10, show_default=True, help="So many leaks in full.")
+@click.option("--show", type=click.IntRange(0), metavar="N", default=10, show_default=True, help="Show N in full.")
 def leaks(train: str, test: str, train_format: str, test_format: str, threshold: float, show: int) -> None:
-    """Find the questions of TEST that are in TRAIN, word for word or nearly; the exit status is 1 if there are any."""
+    """Find the questions of TEST that are in TRAIN, exactly or nearly; the exit status is 1 if there are any."""
 
     def read(path: str, kind: str) -> list[Question]:
         settings = {"name": path, "path": path, "format": kind}
@@ -158,7 +137,11 @@ def leaks(train: str, test: str, train_format: str, test_format: str, threshold:
     try:
         known = read(train, train_format)
     except EvaluationError as error:
-        raise _hinted(error, train_format) from error
+        if train_format != "tasks" or error.code != "evaluation.no_task":
+            raise
+        # A file of questions that is read as one of tasks, as it is by default.
+        text = f"{error}; TRAIN is read as tasks of `regrad train`: of questions, say --train-format jsonl"
+        raise EvaluationError(text, code="not_tasks", path=train) from error
     leaks = find_leaks(known, asked, threshold)
     exact = sum(leak.how == "exact" for leak in leaks)
     click.echo(f"{len(asked):,} questions: {exact:,} are in {train}, {len(leaks) - exact:,} nearly so")
@@ -168,12 +151,5 @@ def leaks(train: str, test: str, train_format: str, test_format: str, threshold:
     raise SystemExit(1 if leaks else 0)
 
 
-def _hinted(error: EvaluationError, train_format: str) -> EvaluationError:
-    """With the way out for a file of questions that is read as one of tasks, as it is by default."""
-    if train_format != "tasks" or error.code != "evaluation.no_task":
-        return error
-    return EvaluationError(f"{error}; TRAIN is read as tasks of `regrad train`: of questions, say --train-format jsonl")
-
-
 def _question_line(question: Question) -> str:
-    return printable(f"{question.id}: {' '.join(question.question.split())}"[:_WIDTH])
+    return printable(f"{question.id}: {' '.join(question.question.split())}"[:_QUESTION_WIDTH])

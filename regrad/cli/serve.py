@@ -1,4 +1,4 @@
-"""`regrad serve`, its verbs for a server that runs, and `regrad ask`."""
+"""`regrad serve`, its verbs for a running server, and `regrad ask`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _TIMEOUT_SECONDS = 10
 _WAIT_SECONDS = 30.0
 _PAUSE_SECONDS = 0.2
 
-url_option = click.option("--url", metavar="URL", help="Wait until the server at this address has taken it up.")
+url_option = click.option("--url", metavar="URL", help="Wait until the server at this address answers from it.")
 
 
 def releases_at(url: str) -> list[dict[str, Any]]:
-    """The releases that a server answers from; raises `ServeError` if none answers, or not as one of ours does."""
+    """The releases that a server answers from; raises `ServeError` if there is no regrad server at the address."""
     address = f"{url.rstrip('/')}/v1/bank"
     try:
         response = requests.get(address, timeout=_TIMEOUT_SECONDS, auth=with_key)
@@ -31,18 +31,22 @@ def releases_at(url: str) -> list[dict[str, Any]]:
     except requests.JSONDecodeError:
         found = None
     except requests.RequestException as error:
-        raise ServeError(f"no server answers at {url}; start one with `regrad serve`, or give --url") from error
+        raise ServeError(
+            f"no server answers at {url}; start one with `regrad serve`, or give --url", code="no_server", url=url
+        ) from error
     except (KeyError, TypeError):
         found = None
     if response.status_code == 401:
-        raise ServeError(f"the server at {url} wants an API key: put one that it knows into {API_KEY}")
+        text = f"the server at {url} needs an API key that it knows: put one into {API_KEY}"
+        raise ServeError(text, code="unauthorized", status=401, url=url)
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise ServeError(f"{address} does not say what is answered from (HTTP {response.status_code})")
+        status = response.status_code
+        raise ServeError(f"{address} does not list releases (HTTP {status})", code="not_regrad", url=url, status=status)
     return found
 
 
 def wait_for(url: str, wanted: Sequence[dict[str, Any]], say: Callable[[str], None] = click.echo) -> None:
-    """Wait until the server says that it answers from these releases, of which it may say more.
+    """Wait until the server says that it answers from these releases.
 
     Raises `ServeError` after half a minute, or if no server answers.
     """
@@ -50,8 +54,11 @@ def wait_for(url: str, wanted: Sequence[dict[str, Any]], say: Callable[[str], No
     while not _are(found := releases_at(url), wanted):
         if time.monotonic() > deadline:
             raise ServeError(
-                f"the server at {url} has not taken it up after {_WAIT_SECONDS:.0f} s: does it follow the same file "
-                "(`releases`), and can it read what is in it? Its log says more"
+                f"the server at {url} does not answer from it after {_WAIT_SECONDS:.0f} s: does it follow the same "
+                "file (`releases`), and can it read what the file names? Its log says more",
+                code="not_followed",
+                url=url,
+                seconds=_WAIT_SECONDS,
             )
         time.sleep(_PAUSE_SECONDS)
     say(f"the server at {url} answers from it:\n{described(found)}")
@@ -62,33 +69,31 @@ def _are(found: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> b
         there.get(key) == value
         for there, here in zip(found, wanted, strict=True)
         for key, value in here.items()
-        if key != "passages"
+        if key != "passages"  # a server that follows the newest version may be one ahead
     )
 
 
 def described(releases: Sequence[dict[str, Any]]) -> str:
     """Releases in a few lines each."""
-    return "\n".join(_described(release) for release in releases)
-
-
-def _described(release: dict[str, Any]) -> str:
-    follows = "the newest, always" if release.get("follows_newest") else "stays at this version"
-    lines = {
-        "MetaInit": f"{release.get('meta_init')} ({release.get('fingerprint')})",
-        "bank": f"{release.get('bank')}",
-        "version": f"{release.get('bank_version')} ({follows}), {release.get('passages')} passages",
-    }
-    head = f"{release.get('name')}: {float(release.get('share') or 0):.0%} of the traffic"
-    return "\n".join([head, *(f"  {name:9} {text}" for name, text in lines.items())])
+    lines = []
+    for release in releases:
+        follows = "the newest, always" if release.get("follows_newest") else "stays at this version"
+        lines += [
+            f"{release.get('name')}: {float(release.get('share') or 0):.0%} of the traffic",
+            f"  MetaInit  {release.get('meta_init')} ({release.get('fingerprint')})",
+            f"  bank      {release.get('bank')}",
+            f"  version   {release.get('bank_version')} ({follows}), {release.get('passages')} passages",
+        ]
+    return "\n".join(lines)
 
 
 @click.command("update")
 @settings_options("serve/lab.yaml")
-@click.option("--name", default="main", show_default=True, help="What answers call it in `release`.")
+@click.option("--name", default="main", show_default=True, help="The release's name, as answers state it.")
 @click.option("--meta-init", metavar="URI", help="Another MetaInit on the same base (default: the main release's).")
 @click.option("--bank", metavar="URI", help="Another bank (default: the main release's).")
-@click.option("--bank-version", type=int, metavar="N", help="A version to stay at (default: always the newest).")
-@click.option("--share", type=float, default=1.0, show_default=True, help="Of the traffic; the rest stays as it was.")
+@click.option("--bank-version", type=int, metavar="N", help="Stay at this version (default: always the newest).")
+@click.option("--share", type=float, default=1.0, show_default=True, help="Share of the traffic; the rest stays as is.")
 @url_option
 def update(
     config: Path,
@@ -100,14 +105,14 @@ def update(
     share: float,
     url: str | None,
 ) -> None:
-    """Answer from another pair of MetaInit and bank from now on; no request is dropped.
+    """Answer from another pair of MetaInit and bank; no request is dropped.
 
     The pair is checked first, then the file `releases` of the server's settings is written, which all its gateways
-    follow. `regrad serve rollback` takes it back.
+    follow. `regrad serve rollback` undoes it.
     """
     from regrad.settings import parse_settings
-    from serve_app.local import load_serve_file
-    from serve_app.rollout import ReleaseConfig, changing_releases, resolve_all, updated, write_releases
+    from serve_app.app import load_serve_file
+    from serve_app.rollout import ReleaseConfig, changing_releases, resolve_releases, updated, write_releases
 
     application, _ = load_serve_file(config, overrides)
     with changing_releases(application) as current:
@@ -120,7 +125,7 @@ def update(
             "share": share,
         }
         releases = updated(current, parse_settings(ReleaseConfig, given, "the release"))
-        facts = resolve_all(application, releases)[1]
+        facts = resolve_releases(application, releases)[1]
         write_releases(application, releases)
     click.echo(f"in force, by {application.releases}:\n{described(facts)}")
     if url:
@@ -131,14 +136,14 @@ def update(
 @settings_options("serve/lab.yaml")
 @url_option
 def rollback(config: Path, overrides: tuple[str, ...], url: str | None) -> None:
-    """Take the last update back; twice, and it is in force again."""
-    from serve_app.local import load_serve_file
-    from serve_app.rollout import changing_releases, resolve_all, rolled_back, write_releases
+    """Undo the last update; a second rollback redoes it."""
+    from serve_app.app import load_serve_file
+    from serve_app.rollout import changing_releases, resolve_releases, rolled_back, write_releases
 
     application, _ = load_serve_file(config, overrides)
     with changing_releases(application) as current:
         releases = rolled_back(current)
-        facts = resolve_all(application, releases)[1]
+        facts = resolve_releases(application, releases)[1]
         write_releases(application, releases)
     click.echo(f"in force again, by {application.releases}:\n{described(facts)}")
     if url:
@@ -148,17 +153,17 @@ def rollback(config: Path, overrides: tuple[str, ...], url: str | None) -> None:
 @click.command("status")
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Where the server is.")
 def status(url: str) -> None:
-    """What a running server answers from: MetaInit, bank, version and share of each release."""
+    """Show what a running server answers from: MetaInit, bank, version and share of each release."""
     click.echo(described(releases_at(url)))
 
 
 _VERBS = {
     "update": (
         f"{__name__}:update",
-        "Answer from another MetaInit or bank from now on, or for a share of the traffic.",
+        "Answer from another MetaInit or bank, for all or a share of the traffic.",
     ),
-    "rollback": (f"{__name__}:rollback", "Take the last update back."),
-    "status": (f"{__name__}:status", "What a running server answers from."),
+    "rollback": (f"{__name__}:rollback", "Undo the last update."),
+    "status": (f"{__name__}:status", "Show what a running server answers from."),
 }
 
 
@@ -168,40 +173,41 @@ _VERBS = {
 def serve(context: click.Context, config: Path, overrides: tuple[str, ...]) -> None:
     """Serve a bank over HTTP; --set changes the application's args (bank=s3://bucket/bank) or http.port=9000.
 
-    Without a verb it serves, in the foreground until Ctrl-C. The verbs speak to servers that run, through the file
+    Without a verb it serves in the foreground, until Ctrl-C. The verbs change running servers through the file
     `releases` of their settings.
     """
     if context.invoked_subcommand is None:
         _serve(config, overrides)
-    elif _given(context):
+        return
+    sources = [context.get_parameter_source(name) for name in ("config", "overrides")]
+    if click.core.ParameterSource.COMMANDLINE in sources:
         raise click.UsageError(f"put --config and --set behind the verb: regrad serve {context.invoked_subcommand} ...")
 
 
-def _given(context: click.Context) -> bool:
-    sources = [context.get_parameter_source(name) for name in ("config", "overrides")]
-    return any(source is click.core.ParameterSource.COMMANDLINE for source in sources)
-
-
 def _check_not_overruled(application: ServeConfig, overrides: tuple[str, ...]) -> None:
-    """Raise `ConfigError` if the releases in force say another MetaInit or bank than the command line."""
+    """Raise `ConfigError` if the releases in force have another MetaInit or bank than the command line asks for."""
     from regrad.errors import ConfigError
     from serve_app.rollout import read_releases
 
     main = read_releases(application).releases[0]
     for key in ("meta_init", "bank"):
-        given, found = getattr(application, key), getattr(main, key)
+        given = getattr(application, key)
+        found = getattr(main, key)
         if given != found and any(override.startswith(f"{key}=") for override in overrides):
             raise ConfigError(
                 f"{key}={given} was asked for, but {application.releases} has {found} in force; put the new one in "
-                "force with `regrad serve update`, or give this server a file of its own with --set releases=FILE"
+                "force with `regrad serve update`, or give this server another file with --set releases=FILE",
+                code="overruled_by_releases",
+                key=key,
+                given=given,
+                found=found,
             )
 
 
 def _serve(config: Path, overrides: tuple[str, ...]) -> None:
     from ray_jobs.cluster import cluster, joined
     from regrad.cli.options import wait_until_stopped
-    from serve_app.app import check_artefacts
-    from serve_app.local import check_port, load_serve_file, serving
+    from serve_app.app import check_artefacts, check_port, load_serve_file, serving
     from serve_app.rollout import read_releases
 
     application, http = load_serve_file(config, overrides)
@@ -221,11 +227,11 @@ def _serve(config: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--method", default="regrad", show_default=True, help="direct, rag, regrad, regrad+icl, regrad-online.")
 @click.option("--k", default=3, show_default=True, help="How many passages to retrieve.")
 @click.option("--gamma", default=1.0, show_default=True, help="Scale of the update.")
-@click.option("--max-new-tokens", default=20, show_default=True, help="Length of the answer at most.")
+@click.option("--max-new-tokens", default=20, show_default=True, help="The longest answer.")
 def ask(question: str, url: str, method: str, k: int, gamma: float, max_new_tokens: int) -> None:
     """Ask a running server one question; shows the answer, the passages behind it and where the time went.
 
-    The API key, if the server wants one, is taken from REGRAD_API_KEY.
+    The API key, if the server needs one, is taken from REGRAD_API_KEY.
     """
     options = {"method": method, "k": k, "gamma": gamma, "max_new_tokens": max_new_tokens}
     answer = AnswerClient(url).answer(question, **options)
@@ -234,11 +240,8 @@ def ask(question: str, url: str, method: str, k: int, gamma: float, max_new_toke
         click.echo(f"  {score:>8}  {passage['tier'] or '':8}  {passage['id']}  {passage['title']}", err=True)
     for step in answer["degraded"]:
         click.echo(f"  degraded ({step['policy']}): {step['reason']}", err=True)
-    click.echo(_footer(answer), err=True)
-    click.echo(answer["answer"])
-
-
-def _footer(answer: dict[str, Any]) -> str:
     stages = "  ".join(f"{name} {value:.1f}" for name, value in answer["milliseconds"].items())
     bank = f"  bank {answer['bank_version']}" if answer["bank_version"] else ""
-    return f"  {answer['method']}{bank}  prompt {answer['usage']['prompt_tokens']} tokens  ms: {stages}"
+    tokens = answer["usage"]["prompt_tokens"]
+    click.echo(f"  {answer['method']}{bank}  prompt {tokens} tokens  ms: {stages}", err=True)
+    click.echo(answer["answer"])

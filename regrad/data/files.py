@@ -38,7 +38,7 @@ _MAGIC = re.compile(r"[*?[]")
 
 _SHOWN = 5
 
-Found = dict[str, dict[str, Any]]
+_Found = dict[str, dict[str, Any]]
 """What a file system says about each file, by path."""
 
 AN_ARRAY = "is a JSON array, and one object a line is expected; `jq -c '.[]'` writes an array's items as lines"
@@ -141,24 +141,24 @@ def reading(uri: str) -> Iterator[None]:
         ) from error
 
 
-def _look_up(fs: Any, root: str) -> Found:
+def _look_up(fs: Any, root: str) -> _Found:
     """The file at `root`, or what is below it, or what matches it. A name that exists is never taken for a glob."""
     try:
         return _below(fs, root, fs.info(root))
     except FileNotFoundError:
         if not has_magic(root):
             raise
-    matches: Found = fs.glob(root, detail=True)
+    matches: _Found = fs.glob(root, detail=True)
     above = _MAGIC.split(root)[0].rpartition("/")[0]
     shown = {path: info for path, info in matches.items() if not any(map(_hidden, _parts(path, above)))}
     return {path: info for name, found in shown.items() for path, info in _below(fs, name, found).items()}
 
 
-def _below(fs: Any, path: str, info: dict[str, Any]) -> Found:
+def _below(fs: Any, path: str, info: dict[str, Any]) -> _Found:
     """The file itself, or all files below the directory except hidden ones."""
     if info["type"] != "directory":
         return {path: info}
-    files: Found = {}
+    files: _Found = {}
     # Not fs.find or fs.walk: they leave out a directory that cannot be listed, silently, with all that is in it.
     for entry in fs.ls(path, detail=True):
         name = entry["name"].rstrip("/")

@@ -89,9 +89,9 @@ def published_checksum(config: QuestionSetConfig) -> str | None:
     return PUBLISHED.get(config.format, {}).get(unpacked_name(config.path))
 
 
-Reader = Callable[[QuestionFile], Iterator[Question]]
+QuestionReader = Callable[[QuestionFile], Iterator[Question]]
 
-READERS: Registry[Reader] = Registry(
+READERS: Registry[QuestionReader] = Registry(
     "question format",
     EvaluationError,
     {

@@ -1,4 +1,4 @@
-"""The lab world, its base model, and the demo."""
+"""Settings of the lab world, its base model and its question writer."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ class LabConfig(Settings):
     """`regrad lab world`: the lab's files."""
 
     output: Location = "runs/lab"
-    variant: LabVariant = Field("people", description="the lab itself, or a harder one (regrad/lab/sets)")
+    variant: LabVariant = Field("people", description="the lab itself (people), or a harder one")
     seed: int = 0
     questions: int = Field(200, ge=1)
     task_records: int = Field(4000, ge=1)
     people_per_record: int = Field(8, ge=3, le=50)
-    three_passage_fraction: float = Field(1.0, ge=0, le=1, description="records whose questions have others' passages")
-    context_passages: int = Field(3, ge=2, le=20, description="passages that such a question rests on")
-    documents: int = Field(0, ge=0, description="meta-training people whose documents alone are written, too")
-    augmented: int = Field(0, ge=0, description="questions for each passage of the corpus, to train adapters; 0: none")
+    three_passage_fraction: float = Field(
+        1.0, ge=0, le=1, description="share of questions that also rest on other people's passages"
+    )
+    context_passages: int = Field(3, ge=2, le=20, description="passages of such a question")
+    documents: int = Field(0, ge=0, description="meta-training people whose documents are also written")
+    augmented: int = Field(0, ge=0, description="questions per passage of the corpus, for adapters; 0: none")
 
 
 class LabPretrainConfig(Settings):

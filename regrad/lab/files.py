@@ -1,4 +1,4 @@
-"""The files of a lab: passages, questions, training tasks and augmented passages."""
+"""The files of a lab, and of a harder one: passages, questions, training tasks and augmented passages."""
 
 from __future__ import annotations
 
@@ -11,20 +11,11 @@ from regrad.data.augmented import AUGMENTED, Augmented, Pair, encode_augmented
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage, encode_passages
 from regrad.lab.config import LabConfig
+from regrad.lab.sets import SETS
+from regrad.lab.sets.base import LabSet, SetQuestion
 from regrad.lab.wording import ATTRIBUTES
 from regrad.lab.world import Namesakes, Person, World, passage, question
 from regrad.storage import Storage
-
-
-def augmented(people: Iterable[Person], passages: Iterable[Passage], pairs: int, seed: int = 31) -> Iterator[Augmented]:
-    """Each person's passage with another wording and so many questions, of different attributes as far as there are."""
-    for person, text in zip(people, passages, strict=True):
-        rng = random.Random(f"{seed}/{person.name}")
-        order = rng.sample(ATTRIBUTES, len(ATTRIBUTES))
-        asked = [order[number % len(order)] for number in range(pairs)]
-        questions = tuple(Pair(question(person, name, rng), person.values[name]) for name in asked)
-        yield Augmented(text, (passage(person, rng).text,), questions)
-
 
 CORPUS, QUESTIONS, TASKS, DEV = "corpus.jsonl", "questions.jsonl", "tasks.jsonl", "dev.jsonl"
 DOCUMENTS = "documents.jsonl"
@@ -36,7 +27,7 @@ _NAMESAKE_FRACTION = 0.9
 
 @dataclass(frozen=True)
 class LabQuestion:
-    """A held-out question: who it is about, and the passage of another person as a control."""
+    """A question, the passage that answers it, and the passage of another person as a control."""
 
     question: str
     answers: tuple[str, ...]
@@ -47,20 +38,20 @@ class LabQuestion:
 def write_lab(config: LabConfig) -> Storage:
     """Write `corpus.jsonl` (held-out people), `questions.jsonl`, `tasks.jsonl` and `dev.jsonl` (meta people).
 
-    With `config.documents`, also `documents.jsonl`: so many of the meta people's documents, and no questions. With
-    `config.augmented`, also `augmented.jsonl`: the corpus with other wordings and so many questions a passage.
+    With `config.documents` also `documents.jsonl`: the documents of that number of meta people, without questions. With
+    `config.augmented` also `augmented.jsonl`: the corpus with other wordings and that number of questions a passage.
     """
     world = World(config.seed)
     storage = Storage(config.output)
     storage.write(CORPUS, encode_passages(held_out_corpus(world)))
     storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in held_out_questions(world, config.questions)))
     training, dev = world.meta[:-DEV_PEOPLE], world.meta[-DEV_PEOPLE:]
-    storage.write(TASKS, encode_jsonl(tasks(training, config, config.task_records, seed=11)))
-    storage.write(DEV, encode_jsonl(tasks(dev, config, DEV_RECORDS, seed=12)))
+    storage.write(TASKS, encode_jsonl(lab_tasks(training, config, config.task_records, seed=11)))
+    storage.write(DEV, encode_jsonl(lab_tasks(dev, config, DEV_RECORDS, seed=12)))
     if config.documents:
         storage.write(DOCUMENTS, encode_passages(documents(training[: config.documents])))
     if config.augmented:
-        items = augmented(world.held_out, held_out_corpus(world), config.augmented)
+        items = augmented_passages(world.held_out, held_out_corpus(world), config.augmented)
         storage.write(AUGMENTED, encode_augmented(items))
     return storage
 
@@ -82,7 +73,7 @@ def held_out_questions(world: World, count: int, seed: int = 77) -> list[LabQues
 
 
 def people_questions(people: Sequence[Person], count: int, seed: int = 77) -> list[LabQuestion]:
-    """The same about any people."""
+    """Questions about any people, cycling through people and attributes."""
     rng = random.Random(seed)
     questions = []
     for i in range(count):
@@ -93,11 +84,10 @@ def people_questions(people: Sequence[Person], count: int, seed: int = 77) -> li
     return questions
 
 
-def tasks(people: list[Person], config: LabConfig, records: int, seed: int) -> Iterable[dict[str, Any]]:
+def lab_tasks(people: Sequence[Person], config: LabConfig, records: int, seed: int) -> Iterable[dict[str, Any]]:
     """Task records: people who mostly share name pieces; a question rests on its person's passage and others'.
 
-    The others (two, if nothing else is said) are, where there are any, such that share a name piece with the person:
-    what BM25 retrieves beside.
+    The others (two by default) share a name piece with the person, if there are such: what BM25 would also retrieve.
     """
     rng, namesakes = random.Random(seed), Namesakes(people)
     for number in range(records):
@@ -114,7 +104,7 @@ def tasks(people: list[Person], config: LabConfig, records: int, seed: int) -> I
 
 
 def namesake_group(people: Sequence[Person], namesakes: Namesakes, size: int, rng: random.Random) -> list[Person]:
-    """Each next person mostly shares a name piece with one who is already there."""
+    """People of whom each mostly shares a name piece with an earlier one."""
     group: list[Person] = []
     while len(group) < size:
         near = bool(group) and rng.random() < _NAMESAKE_FRACTION
@@ -125,8 +115,76 @@ def namesake_group(people: Sequence[Person], namesakes: Namesakes, size: int, rn
 
 
 def nearest(group: Sequence[Person], i: int, rng: random.Random) -> list[int]:
-    """All others, those first who share a name piece with person i."""
+    """The positions of all others, first of those who share a name piece with person i."""
     others = [j for j in range(len(group)) if j != i]
     rng.shuffle(others)
     pieces = set(group[i].name.split())
     return sorted(others, key=lambda j: not pieces & set(group[j].name.split()))
+
+
+def augmented_passages(
+    people: Iterable[Person], passages: Iterable[Passage], pairs: int, seed: int = 31
+) -> Iterator[Augmented]:
+    """Each person's passage with another wording and this number of questions, about different attributes first."""
+    for person, text in zip(people, passages, strict=True):
+        rng = random.Random(f"{seed}/{person.name}")
+        order = rng.sample(ATTRIBUTES, len(ATTRIBUTES))
+        asked = [order[number % len(order)] for number in range(pairs)]
+        questions = tuple(Pair(question(person, name, rng), person.values[name]) for name in asked)
+        yield Augmented(text, (passage(person, rng).text,), questions)
+
+
+def write_hard_lab(config: LabConfig) -> Storage:
+    """Write the four files of the harder lab that `config.variant` names: those of `write_lab`.
+
+    `questions.jsonl` has lists where the lab has one passage (`passage_ids`, `other_passage_ids`), and a `group`.
+    """
+    lab = SETS[config.variant](World(config.seed))
+    storage = Storage(config.output)
+    storage.write(CORPUS, encode_passages(set_corpus(lab)))
+    storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in set_questions(lab, config.questions)))
+    size = config.people_per_record
+    training = set_tasks(lab, lab.meta[:-DEV_PEOPLE], config.task_records, size, seed=11)
+    dev = set_tasks(lab, lab.meta[-DEV_PEOPLE:], DEV_RECORDS, size, seed=12)
+    for name, tasks in ((TASKS, training), (DEV, dev)):
+        # The variant in the ids keeps them unique where tasks of several labs are mixed.
+        storage.write(name, encode_jsonl({**task, "id": f"{config.variant}-{task['id']}"} for task in tasks))
+    return storage
+
+
+def set_corpus(lab: LabSet, seed: int = 21) -> list[Passage]:
+    """The passages about all held-out subjects."""
+    rng = random.Random(seed)
+    return [item for person in lab.held_out for item in lab.passages(person, rng)]
+
+
+def set_questions(lab: LabSet, count: int, seed: int = 77) -> list[SetQuestion]:
+    """Questions about held-out subjects, cycling through them and through the attributes."""
+    rng, people = random.Random(seed), lab.held_out
+    return [lab.ask(people[(i * 7) % len(people)], ATTRIBUTES[i % len(ATTRIBUTES)], rng) for i in range(count)]
+
+
+def set_tasks(
+    lab: LabSet, people: Sequence[Person], records: int, people_per_record: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Task records: people who mostly share name pieces, all of their passages, and questions about each.
+
+    A question rests on the passages of its own subject, in random order (no retriever knows which of them answers),
+    and then on those of others, up to `lab.context` in all, first of those who share a name piece.
+    """
+    rng, namesakes = random.Random(seed), Namesakes(people)
+    for number in range(records):
+        group = namesake_group(people, namesakes, people_per_record, rng)
+        about = [lab.passages(person, rng) for person in group]
+        starts = [sum(len(items) for items in about[:j]) for j in range(len(group))]
+        positions = [range(start, start + len(items)) for start, items in zip(starts, about, strict=True)]
+        questions = []
+        for i, person in enumerate(group):
+            own = rng.sample(positions[i], len(positions[i]))
+            others = [rng.choice(positions[j]) for j in nearest(group, i, rng)]
+            context = [*own, *others][: max(lab.context, len(own))]
+            for attribute in rng.sample(ATTRIBUTES, QUESTIONS_PER_PERSON):
+                item = lab.ask(person, attribute, rng)
+                questions.append({"question": item.question, "answer": item.answers[0], "context": context})
+        passages = [asdict(item) for items in about for item in items]
+        yield {"id": f"{seed}-{number}", "passages": passages, "questions": questions}

@@ -19,7 +19,7 @@ PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 def train_tokenizer(
     world: World, seed: int = 1, people: int = 20_000, vocabulary: int = 3000
 ) -> PreTrainedTokenizerFast:
-    """Learn the tokenizer from texts about the reading people; raises `ModelError` if a value splits."""
+    """Learn the tokenizer from texts about people of the reading split; raises `ModelError` if a value splits."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -39,7 +39,11 @@ def check_single_tokens(tokenizer: PreTrainedTokenizerFast, world: World) -> Non
     """Raise `ModelError` unless every name piece and value, after a space, is exactly one token."""
     for word in [*world.first_names, *world.last_names, *world.values]:
         if len(tokenizer.encode(f" {word}", add_special_tokens=False)) != 1:
-            raise ModelError(f"the lab tokenizer splits {word!r}; tokenizer and world do not belong together")
+            raise ModelError(
+                f"the lab tokenizer splits {word!r}; tokenizer and world do not belong together",
+                code="tokenizer_splits",
+                word=word,
+            )
 
 
 def _texts(world: World, rng: random.Random, people: int) -> Iterator[str]:

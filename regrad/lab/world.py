@@ -1,7 +1,7 @@
 """The lab's people: who they are, which of them each stage may see, and how they are written about.
 
-Everything is a pure function of one seed. Names recombine 150 first and 400 last names, so that a
-held-out person's name pieces are known to the model and the person is not.
+Everything is a pure function of one seed. Names combine 150 first and 400 last names, so that the model knows the name
+pieces of a held-out person but not the person.
 """
 
 from __future__ import annotations
@@ -9,39 +9,16 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from regrad.data.passages import Passage
 from regrad.lab.wording import ATTRIBUTES, HOBBIES, OCCUPATIONS, QUESTIONS, STATEMENTS
 
 _SYLLABLES = {
-    "C": [
-        "b",
-        "d",
-        "f",
-        "g",
-        "k",
-        "l",
-        "m",
-        "n",
-        "p",
-        "r",
-        "s",
-        "t",
-        "v",
-        "z",
-        "br",
-        "dr",
-        "kr",
-        "tr",
-        "st",
-        "th",
-        "sh",
-    ],
-    "V": ["a", "e", "i", "o", "u", "ai", "ea"],
-    "E": ["n", "r", "l", "s", "k", "m", "th", "x", "nd"],
+    "C": [*"bdfgklmnprstvz", "br", "dr", "kr", "tr", "st", "th", "sh"],
+    "V": [*"aeiou", "ai", "ea"],
+    "E": [*"nrlskm", "th", "x", "nd"],
 }
 _MAX_WORD_LENGTH = 11
 
@@ -62,7 +39,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Split:
-    """How many people each stage has: memorised in pre-training, meta-training, held out; the rest are for reading."""
+    """Numbers of people: memorised in pre-training, for meta-training, held out. Pre-training reads about the rest."""
 
     memorised: int = 300
     meta: int = 8000
@@ -86,15 +63,14 @@ class World:
         }
         names = [f"{first} {last}" for first, last in itertools.product(self.first_names, self.last_names)]
         rng.shuffle(names)
-        people = [self._person(name, rng) for name in names]
-        ends = itertools.accumulate((split.held_out, split.meta, split.memorised))
-        a, b, c = ends
+        people: list[Person] = []
+        for name in names:
+            pronoun = rng.choice(["He", "She"])
+            values = {attribute: rng.choice(self.vocabulary[attribute]) for attribute in ATTRIBUTES}
+            people.append(Person(name, pronoun, values))
+        a, b, c = itertools.accumulate((split.held_out, split.meta, split.memorised))
         self.held_out, self.meta = people[:a], people[a:b]
         self.memorised, self.reading = people[b:c], people[c:]
-
-    def _person(self, name: str, rng: random.Random) -> Person:
-        pronoun = rng.choice(["He", "She"])
-        return Person(name, pronoun, {attribute: rng.choice(self.vocabulary[attribute]) for attribute in ATTRIBUTES})
 
     @property
     def values(self) -> list[str]:
@@ -103,21 +79,16 @@ class World:
 
 
 class Namesakes:
-    """Who shares a first or a last name with whom: the passages that BM25 confuses."""
+    """People who share a first or a last name, whose passages BM25 confuses."""
 
     def __init__(self, people: Sequence[Person]) -> None:
-        self.people = people
-
-    @cached_property
-    def _by_piece(self) -> dict[str, list[Person]]:
-        by_piece: dict[str, list[Person]] = defaultdict(list)
-        for person in self.people:
+        self._by_piece: dict[str, list[Person]] = defaultdict(list)
+        for person in people:
             for piece in person.name.split():
-                by_piece[piece].append(person)
-        return by_piece
+                self._by_piece[piece].append(person)
 
     def sample(self, person: Person, rng: random.Random) -> Person:
-        """One person (maybe the same one) who shares a randomly chosen name piece."""
+        """A person with the same first or last name (chosen at random), possibly the same person."""
         return rng.choice(self._by_piece[rng.choice(person.name.split())])
 
 
@@ -125,11 +96,22 @@ def passage(person: Person, rng: random.Random, name_probability: float = 0.4) -
     """This person's document: five facts in random order and wording, mostly by pronoun after the first."""
     attributes = list(ATTRIBUTES)
     rng.shuffle(attributes)
+    return Passage(person.passage_id, person.name, facts(person, attributes, rng, STATEMENTS, name_probability))
+
+
+def facts(
+    person: Person,
+    attributes: Sequence[str],
+    rng: random.Random,
+    statements: Mapping[str, Sequence[str]],
+    name_probability: float = 0.4,
+) -> str:
+    """One sentence for each attribute, in this order: the first by name, the others mostly by pronoun."""
     sentences = []
     for position, attribute in enumerate(attributes):
         subject = person.name if position == 0 or rng.random() < name_probability else person.pronoun
-        sentences.append(rng.choice(STATEMENTS[attribute]).format(subject=subject, value=person.values[attribute]))
-    return Passage(person.passage_id, person.name, " ".join(sentences))
+        sentences.append(rng.choice(statements[attribute]).format(subject=subject, value=person.values[attribute]))
+    return " ".join(sentences)
 
 
 def question(person: Person, attribute: str, rng: random.Random) -> str:

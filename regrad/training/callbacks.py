@@ -1,4 +1,4 @@
-"""What a run tells about itself, to whom, and the counters behind it."""
+"""What a run reports, the listeners that it reports to, and the counters behind the reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from regrad.training.checkpoint import Checkpoint, Product, Score
+from regrad.training.checkpoint import Checkpoint, DevScore, Product
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class StepReport:
     """One logged step.
 
     `loss` is the mean over all workers and over the steps since the last report, `rates` are units a second of all
-    workers (passages, tokens), and `numbers` whatever else the learner tells.
+    workers (passages, tokens), and `numbers` whatever else the learner reports.
     """
 
     step: int
@@ -34,19 +34,19 @@ class StepReport:
 
 
 class Listener(Protocol):
-    """Who is told how a run goes. All workers call every method at the same steps."""
+    """Receives what happens in a run. All workers call every method at the same steps."""
 
     def note(self, text: str) -> None:
-        """Something worth knowing."""
+        """A remark for the log."""
 
     def report(self, report: StepReport) -> None:
-        """Every `watch.every` steps."""
+        """Called every `watch.every` steps."""
 
-    def scored(self, score: Score) -> None:
-        """The dev items were scored."""
+    def scored(self, score: DevScore) -> None:
+        """Called after the dev items were scored."""
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Keep this."""
+        """Called with each checkpoint; keeping it is up to the listener."""
 
 
 class Silent:
@@ -58,7 +58,7 @@ class Silent:
     def report(self, report: StepReport) -> None:
         """See `Listener`."""
 
-    def scored(self, score: Score) -> None:
+    def scored(self, score: DevScore) -> None:
         """See `Listener`."""
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -66,7 +66,7 @@ class Silent:
 
 
 class Best(Silent):
-    """Keeps in memory the product of the checkpoint that scored best by one of the numbers."""
+    """Keeps in memory the product of the checkpoint with the highest value of one of the scores."""
 
     def __init__(self, number: str) -> None:
         self.product: Product | None = None
@@ -80,7 +80,7 @@ class Best(Silent):
 
 
 class Meter:
-    """Counts what this worker has trained on since the run, or this part of it, began."""
+    """Counts what this worker has trained on since the run, or the resumed part of it, began."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -108,7 +108,7 @@ class Meter:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that this process had on the GPU, or of resident memory."""
+    """The peak memory of this process in bytes: on the GPU, or resident."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

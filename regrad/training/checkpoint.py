@@ -1,9 +1,9 @@
-"""Where a run stands, and its checkpoint on disk: complete enough that the run goes on as if nothing had happened.
+"""The state of a run, and its checkpoint on disk, from which the run continues as if nothing had happened.
 
 A checkpoint is a directory: `state.safetensors` (parameters and optimiser moments), `checkpoint.json` (its card: what
-is trained, on which base weights, the digest of the tensors, and the `TrainState`), and what the run would give if it
-ended here, a directory by itself (`meta_init/`, `adapter/`). The order of draws follows from seed and step, so it needs
-no state.
+is trained, on which base weights, the digest of the tensors, and the `TrainState`), and the directory of the product
+that the run would have if it ended here (`meta_init/`, `adapter/`). The order of draws follows from seed and step, so
+it needs no state.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Score:
-    """Numbers by name, of the dev items after `step` steps."""
+class DevScore:
+    """Scores of the dev items after `step` steps, by name."""
 
     step: int
     values: Mapping[str, float]
@@ -42,34 +42,34 @@ class Score:
 
 @dataclass
 class TrainState:
-    """Where a run stands.
+    """The state of a run.
 
-    `losses` has the mean loss of each step, but for those in `skipped`, in which something was not finite. `decided` is
+    `losses` has the mean loss of each step except those in `skipped`, in which something was not finite. `decided` is
     what was decided at the first step for all others, and `seconds` the time that one worker spent in steps.
     """
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
-    scores: list[Score] = field(default_factory=list)
+    scores: list[DevScore] = field(default_factory=list)
     decided: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
     def skipped_in_a_row(self) -> int:
-        """How many of the last steps were skipped, one after the other."""
+        """How many consecutive steps up to the latest were skipped."""
         count = 0
         while count < len(self.skipped) and self.skipped[-1 - count] == self.step - count:
             count += 1
         return count
 
     @property
-    def latest_score(self) -> Score | None:
-        """The score of the present step, if it has one."""
+    def latest_score(self) -> DevScore | None:
+        """The score of the latest step, if it has one."""
         return self.scores[-1] if self.scores and self.scores[-1].step == self.step else None
 
     def some_losses(self, count: int = 500) -> list[float]:
-        """About `count` of the losses, evenly spread and rounded, for a card."""
+        """About `count` of the losses, evenly spaced and rounded, for a card."""
         return [round(loss, 6) for loss in self.losses[:: max(1, len(self.losses) // count)]]
 
 
@@ -82,7 +82,7 @@ class Product(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run of some `kind` on some base weights, its tensors, and its product so far."""
+    """The state of a run of one `kind` on the weights `base`, its tensors, and its product so far."""
 
     kind: str
     base: str
@@ -101,26 +101,37 @@ class Checkpoint:
 
 
 def load_checkpoint(folder: Path, kind: str, base: str) -> tuple[TrainState, dict[str, Tensor]]:
-    """State and tensors; raises `TrainingError` if it is damaged, of another kind or version, or of other weights."""
+    """State and tensors; raises `TrainingError` if damaged, of another kind or version, or of other base weights."""
     try:
         card: dict[str, Any] = json.loads((folder / CARD).read_text())
         if card["format"] != _FORMAT or card["kind"] != kind:
             raise TrainingError(
                 f"the checkpoint at {folder} is of {card['kind']} in format {card['format']}, not of {kind} in format "
-                f"{_FORMAT}; start again with checkpoints.resume=false"
+                f"{_FORMAT}; start again with checkpoints.resume=false",
+                code="checkpoint_of_another_kind",
+                uri=str(folder),
+                expected=kind,
+                found=card["kind"],
+            )
+        if card["base"] != base:
+            raise TrainingError(
+                f"the checkpoint at {folder} belongs to base weights {card['base']:.16} and the model has {base:.16}; "
+                "discard the run with checkpoints.resume=false",
+                code="checkpoint_of_another_base",
+                uri=str(folder),
             )
         if card["tensors"] != _digest(folder / _TENSORS):
             raise ValueError(f"{_TENSORS} is not what was written")
         tensors = load_file(folder / _TENSORS)
-        scores = [Score(**score) for score in card["state"].pop("scores")]
+        scores = [DevScore(**score) for score in card["state"].pop("scores")]
         state = TrainState(**card["state"], scores=scores)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise TrainingError(
             f"the checkpoint at {folder} is damaged or of an earlier version: {error}; start again with "
-            "checkpoints.resume=false"
+            "checkpoints.resume=false",
+            code="checkpoint_damaged",
+            uri=str(folder),
         ) from error
-    if card["base"] != base:
-        raise TrainingError("the run was begun with other base weights; discard it with checkpoints.resume=false")
     return state, tensors
 
 
@@ -128,7 +139,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def module_tensors(module: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
-    """Copies of a module's parameters and of their moments, on the CPU."""
+    """Copies of a module's parameters and their AdamW moments, on the CPU."""
     tensors = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
     for name, parameter in module.named_parameters():
         moments = optimizer.state.get(parameter, {})

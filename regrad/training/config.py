@@ -1,8 +1,9 @@
-"""Settings that every training run has: how it survives, and what it reports."""
+"""Settings that every training run has: its steps and learning rates, how it survives, and what it reports."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Protocol
+import math
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -11,18 +12,49 @@ from regrad.settings import Location, Settings, WorkersConfig
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+class ScheduleConfig(Settings):
+    """The steps of a run, the learning rate of each, and when the run gives up."""
+
+    steps: int = Field(1000, ge=1)
+    epochs: float | None = Field(None, gt=0, description="instead of steps: how often each item is drawn, on average")
+    batch_size: int = Field(16, ge=1, description="items (tasks or examples) of one step, over all workers")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="after the warm-up; linear and cosine fall to zero"
+    )
+    max_bad_steps: int = Field(
+        5, ge=1, description="stop after this many steps in a row whose loss or gradient is not finite"
+    )
+
+    def learning_rate_factor(self, step: int) -> float:
+        """The share of the peak rate at `step` (the first is 0): linear warm-up to 1, then `schedule`."""
+        warmup = max(1, math.ceil(self.warmup_fraction * self.steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        done = min(1.0, (step - warmup) / max(1, self.steps - warmup))
+        return {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[self.schedule]
+
+    def with_steps(self, items: int) -> Self:
+        """The same settings with the number of steps (at least one) that `epochs` over this many items take."""
+        if self.epochs is None:
+            return self
+        return self.model_copy(update={"steps": max(1, math.ceil(self.epochs * items / self.batch_size))})
+
+
 class CheckpointConfig(Settings):
     """How a run survives."""
 
     every: int = Field(100, ge=1, description="steps")
-    keep: int = Field(2, ge=1, description="checkpoints kept: the best by dev F1, or the newest; the newest always is")
+    keep: int = Field(
+        2, ge=1, description="number of checkpoints kept: the best by dev F1, else the newest; always the newest"
+    )
     location: Location | None = Field(None, description="shared by all nodes; `<output>.training` if null")
     max_failures: int = Field(3, ge=0, description="lost workers that are replaced before the run gives up")
-    resume: bool = Field(True, description="go on with an unfinished run of this configuration, or start afresh")
+    resume: bool = Field(True, description="continue an unfinished run of this configuration; false: start again")
 
 
 class WatchConfig(Settings):
-    """What a run reports, and to whom."""
+    """What a run reports, and where."""
 
     every: int = Field(50, ge=1, description="steps")
     tensorboard: bool = True
@@ -31,24 +63,11 @@ class WatchConfig(Settings):
     mlflow_experiment: str | None = Field(None, description="MLflow, if it is installed")
 
 
-class TrainConfig(Protocol):
+class TrainConfig(Settings):
     """What the settings of every training job have, whatever it trains."""
 
-    @property
-    def output(self) -> str:
-        """Where the result goes."""
-
-    @property
-    def checkpoints(self) -> CheckpointConfig:
-        """How it survives."""
-
-    @property
-    def watch(self) -> WatchConfig:
-        """What it reports."""
-
-    @property
-    def cluster(self) -> WorkersConfig:
-        """Its workers."""
-
-    def model_dump(self, *, mode: str, exclude: set[str] | None = None) -> dict[str, Any]:
-        """All settings, as they are written down."""
+    output: Location
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    watch: WatchConfig = WatchConfig()
+    seed: int = 0
+    cluster: WorkersConfig = WorkersConfig()

@@ -1,7 +1,7 @@
-"""The loop that all training shares: steps, skipped steps, reports, scores and checkpoints, and going on from one.
+"""The loop that all training shares: steps, skipped steps, reports, scores, checkpoints, and resuming from one.
 
-It knows neither what is trained nor who listens. A `Learner` is what a step computes and moves: a MetaInit, a LoRA, and
-as well a network with parameters of its own. The same loop runs in one process and on every worker of a job.
+It knows neither what is trained nor who listens. A `Learner` is what a step computes and updates: a MetaInit, a LoRA or
+a network with its own parameters. The same loop runs in one process and on every worker of a job.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from torch import Tensor
 from regrad.errors import TrainingError
 from regrad.text import counted
 from regrad.training.callbacks import Listener, Meter, Silent, StepReport, peak_memory
-from regrad.training.checkpoint import Checkpoint, Product, Score, TrainState, load_checkpoint
-from regrad.training.config import CheckpointConfig, WatchConfig
-from regrad.training.schedules import Schedule, learning_rate_factor
+from regrad.training.checkpoint import Checkpoint, DevScore, Product, TrainState, load_checkpoint
+from regrad.training.config import CheckpointConfig, ScheduleConfig, WatchConfig
 from regrad.training.workers import Workers
 
 Item = TypeVar("Item")
@@ -32,7 +31,7 @@ Item_contra = TypeVar("Item_contra", contravariant=True)
 class StepResult:
     """The loss of a step, the mean over all workers, and what this worker trained on (passages, tokens).
 
-    No loss means that a loss or gradient was not finite on some worker: then no worker has moved anything.
+    No loss means that a loss or gradient was not finite on some worker: then no worker has updated anything.
     """
 
     loss: float | None
@@ -42,13 +41,13 @@ class StepResult:
 class Learner(Protocol[Item_contra]):
     """One worker's side of what is trained. Every worker calls every method at the same steps.
 
-    A step is a function of the parameters, the optimiser's state, the batch and the factor: what else is random in it
-    has to be drawn by seed and step, or a resumed run is another one.
+    A step is a function of the parameters, the optimiser's state, the batch and the factor: anything random in it has
+    to be drawn from seed and step, or a resumed run differs from an undisturbed one.
     """
 
     @property
     def kind(self) -> str:
-        """What this training is called; a checkpoint of another kind is refused."""
+        """The name of this training; a checkpoint of another kind is refused."""
 
     @property
     def base(self) -> str:
@@ -67,16 +66,16 @@ class Learner(Protocol[Item_contra]):
         """The directory of the product inside a checkpoint."""
 
     def prepare(self, batch: Sequence[Item_contra], state: TrainState) -> str:
-        """Called before the first step, and the first after a resume; may put something into `state.decided`.
+        """Called before the first step and the first after a resume; may put something into `state.decided`.
 
-        Returns a note, or nothing to note.
+        Returns a note for the listener, which may be empty.
         """
 
     def step(self, batch: Sequence[Item_contra], factor: float) -> StepResult:
         """One step on this worker's items, at `factor` times the peak learning rate."""
 
     def numbers(self) -> Mapping[str, float]:
-        """What is to be reported of the present step beside the loss."""
+        """What to report about the latest step, besides the loss."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and optimiser moments, whole and on the CPU."""
@@ -89,9 +88,9 @@ class Learner(Protocol[Item_contra]):
 
 
 def resume(learner: Learner[Any], checkpoint: AbstractContextManager[Path | None]) -> TrainState:
-    """Where to go on: from the checkpoint, which is put into the learner, or from the start if there is none.
+    """The state to continue from: that of the checkpoint, which is loaded into the learner, or a new one without it.
 
-    Raises `TrainingError` if it is damaged or of another run.
+    Raises `TrainingError` if the checkpoint is damaged or of another run.
     """
     with checkpoint as folder:
         if folder is None:
@@ -101,19 +100,11 @@ def resume(learner: Learner[Any], checkpoint: AbstractContextManager[Path | None
     return state
 
 
-class Pace(Schedule, Protocol):
-    """The steps of a run, their learning rates, and when it gives up: the optimiser's settings of several jobs."""
-
-    @property
-    def max_bad_steps(self) -> int:
-        """Steps in a row that may be skipped."""
-
-
 @dataclass(frozen=True)
 class Scoring:
-    """How a run is scored: `every` so many steps (None: at the end only), by a function that all workers call."""
+    """How a run is scored: after `every` steps (None: at the end only), by a function that all workers call."""
 
-    score: Callable[[int], Score]
+    score: Callable[[int], DevScore]
     every: int | None = None
 
 
@@ -123,42 +114,57 @@ class Loop(Generic[Item]):
     def __init__(
         self,
         learner: Learner[Item],
-        pace: Pace,
+        schedule: ScheduleConfig,
         checkpoints: CheckpointConfig,
         watch: WatchConfig,
         listener: Listener | None = None,
         scoring: Scoring | None = None,
         workers: Workers = Workers(),
     ) -> None:
-        self._learner, self._pace, self._checkpoints, self._watch = learner, pace, checkpoints, watch
+        self._learner, self._schedule, self._checkpoints, self._watch = learner, schedule, checkpoints, watch
         self._listener: Listener = listener or Silent()
         self._scoring, self._workers, self._meter = scoring, workers, Meter()
 
     def run(self, batches: Iterable[Sequence[Item]], state: TrainState | None = None) -> TrainState:
-        """Train until the last step; `batches` are this worker's items of each step that is still to be done.
+        """Train until the last step; `batches` are this worker's items of each remaining step.
 
         Raises `TrainingError` if too many steps in a row are not finite, or the batches end too early.
         """
-        state, first = state or TrainState(), True
+        state = state or TrainState()
+        scoring, prepared = self._scoring, False
         for batch in batches:
-            if first and (said := self._learner.prepare(batch, state)):
-                self._listener.note(said)
-            first = False
+            # 1. A step. What the learner decides once needs a batch to decide on.
+            if not prepared and (note := self._learner.prepare(batch, state)):
+                self._listener.note(note)
+            prepared = True
             self._step(batch, state)
-            last = state.step == self._pace.steps
+            last = state.step == self._schedule.steps
+            # 2. A report, and a score, whose time does not count as training.
             if last or state.step % self._watch.every == 0:
                 self._listener.report(self._report(state))
-            scored = self._score(state, last)
-            # A score has its checkpoint, since the best by score may become the result.
-            if last or scored or state.step % self._checkpoints.every == 0:
-                self._listener.checkpoint(self._checkpoint(state))
-        if state.step != self._pace.steps:
-            raise TrainingError(f"the batches ended at step {state.step} of {self._pace.steps}")
+            if scoring and (last or (scoring.every is not None and state.step % scoring.every == 0)):
+                with self._meter.paused():
+                    state.scores.append(scoring.score(state.step))
+                self._listener.scored(state.scores[-1])
+            # 3. A checkpoint; one for each score, since the best by score may become the result.
+            if last or state.latest_score or state.step % self._checkpoints.every == 0:
+                learner, product = self._learner, self._learner.product(state)
+                tensors = learner.tensors()
+                self._listener.checkpoint(
+                    Checkpoint(learner.kind, learner.base, state, tensors, learner.product_name, product)
+                )
+        if state.step != self._schedule.steps:
+            raise TrainingError(
+                f"the batches ended at step {state.step} of {self._schedule.steps}",
+                code="batches_ended",
+                step=state.step,
+                steps=self._schedule.steps,
+            )
         return state
 
     def _step(self, batch: Sequence[Item], state: TrainState) -> None:
         started = time.perf_counter()
-        result = self._learner.step(batch, learning_rate_factor(self._pace, state.step))
+        result = self._learner.step(batch, self._schedule.learning_rate_factor(state.step))
         state.seconds += time.perf_counter() - started
         state.step += 1
         self._meter.count(result.counts)
@@ -166,34 +172,23 @@ class Loop(Generic[Item]):
             state.losses.append(result.loss)
             return
         state.skipped.append(state.step)
-        limit = self._pace.max_bad_steps
+        limit = self._schedule.max_bad_steps
         if state.skipped_in_a_row >= limit:
             raise TrainingError(
                 f"the loss or its gradient is not finite at step {state.step}, {counted(limit, 'time')} in a row; "
                 f"{self._learner.remedy} and start again with checkpoints.resume=false (the last checkpoint is intact: "
-                f"copy its {self._learner.product_name} first if you want to start from it)"
+                f"copy its {self._learner.product_name} first if you want to start from it)",
+                code="not_finite",
+                step=state.step,
+                times=limit,
             )
         self._listener.note(f"step {state.step} is skipped: its loss or gradient is not finite")
-
-    def _score(self, state: TrainState, last: bool) -> bool:
-        scoring = self._scoring
-        if scoring is None or not (last or (scoring.every is not None and state.step % scoring.every == 0)):
-            return False
-        with self._meter.paused():
-            state.scores.append(scoring.score(state.step))
-        self._listener.scored(state.scores[-1])
-        return True
-
-    def _checkpoint(self, state: TrainState) -> Checkpoint:
-        learner = self._learner
-        product = learner.product(state)
-        return Checkpoint(learner.kind, learner.base, state, learner.tensors(), learner.product_name, product)
 
     def _report(self, state: TrainState) -> StepReport:
         recent = state.losses[-self._watch.every :]
         return StepReport(
             step=state.step,
-            steps=self._pace.steps,
+            steps=self._schedule.steps,
             loss=sum(recent) / max(1, len(recent)),
             seconds=self._meter.seconds,
             memory_gb=peak_memory(self._learner.device) / 1e9,

@@ -1,6 +1,6 @@
-"""The order of draws of every training: what a step trains on follows from the sources, the seed and the step alone.
+"""The order of draws of every run: what a step trains on follows from the sources, the seed and the step alone.
 
-So it is the same for any number of workers, who share each batch, and a resumed run needs no state of the sampler.
+So it is the same for any number of workers, which share each batch, and a resumed run needs no sampler state.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from regrad.training.workers import Workers
 
 
 @dataclass(frozen=True)
-class Source:
-    """Items to draw from: how many, what seeds their permutations, and their weight (their number if None)."""
+class SampleSource:
+    """Items to draw from: their number, the seed of their permutations, and their weight (None: their number)."""
 
     size: int
     seed: str
@@ -38,10 +38,11 @@ class Sampler:
     Raises `TrainingError` if a source is empty.
     """
 
-    def __init__(self, sources: Sequence[Source], batch_size: int) -> None:
+    def __init__(self, sources: Sequence[SampleSource], batch_size: int) -> None:
         if not sources or not all(source.size for source in sources):
-            raise TrainingError("every source needs at least one item")
-        self._sources, self._batch_size = sources, batch_size
+            raise TrainingError("every source needs at least one item", code="source_empty")
+        self._sources = sources
+        self._batch_size = batch_size
         weights = [float(source.size if source.weight is None else source.weight) for source in sources]
         self._shares = [weight / sum(weights) for weight in weights]
 
@@ -52,13 +53,11 @@ class Sampler:
             yield workers.share(list(islice(draws, self._batch_size)))
 
     def draws(self, first: int, last: int) -> Iterator[Draw]:
-        """The draws at positions `first` to `last - 1`. The source that is furthest behind its share is next.
-
-        Which source is next depends on what was drawn before, so a resumed run counts the draws before `first` again.
-        It makes no permutation for them: an epoch's is a function of seed and epoch.
-        """
+        """The draws at positions `first` to `last - 1`. The source that is furthest behind its share is next."""
         drawn = [0] * len(self._sources)
         orders: dict[tuple[int, int], list[int]] = {}
+        # Which source is next depends on all earlier draws, so a resumed run counts those before `first` again. It
+        # makes no permutation for them: that of an epoch is a function of seed and epoch.
         for position in range(last):
             behind = [share * (position + 1) - n for share, n in zip(self._shares, drawn, strict=True)]
             source = behind.index(max(behind))
@@ -68,10 +67,7 @@ class Sampler:
                 continue
             if (source, epoch) not in orders:
                 orders.pop((source, epoch - 1), None)
-                orders[source, epoch] = self._permutation(source, epoch)
+                order = list(range(self._sources[source].size))
+                random.Random(f"{self._sources[source].seed}/{epoch}").shuffle(order)
+                orders[source, epoch] = order
             yield Draw(position, source, orders[source, epoch][place])
-
-    def _permutation(self, source: int, epoch: int) -> list[int]:
-        order = list(range(self._sources[source].size))
-        random.Random(f"{self._sources[source].seed}/{epoch}").shuffle(order)
-        return order

@@ -1,4 +1,4 @@
-"""Who watches a run: lines of text, TensorBoard files, and Weights & Biases or MLflow if they are installed."""
+"""Where reports go: lines of text, TensorBoard files, and Weights & Biases or MLflow if they are installed."""
 
 from __future__ import annotations
 
@@ -12,35 +12,40 @@ from typing import Any, Protocol
 from regrad.errors import ConfigError
 from regrad.storage import Storage
 from regrad.training.callbacks import StepReport
-from regrad.training.checkpoint import Score
+from regrad.training.checkpoint import DevScore
 from regrad.training.config import WatchConfig
 
 
 class Sink(Protocol):
-    """Takes numbers."""
+    """Receives numbers."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Numbers of one step, by name."""
 
     def close(self) -> None:
-        """No more will come."""
+        """Called once, after the last numbers."""
 
 
 class Watcher:
-    """Turns what a run tells into lines and numbers. `say` gets the lines."""
+    """Turns the reports of a run into lines, for `say`, and numbers, for the sinks."""
 
     def __init__(self, say: Callable[[str], None], sinks: list[Sink]) -> None:
         self._say, self._sinks = say, sinks
 
-    def __call__(self, item: str | StepReport | Score) -> None:
-        """One thing that a worker told."""
+    def __call__(self, item: str | StepReport | DevScore) -> None:
+        """One note, report or score of a worker."""
         if isinstance(item, str):
             self._say(item)
             return
-        self._say(step_line(item) if isinstance(item, StepReport) else score_line(item))
-        group = "train" if isinstance(item, StepReport) else "dev"
-        numbers = _numbers(item) if isinstance(item, StepReport) else item.values
-        values = {f"{group}/{name}": float(value) for name, value in numbers.items()}
+        if isinstance(item, StepReport):
+            self._say(step_line(item))
+            names = ("steps", "loss", "seconds", "memory_gb", "skipped")
+            rates = {f"{unit}_per_second": rate for unit, rate in item.rates.items()}
+            numbers = {name: getattr(item, name) for name in names} | rates | dict(item.numbers)
+            values = {f"train/{name}": float(value) for name, value in numbers.items()}
+        else:
+            self._say(score_line(item))
+            values = {f"dev/{name}": float(value) for name, value in item.values.items()}
         for sink in self._sinks:
             sink.log(values, item.step)
 
@@ -50,15 +55,8 @@ class Watcher:
             sink.close()
 
 
-def _numbers(report: StepReport) -> dict[str, float]:
-    """All numbers of a report by name."""
-    names = ("steps", "loss", "seconds", "memory_gb", "skipped")
-    rates = {f"{unit}_per_second": rate for unit, rate in report.rates.items()}
-    return {name: getattr(report, name) for name in names} | rates | dict(report.numbers)
-
-
 def step_line(report: StepReport) -> str:
-    """What a person reads of one report."""
+    """One report as a line of the log."""
     parts = [
         f"step {report.step}/{report.steps}",
         f"loss {report.loss:.4f}",
@@ -72,8 +70,8 @@ def step_line(report: StepReport) -> str:
     return "  ".join(parts)
 
 
-def score_line(score: Score) -> str:
-    """What a person reads of one score."""
+def score_line(score: DevScore) -> str:
+    """One score as a line of the log."""
     return "  ".join([f"step {score.step}  dev", *(f"{_words(name)} {v:.4g}" for name, v in score.values.items())])
 
 
@@ -82,7 +80,7 @@ def _words(name: str) -> str:
 
 
 def make_sinks(watch: WatchConfig, output: str, settings: dict[str, Any]) -> list[Sink]:
-    """As `watch` asks, for a run into `output` with these settings.
+    """The sinks that `watch` asks for, for a run into `output` with these settings.
 
     Raises `ConfigError` if it names a tracker that is not installed.
     """
@@ -97,7 +95,7 @@ def make_sinks(watch: WatchConfig, output: str, settings: dict[str, Any]) -> lis
 
 
 class _TensorBoard:
-    """Event files in a directory. On an object store they are put there after each report."""
+    """Event files in a directory; on an object store they are uploaded after each report."""
 
     def __init__(self, uri: str) -> None:
         from tensorboardX import SummaryWriter
@@ -151,4 +149,8 @@ def _installed(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f"watch asks for {name}, which is not installed: `pip install {name}`") from error
+        raise ConfigError(
+            f"watch asks for {name}, which is not installed: `pip install {name}`",
+            code="tracker_not_installed",
+            package=name,
+        ) from error

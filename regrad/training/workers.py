@@ -1,4 +1,4 @@
-"""The workers of a run, seen by one of them. A run of a single process has one worker, and the same code."""
+"""The workers of a run, seen by one of them. A run in a single process has one worker and the same code."""
 
 from __future__ import annotations
 
@@ -24,23 +24,28 @@ class Workers:
     here: int = 1
 
     def check(self, batch_size: int) -> None:
-        """Raise `TrainingError` unless a batch is the same number of items for each worker."""
+        """Raise `TrainingError` unless a batch has the same number of items for each worker."""
         if batch_size % self.count:
-            raise TrainingError(f"batch_size {batch_size} cannot be shared by {self.count} workers equally")
+            raise TrainingError(
+                f"batch_size {batch_size} cannot be shared by {self.count} workers equally; make it a multiple",
+                code="batch_not_divisible",
+                batch_size=batch_size,
+                workers=self.count,
+            )
 
     def share(self, batch: Sequence[Item]) -> list[Item]:
         """This worker's part of a global batch."""
         return list(batch[self.rank :: self.count])
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over all workers of a tensor that each of them has; every worker has to call it."""
+        """The mean over all workers of their values; a collective, which every worker has to call."""
         if self.count > 1:
             dist.all_reduce(values)
         return values / self.count
 
 
 def total(values: Sequence[float], device: torch.device) -> list[float]:
-    """The sum of each number over all workers; every worker has to call it."""
+    """The sum of each number over all workers; a collective, which every worker has to call."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return list(values)
     tensor = torch.tensor(values, dtype=torch.float64, device=device)

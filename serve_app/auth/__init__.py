@@ -1,1 +1,1 @@
-"""Who may ask, and how often."""
+"""Access to the server: API keys and rate limits."""

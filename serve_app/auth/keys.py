@@ -21,13 +21,15 @@ from regrad.locking import exclusive
 from regrad.settings import Settings
 from regrad.storage import Storage
 
+logger = logging.getLogger("ray.serve")
+
 KEY = re.compile(r"rg_([0-9a-f]{12})_[0-9a-f]{64}")
 _MAX_BYTES = 16 * 1024 * 1024
 _LOCK_SECONDS = 10.0
 
 
 class KeyFileError(RegradError):
-    """The file of API keys is missing, damaged or being changed; the text says which and what to do."""
+    """The file of API keys is missing, damaged or locked by another command; the text says which and what to do."""
 
     area = "key_file"
 
@@ -36,14 +38,8 @@ class NoKeyFile(KeyFileError):
     """There is no file of API keys where one is expected."""
 
 
-def _printable(name: str) -> str:
-    if not name.isprintable() or not name.strip():
-        raise ValueError("a name is one line of visible characters")
-    return name
-
-
 class KeyRecord(Settings):
-    """What is kept of a key. Without limits of its own it has those of the server's configuration."""
+    """What is kept of a key. The server's limits apply where the key has none."""
 
     id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
     name: Annotated[str, Field(min_length=1, max_length=80)]
@@ -56,7 +52,8 @@ class KeyRecord(Settings):
 
     @model_validator(mode="after")
     def _readable(self) -> KeyRecord:
-        _printable(self.name)
+        if not self.name.isprintable() or not self.name.strip():
+            raise ValueError("a name is one line of visible characters")
         return self
 
 
@@ -97,7 +94,7 @@ def make_key(
             tokens_per_minute=tokens_per_minute,
         )
     except ValidationError as error:
-        raise KeyFileError(f"such a key cannot be made: {_first(error)}") from error
+        raise KeyFileError(f"such a key cannot be made: {_first(error)}", code="bad_key") from error
     return key, record
 
 
@@ -107,7 +104,7 @@ class KeyStore:
     def __init__(self, uri: str) -> None:
         folder, _, self._name = uri.rpartition("/")
         if not self._name:
-            raise KeyFileError(f"{uri!r} names no file of keys")
+            raise KeyFileError(f"{uri!r} names no file of keys", code="not_a_file", uri=uri)
         self.uri = uri
         self._storage = Storage(folder or "/")
 
@@ -117,17 +114,24 @@ class KeyStore:
             return self._storage.read(self._name, 0, _MAX_BYTES + 1)
         except StorageError as error:
             if isinstance(error.__cause__, FileNotFoundError):
-                raise NoKeyFile(f"there is no file of keys at {self.uri}; make one with `regrad keys create`") from None
+                raise NoKeyFile(
+                    f"there is no file of keys at {self.uri}; make one with `regrad keys create`", uri=self.uri
+                ) from None
             raise
 
     def parse(self, data: bytes) -> tuple[KeyRecord, ...]:
         """The records in a file's bytes; raises `KeyFileError` saying what is wrong (and never a hash)."""
         if len(data) > _MAX_BYTES:
-            raise KeyFileError(f"the file of keys at {self.uri} is larger than {_MAX_BYTES} bytes")
+            raise KeyFileError(
+                f"the file of keys at {self.uri} is larger than {_MAX_BYTES} bytes", code="too_large", uri=self.uri
+            )
         try:
             return _KeyFile.model_validate_json(data).keys
         except ValidationError as error:
-            raise KeyFileError(f"the file of keys at {self.uri} is damaged: {_first(error)}") from None
+            # `from None`: the error's context would show the values, hashes among them, in a traceback.
+            raise KeyFileError(
+                f"the file of keys at {self.uri} is damaged: {_first(error)}", code="damaged", uri=self.uri
+            ) from None
 
     def records(self) -> tuple[KeyRecord, ...]:
         """All records, the oldest first."""
@@ -141,7 +145,12 @@ class KeyStore:
         """Disable a key; raises `KeyFileError` if there is none of this id."""
         found = next((record for record in self.records() if record.id == key_id), None)
         if found is None:
-            raise KeyFileError(f"the file of keys at {self.uri} has no key {key_id!r:.80}; see `regrad keys list`")
+            raise KeyFileError(
+                f"the file of keys at {self.uri} has no key {key_id!r:.80}; see `regrad keys list`",
+                code="unknown_key",
+                uri=self.uri,
+                key_id=key_id,
+            )
         revoked = found.model_copy(update={"disabled": True})
         self._change(lambda records: tuple(revoked if record.id == key_id else record for record in records))
         return revoked
@@ -157,13 +166,16 @@ class KeyStore:
 
     def _busy(self, holder: str) -> KeyFileError:
         return KeyFileError(
-            f"another command is changing the keys at {self.uri}; try again when it has ended (it is {holder})"
+            f"another command is changing the keys at {self.uri}; try again when it has ended (it is {holder})",
+            code="locked",
+            uri=self.uri,
+            holder=holder,
         )
 
 
 @contextmanager
 def _private() -> Iterator[None]:
-    """What this process writes to a local disk inside the block, only its user can read."""
+    """Files that this process creates inside the block can be read by its user only."""
     before = os.umask(0o077)
     try:
         yield
@@ -178,22 +190,22 @@ def _first(error: ValidationError) -> str:
     return f"{where}: {details['msg']}" if where else details["msg"]
 
 
-logger = logging.getLogger("ray.serve")
-
 CHECK_SECONDS = 2.0
 _WAIT_SECONDS = 1.0
-_NOBODY = KeyRecord(id="0" * 12, name="nobody", hash="0" * 64, created=datetime.fromtimestamp(0, UTC), disabled=True)
+_UNKNOWN = KeyRecord(id="0" * 12, name="unknown", hash="0" * 64, created=datetime.fromtimestamp(0, UTC), disabled=True)
 
 
 class BadKey(Exception):
-    """A key that opens nothing; the text says why, to who holds the key or does not."""
+    """A key that is not accepted; the text is for the client, and says why only if the whole key is right."""
 
 
 class KeyRing:
     """The keys of one file. Opening it raises `KeyFileError` or `StorageError` if the file cannot be used."""
 
     def __init__(self, uri: str, clock: Callable[[], float], now: Callable[[], float]) -> None:
-        self._store, self._clock, self._now = KeyStore(uri), clock, now
+        self._store = KeyStore(uri)
+        self._clock = clock
+        self._now = now
         self._data = self._store.read()
         self._keys = {record.id: record for record in self._store.parse(self._data)}
         self._checked = clock()
@@ -208,13 +220,13 @@ class KeyRing:
     def check(self, key: str) -> KeyRecord:
         """The record of a key; raises `BadKey`.
 
-        Ids that exist and ids that do not take the same steps, so that the time tells nothing about them, and only who
-        has the whole key learns that it was revoked or is too old.
+        Ids that exist and ids that do not take the same steps, so that timing reveals nothing about them, and only a
+        client with the whole key learns that it was revoked or has expired.
         """
         match = KEY.fullmatch(key)
-        record = self._keys.get(match[1] if match else "", _NOBODY)
-        if not hmac.compare_digest(key_hash(key), record.hash) or record is _NOBODY:
-            raise BadKey("the API key is not one that this server knows")
+        record = self._keys.get(match[1] if match else "", _UNKNOWN)
+        if not hmac.compare_digest(key_hash(key), record.hash) or record is _UNKNOWN:
+            raise BadKey("this server does not know the API key")
         if record.disabled:
             raise BadKey("the API key was revoked")
         if record.expires is not None and record.expires.timestamp() <= self._now():
@@ -222,10 +234,10 @@ class KeyRing:
         return record
 
     async def refresh(self) -> None:
-        """Read the file again if that was not done in the last two seconds.
+        """Read the file again unless that was done in the last two seconds.
 
-        A slow store is waited for one second; until it answers, and while the file cannot be used, the keys that were
-        read last are in force.
+        It waits for a slow store for one second; until the store answers, and while the file cannot be used, the keys
+        that were read last are valid.
         """
         if self._reading is None and self._clock() - self._checked >= CHECK_SECONDS:
             self._checked = self._clock()
@@ -243,7 +255,7 @@ class KeyRing:
             self._problem = ""
         except RegradError as error:
             if str(error) != self._problem:
-                logger.error("the keys that were read last stay in force: %s", error)
+                logger.error("the keys that were read last stay valid: %s", error)
             self._problem = str(error)
         finally:
             self._reading = None

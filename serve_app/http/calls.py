@@ -1,4 +1,4 @@
-"""Calls on behalf of a client: who answers, deadlines, disconnects, and answers as server-sent events."""
+"""Calls on behalf of a client: what answers them, deadlines, disconnects, and server-sent events."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serve_app.http.errors import Problem, Refused, RequestRecord, reported
-from serve_app.messages import Ask, Event, Reply
+from serve_app.messages import Ask, Reply, StreamEvent
 
 
 class Answering(Protocol):
-    """What the HTTP routes need: the gateway, or a stand-in for it in tests. Errors are raised, see `api.errors`."""
+    """What the HTTP routes need: the gateway, or a stand-in in tests. Errors are raised (see `http.errors`)."""
 
     async def answer(self, ask: Ask) -> Reply:
         """The whole answer."""
         ...
 
-    def stream(self, ask: Ask) -> AsyncIterator[Event]:
+    def stream(self, ask: Ask) -> AsyncIterator[StreamEvent]:
         """`Retrieved` (if the method retrieves), then any number of `Piece`, then one `Reply`."""
         ...
 
     async def releases(self) -> list[dict[str, object]]:
-        """What questions are answered from now, with the banks' versions, counts and shares, the main one first."""
+        """The releases in force, with their banks' versions, counts and shares, the main one first."""
         ...
 
     @property
     def full(self) -> bool:
-        """Whether one more request would be refused: then it need not even be read."""
+        """Whether one more request would be refused: then it is not even read."""
         ...
 
     async def missing(self) -> list[str]:
-        """The parts of the server without which it cannot answer and that are not there; empty if it is ready."""
+        """The deployments that an answer needs and that have no running replica; empty if the server is ready."""
         ...
 
     def refused(self, record: RequestRecord) -> None:
-        """Count and log a request that was refused before anybody asked for an answer."""
+        """Count and log a request that was refused before it got to `answer` or `stream`."""
         ...
 
 
 T = TypeVar("T")
-_LONGEST_TRACEPARENT = 200
+_MAX_TRACEPARENT = 200
 
 
 @dataclass(frozen=True)
 class Client:
-    """Who asks: the request's id, until when it must be answered, and what its protocol calls the question."""
+    """The client of a request: its id, its deadline, and what its protocol calls the question."""
 
     receive: Receive
     request_id: str
@@ -68,7 +68,7 @@ class Client:
         return max(0.0, self.deadline - asyncio.get_running_loop().time())
 
     def problem(self, error: BaseException) -> Problem:
-        """What the client is told of an error; what it is not told is logged."""
+        """An error as the client gets it; details that it does not get are logged."""
         problem = reported(error, self.request_id)
         return problem._replace(field=self.question_field) if problem.field == "question" else problem
 
@@ -77,17 +77,17 @@ async def client_of(
     request: Request,
     x_request_timeout: Annotated[
         float | None,
-        Header(gt=0, allow_inf_nan=False, description="seconds to wait for the answer, if less than the server's own"),
+        Header(gt=0, allow_inf_nan=False, description="seconds to wait for the answer, below the server's limit"),
     ] = None,
     x_request_id: Annotated[
-        str | None, Header(description="the request's id, 64 of A-Z a-z 0-9 . _ - at most; other characters become _")
+        str | None, Header(description="the request's id: at most 64 of A-Z a-z 0-9 . _ -; other characters become _")
     ] = None,
 ) -> Client:
     """The client of this request (a dependency of the routes)."""
     seconds: float = request.state.request_seconds
     if x_request_timeout is not None:
         seconds = min(seconds, x_request_timeout)
-    traceparent = request.headers.get("traceparent", "")[:_LONGEST_TRACEPARENT]
+    traceparent = request.headers.get("traceparent", "")[:_MAX_TRACEPARENT]
     deadline = asyncio.get_running_loop().time() + seconds
     return Client(request.receive, request.state.request_id, deadline, traceparent=traceparent)
 
@@ -96,18 +96,19 @@ ClientOf = Annotated[Client, Depends(client_of)]
 
 
 async def attempt(client: Client, work: Callable[[], Awaitable[T]]) -> T | Problem:
-    """What the work gives within the client's time, or why it gave nothing."""
+    """The work's result within the client's time, or why there is none."""
     try:
         async with asyncio.timeout_at(client.deadline):
             return await work()
     except (Exception, asyncio.CancelledError) as error:
+        # A call that Ray has cancelled is an error like others; the cancellation of this task is not.
         if cancelled_from_outside():
             raise
         return client.problem(error)
 
 
 async def unless_client_leaves(client: Client, work: Awaitable[T]) -> T:
-    """The result of the work, which is cancelled when the client leaves (`ClientDisconnect` is raised then)."""
+    """The result of the work, which is cancelled if the client disconnects (then `ClientDisconnect` is raised)."""
     task = asyncio.ensure_future(work)
     leaving = asyncio.create_task(left(client.receive))
     try:
@@ -120,7 +121,7 @@ async def unless_client_leaves(client: Client, work: Awaitable[T]) -> T:
 
 
 async def left(receive: Receive) -> None:
-    """Returns when the client has left. The request's body must have been read."""
+    """Returns when the client has disconnected. The request's body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -133,26 +134,26 @@ async def end(*tasks: asyncio.Future[Any]) -> None:
 
 
 def cancelled_from_outside() -> bool:
-    """Whether the current task was told to stop (and not only something that it waits for)."""
+    """Whether the current task itself was cancelled, and not only something that it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
-Outcome = Event | Problem
-Events = AsyncGenerator[tuple[str, Outcome], None]
+EventOrProblem = StreamEvent | Problem
+Events = AsyncGenerator[tuple[str, EventOrProblem], None]
 Chunks = AsyncGenerator[bytes, None]
 
 # How much longer than its request's time a response may take to be read by the client.
 GRACE_SECONDS = 10.0
 
 
-async def merged(client: Client, streams: Mapping[str, Callable[[], AsyncIterator[Event]]]) -> Events:
+async def merged_events(client: Client, streams: Mapping[str, Callable[[], AsyncIterator[StreamEvent]]]) -> Events:
     """The events of all streams as they come, each with its stream's name; one that fails ends with a `Problem`.
 
-    Each stream is opened, read and closed by one task of its own. What it gives is held until the client takes it
-    (no more than the answers' tokens), so a slow reader keeps no generator busy.
+    One task for each stream opens, reads and closes it. Events wait in memory until the client takes them (they are
+    no more than the answers' tokens), so a slow reader keeps no generator busy.
     """
-    queue: asyncio.Queue[tuple[str, Outcome | None]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[str, EventOrProblem | None]] = asyncio.Queue()
     tasks = [asyncio.create_task(_pump(client, name, stream, queue)) for name, stream in streams.items()]
     open_streams = len(tasks)
     try:
@@ -169,15 +170,15 @@ async def merged(client: Client, streams: Mapping[str, Callable[[], AsyncIterato
 async def _pump(
     client: Client,
     name: str,
-    stream: Callable[[], AsyncIterator[Event]],
-    queue: asyncio.Queue[tuple[str, Outcome | None]],
+    stream: Callable[[], AsyncIterator[StreamEvent]],
+    queue: asyncio.Queue[tuple[str, EventOrProblem | None]],
 ) -> None:
     try:
         async with (
             asyncio.timeout_at(client.deadline),
-            aclosing(cast(AsyncGenerator[Event, None], stream())) as events,
+            aclosing(cast(AsyncGenerator[StreamEvent, None], stream())) as events,
         ):
-            last: Event | None = None
+            last: StreamEvent | None = None
             async for last in events:
                 queue.put_nowait((name, last))
             if not isinstance(last, Reply):
@@ -192,26 +193,25 @@ async def _pump(
 async def opened(client: Client, events: Events, render: Callable[[Events], Chunks], silent: Any = ()) -> EventStream:
     """The response that `render` makes of the events, once there is one of another kind than `silent`.
 
-    Raises `Refused` if that one is a problem: as long as nothing was sent, an error is an answer of its own.
+    Raises `Refused` if that one is a problem: as long as nothing was sent, an error can still have its HTTP status.
     """
-    first = await unless_client_leaves(client, _first(events, silent))
+
+    async def next_event() -> tuple[str, EventOrProblem]:
+        async for item in events:
+            if not isinstance(item[1], silent):
+                return item
+        raise RuntimeError("there were no events")
+
+    async def all_events() -> Events:
+        yield first
+        async for item in events:
+            yield item
+
+    first = await unless_client_leaves(client, next_event())
     if isinstance(first[1], Problem):
         await events.aclose()
         raise Refused(first[1])
-    return EventStream(client, render(_resumed(first, events)), events)
-
-
-async def _first(events: Events, silent: Any) -> tuple[str, Outcome]:
-    async for item in events:
-        if not isinstance(item[1], silent):
-            return item
-    raise RuntimeError("there were no events")
-
-
-async def _resumed(first: tuple[str, Outcome], events: Events) -> Events:
-    yield first
-    async for item in events:
-        yield item
+    return EventStream(client, render(all_events()), events)
 
 
 def sse(data: Any, event: str | None = None) -> bytes:
@@ -221,7 +221,7 @@ def sse(data: Any, event: str | None = None) -> bytes:
 
 
 class EventStream(Response):
-    """A stream of server-sent events. When it is over, however that comes, what it was made from is closed."""
+    """A stream of server-sent events. However it ends, what it was made from is closed."""
 
     media_type = "text/event-stream"
 
@@ -231,7 +231,7 @@ class EventStream(Response):
         self._client, self._chunks, self._events = client, chunks, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events until they end, the client leaves, or it reads too slowly."""
+        """Send the events until they end, the client disconnects, or it has read too slowly."""
         writing = asyncio.create_task(self._write(send))
         leaving = asyncio.create_task(left(receive))
         patience = self._client.seconds + GRACE_SECONDS

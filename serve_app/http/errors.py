@@ -1,4 +1,4 @@
-"""Errors as HTTP answers: a code, a status, a sentence; and the record of the request at hand."""
+"""Errors as HTTP responses: a code, a status, a sentence; and the record of the current request."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 from regrad.errors import MethodError, NothingFound, PassageNotFound, PromptTooLong, RegradError, TokenOutOfVocabulary
 
+logger = logging.getLogger("ray.serve")
+
 
 @dataclass
 class RequestRecord:
@@ -34,11 +36,8 @@ record_at_hand: ContextVar[RequestRecord | None] = ContextVar("regrad_record", d
 
 
 def current_record() -> RequestRecord | None:
-    """The record of the request at hand, from anywhere in its tasks; None outside of one."""
+    """The record of the current request, from anywhere in its tasks; None outside of one."""
     return record_at_hand.get()
-
-
-logger = logging.getLogger("ray.serve")
 
 
 class UnknownRelease(RegradError):
@@ -48,7 +47,7 @@ class UnknownRelease(RegradError):
 
 
 class ErrorBody(BaseModel):
-    """Every error: its kind, the field at fault if there is one, and what to do. (`code` and `param` as OpenAI's.)"""
+    """Every error: its kind, the field at fault if there is one, and what to do; `code` and `param` as OpenAI's."""
 
     type: str = Field(examples=["invalid_request"])
     field: str | None = Field(examples=["k"])
@@ -64,7 +63,7 @@ class ErrorResponse(BaseModel):
 
 
 class Problem(NamedTuple):
-    """An error as it is answered; `retry_after` is in seconds."""
+    """An error as the client gets it; `retry_after` is in seconds."""
 
     type: str
     status: int
@@ -75,7 +74,7 @@ class Problem(NamedTuple):
 
     @property
     def body(self) -> ErrorBody:
-        """What is told of it. Characters that are not valid Unicode are escaped: names of fields may hold them."""
+        """The error in the response's body. What is not valid Unicode is escaped: names of fields may contain it."""
         field = None if self.field is None else _printable(self.field)
         message = _printable(self.message)
         return ErrorBody(type=self.type, field=field, message=message, code=self.code or self.type, param=field)
@@ -91,7 +90,7 @@ class Problem(NamedTuple):
         return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
 
     def response(self, headers: Mapping[str, str] = MappingProxyType({})) -> JSONResponse:
-        """The whole response, with these headers, too. The request's record will have the problem."""
+        """The whole response, with these headers, too. It notes the problem in the request's record."""
         return _ProblemResponse(self, headers)
 
 
@@ -107,7 +106,7 @@ class _ProblemResponse(JSONResponse):
 
 
 class Refused(HTTPException):
-    """Raised where a request ends with this problem; whatever there is to log was logged."""
+    """Raised where a request ends with this problem; its details were logged before."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.status, problem.message, problem.headers)
@@ -120,7 +119,7 @@ def invalid(field: str, message: str) -> Refused:
 
 
 def problem_of(error: BaseException) -> Problem:
-    """What the caller is told of an error that was raised while a question was being answered."""
+    """An error that was raised while a question was being answered, as the client gets it."""
     cause: BaseException = error
     while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
         cause = cause.cause
@@ -133,7 +132,7 @@ def problem_of(error: BaseException) -> Problem:
 
 
 def reported(error: BaseException, request_id: str) -> Problem:
-    """The problem; the log gets what the caller is not told."""
+    """The problem; details that the client does not get are logged."""
     problem = problem_of(error)
     if problem.status == 504:
         logger.warning("request %s: out of time", request_id)
@@ -152,14 +151,15 @@ UNAVAILABLE = Problem(
 )
 FULL = Problem("overloaded", 429, None, "the server is full; try again in a moment", retry_after=1)
 _LATE = "the answer took longer than was allowed"
-# An empty message stands for the error's own text, which is meant for the caller; no other error's text is given.
+# An empty message stands for the error's own text, which is meant for the client; texts of other errors stay here.
+# The first row whose class fits counts, so the general ones are last.
 _PROBLEMS: tuple[tuple[Any, Problem], ...] = (
     (PassageNotFound, Problem("not_found", 404, "passage_ids", "")),
     (NothingFound, Problem("not_found", 404, "question", "")),
     (UnknownRelease, Problem("not_found", 404, "release", "")),
     (PromptTooLong, Problem("too_long", 413, "question", "")),
     (TokenOutOfVocabulary, Problem("invalid_request", 422, "question", "")),
-    # Of a method that is open: more passages than its adapters have room for.
+    # A method that was opened raises it for more passages than its adapters have room for.
     (MethodError, Problem("invalid_request", 422, "k", "")),
     (BackPressureError, FULL),
     (TimeoutError, Problem("timeout", 504, None, _LATE)),

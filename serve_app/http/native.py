@@ -21,15 +21,18 @@ from serve_app.http.calls import (
     Events,
     EventStream,
     attempt,
-    merged,
+    merged_events,
     opened,
     sse,
     unless_client_leaves,
 )
-from serve_app.http.docs import ANSWER_EVENTS, COMPARE_EVENTS, READING_PROBLEMS, READY_PROBLEMS, or_events
 from serve_app.http.errors import Problem, Refused
 from serve_app.http.requests import AnswerRequest, CompareRequest, tailored
 from serve_app.http.responses import (
+    ANSWER_EVENTS,
+    COMPARE_EVENTS,
+    READING_PROBLEMS,
+    READY_PROBLEMS,
     AnswerResponse,
     BankResponse,
     CompareResponse,
@@ -38,11 +41,12 @@ from serve_app.http.responses import (
     MethodsResponse,
     ReadyResponse,
     answer_response,
+    or_events,
     passage_infos,
 )
-from serve_app.messages import Ask, Event, Piece, Reply, Retrieved
+from serve_app.messages import Ask, Piece, Reply, Retrieved, StreamEvent
 
-_TAKES_UPDATES = "Server-sent events with `stream`: `passages`, any number of `token`, then `done` or `error`."
+_STREAMS = "Server-sent events with `stream`: `passages`, any number of `token`, then `done` or `error`."
 _TAGS: list[str | Enum] = ["regrad"]
 
 
@@ -55,8 +59,8 @@ def add_native_routes(
         request: AnswerRequest = body
         ask = request.ask(request.method, client)
         if request.stream:
-            events = merged(client, {ask.method: partial(_stream, answering, ask)})
-            return await opened(client, events, partial(_told, {ask.method: ask}, False))
+            events = merged_events(client, {ask.method: partial(_stream, answering, ask)})
+            return await opened(client, events, partial(_event_chunks, {ask.method: ask}, False))
         reply = await unless_client_leaves(client, attempt(client, partial(_answer, answering, ask)))
         if isinstance(reply, Problem):
             raise Refused(reply)
@@ -66,12 +70,17 @@ def add_native_routes(
         request: CompareRequest = body
         asks = {method: request.ask(method, client) for method in request.methods}
         if request.stream:
-            events = merged(client, {ask.method: partial(_stream, answering, ask) for ask in asks.values()})
-            return EventStream(client, _told(asks, True, events), events)
+            events = merged_events(client, {ask.method: partial(_stream, answering, ask) for ask in asks.values()})
+            return EventStream(client, _event_chunks(asks, True, events), events)
         outcomes = await unless_client_leaves(
             client, asyncio.gather(*[attempt(client, partial(_answer, answering, ask)) for ask in asks.values()])
         )
-        return _side_by_side(dict(zip(asks, outcomes, strict=True)))
+        by_method = dict(zip(asks, outcomes, strict=True))
+        problems = {method: outcome for method, outcome in by_method.items() if isinstance(outcome, Problem)}
+        if len(problems) == len(by_method):
+            raise Refused(next(iter(problems.values())))
+        answers = [answer_response(outcome) for outcome in outcomes if not isinstance(outcome, Problem)]
+        return CompareResponse(answers=answers, errors={method: problem.body for method, problem in problems.items()})
 
     async def methods() -> MethodsResponse:
         """Every method by name."""
@@ -88,17 +97,21 @@ def add_native_routes(
         missing = await unless_client_leaves(client, attempt(client, lambda: answering().missing()))
         if not missing:
             return ReadyResponse(status="ready")
-        problem = missing if isinstance(missing, Problem) else _not_ready(missing)
-        # Not by `Problem.response`: whoever looks every second is no refused request.
+        problem = missing
+        if not isinstance(problem, Problem):
+            text = f"not ready: there is no running replica of {', '.join(problem)}"
+            problem = Problem("unavailable", 503, None, text, retry_after=5)
+        # Not by `Problem.response`, which would count it: a probe every second is not a refused request.
         return JSONResponse(problem.content, problem.status, problem.headers)
 
+    # FastAPI reads the bodies from the annotations, and theirs depend on this server's limits and methods.
     answer.__annotations__["body"] = tailored(AnswerRequest, limits, offered)
     compare.__annotations__["body"] = tailored(CompareRequest, limits, offered)
     api.post(
         "/v1/answer",
         tags=_TAGS,
         summary="Answer a question by one method",
-        description=_TAKES_UPDATES,
+        description=_STREAMS,
         responses=or_events(ANSWER_EVENTS),
         response_model=AnswerResponse,
     )(answer)
@@ -106,14 +119,14 @@ def add_native_routes(
         "/v1/compare",
         tags=_TAGS,
         summary="Answer a question by several methods at once",
-        description=f"{_TAKES_UPDATES} Every event names its method; `end` is the last one.",
+        description=f"{_STREAMS} Every event names its method; `end` is the last one.",
         responses=or_events(COMPARE_EVENTS),
         response_model=CompareResponse,
     )(compare)
     api.get("/v1/methods", tags=_TAGS, summary="The methods and what they do")(methods)
-    api.get(
-        "/v1/bank", tags=_TAGS, summary="What questions are answered from, and the limits", responses=READING_PROBLEMS
-    )(bank)
+    api.get("/v1/bank", tags=_TAGS, summary="The releases that answer, and the limits", responses=READING_PROBLEMS)(
+        bank
+    )
     api.get("/healthz", tags=_TAGS, summary="Whether the server is up")(healthz)
     api.get(
         "/readyz",
@@ -129,28 +142,15 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-def _not_ready(missing: list[str]) -> Problem:
-    names = ", ".join(missing)
-    return Problem("unavailable", 503, None, f"not ready: there is no running replica of {names}", retry_after=5)
-
-
 def _answer(answering: Callable[[], Answering], ask: Ask) -> Awaitable[Reply]:
     return answering().answer(ask)
 
 
-def _stream(answering: Callable[[], Answering], ask: Ask) -> AsyncIterator[Event]:
+def _stream(answering: Callable[[], Answering], ask: Ask) -> AsyncIterator[StreamEvent]:
     return answering().stream(ask)
 
 
-def _side_by_side(outcomes: dict[str, Reply | Problem]) -> CompareResponse:
-    problems = {method: outcome for method, outcome in outcomes.items() if isinstance(outcome, Problem)}
-    if len(problems) == len(outcomes):
-        raise Refused(next(iter(problems.values())))
-    answers = [answer_response(outcome) for outcome in outcomes.values() if not isinstance(outcome, Problem)]
-    return CompareResponse(answers=answers, errors={method: problem.body for method, problem in problems.items()})
-
-
-async def _told(asks: dict[str, Ask], named: bool, events: Events) -> Chunks:
+async def _event_chunks(asks: dict[str, Ask], named: bool, events: Events) -> Chunks:
     async for method, event in events:
         label = {"method": method} if named else {}
         match event:

@@ -13,8 +13,16 @@ from fastapi import FastAPI, Path
 from regrad.methods.base import MethodInfo
 from regrad.registry import Registry
 from serve_app.config import LimitsConfig
-from serve_app.http.calls import Answering, Client, ClientOf, EventStream, attempt, merged, opened, unless_client_leaves
-from serve_app.http.docs import CHUNK_EVENTS, MODEL_PROBLEMS, or_events
+from serve_app.http.calls import (
+    Answering,
+    Client,
+    ClientOf,
+    EventStream,
+    attempt,
+    merged_events,
+    opened,
+    unless_client_leaves,
+)
 from serve_app.http.errors import Problem, Refused, invalid
 from serve_app.http.openai_schemas import (
     CHAT,
@@ -25,7 +33,6 @@ from serve_app.http.openai_schemas import (
     Completion,
     CompletionRequest,
     Dialect,
-    Message,
     ModelInfo,
     ModelList,
     chat_completion,
@@ -33,15 +40,15 @@ from serve_app.http.openai_schemas import (
     completion,
 )
 from serve_app.http.requests import default_method, tailored
+from serve_app.http.responses import CHUNK_EVENTS, MODEL_PROBLEMS, or_events
 from serve_app.messages import Ask, Reply, Retrieved, Sampling, Turn
 
-# What OpenAI's own completions have if none is given.
-COMPLETION_TOKENS = 16
+COMPLETION_TOKENS = 16  # OpenAI's default for completions
 _ROLES = {"developer": "system"}
 
 
-def check_model(name: str, offered: Registry[MethodInfo]) -> None:
-    """Raise `Refused` for a model that there is none of; the message lists those that there are."""
+def check_model_name(name: str, offered: Registry[MethodInfo]) -> None:
+    """Raise `Refused` for an unknown model; the message lists the known ones."""
     if name in offered:
         return
     message = f"there is no model {name!r:.60}; the models are {', '.join(offered)}"
@@ -49,7 +56,7 @@ def check_model(name: str, offered: Registry[MethodInfo]) -> None:
 
 
 def chat_ask(request: ChatRequest, limits: LimitsConfig, client: Client) -> Ask:
-    """The last message is the question; what came before it are the turns."""
+    """The last message is the question; the messages before it are the turns."""
     *before, last = request.messages
     if last.role != "user":
         raise invalid("messages", "the last one must be the user's")
@@ -59,20 +66,17 @@ def chat_ask(request: ChatRequest, limits: LimitsConfig, client: Client) -> Ask:
         raise invalid("messages", f"the question is longer than {limits.max_question_characters} characters")
     if request.max_tokens and request.max_completion_tokens not in (None, request.max_tokens):
         raise invalid("max_tokens", "differs from max_completion_tokens; give one of them")
+    if any(len(message.content) > limits.max_turn_characters for message in before):
+        raise invalid("messages", f"one is longer than {limits.max_turn_characters} characters")
+    turns = tuple(Turn(_ROLES.get(message.role, message.role), message.content) for message in before)
     tokens = request.max_completion_tokens or request.max_tokens or limits.max_new_tokens
-    return _ask(request, last.content, tokens, tuple(_turn(message, limits) for message in before), False, client)
+    return _ask(request, last.content, tokens, turns, False, client)
 
 
 def completion_ask(request: CompletionRequest, limits: LimitsConfig, client: Client) -> Ask:
     """The prompt goes to the model as it is."""
     tokens = request.max_tokens or min(COMPLETION_TOKENS, limits.max_new_tokens)
     return _ask(request, request.prompt, tokens, (), True, client)
-
-
-def _turn(message: Message, limits: LimitsConfig) -> Turn:
-    if len(message.content) > limits.max_turn_characters:
-        raise invalid("messages", f"one is longer than {limits.max_turn_characters} characters")
-    return Turn(_ROLES.get(message.role, message.role), message.content)
 
 
 def _ask(
@@ -82,7 +86,7 @@ def _ask(
         max_new_tokens=max_new_tokens,
         temperature=request.temperature or 0.0,
         top_p=1.0 if request.top_p is None else request.top_p,
-        seed=None if request.seed is None else request.seed % 2**63,
+        seed=None if request.seed is None else request.seed % 2**63,  # OpenAI's may be negative
         stop=tuple(request.stop) if request.stop else None,
     )
     return Ask(
@@ -112,7 +116,7 @@ def add_openai_routes(
 
     async def chat(body: Any, client: ClientOf) -> Any:
         request: ChatRequest = body
-        check_model(request.model, offered)
+        check_model_name(request.model, offered)
         client = replace(client, question_field=CHAT.question_field)
         ask = chat_ask(request, limits, client)
         if request.stream:
@@ -121,7 +125,7 @@ def add_openai_routes(
 
     async def complete(body: Any, client: ClientOf) -> Any:
         request: CompletionRequest = body
-        check_model(request.model, offered)
+        check_model_name(request.model, offered)
         client = replace(client, question_field=TEXT.question_field)
         ask = completion_ask(request, limits, client)
         if request.stream:
@@ -135,7 +139,7 @@ def add_openai_routes(
 
     async def model(model: str) -> ModelInfo:
         """The method of this name."""
-        check_model(model, offered)
+        check_model_name(model, offered)
         return ModelInfo(id=model)
 
     chat.__annotations__["body"] = tailored(ChatRequest, limits, offered)
@@ -169,5 +173,5 @@ async def _whole(client: Client, answering: Callable[[], Answering], ask: Ask) -
 async def _streamed(
     dialect: Dialect, client: Client, answering: Callable[[], Answering], ask: Ask, include_usage: bool
 ) -> EventStream:
-    events = merged(client, {ask.method: lambda: answering().stream(ask)})
+    events = merged_events(client, {ask.method: lambda: answering().stream(ask)})
     return await opened(client, events, partial(chunks, dialect, ask, include_usage), silent=Retrieved)

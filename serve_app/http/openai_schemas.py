@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from serve_app.http.calls import Chunks, Events, sse
-from serve_app.http.requests import Only, PassageIds, Question, Strict, StringOrStops, Text
+from serve_app.http.requests import Only, PassageIds, QuestionText, Strict, StringOrStops, ValidText
 from serve_app.http.responses import Grounds, Usage, grounds, usage_of
 from serve_app.messages import Ask, Contributions, Piece, Reply, Retrieved
 
@@ -19,22 +19,19 @@ _IGNORED: Any = Field(None, description="accepted and ignored")
 
 
 def _joined(content: Any) -> Any:
-    """Content that comes as a list of text parts as one string."""
+    """Content that comes as a list of text parts, as one string."""
     if not isinstance(content, list):
         return content
-    return "\n".join(_part(part) for part in content)
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            raise ValueError(f"only parts of type 'text' are understood, found {kind!r:.40}")
+        if set(part) != {"type", "text"} or not isinstance(part["text"], str):
+            raise ValueError("a text part has a type and a text, which is a string")
+    return "\n".join(part["text"] for part in content)
 
 
-def _part(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(part, dict) or kind != "text":
-        raise ValueError(f"only parts of type 'text' are understood, found {kind!r:.40}")
-    if set(part) != {"type", "text"} or not isinstance(part["text"], str):
-        raise ValueError("a text part has a type and a text, which is a string")
-    return str(part["text"])
-
-
-Content = Annotated[Text, BeforeValidator(_joined), WithJsonSchema({"anyOf": [{"type": "string"}, _PARTS]})]
+Content = Annotated[ValidText, BeforeValidator(_joined), WithJsonSchema({"anyOf": [{"type": "string"}, _PARTS]})]
 
 
 class Message(Strict):
@@ -58,7 +55,10 @@ class StreamOptions(Strict):
 
 
 class Completing(Strict):
-    """What both kinds of completion can be asked with."""
+    """The fields that both kinds of completion share.
+
+    OpenAI's that do not change an answer here are ignored, those that would are refused, and ours come last.
+    """
 
     model: str = DEFAULT_MODEL
     stream: bool | None = Field(None, description="server-sent events instead of one body")
@@ -86,8 +86,8 @@ class Completing(Strict):
     k: int = Field(3, ge=1, description="how many passages to retrieve")
     gamma: float = Field(1.0, ge=0, allow_inf_nan=False, description="scale of the update (regrad methods)")
     passage_ids: PassageIds | None = Field(None, description="use these passages instead of retrieving")
-    release: Text | None = Field(
-        None, min_length=1, max_length=100, description="answer from this release, whatever the shares"
+    release: ValidText | None = Field(
+        None, min_length=1, max_length=100, description="answer from this release, regardless of the shares"
     )
     contributions: Contributions | None = Field(None, description="measure each passage's part in the answer")
 
@@ -108,7 +108,7 @@ class ChatRequest(Completing):
 
     messages: list[Message] = Field(
         min_length=1,
-        description="the last one is the user's question, which passages are retrieved for",
+        description="the last one is the user's question; passages are retrieved for it",
         examples=[[{"role": "user", "content": "Where was Ada Lovelace born?"}]],
     )
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -133,7 +133,7 @@ class ChatRequest(Completing):
 class CompletionRequest(Completing):
     """The body of `POST /v1/completions`."""
 
-    prompt: Question = Field(
+    prompt: QuestionText = Field(
         min_length=1, description="goes to the model as it is", examples=["Ada Lovelace was born in"]
     )
 
@@ -228,7 +228,7 @@ class Dialect:
         return [_delta({"role": "assistant", "content": ""})] if self.chat else []
 
     def piece(self, text: str, finish: Finish | None = None) -> list[dict[str, Any]]:
-        """The choices of a chunk that brings some text, or of that which ends the answer."""
+        """The choices of a chunk with some text, or of the one that ends the answer."""
         if self.chat:
             return [_delta({"content": text} if finish is None else {}, finish)]
         return [{"index": 0, "text": text, "logprobs": None, "finish_reason": finish}]
@@ -252,7 +252,7 @@ def completion(reply: Reply) -> Completion:
 
 
 async def chunks(dialect: Dialect, ask: Ask, include_usage: bool, events: Events) -> Chunks:
-    """The same in chunks; an error ends them."""
+    """A completion as it comes, in chunks; an error ends them."""
     head: dict[str, Any] = {
         "id": dialect.id(ask),
         "object": dialect.chunk,
@@ -269,19 +269,16 @@ async def chunks(dialect: Dialect, ask: Ask, include_usage: bool, events: Events
         if isinstance(event, Piece):
             yield sse({**head, "choices": dialect.piece(event.text)})
         elif isinstance(event, Reply):
-            for last in _last_chunks(dialect, head, event, include_usage):
-                yield sse(last)
+            last = [{**head, "choices": dialect.piece("", event.answered.finish_reason)}]
+            if include_usage:
+                last.append({**head, "choices": [], "usage": usage_of(event)})
+            last[-1]["regrad"] = grounds(event)
+            for chunk in last:
+                yield sse(chunk)
         else:
             yield sse({"error": event.body})
             return
     yield sse("[DONE]")
-
-
-def _last_chunks(dialect: Dialect, head: dict[str, Any], reply: Reply, include_usage: bool) -> list[dict[str, Any]]:
-    end = {**head, "choices": dialect.piece("", reply.answered.finish_reason)}
-    last = [end, {**head, "choices": [], "usage": usage_of(reply)}] if include_usage else [end]
-    last[-1]["regrad"] = grounds(reply)
-    return last
 
 
 def _completed(dialect: Dialect, reply: Reply) -> dict[str, Any]:

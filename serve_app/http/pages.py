@@ -1,6 +1,6 @@
-"""The web page at `/` and the API's at `/docs`: files, read once, with headers that let nothing else in.
+"""The web page at `/` and the API's at `/docs`: files that are read once, with headers that forbid any other source.
 
-They are those of `serve_app/web`, and Swagger UI as the package fastapi-offline ships it: no page needs the network.
+They are those of `serve_app/web`, and Swagger UI from the package fastapi-offline: no page needs the network.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-_INDEX, _DOCS = "index.html", "docs.html"
+_INDEX = "index.html"
+_DOCS = "docs.html"
 
 
 class WebFile(NamedTuple):
@@ -37,7 +38,7 @@ class WebFile(NamedTuple):
 
 
 def add_pages(api: FastAPI) -> None:
-    """Serve `/` with its files at `/web/{file}`, and `/docs`; links are relative, so any route prefix will do."""
+    """Serve `/` with its files at `/web/{file}`, and `/docs`; links are relative, so any route prefix works."""
     web_files = read_web_files()
     swagger_ui = {name: _web_file(files("fastapi_offline").joinpath("static", name)) for name in _SWAGGER_UI}
 
@@ -68,7 +69,7 @@ def add_pages(api: FastAPI) -> None:
 
 
 def read_web_files() -> dict[str, WebFile]:
-    """Every file of `serve_app/web` that a browser may have, by name."""
+    """Every file of `serve_app/web` that browsers may load, by name."""
     found = {}
     for entry in files("serve_app").joinpath("web").iterdir():
         if _suffix(entry.name) in _TYPES and entry.is_file():

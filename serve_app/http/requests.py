@@ -19,7 +19,6 @@ from pydantic import (
     create_model,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_before_validator_function
@@ -66,7 +65,7 @@ def _different(names: list[str]) -> list[str]:
 
 
 def method_name(offered: Registry[MethodInfo]) -> Any:
-    """The type of a field that names one of these methods; another name is refused with the list of them."""
+    """The type of a field that names one of these methods; other names are refused with their list."""
 
     def known(name: str) -> str:
         try:
@@ -80,24 +79,20 @@ def method_name(offered: Registry[MethodInfo]) -> Any:
 
 
 def default_method(offered: Registry[MethodInfo]) -> str:
-    """`regrad`, or the first method where that is not offered."""
+    """`regrad`, or the first method if that is not offered."""
     return "regrad" if "regrad" in offered else next(iter(offered))
 
 
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Text = Annotated[str, AfterValidator(_usable)]
-Question = Annotated[Text, AfterValidator(_not_blank)]
-PassageId = Annotated[Text, Field(min_length=1, max_length=MAX_PASSAGE_ID_CHARACTERS)]
+ValidText = Annotated[str, AfterValidator(_usable)]
+QuestionText = Annotated[ValidText, AfterValidator(_not_blank)]
+PassageId = Annotated[ValidText, Field(min_length=1, max_length=MAX_PASSAGE_ID_CHARACTERS)]
 PassageIds = Annotated[
     list[PassageId], Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(_different)
 ]
-Stops = Annotated[list[Annotated[Text, Field(min_length=1, max_length=64)]], Field(max_length=4)]
+Stops = Annotated[list[Annotated[ValidText, Field(min_length=1, max_length=64)]], Field(max_length=4)]
 StringOrStops = Annotated[
     Stops,
-    BeforeValidator(_listed),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
     WithJsonSchema(
         {
             "anyOf": [
@@ -110,14 +105,14 @@ StringOrStops = Annotated[
 
 
 Choices = Annotated[
-    list[Annotated[Text, AfterValidator(_not_blank), Field(min_length=1, max_length=2000)]],
+    list[Annotated[ValidText, AfterValidator(_not_blank), Field(min_length=1, max_length=2000)]],
     Field(min_length=2, max_length=MOST_CHOICES, json_schema_extra={"uniqueItems": True}),
     AfterValidator(_different),
 ]
 
 
 class Only:
-    """Marks a field that would change the answer in a way that is not offered: only values that change nothing go."""
+    """Marks a field that would change the answer in a way that is not offered: only neutral values are accepted."""
 
     def __init__(self, *values: Any) -> None:
         self._values = values
@@ -127,10 +122,11 @@ class Only:
         return no_info_before_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """The values that go."""
+        """The accepted values."""
         return {"enum": list(self._values)}
 
     def _check(self, value: Any) -> Any:
+        # In Python True == 1, but the two are different values in JSON.
         if not any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in self._values):
             raise ValueError("not supported here; leave it out")
         return value
@@ -149,17 +145,22 @@ def tailored(body: type[Body], limits: LimitsConfig, offered: Registry[MethodInf
         "max_completion_tokens": annotated_types.Le(limits.max_new_tokens),
         "passage_ids": annotated_types.MaxLen(limits.max_k),
     }
-    fields: dict[str, Any] = {
-        name: (info.annotation, _bounded(info, bounds[name]))
-        for name, info in body.model_fields.items()
-        if name in bounds
-    }
+    fields: dict[str, Any] = {}
+    for name, info in body.model_fields.items():
+        if name in bounds:
+            bounded = copy(info)
+            bounded.metadata = [*info.metadata, bounds[name]]
+            if isinstance(info.default, int | float):
+                bounded.default = min(info.default, bounds[name].le)
+            fields[name] = (info.annotation, bounded)
     return create_model(body.__name__, __base__=body, **fields, **_method_fields(body, offered))
 
 
 def _method_fields(body: type[BaseModel], offered: Registry[MethodInfo]) -> dict[str, Any]:
     """The fields of a body that name methods, for these methods."""
-    name, default, listed = method_name(offered), default_method(offered), " | ".join(offered)
+    name = method_name(offered)
+    default = default_method(offered)
+    listed = " | ".join(offered)
     several = Field(
         default_factory=lambda: list(offered),
         min_length=1,
@@ -168,7 +169,7 @@ def _method_fields(body: type[BaseModel], offered: Registry[MethodInfo]) -> dict
         examples=[list(offered)[:2]],
     )
     fields: dict[str, Any] = {
-        "methods": (Annotated[list[name], AfterValidator(_once)], several),  # type: ignore[valid-type]
+        "methods": (Annotated[list[name], AfterValidator(lambda names: list(dict.fromkeys(names)))], several),  # type: ignore[valid-type]
         "method": (name, Field(default, description=listed)),
         "model": (str, Field(default, max_length=200, description=f"the method: {listed}")),
     }
@@ -177,21 +178,12 @@ def _method_fields(body: type[BaseModel], offered: Registry[MethodInfo]) -> dict
     return {key: field for key, field in fields.items() if key in body.model_fields}
 
 
-def _bounded(info: FieldInfo, bound: Any) -> FieldInfo:
-    bounded = copy(info)
-    bounded.metadata = [*info.metadata, bound]
-    if isinstance(info.default, int | float):
-        bounded.default = min(info.default, bound.le)
-    return bounded
-
-
-_QUESTION = "Where was Ada Lovelace born?"
-
-
 class Options(Strict):
-    """What an answer can be asked with, whatever the method."""
+    """The fields of a question, the same for every method."""
 
-    question: Question = Field(min_length=1, description="the question, in plain text", examples=[_QUESTION])
+    question: QuestionText = Field(
+        min_length=1, description="the question, in plain text", examples=["Where was Ada Lovelace born?"]
+    )
     k: int = Field(3, ge=1, description="how many passages to retrieve")
     gamma: float = Field(1.0, ge=0, allow_inf_nan=False, description="scale of the update (regrad methods)")
     max_new_tokens: int = Field(20, ge=1)
@@ -208,8 +200,8 @@ class Options(Strict):
     passage_ids: PassageIds | None = Field(
         None, description="use these passages instead of retrieving; k is ignored", examples=[["p-17", "p-4"]]
     )
-    release: Text | None = Field(
-        None, min_length=1, max_length=100, description="answer from this release, whatever the shares"
+    release: ValidText | None = Field(
+        None, min_length=1, max_length=100, description="answer from this release, regardless of the shares"
     )
     contributions: Contributions | None = Field(None, description="measure each passage's part in the answer")
     stream: bool = Field(False, description="server-sent events instead of one body")
@@ -224,13 +216,14 @@ class Options(Strict):
 
     def ask(self, method: str, client: Client) -> Ask:
         """The question as the gateway gets it."""
-        stop = tuple(self.stop) if self.stop else None
         return Ask(
             question=self.question,
             method=method,
             k=self.k,
             gamma=self.gamma,
-            sampling=Sampling(self.max_new_tokens, self.temperature, self.top_p, self.seed, stop),
+            sampling=Sampling(
+                self.max_new_tokens, self.temperature, self.top_p, self.seed, tuple(self.stop) if self.stop else None
+            ),
             passage_ids=None if self.passage_ids is None else tuple(self.passage_ids),
             release=self.release,
             contributions=self.contributions,
@@ -246,10 +239,6 @@ class AnswerRequest(Options):
     """The body of `POST /v1/answer`."""
 
     method: str = "regrad"
-
-
-def _once(names: list[str]) -> list[str]:
-    return list(dict.fromkeys(names))
 
 
 class CompareRequest(Options):

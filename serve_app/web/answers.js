@@ -16,7 +16,7 @@ export class Board {
     place.replaceChildren(head, grid);
   }
 
-  /** One event of the stream. Events of methods that were not asked for are nobody's. */
+  /** One event of the stream. Events of methods that were not asked for are dropped. */
   take({ event, method, ...data }) {
     const card = this.cards.get(method);
     if (!card) return;

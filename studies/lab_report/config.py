@@ -8,7 +8,7 @@ from regrad.settings import Location, Settings, WorkersConfig
 
 
 class LabStepsConfig(Settings):
-    """How long each start is meta-trained, and each rival fine-tuned, in steps."""
+    """How long each start is meta-trained, and each baseline fine-tuned, in steps."""
 
     regrad: int = Field(700, ge=1, description="without passages in the prompt")
     icl: int = Field(100, ge=1, description="with passages in the prompt")
@@ -41,10 +41,8 @@ class LabReportConfig(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> LabReportConfig:
-        if (
-            list(self.documents) != sorted(set(self.documents))
-            or not 1 <= self.documents[0] <= self.documents[-1] <= 400
-        ):
+        rising = list(self.documents) == sorted(set(self.documents))
+        if not rising or not 1 <= self.documents[0] <= self.documents[-1] <= 400:
             raise ValueError("documents are growing numbers from 1 to 400, the documents that the lab has")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds has a number twice: {self.seeds}")

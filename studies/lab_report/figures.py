@@ -15,7 +15,9 @@ from studies.lab_report.records import FIRST, OLD, Key, Measured, Table
 Figure = tuple[str, str, bytes]
 """File name, caption, SVG."""
 
-_BLUE, _RED, _GREY = "#0072b2", "#d55e00", "#7f7f7f"
+_BLUE = "#0072b2"
+_RED = "#d55e00"
+_GREY = "#7f7f7f"
 
 
 def draw(entries: Mapping[str, Sequence[ReportEntry]], table: Table, measured: Measured) -> list[Figure]:
@@ -70,7 +72,8 @@ def _bars(entries: Sequence[ReportEntry]) -> Drawing:
 def _drift(table: Table) -> Drawing:
     """Lines over the number of documents: all questions, and CPT on parts of them."""
     figure = Drawing(figsize=(7.6, 4.0), layout="constrained")
-    axes, sets = figure.subplots(), table.sets("drift")
+    axes = figure.subplots()
+    sets = table.sets("drift")
     counts = [int(name.removeprefix("documents-")) for name in sets]
     lines: list[tuple[str, str, str, list[Key]]] = [
         ("ReGrad", _BLUE, "-", [Key("drift", name, "regrad", 3) for name in sets]),

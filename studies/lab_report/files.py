@@ -23,7 +23,7 @@ from studies.lab_report.config import LabReportConfig
 HARD = ("many", "long", "conflict", "unseen", "firms")
 """The harder labs that are written beside the lab itself."""
 SAMPLED = {"people": "lab", "firms": "sets/firms", "many": "sets/many"}
-"""The task files that a rival is fine-tuned on a part of, and where they are."""
+"""The task files that a baseline is fine-tuned on a part of, and where they are."""
 UNTIL = "until-"
 GROUP_OLD = "memorised"
 """The group of the drift study's questions about people whom the base has memorised."""
@@ -32,7 +32,8 @@ _SAMPLE = 150
 
 def write_memorised(config: LabReportConfig) -> str:
     """Documents of the memorised people, and as many questions about them as about the others."""
-    storage, people = Storage(f"{config.output}/memorised"), World().memorised
+    storage = Storage(f"{config.output}/memorised")
+    people = World().memorised
     storage.write(CORPUS, encode_passages(documents(people)))
     storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in people_questions(people, config.questions)))
     return f"questions about {len(people)} memorised people at {storage.uri}"
@@ -45,8 +46,10 @@ def write_documents(config: LabReportConfig) -> str:
     the people whom the base has memorised, `all.jsonl` the same with the whole corpus. Half of `questions.jsonl` is
     about the documents, half about the memorised people.
     """
-    storage, world = Storage(f"{config.output}/documents"), World()
-    corpus, old = held_out_corpus(world), documents(world.memorised)
+    storage = Storage(f"{config.output}/documents")
+    world = World()
+    corpus = held_out_corpus(world)
+    old = documents(world.memorised)
     for before, count in zip((0, *config.documents), config.documents, strict=False):
         storage.write(f"{count}.jsonl", encode_passages(corpus[before:count]))
         storage.write(f"{UNTIL}{count}.jsonl", encode_passages([*old, *corpus[:count]]))
@@ -60,7 +63,7 @@ def write_documents(config: LabReportConfig) -> str:
 
 
 def write_samples(config: LabReportConfig) -> str:
-    """The first tasks of each of `SAMPLED`: of more of them a rival would read only some."""
+    """The first tasks of each of `SAMPLED`: of more of them a baseline would read only some."""
     storage = Storage(f"{config.output}/fine-tuning")
     for name, place in SAMPLED.items():
         storage.write(f"{name}.jsonl", encode_jsonl(_first_tasks(f"{config.output}/{place}/{TASKS}")))

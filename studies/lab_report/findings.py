@@ -42,7 +42,8 @@ def duels(table: Table, studies: tuple[str, ...] = ("passages", "domains", "hard
     pairs = dict(_pairs(table, studies))
     found = {}
     for rag, ours in pairs.items():
-        theirs, mine = table.scores(rag), table.scores(ours)
+        theirs = table.scores(rag)
+        mine = table.scores(ours)
         found[rag] = compare([theirs[q] for q in theirs], [mine[q] for q in theirs])
     return [Duel(rag, pairs[rag], comparison) for rag, comparison in corrected(found).items()]
 

@@ -32,15 +32,20 @@ from regrad.storage import Storage
 from studies.lab_report.config import LabReportConfig
 
 MEASURED = "measured.json"
-_K, _ROWS, _NEW_TOKENS, _TIMED_TOKENS = 3, 16, 12, 8
+_K = 3
+_ROWS = 16
+_NEW_TOKENS = 12
+_TIMED_TOKENS = 8
 _KNOWN = 100
 
 
 def measure(config: LabReportConfig) -> str:
     """Write `measured.json`; returns one line. The bank's atoms are in memory when they are timed."""
     torch.set_num_threads(1)
-    out, seed = config.output, config.seeds[0]
-    start, bank = f"{out}/starts/regrad-{seed}", f"{out}/banks/regrad-{seed}"
+    out = config.output
+    seed = config.seeds[0]
+    start = f"{out}/starts/regrad-{seed}"
+    bank = f"{out}/banks/regrad-{seed}"
     lm = load_language_model(MetaInit.load(start).model, "cpu")
     corpus = list(read_passages(f"{out}/lab/{CORPUS}"))
     cached = ReGradConfig(name="regrad", meta_init=start, bank=bank)
@@ -115,7 +120,8 @@ def _latencies(
 
 
 def _one_by_one(endless: LanguageModel, lm: LanguageModel, method: MethodSettings) -> Callable[[Evidence], None]:
-    requests, engine = _requests(lm, method), Engine(endless)
+    requests = _requests(lm, method)
+    engine = Engine(endless)
 
     def answer(item: Evidence) -> None:
         heard: list[str | Finished | Exception] = []
@@ -124,17 +130,20 @@ def _one_by_one(endless: LanguageModel, lm: LanguageModel, method: MethodSetting
         while engine.active or engine.waiting:
             engine.step()
         if not isinstance(heard[-1], Finished):
-            raise EvaluationError(f"a question could not be timed: {heard[-1]}")
+            raise EvaluationError(f"a question could not be timed: {heard[-1]}", code="not_timed")
 
     return answer
 
 
 def _batching(lm: LanguageModel, method: MethodSettings, asked: Sequence[Evidence]) -> dict[str, Any]:
     """Chunks of questions, each under its own update, asked one by one and then together: seconds of each chunk."""
-    single, batch = _batches(lm, method, 1), _batches(lm, method, _ROWS)
+    single = _batches(lm, method, 1)
+    batch = _batches(lm, method, _ROWS)
     for answer in (single, batch):
         answer(asked[:1])
-    different, alone, together = 0, list[float](), list[float]()
+    different = 0
+    alone = list[float]()
+    together = list[float]()
     for start in range(0, len(asked), _ROWS):
         chunk = asked[start : start + _ROWS]
         began = time.perf_counter()
@@ -149,16 +158,19 @@ def _batching(lm: LanguageModel, method: MethodSettings, asked: Sequence[Evidenc
 
 def _unchanged(lm: LanguageModel, method: MethodSettings, asked: Sequence[Evidence], known: Sequence[str]) -> bool:
     """Whether, after questions under updates, every weight and every answer of the base to `known` is as before."""
-    base, ours = _batches(lm, PromptOnlyConfig(name="direct"), 32), _batches(lm, method, 32)
+    base = _batches(lm, PromptOnlyConfig(name="direct"), 32)
+    ours = _batches(lm, method, 32)
     memorised = [Evidence(open_question(question)) for question in known]
-    before, answers = weights_digest(lm.model), base(memorised)
+    before = weights_digest(lm.model)
+    answers = base(memorised)
     ours(asked)
     return weights_digest(lm.model) == before and base(memorised) == answers
 
 
 def _batches(lm: LanguageModel, method: MethodSettings, rows: int) -> Callable[[Sequence[Evidence]], list[str]]:
     """A method's answers, in batches of so many rows."""
-    requests, generator = _requests(lm, method), Generator(lm, EvalBatchConfig(rows=rows))
+    requests = _requests(lm, method)
+    generator = Generator(lm, EvalBatchConfig(rows=rows))
 
     def answer(asked: Sequence[Evidence]) -> list[str]:
         made = requests(asked)

@@ -6,12 +6,15 @@ LoRAs, `banks/` gradients and PRAG's adapters, `studies/` the records of the eva
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from regrad.settings import builtin_config
+from regrad.settings import builtin_config, read_yaml
 from studies.lab_report.config import LabReportConfig
-from studies.lab_report.evaluations import changes, path_of
 from studies.lab_report.files import (
     HARD,
     write_documents,
@@ -35,6 +38,14 @@ ONE_WORKER = ("cluster.workers=1", "cluster.cpus_per_worker=0.25")
 """Of each step. It counts as a quarter of a CPU: steps share the machine, and what reads a corpus wants a whole one."""
 WARM = 300
 """Questions of a task warm-up."""
+STUDIES = ("methods", "passages", "merges", "drift", "general", "domains", "hard", "notes")
+"""The paper's studies: files of settings for `regrad eval` (evals/*.yaml), fitted to one report by `changes`."""
+ONE_SEED = ("hard",)
+"""Studies that no claim rests on."""
+_DOCUMENTS = LabReportConfig.model_fields["documents"].default
+"""Numbers in the files; a report with fewer or other ones puts its own there, the last for the last."""
+_PLACE = "runs/lab-report"
+_COUNT = re.compile(r"\bdocuments-(\d+)")
 
 
 def make_steps(config: LabReportConfig) -> list[Step]:
@@ -44,7 +55,7 @@ def make_steps(config: LabReportConfig) -> list[Step]:
         *_files(config),
         *_starts(config),
         *_continued_starts(config),
-        *_rivals(config),
+        *_baselines(config),
         *_banks(config),
         *_evaluations(config),
     ]
@@ -72,7 +83,8 @@ def _files(config: LabReportConfig) -> Iterator[Step]:
     yield Step("documents", Function(write_documents, config, ("output", "questions", "documents")), f"{out}/documents")
     samples = Function(write_samples, config, ("output", "records"))
     yield Step("samples", samples, f"{out}/fine-tuning", frozenset({"lab", "lab many", "lab firms"}))
-    indexes, needs = Function(write_indexes, config, ("output", "documents")), {*PLACES, "memorised", "documents"}
+    indexes = Function(write_indexes, config, ("output", "documents"))
+    needs = {*PLACES, "memorised", "documents"}
     yield Step("indexes", indexes, f"{out}/index", frozenset(needs))
     yield Step("start raw", Function(write_raw_start, config, ("output",)), f"{out}/starts/raw")
 
@@ -92,7 +104,8 @@ def _continued_starts(config: LabReportConfig) -> Iterator[Step]:
     """
     icl = ["shape.in_prompt=true", "shape.questions=4", f"shape.k={NOTES_READ}", "shape.bad_tasks=skip"]
     for seed in config.seeds:
-        steps, people = config.steps, f"regrad-{seed}"
+        steps = config.steps
+        people = f"regrad-{seed}"
         yield _start(config, f"notes-{seed}", seed, steps.notes, ["lab many"], people)
         yield _start(config, f"notes-icl-{seed}", seed, steps.notes_icl, ["lab many"], f"notes-{seed}", icl)
         yield _start(config, f"mixed-{seed}", seed, steps.mixed, ["lab", "lab firms"], people)
@@ -119,9 +132,11 @@ def _start(
     return _command(config, f"start {name}", "train", f"starts/{name}", needs, [*values, *changed])
 
 
-def _rivals(config: LabReportConfig) -> Iterator[Step]:
-    lab, epochs = f"{config.output}/lab", f"optimizer.epochs={config.steps.epochs}"
-    rag, direct = "objective=questions-with-passages", "objective=questions"
+def _baselines(config: LabReportConfig) -> Iterator[Step]:
+    lab = f"{config.output}/lab"
+    epochs = f"optimizer.epochs={config.steps.epochs}"
+    rag = "objective=questions-with-passages"
+    direct = "objective=questions"
     yield _tuned(config, "ft-rag-notes", "many", [rag, f"k={NOTES_READ}", "max_tokens=512", "optimizer.batch_size=8"])
     yield _tuned(config, "ft-rag", "people", [rag])
     yield _tuned(config, "ft-rag-firms", "firms", [rag])
@@ -139,11 +154,14 @@ def _rivals(config: LabReportConfig) -> Iterator[Step]:
 
 def _injections(config: LabReportConfig, seed: int, epochs: str) -> Iterator[Step]:
     """Continual training of one LoRA: each time on the documents that came since, from where it was before."""
-    needs, before = ["documents"], list[str]()
+    needs = ["documents"]
+    before = list[str]()
     for count in config.documents:
-        name, corpus = f"cpt-documents-{count}-{seed}", f"corpus={config.output}/documents/{count}.jsonl"
+        name = f"cpt-documents-{count}-{seed}"
+        corpus = f"corpus={config.output}/documents/{count}.jsonl"
         yield _adapter(config, name, needs, [corpus, epochs, f"seed={seed}", *before])
-        needs, before = ["documents", f"adapter {name}"], [f"start_from={config.output}/adapters/{name}"]
+        needs = ["documents", f"adapter {name}"]
+        before = [f"start_from={config.output}/adapters/{name}"]
 
 
 def _tuned(config: LabReportConfig, name: str, of: str, changed: Sequence[str]) -> Step:
@@ -160,7 +178,8 @@ def _adapter(config: LabReportConfig, name: str, needs: Iterable[str], changed: 
 
 def _prag(config: LabReportConfig, name: str, static: str | None = None) -> Step:
     """A bank of a LoRA for each passage."""
-    values, needs = [f"corpus={config.output}/lab/augmented.jsonl", f"adapter.epochs={config.steps.adapters}"], ["lab"]
+    values = [f"corpus={config.output}/lab/augmented.jsonl", f"adapter.epochs={config.steps.adapters}"]
+    needs = ["lab"]
     if static is not None:
         values.append(f"static={config.output}/adapters/{static}")
         needs.append(f"adapter {static}")
@@ -185,13 +204,14 @@ def _evaluations(config: LabReportConfig) -> Iterator[Step]:
     def each(*kinds: str) -> list[str]:
         return [f"{kind}-{seed}" for kind in kinds for seed in config.seeds]
 
-    ours, tuned = each("start regrad", "bank regrad"), [f"adapter {name}" for name in ("ft-direct", "instruction-cpt")]
+    ours = each("start regrad", "bank regrad")
+    tuned = [f"adapter {name}" for name in ("ft-direct", "instruction-cpt")]
     injected = each(*(f"adapter cpt-documents-{count}" for count in config.documents))
     prags = [f"adapters {name}" for name in ("prag", "prag-warm", "ft-prag")]
     prags += [f"adapter {name}-static" for name in ("prag-warm", "ft-prag")]
     icl = each("start icl", "bank icl")
-    rivals = ["adapter ft-rag", *tuned, *each("adapter cpt"), *prags]
-    yield _evaluation(config, "methods", ["lab", "start raw", "bank raw", *ours, *icl, *rivals])
+    baselines = ["adapter ft-rag", *tuned, *each("adapter cpt"), *prags]
+    yield _evaluation(config, "methods", ["lab", "start raw", "bank raw", *ours, *icl, *baselines])
     yield _evaluation(config, "passages", ["lab", "adapter ft-rag", *ours, *icl])
     yield _evaluation(config, "merges", ["lab", *ours])
     yield _evaluation(config, "drift", ["documents", *ours, *injected])
@@ -235,3 +255,42 @@ def _command(
         values += ONE_WORKER
     path: Path = builtin_config(f"jobs/{_FILES[verb]}.yaml")
     return Step(name, Command(verb, path, (*values, *changed)), makes, frozenset(needs))
+
+
+def path_of(study: str) -> Path:
+    """The file of a study."""
+    return Path(__file__).parent / "evals" / f"{study}.yaml"
+
+
+def reference(study: str) -> str:
+    """The method that a study's others are compared with."""
+    return str(read_yaml(path_of(study))["compare_to"])
+
+
+def changes(study: str, config: LabReportConfig) -> list[str]:
+    """What the report changes in a study's file, as overrides: places, numbers of documents, seeds."""
+    data = read_yaml(path_of(study))
+    counts = dict(zip(_DOCUMENTS[-len(config.documents) :], config.documents, strict=True))
+
+    def fit(text: str) -> str:
+        text = _COUNT.sub(lambda found: f"documents-{counts[int(found[1])]}", text)
+        moved = text.startswith(_PLACE) and config.output != os.path.abspath(_PLACE)
+        return f"{config.output}{text.removeprefix(_PLACE)}" if moved else text
+
+    fitted = {key: [one for one in data[key] if _is_wanted(one, counts)] for key in ("sets", "methods")}
+    fitted = _each_text({**data, **fitted}, fit)
+    fitted["seeds"] = list(config.seeds[:1] if study in ONE_SEED else config.seeds)
+    return [f"{key}={json.dumps(value)}" for key, value in fitted.items() if value != data[key]]
+
+
+def _is_wanted(one: Any, counts: Mapping[int, int]) -> bool:
+    found = _COUNT.search(one["name"]) if isinstance(one, dict) else None
+    return found is None or int(found[1]) in counts
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _each_text(inner, change) for key, inner in value.items()}
+    return [_each_text(inner, change) for inner in value] if isinstance(value, list) else value

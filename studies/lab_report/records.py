@@ -19,14 +19,16 @@ from regrad.evaluation.statistics import by_question
 from regrad.lab.files import QUESTIONS
 from regrad.storage import Storage
 from studies.lab_report.config import LabReportConfig
-from studies.lab_report.evaluations import STUDIES
 from studies.lab_report.files import GROUP_OLD
 from studies.lab_report.measurements import MEASURED
+from studies.lab_report.plan import STUDIES
 
 Scores = Mapping[str, float]
 """Exact match by question, the mean over seeds."""
 
-NEW, OLD, FIRST = "drift, new", "drift, memorised", "drift, first documents"
+NEW = "drift, new"
+OLD = "drift, memorised"
+FIRST = "drift, first documents"
 PARTS = {
     NEW: "the documents",
     FIRST: "those that came first",
@@ -56,7 +58,7 @@ class Measured:
     unchanged: bool
     bytes: Mapping[str, float]
     asked_before: int = 0
-    """Questions about people that rivals were trained on, word for word."""
+    """Questions about people that baselines were trained on, word for word."""
 
 
 class Table:
@@ -73,7 +75,8 @@ class Table:
     def scores(self, key: Key) -> Scores:
         """Raises `EvaluationError` for a row that no study has."""
         if key not in self._scores:
-            raise EvaluationError(f"there are no records of {key.method} on {key.set} at k={key.k} in {key.study}")
+            text = f"there are no records of {key.method} on {key.set} at k={key.k} in {key.study}"
+            raise EvaluationError(text, code="no_records", **key._asdict())
         return self._scores[key]
 
     def mean(self, key: Key) -> float:
@@ -141,7 +144,8 @@ def read_measured(config: LabReportConfig) -> Measured:
         found: dict[str, Any] = json.loads(Storage(config.output).read(MEASURED))
         return Measured(**found.pop("batching"), **found, asked_before=_asked_before(f"{config.output}/lab"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EvaluationError(f"{config.output}/{MEASURED} is damaged; remove it and steps/measure.json") from error
+        text = f"{config.output}/{MEASURED} is damaged; remove it and steps/measure.json"
+        raise EvaluationError(text, code="damaged", uri=f"{config.output}/{MEASURED}") from error
 
 
 def _asked_before(lab: str) -> int:

@@ -22,14 +22,17 @@ from studies.lab_report.records import read_entries, read_measured, read_table
 from studies.lab_report.text import Report, document
 
 REPORT = "report.json"
-_DOCUMENT, _IMAGES = "lab-report.md", "images"
+_DOCUMENT = "lab-report.md"
+_IMAGES = "images"
 _ENOUGH_SEEDS = 3
 _LEFT_OUT = {"by_question", "devices", "against", "closed"}
 
 
 def write_report(config: LabReportConfig, seconds: float) -> str:
     """Write everything; returns one line saying where and what came out."""
-    table, entries, measured = read_table(config), read_entries(config), read_measured(config)
+    table = read_table(config)
+    entries = read_entries(config)
+    measured = read_measured(config)
     report = Report(
         claims=paper_claims(table, measured),
         entries=entries,
@@ -42,7 +45,8 @@ def write_report(config: LabReportConfig, seconds: float) -> str:
         quick=_quick(config),
     )
     place = report_place(config)
-    drawn, storage = draw(entries, table, measured), Storage(os.path.dirname(place))
+    drawn = draw(entries, table, measured)
+    storage = Storage(os.path.dirname(place))
     for name, _, svg in drawn:
         storage.write(f"{_IMAGES}/{name}.svg", svg)
     storage.write(os.path.basename(place), document(report, drawn, _IMAGES).encode())

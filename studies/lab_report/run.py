@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import ray
 
 from ray_jobs.cluster import cause_of, cluster
+from regrad.errors import EvaluationError
+from regrad.storage import Storage
 from studies.lab_report.config import LabReportConfig
 from studies.lab_report.plan import make_steps
-from studies.lab_report.progress import Progress
 from studies.lab_report.report import write_report
 from studies.lab_report.step import Step
 
@@ -21,7 +23,8 @@ def run_report(config: LabReportConfig, say: Callable[[str], None]) -> str:
 
     Interrupted at any point, the next call goes on with the steps that are not complete.
     """
-    steps, progress = make_steps(config), Progress(config.output)
+    steps = make_steps(config)
+    progress = Progress(config.output)
     left = [step for step in steps if not progress.done(step)]
     say(f"{len(steps)} steps, {len(steps) - len(left)} of them done before")
     if left:
@@ -32,8 +35,11 @@ def run_report(config: LabReportConfig, say: Callable[[str], None]) -> str:
 
 def _run(left: Sequence[Step], workers: int, progress: Progress, say: Callable[[str], None], total: int) -> None:
     """All of them. Raises the first error; what runs beside it goes on to its end and is noted."""
-    waiting, running, failure = list(left), dict[Any, tuple[Step, float]](), None
-    before, started = progress.clock(), time.monotonic()
+    waiting = list(left)
+    running = dict[Any, tuple[Step, float]]()
+    failure = None
+    before = progress.clock()
+    started = time.monotonic()
     while waiting or running:
         while failure is None and (step := next_step(waiting, [step for step, _ in running.values()], workers)):
             waiting.remove(step)
@@ -48,7 +54,8 @@ def _run(left: Sequence[Step], workers: int, progress: Progress, say: Callable[[
             failure = failure or cause_of(error)
             continue
         now = time.monotonic()
-        clock, done = before + now - started, total - len(waiting) - len(running)
+        clock = before + now - started
+        done = total - len(waiting) - len(running)
         progress.finish(step, line, now - began, clock)
         say(f"[{done}/{total}, {clock / 60:.1f} min] {step.name}, {now - began:.0f} s: {line}")
     if failure is not None:
@@ -70,3 +77,53 @@ def next_step(waiting: Sequence[Step], running: Sequence[Step], workers: int) ->
 def _begin(step: Step) -> Any:
     """In a process of its own; the workers of a step that is a job have CPUs of their own."""
     return ray.remote(num_cpus=0, max_retries=0)(Step.run).remote(step)
+
+
+class Progress:
+    """Which steps of a report are done: the directory `steps`, with a file for each step that is complete."""
+
+    def __init__(self, output: str) -> None:
+        self._storage = Storage(f"{output}/steps")
+
+    def done(self, step: Step) -> bool:
+        """Whether the step is complete; raises `EvaluationError` if it is, but with other settings."""
+        if not self._storage.exists(_name(step)):
+            return False
+        if self._note(_name(step)).get("settings") == step.work.content():
+            return True
+        if not step.is_evaluation:
+            raise EvaluationError(
+                f"step '{step.name}' at {self._storage.uri} was done with other settings; give the report another "
+                "output, or remove this one",
+                code="other_settings",
+                step=step.name,
+            )
+        return False  # its cells know themselves which of them are still good
+
+    def finish(self, step: Step, line: str, seconds: float, clock: float) -> None:
+        """Note that a step is complete, what it took, and for how long the report has been at work in all."""
+        note = {
+            "line": line,
+            "seconds": round(seconds, 1),
+            "clock": round(clock, 1),
+            "settings": step.work.content(),
+        }
+        self._storage.write(_name(step), (json.dumps(note, indent=1) + "\n").encode())
+
+    def clock(self) -> float:
+        """Seconds that earlier calls were at work, up to the last step that they finished."""
+        return max((float(self._note(name).get("clock", 0.0)) for name in self._storage.list()), default=0.0)
+
+    def _note(self, name: str) -> dict[str, Any]:
+        try:
+            note = json.loads(self._storage.read(name))
+        except ValueError:
+            note = None
+        if not isinstance(note, dict):
+            text = f"{self._storage.uri}/{name} is damaged; remove it, and its step is done again"
+            raise EvaluationError(text, code="damaged", uri=f"{self._storage.uri}/{name}")
+        return note
+
+
+def _name(step: Step) -> str:
+    return f"{step.name.replace(' ', '-')}.json"

@@ -73,7 +73,8 @@ class Command:
                 regrad.main(self.arguments, standalone_mode=False)
         except SystemExit as end:
             if end.code not in (0, QUARANTINED):
-                raise EvaluationError(f"`{self}` ended with exit status {end.code}") from end
+                text = f"`{self}` ended with exit status {end.code}"
+                raise EvaluationError(text, code="step_failed", command=str(self), status=end.code) from end
         return (said.getvalue().strip().splitlines() or ["done"])[-1]
 
 

@@ -12,9 +12,9 @@ from regrad.evaluation.report.entries import ReportEntry
 from regrad.evaluation.report.tables import UNKNOWN, CellText, Grid, chance, number, percent, score_grid, size
 from regrad.evaluation.report.writing import escape_markdown, table_lines
 from studies.lab_report.claims.claim import ALPHA, Claim, Part, Unit
-from studies.lab_report.evaluations import reference
 from studies.lab_report.figures import Figure
 from studies.lab_report.findings import BY_RANK, Duel
+from studies.lab_report.plan import reference
 from studies.lab_report.records import Measured
 
 TITLES = {
@@ -80,7 +80,7 @@ def _head(report: Report) -> Iterator[str]:
     yield (
         f"Written by `regrad lab report` from its records, {report.seconds / 60:.0f} minutes of work on "
         f"{report.hardware}. Everything is the lab world: invented people, a Llama of a million parameters, {asked} "
-        f"questions, seeds {', '.join(map(str, report.seeds))} of every meta-trained start and of CPT. Other rivals "
+        f"questions, seeds {', '.join(map(str, report.seeds))} of every meta-trained start and of CPT. Other baselines "
         "were trained once."
     )
     if report.quick:

@@ -15,7 +15,7 @@ from regrad.methods.prag import adapters_base, adapters_layout
 from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.models.subspace import Subspace
-from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
+from regrad.training.lora.batched import AdapterTrainer, model_for_adapters
 from regrad.training.lora.config import AdapterConfig
 from regrad.training.lora.lora_artifact import StaticLora
 from tests.tools.augmenting import augmented

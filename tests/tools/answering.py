@@ -21,7 +21,7 @@ from regrad.retrieval.base import Hit
 from serve_app.config import ServeConfig
 from serve_app.http.app import make_app
 from serve_app.http.errors import RequestRecord
-from serve_app.messages import Answered, Ask, Event, Piece, Reply, Retrieved
+from serve_app.messages import Answered, Ask, Piece, Reply, Retrieved, StreamEvent
 
 PASSAGE = Passage("p1", "Ada", "Ada Lovelace was born in London.")
 WORDS = ("Lon", "don", ".")
@@ -50,7 +50,7 @@ class StandIn:
         await self._work(ask)
         return reply(ask)
 
-    async def stream(self, ask: Ask) -> AsyncIterator[Event]:
+    async def stream(self, ask: Ask) -> AsyncIterator[StreamEvent]:
         self.asks.append(ask)
         await self._work(ask)
         whole = reply(ask)

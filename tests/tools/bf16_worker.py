@@ -10,7 +10,7 @@ import torch
 
 from regrad.data.tasks import Task
 from regrad.lab.config import LabConfig
-from regrad.lab.files import tasks as lab_tasks
+from regrad.lab.files import lab_tasks
 from regrad.lab.world import World
 from regrad.models.config import ModelConfig
 from regrad.models.loading import load_language_model
@@ -18,7 +18,7 @@ from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.collate import collate
 from regrad.training.meta.config import InnerConfig, StrategyConfig
 from regrad.training.meta.objective import Point
-from regrad.training.meta.strategies.base import make_strategy
+from regrad.training.meta.strategies import make_strategy
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from regrad.data.tasks import Task
 from regrad.lab.config import LabConfig
-from regrad.lab.files import tasks as lab_tasks
+from regrad.lab.files import lab_tasks
 from regrad.lab.world import Split, World
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model
@@ -25,10 +25,8 @@ from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.collate import collate
 from regrad.training.meta.config import InnerConfig, OptimizerConfig, StrategyConfig
 from regrad.training.meta.objective import MetaGradient
-from regrad.training.meta.optim import make_engine
-from regrad.training.meta.optim.base import Engine
-from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.strategies.base import make_strategy
+from regrad.training.meta.optim import MetaParameters, OptimizerEngine, make_engine
+from regrad.training.meta.strategies import make_strategy
 
 INNER = InnerConfig(initial_step_size=0.01)
 ENGINES: dict[str, int | None] = {"ddp": None, "zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3}
@@ -47,7 +45,7 @@ def tasks() -> list[Task]:
     return [Task.from_record(record) for record in lab_tasks(people, LabConfig(people_per_record=3), 4, seed=3)]
 
 
-def gradient(lm: LanguageModel, engine: Engine, part: list[Task]) -> MetaGradient:
+def gradient(lm: LanguageModel, engine: OptimizerEngine, part: list[Task]) -> MetaGradient:
     """With sharded weights only the strategy of first-order passes works."""
     strategy = make_strategy(StrategyConfig(name="difference" if engine.layer_wise else "graph"), INNER)
     return strategy(lm, engine.point(), collate(lm, part))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve_app.observability.metrics import Definition
+from serve_app.observability import Definition
 
 
 class Recorded:

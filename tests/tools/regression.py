@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -22,21 +21,16 @@ from torch import Tensor, nn
 
 from regrad.training.callbacks import Silent
 from regrad.training.checkpoint import Checkpoint, TrainState, load_module_tensors, module_tensors
-from regrad.training.config import CheckpointConfig, WatchConfig
+from regrad.training.config import CheckpointConfig, ScheduleConfig, WatchConfig
 from regrad.training.loop import Loop, StepResult, resume
-from regrad.training.sampler import Sampler, Source
+from regrad.training.sampler import Sampler, SampleSource
 
 Point = tuple[Tensor, float]
 
 WEIGHTS = torch.tensor([3.0, -2.0, 1.0])
 
 
-@dataclass(frozen=True)
-class Pace:
-    steps: int = 40
-    warmup_fraction: float = 0.1
-    schedule: Literal["linear", "cosine", "constant"] = "cosine"
-    max_bad_steps: int = 2
+SCHEDULE = ScheduleConfig(steps=40, schedule="cosine", max_bad_steps=2)
 
 
 @dataclass(frozen=True)
@@ -92,9 +86,9 @@ def points() -> list[Point]:
     return [(x, float(x @ WEIGHTS)) for x in xs]
 
 
-def batches(first: int = 0, pace: Pace = Pace()) -> Iterator[list[Point]]:
+def batches(first: int = 0, steps: int = SCHEDULE.steps) -> Iterator[list[Point]]:
     all_points = points()
-    for draws in Sampler([Source(len(all_points), "0")], 4).steps(first, pace.steps):
+    for draws in Sampler([SampleSource(len(all_points), "0")], 4).steps(first, steps):
         yield [all_points[draw.number] for draw in draws]
 
 
@@ -123,7 +117,7 @@ def newest(folder: Path) -> Path | None:
 def train(folder: Path, fatal: int | None = None) -> tuple[LineLearner, TrainState]:
     learner = LineLearner()
     state = resume(learner, nullcontext(newest(folder)))
-    loop = Loop(learner, Pace(), CheckpointConfig(every=5), WatchConfig(every=10), Keeper(folder, fatal))
+    loop = Loop(learner, SCHEDULE, CheckpointConfig(every=5), WatchConfig(every=10), Keeper(folder, fatal))
     return learner, loop.run(batches(state.step), state)
 
 

@@ -138,7 +138,7 @@ def main() -> None:
     folder, port = Path(sys.argv[1]), int(sys.argv[2])
     import ray
 
-    from serve_app.local import serving
+    from serve_app.app import serving
 
     config = parse_settings(ServeConfig, json.loads((folder / "serve.json").read_text()), "serve.json")
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)

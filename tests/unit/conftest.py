@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.observability import metrics
+from serve_app import observability
 from tests.tools.recording import Recorded
 
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     recorded = Recorded()
-    monkeypatch.setattr(metrics, "_make", recorded.make)
+    monkeypatch.setattr(observability, "_make", recorded.make)
     return recorded

@@ -6,7 +6,7 @@ import pytest
 
 from regrad.errors import BankError
 from regrad.registry import Registry
-from regrad.text import nearest
+from regrad.text import nearest_name
 from tests.tools.refusals import refused
 
 
@@ -38,4 +38,4 @@ def test_a_decorator_adds_an_entry_and_refuses_a_name_that_is_taken() -> None:
 
 
 def test_a_name_that_is_like_no_other_has_no_nearest_one() -> None:
-    assert nearest("xyz", ["sum", "mean"]) == ""
+    assert nearest_name("xyz", ["sum", "mean"]) == ""

@@ -1,4 +1,4 @@
-"""`regrad bank add`, `delete`, `compact` and `gc`."""
+"""What changes a bank or copies it: `regrad bank add`, `delete`, `compact`, `gc`, `export` and `import`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from regrad.bank.config import BuildConfig
+from regrad.bank.config import BuildConfig, CodecName
 from regrad.cli.bank import output as show
-from regrad.cli.bank.output import check_ids, given_ids, ids_option, uri_argument
+from regrad.cli.bank.output import check_ids, codec_option, given_ids, ids_option, uri_argument, version_option
 from regrad.cli.options import QUARANTINED, settings_options
 from regrad.settings import load_settings
 from regrad.text import counted
@@ -37,11 +37,11 @@ def add(config: Path, overrides: tuple[str, ...]) -> None:
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @ids_option("Passages to forget")
 def delete(uri: str, ids: tuple[str, ...], ids_from: str | None) -> None:
-    """Forget passages: a new version without them, and no older version gives them out any more.
+    """Forget passages: a new version is without them, and no older version returns them any more.
 
-    Also passages that were refused, or that only older versions have. All or none: an id that is nowhere is an error,
-    and nothing is deleted then. It does not ask back. Their bytes stay in files until `regrad bank compact` and
-    `regrad bank gc` have run.
+    This includes passages that were refused, and those that only older versions have. All or none: an unknown id is an
+    error, and then nothing is deleted. There is no confirmation. The bytes stay in files until `regrad bank compact`
+    and `regrad bank gc` have run.
     """
     check_ids(ids)
     wanted = sorted({*ids, *(given_ids(ids_from) or ())})
@@ -52,16 +52,16 @@ def delete(uri: str, ids: tuple[str, ...], ids_from: str | None) -> None:
     manifest = delete(uri, wanted)
     click.echo(f"forgot {counted(len(wanted), 'passage')} in version {manifest.label}: {show.ids_listed(wanted)}")
     click.echo(f"{counted(manifest.passages, 'passage')} left. To remove the bytes from the disk, too, run")
-    click.echo(f"    {show.verb('compact', uri)}\n    {show.verb('gc', uri)}")
+    click.echo(f"    {show.command_line('compact', uri)}\n    {show.command_line('gc', uri)}")
 
 
 @click.command("compact")
 @uri_argument
 @click.option("--shard-bytes", type=click.IntRange(min=1), metavar="N", help="Size of a new shard (default: 64 MiB).")
 def compact(uri: str, shard_bytes: int | None) -> None:
-    """Copy what is left out of shards that hold deleted or replaced atoms, and put small shards and parts together.
+    """Rewrite shards that contain deleted or replaced atoms, without them, and join small shards and parts.
 
-    Makes a new version with the same atoms. The former files stay until `regrad bank gc` removes them.
+    Makes a new version with the same atoms. The old files stay until `regrad bank gc` removes them.
     """
     from regrad.bank.format import read_manifest
     from regrad.bank.maintenance import SHARD_BYTES, compact
@@ -77,7 +77,7 @@ def compact(uri: str, shard_bytes: int | None) -> None:
         f"version {manifest.label}: {counted(manifest.passages, 'passage')} in {counted(shards, 'shard')}, "
         f"before in {sum(part.shards for part in before.parts):,}"
     )
-    click.echo(f"The former files are still there; `{show.verb('gc', uri)}` removes them.")
+    click.echo(f"The old files are still there; `{show.command_line('gc', uri)}` removes them.")
 
 
 @click.command("gc")
@@ -91,12 +91,12 @@ def compact(uri: str, shard_bytes: int | None) -> None:
     default=3600.0,
     show_default=True,
     metavar="SECONDS",
-    help="Age from which a file that no version names is removed: a writer at work may be about to name it.",
+    help="Minimum age of a file that no version names to be removed: a running writer may be about to name it.",
 )
-@click.option("--abandon-builds", is_flag=True, help="Remove what builds that did not end have done, too.")
+@click.option("--abandon-builds", is_flag=True, help="Remove the finished blocks of interrupted builds, too.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 def gc(uri: str, keep: int, grace: float, abandon_builds: bool, dry_run: bool) -> None:
-    """Remove old versions, the files that only they needed, and what writers that died have left.
+    """Remove old versions, the files that only they needed, and files that writers left when they died.
 
     Servers that still have an old version open lose what is removed: restart them first.
     """
@@ -109,8 +109,104 @@ def gc(uri: str, keep: int, grace: float, abandon_builds: bool, dry_run: bool) -
     old = ", ".join(map(str, removed.versions)) or "none"
     click.echo(
         f"{'would remove' if dry_run else 'removed'} {counted(len(removed.files), 'file')}, "
-        f"{show.size(removed.bytes)}; versions: {old}"
+        f"{show.readable_size(removed.bytes)}; versions: {old}"
     )
     if dry_run:
         for name in removed.files:
             click.echo(f"    {name}")
+
+
+@click.command("export")
+@uri_argument
+@click.argument("output", metavar="OUTPUT")
+@click.option(
+    "--format", "form", type=click.Choice(["bank", "safetensors"]), default="bank", show_default=True, help="See above."
+)
+@version_option("The version to copy")
+@codec_option("Encode the copy with this codec (format bank; default: the bytes as they are).")
+@ids_option("Copy these passages only")
+def export(
+    uri: str, output: str, form: str, version: int | None, codec: CodecName | None, ids_from: str | None
+) -> None:
+    """Copy a version's atoms to OUTPUT and check each. The copy appears only when it is complete.
+
+    \b
+    bank          a new bank, or one of the same layout, which gets them in a new version
+    safetensors   one file of float32 tensors a passage, under the names of LoRA tensors,
+                  with atoms.jsonl (id, file, text_hash) and bank.json (what they are)
+    """
+    ids = given_ids(ids_from)
+    if form == "bank":
+        from regrad.bank.io.transfer import copy_bank
+
+        copied = copy_bank(uri, output, version, codec, ids)
+        click.echo(f"copied {counted(copied.added, 'atom')} to {output}: version {copied.manifest.label}")
+        return
+    if codec:
+        raise click.UsageError("--codec goes with --format bank: files of tensors are float32")
+    from regrad.bank.io.tensors import export_tensors
+
+    click.echo(f"wrote {counted(export_tensors(uri, output, version, ids), 'atom')} to {output}")
+
+
+_TAKES = {
+    "bank": (),
+    "safetensors": (),
+    "regrad-release": ("--meta-init", "--ids"),
+    "prag": ("--ids", "--base-identity"),
+}
+
+
+@click.command("import")
+@uri_argument
+@click.option("--from", "source", required=True, metavar="PATH", help="What to import: a path or URI.")
+@click.option("--format", "form", type=click.Choice(list(_TAKES)), required=True, help="What it is; see above.")
+@click.option("--meta-init", metavar="DIR", help="regrad-release: the MetaInit that the gradients were computed at.")
+@click.option("--ids", metavar="FILE", help="The passage of each key: lines of key, id, and if known title and text.")
+@click.option("--base-identity", metavar="TEXT", help="prag: what to call the base model instead of its recorded name.")
+@codec_option("How to store the atoms (default: as the bank does, or float32).")
+def import_(
+    uri: str,
+    source: str,
+    form: str,
+    meta_init: str | None,
+    ids: str | None,
+    base_identity: str | None,
+    codec: CodecName | None,
+) -> None:
+    """Add atoms from files to the bank at URI, in one new version; the bank is created if there is none.
+
+    \b
+    bank             another bank of the same layout
+    safetensors      what `regrad bank export --format safetensors` writes
+    regrad-release   .pt files of the ReGrad authors' encode.py; needs --meta-init
+    prag             a directory of PRAG's adapters, one a passage: a bank of adapters
+
+    Gradients keyed by question and rank need --ids. A passage whose atom is damaged or not finite is quarantined. A
+    file that needs more than tensors to be unpickled is refused, since it could run code.
+    """
+    given = {"--meta-init": meta_init, "--ids": ids, "--base-identity": base_identity}
+    odd = [name for name, value in given.items() if value is not None and name not in _TAKES[form]]
+    if odd:
+        raise click.UsageError(f"{odd[0]} does not go with --format {form}")
+    if form == "regrad-release" and meta_init is None:
+        raise click.UsageError("--format regrad-release needs --meta-init DIR")
+    if form == "regrad-release":
+        from regrad.bank.io.release import import_release
+
+        done = import_release(source, uri, codec=codec, meta_init=meta_init or "", ids=ids)
+    elif form == "prag":
+        from regrad.bank.io.prag import import_adapters
+
+        done = import_adapters(source, uri, codec=codec, ids=ids, base_identity=base_identity)
+    elif form == "bank":
+        from regrad.bank.io.transfer import copy_bank
+
+        done = copy_bank(source, uri, codec=codec)
+    else:
+        from regrad.bank.io.tensors import import_tensors
+
+        done = import_tensors(source, uri, codec=codec)
+    refused = f", {counted(done.refused, 'passage')} refused (info --quarantine)" if done.refused else ""
+    left = f", {counted(done.left_out, 'atom')} left out that {ids} does not name" if done.left_out else ""
+    click.echo(f"added {counted(done.added, 'atom')} to {uri}: version {done.manifest.label}{refused}{left}")

@@ -18,13 +18,16 @@ from regrad.text import counted, listed
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+LISTED = 20
+_UNITS = ("kB", "MB", "GB", "TB", "PB")
+
 uri_argument = click.argument("uri", metavar="URI")
 json_option = click.option("--json", "as_json", is_flag=True, help="All of it as JSON, for programs.")
 
 
 def version_option(text: str) -> Callable[[F], F]:
     """`--version N`."""
-    return click.option("--version", type=int, metavar="N", help=f"{text} (default: the one in force).")
+    return click.option("--version", type=int, metavar="N", help=f"{text} (default: the current one).")
 
 
 def codec_option(text: str) -> Callable[[F], F]:
@@ -39,7 +42,7 @@ def ids_option(text: str) -> Callable[[F], F]:
 
 
 def given_ids(ids_from: str | None) -> list[str] | None:
-    """The ids that `--ids-from` names, or None without it; raises `CorpusError` if there are none, or no text."""
+    """The ids that `--ids-from` names, or None without it; raises `CorpusError` if they cannot be read."""
     if ids_from is None:
         return None
     from regrad.bank.io.transfer import read_ids
@@ -49,7 +52,9 @@ def given_ids(ids_from: str | None) -> list[str] | None:
     try:
         lines = sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
-        raise CorpusError("standard input is not UTF-8 text: ids are expected, one a line") from error
+        raise CorpusError(
+            "standard input is not UTF-8 text; ids are expected, one a line", code="not_utf8", path="-"
+        ) from error
     return [line for line in lines if line.strip()]
 
 
@@ -59,14 +64,10 @@ def check_ids(ids: Sequence[str]) -> None:
         try:
             passage_id.encode()
         except UnicodeEncodeError as error:
-            raise CorpusError(f"passage id {passage_id!r:.80} is not valid UTF-8") from error
+            raise CorpusError(f"passage id {passage_id!r:.80} is not valid UTF-8", code="not_utf8") from error
 
 
-LISTED = 20
-_UNITS = ("kB", "MB", "GB", "TB", "PB")
-
-
-def size(count: float) -> str:
+def readable_size(count: float) -> str:
     """A number of bytes for people, in powers of 1000."""
     if count < 1000:
         return counted(int(count), "byte")
@@ -77,17 +78,17 @@ def size(count: float) -> str:
     return f"{count:.1f} {unit}"
 
 
-def shown(passage_id: str) -> str:
+def printable_id(passage_id: str) -> str:
     """An id as it is, or escaped if it has characters that a terminal would act on."""
     return passage_id if passage_id.isprintable() else json.dumps(passage_id)
 
 
 def ids_listed(ids: Sequence[str]) -> str:
     """The first ids, and how many more there are."""
-    return listed([shown(one) for one in ids], LISTED)
+    return listed([printable_id(one) for one in ids], LISTED)
 
 
-def fields(rows: Iterable[tuple[str, str]]) -> None:
+def print_fields(rows: Iterable[tuple[str, str]]) -> None:
     """Write names and values in two columns."""
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
@@ -95,11 +96,11 @@ def fields(rows: Iterable[tuple[str, str]]) -> None:
         click.echo(f"{name:<{width}}  {printable(value)}")
 
 
-def as_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """Write a dataclass, or what json takes, as JSON."""
     click.echo(json.dumps(asdict(value) if is_dataclass(value) else value, indent=1))  # type: ignore[arg-type]
 
 
-def verb(name: str, uri: str) -> str:
-    """A command that somebody can paste."""
+def command_line(name: str, uri: str) -> str:
+    """A command that can be pasted into a shell."""
     return f"regrad bank {name} {shlex.quote(uri)}"

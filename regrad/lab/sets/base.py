@@ -1,16 +1,14 @@
-"""What a harder lab is: whom it is about, the passages about each, and questions that rest on some of them."""
+"""What a harder lab is: its subjects, the passages about each, and questions that rest on some of them."""
 
 from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from regrad.data.passages import Passage
 from regrad.lab.world import Person, World, question
-
-Templates = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -28,22 +26,22 @@ class SetQuestion:
 
 
 class LabSet(ABC):
-    """One harder lab. All that it makes is a function of the world, the subject and the random stream."""
+    """One harder lab. Everything in it is a function of the world, the subject and the random stream."""
 
     context = 3
-    """How many passages a question of a meta-training task rests on."""
+    """Number of passages that a question of a meta-training task rests on."""
 
     def __init__(self, world: World) -> None:
         self.world = world
 
     @property
     def held_out(self) -> Sequence[Person]:
-        """Whom the corpus and the questions are about."""
+        """The subjects of the corpus and the questions."""
         return self.world.held_out
 
     @property
     def meta(self) -> Sequence[Person]:
-        """Whom the meta-training and dev tasks are about."""
+        """The subjects of the meta-training and dev tasks."""
         return self.world.meta
 
     @abstractmethod
@@ -53,14 +51,3 @@ class LabSet(ABC):
     def ask(self, person: Person, attribute: str, rng: random.Random) -> SetQuestion:
         """One question about one subject."""
         return SetQuestion(question(person, attribute, rng), (person.values[attribute],), (person.passage_id,))
-
-
-def told(
-    person: Person, attributes: Sequence[str], rng: random.Random, statements: Templates, name_probability: float = 0.4
-) -> str:
-    """One sentence an attribute, in this order: the first by name, the others mostly by pronoun."""
-    sentences = []
-    for position, attribute in enumerate(attributes):
-        subject = person.name if position == 0 or rng.random() < name_probability else person.pronoun
-        sentences.append(rng.choice(statements[attribute]).format(subject=subject, value=person.values[attribute]))
-    return " ".join(sentences)

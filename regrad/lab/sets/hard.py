@@ -1,4 +1,4 @@
-"""Labs that are hard to retrieve from or to read: contradicting, long and many passages."""
+"""Labs that are hard to retrieve from or to read: contradictory, long and many passages."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ import random
 from functools import cached_property
 
 from regrad.data.passages import Passage
-from regrad.lab.sets.base import LabSet, SetQuestion, told
+from regrad.lab.sets.base import LabSet, SetQuestion
 from regrad.lab.wording import ATTRIBUTES, QUESTIONS, STATEMENTS
-from regrad.lab.world import Person, passage, question
+from regrad.lab.world import Person, facts, passage, question
 
 CURRENT, FORMER = ".new", ".old"
-_CHANGED = 3
+_CHANGED = 3  # attributes of a person with a former value
+_TIMES = 3  # documents in a long passage
+_SENTENCES = 16  # in a note
+_STEM = 4  # letters
 
 
 class Conflict(LabSet):
-    """An old and a new passage a person."""
+    """An old and a new passage for each person."""
 
     def passages(self, person: Person, rng: random.Random) -> list[Passage]:
         """The old one and the new one."""
         versions = ((FORMER, self.former(person)), (CURRENT, person))
-        return [
-            Passage(person.passage_id + suffix, person.name, told(version, _order(rng), rng, STATEMENTS))
-            for suffix, version in versions
-        ]
+        passages: list[Passage] = []
+        for suffix, version in versions:
+            order = rng.sample(ATTRIBUTES, len(ATTRIBUTES))
+            passages.append(Passage(person.passage_id + suffix, person.name, facts(version, order, rng, STATEMENTS)))
+        return passages
 
     def former(self, person: Person) -> Person:
-        """The person with the values of before; always the same ones."""
+        """The person with former values, which are a function of the name."""
         rng = random.Random(f"{person.name}/before")
         values = dict(person.values)
         for attribute in rng.sample(ATTRIBUTES, _CHANGED):
@@ -35,7 +39,7 @@ class Conflict(LabSet):
         return Person(person.name, person.pronoun, values)
 
     def ask(self, person: Person, attribute: str, rng: random.Random) -> SetQuestion:
-        """What holds now; the control is the old passage. The group says whether the two disagree on it."""
+        """Asks for the current value; the control is the old passage. The group says whether the two disagree."""
         changed = self.former(person).values[attribute] != person.values[attribute]
         return SetQuestion(
             question(person, attribute, rng),
@@ -46,15 +50,8 @@ class Conflict(LabSet):
         )
 
 
-def _order(rng: random.Random) -> list[str]:
-    return rng.sample(ATTRIBUTES, len(ATTRIBUTES))
-
-
-_TIMES = 3
-
-
 class Long(LabSet):
-    """One long passage a person."""
+    """One long passage for each person."""
 
     context = 5
 
@@ -64,12 +61,8 @@ class Long(LabSet):
         return [Passage(person.passage_id, person.name, text)]
 
 
-_SENTENCES = 16
-_STEM = 4
-
-
 class Many(LabSet):
-    """One fact a note, told again and again."""
+    """One note for each attribute, which states the fact again and again."""
 
     context = 5
 
@@ -80,10 +73,10 @@ class Many(LabSet):
         return {a: [s for s in wordings if not _stems(s) & asked] for a, wordings in STATEMENTS.items()}
 
     def passages(self, person: Person, rng: random.Random) -> list[Passage]:
-        """One note an attribute."""
+        """One note for each attribute."""
         return [
             Passage(
-                _note_id(person, attribute), person.name, told(person, [attribute] * _SENTENCES, rng, self._statements)
+                _note_id(person, attribute), person.name, facts(person, [attribute] * _SENTENCES, rng, self._statements)
             )
             for attribute in ATTRIBUTES
         ]

@@ -1,7 +1,7 @@
-"""PRAG's document augmentation by a language model itself: another wording of each passage, and questions about it.
+"""PRAG's document augmentation by the language model itself: other wordings of each passage, and questions about it.
 
-Questions are wanted as a JSON list. What cannot be read as one is tried again with other random numbers, a bounded
-number of times; a passage that never gives one is listed with the reason.
+Questions are wanted as a JSON list. If the output is none, the model is asked again with other random numbers, up to a
+limit; a passage for which it never writes one is listed with the reason.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import Any
 
 import torch
 
@@ -29,8 +28,8 @@ _SETTINGS = {"rewrite_prompt", "pairs_prompt", "pairs", "rewrites", "temperature
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A passage with what was written for it, or why it cannot be used; `tries`: how often questions were asked for."""
+class AugmentOutcome:
+    """A passage with what was written for it, or why it cannot be used; `tries` is how often it was asked for pairs."""
 
     passage: Passage
     augmented: Augmented | None = None
@@ -40,35 +39,43 @@ class Outcome:
 
 
 class Augmenter:
-    """Writes with one model. What a passage gets depends on model, settings and passage alone (up to rounding)."""
+    """Writes with one model. The outcome of a passage depends on model, settings and passage alone, up to rounding."""
 
     def __init__(self, lm: LanguageModel, config: AugmentConfig) -> None:
         self._lm, self._config = lm, config
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 (hex) of what the outcomes depend on beside the passages."""
+        """SHA-256 (hex) of what the outcomes depend on besides the passages."""
         model = self._lm.config.model_dump(mode="json", include={"dtype", "attention", "prompts"})
         settings = self._config.model_dump(mode="json", include=_SETTINGS | {"seed"})
         return sha256(json.dumps([self._lm.identity(), model, settings], sort_keys=True).encode()).hexdigest()
 
-    def write(self, passages: Sequence[Passage]) -> list[Outcome]:
+    def write(self, passages: Sequence[Passage]) -> list[AugmentOutcome]:
         """One outcome a passage, in order."""
-        outcomes: list[Outcome] = []
+        outcomes: list[AugmentOutcome] = []
         for start in range(0, len(passages), self._config.batch_passages):
             outcomes += self._write(passages[start : start + self._config.batch_passages])
         return outcomes
 
-    def _write(self, passages: Sequence[Passage]) -> list[Outcome]:
+    def _write(self, passages: Sequence[Passage]) -> list[AugmentOutcome]:
         faults = [self._fault(passage) for passage in passages]
         fit = [passage for passage, fault in zip(passages, faults, strict=True) if not fault]
         pairs, tries, last = self._pairs(fit)
         rewrites = self._rewrites(fit)
-        written = iter(zip(fit, pairs, tries, last, rewrites, strict=True))
-        return [
-            Outcome(p, reason=fault) if fault else _outcome(*next(written))
-            for p, fault in zip(passages, faults, strict=True)
-        ]
+        written = iter(zip(pairs, tries, last, rewrites, strict=True))
+        outcomes: list[AugmentOutcome] = []
+        for passage, fault in zip(passages, faults, strict=True):
+            if fault:
+                outcomes.append(AugmentOutcome(passage, reason=fault))
+                continue
+            found, count, text, wordings = next(written)
+            if found:
+                reason = "" if wordings else NO_REWRITE
+                outcomes.append(AugmentOutcome(passage, Augmented(passage, wordings, found), reason, tries=count))
+            else:
+                outcomes.append(AugmentOutcome(passage, reason=NO_PAIRS, detail=text, tries=count))
+        return outcomes
 
     def _fault(self, passage: Passage) -> str:
         if not passage.text.strip():
@@ -81,7 +88,7 @@ class Augmenter:
         return ""
 
     def _rewrites(self, passages: Sequence[Passage]) -> list[tuple[str, ...]]:
-        """So many wordings of each passage as are wanted; those that come out empty are left out."""
+        """`config.rewrites` wordings of each passage; empty ones are left out."""
         found: list[list[str]] = [[] for _ in passages]
         for number in range(self._config.rewrites):
             texts = self._sample([self._rewrite_prompt(p) for p in passages], passages, f"rewrite/{number}")
@@ -90,15 +97,18 @@ class Augmenter:
         return [tuple(texts) for texts in found]
 
     def _pairs(self, passages: Sequence[Passage]) -> tuple[list[tuple[Pair, ...]], list[int], list[str]]:
-        """Questions for each passage, the tries that it took, and the last text that was no list."""
+        """Questions for each passage, the number of tries, and the beginning of the last text."""
         pairs: list[tuple[Pair, ...]] = [()] * len(passages)
-        tries, last = [0] * len(passages), [""] * len(passages)
+        tries = [0] * len(passages)
+        last = [""] * len(passages)
         left = list(range(len(passages)))
         for attempt in range(1 + self._config.retries):
             here = [passages[i] for i in left]
-            texts = self._sample([self._pairs_prompt(p) for p in here], here, f"pairs/{attempt}") if left else []
+            texts = self._sample([self._pairs_prompt(p) for p in here], here, f"pairs/{attempt}")
             for i, text in zip(left, texts, strict=True):
-                pairs[i], tries[i], last[i] = parse_pairs(text, self._config.pairs), attempt + 1, text[:200]
+                pairs[i] = parse_pairs(text, self._config.pairs)
+                tries[i] = attempt + 1
+                last[i] = text[:200]
             left = [i for i in left if not pairs[i]]
         return pairs, tries, last
 
@@ -131,19 +141,10 @@ def parse_pairs(text: str, most: int) -> tuple[Pair, ...]:
         if place < 0:
             break
         try:
-            return _checked(decoder.raw_decode(text, place)[0], most)
-        except (ValueError, RecursionError, CorpusError):
-            place = text.find("[", place + 1)
+            found = decoder.raw_decode(text, place)[0]
+            if isinstance(found, list) and found:
+                return tuple(pair_of(item) for item in found[:most])
+        except (ValueError, RecursionError, CorpusError):  # not JSON, or a list of something else
+            pass
+        place = text.find("[", place + 1)
     return ()
-
-
-def _checked(found: Any, most: int) -> tuple[Pair, ...]:
-    if not isinstance(found, list) or not found:
-        raise CorpusError("not a list of pairs")
-    return tuple(pair_of(item) for item in found[:most])
-
-
-def _outcome(passage: Passage, pairs: tuple[Pair, ...], tries: int, last: str, rewrites: tuple[str, ...]) -> Outcome:
-    if not pairs:
-        return Outcome(passage, reason=NO_PAIRS, detail=last, tries=tries)
-    return Outcome(passage, Augmented(passage, rewrites, pairs), "" if rewrites else NO_REWRITE, tries=tries)

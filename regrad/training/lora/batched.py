@@ -1,26 +1,29 @@
-"""Training many LoRAs at once, each on its own examples and as if it were alone.
+"""Training many LoRAs at once, each on its own examples and as if it were alone; and PRAG's LoRA for each passage.
 
-They are rows of one batch: a forward and a backward pass serves all, and AdamW, which is elementwise, keeps the moments
-and the step count of each row for itself.
+The LoRAs are rows of one batch: one forward and one backward pass serves all of them, and AdamW, which is elementwise,
+keeps separate moments and step counts for each row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from regrad.data.augmented import Augmented
 from regrad.models.batching import losses_and_grads
+from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel
-from regrad.models.subspace import finite_rows
-from regrad.training.lora.config import AdamWConfig
-from regrad.training.lora.examples import Example, example_batch
+from regrad.models.subspace import Subspace, finite_rows
+from regrad.training.lora.config import AdamWConfig, AdapterConfig, adapter_subspace
+from regrad.training.lora.examples import Example, adapter_examples, example_batch, longest
+from regrad.training.lora.lora_artifact import StaticLora, join
 
 Lift = Callable[[Tensor], Tensor]
-"""From what is trained [..., p] to updates of the model [..., P]; differentiable, and each row by itself."""
+"""From what is trained [..., p] to updates of the model [..., P]; differentiable, and each row on its own."""
 
 
 class _Entry(NamedTuple):
@@ -30,9 +33,9 @@ class _Entry(NamedTuple):
 
 
 class RowTrainer:
-    """U vectors, trained step by step from `start_UP`. The base model is not touched.
+    """U vectors, trained step by step from `start_UP`. The base model is not changed.
 
-    `reduce` makes the mean over workers of what each of them computed; alone, there is nothing to do.
+    `reduce` turns what one worker computed into the mean over all workers; a single worker needs none.
     """
 
     def __init__(
@@ -43,7 +46,10 @@ class RowTrainer:
         lift: Lift = lambda rows: rows,
         reduce: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> None:
-        self._lm, self._config, self._lift, self._reduce = lm, config, lift, reduce
+        self._lm = lm
+        self._config = config
+        self._lift = lift
+        self._reduce = reduce
         self._rows = [row.clone().requires_grad_() for row in start_UP.detach().to(lm.device)]
         self._optimizer = torch.optim.AdamW(
             self._rows, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=True
@@ -58,21 +64,22 @@ class RowTrainer:
         """One AdamW step of each row on the mean loss of its examples, at `factor` times the learning rate.
 
         A row without examples stays as it is, and so does one whose loss or gradient is not finite. Returns each row's
-        loss before the step [U] (not a number where it has none), and which rows have moved [U] bool.
+        loss before the step [U] (NaN without examples), and which rows were updated [U] bool.
         """
         losses_U, gradients_UP = self._gradients(examples)
         reduced = self._reduce(torch.cat([losses_U[:, None], gradients_UP], dim=1))
         losses_U, gradients_UP = reduced[:, 0], reduced[:, 1:]
-        asked_U = torch.tensor([bool(items) for items in examples], device=gradients_UP.device)
-        moved_U = asked_U & finite_rows(gradients_UP) & losses_U.isfinite()
+        wanted_U = torch.tensor([bool(items) for items in examples], device=gradients_UP.device)
+        updated_U = wanted_U & finite_rows(gradients_UP) & losses_U.isfinite()
         if self._config.clip is not None:
             norms = gradients_UP.norm(dim=1, keepdim=True)
             gradients_UP = gradients_UP * (self._config.clip / norms.clamp_min(self._config.clip))
-        for row, gradient, moved in zip(self._rows, gradients_UP, moved_U.tolist(), strict=True):
-            row.grad = gradient.clone() if moved else None
+        # AdamW skips a parameter without a gradient: its moments, step count and weight decay wait, too.
+        for row, gradient, updated in zip(self._rows, gradients_UP, updated_U.tolist(), strict=True):
+            row.grad = gradient.clone() if updated else None
         self._optimizer.param_groups[0]["lr"] = self._config.lr * factor
         self._optimizer.step()
-        return torch.where(asked_U, losses_U, torch.nan), moved_U
+        return torch.where(wanted_U, losses_U, torch.nan), updated_U
 
     def state(self) -> dict[str, Tensor]:
         """The vectors, their moments and step counts, on the CPU."""
@@ -96,12 +103,21 @@ class RowTrainer:
         gradients_UP = torch.zeros(len(self._rows), self._rows[0].numel(), device=self._lm.device)
         gradients_UP = gradients_UP.to(self._rows[0].dtype)
         entries = [_Entry(row, example, 1 / len(items)) for row, items in enumerate(examples) for example in items]
-        for chunk in _chunks(entries, self._config.batch_tokens):
+        # Chunks of similar length, so that little is padding: at most `batch_tokens` padded tokens, or one example.
+        chunk: list[_Entry] = []
+        for entry in sorted(entries, key=lambda entry: len(entry.example.ids)):
+            if chunk and (len(chunk) + 1) * len(entry.example.ids) > self._config.batch_tokens:
+                self._add(chunk, losses_U, gradients_UP)
+                chunk = []
+            chunk.append(entry)
+        if chunk:
             self._add(chunk, losses_U, gradients_UP)
         return losses_U, gradients_UP
 
     def _add(self, entries: Sequence[_Entry], losses_U: Tensor, gradients_UP: Tensor) -> None:
+        """Add the entries' part to the losses and gradients of their rows."""
         numbers = [entry.row for entry in entries]
+        # A LoRA that is alone goes in once, unbatched: its examples then share A and B instead of a copy each.
         one = len(set(numbers)) == 1
         chosen = self._rows[numbers[0]] if one else torch.stack([self._rows[row] for row in numbers])
         leaf = chosen.detach().requires_grad_()
@@ -110,7 +126,7 @@ class RowTrainer:
         with torch.enable_grad(), self._lm.lora.applied(self._lift(leaf)):
             hidden_NTD = self._lm.hidden(batch.ids[:, :-1])
             losses_N, grads_NTD = losses_and_grads(self._lm, hidden_NTD, batch)
-            # The logits' part of the backward pass is done; a row's weight scales what enters the rest of it.
+            # `losses_and_grads` ran the backward pass of the logits; the weight scales what enters the rest of it.
             grads_NTD = grads_NTD * weights_N[:, None, None].to(grads_NTD)
             (gradient,) = torch.autograd.grad(hidden_NTD, leaf, grads_NTD)
         where = torch.tensor(numbers, device=self._lm.device)
@@ -123,7 +139,7 @@ class RowTrainer:
 
 @dataclass(frozen=True)
 class Trained:
-    """Vectors [U, P], the mean loss of each in its last step, and which of them ever had a step that failed."""
+    """Vectors [U, P], the mean loss of each in its last step, and which of them had a step that failed."""
 
     values: Tensor
     losses: list[float]
@@ -137,25 +153,79 @@ def train_rows(
     config: AdamWConfig,
     lift: Lift = lambda rows: rows,
 ) -> Trained:
-    """Train each row by its own plan: for every step that it takes, the examples of that step."""
+    """Train each row by its own plan: the examples of each of its steps."""
     trainer = RowTrainer(lm, start_UP, config, lift)
-    losses, failed = [float("nan")] * len(plans), [False] * len(plans)
+    losses = [float("nan")] * len(plans)
+    failed = [False] * len(plans)
     for step in range(max((len(plan) for plan in plans), default=0)):
         examples = [plan[step] if step < len(plan) else () for plan in plans]
-        found_U, moved_U = trainer.step(examples)
-        for row, (loss, moved) in enumerate(zip(found_U.tolist(), moved_U.tolist(), strict=True)):
-            losses[row] = loss if examples[row] else losses[row]
-            failed[row] = failed[row] or (bool(examples[row]) and not moved)
+        losses_U, updated_U = trainer.step(examples)
+        for row, (loss, updated) in enumerate(zip(losses_U.tolist(), updated_U.tolist(), strict=True)):
+            if examples[row]:
+                losses[row] = loss
+                failed[row] = failed[row] or not updated
     return Trained(trainer.values, losses, failed)
 
 
-def _chunks(entries: Sequence[_Entry], tokens: int) -> Iterator[list[_Entry]]:
-    """Entries of similar length, at most so many padded tokens at once (or one)."""
-    chunk: list[_Entry] = []
-    for entry in sorted(entries, key=lambda entry: len(entry.example.ids)):
-        if chunk and (len(chunk) + 1) * len(entry.example.ids) > tokens:
-            yield chunk
-            chunk = []
-        chunk.append(entry)
-    if chunk:
-        yield chunk
+@dataclass(frozen=True)
+class Adapter:
+    """A passage's LoRA [p] in the trainer's own subspace, or the reason why there is none."""
+
+    values: Tensor | None
+    problem: str = ""
+
+
+def model_for_adapters(model: ModelConfig, adapter: AdapterConfig, static: StaticLora | None = None) -> ModelConfig:
+    """The base model's settings with a subspace in which an adapter stands beside the static LoRA."""
+    subspace = adapter_subspace(model.subspace, adapter, static.subspace.rank if static else 0)
+    return model.model_copy(update={"subspace": subspace})
+
+
+class AdapterTrainer:
+    """Trains adapters on a model loaded with `model_for_adapters`, all from the same vector, drawn by `seed`.
+
+    Raises `MethodError` if the static LoRA is not the model's, or does not fit into its subspace.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, config: AdapterConfig, static: StaticLora | None = None, seed: int = 42, rows: int = 64
+    ) -> None:
+        self._lm = lm
+        self._config = config
+        self._rows = rows
+        self.subspace = Subspace(lm.subspace.modules, config.rank, config.scaling)
+        self._start_P = self.subspace.initial(seed).to(lm.device)
+        self._static = None
+        if static is not None:
+            static.check_base(lm)
+            self._static = static.subspace, static.values.to(lm.device)
+            join([self._static], lm.subspace)
+
+    def train(self, items: Sequence[Augmented]) -> list[Adapter]:
+        """One adapter a passage, in order; one that cannot be trained has a reason and stops nothing."""
+        limit = longest(self._lm, self._config.max_tokens)
+        results: list[Adapter] = []
+        for start in range(0, len(items), self._rows):
+            some = items[start : start + self._rows]
+            # One sequence a step, in PRAG's order, as often as there are epochs.
+            plans: list[list[list[Example]]] = []
+            for item in some:
+                examples = adapter_examples(self._lm, item, self._config.pairs)
+                fitting = [[example] for example in examples if example.predicts and len(example.ids) <= limit]
+                plans.append(fitting * self._config.epochs)
+            trained = train_rows(self._lm, self._start_P.expand(len(some), -1), plans, self._config, self._lift)
+            for item, plan, value, failed in zip(
+                some, plans, trained.values.float().cpu(), trained.failed, strict=True
+            ):
+                if failed:
+                    results.append(Adapter(None, "non-finite gradient"))
+                elif not plan:
+                    reason = "every sequence is too long" if item.pairs else "no question-answer pairs"
+                    results.append(Adapter(None, reason))
+                else:
+                    results.append(Adapter(value.clone()))
+        return results
+
+    def _lift(self, rows: Tensor) -> Tensor:
+        own = [(self.subspace, rows)]
+        return join([self._static, *own] if self._static else own, self._lm.subspace)

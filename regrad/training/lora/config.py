@@ -1,4 +1,4 @@
-"""Training LoRAs: one for good (`regrad finetune`), one a passage (`regrad adapters`), and what they are trained on."""
+"""Settings of LoRA training (one for all questions, or one per passage) and of the augmentation of its data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from regrad.bank.config import BankConfig
 from regrad.models.config import ModelConfig, SubspaceConfig
 from regrad.settings import Location, Settings, WorkersConfig
-from regrad.training.config import Beta, CheckpointConfig, WatchConfig
+from regrad.training.config import Beta, ScheduleConfig, TrainConfig
 
 Objective = Literal["passages", "instruction", "questions", "questions-with-passages"]
 
@@ -21,42 +21,31 @@ class AdamWConfig(Settings):
     lr: float = Field(3e-4, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
-    clip: float | None = Field(None, gt=0, description="the norm to which a LoRA's gradient is clipped")
+    clip: float | None = Field(None, gt=0, description="largest norm of a LoRA's gradient; not clipped if null")
     batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward and backward pass")
 
 
-class FinetuneOptimizerConfig(AdamWConfig):
-    """AdamW with linear warm-up for one LoRA."""
+class FinetuneOptimizerConfig(AdamWConfig, ScheduleConfig):
+    """AdamW for one LoRA."""
 
-    steps: int = Field(1000, ge=1)
-    epochs: float | None = Field(None, gt=0, description="instead of steps: how often each example is seen, on average")
-    batch_size: int = Field(16, ge=1, description="examples of one step, over all workers")
-    warmup_fraction: float = Field(0.1, ge=0, lt=1)
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="after the warm-up, down to zero")
-    clip: float | None = Field(1.0, gt=0, description="the norm to which the gradient is clipped")
-    max_bad_steps: int = Field(5, ge=1, description="steps in a row with a non-finite loss or gradient, then it stops")
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
 
 
-class FinetuneConfig(Settings):
-    """`regrad finetune`: one LoRA for all questions, by the objective of a continual-training or fine-tuning rival."""
+class FinetuneConfig(TrainConfig):
+    """`regrad finetune`: one LoRA for all questions: the continual-training and fine-tuning baselines."""
 
     model: ModelConfig
     objective: Objective = Field(
         description="passages: continual pre-training; instruction: a passage with its questions; questions: prompt to "
         "answer; questions-with-passages: the same with the passages in the prompt"
     )
-    corpus: Location | None = Field(None, description="passages, or for instruction what `regrad augment` made")
+    corpus: Location | None = Field(None, description="passages; for instruction the output of `regrad augment`")
     tasks: Location | None = Field(None, description="questions, as for `regrad train`")
-    output: Location
-    start_from: Location | None = Field(None, description="an adapter to go on from: documents that came later")
-    k: int | None = Field(None, ge=1, description="at most so many passages in a prompt, the first of its context")
-    max_examples: int | None = Field(None, ge=1, description="a sample of so many, drawn by the seed")
-    max_tokens: int = Field(1536, ge=16, description="longer examples are left out, and counted")
+    start_from: Location | None = Field(None, description="an adapter to continue, for documents that came later")
+    k: int | None = Field(None, ge=1, description="most passages in a prompt: the first of the question's context")
+    max_examples: int | None = Field(None, ge=1, description="most examples, sampled by the seed; all if null")
+    max_tokens: int = Field(1536, ge=16, description="longer examples are left out and counted")
     optimizer: FinetuneOptimizerConfig = FinetuneOptimizerConfig()
-    checkpoints: CheckpointConfig = CheckpointConfig()
-    watch: WatchConfig = WatchConfig()
-    seed: int = 0
-    cluster: WorkersConfig = WorkersConfig()
 
     @model_validator(mode="after")
     def _has_its_data(self) -> FinetuneConfig:
@@ -70,13 +59,13 @@ class AugmentConfig(Settings):
     """`regrad augment`: another wording and question-answer pairs for each passage (PRAG's document augmentation)."""
 
     output: Location = Field(description="a directory: augmented.jsonl, failed.jsonl and report.json")
-    corpus: Location | None = Field(None, description="passages that `model` rewrites and asks about")
-    model: ModelConfig | None = Field(None, description="the writer, if the data is not ready")
+    corpus: Location | None = Field(None, description="passages that `model` rewrites and writes questions about")
+    model: ModelConfig | None = Field(None, description="writes; needed with `corpus`")
     ready: Location | None = Field(
-        None, description="instead: PRAG's data_aug, or augmented passages; a file or a directory"
+        None, description="instead of corpus: PRAG's data_aug or augmented passages, a file or a directory"
     )
-    tasks: Location | None = Field(None, description="instead: pairs of tasks, as `regrad synth` makes; no rewrites")
-    pairs: int = Field(3, ge=1, description="questions of a passage, at most")
+    tasks: Location | None = Field(None, description="instead of corpus: tasks with questions; no rewrites")
+    pairs: int = Field(3, ge=1, description="most questions of a passage")
     rewrites: int = Field(1, ge=0, le=8, description="other wordings of a passage")
     rewrite_prompt: str = (
         "Rewrite the following passage. While keeping the entities, proper nouns, and key details such as names, "
@@ -93,9 +82,9 @@ class AugmentConfig(Settings):
     temperature: float = Field(0.7, gt=0)
     top_k: int = Field(50, ge=0, description="0: all tokens")
     max_new_tokens: int = Field(512, ge=8)
-    retries: int = Field(10, ge=0, le=100, description="more tries for a passage whose pairs are not valid JSON")
+    retries: int = Field(10, ge=0, le=100, description="further attempts for a passage whose pairs are not valid JSON")
     batch_passages: int = Field(8, ge=1, description="decoded together")
-    part_passages: int = Field(64, ge=1, description="passages of one part: a job that is run again reuses its parts")
+    part_passages: int = Field(64, ge=1, description="passages of one part; an interrupted job reuses its parts")
     seed: int = 42
     cluster: WorkersConfig = WorkersConfig()
 
@@ -116,7 +105,7 @@ class AugmentConfig(Settings):
         if len(given) != 1:
             raise ValueError(f"exactly one of corpus, ready and tasks is expected, found {given or 'none'}")
         if self.corpus is not None and self.model is None:
-            raise ValueError("corpus needs 'model', which writes")
+            raise ValueError("corpus needs 'model'")
         return self
 
 
@@ -126,8 +115,8 @@ class AdapterConfig(AdamWConfig):
     rank: int = Field(2, ge=1)
     alpha: float = Field(32.0, gt=0)
     epochs: int = Field(1, ge=1)
-    max_tokens: int = Field(3000, ge=16, description="of one sequence; a longer one is left out")
-    pairs: int | None = Field(None, ge=1, description="the first so many questions; all if null")
+    max_tokens: int = Field(3000, ge=16, description="of one sequence; longer ones are left out")
+    pairs: int | None = Field(None, ge=1, description="most questions of a passage, the first ones; all if null")
 
     @property
     def scaling(self) -> float:
@@ -138,14 +127,14 @@ class AdapterConfig(AdamWConfig):
 class AdaptersConfig(Settings):
     """`regrad adapters`: a LoRA for each passage, into a bank."""
 
-    model: ModelConfig = Field(description="of its subspace, the blocks and projections count; the rank is `adapter`'s")
-    static: Location | None = Field(None, description="a LoRA of `regrad finetune` that the adapters are trained upon")
-    corpus: Location = Field(description="what `regrad augment` made: its directory, or the file")
+    model: ModelConfig = Field(description="its subspace says which blocks and projections; the rank is `adapter`'s")
+    static: Location | None = Field(None, description="a LoRA of `regrad finetune`; adapters are trained on top of it")
+    corpus: Location = Field(description="the output of `regrad augment`: its directory, or the file")
     bank: BankConfig
     adapter: AdapterConfig = AdapterConfig()
-    rows: int = Field(64, ge=1, description="passages that are trained at once; changes no result but by rounding")
+    rows: int = Field(64, ge=1, description="passages trained at once; changes results only by rounding")
     keep: bool = Field(
-        False, description="keep the bank's adapters of passages with the same text, however they were trained"
+        False, description="keep the bank's adapters of passages whose text is unchanged, however they were trained"
     )
     seed: int = 42
     cluster: WorkersConfig = WorkersConfig()

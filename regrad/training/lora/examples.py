@@ -1,4 +1,4 @@
-"""What LoRAs are trained on: tokens of passages, questions and instructions, and the examples of a whole run."""
+"""What LoRAs are trained on: passages, questions and instructions as tokens, and the examples of a whole run."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _LEAST_WORDS = 3
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids, of which the first `start` are given and the others predicted."""
+    """Token ids; the first `start` are given, the others are predicted."""
 
     ids: tuple[int, ...]
     start: int = 1
 
     @property
     def predicts(self) -> bool:
-        """Whether there is anything to predict."""
+        """Whether it has a token to predict."""
         return len(self.ids) > max(1, self.start)
 
 
@@ -42,7 +42,7 @@ def example_batch(lm: LanguageModel, examples: Sequence[Example]) -> TokenBatch:
 
 
 def longest(lm: LanguageModel, max_tokens: int) -> int:
-    """The tokens that an example may have: the model's context, or `max_tokens` if that is less."""
+    """The most tokens of an example: the model's context, or `max_tokens` if that is less."""
     return min(max_tokens, lm.context_length or max_tokens)
 
 
@@ -57,24 +57,19 @@ def suffix_example(lm: LanguageModel, passage: Passage) -> Example:
     They meet at the first full stop, else comma and so on, that leaves three words on both sides, else in the middle.
     """
     text = lm.config.prompts.passage_text(passage)
-    cut = _middle(text)
+    words = text.split(" ")
+    middle = len(" ".join(words[: len(words) // 2]))
+    stops = (i + 1 for stop in _STOPS for i, character in enumerate(text) if character == stop)
+    balanced = (i for i in stops if min(len(text[:i].split()), len(text[i:].split())) >= _LEAST_WORDS)
+    cut = next(balanced, middle)
     prefix = [*lm.bos, *lm.encode(text[:cut])]
     return Example((*prefix, *lm.encode(text[cut:]), *lm.eos), len(prefix))
-
-
-def _middle(text: str) -> int:
-    for stop in _STOPS:
-        for place in (i + 1 for i, character in enumerate(text) if character == stop):
-            if min(len(text[:place].split()), len(text[place:].split())) >= _LEAST_WORDS:
-                return place
-    words = text.split(" ")
-    return len(" ".join(words[: len(words) // 2]))
 
 
 def instruction_example(lm: LanguageModel, item: Augmented) -> Example:
     """A passage and its questions with their answers in one text, all of it predicted: instruction pre-training.
 
-    It is text to read, as a passage is, and no chat: a chat template is not put around it.
+    It is a text, as a passage is, and no chat, so it is not wrapped in the chat template.
     """
     prompts = lm.config.prompts
     asked = "".join(prompts.asked(pair.asked) + prompts.answer_text(pair.answer) + prompts.stop for pair in item.pairs)
@@ -84,9 +79,9 @@ def instruction_example(lm: LanguageModel, item: Augmented) -> Example:
 def question_example(
     lm: LanguageModel, question: Question, passages: Sequence[Passage] = (), max_tokens: int = 1 << 30
 ) -> Example:
-    """The first of the accepted answers, predicted from the prompt, in which `passages` stand best last.
+    """The first accepted answer, predicted from the prompt, in which `passages` stand, the best one last.
 
-    The worst passages are left out until it is short enough; without any it may still be too long.
+    The worst passages are left out until the example fits; it may still be too long without any.
     """
     limit, shown = longest(lm, max_tokens), list(passages)
     while True:
@@ -123,7 +118,7 @@ R = TypeVar("R")
 
 
 class Examples(Sequence[Example]):
-    """Made of records when they are looked at: of a large file only those that are drawn cost anything."""
+    """Examples made from their records on access: of a large file only those that are drawn cost anything."""
 
     def __init__(self, records: Iterable[R], make: Callable[[R], Example]) -> None:
         self._records, self._make = list(records), make
@@ -138,32 +133,26 @@ class Examples(Sequence[Example]):
 
 
 def read_examples(config: FinetuneConfig, lm: LanguageModel) -> Sequence[Example]:
-    """What the objective is trained on, in the order of the files; raises `CorpusError` for a record that is none."""
+    """What the objective is trained on, in the order of the files; raises `CorpusError` for a bad record."""
     if config.objective == "passages":
         return Examples(read_passages(config.corpus or ""), partial(passage_example, lm))
     if config.objective == "instruction":
         return Examples(read_augmented(config.corpus or ""), partial(instruction_example, lm))
-    asked = ((task, question) for task in read_tasks(config.tasks or "") for question in task.questions)
-    return Examples(asked, partial(_question_example, config, lm))
+
+    def make(item: tuple[Task, TaskQuestion]) -> Example:
+        task, question = item
+        shown: list[Passage] = []
+        if config.objective == "questions-with-passages":
+            shown = [task.passages[position] for position in reversed(question.context[: config.k])]
+        return question_example(lm, question.asked, shown, config.max_tokens)
+
+    return Examples(((task, item) for task in read_tasks(config.tasks or "") for item in task.questions), make)
 
 
-def _question_example(config: FinetuneConfig, lm: LanguageModel, asked: tuple[Task, TaskQuestion]) -> Example:
-    task, question = asked
-    shown = _shown(config, task, question)
-    return question_example(lm, question.asked, shown, config.max_tokens)
+def data_digest(config: FinetuneConfig) -> str:
+    """A hash of the data. Reads all of it, so that its faults are known before a model is loaded.
 
-
-def _shown(config: FinetuneConfig, task: Task, question: TaskQuestion) -> list[Passage]:
-    """The passages of a question's prompt, worst first."""
-    if config.objective != "questions-with-passages":
-        return []
-    return [task.passages[position] for position in reversed(question.context[: config.k])]
-
-
-def digest(config: FinetuneConfig) -> str:
-    """A hash of the data. Reads all of it, so that what is wrong with it is known before a model is loaded.
-
-    Raises `CorpusError` for a record that is none, and `TrainingError` if there is nothing.
+    Raises `CorpusError` for a bad record, and `TrainingError` if there is none at all.
     """
     if config.objective == "passages":
         records: Iterable[object] = read_passages(config.corpus or "")
@@ -171,10 +160,12 @@ def digest(config: FinetuneConfig) -> str:
         records = read_augmented(config.corpus or "")
     else:
         records = read_tasks(config.tasks or "")
-    found, empty = sha256(), True
+    found = sha256()
+    empty = True
     for record in records:
         found.update(repr(record).encode())
         empty = False
     if empty:
-        raise TrainingError(f"{config.corpus or config.tasks} holds nothing to train on")
+        uri = config.corpus or config.tasks
+        raise TrainingError(f"{uri} holds nothing to train on", code="nothing_to_train_on", uri=uri)
     return found.hexdigest()[:16]

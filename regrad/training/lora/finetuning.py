@@ -1,4 +1,4 @@
-"""Fine-tuning one LoRA: its examples, what one step computes and moves, and one worker's run from start to end."""
+"""Fine-tuning one LoRA: its examples, what one step computes and updates, and one worker's run from start to end."""
 
 from __future__ import annotations
 
@@ -17,56 +17,49 @@ from regrad.training.callbacks import Listener, Silent
 from regrad.training.checkpoint import TrainState
 from regrad.training.loop import Loop, StepResult, resume
 from regrad.training.lora.batched import RowTrainer
-from regrad.training.lora.config import FinetuneConfig, FinetuneOptimizerConfig
+from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import Example, longest, read_examples
 from regrad.training.lora.lora_artifact import StaticLora, parent_of
-from regrad.training.sampler import Sampler, Source
-from regrad.training.schedules import steps_of_epochs
+from regrad.training.sampler import Sampler, SampleSource
 from regrad.training.workers import Workers
 
 ADAPTER = "adapter"
 
 
 def usable(lm: LanguageModel, examples: Sequence[Example], config: FinetuneConfig) -> list[Example]:
-    """The examples that fit, at most `config.max_examples` of them, drawn by the seed; others are not looked at.
+    """The examples that fit, at most `config.max_examples` of them, drawn by the seed; no others are made.
 
     Raises `TrainingError` if none is left.
     """
     limit = longest(lm, config.max_tokens)
     wanted = min(config.max_examples or len(examples), len(examples))
+    # The sample first, then all others in random order: each takes the place of one that does not fit.
+    rng = random.Random(f"{config.seed}/examples")
+    drawn = rng.sample(range(len(examples)), wanted)
+    others = sorted(set(range(len(examples))).difference(drawn))
+    rng.shuffle(others)
     fitting: dict[int, Example] = {}
-    for number in _order(len(examples), wanted, config.seed):
+    for number in [*drawn, *others]:
         example = examples[number]
         if example.predicts and len(example.ids) <= limit:
             fitting[number] = example
         if len(fitting) == wanted:
             break
     if not fitting:
-        raise TrainingError(f"none of {len(examples)} examples has between 2 and {limit} tokens: nothing to train on")
+        raise TrainingError(
+            f"none of {len(examples)} examples has between 2 and {limit} tokens: there is nothing to train on; set "
+            "max_tokens higher",
+            code="no_example_fits",
+            examples=len(examples),
+            max_tokens=limit,
+        )
     return [fitting[number] for number in sorted(fitting)]
-
-
-def _order(count: int, drawn: int, seed: int) -> Iterator[int]:
-    """Numbers below `count`: first so many that are drawn, then all others, in the place of those that do not fit."""
-    rng = random.Random(f"{seed}/examples")
-    first = rng.sample(range(count), drawn)
-    yield from first
-    others = sorted(set(range(count)).difference(first))
-    rng.shuffle(others)
-    yield from others
-
-
-def with_steps(config: FinetuneOptimizerConfig, examples: int) -> FinetuneOptimizerConfig:
-    """The same with the number of steps that its epochs come to."""
-    if config.epochs is None:
-        return config
-    return config.model_copy(update={"steps": steps_of_epochs(config.epochs, examples, config.batch_size)})
 
 
 class LoraLearner:
     """One worker's side of fine-tuning: a `Learner` of examples.
 
-    With a `parent` it goes on from that LoRA, with a new optimizer. Raises `MethodError` if the parent is another
+    With a `parent` it continues from that LoRA, with a new optimiser. Raises `MethodError` if the parent is another
     model's, and `TrainingError` if the batch cannot be shared equally.
     """
 
@@ -87,9 +80,12 @@ class LoraLearner:
             parent.check_base(lm)
             parent.check_subspace(lm)
         start_P = parent.values if parent is not None else lm.subspace.initial(config.seed)
-        self._lm, self._notes, self._workers = lm, notes or {}, workers
+        self._lm = lm
+        self._notes = notes or {}
+        self._workers = workers
         self._trainer = RowTrainer(lm, start_P[None], config.optimizer, reduce=workers.mean)
-        self.base, self.device = lm.identity(), lm.device
+        self.base = lm.identity()
+        self.device = lm.device
 
     @property
     def values(self) -> Tensor:
@@ -102,12 +98,12 @@ class LoraLearner:
 
     def step(self, batch: Sequence[Example], factor: float) -> StepResult:
         """See `Learner`."""
-        losses, moved = self._trainer.step([batch], factor)
+        losses, updated = self._trainer.step([batch], factor)
         counts = {"tokens": sum(len(example.ids) for example in batch)}
-        return StepResult(float(losses[0]) if moved[0] else None, counts)
+        return StepResult(float(losses[0]) if updated[0] else None, counts)
 
     def numbers(self) -> dict[str, float]:
-        """See `Learner`: nothing but the loss."""
+        """See `Learner`: there is only the loss."""
         return {}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -119,7 +115,7 @@ class LoraLearner:
         self._trainer.load(tensors)
 
     def product(self, state: TrainState) -> StaticLora:
-        """The adapter as it is now, with what is to be known of it; its seconds are those of all workers."""
+        """The adapter as it is now, with notes on the run; `seconds` is the sum over all workers."""
         notes = {**self._notes, "steps": state.step, "skipped_steps": len(state.skipped), "losses": state.some_losses()}
         notes["seconds"] = round(self._workers.count * state.seconds, 3)
         return StaticLora(self._lm.config, self.base, self._lm.subspace, self.values, notes)
@@ -129,8 +125,8 @@ def example_steps(
     examples: Sequence[Example], config: FinetuneConfig, first: int = 0, workers: Workers = Workers()
 ) -> Iterator[list[Example]]:
     """This worker's examples of every step from `first` on."""
-    optimizer = with_steps(config.optimizer, len(examples))
-    sampler = Sampler([Source(len(examples), str(config.seed))], optimizer.batch_size)
+    optimizer = config.optimizer.with_steps(len(examples))
+    sampler = Sampler([SampleSource(len(examples), str(config.seed))], optimizer.batch_size)
     for draws in sampler.steps(first, optimizer.steps, workers):
         yield [examples[draw.number] for draw in draws]
 
@@ -142,12 +138,12 @@ def finetuning_loop(
     listener: Listener | None = None,
     workers: Workers = Workers(),
 ) -> Loop[Example]:
-    """The loop of a run with these settings on so many examples."""
-    pace = with_steps(config.optimizer, examples)
-    return Loop(learner, pace, config.checkpoints, config.watch, listener, workers=workers)
+    """The loop of a run with these settings on this number of examples."""
+    schedule = config.optimizer.with_steps(examples)
+    return Loop(learner, schedule, config.checkpoints, config.watch, listener, workers=workers)
 
 
-def train_worker(
+def finetune_worker(
     config: FinetuneConfig,
     listener: Listener,
     device: torch.device | str,
@@ -180,4 +176,4 @@ def finetune_in_process(config: FinetuneConfig, device: str = "cpu") -> StaticLo
 
     Raises `CorpusError`, `TrainingError` or `MethodError` as a job does.
     """
-    return train_worker(config, Silent(), device)
+    return finetune_worker(config, Silent(), device)

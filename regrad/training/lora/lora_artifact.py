@@ -1,4 +1,4 @@
-"""A trained LoRA as an artefact: its card, its cost, and several of them side by side in the rank."""
+"""A trained LoRA as an artefact: files, card and cost; and joining several of them in the rank."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ def check_joins(parts: Sequence[Subspace], target: Subspace) -> None:
 def join(parts: Sequence[tuple[Subspace, Tensor]], target: Subspace, weights: Sequence[float] | None = None) -> Tensor:
     """The LoRA [..., P] of `target` that does what all `parts` ([..., p] each) do together; differentiable.
 
-    Each B is multiplied by its scale over the target's and by its weight (default 1); what is left of the rank is zero.
     Raises `MethodError` if they do not fit.
     """
+    # [A1; A2] and [w1 B1, w2 B2] side by side in the rank: their product is w1 B1 A1 + w2 B2 A2. The model applies the
+    # target's scale, so each B also carries the ratio of its own scale to that; what is left of the rank is zero.
     check_joins([subspace for subspace, _ in parts], target)
     lead = max((flat.shape[:-1] for _, flat in parts), key=len)
     weighted = zip(parts, weights or [1.0] * len(parts), strict=True)
@@ -76,7 +77,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class StaticLora:
-    """A LoRA [P] with the base that it belongs to; `notes` is whatever the maker records (objective, data, losses)."""
+    """A LoRA [P] with the base that it belongs to; `notes` is what its training records (objective, data, losses)."""
 
     model: ModelConfig
     base_identity: str
@@ -96,15 +97,21 @@ class StaticLora:
         if (found := lm.identity()) != self.base_identity:
             raise MethodError(
                 f"the adapter belongs to base weights {self.base_identity[:16]} but the model loaded from "
-                f"{lm.config.path} has {found[:16]}; train one for this model with `regrad finetune`"
+                f"{lm.config.path} has {found[:16]}; train one for this model with `regrad finetune`",
+                code="adapter_of_another_base",
+                expected=found[:16],
+                found=self.base_identity[:16],
             )
 
     def check_subspace(self, lm: LanguageModel) -> None:
-        """Raise `MethodError` unless its numbers are of the LoRA that `lm` has."""
+        """Raise `MethodError` unless this LoRA is in the subspace of `lm`."""
         if lm.subspace != self.subspace:
             raise MethodError(
                 f"the adapter has other tensors than the LoRA of the model's settings ({len(self.values)} numbers "
-                f"against {lm.subspace.size}): set model.subspace as it was when the adapter was trained"
+                f"against {lm.subspace.size}): set model.subspace as it was when the adapter was trained",
+                code="adapter_of_another_subspace",
+                expected=lm.subspace.size,
+                found=len(self.values),
             )
 
     def save(self, uri: str | Path) -> None:
@@ -131,14 +138,22 @@ class StaticLora:
             model = ModelConfig.model_validate(card["model"])
             loaded = StaticLora(model, card["base_identity"], subspace, values, card["notes"])
         except (OSError, KeyError, SafetensorError, ValueError, ModelError, TypeError) as error:
-            raise MethodError(f"the adapter at {uri} is damaged: {type(error).__name__}: {error}") from error
+            raise MethodError(
+                f"the adapter at {uri} is damaged: {type(error).__name__}: {error}",
+                code="adapter_damaged",
+                uri=str(uri),
+            ) from error
         if loaded.digest != card["digest"] or not bool(torch.isfinite(values).all()):
-            raise MethodError(f"the adapter at {uri} is damaged: its content is not what its card says")
+            raise MethodError(
+                f"the adapter at {uri} is damaged: its content is not what its card says",
+                code="adapter_damaged",
+                uri=str(uri),
+            )
         return loaded
 
 
 def parent_of(config: FinetuneConfig) -> StaticLora | None:
-    """The adapter that a run goes on from, if its settings name one; raises as `StaticLora.load`."""
+    """The adapter that a run continues, if its settings name one; raises as `StaticLora.load`."""
     return StaticLora.load(config.start_from) if config.start_from else None
 
 
@@ -146,14 +161,20 @@ def read_adapter_card(uri: str | Path) -> dict[str, Any]:
     """The card alone (a few KB); raises `MethodError` if there is none or it is not one of ours."""
     storage = Storage(uri)
     if not storage.exists(CARD):
-        raise MethodError(f"there is no adapter at {uri}: {CARD} is missing; make one with `regrad finetune`")
+        raise MethodError(
+            f"there is no adapter at {uri}: {CARD} is missing; make one with `regrad finetune`",
+            code="adapter_not_found",
+            uri=str(uri),
+        )
     try:
         card = json.loads(storage.read(CARD))
     except ValueError as error:
-        raise MethodError(f"{uri}/{CARD} is not JSON") from error
+        raise MethodError(f"{uri}/{CARD} is not JSON", code="adapter_damaged", uri=str(uri)) from error
     known = isinstance(card, dict) and card.get("format") == _FORMAT
     if not known or not all(isinstance(card.get(name), str) for name in ("digest", "base_identity")):
-        raise MethodError(f"{uri}/{CARD} is not an adapter's card of format {_FORMAT}")
+        raise MethodError(
+            f"{uri}/{CARD} is not an adapter's card of format {_FORMAT}", code="adapter_damaged", uri=str(uri)
+        )
     found: dict[str, Any] = card
     return found
 
@@ -163,16 +184,16 @@ _ON_PASSAGES = ("passages", "instruction")
 
 @dataclass(frozen=True)
 class CorpusCosts:
-    """Training time in milliseconds of all workers (None if it was not noted) and float32 bytes, of one passage."""
+    """Training time of all workers in milliseconds (None if unknown) and float32 bytes, for one passage."""
 
     preparation_ms: float | None
     storage_bytes: float
 
 
 def corpus_costs(uri: str | Path) -> CorpusCosts | None:
-    """Of the adapter there; None if it was trained on questions, which takes no time for any passage.
+    """The costs of the adapter at `uri`; None if it was trained on questions, which costs nothing for any passage.
 
-    Of one that went on from another, only what came since. Raises `MethodError` if the card is damaged.
+    Without those of the adapter that it continued. Raises `MethodError` if the card is damaged.
     """
     card = read_adapter_card(uri)
     try:
@@ -182,4 +203,6 @@ def corpus_costs(uri: str | Path) -> CorpusCosts | None:
         passages, seconds = int(notes["examples"]), notes.get("seconds")
         return CorpusCosts(None if seconds is None else 1e3 * float(seconds) / passages, 4.0 * size / passages)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise MethodError(f"{uri}/{CARD} is damaged: {type(error).__name__}: {error}") from error
+        raise MethodError(
+            f"{uri}/{CARD} is damaged: {type(error).__name__}: {error}", code="adapter_damaged", uri=str(uri)
+        ) from error

@@ -1,4 +1,4 @@
-"""A batch of tasks as tensors: distinct passages, distinct updates, and questions that each run under one update."""
+"""A batch of tasks as tensors: distinct passages, distinct updates, and questions, each under one of the updates."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MetaBatch:
         return replace(self, passages=passages, questions=questions)
 
     def of_updates(self, first: int, last: int) -> MetaBatch:
-        """The questions of some of the updates, from `first` up to `last`, as a batch of its own."""
+        """The questions of the updates `first` to `last - 1` as a batch."""
         n = self.questions_per_update
         rows = torch.arange(first * n, last * n, device=self.weights.device)
         return replace(
@@ -60,16 +60,16 @@ TaskAndQuestion = tuple[Task, TaskQuestion]
 
 
 def group_questions(tasks: Sequence[Task]) -> list[tuple[frozenset[Passage], list[TaskAndQuestion]]]:
-    """The updates of a batch, each with its passages and its questions, the same number for all.
+    """The updates of a batch, each with its passages and the same number of questions.
 
-    Questions on the same passages share an update, as far as equal groups allow (their greatest common divisor): equal
-    groups need no copy of an update for each question.
+    Questions on the same passages share an update, as far as groups of equal size allow (the greatest common divisor).
     """
     together: dict[frozenset[Passage], list[TaskAndQuestion]] = {}
     for task in tasks:
         for question in task.questions:
             members = frozenset(task.passages[position] for position in question.context)
             together.setdefault(members, []).append((task, question))
+    # With groups of equal size the model broadcasts each update over its questions instead of copying it for each.
     n = math.gcd(*(len(asked) for asked in together.values()))
     return [
         (members, asked[start : start + n]) for members, asked in together.items() for start in range(0, len(asked), n)
@@ -77,30 +77,26 @@ def group_questions(tasks: Sequence[Task]) -> list[tuple[frozenset[Passage], lis
 
 
 def collate(lm: LanguageModel, tasks: Sequence[Task], shape: ShapeConfig = ShapeConfig()) -> MetaBatch:
-    """Tokenise and pad a batch of tasks; a passage that several questions rest on is in it once."""
+    """Tokenise and pad a batch of tasks; a passage that several questions rest on appears once."""
     groups = group_questions(tasks)
     passages = list(dict.fromkeys(passage for task in tasks for passage in task.passages))
     number = {passage: i for i, passage in enumerate(passages)}
     asked = [item for _, items in groups for item in items]
     encoded = [encode_question(lm, task, question, shape) for task, question in asked]
     weights = [1.0 / (len(tasks) * len(task.questions)) for task, _ in asked]
+    membership_DU = torch.zeros(len(groups), len(passages))
+    for row, (members, _) in enumerate(groups):
+        membership_DU[row, sorted(number[passage] for passage in members)] = 1.0
     return MetaBatch(
         passage_batch(lm, [encode_passage(lm, passage) for passage in passages]),
-        _membership([{number[passage] for passage in members} for members, _ in groups], len(passages)).to(lm.device),
+        membership_DU.to(lm.device),
         pad_batch([ids for ids, _ in encoded], [start for _, start in encoded], lm.pad_id, lm.device),
         torch.tensor(weights, dtype=torch.float64, device=lm.device),
     )
 
 
-def _membership(groups: Sequence[set[int]], passages: int) -> Tensor:
-    membership = torch.zeros(len(groups), passages)
-    for row, members in enumerate(groups):
-        membership[row, sorted(members)] = 1.0
-    return membership
-
-
 def encode_question(lm: LanguageModel, task: Task, question: TaskQuestion, shape: ShapeConfig) -> tuple[list[int], int]:
-    """Token ids of prompt and answer, and how many the prompt has.
+    """Token ids of prompt and answer, and the number of those of the prompt.
 
     With passages in the prompt, those of the lowest rank are left out until it fits `shape.max_tokens` and the model.
     """

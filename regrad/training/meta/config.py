@@ -1,4 +1,4 @@
-"""Meta-training."""
+"""Settings of meta-training: `regrad train`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from regrad.models.config import ModelConfig
-from regrad.settings import Location, Settings, WorkersConfig
-from regrad.training.config import Beta, CheckpointConfig, WatchConfig
+from regrad.settings import Location, Settings
+from regrad.training.config import Beta, ScheduleConfig, TrainConfig
 
 StrategyName = Literal["auto", "graph", "hvp", "difference", "first-order"]
 StepSizeMode = Literal["tie", "same", "full", "fix"]
@@ -19,13 +19,16 @@ class InnerConfig(Settings):
 
     initial_step_size: float = Field(1e-2, gt=0, description="where alpha starts; the right scale depends on the model")
     step_size_mode: StepSizeMode = Field(
-        "tie", description="one step size a tensor (tie), one in all (same), one a number (full), or not learned (fix)"
+        "tie",
+        description="one step size per tensor (tie), for all (same) or per number (full), or not learned (fix)",
     )
     step_size_space: Literal["linear", "log"] = Field(
         "linear", description="what the optimiser moves: alpha or log alpha"
     )
     reduction: Literal["mean", "sum"] = Field("mean", description="of a passage's token losses")
-    steps: int = Field(1, ge=1, description="inner steps; more than one cannot be banked and needs the graph strategy")
+    steps: int = Field(
+        1, ge=1, description="inner steps; with more than one there can be no bank, and the strategy must be graph"
+    )
 
 
 class StrategyConfig(Settings):
@@ -33,32 +36,30 @@ class StrategyConfig(Settings):
 
     name: StrategyName = "auto"
     chunk_tokens: int = Field(512, ge=1, description="hvp, difference: padded tokens in one pass (at least one row)")
-    memory_gb: float | None = Field(
-        None, gt=0, description="auto: what one worker may use; most of what is free if null"
-    )
-    relative_step: float | None = Field(None, gt=0, description="difference: the step over the norm of phi0")
-    activation_checkpointing: bool = Field(False, description="difference, first-order: recompute blocks, keep less")
+    memory_gb: float | None = Field(None, gt=0, description="auto: memory for one worker; 80% of what is free if null")
+    relative_step: float | None = Field(None, gt=0, description="difference: step length relative to |phi0|")
+    activation_checkpointing: bool = Field(False, description="difference, first-order: recompute blocks")
 
 
 class ShapeConfig(Settings):
-    """What is made of a task record before it is trained on."""
+    """How a task is shaped before it is trained on."""
 
-    k: int | None = Field(None, ge=1, description="at most so many passages a question, the first of its context")
-    questions: int | None = Field(None, ge=1, description="at most so many questions a task, drawn anew each time")
+    k: int | None = Field(None, ge=1, description="most passages of a question: the first of its context")
+    questions: int | None = Field(None, ge=1, description="most questions of a task, drawn again for each draw")
     in_prompt: bool = Field(False, description="passages also in the prompt of the outer loss: ReGrad + ICL")
     order: Literal["best-last", "best-first", "shuffled"] = Field("best-last", description="of passages in a prompt")
-    distractors: int = Field(2, ge=0, description="foreign passages that are mixed in, behind a question's own")
-    distractor_probability: float = Field(0.0, ge=0, le=1, description="how often they are")
+    distractors: int = Field(2, ge=0, description="passages of other tasks added behind a question's own")
+    distractor_probability: float = Field(0.0, ge=0, le=1, description="the share of draws that get distractors")
     max_passage_tokens: int = Field(1024, ge=8)
     max_tokens: int = Field(1536, ge=16, description="prompt and answer together")
-    bad_tasks: Literal["fail", "skip"] = Field("fail", description="stop at a bad task, or leave it out and count it")
+    bad_tasks: Literal["fail", "skip"] = Field("fail", description="stop at a bad task, or skip and count it")
 
 
 class TaskSource(Settings):
-    """One set of tasks (jsonl or parquet, a file or a directory) and how often it is drawn from, relative to others."""
+    """One set of tasks (jsonl or parquet, a file or a directory) and its share of the draws."""
 
     uri: Location
-    weight: float | None = Field(None, gt=0, description="share of the draws; the number of its tasks if null")
+    weight: float | None = Field(None, gt=0, description="relative to the other sets; the number of its tasks if null")
 
 
 def _as_sources(value: Any) -> Any:
@@ -70,53 +71,42 @@ TaskSources = Annotated[tuple[TaskSource, ...], BeforeValidator(_as_sources), Fi
 """A location, or a list of locations or of {uri, weight}: domains that are mixed."""
 
 
-class OptimizerConfig(Settings):
-    """AdamW over phi0 and the step sizes, with linear warm-up."""
+class OptimizerConfig(ScheduleConfig):
+    """AdamW over phi0 and the step sizes."""
 
-    steps: int = Field(1000, ge=1)
-    epochs: float | None = Field(None, gt=0, description="instead of steps: how often each task is drawn, on average")
-    batch_size: int = Field(16, ge=1, description="tasks in the global meta-batch, over all workers")
     micro_batch: int | None = Field(
-        None, ge=1, description="tasks that a worker computes at once; all its share if null"
+        None, ge=1, description="tasks that a worker computes at once; its whole share if null"
     )
     lr: float = Field(4e-4, gt=0)
     step_size_lr: float | None = Field(None, gt=0, description="for the relative step sizes; the same as lr if null")
-    warmup_fraction: float = Field(0.1, ge=0, lt=1)
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="after the warm-up, down to zero")
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(0.5, gt=0, description="the norm to which the meta-gradient is clipped")
+    clip: float = Field(0.5, gt=0, description="largest norm of the meta-gradient")
     zero_stage: Literal[0, 1, 2, 3] | None = Field(1, description="of DeepSpeed; plain PyTorch DDP if null")
     precision: Literal["model", "bf16"] = Field("model", description="the model's own data type, or bf16 autocast")
-    max_bad_steps: int = Field(5, ge=1, description="steps in a row with a non-finite loss or gradient, then it stops")
 
 
 class DevConfig(Settings):
     """How a run is scored on its dev tasks."""
 
-    every: int | None = Field(None, ge=1, description="steps; at the end only if null")
+    every: int | None = Field(None, ge=1, description="steps; only at the end if null")
     gamma: float = Field(1.0, gt=0, description="scale of the update (inference only)")
     max_new_tokens: int = Field(20, ge=1)
     select: Literal["best", "last"] = Field("best", description="which checkpoint becomes the result")
 
 
-class MetaTrainConfig(Settings):
+class MetaTrainConfig(TrainConfig):
     """`regrad train`: meta-learn phi0 and the step sizes on tasks of passages, questions and answers."""
 
     model: ModelConfig
     tasks: TaskSources
     dev: Location | None = Field(None, description="tasks of the same form, scored for exact match and F1")
-    output: Location
     start_from: Location | None = Field(None, description="a MetaInit to continue, for example on another domain")
     inner: InnerConfig = InnerConfig()
     strategy: StrategyConfig = StrategyConfig()
     shape: ShapeConfig = ShapeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    checkpoints: CheckpointConfig = CheckpointConfig()
     scoring: DevConfig = DevConfig()
-    watch: WatchConfig = WatchConfig()
-    seed: int = 0
-    cluster: WorkersConfig = WorkersConfig()
 
     @model_validator(mode="after")
     def _possible(self) -> MetaTrainConfig:

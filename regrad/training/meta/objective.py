@@ -1,4 +1,4 @@
-"""The bi-level objective (paper, eq. 3 to 5) and the parts that every strategy for its gradient shares.
+"""The bi-level objective (paper, eq. 3 to 5), and what the strategies for its gradient share.
 
 phi_C  = phi0 - alpha * sum_{d in C} g_d(phi0)
 L      = mean over tasks of the mean over their questions of -log p(answer | prompt; theta, phi_C)
@@ -20,7 +20,7 @@ from regrad.training.meta.collate import MetaBatch
 
 @dataclass(frozen=True)
 class Point:
-    """Where the gradient is taken: phi0 [P] and alpha [P] (one a number; a tied step size is repeated)."""
+    """Where the gradient is taken: phi0 [P] and alpha [P] (one per number; a tied step size is repeated)."""
 
     phi0: Tensor
     alpha: Tensor
@@ -57,7 +57,7 @@ class MetaGradient:
 
 
 def shared(lm: LanguageModel, batch: MetaBatch, chunk_tokens: int = 8192) -> MetaBatch:
-    """The batch with the frozen lower blocks done, once for all passes of the step, `chunk_tokens` at a time."""
+    """The batch with the frozen lower blocks already run, `chunk_tokens` at a time, once for all passes of the step."""
     # No update reaches the blocks below the first adapted one: what they give is the same at phi0, at phi_C and at
     # every point that a difference visits, and nothing is differentiated through them.
     return batch.with_tokens(
@@ -77,7 +77,7 @@ def adapt(
     """The updates phi_C [D, P] after `steps` inner steps (paper, eq. 3), and the passages' losses at phi0 [U].
 
     The first step starts at phi0 for all, so a passage that several updates share is differentiated once; later
-    steps start where each update has come to, with one row for each passage of each update.
+    steps start from the update reached so far, with one row for each passage of each update.
     """
     # With `create_graph` the gradients stay functions of phi0, so a backward pass through the updates meets their
     # second derivatives: the term that first-order training leaves out.
@@ -108,7 +108,7 @@ def outer_gradient(
     loss, parts = updates_DP.new_zeros(()), []
     for first in range(0, updates, size):
         last = min(first + size, updates)
-        # The graph ends at the update: dL/dphi_C is all that the chain rule needs of the questions (see `shared.py`).
+        # The graph ends at the update: dL/dphi_C is all that `strategies.py` needs of the questions.
         leaf = updates_DP[first:last].detach().requires_grad_()
         with torch.enable_grad(), lm.lora.applied(leaf), lm.blocks.recomputed(recompute):
             part = batch.of_updates(first, last)

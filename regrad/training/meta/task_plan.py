@@ -1,7 +1,8 @@
 """Which tasks a run trains on, and in which order: the way of a task from its file to a step.
 
-Scan (each file by itself), plan (what is good, which draw is which task), place (each task by itself, as its draw sees
-it), share. A job distributes the first and the third; `TasksInMemory` does all of it in one process.
+Scan (each file by itself, with the lengths of its tasks), plan (which tasks are good, which draw takes which), place
+(each task by itself, shaped for its draw), share. A job distributes scanning and placing; `TasksInMemory` does all of
+it in one process.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
 from regrad.data.passages import Passage
-from regrad.data.tasks import Task, TaskQuestion, duplicates, task_files
-from regrad.errors import CorpusError
+from regrad.data.tasks import Task, TaskQuestion, duplicates, read_tasks, scan_tasks, task_files
+from regrad.errors import CorpusError, ModelError
+from regrad.models.config import ModelConfig
+from regrad.models.loading import context_length, resolve_path
+from regrad.models.tokens import prompt_ids, token_ids
 from regrad.training.meta.config import MetaTrainConfig, ShapeConfig
-from regrad.training.meta.lengths import Lengths, scan_file
-from regrad.training.sampler import Sampler, Source
-from regrad.training.schedules import steps_of_epochs
+from regrad.training.sampler import Sampler, SampleSource
 from regrad.training.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -29,7 +33,103 @@ _POOL = 2048
 _SHOWN = 5
 
 
-class Key(NamedTuple):
+@dataclass
+class Lengths:
+    """Counts tokens as training does, with a tokenizer and a context length but no weights."""
+
+    tokenizer: PreTrainedTokenizerBase
+    model: ModelConfig
+    context: int
+
+    @staticmethod
+    def of(model: ModelConfig) -> Lengths:
+        """Load the tokenizer and the model's configuration; raises `ModelError` if they are not there."""
+        path = resolve_path(model.path)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"no tokenizer could be loaded from {model.path}: {error}", code="no_tokenizer", path=model.path
+            ) from error
+        return Lengths(tokenizer, model, context_length(config) or 2**30)
+
+    def check(self, task: Task, where: str, shape: ShapeConfig) -> None:
+        """Raise `CorpusError` if a passage or a question with its answer is too long, or a passage has no token."""
+        limit = min(shape.max_passage_tokens, self.context)
+        for number, passage in enumerate(task.passages):
+            found = self.passage(passage)
+            if found > limit:
+                raise CorpusError(
+                    f"{where} passage {number}: {found} tokens, more than {limit}",
+                    code="passage_too_long",
+                    passage=number,
+                    tokens=found,
+                    limit=limit,
+                )
+            if found < 2:
+                raise CorpusError(
+                    f"{where} passage {number}: nothing to predict in fewer than two tokens",
+                    code="passage_too_short",
+                    passage=number,
+                )
+        limit = min(shape.max_tokens, self.context)
+        for number, question in enumerate(task.questions):
+            found = self.question(task, question, shape)
+            if found > limit:
+                raise CorpusError(
+                    f"{where} question {number}: prompt and answer have {found} tokens, more than {limit}",
+                    code="question_too_long",
+                    question=number,
+                    tokens=found,
+                    limit=limit,
+                )
+
+    def check_dev(self, task: Task, where: str, shape: ShapeConfig, max_new_tokens: int) -> None:
+        """As `check`; also raise `CorpusError` if a prompt leaves no room for an answer of `max_new_tokens`."""
+        self.check(task, where, shape)
+        for number, question in enumerate(task.questions):
+            prompt = self.question(task, question, shape) - self._count(self.model.prompts.answer_text(question.answer))
+            if prompt + max_new_tokens > self.context:
+                raise CorpusError(
+                    f"{where} question {number}: the prompt has {prompt} tokens and {max_new_tokens} may be added, "
+                    f"but the model's context is {self.context}",
+                    code="no_room_for_answer",
+                    question=number,
+                    tokens=prompt,
+                    limit=self.context,
+                )
+
+    def passage(self, passage: Passage) -> int:
+        """Tokens of a passage with its start and end."""
+        start = self.tokenizer.bos_token_id is not None
+        return start + self._count(self.model.prompts.atom_text(passage)) + self._end
+
+    def question(self, task: Task, question: TaskQuestion, shape: ShapeConfig) -> int:
+        """Tokens of prompt and answer; in the prompt only the task's first `k` passages of this question."""
+        context = [task.passages[i] for i in question.context[: shape.k]] if shape.in_prompt else []
+        prompt = self.model.prompts.prompt_for(question.asked, context)
+        ids = prompt_ids(self.tokenizer, self.model.prompts, prompt)
+        return len(ids) + self._count(self.model.prompts.answer_text(question.answer)) + self._end
+
+    @property
+    def _end(self) -> int:
+        return int(self.tokenizer.eos_token_id is not None)
+
+    def _count(self, text: str) -> int:
+        return len(token_ids(self.tokenizer, self.model.prompts, text))
+
+
+def check_dev_tasks(uri: str, lengths: Lengths, shape: ShapeConfig, max_new_tokens: int) -> str:
+    """Raise `CorpusError` for the first dev task that cannot be scored; returns a hash of all of them."""
+    digest = hashlib.sha256()
+    for task in read_tasks(uri):
+        lengths.check_dev(task, f"{uri} task {task.id}", shape, max_new_tokens)
+        digest.update(json.dumps(task.to_record()).encode())
+    return digest.hexdigest()[:16]
+
+
+class TaskKey(NamedTuple):
     """A record: the number of its file among all files of the run, and its number in the file."""
 
     file: int
@@ -37,9 +137,9 @@ class Key(NamedTuple):
 
 
 class TaskHead(NamedTuple):
-    """What a plan needs of a record: its place in words, the task's id, a hash of its content, or what is wrong."""
+    """What a plan needs of a record: its place in words, the task's id and a hash of its content, or its problem."""
 
-    key: Key
+    key: TaskKey
     place: str
     id: str
     content: str
@@ -58,54 +158,54 @@ def files_of(config: MetaTrainConfig) -> list[tuple[int, str]]:
 
 
 def scan(file: int, uri: str, lengths: Lengths, shape: ShapeConfig) -> Iterator[tuple[TaskHead, Task | None]]:
-    """Head and task of every record of a file; none of a bad one.
+    """Head and task of every record of a file; a bad record has no task.
 
-    A file that cannot be read is a bad record whose place is the file: an error would lose its words on a job's way.
+    A file that cannot be read is a bad record whose place is the file: Ray Data would lose the text of an error.
     """
+
+    def check(task: Task, where: str) -> None:
+        lengths.check(task, where, shape)
+
     number = 0
     try:
-        for number, item in enumerate(scan_file(uri, lengths, shape)):
-            identifier, content = (item.task.id, _content(item.task)) if item.task else ("", "")
-            yield TaskHead(Key(file, number), item.where, identifier, content, item.problem), item.task
+        for number, item in enumerate(scan_tasks(uri, check)):
+            identifier, content = (item.task.id, _digest(item.task.to_record())) if item.task else ("", "")
+            yield TaskHead(TaskKey(file, number), item.where, identifier, content, item.problem), item.task
     except CorpusError as error:
-        yield TaskHead(Key(file, number + 1), uri, "", "", str(error)), None
+        yield TaskHead(TaskKey(file, number + 1), uri, "", "", str(error)), None
 
 
-def _content(task: Task) -> str:
-    return _hash(json.dumps(task.to_record()))
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """The tasks of each source, and with the settings (whose number of steps is known now) the order of all draws."""
+    """The tasks of each source and, with the settings (whose number of steps is known now), the order of all draws."""
 
     config: MetaTrainConfig
-    sources: Sequence[Sequence[Key]]
+    sources: Sequence[Sequence[TaskKey]]
     digest: str
 
     @property
     def summary(self) -> list[dict[str, Any]]:
-        """What is recorded about the data."""
+        """The sources with their numbers of tasks, for the notes of the MetaInit."""
         return [
             {"uri": source.uri, "weight": source.weight, "tasks": len(keys)}
             for source, keys in zip(self.config.tasks, self.sources, strict=True)
         ]
 
-    def steps(self, first: int = 0, workers: Workers = Workers()) -> Iterator[list[tuple[int, Key]]]:
+    def steps(self, first: int = 0, workers: Workers = Workers()) -> Iterator[list[tuple[int, TaskKey]]]:
         """This worker's draws of every step from `first` on: the position among all draws, and the task."""
         seed, optimizer = self.config.seed, self.config.optimizer
         sources = [
-            Source(len(keys), f"{seed}/{number}", source.weight)
+            SampleSource(len(keys), f"{seed}/{number}", source.weight)
             for number, (keys, source) in enumerate(zip(self.sources, self.config.tasks, strict=True))
         ]
         for draws in Sampler(sources, optimizer.batch_size).steps(first, optimizer.steps, workers):
             yield [(draw.position, self.sources[draw.source][draw.number]) for draw in draws]
 
-    def pool_keys(self) -> list[Key]:
+    def pool_keys(self) -> list[TaskKey]:
         """The tasks whose first passages are drawn from as distractors, in order: up to 2048, chosen by the seed."""
         if not self.config.shape.distractor_probability:
             return []
@@ -118,48 +218,44 @@ class TaskPlan:
 
 
 def pool_of(tasks: Sequence[Task]) -> list[Passage]:
-    """The distractors: the distinct first passages of the tasks of `pool_keys`."""
+    """The distractors: the distinct first passages of the tasks that `pool_keys` names."""
     return list(dict.fromkeys(task.passages[0] for task in tasks))
 
 
-def make_plan(config: MetaTrainConfig, files: Sequence[tuple[int, str]], heads: Sequence[TaskHead]) -> TaskPlan:
-    """Bad tasks are counted and logged, or fatal; raises `CorpusError` for those, a bad file, and an empty source."""
+def plan_tasks(config: MetaTrainConfig, files: Sequence[tuple[int, str]], heads: Sequence[TaskHead]) -> TaskPlan:
+    """Bad tasks are counted and logged, or fatal; raises `CorpusError` for these, a bad file and an empty source."""
     heads = sorted(heads)
     problems = {head.place: head.problem for head in heads if head.problem}
     for _, uri in files:
         if uri in problems:
-            raise CorpusError(problems[uri])
+            raise CorpusError(problems[uri], code="file_unreadable", uri=uri)
     problems |= duplicates([(head.place, head.id) for head in heads if not head.problem])
     if problems and config.shape.bad_tasks == "fail":
         more = f" (and {len(problems) - 1} more; shape.bad_tasks=skip leaves them out)" if len(problems) > 1 else ""
-        raise CorpusError(next(iter(problems.values())) + more)
+        place, problem = next(iter(problems.items()))
+        raise CorpusError(problem + more, code="bad_task", place=place, bad=len(problems))
     for problem in list(problems.values())[:_SHOWN]:
         logger.warning("skipped: %s", problem)
     if problems:
         logger.warning("%d of %d tasks are skipped", len(problems), len(heads))
     good = [head for head in heads if head.place not in problems]
-    sources: list[list[Key]] = [[] for _ in config.tasks]
+    sources: list[list[TaskKey]] = [[] for _ in config.tasks]
     for head in good:
         sources[files[head.key.file][0]].append(head.key)
     for source, keys in zip(config.tasks, sources, strict=True):
         if not keys:
-            raise CorpusError(f"{source.uri} holds no tasks")
-    return TaskPlan(_with_steps(config, len(good)), sources, _hash(json.dumps([head.content for head in good])))
-
-
-def _with_steps(config: MetaTrainConfig, tasks: int) -> MetaTrainConfig:
-    optimizer = config.optimizer
-    if optimizer.epochs is None:
-        return config
-    steps = steps_of_epochs(optimizer.epochs, tasks, optimizer.batch_size)
-    logger.info("%g epochs of %d tasks: %d steps", optimizer.epochs, tasks, steps)
-    return config.model_copy(update={"optimizer": optimizer.model_copy(update={"steps": steps})})
+            raise CorpusError(f"{source.uri} holds no tasks", code="no_tasks", uri=source.uri)
+    optimizer = config.optimizer.with_steps(len(good))
+    if optimizer.epochs is not None:
+        logger.info("%g epochs of %d tasks: %d steps", optimizer.epochs, len(good), optimizer.steps)
+    config = config.model_copy(update={"optimizer": optimizer})
+    return TaskPlan(config, sources, _digest([head.content for head in good]))
 
 
 class TasksInMemory:
-    """All tasks of a run in this process. Raises `CorpusError` as `make_plan` does."""
+    """All tasks of a run in this process. Raises `CorpusError` as `plan_tasks` does."""
 
-    def __init__(self, plan: TaskPlan, tasks: Mapping[Key, Task]) -> None:
+    def __init__(self, plan: TaskPlan, tasks: Mapping[TaskKey, Task]) -> None:
         self.plan, self._tasks = plan, tasks
         self._pool = pool_of([tasks[key] for key in plan.pool_keys()])
 
@@ -168,18 +264,19 @@ class TasksInMemory:
         """From the files that the settings name."""
         files, lengths = files_of(config), Lengths.of(config.model)
         scanned = [item for number, (_, uri) in enumerate(files) for item in scan(number, uri, lengths, config.shape)]
-        plan = make_plan(config, files, [head for head, _ in scanned])
+        plan = plan_tasks(config, files, [head for head, _ in scanned])
         return TasksInMemory(plan, {head.key: task for head, task in scanned if task is not None})
 
     @staticmethod
     def of(config: MetaTrainConfig, sources: Sequence[Sequence[Task]]) -> TasksInMemory:
-        """Tasks that are made and not read: those of each source."""
-        tasks = {Key(n, i): task for n, source in enumerate(sources) for i, task in enumerate(source)}
+        """From tasks that were not read from files: those of each source."""
+        tasks = {TaskKey(n, i): task for n, source in enumerate(sources) for i, task in enumerate(source)}
         heads = [
-            TaskHead(key, f"task {key.number} of source {key.file}", t.id, _content(t), "") for key, t in tasks.items()
+            TaskHead(key, f"task {key.number} of source {key.file}", t.id, _digest(t.to_record()), "")
+            for key, t in tasks.items()
         ]
         files = [(number, f"source {number}") for number in range(len(sources))]
-        return TasksInMemory(make_plan(config, files, heads), tasks)
+        return TasksInMemory(plan_tasks(config, files, heads), tasks)
 
     def steps(self, first: int = 0, workers: Workers = Workers()) -> Iterator[list[Task]]:
         """This worker's tasks of every step from `first` on, as their draws see them."""
@@ -188,42 +285,27 @@ class TasksInMemory:
 
 
 def shape_task(task: Task, shape: ShapeConfig, pool: Sequence[Passage], seed: int, position: int) -> Task:
-    """The task as the draw at `position` sees it: fewer passages or questions, distractors from `pool`, another order.
+    """The task for the draw at `position`: fewer passages or questions, distractors from `pool`, another order.
 
     A function of the task, the settings, the seed and the position, so it does not matter where it is called.
     """
     rng = random.Random(f"{seed}/shape/{position}")
+    passages = task.passages
     questions = [replace(q, context=q.context[: shape.k]) for q in task.questions]
     if shape.questions is not None and shape.questions < len(questions):
         questions = rng.sample(questions, shape.questions)
-    task = replace(task, questions=tuple(questions))
     if rng.random() < shape.distractor_probability:
-        task = _with_distractors(task, _sample(task, pool, shape.distractors, rng))
+        # Behind every question's own passages, where a retriever's worse hits would be.
+        own = {passage.id for passage in passages}
+        tried = rng.sample(pool, min(len(pool), shape.distractors + len(own))) if pool else []
+        distractors = [passage for passage in tried if passage.id not in own][: shape.distractors]
+        added = tuple(range(len(passages), len(passages) + len(distractors)))
+        passages = (*passages, *distractors)
+        questions = [replace(q, context=q.context + added) for q in questions]
     if shape.order == "shuffled":
-        task = replace(task, questions=tuple(_shuffled(q, rng) for q in task.questions))
-    return _without_unused(task)
-
-
-def _sample(task: Task, pool: Sequence[Passage], count: int, rng: random.Random) -> list[Passage]:
-    own = {passage.id for passage in task.passages}
-    tried = rng.sample(pool, min(len(pool), count + len(own))) if pool else []
-    return [passage for passage in tried if passage.id not in own][:count]
-
-
-def _with_distractors(task: Task, distractors: Sequence[Passage]) -> Task:
-    """Behind every question's own passages, as a retriever's worse hits would be."""
-    added = tuple(range(len(task.passages), len(task.passages) + len(distractors)))
-    questions = tuple(replace(q, context=q.context + added) for q in task.questions)
-    return replace(task, passages=task.passages + tuple(distractors), questions=questions)
-
-
-def _shuffled(question: TaskQuestion, rng: random.Random) -> TaskQuestion:
-    return replace(question, context=tuple(rng.sample(question.context, len(question.context))))
-
-
-def _without_unused(task: Task) -> Task:
-    """Passages that no question rests on need no gradient."""
-    used = sorted({position for question in task.questions for position in question.context})
+        questions = [replace(q, context=tuple(rng.sample(q.context, len(q.context)))) for q in questions]
+    # Passages that no question rests on need no gradient.
+    used = sorted({position for question in questions for position in question.context})
     number = {old: new for new, old in enumerate(used)}
-    questions = tuple(replace(q, context=tuple(number[i] for i in q.context)) for q in task.questions)
-    return replace(task, passages=tuple(task.passages[i] for i in used), questions=questions)
+    questions = [replace(q, context=tuple(number[i] for i in q.context)) for q in questions]
+    return replace(task, passages=tuple(passages[i] for i in used), questions=tuple(questions))

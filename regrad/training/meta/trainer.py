@@ -1,9 +1,10 @@
-"""Meta-training: what one step computes and moves, how a run is scored, and one worker's run from start to end."""
+"""Meta-training: what one step computes and updates, dev scores, and one worker's run from start to end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -12,25 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regrad.data.questions import Question
 from regrad.data.tasks import Task, read_tasks
+from regrad.evaluation.metrics import exact_match, f1, score
+from regrad.inference.decoding import GenerationRequest, generate
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.training.callbacks import Best, Listener
-from regrad.training.checkpoint import Score, TrainState
+from regrad.training.checkpoint import DevScore, TrainState
 from regrad.training.loop import Loop, Scoring, StepResult, resume
-from regrad.training.meta.collate import collate
-from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.dev_scores import score
-from regrad.training.meta.objective import MetaGradient
-from regrad.training.meta.optim import make_engine
-from regrad.training.meta.optim.base import Engine
-from regrad.training.meta.parameters import MetaParameters
-from regrad.training.meta.strategies.auto import LEANER, choose
-from regrad.training.meta.strategies.base import Strategy
+from regrad.training.meta.auto_strategy import BY_MEMORY, choose_strategy
+from regrad.training.meta.collate import collate, group_questions, prompt_passages
+from regrad.training.meta.config import DevConfig, InnerConfig, MetaTrainConfig, ShapeConfig
+from regrad.training.meta.objective import MetaGradient, Point, adapt
+from regrad.training.meta.optim import MetaParameters, OptimizerEngine, make_engine
+from regrad.training.meta.strategies import Strategy
 from regrad.training.meta.task_plan import TasksInMemory, shape_task
 from regrad.training.workers import Workers
 
 META_INIT = "meta_init"
+_BATCH_TASKS = 8
 
 
 class MetaLearner:
@@ -43,48 +45,49 @@ class MetaLearner:
     def __init__(
         self,
         lm: LanguageModel,
-        engine: Engine,
+        engine: OptimizerEngine,
         config: MetaTrainConfig,
         identity: str,
         notes: Mapping[str, Any] | None = None,
         workers: Workers = Workers(),
     ) -> None:
         workers.check(config.optimizer.batch_size)
-        self._lm, self._engine, self._config = lm, engine, config
-        self._notes, self._workers = notes or {}, workers
+        self._lm = lm
+        self._engine = engine
+        self._config = config
+        self._notes = notes or {}
+        self._workers = workers
         self._strategy: Strategy | None = None
         self._latest: dict[str, float] = {}
-        self.base, self.device = identity, lm.device
+        self.base = identity
+        self.device = lm.device
 
     def prepare(self, batch: Sequence[Task], state: TrainState) -> str:
-        """Choose a strategy: the leanest of what the workers would choose, so that all do the same.
-
-        `auto` measures the free memory, which is another after a resume, while strategies round differently: what was
-        decided stays.
-        """
-        config, name = self._config, state.decided.get("strategy")
-        said = f"strategy {name}, as before"
+        """Choose a strategy: the leanest of those that the workers would choose, so that all use the same one."""
+        config, point, layer_wise = self._config, self._engine.point(), self._engine.layer_wise
+        # `auto` measures the free memory, which differs after a resume, and strategies round differently: a resumed run
+        # keeps the strategy that it began with.
+        name = state.decided.get("strategy")
+        reason = f"strategy {name}, as before"
         if name is None:
             first = collate(self._lm, batch[: config.optimizer.micro_batch], config.shape)
             with self._autocast():
-                mine, said = choose(
-                    self._lm, self._engine.point(), first, config.strategy, config.inner,
-                    self._workers.here, self._engine.layer_wise,
-                )  # fmt: skip
-            votes = self._engine.total([float(mine.name == name) for name in LEANER])
-            name = state.decided["strategy"] = [name for name, count in zip(LEANER, votes, strict=True) if count][-1]
-        settled = config.strategy.model_copy(update={"name": name})
-        self._strategy, _ = choose(
-            self._lm, self._engine.point(), None, settled, config.inner, layer_wise=self._engine.layer_wise
-        )
-        return said
+                mine, reason = choose_strategy(
+                    self._lm, point, first, config.strategy, config.inner, self._workers.here, layer_wise
+                )
+            votes = self._engine.total([float(mine.name == name) for name in BY_MEMORY])
+            name = [name for name, count in zip(BY_MEMORY, votes, strict=True) if count][-1]
+            state.decided["strategy"] = name
+        chosen = config.strategy.model_copy(update={"name": name})
+        self._strategy, _ = choose_strategy(self._lm, point, None, chosen, config.inner, layer_wise=layer_wise)
+        return reason
 
     def step(self, batch: Sequence[Task], factor: float) -> StepResult:
         """See `Learner`."""
         gradient, counts = self._gradient(batch)
         finite = all(bool(torch.isfinite(t).all()) for t in (gradient.loss, gradient.phi0, gradient.alpha))
         values = [float(gradient.loss), float(gradient.inner_loss)] if finite else [0.0, 0.0]
-        # All workers have to skip together: one that did not would wait for the others in the all-reduce of `apply`.
+        # All workers skip together: one that did not would wait for the others in the all-reduce of `apply`.
         bad, loss, inner = self._engine.total([0.0 if finite else 1.0, *values])
         if bad:
             return StepResult(None, counts)
@@ -95,7 +98,7 @@ class MetaLearner:
         return StepResult(loss / self._workers.count, counts)
 
     def numbers(self) -> dict[str, float]:
-        """The passages' loss, the range of the step sizes, and the strategy's estimate of its error if it makes one."""
+        """The passages' loss, the range of the step sizes, and the strategy's estimate of its error, if it has one."""
         sizes = self._engine.step_sizes().sort().values
         spread = {"low": sizes[0], "middle": sizes[len(sizes) // 2], "high": sizes[-1]}
         return {**self._latest, **{f"step_size_{name}": float(size) for name, size in spread.items()}}
@@ -126,17 +129,19 @@ class MetaLearner:
             inner_steps=inner.steps,
         )
 
-    def score(self, dev: Sequence[Task], step: int) -> Score:
-        """Each worker scores a part; with sharded weights all score everything, since they have to run in step."""
-        config, alone = self._config, self._engine.layer_wise
-        numbers = list(range(len(dev))) if alone else self._workers.share(range(len(dev)))
-        # As training shapes them, but with all questions and nothing mixed in.
+    def score(self, dev: Sequence[Task], step: int) -> DevScore:
+        """Exact match and F1 of the dev tasks. Each worker scores a part, but all of them with sharded weights."""
+        config = self._config
+        # Sharded weights are gathered layer by layer, so all workers have to run the same passes.
+        everything = self._engine.layer_wise
+        numbers = list(range(len(dev))) if everything else self._workers.share(range(len(dev)))
+        # As training shapes them, but with all questions and no distractors.
         shape = config.shape.model_copy(update={"questions": None, "distractor_probability": 0.0})
         tasks = [shape_task(dev[number], shape, (), config.seed, number) for number in numbers]
-        sums = score(self._lm, self._engine.point(), tasks, config.inner, config.shape, config.scoring)
-        exact, f1, count = self._engine.total([sums.exact_match, sums.f1, sums.questions])
-        questions = int(count) // (self._workers.count if alone else 1)
-        return Score(step, {"exact_match": exact / max(count, 1), "f1": f1 / max(count, 1), "questions": questions})
+        sums = score_tasks(self._lm, self._engine.point(), tasks, config.inner, config.shape, config.scoring)
+        exact, total_f1, count = self._engine.total([sums.exact_match, sums.f1, sums.questions])
+        means = {"exact_match": exact / max(count, 1), "f1": total_f1 / max(count, 1)}
+        return DevScore(step, {**means, "questions": int(count) // (self._workers.count if everything else 1)})
 
     def _gradient(self, tasks: Sequence[Task]) -> tuple[MetaGradient, dict[str, int]]:
         """The mean over this worker's tasks, a micro-batch at a time; and their passages and tokens."""
@@ -159,6 +164,55 @@ class MetaLearner:
         return nullcontext()
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Summed exact match and F1, and the number of questions; they add up over batches and workers."""
+
+    exact_match: float = 0.0
+    f1: float = 0.0
+    questions: float = 0.0
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.exact_match + other.exact_match, self.f1 + other.f1, self.questions + other.questions)
+
+
+def score_tasks(
+    lm: LanguageModel,
+    at: Point,
+    tasks: Sequence[Task],
+    inner: InnerConfig = InnerConfig(),
+    shape: ShapeConfig = ShapeConfig(),
+    config: DevConfig = DevConfig(),
+) -> Sums:
+    """Greedy answers, each question under its own passages' update, as a deployment would give them.
+
+    The update is scaled by `config.gamma` (paper: at inference only).
+    """
+    total = Sums()
+    scaled = Point(at.phi0, at.alpha * config.gamma)
+    for start in range(0, len(tasks), _BATCH_TASKS):
+        batch = tasks[start : start + _BATCH_TASKS]
+        with torch.no_grad():
+            updates_DP, _ = adapt(lm, scaled, collate(lm, batch, shape), inner.reduction, inner.steps)
+        requests, questions = [], []
+        for update, (_, asked) in zip(updates_DP.detach().cpu(), group_questions(batch), strict=True):
+            for task, question in asked:
+                prompt = lm.config.prompts.prompt_for(question.asked, prompt_passages(task, question, shape))
+                requests.append(GenerationRequest(prompt, lm.subspace.updates(update), config.max_new_tokens))
+                questions.append(question.asked)
+        answers = [generation.text for generation in generate(lm, requests)]
+        total += reduce(add, map(score_answer, questions, answers), Sums())
+    return total
+
+
+def score_answer(question: Question, said: str) -> Sums:
+    """Both scores of a closed question are whether the right label or word can be read in the answer."""
+    if question.kind != "open":
+        right = float(score(question, said).correct)
+        return Sums(right, right, 1)
+    return Sums(float(exact_match(said, question.answers)), f1(said, question.answers), 1)
+
+
 def meta_loop(
     learner: MetaLearner,
     config: MetaTrainConfig,
@@ -171,7 +225,7 @@ def meta_loop(
     return Loop(learner, config.optimizer, config.checkpoints, config.watch, listener, scoring, workers)
 
 
-def train_worker(
+def meta_train_worker(
     config: MetaTrainConfig,
     batches: Callable[[int], Iterable[Sequence[Task]]],
     dev: Sequence[Task],
@@ -209,5 +263,5 @@ def meta_train_in_process(config: MetaTrainConfig, device: str = "cpu") -> MetaI
     notes = {"tasks": tasks.plan.summary, "parent": parent, "seed": config.seed, "workers": 1}
     best = Best("f1")
     dev = read_tasks(config.dev) if config.dev else ()
-    last = train_worker(config, tasks.steps, dev, notes, best, device)
+    last = meta_train_worker(config, tasks.steps, dev, notes, best, device)
     return best.product if config.scoring.select == "best" and isinstance(best.product, MetaInit) else last

@@ -1,4 +1,4 @@
-"""Synthetic supervision: questions and answers for passages that have none."""
+"""Settings of synthetic supervision: questions and answers for passages that have none."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ class SynthesisConfig(Settings):
     corpus: Location
     output: Location = Field(description="a directory: tasks.jsonl, rejected.jsonl and report.json")
     index: Location | None = Field(
-        None, description="a Lucene index of the corpus: questions have to find their passage"
+        None, description="an index of the corpus; with it, questions have to find their passage"
     )
-    candidates: int = Field(8, ge=1, description="questions that are tried for each passage")
-    questions: int = Field(5, ge=1, description="questions kept of each passage, at most")
-    prompt: str = Field("{context}Question:", description="what the model continues with a question, and an answer")
+    candidates: int = Field(8, ge=1, description="questions sampled for each passage")
+    questions: int = Field(5, ge=1, description="most questions kept for a passage")
+    prompt: str = Field("{context}Question:", description="what the model continues with a question and an answer")
     temperature: float = Field(0.8, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
     max_new_tokens: int = Field(64, ge=8, description="of a question with its answer")
     max_answer_tokens: int = Field(20, ge=1)
     max_passage_tokens: int = Field(1024, ge=8)
-    max_passages: int | None = Field(None, ge=1, description="stop after so many lines of the corpus")
+    max_passages: int | None = Field(None, ge=1, description="lines of the corpus to read; all if null")
     batch_passages: int = Field(16, ge=1, description="passages whose candidates are decoded together")
-    part_passages: int = Field(256, ge=1, description="passages of one part: a job that is run again reuses its parts")
+    part_passages: int = Field(256, ge=1, description="passages of one part; an interrupted job reuses its parts")
     passages_per_task: int = Field(8, ge=1, description="passages with questions in one task")
-    tasks_per_passage: int = Field(4, ge=1, description="tasks that a passage is in, each with other neighbours")
+    tasks_per_passage: int = Field(4, ge=1, description="number of tasks with a passage, each with other neighbours")
     neighbours: int = Field(2, ge=0, description="other passages of the task in the context of a question")
-    neighbours_fraction: float = Field(0.7, ge=0, le=1, description="of the tasks; in the others, none")
-    max_rank: int = Field(1, ge=1, description="with an index: the rank at which a question has to find its passage")
-    near_hits: int = Field(10, ge=1, description="with an index: search results of a question that count as near")
+    neighbours_fraction: float = Field(0.7, ge=0, le=1, description="share of tasks with neighbours")
+    max_rank: int = Field(1, ge=1, description="with an index: a question finds its passage at this rank or better")
+    near_hits: int = Field(10, ge=1, description="with an index: hits of a question that count as near its passage")
     seed: int = 0
     cluster: WorkersConfig = WorkersConfig()
 

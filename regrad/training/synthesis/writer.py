@@ -1,10 +1,11 @@
-"""Writing questions for passages that have none: candidates are sampled, read as pairs, and asked again."""
+"""Writing questions for passages that have none: candidates are sampled, parsed as pairs, and asked again."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -27,7 +28,7 @@ _ANSWER = r"(?:^|\n|(?<=[?.!]))[\s*#>-]*(?:Answer|A)\s*\d*\s*\**:\**"
 
 
 @dataclass(frozen=True)
-class Pair:
+class QuestionAnswer:
     """A question and its answer."""
 
     question: str
@@ -35,11 +36,11 @@ class Pair:
 
 
 class PairParser:
-    """Reads `question, answer marker, answer, stop`, the markers being those of the model's own question template.
+    """Parses `question, answer marker, answer, stop`, with the markers of the model's own question template.
 
-    Models that were not trained on that template write their own: `Q:`, `**Answer:**`, a number before the question,
-    a sentence before the pair. Those are understood, too, in any case; a pair in another language or form needs a
-    question template that names its markers.
+    Models that were not trained on that template write other markers: `Q:`, `**Answer:**`, a number before the
+    question, a sentence before the pair. Those are understood too; a pair in another language or form needs a question
+    template that has its markers.
     """
 
     def __init__(self, prompts: PromptFormat) -> None:
@@ -49,18 +50,18 @@ class PairParser:
         self._stop = prompts.stop
 
     def finished(self, text: str) -> bool:
-        """Whether the text holds a whole answer, up to the stop string."""
+        """Whether the text has a whole answer, up to the stop string."""
         found = self._answer.search(text)
         return found is not None and self._stop in text[found.end() :].lstrip()
 
-    def parse(self, text: str) -> Pair | None:
+    def parse(self, text: str) -> QuestionAnswer | None:
         """The first pair, or None if there is no answer or no question of one line."""
         found = self._answer.search(text)
         if found is None:
             return None
         question = self._question.split(text[: found.start()])[-1].strip().strip("*").strip()
         answer = text[found.end() :].lstrip().split(self._stop)[0].strip().strip("*").strip()
-        return Pair(question, answer) if question and answer and "\n" not in question else None
+        return QuestionAnswer(question, answer) if question and answer and "\n" not in question else None
 
 
 def _marker(general: str, template: str) -> re.Pattern[str]:
@@ -86,7 +87,7 @@ _SHOWN_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Rejected:
-    """A pair, a text or a passage that was not used, and why; `detail` says more where there is more."""
+    """A pair, a text or a passage that was not used, and why; `detail` may say more."""
 
     reason: str
     question: str = ""
@@ -96,14 +97,14 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Draft:
-    """A passage, how many candidates were written for it, the pairs that hold and what was rejected."""
+    """A passage, the number of candidates written for it, the pairs to keep, and what was rejected."""
 
     passage: Passage
     candidates: int = 0
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[QuestionAnswer, ...] = ()
     rejected: tuple[Rejected, ...] = ()
 
-    def without(self, dropped: Sequence[Pair], reason: str) -> Draft:
+    def without(self, dropped: Sequence[QuestionAnswer], reason: str) -> Draft:
         """The draft with some of its pairs rejected for `reason`."""
         kept = tuple(pair for pair in self.pairs if pair not in dropped)
         rejected = tuple(Rejected(reason, pair.question, pair.answer) for pair in dropped)
@@ -123,13 +124,13 @@ class PairWriter:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 (hex) of what drafts depend on beside the passages: the weights, the prompts, the settings."""
+        """SHA-256 (hex) of what drafts depend on besides the passages: the weights, the prompts, the settings."""
         model = self._lm.config.model_dump(mode="json", include={"dtype", "attention", "prompts"})
         settings = self._config.model_dump(mode="json", include=set(_WRITING))
         return sha256(json.dumps([self._lm.identity(), model, settings], sort_keys=True).encode()).hexdigest()
 
     def write(self, passages: Sequence[Passage]) -> list[Draft]:
-        """One draft a passage, in order; a passage that cannot be used gets one with the reason and no pairs."""
+        """One draft a passage, in order; that of a passage that cannot be used has a reason and no pairs."""
         drafts = {i: self._refuse(passage) for i, passage in enumerate(passages)}
         usable = [i for i, draft in drafts.items() if draft is None]
         size = self._config.batch_passages
@@ -163,69 +164,62 @@ class PairWriter:
         texts = sample(lm, prompts, torch.cat(numbers), config.temperature, config.top_p, self._parser.finished)
         n = config.candidates
         drafts = [self._read(passage, texts[i * n : (i + 1) * n]) for i, passage in enumerate(passages)]
-        return self._drop_known(self._drop_unsupported(drafts))
+        # A pair is kept if the model gives its answer with the passage and does not give it without.
+        drafts = [_first_of_each_question(draft) for draft in self._checked(drafts, True, UNSUPPORTED)]
+        return self._checked(drafts, False, KNOWN)
 
     def _read(self, passage: Passage, texts: Sequence[Sampled]) -> Draft:
-        pairs: dict[tuple[str, str], Pair] = {}
+        pairs: dict[tuple[str, str], QuestionAnswer] = {}
         rejected: list[Rejected] = []
         for item in texts:
             pair = self._parser.parse(item.text)
             key = (normalise(pair.question), normalise(pair.answer)) if pair else ("", "")
             reason = self._fault(item, pair) or (DUPLICATE if key in pairs else None)
-            if pair is not None and reason is None:
-                pairs[key] = pair
+            if pair is None:
+                rejected.append(Rejected(reason or UNPARSABLE, detail=item.text[:_SHOWN_CHARACTERS]))
+            elif reason is not None:
+                rejected.append(Rejected(reason, pair.question, pair.answer))
             else:
-                rejected.append(_rejected(reason or UNPARSABLE, pair, item))
+                pairs[key] = pair
         return Draft(passage, len(texts), tuple(pairs.values()), tuple(rejected))
 
-    def _fault(self, item: Sampled, pair: Pair | None) -> str | None:
+    def _fault(self, item: Sampled, pair: QuestionAnswer | None) -> str | None:
         if not item.complete:
             return TOO_LONG
         if pair is None or not normalise(pair.question) or not normalise(pair.answer):
             return UNPARSABLE
         return TOO_LONG if len(self._lm.encode(pair.answer)) > self._config.max_answer_tokens else None
 
-    def _drop_unsupported(self, drafts: Sequence[Draft]) -> list[Draft]:
-        answers = iter(self._ask([(pair.question, [d.passage]) for d in drafts for pair in d.pairs]))
-        judged = []
+    def _checked(self, drafts: Sequence[Draft], with_passage: bool, reason: str) -> list[Draft]:
+        """The drafts without the pairs whose answer the model fails to give with the passage, or gives without it."""
+        asked = [(pair.question, [d.passage] if with_passage else []) for d in drafts for pair in d.pairs]
+        answers = iter(self._ask(asked))
+        checked: list[Draft] = []
         for draft in drafts:
-            told = [next(answers) for _ in draft.pairs]
-            wrong = [p for p, text in zip(draft.pairs, told, strict=True) if not exact_match(text, [p.answer])]
-            judged.append(_first_of_each_question(draft.without(wrong, UNSUPPORTED)))
-        return judged
-
-    def _drop_known(self, drafts: Sequence[Draft]) -> list[Draft]:
-        answers = iter(self._ask([(pair.question, []) for d in drafts for pair in d.pairs]))
-        judged = []
-        for draft in drafts:
-            told = [next(answers) for _ in draft.pairs]
-            known = [p for p, text in zip(draft.pairs, told, strict=True) if exact_match(text, [p.answer])]
-            judged.append(draft.without(known, KNOWN))
-        return judged
+            dropped = [pair for pair in draft.pairs if exact_match(next(answers), [pair.answer]) != with_passage]
+            checked.append(draft.without(dropped, reason))
+        return checked
 
     def _ask(self, questions: Sequence[tuple[str, list[Passage]]]) -> list[str]:
-        """Greedy answers; a question that does not fit the context beside its passage gets none."""
+        """Greedy answers; empty for a question that does not fit the context together with its passage."""
         prompts = self._lm.config.prompts
         requests = [
             GenerationRequest(prompts.prompt(question, passages), (), self._config.max_answer_tokens)
             for question, passages in questions
         ]
-        fitting = [i for i, request in enumerate(requests) if self._fits(request)]
-        answers = dict.fromkeys(range(len(requests)), "")
-        found = generate(self._lm, [requests[i] for i in fitting])
-        answers.update({i: item.text for i, item in zip(fitting, found, strict=True)})
-        return list(answers.values())
-
-    def _fits(self, request: GenerationRequest) -> bool:
-        try:
-            check_fits(self._lm, request)
-        except ModelError:
-            return False
-        return True
+        fitting: list[int] = []
+        for number, request in enumerate(requests):
+            with suppress(ModelError):
+                check_fits(self._lm, request)
+                fitting.append(number)
+        answers = [""] * len(requests)
+        for number, item in zip(fitting, generate(self._lm, [requests[i] for i in fitting]), strict=True):
+            answers[number] = item.text
+        return answers
 
 
 def read_line(line: bytes, problem: str = "") -> Passage | Draft:
-    """The passage of one line of a corpus, or a draft that says what is wrong with the line."""
+    """The passage of one line of a corpus, or a draft with the reason why there is none."""
     try:
         return parse_passage(line, problem)
     except CorpusError as error:
@@ -233,20 +227,14 @@ def read_line(line: bytes, problem: str = "") -> Passage | Draft:
 
 
 def draft_of(record: dict[str, Any]) -> Draft:
-    """The draft of which `asdict` made the record."""
-    pairs = tuple(Pair(**item) for item in record["pairs"])
+    """The draft from its record, the inverse of `asdict`."""
+    pairs = tuple(QuestionAnswer(**item) for item in record["pairs"])
     rejected = tuple(Rejected(**item) for item in record["rejected"])
     return Draft(Passage(**record["passage"]), record["candidates"], pairs, rejected)
 
 
-def _rejected(reason: str, pair: Pair | None, item: Sampled) -> Rejected:
-    if pair is None:
-        return Rejected(reason, detail=item.text[:_SHOWN_CHARACTERS])
-    return Rejected(reason, pair.question, pair.answer)
-
-
 def _first_of_each_question(draft: Draft) -> Draft:
-    first: dict[str, Pair] = {}
+    first: dict[str, QuestionAnswer] = {}
     for pair in draft.pairs:
         first.setdefault(normalise(pair.question), pair)
     again = [pair for pair in draft.pairs if pair not in first.values()]

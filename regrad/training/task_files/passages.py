@@ -43,8 +43,8 @@ class Chosen:
 class TaskPassages:
     """Chooses the passages of a set's questions. A context manager: it may hold an index open.
 
-    What was retrieved is kept in `parts`, so that a run that was stopped need not search again. With `shared`, questions
-    on the same passages have the same random distractors, so that they can share a task.
+    What was retrieved is kept in `parts`, so that a run that was stopped need not search again. With `shared`,
+    questions on the same passages have the same random distractors, so that they can share a task.
     """
 
     def __init__(

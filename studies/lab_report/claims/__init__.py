@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from studies.lab_report.claims.change import domains, drift
-from studies.lab_report.claims.claim import Claim, settle
+from studies.lab_report.claims.claim import Claim, corrected
 from studies.lab_report.claims.cost import batches, latency
 from studies.lab_report.claims.passages import distractors, inverted_u
 from studies.lab_report.claims.quality import best_without_prompt, random_passages, raw_gradients
@@ -12,10 +12,16 @@ from studies.lab_report.records import Measured, Table
 
 def paper_claims(table: Table, measured: Measured) -> list[Claim]:
     """All of them, corrected for their number."""
-    return settle(
+    return corrected(
         [
             best_without_prompt(table, measured.asked_before),
-            *(raw_gradients(table), random_passages(table), inverted_u(table), distractors(table)),
-            *(drift(table), domains(table), latency(table, measured), batches(measured)),
+            raw_gradients(table),
+            random_passages(table),
+            inverted_u(table),
+            distractors(table),
+            drift(table),
+            domains(table),
+            latency(table, measured),
+            batches(measured),
         ]
     )

@@ -12,8 +12,10 @@ def drift(table: Table) -> Claim:
     """Claim 6. CPT begins as Direct, before any document has come."""
     sets = table.sets("drift")
     grows = [Key("drift", name, "regrad", K) for name in sets]
-    none, cpt = Key("drift", sets[0], "direct"), [Key("drift", name, "cpt") for name in sets]
-    top, tries = max(cpt[:-1], key=table.mean), len(cpt) - 1
+    none = Key("drift", sets[0], "direct")
+    cpt = [Key("drift", name, "cpt") for name in sets]
+    top = max(cpt[:-1], key=table.mean)
+    tries = len(cpt) - 1
     parts = (
         more(f"ReGrad at {sets[-1]} over {sets[0]}", table.scores(grows[-1]), table.scores(grows[0])),
         more(f"CPT at {top.set} over none", table.scores(top), table.scores(none), tries),

@@ -41,7 +41,7 @@ class Part:
 class Claim:
     """One claim of the paper. It is reproduced if all its parts are on the right side and its p is small enough.
 
-    `p` is the largest of its parts' (all must hold), after Holm's correction over all claims once they are settled.
+    `p` is the largest of its parts' (all must hold), after Holm's correction over all claims (see `corrected`).
     """
 
     id: int
@@ -98,7 +98,7 @@ class Claim:
         }
 
 
-def settle(claims: Sequence[Claim]) -> list[Claim]:
+def corrected(claims: Sequence[Claim]) -> list[Claim]:
     """The claims with Holm's correction over all of them."""
     return [replace(claim, adjusted=p) for claim, p in zip(claims, holm([c.raw_p for c in claims]), strict=True)]
 
@@ -119,14 +119,16 @@ def less_than(text: str, scores: Mapping[str, float], others: Mapping[str, float
 def ratio_below(text: str, values: Sequence[float], others: Sequence[float], limit: float) -> Part:
     """That the first takes less than `limit` times the second, question by question (geometric mean)."""
     logs = [math.log(a / b) for a, b in zip(values, others, strict=True)]
-    plain, found = compare(logs, [0.0] * len(logs)), compare([math.log(limit)] * len(logs), logs)
+    plain = compare(logs, [0.0] * len(logs))
+    found = compare([math.log(limit)] * len(logs), logs)
     return Part(text, math.exp(plain.difference), _exp(plain.interval), _p(found), found.difference > 0, "ratio")
 
 
 def ratio_above(text: str, values: Sequence[float], others: Sequence[float], limit: float = 1.0) -> Part:
     """That the first takes more than `limit` times the second."""
     logs = [math.log(a / b) for a, b in zip(values, others, strict=True)]
-    plain, found = compare(logs, [0.0] * len(logs)), compare(logs, [math.log(limit)] * len(logs))
+    plain = compare(logs, [0.0] * len(logs))
+    found = compare(logs, [math.log(limit)] * len(logs))
     return Part(text, math.exp(plain.difference), _exp(plain.interval), _p(found), found.difference > 0, "ratio")
 
 
@@ -137,7 +139,7 @@ def fact(text: str, value: float, holds: bool) -> Part:
 
 def _compared(scores: Mapping[str, float], others: Mapping[str, float]) -> Comparison:
     if scores.keys() != others.keys():
-        raise EvaluationError("two rows of a claim did not answer the same questions")
+        raise EvaluationError("two rows of a claim did not answer the same questions", code="different_questions")
     return compare([scores[q] for q in scores], [others[q] for q in scores])
 
 

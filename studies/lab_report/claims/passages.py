@@ -9,7 +9,7 @@ from studies.lab_report.claims.claim import MARGINAL, Claim, less_than, more
 from studies.lab_report.records import Key, Scores, Table
 
 READ = 5
-"""Passages of a prompt that the lab's base was trained to read (`regrad.lab.pretraining.contexts.CURRICULUM`)."""
+"""Passages of a prompt that the lab's base was trained to read (`regrad.lab.contexts.CURRICULUM`)."""
 PARALLEL = 0.1
 """How much more of exact match one method may lose than another if they degrade in parallel."""
 
@@ -19,7 +19,8 @@ def inverted_u(table: Table) -> Claim:
     ks = table.ks("notes", "many", "regrad")
     rows = {k: Key("notes", "many", "regrad", k) for k in ks}
     top = max(ks[1:-1], key=lambda k: table.mean(rows[k]))
-    tries, best = len(ks) - 2, table.scores(rows[top])
+    tries = len(ks) - 2
+    best = table.scores(rows[top])
     parts = tuple(
         more(f"ReGrad with k={top} over k={k}, many", best, table.scores(rows[k]), tries) for k in (ks[-1], ks[0])
     )
@@ -42,7 +43,8 @@ def inverted_u(table: Table) -> Claim:
 
 def distractors(table: Table) -> Claim:
     """Claim 5."""
-    name, ks = "gold and random", table.ks("passages", "gold and random", "regrad")
+    name = "gold and random"
+    ks = table.ks("passages", "gold and random", "regrad")
     curves = {m: {k: table.scores(Key("passages", name, m, k)) for k in ks} for m in ("regrad", "rag")}
     above: dict[str, Scores] = {m: {q: fmean(at[k][q] for k in ks[1:]) for q in at[ks[0]]} for m, at in curves.items()}
     falls: dict[str, Scores] = {m: {q: at[ks[0]][q] - at[ks[-1]][q] for q in at[ks[0]]} for m, at in curves.items()}

@@ -14,7 +14,8 @@ PRAGS = ("prag", "prag, mean", "prag-warm", "ft-prag")
 def best_without_prompt(table: Table, asked_before: int) -> Claim:
     """Claim 1; `asked_before` of the questions PRAG and instruction CPT were trained on, word for word."""
     rows = {key.method: key for key in table.methods("methods", "people", K)}
-    ours, k = table.scores(rows["regrad"]), _best_k(table, "notes", "many", "rag")
+    ours = table.scores(rows["regrad"])
+    k = _best_k(table, "notes", "many", "rag")
     parts = [
         more(f"ReGrad over {label}, people, k={K}", ours, table.scores(rows[name]))
         for name, label in (("direct", "Direct"), ("cpt", "CPT"))

@@ -21,11 +21,12 @@ from regrad.methods.base import Evidence, open_question
 from regrad.methods.prag import PragConfig, PragOnLoraConfig
 from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
-from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
+from regrad.training.lora.batched import AdapterTrainer, model_for_adapters
 from regrad.training.lora.config import AdaptersConfig, AugmentConfig, FinetuneConfig
 from regrad.training.lora.examples import read_examples
 from regrad.training.lora.finetuning import LoraLearner, example_steps, finetune_in_process, finetuning_loop, usable
 from regrad.training.lora.lora_artifact import StaticLora
+from tests.tools.refusals import refused
 
 PASSAGES = 10
 
@@ -71,7 +72,7 @@ def test_two_workers_finetune_what_one_process_does_and_a_foreign_directory_is_l
     (tmp_path / "mine" / "file").write_text("x")
     with pytest.raises(StorageError, match="it is something else and is left alone"):
         finetune.run(finetuning(lab, tmp_path / "mine"))
-    with pytest.raises(TrainingError, match="batch_size 3 cannot be shared by 2 workers equally"):
+    with refused(TrainingError, "batch_not_divisible", batch_size=3, workers=2):
         finetune.run(finetuning(lab, tmp_path / "odd", "optimizer.batch_size=3"))
 
 
@@ -85,7 +86,7 @@ def test_a_run_that_failed_goes_on_from_its_checkpoint(
         with pytest.raises(RuntimeError, match="killed"):
             finetune.run(finetuning(lab, tmp_path / "again", alone))
     assert not (tmp_path / "again").exists()
-    with pytest.raises(TrainingError, match=r"other settings: optimizer\.lr was 0\.003, is 0\.1"):
+    with refused(TrainingError, "run_of_other_settings", keys=["optimizer.lr"]):
         finetune.run(finetuning(lab, tmp_path / "again", "optimizer.lr=0.1", alone))
     finetune.run(finetuning(lab, tmp_path / "again", alone))
     assert torch.equal(StaticLora.load(tmp_path / "again").values, whole.values)
@@ -160,7 +161,7 @@ def test_tasks_and_a_model_that_cannot_write_lists(lab: Path, tmp_path: Path) ->
     (tmp_path / "c.jsonl").write_text('not json\n{"id": "a", "title": "Les", "text": "Les was born in Rome."}\n')
     model = load_settings(FinetuneConfig, builtin_config("jobs/finetune-lab.yaml")).model.model_dump_json()
     short = ["max_new_tokens=8", "retries=1", 'rewrite_prompt="{passage}"', 'pairs_prompt="{passage}"']
-    with pytest.raises(SynthesisError, match="no passage of 2 got questions; the most frequent reason is"):
+    with refused(SynthesisError, "nothing_written", passages=2):
         augment.run(augmenting(tmp_path / "b", f"corpus={tmp_path}/c.jsonl", f"model={model}", *short))
     failed = [json.loads(line) for line in (tmp_path / "b" / "failed.jsonl").read_text().splitlines()]
     assert [(item["id"], item["reason"].split(":")[0]) for item in failed] == [

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from regrad.training.meta.optim.base import PlainEngine
-from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.optim import MetaParameters, PlainEngine
 from tests.integration.conftest import environment, free_port
 from tests.tools import engine_worker
 from tests.tools.patience import patient

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from ray_jobs import index_corpus, synthesize
-from ray_jobs.actor_errors import decode_error
 from ray_jobs.cluster import cluster
+from ray_jobs.corpus_blocks import decode_error
 from regrad.data.jsonl import read_jsonl
 from regrad.data.passages import encode_passages
 from regrad.data.tasks import read_tasks
@@ -30,6 +30,7 @@ from regrad.storage import Storage
 from regrad.training.synthesis.config import SynthesisConfig
 from tests.integration.conftest import environment
 from tests.tools.patience import Deadline, patient
+from tests.tools.refusals import refused
 
 PASSAGES, PARTS = 12, 6
 
@@ -128,21 +129,20 @@ def test_too_little_memory_says_what_to_lower(corpus: str, tmp_path: Path, monke
     monkeypatch.setattr(synthesize, "load_language_model", fail)
     config = settings(*overrides("m", corpus, str(tmp_path / "out")))
     row = synthesize.PartWriter(config.model_dump(mode="json"))({"line": np.array([b"{}"]), "problem": np.array([""])})
-    expected = "too small for 16 passages with 10 candidates each at once; lower batch_passages"
-    with pytest.raises(SynthesisError, match=expected):
+    with refused(SynthesisError, "out_of_memory", batch="16 passages with 10 candidates each"):
         raise decode_error(row["failure"][0])
 
 
 def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(CorpusError, match="the corpus is empty"):
+    with refused(CorpusError, "empty"):
         synthesize.run(settings(*overrides("m", str(tmp_path / "empty.jsonl"), str(tmp_path / "out"))))
 
 
 def test_a_model_that_writes_no_questions_is_an_error_that_shows_what_it_wrote(corpus: str, tmp_path: Path) -> None:
     """The lab's base learned to answer questions, not to ask them."""
     values = [*overrides("package:regrad.lab/base", corpus, str(tmp_path / "out")), "max_passages=4"]
-    with pytest.raises(SynthesisError, match="no question was kept of 40 for 4 passages; the most frequent reason is"):
+    with refused(SynthesisError, "nothing_kept", candidates=40, passages=4):
         synthesize.run(settings(*values))
     rejected = [record for _, record in read_jsonl(str(tmp_path / "out" / "rejected.jsonl"))]
     assert len(rejected) == 40

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from regrad.bank.builder import FOLDER as BUILDS
+from regrad.bank.builder import BUILDS
 from regrad.bank.reader import BankReader
 from regrad.cli import bank as bank_cli
 from regrad.cli import main
-from regrad.cli.bank.output import size
+from regrad.cli.bank.output import readable_size
 from regrad.data.passages import Passage
 from regrad.errors import RegradError
 from tests.tools.banks import PASSAGES, atoms, fill, layout, writer
@@ -98,7 +98,7 @@ def test_forgetting_step_by_step(uri: str) -> None:
     assert f"run `regrad bank compact {uri}`, then `regrad bank gc {uri}`." in text
     text = said(f"info {uri} --id p3")
     assert "none in this version" in text
-    assert "in version 2; no older version gives it out" in text
+    assert "in version 2; no older version returns it" in text
     assert "Its bytes are still there" in text
     assert "version 3-" in (text := said(f"compact {uri}"))
     assert "5 passages in 1 shard, before in 2" in text
@@ -162,7 +162,7 @@ def test_verify_repairs_look_up_files(uri: str) -> None:
     path.write_bytes(b"")
     assert f"`regrad bank verify {uri} --repair`" in bank(f"verify {uri}").output
     text = said(f"verify {uri} --repair")
-    assert "it was made anew" in text
+    assert "it was made again" in text
     assert text.endswith("all good now\n")
     assert said(f"verify {uri}") == "all good\n"
 
@@ -172,7 +172,7 @@ def test_verify_reports_a_manifest_that_is_damaged(uri: str) -> None:
     Path(uri, "manifests/00000001.json").write_text("{")
     result = bank(f"verify {uri}")
     assert (result.exit_code, "manifests/00000001.json: " in result.output) == (1, True)
-    assert "an older one can be copied to a new bank" in result.output
+    assert "copy an older one to a new bank" in result.output
     Path(uri, "manifests/00000002.json").write_text("{")
     assert "2 damaged files" in bank(f"verify {uri}").output
 
@@ -272,7 +272,7 @@ def test_an_id_or_a_name_cannot_move_the_cursor(
 
 
 def test_sizes_are_for_people() -> None:
-    assert [size(n) for n in (0, 1, 999, 1000, 15_728_640, 999_960, 330e12)] == [
+    assert [readable_size(n) for n in (0, 1, 999, 1000, 15_728_640, 999_960, 330e12)] == [
         "0 bytes",
         "1 byte",
         "999 bytes",

@@ -18,10 +18,11 @@ from click.testing import CliRunner, Result
 
 from regrad.cli import serve as serve_cli
 from regrad.cli.main import regrad
-from regrad.errors import BankError, ConfigError, FingerprintMismatch, ServeError
+from regrad.errors import ConfigError, RegradError, ServeError
 from serve_app import rollout
 from serve_app.config import ServeConfig
-from serve_app.rollout import read_releases, resolve_all
+from serve_app.rollout import read_releases, resolve_releases
+from tests.tools.refusals import refused
 from tests.tools.releasing import commit, meta_init, setup
 
 
@@ -44,7 +45,7 @@ def url(config: ServeConfig) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            facts = resolve_all(config, read_releases(config))[1]
+            facts = resolve_releases(config, read_releases(config))[1]
             body = json.dumps({"releases": facts}).encode() if self.path == "/v1/bank" else b"[]"
             self.send_response(200)
             self.end_headers()
@@ -61,6 +62,11 @@ def url(config: ServeConfig) -> Iterator[str]:
 
 def serve(*arguments: str) -> Result:
     return CliRunner().invoke(regrad, ["serve", *arguments], catch_exceptions=True)
+
+
+def fail(*arguments: str) -> None:
+    """Raises the error that the command ends with."""
+    regrad.main(["serve", *arguments], standalone_mode=False)
 
 
 def test_an_update_is_written_and_taken_back(config: ServeConfig, file: str, tmp_path: Path, url: str) -> None:
@@ -86,35 +92,37 @@ def test_a_share_keeps_the_main_release(config: ServeConfig, file: str, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("options", "kind", "message"),
+    ("options", "code"),
     [
-        (["--meta-init", "{b}"], FingerprintMismatch, "the MetaInit given is"),
-        (["--bank-version", "7"], BankError, "has no version 7"),
-        (["--share", "0.5"], ServeError, "name the new one with --name"),
-        (["--share", "1.5"], ConfigError, "share"),
-        (["--name", "a b"], ConfigError, "name"),
-        (["--set", "releases=null"], ServeError, "no 'releases' file to follow"),
+        (["--meta-init", "{b}"], "bank.fingerprint_mismatch"),
+        (["--bank-version", "7"], "bank"),
+        (["--share", "0.5"], "serve.name_taken"),
+        (["--share", "1.5"], "config"),
+        (["--name", "a b"], "config"),
+        (["--set", "releases=null"], "serve.no_releases_file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_does_not_hold_together_is_not_written(
-    config: ServeConfig, file: str, tmp_path: Path, options: list[str], kind: type, message: str
+    config: ServeConfig, file: str, tmp_path: Path, options: list[str], code: str
 ) -> None:
     meta_init(tmp_path / "b", seed=3)
-    result = serve("update", "--config", file, *(option.format(b=tmp_path / "b") for option in options))
-    assert isinstance(result.exception, kind) and message in str(result.exception)
+    with pytest.raises(RegradError) as error:
+        fail("update", "--config", file, *(option.format(b=tmp_path / "b") for option in options))
+    assert error.value.code.startswith(code)
     assert not (tmp_path / "releases.json").exists()
 
 
 def test_nothing_to_roll_back_to(file: str) -> None:
-    assert "nothing to roll back to" in str(serve("rollback", "--config", file).exception)
+    with refused(ServeError, "nothing_to_roll_back"):
+        fail("rollback", "--config", file)
 
 
 def test_a_server_that_does_not_follow_is_noticed(file: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve_cli, "_WAIT_SECONDS", 0.5)
     monkeypatch.setattr(serve_cli, "releases_at", lambda url: [{"name": "other"}])
-    result = serve("update", "--config", file, "--url", url)
-    assert isinstance(result.exception, ServeError) and "has not taken it up after" in str(result.exception)
+    with refused(ServeError, "not_followed", url=url):
+        fail("update", "--config", file, "--url", url)
 
 
 def test_status_says_what_is_answered_from(url: str, config: ServeConfig) -> None:
@@ -122,8 +130,10 @@ def test_status_says_what_is_answered_from(url: str, config: ServeConfig) -> Non
     assert result.exit_code == 0
     for piece in ("main: 100%", config.bank, config.meta_init, "1-", "the newest, always", "7 passages"):
         assert piece in result.output
-    assert "no server answers at http://127.0.0.1:9" in str(serve("status", "--url", "http://127.0.0.1:9").exception)
-    assert "does not say what is answered from" in str(serve("status", "--url", f"{url}/elsewhere").exception)
+    with refused(ServeError, "no_server", url="http://127.0.0.1:9"):
+        fail("status", "--url", "http://127.0.0.1:9")
+    with refused(ServeError, "not_regrad", url=f"{url}/elsewhere"):
+        fail("status", "--url", f"{url}/elsewhere")
 
 
 def test_settings_before_the_verb_are_refused(file: str) -> None:
@@ -140,10 +150,8 @@ def test_a_bank_that_the_releases_in_force_overrule_is_not_silently_another(
     config: ServeConfig, file: str, tmp_path: Path
 ) -> None:
     assert serve("update", "--config", file, "--name", "second").exit_code == 0
-    result = serve("--config", file, "--set", f"bank={tmp_path}/other")
-    assert isinstance(result.exception, ConfigError)
-    assert "releases.json has" in str(result.exception)
-    assert "--set releases=FILE" in str(result.exception)
+    with refused(ConfigError, "overruled_by_releases", key="bank", given=f"{tmp_path}/other", found=config.bank):
+        fail("--config", file, "--set", f"bank={tmp_path}/other")
 
 
 HOLD = """
@@ -177,7 +185,6 @@ def test_a_lock_file_of_an_earlier_version_is_no_lock(config: ServeConfig, file:
 
 def test_who_changes_the_releases_is_named(config: ServeConfig, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout, "_LOCK_SECONDS", 0.1)
-    with rollout.changing_releases(config):
-        result = serve("update", "--config", file, "--bank-version", "1")
-    assert isinstance(result.exception, ServeError)
-    assert f"process {os.getpid()} on" in str(result.exception)
+    with rollout.changing_releases(config), refused(ServeError, "releases_locked", uri=config.releases) as error:
+        fail("update", "--config", file, "--bank-version", "1")
+    assert f"process {os.getpid()} on" in str(error.value.fields["holder"])

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from regrad.data.tasks import Task, duplicates, read_tasks, task_files
+from regrad.data.tasks import ScannedTask, Task, duplicates, read_tasks, task_files
 from regrad.errors import CorpusError
 from regrad.lab.wording import LAB_PROMPTS
 from regrad.models.config import ModelConfig
 from regrad.training.meta.collate import collate
 from regrad.training.meta.config import ShapeConfig
-from regrad.training.meta.lengths import Lengths, check_dev_tasks, scan_file
+from regrad.training.meta.task_plan import Lengths, check_dev_tasks, scan
 from tests.tools.refusals import refused
 
 PASSAGE = {"id": "a", "title": "t", "text": "x"}
@@ -104,7 +104,8 @@ def test_bad_records_come_with_file_and_line_and_stop_nothing(tmp_path: Path, ti
     path = tmp_path / "tasks.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in (good, {"passages": [PASSAGE]}, long, wordy)) + "{\n")
     lengths = Lengths.of(ModelConfig(path=str(tiny_path), prompts=LAB_PROMPTS))
-    found = list(scan_file(str(path), lengths, ShapeConfig(max_passage_tokens=100, max_tokens=200)))
+    shape = ShapeConfig(max_passage_tokens=100, max_tokens=200)
+    found = [ScannedTask(head.place, task, head.problem) for head, task in scan(0, str(path), lengths, shape)]
     assert [item.problem.removeprefix(str(path)) for item in found[:2]] == [
         "",
         " line 2: a task needs non-empty 'questions', and this record has passages",

@@ -15,7 +15,7 @@ from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
 from regrad.methods.base import Evidence, Prompt, open_question
 from regrad.models.loading import LanguageModel
-from regrad.training.meta.lengths import Lengths
+from regrad.training.meta.task_plan import Lengths
 from tests.tools.decoded import PROMPTS, Heard, run, update
 from tests.tools.random_models import loaded, random_gemma3, random_model
 from tests.tools.refusals import refused

@@ -8,7 +8,7 @@ from regrad.data.corpora import read_passages
 from regrad.data.tasks import read_tasks
 from regrad.lab.config import LabConfig
 from regrad.lab.files import held_out_corpus, held_out_questions, write_lab
-from regrad.lab.pretraining.run import measure
+from regrad.lab.pretraining import measure
 from regrad.lab.tokenizer import check_single_tokens
 from regrad.lab.world import World
 from regrad.models.loading import LanguageModel, resolve_path

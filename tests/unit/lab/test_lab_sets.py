@@ -13,11 +13,11 @@ from regrad.data.corpora import read_passages
 from regrad.data.tasks import read_tasks
 from regrad.gradients.extractor import encode_passage
 from regrad.lab.config import LabConfig
+from regrad.lab.files import set_corpus, set_questions, set_tasks, write_hard_lab
 from regrad.lab.sets import SETS
-from regrad.lab.sets import unseen as unseen_set
 from regrad.lab.sets.base import LabSet
-from regrad.lab.sets.files import set_corpus, set_questions, set_tasks, write_hard_lab
 from regrad.lab.sets.hard import CURRENT, FORMER, Conflict
+from regrad.lab.sets.wordings import UNSEEN_QUESTIONS, UNSEEN_STATEMENTS
 from regrad.lab.wording import ATTRIBUTES, QUESTIONS, STATEMENTS
 from regrad.lab.world import World
 from regrad.models.loading import LanguageModel
@@ -115,10 +115,10 @@ def test_three_facts_of_five_have_changed(world: World) -> None:
 
 def test_unseen_wordings_are_in_no_other_list(world: World) -> None:
     for attribute in ATTRIBUTES:
-        assert not set(unseen_set.STATEMENTS[attribute]) & set(STATEMENTS[attribute])
-        assert not set(unseen_set.QUESTIONS[attribute]) & set(QUESTIONS[attribute])
+        assert not set(UNSEEN_STATEMENTS[attribute]) & set(STATEMENTS[attribute])
+        assert not set(UNSEEN_QUESTIONS[attribute]) & set(QUESTIONS[attribute])
     lab = SETS["unseen"](world)
-    seen = [s.format(subject="X", value="Y").split("Y")[0][1:] for a in ATTRIBUTES for s in unseen_set.STATEMENTS[a]]
+    seen = [s.format(subject="X", value="Y").split("Y")[0][1:] for a in ATTRIBUTES for s in UNSEEN_STATEMENTS[a]]
     told = " ".join(p["text"] for task in set_tasks(lab, lab.meta[:200], 20, 4, 5) for p in task["passages"])
     assert "skilled" not in told.replace("known as a skilled", "")
     assert not any(part in told for part in seen if "skilled" not in part)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from regrad.lab.config import LabPretrainConfig
-from regrad.lab.pretraining.contexts import ANSWER, CURRICULUM, ContextSampler
-from regrad.lab.pretraining.trainer import Pretrainer, Progress
+from regrad.lab.contexts import ANSWER, CURRICULUM, ContextSampler
+from regrad.lab.pretraining import Pretrainer, Progress
 from regrad.lab.wording import LAB_PROMPTS
 from regrad.lab.world import World
 from regrad.models.loading import LanguageModel, weights_digest

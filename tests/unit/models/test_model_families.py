@@ -23,7 +23,7 @@ from regrad.models.architectures import ARCHITECTURES, Architecture
 from regrad.models.loading import LanguageModel
 from regrad.training.meta.collate import collate
 from regrad.training.meta.config import InnerConfig, StrategyConfig
-from regrad.training.meta.strategies.base import make_strategy
+from regrad.training.meta.strategies import make_strategy
 from tests.tools.decoded import run, update
 from tests.tools.random_models import loaded, random_gemma3, random_model
 from tests.tools.refusals import refused

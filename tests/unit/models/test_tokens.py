@@ -20,7 +20,7 @@ from regrad.models.loading import LanguageModel, load_language_model
 from regrad.models.tokens import prompt_ids, token_ids
 from regrad.training.meta.collate import encode_question
 from regrad.training.meta.config import ShapeConfig
-from regrad.training.meta.lengths import Lengths
+from regrad.training.meta.task_plan import Lengths
 from tests.tools.chats import chat
 from tests.tools.random_models import loaded, random_model
 from tests.tools.refusals import refused

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from ray_jobs.actor_errors import decode_error, encode_error
+from ray_jobs.corpus_blocks import decode_error, encode_error
 from regrad.bank.io.transfer import BadAtom
 from regrad.errors import (
     BankConflict,

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from ray_jobs.parts import PartActor, collect_parts, parts_uri, read_part
+from ray_jobs.parts import PartActor, collect_parts, part_records, parts_uri
 from regrad.errors import BankConflict, FingerprintMismatch, RegradError, StorageError, SynthesisError
 from regrad.storage import Storage
+from tests.tools.refusals import refused
 
 BATCH = {"line": np.array([b"one", b"two"]), "problem": np.array(["", ""])}
 
@@ -40,7 +41,7 @@ class Echo(PartActor):
 
 
 def collected(actor: PartActor) -> tuple[list[str], list[str]]:
-    """The names of the parts and what was told, when this actor makes the only block."""
+    """The names of the parts and the lines of progress, when this actor makes the only block."""
     row = {key: values[0] for key, values in actor(BATCH).items()}
     told: list[str] = []
     progress = SimpleNamespace(push=SimpleNamespace(remote=told.append))
@@ -51,7 +52,7 @@ def test_a_part_is_made_once(tmp_path: Path) -> None:
     output = f"{tmp_path}/out"
     [name], [told] = collected(Echo(output))
     assert told.startswith("2 passages, 2 questions, ")
-    assert read_part(Storage(parts_uri(output)), name) == [{"line": "one"}, {"line": "two"}]
+    assert part_records(Storage(parts_uri(output)), name) == [{"line": "one"}, {"line": "two"}]
     [again], [told] = collected(Echo(output, AssertionError("it is there already")))
     assert again == name
     assert told.startswith("2 passages, 2 of them by an earlier run, 2 questions, 0.0 ")
@@ -66,7 +67,7 @@ def test_an_error_of_an_actor_ends_the_job_as_itself(tmp_path: Path, error: Regr
 
 
 def test_a_full_disk_or_gpu_is_an_error_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="No space left on device"):
+    with refused(StorageError, "system_error"):
         collected(Echo(f"{tmp_path}/out", OSError(28, "No space left on device")))
-    with pytest.raises(SynthesisError, match="too small for 2 lines at once; lower batch_passages"):
+    with refused(SynthesisError, "out_of_memory", batch="2 lines"):
         collected(Echo(f"{tmp_path}/out", torch.OutOfMemoryError()))

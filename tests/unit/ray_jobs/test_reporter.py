@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from ray import train
 
-from ray_jobs.reporter import WorkerReporter
-from regrad.training.checkpoint import CARD, Checkpoint, Score, TrainState
+from ray_jobs.train_runner import WorkerReporter
+from regrad.training.checkpoint import CARD, Checkpoint, DevScore, TrainState
 from tests.tools.regression import LineLearner
 
 
@@ -28,7 +28,7 @@ def test_only_the_first_worker_tells_and_saves(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(train, "report", report)
     worker = WorkerReporter(SimpleNamespace(push=SimpleNamespace(remote=told.append)))
     worker.note("step 1")
-    learner, scored = LineLearner(), TrainState(1, scores=[Score(1, {"f1": 0.5})])
+    learner, scored = LineLearner(), TrainState(1, scores=[DevScore(1, {"f1": 0.5})])
     for state in (scored, TrainState(2)):
         worker.checkpoint(Checkpoint("kind", "base", state, learner.tensors(), "line", learner.product(state)))
     assert told == ([] if rank else ["step 1"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyarrow.fs import FileSelector, LocalFileSystem, PyFileSystem, copy_files
 
-from ray_jobs.atomic_fs import WholeFiles
+from ray_jobs.train_runner import WholeFiles
 
 
 def test_a_file_is_replaced_when_it_is_closed_and_not_before(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.http import calls
-from serve_app.messages import Ask, Event, Piece
+from serve_app.messages import Ask, Piece, StreamEvent
 from tests.tools.answering import StandIn, api_of, reply, served, wait_until
 
 
@@ -72,7 +72,7 @@ class Endless(StandIn):
 
     closed = False
 
-    async def stream(self, ask: Ask) -> AsyncIterator[Event]:
+    async def stream(self, ask: Ask) -> AsyncIterator[StreamEvent]:
         try:
             while True:
                 await self._work(ask)
@@ -101,7 +101,7 @@ class Long(StandIn):
 
     done = False
 
-    async def stream(self, ask: Ask) -> AsyncIterator[Event]:
+    async def stream(self, ask: Ask) -> AsyncIterator[StreamEvent]:
         for _ in range(64):
             yield Piece("x" * 500_000)
         self.done = True

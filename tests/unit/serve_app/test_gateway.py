@@ -1,21 +1,24 @@
-"""The gateway and Serve: what a `user_config` does to a replica that starts, and to one that is up."""
+"""The gateway and Serve: what a `user_config` does to its replica, and how it knows what is running behind it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
 from regrad.errors import BankError, ConfigError, RegradError
+from serve_app import gateway
 from serve_app.auth.gate import _caller
 from serve_app.config import ServeConfig
-from serve_app.gateway import Gateway
-from serve_app.messages import Answered, Ask, Event, Piece, Reply
+from serve_app.gateway import NEEDED, Gateway, Readiness, without_replicas
+from serve_app.messages import Answered, Ask, Piece, Reply, StreamEvent
 from tests.tools.releasing import commit, meta_init, setup
 
 
@@ -83,7 +86,7 @@ class Tab:
 
 @pytest.mark.parametrize(("read", "charged"), [(1, 1), (2, 2), (3, 5)], ids=["one piece", "two pieces", "to the end"])
 def test_who_leaves_a_stream_pays_for_what_was_read(config: ServeConfig, read: int, charged: int) -> None:
-    async def pieces(ask: Ask) -> AsyncGenerator[Event]:
+    async def pieces(ask: Ask) -> AsyncGenerator[StreamEvent]:
         yield Piece("Thom")
         yield Piece("ville")
         yield Reply(ask, Answered("Thomville", "stop", 14, 5, None, "main"))
@@ -108,3 +111,63 @@ def test_a_gateway_that_nobody_asks_follows_too(config: ServeConfig, tmp_path: P
             await asyncio.sleep(0.02)
 
     with_gateway(config, scenario)
+
+
+def test_a_deployment_without_a_running_replica_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    states: dict[str, dict[str, int]] = {
+        "retriever": {"RUNNING": 2},
+        "bank_loader": {"STARTING": 1},
+        "gateway": {"RUNNING": 1},
+    }
+    deployments = {name: SimpleNamespace(replica_states=found) for name, found in states.items()}
+    status = SimpleNamespace(applications={"mine": SimpleNamespace(deployments=deployments)})
+    monkeypatch.setattr(gateway.serve, "status", lambda: status)
+    monkeypatch.setattr(gateway.serve, "get_replica_context", lambda: SimpleNamespace(app_name="mine"))
+    assert without_replicas() == ["bank_loader", "generator"]
+
+
+def test_it_looks_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    async def run() -> None:
+        ready = Readiness(lambda: looks.append(1) or [])  # type: ignore[func-returns-value]
+        assert await asyncio.gather(*(ready.missing() for _ in range(20))) == [[]] * 20
+        assert await ready.missing() == []
+        assert len(looks) == 1
+        monkeypatch.setattr(gateway, "_KEEP_SECONDS", 0.0)
+        await ready.missing()
+        assert len(looks) == 2
+
+    asyncio.run(run())
+
+
+def test_what_was_known_stays_if_the_controller_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "_KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(gateway, "_WAIT_SECONDS", 0.05)
+    said: Any = RuntimeError("no controller")
+    free, looks = threading.Event(), list[int]()
+
+    def look() -> list[str]:
+        looks.append(1)
+        if said is None:
+            free.wait(30)
+            return []
+        if isinstance(said, Exception):
+            raise said
+        return list(said)
+
+    async def run() -> None:
+        nonlocal said
+        ready = Readiness(look)
+        assert await ready.missing() == list(NEEDED), "nothing is known yet"
+        said = []
+        assert await ready.missing() == []
+        said = RuntimeError("no controller")
+        assert await ready.missing() == []
+        said, before = None, len(looks)
+        for _ in range(3):
+            assert await ready.missing() == []
+        assert len(looks) == before + 1, "one look at a time"
+        free.set()
+
+    asyncio.run(run())

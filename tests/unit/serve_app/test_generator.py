@@ -22,7 +22,7 @@ from regrad.retrieval.base import Hit
 from serve_app.config import ServeConfig
 from serve_app.generator import GeneratorDeployment
 from serve_app.messages import Answered, Ask, BankNeed, Piece, Release, Retrieved, RoutedAsk, Sampling
-from serve_app.offers import offers_of
+from serve_app.methods import offers_of
 from tests.tools.adapting import adapter_bank
 from tests.unit.serve_app.test_offers import config
 

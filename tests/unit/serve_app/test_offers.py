@@ -15,8 +15,9 @@ from regrad.settings import parse_settings
 from serve_app.config import OFFERED, ServeConfig
 from serve_app.http.app import make_app
 from serve_app.messages import Ask, BankNeed, Release
-from serve_app.offers import check_offers, offers_of, read_demonstrations
+from serve_app.methods import check_offers, demonstrations_of, offers_of
 from tests.tools.answering import StandIn
+from tests.tools.refusals import refused
 
 RELEASE = Release("main", "meta-init", "bank", 1, "f" * 16)
 METHODS = [
@@ -73,11 +74,11 @@ def test_what_cannot_be_offered_is_refused(changes: dict[str, Any], text: str) -
 def test_too_few_solved_questions_are_refused_before_the_server_starts(tmp_path: Path) -> None:
     (tmp_path / "solved.jsonl").write_text(json.dumps({"id": "d", "question": "Who?", "answers": ["Ada"]}) + "\n")
     shots = {"methods": [{"name": "rag", "demonstrations": 2}], "demonstrations": str(tmp_path / "solved.jsonl")}
-    with pytest.raises(ConfigError, match="shows 2 demonstrations, and .* has 1"):
+    with refused(ConfigError, "too_few_demonstrations", expected=2, found=1):
         check_offers(config(**shots))
     shots["methods"] = ["direct", {"name": "rag", "demonstrations": 1}]
     check_offers(config(**shots))
-    assert [one.id for one in read_demonstrations(config(**shots))] == ["d"]
+    assert [one.id for one in demonstrations_of(config(**shots))] == ["d"]
 
 
 def test_callers_see_the_offered_methods_and_get_the_first_by_default() -> None:

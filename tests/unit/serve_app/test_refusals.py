@@ -14,10 +14,9 @@ from starlette.testclient import TestClient
 from regrad.errors import PromptTooLong
 from serve_app.auth.keys import KeyStore, make_key
 from serve_app.config import LimitsConfig, ProtectionConfig, ServeConfig, WatchingConfig
-from serve_app.gateway import Gateway
+from serve_app.gateway import Gateway, Readiness
 from serve_app.http.app import make_app
 from serve_app.messages import Answered, Ask, Reply
-from serve_app.readiness import Readiness
 from tests.tools.recording import Recorded
 from tests.tools.releasing import setup
 

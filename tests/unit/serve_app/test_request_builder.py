@@ -25,8 +25,7 @@ from regrad.retrieval.base import Hit
 from regrad.settings import parse_settings
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, GradientSum, Retrieved, Turn
-from serve_app.offers import offers_of
-from serve_app.request_builder import RequestBuilder, open_own
+from serve_app.methods import RequestBuilder, offers_of, open_own
 from tests.tools.decoded import vector
 
 QUESTION = "Where was Les Dripen born?"

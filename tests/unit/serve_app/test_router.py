@@ -25,7 +25,6 @@ from serve_app.messages import (
     Answered,
     Ask,
     BankNeed,
-    Event,
     GradientSum,
     Piece,
     Release,
@@ -33,6 +32,7 @@ from serve_app.messages import (
     Retrieved,
     RoutedAsk,
     Sampling,
+    StreamEvent,
 )
 from serve_app.router import Router
 
@@ -159,8 +159,8 @@ def ask_all(deployments: Deployments, asks: list[Ask], **groups: Any) -> list[An
     return asyncio.run(run())
 
 
-def read(deployments: Deployments, ask: Ask) -> list[Event]:
-    async def run() -> list[Event]:
+def read(deployments: Deployments, ask: Ask) -> list[StreamEvent]:
+    async def run() -> list[StreamEvent]:
         return [event async for event in deployments.router().stream(ask)]
 
     return asyncio.run(run())

@@ -32,8 +32,7 @@ from regrad.settings import parse_settings
 from serve_app.bank_loader import BankLoaderDeployment
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, Sampling
-from serve_app.offers import offers_of, read_demonstrations
-from serve_app.request_builder import LoadedAtoms, Prepared, RequestBuilder, open_own
+from serve_app.methods import LoadedAtoms, Prepared, RequestBuilder, demonstrations_of, offers_of, open_own
 from tests.tools.adapting import adapter_bank, static_lora
 from tests.tools.decoded import vector
 from tests.tools.evaluating import gradient_bank, settings
@@ -94,7 +93,7 @@ class Served:
             lm.config.prompts,
             self._offers,
             open_own(self._offers, lm),
-            read_demonstrations(config),
+            demonstrations_of(config),
         )
 
     @property

@@ -24,8 +24,7 @@ from regrad.settings import parse_settings
 from regrad.training.callbacks import Silent, StepReport
 from regrad.training.checkpoint import Checkpoint
 from regrad.training.loop import resume
-from regrad.training.lora.adapters import AdapterTrainer, model_for_adapters
-from regrad.training.lora.batched import RowTrainer, train_rows
+from regrad.training.lora.batched import AdapterTrainer, RowTrainer, model_for_adapters, train_rows
 from regrad.training.lora.config import AdamWConfig, AdapterConfig, FinetuneConfig
 from regrad.training.lora.examples import (
     Example,
@@ -40,11 +39,11 @@ from regrad.training.lora.finetuning import (
     example_steps,
     finetuning_loop,
     usable,
-    with_steps,
 )
 from regrad.training.lora.lora_artifact import StaticLora
 from tests.tools.augmenting import augmented
 from tests.tools.chats import chat
+from tests.tools.refusals import refused
 
 WHO = Question("", "Who?", ("me",))
 FAST = AdamWConfig(lr=1e-2, weight_decay=0.1, clip=0.5)
@@ -132,7 +131,7 @@ def test_a_question_leaves_out_the_worst_passages_until_it_fits(tiny: LanguageMo
 
 
 @pytest.mark.parametrize("start", ["", "Answer:"])
-def test_a_rival_is_trained_on_the_prompt_that_a_chat_model_is_asked(
+def test_a_baseline_is_trained_on_the_prompt_that_a_chat_model_is_asked(
     tiny: LanguageModel, passages: list[Passage], start: str
 ) -> None:
     lm = chat(tiny, system="Be brief.", answer_start=start)
@@ -326,8 +325,8 @@ def test_epochs_become_steps_and_long_examples_are_left_out(tiny: LanguageModel,
         return examples[number % len(examples)]
 
     assert len(usable(tiny, Examples(range(1000), make), config)) == len(looked_at) == 6, "only those that are drawn"
-    assert with_steps(config.optimizer, len(kept)).steps == 3
-    with pytest.raises(TrainingError, match="none of 1 examples has between 2 and 70 tokens"):
+    assert config.optimizer.with_steps(len(kept)).steps == 3
+    with refused(TrainingError, "no_example_fits", examples=1, max_tokens=70):
         usable(tiny, [Example(tuple(range(3, 90)))], config)
 
 
@@ -336,7 +335,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_one_sentence(
 ) -> None:
     monkeypatch.setattr(RowTrainer, "step", lambda *_: (torch.tensor([math.nan]), torch.tensor([False])))
     config, examples = settings(tiny, optimizer={"max_bad_steps": 3}), [passage_example(tiny, passages[0])]
-    with pytest.raises(TrainingError, match="not finite at step 3, 3 times in a row; lower optimizer.lr"):
+    with refused(TrainingError, "not_finite", step=3, times=3):
         finetuning_loop(LoraLearner(tiny, config), config, 1).run(example_steps(examples, config))
 
 
@@ -360,7 +359,7 @@ def test_an_adapter_is_saved_as_peft_reads_it_and_damage_is_found(
     data = bytearray(weights.read_bytes())
     data[-2] ^= 1
     weights.write_bytes(bytes(data))
-    with pytest.raises(MethodError, match="its content is not what its card says"):
+    with refused(MethodError, "adapter_damaged"):
         StaticLora.load(tmp_path / "a")
-    with pytest.raises(MethodError, match="there is no adapter at .*; make one with `regrad finetune`"):
+    with refused(MethodError, "adapter_not_found"):
         StaticLora.load(tmp_path / "b")

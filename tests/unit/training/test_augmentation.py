@@ -30,7 +30,7 @@ from regrad.settings import parse_settings
 from regrad.training.lora import augmenter
 from regrad.training.lora.augmenter import NO_PAIRS, Augmenter, parse_pairs
 from regrad.training.lora.config import AugmentConfig, FinetuneConfig
-from regrad.training.lora.examples import digest, read_examples
+from regrad.training.lora.examples import data_digest, read_examples
 from tests.tools.augmenting import augmented
 
 GOOD = '[{"question": "Who?", "answer": "me", "full_answer": "It is me."}, {"question": "Where?", "answer": "here"}]'
@@ -216,13 +216,13 @@ def test_each_objective_predicts_what_it_is_about(tiny: LanguageModel, tmp_path:
 def test_the_digest_is_the_datas_and_wrong_settings_name_the_key(tiny: LanguageModel, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"id": "a", "text": "one"}\n')
     config = finetuning(tiny, "passages", corpus=str(tmp_path / "a.jsonl"))
-    before = digest(config)
-    assert before == digest(config)
+    before = data_digest(config)
+    assert before == data_digest(config)
     (tmp_path / "a.jsonl").write_text('{"id": "a", "text": "two"}\n')
-    assert digest(config) != before
+    assert data_digest(config) != before
     (tmp_path / "augmented.jsonl").write_text("")
     with pytest.raises((CorpusError, TrainingError), match="augmented"):
-        digest(finetuning(tiny, "instruction", corpus=str(tmp_path / "augmented.jsonl")))
+        data_digest(finetuning(tiny, "instruction", corpus=str(tmp_path / "augmented.jsonl")))
     with pytest.raises(ConfigError, match="objective questions needs 'tasks'"):
         finetuning(tiny, "questions", corpus="c")
     with pytest.raises(ConfigError, match="exactly one of corpus, ready and tasks is expected, found"):

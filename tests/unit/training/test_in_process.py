@@ -13,26 +13,26 @@ from regrad.data.passages import Passage, encode_passages
 from regrad.data.tasks import read_tasks
 from regrad.errors import CorpusError, MethodError
 from regrad.lab.config import LabConfig
-from regrad.lab.files import tasks
+from regrad.lab.files import lab_tasks
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
-from regrad.training.checkpoint import Score
+from regrad.training.checkpoint import DevScore
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import passage_example
 from regrad.training.lora.finetuning import LoraLearner, example_steps, finetune_in_process, finetuning_loop
 from regrad.training.lora.lora_artifact import CARD, StaticLora, corpus_costs
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.optim.base import PlainEngine
-from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.optim import MetaParameters, PlainEngine
 from regrad.training.meta.task_plan import TasksInMemory, shape_task
 from regrad.training.meta.trainer import MetaLearner, meta_loop, meta_train_in_process
-from regrad.training.sampler import Sampler, Source
+from regrad.training.sampler import Sampler, SampleSource
+from tests.tools.refusals import refused
 
 
 def write_tasks(path: Path, people: slice, world: World, prefix: str = "") -> Path:
-    records = tasks(world.meta[people], LabConfig(people_per_record=3), 6, seed=3)
+    records = lab_tasks(world.meta[people], LabConfig(people_per_record=3), 6, seed=3)
     path.write_text("".join(json.dumps({**r, "id": prefix + r["id"]}) + "\n" for r in records))
     return path
 
@@ -55,7 +55,7 @@ def test_meta_training_is_the_loops_own(meta_settings: Callable[..., MetaTrainCo
     engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
     learner = MetaLearner(lm, engine, config, lm.identity())
     tasks, size = read_tasks(config.tasks[0].uri), config.optimizer.batch_size
-    drawn = [draw.number for draw in Sampler([Source(len(tasks), f"{config.seed}/0")], size).draws(0, 4 * size)]
+    drawn = [draw.number for draw in Sampler([SampleSource(len(tasks), f"{config.seed}/0")], size).draws(0, 4 * size)]
     shaped = [shape_task(tasks[n], config.shape, (), config.seed, place) for place, n in enumerate(drawn)]
     batches = [shaped[start : start + size] for start in range(0, 4 * size, size)]
     alone = learner.product(meta_loop(learner, config).run(batches))
@@ -85,8 +85,8 @@ def test_the_best_by_dev_f1_is_the_result(
     config = meta_settings(f"dev={dev}", "scoring.every=1")
     found = iter((0.1, 0.9, 0.3, 0.2))
 
-    def scored(self: MetaLearner, tasks: object, step: int) -> Score:
-        return Score(step, {"exact_match": 0.0, "f1": next(found), "questions": 1})
+    def scored(self: MetaLearner, tasks: object, step: int) -> DevScore:
+        return DevScore(step, {"exact_match": 0.0, "f1": next(found), "questions": 1})
 
     monkeypatch.setattr(MetaLearner, "score", scored)
     assert meta_train_in_process(config).notes["steps"] == 2
@@ -97,15 +97,15 @@ def test_bad_tasks_end_the_run_or_are_left_out(meta_settings: Callable[..., Meta
     first = path.read_text().splitlines()[0]
     with path.open("a") as file:
         file.write(f"{first}\nno json\n")
-    with pytest.raises(CorpusError, match=r"tasks\.jsonl line 8"):
+    with refused(CorpusError, "bad_task", place=f"{path} line 8", bad=2):
         meta_train_in_process(meta_settings())
     made = meta_train_in_process(meta_settings("shape.bad_tasks=skip", "optimizer.steps=1"))
     assert made.notes["tasks"][0]["tasks"] == 6, "the one that is twice is there once"
     path.write_text(f"{first}\n{first}\n")
-    with pytest.raises(CorpusError, match="is also at"):
+    with refused(CorpusError, "bad_task", place=f"{path} line 2", bad=1):
         meta_train_in_process(meta_settings())
     path.write_text("no json\n")
-    with pytest.raises(CorpusError, match="holds no tasks"):
+    with refused(CorpusError, "no_tasks", uri=str(path)):
         meta_train_in_process(meta_settings("shape.bad_tasks=skip"))
 
 
@@ -156,7 +156,7 @@ def test_what_a_lora_on_passages_costs_a_passage_is_known_and_one_on_questions_c
     assert corpus_costs(tmp_path / "ft-direct") is None
     card = json.loads((tmp_path / "cpt" / CARD).read_text())
     (tmp_path / "cpt" / CARD).write_text(json.dumps({**card, "notes": {**card["notes"], "examples": 0}}))
-    with pytest.raises(MethodError, match=r"adapter\.json is damaged"):
+    with refused(MethodError, "adapter_damaged", uri=str(tmp_path / "cpt")):
         corpus_costs(tmp_path / "cpt")
 
 
@@ -166,9 +166,9 @@ def test_an_adapter_of_another_model_or_shape_is_no_start(
     (tmp_path / "corpus.jsonl").write_bytes(encode_passages(passages[:2]))
     made = finetune_in_process(finetune_settings(tmp_path, "optimizer.steps=1"))
     made.save(tmp_path / "first")
-    with pytest.raises(MethodError, match="has other tensors than the LoRA of the model's settings"):
+    with refused(MethodError, "adapter_of_another_subspace"):
         finetune_in_process(finetune_settings(tmp_path, f"start_from={tmp_path}/first", "model.subspace.rank=3"))
     foreign = StaticLora(made.model, "f" * 64, made.subspace, made.values)
     foreign.save(tmp_path / "foreign")
-    with pytest.raises(MethodError, match="belongs to base weights ffff"):
+    with refused(MethodError, "adapter_of_another_base", found="f" * 16):
         finetune_in_process(finetune_settings(tmp_path, f"start_from={tmp_path}/foreign"))

@@ -12,13 +12,11 @@ from regrad.data.passages import Passage
 from regrad.data.tasks import Task, TaskQuestion
 from regrad.gradients.extractor import encode_passage
 from regrad.models.loading import LanguageModel
+from regrad.training.meta.auto_strategy import choose_strategy, estimate_memory, saved_bytes
 from regrad.training.meta.collate import MetaBatch, collate
 from regrad.training.meta.config import InnerConfig, StrategyConfig
 from regrad.training.meta.objective import Point
-from regrad.training.meta.strategies.auto import choose, estimate_memory, saved_bytes
-from regrad.training.meta.strategies.base import make_strategy
-from regrad.training.meta.strategies.exact import Graph
-from regrad.training.meta.strategies.finite_difference import Difference
+from regrad.training.meta.strategies import Difference, Graph, make_strategy
 from tests.unit.models.test_lora import merged_weights
 
 
@@ -274,12 +272,12 @@ def test_auto_takes_the_fastest_strategy_that_fits_and_says_why(tiny: LanguageMo
     assert need.graph > need.hvp > need.difference
     for name, gigabytes in (("graph", need.graph * 1.01), ("hvp", need.hvp * 1.01), ("difference", need.difference)):
         config = StrategyConfig(memory_gb=gigabytes / 1e9, chunk_tokens=64)
-        strategy, said = choose(tiny, at(tiny), batch, config, InnerConfig())
+        strategy, said = choose_strategy(tiny, at(tiny), batch, config, InnerConfig())
         assert strategy.name == name
         assert said.startswith(f"strategy {name}: estimated GB graph")
-    sharded, said = choose(tiny, at(tiny), batch, StrategyConfig(), InnerConfig(), layer_wise=True)
+    sharded, said = choose_strategy(tiny, at(tiny), batch, StrategyConfig(), InnerConfig(), layer_wise=True)
     assert sharded.name == "difference"
-    several, _ = choose(tiny, at(tiny), batch, StrategyConfig(), InnerConfig(steps=2))
+    several, _ = choose_strategy(tiny, at(tiny), batch, StrategyConfig(), InnerConfig(steps=2))
     assert several.name == "graph"
 
 

@@ -21,11 +21,11 @@ from regrad.methods.base import Evidence, Prompt
 from regrad.models.loading import LanguageModel
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import adapter_examples, read_examples
-from regrad.training.meta import dev_scores
+from regrad.training.meta import trainer
 from regrad.training.meta.collate import encode_question
 from regrad.training.meta.config import ShapeConfig
-from regrad.training.meta.lengths import Lengths
 from regrad.training.meta.objective import Point
+from regrad.training.meta.task_plan import Lengths
 from tests.tools.chats import chat
 
 PASSAGES = [{"id": "a", "title": "A", "text": "Ada wrote."}, {"id": "b", "title": "", "text": "She did."}]
@@ -85,9 +85,9 @@ def test_training_and_evaluation_have_the_same_prompt(
         asked.extend(requests)
         return [Generation(ANSWERS[kind], 1)]
 
-    monkeypatch.setattr(dev_scores, "generate", answered)
+    monkeypatch.setattr(trainer, "generate", answered)
     at = Point(lm.subspace.initial(0), torch.zeros(lm.subspace.size))
-    assert dev_scores.score(lm, at, [task], shape=shape) == dev_scores.Sums(1.0, 1.0, 1)
+    assert trainer.score_tasks(lm, at, [task], shape=shape) == trainer.Sums(1.0, 1.0, 1)
     assert lm.encode_prompt(asked[0].prompt) == expected
 
 
@@ -104,7 +104,7 @@ def test_training_and_evaluation_have_the_same_prompt(
 )
 def test_a_dev_score_reads_an_answer_as_evaluation_does(kind: str, said: str, right: float) -> None:
     (question,) = Task.from_record({"passages": PASSAGES, "questions": [KINDS[kind]]}).questions
-    assert dev_scores._scored(question.asked, said).exact_match == right
+    assert trainer.score_answer(question.asked, said).exact_match == right
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,8 +13,8 @@ import pytest
 from regrad.data.passages import Passage
 from regrad.models.config import ModelConfig
 from regrad.training.synthesis.config import SynthesisConfig
-from regrad.training.synthesis.tasks import report, settle, tasks
-from regrad.training.synthesis.writer import Draft, Pair, Rejected
+from regrad.training.synthesis.tasks import make_tasks, select_pairs, synthesis_report
+from regrad.training.synthesis.writer import Draft, QuestionAnswer, Rejected
 
 Record = dict[str, Any]
 
@@ -24,7 +24,7 @@ def config(**settings: Any) -> SynthesisConfig:
 
 
 def draft(passage_id: str, *pairs: tuple[str, str]) -> Draft:
-    return Draft(Passage(passage_id, passage_id.upper(), "text"), 8, tuple(Pair(*pair) for pair in pairs))
+    return Draft(Passage(passage_id, passage_id.upper(), "text"), 8, tuple(QuestionAnswer(*pair) for pair in pairs))
 
 
 def many(count: int, each: int = 2) -> list[Draft]:
@@ -40,21 +40,21 @@ def test_a_question_with_two_answers_in_the_corpus_is_dropped_everywhere() -> No
         draft("a", ("Where was she born?", "Girton"), ("Who is A?", "x")),
         draft("b", ("where was she born", "Rom")),
     ]
-    settled = settle(drafts, config())
-    assert [item.pairs for item in settled] == [(Pair("Who is A?", "x"),), ()]
+    settled = select_pairs(drafts, config())
+    assert [item.pairs for item in settled] == [(QuestionAnswer("Who is A?", "x"),), ()]
     assert reasons(settled) == {"asked of several passages with different answers": 2}
 
 
 def test_a_question_with_the_same_answer_in_two_passages_stays_in_both() -> None:
     drafts = [draft("a", ("Who made it?", "Ada")), draft("b", ("who made it", "ada."))]
-    assert settle(drafts, config()) == drafts
+    assert select_pairs(drafts, config()) == drafts
 
 
 def test_questions_are_limited_with_different_answers_first() -> None:
     pairs = [("q1", "x"), ("q2", "x"), ("q3", "y"), ("q4", "X."), ("q5", "z")]
-    [settled] = settle([draft("a", *pairs)], config(questions=3))
+    [settled] = select_pairs([draft("a", *pairs)], config(questions=3))
     assert [pair.question for pair in settled.pairs] == ["q1", "q3", "q5"]
-    [more] = settle([draft("a", *pairs)], config(questions=4))
+    [more] = select_pairs([draft("a", *pairs)], config(questions=4))
     assert [pair.question for pair in more.pairs] == ["q1", "q2", "q3", "q5"]
     assert reasons([settled]) == {"more questions than are kept": 2}
 
@@ -62,22 +62,22 @@ def test_questions_are_limited_with_different_answers_first() -> None:
 def test_with_search_results_a_question_has_to_find_its_passage() -> None:
     drafts = [draft("a", ("q1", "x"), ("q2", "y"), ("q3", "z"))]
     hits = {"q1": ["a", "b"], "q2": ["b", "a"], "q3": []}
-    [strict] = settle(drafts, config(), hits)
+    [strict] = select_pairs(drafts, config(), hits)
     assert [pair.question for pair in strict.pairs] == ["q1"]
     assert reasons([strict]) == {"the question does not find its passage": 2}
-    [second] = settle(drafts, config(max_rank=2), hits)
+    [second] = select_pairs(drafts, config(max_rank=2), hits)
     assert [pair.question for pair in second.pairs] == ["q1", "q2"]
 
 
 def test_an_id_that_comes_again_is_used_once() -> None:
     bad = Draft(Passage("a", "", ""), rejected=(Rejected("not a passage"),))
-    settled = settle([bad, draft("a", ("q1", "x")), draft("a", ("q2", "y"))], config())
+    settled = select_pairs([bad, draft("a", ("q1", "x")), draft("a", ("q2", "y"))], config())
     assert [len(item.pairs) for item in settled] == [0, 1, 0]
     assert reasons(settled) == {"not a passage": 1, "passage id occurs more than once": 1}
 
 
 def test_every_passage_is_in_as_many_tasks_as_configured_with_all_its_questions() -> None:
-    records = list(tasks([*many(21), draft("without")], config(passages_per_task=8, tasks_per_passage=3)))
+    records = list(make_tasks([*many(21), draft("without")], config(passages_per_task=8, tasks_per_passage=3)))
     assert [len(record["passages"]) for record in records] == [8, 8, 5] * 3
     assert Counter(p["id"] for record in records for p in record["passages"]) == {f"p{i}": 3 for i in range(21)}
     assert len({record["id"] for record in records}) == len(records)
@@ -90,7 +90,7 @@ def test_every_passage_is_in_as_many_tasks_as_configured_with_all_its_questions(
 
 @pytest.mark.parametrize("neighbours", [0, 1, 2, 4])
 def test_contexts_are_the_passage_alone_or_with_its_neighbours(neighbours: int) -> None:
-    records = list(tasks(many(160), config(neighbours=neighbours, neighbours_fraction=0.5, tasks_per_passage=2)))
+    records = list(make_tasks(many(160), config(neighbours=neighbours, neighbours_fraction=0.5, tasks_per_passage=2)))
     sizes = Counter(len(question["context"]) for record in records for question in record["questions"])
     assert set(sizes) == {1, 1 + neighbours}
     if neighbours:
@@ -102,9 +102,9 @@ def test_contexts_are_the_passage_alone_or_with_its_neighbours(neighbours: int) 
 
 def test_a_corpus_smaller_than_a_ring_still_makes_tasks() -> None:
     for count in (1, 2, 3):
-        for record in tasks(many(count), config(neighbours=2, neighbours_fraction=1.0)):
+        for record in make_tasks(many(count), config(neighbours=2, neighbours_fraction=1.0)):
             assert {len(question["context"]) for question in record["questions"]} == {count}
-    assert list(tasks([draft("a")], config())) == []
+    assert list(make_tasks([draft("a")], config())) == []
 
 
 def test_neighbours_are_mostly_what_search_finds_beside_the_passage() -> None:
@@ -118,26 +118,26 @@ def test_neighbours_are_mostly_what_search_finds_beside_the_passage() -> None:
         steps = [a == b for ring in rings for a, b in pairwise(ring)]
         return sum(steps) / len(steps)
 
-    assert near(list(tasks(drafts, config(), hits))) > 0.4
-    assert near(list(tasks(drafts, config()))) < 0.15
+    assert near(list(make_tasks(drafts, config(), hits))) > 0.4
+    assert near(list(make_tasks(drafts, config()))) < 0.15
 
 
 def test_tasks_are_fixed_by_the_seed() -> None:
-    assert list(tasks(many(30), config())) == list(tasks(many(30), config()))
-    assert list(tasks(many(30), config())) != list(tasks(many(30), config(seed=1)))
+    assert list(make_tasks(many(30), config())) == list(make_tasks(many(30), config()))
+    assert list(make_tasks(many(30), config())) != list(make_tasks(many(30), config(seed=1)))
 
 
 def test_meta_training_reads_the_tasks(tmp_path: Path) -> None:
     from regrad.data.tasks import read_tasks
 
     path = tmp_path / "tasks.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in tasks(many(9), config())))
+    path.write_text("".join(json.dumps(record) + "\n" for record in make_tasks(many(9), config())))
     assert len(read_tasks(str(path))) == 8
 
 
 def test_the_report_counts_everything() -> None:
-    drafts = settle([*many(3), draft("a", ("q", "x"), ("q0", "x"))], config(questions=1))
-    assert report(drafts, 5, 1.26) == {
+    drafts = select_pairs([*many(3), draft("a", ("q", "x"), ("q0", "x"))], config(questions=1))
+    assert synthesis_report(drafts, 5, 1.26) == {
         "passages": 4,
         "passages_with_questions": 4,
         "candidates": 32,

@@ -14,24 +14,22 @@ import torch
 from regrad.data.tasks import Task
 from regrad.errors import ConfigError, MetaInitError, TrainingError
 from regrad.lab.config import LabConfig
-from regrad.lab.files import tasks as lab_tasks
+from regrad.lab.files import lab_tasks
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel
 from regrad.settings import parse_settings
 from regrad.training.callbacks import Silent, StepReport
-from regrad.training.checkpoint import Checkpoint, Score, TrainState, load_checkpoint
+from regrad.training.checkpoint import Checkpoint, DevScore, TrainState, load_checkpoint
 from regrad.training.config import WatchConfig
 from regrad.training.loop import Loop
 from regrad.training.meta.config import DevConfig, InnerConfig, MetaTrainConfig, OptimizerConfig
-from regrad.training.meta.dev_scores import Sums, score
 from regrad.training.meta.objective import MetaGradient, Point
-from regrad.training.meta.optim.base import PlainEngine
-from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.optim import MetaParameters, PlainEngine
 from regrad.training.meta.task_plan import TasksInMemory
-from regrad.training.meta.trainer import META_INIT, MetaLearner, meta_loop
-from regrad.training.schedules import learning_rate_factor
+from regrad.training.meta.trainer import META_INIT, MetaLearner, Sums, meta_loop, score_tasks
 from regrad.training.trackers import Sink, Watcher, make_sinks, score_line, step_line
+from tests.tools.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +58,7 @@ class Keeper(Silent):
     def __init__(self, folder: Path | None = None) -> None:
         self.notes: list[str] = []
         self.reports: list[StepReport] = []
-        self.scores: list[Score] = []
+        self.scores: list[DevScore] = []
         self.folder = folder
 
     def note(self, text: str) -> None:
@@ -69,7 +67,7 @@ class Keeper(Silent):
     def report(self, report: StepReport) -> None:
         self.reports.append(report)
 
-    def scored(self, score: Score) -> None:
+    def scored(self, score: DevScore) -> None:
         self.scores.append(score)
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -124,17 +122,17 @@ def test_a_run_can_start_from_another_meta_init(tiny: LanguageModel, meta_init: 
         torch.testing.assert_close(point.phi0, meta_init.phi0)
         torch.testing.assert_close(point.alpha, tiny.subspace.per_tensor(meta_init.step_sizes))
     negative = replace(meta_init, step_sizes=-meta_init.step_sizes)
-    with pytest.raises(TrainingError, match="step_size_space linear"):
+    with refused(TrainingError, "start_from_space", expected="linear"):
         MetaParameters(tiny.subspace, InnerConfig(step_size_space="log"), 0, negative)
     full = replace(meta_init, step_sizes=torch.ones(tiny.subspace.size))
-    with pytest.raises(TrainingError, match="step_size_mode full"):
+    with refused(TrainingError, "start_from_mode", expected="full"):
         MetaParameters(tiny.subspace, InnerConfig(), 0, full)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_learning_rates_warm_up_and_then_follow_the_schedule(schedule: Any) -> None:
     config = OptimizerConfig(steps=100, warmup_fraction=0.1, schedule=schedule)
-    factors = [learning_rate_factor(config, step) for step in range(100)]
+    factors = [config.learning_rate_factor(step) for step in range(100)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     middle = {"linear": 0.5, "cosine": 0.5, "constant": 1.0}[schedule]
     assert factors[55] == pytest.approx(middle)
@@ -193,7 +191,7 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_and_earlier_ones_do_not_count(
     config = settings(tiny, optimizer=optimizer)
     run = Run(tiny, config, Keeper(tmp_path))
     poison(monkeypatch, run.learner, {2, 5, 6})
-    with pytest.raises(TrainingError, match="not finite at step 6, 2 times in a row; lower inner"):
+    with refused(TrainingError, "not_finite", step=6, times=2):
         run.loop.run(steps_of(tasks, config))
     assert load(tmp_path / "3", tiny)[0].skipped == [2], "the last good checkpoint is intact"
 
@@ -241,7 +239,7 @@ def test_dev_tasks_are_scored_at_the_k_that_is_trained(
 ) -> None:
     seen: list[Task] = []
     monkeypatch.setattr(
-        "regrad.training.meta.trainer.score", lambda lm, at, given, *rest: seen.extend(given) or Sums(1, 1, 1)
+        "regrad.training.meta.trainer.score_tasks", lambda lm, at, given, *rest: seen.extend(given) or Sums(1, 1, 1)
     )
     config = settings(tiny, shape={"k": 1, "questions": 1, "distractor_probability": 1.0})
     Run(tiny, config, dev=tasks[:1]).loop.run(steps_of(tasks, config))
@@ -268,18 +266,18 @@ def test_the_strategy_that_auto_chose_is_kept_in_the_checkpoint(
 
 def test_tasks_that_end_too_early_are_an_error(tiny: LanguageModel, tasks: list[Task]) -> None:
     config = settings(tiny)
-    with pytest.raises(TrainingError, match="ended at step 2 of 6"):
+    with refused(TrainingError, "batches_ended", step=2, steps=6):
         Run(tiny, config).loop.run(list(steps_of(tasks, config))[:2])
 
 
 def test_scores_use_gamma_and_the_same_update_as_training(lab_model: LanguageModel, world: World) -> None:
-    """With no update (gamma near zero) the lab's base knows nobody; the sums add up over parts."""
+    """With no update (gamma near zero) the lab's base knows none of the people; the sums add up over parts."""
     records = [Task.from_record(r) for r in lab_tasks(world.meta[-20:], LabConfig(people_per_record=3), 4, seed=5)]
     point = Point(lab_model.subspace.initial(0), torch.full((lab_model.subspace.size,), 5.0))
-    whole = score(lab_model, point, records)
-    parts = score(lab_model, point, records[:1]) + score(lab_model, point, records[1:])
+    whole = score_tasks(lab_model, point, records)
+    parts = score_tasks(lab_model, point, records[:1]) + score_tasks(lab_model, point, records[1:])
     assert whole == parts and whole.questions == 60
-    none = score(lab_model, point, records, config=DevConfig(gamma=1e-6))
+    none = score_tasks(lab_model, point, records, config=DevConfig(gamma=1e-6))
     assert none.exact_match < whole.exact_match, "raw gradients answer some"
     assert whole.f1 >= whole.exact_match
 
@@ -329,7 +327,7 @@ def test_a_meta_init_for_several_inner_steps_has_no_bank(tiny: LanguageModel, me
 
 
 REPORT = StepReport(10, 20, 1.5, 3.0, 0.5, 1, {"tokens": 5.0}, {"step_size_low": 0.1, "gradient_error": 2e-6})
-SCORE = Score(20, {"exact_match": 0.5, "f1": 0.75, "questions": 8})
+SCORE = DevScore(20, {"exact_match": 0.5, "f1": 0.75, "questions": 8})
 
 
 def sinks(tmp_path: Path, **watch: Any) -> list[Sink]:
@@ -358,7 +356,7 @@ def test_trackers_that_are_not_installed_are_a_clear_error(tmp_path: Path, monke
 
     for name, key in (("wandb", "wandb_project"), ("mlflow", "mlflow_experiment")):
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(ConfigError, match=f"watch asks for {name}, which is not installed: `pip install {name}`"):
+        with refused(ConfigError, "tracker_not_installed", package=name):
             sinks(tmp_path, tensorboard=False, **{key: "mine"})
     assert sinks(tmp_path, tensorboard=False) == []
 

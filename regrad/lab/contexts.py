@@ -1,7 +1,7 @@
 """What the lab's base model is trained on: passages with questions, documents, and memory questions.
 
-A context is built from token ids directly (every name and value is one token), which is exact and fast; each
-position carries a kind: 0 no loss, 1 language-model loss, 2 answer loss.
+A context is built from token ids directly (every name and value is one token), which is exact and fast; each position
+has a kind: 0 no loss, 1 language-model loss, 2 answer loss.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TrainingSequence:
 
 @dataclass(frozen=True)
 class Level:
-    """One stage of the curriculum: how many passages, how many facts each, how often a name instead of a pronoun."""
+    """One stage of the curriculum: numbers of passages and of facts each, and how often names are used and shared."""
 
     passages: tuple[int, ...]
     facts: tuple[int, ...]
@@ -54,7 +54,7 @@ CURRICULUM = (
 
 
 class ContextSampler:
-    """Draws training sequences; one random stream, so that a seed fixes them all."""
+    """Draws training sequences from one random stream, so that a seed determines them all."""
 
     def __init__(self, world: World, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> None:
         self._rng = rng
@@ -100,7 +100,7 @@ class ContextSampler:
         return out
 
     def document(self, memorised_probability: float = 0.7) -> TrainingSequence:
-        """A whole document for language modelling, in the form that atoms are taken of."""
+        """A whole document for language modelling, in the form of the passages that become atoms."""
         memorised = self._rng.random() < memorised_probability
         person = self._rng.choice(self._world.memorised if memorised else self._world.reading)
         body = self._body(person, self._rng.sample(ATTRIBUTES, len(ATTRIBUTES)), 0.4)
@@ -155,6 +155,6 @@ class ContextSampler:
 
 
 def _split(template: str, slot: str, encode: Encode) -> tuple[list[int], list[int]]:
-    """Token ids before and after the slot, which takes the space before it along."""
+    """Token ids before and after the slot; the space before the slot belongs to it."""
     before, after = template.removeprefix("{subject}").split(f" {{{slot}}}")
     return encode(before), encode(after)

@@ -1,4 +1,4 @@
-"""The documented commands that make the rivals' weights: each has valid settings and reads what one before it made."""
+"""The documented commands that make the baselines' weights: each is valid and reads what an earlier one made."""
 
 from __future__ import annotations
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from regrad.models.loading import LanguageModel
 from regrad.training.meta.config import OptimizerConfig
 from regrad.training.meta.objective import MetaGradient, Point
-from regrad.training.meta.optim.base import Engine, make_optimizer
-from regrad.training.meta.parameters import MetaParameters
+from regrad.training.meta.optim import MetaParameters, OptimizerEngine, make_optimizer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -35,7 +34,7 @@ class _Trained(nn.Module):
         return surrogate
 
 
-class DeepSpeedEngine(Engine):
+class DeepSpeedEngine(OptimizerEngine):
     """`engine.backward` gets the surrogate, whose ordinary gradient is the meta-gradient that was computed before."""
 
     def __init__(self, lm: LanguageModel, parameters: MetaParameters, config: OptimizerConfig) -> None:
@@ -56,25 +55,25 @@ class DeepSpeedEngine(Engine):
         )
 
     def apply(self, gradient: MetaGradient, factor: float) -> None:
-        """See `Engine`."""
+        """See `OptimizerEngine`."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         self._engine.backward(self._engine(gradient))
         self._engine.step()
 
     def point(self) -> Point:
-        """See `Engine`."""
+        """See `OptimizerEngine`."""
         with self._whole():
             point = self.parameters.point()
             return Point(point.phi0.clone(), point.alpha.clone()) if self.layer_wise else point
 
     def step_sizes(self) -> Tensor:
-        """See `Engine`."""
+        """See `OptimizerEngine`."""
         with self._whole():
             return self.parameters.step_sizes().detach().float().cpu().clone()
 
     def state(self) -> dict[str, Tensor]:
-        """See `Engine`."""
+        """See `OptimizerEngine`."""
         with self._whole():
             state = {name: value.detach().cpu().clone() for name, value in self.parameters.state_dict().items()}
         self._link_moments()
@@ -88,7 +87,7 @@ class DeepSpeedEngine(Engine):
         return state
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """See `Engine`."""
+        """See `OptimizerEngine`."""
         if any(name.endswith(".step") for name in state):
             self._make_moments()
         from deepspeed.utils import safe_set_full_fp32_param

@@ -20,15 +20,16 @@ from serve_app.rollout import (
     ReleaseConfig,
     ReleaseList,
     changing_releases,
-    choose,
+    choose_release,
     own_release,
     read_releases,
-    resolve,
-    resolve_all,
+    resolve_release,
+    resolve_releases,
     rolled_back,
     updated,
     write_releases,
 )
+from tests.tools.refusals import refused
 from tests.tools.releasing import commit, meta_init, setup
 
 
@@ -59,12 +60,12 @@ def test_an_update_replaces_and_two_roll_backs_change_nothing(config: ServeConfi
     assert [release.bank_version for release in second.releases] == [1]
     assert rolled_back(second).releases == first.releases
     assert rolled_back(rolled_back(second)) == second
-    with pytest.raises(ServeError, match="nothing to roll back to"):
+    with refused(ServeError, "nothing_to_roll_back"):
         rolled_back(first)
 
 
 def test_a_share_for_a_release_of_the_same_name_is_refused(config: ServeConfig) -> None:
-    with pytest.raises(ServeError, match="name the new one with --name"):
+    with refused(ServeError, "name_taken", name="main"):
         updated(own_release(config), of(config, share=0.5))
 
 
@@ -98,30 +99,33 @@ def test_a_list_without_traffic_or_with_a_name_twice_is_refused(config: ServeCon
 def test_a_pair_that_does_not_belong_together_is_refused(config: ServeConfig, tmp_path: Path) -> None:
     other = meta_init(tmp_path / "other", seed=1)
     with pytest.raises(FingerprintMismatch):
-        resolve(of(config, meta_init=str(tmp_path / "other")))
-    with pytest.raises(BankError, match="no version 9"):
-        resolve(of(config, bank_version=9))
-    with pytest.raises(MetaInitError, match="there is no MetaInit"):
-        resolve(of(config, meta_init=str(tmp_path / "nowhere")))
+        resolve_release(of(config, meta_init=str(tmp_path / "other")))
+    with refused(BankError, "version_not_found", version=9):
+        resolve_release(of(config, bank_version=9))
+    with refused(MetaInitError, "not_found", uri=str(tmp_path / "nowhere")):
+        resolve_release(of(config, meta_init=str(tmp_path / "nowhere")))
     commit(tmp_path / "other-bank", other)
     assert (
-        resolve(of(config, meta_init=str(tmp_path / "other"), bank=str(tmp_path / "other-bank")))[0].bank_version == 1
+        resolve_release(of(config, meta_init=str(tmp_path / "other"), bank=str(tmp_path / "other-bank")))[
+            0
+        ].bank_version
+        == 1
     )
 
 
 def test_a_meta_init_on_another_base_is_refused(config: ServeConfig, tmp_path: Path) -> None:
     commit(tmp_path / "bank-c", meta_init(tmp_path / "c", base="c" * 64))
     stranger = of(config, meta_init=str(tmp_path / "c"), bank=str(tmp_path / "bank-c"))
-    with pytest.raises(ServeError, match="belongs to base weights cccccccccccccccc, but the server has bbbb"):
-        resolve_all(config, ReleaseList(releases=(stranger,)))
+    with refused(ServeError, "another_base", found="c" * 64, meta_init=stranger.meta_init):
+        resolve_releases(config, ReleaseList(releases=(stranger,)))
 
 
 def test_shares_are_kept_and_a_key_stays_with_its_release(config: ServeConfig) -> None:
     listed = updated(own_release(config), of(config, name="next", share=0.2))
-    releases, _ = resolve_all(config, listed)
-    chosen = {str(key): choose(releases, str(key)).name for key in range(2000)}
+    releases, _ = resolve_releases(config, listed)
+    chosen = {str(key): choose_release(releases, str(key)).name for key in range(2000)}
     assert 0.16 < Counter(chosen.values())["next"] / 2000 < 0.24
-    assert all(choose(releases, key).name == name for key, name in chosen.items())
+    assert all(choose_release(releases, key).name == name for key, name in chosen.items())
 
 
 def follow(follower: Follower, until: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -161,7 +165,7 @@ def test_a_release_may_be_asked_for_by_name(config: ServeConfig) -> None:
     follower = Follower(config)
     assert {follower.pick(Ask("q", request_id=str(i))).name for i in range(50)} == {"main"}
     assert follower.pick(Ask("q", release="hidden")).name == "hidden"
-    with pytest.raises(UnknownRelease, match="the releases are main, hidden"):
+    with refused(UnknownRelease, name="none", known=["main", "hidden"]):
         follower.pick(Ask("q", release="none"))
 
 

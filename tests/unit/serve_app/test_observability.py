@@ -24,10 +24,9 @@ from regrad.settings import parse_settings
 from serve_app.config import WatchingConfig
 from serve_app.http.errors import Problem
 from serve_app.messages import Answered, Ask, Reply, Retrieved
-from serve_app.observability.metrics import DEFINITIONS, Metrics
-from serve_app.observability.request_log import RequestLog
-from serve_app.observability.tracing import Tracing, Watch, open_tracing
+from serve_app.observability import DEFINITIONS, Metrics, RequestLog, Tracing, Watch, open_tracing
 from tests.tools.recording import Recorded
+from tests.tools.refusals import refused
 
 DASHBOARD = Path(__file__).parents[3] / "docs" / "grafana" / "regrad.json"
 SECRET = "Who is my doctor?\n{"
@@ -302,7 +301,7 @@ def test_without_tracing_the_context_is_passed_along() -> None:
 
 def test_tracing_without_opentelemetry_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(ConfigError, match=r"pip install 'regrad\[tracing\]'"):
+    with refused(ConfigError, "not_installed", package="opentelemetry"):
         Watch(WatchingConfig(tracing="http://127.0.0.1:4318"), "gateway")
 
 
@@ -334,8 +333,9 @@ def test_spans_are_sent_to_the_endpoint(monkeypatch: pytest.MonkeyPatch, endpoin
 
 @pytest.mark.parametrize("endpoint", ["collector:4318", "grpc://collector", "http://", "http://a b"])
 def test_an_endpoint_is_an_address(endpoint: str) -> None:
-    with pytest.raises(ConfigError, match="tracing"):
+    with refused(ConfigError, "invalid") as error:
         parse_settings(WatchingConfig, {"tracing": endpoint}, "args")
+    assert [problem["key"] for problem in error.value.fields["problems"]] == ["tracing"]
 
 
 def test_a_watch_counts_and_logs(recorded: Recorded, log_path: Path) -> None:

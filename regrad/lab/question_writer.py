@@ -1,7 +1,7 @@
 """A copy of the lab's base that also writes questions.
 
-In pre-training, questions were given and only their answers were learned, so the base cannot continue `Question:`. A
-few steps on the people whom pre-training reads about (never those of the meta or held-out split) teach it; a language
+In pre-training, questions were given and only their answers were learned, so the base cannot continue `Question:`. It
+learns that in a few steps on the people of the reading split, never on those of the meta or held-out split. A language
 model that was trained on ordinary text needs no such step.
 """
 
@@ -40,28 +40,25 @@ def make_writer(config: LabWriterConfig) -> str:
 def teach(
     lm: LanguageModel, world: World, config: LabWriterConfig, show: Callable[[str], None] = lambda _: None
 ) -> float:
-    """Train all weights of `lm` in place; returns the last loss of question and answer, a token."""
+    """Train all weights of `lm` in place; returns the last mean token loss of questions and answers."""
     rng, loss = random.Random(config.seed), 0.0
     lm.model.requires_grad_(True)
     optimizer = torch.optim.AdamW(lm.model.parameters(), lr=config.lr, weight_decay=0.0)
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, (step + 1) / _WARMUP_STEPS, 2 * (1 - step / config.steps))
-        loss = _step(lm, optimizer, [_example(lm, world, rng) for _ in range(config.batch_size)])
+        examples = [_example(lm, world, rng) for _ in range(config.batch_size)]
+        batch = pad_batch([ids for ids, _ in examples], [start for _, start in examples], lm.pad_id, lm.device)
+        batch_loss = sequence_losses(lm, batch).mean()
+        optimizer.zero_grad()
+        batch_loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(lm.model.parameters(), 1.0)
+        optimizer.step()
+        loss = float(batch_loss.detach())
         if (step + 1) % 50 == 0 or step + 1 == config.steps:
             show(f"step {step + 1}/{config.steps}  loss {loss:.3f}")
     lm.model.requires_grad_(False)
     return loss
-
-
-def _step(lm: LanguageModel, optimizer: torch.optim.Optimizer, examples: list[tuple[list[int], int]]) -> float:
-    batch = pad_batch([ids for ids, _ in examples], [start for _, start in examples], lm.pad_id, lm.device)
-    loss = sequence_losses(lm, batch).mean()
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(lm.model.parameters(), 1.0)
-    optimizer.step()
-    return float(loss.detach())
 
 
 def _example(lm: LanguageModel, world: World, rng: random.Random) -> tuple[list[int], int]:

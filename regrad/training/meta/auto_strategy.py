@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
@@ -19,25 +19,25 @@ from regrad.models.loading import LanguageModel
 from regrad.training.meta.collate import MetaBatch
 from regrad.training.meta.config import InnerConfig, StrategyConfig, StrategyName
 from regrad.training.meta.objective import Point, shared
-from regrad.training.meta.strategies.base import Strategy, make_strategy
+from regrad.training.meta.strategies import Strategy, make_strategy
 
-LEANER: tuple[StrategyName, ...] = ("graph", "hvp", "difference", "first-order")
+BY_MEMORY: tuple[StrategyName, ...] = ("graph", "hvp", "difference", "first-order")
 """All strategies, each with less memory than the one before."""
 
 _WHOLE = 2**62
-_MARGIN = 1.3  # what autograd frees late, fragments, and batches longer than the first
+_MARGIN = 1.3  # for what autograd frees late, fragmentation, and batches longer than the first
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes that each strategy would take beyond the model, for one batch; `graph` is also the fastest."""
+    """Bytes that each strategy would need beyond the model, for one batch; `graph` is also the fastest."""
 
     graph: float
     hvp: float
     difference: float
 
 
-def choose(
+def choose_strategy(
     lm: LanguageModel,
     at: Point,
     batch: MetaBatch | None,
@@ -50,25 +50,27 @@ def choose(
 
     `workers_here` share the memory of this machine; each has a GPU of its own, if any.
     """
-    if layer_wise:  # workers gather weights together, so all have to make the same passes, whatever their batches
+    if layer_wise:
+        # Workers gather the weights together, so all of them have to make the same passes whatever their batches.
         config = config.model_copy(update={"chunk_tokens": _WHOLE})
     if config.name != "auto":
         return make_strategy(config, inner), f"strategy {config.name}, as configured"
     if inner.steps > 1:
         return _made("graph", config, inner), "strategy graph: the only one for several inner steps"
     if layer_wise:
-        said = "strategy difference: the only one of second order with sharded weights"
-        coarse = "; differences are coarse in bf16, watch their estimated error"
-        return _made("difference", config, inner), said + (coarse if lm.compute_dtype == torch.bfloat16 else "")
+        reason = "strategy difference: the only one of second order with sharded weights"
+        if lm.compute_dtype == torch.bfloat16:
+            reason += "; differences are coarse in bf16, watch their estimated error"
+        return _made("difference", config, inner), reason
     if batch is None:
-        raise ConfigError("strategy auto needs a batch to choose for")
+        raise ConfigError("strategy auto needs a batch to choose for", code="strategy_not_chosen")
     sharing = 1 if lm.device.type == "cuda" else workers_here
     free = config.memory_gb * 1e9 if config.memory_gb else 0.8 * free_bytes(lm.device) / sharing
     estimate = estimate_memory(lm, at, batch, config.chunk_tokens, inner.reduction)
-    needs = {"graph": estimate.graph, "hvp": estimate.hvp, "difference": estimate.difference}
+    needs = asdict(estimate)  # in the order of speed
     name = next((name for name, need in needs.items() if need <= free), "difference")
-    said = ", ".join(f"{name} {need / 1e9:.2f}" for name, need in needs.items())
-    return _made(name, config, inner), f"strategy {name}: estimated GB {said}; {free / 1e9:.2f} may be used"
+    estimates = ", ".join(f"{name} {need / 1e9:.2f}" for name, need in needs.items())
+    return _made(name, config, inner), f"strategy {name}: estimated GB {estimates}; {free / 1e9:.2f} may be used"
 
 
 def _made(name: str, config: StrategyConfig, inner: InnerConfig) -> Strategy:
@@ -76,14 +78,14 @@ def _made(name: str, config: StrategyConfig, inner: InnerConfig) -> Strategy:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device."""
+    """Free memory of the device, or of this machine for the CPU."""
     return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
 
 
 def estimate_memory(
     lm: LanguageModel, at: Point, batch: MetaBatch, chunk_tokens: int, reduction: str = "mean"
 ) -> Estimate:
-    """From the activations of one passage, kept for one backward pass and for two, per padded token."""
+    """Extrapolated from the activations that one passage keeps, per padded token, for one backward pass and for two."""
     batch = shared(lm, batch)
     probe = batch.passages.take(batch.passages.lengths.argmax().reshape(1))
     once = saved_bytes(lm, lambda: _pass(lm, at, probe, reduction, False)) / probe.ids.numel()

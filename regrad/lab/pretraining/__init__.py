@@ -1,1 +1,0 @@
-"""The lab's base model from nothing."""

@@ -1,0 +1,220 @@
+"""The methods that a server offers: what each needs of the other deployments, and the request that it makes.
+
+The generator makes a request by the same plan of a method as an evaluation does: what retriever and bank loader gave
+becomes evidence and atoms, and the method decides what follows from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from regrad.data.question_sets import QuestionSetConfig, read_questions
+from regrad.data.questions import Question
+from regrad.errors import ConfigError, FingerprintMismatch, NothingFound
+from regrad.inference.rows import DecodingRequest, Finished
+from regrad.meta_init import MetaInit
+from regrad.methods.base import (
+    Artefacts,
+    AtomProvider,
+    Atoms,
+    Evidence,
+    Method,
+    MethodInfo,
+    MethodSettings,
+    NoAtoms,
+    PassageUse,
+    Plan,
+)
+from regrad.methods.regrad import BoundMetaInit, GradientSettings, ReGrad
+from regrad.models.loading import LanguageModel
+from regrad.prompts import PromptFormat
+from serve_app.config import ServeConfig
+from serve_app.messages import Ask, BankNeed, GradientSum, Release, Retrieved, RoutedAsk
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One method with its settings."""
+
+    settings: MethodSettings
+
+    @property
+    def info(self) -> MethodInfo:
+        """What it does, under the name that it is offered by."""
+        return replace(self.settings.info, name=self.settings.name)
+
+    def routed(self, ask: Ask, release: Release) -> RoutedAsk:
+        """The question with what this method needs of the other deployments."""
+        need = BankNeed.NOTHING
+        if isinstance(self.settings, GradientSettings):
+            if self.info.computes_gradients:
+                need = BankNeed.DELETIONS
+            elif ask.contributions is not None or self.settings.needs_parts:
+                need = BankNeed.PARTS
+            else:
+                need = BankNeed.SUM  # one vector travels, however many passages there are
+        return RoutedAsk(ask, release, self.info.retrieves, need)
+
+
+def offers_of(config: ServeConfig) -> dict[str, Offer]:
+    """Every method of the settings; the server's `on_missing` applies to those that do not set it."""
+    found = {}
+    for settings in config.methods:
+        inherits = isinstance(settings, GradientSettings) and "on_missing" in type(settings).model_fields
+        if inherits and "on_missing" not in settings.model_fields_set:
+            settings = settings.model_copy(update={"on_missing": config.on_missing})
+        found[settings.name] = Offer(settings)
+    return found
+
+
+def check_offers(config: ServeConfig) -> None:
+    """Raise what is wrong with the artefacts of methods that have their own, or with the solved questions."""
+    demonstrations_of(config)
+    own = [settings for settings in config.methods if not isinstance(settings, GradientSettings)]
+    if any(settings.artefacts != Artefacts() for settings in own):
+        subspace = MetaInit.load(config.meta_init).model.subspace
+        for settings in own:
+            settings.check()
+            settings.check_fits(subspace, passages=1)
+
+
+def demonstrations_of(config: ServeConfig) -> Sequence[Question]:
+    """As many solved questions as any method shows; raises `ConfigError` if the file has fewer."""
+    wanted = max((settings.demonstrations for settings in config.methods), default=0)
+    if not wanted or config.demonstrations is None:
+        return ()
+    found = read_questions(QuestionSetConfig(name="demonstrations", path=config.demonstrations, first=wanted))
+    if len(found) < wanted:
+        raise ConfigError(
+            f"a method shows {wanted} demonstrations, but {config.demonstrations} has {len(found)}",
+            code="too_few_demonstrations",
+            path=config.demonstrations,
+            expected=wanted,
+            found=len(found),
+        )
+    return found
+
+
+class LoadedAtoms:
+    """The atoms of one question as the bank loader summed them. Raises `FingerprintMismatch` for another MetaInit's."""
+
+    def __init__(self, gradients: GradientSum, fingerprint: str) -> None:
+        if gradients.fingerprint != fingerprint:
+            raise FingerprintMismatch(gradients.fingerprint, fingerprint)
+        found_any = any(not use.missing for use in gradients.uses)
+        total = gradients.total.float() if found_any else None
+        self.atoms = Atoms(gradients.uses, total, gradients.parts, bank=gradients.bank)
+
+    def find(self, evidences: Sequence[Evidence], parts: bool) -> list[Atoms]:
+        """See `AtomProvider`."""
+        return [self.atoms for _ in evidences]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An offered method on the generator's model, and the atoms that its own settings name."""
+
+    offer: Offer
+    method: Method
+    atoms: AtomProvider
+
+    @property
+    def waits(self) -> bool:
+        """Whether making a plan reads files, as of a bank of adapters."""
+        return self.offer.settings.artefacts.bank is not None
+
+
+def open_own(offers: Mapping[str, Offer], lm: LanguageModel) -> dict[str, Opened]:
+    """The methods that need nothing of a release; raises what opening them raises."""
+    opened = {}
+    for name, offer in offers.items():
+        if not isinstance(offer.settings, GradientSettings):
+            method = offer.settings.open(lm)
+            opened[name] = Opened(offer, method, method.open_atoms())
+    return opened
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that is ready to be decoded, and the plan that it was made of."""
+
+    request: DecodingRequest
+    plan: Plan
+
+
+class RequestBuilder:
+    """Makes the requests of one release: the methods that need nothing of it, and the others at its MetaInit."""
+
+    def __init__(
+        self,
+        bound: BoundMetaInit,
+        prompts: PromptFormat,
+        offers: Mapping[str, Offer],
+        own: Mapping[str, Opened],
+        demonstrations: Sequence[Question] = (),
+    ) -> None:
+        self.fingerprint = bound.fingerprint
+        self._prompts = prompts
+        self._demonstrations = demonstrations
+        self._opened = dict(own)
+        for name, offer in offers.items():
+            if isinstance(offer.settings, GradientSettings):
+                self._opened[name] = Opened(offer, offer.settings.open_at(bound), NoAtoms())
+
+    def opened(self, ask: Ask) -> Opened:
+        """The request's method."""
+        return self._opened[ask.method]
+
+    def needs_model(self, ask: Ask, gradients: GradientSum | None) -> bool:
+        """Whether `prepare` will run the model: call it between decoding steps then."""
+        atoms = LoadedAtoms(gradients, self.fingerprint).atoms if gradients else Atoms(())
+        return self.opened(ask).method.runs_model(atoms)
+
+    def prepare(self, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None) -> Prepared:
+        """The request as its method plans it.
+
+        Raises `NothingFound` if the method needs passages and there are none, `FingerprintMismatch` or `BankError` for
+        gradients of something else, and what the method raises, such as `AtomNotFound` by the policy `fail`.
+        """
+        opened = self.opened(ask)
+        hits = retrieved.hits if retrieved else ()
+        if opened.offer.info.retrieves and not hits:
+            raise NothingFound("no passage of the index matches the question")
+        evidence = Evidence(
+            Question("", ask.question, (), ask.kind, ask.choices),
+            tuple(hit.passage for hit in hits),
+            tuple(hit.score for hit in hits),
+            tuple(self._demonstrations[: opened.offer.settings.demonstrations]),
+            tuple((turn.role, turn.content) for turn in ask.turns),
+            ask.raw,
+            ask.gamma,
+        )
+        atoms = opened.atoms if gradients is None else LoadedAtoms(gradients, self.fingerprint)
+        (plan,) = opened.method.plan([evidence], atoms)
+        sampling = ask.sampling
+        request = DecodingRequest(
+            plan.prompt.text(self._prompts),
+            plan.updates,
+            sampling.max_new_tokens,
+            sampling.temperature,
+            sampling.top_p,
+            sampling.seed,
+            sampling.stop,
+            ask.raw,
+        )
+        return Prepared(request, plan)
+
+    def contributions(self, ask: Ask, prepared: Prepared, finished: Finished) -> tuple[PassageUse, ...]:
+        """The uses with each passage's part in the answer. Runs the model for `leave_one_out`."""
+        plan = prepared.plan
+        method = self.opened(ask).method
+        if ask.contributions is None or plan.parts is None or not isinstance(method, ReGrad):
+            return plan.uses
+        if ask.contributions == "norms":
+            values = method.norms(plan)
+        else:
+            ended = finished.reason == "stop" and prepared.request.stop is None
+            values = method.leave_one_out(plan, prepared.request.prompt, finished.text, ended)
+        left = iter(values)
+        return tuple(replace(use, contribution=next(left)) if not use.missing else use for use in plan.uses)

@@ -1,1 +1,0 @@
-"""Metrics, request log, traces."""
