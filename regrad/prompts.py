@@ -168,7 +168,7 @@ class PromptFormat(Settings):
     ) -> str:
         """The generator's input for a question of any kind, after the demonstrations if there are any."""
         kind, names = _KIND_NAMES[question.kind], self._names(question)
-        prompt = self._put_together(kind, self._asked(question), passages, style, names)
+        prompt = self._put_together(kind, self.asked(question), passages, style, names)
         if not demonstrations:
             return prompt
         return self.demonstrated.format(demonstrations=self.demonstrations_text(demonstrations), prompt=prompt)
@@ -178,12 +178,12 @@ class PromptFormat(Settings):
         start = f"\n{self.answer_start}" if self.chat and self.answer_start else ""
         return "".join(
             self.demonstration.format(
-                question=self._asked(one), start=start, answer=self.answer_text(one.answers[0]), stop=self.stop
+                question=self.asked(one), start=start, answer=self.answer_text(one.answers[0]), stop=self.stop
             )
             for one in demonstrations
         )
 
-    def _asked(self, question: Question) -> str:
+    def asked(self, question: Question) -> str:
         """The question as the template of its kind writes it."""
         if question.kind == "open":
             return self.question.format(question=question.question)

@@ -104,7 +104,7 @@ def encode_question(lm: LanguageModel, task: Task, question: TaskQuestion, shape
     answer = [*lm.encode(lm.config.prompts.answer_text(question.answer)), *lm.ending]
     context = prompt_passages(task, question, shape)
     while True:
-        prompt = lm.encode_prompt(lm.config.prompts.prompt(question.question, context))
+        prompt = lm.encode_prompt(lm.config.prompts.prompt_for(question.asked, context))
         if not context or len(prompt) + len(answer) <= limit:
             return [*prompt, *answer], len(prompt)
         context = context[1:] if shape.order == "best-last" else context[:-1]
