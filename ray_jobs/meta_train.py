@@ -33,7 +33,7 @@ def run(config: MetaTrainConfig) -> str:
     lengths = Lengths.of(config.model)
     for source in config.tasks:
         task_files(source.uri)
-    dev = check_dev_tasks(config.dev, lengths, config.shape, config.scoring.max_new_tokens) if config.dev else None
+    dev = [check_dev_tasks(uri, lengths, config.shape, config.scoring.max_new_tokens) for uri in config.dev]
     parent = MetaInit.load(config.start_from).fingerprint if config.start_from else None
     with cluster():
         require_workers(config.cluster)
@@ -89,7 +89,7 @@ def _worker(settings: dict[str, Any]) -> None:
     train_worker(
         config,
         lambda first: worker_steps(train.get_dataset_shard("tasks"), config, first, workers),
-        read_tasks(config.dev) if config.dev else (),
+        [read_tasks(uri) for uri in config.dev],
         settings["notes"],
         WorkerReporter(settings["progress"]),
         train.torch.get_device(),

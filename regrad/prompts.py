@@ -2,6 +2,7 @@
 
 A passage is written by one template, `passage`, wherever it appears: in the prompt and in the string whose
 gradient is its atom. (The paper's release takes gradients of two different strings in training and in the bank.)
+Whether the model's end token follows it is one setting for atoms, answers and the sequences of LoRAs alike.
 
 A prompt is a question, written by the template of its kind, put together with the passages as its style says. For a
 chat model that text is the user's message: the model's own chat template is put around it where text becomes tokens
@@ -115,6 +116,9 @@ class PromptFormat(Settings):
     option: str = "{label}. {text}\n"
     answer: str = " {answer}"
     stop: str = Field("\n", min_length=1)
+    end_token: bool = Field(
+        True, description="end every passage and answer with the model's end token; the papers' releases do not"
+    )
     demonstration: str = Field(
         "{question}{start}{answer}{stop}",
         description="a solved question; `start` is empty, or with chat a new line and `answer_start`",

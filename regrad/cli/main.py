@@ -18,6 +18,7 @@ _VERBS = {
     "lab": ("regrad.cli.lab:lab", "Write the lab world's files, or train its models."),
     "synth": (_JOBS, "Write questions for your own passages: corpus -> tasks (Ray Data)."),
     "train": (_JOBS, "Meta-train: tasks -> MetaInit (Ray Train, DeepSpeed)."),
+    "meta-init": ("regrad.cli.meta_init:meta_init", "Take over a learned start that the ReGrad release made."),
     "index": (_JOBS, "Index a corpus for BM25 retrieval (Lucene)."),
     "build": (_JOBS, "Fill a Gradient Bank: corpus -> atoms (Ray Data)."),
     "bank": ("regrad.cli.bank:bank", "Look at a Gradient Bank, add to it, forget passages, mend, prune, copy it."),

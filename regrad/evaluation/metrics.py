@@ -43,12 +43,15 @@ def exact_match(prediction: str, answers: Sequence[str]) -> bool:
     return normalise(prediction) in {normalise(answer) for answer in answers}
 
 
-def f1(prediction: str, answers: Sequence[str]) -> float:
-    """The best harmonic mean of word precision and recall with any accepted answer (SQuAD), from 0 to 1.
+def f1(prediction: str, answers: Sequence[str], rules: Rules = "squad") -> float:
+    """The best harmonic mean of word precision and recall with any accepted answer, from 0 to 1.
 
-    If nothing is left of both after normalisation, it is 1, as in SQuAD 2.0; `score`, like SQuAD v1.1, says 0.
+    By "squad" it is 1 if nothing is left of both after normalisation, as in SQuAD 2.0; `score`, like SQuAD v1.1 and
+    "hotpotqa", says 0.
     """
     said = normalise(prediction)
+    if rules == "hotpotqa":
+        return max(_hotpot(said, normalise(answer)).f1 for answer in answers)
     return max(1.0 if said == known == "" else _overlap(said, known).f1 for known in map(normalise, answers))
 
 

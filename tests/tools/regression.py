@@ -35,6 +35,7 @@ WEIGHTS = torch.tensor([3.0, -2.0, 1.0])
 class Pace:
     steps: int = 40
     warmup_fraction: float = 0.1
+    warmup_start: float | None = None
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     max_bad_steps: int = 2
 

@@ -32,6 +32,9 @@ class FinetuneOptimizerConfig(AdamWConfig):
     epochs: float | None = Field(None, gt=0, description="instead of steps: how often each example is seen, on average")
     batch_size: int = Field(16, ge=1, description="examples of one step, over all workers")
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    warmup_start: float | None = Field(
+        None, ge=0, le=1, description="share of the rate at the first step; one over the steps of the warm-up if null"
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="after the warm-up, down to zero")
     clip: float | None = Field(1.0, gt=0, description="the norm to which the gradient is clipped")
     max_bad_steps: int = Field(5, ge=1, description="steps in a row with a non-finite loss or gradient, then it stops")

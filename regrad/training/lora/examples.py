@@ -58,7 +58,7 @@ def suffix_example(lm: LanguageModel, passage: Passage) -> Example:
     text = lm.config.prompts.passage_text(passage)
     cut = _middle(text)
     prefix = [*lm.bos, *lm.encode(text[:cut])]
-    return Example((*prefix, *lm.encode(text[cut:]), *lm.eos), len(prefix))
+    return Example((*prefix, *lm.encode(text[cut:]), *lm.ending), len(prefix))
 
 
 def _middle(text: str) -> int:
@@ -80,7 +80,7 @@ def instruction_example(lm: LanguageModel, item: Augmented) -> Example:
         prompts.question.format(question=pair.question) + prompts.answer_text(pair.answer) + prompts.stop
         for pair in item.pairs
     )
-    return Example((*lm.bos, *lm.encode(prompts.context_text([item.passage]) + asked), *lm.eos))
+    return Example((*lm.bos, *lm.encode(prompts.context_text([item.passage]) + asked), *lm.ending))
 
 
 def question_example(
@@ -101,7 +101,7 @@ def question_example(
 def _asked(lm: LanguageModel, question: str, answer: str, passages: Sequence[Passage]) -> Example:
     """The prompt as it is asked, with the model's chat template if it has one, then the answer and the end."""
     prompt = lm.encode_prompt(lm.config.prompts.prompt(question, passages))
-    return Example((*prompt, *lm.encode(lm.config.prompts.answer_text(answer)), *lm.eos), len(prompt))
+    return Example((*prompt, *lm.encode(lm.config.prompts.answer_text(answer)), *lm.ending), len(prompt))
 
 
 def adapter_examples(lm: LanguageModel, item: Augmented, pairs: int | None = None) -> list[Example]:

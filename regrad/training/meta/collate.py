@@ -105,7 +105,7 @@ def encode_question(lm: LanguageModel, task: Task, question: TaskQuestion, shape
     With passages in the prompt, those of the lowest rank are left out until it fits `shape.max_tokens` and the model.
     """
     limit = min(shape.max_tokens, lm.context_length or shape.max_tokens)
-    answer = [*lm.encode(lm.config.prompts.answer_text(question.answer)), *lm.eos]
+    answer = [*lm.encode(lm.config.prompts.answer_text(question.answer)), *lm.ending]
     context = prompt_passages(task, question, shape)
     while True:
         prompt = lm.encode_prompt(lm.config.prompts.prompt(question.question, context))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from regrad.evaluation.metrics import Rules
 from regrad.models.config import ModelConfig
 from regrad.settings import Location, Settings, WorkersConfig
 from regrad.training.config import Beta, CheckpointConfig, WatchConfig
@@ -21,8 +22,10 @@ class InnerConfig(Settings):
     step_size_mode: StepSizeMode = Field(
         "tie", description="one step size a tensor (tie), one in all (same), one a number (full), or not learned (fix)"
     )
-    step_size_space: Literal["linear", "log"] = Field(
-        "linear", description="what the optimiser moves: alpha or log alpha"
+    step_size_space: Literal["linear", "absolute", "log"] = Field(
+        "linear",
+        description="what the optimiser moves: alpha over where it starts, alpha itself (as the paper's release), or "
+        "the logarithm of the first",
     )
     reduction: Literal["mean", "sum"] = Field("mean", description="of a passage's token losses")
     steps: int = Field(1, ge=1, description="inner steps; more than one cannot be banked and needs the graph strategy")
@@ -70,6 +73,14 @@ TaskSources = Annotated[tuple[TaskSource, ...], BeforeValidator(_as_sources), Fi
 """A location, or a list of locations or of {uri, weight}: domains that are mixed."""
 
 
+def _as_locations(value: Any) -> Any:
+    return () if value is None else (value,) if isinstance(value, str) else value
+
+
+DevSets = Annotated[tuple[Location, ...], BeforeValidator(_as_locations)]
+"""A location, or a list of locations: sets that count alike, however many questions each has."""
+
+
 class OptimizerConfig(Settings):
     """AdamW over phi0 and the step sizes, with linear warm-up."""
 
@@ -80,11 +91,15 @@ class OptimizerConfig(Settings):
         None, ge=1, description="tasks that a worker computes at once; all its share if null"
     )
     lr: float = Field(4e-4, gt=0)
-    step_size_lr: float | None = Field(None, gt=0, description="for the relative step sizes; the same as lr if null")
+    step_size_lr: float | None = Field(None, gt=0, description="for the step sizes, in their space; as lr if null")
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    warmup_start: float | None = Field(
+        None, ge=0, le=1, description="share of the rate at the first step; one over the steps of the warm-up if null"
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="after the warm-up, down to zero")
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of phi0")
+    step_size_weight_decay: float = Field(0.0, ge=0, description="of the step sizes, in their space")
     clip: float = Field(0.5, gt=0, description="the norm to which the meta-gradient is clipped")
     zero_stage: Literal[0, 1, 2, 3] | None = Field(1, description="of DeepSpeed; plain PyTorch DDP if null")
     precision: Literal["model", "bf16"] = Field("model", description="the model's own data type, or bf16 autocast")
@@ -97,6 +112,7 @@ class DevConfig(Settings):
     every: int | None = Field(None, ge=1, description="steps; at the end only if null")
     gamma: float = Field(1.0, gt=0, description="scale of the update (inference only)")
     max_new_tokens: int = Field(20, ge=1)
+    rules: Rules = Field("squad", description="whose F1: SQuAD's, or HotpotQA's as the paper's release")
     select: Literal["best", "last"] = Field("best", description="which checkpoint becomes the result")
 
 
@@ -105,7 +121,7 @@ class MetaTrainConfig(Settings):
 
     model: ModelConfig
     tasks: TaskSources
-    dev: Location | None = Field(None, description="tasks of the same form, scored for exact match and F1")
+    dev: DevSets = Field((), description="sets of tasks of the same form; the scores are means of the sets' EM and F1")
     output: Location
     start_from: Location | None = Field(None, description="a MetaInit to continue, for example on another domain")
     inner: InnerConfig = InnerConfig()

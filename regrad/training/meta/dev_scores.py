@@ -59,4 +59,4 @@ def _score_batch(
             answers.append([question.answer])
     found = [generation.text for generation in generate(lm, requests)]
     pairs = list(zip(found, answers, strict=True))
-    return Sums(sum(exact_match(p, a) for p, a in pairs), sum(f1(p, a) for p, a in pairs), len(pairs))
+    return Sums(sum(exact_match(p, a) for p, a in pairs), sum(f1(p, a, config.rules) for p, a in pairs), len(pairs))

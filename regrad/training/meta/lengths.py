@@ -79,7 +79,7 @@ class Lengths:
 
     @property
     def _end(self) -> int:
-        return int(self.tokenizer.eos_token_id is not None)
+        return int(self.model.prompts.end_token and self.tokenizer.eos_token_id is not None)
 
     def _count(self, text: str) -> int:
         return len(token_ids(self.tokenizer, self.model.prompts, text))

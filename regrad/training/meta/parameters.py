@@ -13,7 +13,7 @@ from regrad.training.meta.objective import MetaGradient, Point
 
 
 class MetaParameters(nn.Module):
-    """phi0 [P] and the raw step sizes; alpha = initial * raw, or initial * exp(raw) in log space.
+    """phi0 [P] and the raw step sizes: alpha is initial * raw, raw itself (absolute) or initial * exp(raw) (log).
 
     `raw` has one number a tensor (mode `tie`), one in all (`same`), one for each of the P numbers (`full`), or is
     not learned (`fix`).
@@ -38,7 +38,7 @@ class MetaParameters(nn.Module):
     def step_sizes(self, raw: Tensor | None = None) -> Tensor:
         """alpha, one a tensor [n_tensors] or, in mode `full`, one a number [P]."""
         raw = self.raw if raw is None else raw
-        values = self._inner.initial_step_size * (raw.exp() if self._log else raw)
+        values = self._unit * (raw.exp() if self._log else raw)
         return values.expand(len(self._subspace.shapes)) if self._inner.step_size_mode == "same" else values
 
     def point(self) -> Point:
@@ -55,19 +55,25 @@ class MetaParameters(nn.Module):
         return surrogate
 
     @property
+    def _unit(self) -> float:
+        """What alpha is measured in. It decides how far a step of AdamW, which knows no scale, moves alpha."""
+        return 1.0 if self._inner.step_size_space == "absolute" else self._inner.initial_step_size
+
+    @property
     def _log(self) -> bool:
         return self._inner.step_size_space == "log"
 
     def _raw(self, start: MetaInit | None) -> Tensor:
         if start is None:
-            return torch.zeros(self.numbers) if self._log else torch.ones(self.numbers)
-        relative = start.step_sizes.detach().float() / self._inner.initial_step_size
+            values = torch.full((self.numbers,), self._inner.initial_step_size / self._unit)
+            return values.log() if self._log else values
+        values = start.step_sizes.detach().float() / self._unit
         if self.numbers == self._subspace.size:
-            relative = self._subspace.per_tensor(relative)
+            values = self._subspace.per_tensor(values)
         elif self.numbers == 1:
-            relative = relative.mean().reshape(1)
-        elif relative.numel() != self.numbers:
+            values = values.mean().reshape(1)
+        elif values.numel() != self.numbers:
             raise TrainingError("the MetaInit to start from has a step size for each number: use step_size_mode full")
-        if self._log and bool((relative <= 0).any()):
+        if self._log and bool((values <= 0).any()):
             raise TrainingError("the MetaInit to start from has step sizes below zero: use step_size_space linear")
-        return relative.log() if self._log else relative.clone()
+        return values.log() if self._log else values.clone()

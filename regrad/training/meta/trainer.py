@@ -20,7 +20,7 @@ from regrad.training.checkpoint import Score, TrainState
 from regrad.training.loop import Loop, Scoring, StepResult, resume
 from regrad.training.meta.collate import collate
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.dev_scores import score
+from regrad.training.meta.dev_scores import Sums, score
 from regrad.training.meta.objective import MetaGradient
 from regrad.training.meta.optim import make_engine
 from regrad.training.meta.optim.base import Engine
@@ -126,17 +126,29 @@ class MetaLearner:
             inner_steps=inner.steps,
         )
 
-    def score(self, dev: Sequence[Task], step: int) -> Score:
-        """Each worker scores a part; with sharded weights all score everything, since they have to run in step."""
-        config, alone = self._config, self._engine.layer_wise
-        numbers = list(range(len(dev))) if alone else self._workers.share(range(len(dev)))
+    def score(self, dev: Sequence[Sequence[Task]], step: int) -> Score:
+        """The means of the sets' scores, and the questions of all.
+
+        Each worker scores a part; with sharded weights all score everything, since they have to run in step.
+        """
+        found = [self._sums(tasks) for tasks in dev]
+        totals = self._engine.total([value for sums in found for value in (sums.exact_match, sums.f1, sums.questions)])
+        exact, f1, counts = (totals[place::3] for place in range(3))
+        means = [
+            sum(total / max(count, 1) for total, count in zip(values, counts, strict=True)) / len(dev)
+            for values in (exact, f1)
+        ]
+        questions = int(sum(counts)) // (self._workers.count if self._engine.layer_wise else 1)
+        return Score(step, {"exact_match": means[0], "f1": means[1], "questions": questions})
+
+    def _sums(self, dev: Sequence[Task]) -> Sums:
+        """Of this worker's part of a set."""
+        config, everything = self._config, range(len(dev))
+        numbers = everything if self._engine.layer_wise else self._workers.share(everything)
         # As training shapes them, but with all questions and nothing mixed in.
         shape = config.shape.model_copy(update={"questions": None, "distractor_probability": 0.0})
         tasks = [shape_task(dev[number], shape, (), config.seed, number) for number in numbers]
-        sums = score(self._lm, self._engine.point(), tasks, config.inner, config.shape, config.scoring)
-        exact, f1, count = self._engine.total([sums.exact_match, sums.f1, sums.questions])
-        questions = int(count) // (self._workers.count if alone else 1)
-        return Score(step, {"exact_match": exact / max(count, 1), "f1": f1 / max(count, 1), "questions": questions})
+        return score(self._lm, self._engine.point(), tasks, config.inner, config.shape, config.scoring)
 
     def _gradient(self, tasks: Sequence[Task]) -> tuple[MetaGradient, dict[str, int]]:
         """The mean over this worker's tasks, a micro-batch at a time; and their passages and tokens."""
@@ -162,7 +174,7 @@ class MetaLearner:
 def meta_loop(
     learner: MetaLearner,
     config: MetaTrainConfig,
-    dev: Sequence[Task] = (),
+    dev: Sequence[Sequence[Task]] = (),
     listener: Listener | None = None,
     workers: Workers = Workers(),
 ) -> Loop[Task]:
@@ -174,7 +186,7 @@ def meta_loop(
 def train_worker(
     config: MetaTrainConfig,
     batches: Callable[[int], Iterable[Sequence[Task]]],
-    dev: Sequence[Task],
+    dev: Sequence[Sequence[Task]],
     notes: Mapping[str, Any],
     listener: Listener,
     device: torch.device | str,
@@ -208,6 +220,6 @@ def meta_train_in_process(config: MetaTrainConfig, device: str = "cpu") -> MetaI
     parent = MetaInit.load(config.start_from).fingerprint if config.start_from else None
     notes = {"tasks": tasks.plan.summary, "parent": parent, "seed": config.seed, "workers": 1}
     best = Best("f1")
-    dev = read_tasks(config.dev) if config.dev else ()
+    dev = [read_tasks(uri) for uri in config.dev]
     last = train_worker(config, tasks.steps, dev, notes, best, device)
     return best.product if config.scoring.select == "best" and isinstance(best.product, MetaInit) else last

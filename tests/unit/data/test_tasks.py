@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from regrad.models.config import ModelConfig
 from regrad.training.meta.collate import collate
 from regrad.training.meta.config import ShapeConfig
 from regrad.training.meta.lengths import Lengths, check_dev_tasks, scan_file
+from tests.tools.chats import without_end_token
 
 PASSAGE = {"id": "a", "title": "t", "text": "x"}
 
@@ -124,9 +126,9 @@ def test_lengths_count_what_training_sees(tiny: Any, tiny_path: Path) -> None:
     task = Task.from_record(
         {"passages": [PASSAGE, {**PASSAGE, "id": "b"}], "questions": [{"question": "q", "answer": "a"}]}
     )
-    lengths = Lengths.of(tiny.config)
-    for shape in (ShapeConfig(), ShapeConfig(in_prompt=True)):
-        batch = collate(tiny, [task], shape)
+    shapes = (ShapeConfig(), ShapeConfig(in_prompt=True))
+    for lm, shape in itertools.product((tiny, without_end_token(tiny)), shapes):
+        lengths, batch = Lengths.of(lm.config), collate(lm, [task], shape)
         assert int(batch.questions.lengths[0]) == lengths.question(task, task.questions[0], shape)
         assert int(batch.passages.lengths[0]) == lengths.passage(task.passages[0])
 

@@ -43,7 +43,7 @@ from regrad.training.lora.finetuning import (
 )
 from regrad.training.lora.lora_artifact import StaticLora
 from tests.tools.augmenting import augmented
-from tests.tools.chats import chat
+from tests.tools.chats import chat, without_end_token
 
 FAST = AdamWConfig(lr=1e-2, weight_decay=0.1, clip=0.5)
 
@@ -173,6 +173,20 @@ def test_without_a_chat_template_the_tokens_are_those_of_the_text_alone(
     pair = item.pairs[2]
     alone = [*tiny.bos, *tiny.encode(prompts.prompt(pair.question)), *tiny.encode(prompts.answer_text(pair.answer))]
     assert adapter_examples(tiny, item)[-1] == Example((*alone, *tiny.eos))
+
+
+def test_without_an_end_token_all_that_is_learned_from_is_one_token_shorter(
+    tiny: LanguageModel, world: World, passages: list[Passage]
+) -> None:
+    """Passages (and so atoms), answers, and the sequences of PRAG and of instruction pre-training."""
+    bare, item = without_end_token(tiny), augmented(world, 1)[0]
+
+    def examples(lm: LanguageModel) -> list[Example]:
+        read = [passage_example(lm, passages[0]), instruction_example(lm, item), question_example(lm, "Who?", "me")]
+        return [*read, *adapter_examples(lm, item)]
+
+    for ended, open_ in zip(examples(tiny), examples(bare), strict=True):
+        assert ended == replace(open_, ids=(*open_.ids, *tiny.eos))
 
 
 def test_text_to_read_is_no_chat(tiny: LanguageModel, world: World, passages: list[Passage]) -> None:

@@ -19,10 +19,10 @@ from regrad.training.workers import total
 
 
 def make_optimizer(parameters: MetaParameters, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW: phi0 at `lr`, the raw step sizes at `step_size_lr` and without weight decay."""
+    """AdamW: phi0 at `lr` and the raw step sizes at `step_size_lr`, each with a weight decay of its own."""
     groups: list[dict[str, Any]] = [_group(parameters.phi0, config.lr, config.weight_decay)]
     if isinstance(parameters.raw, nn.Parameter):
-        groups.append(_group(parameters.raw, config.step_size_lr or config.lr, 0.0))
+        groups.append(_group(parameters.raw, config.step_size_lr or config.lr, config.step_size_weight_decay))
     return torch.optim.AdamW(groups, betas=config.betas)
 
 
