@@ -92,7 +92,7 @@ class Prompt:
 
     def text(self, prompts: PromptFormat) -> str:
         """As these templates write it. Passages stand worst first, so that the best is next to the question."""
-        evidence, shown = self.evidence, self.passages[::-1]
+        evidence, shown = self.evidence, prompts.ordered(self.passages)
         if evidence.raw:
             return prompts.context_text(shown) + evidence.question.question
         asked = prompts.prompt_for(evidence.question, shown, self.style, evidence.demonstrations)
