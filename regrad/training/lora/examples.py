@@ -79,7 +79,7 @@ def instruction_example(lm: LanguageModel, item: Augmented) -> Example:
 def question_example(
     lm: LanguageModel, question: Question, passages: Sequence[Passage] = (), max_tokens: int = 1 << 30
 ) -> Example:
-    """The first accepted answer, predicted from the prompt, in which `passages` stand, the best one last.
+    """The first accepted answer, predicted from the prompt; `passages` come best first.
 
     The worst passages are left out until the example fits; it may still be too long without any.
     """
@@ -88,12 +88,13 @@ def question_example(
         example = _asked(lm, question, shown)
         if not shown or len(example.ids) <= limit:
             return example
-        shown = shown[1:]
+        shown = shown[:-1]
 
 
 def _asked(lm: LanguageModel, question: Question, passages: Sequence[Passage]) -> Example:
     """The prompt as it is asked, with the model's chat template if it has one, then the answer and the end."""
-    prompt = lm.encode_prompt(lm.config.prompts.prompt_for(question, passages))
+    prompts = lm.config.prompts
+    prompt = lm.encode_prompt(prompts.prompt_for(question, prompts.ordered(passages)))
     return Example((*prompt, *lm.encode(lm.config.prompts.answer_text(question.answers[0])), *lm.ending), len(prompt))
 
 
@@ -143,7 +144,7 @@ def read_examples(config: FinetuneConfig, lm: LanguageModel) -> Sequence[Example
         task, question = item
         shown: list[Passage] = []
         if config.objective == "questions-with-passages":
-            shown = [task.passages[position] for position in reversed(question.context[: config.k])]
+            shown = [task.passages[position] for position in question.context[: config.k]]
         return question_example(lm, question.asked, shown, config.max_tokens)
 
     return Examples(((task, item) for task in read_tasks(config.tasks or "") for item in task.questions), make)

@@ -302,7 +302,7 @@ def shape_task(task: Task, shape: ShapeConfig, pool: Sequence[Passage], seed: in
         added = tuple(range(len(passages), len(passages) + len(distractors)))
         passages = (*passages, *distractors)
         questions = [replace(q, context=q.context + added) for q in questions]
-    if shape.order == "shuffled":
+    if shape.shuffled:
         questions = [replace(q, context=tuple(rng.sample(q.context, len(q.context)))) for q in questions]
     # Passages that no question rests on need no gradient.
     used = sorted({position for question in questions for position in question.context})

@@ -205,7 +205,8 @@ def score_tasks(
         requests, questions = [], []
         for update, (_, asked) in zip(updates_DP.detach().cpu(), group_questions(batch), strict=True):
             for task, question in asked:
-                prompt = lm.config.prompts.prompt_for(question.asked, prompt_passages(task, question, shape))
+                shown = lm.config.prompts.ordered(prompt_passages(task, question, shape))
+                prompt = lm.config.prompts.prompt_for(question.asked, shown)
                 requests.append(GenerationRequest(prompt, lm.subspace.updates(update), config.max_new_tokens))
                 questions.append(question.asked)
         answers = [generation.text for generation in generate(lm, requests)]

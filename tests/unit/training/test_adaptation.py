@@ -126,8 +126,8 @@ def test_a_question_leaves_out_the_worst_passages_until_it_fits(tiny: LanguageMo
     shorter = question_example(tiny, WHO, passages[:2], max_tokens=len(whole.ids) - 1)
     assert tiny.tokenizer.decode(whole.ids[whole.start :]).startswith(" me")
     text = tiny.tokenizer.decode(shorter.ids)
-    assert passages[0].title not in text
-    assert passages[1].title in text
+    assert passages[0].title in text
+    assert passages[1].title not in text
 
 
 @pytest.mark.parametrize("start", ["", "Answer:"])
@@ -148,7 +148,7 @@ def test_in_a_chat_the_template_counts_to_what_must_fit(tiny: LanguageModel, pas
     asked = question_example(lm, WHO, passages[:2], max_tokens=len(plain.ids))
     text = lm.tokenizer.decode(asked.ids)
     assert len(asked.ids) <= len(plain.ids)
-    assert (passages[0].title in text, passages[1].title in text) == (False, True)
+    assert (passages[0].title in text, passages[1].title in text) == (True, False)
 
 
 def test_prag_predicts_the_chat_template_too(tiny: LanguageModel, world: World) -> None:
@@ -168,7 +168,7 @@ def test_without_a_chat_template_the_tokens_are_those_of_the_text_alone(
     """Spelled out: prompt and answer between the start and the end token, as before there were chats."""
     prompts, item = tiny.config.prompts, augmented(world, 1)[0]
     for shown in ([], passages[:2]):
-        prompt = [*tiny.bos, *tiny.encode(prompts.prompt("Who?", shown))]
+        prompt = [*tiny.bos, *tiny.encode(prompts.prompt("Who?", prompts.ordered(shown)))]
         whole = (*prompt, *tiny.encode(prompts.answer_text("me")), *tiny.eos)
         assert question_example(tiny, WHO, shown) == Example(whole, len(prompt))
     pair = item.pairs[2]
@@ -183,7 +183,7 @@ def test_without_an_end_token_all_that_is_learned_from_is_one_token_shorter(
     bare, item = without_end_token(tiny), augmented(world, 1)[0]
 
     def examples(lm: LanguageModel) -> list[Example]:
-        read = [passage_example(lm, passages[0]), instruction_example(lm, item), question_example(lm, "Who?", "me")]
+        read = [passage_example(lm, passages[0]), instruction_example(lm, item), question_example(lm, WHO)]
         return [*read, *adapter_examples(lm, item)]
 
     for ended, open_ in zip(examples(tiny), examples(bare), strict=True):
