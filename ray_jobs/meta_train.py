@@ -22,12 +22,12 @@ from ray_jobs.train_runner import (
     watching,
     workers_of_run,
 )
-from regrad.data.tasks import read_tasks, task_files
+from regrad.data.tasks import read_tasks
 from regrad.errors import TrainingError
 from regrad.meta_init import CARD, MetaInit
 from regrad.storage import check_replaceable
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.task_plan import Lengths, check_dev_tasks
+from regrad.training.meta.task_plan import Lengths, check_dev_tasks, files_of
 from regrad.training.meta.trainer import META_INIT, meta_train_worker
 from regrad.training.workers import Workers
 
@@ -37,8 +37,7 @@ def run(config: MetaTrainConfig) -> str:
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     check_replaceable(config.output, CARD)
     lengths = Lengths.of(config.model)
-    for source in config.tasks:
-        task_files(source.uri)
+    files_of(config)
     dev = [check_dev_tasks(uri, lengths, config.shape, config.scoring.max_new_tokens) for uri in config.dev]
     parent = MetaInit.load(config.start_from).fingerprint if config.start_from else None
     with cluster():

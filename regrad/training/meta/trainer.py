@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regrad.data.questions import Question
 from regrad.data.tasks import Task, read_tasks
-from regrad.evaluation.metrics import exact_match, f1
+from regrad.evaluation.metrics import Rules, exact_match, f1, score
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel, load_language_model
@@ -201,15 +202,25 @@ def score_tasks(
         batch = tasks[start : start + _BATCH_TASKS]
         with torch.no_grad():
             updates_DP, _ = adapt(lm, scaled, collate(lm, batch, shape), inner.reduction, inner.steps)
-        requests, answers = [], []
+        requests, questions = [], []
         for update, (_, asked) in zip(updates_DP.detach().cpu(), group_questions(batch), strict=True):
             for task, question in asked:
-                prompt = lm.config.prompts.prompt(question.question, prompt_passages(task, question, shape))
+                shown = lm.config.prompts.ordered(prompt_passages(task, question, shape))
+                prompt = lm.config.prompts.prompt_for(question.asked, shown)
                 requests.append(GenerationRequest(prompt, lm.subspace.updates(update), config.max_new_tokens))
-                answers.append([question.answer])
-        for generation, answer in zip(generate(lm, requests), answers, strict=True):
-            total += Sums(exact_match(generation.text, answer), f1(generation.text, answer, config.rules), 1)
+                questions.append(question.asked)
+        answers = [generation.text for generation in generate(lm, requests)]
+        for one, said in zip(questions, answers, strict=True):
+            total += score_answer(one, said, config.rules)
     return total
+
+
+def score_answer(question: Question, said: str, rules: Rules = "squad") -> Sums:
+    """Both scores of a closed question are whether the right label or word can be read in the answer."""
+    if question.kind != "open":
+        right = float(score(question, said).correct)
+        return Sums(right, right, 1)
+    return Sums(float(exact_match(said, question.answers)), f1(said, question.answers, rules), 1)
 
 
 def meta_loop(

@@ -45,9 +45,9 @@ def asking(**question: Any) -> dict[str, Any]:
         ({}, "no_task", "", ""),
         ({**asking(), "questions": []}, "no_task", "", ""),
         (asking(answer=""), "wrong_field", " question 0", "answer"),
-        ({**asking(), "id": 3}, "wrong_field", "", "id"),
-        ({"passages": [{"id": "a"}], "questions": [{}]}, "wrong_field", " passage 0", "text"),
-        ({**asking(), "questions": [{"question": "q"}]}, "wrong_field", " question 0", "answer"),
+        ({**asking(), "id": [3]}, "wrong_field", "", "id"),
+        ({"passages": [{"id": "a"}], "questions": [{}]}, "missing_field", " passage 0", "text"),
+        ({**asking(), "questions": [{"question": "q"}]}, "missing_field", " question 0", "answer"),
         (asking(context=[1]), "wrong_field", " question 0", "context"),
         (asking(context=[True]), "wrong_field", " question 0", "context"),
     ],
@@ -110,7 +110,7 @@ def test_bad_records_come_with_file_and_line_and_stop_nothing(tmp_path: Path, ti
     found = [ScannedTask(head.place, task, head.problem) for head, task in scan(0, str(path), lengths, shape)]
     assert [item.problem.removeprefix(str(path)) for item in found[:2]] == [
         "",
-        " line 2: a task needs non-empty 'questions'",
+        " line 2: a task needs non-empty 'questions', and this record has passages",
     ]
     assert "line 3 passage 0: " in found[2].problem and "more than 100" in found[2].problem
     assert "line 4 question 0: " in found[3].problem and "more than 200" in found[3].problem
