@@ -11,8 +11,6 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from regrad.bank.builder import read_preparation
-from regrad.bank.format import read_manifest
 from regrad.errors import EvaluationError
 from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.plan import PlannedCell
@@ -20,7 +18,6 @@ from regrad.evaluation.records import Record, read_metadata, read_records, write
 from regrad.locking import exclusive
 from regrad.settings import Settings
 from regrad.storage import Storage, check_replaceable
-from regrad.training.lora.lora_artifact import corpus_costs
 
 logger = logging.getLogger(__name__)
 
@@ -213,16 +210,6 @@ def plan_of(config: EvalConfig, cells: Sequence[PlannedCell]) -> Planned:
     """The plan of a run of these cells."""
     cards = []
     for cell in cells:
-        # What the method's bank, or the LoRA that was trained on a corpus, is known to cost for one passage.
-        uses = cell.method.artefacts
-        costs: dict[str, float | None] = {}
-        if uses.bank is not None:
-            manifest = read_manifest(Storage(uses.bank), uses.bank_version)
-            preparation = read_preparation(uses.bank, manifest.version)
-            costs["preparation_ms"] = preparation.milliseconds_per_passage if preparation else None
-            costs["storage_bytes"] = float(manifest.record_bytes)
-        elif uses.adapter and (trained := corpus_costs(uses.adapter)):
-            costs = asdict(trained)
         card = CellCard(
             name=cell.name,
             model=cell.model_name,
@@ -231,7 +218,7 @@ def plan_of(config: EvalConfig, cells: Sequence[PlannedCell]) -> Planned:
             k=cell.k,
             seed=cell.seed,
             questions=cell.questions,
-            **costs,
+            **asdict(cell.method.costs()),
         )
         cards.append(card)
     return Planned(format=_FORMAT, metric=config.metric, compare_to=config.compare_to, k=config.k, cells=tuple(cards))

@@ -241,6 +241,15 @@ def _checked(method: MethodSettings) -> list[str]:
         found.append(read_manifest(Storage(uses.bank), uses.bank_version).label)
     if uses.adapter:
         found.append(directory_digest(uses.adapter))
+    for name, uri in sorted(uses.others.items()):
+        if not Storage(uri).files():
+            raise MethodError(
+                f"method {method.kind} ({method.name}) needs {name!r}, but there are no files at {uri}",
+                code="artefact_not_found",
+                artefact=name,
+                uri=uri,
+            )
+        found.append(f"{name}:{directory_digest(uri)}")
     return found
 
 

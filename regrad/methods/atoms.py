@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from regrad.bank.builder import read_preparation
 from regrad.bank.config import TiersConfig
 from regrad.bank.format import BankKind, Manifest, current_version, read_manifest
 from regrad.bank.reader import BankReader, Fetched
@@ -21,7 +22,7 @@ from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.errors import AtomNotFound, MethodError
 from regrad.gradients.extractor import Extracted
-from regrad.methods.base import Atoms, BankState, Evidence, MethodSettings, Note, OnMissing, PassageUse
+from regrad.methods.base import Atoms, BankState, Evidence, MethodSettings, Note, OnMissing, PassageCosts, PassageUse
 from regrad.settings import Location
 from regrad.storage import Storage
 
@@ -72,6 +73,15 @@ class BankSettings(MethodSettings):
                 found=manifest.kind,
             )
         return manifest
+
+    def costs(self) -> PassageCosts:
+        """See `MethodSettings`: the time that the bank's version took, and the size of a record."""
+        if self.bank is None:
+            return PassageCosts()
+        manifest = read_manifest(Storage(self.bank), self.bank_version)
+        preparation = read_preparation(self.bank, manifest.version)
+        milliseconds = preparation.milliseconds_per_passage if preparation else None
+        return PassageCosts(milliseconds, float(manifest.record_bytes))
 
     @property
     def leaves_out(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -25,9 +25,9 @@ from regrad.models.subspace import Subspace, Update
 from regrad.prompts import PromptFormat, StyleName
 from regrad.settings import Settings
 
-UpdateSource = Literal["none", "static", "adapters", "gradients", "gradients-now", "adapting"]
-"""Where the update comes from: nowhere, one LoRA for all questions, the passages' trained LoRAs, their gradients from a
-bank or computed now, or training on the passages now."""
+UpdateSource = str
+"""Where the update comes from, in a word: `none`; `static`, one LoRA for all questions; of the passages their trained
+`adapters`, their `gradients` from a bank, `gradients-now` or `adapting` to them; or what a new method calls its own."""
 
 OnMissing = Literal["online", "fewer", "rag", "fail"]
 """What is done for a passage without an atom in the bank: compute it now, leave it out, answer by RAG, or stop."""
@@ -232,12 +232,24 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Artefacts:
-    """Where the files that a method needs are."""
+    """Where the files that a method needs are; an evaluation's cells are computed again if any of them changes.
+
+    `others` are directories of a method's own making, by name; all their files count.
+    """
 
     meta_init: str | None = None
     bank: str | None = None
     bank_version: int | None = None
     adapter: str | None = None
+    others: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PassageCosts:
+    """What it takes to prepare and to keep one passage for a method; None where that is not known."""
+
+    preparation_ms: float | None = None
+    storage_bytes: float | None = None
 
 
 class MethodSettings(Settings):
@@ -269,6 +281,10 @@ class MethodSettings(Settings):
     def artefacts(self) -> Artefacts:
         """Where the files that it needs are."""
         return Artefacts()
+
+    def costs(self) -> PassageCosts:
+        """What its artefacts are known to have cost for one passage, from cards and manifests."""
+        return PassageCosts()
 
     @property
     def leaves_out(self) -> bool:

@@ -19,6 +19,7 @@ from regrad.methods.base import (
     Method,
     MethodInfo,
     MethodSettings,
+    PassageCosts,
     Plan,
     subspace_of_card,
 )
@@ -26,7 +27,7 @@ from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Update
 from regrad.settings import Location
-from regrad.training.lora.lora_artifact import StaticLora, check_ranks, join, read_adapter_card
+from regrad.training.lora.lora_artifact import StaticLora, check_ranks, corpus_costs, join, read_adapter_card
 
 
 class StaticLoraConfig(MethodSettings):
@@ -47,6 +48,11 @@ class StaticLoraConfig(MethodSettings):
     def artefacts(self) -> Artefacts:
         """See `MethodSettings`."""
         return Artefacts(adapter=self.adapter)
+
+    def costs(self) -> PassageCosts:
+        """See `MethodSettings`: of a LoRA trained on a corpus; one trained on questions prepares no passage."""
+        trained = corpus_costs(self.adapter) if self.adapter else None
+        return PassageCosts(trained.preparation_ms, trained.storage_bytes) if trained else PassageCosts()
 
     def check(self) -> None:
         """See `MethodSettings`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,11 +16,14 @@ from regrad.data.passages import Passage, encode_passages
 from regrad.data.question_sets import QuestionSetConfig
 from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodError, ModelError, RegradError
 from regrad.evaluation.config import EvalConfig
+from regrad.evaluation.output import plan_of
 from regrad.evaluation.plan import make_plan
 from regrad.meta_init import MetaInit
+from regrad.methods.base import Artefacts, MethodInfo, PassageCosts
+from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.models.config import ModelConfig, SubspaceConfig
 from regrad.models.subspace import Subspace
-from regrad.settings import parse_settings
+from regrad.settings import Location, parse_settings
 from tests.tools.evaluating import settings, write_bank, write_set
 from tests.tools.refusals import refused
 
@@ -86,6 +89,39 @@ def test_the_seed_in_a_location_makes_a_cell_for_each(folder: Path, model: Model
     method = {"name": "online", "method": "regrad-online", "meta_init": str(folder / "{model}-{seed}")}
     plan = make_plan(settings(folder, model, seeds=[0, 1], methods=[method], k=[1]))
     assert [cell.method.artefacts.meta_init for cell in plan] == [str(folder / "tiny-0"), str(folder / "tiny-1")]
+
+
+class Predicting(PromptOnlyConfig):
+    """A method with an artefact of its own kind."""
+
+    METHODS: ClassVar = (MethodInfo("predicting", "for a test", passages_in_prompt=False, update="predicted"),)
+
+    predictor: Location
+
+    @property
+    def artefacts(self) -> Artefacts:
+        return Artefacts(others={"predictor": self.predictor})
+
+    def costs(self) -> PassageCosts:
+        return PassageCosts(storage_bytes=7.0)
+
+
+def test_a_methods_own_artefact_is_in_the_key_and_its_costs_are_in_the_plan(folder: Path, model: ModelConfig) -> None:
+    method = Predicting(name="predicting", predictor=str(folder / "predictor"))
+    config = settings(folder, model, k=[1]).model_copy(update={"methods": (method,)})
+    with refused(MethodError, "artefact_not_found", artefact="predictor", uri=method.predictor):
+        make_plan(config)
+    found = []
+    for weights in (b"trained", b"trained", b"retrained"):
+        (folder / "predictor").mkdir(exist_ok=True)
+        (folder / "predictor" / "weights").write_bytes(weights)
+        found.append(keys(config))
+    assert found[0] == found[1]
+    assert not found[0] & found[2]
+    (cell,) = make_plan(config)
+    assert cell.k == 1, "an update from a source that is not known here still needs passages"
+    (card,) = plan_of(config, [cell]).cells
+    assert (card.preparation_ms, card.storage_bytes) == (None, 7.0)
 
 
 def test_what_decides_no_answer_is_not_in_the_key(folder: Path, model: ModelConfig) -> None:

@@ -58,6 +58,13 @@ def test_each_method_belongs_to_one_family_and_is_read_as_it() -> None:
         assert method_settings("a label", method=name).info.name == name
 
 
+def test_the_documented_table_has_a_row_for_each_method() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (`.*?`) \| (yes|no)\b.*\|$", text.split("weight update for this request")[1], re.M)
+    documented = {name: shown == "yes" for names, shown in rows for name in re.findall(r"`(.+?)`", names)}
+    assert documented == {name: info.passages_in_prompt for name, info in METHODS.items()}
+
+
 def test_all_settings_that_come_with_regrad_and_its_studies_pass() -> None:
     files = [path for path in builtin_config("").rglob("*.yaml") if re.search("^methods:", path.read_text(), re.M)]
     files += (ROOT / "studies").rglob("*.yaml")
