@@ -1,1 +1,1 @@
-"""What reproduces a paper: lists of `regrad` commands, claims and their tests, figures. Nothing else imports it."""
+"""What reproduces a paper: lists of `regrad` commands, claims, figures. Only `regrad lab report` imports it."""

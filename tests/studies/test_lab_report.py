@@ -447,13 +447,6 @@ def test_steps_are_begun_as_soon_as_they_can_be() -> None:
     assert chosen("b", "timed") is None
 
 
-def test_nothing_imports_a_study_but_the_verb_that_runs_it() -> None:
-    root = Path(__file__).parents[2]
-    files = [path for name in ("regrad", "ray_jobs", "serve_app", "benchmarks") for path in (root / name).rglob("*.py")]
-    found = [path for path in files if re.search(r"^\s*(from|import) studies\b", path.read_text(), re.M)]
-    assert found == [root / "regrad" / "cli" / "lab.py"]
-
-
 def test_without_the_repository_the_verb_says_where_the_report_is(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("studies")]:
         monkeypatch.setitem(sys.modules, name, None)

@@ -39,6 +39,7 @@ ALLOWED = {
     "lab": MODELS | {"bank", "methods", "evaluation", "training", "training.lora", "training.meta"},
 }
 RAY_PARTS = {"ray", "ray_jobs", "serve_app"}
+STUDY_VERB = ROOT / "regrad" / "cli" / "lab.py"
 RAY_FILES = [path for folder in ("ray_jobs", "serve_app") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
@@ -90,6 +91,12 @@ def test_ray_file_is_thin_and_knows_neither_the_command_line_nor_the_other_folde
         assert module.split(".")[0] not in {"transformers", other}, f"{path} imports {module}"
 
 
+def test_nothing_imports_a_study_but_the_verb_that_runs_it() -> None:
+    others = [path for folder in ("benchmarks", "tests/tools") for path in (ROOT / folder).rglob("*.py")]
+    found = [path for path in (*REGRAD, *RAY_FILES, *others) if {"studies"} & {m.split(".")[0] for m in imports(path)}]
+    assert found == [STUDY_VERB]
+
+
 def test_no_file_is_longer_than_a_reader_can_hold() -> None:
-    long = {path: count for path in (*REGRAD, *RAY_FILES) if (count := len(path.read_text().splitlines())) > 400}
-    assert not long
+    files = [*REGRAD, *RAY_FILES, *(ROOT / "studies").rglob("*.py")]
+    assert not {path: count for path in files if (count := len(path.read_text().splitlines())) > 400}
