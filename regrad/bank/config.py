@@ -1,4 +1,4 @@
-"""Indexes and Gradient Banks."""
+"""What can be set of a bank, of reading one through tiers, and of filling one."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ JOBS = (
         "jobs/index-lab.yaml",
         "regrad.retrieval.config:IndexConfig",
         "ray_jobs.index_corpus:run",
-        "Index a corpus (passages of id, title, text) for BM25 retrieval.",
+        "Index a corpus (passages of id, title, text) for retrieval.",
     ),
     JobVerb(
         "build",

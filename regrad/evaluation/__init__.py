@@ -1,1 +1,1 @@
-"""Metrics, question sets, leaks between them, and the client that asks a running server."""
+"""Every method on every question set: planning and running cells, scoring answers, leaks, statistics and the report."""

@@ -104,6 +104,34 @@ TASK = {
 }
 
 
+AUGMENTED_PAIRS = [{"question": "Q?", "answer": "A", "full_answer": "It is A."}]
+SQUAD_QUESTIONS = [{"id": "1", "question": "Q?", "answers": [{"text": "A"}]}]
+SQUAD = {"title": "T", "paragraphs": [{"context": "A is it.", "qas": SQUAD_QUESTIONS}]}
+EXAMPLES: dict[str, tuple[str, Any]] = {
+    "2wikimultihopqa": ("set.json", [TWO_WIKI]),
+    "hotpotqa": ("set.json", [HOTPOT]),
+    "complexwebquestions": ("set.json", [CWQ]),
+    "musique": ("set.jsonl", MUSIQUE),
+    "bamboogle": ("set.csv", "Question,Answer\nQ?,A\n"),
+    "squad": ("set.json", {"data": [SQUAD]}),
+    "popqa": ("set.tsv", 'id\tprop\tquestion\tpossible_answers\n1\toccupation\tQ?\t"[""A""]"\n'),
+    "nq": ("set.jsonl", {"question": "q", "answer": ["A"]}),
+    "triviaqa": ("set.json", {"Data": [TRIVIA]}),
+    "pubmedqa": ("set.json", {"21645374": PUBMED}),
+    "medqa": ("set.jsonl", MEDQA),
+    "bioasq": ("set.json", {"questions": [YES_NO]}),
+    "casehold": ("set.jsonl", {"context": "It held, (<HOLDING>)", "endings": list("abcde"), "label": 4}),
+    "learned-hands-family": ("set.tsv", "index\tanswer\ttext\n0\tYes\tThe HOA refuses.\n"),
+    "housingqa": ("set.json", [HOUSING]),
+    "data-aug": ("set.json", [SAMPLED]),
+    "data-aug-pairs": ("set.json", [{"augment": [{"pid": 0, "passage": "x", "m_qa": AUGMENTED_PAIRS}]}]),
+    "jsonl": ("set.jsonl", {"question": "Q?", "answer": "A"}),
+    "tasks": ("set.jsonl", TASK),
+    "augmented": ("set.jsonl", {"id": "p", "title": "T", "text": "x", "rewrites": [], "pairs": AUGMENTED_PAIRS}),
+}
+"""Of every format a file with one good record; a new reader needs one here."""
+
+
 def write(path: Path, content: Any) -> Path:
     text = content if isinstance(content, str) else json.dumps(content)
     path.write_text(text, encoding="utf-8")
@@ -118,6 +146,19 @@ def read(path: Path, format_: str, **settings: Any) -> list[Question]:
     return read_questions(
         QuestionSetConfig(name="set", path=str(path), format=format_, **{"sha256": "any", **settings})
     )
+
+
+def test_every_reader_has_an_example_and_a_row_in_the_document() -> None:
+    document = (Path(__file__).parents[3] / "docs" / "question-sets.md").read_text()
+    table = document.split("| format | file | kind |")[1].split("\n\n")[0]
+    assert set(READERS) == set(EXAMPLES) == set(re.findall(r"^\| `(.+?)` \|", table, re.M))
+
+
+@pytest.mark.parametrize("format_", EXAMPLES)
+def test_a_good_record_of_every_format_is_read(tmp_path: Path, format_: str) -> None:
+    name, content = EXAMPLES[format_]
+    questions = read(write(tmp_path / name, content), format_)
+    assert questions and all(one.question and one.answers for one in questions)
 
 
 def test_hotpotqa(tmp_path: Path) -> None:
