@@ -4,12 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo s3 s3-stop install lint types unit integration unit-fast unit-fast-1 unit-fast-2 test test-fast gpu clean
+.PHONY: demo s3 s3-stop install lint types unit integration unit-fast unit-fast-1 unit-fast-2 unit-slow test test-fast gpu clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         install, then the whole path on the lab world (about 7 minutes after installation)"
-	@echo "make test         install, then lint, types, unit and integration tests"
+	@echo "make test         install, then test-fast, then the slow unit tests and the integration tests"
 	@echo "make test-fast    lint, types and unit tests, without the slow ones (under 3 minutes)"
 	@echo "make gpu          the tests that need a GPU, where there is one"
 	@echo "make s3           a real S3 server on this machine, to try banks on (make s3-stop ends it)"
@@ -59,8 +59,12 @@ test-fast: $(STAMP)
 gpu: $(STAMP)
 	$(BIN)/python -m pytest tests/gpu
 
-test: $(STAMP)
-	$(MAKE) --no-print-directory -j2 lint types integration-training integration-serving integration-evaluation integration-bank unit  # two at a time: they wait for much
+unit-slow: $(STAMP)
+	$(BIN)/python -m pytest tests/unit tests/studies -m "slow and not integration" || [ $$? -eq 5 ]  # 5: none is marked
+
+# The fast stage first, so that a mistake shows early; then two at a time, as they wait for much.
+test: test-fast
+	$(MAKE) --no-print-directory -j2 integration-training integration-serving integration-evaluation integration-bank unit-slow
 
 s3:
 	tests/tools/s3_server.sh start $(CURDIR)/runs/s3
