@@ -33,7 +33,7 @@ from regrad.storage import Storage
 from regrad.text import counted, listed
 
 _RESULTS = 2  # raise it when the same settings come to give other records
-_READING = 2  # raise it when answers of closed questions come to be read in another way
+_READING = 3  # raise it when answers of closed questions come to be read in another way
 _COVERED_QUESTIONS = 64
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+_-]+")
 # Of a file of more than 16 MB, this many pieces of this size are hashed, and of a corpus everything.
@@ -211,7 +211,7 @@ def _scoring(one: EvalSetConfig, questions: Sequence[Question]) -> list[Any]:
     kinds = {question.kind for question in questions}
     return [
         [one.scoring_rules, one.cut] if "open" in kinds else None,
-        _READING if kinds - {"open"} else None,
+        [_READING, one.reader] if kinds - {"open"} else None,
     ]
 
 

@@ -201,7 +201,7 @@ def _record(
     notes = [str(note) for note in plan.notes]
     if fitted.dropped:
         notes.append(f"{fitted.dropped} of {len(found.passages)} passages did not fit into the prompt")
-    prediction = prediction_of(question, answer.text, cell.set.cut)
+    prediction = prediction_of(question, answer.text, cell.set.cut, cell.set.reader)
     # A closed question is scored by all that was generated, as the scoring reads the label itself.
     scored = prediction if question.kind == "open" else answer.text
     return Record(
@@ -217,7 +217,7 @@ def _record(
         group=question.group,
         raw=answer.text,
         prediction=prediction,
-        **asdict(score(question, scored, cell.set.scoring_rules)),
+        **asdict(score(question, scored, cell.set.scoring_rules, cell.set.reader)),
         passage_ids=tuple(passage.id for passage in found.passages),
         passage_scores=found.scores,
         prompt_tokens=answer.prompt_tokens,
