@@ -125,7 +125,7 @@ class StaticLora:
             "notes": dict(self.notes),
         }
         with directory_writer(uri, CARD) as folder:
-            save_adapter(folder, self.model, self.subspace, self.values)
+            save_adapter(folder, self.model.path, self.subspace, self.values)
             (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
 
     @staticmethod
