@@ -150,7 +150,9 @@ class AdapterActor(BlockActor):
         """See `BlockActor`."""
         settings = self._config.model_dump(mode="json", include={"adapter", "model", "seed"})
         static = self._static.digest if self._static else None
-        return {**settings, "codec": self._config.bank.codec, "static": static}
+        # By content: another adapter may lie at the same place tomorrow.
+        start = {"start": self._trainer.start_digest} if self._config.start_from else {}
+        return {**settings, "codec": self._config.bank.codec, "static": static, **start}
 
     def parse(self, line: bytes, problem: str) -> Passage:
         """See `BlockActor`."""
@@ -183,7 +185,7 @@ class AdapterActor(BlockActor):
     def _trainer(self) -> AdapterTrainer:
         config = self._config
         lm = load_language_model(model_for_adapters(config.model, config.adapter, self._static), device())
-        return AdapterTrainer(lm, config.adapter, self._static, config.seed, config.rows)
+        return AdapterTrainer(lm, config.adapter, self._static, config.seed, config.rows, config.start_from)
 
     @cached_property
     def _codec(self) -> Codec:

@@ -36,7 +36,7 @@ def layout_of(config: AdaptersConfig) -> Layout:
     """The layout of the bank; loads the model, to whose weights adapters are bound. Raises as `AdapterTrainer`."""
     static = StaticLora.load(config.static) if config.static else None
     lm = load_language_model(model_for_adapters(config.model, config.adapter, static), device())
-    subspace = AdapterTrainer(lm, config.adapter, static, config.seed).subspace
+    subspace = AdapterTrainer(lm, config.adapter, static, config.seed, start_from=config.start_from).subspace
     fingerprint = adapters_layout(subspace, adapters_base(lm.identity(), static.digest if static else None))
     return Layout(kind="adapter", fingerprint=fingerprint, codec=config.bank.codec, subspace=subspace.to_json())
 

@@ -68,6 +68,27 @@ def import_adapters(
         return take_in(uri, layout, local.renamed(grouped.incoming()), grouped.left_out)
 
 
+def read_base_weight(uri: str, subspace: Subspace) -> Tensor:
+    """One PEFT adapter [p], such as the `base_weight` that all of PRAG's adapters are trained from.
+
+    Raises `BankError` if it cannot be read or is of another subspace.
+    """
+    with local_source(uri) as local:
+        if not (local.path / _CONFIG).is_file():
+            raise BankError(f"there is no adapter at {local.uri}: {_CONFIG} is missing", code="no_adapters", uri=uri)
+        config, tensors = _config(local.path), subspace_names(_weights(local.path), local.uri)
+        found = _subspace(config, tensors, local.path)
+        if (found.rank, found.scaling) != (subspace.rank, subspace.scaling):
+            raise BankError(
+                f"{local.uri} has rank {found.rank} and alpha {found.scaling * found.rank:g}, but adapters of rank "
+                f"{subspace.rank} and alpha {subspace.scaling * subspace.rank:g} are to be trained from it; set "
+                "adapter.rank and adapter.alpha to its own",
+                code="other_adapter",
+                differs="rank or scaling",
+            )
+        return flat_atom(tensors, subspace, local.uri)
+
+
 def adapter_fingerprint(frame: Frame) -> str:
     """The first 16 hex digits of SHA-256 over what adapters depend on: their kind, base model and subspace."""
     head = {"kind": "adapter", "base": frame.base, "subspace": frame.subspace.to_json()}

@@ -6,6 +6,7 @@ keeps separate moments and step counts for each row.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from regrad.bank.io.prag import read_base_weight
 from regrad.data.augmented import Augmented
 from regrad.models.batching import losses_and_grads
 from regrad.models.config import ModelConfig
@@ -182,24 +184,37 @@ def model_for_adapters(model: ModelConfig, adapter: AdapterConfig, static: Stati
 
 
 class AdapterTrainer:
-    """Trains adapters on a model loaded with `model_for_adapters`, all from the same vector, drawn by `seed`.
+    """Trains adapters on a model loaded with `model_for_adapters`, all from the same vector.
 
-    Raises `MethodError` if the static LoRA is not the model's, or does not fit into its subspace.
+    That is the adapter at `start_from`, or drawn by `seed`. Raises `MethodError` if the static LoRA is not the model's,
+    or does not fit into its subspace, and `BankError` if the start does not fit.
     """
 
     def __init__(
-        self, lm: LanguageModel, config: AdapterConfig, static: StaticLora | None = None, seed: int = 42, rows: int = 64
+        self,
+        lm: LanguageModel,
+        config: AdapterConfig,
+        static: StaticLora | None = None,
+        seed: int = 42,
+        rows: int = 64,
+        start_from: str | None = None,
     ) -> None:
         self._lm = lm
         self._config = config
         self._rows = rows
         self.subspace = Subspace(lm.subspace.modules, config.rank, config.scaling)
-        self._start_P = self.subspace.initial(seed).to(lm.device)
+        start_P = read_base_weight(start_from, self.subspace) if start_from else self.subspace.initial(seed)
+        self._start_P = start_P.to(lm.device)
         self._static = None
         if static is not None:
             static.check_base(lm)
             self._static = static.subspace, static.values.to(lm.device)
             join([self._static], lm.subspace)
+
+    @property
+    def start_digest(self) -> str:
+        """SHA-256 (hex) of the vector that adapters are trained from."""
+        return hashlib.sha256(self._start_P.cpu().numpy().tobytes()).hexdigest()
 
     def train(self, items: Sequence[Augmented]) -> list[Adapter]:
         """One adapter a passage, in order; one that cannot be trained has a reason and stops nothing."""

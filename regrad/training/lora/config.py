@@ -129,6 +129,9 @@ class AdaptersConfig(Settings):
 
     model: ModelConfig = Field(description="its subspace says which blocks and projections; the rank is `adapter`'s")
     static: Location | None = Field(None, description="a LoRA of `regrad finetune`; adapters are trained on top of it")
+    start_from: Location | None = Field(
+        None, description="a PEFT adapter that all are trained from, such as PRAG's base_weight; null: drawn by `seed`"
+    )
     corpus: Location = Field(description="the output of `regrad augment`: its directory, or the file")
     bank: BankConfig
     adapter: AdapterConfig = AdapterConfig()

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from regrad.data.augmented import Augmented, Pair
 from regrad.data.passages import Passage
-from regrad.errors import MethodError, TrainingError
+from regrad.errors import BankError, MethodError, TrainingError
 from regrad.lab.world import World
 from regrad.methods.tta import adapt_online
 from regrad.models.batching import sequence_losses
 from regrad.models.loading import LanguageModel, load_language_model
+from regrad.models.subspace import save_adapter
 from regrad.settings import parse_settings
 from regrad.training.callbacks import Silent, StepReport
 from regrad.training.checkpoint import Checkpoint
@@ -196,6 +197,26 @@ def test_a_passages_adapter_does_not_depend_on_those_that_are_trained_beside_it(
         assert adapter.values is not None and alone.values is not None
         torch.testing.assert_close(adapter.values, alone.values, rtol=1e-3, atol=1e-4)
         assert adapter.values.numel() == 2 * sum(i + o for _, i, o in lm.subspace.modules)
+
+
+def test_adapters_can_be_trained_from_another_adapter(tiny: LanguageModel, world: World, tmp_path: Path) -> None:
+    config = AdapterConfig(lr=1e-9)
+    lm, items = adapter_model(tiny, config), augmented(world, 2)
+    subspace = AdapterTrainer(lm, config).subspace
+    start_P = torch.randn(subspace.size, generator=torch.Generator().manual_seed(7)) * 0.1
+    folder = tmp_path / "base_weight"
+    folder.mkdir()
+    save_adapter(folder, "base", subspace, start_P)
+    trainer = AdapterTrainer(lm, config, start_from=str(folder))
+    for adapter in trainer.train(items):
+        assert adapter.values is not None
+        torch.testing.assert_close(adapter.values, start_P, rtol=1e-4, atol=1e-6)
+    assert trainer.start_digest != AdapterTrainer(lm, config).start_digest
+    other = AdapterConfig(rank=3)
+    with refused(BankError, "other_adapter", differs="rank or scaling"):
+        AdapterTrainer(adapter_model(tiny, other), other, start_from=str(folder))
+    with refused(BankError, "no_adapters", uri=str(tmp_path)):
+        AdapterTrainer(lm, config, start_from=str(tmp_path))
 
 
 def test_an_adapter_is_trained_at_its_own_scale_on_top_of_a_static_one(tiny: LanguageModel, world: World) -> None:
