@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from safetensors import SafetensorError
@@ -104,7 +104,7 @@ def _check_absent(output: str) -> None:
         raise BankError(f"{output} exists: give the adapter a new place", code="output_exists", uri=output)
 
 
-def _write(output: str, base: str, subspace: Subspace, vector_P: Tensor, notes: dict[str, object]) -> None:
+def _write(output: str, base: str, subspace: Subspace, vector_P: Tensor, notes: Mapping[str, object]) -> None:
     _check_absent(output)
     if not bool(torch.isfinite(vector_P).all()):
         raise BankError(
