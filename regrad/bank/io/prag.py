@@ -40,7 +40,7 @@ _WITHOUT_EFFECT = {
     *("lora_dropout", "merge_weights", "fan_in_fan_out", "eva_config", "qalora_group_size"),
 }
 _UNDERSTOOD = _READ | _CHOICE_OF_MODULES | _WITHOUT_EFFECT
-# The values with which these change nothing; other starts (PiSSA, OLoRA, LoftQ) take their part out of the base weights.
+# The values with which these change nothing; other starts (PiSSA, LoftQ) take their part out of the base weights.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal")}
 
 
