@@ -7,6 +7,7 @@ model is worthless, so all of that is an error here, before anything is computed
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from regrad.text import listed
 _ADAPTER, _GENERATION = "adapter_config.json", "generation_config.json"
 _LFS_POINTER = b"version https://git-lfs"
 _MOST_NAMED = 3
+
+# transformers replaces a method of its base class while it loads a model and puts back what it found: two threads that
+# load at once leave it replaced for good, and every later model of the process with its head untied.
+LOADING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,15 @@ def load_checkpoint(path: str, name: str, dtype: torch.dtype, attention: str) ->
     config, tokenizer = load_without_weights(path, name)
     transformers_logging.disable_progress_bar()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            attn_implementation=attention,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with LOADING:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                attn_implementation=attention,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

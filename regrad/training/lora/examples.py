@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from regrad.data.augmented import Augmented, Pair, read_augmented
 from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
+from regrad.data.questions import Question
 from regrad.data.tasks import Task, TaskQuestion, read_tasks
 from regrad.errors import TrainingError
 from regrad.gradients.extractor import encode_passage
@@ -62,7 +63,7 @@ def suffix_example(lm: LanguageModel, passage: Passage) -> Example:
     balanced = (i for i in stops if min(len(text[:i].split()), len(text[i:].split())) >= _LEAST_WORDS)
     cut = next(balanced, middle)
     prefix = [*lm.bos, *lm.encode(text[:cut])]
-    return Example((*prefix, *lm.encode(text[cut:]), *lm.eos), len(prefix))
+    return Example((*prefix, *lm.encode(text[cut:]), *lm.ending), len(prefix))
 
 
 def instruction_example(lm: LanguageModel, item: Augmented) -> Example:
@@ -71,32 +72,30 @@ def instruction_example(lm: LanguageModel, item: Augmented) -> Example:
     It is a text, as a passage is, and no chat, so it is not wrapped in the chat template.
     """
     prompts = lm.config.prompts
-    asked = "".join(
-        prompts.question.format(question=pair.question) + prompts.answer_text(pair.answer) + prompts.stop
-        for pair in item.pairs
-    )
-    return Example((*lm.bos, *lm.encode(prompts.context_text([item.passage]) + asked), *lm.eos))
+    asked = "".join(prompts.asked(pair.asked) + prompts.answer_text(pair.answer) + prompts.stop for pair in item.pairs)
+    return Example((*lm.bos, *lm.encode(prompts.context_text([item.passage]) + asked), *lm.ending))
 
 
 def question_example(
-    lm: LanguageModel, question: str, answer: str, passages: Sequence[Passage] = (), max_tokens: int = 1 << 30
+    lm: LanguageModel, question: Question, passages: Sequence[Passage] = (), max_tokens: int = 1 << 30
 ) -> Example:
-    """The answer, predicted from the prompt, in which `passages` stand, the best one last.
+    """The first accepted answer, predicted from the prompt; `passages` come best first.
 
     The worst passages are left out until the example fits; it may still be too long without any.
     """
     limit, shown = longest(lm, max_tokens), list(passages)
     while True:
-        example = _asked(lm, question, answer, shown)
+        example = _asked(lm, question, shown)
         if not shown or len(example.ids) <= limit:
             return example
-        shown = shown[1:]
+        shown = shown[:-1]
 
 
-def _asked(lm: LanguageModel, question: str, answer: str, passages: Sequence[Passage]) -> Example:
+def _asked(lm: LanguageModel, question: Question, passages: Sequence[Passage]) -> Example:
     """The prompt as it is asked, with the model's chat template if it has one, then the answer and the end."""
-    prompt = lm.encode_prompt(lm.config.prompts.prompt(question, passages))
-    return Example((*prompt, *lm.encode(lm.config.prompts.answer_text(answer)), *lm.eos), len(prompt))
+    prompts = lm.config.prompts
+    prompt = lm.encode_prompt(prompts.prompt_for(question, prompts.ordered(passages)))
+    return Example((*prompt, *lm.encode(lm.config.prompts.answer_text(question.answers[0])), *lm.ending), len(prompt))
 
 
 def adapter_examples(lm: LanguageModel, item: Augmented, pairs: int | None = None) -> list[Example]:
@@ -113,7 +112,7 @@ def adapter_examples(lm: LanguageModel, item: Augmented, pairs: int | None = Non
 
 
 def _whole(lm: LanguageModel, pair: Pair, passages: Sequence[Passage] = ()) -> Example:
-    return Example(_asked(lm, pair.question, pair.answer, passages).ids)
+    return Example(_asked(lm, pair.asked, passages).ids)
 
 
 R = TypeVar("R")
@@ -145,8 +144,8 @@ def read_examples(config: FinetuneConfig, lm: LanguageModel) -> Sequence[Example
         task, question = item
         shown: list[Passage] = []
         if config.objective == "questions-with-passages":
-            shown = [task.passages[position] for position in reversed(question.context[: config.k])]
-        return question_example(lm, question.question, question.answer, shown, config.max_tokens)
+            shown = [task.passages[position] for position in question.context[: config.k]]
+        return question_example(lm, question.asked, shown, config.max_tokens)
 
     return Examples(((task, item) for task in read_tasks(config.tasks or "") for item in task.questions), make)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -290,3 +291,11 @@ def test_a_question_with_such_a_token_is_not_asked(extended: LanguageModel) -> N
     evidence = Evidence(open_question("What is a Zorblax?"), (), ())
     fitted = fit_prompt(extended, Prompt(evidence, ()), 4, None, True)
     assert "Zorblax" in fitted.problem and fitted.prompt == ""
+
+
+def test_models_that_are_loaded_at_once_leave_the_next_one_whole(tiny: LanguageModel, tiny_path: Path) -> None:
+    config = tiny.config.model_copy(update={"path": str(tiny_path)})
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: load_language_model(config, "cpu").identity(), range(8)))
+    assert set(found) == {tiny.identity()}
+    assert load_language_model(config, "cpu").identity() == tiny.identity()

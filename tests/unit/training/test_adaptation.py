@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regrad.data.augmented import Augmented, Pair
 from regrad.data.passages import Passage
+from regrad.data.questions import Question
 from regrad.errors import MethodError, TrainingError
 from regrad.lab.world import World
 from regrad.methods.tta import adapt_online
@@ -41,9 +42,10 @@ from regrad.training.lora.finetuning import (
 )
 from regrad.training.lora.lora_artifact import StaticLora
 from tests.tools.augmenting import augmented
-from tests.tools.chats import chat
+from tests.tools.chats import chat, without_end_token
 from tests.tools.refusals import refused
 
+WHO = Question("", "Who?", ("me",))
 FAST = AdamWConfig(lr=1e-2, weight_decay=0.1, clip=0.5)
 
 
@@ -120,12 +122,12 @@ def test_prag_has_five_sequences_a_passage_and_predicts_all_of_them(tiny: Langua
 
 
 def test_a_question_leaves_out_the_worst_passages_until_it_fits(tiny: LanguageModel, passages: list[Passage]) -> None:
-    whole = question_example(tiny, "Who?", "me", passages[:2])
-    shorter = question_example(tiny, "Who?", "me", passages[:2], max_tokens=len(whole.ids) - 1)
+    whole = question_example(tiny, WHO, passages[:2])
+    shorter = question_example(tiny, WHO, passages[:2], max_tokens=len(whole.ids) - 1)
     assert tiny.tokenizer.decode(whole.ids[whole.start :]).startswith(" me")
     text = tiny.tokenizer.decode(shorter.ids)
-    assert passages[0].title not in text
-    assert passages[1].title in text
+    assert passages[0].title in text
+    assert passages[1].title not in text
 
 
 @pytest.mark.parametrize("start", ["", "Answer:"])
@@ -135,18 +137,18 @@ def test_a_baseline_is_trained_on_the_prompt_that_a_chat_model_is_asked(
     lm = chat(tiny, system="Be brief.", answer_start=start)
     answer = (*lm.encode(lm.config.prompts.answer_text("me")), *lm.eos)
     for shown in ([], passages[:1]):
-        example = question_example(lm, "Who?", "me", shown)
+        example = question_example(lm, WHO, shown)
         assert list(example.ids[: example.start]) == lm.encode_prompt(lm.config.prompts.prompt("Who?", shown))
         assert example.ids[example.start :] == answer
     assert lm.tokenizer.decode(example.ids).count("assistant") == 1
 
 
 def test_in_a_chat_the_template_counts_to_what_must_fit(tiny: LanguageModel, passages: list[Passage]) -> None:
-    plain, lm = question_example(tiny, "Who?", "me", passages[:2]), chat(tiny, system="Be brief.")
-    asked = question_example(lm, "Who?", "me", passages[:2], max_tokens=len(plain.ids))
+    plain, lm = question_example(tiny, WHO, passages[:2]), chat(tiny, system="Be brief.")
+    asked = question_example(lm, WHO, passages[:2], max_tokens=len(plain.ids))
     text = lm.tokenizer.decode(asked.ids)
     assert len(asked.ids) <= len(plain.ids)
-    assert (passages[0].title in text, passages[1].title in text) == (False, True)
+    assert (passages[0].title in text, passages[1].title in text) == (True, False)
 
 
 def test_prag_predicts_the_chat_template_too(tiny: LanguageModel, world: World) -> None:
@@ -166,12 +168,26 @@ def test_without_a_chat_template_the_tokens_are_those_of_the_text_alone(
     """Spelled out: prompt and answer between the start and the end token, as before there were chats."""
     prompts, item = tiny.config.prompts, augmented(world, 1)[0]
     for shown in ([], passages[:2]):
-        prompt = [*tiny.bos, *tiny.encode(prompts.prompt("Who?", shown))]
+        prompt = [*tiny.bos, *tiny.encode(prompts.prompt("Who?", prompts.ordered(shown)))]
         whole = (*prompt, *tiny.encode(prompts.answer_text("me")), *tiny.eos)
-        assert question_example(tiny, "Who?", "me", shown) == Example(whole, len(prompt))
+        assert question_example(tiny, WHO, shown) == Example(whole, len(prompt))
     pair = item.pairs[2]
     alone = [*tiny.bos, *tiny.encode(prompts.prompt(pair.question)), *tiny.encode(prompts.answer_text(pair.answer))]
     assert adapter_examples(tiny, item)[-1] == Example((*alone, *tiny.eos))
+
+
+def test_without_an_end_token_all_that_is_learned_from_is_one_token_shorter(
+    tiny: LanguageModel, world: World, passages: list[Passage]
+) -> None:
+    """Passages (and so atoms), answers, and the sequences of PRAG and of instruction pre-training."""
+    bare, item = without_end_token(tiny), augmented(world, 1)[0]
+
+    def examples(lm: LanguageModel) -> list[Example]:
+        read = [passage_example(lm, passages[0]), instruction_example(lm, item), question_example(lm, WHO)]
+        return [*read, *adapter_examples(lm, item)]
+
+    for ended, open_ in zip(examples(tiny), examples(bare), strict=True):
+        assert ended == replace(open_, ids=(*open_.ids, *tiny.eos))
 
 
 def test_text_to_read_is_no_chat(tiny: LanguageModel, world: World, passages: list[Passage]) -> None:
