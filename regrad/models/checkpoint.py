@@ -91,6 +91,8 @@ def _not_loaded(name: str, error: Exception) -> ModelError:
     # What is not an error of ours would be taken for a lost worker, and tried again.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    if not isinstance(error, OSError | ValueError | ImportError):  # the text of others, as of a KeyError, says little
+        reason = f"{type(error).__name__}: {reason}"
     return ModelError(f"no language model could be loaded from {name}: {reason}", code="not_loaded", path=name)
 
 
