@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from regrad.data.passages import Passage
+from regrad.errors import TokenOutOfVocabulary
 from regrad.methods.base import AtomProvider, Atoms, Evidence, Method, MethodInfo, MethodSettings, Note, Plan
 from regrad.models.loading import LanguageModel
 from regrad.training.lora.batched import train_rows
@@ -43,7 +44,14 @@ def adapt_online(
 ) -> list[Adapted]:
     """For each question `steps` AdamW steps from `start_P`, each on all of the question's passages."""
     limit = longest(lm, 1 << 30)
-    examples = [[ADAPT_ON[adapt_on](lm, passage) for passage in passages] for passages in questions]
+
+    def read(passage: Passage) -> Example:
+        try:
+            return ADAPT_ON[adapt_on](lm, passage)
+        except TokenOutOfVocabulary:
+            return Example(())
+
+    examples = [[read(passage) for passage in passages] for passages in questions]
     usable = [[item for item in items if item.predicts and len(item.ids) <= limit] for items in examples]
     plans = [[items] * steps if items else [] for items in usable]
     trained = train_rows(lm, start_P.expand(len(questions), -1), plans, config)

@@ -16,7 +16,7 @@ import torch
 
 from regrad.data.augmented import Augmented, Pair, pair_of
 from regrad.data.passages import Passage
-from regrad.errors import CorpusError, ModelError
+from regrad.errors import CorpusError, ModelError, TokenOutOfVocabulary
 from regrad.inference.decoding import GenerationRequest, check_fits, draws, sample
 from regrad.models.loading import LanguageModel
 from regrad.training.lora.config import AugmentConfig
@@ -83,6 +83,8 @@ class Augmenter:
         for prompt in (self._rewrite_prompt(passage), self._pairs_prompt(passage)):
             try:
                 check_fits(self._lm, GenerationRequest(prompt, (), self._config.max_new_tokens), controls=True)
+            except TokenOutOfVocabulary as error:
+                return str(error)
             except ModelError as error:
                 return f"the passage is too long: {error}"
         return ""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from regrad.bank.io.prag import read_base_weight
 from regrad.data.augmented import Augmented
+from regrad.errors import TokenOutOfVocabulary
 from regrad.models.batching import losses_and_grads
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel
@@ -224,15 +225,20 @@ class AdapterTrainer:
             some = items[start : start + self._rows]
             # One sequence a step, in PRAG's order, as often as there are epochs.
             plans: list[list[list[Example]]] = []
-            for item in some:
-                examples = adapter_examples(self._lm, item, self._config.pairs)
+            unknown: dict[int, str] = {}
+            for number, item in enumerate(some):
+                try:
+                    examples = adapter_examples(self._lm, item, self._config.pairs)
+                except TokenOutOfVocabulary as error:
+                    examples, unknown[number] = [], str(error)
                 fitting = [[example] for example in examples if example.predicts and len(example.ids) <= limit]
                 plans.append(fitting * self._config.epochs)
             trained = train_rows(self._lm, self._start_P.expand(len(some), -1), plans, self._config, self._lift)
-            for item, plan, value, failed in zip(
-                some, plans, trained.values.float().cpu(), trained.failed, strict=True
-            ):
-                if failed:
+            rows = zip(some, plans, trained.values.float().cpu(), trained.failed, strict=True)
+            for number, (item, plan, value, failed) in enumerate(rows):
+                if number in unknown:
+                    results.append(Adapter(None, unknown[number]))
+                elif failed:
                     results.append(Adapter(None, "non-finite gradient"))
                 elif not plan:
                     reason = "every sequence is too long" if item.pairs else "no question-answer pairs"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrad.errors import TrainingError
+from regrad.errors import TokenOutOfVocabulary, TrainingError
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.training.callbacks import Listener, Silent
 from regrad.training.checkpoint import TrainState
@@ -27,7 +27,7 @@ ADAPTER = "adapter"
 
 
 def usable(lm: LanguageModel, examples: Sequence[Example], config: FinetuneConfig) -> list[Example]:
-    """The examples that fit, at most `config.max_examples` of them, drawn by the seed; no others are made.
+    """The examples that fit the model, at most `config.max_examples` of them, drawn by the seed; no others are made.
 
     Raises `TrainingError` if none is left.
     """
@@ -40,7 +40,10 @@ def usable(lm: LanguageModel, examples: Sequence[Example], config: FinetuneConfi
     rng.shuffle(others)
     fitting: dict[int, Example] = {}
     for number in [*drawn, *others]:
-        example = examples[number]
+        try:
+            example = examples[number]
+        except TokenOutOfVocabulary:
+            continue
         if example.predicts and len(example.ids) <= limit:
             fitting[number] = example
         if len(fitting) == wanted:

@@ -147,3 +147,16 @@ def test_the_sets_rules_and_cut_decide_the_scores(
     assert first() == (said.text, pytest.approx(2 / 9))
     assert first(cut=True) == ("yes it is", pytest.approx(0.5))
     assert first(cut=True, rules="hotpotqa") == ("yes it is", 0.0)
+
+
+def test_a_question_that_the_model_cannot_read_stops_no_other(folder: Path, tiny: LanguageModel) -> None:
+    expected = [record.raw for record in run(tiny, only(folder, tiny, "rag"))[0].records]
+    tiny.tokenizer.add_tokens(["Zorblax"])
+    lines = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    lines[0]["question"] = lines[2]["question"] = "Who employs a Zorblax?"
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    records = run(tiny, only(folder, tiny, "rag", batch={"questions": 4}))[0].records
+    assert [records[n].raw for n in (1, 3, 4, 5)] == [expected[n] for n in (1, 3, 4, 5)]
+    for n in (0, 2):
+        assert (records[n].raw, records[n].em, records[n].correct) == ("", 0.0, False)
+        assert records[n].note.startswith("not asked: ") and "Zorblax" in records[n].note
