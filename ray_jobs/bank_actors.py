@@ -28,7 +28,7 @@ from regrad.gradients.extractor import AtomExtractor
 from regrad.meta_init import MetaInit, read_card
 from regrad.models.loading import load_language_model
 from regrad.storage import Storage
-from regrad.training.lora.batched import AdapterTrainer, model_for_adapters
+from regrad.training.lora.batched import AdapterTrainer
 from regrad.training.lora.config import AdaptersConfig
 from regrad.training.lora.lora_artifact import StaticLora
 
@@ -182,7 +182,7 @@ class AdapterActor(BlockActor):
     @cached_property
     def _trainer(self) -> AdapterTrainer:
         config = self._config
-        lm = load_language_model(model_for_adapters(config.model, config.adapter, self._static), device())
+        lm = load_language_model(config.model, device())
         return AdapterTrainer(lm, config.adapter, self._static, config.seed, config.rows)
 
     @cached_property

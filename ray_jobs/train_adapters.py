@@ -14,7 +14,7 @@ from regrad.bank.format import Layout
 from regrad.data.augmented import augmented_file
 from regrad.methods.prag import adapters_base, adapters_layout
 from regrad.models.loading import load_language_model
-from regrad.training.lora.batched import AdapterTrainer, model_for_adapters
+from regrad.training.lora.batched import AdapterTrainer
 from regrad.training.lora.config import AdaptersConfig
 from regrad.training.lora.lora_artifact import StaticLora
 
@@ -35,7 +35,7 @@ def train(config: AdaptersConfig) -> Built:
 def layout_of(config: AdaptersConfig) -> Layout:
     """The layout of the bank; loads the model, to whose weights adapters are bound. Raises as `AdapterTrainer`."""
     static = StaticLora.load(config.static) if config.static else None
-    lm = load_language_model(model_for_adapters(config.model, config.adapter, static), device())
+    lm = load_language_model(config.model, device())
     subspace = AdapterTrainer(lm, config.adapter, static, config.seed).subspace
     fingerprint = adapters_layout(subspace, adapters_base(lm.identity(), static.digest if static else None))
     return Layout(kind="adapter", fingerprint=fingerprint, codec=config.bank.codec, subspace=subspace.to_json())

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from regrad.data.augmented import Augmented
 from regrad.models.batching import losses_and_grads
-from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, finite_rows
-from regrad.training.lora.config import AdamWConfig, AdapterConfig, adapter_subspace
+from regrad.training.lora.config import AdamWConfig, AdapterConfig
 from regrad.training.lora.examples import Example, adapter_examples, example_batch, longest
 from regrad.training.lora.lora_artifact import StaticLora, join
 
-Lift = Callable[[Tensor], Tensor]
-"""From what is trained [..., p] to updates of the model [..., P]; differentiable, and each row on its own."""
+Lift = Callable[[Tensor], Mapping[Subspace, Tensor]]
+"""From what is trained [..., p] to what is applied: [..., P] or [P] in each subspace. Differentiable, and each row on
+its own."""
 
 
 class _Entry(NamedTuple):
@@ -35,7 +35,8 @@ class _Entry(NamedTuple):
 class RowTrainer:
     """U vectors, trained step by step from `start_UP`. The base model is not changed.
 
-    `reduce` turns what one worker computed into the mean over all workers; a single worker needs none.
+    Without a `lift` they are LoRAs of the model's own subspace. `reduce` turns what one worker computed into the mean
+    over all workers; a single worker needs none.
     """
 
     def __init__(
@@ -43,12 +44,12 @@ class RowTrainer:
         lm: LanguageModel,
         start_UP: Tensor,
         config: AdamWConfig,
-        lift: Lift = lambda rows: rows,
+        lift: Lift | None = None,
         reduce: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> None:
         self._lm = lm
         self._config = config
-        self._lift = lift
+        self._lift = lift or (lambda rows: {lm.subspace: rows})
         self._reduce = reduce
         self._rows = [row.clone().requires_grad_() for row in start_UP.detach().to(lm.device)]
         self._optimizer = torch.optim.AdamW(
@@ -123,7 +124,7 @@ class RowTrainer:
         leaf = chosen.detach().requires_grad_()
         batch = example_batch(self._lm, [entry.example for entry in entries])
         weights_N = torch.tensor([entry.weight for entry in entries], device=self._lm.device)
-        with torch.enable_grad(), self._lm.lora.applied(self._lift(leaf)):
+        with torch.enable_grad(), self._lm.applied(self._lift(leaf)):
             hidden_NTD = self._lm.hidden(batch.ids[:, :-1])
             losses_N, grads_NTD = losses_and_grads(self._lm, hidden_NTD, batch)
             # `losses_and_grads` ran the backward pass of the logits; the weight scales what enters the rest of it.
@@ -151,7 +152,7 @@ def train_rows(
     start_UP: Tensor,
     plans: Sequence[Sequence[Sequence[Example]]],
     config: AdamWConfig,
-    lift: Lift = lambda rows: rows,
+    lift: Lift | None = None,
 ) -> Trained:
     """Train each row by its own plan: the examples of each of its steps."""
     trainer = RowTrainer(lm, start_UP, config, lift)
@@ -175,16 +176,11 @@ class Adapter:
     problem: str = ""
 
 
-def model_for_adapters(model: ModelConfig, adapter: AdapterConfig, static: StaticLora | None = None) -> ModelConfig:
-    """The base model's settings with a subspace in which an adapter stands beside the static LoRA."""
-    subspace = adapter_subspace(model.subspace, adapter, static.subspace.rank if static else 0)
-    return model.model_copy(update={"subspace": subspace})
-
-
 class AdapterTrainer:
-    """Trains adapters on a model loaded with `model_for_adapters`, all from the same vector, drawn by `seed`.
+    """Trains adapters, all from the same vector, drawn by `seed`, on the projections of the model's own subspace.
 
-    Raises `MethodError` if the static LoRA is not the model's, or does not fit into its subspace.
+    The static LoRA that they are trained on top of stays in a subspace of its own. Raises `MethodError` if it is not
+    the model's.
     """
 
     def __init__(
@@ -199,7 +195,6 @@ class AdapterTrainer:
         if static is not None:
             static.check_base(lm)
             self._static = static.subspace, static.values.to(lm.device)
-            join([self._static], lm.subspace)
 
     def train(self, items: Sequence[Augmented]) -> list[Adapter]:
         """One adapter a passage, in order; one that cannot be trained has a reason and stops nothing."""
@@ -226,6 +221,6 @@ class AdapterTrainer:
                     results.append(Adapter(value.clone()))
         return results
 
-    def _lift(self, rows: Tensor) -> Tensor:
-        own = [(self.subspace, rows)]
-        return join([self._static, *own] if self._static else own, self._lm.subspace)
+    def _lift(self, rows: Tensor) -> Mapping[Subspace, Tensor]:
+        own = self.subspace, rows
+        return join([self._static, own] if self._static else [own])

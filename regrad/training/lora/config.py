@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from regrad.bank.config import BankConfig
-from regrad.models.config import ModelConfig, SubspaceConfig
+from regrad.models.config import ModelConfig
 from regrad.settings import Location, Settings, WorkersConfig
 from regrad.training.config import Beta, ScheduleConfig, TrainConfig
 
@@ -138,9 +138,3 @@ class AdaptersConfig(Settings):
     )
     seed: int = 42
     cluster: WorkersConfig = WorkersConfig()
-
-
-def adapter_subspace(model: SubspaceConfig, adapter: AdapterConfig, static_rank: int = 0) -> SubspaceConfig:
-    """The subspace in which an adapter is trained beside a static LoRA of some rank, at the adapter's scale."""
-    rank = adapter.rank + static_rank
-    return model.model_copy(update={"rank": rank, "alpha": adapter.scaling * rank})

@@ -18,12 +18,12 @@ from regrad.errors import MethodError, TrainingError
 from regrad.lab.world import World
 from regrad.methods.tta import adapt_online
 from regrad.models.batching import sequence_losses
-from regrad.models.loading import LanguageModel, load_language_model
+from regrad.models.loading import LanguageModel
 from regrad.settings import parse_settings
 from regrad.training.callbacks import Silent, StepReport
 from regrad.training.checkpoint import Checkpoint
 from regrad.training.loop import resume
-from regrad.training.lora.batched import AdapterTrainer, RowTrainer, model_for_adapters, train_rows
+from regrad.training.lora.batched import AdapterTrainer, RowTrainer, train_rows
 from regrad.training.lora.config import AdamWConfig, AdapterConfig, FinetuneConfig
 from regrad.training.lora.examples import (
     Example,
@@ -180,15 +180,11 @@ def test_text_to_read_is_no_chat(tiny: LanguageModel, world: World, passages: li
     assert instruction_example(lm, item) == instruction_example(tiny, item)
 
 
-def adapter_model(tiny: LanguageModel, config: AdapterConfig, static: StaticLora | None = None) -> LanguageModel:
-    return load_language_model(model_for_adapters(tiny.config, config, static), "cpu")
-
-
 def test_a_passages_adapter_does_not_depend_on_those_that_are_trained_beside_it(
     tiny: LanguageModel, world: World
 ) -> None:
     config = AdapterConfig(lr=1e-2, epochs=2)
-    lm, items = adapter_model(tiny, config), augmented(world, 5)
+    lm, items = tiny, augmented(world, 5)
     items[2] = replace(items[2], pairs=items[2].pairs[:1])
     together = AdapterTrainer(lm, config, rows=3).train(items)
     for item, adapter in zip(items, together, strict=True):
@@ -206,15 +202,14 @@ def test_an_adapter_is_trained_at_its_own_scale_on_top_of_a_static_one(tiny: Lan
     config = AdapterConfig(lr=5e-3, epochs=4)
     values = 0.3 * torch.randn(tiny.subspace.size, generator=torch.Generator().manual_seed(3))
     static = StaticLora(tiny.config, tiny.identity(), tiny.subspace, values)
-    lm, items = adapter_model(tiny, config, static), augmented(world, 1)
-    assert (lm.subspace.rank, lm.subspace.scaling) == (6, 16)
+    lm, items = tiny, augmented(world, 1)
     trainer = AdapterTrainer(lm, config, static)
     adapter = trainer.train(items)[0].values
     assert adapter is not None
     batch = example_batch(lm, adapter_examples(lm, items[0]))
 
     def loss(*parts: tuple[Any, Tensor]) -> float:
-        with torch.no_grad(), lm.lora.applied(join(parts, lm.subspace)):
+        with torch.no_grad(), lm.applied(join(parts)):
             return float(sequence_losses(lm, batch).mean())
 
     both = loss((static.subspace, values), (trainer.subspace, adapter))
@@ -224,7 +219,7 @@ def test_an_adapter_is_trained_at_its_own_scale_on_top_of_a_static_one(tiny: Lan
 
 def test_a_passage_without_questions_has_no_adapter_and_stops_nothing(tiny: LanguageModel, world: World) -> None:
     config = AdapterConfig(max_tokens=120)
-    lm, items = adapter_model(tiny, config), augmented(world, 3)
+    lm, items = tiny, augmented(world, 3)
     items[0] = replace(items[0], pairs=())
     long = Passage("long", "Long", "word " * 200)
     items[1] = Augmented(long, (), (Pair("Who?", "me"),))
