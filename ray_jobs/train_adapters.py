@@ -16,6 +16,7 @@ from regrad.methods.prag import adapters_base, adapters_layout
 from regrad.models.loading import load_language_model
 from regrad.training.lora.batched import AdapterTrainer
 from regrad.training.lora.config import AdaptersConfig
+from regrad.training.lora.examples import adapter_demonstrations
 from regrad.training.lora.lora_artifact import StaticLora
 
 
@@ -26,6 +27,7 @@ def run(config: AdaptersConfig) -> str:
 
 def train(config: AdaptersConfig) -> Built:
     """As `run`, returning what was built. With `config.keep`, passages that the bank has keep their adapters."""
+    adapter_demonstrations(config)  # a file that is wrong is found before a model is loaded
     config = config.model_copy(update={"corpus": augmented_file(config.corpus)})
     with cluster():
         layout = run_task(layout_of, config, num_cpus=1)

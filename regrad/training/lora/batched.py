@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from regrad.data.augmented import Augmented
+from regrad.data.questions import Question
 from regrad.models.batching import losses_and_grads
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, finite_rows
@@ -184,9 +185,16 @@ class AdapterTrainer:
     """
 
     def __init__(
-        self, lm: LanguageModel, config: AdapterConfig, static: StaticLora | None = None, seed: int = 42, rows: int = 64
+        self,
+        lm: LanguageModel,
+        config: AdapterConfig,
+        static: StaticLora | None = None,
+        seed: int = 42,
+        rows: int = 64,
+        demonstrations: Sequence[Question] = (),
     ) -> None:
         self._lm = lm
+        self._demonstrations = demonstrations
         self._config = config
         self._rows = rows
         self.subspace = Subspace(lm.subspace.modules, config.rank, config.scaling)
@@ -205,7 +213,7 @@ class AdapterTrainer:
             # One sequence a step, in PRAG's order, as often as there are epochs.
             plans: list[list[list[Example]]] = []
             for item in some:
-                examples = adapter_examples(self._lm, item, self._config.pairs)
+                examples = adapter_examples(self._lm, item, self._config, self._demonstrations)
                 fitting = [[example] for example in examples if example.predicts and len(example.ids) <= limit]
                 plans.append(fitting * self._config.epochs)
             trained = train_rows(self._lm, self._start_P.expand(len(some), -1), plans, self._config, self._lift)
@@ -215,11 +223,17 @@ class AdapterTrainer:
                 if failed:
                     results.append(Adapter(None, "non-finite gradient"))
                 elif not plan:
-                    reason = "every sequence is too long" if item.pairs else "no question-answer pairs"
-                    results.append(Adapter(None, reason))
+                    results.append(Adapter(None, self._why_nothing(item)))
                 else:
                     results.append(Adapter(value.clone()))
         return results
+
+    def _why_nothing(self, item: Augmented) -> str:
+        if not item.pairs:
+            return "no question-answer pairs"
+        if self._config.answers == "full" and not any(pair.full_answer for pair in item.pairs):
+            return "no question has a full answer"
+        return "every sequence is too long"
 
     def _lift(self, rows: Tensor) -> Mapping[Subspace, Tensor]:
         own = self.subspace, rows

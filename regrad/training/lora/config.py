@@ -66,6 +66,8 @@ class AugmentConfig(Settings):
     )
     tasks: Location | None = Field(None, description="instead of corpus: tasks with questions; no rewrites")
     pairs: int = Field(3, ge=1, description="most questions of a passage")
+    least_pairs: int = Field(1, ge=1, description="questions that a passage needs; with fewer the model is asked again")
+    full_answers: bool = Field(False, description="a question without its `full_answer` does not count")
     rewrites: int = Field(1, ge=0, le=8, description="other wordings of a passage")
     rewrite_prompt: str = (
         "Rewrite the following passage. While keeping the entities, proper nouns, and key details such as names, "
@@ -81,8 +83,9 @@ class AugmentConfig(Settings):
     )
     temperature: float = Field(0.7, gt=0)
     top_k: int = Field(50, ge=0, description="0: all tokens")
+    top_p: float = Field(1.0, gt=0, le=1, description="share of the probability that tokens are drawn from")
     max_new_tokens: int = Field(512, ge=8)
-    retries: int = Field(10, ge=0, le=100, description="further attempts for a passage whose pairs are not valid JSON")
+    retries: int = Field(10, ge=0, le=100, description="further attempts for a passage without valid pairs")
     batch_passages: int = Field(8, ge=1, description="decoded together")
     part_passages: int = Field(64, ge=1, description="passages of one part; an interrupted job reuses its parts")
     seed: int = 42
@@ -106,6 +109,8 @@ class AugmentConfig(Settings):
             raise ValueError(f"exactly one of corpus, ready and tasks is expected, found {given or 'none'}")
         if self.corpus is not None and self.model is None:
             raise ValueError("corpus needs 'model'")
+        if self.least_pairs > self.pairs:
+            raise ValueError(f"least_pairs is {self.least_pairs}, but pairs, the most of them, is {self.pairs}")
         return self
 
 
@@ -117,6 +122,9 @@ class AdapterConfig(AdamWConfig):
     epochs: int = Field(1, ge=1)
     max_tokens: int = Field(3000, ge=16, description="of one sequence; longer ones are left out")
     pairs: int | None = Field(None, ge=1, description="most questions of a passage, the first ones; all if null")
+    answers: Literal["short", "full"] = Field(
+        "short", description="full: `full_answer`, sentences for reasoning; questions without one are left out"
+    )
 
     @property
     def scaling(self) -> float:
@@ -130,6 +138,10 @@ class AdaptersConfig(Settings):
     model: ModelConfig = Field(description="its subspace says which blocks and projections; the rank is `adapter`'s")
     static: Location | None = Field(None, description="a LoRA of `regrad finetune`; adapters are trained on top of it")
     corpus: Location = Field(description="the output of `regrad augment`: its directory, or the file")
+    demonstrations: Location | None = Field(
+        None,
+        description="solved questions (format jsonl), all of them shown before every question, as in asking",
+    )
     bank: BankConfig
     adapter: AdapterConfig = AdapterConfig()
     rows: int = Field(64, ge=1, description="passages trained at once; changes results only by rounding")

@@ -8,15 +8,17 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, TypeVar
 
-from regrad.data.augmented import Augmented, Pair, read_augmented
+from regrad.data.augmented import Augmented, read_augmented
 from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
+from regrad.data.question_sets import QuestionSetConfig, read_questions
+from regrad.data.questions import Question
 from regrad.data.tasks import Task, TaskQuestion, read_tasks
 from regrad.errors import TrainingError
 from regrad.gradients.extractor import encode_passage
 from regrad.models.batching import TokenBatch, pad_batch
 from regrad.models.loading import LanguageModel
-from regrad.training.lora.config import FinetuneConfig
+from regrad.training.lora.config import AdapterConfig, AdaptersConfig, FinetuneConfig
 
 _STOPS = (".", ",", ";", ":", "!", "?")
 _LEAST_WORDS = 3
@@ -87,33 +89,48 @@ def question_example(
     """
     limit, shown = longest(lm, max_tokens), list(passages)
     while True:
-        example = _asked(lm, question, answer, shown)
+        example = _asked(lm, Question("", question, (answer,)), shown)
         if not shown or len(example.ids) <= limit:
             return example
         shown = shown[1:]
 
 
-def _asked(lm: LanguageModel, question: str, answer: str, passages: Sequence[Passage]) -> Example:
+def _asked(
+    lm: LanguageModel, question: Question, passages: Sequence[Passage], demonstrations: Sequence[Question] = ()
+) -> Example:
     """The prompt as it is asked, with the model's chat template if it has one, then the answer and the end."""
-    prompt = lm.encode_prompt(lm.config.prompts.prompt(question, passages))
-    return Example((*prompt, *lm.encode(lm.config.prompts.answer_text(answer)), *lm.eos), len(prompt))
+    prompts = lm.config.prompts
+    prompt = lm.encode_prompt(prompts.prompt_for(question, passages, demonstrations=demonstrations))
+    return Example((*prompt, *lm.encode(prompts.answer_text(question.answers[0])), *lm.eos), len(prompt))
 
 
-def adapter_examples(lm: LanguageModel, item: Augmented, pairs: int | None = None) -> list[Example]:
-    """PRAG's sequences of one passage, in its order, each predicted as a whole, the chat template included.
+def adapter_examples(
+    lm: LanguageModel, item: Augmented, config: AdapterConfig, demonstrations: Sequence[Question] = ()
+) -> list[Example]:
+    """PRAG's sequences of one passage, in its order, each predicted as a whole: the chat template and the
+    demonstrations included.
 
     The first half of the questions (two of three) comes with the passage in the prompt and again with each rewrite;
     the others come without.
     """
-    asked = item.pairs[:pairs]
+    full = config.answers == "full"
+    asked = [
+        Question("", pair.question, (pair.full_answer if full else pair.answer,))
+        for pair in item.pairs
+        if pair.full_answer or not full
+    ][: config.pairs]
     with_text = (len(asked) + 1) // 2
     texts = [item.passage, *(Passage(item.passage.id, item.passage.title, text) for text in item.rewrites)]
-    read = [_whole(lm, pair, [text]) for pair in asked[:with_text] for text in texts]
-    return read + [_whole(lm, pair) for pair in asked[with_text:]]
+    read = [_asked(lm, question, [text], demonstrations) for question in asked[:with_text] for text in texts]
+    alone = [_asked(lm, question, (), demonstrations) for question in asked[with_text:]]
+    return [Example(example.ids) for example in read + alone]
 
 
-def _whole(lm: LanguageModel, pair: Pair, passages: Sequence[Passage] = ()) -> Example:
-    return Example(_asked(lm, pair.question, pair.answer, passages).ids)
+def adapter_demonstrations(config: AdaptersConfig) -> list[Question]:
+    """The solved questions that adapters are trained with; raises `EvaluationError` for a file that is wrong."""
+    if config.demonstrations is None:
+        return []
+    return read_questions(QuestionSetConfig(name="demonstrations", path=config.demonstrations))
 
 
 R = TypeVar("R")

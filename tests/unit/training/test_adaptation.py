@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regrad.data.augmented import Augmented, Pair
 from regrad.data.passages import Passage
+from regrad.data.questions import Question
 from regrad.errors import MethodError, TrainingError
 from regrad.lab.world import World
 from regrad.methods.tta import adapt_online
@@ -108,7 +109,7 @@ def test_a_row_that_is_not_finite_stays_and_does_not_touch_the_others(
 
 def test_prag_has_five_sequences_a_passage_and_predicts_all_of_them(tiny: LanguageModel, world: World) -> None:
     item = augmented(world, 1)[0]
-    examples = adapter_examples(tiny, item)
+    examples = adapter_examples(tiny, item, AdapterConfig())
     texts = [tiny.tokenizer.decode(example.ids) for example in examples]
     assert len(examples) == 5
     assert {example.start for example in examples} == {1}
@@ -116,7 +117,29 @@ def test_prag_has_five_sequences_a_passage_and_predicts_all_of_them(tiny: Langua
     assert shown == [(True, True)] * 4 + [(False, True)]
     assert item.rewrites[0].split(".")[0] in texts[1]
     assert item.passage.text.split(".")[0] in texts[0]
-    assert len(adapter_examples(tiny, item, pairs=1)) == 2
+    assert len(adapter_examples(tiny, item, AdapterConfig(pairs=1))) == 2
+
+
+def test_prag_is_trained_on_reasoning_with_the_demonstrations_of_asking(tiny: LanguageModel, world: World) -> None:
+    item = augmented(world, 1)[0]
+    pairs = (replace(item.pairs[0], full_answer="As is said, so it is."), item.pairs[1])
+    item = replace(item, pairs=pairs)
+    shown = [Question("d", "Which is solved?", ("This one, as one sees.",))]
+    lm = chat(tiny, answer_start="Answer:")
+    config = AdapterConfig(answers="full")
+    asked = Question("q", pairs[0].question, ("?",))
+    prompt = lm.config.prompts.prompt_for(asked, [item.passage], demonstrations=shown)
+    assert "Which is solved?" in prompt and "This one, as one sees." in prompt
+    answer = lm.encode(lm.config.prompts.answer_text("As is said, so it is."))
+    found = adapter_examples(lm, item, config, shown)
+    assert len(found) == 2, "the question without a full answer is left out"
+    assert found[0] == Example((*lm.encode_prompt(prompt), *answer, *lm.eos))
+    trainer = AdapterTrainer(lm, config, demonstrations=shown)
+    without = replace(item, pairs=pairs[1:])
+    (adapter, none), (plain, _) = trainer.train([item, without]), AdapterTrainer(lm, config).train([item, without])
+    assert none.problem == "no question has a full answer"
+    assert adapter.values is not None and plain.values is not None
+    assert not torch.allclose(adapter.values, plain.values)
 
 
 def test_a_question_leaves_out_the_worst_passages_until_it_fits(tiny: LanguageModel, passages: list[Passage]) -> None:
@@ -151,7 +174,7 @@ def test_in_a_chat_the_template_counts_to_what_must_fit(tiny: LanguageModel, pas
 
 def test_prag_predicts_the_chat_template_too(tiny: LanguageModel, world: World) -> None:
     lm, item = chat(tiny), augmented(world, 1)[0]
-    examples = adapter_examples(lm, item)
+    examples = adapter_examples(lm, item, AdapterConfig())
     texts = [item.passage, Passage(item.passage.id, item.passage.title, item.rewrites[0])]
     shown = [[text] for _ in item.pairs[:2] for text in texts] + [[]]
     for example, pair, passages in zip(examples, [item.pairs[i // 2] for i in range(5)], shown, strict=True):
@@ -171,7 +194,7 @@ def test_without_a_chat_template_the_tokens_are_those_of_the_text_alone(
         assert question_example(tiny, "Who?", "me", shown) == Example(whole, len(prompt))
     pair = item.pairs[2]
     alone = [*tiny.bos, *tiny.encode(prompts.prompt(pair.question)), *tiny.encode(prompts.answer_text(pair.answer))]
-    assert adapter_examples(tiny, item)[-1] == Example((*alone, *tiny.eos))
+    assert adapter_examples(tiny, item, AdapterConfig())[-1] == Example((*alone, *tiny.eos))
 
 
 def test_text_to_read_is_no_chat(tiny: LanguageModel, world: World, passages: list[Passage]) -> None:
@@ -206,7 +229,7 @@ def test_an_adapter_is_trained_at_its_own_scale_on_top_of_a_static_one(tiny: Lan
     trainer = AdapterTrainer(lm, config, static)
     adapter = trainer.train(items)[0].values
     assert adapter is not None
-    batch = example_batch(lm, adapter_examples(lm, items[0]))
+    batch = example_batch(lm, adapter_examples(lm, items[0], AdapterConfig()))
 
     def loss(*parts: tuple[Any, Tensor]) -> float:
         with torch.no_grad(), lm.applied(join(parts)):
