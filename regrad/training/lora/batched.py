@@ -62,13 +62,17 @@ class RowTrainer:
         """The vectors as they are now [U, P]."""
         return torch.stack([row.detach() for row in self._rows])
 
-    def step(self, examples: Sequence[Sequence[Example]], factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    def step(
+        self, examples: Sequence[Sequence[Example]], factor: float = 1.0, weights: Sequence[float] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One AdamW step of each row on the mean loss of its examples, at `factor` times the learning rate.
+
+        With `weights`, one a row, it is the sum of the losses times the row's weight.
 
         A row without examples stays as it is, and so does one whose loss or gradient is not finite. Returns each row's
         loss before the step [U] (NaN without examples), and which rows were updated [U] bool.
         """
-        losses_U, gradients_UP = self._gradients(examples)
+        losses_U, gradients_UP = self._gradients(examples, weights)
         reduced = self._reduce(torch.cat([losses_U[:, None], gradients_UP], dim=1))
         losses_U, gradients_UP = reduced[:, 0], reduced[:, 1:]
         wanted_U = torch.tensor([bool(items) for items in examples], device=gradients_UP.device)
@@ -99,12 +103,15 @@ class RowTrainer:
                 kept = {name: state[name][i].to(row) for name in ("exp_avg", "exp_avg_sq")}
                 self._optimizer.state[row] = {"step": state["step"][i].clone(), **kept}
 
-    def _gradients(self, examples: Sequence[Sequence[Example]]) -> tuple[Tensor, Tensor]:
-        """Losses [U] and gradients [U, P], each the mean over the row's examples."""
+    def _gradients(
+        self, examples: Sequence[Sequence[Example]], weights: Sequence[float] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses [U] and gradients [U, P], each the mean over the row's examples, or their sum times its weight."""
         losses_U = torch.zeros(len(self._rows), device=self._lm.device)
         gradients_UP = torch.zeros(len(self._rows), self._rows[0].numel(), device=self._lm.device)
         gradients_UP = gradients_UP.to(self._rows[0].dtype)
-        entries = [_Entry(row, example, 1 / len(items)) for row, items in enumerate(examples) for example in items]
+        shares = weights or [1 / max(1, len(items)) for items in examples]
+        entries = [_Entry(row, example, shares[row]) for row, items in enumerate(examples) for example in items]
         # Chunks of similar length, so that little is padding: at most `batch_tokens` padded tokens, or one example.
         chunk: list[_Entry] = []
         for entry in sorted(entries, key=lambda entry: len(entry.example.ids)):
@@ -154,14 +161,15 @@ def train_rows(
     plans: Sequence[Sequence[Sequence[Example]]],
     config: AdamWConfig,
     lift: Lift | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Trained:
-    """Train each row by its own plan: the examples of each of its steps."""
+    """Train each row by its own plan: the examples of each of its steps; `weights` are as in `RowTrainer.step`."""
     trainer = RowTrainer(lm, start_UP, config, lift)
     losses = [float("nan")] * len(plans)
     failed = [False] * len(plans)
     for step in range(max((len(plan) for plan in plans), default=0)):
         examples = [plan[step] if step < len(plan) else () for plan in plans]
-        losses_U, updated_U = trainer.step(examples)
+        losses_U, updated_U = trainer.step(examples, weights=weights)
         for row, (loss, updated) in enumerate(zip(losses_U.tolist(), updated_U.tolist(), strict=True)):
             if examples[row]:
                 losses[row] = loss

@@ -75,6 +75,21 @@ def test_prag_on_all_blocks_and_regrad_on_the_upper_half_stand_in_one_table_as_i
         assert [record.raw for record in alone.records] == together
 
 
+@pytest.mark.parametrize("method", [{"name": "tta"}, {"name": "ttarag", "accumulation": 1, "clip": None}])
+def test_an_adapted_answer_does_not_depend_on_the_questions_before_it(
+    folder: Path, tiny: LanguageModel, method: dict[str, Any]
+) -> None:
+    one_by_one = {"rows": 1, "questions": 1}  # a batch of another shape rounds in another way
+    config = settings(folder, tiny.config, methods=[{**method, "lr": 0.03}], k=[1], batch=one_by_one)
+    lines = (folder / "questions.jsonl").read_text().splitlines(keepends=True)
+    asked = {record.question_id: record.raw for record in run(tiny, config)[0].records}
+    assert len(set(asked.values())) > 1
+    for line in reversed(lines):
+        (folder / "questions.jsonl").write_text(line)
+        (record,) = run(load_language_model(tiny.config, "cpu"), config)[0].records
+        assert record.raw == asked[record.question_id]
+
+
 def test_what_is_trained_on_passages_alone_has_none_in_its_prompt(folder: Path, tiny: LanguageModel) -> None:
     ways: dict[str, dict[str, Any]] = {
         "tta": {"lr": 1e-2},

@@ -48,7 +48,7 @@ def test_only_some_methods_put_passages_in_the_prompt() -> None:
     question = Evidence(open_question("Who?"), tuple(PASSAGES))
     prompts = {name: Blind(settings(name)).prompt(question).text(PromptFormat()) for name in METHODS}
     read = {name for name, prompt in prompts.items() if "first" in prompt}
-    assert read == {"rag", "pe-rag", "ft-rag", "prag+icl", "regrad+icl", "tta"}
+    assert read == {"rag", "pe-rag", "ft-rag", "prag+icl", "regrad+icl", "tta", "ttarag"}
     assert {prompts[name] for name in METHODS if name not in read} == {"Question: Who?\nAnswer:"}
     assert prompts["rag"].index("second") < prompts["rag"].index("first") < prompts["rag"].index("Who?")
 
@@ -292,6 +292,16 @@ def test_test_time_adaptation_is_exactly_reset(tiny: LanguageModel, passages: li
     assert fresh is not None and later is not None
     assert torch.equal(fresh, later)
     assert not torch.allclose(fresh, tiny.subspace.initial(0))
+
+
+def test_test_time_adaptation_may_train_a_lora_of_its_own(tiny: LanguageModel, passages: list[Passage]) -> None:
+    own = {"rank": 8, "alpha": 16, "layers": "all", "projections": ["q_proj", "v_proj"]}
+    updates = Planned(settings("ttarag", lr=1e-2, subspace=own), tiny)
+    (together,) = updates([asked(passages[:4])]).together
+    ((subspace, vector),) = together.items()
+    assert subspace.rank == 8 and len(subspace.modules) == 8 and vector.numel() == subspace.size
+    assert not torch.allclose(logits(tiny, together), dense_logits(tiny, []))
+    torch.testing.assert_close(logits(tiny, together), dense_logits(tiny, [(subspace, vector)]), rtol=1e-4, atol=1e-5)
 
 
 def test_test_time_adaptation_starts_where_its_seed_says_and_may_leave_the_passages_out_of_the_prompt(

@@ -17,7 +17,7 @@ from regrad.data.passages import Passage
 from regrad.data.questions import Question
 from regrad.errors import MethodError, TrainingError
 from regrad.lab.world import World
-from regrad.methods.tta import adapt_online
+from regrad.methods.tta import Adapted, TtaConfig, TtaragConfig, adapt_online
 from regrad.models.batching import sequence_losses
 from regrad.models.loading import LanguageModel
 from regrad.settings import parse_settings
@@ -33,6 +33,7 @@ from regrad.training.lora.examples import (
     instruction_example,
     passage_example,
     question_example,
+    suffix_example,
 )
 from regrad.training.lora.finetuning import (
     LoraLearner,
@@ -251,14 +252,21 @@ def test_a_passage_without_questions_has_no_adapter_and_stops_nothing(tiny: Lang
     assert found[2].values is not None
 
 
+def adapted(
+    lm: LanguageModel, phi0: Tensor, questions: list[list[Passage]], steps: int = 3, **changes: Any
+) -> list[Adapted]:
+    config = TtaConfig(name="tta", steps=steps, lr=1e-2, weight_decay=0.1, clip=0.5, **changes)
+    return adapt_online(lm, lm.subspace, phi0, questions, config)
+
+
 def test_online_adaptation_forgets_everything_between_questions(tiny: LanguageModel, passages: list[Passage]) -> None:
     """The bug of a published implementation: its reset was to tensors that had been trained meanwhile."""
     phi0, identity = start(tiny, 1)[0], tiny.identity()
-    first = adapt_online(tiny, phi0, [passages[:2]], 3, FAST)[0].update
+    first = adapted(tiny, phi0, [passages[:2]])[0].update
     for questions in ([passages[2:5]], [passages[5:8], passages[:1]]):
-        adapt_online(tiny, phi0, questions, 3, FAST)
-    again = adapt_online(tiny, phi0, [passages[:2]], 3, FAST)[0].update
-    beside = adapt_online(tiny, phi0, [passages[4:7], passages[:2]], 3, FAST)[1].update
+        adapted(tiny, phi0, questions)
+    again = adapted(tiny, phi0, [passages[:2]])[0].update
+    beside = adapted(tiny, phi0, [passages[4:7], passages[:2]])[1].update
     assert first is not None and again is not None and beside is not None
     assert torch.equal(first, again)
     torch.testing.assert_close(first, beside, rtol=1e-3, atol=1e-4)
@@ -274,7 +282,7 @@ def test_more_steps_lower_the_loss_of_the_passages(tiny: LanguageModel, passages
     batch = example_batch(tiny, [passage_example(tiny, passage) for passage in passages[:2]])
     losses = []
     for steps in (1, 6):
-        update = adapt_online(tiny, start(tiny, 1)[0], [passages[:2]], steps, FAST, adapt_on)[0].update
+        update = adapted(tiny, start(tiny, 1)[0], [passages[:2]], steps, adapt_on=adapt_on)[0].update
         assert update is not None
         with torch.no_grad(), tiny.lora.applied(update):
             losses.append(float(sequence_losses(tiny, batch).mean()))
@@ -285,9 +293,36 @@ def test_a_question_whose_passages_do_not_fit_is_answered_by_the_base_and_says_s
     tiny: LanguageModel, passages: list[Passage]
 ) -> None:
     long = Passage("long", "Long", "word " * 400)
-    found = adapt_online(tiny, start(tiny, 1)[0], [[long], [long, passages[0]], []], 1, FAST)
+    found = adapted(tiny, start(tiny, 1)[0], [[long], [long, passages[0]], []], 1)
     assert [item.update is None for item in found] == [True, False, True]
     assert found[1].note == "1 passages do not fit the model"
+    cut = adapted(tiny, start(tiny, 1)[0], [[long]], 1, max_tokens=50)[0]
+    assert cut.update is not None and not cut.note
+
+
+def test_ttarag_takes_its_first_three_pairs_in_two_steps_as_its_code_does(
+    tiny64: LanguageModel, passages: list[Passage]
+) -> None:
+    """Written out: the sum of two losses over six, clipped; then the third over six. The second question has two."""
+    from regrad.training.lora.examples import example_batch
+
+    config = TtaragConfig(name="ttarag", lr=1e-2)
+    questions = [passages[:5], passages[5:7]]
+    found = adapt_online(tiny64, tiny64.subspace, start(tiny64, 1)[0], questions, config)
+    for item, given in zip(found, questions, strict=True):
+        examples = [suffix_example(tiny64, passage) for passage in given[:3]]
+        phi = start(tiny64, 1)[0].clone().requires_grad_()
+        optimizer = torch.optim.AdamW([phi], lr=1e-2, weight_decay=0.01)
+        for some in (examples[:2], examples[2:]):
+            if some:
+                optimizer.zero_grad()
+                with tiny64.lora.applied(phi):
+                    loss = sequence_losses(tiny64, example_batch(tiny64, some)).sum() / (len(examples) * 2)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_([phi], 0.1)
+                optimizer.step()
+        assert item.update is not None
+        torch.testing.assert_close(item.update, phi.detach().float(), rtol=1e-5, atol=1e-7)
 
 
 def settings(lm: LanguageModel, **changes: Any) -> FinetuneConfig:
