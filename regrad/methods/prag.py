@@ -11,8 +11,8 @@ are trained on top of it, and it is added to the sum.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -71,7 +71,10 @@ class PragConfig(BankSettings):
 
 
 class PragOnLoraConfig(PragConfig):
-    """prag-warm, ft-prag: a bank of adapters that were trained on top of a static LoRA."""
+    """prag-warm, ft-prag: a static LoRA, and a bank of adapters that were trained on top of it, or in force with it.
+
+    In the second case (`adapters` of `regrad finetune`, the paper's FT-PRAG) both were trained on the base model.
+    """
 
     METHODS: ClassVar = (
         MethodInfo(
@@ -82,7 +85,7 @@ class PragOnLoraConfig(PragConfig):
         ),
         MethodInfo(
             "ft-prag",
-            "trained LoRAs on top of one trained on all training questions",
+            "trained LoRAs with one trained on all training questions",
             passages_in_prompt=False,
             update="adapters",
         ),
@@ -101,19 +104,20 @@ class PragOnLoraConfig(PragConfig):
         """See `MethodSettings`; also whether the adapters were trained on top of this LoRA."""
         manifest = self.bank_manifest()
         card = read_adapter_card(needed_adapter(self, self.adapter))
-        _check_trained_on(manifest, [adapters_base(card["base_identity"], card["digest"])], self, self._static_name)
+        self._check_belongs(manifest, card["base_identity"], card["digest"], card.get("notes"))
 
     def open(self, lm: LanguageModel) -> Method:
         """See `MethodSettings`."""
         manifest = self.bank_manifest()
         static = StaticLora.load(needed_adapter(self, self.adapter))
         static.check_base(lm)
-        _check_trained_on(manifest, [adapters_base(static.base_identity, static.digest)], self, self._static_name)
+        self._check_belongs(manifest, static.base_identity, static.digest, static.notes)
         return Prag(self, manifest, lm, static)
 
-    @property
-    def _static_name(self) -> str:
-        return f"the adapter at {self.adapter}"
+    def _check_belongs(self, manifest: Layout, base: str, digest: str, notes: Any) -> None:
+        if isinstance(notes, Mapping) and notes.get("adapters") == manifest.fingerprint:
+            return
+        _check_trained_on(manifest, [adapters_base(base, digest)], self, f"the adapter at {self.adapter}")
 
 
 class Prag(Method):

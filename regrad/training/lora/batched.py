@@ -26,6 +26,9 @@ Lift = Callable[[Tensor], Mapping[Subspace, Tensor]]
 """From what is trained [..., p] to what is applied: [..., P] or [P] in each subspace. Differentiable, and each row on
 its own."""
 
+Beside = Callable[[Sequence[Example]], Sequence[tuple[Subspace, Tensor]]]
+"""LoRAs [N, p] that are applied, and not trained, with each of N examples."""
+
 
 class _Entry(NamedTuple):
     row: int
@@ -37,7 +40,7 @@ class RowTrainer:
     """U vectors, trained step by step from `start_UP`. The base model is not changed.
 
     Without a `lift` they are LoRAs of the model's own subspace. `reduce` turns what one worker computed into the mean
-    over all workers; a single worker needs none.
+    over all workers; a single worker needs none. `beside` gives what else is applied with some examples, [N, p] each.
     """
 
     def __init__(
@@ -47,11 +50,13 @@ class RowTrainer:
         config: AdamWConfig,
         lift: Lift | None = None,
         reduce: Callable[[Tensor], Tensor] = lambda values: values,
+        beside: Beside | None = None,
     ) -> None:
         self._lm = lm
         self._config = config
         self._lift = lift or (lambda rows: {lm.subspace: rows})
         self._reduce = reduce
+        self._beside = beside
         self._rows = [row.clone().requires_grad_() for row in start_UP.detach().to(lm.device)]
         self._optimizer = torch.optim.AdamW(
             self._rows, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=True
@@ -132,7 +137,7 @@ class RowTrainer:
         leaf = chosen.detach().requires_grad_()
         batch = example_batch(self._lm, [entry.example for entry in entries])
         weights_N = torch.tensor([entry.weight for entry in entries], device=self._lm.device)
-        with torch.enable_grad(), self._lm.applied(self._lift(leaf)):
+        with torch.enable_grad(), self._lm.applied(self._updates(leaf, entries)):
             hidden_NTD = self._lm.hidden(batch.ids[:, :-1])
             losses_N, grads_NTD = losses_and_grads(self._lm, hidden_NTD, batch)
             # `losses_and_grads` ran the backward pass of the logits; the weight scales what enters the rest of it.
@@ -144,6 +149,12 @@ class RowTrainer:
             gradients_UP[numbers[0]] += gradient
         else:
             gradients_UP.index_add_(0, where, gradient)
+
+    def _updates(self, leaf: Tensor, entries: Sequence[_Entry]) -> Mapping[Subspace, Tensor]:
+        updates = self._lift(leaf)
+        if self._beside is None:
+            return updates
+        return join([*updates.items(), *self._beside([entry.example for entry in entries])])
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,12 @@ class FinetuneConfig(TrainConfig):
     corpus: Location | None = Field(None, description="passages; for instruction the output of `regrad augment`")
     tasks: Location | None = Field(None, description="questions, as for `regrad train`")
     start_from: Location | None = Field(None, description="an adapter to continue, for documents that came later")
+    adapters: Location | None = Field(
+        None,
+        description="with questions: a bank of `regrad adapters`; those of a question's passages (the first k) are "
+        "in force while its answer is learned",
+    )
+    adapters_version: int | None = Field(None, ge=1, description="the current one if null")
     k: int | None = Field(None, ge=1, description="most passages in a prompt: the first of the question's context")
     max_examples: int | None = Field(None, ge=1, description="most examples, sampled by the seed; all if null")
     max_tokens: int = Field(1536, ge=16, description="longer examples are left out and counted")
@@ -52,6 +58,8 @@ class FinetuneConfig(TrainConfig):
         wanted = "corpus" if self.objective in ("passages", "instruction") else "tasks"
         if getattr(self, wanted) is None:
             raise ValueError(f"objective {self.objective} needs '{wanted}'")
+        if self.adapters is not None and wanted != "tasks":
+            raise ValueError(f"objective {self.objective} has no questions whose 'adapters' could be in force")
         return self
 
 

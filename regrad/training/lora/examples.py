@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -26,10 +26,11 @@ _LEAST_WORDS = 3
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids; the first `start` are given, the others are predicted."""
+    """Token ids; the first `start` are given, the others are predicted. `passages` are those with adapters in force."""
 
     ids: tuple[int, ...]
     start: int = 1
+    passages: tuple[Passage, ...] = ()
 
     @property
     def predicts(self) -> bool:
@@ -160,10 +161,10 @@ def read_examples(config: FinetuneConfig, lm: LanguageModel) -> Sequence[Example
 
     def make(item: tuple[Task, TaskQuestion]) -> Example:
         task, question = item
-        shown: list[Passage] = []
-        if config.objective == "questions-with-passages":
-            shown = [task.passages[position] for position in reversed(question.context[: config.k])]
-        return question_example(lm, question.question, question.answer, shown, config.max_tokens)
+        found = tuple(task.passages[position] for position in question.context[: config.k])
+        shown = found[::-1] if config.objective == "questions-with-passages" else ()
+        example = question_example(lm, question.question, question.answer, shown, config.max_tokens)
+        return replace(example, passages=found) if config.adapters else example
 
     return Examples(((task, item) for task in read_tasks(config.tasks or "") for item in task.questions), make)
 
