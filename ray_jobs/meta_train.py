@@ -22,12 +22,12 @@ from ray_jobs.train_runner import (
     watching,
     workers_of_run,
 )
-from regrad.data.tasks import read_tasks, task_files
+from regrad.data.tasks import read_tasks
 from regrad.errors import TrainingError
 from regrad.meta_init import CARD, MetaInit
 from regrad.storage import check_replaceable
 from regrad.training.meta.config import MetaTrainConfig
-from regrad.training.meta.task_plan import Lengths, check_dev_tasks
+from regrad.training.meta.task_plan import Lengths, check_dev_tasks, files_of
 from regrad.training.meta.trainer import META_INIT, meta_train_worker
 from regrad.training.workers import Workers
 
@@ -37,9 +37,8 @@ def run(config: MetaTrainConfig) -> str:
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     check_replaceable(config.output, CARD)
     lengths = Lengths.of(config.model)
-    for source in config.tasks:
-        task_files(source.uri)
-    dev = check_dev_tasks(config.dev, lengths, config.shape, config.scoring.max_new_tokens) if config.dev else None
+    files_of(config)
+    dev = [check_dev_tasks(uri, lengths, config.shape, config.scoring.max_new_tokens) for uri in config.dev]
     parent = MetaInit.load(config.start_from).fingerprint if config.start_from else None
     with cluster():
         require_workers(config.cluster)
@@ -92,7 +91,7 @@ def _worker(settings: dict[str, Any]) -> None:
     meta_train_worker(
         config,
         lambda first: worker_steps(train.get_dataset_shard("tasks"), config, first, workers),
-        read_tasks(config.dev) if config.dev else (),
+        [read_tasks(uri) for uri in config.dev],
         settings["notes"],
         WorkerReporter(settings["progress"]),
         train.torch.get_device(),

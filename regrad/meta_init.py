@@ -2,7 +2,8 @@
 
 On disk a standard PEFT adapter directory (`adapter_config.json`, `adapter_model.safetensors`) plus
 `step_sizes.safetensors` and a card, `meta_init.json`. Its fingerprint is a hash of content: base weights,
-subspace, phi0, step sizes and the text that atoms are taken of. If any of these changes, every atom is void.
+subspace, phi0, step sizes and the text that atoms are taken of, with an end token or without. If any of these
+changes, every atom is void.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class MetaInit:
             "subspace": self.subspace.to_json(),
             "atom_text": [prompts.passage, prompts.atom],
             "inner_reduction": self.inner_reduction,
+            **({} if prompts.end_token else {"end_token": False}),
             **({"inner_steps": self.inner_steps} if self.inner_steps > 1 else {}),
         }
         digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())

@@ -2,6 +2,7 @@
 
 A passage is written by one template, `passage`, wherever it appears: in the prompt and in the string whose
 gradient is its atom. (The paper's release takes gradients of two different strings in training and in the bank.)
+Whether the model's end token follows it is one setting for atoms, answers and the sequences of LoRAs alike.
 
 A prompt is a question, written by the template of its kind, combined with the passages as its style says. For a chat
 model that text is the user's message: the model's own chat template is added where text becomes tokens
@@ -113,8 +114,13 @@ class PromptFormat(Settings):
     yes_no: str = "Question: {question}\nAnswer with {words} only.\nAnswer:"
     choice: str = "Question: {question}\n{options}Answer with the letter only: {labels}.\nAnswer:"
     option: str = "{label}. {text}\n"
+    order: Literal["best-last", "best-first"] = Field("best-last", description="of the passages in a prompt")
+    first_index: int = Field(1, ge=0, description="the `{index}` of the first passage in a prompt")
     answer: str = " {answer}"
     stop: str = Field("\n", min_length=1)
+    end_token: bool = Field(
+        True, description="end every passage and answer with the model's end token; the papers' releases do not"
+    )
     demonstration: str = Field(
         "{question}{start}{answer}{stop}",
         description="a solved question; `start` is empty, or with chat a new line and `answer_start`",
@@ -164,7 +170,7 @@ class PromptFormat(Settings):
     ) -> str:
         """The generator's input for a question of any kind, after the demonstrations if there are any."""
         kind, names = _KIND_NAMES[question.kind], self._names(question)
-        prompt = self._put_together(kind, self._asked(question), passages, style, names)
+        prompt = self._put_together(kind, self.asked(question), passages, style, names)
         if not demonstrations:
             return prompt
         return self.demonstrated.format(demonstrations=self.demonstrations_text(demonstrations), prompt=prompt)
@@ -174,12 +180,12 @@ class PromptFormat(Settings):
         start = f"\n{self.answer_start}" if self.chat and self.answer_start else ""
         return "".join(
             self.demonstration.format(
-                question=self._asked(one), start=start, answer=self.answer_text(one.answers[0]), stop=self.stop
+                question=self.asked(one), start=start, answer=self.answer_text(one.answers[0]), stop=self.stop
             )
             for one in demonstrations
         )
 
-    def _asked(self, question: Question) -> str:
+    def asked(self, question: Question) -> str:
         """The question as the template of its kind writes it."""
         if question.kind == "open":
             return self.question.format(question=question.question)
@@ -209,8 +215,12 @@ class PromptFormat(Settings):
         """The passages as they are written in a prompt, in the order given."""
         return "".join(
             self.context.format(index=index, passage=self.passage_text(passage))
-            for index, passage in enumerate(passages, start=1)
+            for index, passage in enumerate(passages, start=self.first_index)
         )
+
+    def ordered(self, ranked: Sequence[Passage]) -> list[Passage]:
+        """Passages that come best first, in the order in which they stand in a prompt."""
+        return list(ranked) if self.order == "best-first" else list(ranked[::-1])
 
     def conversation(self, turns: Sequence[tuple[str, str]]) -> str:
         """Earlier turns (role, content) as text: a user's as questions, the assistant's as answers."""

@@ -100,6 +100,8 @@ def _include(value: Any, path: Path, chain: tuple[Path, ...]) -> Any:
         return read_yaml(path.parent / value, chain)
     if isinstance(value, dict):
         return {str(key): _include(inner, path, chain) for key, inner in value.items()}
+    if isinstance(value, list):  # a name that is an item itself may be a file of data, and stays
+        return [item if isinstance(item, str) else _include(item, path, chain) for item in value]
     return value
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from regrad.data.questions import QuestionKind
 from regrad.methods.base import BankState, Note, PassageUse
 from regrad.retrieval.base import Hit
 
@@ -65,6 +66,8 @@ class Ask:
     raw: bool = False
     release: str | None = None
     contributions: Contributions | None = None
+    kind: QuestionKind = "open"
+    choices: tuple[str, ...] = ()
     request_id: str = ""
     seconds: float = 60.0
     traceparent: str = ""

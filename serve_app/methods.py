@@ -23,7 +23,6 @@ from regrad.methods.base import (
     NoAtoms,
     PassageUse,
     Plan,
-    open_question,
 )
 from regrad.methods.regrad import BoundMetaInit, GradientSettings, ReGrad
 from regrad.models.loading import LanguageModel
@@ -178,7 +177,7 @@ class RequestBuilder:
         if opened.offer.info.retrieves and not hits:
             raise NothingFound("no passage of the index matches the question")
         evidence = Evidence(
-            open_question(ask.question),
+            Question("", ask.question, (), ask.kind, ask.choices),
             tuple(hit.passage for hit in hits),
             tuple(hit.score for hit in hits),
             tuple(self._demonstrations[: opened.offer.settings.demonstrations]),

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from regrad.models.config import ModelPath
+from regrad.models.config import ModelConfig, ModelPath
 from regrad.settings import Location, Settings, WorkersConfig
 
 CodecName = Literal["float32", "bf16", "int8", "int4", "lowrank16", "lowrank32"]
@@ -42,3 +42,11 @@ class BuildConfig(Settings):
     batch_tokens: int = Field(2048, ge=1, description="padded tokens in one forward and backward pass")
     max_passage_tokens: int = Field(2048, ge=8)
     cluster: WorkersConfig = WorkersConfig()
+
+
+class LearnedStartConfig(Settings):
+    """`regrad meta-init import`: a MetaInit of what the ReGrad release learned."""
+
+    source: Location = Field(description="the directory that the release's Meta.py wrote")
+    model: ModelConfig = Field(description="the base and its prompts; the subspace is the start's own")
+    output: Location

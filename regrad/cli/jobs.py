@@ -37,6 +37,16 @@ JOBS = (
         "Write questions and answers for a corpus that has none, as tasks for `regrad train`.",
     ),
     JobVerb(
+        "tasks",
+        "jobs/tasks-lab.yaml",
+        "regrad.training.task_files.config:TasksConfig",
+        "ray_jobs.make_tasks:run",
+        """Make tasks for `regrad train` of a question set, with gold, retrieved or given passages.
+
+        Writes train.jsonl and, with `dev_fraction`, dev.jsonl, and says how many questions were left out, and why. What
+        was retrieved is kept until all is written: stopped, the same command goes on where it was.""",
+    ),
+    JobVerb(
         "train",
         "jobs/train-lab.yaml",
         "regrad.training.meta.config:MetaTrainConfig",

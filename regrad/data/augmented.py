@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from regrad.data.closed_questions import closed
 from regrad.data.jsonl import as_object, decode, encode_jsonl, read_jsonl
 from regrad.data.passages import Passage, passage_id
+from regrad.data.questions import Fields, Question, QuestionKind, labelled
 from regrad.data.tasks import Task
 from regrad.errors import CorpusError
 from regrad.storage import Storage
@@ -18,11 +20,29 @@ AUGMENTED = "augmented.jsonl"
 
 @dataclass(frozen=True)
 class Pair:
-    """A question, its short answer and, where there is one, the answer as a sentence."""
+    """A question, its short answer and, where there is one, the answer as a sentence.
+
+    Of a closed question, kind, choices and answer are as in `regrad.data.tasks.TaskQuestion`.
+    """
 
     question: str
     answer: str
     full_answer: str = ""
+    kind: QuestionKind = "open"
+    choices: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> Question:
+        """What writes the prompt."""
+        return Question("", self.question, (self.answer,), self.kind, self.choices)
+
+    def to_record(self) -> dict[str, Any]:
+        """The inverse of `pair_of`."""
+        said = {"question": self.question, "answer": self.answer, "full_answer": self.full_answer}
+        if self.kind == "open":
+            return said
+        text = dict(labelled(self.choices)).get(self.answer, self.answer)
+        return {**said, "answer": text, "kind": self.kind, "choices": list(self.choices)}
 
 
 @dataclass(frozen=True)
@@ -48,7 +68,7 @@ class Augmented:
 
     def to_record(self) -> dict[str, Any]:
         """The inverse of `from_record`."""
-        pairs = [asdict(pair) for pair in self.pairs]
+        pairs = [pair.to_record() for pair in self.pairs]
         return {**asdict(self.passage), "rewrites": list(self.rewrites), "pairs": pairs}
 
 
@@ -59,7 +79,8 @@ def pair_of(item: Any, where: str = "pair") -> Pair:
         text = f"{where}: a pair needs a 'question' and an 'answer', found {item!r:.80}"
         raise CorpusError(text, code="wrong_field", where=where, field="pairs")
     full = item.get("full_answer", "")
-    return Pair(str(values[0]).strip(), str(values[1]).strip(), full.strip() if isinstance(full, str) else "")
+    kind, choices, answers = closed(Fields(where, item, raises=CorpusError), "answer")
+    return Pair(str(values[0]).strip(), answers[0], full.strip() if isinstance(full, str) else "", kind, choices)
 
 
 def parse_augmented(line: bytes, problem: str = "", where: str = "record") -> Augmented:
@@ -134,7 +155,8 @@ def from_tasks(tasks: Iterable[Task], most: int) -> Iterator[Augmented]:
         for question in task.questions:
             passage = task.passages[question.context[0]]
             _, pairs = found.setdefault(passage.id, (passage, {}))
-            pairs.setdefault(question.question, Pair(question.question, question.answer))
+            pair = Pair(question.question, question.answer, "", question.kind, question.choices)
+            pairs.setdefault(question.question, pair)
     for passage, pairs in found.values():
         yield Augmented(passage, (), tuple(pairs.values())[:most])
 

@@ -12,6 +12,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from regrad.data.field_names import ID, TEXT, is_absent, named
 from regrad.data.files import (
     MAX_LINE_BYTES,
     PARQUET,
@@ -46,25 +47,26 @@ def read_parquet(uri: str) -> Iterator[RawLine]:
 def _rows(uri: str, file: pq.ParquetFile, size: int) -> Iterator[RawLine]:
     columns = _columns(uri, file.schema_arrow)
     total, number = file.metadata.num_rows, 0
-    for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns.values())):
-        cells = {field: _cells(batch.column(name)) for field, name in columns.items()}
-        titles = cells.get("title", [None] * batch.num_rows)
-        for row in zip(cells["id"], titles, cells["text"], strict=True):
+    for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
+        cells = [_cells(batch.column(name)) for name in columns]
+        for row in zip(*cells, strict=True):
             share = size * (number + 1) // total - size * number // total
             number += 1
-            yield RawLine(uri, number, *_checked(row, share), "row")
+            yield RawLine(uri, number, *_checked(columns, row, share), "row")
 
 
-def _columns(uri: str, schema: pa.Schema) -> dict[str, str]:
-    """Field -> name of the column."""
-    named = "_id" if "id" not in schema.names and "_id" in schema.names else "id"
-    columns = {"id": named, "text": "text"} | ({"title": "title"} if "title" in schema.names else {})
-    for field, name in columns.items():
-        if name not in schema.names:
+def _columns(uri: str, schema: pa.Schema) -> list[str]:
+    """The names of the columns of id, text and, if there is one, title."""
+    there = dict.fromkeys(schema.names)
+    id_name, *others = (next((name for name in names if name in there), names[0]) for names in (ID, TEXT))
+    columns = [id_name, *others, *(["title"] if "title" in there else [])]
+    for name in columns:
+        if name not in there:
             found = ", ".join(schema.names)
             raise CorpusError(f"{uri} has no column '{name}'; it has {found}", code="missing_field", field=name)
         kind = _plain(schema.field(name).type)
-        if not (_is_text(kind) or pa.types.is_null(kind) or (field == "id" and pa.types.is_integer(kind))):
+        numbers = pa.types.is_integer(kind) if name == id_name else pa.types.is_floating(kind)
+        if not (_is_text(kind) or pa.types.is_null(kind) or numbers):
             text = f"{uri}: column '{name}' must hold strings, found {kind}"
             raise CorpusError(text, code="wrong_field", field=name)
     return columns
@@ -79,16 +81,23 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _cells(column: pa.Array) -> list[bytes | None]:
-    """UTF-8, not yet checked: Arrow would refuse a whole column for one wrong byte."""
+def _cells(column: pa.Array) -> list[Any]:
+    """UTF-8, not yet checked: Arrow would refuse a whole column for one wrong byte.
+
+    pandas writes a column in which nothing stands as floats, all of them NaN: those are null, and any other float is
+    left for the check of the record to refuse.
+    """
     plain = column.cast(_plain(column.type))
+    if pa.types.is_floating(plain.type):
+        return [None if is_absent(value) else value for value in plain.to_pylist()]
     return list((plain if _is_text(plain.type) else plain.cast(pa.string())).cast(pa.large_binary()).to_pylist())
 
 
-def _checked(row: tuple[bytes | None, ...], share: int) -> tuple[bytes, int, str]:
+def _checked(columns: Sequence[str], row: tuple[Any, ...], share: int) -> tuple[bytes, int, str]:
     """The JSON object, or the row's beginning and what is wrong."""
     try:
-        line, problem = as_json(*(cell if cell is None else cell.decode() for cell in row)), ""
+        cells = [cell.decode() if isinstance(cell, bytes) else cell for cell in row]
+        line, problem = as_json(dict(zip(columns, cells, strict=True))), ""
     except UnicodeDecodeError as error:
         line, problem = b"", str(error)
     if len(line) > MAX_LINE_BYTES:
@@ -97,7 +106,8 @@ def _checked(row: tuple[bytes | None, ...], share: int) -> tuple[bytes, int, str
 
 
 def _beginning(row: tuple[Any, ...]) -> bytes:
-    return shown(json.dumps([shown(cell or b"") for cell in row], ensure_ascii=False).encode()).encode()
+    cells = [shown(cell) if isinstance(cell, bytes) else "" for cell in row]
+    return shown(json.dumps(cells, ensure_ascii=False).encode()).encode()
 
 
 _DPR = ("id", "text", "title")
@@ -170,7 +180,7 @@ class TsvReader:
 
     def _take_header(self, fields: list[str]) -> bool:
         names = [name.strip().lower() for name in fields]
-        found = "text" in names and ("id" in names or "_id" in names)
+        found = not (set(names).isdisjoint(ID) or set(names).isdisjoint(TEXT))
         self._names = names if found else _DPR
         return found
 
@@ -179,7 +189,7 @@ class TsvReader:
             wanted = f"{len(self._names)} columns ({', '.join(self._names)})"
             raise ValueError(f"expected {wanted}, found {len(fields)}")
         row = dict(zip(self._names, fields, strict=True))
-        return as_json(row.get("id", row.get("_id")), row.get("title"), row["text"])
+        return as_json({name: row[name] for name in (named(row, ID), "title", named(row, TEXT)) if name in row})
 
 
 def read_passages(uri: str) -> Iterator[Passage]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import bz2
 import codecs
 import gzip
+import logging
 import lzma
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from lzma import LZMAError
 from typing import Any
 from zlib import error as ZlibError
@@ -22,16 +24,26 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import ArrowException
 
 from regrad.errors import CorpusError
+from regrad.text import listed
+
+logger = logging.getLogger(__name__)
 
 JSONL, TSV, PARQUET = "jsonl", "tsv", "parquet"
-_FORMATS = {".jsonl": JSONL, ".json-lines": JSONL, ".tsv": TSV, ".parquet": PARQUET}
+_FORMATS = {".jsonl": JSONL, ".ndjson": JSONL, ".json-lines": JSONL, ".tsv": TSV, ".parquet": PARQUET}
+_OTHER_DATA = re.compile(r"\.(json|csv|txt|xml|arrow|feather|orc|avro|zip|tar|tgz)$", re.IGNORECASE)
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 _KNOWN = f"{', '.join(_FORMATS)}; the text formats also with {', '.join(COMPRESSIONS)}"
 
 _MAGIC = re.compile(r"[*?[]")
 
+_SHOWN = 5
+
 _Found = dict[str, dict[str, Any]]
 """What a file system says about each file, by path."""
+
+AN_ARRAY = "is a JSON array, and one object a line is expected; `jq -c '.[]'` writes an array's items as lines"
+IS_UTF_16 = "is UTF-16, as its byte order mark (BOM) says; write it as UTF-8"
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
@@ -53,27 +65,56 @@ def corpus_files(uri: str) -> list[CorpusFile]:
         for path, info in sorted(found.items())
         if path == root or file_format(path)
     ]
+    others = tuple(path.removeprefix(root).lstrip("/") for path in sorted(found) if path != root)
     if not files:
-        text = f"{uri} holds no file of a corpus; such a file ends in one of {_KNOWN}"
-        raise CorpusError(text, code="no_file", uri=uri)
+        raise _no_corpus(uri, others)
     if not file_format(files[0].uri):
-        text = f"{uri} is no file of a corpus; give it the right one of these endings: {_KNOWN}"
-        raise CorpusError(text, code="wrong_ending", uri=uri)
+        raise CorpusError(f"{uri} {_misnamed(files[0].uri)}", code="wrong_ending", uri=uri)
+    tell_left_out(uri, others)
     return files
 
 
+def _no_corpus(uri: str, names: Sequence[str]) -> CorpusError:
+    has = f"; it has {listed(names, _SHOWN)}" if names else ""
+    text = f"{uri} holds no file of a corpus; such a file ends in one of {_KNOWN}{has}"
+    return CorpusError(text, code="no_file", uri=uri)
+
+
+def _misnamed(uri: str) -> str:
+    """What is to be said of a file whose ending says nothing: its first byte tells whether it is JSON."""
+    try:
+        first = next(each_line(uri), (b"", 0, False))[0].lstrip()[:1]
+    except CorpusError:
+        first = b""
+    if first == b"[":
+        return AN_ARRAY
+    advice = " (.jsonl if it has one JSON object a line)" if first == b"{" else ""
+    return f"is no file of a corpus; give it the right one of these endings{advice}: {_KNOWN}"
+
+
 def file_format(path: str) -> str | None:
-    """`jsonl`, `tsv` or `parquet`, as the name says, if it does."""
+    """`jsonl`, `tsv` or `parquet`, as the name says, if it does; in capitals, too."""
     ending = compression(path)
     for name, kind in _FORMATS.items():
-        if path.removesuffix(ending).endswith(name) and not (ending and kind == PARQUET):
+        if path.lower().removesuffix(ending).endswith(name) and not (ending and kind == PARQUET):
             return kind
     return None
 
 
 def compression(path: str) -> str:
-    """The ending that says how a file is compressed, or nothing."""
-    return next((ending for ending in COMPRESSIONS if path.endswith(ending)), "")
+    """The ending that says how a file is compressed, in small letters, or nothing."""
+    return next((ending for ending in COMPRESSIONS if path.lower().endswith(ending)), "")
+
+
+@cache
+def tell_left_out(uri: str, names: tuple[str, ...]) -> None:
+    """Log in one line which of a directory's files look like data and are not read for their ending.
+
+    Once a process: a job looks its corpus up several times.
+    """
+    data = [name for name in names if not file_format(name) and (compression(name) or _OTHER_DATA.search(name))]
+    if data:
+        logger.warning("%s: not read, for the ending: %s (read are %s)", uri, listed(data, _SHOWN), _KNOWN)
 
 
 @contextmanager
@@ -150,7 +191,6 @@ TOO_LONG = f"longer than {MAX_LINE_BYTES} bytes"
 _CHUNK = 1024 * 1024
 _REMOTE_BLOCK = 8 * 1024 * 1024
 _KEPT = 4096
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def _zstd(raw: Any) -> Any:
@@ -186,9 +226,8 @@ def each_line(uri: str) -> Iterator[Line]:
 def _split(uri: str, stream: Any, position: Callable[[], int]) -> Iterator[Line]:
     held, cut, before, mark = b"", False, 0, codecs.BOM_UTF8
     while data := stream.read(_CHUNK):
-        if mark and data.startswith(_UTF_16):
-            text = "is UTF-16, as its byte order mark (BOM) says; write it as UTF-8"
-            raise CorpusError(f"{uri} {text}", code="utf_16", uri=uri)
+        if mark and data.startswith(UTF_16):
+            raise CorpusError(f"{uri} {IS_UTF_16}", code="utf_16", uri=uri)
         first, *others = data.split(b"\n")
         held, cut = _capped(held + first.removeprefix(mark), cut)
         mark = b""

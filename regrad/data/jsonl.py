@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from regrad.data.files import TOO_LONG, each_line
+from regrad.data.files import AN_ARRAY, TOO_LONG, each_line
 from regrad.errors import CorpusError, RegradError
 
 _SHOWN_CHARACTERS = 80
-_ARRAY = "is a JSON array, and one object a line is expected; `jq -c '.[]'` writes an array's items as lines"
 _BOM = "begins with a byte order mark (BOM), as files do that were joined; take it out"
+_NULS = "it holds NUL bytes, as text in UTF-16 does; write it as UTF-8"
 
 
 class RawLine(NamedTuple):
@@ -86,13 +86,14 @@ def decode(line: bytes, where: str, problem: str = "", error: type[RegradError] 
     if problem:
         raise error(f"{where}: {problem}", code="bad_line", where=where, problem=problem)
     if line.lstrip()[:1] == b"[":
-        raise error(f"{where} {_ARRAY}", code="array", where=where)
+        raise error(f"{where} {AN_ARRAY}", code="array", where=where)
     if line.startswith(codecs.BOM_UTF8):
         raise error(f"{where} {_BOM}", code="byte_order_mark", where=where)
     try:
         return json.loads(line.decode())
     except (ValueError, RecursionError) as reason:
-        raise error(f"{where} is not JSON: {reason}", code="not_json", where=where) from reason
+        text = _NULS if b"\x00" in line else str(reason)
+        raise error(f"{where} is not JSON: {text}", code="not_json", where=where) from reason
 
 
 def as_object(value: Any, where: str, error: type[RegradError] = CorpusError) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from regrad.data.field_names import CONTENTS, ID, TEXT, is_absent, listed_names, named, split_contents
 from regrad.data.jsonl import as_found, decode, encode_jsonl
 from regrad.errors import CorpusError
 
@@ -27,24 +28,44 @@ class Passage:
 
     @staticmethod
     def from_record(record: Any, where: str = "record") -> Passage:
-        """Check one decoded record (`_id`, as in BEIR, counts as `id`); raises `CorpusError` naming `where`."""
+        """Check one decoded record; raises `CorpusError` naming `where`.
+
+        `_id` or `docid` will do for `id`, which may be a whole number, and `contents` for `text`
+        (`regrad.data.field_names`). A title that is null or NaN is none.
+        """
         if not isinstance(record, dict):
-            found = as_found(record)
-            raise CorpusError(
-                f"{where}: expected an object with id, title, text; found {found}", code="no_object", where=where
-            )
-        passage_id: Any = record["id"] if "id" in record else record.get("_id")
-        title: Any = record.get("title", "")
-        text: Any = record.get("text")
-        for field, value in (("id", passage_id), ("title", title), ("text", text)):
-            if not isinstance(value, str) or (field == "id" and not value):
-                kind = "a non-empty string" if field == "id" else "a string"
-                problem = f"must be {kind}, found {as_found(value)}"
-                raise CorpusError(f"{where}: field '{field}' {problem}", code="wrong_field", where=where, field=field)
-            if not _usable(value):
-                problem = "holds a NUL or a character that is not valid Unicode"
-                raise CorpusError(f"{where}: field '{field}' {problem}", code="wrong_field", where=where, field=field)
-        return Passage(passage_id, title, text)
+            text = f"{where}: expected an object with id, title, text; found {as_found(record)}"
+            raise CorpusError(text, code="no_object", where=where)
+        id_name, text_name = named(record, ID), named(record, TEXT)
+        values = {id_name: as_id(record.get(id_name)), "title": record.get("title"), text_name: record.get(text_name)}
+        if is_absent(values["title"]):
+            values["title"] = ""
+        for name, value in values.items():
+            _check_text(record, name, value, name == id_name, where)
+        title, text = values["title"], values[text_name]
+        if text_name == CONTENTS:
+            within, text = split_contents(text)
+            title = title or within
+        return Passage(values[id_name], title, text)
+
+
+def as_id(value: Any) -> Any:
+    """A whole number as the text of it; anything else as it is."""
+    return str(value) if type(value) is int else value
+
+
+def _check_text(record: Mapping[str, Any], name: str, value: Any, is_id: bool, where: str) -> None:
+    expected = "a non-empty string" if is_id else "a string"
+    if name not in record and name != "title":
+        has = listed_names(record)
+        text = f"{where}: field '{name}' is missing ({expected} is expected; it has {has})"
+        raise CorpusError(text, code="missing_field", where=where, field=name)
+    if not isinstance(value, str) or (is_id and not value):
+        text = f"{where}: field '{name}' must be {expected}, found {as_found(record[name])}"
+        raise CorpusError(text, code="wrong_field", where=where, field=name)
+    if not _usable(value):
+        text = f"{where}: field '{name}' holds a NUL or a character that is not valid Unicode"
+        raise CorpusError(text, code="wrong_field", where=where, field=name)
 
 
 def _usable(text: str) -> bool:
@@ -74,6 +95,6 @@ def passage_id(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def as_json(passage_id: str | None, title: str | None, text: str | None) -> bytes:
+def as_json(fields: Mapping[str, Any]) -> bytes:
     """A row of a table as the JSON object that it would be in a jsonl file."""
-    return json.dumps({"id": passage_id, "title": title or "", "text": text}, ensure_ascii=False).encode()
+    return json.dumps(fields, ensure_ascii=False).encode()

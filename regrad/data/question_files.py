@@ -8,20 +8,29 @@ import io
 import json
 import posixpath
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from lzma import LZMAError
 from typing import Any
 from zipfile import BadZipFile
 
 import fsspec
+import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError
 from fsspec.compression import compr
 from fsspec.utils import infer_compression
+from pyarrow import ArrowException
 
+from regrad.data.files import IS_UTF_16, UTF_16
 from regrad.data.jsonl import as_object, parse_jsonl
-from regrad.data.questions import Fields
+from regrad.data.questions import Fields, QuestionKind
 from regrad.errors import EvaluationError
+
+_CANNOT_BE_READ = (
+    *(OSError, ValueError, EOFError, ImportError, BotoCoreError, ArrowException),
+    *(zlib.error, LZMAError, BadZipFile),
+)
 
 MAX_BYTES = 2 << 30
 """Of one file, as stored and unpacked: a larger one is no question set."""
@@ -34,18 +43,26 @@ class QuestionFile:
     uri: str
     text: str
     aliases: str | None = None
+    rows: Sequence[Mapping[str, Any]] | None = None
+    """Of a Parquet file, which has no text."""
+    kind: QuestionKind | None = None
+    """How the settings want its questions asked."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """How many of its questions a reader passes over, by the reason."""
 
     def records(self, inside: str = "") -> Iterator[Fields]:
         """The file's records, in any of these forms.
 
         A JSON list, a list in the field `inside` of a JSON object, a JSON object of objects, JSON lines, or (by the
-        file's ending) a table with a header.
+        file's ending) a table with a header or Parquet.
         """
+        if self.rows is not None:
+            return (Fields(f"{self.uri} row {number}", row) for number, row in enumerate(self.rows, start=1))
         if not self.text.strip():
             return iter(())
         if self._ends_in(".csv", ".tsv"):
             return self.table()
-        if self._ends_in(".jsonl"):
+        if self._ends_in(".jsonl", ".ndjson", ".json-lines"):
             return self._lines()
         try:
             value = json.loads(self.text)
@@ -120,12 +137,16 @@ def open_file(
         data = _unpack(uri, raw)
         unpacked = "not the published file: its SHA-256" + (", unpacked," if _compression(uri) else "")
         _check(uri, data, published, unpacked, "not_the_published_file")
+        if unpacked_name(uri).lower().endswith(".parquet"):
+            return QuestionFile(uri, "", aliases, pq.read_table(io.BytesIO(data)).to_pylist())
+        if data.startswith(UTF_16):
+            raise EvaluationError(f"{uri} {IS_UTF_16}", code="utf_16", uri=uri)
         return QuestionFile(uri, data.decode("utf-8-sig"), aliases)
     except FileNotFoundError as error:
         raise EvaluationError(f"{uri} does not exist", code="not_found", uri=uri) from error
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{uri} is not UTF-8 text: {error}", code="not_utf8", uri=uri) from error
-    except (OSError, ValueError, EOFError, zlib.error, LZMAError, BadZipFile, ImportError, BotoCoreError) as error:
+    except _CANNOT_BE_READ as error:
         raise EvaluationError(f"{uri} cannot be read: {error}", code="unreadable", uri=uri) from error
 
 

@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from regrad.data.formats import jsonl, law, medicine, open_domain, regrad_release
+from regrad.data.formats import jsonl, law, medicine, open_domain, regrad_release, squad
 from regrad.data.question_files import QuestionFile, open_file, unpacked_name
-from regrad.data.questions import Question, QuestionKind
+from regrad.data.questions import YES_NO, Question, QuestionKind
 from regrad.errors import EvaluationError
 from regrad.registry import Registry
 from regrad.settings import Location, Settings
@@ -100,6 +100,7 @@ READERS: Registry[QuestionReader] = Registry(
         "complexwebquestions": open_domain.complex_web_questions,
         "musique": open_domain.musique,
         "bamboogle": open_domain.bamboogle,
+        "squad": squad.squad,
         "popqa": open_domain.popqa,
         "nq": open_domain.natural_questions,
         "triviaqa": open_domain.triviaqa,
@@ -120,14 +121,19 @@ READERS: Registry[QuestionReader] = Registry(
 
 
 def read_questions(config: QuestionSetConfig) -> list[Question]:
-    """The questions of a set; raises `EvaluationError` for an unknown format and for anything wrong with the file.
+    """The questions of a set; raises `EvaluationError` for an unknown format and for anything wrong with the file."""
+    return read_set(config)[0]
+
+
+def read_set(config: QuestionSetConfig) -> tuple[list[Question], Counter[str]]:
+    """The questions of a set, and how many of the file its reader leaves out, by the reason; raises as above.
 
     `first` takes from the beginning of the file. `sample` draws from these by a hash of seed and id, in the order of
     that hash: a larger sample begins with the smaller one, and the order of the file does not matter.
     """
     reader = READERS[config.format]
     stated = None if config.sha256 == "any" else config.sha256
-    file = open_file(config.path, stated, config.aliases, published_checksum(config))
+    file = replace(open_file(config.path, stated, config.aliases, published_checksum(config)), kind=config.kind)
     questions = _named(reader(file), config.path)
     if not questions:
         raise EvaluationError(
@@ -135,10 +141,18 @@ def read_questions(config: QuestionSetConfig) -> list[Question]:
             code="no_questions",
             uri=config.path,
         )
+    words = _words(questions)  # of all of them: a part of the set is asked with the same prompt
     questions = questions[: config.first]
     if config.sample is not None:
         questions = sorted(questions, key=lambda question: _hash(f"{config.seed}\x00{question.id}"))[: config.sample]
-    return [q.as_kind(config.kind or q.kind, f"{config.path} question '{q.id:.60}'") for q in questions]
+    asked = [q.as_kind(config.kind or q.kind, f"{config.path} question '{q.id:.60}'", words) for q in questions]
+    return asked, file.left_out
+
+
+def _words(questions: Iterable[Question]) -> tuple[str, ...]:
+    """What open questions are answered with if they are asked as yes-no: PubMedQA's third word, if any is."""
+    answers = {answer.lower() for question in questions for answer in question.answers}
+    return (*YES_NO, "maybe") if "maybe" in answers else YES_NO
 
 
 def read_demonstrations(config: QuestionSetConfig, path: str, count: int) -> list[Question]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
+from regrad.data.field_names import listed_names
 from regrad.data.jsonl import as_found
 from regrad.data.passages import Passage
-from regrad.errors import EvaluationError
+from regrad.errors import EvaluationError, RegradError
 
 QuestionKind = Literal["open", "yes-no", "choice"]
 """How a question is answered: in free text, with one of a few allowed words, or with the letter of an option."""
@@ -39,17 +41,18 @@ class Question:
     passages: tuple[Passage, ...] = ()
     group: str = ""
 
-    def as_kind(self, kind: QuestionKind, where: str) -> Question:
+    def as_kind(self, kind: QuestionKind, where: str, words: tuple[str, ...] = YES_NO) -> Question:
         """The question asked in another way; raises `EvaluationError` naming `where` if it cannot be.
 
-        As an open question, a choice has the texts of the right options as its answers, and yes-no its words.
+        As an open question, a choice has the texts of the right options as its answers, and yes-no its words. An open
+        question that is asked as yes-no has `words` to choose from.
         """
         if kind == self.kind:
             return self
         if kind == "open":
             return replace(self, kind=kind, choices=(), answers=self._texts())
         if kind == "yes-no" and self.kind == "open":
-            words = self.choices or YES_NO
+            words = self.choices or words
             return replace(self, kind=kind, choices=words, answers=_one_of(self.answers, words, where))
         raise EvaluationError(
             f"{where}: the question is of kind '{self.kind}' and cannot be asked as '{kind}'",
@@ -97,19 +100,17 @@ class Fields:
     where: str
     fields: Mapping[str, Any]
     key: str = ""
+    raises: type[RegradError] = EvaluationError
 
-    def error(self, field: str, expected: str) -> EvaluationError:
+    def error(self, field: str, expected: str) -> RegradError:
         """What to raise for a field that is missing or wrong."""
         if field not in self.fields:
-            known = ", ".join(list(map(str, self.fields))[:12])
-            text = f"is missing ({expected} is expected; it has {known})"
-            return EvaluationError(
+            text = f"is missing ({expected} is expected; it has {listed_names(self.fields)})"
+            return self.raises(
                 f"{self.where}: field '{field}' {text}", code="missing_field", where=self.where, field=field
             )
         text = f"must be {expected}, found {as_found(self.fields[field])}"
-        return EvaluationError(
-            f"{self.where}: field '{field}' {text}", code="wrong_field", where=self.where, field=field
-        )
+        return self.raises(f"{self.where}: field '{field}' {text}", code="wrong_field", where=self.where, field=field)
 
     def has(self, field: str) -> bool:
         """Whether the field is present and not null."""
@@ -197,19 +198,22 @@ class Fields:
 
     def _inner(self, name: str, value: Any) -> Fields:
         if not isinstance(value, dict):
-            raise EvaluationError(
-                f"{self.where}: '{name}' must be an object, found {as_found(value)}",
-                code="wrong_field",
-                where=self.where,
-                field=name,
-            )
-        return Fields(f"{self.where}, {name}", value)
+            text = f"{self.where}: '{name}' must be an object, found {as_found(value)}"
+            raise self.raises(text, code="wrong_field", where=self.where, field=name)
+        return Fields(f"{self.where}, {name}", value, raises=self.raises)
 
 
 def _plain(value: Any) -> str | None:
-    """The string without blanks around it, or None for what cannot be text."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value != value:  # NaN
+    """The string without blanks around it, or None for what cannot be text.
+
+    A whole float is written as the integer that it was before a table had an empty cell in its column.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = int(value) if value.is_integer() else value
     text = str(value).strip()
     try:
         text.encode()

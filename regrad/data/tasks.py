@@ -2,7 +2,8 @@
 
 Files are jsonl (plain or compressed) or Parquet, one or a directory of them, on any storage URI. One task a record:
 `{"id": ..., "passages": [{id, title, text}], "questions": [{question, answer, context: [0, 2]}]}`;
-`context` are positions in `passages`, best first (all of them if absent); `id` may be left out.
+`context` are positions in `passages`, best first (all of them if absent); `id` may be left out. A question that is not
+open has a `kind` (yes-no or choice) and `choices`, and may have several `answers`, as in a file of questions.
 """
 
 from __future__ import annotations
@@ -14,22 +15,46 @@ from typing import Any
 import fsspec
 import pyarrow.parquet as pq
 
-from regrad.data.files import JSONL, PARQUET, file_format, reading
-from regrad.data.jsonl import RawLine, as_found, raw_lines
+from regrad.data.closed_questions import check_keys, closed
+from regrad.data.field_names import ANSWERS, ID, answers_name, listed_names, named
+from regrad.data.files import JSONL, PARQUET, file_format, reading, tell_left_out
+from regrad.data.jsonl import RawLine, as_object, raw_lines
 from regrad.data.passages import Passage
+from regrad.data.questions import Fields, Question, QuestionKind, labelled
 from regrad.errors import CorpusError, StorageError
 from regrad.storage import Storage
+from regrad.text import listed
 
 _ROWS = 64
 
 
 @dataclass(frozen=True)
 class TaskQuestion:
-    """A question, its answer, and the positions of its retrieved passages in the task."""
+    """A question, its answer, and the positions of its retrieved passages in the task.
+
+    `answer` is what is trained on: the word of a yes-no question, the letter of a choice. `aliases` are the other
+    answers that count as right. Kind and choices are those of `Question`.
+    """
 
     question: str
     answer: str
     context: tuple[int, ...]
+    kind: QuestionKind = "open"
+    choices: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> Question:
+        """The question as evaluation has it: what writes the prompt and scores the answer."""
+        return Question("", self.question, (self.answer, *self.aliases), self.kind, self.choices)
+
+    def to_record(self) -> dict[str, Any]:
+        """The inverse of `_question`. The answer of a choice is written as its text, which a letter might also be."""
+        options = dict(labelled(self.choices)) if self.kind == "choice" else {}
+        answers = [options.get(answer, answer) for answer in (self.answer, *self.aliases)]
+        said: dict[str, Any] = {"answers": answers} if self.aliases else {"answer": answers[0]}
+        closed = {"kind": self.kind, "choices": list(self.choices)} if self.kind != "open" else {}
+        return {"question": self.question, **said, "context": list(self.context), **closed}
 
 
 @dataclass(frozen=True)
@@ -43,14 +68,12 @@ class Task:
     @staticmethod
     def from_record(record: Any, where: str = "record") -> Task:
         """Check one decoded record; raises `CorpusError` naming `where`."""
-        parts = [record.get(k) if isinstance(record, dict) else None for k in ("passages", "questions")]
-        for name, part in zip(("passages", "questions"), parts, strict=True):
-            if not isinstance(part, list) or not part:
-                raise CorpusError(f"{where}: a task needs non-empty '{name}'", code="no_task", where=where)
-        identifier = record.get("id", "")
-        if not isinstance(identifier, str):
-            text = f"{where}: 'id' must be a string, found {as_found(identifier)}"
-            raise CorpusError(text, code="wrong_field", where=where, field="id")
+        fields = as_object(record, where)
+        for name in ("passages", "questions"):
+            if not isinstance(fields.get(name), list) or not fields[name]:
+                text = f"{where}: a task needs non-empty '{name}', and this record has {listed_names(fields)}"
+                raise CorpusError(text, code="no_task", where=where)
+        identifier = Fields(where, fields, raises=CorpusError).maybe(named(fields, ID))
         passages = tuple(Passage.from_record(item, f"{where} passage {i}") for i, item in enumerate(record["passages"]))
         questions = tuple(
             _question(item, len(passages), f"{where} question {i}") for i, item in enumerate(record["questions"])
@@ -59,20 +82,24 @@ class Task:
 
     def to_record(self) -> dict[str, Any]:
         """The inverse of `from_record`."""
-        questions = [{**asdict(question), "context": list(question.context)} for question in self.questions]
+        questions = [question.to_record() for question in self.questions]
         return {"id": self.id, "passages": [asdict(passage) for passage in self.passages], "questions": questions}
 
 
+_KEYS = ("question", *ANSWERS, "context", "kind", "choices")
+
+
 def _question(item: Any, passages: int, where: str) -> TaskQuestion:
-    if not isinstance(item, dict) or not all(isinstance(item.get(k), str) and item[k] for k in ("question", "answer")):
-        text = f"{where}: 'question' and 'answer' must be non-empty strings"
-        raise CorpusError(text, code="wrong_field", where=where, field="answer")
-    context = item.get("context")
+    record = Fields(where, as_object(item, where), raises=CorpusError)
+    check_keys(record, _KEYS)
+    kind, choices, (answer, *aliases) = closed(record, answers_name(record.fields))
+    context = record.fields.get("context")
     positions = range(passages) if context is None else context if isinstance(context, list) else ()
     if not positions or not all(type(i) is int and 0 <= i < passages for i in positions):
-        text = f"{where}: 'context' must be positions from 0 to {passages - 1}, found {as_found(context)}"
-        raise CorpusError(text, code="wrong_field", where=where, field="context")
-    return TaskQuestion(item["question"], item["answer"], tuple(dict.fromkeys(positions)))
+        raise record.error("context", f"positions from 0 to {passages - 1}")
+    return TaskQuestion(
+        record.text("question"), answer, tuple(dict.fromkeys(positions)), kind, choices, tuple(dict.fromkeys(aliases))
+    )
 
 
 @dataclass(frozen=True)
@@ -96,10 +123,12 @@ def task_files(uri: str) -> list[str]:
         raise StorageError(f"cannot look up {uri}: {error}", code="refused", uri=uri) from error
     if kind != "directory":
         return [storage.uri]
-    names = [name for name in storage.list() if file_format(name) in (JSONL, PARQUET)]
+    found = storage.list()
+    names = [name for name in found if file_format(name) in (JSONL, PARQUET)]
     if not names:
         text = f"{uri} holds no task files (.jsonl, plain or compressed, or .parquet)"
-        raise CorpusError(text, code="no_file", uri=uri)
+        raise CorpusError(text + (f"; it has {listed(found, 5)}" if found else ""), code="no_file", uri=uri)
+    tell_left_out(uri, tuple(found))
     return [f"{storage.uri}/{name}" for name in names]
 
 

@@ -43,12 +43,15 @@ def exact_match(prediction: str, answers: Sequence[str]) -> bool:
     return normalise(prediction) in {normalise(answer) for answer in answers}
 
 
-def f1(prediction: str, answers: Sequence[str]) -> float:
-    """The best harmonic mean of word precision and recall with any accepted answer (SQuAD), from 0 to 1.
+def f1(prediction: str, answers: Sequence[str], rules: Rules = "squad") -> float:
+    """The best harmonic mean of word precision and recall with any accepted answer, from 0 to 1.
 
-    If normalisation leaves nothing of both, it is 1, as in SQuAD 2.0; `score` gives 0, as in SQuAD v1.1.
+    If normalisation leaves nothing of both, it is 1 under "squad", as in SQuAD 2.0; `score`, like SQuAD v1.1 and
+    "hotpotqa", gives 0.
     """
     said = normalise(prediction)
+    if rules == "hotpotqa":
+        return max(_credit(said, normalise(answer), rules).f1 for answer in answers)
     return max(1.0 if said == known == "" else _overlap(said, known).f1 for known in map(normalise, answers))
 
 
@@ -73,13 +76,17 @@ def score(question: Question, prediction: str, rules: Rules = "squad") -> Answer
         raise EvaluationError("a question without accepted answers cannot be scored", code="no_answer", id=question.id)
     said = normalise(prediction)
     accepted = [normalise(answer) for answer in question.answers]
-    overlaps = []
-    for known in accepted:
-        no_credit = rules == "hotpotqa" and said != known and not _NO_PARTIAL_CREDIT.isdisjoint((said, known))
-        overlaps.append(_Overlap(0.0, 0.0, 0.0) if no_credit else _overlap(said, known))
+    overlaps = [_credit(said, known, rules) for known in accepted]
     correct = said in accepted
     best = _Overlap(*map(max, zip(*overlaps, strict=True)))
     return AnswerScore(float(correct), best.f1, best.precision, best.recall, correct, bool(prediction.strip()))
+
+
+def _credit(said: str, known: str, rules: Rules) -> _Overlap:
+    """What two normalised texts are worth under these rules."""
+    if rules == "hotpotqa" and said != known and not _NO_PARTIAL_CREDIT.isdisjoint((said, known)):
+        return _Overlap(0.0, 0.0, 0.0)
+    return _overlap(said, known)
 
 
 def _overlap(said: str, known: str) -> _Overlap:

@@ -17,8 +17,8 @@ from regrad.models.subspace import finite_rows
 
 
 def encode_passage(lm: LanguageModel, passage: Passage) -> list[int]:
-    """The token ids whose gradient is the passage's atom: start token, text, end token."""
-    return [*lm.bos, *lm.encode(lm.config.prompts.atom_text(passage)), *lm.eos]
+    """The token ids whose gradient is the passage's atom: start token, text, and the end token if it is on."""
+    return [*lm.bos, *lm.encode(lm.config.prompts.atom_text(passage)), *lm.ending]
 
 
 def passage_batch(lm: LanguageModel, sequences: Sequence[Sequence[int]]) -> TokenBatch:

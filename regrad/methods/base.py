@@ -91,9 +91,9 @@ class Prompt:
     style: StyleName = "default"
 
     def text(self, prompts: PromptFormat) -> str:
-        """The prompt as these templates write it."""
+        """The prompt as these templates write it, its passages in their order."""
         evidence = self.evidence
-        shown = self.passages[::-1]  # the best passage last, next to the question
+        shown = prompts.ordered(self.passages)
         if evidence.raw:
             return prompts.context_text(shown) + evidence.question.question
         asked = prompts.prompt_for(evidence.question, shown, self.style, evidence.demonstrations)

@@ -7,6 +7,7 @@ model is worthless, so all of that is an error here, before anything is computed
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from regrad.text import listed
 _LFS_POINTER = b"version https://git-lfs"
 _MOST_NAMED = 3
 _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError, SafetensorError)
+
+# transformers replaces a method of its base class while it loads a model and puts back what it found: two threads that
+# load at once leave it replaced for good, and every later model of the process with its head untied.
+LOADING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,15 @@ def load_checkpoint(path: str, name: str, dtype: torch.dtype, attention: str) ->
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         _check_not_quantised(config, name)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            attn_implementation=attention,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with LOADING:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                attn_implementation=attention,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except torch.OutOfMemoryError:
         raise

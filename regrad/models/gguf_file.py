@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from regrad.errors import ModelError
+from regrad.models.checkpoint import LOADING
 from regrad.storage import cache_directory
 from regrad.text import listed
 
@@ -79,7 +80,8 @@ def _digest(file: Path) -> str:
 def _convert(file: Path, target: Path) -> None:
     transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        with LOADING:
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__

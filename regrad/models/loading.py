@@ -170,8 +170,13 @@ class LanguageModel:
 
     @property
     def eos(self) -> list[int]:
-        """The token that ends every passage and answer, if the model has one."""
+        """The token at which the model stops, if it has one."""
         return [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
+
+    @property
+    def ending(self) -> list[int]:
+        """What follows a passage or answer that is learned from: the end token, unless `prompts.end_token` is off."""
+        return self.eos if self.config.prompts.end_token else []
 
     @property
     def pad_id(self) -> int:

@@ -19,6 +19,9 @@ class ScheduleConfig(Settings):
     epochs: float | None = Field(None, gt=0, description="instead of steps: how often each item is drawn, on average")
     batch_size: int = Field(16, ge=1, description="items (tasks or examples) of one step, over all workers")
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    warmup_start: float | None = Field(
+        None, ge=0, le=1, description="share of the rate at the first step; one over the steps of the warm-up if null"
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="after the warm-up; linear and cosine fall to zero"
     )
@@ -28,9 +31,11 @@ class ScheduleConfig(Settings):
 
     def learning_rate_factor(self, step: int) -> float:
         """The share of the peak rate at `step` (the first is 0): linear warm-up to 1, then `schedule`."""
-        warmup = max(1, math.ceil(self.warmup_fraction * self.steps))
+        warmup = max(1, int(self.warmup_fraction * self.steps))
         if step < warmup:
-            return (step + 1) / warmup
+            if self.warmup_start is None:
+                return (step + 1) / warmup
+            return self.warmup_start + (1 - self.warmup_start) * step / warmup
         done = min(1.0, (step - warmup) / max(1, self.steps - warmup))
         return {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[self.schedule]
 

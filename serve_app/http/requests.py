@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import annotated_types
 from pydantic import (
@@ -17,11 +17,13 @@ from pydantic import (
     GetJsonSchemaHandler,
     WithJsonSchema,
     create_model,
+    model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_before_validator_function
 
+from regrad.data.questions import MOST_CHOICES, QuestionKind
 from regrad.errors import MethodError
 from regrad.methods.base import MethodInfo
 from regrad.registry import Registry
@@ -99,6 +101,13 @@ StringOrStops = Annotated[
             ]
         }
     ),
+]
+
+
+Choices = Annotated[
+    list[Annotated[ValidText, AfterValidator(_not_blank), Field(min_length=1, max_length=2000)]],
+    Field(min_length=2, max_length=MOST_CHOICES, json_schema_extra={"uniqueItems": True}),
+    AfterValidator(_different),
 ]
 
 
@@ -181,6 +190,12 @@ class Options(Strict):
     temperature: float = Field(0.0, ge=0, le=2, allow_inf_nan=False, description="0: greedy")
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63, description="makes sampling repeatable")
+    kind: QuestionKind | None = Field(
+        None, description="how it is answered: freely, with yes or no, or with the letter of one of the `choices`"
+    )
+    choices: Choices | None = Field(
+        None, description="the options' texts; of a yes-no question, the words to answer with"
+    )
     stop: Stops | None = Field(None, description="strings that end the answer; default: the model's")
     passage_ids: PassageIds | None = Field(
         None, description="use these passages instead of retrieving; k is ignored", examples=[["p-17", "p-4"]]
@@ -190,6 +205,14 @@ class Options(Strict):
     )
     contributions: Contributions | None = Field(None, description="measure each passage's part in the answer")
     stream: bool = Field(False, description="server-sent events instead of one body")
+
+    @model_validator(mode="after")
+    def _kind_has_its_choices(self) -> Self:
+        if self.kind == "choice" and not self.choices:
+            raise ValueError("kind 'choice' needs `choices`, the texts of the options")
+        if self.kind == "open" and self.choices:
+            raise ValueError("an open question has no `choices`: leave them out, or set `kind` to choice or yes-no")
+        return self
 
     def ask(self, method: str, client: Client) -> Ask:
         """The question as the gateway gets it."""
@@ -204,6 +227,8 @@ class Options(Strict):
             passage_ids=None if self.passage_ids is None else tuple(self.passage_ids),
             release=self.release,
             contributions=self.contributions,
+            kind=self.kind or ("choice" if self.choices else "open"),
+            choices=tuple(text.lower() if self.kind == "yes-no" else text for text in self.choices or ()),
             request_id=client.request_id,
             seconds=client.seconds,
             traceparent=client.traceparent,

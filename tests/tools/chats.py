@@ -1,4 +1,4 @@
-"""A chat model for tests: the tiny one with a chat template in the style of Llama's."""
+"""The tiny model as others are asked: with a chat template in the style of Llama's, or without an end token."""
 
 from __future__ import annotations
 
@@ -22,3 +22,9 @@ def chat(lm: LanguageModel, **settings: Any) -> LanguageModel:
     tokenizer.chat_template = TEMPLATE
     prompts = LAB_PROMPTS.model_copy(update={"chat": True, **settings})
     return replace(lm, tokenizer=tokenizer, config=lm.config.model_copy(update={"prompts": prompts}))
+
+
+def without_end_token(lm: LanguageModel) -> LanguageModel:
+    """The model, for which passages and answers end without an end token."""
+    prompts = lm.config.prompts.model_copy(update={"end_token": False})
+    return replace(lm, config=lm.config.model_copy(update={"prompts": prompts}))

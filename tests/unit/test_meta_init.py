@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from regrad.errors import MetaInitError
 from regrad.meta_init import MetaInit, random_meta_init, read_card
 from regrad.models.loading import LanguageModel
+from tests.tools.chats import without_end_token
 from tests.tools.refusals import refused
 
 
@@ -56,8 +57,9 @@ def test_the_fingerprint_changes_with_the_content_and_not_with_the_path(
         MetaInit(tiny.config, tiny.identity(), tiny.subspace, phi + 1e-3, alpha),
         MetaInit(tiny.config, tiny.identity(), tiny.subspace, phi, alpha * 2),
         MetaInit(tiny.config, tiny.identity(), tiny.subspace, phi, alpha, "sum"),
+        MetaInit(without_end_token(tiny).config, tiny.identity(), tiny.subspace, phi, alpha),
     ]
-    assert len({meta_init.fingerprint, *(other.fingerprint for other in others)}) == 5
+    assert len({meta_init.fingerprint, *(other.fingerprint for other in others)}) == 6
 
 
 def test_the_update_is_equation_three(meta_init: MetaInit) -> None:

@@ -52,7 +52,7 @@ def make_demo_plan(config: DemoConfig) -> DemoPlan:
     out = config.output
     lab = f"{out}/lab"
     train = config.train.model_copy(
-        update={"tasks": (TaskSource(uri=f"{lab}/{TASKS}"),), "dev": f"{lab}/{DEV}", "output": f"{out}/meta-init"}
+        update={"tasks": (TaskSource(uri=f"{lab}/{TASKS}"),), "dev": (f"{lab}/{DEV}",), "output": f"{out}/meta-init"}
     )
     build = _build(config, "meta-init", "bank")
     serve = config.serve.model_copy(

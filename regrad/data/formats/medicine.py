@@ -60,6 +60,7 @@ def bioasq(file: QuestionFile) -> Iterator[Question]:
     """
     for record in file.records("questions"):
         if record.text("type") != "yesno":
+            file.left_out["is no yes/no question (BioASQ)"] += 1
             continue
         yield Question(
             record.text("id"),

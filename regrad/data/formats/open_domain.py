@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping
 
+from regrad.data.field_names import answers_name
 from regrad.data.formats.regrad_release import sampled
 from regrad.data.passages import Passage
 from regrad.data.question_files import QuestionFile, open_file
@@ -36,7 +37,7 @@ def natural_questions(file: QuestionFile) -> Iterator[Question]:
             yield Question("", record.text("question"), _python_list(record, "answers"))
         return
     for record in file.records():
-        yield Question(record.maybe("id"), record.text("question"), record.texts("answer"))
+        yield Question(record.maybe("id"), record.text("question"), record.texts(answers_name(record.fields)))
 
 
 def _python_list(record: Fields, field: str) -> tuple[str, ...]:
@@ -142,6 +143,7 @@ def musique(file: QuestionFile) -> Iterator[Question]:
     """
     for record in file.records():
         if record.fields.get("answerable") is False:
+            file.left_out["is not answerable (MuSiQue-Full)"] += 1
             continue
         name, paragraphs = record.text("id"), record.records("paragraphs")
         passages = [_paragraph(name, paragraph) for paragraph in paragraphs]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from regrad.data.formats.jsonl import closed, pair_question
+from regrad.data.closed_questions import closed
+from regrad.data.formats.jsonl import pair_question
 from regrad.data.passages import Passage, passage_id
 from regrad.data.question_files import QuestionFile
-from regrad.data.questions import Fields, Question
+from regrad.data.questions import Fields, Question, QuestionKind
 
 
 def data_aug(file: QuestionFile) -> Iterator[Question]:
@@ -17,7 +18,7 @@ def data_aug(file: QuestionFile) -> Iterator[Question]:
     apply `qid`, `type`, `choices` and PRAG's `augment`, which is for its adapters and read by `data_aug_pairs` instead.
     Passages have no ids there: theirs is a hash of the text, the same wherever the passage is retrieved.
     """
-    return map(sampled, file.records())
+    return (sampled(record, file.kind) for record in file.records())
 
 
 def data_aug_pairs(file: QuestionFile) -> Iterator[Question]:
@@ -35,11 +36,11 @@ def data_aug_pairs(file: QuestionFile) -> Iterator[Question]:
                 yield from (pair_question(f"{passage.id}/{i}", pair, passage) for i, pair in enumerate(pairs))
 
 
-def sampled(record: Fields) -> Question:
+def sampled(record: Fields, asked_as: QuestionKind | None = None) -> Question:
     """A record with `test_id`, `question` and `answer`."""
     passages = tuple(_passage(text) for text in record.maybe_texts("passages"))
     name = record.text("qid") if record.has("qid") else record.text("test_id")
-    kind, choices, answers = closed(record, "answer")
+    kind, choices, answers = closed(record, "answer", asked_as)
     return Question(name, record.text("question"), answers, kind, choices, (), passages, record.maybe("type"))
 
 

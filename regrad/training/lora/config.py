@@ -125,6 +125,7 @@ class AugmentConfig(Settings):
 class AdapterConfig(AdamWConfig):
     """How one passage's adapter is trained; the defaults are PRAG's."""
 
+    weight_decay: float = Field(0.01, ge=0)
     rank: int = Field(2, ge=1)
     alpha: float = Field(32.0, gt=0)
     epochs: int = Field(1, ge=1)

@@ -65,7 +65,7 @@ def suffix_example(lm: LanguageModel, passage: Passage) -> Example:
     balanced = (i for i in stops if min(len(text[:i].split()), len(text[i:].split())) >= _LEAST_WORDS)
     cut = next(balanced, middle)
     prefix = [*lm.bos, *lm.encode(text[:cut])]
-    return Example((*prefix, *lm.encode(text[cut:]), *lm.eos), len(prefix))
+    return Example((*prefix, *lm.encode(text[cut:]), *lm.ending), len(prefix))
 
 
 def instruction_example(lm: LanguageModel, item: Augmented) -> Example:
@@ -74,26 +74,23 @@ def instruction_example(lm: LanguageModel, item: Augmented) -> Example:
     It is a text, as a passage is, and no chat, so it is not wrapped in the chat template.
     """
     prompts = lm.config.prompts
-    asked = "".join(
-        prompts.question.format(question=pair.question) + prompts.answer_text(pair.answer) + prompts.stop
-        for pair in item.pairs
-    )
-    return Example((*lm.bos, *lm.encode(prompts.context_text([item.passage]) + asked), *lm.eos))
+    asked = "".join(prompts.asked(pair.asked) + prompts.answer_text(pair.answer) + prompts.stop for pair in item.pairs)
+    return Example((*lm.bos, *lm.encode(prompts.context_text([item.passage]) + asked), *lm.ending))
 
 
 def question_example(
-    lm: LanguageModel, question: str, answer: str, passages: Sequence[Passage] = (), max_tokens: int = 1 << 30
+    lm: LanguageModel, question: Question, passages: Sequence[Passage] = (), max_tokens: int = 1 << 30
 ) -> Example:
-    """The answer, predicted from the prompt, in which `passages` stand, the best one last.
+    """The first accepted answer, predicted from the prompt; `passages` come best first.
 
     The worst passages are left out until the example fits; it may still be too long without any.
     """
     limit, shown = longest(lm, max_tokens), list(passages)
     while True:
-        example = _asked(lm, Question("", question, (answer,)), shown)
+        example = _asked(lm, question, shown)
         if not shown or len(example.ids) <= limit:
             return example
-        shown = shown[1:]
+        shown = shown[:-1]
 
 
 def _asked(
@@ -101,8 +98,8 @@ def _asked(
 ) -> Example:
     """The prompt as it is asked, with the model's chat template if it has one, then the answer and the end."""
     prompts = lm.config.prompts
-    prompt = lm.encode_prompt(prompts.prompt_for(question, passages, demonstrations=demonstrations))
-    return Example((*prompt, *lm.encode(prompts.answer_text(question.answers[0])), *lm.eos), len(prompt))
+    prompt = lm.encode_prompt(prompts.prompt_for(question, prompts.ordered(passages), demonstrations=demonstrations))
+    return Example((*prompt, *lm.encode(prompts.answer_text(question.answers[0])), *lm.ending), len(prompt))
 
 
 def adapter_examples(
@@ -116,7 +113,7 @@ def adapter_examples(
     """
     full = config.answers == "full"
     asked = [
-        Question("", pair.question, (pair.full_answer if full else pair.answer,))
+        replace(pair.asked, answers=(pair.full_answer,)) if full else pair.asked
         for pair in item.pairs
         if pair.full_answer or not full
     ][: config.pairs]
@@ -162,8 +159,8 @@ def read_examples(config: FinetuneConfig, lm: LanguageModel) -> Sequence[Example
     def make(item: tuple[Task, TaskQuestion]) -> Example:
         task, question = item
         found = tuple(task.passages[position] for position in question.context[: config.k])
-        shown = found[::-1] if config.objective == "questions-with-passages" else ()
-        example = question_example(lm, question.question, question.answer, shown, config.max_tokens)
+        shown = found if config.objective == "questions-with-passages" else ()
+        example = question_example(lm, question.asked, shown, config.max_tokens)
         return replace(example, passages=found) if config.adapters else example
 
     return Examples(((task, item) for task in read_tasks(config.tasks or "") for item in task.questions), make)

@@ -101,18 +101,16 @@ def encode_question(lm: LanguageModel, task: Task, question: TaskQuestion, shape
     With passages in the prompt, those of the lowest rank are left out until it fits `shape.max_tokens` and the model.
     """
     limit = min(shape.max_tokens, lm.context_length or shape.max_tokens)
-    answer = [*lm.encode(lm.config.prompts.answer_text(question.answer)), *lm.eos]
+    answer = [*lm.encode(lm.config.prompts.answer_text(question.answer)), *lm.ending]
+    prompts = lm.config.prompts
     context = prompt_passages(task, question, shape)
     while True:
-        prompt = lm.encode_prompt(lm.config.prompts.prompt(question.question, context))
+        prompt = lm.encode_prompt(prompts.prompt_for(question.asked, prompts.ordered(context)))
         if not context or len(prompt) + len(answer) <= limit:
             return [*prompt, *answer], len(prompt)
-        context = context[1:] if shape.order == "best-last" else context[:-1]
+        context = context[:-1]
 
 
 def prompt_passages(task: Task, question: TaskQuestion, shape: ShapeConfig) -> list[Passage]:
-    """The passages of a question in the order of its prompt; none unless `shape.in_prompt`."""
-    if not shape.in_prompt:
-        return []
-    ranked = [task.passages[position] for position in question.context]
-    return ranked[::-1] if shape.order == "best-last" else ranked
+    """The passages that a question has in its prompt, best first; none unless `shape.in_prompt`."""
+    return [task.passages[position] for position in question.context] if shape.in_prompt else []

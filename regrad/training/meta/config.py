@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from regrad.evaluation.metrics import Rules
 from regrad.models.config import ModelConfig
 from regrad.settings import Location, Settings
 from regrad.training.config import Beta, ScheduleConfig, TrainConfig
@@ -22,8 +24,10 @@ class InnerConfig(Settings):
         "tie",
         description="one step size per tensor (tie), for all (same) or per number (full), or not learned (fix)",
     )
-    step_size_space: Literal["linear", "log"] = Field(
-        "linear", description="what the optimiser moves: alpha or log alpha"
+    step_size_space: Literal["linear", "absolute", "log"] = Field(
+        "linear",
+        description="what the optimiser moves: alpha over where it starts, alpha itself (as the paper's release), or "
+        "the logarithm of the first",
     )
     reduction: Literal["mean", "sum"] = Field("mean", description="of a passage's token losses")
     steps: int = Field(
@@ -44,10 +48,12 @@ class StrategyConfig(Settings):
 class ShapeConfig(Settings):
     """How a task is shaped before it is trained on."""
 
+    MOVED: ClassVar[Mapping[str, str]] = {"order": "model.prompts.order (random: shape.shuffled)"}
+
     k: int | None = Field(None, ge=1, description="most passages of a question: the first of its context")
     questions: int | None = Field(None, ge=1, description="most questions of a task, drawn again for each draw")
     in_prompt: bool = Field(False, description="passages also in the prompt of the outer loss: ReGrad + ICL")
-    order: Literal["best-last", "best-first", "shuffled"] = Field("best-last", description="of passages in a prompt")
+    shuffled: bool = Field(False, description="passages in a random order in the prompt, drawn again each time")
     distractors: int = Field(2, ge=0, description="passages of other tasks added behind a question's own")
     distractor_probability: float = Field(0.0, ge=0, le=1, description="the share of draws that get distractors")
     max_passage_tokens: int = Field(1024, ge=8)
@@ -71,6 +77,14 @@ TaskSources = Annotated[tuple[TaskSource, ...], BeforeValidator(_as_sources), Fi
 """A location, or a list of locations or of {uri, weight}: domains that are mixed."""
 
 
+def _as_locations(value: Any) -> Any:
+    return () if value is None else (value,) if isinstance(value, str) else value
+
+
+DevSets = Annotated[tuple[Location, ...], BeforeValidator(_as_locations)]
+"""A location, or a list of locations: sets that count alike, however many questions each has."""
+
+
 class OptimizerConfig(ScheduleConfig):
     """AdamW over phi0 and the step sizes."""
 
@@ -78,9 +92,10 @@ class OptimizerConfig(ScheduleConfig):
         None, ge=1, description="tasks that a worker computes at once; its whole share if null"
     )
     lr: float = Field(4e-4, gt=0)
-    step_size_lr: float | None = Field(None, gt=0, description="for the relative step sizes; the same as lr if null")
+    step_size_lr: float | None = Field(None, gt=0, description="for the step sizes, in their space; as lr if null")
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of phi0")
+    step_size_weight_decay: float = Field(0.0, ge=0, description="of the step sizes, in their space")
     clip: float = Field(0.5, gt=0, description="largest norm of the meta-gradient")
     zero_stage: Literal[0, 1, 2, 3] | None = Field(1, description="of DeepSpeed; plain PyTorch DDP if null")
     precision: Literal["model", "bf16"] = Field("model", description="the model's own data type, or bf16 autocast")
@@ -92,6 +107,7 @@ class DevConfig(Settings):
     every: int | None = Field(None, ge=1, description="steps; only at the end if null")
     gamma: float = Field(1.0, gt=0, description="scale of the update (inference only)")
     max_new_tokens: int = Field(20, ge=1)
+    rules: Rules = Field("squad", description="whose F1: SQuAD's, or HotpotQA's as the paper's release")
     select: Literal["best", "last"] = Field("best", description="which checkpoint becomes the result")
 
 
@@ -100,7 +116,7 @@ class MetaTrainConfig(TrainConfig):
 
     model: ModelConfig
     tasks: TaskSources
-    dev: Location | None = Field(None, description="tasks of the same form, scored for exact match and F1")
+    dev: DevSets = Field((), description="sets of tasks of the same form; the scores are means of the sets' EM and F1")
     start_from: Location | None = Field(None, description="a MetaInit to continue, for example on another domain")
     inner: InnerConfig = InnerConfig()
     strategy: StrategyConfig = StrategyConfig()

@@ -26,7 +26,7 @@ from regrad.training.workers import total
 
 
 class MetaParameters(nn.Module):
-    """phi0 [P] and the raw step sizes; alpha = initial * raw, or initial * exp(raw) in log space.
+    """phi0 [P] and the raw step sizes: alpha is initial * raw, raw itself (absolute) or initial * exp(raw) (log).
 
     `raw` has one number per tensor (mode `tie`), one for all (`same`), one for each of the P numbers (`full`), or is
     not learned (`fix`).
@@ -51,7 +51,7 @@ class MetaParameters(nn.Module):
 
     def step_sizes(self) -> Tensor:
         """alpha, one per tensor [n_tensors] or, in mode `full`, one per number [P]."""
-        values = self._inner.initial_step_size * (self.raw.exp() if self._log else self.raw)
+        values = self._unit * (self.raw.exp() if self._log else self.raw)
         return values.expand(len(self._subspace.shapes)) if self._inner.step_size_mode == "same" else values
 
     def point(self) -> Point:
@@ -68,37 +68,43 @@ class MetaParameters(nn.Module):
         return surrogate
 
     @property
+    def _unit(self) -> float:
+        """What alpha is measured in. It decides how far a step of AdamW, which knows no scale, moves alpha."""
+        return 1.0 if self._inner.step_size_space == "absolute" else self._inner.initial_step_size
+
+    @property
     def _log(self) -> bool:
         return self._inner.step_size_space == "log"
 
     def _raw(self, start: MetaInit | None) -> Tensor:
         if start is None:
-            return torch.zeros(self.numbers) if self._log else torch.ones(self.numbers)
-        relative = start.step_sizes.detach().float() / self._inner.initial_step_size
+            values = torch.full((self.numbers,), self._inner.initial_step_size / self._unit)
+            return values.log() if self._log else values
+        values = start.step_sizes.detach().float() / self._unit
         if self.numbers == self._subspace.size:
-            relative = self._subspace.per_tensor(relative)
+            values = self._subspace.per_tensor(values)
         elif self.numbers == 1:
-            relative = relative.mean().reshape(1)
-        elif relative.numel() != self.numbers:
+            values = values.mean().reshape(1)
+        elif values.numel() != self.numbers:
             raise TrainingError(
                 "the MetaInit to start from has a step size for each number; set inner.step_size_mode=full",
                 code="start_from_mode",
                 expected="full",
             )
-        if self._log and bool((relative <= 0).any()):
+        if self._log and bool((values <= 0).any()):
             raise TrainingError(
                 "the MetaInit to start from has step sizes that are not above zero; set inner.step_size_space=linear",
                 code="start_from_space",
                 expected="linear",
             )
-        return relative.log() if self._log else relative.clone()
+        return values.log() if self._log else values.clone()
 
 
 def make_optimizer(parameters: MetaParameters, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW: phi0 at `lr`, the raw step sizes at `step_size_lr` and without weight decay."""
+    """AdamW: phi0 at `lr` and the raw step sizes at `step_size_lr`, each with a weight decay of its own."""
     rates = [(parameters.phi0, config.lr, config.weight_decay)]
     if isinstance(parameters.raw, nn.Parameter):
-        rates.append((parameters.raw, config.step_size_lr or config.lr, 0.0))
+        rates.append((parameters.raw, config.step_size_lr or config.lr, config.step_size_weight_decay))
     # `base_lr` keeps the peak rate: a step sets `lr` to its share of it.
     groups: list[dict[str, Any]] = [
         {"params": [parameter], "lr": lr, "base_lr": lr, "weight_decay": decay} for parameter, lr, decay in rates

@@ -108,13 +108,13 @@ class Lengths:
     def question(self, task: Task, question: TaskQuestion, shape: ShapeConfig) -> int:
         """Tokens of prompt and answer; in the prompt only the task's first `k` passages of this question."""
         context = [task.passages[i] for i in question.context[: shape.k]] if shape.in_prompt else []
-        prompt = self.model.prompts.prompt(question.question, context)
+        prompt = self.model.prompts.prompt_for(question.asked, context)
         ids = prompt_ids(self.tokenizer, self.model.prompts, prompt)
         return len(ids) + self._count(self.model.prompts.answer_text(question.answer)) + self._end
 
     @property
     def _end(self) -> int:
-        return int(self.tokenizer.eos_token_id is not None)
+        return int(self.model.prompts.end_token and self.tokenizer.eos_token_id is not None)
 
     def _count(self, text: str) -> int:
         return len(token_ids(self.tokenizer, self.model.prompts, text))
@@ -147,8 +147,14 @@ class TaskHead(NamedTuple):
 
 
 def files_of(config: MetaTrainConfig) -> list[tuple[int, str]]:
-    """The files of all sources in order, each with the number of its source."""
-    return [(number, file) for number, source in enumerate(config.tasks) for file in task_files(source.uri)]
+    """The files of all sources in order, each with the number of its source; raises `CorpusError` if one is dev's."""
+    files = [(number, file) for number, source in enumerate(config.tasks) for file in task_files(source.uri)]
+    both = {file for _, file in files} & {file for uri in config.dev for file in task_files(uri)}
+    if both:
+        file = min(both)
+        text = f"{file} is among the tasks and is dev, too: name the files of `tasks`, or keep dev in another directory"
+        raise CorpusError(text, code="dev_among_tasks", file=file)
+    return files
 
 
 def scan(file: int, uri: str, lengths: Lengths, shape: ShapeConfig) -> Iterator[tuple[TaskHead, Task | None]]:
@@ -296,7 +302,7 @@ def shape_task(task: Task, shape: ShapeConfig, pool: Sequence[Passage], seed: in
         added = tuple(range(len(passages), len(passages) + len(distractors)))
         passages = (*passages, *distractors)
         questions = [replace(q, context=q.context + added) for q in questions]
-    if shape.order == "shuffled":
+    if shape.shuffled:
         questions = [replace(q, context=tuple(rng.sample(q.context, len(q.context)))) for q in questions]
     # Passages that no question rests on need no gradient.
     used = sorted({position for question in questions for position in question.context})

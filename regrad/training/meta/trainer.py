@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regrad.data.questions import Question
 from regrad.data.tasks import Task, read_tasks
-from regrad.evaluation.metrics import exact_match, f1
+from regrad.evaluation.metrics import Rules, exact_match, f1, score
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel, load_language_model
@@ -128,19 +129,27 @@ class MetaLearner:
             inner_steps=inner.steps,
         )
 
-    def score(self, dev: Sequence[Task], step: int) -> DevScore:
-        """Exact match and F1 of the dev tasks. Each worker scores a part, but all of them with sharded weights."""
-        config = self._config
+    def score(self, dev: Sequence[Sequence[Task]], step: int) -> DevScore:
+        """Exact match and F1, the means of the sets', and the questions of all. Each worker scores a part."""
+        found = [self._sums(tasks) for tasks in dev]
+        totals = self._engine.total([value for sums in found for value in (sums.exact_match, sums.f1, sums.questions)])
+        exact, total_f1, counts = (totals[place::3] for place in range(3))
+        means = [
+            sum(total / max(count, 1) for total, count in zip(values, counts, strict=True)) / len(dev)
+            for values in (exact, total_f1)
+        ]
+        questions = int(sum(counts)) // (self._workers.count if self._engine.layer_wise else 1)
+        return DevScore(step, {"exact_match": means[0], "f1": means[1], "questions": questions})
+
+    def _sums(self, dev: Sequence[Task]) -> Sums:
+        """Of this worker's part of a set, but of all of it with sharded weights."""
+        config, everything = self._config, range(len(dev))
         # Sharded weights are gathered layer by layer, so all workers have to run the same passes.
-        everything = self._engine.layer_wise
-        numbers = list(range(len(dev))) if everything else self._workers.share(range(len(dev)))
+        numbers = everything if self._engine.layer_wise else self._workers.share(everything)
         # As training shapes them, but with all questions and no distractors.
         shape = config.shape.model_copy(update={"questions": None, "distractor_probability": 0.0})
         tasks = [shape_task(dev[number], shape, (), config.seed, number) for number in numbers]
-        sums = score_tasks(self._lm, self._engine.point(), tasks, config.inner, config.shape, config.scoring)
-        exact, total_f1, count = self._engine.total([sums.exact_match, sums.f1, sums.questions])
-        means = {"exact_match": exact / max(count, 1), "f1": total_f1 / max(count, 1)}
-        return DevScore(step, {**means, "questions": int(count) // (self._workers.count if everything else 1)})
+        return score_tasks(self._lm, self._engine.point(), tasks, config.inner, config.shape, config.scoring)
 
     def _gradient(self, tasks: Sequence[Task]) -> tuple[MetaGradient, dict[str, int]]:
         """The mean over this worker's tasks, a micro-batch at a time; and their passages and tokens."""
@@ -193,21 +202,31 @@ def score_tasks(
         batch = tasks[start : start + _BATCH_TASKS]
         with torch.no_grad():
             updates_DP, _ = adapt(lm, scaled, collate(lm, batch, shape), inner.reduction, inner.steps)
-        requests, answers = [], []
+        requests, questions = [], []
         for update, (_, asked) in zip(updates_DP.detach().cpu(), group_questions(batch), strict=True):
             for task, question in asked:
-                prompt = lm.config.prompts.prompt(question.question, prompt_passages(task, question, shape))
+                shown = lm.config.prompts.ordered(prompt_passages(task, question, shape))
+                prompt = lm.config.prompts.prompt_for(question.asked, shown)
                 requests.append(GenerationRequest(prompt, lm.subspace.updates(update), config.max_new_tokens))
-                answers.append([question.answer])
-        for generation, answer in zip(generate(lm, requests), answers, strict=True):
-            total += Sums(exact_match(generation.text, answer), f1(generation.text, answer), 1)
+                questions.append(question.asked)
+        answers = [generation.text for generation in generate(lm, requests)]
+        for one, said in zip(questions, answers, strict=True):
+            total += score_answer(one, said, config.rules)
     return total
+
+
+def score_answer(question: Question, said: str, rules: Rules = "squad") -> Sums:
+    """Both scores of a closed question are whether the right label or word can be read in the answer."""
+    if question.kind != "open":
+        right = float(score(question, said).correct)
+        return Sums(right, right, 1)
+    return Sums(float(exact_match(said, question.answers)), f1(said, question.answers, rules), 1)
 
 
 def meta_loop(
     learner: MetaLearner,
     config: MetaTrainConfig,
-    dev: Sequence[Task] = (),
+    dev: Sequence[Sequence[Task]] = (),
     listener: Listener | None = None,
     workers: Workers = Workers(),
 ) -> Loop[Task]:
@@ -219,7 +238,7 @@ def meta_loop(
 def meta_train_worker(
     config: MetaTrainConfig,
     batches: Callable[[int], Iterable[Sequence[Task]]],
-    dev: Sequence[Task],
+    dev: Sequence[Sequence[Task]],
     notes: Mapping[str, Any],
     listener: Listener,
     device: torch.device | str,
@@ -253,6 +272,6 @@ def meta_train_in_process(config: MetaTrainConfig, device: str = "cpu") -> MetaI
     parent = MetaInit.load(config.start_from).fingerprint if config.start_from else None
     notes = {"tasks": tasks.plan.summary, "parent": parent, "seed": config.seed, "workers": 1}
     best = Best("f1")
-    dev = read_tasks(config.dev) if config.dev else ()
+    dev = [read_tasks(uri) for uri in config.dev]
     last = meta_train_worker(config, tasks.steps, dev, notes, best, device)
     return best.product if config.scoring.select == "best" and isinstance(best.product, MetaInit) else last

@@ -73,7 +73,7 @@ def test_two_workers_train_what_one_process_trains_and_leave_nothing_behind(
     parameters = MetaParameters(lm.subspace, config.inner, config.seed)
     start = parameters.phi0.detach().clone()
     learner = MetaLearner(lm, PlainEngine(parameters, config.optimizer), config, lm.identity())
-    loop = meta_loop(learner, config, read_tasks(config.dev or ""))
+    loop = meta_loop(learner, config, [read_tasks(uri) for uri in config.dev])
     alone = learner.product(loop.run(TasksInMemory.read(config).steps()))
     line = meta_train.run(config)
     shared = MetaInit.load(output)

@@ -211,7 +211,7 @@ def test_bad_lines_of_jsonl_are_items(tmp_path: Path) -> None:
         (b'{"id": "x", "text": "\\u0000"}', "line 5: field 'text' holds a NUL"),
         (b'{"id": "\\ud800", "text": "x"}', "line 6: field 'id' holds a NUL or a character that is not valid Unicode"),
         (b"[" * 100_000, "line 7 is a JSON array, and one object a line is expected"),
-        (b'{"id": 7, "text": "x"}', "line 8: field 'id' must be a non-empty string, found 7"),
+        (b'{"id": true, "text": "x"}', "line 8: field 'id' must be a non-empty string, found true"),
         (b"\x00", "line 9 is not JSON"),
     ]
     found = problems(tmp_path / "c.jsonl", b"\n".join([good, *(line for line, _ in bad), good]))
@@ -320,7 +320,7 @@ def test_what_is_not_parquet_is_an_error_that_names_it(tmp_path: Path) -> None:
         with refused(CorpusError, "damaged", uri=str(path)):
             list(read_raw(str(path)))
     with refused(CorpusError, "missing_field", field="text"):
-        list(read_raw(parquet(path, {"id": ["a"], "contents": ["x"]})))
+        list(read_raw(parquet(path, {"id": ["a"], "body": ["x"]})))
     with refused(CorpusError, "wrong_field", field="text"):
         list(read_raw(parquet(path, {"id": ["a"], "text": [["x"]]})))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from regrad.models.config import ModelConfig
 from regrad.training.meta.collate import collate
 from regrad.training.meta.config import ShapeConfig
 from regrad.training.meta.task_plan import Lengths, check_dev_tasks, scan
+from tests.tools.chats import without_end_token
 from tests.tools.refusals import refused
 
 PASSAGE = {"id": "a", "title": "t", "text": "x"}
@@ -43,9 +45,9 @@ def asking(**question: Any) -> dict[str, Any]:
         ({}, "no_task", "", ""),
         ({**asking(), "questions": []}, "no_task", "", ""),
         (asking(answer=""), "wrong_field", " question 0", "answer"),
-        ({**asking(), "id": 3}, "wrong_field", "", "id"),
-        ({"passages": [{"id": "a"}], "questions": [{}]}, "wrong_field", " passage 0", "text"),
-        ({**asking(), "questions": [{"question": "q"}]}, "wrong_field", " question 0", "answer"),
+        ({**asking(), "id": [3]}, "wrong_field", "", "id"),
+        ({"passages": [{"id": "a"}], "questions": [{}]}, "missing_field", " passage 0", "text"),
+        ({**asking(), "questions": [{"question": "q"}]}, "missing_field", " question 0", "answer"),
         (asking(context=[1]), "wrong_field", " question 0", "context"),
         (asking(context=[True]), "wrong_field", " question 0", "context"),
     ],
@@ -108,7 +110,7 @@ def test_bad_records_come_with_file_and_line_and_stop_nothing(tmp_path: Path, ti
     found = [ScannedTask(head.place, task, head.problem) for head, task in scan(0, str(path), lengths, shape)]
     assert [item.problem.removeprefix(str(path)) for item in found[:2]] == [
         "",
-        " line 2: a task needs non-empty 'questions'",
+        " line 2: a task needs non-empty 'questions', and this record has passages",
     ]
     assert "line 3 passage 0: " in found[2].problem and "more than 100" in found[2].problem
     assert "line 4 question 0: " in found[3].problem and "more than 200" in found[3].problem
@@ -131,9 +133,9 @@ def test_lengths_count_what_training_sees(tiny: Any, tiny_path: Path) -> None:
     task = Task.from_record(
         {"passages": [PASSAGE, {**PASSAGE, "id": "b"}], "questions": [{"question": "q", "answer": "a"}]}
     )
-    lengths = Lengths.of(tiny.config)
-    for shape in (ShapeConfig(), ShapeConfig(in_prompt=True)):
-        batch = collate(tiny, [task], shape)
+    shapes = (ShapeConfig(), ShapeConfig(in_prompt=True))
+    for lm, shape in itertools.product((tiny, without_end_token(tiny)), shapes):
+        lengths, batch = Lengths.of(lm.config), collate(lm, [task], shape)
         assert int(batch.questions.lengths[0]) == lengths.question(task, task.questions[0], shape)
         assert int(batch.passages.lengths[0]) == lengths.passage(task.passages[0])
 

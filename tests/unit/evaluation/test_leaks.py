@@ -98,11 +98,11 @@ def test_a_file_of_questions_that_is_read_as_tasks_names_the_option(tmp_path: Pa
     train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     for path in (train, test):
         path.write_text('{"question": "Who was it?", "answer": "A"}\n')
-    with pytest.raises(EvaluationError, match=r"field 'questions' is missing .* say --train-format jsonl"):
+    with pytest.raises(EvaluationError, match=r"needs non-empty 'passages', .* say --train-format jsonl"):
         CliRunner().invoke(leaks, [str(train), str(test)], catch_exceptions=False)
     assert CliRunner().invoke(leaks, [str(train), str(test), "--train-format", "jsonl"]).exit_code == 1
     arguments = [str(train), str(test), "--train-format", "jsonl", "--test-format", "tasks"]
-    with refused(EvaluationError, "missing_field", field="questions") as other:
+    with refused(EvaluationError, "no_task", where=f"{test} line 1") as other:
         CliRunner().invoke(leaks, arguments, catch_exceptions=False)
     assert "--train-format" not in str(other.value)
 

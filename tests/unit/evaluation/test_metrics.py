@@ -45,6 +45,12 @@ def test_f1_is_the_best_overlap_of_words_with_any_answer() -> None:
     assert f1("the", [""]) == 1.0
 
 
+def test_hotpotqas_f1_has_no_partial_credit_for_yes_and_no_and_none_for_nothing() -> None:
+    assert f1("no way", ["no"]) == pytest.approx(2 / 3) and f1("no way", ["no"], "hotpotqa") == 0
+    assert f1("the", [""], "hotpotqa") == 0
+    assert f1("No.", ["yes", "no"], "hotpotqa") == 1
+
+
 _WORDS = [
     *(
         "a",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,11 @@ def test_a_passage_with_a_token_beyond_the_vocabulary_is_the_only_one_without_an
     good, bad = AtomExtractor(extended, meta_init).extract(passages)
     assert good.atom is not None and not good.problem
     assert bad.atom is None and "Zorblax" in bad.problem
+
+
+def test_models_that_are_loaded_at_once_leave_the_next_one_whole(tiny: LanguageModel, tiny_path: Path) -> None:
+    config = tiny.config.model_copy(update={"path": str(tiny_path)})
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: load_language_model(config, "cpu").identity(), range(8)))
+    assert set(found) == {tiny.identity()}
+    assert load_language_model(config, "cpu").identity() == tiny.identity()

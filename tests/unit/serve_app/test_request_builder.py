@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
+from regrad.data.questions import Question
 from regrad.errors import AtomNotFound, BankError, FingerprintMismatch, NothingFound
 from regrad.gradients.extractor import AtomExtractor
 from regrad.inference.rows import Finished
@@ -26,6 +27,7 @@ from serve_app.config import ServeConfig
 from serve_app.messages import Ask, GradientSum, Retrieved, Turn
 from serve_app.methods import RequestBuilder, offers_of, open_own
 from tests.tools.decoded import vector
+from tests.tools.refusals import refused
 
 QUESTION = "Where was Les Dripen born?"
 MISSING = PassageUse("", problem="it is not in this version")
@@ -205,7 +207,7 @@ def test_gradients_of_something_else_are_never_applied(
     here = builder(tiny, meta_init)
     with pytest.raises(FingerprintMismatch):
         here.prepare(Ask(QUESTION), retrieved(three), replace(gradients, fingerprint="f" * 16))
-    with pytest.raises(BankError, match="sums have 3 numbers"):
+    with refused(BankError, "wrong_size", found=3):
         here.prepare(Ask(QUESTION), retrieved(three), replace(gradients, total=torch.zeros(3)))
     with pytest.raises(NothingFound):
         here.prepare(Ask(QUESTION), retrieved([]), replace(gradients, uses=()))
@@ -254,3 +256,13 @@ def test_a_raw_prompt_is_taken_as_it_is(tiny: LanguageModel, meta_init: MetaInit
     assert here.prepare(Ask("Once upon", "direct", raw=True), None, None).request.prompt == "Once upon"
     found = here.prepare(Ask("Once upon", "rag", raw=True), retrieved(three[:1]), None)
     assert found.request.prompt == LAB_PROMPTS.context_text(three[:1]) + "Once upon"
+
+
+@pytest.mark.parametrize(("kind", "choices"), [("open", ()), ("yes-no", ()), ("choice", ("Ada", "Bob"))])
+def test_a_question_is_asked_with_the_prompt_of_its_kind(
+    tiny: LanguageModel, meta_init: MetaInit, three: list[Passage], kind: Any, choices: tuple[str, ...]
+) -> None:
+    ask = Ask(QUESTION, method="rag", kind=kind, choices=choices)
+    found = builder(tiny, meta_init).prepare(ask, retrieved(three), None)
+    question = Question("", QUESTION, (), kind, choices)
+    assert found.request.prompt == LAB_PROMPTS.prompt_for(question, three[::-1])

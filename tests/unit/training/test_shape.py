@@ -6,6 +6,7 @@ import pytest
 
 from regrad.data.passages import Passage
 from regrad.data.tasks import Task, TaskQuestion
+from regrad.lab.wording import LAB_PROMPTS
 from regrad.models.loading import LanguageModel
 from regrad.training.meta.collate import collate, encode_question, prompt_passages
 from regrad.training.meta.config import ShapeConfig
@@ -61,7 +62,7 @@ def test_distractors_are_mixed_in_as_often_as_asked() -> None:
 
 
 def test_a_draw_is_a_function_of_seed_and_position() -> None:
-    settings = ShapeConfig(distractor_probability=0.5, questions=1, order="shuffled")
+    settings = ShapeConfig(distractor_probability=0.5, questions=1, shuffled=True)
     first = [shape_task(TASK, settings, POOL, 1, position) for position in range(10)]
     assert first == [shape_task(TASK, settings, POOL, 1, position) for position in range(10)]
     assert first != [shape_task(TASK, settings, POOL, 2, position) for position in range(10)]
@@ -69,13 +70,14 @@ def test_a_draw_is_a_function_of_seed_and_position() -> None:
 
 @pytest.mark.parametrize(("order", "expected"), [("best-last", ["p2", "p0", "p1"]), ("best-first", ["p1", "p0", "p2"])])
 def test_the_order_of_passages_in_a_prompt(order: str, expected: list[str]) -> None:
-    shape = ShapeConfig(in_prompt=True, order=order)  # type: ignore[arg-type]
-    assert [passage.id for passage in prompt_passages(TASK, TASK.questions[0], shape)] == expected
+    prompts = LAB_PROMPTS.model_copy(update={"order": order})
+    ranked = prompt_passages(TASK, TASK.questions[0], ShapeConfig(in_prompt=True))
+    assert [passage.id for passage in prompts.ordered(ranked)] == expected
     assert prompt_passages(TASK, TASK.questions[0], ShapeConfig()) == []
 
 
 def test_a_shuffled_order_is_another_one_for_other_draws() -> None:
-    orders = {tuple(ids(shaped(position, order="shuffled"))) for position in range(20)}
+    orders = {tuple(ids(shaped(position, shuffled=True))) for position in range(20)}
     assert len(orders) > 3
     assert all(sorted(order) == ["p0", "p1", "p2"] for order in orders)
 

@@ -13,6 +13,7 @@ import torch
 
 from regrad.data.tasks import Task
 from regrad.errors import ConfigError, MetaInitError, TrainingError
+from regrad.inference.decoding import Generation
 from regrad.lab.config import LabConfig
 from regrad.lab.files import lab_tasks
 from regrad.lab.world import World
@@ -79,7 +80,11 @@ class Run:
     """A run in this process, with what a test looks at."""
 
     def __init__(
-        self, lm: LanguageModel, config: MetaTrainConfig, listener: Silent | None = None, dev: Sequence[Task] = ()
+        self,
+        lm: LanguageModel,
+        config: MetaTrainConfig,
+        listener: Silent | None = None,
+        dev: Sequence[Sequence[Task]] = (),
     ) -> None:
         self.engine = PlainEngine(MetaParameters(lm.subspace, config.inner, config.seed), config.optimizer)
         self.learner = MetaLearner(lm, self.engine, config, lm.identity(), {"kept": 1})
@@ -95,7 +100,7 @@ def load(folder: Path, lm: LanguageModel) -> tuple[TrainState, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("mode", ["tie", "same", "full", "fix"])
-@pytest.mark.parametrize("space", ["linear", "log"])
+@pytest.mark.parametrize("space", ["linear", "absolute", "log"])
 def test_step_sizes_start_where_they_should_and_get_the_gradient_of_their_mode(
     tiny: LanguageModel, mode: Any, space: Any
 ) -> None:
@@ -111,12 +116,39 @@ def test_step_sizes_start_where_they_should_and_get_the_gradient_of_their_mode(
     expected = {"tie": per_tensor, "same": gradient_P.sum().reshape(1), "full": gradient_P, "fix": None}[mode]
     if expected is None:
         assert [name for name, _ in parameters.named_parameters()] == ["phi0"]
-    else:  # d alpha / d raw is the initial step size in both spaces at the start
-        torch.testing.assert_close(parameters.raw.grad, 0.3 * expected, rtol=1e-4, atol=1e-4)
+    else:  # d alpha / d raw at the start: the initial step size, or one where raw is alpha
+        slope = 1.0 if space == "absolute" else 0.3
+        torch.testing.assert_close(parameters.raw.grad, slope * expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_of_adamw_moves_alpha_by_the_rate_in_absolute_space_and_relative_to_its_start_in_linear(
+    tiny: LanguageModel,
+) -> None:
+    one = torch.ones(tiny.subspace.size)
+    gradient = MetaGradient(torch.zeros(()), torch.zeros(()), one, one)
+    moved = {}
+    for space in ("linear", "absolute"):
+        inner = InnerConfig(initial_step_size=0.01, step_size_space=space)  # type: ignore[arg-type]
+        engine = PlainEngine(MetaParameters(tiny.subspace, inner, 0), OptimizerConfig(lr=4e-4, clip=1e9))
+        engine.apply(gradient, 1.0)
+        moved[space] = float(engine.step_sizes()[0]) - 0.01
+    assert moved["absolute"] == pytest.approx(-4e-4, rel=1e-3)
+    assert moved["linear"] == pytest.approx(-4e-6, rel=1e-3)
+
+
+def test_phi0_and_the_step_sizes_decay_each_by_its_own_weight(tiny: LanguageModel) -> None:
+    """The gradient is zero, so that nothing but the decay moves them."""
+    config = OptimizerConfig(lr=0.1, weight_decay=0.5, step_size_weight_decay=0.2)
+    inner = InnerConfig(initial_step_size=0.01, step_size_space="absolute")
+    engine = PlainEngine(MetaParameters(tiny.subspace, inner, 0), config)
+    before, zero = engine.point().phi0.clone(), torch.zeros(tiny.subspace.size)
+    engine.apply(MetaGradient(zero.sum(), zero.sum(), zero, zero), 1.0)
+    torch.testing.assert_close(engine.point().phi0, 0.95 * before)
+    torch.testing.assert_close(engine.step_sizes(), torch.full_like(engine.step_sizes(), 0.01 * 0.98))
 
 
 def test_a_run_can_start_from_another_meta_init(tiny: LanguageModel, meta_init: MetaInit) -> None:
-    for mode, space in (("tie", "linear"), ("tie", "log"), ("full", "linear")):
+    for mode, space in (("tie", "linear"), ("tie", "absolute"), ("tie", "log"), ("full", "linear")):
         inner = InnerConfig(initial_step_size=0.2, step_size_mode=mode, step_size_space=space)  # type: ignore[arg-type]
         point = MetaParameters(tiny.subspace, inner, 0, meta_init).point()
         torch.testing.assert_close(point.phi0, meta_init.phi0)
@@ -139,6 +171,22 @@ def test_learning_rates_warm_up_and_then_follow_the_schedule(schedule: Any) -> N
     assert factors[99] == pytest.approx(
         {"linear": 1 / 90, "cosine": (1 - math.cos(math.pi / 90)) / 2}.get(schedule, 1.0)
     )
+
+
+def test_a_warm_up_can_start_at_a_share_of_the_rate_as_the_releases_does() -> None:
+    """The rates of PyTorch's LinearLR(0.01, 1, n) and then LinearLR(1, 0, rest), which the release has."""
+    config = OptimizerConfig(steps=37, warmup_fraction=0.1, warmup_start=0.01)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    linear, warmup = torch.optim.lr_scheduler.LinearLR, 3
+    rise = linear(optimizer, start_factor=0.01, end_factor=1.0, total_iters=warmup)
+    fall = linear(optimizer, start_factor=1.0, end_factor=0.0, total_iters=37 - warmup)
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, fall], milestones=[warmup])
+    expected = []
+    for _ in range(37):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert [config.learning_rate_factor(step) for step in range(37)] == pytest.approx(expected)
 
 
 def test_a_resumed_run_has_the_same_losses_and_the_same_bits(
@@ -209,7 +257,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, learner: MetaLearner, steps: set[int
 def test_training_lowers_the_loss_and_the_card_says_what_was_done(tiny: LanguageModel, tasks: list[Task]) -> None:
     config = settings(tiny, optimizer={"steps": 30, "batch_size": 2, "lr": 2e-2, "schedule": "cosine"})
     keeper = Keeper()
-    run = Run(tiny, config, keeper, tasks[:2])
+    run = Run(tiny, config, keeper, [tasks[:2]])
     state = run.loop.run(steps_of(tasks, config))
     assert sum(state.losses[-5:]) < 0.7 * sum(state.losses[:5])
     assert [report.step for report in keeper.reports] == list(range(2, 31, 2))
@@ -228,10 +276,34 @@ def test_dev_tasks_are_scored_as_often_as_asked_each_with_a_checkpoint(
 ) -> None:
     config = settings(tiny, scoring={"every": 2}, checkpoints={"every": 100})
     keeper = Keeper(tmp_path)
-    Run(tiny, config, keeper, tasks[:1]).loop.run(steps_of(tasks, config))
+    Run(tiny, config, keeper, [tasks[:1]]).loop.run(steps_of(tasks, config))
     assert [score.step for score in keeper.scores] == [2, 4, 6]
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 4, 6]
     assert load(tmp_path / "4", tiny)[0].latest_score == keeper.scores[1]
+
+
+def test_sets_of_dev_tasks_count_alike_however_many_questions_each_has(
+    tiny: LanguageModel, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three right of the first set, one half right of the second: 0.75, where all four together have 0.875."""
+    found = iter([Sums(3, 3, 3), Sums(0, 0.5, 1)])
+    monkeypatch.setattr("regrad.training.meta.trainer.score_tasks", lambda *arguments: next(found))
+    run = Run(tiny, settings(tiny))
+    values = run.learner.score([tasks[:1], tasks[1:2]], 6).values
+    assert values == {"exact_match": 0.5, "f1": 0.75, "questions": 4}
+
+
+def test_dev_scores_are_by_the_rules_that_were_chosen(
+    tiny: LanguageModel, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HotpotQA gives no partial credit where one of the two is "no"."""
+    told = replace(tasks[0], questions=(replace(tasks[0].questions[0], answer="no"),))
+    monkeypatch.setattr(
+        "regrad.training.meta.trainer.generate", lambda lm, requests: [Generation("no way", 1)] * len(requests)
+    )
+    point = Point(tiny.subspace.initial(0), torch.zeros(tiny.subspace.size))
+    assert score_tasks(tiny, point, [told], config=DevConfig()).f1 == pytest.approx(2 / 3)
+    assert score_tasks(tiny, point, [told], config=DevConfig(rules="hotpotqa")).f1 == 0
 
 
 def test_dev_tasks_are_scored_at_the_k_that_is_trained(
@@ -242,7 +314,7 @@ def test_dev_tasks_are_scored_at_the_k_that_is_trained(
         "regrad.training.meta.trainer.score_tasks", lambda lm, at, given, *rest: seen.extend(given) or Sums(1, 1, 1)
     )
     config = settings(tiny, shape={"k": 1, "questions": 1, "distractor_probability": 1.0})
-    Run(tiny, config, dev=tasks[:1]).loop.run(steps_of(tasks, config))
+    Run(tiny, config, dev=[tasks[:1]]).loop.run(steps_of(tasks, config))
     [task] = seen
     assert len(task.questions) == len(tasks[0].questions)
     assert {len(question.context) for question in task.questions} == {1}
@@ -308,6 +380,14 @@ def test_tasks_may_be_one_place_or_weighted_sources(tiny: LanguageModel) -> None
     assert [(source.uri, source.weight) for source in mixed] == [("s3://b/general", None), ("s3://b/law", 2.0)]
 
 
+def test_dev_tasks_may_be_none_one_place_or_several(tiny: LanguageModel) -> None:
+    assert [settings(tiny, dev=dev).dev for dev in (None, "s3://b/dev", ["s3://b/a", "s3://b/c"])] == [
+        (),
+        ("s3://b/dev",),
+        ("s3://b/a", "s3://b/c"),
+    ]
+
+
 def test_an_update_with_a_step_size_for_each_number_survives_saving(meta_init: MetaInit, tmp_path: Path) -> None:
     full = replace(meta_init, step_sizes=torch.rand(meta_init.subspace.size), step_size_mode="full")
     full.save(tmp_path / "m")
@@ -322,7 +402,7 @@ def test_a_meta_init_for_several_inner_steps_has_no_bank(tiny: LanguageModel, me
 
     several = replace(meta_init, inner_steps=2)
     assert several.fingerprint != meta_init.fingerprint
-    with pytest.raises(MetaInitError, match="2 inner steps; an atom is a gradient at phi0 and serves one"):
+    with refused(MetaInitError, "several_inner_steps"):
         AtomExtractor(tiny, several)
 
 

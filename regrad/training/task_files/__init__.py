@@ -1,0 +1,1 @@
+"""Task files of question sets: what `regrad tasks` makes and `regrad train` reads."""

@@ -1,0 +1,86 @@
+"""`regrad tasks`: which questions, which passages, and what is kept for dev."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from regrad.data.question_files import unpacked_name
+from regrad.data.question_sets import QuestionSetConfig
+from regrad.retrieval.config import RetrieverConfig
+from regrad.settings import Location, Settings
+
+
+class TaskQuestionsConfig(QuestionSetConfig):
+    """Any question set that `regrad eval` reads; its name is put before the ids of its tasks."""
+
+    name: str = Field("", description="before the ids of the tasks, which differ then from another set's; the file's "
+                      "name without its ending if empty")  # fmt: skip
+
+    @property
+    def label(self) -> str:
+        """The name, or the file's."""
+        return self.name or unpacked_name(self.path).partition(".")[0]
+
+
+class TaskPassagesConfig(Settings):
+    """Where the passages of a question come from; the best comes first, as a retriever has it."""
+
+    source: Literal["index", "gold", "given"] = Field(
+        "index",
+        description="index: what is retrieved; gold: those that the question names, found beside it, in the corpus or "
+        "the index; given: those that come with it, as in data_aug",
+    )
+    k: int = Field(3, ge=1, description="passages of a question, at most, without distractors")
+    gold: Literal["any", "in", "required", "out"] = Field(
+        "any",
+        description="with index or given; any: gold passages as they come; in: those that are missing take the place "
+        "of the worst; required: a question is left out if they are missing; out: they are taken away",
+    )
+    max_words: int | None = Field(
+        None, ge=1, description="longer passages are passed over; `regrad train` stops at dev tasks that are too long"
+    )
+    distractors: int = Field(0, ge=0, description="foreign passages that are put behind these")
+    distractors_from: Literal["random", "retrieved"] = Field(
+        "random", description="any of the corpus (without one, of the passages of all questions); or the index's next"
+    )
+    index: Location | None = Field(None, description="made by `regrad index`")
+    corpus: Location | None = Field(None, description="the passages by id, for gold and for random distractors")
+    retrieval: RetrieverConfig = RetrieverConfig()
+
+    @property
+    def searches(self) -> bool:
+        """Whether anything is retrieved."""
+        return self.source == "index" or (self.distractors > 0 and self.distractors_from == "retrieved")
+
+    @model_validator(mode="after")
+    def _complete(self) -> TaskPassagesConfig:
+        if self.searches and self.index is None:
+            raise ValueError("`index` is required to retrieve: a directory that `regrad index` made")
+        if self.source == "gold" and self.gold != "any":
+            raise ValueError(
+                f"`gold: {self.gold}` is for retrieved or given passages; with `source: gold` all are gold"
+            )
+        return self
+
+
+class TasksConfig(Settings):
+    """`regrad tasks`: make the tasks of `regrad train` of a question set."""
+
+    questions: TaskQuestionsConfig
+    passages: TaskPassagesConfig
+    output: Location = Field(
+        description="a directory: train.jsonl, dev.jsonl, corpus.jsonl, left_out.jsonl, report.json"
+    )
+    questions_per_task: int = Field(
+        1, ge=1, description="questions on the same passages share a task, at most so many, and so their gradients"
+    )
+    limit: int | None = Field(None, ge=1, description="questions for training, at most; drawn by the seed")
+    dev_fraction: float = Field(0.0, ge=0, lt=1, description="of the questions, kept for dev")
+    dev_limit: int | None = Field(None, ge=1, description="questions for dev, at most; drawn by the seed")
+    split_by: Literal["article", "passage", "question"] = Field(
+        "article",
+        description="what is never in both train and dev: the gold passage's title, the gold passage, or the question",
+    )
+    seed: int = Field(0, description="of the split, the limits and random distractors")
