@@ -145,7 +145,7 @@ def test_adapters_upon_a_static_lora_are_for_it_alone(lab: Path, tmp_path: Path)
     train_adapters.run(config)
     warm = PragOnLoraConfig(name="prag-warm", bank=config.bank.uri, adapter=str(tmp_path / "static"))
     warm.check()
-    with pytest.raises(MethodError, match="were not trained upon the adapter at"):
+    with pytest.raises(MethodError, match="were not trained on top of the adapter at"):
         warm.model_copy(update={"adapter": str(tmp_path / "other")}).check()
 
 
