@@ -23,7 +23,7 @@ from regrad.data.questions import Question
 from regrad.errors import EvaluationError, MethodError
 from regrad.evaluation.config import EvalConfig, EvalSetConfig
 from regrad.evaluation.leaks import find_leaks
-from regrad.evaluation.passages import PassageFinder, check_passages, most_passages
+from regrad.evaluation.passages import PassageFinder, check_passages
 from regrad.meta_init import read_card
 from regrad.methods.base import MethodSettings
 from regrad.models.config import ModelConfig
@@ -163,7 +163,7 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
                 "scoring": _scoring(one, questions[one.name]),
                 "demonstrations": demonstrations_digest(demonstrations),
             }
-            resolved.check_fits(model.subspace, most_passages(one.passages, questions[one.name], k))
+            resolved.check_fits(model.subspace)
             coverage.check(resolved, one, seed)
             cells.append(
                 PlannedCell(

@@ -184,7 +184,8 @@ def find_subspace(model: nn.Module, config: SubspaceConfig) -> Subspace:
         linears.append(sizes)
 
     # 2. The modules that each layer and projection of the settings stands for.
-    layers = range(len(linears) // 2, len(linears)) if config.layers == "upper-half" else config.layers
+    named = {"upper-half": range(len(linears) // 2, len(linears)), "all": range(len(linears))}
+    layers = named[config.layers] if isinstance(config.layers, str) else config.layers
     found: dict[tuple[int, str], list[str]] = {}
     for layer in layers:
         names = list(linears[layer]) if 0 <= layer < len(linears) else []

@@ -163,7 +163,8 @@ class PairWriter:
 
     def _write(self, passages: Sequence[Passage]) -> list[Draft]:
         config, lm = self._config, self._lm
-        prompts = [self._prompt(passage) for passage in passages for _ in range(config.candidates)]
+        asked = [lm.encode_prompt(self._prompt(passage), raw=True, controls=True) for passage in passages]
+        prompts = [ids for ids in asked for _ in range(config.candidates)]
         numbers = [draws(f"{config.seed}/{p.id}", config.candidates, config.max_new_tokens) for p in passages]
         texts = sample(lm, prompts, torch.cat(numbers), config.temperature, config.top_p, self._parser.finished)
         n = config.candidates

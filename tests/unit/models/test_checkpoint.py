@@ -122,7 +122,7 @@ def test_all_end_tokens_of_generation_config_end_an_answer(tiny: LanguageModel, 
     assert lm.end_ids == (*tiny.eos, first) and lm.eos == tiny.eos
     assert generate(lm, [GenerationRequest(prompt, max_new_tokens=12)])[0].text == ""
     assert [heard.text for heard in run(Engine(lm), [DecodingRequest(prompt, (), 12)])] == [""]
-    drawn = sample(lm, [prompt], draws_11, 1e-6, 1.0, lambda text: False)[0]
+    drawn = sample(lm, [lm.encode_prompt(prompt)], draws_11, 1e-6, 1.0, lambda text: False)[0]
     assert (drawn.text, drawn.complete) == ("", True)
 
 
