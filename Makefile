@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo         install, then the whole path on the lab world (about 7 minutes after installation)"
+	@echo "make demo         install, then the whole path on the lab world (about 6 minutes after installation)"
 	@echo "make test         install, then test-fast, then the slow unit tests and the integration tests"
 	@echo "make test-fast    lint, types and unit tests, without the slow ones (under 3 minutes)"
 	@echo "make gpu          the tests that need a GPU, where there is one"

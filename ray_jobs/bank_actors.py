@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -23,13 +24,15 @@ from regrad.bank.format import read_manifest, table
 from regrad.data.augmented import Augmented, parse_augmented
 from regrad.data.jsonl import shown
 from regrad.data.passages import Passage, parse_passage
+from regrad.data.questions import Question
 from regrad.errors import CorpusError, RegradError
 from regrad.gradients.extractor import AtomExtractor
 from regrad.meta_init import MetaInit, read_card
 from regrad.models.loading import load_language_model
 from regrad.storage import Storage
-from regrad.training.lora.batched import AdapterTrainer, model_for_adapters
+from regrad.training.lora.batched import AdapterTrainer
 from regrad.training.lora.config import AdaptersConfig
+from regrad.training.lora.examples import adapter_demonstrations
 from regrad.training.lora.lora_artifact import StaticLora
 
 _OF_BLOCK = {"read_bytes": pa.int64(), "computed": pa.int64(), "seconds": pa.float64(), "failure": pa.string()}
@@ -150,7 +153,10 @@ class AdapterActor(BlockActor):
         """See `BlockActor`."""
         settings = self._config.model_dump(mode="json", include={"adapter", "model", "seed"})
         static = self._static.digest if self._static else None
-        return {**settings, "codec": self._config.bank.codec, "static": static}
+        shown = [asdict(question) for question in self._demonstrations]
+        # By content: another adapter may lie at the same place tomorrow.
+        start = {"start": self._trainer.start_digest} if self._config.start_from else {}
+        return {**settings, "codec": self._config.bank.codec, "static": static, "demonstrations": shown, **start}
 
     def parse(self, line: bytes, problem: str) -> Passage:
         """See `BlockActor`."""
@@ -180,10 +186,15 @@ class AdapterActor(BlockActor):
         return StaticLora.load(self._config.static) if self._config.static else None
 
     @cached_property
+    def _demonstrations(self) -> list[Question]:
+        return adapter_demonstrations(self._config)
+
+    @cached_property
     def _trainer(self) -> AdapterTrainer:
         config = self._config
-        lm = load_language_model(model_for_adapters(config.model, config.adapter, self._static), device())
-        return AdapterTrainer(lm, config.adapter, self._static, config.seed, config.rows)
+        lm = load_language_model(config.model, device())
+        shown = self._demonstrations
+        return AdapterTrainer(lm, config.adapter, self._static, config.seed, config.rows, shown, config.start_from)
 
     @cached_property
     def _codec(self) -> Codec:

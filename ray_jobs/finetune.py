@@ -25,6 +25,7 @@ from regrad.storage import check_replaceable
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import data_digest
 from regrad.training.lora.finetuning import ADAPTER, finetune_worker
+from regrad.training.lora.in_force import adapters_manifest
 from regrad.training.lora.lora_artifact import CARD, StaticLora, parent_of
 from regrad.training.workers import Workers
 
@@ -34,7 +35,12 @@ def run(config: FinetuneConfig) -> str:
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     check_replaceable(config.output, CARD)
     parent = parent_of(config)
-    data = {"examples": data_digest(config), "parent": parent.digest if parent else None}
+    adapters = adapters_manifest(config)
+    data = {
+        "examples": data_digest(config),
+        "parent": parent.digest if parent else None,
+        "adapters": adapters.label if adapters else None,
+    }
     with cluster():
         require_workers(config.cluster)
         with run_directory(config, data) as place, watching(config) as progress:

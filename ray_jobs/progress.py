@@ -123,7 +123,8 @@ class _Lines:
 
 def _left(seconds: float, others: int) -> str:
     if others:
-        return f", at least {_duration(seconds)} left ({others} method{'s' * (others > 1)} not timed yet)"
+        untimed = f"{others} method{'s' * (others > 1)} not timed yet"
+        return f", at least {_duration(seconds)} left ({untimed})" if seconds else f", {untimed}"
     return f", about {_duration(seconds)} left" if seconds else ""
 
 

@@ -14,8 +14,9 @@ from regrad.bank.format import Layout
 from regrad.data.augmented import augmented_file
 from regrad.methods.prag import adapters_base, adapters_layout
 from regrad.models.loading import load_language_model
-from regrad.training.lora.batched import AdapterTrainer, model_for_adapters
+from regrad.training.lora.batched import AdapterTrainer
 from regrad.training.lora.config import AdaptersConfig
+from regrad.training.lora.examples import adapter_demonstrations
 from regrad.training.lora.lora_artifact import StaticLora
 
 
@@ -26,6 +27,7 @@ def run(config: AdaptersConfig) -> str:
 
 def train(config: AdaptersConfig) -> Built:
     """As `run`, returning what was built. With `config.keep`, passages that the bank has keep their adapters."""
+    adapter_demonstrations(config)  # a file that is wrong is found before a model is loaded
     config = config.model_copy(update={"corpus": augmented_file(config.corpus)})
     with cluster():
         layout = run_task(layout_of, config, num_cpus=1)
@@ -35,8 +37,8 @@ def train(config: AdaptersConfig) -> Built:
 def layout_of(config: AdaptersConfig) -> Layout:
     """The layout of the bank; loads the model, to whose weights adapters are bound. Raises as `AdapterTrainer`."""
     static = StaticLora.load(config.static) if config.static else None
-    lm = load_language_model(model_for_adapters(config.model, config.adapter, static), device())
-    subspace = AdapterTrainer(lm, config.adapter, static, config.seed).subspace
+    lm = load_language_model(config.model, device())
+    subspace = AdapterTrainer(lm, config.adapter, static, config.seed, start_from=config.start_from).subspace
     fingerprint = adapters_layout(subspace, adapters_base(lm.identity(), static.digest if static else None))
     return Layout(kind="adapter", fingerprint=fingerprint, codec=config.bank.codec, subspace=subspace.to_json())
 

@@ -103,7 +103,7 @@ class MetaInit:
         }
         try:
             with directory_writer(uri, CARD) as folder:
-                save_adapter(folder, self.model, self.subspace, self.phi0)
+                save_adapter(folder, self.model.path, self.subspace, self.phi0)
                 save_file({"step_sizes": self.step_sizes.detach().cpu().float().contiguous()}, folder / _STEP_SIZES)
                 (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
         except SafetensorError as error:

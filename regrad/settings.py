@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 
 from regrad.errors import ConfigError
-from regrad.text import nearest_name
+from regrad.text import counted, nearest_name
 
 
 class Settings(BaseModel):
@@ -106,7 +106,10 @@ def _include(value: Any, path: Path, chain: tuple[Path, ...]) -> Any:
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one `key.path=value` (the value is YAML) in nested mappings; raises `ConfigError`."""
+    """Set one `key.path=value` (the value is YAML) in nested mappings and lists; raises `ConfigError`.
+
+    An item of a list is named by its position from 0: `sets.0.first=20`.
+    """
     key, separator, text = override.partition("=")
 
     def refuse(reason: str) -> ConfigError:
@@ -119,11 +122,18 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise refuse(": the value is not YAML") from error
     *parents, last = key.split(".")
+    place: Any = data
     for parent in parents:
-        data = data.setdefault(parent, {})
-        if not isinstance(data, dict):
+        place = place[_position(place, parent, refuse)] if isinstance(place, list) else place.setdefault(parent, {})
+        if not isinstance(place, dict | list):
             raise refuse(f": {parent!r} is not a section")
-    data[last] = value
+    place[_position(place, last, refuse) if isinstance(place, list) else last] = value
+
+
+def _position(items: list[Any], part: str, refuse: Callable[[str], ConfigError]) -> int:
+    if not re.fullmatch("[0-9]+", part) or int(part) >= len(items):
+        raise refuse(f": {part!r} is no position in a list of {counted(len(items), 'item')} (the first is 0)")
+    return int(part)
 
 
 def _explained(kind: type[BaseModel], details: ErrorDetails) -> tuple[str, dict[str, str]]:
@@ -135,22 +145,39 @@ def _explained(kind: type[BaseModel], details: ErrorDetails) -> tuple[str, dict[
         return f"key '{key}' is required", {"key": key, "problem": problem}
     if problem == "extra_forbidden":
         moved = getattr(model, "MOVED", {}).get(keys[-1])
-        near = moved or nearest_name(keys[-1], model.model_fields, cutoff=0.5)
-        right = ".".join([*keys[:-1], near]) if near else ""
+        meant = [moved] if moved else _keys_meant(keys[-1], model)
+        right = [".".join([*keys[:-1], name]) for name in meant]
         if moved:
-            hint = f": it is '{right}' now"
-        elif near:
-            hint = f"; did you mean '{right}'?"
+            hint = f": it is '{right[0]}' now"
+        elif right:
+            hint = f"; did you mean {' or '.join(map(repr, right))}?"
         else:
             hint = f"; the keys here are {', '.join(model.model_fields)}"
-        return f"unknown key '{key}'{hint}", {"key": key, "problem": problem, "near": right}
+        return f"unknown key '{key}'{hint}", {
+            "key": key,
+            "problem": problem,
+            "near": right[0] if len(right) == 1 else "",
+        }
     near = ""
     if problem == "literal_error" and isinstance(details["input"], str):
         near = nearest_name(details["input"], re.findall(r"'([^']+)'", details.get("ctx", {}).get("expected", "")))
     message = details["msg"].removeprefix("Value error, ")
     found = "" if isinstance(details["input"], dict) else f", found {details['input']!r:.80}"
     hint = f"; did you mean {near!r}?" if near else ""
-    return f"key '{key}': {message}{found}{hint}", {"key": key, "problem": problem, "near": near}
+    where = f"key '{key}': " if key else ""  # a validator of the whole class names the keys itself
+    return f"{where}{message}{found}{hint}", {"key": key, "problem": problem, "near": near}
+
+
+def _keys_meant(name: str, model: type[BaseModel]) -> list[str]:
+    """`section.name` of each section with a key of that very name, else the key of this class that is most like it."""
+    within = [
+        f"{section}.{name}"
+        for section, field in model.model_fields.items()
+        for inner in _models_in(field.annotation)
+        if name in inner.model_fields
+    ]
+    near = nearest_name(name, model.model_fields)
+    return list(dict.fromkeys(within)) or ([near] if near else [])
 
 
 def _place(kind: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], type[BaseModel]]:

@@ -13,9 +13,7 @@ from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.questions import Question
 from regrad.errors import ConfigError, FingerprintMismatch, NothingFound
 from regrad.inference.rows import DecodingRequest, Finished
-from regrad.meta_init import MetaInit
 from regrad.methods.base import (
-    Artefacts,
     AtomProvider,
     Atoms,
     Evidence,
@@ -71,12 +69,9 @@ def offers_of(config: ServeConfig) -> dict[str, Offer]:
 def check_offers(config: ServeConfig) -> None:
     """Raise what is wrong with the artefacts of methods that have their own, or with the solved questions."""
     demonstrations_of(config)
-    own = [settings for settings in config.methods if not isinstance(settings, GradientSettings)]
-    if any(settings.artefacts != Artefacts() for settings in own):
-        subspace = MetaInit.load(config.meta_init).model.subspace
-        for settings in own:
+    for settings in config.methods:
+        if not isinstance(settings, GradientSettings):
             settings.check()
-            settings.check_fits(subspace, passages=1)
 
 
 def demonstrations_of(config: ServeConfig) -> Sequence[Question]:

@@ -112,7 +112,17 @@ def write_releases(config: ServeConfig, releases: ReleaseList) -> None:
 
 
 def updated(current: ReleaseList, new: ReleaseConfig) -> ReleaseList:
-    """The list with `new` in force. With a share below 1, the main release keeps the rest; `rolled_back` undoes it."""
+    """The list with `new` in force. With a share below 1, the main release keeps the rest; `rolled_back` undoes it.
+
+    Raises `ServeError` if that is the list as it is, or if a share is for a release with the main one's name.
+    """
+    if (new,) == current.releases:
+        raise ServeError(
+            "this release is in force already, so that nothing would change; name another with --meta-init, --bank or "
+            "--bank-version",
+            code="nothing_changes",
+            name=new.name,
+        )
     if new.share >= 1:
         return ReleaseList(releases=(new,), previous=current.releases)
     main = current.releases[0]

@@ -17,7 +17,7 @@ from regrad.data.augmented import Augmented
 from regrad.models.config import ModelConfig, SubspaceConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, load_adapter, save_adapter
-from regrad.training.lora.batched import AdapterTrainer, model_for_adapters
+from regrad.training.lora.batched import AdapterTrainer
 from regrad.training.lora.config import AdapterConfig
 from regrad.training.lora.examples import adapter_examples
 from regrad.training.lora.lora_artifact import join
@@ -32,9 +32,9 @@ _MERGED = 3
 def rows(release: Release, subject: Subject, count: int) -> Iterator[Row]:
     """Every comparison with the PRAG release."""
     adapter = AdapterConfig(rank=2, alpha=32, lr=3e-4)
-    layers = SubspaceConfig(rank=2, alpha=32, layers=(0, 1, 2, 3))
+    layers = SubspaceConfig(rank=2, alpha=32, layers="all")
     config = subject.shipped.model_copy(update={"prompts": PRAG_PROMPTS, "subspace": layers})
-    lm, items = load(model_for_adapters(config, adapter)), subject.augmented(count)
+    lm, items = load(config), subject.augmented(count)
     trainer = AdapterTrainer(lm, adapter)
     start = trainer.subspace.initial(42)
     folder = subject.folder / "prag"
@@ -111,7 +111,7 @@ def _save(folder: Path, model: ModelConfig, subspace: Subspace, values: Tensor) 
 
 def _sequences(authors: _Authors, lm: LanguageModel, items: Sequence[Augmented]) -> Row:
     theirs = [ids for item in items for ids in authors.sequences(item)]
-    ours = [list(example.ids) for item in items for example in adapter_examples(lm, item)]
+    ours = [list(example.ids) for item in items for example in adapter_examples(lm, item, AdapterConfig())]
     other = float(sum(a != b for a, b in zip(ours, theirs, strict=True)))
     return Row("PRAG: sequences, token ids", len(theirs), other, other / len(theirs), "sequences that differ", 1.0)
 
@@ -122,8 +122,8 @@ def _changes(ours: Sequence[Tensor], theirs: Sequence[Tensor], start: Tensor) ->
 
 def _merge(authors: _Authors, adapters: Sequence[Tensor], subspace: Subspace, lm: LanguageModel) -> Row:
     """delta W = scaling * B A of the adapters side by side in one LoRA, against PEFT's own."""
-    target = Subspace(subspace.modules, _MERGED * subspace.rank, subspace.scaling)
-    joined = target.unflatten(join([(subspace, values) for values in adapters[:_MERGED]], target))
+    ((target, values),) = join([(subspace, values) for values in adapters[:_MERGED]]).items()
+    joined = target.unflatten(values)
     found = []
     for (name, _, _), theirs in zip(subspace.modules, authors.merged(subspace), strict=True):
         ours = target.scaling * (joined[f"{name}.B"] @ joined[f"{name}.A"])

@@ -6,14 +6,14 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from regrad.cli.options import printable
 from regrad.data.predictions import place_of
 from regrad.data.question_sets import QuestionSetConfig, read_questions
-from regrad.data.questions import QUESTION_KINDS, Question
+from regrad.data.questions import QUESTION_KINDS, ClosedReader, Question
 from regrad.errors import EvaluationError, StorageError
 from regrad.evaluation.leaks import find_leaks
 from regrad.evaluation.metrics import RULES, Rules
@@ -41,6 +41,13 @@ _QUESTION_WIDTH = 200
 @click.option("--seed", default=0, show_default=True, help="The seed of the sample.")
 @click.option("--rules", type=click.Choice(RULES), help="Scoring rules for open answers (default: the format's).")
 @click.option("--cut", is_flag=True, help="Cut open answers as PRAG's evaluation does.")
+@click.option(
+    "--reader",
+    type=click.Choice(get_args(ClosedReader)),
+    default="strict",
+    show_default=True,
+    help="How closed answers are read; release: by the ReGrad release's rules.",
+)
 @click.option("--against", metavar="FILE", help="Other predictions for the same questions, to compare with.")
 @click.option("--json", "json_file", metavar="FILE", help="Also write all numbers to this file.")
 def score(
@@ -49,6 +56,7 @@ def score(
     kind_of_file: str,
     rules: Rules | None,
     cut: bool,
+    reader: ClosedReader,
     against: str | None,
     json_file: str | None,
     **of: Any,
@@ -60,7 +68,15 @@ def score(
     """
     from regrad.evaluation.scoring import compare_records, parts, read_scored
 
-    settings = {"name": questions, "path": questions, "format": kind_of_file, "rules": rules, "cut": cut, **of}
+    settings = {
+        "name": questions,
+        "path": questions,
+        "format": kind_of_file,
+        "rules": rules,
+        "cut": cut,
+        "reader": reader,
+        **of,
+    }
     config = parse_settings(QuestionSetConfig, settings, questions)
     if json_file:
         storage, name = place_of(json_file)
@@ -69,13 +85,14 @@ def score(
             raise StorageError(text, code="no_directory", uri=json_file)
     asked = read_questions(config)
     used = config.scoring_rules
-    ours = read_scored(predictions, asked, used, cut)
-    theirs = read_scored(against, asked, used, cut) if against else None
+    ours = read_scored(predictions, asked, used, cut, reader)
+    theirs = read_scored(against, asked, used, cut, reader) if against else None
     found = parts(ours)
     compared = compare_records(ours, theirs) if theirs else {}
     if json_file:
         numbers = {
-            **{"questions": questions, "predictions": predictions, "rules": used, "cut": cut, "against": against},
+            **{"questions": questions, "predictions": predictions, "rules": used, "cut": cut, "reader": reader},
+            "against": against,
             "scores": [asdict(part) for part in found],
             "comparisons": {column: asdict(comparison) for column, comparison in compared.items()},
         }

@@ -224,7 +224,7 @@ def _serve(config: Path, overrides: tuple[str, ...]) -> None:
 @click.command("ask")
 @click.argument("question")
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Where the server is.")
-@click.option("--method", default="regrad", show_default=True, help="direct, rag, regrad, regrad+icl, regrad-online.")
+@click.option("--method", default="regrad", show_default=True, help="One of the server's; GET /v1/methods lists them.")
 @click.option("--k", default=3, show_default=True, help="How many passages to retrieve.")
 @click.option("--gamma", default=1.0, show_default=True, help="Scale of the update.")
 @click.option("--max-new-tokens", default=20, show_default=True, help="The longest answer.")

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from regrad.data.formats import jsonl, law, medicine, open_domain, regrad_release, squad
 from regrad.data.question_files import QuestionFile, open_file, unpacked_name
-from regrad.data.questions import YES_NO, Question, QuestionKind
+from regrad.data.questions import YES_NO, ClosedReader, Question, QuestionKind
 from regrad.errors import EvaluationError
 from regrad.registry import Registry
 from regrad.settings import Location, Settings
@@ -44,6 +44,11 @@ class QuestionSetConfig(Settings):
     cut: bool = Field(
         False,
         description="cut open answers as PRAG does: after 'the answer is' if present, up to '.', ',' or a new line",
+    )
+    reader: ClosedReader = Field(
+        "strict",
+        description="how answers to closed questions are read; release: by the rules of the ReGrad release, which take "
+        "the first yes or no for an answer ('no evidence')",
     )
     aliases: Location | None = Field(None, description="2WikiMultihopQA's id_aliases.json, if you have it")
 

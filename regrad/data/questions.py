@@ -17,6 +17,9 @@ QuestionKind = Literal["open", "yes-no", "choice"]
 """How a question is answered: in free text, with one of a few allowed words, or with the letter of an option."""
 QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 
+ClosedReader = Literal["strict", "release"]
+"""Which rules read the answer to a closed question in a text (regrad.evaluation.answer_parsing)."""
+
 YES_NO = ("yes", "no")
 
 MOST_CHOICES = 26

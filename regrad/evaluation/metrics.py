@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from regrad.data.questions import Question
+from regrad.data.questions import ClosedReader, Question
 from regrad.errors import EvaluationError
 from regrad.evaluation.answer_parsing.answers import accepted_answers, parse_answer
 from regrad.evaluation.answer_parsing.statements import normalise
@@ -55,12 +55,13 @@ def f1(prediction: str, answers: Sequence[str], rules: Rules = "squad") -> float
     return max(1.0 if said == known == "" else _overlap(said, known).f1 for known in map(normalise, answers))
 
 
-def score(question: Question, prediction: str, rules: Rules = "squad") -> AnswerScore:
+def score(question: Question, prediction: str, rules: Rules = "squad", reader: ClosedReader = "strict") -> AnswerScore:
     """Score a prediction (for a closed question, all that was generated); each number is the best over the answers.
 
     The rules differ for open questions where the prediction or the answer is "yes", "no" or "noanswer" and the two are
     not the same: F1, precision and recall are 0 under "hotpotqa" (as in PRAG's release), and the overlap of words under
-    "squad". Under both, an answer of which normalisation leaves nothing can have EM 1 with F1 0.
+    "squad". Under both, an answer of which normalisation leaves nothing can have EM 1 with F1 0. A closed question's
+    answer is what `reader` reads.
     Raises `EvaluationError` for a question without answers or of an unknown kind, and for unknown rules.
     """
     if rules not in RULES:
@@ -68,7 +69,7 @@ def score(question: Question, prediction: str, rules: Rules = "squad") -> Answer
             f"unknown rules {rules!r:.60}; the rules are {', '.join(RULES)}", code="unknown_rules", rules=rules
         )
     if question.kind != "open":
-        found = parse_answer(question, prediction)
+        found = parse_answer(question, prediction, reader)
         right = found in accepted_answers(question)
         value = float(right)
         return AnswerScore(value, value, value, value, right, found is not None)

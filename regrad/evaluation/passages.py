@@ -136,15 +136,6 @@ def check_passages(name: str, config: PassagesConfig, questions: Sequence[Questi
             finder.named(question)
 
 
-def most_passages(config: PassagesConfig, questions: Sequence[Question], k: int) -> int:
-    """The largest number of passages that a question gets: fewer than k if only its own ones count."""
-    if config.source == "given":
-        return min(k, max((len(question.passages) for question in questions), default=0))
-    if config.source == "gold" and config.fill is None:
-        return min(k, max((len(question.passage_ids) for question in questions), default=0))
-    return k
-
-
 def _given(value: _T | None, key: str) -> _T:
     if value is None:
         raise EvaluationError(f"passages.{key} is not set", code="setting_missing", setting=f"passages.{key}")

@@ -23,7 +23,7 @@ from regrad.data.questions import Question
 from regrad.errors import EvaluationError, MethodError
 from regrad.evaluation.config import EvalConfig, EvalSetConfig
 from regrad.evaluation.leaks import find_leaks
-from regrad.evaluation.passages import PassageFinder, check_passages, most_passages
+from regrad.evaluation.passages import PassageFinder, check_passages
 from regrad.meta_init import read_card
 from regrad.methods.base import MethodSettings
 from regrad.models.config import ModelConfig
@@ -33,7 +33,7 @@ from regrad.storage import Storage
 from regrad.text import counted, listed
 
 _RESULTS = 2  # raise it when the same settings come to give other records
-_READING = 2  # raise it when answers of closed questions come to be read in another way
+_READING = 3  # raise it when answers of closed questions come to be read in another way
 _COVERED_QUESTIONS = 64
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+_-]+")
 # Of a file of more than 16 MB, this many pieces of this size are hashed, and of a corpus everything.
@@ -163,7 +163,7 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
                 "scoring": _scoring(one, questions[one.name]),
                 "demonstrations": demonstrations_digest(demonstrations),
             }
-            resolved.check_fits(model.subspace, most_passages(one.passages, questions[one.name], k))
+            resolved.check_fits(model.subspace)
             coverage.check(resolved, one, seed)
             cells.append(
                 PlannedCell(
@@ -211,7 +211,7 @@ def _scoring(one: EvalSetConfig, questions: Sequence[Question]) -> list[Any]:
     kinds = {question.kind for question in questions}
     return [
         [one.scoring_rules, one.cut] if "open" in kinds else None,
-        _READING if kinds - {"open"} else None,
+        [_READING, one.reader] if kinds - {"open"} else None,
     ]
 
 

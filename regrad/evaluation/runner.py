@@ -11,7 +11,7 @@ import torch
 
 from regrad.data.question_sets import read_questions
 from regrad.data.questions import Question
-from regrad.errors import EvaluationError
+from regrad.errors import EvaluationError, TokenOutOfVocabulary
 from regrad.evaluation.answer_parsing.answers import prediction_of
 from regrad.evaluation.config import EvalBatchConfig, EvalConfig
 from regrad.evaluation.metrics import score
@@ -45,13 +45,19 @@ class Generator:
     def answers(
         self, prompts: Sequence[str], updates: Sequence[tuple[Update, ...]], max_new_tokens: int
     ) -> list[Finished]:
-        """The answers in order, each under its own updates; raises `PromptTooLong` for a prompt that does not fit."""
+        """The answers in order, each under its own updates.
+
+        Raises `PromptTooLong` for a prompt that does not fit, and the first error of those being answered.
+        """
         found: dict[int, Finished] = {}
+        errors: list[Exception] = []
 
         def keep(number: int) -> Callable[[DecodingEvent], None]:
             def listen(event: DecodingEvent) -> None:
                 if isinstance(event, Finished):
                     found[number] = event
+                elif isinstance(event, Exception):
+                    errors.append(event)
 
             return listen
 
@@ -59,15 +65,21 @@ class Generator:
             self._engine.submit(DecodingRequest(prompt, own, max_new_tokens), keep(number))
         while self._engine.step():
             pass
+        if errors:
+            raise errors[0]
         return [found[number] for number in range(len(prompts))]
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A prompt that fits the context, and how many of its passages had to be dropped."""
+    """A prompt that fits the context, and how many of its passages had to be dropped; or why it cannot be asked."""
 
     prompt: str
-    dropped: int
+    dropped: int = 0
+    problem: str = ""
+
+
+_NOT_ASKED = Finished("", "stop", 0, 0, 0.0, 0.0, 0.0, 1)
 
 
 def fit_prompt(
@@ -80,14 +92,18 @@ def fit_prompt(
     """The prompt with as many of its passages as fit, best first; its demonstrations are never dropped.
 
     Raises `EvaluationError` if passages must be dropped and may not be (`drop`), or if the question, with its
-    demonstrations, is too long without any passage.
+    demonstrations, is too long without any passage. A prompt with a token that the model does not know has a problem
+    instead: it concerns that question alone, and no setting would help.
     """
     passages = len(prompt.passages)
     demonstrations = len(prompt.evidence.demonstrations)
     limits = [limit for limit in (most_tokens, lm.context_length) if limit is not None]
     for kept in range(passages, -1, -1):
         text = prompt.shortened(kept).text(lm.config.prompts)
-        tokens = len(lm.encode_prompt(text)) + max_new_tokens
+        try:
+            tokens = len(lm.encode_prompt(text)) + max_new_tokens
+        except TokenOutOfVocabulary as error:
+            return Fitted("", problem=str(error))
         if not limits or tokens <= min(limits):
             return Fitted(text, passages - kept)
         if not drop:
@@ -169,8 +185,10 @@ class CellRunner:
             plans = method.plan([_evidence(cell, *pair) for pair in zip(questions, found, strict=True)], atoms)
         with answering.measured("generation"):
             fitted = [self._fitted(cell, plan.prompt) for plan in plans]
-            updates = [plan.updates for plan in plans]
-            answers = self._generator.answers([one.prompt for one in fitted], updates, self._most(cell))
+            asked = [number for number, one in enumerate(fitted) if not one.problem]
+            prompts, updates = [fitted[n].prompt for n in asked], [plans[n].updates for n in asked]
+            found_answers = dict(zip(asked, self._generator.answers(prompts, updates, self._most(cell)), strict=True))
+            answers = [found_answers.get(number, _NOT_ASKED) for number in range(len(questions))]
         seconds.update += answering.update
         seconds.generation += answering.generation
         milliseconds = 1e3 * (answering.update + answering.generation) / len(questions)
@@ -199,9 +217,11 @@ def _record(
     answer: Finished,
 ) -> Record:
     notes = [str(note) for note in plan.notes]
+    if fitted.problem:
+        notes.append(f"not asked: {fitted.problem}")
     if fitted.dropped:
         notes.append(f"{fitted.dropped} of {len(found.passages)} passages did not fit into the prompt")
-    prediction = prediction_of(question, answer.text, cell.set.cut)
+    prediction = prediction_of(question, answer.text, cell.set.cut, cell.set.reader)
     # A closed question is scored by all that was generated, as the scoring reads the label itself.
     scored = prediction if question.kind == "open" else answer.text
     return Record(
@@ -217,7 +237,7 @@ def _record(
         group=question.group,
         raw=answer.text,
         prediction=prediction,
-        **asdict(score(question, scored, cell.set.scoring_rules)),
+        **asdict(score(question, scored, cell.set.scoring_rules, cell.set.reader)),
         passage_ids=tuple(passage.id for passage in found.passages),
         passage_scores=found.scores,
         prompt_tokens=answer.prompt_tokens,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from regrad.data.predictions import place_of, read_predictions
-from regrad.data.questions import Question
+from regrad.data.questions import ClosedReader, Question
 from regrad.evaluation.answer_parsing.answers import prediction_of
 from regrad.evaluation.metrics import Rules, score
 from regrad.evaluation.records import Record, check_records, read_records
@@ -30,7 +30,13 @@ class ScoredPart:
     scores: dict[Column, Summary]
 
 
-def read_scored(path: str, questions: Sequence[Question], rules: Rules = "squad", cut: bool = False) -> list[Record]:
+def read_scored(
+    path: str,
+    questions: Sequence[Question],
+    rules: Rules = "squad",
+    cut: bool = False,
+    reader: ClosedReader = "strict",
+) -> list[Record]:
     """A file's predictions with their scores, in the questions' order; `method` of the records is the path.
 
     The file is one that `read_predictions` knows, or (`.parquet`) the records of a cell of `regrad eval`, which are
@@ -45,8 +51,8 @@ def read_scored(path: str, questions: Sequence[Question], rules: Rules = "squad"
     records = []
     for question in questions:
         text = texts[question.id]
-        prediction = prediction_of(question, text, cut)
-        scores = score(question, prediction if question.kind == "open" else text, rules)
+        prediction = prediction_of(question, text, cut, reader)
+        scores = score(question, prediction if question.kind == "open" else text, rules, reader)
         record = Record(
             set="",
             method=path,

@@ -1,19 +1,28 @@
-"""Per-passage gradients: a batch of passages in, one atom for each passage out."""
+"""Per-passage gradients: a batch of passages in, one atom for each passage out; and the check that they are its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regrad.data.passages import Passage
-from regrad.errors import MetaInitError, TokenOutOfVocabulary
+from regrad.errors import MetaInitError, ModelError, TokenOutOfVocabulary
 from regrad.meta_init import MetaInit
 from regrad.models.batching import TokenBatch, losses_and_grads, pad_batch, sequence_losses
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import finite_rows
+
+# The check reads a row of the one length alone and beside one of the other.
+_CHECKED_TOKENS = (5, 24)
+# Relative errors of atoms. Other shapes are other sums: 1e-6 in float32, a few 1e-2 in bfloat16. A row that depends on
+# those beside it costs far more.
+_MOST_EXACT = 1e-2
+_MOST_ROUNDED = 0.15
+_VERIFIED: WeakSet[nn.Module] = WeakSet()
 
 
 def encode_passage(lm: LanguageModel, passage: Passage) -> list[int]:
@@ -70,8 +79,39 @@ class Extracted:
     record: Tensor | None = None
 
 
+def verify_extraction(lm: LanguageModel, phi: Tensor) -> None:
+    """Raise `ModelError` if an atom depends on the passages beside it; does nothing for a model that has passed."""
+    # Some models compute something for a whole batch: position factors by its longest row, capacities of experts,
+    # statistics. A bank's atoms would then depend on how its passages happened to be batched. This costs a few passes
+    # over two dozen tokens, once for a model in memory.
+    if lm.model in _VERIFIED:
+        return
+    longest = min(_CHECKED_TOKENS[1], lm.context_length or _CHECKED_TOKENS[1])
+    rows = [[(3 + 7 * row + 5 * i) % lm.vocabulary_size for i in range(longest)] for row in range(2)]
+    rows[0] = rows[0][: _CHECKED_TOKENS[0]]
+    alone_UP = torch.cat([passage_gradients(lm, phi, passage_batch(lm, [row]))[0].float() for row in rows])
+    if not finite_rows(alone_UP).all():
+        return  # there is nothing to compare with; passages without a finite gradient are quarantined
+    error_UP = passage_gradients(lm, phi, passage_batch(lm, rows))[0].float() - alone_UP
+    relative = float((error_UP.norm(dim=1) / alone_UP.norm(dim=1).clamp_min(1e-12)).nan_to_num(torch.inf).max())
+    exact = lm.compute_dtype in (torch.float32, torch.float64)
+    if relative > (_MOST_EXACT if exact else _MOST_ROUNDED):
+        raise ModelError(
+            f"an atom of {type(lm.model).__name__} depends on the passages that are computed with it (relative error "
+            f"{relative:.2g} beside a longer one), so a bank of them would be wrong; choose another model",
+            code="atoms_not_independent",
+            model=type(lm.model).__name__,
+            relative_error=relative,
+        )
+    _VERIFIED.add(lm.model)
+
+
 class AtomExtractor:
-    """Computes atoms at one MetaInit. Raises `MetaInitError` if the language model is not the MetaInit's base."""
+    """Computes atoms at one MetaInit, on the thread that runs the model.
+
+    Raises `MetaInitError` if the language model is not the MetaInit's base, and `ModelError` if its atoms depend on
+    each other (see `verify_extraction`).
+    """
 
     def __init__(
         self, lm: LanguageModel, meta_init: MetaInit, batch_tokens: int = 2048, max_passage_tokens: int = 2048
@@ -87,6 +127,7 @@ class AtomExtractor:
         self._lm = lm
         self._reduction = meta_init.inner_reduction
         self._phi0 = meta_init.phi0.to(lm.device)
+        verify_extraction(lm, self._phi0)
         self._batch_tokens = batch_tokens
         self._max_tokens = min(max_passage_tokens, lm.context_length or max_passage_tokens)
 

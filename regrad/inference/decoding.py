@@ -102,7 +102,7 @@ def draws(key: str, rows: int, tokens: int) -> Tensor:
 @torch.inference_mode()
 def sample(
     lm: LanguageModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     draws_NT: Tensor,
     temperature: float,
     top_p: float,
@@ -111,8 +111,8 @@ def sample(
 ) -> list[Sampled]:
     """One continuation of each prompt, of at most T tokens, in order; a row ends when its text satisfies `done`.
 
-    A token is drawn from the `top_k` most likely ones (0: all), and of those from the ones that make up `top_p` of the
-    probability. The caller ensures that each prompt and T more tokens fit the model's context.
+    Prompts are token ids. A token is drawn from the `top_k` most likely ones (0: all), and of those from the ones that
+    make up `top_p` of the probability. The caller ensures that each prompt and T more tokens fit the model's context.
 
     Chance is an argument, so what a row draws does not depend on its batch: its tokens are chosen by inverting its
     cumulative distribution at the row's own numbers. The same prompt with the same numbers gives the same text in any
@@ -121,15 +121,14 @@ def sample(
     """
     if not prompts:
         return []
-    ids = [lm.bos + lm.encode(prompt, controls=True) for prompt in prompts]
     processors: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature)]
     if top_k:
         processors.append(TopKLogitsWarper(top_k))
     if top_p < 1:
         processors.append(TopPLogitsWarper(top_p))
-    processors.append(_Draw(draws_NT.to(lm.device), max(map(len, ids))))
+    processors.append(_Draw(draws_NT.to(lm.device), max(map(len, prompts))))
     found = []
-    for row in _generate_ids(lm, ids, draws_NT.shape[1], done, processors):
+    for row in _generate_ids(lm, prompts, draws_NT.shape[1], done, processors):
         text, ended = _decode(lm, row)
         found.append(Sampled(text, ended or done(text)))
     return found

@@ -8,6 +8,7 @@ and in several at once (see `RowUpdates`).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from regrad.inference.rows import DecodingListener, DecodingRequest, Row
 from regrad.inference.updates import RowUpdates
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import by_subspace
+
+logger = logging.getLogger(__name__)
 
 # The check reads two rows in pieces that end here: in pieces of different lengths, then token by token, one row longer.
 _CUTS = ((4, 6, 7, 8), (3, 5, 6))
@@ -102,12 +105,12 @@ class Engine:
             self._pass(prefilling)
 
         # 3. One token for every other row; those at their end leave.
-        decoding = [i for i, row in enumerate(self._rows) if not row.is_prefilling and row.reason is None]
+        decoding = [i for i, row in enumerate(self._rows) if not (row.is_prefilling or row.reason or row.cancelled)]
         if decoding:
             self._pass(decoding)
         for row in [row for row in self._rows if row.reason]:
             row.finish()
-        self._remove(lambda row: row.reason is not None)
+        self._remove(lambda row: row.reason is not None or row.cancelled)
         return True
 
     def fail(self, error: Exception, waiting: bool = False) -> None:
@@ -135,15 +138,28 @@ class Engine:
             row.largest_batch = max(row.largest_batch, len(self._rows))
 
     def _pass(self, numbers: list[int]) -> None:
-        """One forward pass of these rows: the next piece of each prompt, or the last token."""
+        """One forward pass of these rows: the next piece of each prompt, or the last token.
+
+        A row that cannot be run ends with its error, and those beside it go on.
+        """
         rows = [self._rows[i] for i in numbers]
         pieces = [row.next_tokens(self._prefill_tokens) for row in rows]
-        scores_NV = self._scores(numbers, pieces)
+        try:
+            scores_NV = self._scores(numbers, pieces)
+        except Exception as error:
+            if len(rows) == 1:
+                rows[0].fail(error)
+                return
+            # One of them may be the cause. A pass that failed is repeated as it was: it has read nothing yet.
+            logger.warning("a pass of %d requests failed, they go on one by one: %s", len(rows), error)
+            for number in numbers:
+                self._pass([number])
+            return
         best = scores_NV.argmax(-1).tolist()
         for i, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
             row.read += len(piece)
             if not row.is_prefilling:
-                row.write(row.choose(scores_NV[i]) if row.request.temperature > 0 else best[i], self._lm.end_ids)
+                row.take(scores_NV[i], best[i], self._lm.end_ids)
 
     def _scores(self, numbers: list[int], pieces: list[list[int]]) -> Tensor:
         """Logits [N, V] after the last token of each piece."""
@@ -193,7 +209,18 @@ def _compare(lm: LanguageModel) -> None:
         logits_TV = lm.model(input_ids=torch.tensor([ids], device=lm.device), use_cache=False).logits[0]
         own.append(logits_TV[torch.tensor(cuts, device=lm.device) - 1])
     own_MV = torch.cat(own).double()
-    error_MV = _piecewise_logits(lm, rows).double() - own_MV
+    try:
+        error_MV = _piecewise_logits(lm, rows).double() - own_MV
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"the decoding engine cannot run {type(lm.model).__name__}: {type(error).__name__}: {reason}; choose "
+            "another model",
+            code="not_decodable",
+            model=type(lm.model).__name__,
+        ) from error
     spread = (own_MV - own_MV.mean(-1, keepdim=True)).norm().clamp_min(1e-12)
     relative = float(error_MV.norm() / spread)
     exact = lm.compute_dtype in (torch.float32, torch.float64)

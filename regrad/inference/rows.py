@@ -204,6 +204,19 @@ class Row:
             logger.exception("a listener failed; its request is dropped")
             self.cancelled = True
 
+    def take(self, scores_V: Tensor, best: int, ends: Sequence[int]) -> None:
+        """Choose a token by the scores, of which `best` is the first, and write it; ends the row if that fails."""
+        try:
+            self.write(self.choose(scores_V) if self.request.temperature > 0 else best, ends)
+        except Exception as error:  # a sampler's or a tokenizer's, of whatever class: the rows beside it go on
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Give the listener the error; the row leaves the batch."""
+        logger.error("a request failed while it was decoded", exc_info=error)
+        self.tell(error)
+        self.cancelled = True
+
     def write(self, token: int, ends: Sequence[int]) -> None:
         """Take a token: gives the listener the text that is certain, and sets `reason` if the answer is at its end."""
         if not self.written:
@@ -222,7 +235,12 @@ class Row:
 
     def finish(self) -> None:
         """Give the listener the rest of the text, and how the answer ended."""
-        if rest := self.stream.finish():
+        try:
+            rest = self.stream.finish()
+        except Exception as error:
+            self.fail(error)
+            return
+        if rest:
             self.tell(rest)
         now = time.perf_counter()
         self.tell(

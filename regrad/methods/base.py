@@ -301,11 +301,8 @@ class MethodSettings(Settings):
         Reads cards and manifests only: a few KB.
         """
 
-    def check_fits(self, target: SubspaceConfig, passages: int) -> None:
-        """Raise `MethodError` or `MetaInitError` if an artefact's rank or scale does not fit the model's subspace.
-
-        `passages` is the largest number of them that a question has.
-        """
+    def check_fits(self, target: SubspaceConfig) -> None:
+        """Raise `MetaInitError` if an artefact that has to be in the model's subspace has another rank or scale."""
 
     def check_covers(self, passages: Sequence[Passage]) -> None:
         """Raise `MethodError` if a bank has no atom of any of these passages, so that all would be left out."""

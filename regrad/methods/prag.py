@@ -2,16 +2,17 @@
 
 `weighting: mean` gives each 1/k instead, as Orthogonal Subspace Decomposition (arXiv 2604.26768) merges them.
 
-A bank of kind `adapter` holds a LoRA of rank r for each passage. Those of a question are placed side by side in the
-rank of the model's subspace, which gives exactly the sum of their products. With a task warm-up (`prag-warm`: a few
+A bank of kind `adapter` holds a LoRA of rank r for each passage, in the subspace that they were trained in: PRAG's is
+all blocks, whatever the model's own is. Those of a question stand side by side in the rank, which gives exactly the sum
+of their products. With a task warm-up (`prag-warm`: a few
 hundred questions; `ft-prag`: all training questions) one LoRA is trained on questions first and frozen; the adapters
 are trained on top of it, and it is added to the sum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,12 +21,11 @@ from regrad.bank.io.prag import Frame, adapter_fingerprint
 from regrad.errors import MethodError
 from regrad.methods.atoms import BankAtoms, BankSettings, handle_missing
 from regrad.methods.base import Artefacts, AtomProvider, Atoms, Evidence, Method, MethodInfo, Plan
-from regrad.methods.static_lora import check_side_by_side, needed_adapter, static_rank
-from regrad.models.config import SubspaceConfig
+from regrad.methods.static_lora import needed_adapter
 from regrad.models.loading import LanguageModel
-from regrad.models.subspace import Subspace
+from regrad.models.subspace import Subspace, Update
 from regrad.settings import Location
-from regrad.training.lora.lora_artifact import StaticLora, check_joins, join, read_adapter_card
+from regrad.training.lora.lora_artifact import StaticLora, join, read_adapter_card
 
 
 def adapters_base(base_identity: str, static_digest: str | None = None) -> str:
@@ -63,23 +63,18 @@ class PragConfig(BankSettings):
         """See `MethodSettings`."""
         self.bank_manifest()
 
-    def check_fits(self, target: SubspaceConfig, passages: int) -> None:
-        """See `MethodSettings`. The adapters of all passages are placed side by side in the rank."""
-        ranks = [self.bank_manifest().parsed_subspace().rank] * passages
-        check_side_by_side(self.name, [*self._static_ranks(), *ranks], target)
-
     def open(self, lm: LanguageModel) -> Method:
-        """See `MethodSettings`. Raises `MethodError` if the adapters belong to another base, or do not fit."""
+        """See `MethodSettings`. Raises `MethodError` or `ModelError` if the adapters belong to another base."""
         manifest = self.bank_manifest()
         _check_trained_on(manifest, [lm.identity(), lm.config.path], self, "the base model alone")
-        return Prag(self, manifest, lm.subspace)
-
-    def _static_ranks(self) -> list[int]:
-        return []
+        return Prag(self, manifest, lm)
 
 
 class PragOnLoraConfig(PragConfig):
-    """prag-warm, ft-prag: a bank of adapters that were trained on top of a static LoRA."""
+    """prag-warm, ft-prag: a static LoRA, and a bank of adapters that were trained on top of it, or in force with it.
+
+    In the second case (`adapters` of `regrad finetune`, the paper's FT-PRAG) both were trained on the base model.
+    """
 
     METHODS: ClassVar = (
         MethodInfo(
@@ -90,7 +85,7 @@ class PragOnLoraConfig(PragConfig):
         ),
         MethodInfo(
             "ft-prag",
-            "trained LoRAs on top of one trained on all training questions",
+            "trained LoRAs with one trained on all training questions",
             passages_in_prompt=False,
             update="adapters",
         ),
@@ -109,43 +104,40 @@ class PragOnLoraConfig(PragConfig):
         """See `MethodSettings`; also whether the adapters were trained on top of this LoRA."""
         manifest = self.bank_manifest()
         card = read_adapter_card(needed_adapter(self, self.adapter))
-        _check_trained_on(manifest, [adapters_base(card["base_identity"], card["digest"])], self, self._static_name)
+        self._check_belongs(manifest, card["base_identity"], card["digest"], card.get("notes"))
 
     def open(self, lm: LanguageModel) -> Method:
         """See `MethodSettings`."""
         manifest = self.bank_manifest()
         static = StaticLora.load(needed_adapter(self, self.adapter))
         static.check_base(lm)
-        _check_trained_on(manifest, [adapters_base(static.base_identity, static.digest)], self, self._static_name)
-        return Prag(self, manifest, lm.subspace, static)
+        self._check_belongs(manifest, static.base_identity, static.digest, static.notes)
+        return Prag(self, manifest, lm, static)
 
-    @property
-    def _static_name(self) -> str:
-        return f"the adapter at {self.adapter}"
-
-    def _static_ranks(self) -> list[int]:
-        return [static_rank(needed_adapter(self, self.adapter))]
+    def _check_belongs(self, manifest: Layout, base: str, digest: str, notes: Any) -> None:
+        if isinstance(notes, Mapping) and notes.get("adapters") == manifest.fingerprint:
+            return
+        _check_trained_on(manifest, [adapters_base(base, digest)], self, f"the adapter at {self.adapter}")
 
 
 class Prag(Method):
     """The static LoRA, if there is one, and the adapters of the question's passages, side by side."""
 
     def __init__(
-        self, settings: PragConfig, manifest: Layout, target: Subspace, static: StaticLora | None = None
+        self, settings: PragConfig, manifest: Layout, lm: LanguageModel, static: StaticLora | None = None
     ) -> None:
         super().__init__(settings)
         self._settings = settings
-        self._target = target
         self._each = manifest.parsed_subspace()
         self._static = [(static.subspace, static.values)] if static else []
-        check_joins([subspace for subspace, _ in self._static] + [self._each], target)
+        lm.lora_for(self._each)  # an imported bank may say only by name what its base was
 
     def open_atoms(self) -> AtomProvider:
         """See `Method`."""
         return BankAtoms(self._settings)
 
     def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
-        """See `Method`. Raises `MethodError` if a question has more passages than the subspace's rank allows."""
+        """See `Method`."""
         found = atoms.find(evidences, parts=True)
         return [self._plan(*pair) for pair in zip(evidences, found, strict=True)]
 
@@ -155,13 +147,14 @@ class Prag(Method):
         prompt = self.prompt(evidence, atoms.uses, handled.by_rag)
         rows = list(atoms.parts) if atoms.parts is not None else []
         parts = [*self._static, *((self._each, atom_P) for atom_P in rows)]
-        update_P = None
+        updates: tuple[Update, ...] = ()
         if parts and not handled.by_rag:
             mean = rows and self._settings.weighting == "mean"
             weight = evidence.gamma / len(rows) if mean else evidence.gamma
             # Gamma scales what the passages add; the static LoRA is what they were trained on top of.
-            update_P = join(parts, self._target, [1.0] * len(self._static) + [weight] * len(rows))
-        return Plan(prompt, self._target.updates(update_P), handled.notes, atoms.uses, bytes_fetched=atoms.bytes)
+            joined = join(parts, [1.0] * len(self._static) + [weight] * len(rows))
+            updates = tuple(Update(subspace, vector_P) for subspace, vector_P in joined.items())
+        return Plan(prompt, updates, handled.notes, atoms.uses, bytes_fetched=atoms.bytes)
 
 
 def _check_trained_on(manifest: Layout, bases: Sequence[str], settings: PragConfig, base_name: str) -> None:

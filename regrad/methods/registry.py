@@ -17,7 +17,7 @@ from regrad.methods.prag import PragConfig, PragOnLoraConfig
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.regrad import ReGradConfig, ReGradOnlineConfig
 from regrad.methods.static_lora import StaticLoraConfig
-from regrad.methods.tta import TtaConfig
+from regrad.methods.tta import TtaConfig, TtaragConfig
 from regrad.registry import Registry
 
 
@@ -73,7 +73,8 @@ MethodConfig = Annotated[
     | Annotated[PragOnLoraConfig, Tag("PragOnLoraConfig")]
     | Annotated[ReGradConfig, Tag("ReGradConfig")]
     | Annotated[ReGradOnlineConfig, Tag("ReGradOnlineConfig")]
-    | Annotated[TtaConfig, Tag("TtaConfig")],
+    | Annotated[TtaConfig, Tag("TtaConfig")]
+    | Annotated[TtaragConfig, Tag("TtaragConfig")],
     Discriminator(_tag),
     BeforeValidator(_readable),
 ]

@@ -141,7 +141,7 @@ class GradientSettings(MethodSettings):
         """See `MethodSettings`."""
         read_card(self.needed_meta_init())
 
-    def check_fits(self, target: SubspaceConfig, passages: int) -> None:
+    def check_fits(self, target: SubspaceConfig) -> None:
         """See `MethodSettings`. A MetaInit has the model's own rank and scale."""
         uri = self.needed_meta_init()
         found = subspace_of_card(read_card(uri), uri)

@@ -21,13 +21,11 @@ from regrad.methods.base import (
     MethodSettings,
     PassageCosts,
     Plan,
-    subspace_of_card,
 )
-from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Update
 from regrad.settings import Location
-from regrad.training.lora.lora_artifact import StaticLora, check_ranks, corpus_costs, join, read_adapter_card
+from regrad.training.lora.lora_artifact import StaticLora, corpus_costs, read_adapter_card
 
 
 class StaticLoraConfig(MethodSettings):
@@ -58,15 +56,11 @@ class StaticLoraConfig(MethodSettings):
         """See `MethodSettings`."""
         read_adapter_card(needed_adapter(self, self.adapter))
 
-    def check_fits(self, target: SubspaceConfig, passages: int) -> None:
-        """See `MethodSettings`."""
-        check_side_by_side(self.name, [static_rank(needed_adapter(self, self.adapter))], target)
-
     def open(self, lm: LanguageModel) -> Method:
         """See `MethodSettings`."""
         static = StaticLora.load(needed_adapter(self, self.adapter))
         static.check_base(lm)
-        return StaticMethod(self, Update(lm.subspace, join([(static.subspace, static.values)], lm.subspace)))
+        return StaticMethod(self, Update(static.subspace, static.values))
 
 
 class StaticMethod(Method):
@@ -90,17 +84,3 @@ def needed_adapter(settings: MethodSettings, adapter: str | None) -> str:
             setting="adapter",
         )
     return adapter
-
-
-def static_rank(uri: str) -> int:
-    """The rank of a static LoRA, from its card."""
-    return subspace_of_card(read_adapter_card(uri), uri).rank
-
-
-def check_side_by_side(name: str, ranks: Sequence[int], target: SubspaceConfig) -> None:
-    """Raise `MethodError`, which names the method, if LoRAs of these ranks do not fit the model's rank together."""
-    try:
-        check_ranks(ranks, target.rank)
-    except MethodError as error:
-        fields = {"ranks": list(ranks), "rank": target.rank}
-        raise MethodError(f"{name}: {error}", code="rank_too_low", **fields) from error

@@ -1,6 +1,8 @@
-"""Test-time adaptation: n gradient steps on the retrieved passages, for one question.
+"""Test-time adaptation: gradient steps on the retrieved passages, for one question.
 
 The passages are in the prompt, too; with `in_prompt: false` the model answers only from what it was just trained on.
+TTARAG (arXiv 2601.11443) is one setting of it. It trains all weights; here a LoRA stands for them, as updates belong to
+a request and the weights are never written.
 """
 
 from __future__ import annotations
@@ -13,8 +15,11 @@ from pydantic import Field
 from torch import Tensor
 
 from regrad.data.passages import Passage
+from regrad.errors import TokenOutOfVocabulary
 from regrad.methods.base import AtomProvider, Atoms, Evidence, Method, MethodInfo, MethodSettings, Note, Plan
+from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
+from regrad.models.subspace import Subspace, find_subspace
 from regrad.training.lora.batched import train_rows
 from regrad.training.lora.config import AdamWConfig
 from regrad.training.lora.examples import Example, longest, passage_example, suffix_example
@@ -25,39 +30,6 @@ ADAPT_ON: dict[str, Callable[[LanguageModel, Passage], Example]] = {
 }
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """A question's LoRA [P], or None if there is no passage to train on; and what was left out, and why."""
-
-    update: Tensor | None
-    note: str = ""
-
-
-def adapt_online(
-    lm: LanguageModel,
-    start_P: Tensor,
-    questions: Sequence[Sequence[Passage]],
-    steps: int,
-    config: AdamWConfig,
-    adapt_on: str = "passages",
-) -> list[Adapted]:
-    """For each question `steps` AdamW steps from `start_P`, each on all of the question's passages."""
-    limit = longest(lm, 1 << 30)
-    examples = [[ADAPT_ON[adapt_on](lm, passage) for passage in passages] for passages in questions]
-    usable = [[item for item in items if item.predicts and len(item.ids) <= limit] for items in examples]
-    plans = [[items] * steps if items else [] for items in usable]
-    trained = train_rows(lm, start_P.expand(len(questions), -1), plans, config)
-    adapted = []
-    for value_P, items, kept, failed in zip(trained.values, examples, usable, trained.failed, strict=True):
-        note = ""
-        if failed:
-            note = "a gradient is not finite: the base model answers"
-        elif left_out := len(items) - len(kept):
-            note = f"{left_out} passages do not fit the model"
-        adapted.append(Adapted(value_P.float().cpu() if kept and not failed else None, note))
-    return adapted
-
-
 class TtaConfig(MethodSettings):
     """tta: needs no files."""
 
@@ -65,11 +37,24 @@ class TtaConfig(MethodSettings):
         MethodInfo("tta", "trained on the passages for this question", passages_in_prompt=True, update="adapting"),
     )
 
-    steps: int = Field(3, ge=1, le=1000, description="gradient steps on a question's passages")
+    steps: int = Field(3, ge=1, le=1000, description="passes over a question's passages: a gradient step each")
     lr: float = Field(1e-4, gt=0, description="learning rate of AdamW")
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient; not clipped if null")
     adapt_on: Literal["passages", "suffixes"] = Field(
         "passages", description="predict all of a passage, or its second part from its first (TTARAG)"
     )
+    first: int | None = Field(None, ge=1, description="train on the first of the passages only, so many; all if null")
+    accumulation: int | None = Field(
+        None,
+        ge=1,
+        description="passages of one gradient step, so that a pass has several, each on the sum of its losses over the "
+        "passages of all steps and this number (TTARAG); null: all, on their mean",
+    )
+    max_tokens: int | None = Field(
+        None, ge=2, description="of a passage; the rest is cut off. null: a passage beyond the context is left out"
+    )
+    subspace: SubspaceConfig | None = Field(None, description="of the LoRA that is trained; the model's own if null")
     in_prompt: bool = Field(True, description="put the passages into the prompt, too; false: only train on them")
     seed: int = Field(
         0, description="draws the LoRA that every question starts from; an evaluation adds the cell's seed"
@@ -85,8 +70,76 @@ class TtaConfig(MethodSettings):
         return self.model_copy(update={"seed": self.seed + seed})
 
     def open(self, lm: LanguageModel) -> Method:
-        """See `MethodSettings`."""
+        """See `MethodSettings`. Raises `ModelError` if the model lacks the subspace."""
         return AdaptedForQuestion(self, lm)
+
+
+class TtaragConfig(TtaConfig):
+    """ttarag: the values of TTARAG's released code. A LoRA stands for all weights."""
+
+    METHODS: ClassVar = (
+        MethodInfo("ttarag", "trained on halves of the passages (TTARAG)", passages_in_prompt=True, update="adapting"),
+    )
+
+    steps: int = Field(1, ge=1, le=1000, description="passes over a question's passages")
+    lr: float = Field(1e-5, gt=0, description="learning rate of AdamW; published for all weights: a LoRA needs more")
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float | None = Field(0.1, gt=0, description="largest norm of a step's gradient; not clipped if null")
+    adapt_on: Literal["passages", "suffixes"] = "suffixes"
+    first: int | None = Field(3, ge=1, description="train on the first of the passages only, so many; all if null")
+    accumulation: int | None = Field(2, ge=1, description="as of tta")
+    max_tokens: int | None = Field(512, ge=2, description="of a passage; the rest is cut off")
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A question's LoRA [P], or None if there is no passage to train on; and what was left out, and why."""
+
+    update: Tensor | None
+    note: str = ""
+
+
+def adapt_online(
+    lm: LanguageModel,
+    subspace: Subspace,
+    start_P: Tensor,
+    questions: Sequence[Sequence[Passage]],
+    settings: TtaConfig,
+) -> list[Adapted]:
+    """A LoRA for each question's passages, from `start_P` and with an optimizer of its own."""
+    limit = longest(lm, 1 << 30)
+    written = [[_example(lm, passage, settings) for passage in each] for each in questions]
+    fitting = [[item for item in items if item.predicts and len(item.ids) <= limit] for items in written]
+    used = [items[: settings.first] for items in fitting]
+    size = settings.accumulation
+    plans = [_batches(items, size) * settings.steps if items else [] for items in used]
+    weights = [1 / (max(1, len(items)) * size) for items in used] if size else None
+    config = AdamWConfig(lr=settings.lr, weight_decay=settings.weight_decay, clip=settings.clip)
+    starts_UP = start_P.expand(len(questions), -1)
+    trained = train_rows(lm, starts_UP, plans, config, lambda rows: {subspace: rows}, weights)
+    adapted = []
+    for value_P, items, kept, failed in zip(trained.values, written, fitting, trained.failed, strict=True):
+        note = ""
+        if failed:
+            note = "a gradient is not finite: the base model answers"
+        elif left_out := len(items) - len(kept):
+            note = f"{left_out} passages do not fit the model"
+        adapted.append(Adapted(value_P.float().cpu() if kept and not failed else None, note))
+    return adapted
+
+
+def _example(lm: LanguageModel, passage: Passage, settings: TtaConfig) -> Example:
+    """What is learned of a passage; nothing of one that the model cannot read."""
+    try:
+        example = ADAPT_ON[settings.adapt_on](lm, passage)
+    except TokenOutOfVocabulary:
+        return Example(())
+    return replace(example, ids=example.ids[: settings.max_tokens])
+
+
+def _batches(examples: Sequence[Example], size: int | None) -> list[list[Example]]:
+    size = size or len(examples)
+    return [list(examples[start : start + size]) for start in range(0, len(examples), size)]
 
 
 class AdaptedForQuestion(Method):
@@ -96,8 +149,8 @@ class AdaptedForQuestion(Method):
         super().__init__(settings)
         self._lm = lm
         self._settings = settings
-        self._start_P = lm.subspace.initial(settings.seed).to(lm.device)
-        self._optimizer = AdamWConfig(lr=settings.lr)
+        self._subspace = find_subspace(lm.model, settings.subspace) if settings.subspace else lm.subspace
+        self._start_P = self._subspace.initial(settings.seed).to(lm.device)
 
     def runs_model(self, atoms: Atoms) -> bool:
         """See `Method`."""
@@ -105,11 +158,10 @@ class AdaptedForQuestion(Method):
 
     def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
         """See `Method`. All questions are trained on at once."""
-        settings = self._settings
         passages = [item.passages for item in evidences]
-        adapted = adapt_online(self._lm, self._start_P, passages, settings.steps, self._optimizer, settings.adapt_on)
+        adapted = adapt_online(self._lm, self._subspace, self._start_P, passages, self._settings)
         plans = []
         for evidence, item in zip(evidences, adapted, strict=True):
             notes = (Note("fewer", item.note),) if item.note else ()
-            plans.append(Plan(self.prompt(evidence), self._lm.subspace.updates(item.update), notes))
+            plans.append(Plan(self.prompt(evidence), self._subspace.updates(item.update), notes))
         return plans

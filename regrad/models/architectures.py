@@ -176,16 +176,20 @@ for _row in (
 
 
 def architecture_of(model: nn.Module) -> Architecture:
-    """The family of a model, by its configuration; `LIKE_LLAMA` if there is no row for it.
+    """The family of a model, by its configuration; raises as `architecture_for`."""
+    config: Any = getattr(model, "config", None)
+    return architecture_for(config.get_text_config().model_type if config is not None else "")
+
+
+def architecture_for(model_type: str) -> Architecture:
+    """The family of a kind of (text) model; `LIKE_LLAMA` if there is no row for it.
 
     Raises `ModelError` for a family that is not supported.
     """
-    config: Any = getattr(model, "config", None)
-    kind = config.get_text_config().model_type if config is not None else ""
-    found = next((row for row in ARCHITECTURES.values() if kind in row.model_types), LIKE_LLAMA)
+    found = next((row for row in ARCHITECTURES.values() if model_type in row.model_types), LIKE_LLAMA)
     if found.refused:
         raise ModelError(
-            f"regrad cannot run {type(model).__name__} ({found.family}): {found.refused}; choose another model",
+            f"regrad cannot run a {model_type} model ({found.family}): {found.refused}; choose another model",
             code="unsupported_family",
             family=found.family,
             reason=found.refused,

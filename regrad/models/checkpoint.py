@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from regrad.errors import ModelError
+from regrad.models.tokens import turn_end
 from regrad.text import listed
 
+_ADAPTER, _GENERATION = "adapter_config.json", "generation_config.json"
 _LFS_POINTER = b"version https://git-lfs"
 _MOST_NAMED = 3
-_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError, SafetensorError)
 
 # transformers replaces a method of its base class while it loads a model and puts back what it found: two threads that
 # load at once leave it replaced for good, and every later model of the process with its head untied.
@@ -42,14 +42,12 @@ class Checkpoint:
 def load_checkpoint(path: str, name: str, dtype: torch.dtype, attention: str) -> Checkpoint:
     """Load from a local directory or a hub name; raises `ModelError`, which calls the checkpoint `name`.
 
-    Refused are weights that are missing, of another shape, cut short, not fetched (a Git LFS pointer) or quantised.
+    Refused are weights that are missing, of another shape, cut short, not fetched (a Git LFS pointer) or quantised, and
+    adapters.
     """
-    if Path(path).is_dir():
-        _check_files(Path(path), name)
+    config, tokenizer = load_without_weights(path, name)
     transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        _check_not_quantised(config, name)
         with LOADING:
             model, info = AutoModelForCausalLM.from_pretrained(
                 path,
@@ -59,18 +57,54 @@ def load_checkpoint(path: str, name: str, dtype: torch.dtype, attention: str) ->
                 use_safetensors=True,
                 output_loading_info=True,
             )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except torch.OutOfMemoryError:
         raise
-    except _LOADING_ERRORS as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"no language model could be loaded from {name}: {reason}", code="not_loaded", path=name
-        ) from error
+    except Exception as error:
+        raise _not_loaded(name, error) from error
+    if getattr(model, "_hf_peft_config_loaded", False):  # of the hub, where the files were not looked at before
+        raise _is_adapter(name, "")
     _check_complete(info, name)
-    end_ids = _end_ids(model.generation_config, tokenizer)
+    end_ids = _end_ids(model.generation_config, config, tokenizer)
     model.generation_config = GenerationConfig()  # greedy means greedy, whatever the model's own file suggests
     return Checkpoint(model.requires_grad_(False).eval(), tokenizer, end_ids)
+
+
+def load_without_weights(path: str, name: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A checkpoint's configuration and tokenizer, in a moment; raises `ModelError` as far as that can be seen without.
+
+    That is all that `load_checkpoint` refuses but what is wrong with single tensors.
+    """
+    if Path(path).is_dir():
+        _check_files(Path(path), name)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        _check_not_quantised(config, name)
+        return config, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise _not_loaded(name, error) from error
+
+
+def _not_loaded(name: str, error: Exception) -> ModelError:
+    # Of any class: transformers and the libraries that it asks raise what comes up, the tokenizers' even `Exception`.
+    # What is not an error of ours would be taken for a lost worker, and tried again.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    if not isinstance(error, OSError | ValueError | ImportError):  # the text of others, as of a KeyError, says little
+        reason = f"{type(error).__name__}: {reason}"
+    return ModelError(f"no language model could be loaded from {name}: {reason}", code="not_loaded", path=name)
+
+
+def _is_adapter(name: str, base: str) -> ModelError:
+    of_base = f" of {base}" if base else ""
+    return ModelError(
+        f"{name} is an adapter{of_base} and not a whole model; give its base model, or merge the adapter into it with "
+        "PEFT's `merge_and_unload` and save the result",
+        code="is_adapter",
+        path=name,
+        base=base,
+    )
 
 
 def check_finite(model: nn.Module, name: str) -> None:
@@ -87,6 +121,26 @@ def check_finite(model: nn.Module, name: str) -> None:
 
 
 def _check_files(folder: Path, name: str) -> None:
+    # With PEFT installed, transformers would load the base that the adapter names and put the adapter into it.
+    if (folder / _ADAPTER).is_file():
+        try:
+            base = json.loads((folder / _ADAPTER).read_bytes()).get("base_model_name_or_path")
+        except (OSError, ValueError, AttributeError):
+            base = None
+        raise _is_adapter(name, base if isinstance(base, str) else "")
+    # A generation_config.json that cannot be read is passed over by transformers, and its end tokens with it.
+    if (folder / _GENERATION).is_file():
+        try:
+            readable = isinstance(json.loads((folder / _GENERATION).read_bytes()), dict)
+        except ValueError:
+            readable = False
+        if not readable:
+            raise ModelError(
+                f"{name}: {_GENERATION} is not a JSON object; copy or download it again, or remove it",
+                code="generation_config_damaged",
+                path=name,
+                file=_GENERATION,
+            )
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as stream:
             start = stream.read(len(_LFS_POINTER))
@@ -152,8 +206,13 @@ def _check_complete(info: dict[str, Any], name: str) -> None:
             )
 
 
-def _end_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokenizer's end token, and those of generation_config.json: chat models end a turn with another one."""
-    given = getattr(generation, "eos_token_id", None)
-    ids = [tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])]
+def _end_ids(generation: GenerationConfig | None, config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokenizer's end token, those of generation_config.json and config.json, and the one that ends a chat's turn.
+
+    Chat models end a turn with another token than a text, and not every checkpoint lists it.
+    """
+    ids = [tokenizer.eos_token_id, *turn_end(tokenizer)]
+    for settings in (generation, config, config.get_text_config()):
+        given = getattr(settings, "eos_token_id", None)
+        ids += given if isinstance(given, list | tuple) else [given]
     return tuple(dict.fromkeys(int(number) for number in ids if number is not None))

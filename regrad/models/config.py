@@ -16,7 +16,7 @@ class SubspaceConfig(Settings):
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
-    layers: Literal["upper-half"] | tuple[int, ...] = "upper-half"
+    layers: Literal["upper-half", "all"] | tuple[int, ...] = "upper-half"
     projections: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
 
     @property

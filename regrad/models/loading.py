@@ -6,6 +6,7 @@ The checks here are of what regrad adapts and trains. `regrad.inference.engine` 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
-from regrad.errors import ModelError, PromptTooLong, TokenOutOfVocabulary
+from regrad.errors import ModelError, PromptTooLong
 from regrad.models.architectures import Architecture, architecture_of
 from regrad.models.blocks import Blocks
 from regrad.models.checkpoint import check_finite, load_checkpoint
@@ -27,8 +28,10 @@ from regrad.models.config import ModelConfig
 from regrad.models.gguf_file import dequantised, gguf_in
 from regrad.models.lora import BatchedLora
 from regrad.models.subspace import Subspace, find_subspace
-from regrad.models.tokens import has_chat, prompt_ids, token_ids
+from regrad.models.tokens import check_known, has_chat, prompt_ids, token_ids
 from regrad.storage import local_directory
+
+logger = logging.getLogger(__name__)
 
 _PACKAGE = "package:"
 # Two rows, as the first dimension of what a block reads must be that of the rows.
@@ -150,17 +153,7 @@ class LanguageModel:
         )
 
     def _known(self, ids: list[int]) -> list[int]:
-        # Found here, it concerns one text. In a forward pass it would end every row of the batch, and on a GPU the
-        # process: an index error there is an assertion of the device.
-        if ids and max(ids) >= self.vocabulary_size:
-            token = str(self.tokenizer.convert_ids_to_tokens(max(ids)))
-            raise TokenOutOfVocabulary(
-                f"the text has the token {token!r} (id {max(ids)}), but the model has only {self.vocabulary_size} "
-                "rows of embeddings: its tokenizer was extended, the model was not",
-                token=token,
-                id=max(ids),
-                vocabulary=self.vocabulary_size,
-            )
+        check_known(self.tokenizer, ids, self.vocabulary_size)
         return ids
 
     @property
@@ -180,9 +173,10 @@ class LanguageModel:
 
     @property
     def pad_id(self) -> int:
-        """The id that fills the shorter rows of a batch."""
+        """The id that fills the shorter rows of a batch; nothing depends on it, but the model has a row for it."""
         pad = self.tokenizer.pad_token_id
-        return int(pad) if pad is not None else (self.eos or [0])[0]
+        usable = pad is not None and pad < self.vocabulary_size
+        return int(pad) if usable else (self.eos or [0])[0]
 
 
 def load_language_model(config: ModelConfig, device: str | torch.device | None = None) -> LanguageModel:
@@ -195,7 +189,7 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
     dtype = torch.bfloat16 if half else torch.float32
     path = resolve_path(config.path)
     checkpoint = load_checkpoint(path, config.path, dtype, config.attention)
-    model = checkpoint.model.to(device)
+    model = _on_device(checkpoint.model, device, config.path)
     check_finite(model, config.path)
     prompts = config.prompts.model_copy(update={"chat": has_chat(checkpoint.tokenizer, config.prompts)})
     resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch."), "prompts": prompts})
@@ -204,7 +198,28 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
     blocks = Blocks(model, lora.subspace)
     lm = LanguageModel(model, checkpoint.tokenizer, lora, resolved, blocks, checkpoint.end_ids)
     check_language_model(lm)
+    if any(".shared_expert" in name for name, _, _ in lm.subspace.modules):
+        logger.info(
+            "%s is a mixture of experts: updates change the experts that all tokens share, %s to %s, no others",
+            config.path,
+            lm.subspace.modules[0][0],
+            lm.subspace.modules[-1][0],
+        )
     return lm
+
+
+def _on_device(model: nn.Module, device: torch.device, name: str) -> nn.Module:
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        raise ModelError(
+            f"{name} has {size / 1e9:.1f} GB of weights, which do not fit into the memory of {device}; free it, or use "
+            "a larger device",
+            code="out_of_memory",
+            path=name,
+            bytes=size,
+        ) from error
 
 
 def context_length(config: Any) -> int | None:
@@ -261,12 +276,15 @@ def check_language_model(lm: LanguageModel) -> None:
     A model whose lower blocks cannot be shared between passes (see `Blocks`) is correct, only slower to train.
     """
     lm.architecture.windows(lm.text_config)
+    _check_tokens(lm)
     ids = torch.tensor(_CHECKED_IDS, device=lm.device)
     kind = type(lm.model).__name__
     try:
         own = lm.model(input_ids=ids, use_cache=True)
         hidden = _checked_hidden(lm, ids)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"{kind} cannot be run as other language models are: {reason}; choose another model",
@@ -298,6 +316,28 @@ def check_language_model(lm: LanguageModel) -> None:
         )
     if not _can_share(lm, ids, hidden):
         lm.blocks.share_nothing()
+
+
+def _check_tokens(lm: LanguageModel) -> None:
+    """Raise `ModelError` if every text would have a token that the model lacks; warn if some may."""
+    for token in [*lm.bos, *lm.eos]:
+        if token >= lm.vocabulary_size:
+            name = str(lm.tokenizer.convert_ids_to_tokens(token))
+            raise ModelError(
+                f"the tokenizer of {lm.config.path} starts or ends every text with {name!r} (id {token}), but the "
+                f"model has only {lm.vocabulary_size} rows of embeddings; give the tokenizer that it was trained with",
+                code="tokenizer_of_another_model",
+                path=lm.config.path,
+                token=name,
+                vocabulary=lm.vocabulary_size,
+            )
+    if len(lm.tokenizer) > lm.vocabulary_size:
+        logger.warning(
+            "the tokenizer of %s has %d tokens, its model %d rows of embeddings: texts with those beyond are refused",
+            lm.config.path,
+            len(lm.tokenizer),
+            lm.vocabulary_size,
+        )
 
 
 def _checked_hidden(lm: LanguageModel, ids_NT: Tensor) -> Tensor:

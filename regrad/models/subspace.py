@@ -21,10 +21,11 @@ from transformers.pytorch_utils import Conv1D
 
 from regrad.errors import ModelError
 from regrad.models.architectures import architecture_of
-from regrad.models.config import ModelConfig, SubspaceConfig
+from regrad.models.config import SubspaceConfig
 
 _BLOCK = re.compile(r"^(.*?)\.(\d+)\.")
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ def find_subspace(model: nn.Module, config: SubspaceConfig) -> Subspace:
         linears.append(sizes)
 
     # 2. The modules that each layer and projection of the settings stands for.
-    layers = range(len(linears) // 2, len(linears)) if config.layers == "upper-half" else config.layers
+    named = {"upper-half": range(len(linears) // 2, len(linears)), "all": range(len(linears))}
+    layers = named[config.layers] if isinstance(config.layers, str) else config.layers
     found: dict[tuple[int, str], list[str]] = {}
     for layer in layers:
         names = list(linears[layer]) if 0 <= layer < len(linears) else []
@@ -246,21 +248,26 @@ def _projection_names(linears: Sequence[Mapping[str, object]], experts: bool = F
     return sorted(names)
 
 
-def save_adapter(folder: Path, model: ModelConfig, subspace: Subspace, flat_P: Tensor) -> None:
-    """Write a vector as a PEFT adapter, `adapter_config.json` and weights; raises `SafetensorError` or `OSError`."""
+def save_adapter(folder: Path, base: str, subspace: Subspace, flat_P: Tensor) -> None:
+    """Write a vector as a PEFT adapter of the model called `base`: `adapter_config.json` and weights.
+
+    Raises `SafetensorError` or `OSError`.
+    """
     from peft import LoraConfig  # brings every model of transformers with it: seconds, in each process of a cluster
 
     tensors = subspace.unflatten(flat_P.detach().cpu().float())
     weights = {_peft_name(name): tensor.contiguous() for name, tensor in tensors.items()}
     save_file(weights, folder / _ADAPTER_WEIGHTS)
+    alpha = subspace.scaling * subspace.rank
     config = LoraConfig(
-        r=model.subspace.rank,
-        lora_alpha=model.subspace.alpha,  # type: ignore[arg-type]
+        r=subspace.rank,
+        # PEFT divides by r; a whole number is kept, since some servers take no other.
+        lora_alpha=round(alpha) if math.isclose(alpha, round(alpha)) else alpha,  # type: ignore[arg-type]
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
         target_modules=[name for name, _, _ in subspace.modules],
-        base_model_name_or_path=model.path,
+        base_model_name_or_path=base,
         inference_mode=True,
     )
     config.save_pretrained(str(folder))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from regrad.errors import ModelError
+from regrad.errors import ModelError, TokenOutOfVocabulary
 from regrad.prompts import PromptFormat
 
 _PLACE = "TheUsersMessageStandsHere"
@@ -48,9 +49,38 @@ def prompt_ids(
     return [*frame.start, *inside, *frame.end]
 
 
+def check_known(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], vocabulary: int) -> None:
+    """Raise `TokenOutOfVocabulary` for a token that the model has no row for."""
+    # Found here, it concerns one text. In a forward pass it would end every row of the batch, and on a GPU the process:
+    # an index error there is an assertion of the device.
+    if ids and max(ids) >= vocabulary:
+        token = str(tokenizer.convert_ids_to_tokens(max(ids)))
+        raise TokenOutOfVocabulary(
+            f"the text has the token {token!r} (id {max(ids)}), but the model has only {vocabulary} rows of "
+            "embeddings: its tokenizer was extended, the model was not",
+            token=token,
+            id=max(ids),
+            vocabulary=vocabulary,
+        )
+
+
 def has_chat(tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat) -> bool:
     """Whether prompts are put into the model's chat template; with `auto`, whether it has one."""
     return bool(tokenizer.chat_template) if prompts.chat == "auto" else prompts.chat
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The control token that the chat template writes after an answer, such as `<|im_end|>`; empty if there is none."""
+    if not tokenizer.chat_template:
+        return []
+    messages = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": _PLACE}]
+    try:
+        written = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except (ValueError, TypeError, TemplateError):
+        return []  # a template for something else; if prompts need it, they say what is wrong with it
+    after = written.rpartition(_PLACE)[2].lstrip()
+    found = [token for token in _controls(tokenizer) if after.startswith(token)]
+    return [int(tokenizer.convert_tokens_to_ids(token)) for token in sorted(found, key=len)[-1:]]
 
 
 class _Frame(NamedTuple):

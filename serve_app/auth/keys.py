@@ -37,6 +37,8 @@ class KeyFileError(RegradError):
 class NoKeyFile(KeyFileError):
     """There is no file of API keys where one is expected."""
 
+    area = "key_file.not_found"
+
 
 class KeyRecord(Settings):
     """What is kept of a key. The server's limits apply where the key has none."""

@@ -16,6 +16,9 @@ from serve_app.messages import Ask, Contributions, Piece, Reply, Retrieved
 DEFAULT_MODEL = "regrad"
 _PARTS = {"type": "array", "items": {"type": "object", "required": ["type", "text"]}}
 _IGNORED: Any = Field(None, description="accepted and ignored")
+# What clients add to a part of a message: a mark for a provider's cache, and what is empty in their own answers.
+_IGNORED_IN_PART = {"cache_control", "prompt_cache_breakpoint", "index", "id"}
+_EMPTY_IN_PART = {"annotations", "logprobs", "citations"}
 
 
 def _joined(content: Any) -> Any:
@@ -26,8 +29,11 @@ def _joined(content: Any) -> Any:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text":
             raise ValueError(f"only parts of type 'text' are understood, found {kind!r:.40}")
-        if set(part) != {"type", "text"} or not isinstance(part["text"], str):
+        if not isinstance(part.get("text"), str):
             raise ValueError("a text part has a type and a text, which is a string")
+        known = {"type", "text"} | _IGNORED_IN_PART | {name for name in _EMPTY_IN_PART if not part.get(name)}
+        if unknown := sorted(set(part) - known):
+            raise ValueError(f"a text part has a type and a text; {unknown[0]!r:.40} is not supported here")
     return "\n".join(part["text"] for part in content)
 
 
@@ -40,11 +46,21 @@ class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
     name: Any = _IGNORED
-    refusal: Annotated[Any, Only(None)] = None
+    id: Any = _IGNORED
+    cache_control: Any = _IGNORED
+    # What answers of ours, and of other servers, have beside their content, as clients send them back.
+    refusal: Annotated[Any, Only(None, "")] = None
     annotations: Annotated[Any, Only(None, [])] = None
     audio: Annotated[Any, Only(None)] = None
     function_call: Annotated[Any, Only(None)] = None
     tool_calls: Annotated[Any, Only(None, [])] = None
+    tool_call_id: Annotated[Any, Only(None)] = None
+    reasoning: Annotated[Any, Only(None, "")] = None
+    reasoning_content: Annotated[Any, Only(None, "")] = None
+    reasoning_details: Annotated[Any, Only(None, [])] = None
+    thinking_blocks: Annotated[Any, Only(None, [])] = None
+    provider_specific_fields: Any = _IGNORED
+    prefix: Annotated[Any, Only(None, False)] = None
 
 
 class StreamOptions(Strict):
@@ -52,6 +68,7 @@ class StreamOptions(Strict):
 
     include_usage: bool | None = Field(None, description="one more chunk at the end, with the usage")
     include_obfuscation: Any = _IGNORED
+    continuous_usage_stats: Any = _IGNORED
 
 
 class Completing(Strict):
@@ -73,11 +90,20 @@ class Completing(Strict):
     presence_penalty: Annotated[Any, Only(None, 0)] = None
     frequency_penalty: Annotated[Any, Only(None, 0)] = None
     logit_bias: Annotated[Any, Only(None, {})] = None
+    # Of other servers with this interface, whose clients send the defaults.
+    top_k: Annotated[Any, Only(None, 0, -1)] = None
+    min_p: Annotated[Any, Only(None, 0)] = None
+    repetition_penalty: Annotated[Any, Only(None, 1)] = None
+    min_tokens: Annotated[Any, Only(None, 0)] = None
+    ignore_eos: Annotated[Any, Only(None, False)] = None
+    skip_special_tokens: Annotated[Any, Only(None, True)] = None
+    priority: Any = _IGNORED
     user: Any = _IGNORED
     metadata: Any = _IGNORED
     store: Any = _IGNORED
     service_tier: Any = _IGNORED
     safety_identifier: Any = _IGNORED
+    cache_control: Any = _IGNORED
     prompt_cache_key: Any = _IGNORED
     prompt_cache_options: Any = _IGNORED
     prompt_cache_retention: Any = _IGNORED
@@ -126,6 +152,7 @@ class ChatRequest(Completing):
     moderation: Annotated[Any, Only(None)] = None
     prediction: Any = _IGNORED
     reasoning_effort: Annotated[Any, Only(None, "none")] = None
+    chat_template_kwargs: Annotated[Any, Only(None, {})] = None
     verbosity: Annotated[Any, Only(None, "medium")] = None
     web_search_options: Annotated[Any, Only(None)] = None
 

@@ -33,7 +33,7 @@ NOTES_PEOPLE = 3
 NOTES_READ = 4
 """Notes that the base's context holds."""
 HALF_RANK = ("model.subspace.rank=16", "model.subspace.alpha=32")
-"""Of a static LoRA under PRAG's adapters: the rest of the rank is for them."""
+"""Of a static LoRA under PRAG's adapters."""
 ONE_WORKER = ("cluster.workers=1", "cluster.cpus_per_worker=0.25")
 """Of each step. It counts as a quarter of a CPU: steps share the machine, and what reads a corpus wants a whole one."""
 WARM = 300

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from regrad.methods.prag import adapters_base, adapters_layout
 from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.models.subspace import Subspace
-from regrad.training.lora.batched import AdapterTrainer, model_for_adapters
+from regrad.training.lora.batched import AdapterTrainer
 from regrad.training.lora.config import AdapterConfig
 from regrad.training.lora.lora_artifact import StaticLora
 from tests.tools.augmenting import augmented
@@ -33,12 +34,12 @@ def static_lora(lm: LanguageModel, rank: int, path: Path, seed: int = 4) -> Stat
 
 
 def adapter_bank(
-    lm: LanguageModel, world: World, uri: str, static: StaticLora | None = None
+    lm: LanguageModel, world: World, uri: str, static: StaticLora | None = None, layers: Literal["all"] | None = None
 ) -> tuple[Subspace, dict[str, Tensor], list[Passage]]:
-    """Trained adapters of three passages in a bank."""
-    trainer = AdapterTrainer(
-        load_language_model(model_for_adapters(lm.config, ADAPTER, static), "cpu"), ADAPTER, static
-    )
+    """Trained adapters of three passages in a bank; on `layers`, not on those of the model's own subspace."""
+    layers = lm.config.subspace.model_copy(update={"layers": layers or lm.config.subspace.layers})
+    model = load_language_model(lm.config.model_copy(update={"subspace": layers}), "cpu")
+    trainer = AdapterTrainer(model, ADAPTER, static)
     items, subspace = augmented(world, 3), trainer.subspace
     base = adapters_base(lm.identity(), static.digest if static else None)
     fingerprint = adapters_layout(subspace, base)

@@ -53,6 +53,37 @@ def test_a_key_near_nothing_lists_the_keys(tmp_path: Path) -> None:
     assert f"the keys here are {', '.join(IndexConfig.model_fields)}" in str(found.value)
 
 
+def test_a_key_of_a_section_is_named_with_its_section() -> None:
+    with refused(ConfigError, "invalid", problems=[unknown("codec", near="bank.codec")]):
+        load_settings(BuildConfig, builtin_config("jobs/build-lab.yaml"), ["codec=bf16"])
+
+
+def test_a_key_of_several_sections_is_named_with_all_of_them() -> None:
+    with refused(ConfigError, "invalid", problems=[unknown("steps", near="")]) as found:
+        load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), ["steps=3"])
+    assert "'inner.steps' or 'optimizer.steps'" in str(found.value)
+
+
+def test_an_error_of_a_whole_class_names_no_empty_key() -> None:
+    overrides = ["inner.steps=2", "strategy.name=difference"]
+    with refused(ConfigError, "invalid", problems=[{"key": "", "problem": "value_error", "near": ""}]) as found:
+        load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), overrides)
+    assert ": inner.steps above 1 needs" in str(found.value) and "''" not in str(found.value)
+
+
+def test_override_changes_an_item_of_a_list() -> None:
+    path = builtin_config("jobs/eval-lab.yaml")
+    plain, changed = load_settings(EvalConfig, path), load_settings(EvalConfig, path, ["sets.0.first=20", "k.0=2"])
+    assert (changed.sets[0].first, changed.k[0]) == (20, 2)
+    assert changed.sets[1:] == plain.sets[1:]
+
+
+@pytest.mark.parametrize("override", ["sets.9.first=20", "sets.first=20", "sets.-1.first=20", "sets.9=20"])
+def test_override_of_an_item_that_is_not_there_is_refused(override: str) -> None:
+    with refused(ConfigError, "bad_override", override=override):
+        load_settings(EvalConfig, builtin_config("jobs/eval-lab.yaml"), [override])
+
+
 def test_override_changes_one_value_and_keeps_the_rest() -> None:
     path = builtin_config("jobs/build-lab.yaml")
     plain, changed = load_settings(BuildConfig, path), load_settings(BuildConfig, path, ["bank.codec=bf16"])

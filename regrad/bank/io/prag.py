@@ -30,8 +30,18 @@ from regrad.models.subspace import Subspace, block_of
 _CONFIG, _WEIGHTS, _PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _START = "base_weight"
 """The directory of the adapter that all others were trained from; it belongs to no passage."""
-_PLAIN = {"use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "fan_in_fan_out": False}
-"""Other values of these PEFT settings make an adapter more, or other, than an A and a B of one rank a projection."""
+# The keys of PEFT's adapter_config.json that are read here, and those that change nothing in what A and B do: which
+# modules were chosen (the tensors say it), how they were trained, how the base model's weights lie in memory. Any other
+# key that is set makes an adapter more, or other, than an A and a B of one rank a projection. PEFT's versions add keys.
+_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "base_model_name_or_path"}
+_CHOICE_OF_MODULES = {"target_modules", "exclude_modules", "target_parameters", "layers_to_transform", "layers_pattern"}
+_WITHOUT_EFFECT = {
+    *("task_type", "auto_mapping", "revision", "inference_mode", "peft_version", "megatron_core"),
+    *("lora_dropout", "merge_weights", "fan_in_fan_out", "eva_config", "qalora_group_size"),
+}
+_UNDERSTOOD = _READ | _CHOICE_OF_MODULES | _WITHOUT_EFFECT
+# The values with which these change nothing; other starts (PiSSA, LoftQ) take their part out of the base weights.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal")}
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,27 @@ def import_adapters(
             items.append(Keyed(key, key, partial(_load, folder, frame, base_identity)))
         grouped = group(items, read_names(ids) if ids else None, local.uri)
         return take_in(uri, layout, local.renamed(grouped.incoming()), grouped.left_out)
+
+
+def read_base_weight(uri: str, subspace: Subspace) -> Tensor:
+    """One PEFT adapter [p], such as the `base_weight` that all of PRAG's adapters are trained from.
+
+    Raises `BankError` if it cannot be read or is of another subspace.
+    """
+    with local_source(uri) as local:
+        if not (local.path / _CONFIG).is_file():
+            raise BankError(f"there is no adapter at {local.uri}: {_CONFIG} is missing", code="no_adapters", uri=uri)
+        config, tensors = _config(local.path), subspace_names(_weights(local.path), local.uri)
+        found = _subspace(config, tensors, local.path)
+        if (found.rank, found.scaling) != (subspace.rank, subspace.scaling):
+            raise BankError(
+                f"{local.uri} has rank {found.rank} and alpha {found.scaling * found.rank:g}, but adapters of rank "
+                f"{subspace.rank} and alpha {subspace.scaling * subspace.rank:g} are to be trained from it; set "
+                "adapter.rank and adapter.alpha to its own",
+                code="other_adapter",
+                differs="rank or scaling",
+            )
+        return flat_atom(tensors, subspace, local.uri)
 
 
 def adapter_fingerprint(frame: Frame) -> str:
@@ -118,12 +149,15 @@ def _config(folder: Path) -> dict[str, Any]:
         raise BadAtom(f"{path} cannot be read: {error}", code="unreadable", file=str(path)) from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise BankError(f"{path} is not the configuration of a LoRA adapter", code="no_lora", file=str(path))
-    odd = [name for name, plain in _PLAIN.items() if config.get(name) and config[name] != plain]
-    if odd or config.get("bias", "none") != "none":
+    odd = [name for name, value in config.items() if value and name not in _UNDERSTOOD]
+    odd = sorted(name for name in odd if config[name] not in _NEUTRAL.get(name, ()))
+    if odd:
+        shown = ", ".join(f"{name} to {config[name]!r:.60}" for name in odd[:3])
         raise BankError(
-            f"{path} sets {odd or ['bias']}; only plain LoRA of one rank makes an atom",
+            f"{path} sets {shown}, with which an adapter does more than its A and B; only plain LoRA of one rank makes "
+            "an atom",
             code="not_plain_lora",
-            settings=odd or ["bias"],
+            settings=odd,
         )
     return config
 

@@ -171,7 +171,7 @@ def import_release(
     card = read_card(meta_init)
     if card.get("inner_steps", 1) != 1:
         raise MetaInitError(
-            f"the MetaInit at {meta_init} was learned for several inner steps; such a MetaInit has no bank",
+            f"the MetaInit at {meta_init} was trained for several inner steps; such a MetaInit has no bank",
             code="several_inner_steps",
             uri=meta_init,
         )

@@ -20,7 +20,7 @@ _VERBS = {
         "Rewrite shards that contain deleted atoms, without them; join small ones.",
     ),
     "gc": ("regrad.cli.bank.change:gc", "Remove old versions and the files that only they needed."),
-    "export": ("regrad.cli.bank.change:export", "Copy atoms to another bank, or to files of tensors."),
+    "export": ("regrad.cli.bank.change:export", "Copy atoms to another bank, to files of tensors or to PEFT."),
     "import": ("regrad.cli.bank.change:import_", "Add atoms from such copies, from the ReGrad release or from PRAG."),
 }
 

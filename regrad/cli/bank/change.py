@@ -120,13 +120,34 @@ def gc(uri: str, keep: int, grace: float, abandon_builds: bool, dry_run: bool) -
 @uri_argument
 @click.argument("output", metavar="OUTPUT")
 @click.option(
-    "--format", "form", type=click.Choice(["bank", "safetensors"]), default="bank", show_default=True, help="See above."
+    "--format",
+    "form",
+    type=click.Choice(["bank", "safetensors", "peft"]),
+    default="bank",
+    show_default=True,
+    help="See above.",
 )
+@click.option("--peft", "form", flag_value="peft", help="The same as --format peft.")
 @version_option("The version to copy")
 @codec_option("Encode the copy with this codec (format bank; default: the bytes as they are).")
 @ids_option("Copy these passages only")
+@click.option("--id", "ids", multiple=True, metavar="ID", help="The same, one passage; may be repeated.")
+@click.option("--meta-init", metavar="DIR", help="peft: the MetaInit that the gradients were computed at.")
+@click.option("--gamma", type=float, default=1.0, show_default=True, help="peft: the strength of the update.")
+@click.option("--phi0", is_flag=True, help="peft: the MetaInit's start alone, without passages.")
+@click.option("--base", metavar="NAME", help="peft: what to call the base model (default: as the MetaInit does).")
 def export(
-    uri: str, output: str, form: str, version: int | None, codec: CodecName | None, ids_from: str | None
+    uri: str,
+    output: str,
+    form: str,
+    version: int | None,
+    codec: CodecName | None,
+    ids_from: str | None,
+    ids: tuple[str, ...],
+    meta_init: str | None,
+    gamma: float,
+    phi0: bool,
+    base: str | None,
 ) -> None:
     """Copy a version's atoms to OUTPUT and check each. The copy appears only when it is complete.
 
@@ -134,19 +155,54 @@ def export(
     bank          a new bank, or one of the same layout, which gets them in a new version
     safetensors   one file of float32 tensors a passage, under the names of LoRA tensors,
                   with atoms.jsonl (id, file, text_hash) and bank.json (what they are)
+    peft          the update of the named passages together, as one PEFT adapter directory
+                  that other servers load
     """
-    ids = given_ids(ids_from)
+    check_ids(ids)
+    named = given_ids(ids_from)
+    wanted = [*ids, *(named or ())] if ids or named is not None else None
+    if form != "peft" and (meta_init or base or phi0 or gamma != 1.0):
+        raise click.UsageError("--meta-init, --gamma, --phi0 and --base go with --peft")
+    if form == "peft":
+        if codec:
+            raise click.UsageError("--codec goes with --format bank: adapters are float32")
+        _export_peft(uri, output, version, wanted, meta_init, gamma, phi0, base)
+        return
     if form == "bank":
         from regrad.bank.io.transfer import copy_bank
 
-        copied = copy_bank(uri, output, version, codec, ids)
+        copied = copy_bank(uri, output, version, codec, wanted)
         click.echo(f"copied {counted(copied.added, 'atom')} to {output}: version {copied.manifest.label}")
         return
     if codec:
         raise click.UsageError("--codec goes with --format bank: files of tensors are float32")
     from regrad.bank.io.tensors import export_tensors
 
-    click.echo(f"wrote {counted(export_tensors(uri, output, version, ids), 'atom')} to {output}")
+    click.echo(f"wrote {counted(export_tensors(uri, output, version, wanted), 'atom')} to {output}")
+
+
+def _export_peft(
+    uri: str,
+    output: str,
+    version: int | None,
+    ids: list[str] | None,
+    meta_init: str | None,
+    gamma: float,
+    phi0: bool,
+    base: str | None,
+) -> None:
+    from regrad.bank.io.peft import export_start, export_update
+
+    if phi0:
+        if meta_init is None or ids is not None:
+            raise click.UsageError("--phi0 needs --meta-init DIR and takes no passages")
+        export_start(uri, output, meta_init, version, base)
+        click.echo(f"wrote the start of {meta_init} to {output}")
+        return
+    if not ids:
+        raise click.UsageError("--peft writes the update of passages: name them with --id or --ids-from, or say --phi0")
+    export_update(uri, output, ids, meta_init, version, gamma, base)
+    click.echo(f"wrote the update of {counted(len(ids), 'passage')} to {output}")
 
 
 _TAKES = {

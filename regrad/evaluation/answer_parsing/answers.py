@@ -12,9 +12,11 @@ from functools import lru_cache
 from itertools import islice
 from typing import Protocol
 
-from regrad.data.questions import QUESTION_KINDS, YES_NO, Question
+from regrad.data.questions import QUESTION_KINDS, YES_NO, ClosedReader, Question
 from regrad.errors import EvaluationError
+from regrad.evaluation.answer_parsing.release import release_answer
 from regrad.evaluation.answer_parsing.statements import (
+    IT_IS,
     SAYS,
     begun,
     is_asserted,
@@ -37,7 +39,11 @@ _COT = "the answer is"
 _AND_OR = r"\s*(?:and/or|and\b|or\b|nor\b|but\b|[,;/|&])\s*"
 _OPENING = r"[\s\"'“‘(\[{<\-]*"
 _CLOSED = re.compile(r"\s*$|[)\]}:>]|\.(?!\w\.)")
-_CLOSED_CAPITAL = re.compile(r"[,;\"'”’]|\s*\n|\s+[-–—=]|\s+(?:is|would|should|must|because|since)\b")
+_CLOSED_CAPITAL = re.compile(r"[,;\"'”’]|\s*\n|\s+[-–—=]|\s+(?:is|would|should|must|because|since|it\s+is)\b")
+_CLAUSE_END = re.compile(r"[.!?]\s+|\n")
+_LABEL_IS_ARTICLE = re.compile(r"a\b")
+# A text of few tokens often breaks off inside an option that it repeats. Fewer words than these could be anything.
+_WORDS_AFTER_LABEL, _WORDS_OF_OPTION = 3, 4
 
 
 def allowed_answers(question: Question) -> tuple[str, ...]:
@@ -60,35 +66,37 @@ def accepted_answers(question: Question) -> frozenset[str]:
     return frozenset(allowed[answer.strip().casefold()] for answer in question.answers)
 
 
-def parse_answer(question: Question, text: str) -> str | None:
+def parse_answer(question: Question, text: str, reader: ClosedReader = "strict") -> str | None:
     """The answer that `text` gives to a closed question (one of `allowed_answers`), or None if it gives none.
 
     Two answers at once ("yes or no", "A and B", "the answer is A ... the answer is B") are none, nor is one that is
     denied or in doubt ("B is wrong", "no evidence", "I don't think the answer is B"). For an open question it is the
-    text, or None if that is blank.
+    text, or None if that is blank. With the reader "release" a closed question's answer is what `release_answer` reads.
     """
     text = text[:_READ_CHARACTERS].strip()
     if question.kind == "open":
         return text or None
-    reader = _reader(question.kind, question.choices)
+    rules = _reader(question.kind, question.choices)
+    if reader == "release":
+        return release_answer(question, text)
     text = plain(text)  # also without a next prompt that the model goes on to write
 
     # 1. What the text says that the answer is: "answer is", "Answer:", "\\boxed{", "B is correct".
     found: set[str] = set()
     for says in islice(SAYS.finditer(text), _MOST_SAYS):
-        answer = reader.leading(text[says.end() :])
+        answer = rules.leading(text[says.end() :])
         if answer and not is_unsure(text[: says.start()]):
             found.add(answer)
-    found.update(filter(None, map(reader.asserted, sentences(text))))
+    found.update(filter(None, map(rules.asserted, sentences(text))))
 
     # 2. A line that is an answer and nothing else, unless the text repeats the options.
-    lines = set(filter(None, map(reader.alone, text.splitlines()[:_MOST_LINES])))
-    listed = len(lines) > 1 or reader.lists(text)
+    lines = set(filter(None, map(rules.alone, text.splitlines()[:_MOST_LINES])))
+    listed = len(lines) > 1 or rules.lists(text)
     if not listed:
         found |= lines
 
     # 3. If it says nothing of this kind, its beginning.
-    if not found and not listed and (first := reader.leading(begun(text))):
+    if not found and not listed and (first := rules.leading(begun(text))):
         found = {first}
     return found.pop() if len(found) == 1 else None
 
@@ -118,11 +126,11 @@ def cut_answer(text: str) -> str:
     return said.strip()
 
 
-def prediction_of(question: Question, raw: str, cut: bool = False) -> str:
+def prediction_of(question: Question, raw: str, cut: bool = False, reader: ClosedReader = "strict") -> str:
     """The prediction in a generated text: a label or a word (empty if unparsable), or the open answer, maybe cut."""
     if question.kind == "open" and cut:
         return cut_answer(raw)
-    return parse_answer(question, raw) or ""
+    return parse_answer(question, raw, reader) or ""
 
 
 class AnswerReader(Protocol):
@@ -159,11 +167,14 @@ class Words:
                 words=list(words),
             )
         word = "|".join(re.escape(word) for word in sorted(self.answers, key=len, reverse=True))
-        self._alone = re.compile(rf"\W*({word})\W*", re.IGNORECASE)
-        self._leading = re.compile(rf"{_OPENING}({word})(?![\w'’]|-\w)", re.IGNORECASE)
-        self._next = re.compile(rf"(?:{_AND_OR}|\s+)(?:{_AND_OR})?({word})(?!\w)", re.IGNORECASE)
+        self._alone = re.compile(rf"\W*({word})(?:\W+\1)*\W*", re.IGNORECASE)
+        self._leading = re.compile(rf"{_OPENING}(?:{IT_IS}(?:a\s+)?)?({word})(?!['’-]?\w)", re.IGNORECASE)
+        self._next = re.compile(rf"((?:{_AND_OR}|\s+)(?:{_AND_OR})?)({word})(?!\w)", re.IGNORECASE)
         self._clause = re.compile(
             rf"[,;:]\s*(?:(?:so|but|and|or|\w+ly)\s+){{0,3}}({word})\s*(?=[.,;!?\n]|$)", re.IGNORECASE
+        )
+        self._concluded = re.compile(
+            rf"(?<!\bif )\b(?:so|thus|hence|therefore)\b,?\s+({word})\s*(?=[.,;!\n]|$)", re.IGNORECASE
         )
 
     def alone(self, line: str) -> str | None:
@@ -172,11 +183,17 @@ class Words:
         return match[1].lower() if match else None
 
     def leading(self, text: str) -> str | None:
-        """The first word of the text, unless it is denied, or a later sentence or clause gives another."""
-        said = {word for part in sentences(text) if (word := self._first(part))}
-        said |= {match[1].lower() for match in self._clause.finditer(text)}
-        first = self._first(text)
-        return first if len(said | {first}) == 1 else None
+        """The first word of the text, unless it is denied, or a later sentence or clause gives another.
+
+        A text that begins with none gives the one with which it concludes: "It was not. No.", "He was late, so no".
+        """
+        concluded = {match[1].lower() for match in self._concluded.finditer(text)}
+        if first := self._first(text):
+            said = concluded | {word for part in sentences(text) if (word := self._first(part))}
+            said |= {match[1].lower() for match in self._clause.finditer(text)}
+            return first if said == {first} else None
+        concluded.update(filter(None, (self.alone(begun(part)) for part in _CLAUSE_END.split(text)[1:])))
+        return concluded.pop() if len(concluded) == 1 else None
 
     def asserted(self, sentence: str) -> str | None:
         """None: a word that is said to be right comes first, and `leading` finds it there."""
@@ -192,7 +209,12 @@ class Words:
         if not match or is_determiner(match[1], rest) or is_denied_word(rest) or is_contradicted(match[1], rest):
             return None
         other = self._next.match(rest)
-        return None if other and other[1].lower() != match[1].lower() else match[1].lower()
+        if other and other[2].lower() != match[1].lower():
+            # "Yes, no question about it" says one thing, "Yes or no questions" and "Yes, no" do not.
+            is_choice = re.search(r"\bn?or\b|[/|]", other[1], re.IGNORECASE)
+            if is_choice or not is_determiner(other[2], rest[other.end() :]):
+                return None
+        return match[1].lower()
 
 
 class Labels:
@@ -212,10 +234,13 @@ class Labels:
         self._texts = tuple(options)
         self._options = tuple(normalise(option) for option in options)
         letters = f"A-{self.answers[-1]}"
-        self._alone = re.compile(rf"\W*(?:(?:option|choice|answer)\W*)?([{letters}])\W*", re.IGNORECASE)
+        label = r"(?:(?:option|choice|answer)\W*)?"
+        self._alone = re.compile(rf"\W*{label}([{letters}])(?:\W+{label}\1)*\W*", re.IGNORECASE)
         named = rf"{_OPENING}(?i:(?:the\s+)?(?:option|choice|answer|letter)\s*[(\[]?)?"
-        self._leading = re.compile(rf"{named}([{letters}{letters.lower()}])(?![\w'’])")
-        self._next = re.compile(rf"[)\].:]?{_AND_OR}[(\[]?([{letters}])(?![\w'’-])")
+        self._it_is = re.compile(IT_IS, re.IGNORECASE)
+        self._leading = re.compile(rf"{named}([{letters}{letters.lower()}])(?:[\s,.]+\1)*(?!['’]?\w)")
+        maybe = r"(?:(?:maybe|perhaps|possibly)\s+)?"
+        self._next = re.compile(rf"[)\].:]?(?:{_AND_OR}){{1,2}}{maybe}[(\[]?([{letters}])(?![\w'’-])")
         self._listed = re.compile(rf"[)\].:]*\s*[(\[]?([{letters}])(?:[)\].:,;]|\s*$)")
         self._line = re.compile(rf"^\W*(?:answer\W+)?([{letters}])(?:[)\].:]|[ \t]*$)", re.IGNORECASE | re.MULTILINE)
         self._right = re.compile(rf"\b([{letters}])\W+(?=is\b)")
@@ -231,12 +256,20 @@ class Labels:
         return self._by_text(line)
 
     def leading(self, text: str) -> str | None:
-        """The option with whose label the text begins, or that its first line or first sentence is."""
+        """The option with whose label the text begins, or that its first line or first sentence is.
+
+        Also the only option that begins as the text does, if the text is long enough to tell: it was cut off.
+        """
+        if it_is := self._it_is.match(text):
+            text = text[it_is.end() :]
+            if _LABEL_IS_ARTICLE.match(text):
+                return None
         match = self._leading.match(text)
         if match and self._is_closed(match[1], text[match.end() :]):
             return None if self._several(match, text) or self._denied(match, text) else match[1].upper()
         line = text.strip().partition("\n")[0]
-        return self._by_text(line) or self._by_text(re.split(r"\.\s", line, maxsplit=1)[0])
+        sentence = re.split(r"\.\s", line, maxsplit=1)[0]
+        return self._by_text(line) or self._by_text(sentence) or self._by_beginning(text)
 
     def asserted(self, sentence: str) -> str | None:
         """The option whose label, or text, is the subject of "is correct", "would be the best choice" and the like."""
@@ -284,10 +317,22 @@ class Labels:
         same = [label for label, option in zip(self.answers, self._options, strict=True) if words and option == words]
         return same[0] if len(same) == 1 else None
 
+    def _by_beginning(self, text: str) -> str | None:
+        words = normalise(text)
+        if len(words.split()) < _WORDS_OF_OPTION:
+            return None
+        begun_so = [
+            label for label, option in zip(self.answers, self._options, strict=True) if option.startswith(words)
+        ]
+        return begun_so[0] if len(begun_so) == 1 else None
+
     def _is_closed(self, label: str, rest: str) -> bool:
         """Whether a letter is a label, by what follows it."""
         option = self._option(label)
         if _CLOSED.match(rest) or (label.isupper() and _CLOSED_CAPITAL.match(rest)):
             return True
-        said = f"{normalise(rest[: 4 * len(option) + 100])} "
-        return label.isupper() and option != "" and said.startswith(f"{option} ")
+        if not label.isupper() or not option:
+            return False
+        said = normalise(rest[: 4 * len(option) + 100])
+        is_cut_off = len(said.split()) >= _WORDS_AFTER_LABEL and option.startswith(said)
+        return is_cut_off or f"{said} ".startswith(f"{option} ")

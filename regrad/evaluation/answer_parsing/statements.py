@@ -32,14 +32,25 @@ _HEDGES = (
     r"|(?:most\s+)?probably)\b)*"
 )
 SAYS = re.compile(
-    rf"\b(?:answer|choice|option)\b[\"']?(?:{_BETWEEN}\s+{_VERB}\b{_HEDGES}\s*:?|\s*[:=])|\\boxed\s*\{{"
-    r"|\bI(?:\s+would|\s+will|['’]d|['’]ll)?\s+(?:choose|pick|select|go\s+with|opt\s+for)\b",
+    r"\b(?:answer|choice|option|decision|conclusion|verdict|response|pick)\b[\"']?"
+    rf"(?:{_BETWEEN}\s+{_VERB}\b{_HEDGES}\s*:?|\s*[:=])"
+    rf"|\bholding\s+{_VERB}\b{_HEDGES}\s*:?|\bfinal\s*:|\\boxed\s*\{{"
+    # "X ∈ A": prompts that name the answer X ("the final answer is X, where X ∈ {A, B}") are answered in these words.
+    r"|\bX(?:\s*[∈=:]|\s+(?:in|is)\b)"
+    r"|\bI(?:\s+would|\s+will|['’]d|['’]ll)?(?:\s+have\s+to)?"
+    r"\s+(?:choose|pick|select|say|answer|go\s+with|opt\s+for)\b",
     re.IGNORECASE,
 )
 """Ends where the answer begins."""
+IT_IS = rf"(?:(?:it|that|this)(?:['’]s|\s+{_VERB}){_HEDGES}\s+)"
+"""A pattern of "It is", "That would be" and the like, before an answer."""
 _BEFORE = re.compile(
-    r"(?:(?:so|thus|therefore|hence|overall|finally|ultimately|in\s+conclusion|i\s+(?:think|believe)(?:\s+that)?"
-    r"|(?:based\s+on|according\s+to|given)\b[^,\n.]{1,80}(?=,))\b,?[ \t]+)+",
+    r"(?:(?:so|thus|therefore|hence|overall|finally|ultimately|well|sorry|unfortunately|i\s+(?:think|believe)(?:\s+that)?"
+    r"|in\s+(?:conclusion|summary|short)|of\s+course|(?:no|without)\s+(?:a\s+)?doubt"
+    r"|(?:most\s+)?(?:definitely|certainly|absolutely|clearly|obviously|undoubtedly|surely|indeed|probably|likely)"
+    r"|(?:based\s+on|according\s+to|given|in|under|for|from|by|as|at|on)\b"
+    r"(?:(?!\b(?:yes|no|not|if)\b)[^,\n.]){1,80}(?=,))\b,?[ \t]+)+"
+    r"(?!(?-i:a)\s*$)",  # "As the court held, a": cut off, and no label
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"[.!?:;]\s+|\n")
@@ -75,7 +86,8 @@ _BE = (
 _DENIED = re.compile(rf"{_BE}(?:not(?! [a-z]\b)|cannot|cant|isnt|wasnt|wouldnt|doesnt|no$|{_NEGATIVE})\b")
 _ASSERTED = re.compile(
     rf"{_CLAIM_VERB}\b(?:(?! (?:not|no|{_NEGATIVE})\b) \w+){{0,4}}? "
-    r"(?:correct|right|true|best|answer|choice|option|likely|appropriate|indicated)\b"
+    r"(?:correct|right|true|best|answer|choice|option|holding|likely|appropriate|indicated|supported|accurate"
+    r"|the one)\b"
 )
 _NAMED = re.compile(rf"{_CLAIM_VERB}\b")
 _SUBJECT = re.compile(rf"[ \t]+{_CLAIM_VERB}\b", re.IGNORECASE)
@@ -86,9 +98,12 @@ _TAKEN_BACK = re.compile(
 
 _CLAUSE = (
     "it he she they we i you his her its their this that these those there here the both neither only but as because "
-    "since although not is"
+    "since although not is in under at for from on by with without when where while after before during so which "
+    "definitely absolutely certainly unfortunately sorry"
 )
-_NO_CLAUSE = re.compile(rf"[ \t]+(?!(?:{'|'.join(_CLAUSE.split())})\b)\w|\.?[ \t]*\d", re.IGNORECASE)
+_NO_CLAUSE = re.compile(
+    rf"[ \t]+(?!(?:{'|'.join(_CLAUSE.split())})(?![\w-])|way\s*(?:[.,;!]|$))\w|\.?[ \t]*\d", re.IGNORECASE
+)
 _UNSURE_BEFORE = re.compile(
     r"(?:(?:\bnot\b|n['’]t\b|\bcannot\b|\bnever\b|\bdoubt\b|\bif\b|\bwhether\b|\bunless\b)"
     r"(?:(?!\b(?:so|thus|hence|therefore|and|but|because|then)\b)[^.,;:!?\n]){0,80}"

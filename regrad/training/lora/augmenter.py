@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from typing import Any
 
 import torch
 
 from regrad.data.augmented import Augmented, Pair, pair_of
 from regrad.data.passages import Passage
-from regrad.errors import CorpusError, ModelError
-from regrad.inference.decoding import GenerationRequest, check_fits, draws, sample
+from regrad.errors import CorpusError, ModelError, TokenOutOfVocabulary
+from regrad.inference.decoding import draws, sample
 from regrad.models.loading import LanguageModel
+from regrad.models.tokens import has_chat
 from regrad.training.lora.config import AugmentConfig
 
 NO_PAIRS = "no valid JSON list of questions and answers"
 NO_REWRITE = "no other wording"
 _MOST_BRACKETS = 20
-_SETTINGS = {"rewrite_prompt", "pairs_prompt", "pairs", "rewrites", "temperature", "top_k", "max_new_tokens", "retries"}
+_SETTINGS = {
+    *("rewrite_prompt", "pairs_prompt", "pairs", "least_pairs", "full_answers", "rewrites"),
+    *("temperature", "top_k", "top_p", "max_new_tokens", "retries"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,12 @@ class Augmenter:
     """Writes with one model. The outcome of a passage depends on model, settings and passage alone, up to rounding."""
 
     def __init__(self, lm: LanguageModel, config: AugmentConfig) -> None:
-        self._lm, self._config = lm, config
+        # A chat model is told what to write in its own template. What answers begin with, and the system message, are
+        # about answering.
+        prompts = lm.config.prompts.model_copy(update={"answer_start": "", "system": ""})
+        self._lm = replace(lm, config=lm.config.model_copy(update={"prompts": prompts}))
+        self._config = config
+        self._chat = has_chat(lm.tokenizer, prompts)
 
     @cached_property
     def key(self) -> str:
@@ -82,7 +92,9 @@ class Augmenter:
             return "empty text"
         for prompt in (self._rewrite_prompt(passage), self._pairs_prompt(passage)):
             try:
-                check_fits(self._lm, GenerationRequest(prompt, (), self._config.max_new_tokens), controls=True)
+                self._lm.check_length(len(self._ids(prompt)), self._config.max_new_tokens)
+            except TokenOutOfVocabulary as error:
+                return str(error)
             except ModelError as error:
                 return f"the passage is too long: {error}"
         return ""
@@ -106,7 +118,8 @@ class Augmenter:
             here = [passages[i] for i in left]
             texts = self._sample([self._pairs_prompt(p) for p in here], here, f"pairs/{attempt}")
             for i, text in zip(left, texts, strict=True):
-                pairs[i] = parse_pairs(text, self._config.pairs)
+                config = self._config
+                pairs[i] = parse_pairs(text, config.pairs, config.least_pairs, config.full_answers)
                 tries[i] = attempt + 1
                 last[i] = text[:200]
             left = [i for i in left if not pairs[i]]
@@ -117,10 +130,14 @@ class Augmenter:
         if not prompts:
             return []
         numbers = [draws(f"{config.seed}/{purpose}/{p.id}", 1, config.max_new_tokens) for p in passages]
-        found = sample(
-            self._lm, prompts, torch.cat(numbers), config.temperature, 1.0, lambda _: False, top_k=config.top_k
-        )
+        ids = [self._ids(prompt) for prompt in prompts]
+        chance = torch.cat(numbers)
+        found = sample(self._lm, ids, chance, config.temperature, config.top_p, lambda _: False, config.top_k)
         return [item.text for item in found]
+
+    def _ids(self, prompt: str) -> list[int]:
+        # Without a chat template, whoever wrote the prompts may have written the control tokens of one into them.
+        return self._lm.encode_prompt(prompt, controls=not self._chat)
 
     def _rewrite_prompt(self, passage: Passage) -> str:
         return self._filled(self._config.rewrite_prompt, passage)
@@ -133,8 +150,11 @@ class Augmenter:
         return template.format(passage=text, pairs=self._config.pairs)
 
 
-def parse_pairs(text: str, most: int) -> tuple[Pair, ...]:
-    """The first JSON list in a text that consists of questions with answers, cut to `most`; empty if there is none."""
+def parse_pairs(text: str, most: int, least: int = 1, full_answers: bool = False) -> tuple[Pair, ...]:
+    """The first JSON list of `least` or more questions with answers in a text, cut to `most`; empty if there is none.
+
+    With `full_answers` each of them needs its `full_answer`, too.
+    """
     decoder = json.JSONDecoder()
     place = text.find("[")
     for _ in range(_MOST_BRACKETS):
@@ -142,9 +162,21 @@ def parse_pairs(text: str, most: int) -> tuple[Pair, ...]:
             break
         try:
             found = decoder.raw_decode(text, place)[0]
-            if isinstance(found, list) and found:
-                return tuple(pair_of(item) for item in found[:most])
+            if isinstance(found, list) and len(found) >= least:
+                pairs = tuple(pair_of(_with_text(item)) for item in found[:most])
+                if all(pair.full_answer for pair in pairs) or not full_answers:
+                    return pairs
         except (ValueError, RecursionError, CorpusError):  # not JSON, or a list of something else
             pass
         place = text.find("[", place + 1)
     return ()
+
+
+def _with_text(item: Any) -> Any:
+    """A pair whose answer is a number or several texts, as models like to write them, with one text as its answer."""
+    answer = item.get("answer") if isinstance(item, dict) else None
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        return {**item, "answer": str(answer)}
+    if isinstance(answer, list) and answer and all(isinstance(text, str) for text in answer):
+        return {**item, "answer": ", ".join(answer)}
+    return item

@@ -6,6 +6,7 @@ keeps separate moments and step counts for each row.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,17 +14,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from regrad.bank.io.prag import read_base_weight
 from regrad.data.augmented import Augmented
+from regrad.data.questions import Question
+from regrad.errors import TokenOutOfVocabulary
 from regrad.models.batching import losses_and_grads
-from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, finite_rows
-from regrad.training.lora.config import AdamWConfig, AdapterConfig, adapter_subspace
+from regrad.training.lora.config import AdamWConfig, AdapterConfig
 from regrad.training.lora.examples import Example, adapter_examples, example_batch, longest
 from regrad.training.lora.lora_artifact import StaticLora, join
 
-Lift = Callable[[Tensor], Tensor]
-"""From what is trained [..., p] to updates of the model [..., P]; differentiable, and each row on its own."""
+Lift = Callable[[Tensor], Mapping[Subspace, Tensor]]
+"""From what is trained [..., p] to what is applied: [..., P] or [P] in each subspace. Differentiable, and each row on
+its own."""
+
+Beside = Callable[[Sequence[Example]], Sequence[tuple[Subspace, Tensor]]]
+"""LoRAs [N, p] that are applied, and not trained, with each of N examples."""
 
 
 class _Entry(NamedTuple):
@@ -35,7 +42,8 @@ class _Entry(NamedTuple):
 class RowTrainer:
     """U vectors, trained step by step from `start_UP`. The base model is not changed.
 
-    `reduce` turns what one worker computed into the mean over all workers; a single worker needs none.
+    Without a `lift` they are LoRAs of the model's own subspace. `reduce` turns what one worker computed into the mean
+    over all workers; a single worker needs none. `beside` gives what else is applied with some examples, [N, p] each.
     """
 
     def __init__(
@@ -43,13 +51,15 @@ class RowTrainer:
         lm: LanguageModel,
         start_UP: Tensor,
         config: AdamWConfig,
-        lift: Lift = lambda rows: rows,
+        lift: Lift | None = None,
         reduce: Callable[[Tensor], Tensor] = lambda values: values,
+        beside: Beside | None = None,
     ) -> None:
         self._lm = lm
         self._config = config
-        self._lift = lift
+        self._lift = lift or (lambda rows: {lm.subspace: rows})
         self._reduce = reduce
+        self._beside = beside
         self._rows = [row.clone().requires_grad_() for row in start_UP.detach().to(lm.device)]
         self._optimizer = torch.optim.AdamW(
             self._rows, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=True
@@ -60,13 +70,17 @@ class RowTrainer:
         """The vectors as they are now [U, P]."""
         return torch.stack([row.detach() for row in self._rows])
 
-    def step(self, examples: Sequence[Sequence[Example]], factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    def step(
+        self, examples: Sequence[Sequence[Example]], factor: float = 1.0, weights: Sequence[float] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One AdamW step of each row on the mean loss of its examples, at `factor` times the learning rate.
+
+        With `weights`, one a row, it is the sum of the losses times the row's weight.
 
         A row without examples stays as it is, and so does one whose loss or gradient is not finite. Returns each row's
         loss before the step [U] (NaN without examples), and which rows were updated [U] bool.
         """
-        losses_U, gradients_UP = self._gradients(examples)
+        losses_U, gradients_UP = self._gradients(examples, weights)
         reduced = self._reduce(torch.cat([losses_U[:, None], gradients_UP], dim=1))
         losses_U, gradients_UP = reduced[:, 0], reduced[:, 1:]
         wanted_U = torch.tensor([bool(items) for items in examples], device=gradients_UP.device)
@@ -97,12 +111,15 @@ class RowTrainer:
                 kept = {name: state[name][i].to(row) for name in ("exp_avg", "exp_avg_sq")}
                 self._optimizer.state[row] = {"step": state["step"][i].clone(), **kept}
 
-    def _gradients(self, examples: Sequence[Sequence[Example]]) -> tuple[Tensor, Tensor]:
-        """Losses [U] and gradients [U, P], each the mean over the row's examples."""
+    def _gradients(
+        self, examples: Sequence[Sequence[Example]], weights: Sequence[float] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses [U] and gradients [U, P], each the mean over the row's examples, or their sum times its weight."""
         losses_U = torch.zeros(len(self._rows), device=self._lm.device)
         gradients_UP = torch.zeros(len(self._rows), self._rows[0].numel(), device=self._lm.device)
         gradients_UP = gradients_UP.to(self._rows[0].dtype)
-        entries = [_Entry(row, example, 1 / len(items)) for row, items in enumerate(examples) for example in items]
+        shares = weights or [1 / max(1, len(items)) for items in examples]
+        entries = [_Entry(row, example, shares[row]) for row, items in enumerate(examples) for example in items]
         # Chunks of similar length, so that little is padding: at most `batch_tokens` padded tokens, or one example.
         chunk: list[_Entry] = []
         for entry in sorted(entries, key=lambda entry: len(entry.example.ids)):
@@ -123,7 +140,7 @@ class RowTrainer:
         leaf = chosen.detach().requires_grad_()
         batch = example_batch(self._lm, [entry.example for entry in entries])
         weights_N = torch.tensor([entry.weight for entry in entries], device=self._lm.device)
-        with torch.enable_grad(), self._lm.lora.applied(self._lift(leaf)):
+        with torch.enable_grad(), self._lm.applied(self._updates(leaf, entries)):
             hidden_NTD = self._lm.hidden(batch.ids[:, :-1])
             losses_N, grads_NTD = losses_and_grads(self._lm, hidden_NTD, batch)
             # `losses_and_grads` ran the backward pass of the logits; the weight scales what enters the rest of it.
@@ -135,6 +152,12 @@ class RowTrainer:
             gradients_UP[numbers[0]] += gradient
         else:
             gradients_UP.index_add_(0, where, gradient)
+
+    def _updates(self, leaf: Tensor, entries: Sequence[_Entry]) -> Mapping[Subspace, Tensor]:
+        updates = self._lift(leaf)
+        if self._beside is None:
+            return updates
+        return join([*updates.items(), *self._beside([entry.example for entry in entries])])
 
 
 @dataclass(frozen=True)
@@ -151,15 +174,16 @@ def train_rows(
     start_UP: Tensor,
     plans: Sequence[Sequence[Sequence[Example]]],
     config: AdamWConfig,
-    lift: Lift = lambda rows: rows,
+    lift: Lift | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Trained:
-    """Train each row by its own plan: the examples of each of its steps."""
+    """Train each row by its own plan: the examples of each of its steps; `weights` are as in `RowTrainer.step`."""
     trainer = RowTrainer(lm, start_UP, config, lift)
     losses = [float("nan")] * len(plans)
     failed = [False] * len(plans)
     for step in range(max((len(plan) for plan in plans), default=0)):
         examples = [plan[step] if step < len(plan) else () for plan in plans]
-        losses_U, updated_U = trainer.step(examples)
+        losses_U, updated_U = trainer.step(examples, weights=weights)
         for row, (loss, updated) in enumerate(zip(losses_U.tolist(), updated_U.tolist(), strict=True)):
             if examples[row]:
                 losses[row] = loss
@@ -175,31 +199,40 @@ class Adapter:
     problem: str = ""
 
 
-def model_for_adapters(model: ModelConfig, adapter: AdapterConfig, static: StaticLora | None = None) -> ModelConfig:
-    """The base model's settings with a subspace in which an adapter stands beside the static LoRA."""
-    subspace = adapter_subspace(model.subspace, adapter, static.subspace.rank if static else 0)
-    return model.model_copy(update={"subspace": subspace})
-
-
 class AdapterTrainer:
-    """Trains adapters on a model loaded with `model_for_adapters`, all from the same vector, drawn by `seed`.
+    """Trains adapters, all from the same vector, on the projections of the model's own subspace.
 
-    Raises `MethodError` if the static LoRA is not the model's, or does not fit into its subspace.
+    That vector is the adapter at `start_from`, or drawn by `seed`. The static LoRA that they are trained on top of
+    stays in a subspace of its own. Raises `MethodError` if that is not the model's, and `BankError` if the start does
+    not fit.
     """
 
     def __init__(
-        self, lm: LanguageModel, config: AdapterConfig, static: StaticLora | None = None, seed: int = 42, rows: int = 64
+        self,
+        lm: LanguageModel,
+        config: AdapterConfig,
+        static: StaticLora | None = None,
+        seed: int = 42,
+        rows: int = 64,
+        demonstrations: Sequence[Question] = (),
+        start_from: str | None = None,
     ) -> None:
         self._lm = lm
+        self._demonstrations = demonstrations
         self._config = config
         self._rows = rows
         self.subspace = Subspace(lm.subspace.modules, config.rank, config.scaling)
-        self._start_P = self.subspace.initial(seed).to(lm.device)
+        start_P = read_base_weight(start_from, self.subspace) if start_from else self.subspace.initial(seed)
+        self._start_P = start_P.to(lm.device)
         self._static = None
         if static is not None:
             static.check_base(lm)
             self._static = static.subspace, static.values.to(lm.device)
-            join([self._static], lm.subspace)
+
+    @property
+    def start_digest(self) -> str:
+        """SHA-256 (hex) of the vector that adapters are trained from."""
+        return hashlib.sha256(self._start_P.cpu().numpy().tobytes()).hexdigest()
 
     def train(self, items: Sequence[Augmented]) -> list[Adapter]:
         """One adapter a passage, in order; one that cannot be trained has a reason and stops nothing."""
@@ -209,23 +242,34 @@ class AdapterTrainer:
             some = items[start : start + self._rows]
             # One sequence a step, in PRAG's order, as often as there are epochs.
             plans: list[list[list[Example]]] = []
-            for item in some:
-                examples = adapter_examples(self._lm, item, self._config.pairs)
+            unknown: dict[int, str] = {}
+            for number, item in enumerate(some):
+                try:
+                    examples = adapter_examples(self._lm, item, self._config, self._demonstrations)
+                except TokenOutOfVocabulary as error:
+                    examples, unknown[number] = [], str(error)
                 fitting = [[example] for example in examples if example.predicts and len(example.ids) <= limit]
                 plans.append(fitting * self._config.epochs)
             trained = train_rows(self._lm, self._start_P.expand(len(some), -1), plans, self._config, self._lift)
-            for item, plan, value, failed in zip(
-                some, plans, trained.values.float().cpu(), trained.failed, strict=True
-            ):
-                if failed:
+            rows = zip(some, plans, trained.values.float().cpu(), trained.failed, strict=True)
+            for number, (item, plan, value, failed) in enumerate(rows):
+                if number in unknown:
+                    results.append(Adapter(None, unknown[number]))
+                elif failed:
                     results.append(Adapter(None, "non-finite gradient"))
                 elif not plan:
-                    reason = "every sequence is too long" if item.pairs else "no question-answer pairs"
-                    results.append(Adapter(None, reason))
+                    results.append(Adapter(None, self._why_nothing(item)))
                 else:
                     results.append(Adapter(value.clone()))
         return results
 
-    def _lift(self, rows: Tensor) -> Tensor:
-        own = [(self.subspace, rows)]
-        return join([self._static, *own] if self._static else own, self._lm.subspace)
+    def _why_nothing(self, item: Augmented) -> str:
+        if not item.pairs:
+            return "no question-answer pairs"
+        if self._config.answers == "full" and not any(pair.full_answer for pair in item.pairs):
+            return "no question has a full answer"
+        return "every sequence is too long"
+
+    def _lift(self, rows: Tensor) -> Mapping[Subspace, Tensor]:
+        own = self.subspace, rows
+        return join([self._static, own] if self._static else [own])

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from regrad.bank.config import BankConfig
-from regrad.models.config import ModelConfig, SubspaceConfig
+from regrad.models.config import ModelConfig
 from regrad.settings import Location, Settings, WorkersConfig
 from regrad.training.config import Beta, ScheduleConfig, TrainConfig
 
@@ -42,6 +42,12 @@ class FinetuneConfig(TrainConfig):
     corpus: Location | None = Field(None, description="passages; for instruction the output of `regrad augment`")
     tasks: Location | None = Field(None, description="questions, as for `regrad train`")
     start_from: Location | None = Field(None, description="an adapter to continue, for documents that came later")
+    adapters: Location | None = Field(
+        None,
+        description="with questions: a bank of `regrad adapters`; those of a question's passages (the first k) are "
+        "in force while its answer is learned",
+    )
+    adapters_version: int | None = Field(None, ge=1, description="the current one if null")
     k: int | None = Field(None, ge=1, description="most passages in a prompt: the first of the question's context")
     max_examples: int | None = Field(None, ge=1, description="most examples, sampled by the seed; all if null")
     max_tokens: int = Field(1536, ge=16, description="longer examples are left out and counted")
@@ -52,6 +58,8 @@ class FinetuneConfig(TrainConfig):
         wanted = "corpus" if self.objective in ("passages", "instruction") else "tasks"
         if getattr(self, wanted) is None:
             raise ValueError(f"objective {self.objective} needs '{wanted}'")
+        if self.adapters is not None and wanted != "tasks":
+            raise ValueError(f"objective {self.objective} has no questions whose 'adapters' could be in force")
         return self
 
 
@@ -66,6 +74,8 @@ class AugmentConfig(Settings):
     )
     tasks: Location | None = Field(None, description="instead of corpus: tasks with questions; no rewrites")
     pairs: int = Field(3, ge=1, description="most questions of a passage")
+    least_pairs: int = Field(1, ge=1, description="questions that a passage needs; with fewer the model is asked again")
+    full_answers: bool = Field(False, description="a question without its `full_answer` does not count")
     rewrites: int = Field(1, ge=0, le=8, description="other wordings of a passage")
     rewrite_prompt: str = (
         "Rewrite the following passage. While keeping the entities, proper nouns, and key details such as names, "
@@ -81,8 +91,9 @@ class AugmentConfig(Settings):
     )
     temperature: float = Field(0.7, gt=0)
     top_k: int = Field(50, ge=0, description="0: all tokens")
+    top_p: float = Field(1.0, gt=0, le=1, description="share of the probability that tokens are drawn from")
     max_new_tokens: int = Field(512, ge=8)
-    retries: int = Field(10, ge=0, le=100, description="further attempts for a passage whose pairs are not valid JSON")
+    retries: int = Field(10, ge=0, le=100, description="further attempts for a passage without valid pairs")
     batch_passages: int = Field(8, ge=1, description="decoded together")
     part_passages: int = Field(64, ge=1, description="passages of one part; an interrupted job reuses its parts")
     seed: int = 42
@@ -106,6 +117,8 @@ class AugmentConfig(Settings):
             raise ValueError(f"exactly one of corpus, ready and tasks is expected, found {given or 'none'}")
         if self.corpus is not None and self.model is None:
             raise ValueError("corpus needs 'model'")
+        if self.least_pairs > self.pairs:
+            raise ValueError(f"least_pairs is {self.least_pairs}, but pairs, the most of them, is {self.pairs}")
         return self
 
 
@@ -118,6 +131,9 @@ class AdapterConfig(AdamWConfig):
     epochs: int = Field(1, ge=1)
     max_tokens: int = Field(3000, ge=16, description="of one sequence; longer ones are left out")
     pairs: int | None = Field(None, ge=1, description="most questions of a passage, the first ones; all if null")
+    answers: Literal["short", "full"] = Field(
+        "short", description="full: `full_answer`, sentences for reasoning; questions without one are left out"
+    )
 
     @property
     def scaling(self) -> float:
@@ -130,7 +146,14 @@ class AdaptersConfig(Settings):
 
     model: ModelConfig = Field(description="its subspace says which blocks and projections; the rank is `adapter`'s")
     static: Location | None = Field(None, description="a LoRA of `regrad finetune`; adapters are trained on top of it")
+    start_from: Location | None = Field(
+        None, description="a PEFT adapter that all are trained from, such as PRAG's base_weight; null: drawn by `seed`"
+    )
     corpus: Location = Field(description="the output of `regrad augment`: its directory, or the file")
+    demonstrations: Location | None = Field(
+        None,
+        description="solved questions (format jsonl), all of them shown before every question, as in asking",
+    )
     bank: BankConfig
     adapter: AdapterConfig = AdapterConfig()
     rows: int = Field(64, ge=1, description="passages trained at once; changes results only by rounding")
@@ -139,9 +162,3 @@ class AdaptersConfig(Settings):
     )
     seed: int = 42
     cluster: WorkersConfig = WorkersConfig()
-
-
-def adapter_subspace(model: SubspaceConfig, adapter: AdapterConfig, static_rank: int = 0) -> SubspaceConfig:
-    """The subspace in which an adapter is trained beside a static LoRA of some rank, at the adapter's scale."""
-    rank = adapter.rank + static_rank
-    return model.model_copy(update={"rank": rank, "alpha": adapter.scaling * rank})

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from typing import Any, TypeVar
 
-from regrad.data.augmented import Augmented, Pair, read_augmented
+from regrad.data.augmented import Augmented, read_augmented
 from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
+from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.questions import Question
 from regrad.data.tasks import Task, TaskQuestion, read_tasks
 from regrad.errors import TrainingError
 from regrad.gradients.extractor import encode_passage
 from regrad.models.batching import TokenBatch, pad_batch
 from regrad.models.loading import LanguageModel
-from regrad.training.lora.config import FinetuneConfig
+from regrad.training.lora.config import AdapterConfig, AdaptersConfig, FinetuneConfig
 
 _STOPS = (".", ",", ";", ":", "!", "?")
 _LEAST_WORDS = 3
@@ -25,10 +26,11 @@ _LEAST_WORDS = 3
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids; the first `start` are given, the others are predicted."""
+    """Token ids; the first `start` are given, the others are predicted. `passages` are those with adapters in force."""
 
     ids: tuple[int, ...]
     start: int = 1
+    passages: tuple[Passage, ...] = ()
 
     @property
     def predicts(self) -> bool:
@@ -91,28 +93,42 @@ def question_example(
         shown = shown[:-1]
 
 
-def _asked(lm: LanguageModel, question: Question, passages: Sequence[Passage]) -> Example:
+def _asked(
+    lm: LanguageModel, question: Question, passages: Sequence[Passage], demonstrations: Sequence[Question] = ()
+) -> Example:
     """The prompt as it is asked, with the model's chat template if it has one, then the answer and the end."""
     prompts = lm.config.prompts
-    prompt = lm.encode_prompt(prompts.prompt_for(question, prompts.ordered(passages)))
-    return Example((*prompt, *lm.encode(lm.config.prompts.answer_text(question.answers[0])), *lm.ending), len(prompt))
+    prompt = lm.encode_prompt(prompts.prompt_for(question, prompts.ordered(passages), demonstrations=demonstrations))
+    return Example((*prompt, *lm.encode(prompts.answer_text(question.answers[0])), *lm.ending), len(prompt))
 
 
-def adapter_examples(lm: LanguageModel, item: Augmented, pairs: int | None = None) -> list[Example]:
-    """PRAG's sequences of one passage, in its order, each predicted as a whole, the chat template included.
+def adapter_examples(
+    lm: LanguageModel, item: Augmented, config: AdapterConfig, demonstrations: Sequence[Question] = ()
+) -> list[Example]:
+    """PRAG's sequences of one passage, in its order, each predicted as a whole: the chat template and the
+    demonstrations included.
 
     The first half of the questions (two of three) comes with the passage in the prompt and again with each rewrite;
     the others come without.
     """
-    asked = item.pairs[:pairs]
+    full = config.answers == "full"
+    asked = [
+        replace(pair.asked, answers=(pair.full_answer,)) if full else pair.asked
+        for pair in item.pairs
+        if pair.full_answer or not full
+    ][: config.pairs]
     with_text = (len(asked) + 1) // 2
     texts = [item.passage, *(Passage(item.passage.id, item.passage.title, text) for text in item.rewrites)]
-    read = [_whole(lm, pair, [text]) for pair in asked[:with_text] for text in texts]
-    return read + [_whole(lm, pair) for pair in asked[with_text:]]
+    read = [_asked(lm, question, [text], demonstrations) for question in asked[:with_text] for text in texts]
+    alone = [_asked(lm, question, (), demonstrations) for question in asked[with_text:]]
+    return [Example(example.ids) for example in read + alone]
 
 
-def _whole(lm: LanguageModel, pair: Pair, passages: Sequence[Passage] = ()) -> Example:
-    return Example(_asked(lm, pair.asked, passages).ids)
+def adapter_demonstrations(config: AdaptersConfig) -> list[Question]:
+    """The solved questions that adapters are trained with; raises `EvaluationError` for a file that is wrong."""
+    if config.demonstrations is None:
+        return []
+    return read_questions(QuestionSetConfig(name="demonstrations", path=config.demonstrations))
 
 
 R = TypeVar("R")
@@ -142,10 +158,10 @@ def read_examples(config: FinetuneConfig, lm: LanguageModel) -> Sequence[Example
 
     def make(item: tuple[Task, TaskQuestion]) -> Example:
         task, question = item
-        shown: list[Passage] = []
-        if config.objective == "questions-with-passages":
-            shown = [task.passages[position] for position in question.context[: config.k]]
-        return question_example(lm, question.asked, shown, config.max_tokens)
+        found = tuple(task.passages[position] for position in question.context[: config.k])
+        shown = found if config.objective == "questions-with-passages" else ()
+        example = question_example(lm, question.asked, shown, config.max_tokens)
+        return replace(example, passages=found) if config.adapters else example
 
     return Examples(((task, item) for task in read_tasks(config.tasks or "") for item in task.questions), make)
 

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrad.errors import TrainingError
+from regrad.errors import TokenOutOfVocabulary, TrainingError
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.training.callbacks import Listener, Silent
 from regrad.training.checkpoint import TrainState
 from regrad.training.loop import Loop, StepResult, resume
-from regrad.training.lora.batched import RowTrainer
+from regrad.training.lora.batched import Beside, RowTrainer
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import Example, longest, read_examples
+from regrad.training.lora.in_force import AdaptersInForce, adapters_manifest
 from regrad.training.lora.lora_artifact import StaticLora, parent_of
 from regrad.training.sampler import Sampler, SampleSource
 from regrad.training.workers import Workers
@@ -27,7 +28,7 @@ ADAPTER = "adapter"
 
 
 def usable(lm: LanguageModel, examples: Sequence[Example], config: FinetuneConfig) -> list[Example]:
-    """The examples that fit, at most `config.max_examples` of them, drawn by the seed; no others are made.
+    """The examples that fit the model, at most `config.max_examples` of them, drawn by the seed; no others are made.
 
     Raises `TrainingError` if none is left.
     """
@@ -40,7 +41,10 @@ def usable(lm: LanguageModel, examples: Sequence[Example], config: FinetuneConfi
     rng.shuffle(others)
     fitting: dict[int, Example] = {}
     for number in [*drawn, *others]:
-        example = examples[number]
+        try:
+            example = examples[number]
+        except TokenOutOfVocabulary:
+            continue
         if example.predicts and len(example.ids) <= limit:
             fitting[number] = example
         if len(fitting) == wanted:
@@ -59,8 +63,9 @@ def usable(lm: LanguageModel, examples: Sequence[Example], config: FinetuneConfi
 class LoraLearner:
     """One worker's side of fine-tuning: a `Learner` of examples.
 
-    With a `parent` it continues from that LoRA, with a new optimiser. Raises `MethodError` if the parent is another
-    model's, and `TrainingError` if the batch cannot be shared equally.
+    With a `parent` it continues from that LoRA, with a new optimiser. What is `beside` it is applied, too, and not
+    trained. Raises `MethodError` if the parent is another model's, and `TrainingError` if the batch cannot be shared
+    equally.
     """
 
     kind = "fine-tuning"
@@ -74,6 +79,7 @@ class LoraLearner:
         notes: Mapping[str, Any] | None = None,
         parent: StaticLora | None = None,
         workers: Workers = Workers(),
+        beside: Beside | None = None,
     ) -> None:
         workers.check(config.optimizer.batch_size)
         if parent is not None:
@@ -83,7 +89,7 @@ class LoraLearner:
         self._lm = lm
         self._notes = notes or {}
         self._workers = workers
-        self._trainer = RowTrainer(lm, start_P[None], config.optimizer, reduce=workers.mean)
+        self._trainer = RowTrainer(lm, start_P[None], config.optimizer, reduce=workers.mean, beside=beside)
         self.base = lm.identity()
         self.device = lm.device
 
@@ -155,6 +161,7 @@ def finetune_worker(
     Raises `CorpusError` for bad data, `MethodError` as `LoraLearner`, `TrainingError` as `Loop.run` and `resume` do.
     """
     parent = parent_of(config)
+    manifest = adapters_manifest(config)
     lm = load_language_model(config.model, device)
     found = read_examples(config, lm)
     examples = usable(lm, found, config)
@@ -163,9 +170,11 @@ def finetune_worker(
         "examples": len(examples),
         "left_out": max(0, min(len(found), config.max_examples or len(found)) - len(examples)),
         "parent": parent.digest if parent else None,
+        "adapters": manifest.fingerprint if manifest else None,
         "settings": config.model_dump(mode="json", include={"optimizer", "seed", "k", "corpus", "tasks"}),
     }
-    learner = LoraLearner(lm, config, notes, parent, workers)
+    beside = AdaptersInForce(lm, config, manifest) if manifest else None
+    learner = LoraLearner(lm, config, notes, parent, workers, beside)
     state = resume(learner, checkpoint)
     loop = finetuning_loop(learner, config, len(examples), listener, workers)
     return learner.product(loop.run(example_steps(examples, config, state.step, workers), state))

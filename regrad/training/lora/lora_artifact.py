@@ -1,4 +1,4 @@
-"""A trained LoRA as an artefact: files, card and cost; and joining several of them in the rank."""
+"""A trained LoRA as an artefact: files, card and cost; and what several of them do together."""
 
 from __future__ import annotations
 
@@ -21,54 +21,32 @@ from regrad.storage import Storage, directory_writer, local_directory
 from regrad.training.lora.config import FinetuneConfig
 
 
-def check_ranks(ranks: Sequence[int], rank: int) -> None:
-    """Raise `MethodError` if LoRAs of these ranks do not fit side by side into one of `rank`."""
-    if sum(ranks) > rank:
-        raise MethodError(
-            f"LoRAs of ranks {list(ranks)} need {sum(ranks)} together, and the model's subspace has rank {rank}; "
-            "set model.subspace.rank (and alpha in proportion) higher, or ask with fewer passages",
-            code="rank_too_low",
-            ranks=list(ranks),
-            rank=rank,
-        )
+def join(parts: Sequence[tuple[Subspace, Tensor]], weights: Sequence[float] | None = None) -> dict[Subspace, Tensor]:
+    """What `parts` (LoRAs [..., p]) do together, each product times its weight: a vector [..., P] in each subspace.
 
-
-def check_joins(parts: Sequence[Subspace], target: Subspace) -> None:
-    """Raise `MethodError` if LoRAs of these subspaces do not fit side by side into `target`."""
-    check_ranks([part.rank for part in parts], target.rank)
-    known = set(target.modules)
-    for part in parts:
-        foreign = [name for name, *shape in part.modules if (name, *shape) not in known]
-        if foreign:
-            raise MethodError(
-                f"a LoRA adapts {foreign[0]}, which is not in the model's subspace in this size; "
-                "set model.subspace.layers and projections so that it is",
-                code="outside_subspace",
-                module=foreign[0],
-            )
-
-
-def join(parts: Sequence[tuple[Subspace, Tensor]], target: Subspace, weights: Sequence[float] | None = None) -> Tensor:
-    """The LoRA [..., P] of `target` that does what all `parts` ([..., p] each) do together; differentiable.
-
-    Raises `MethodError` if they do not fit.
+    LoRAs of the same modules and scale stand side by side in the rank of one subspace; others keep their own.
+    Differentiable.
     """
-    # [A1; A2] and [w1 B1, w2 B2] side by side in the rank: their product is w1 B1 A1 + w2 B2 A2. The model applies the
-    # target's scale, so each B also carries the ratio of its own scale to that; what is left of the rank is zero.
-    check_joins([subspace for subspace, _ in parts], target)
-    lead = max((flat.shape[:-1] for _, flat in parts), key=len)
-    weighted = zip(parts, weights or [1.0] * len(parts), strict=True)
-    named = [(w * subspace.scaling / target.scaling, subspace.unflatten(flat)) for (subspace, flat), w in weighted]
-    like = parts[-1][1]
-    joined: dict[str, Tensor] = {}
-    for name, inputs, outputs in target.modules:
-        here = [(factor, tensors) for factor, tensors in named if f"{name}.A" in tensors]
-        a = [tensors[f"{name}.A"].expand(*lead, -1, inputs) for _, tensors in here]
-        b = [(factor * tensors[f"{name}.B"]).expand(*lead, outputs, -1) for factor, tensors in here]
-        free = target.rank - sum(part.shape[-2] for part in a)
-        joined[f"{name}.A"] = torch.cat([*a, like.new_zeros(*lead, free, inputs)], dim=-2)
-        joined[f"{name}.B"] = torch.cat([*b, like.new_zeros(*lead, outputs, free)], dim=-1)
-    return target.flatten(joined)
+    alike: dict[tuple[Any, float], list[tuple[int, dict[str, Tensor]]]] = {}
+    for (subspace, flat), weight in zip(parts, weights or [1.0] * len(parts), strict=True):
+        tensors = subspace.unflatten(flat)
+        if weight != 1:
+            tensors = {name: weight * value if name.endswith(".B") else value for name, value in tensors.items()}
+        alike.setdefault((subspace.modules, subspace.scaling), []).append((subspace.rank, tensors))
+    joined = {}
+    for (modules, scaling), loras in alike.items():
+        subspace = Subspace(modules, sum(rank for rank, _ in loras), scaling)
+        # [A1; A2] and [B1, B2] side by side in the rank: their product is B1 A1 + B2 A2.
+        lead = max((next(iter(tensors.values())).shape[:-2] for _, tensors in loras), key=len)
+        joined[subspace] = subspace.flatten(
+            {
+                name: torch.cat(
+                    [tensors[name].expand(*lead, -1, -1) for _, tensors in loras], dim=-2 if name.endswith(".A") else -1
+                )
+                for name in subspace.shapes
+            }
+        )
+    return joined
 
 
 CARD = "adapter.json"
@@ -125,7 +103,7 @@ class StaticLora:
             "notes": dict(self.notes),
         }
         with directory_writer(uri, CARD) as folder:
-            save_adapter(folder, self.model, self.subspace, self.values)
+            save_adapter(folder, self.model.path, self.subspace, self.values)
             (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
 
     @staticmethod

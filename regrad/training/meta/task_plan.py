@@ -15,14 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from regrad.data.passages import Passage
 from regrad.data.tasks import Task, TaskQuestion, duplicates, read_tasks, scan_tasks, task_files
-from regrad.errors import CorpusError, ModelError
+from regrad.errors import CorpusError, TokenOutOfVocabulary
+from regrad.models.architectures import architecture_for
+from regrad.models.checkpoint import load_without_weights
 from regrad.models.config import ModelConfig
 from regrad.models.loading import context_length, resolve_path
-from regrad.models.tokens import prompt_ids, token_ids
+from regrad.models.tokens import check_known, prompt_ids, token_ids
 from regrad.training.meta.config import MetaTrainConfig, ShapeConfig
 from regrad.training.sampler import Sampler, SampleSource
 from regrad.training.workers import Workers
@@ -35,27 +37,34 @@ _SHOWN = 5
 
 @dataclass
 class Lengths:
-    """Counts tokens as training does, with a tokenizer and a context length but no weights."""
+    """Counts and checks tokens as training does, with a tokenizer, the context length and the number of tokens that the
+    model knows, but no weights.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     model: ModelConfig
     context: int
+    vocabulary: int
 
     @staticmethod
     def of(model: ModelConfig) -> Lengths:
-        """Load the tokenizer and the model's configuration; raises `ModelError` if they are not there."""
-        path = resolve_path(model.path)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"no tokenizer could be loaded from {model.path}: {error}", code="no_tokenizer", path=model.path
-            ) from error
-        return Lengths(tokenizer, model, context_length(config) or 2**30)
+        """Load the tokenizer and the model's configuration; raises `ModelError` for a model that cannot be trained."""
+        config, tokenizer = load_without_weights(resolve_path(model.path), model.path)
+        text_config = config.get_text_config()
+        architecture_for(text_config.model_type).windows(text_config)
+        return Lengths(tokenizer, model, context_length(config) or 2**30, text_config.vocab_size)
 
     def check(self, task: Task, where: str, shape: ShapeConfig) -> None:
-        """Raise `CorpusError` if a passage or a question with its answer is too long, or a passage has no token."""
+        """Raise `CorpusError` if a passage or a question with its answer is too long, or a passage has no token.
+
+        The same for a token that the model does not know.
+        """
+        try:
+            self._check_lengths(task, where, shape)
+        except TokenOutOfVocabulary as error:
+            raise CorpusError(f"{where}: {error}", code="token_out_of_vocabulary", **error.fields) from error
+
+    def _check_lengths(self, task: Task, where: str, shape: ShapeConfig) -> None:
         limit = min(shape.max_passage_tokens, self.context)
         for number, passage in enumerate(task.passages):
             found = self.passage(passage)
@@ -110,6 +119,7 @@ class Lengths:
         context = [task.passages[i] for i in question.context[: shape.k]] if shape.in_prompt else []
         prompt = self.model.prompts.prompt_for(question.asked, context)
         ids = prompt_ids(self.tokenizer, self.model.prompts, prompt)
+        check_known(self.tokenizer, ids, self.vocabulary)
         return len(ids) + self._count(self.model.prompts.answer_text(question.answer)) + self._end
 
     @property
@@ -117,7 +127,9 @@ class Lengths:
         return int(self.model.prompts.end_token and self.tokenizer.eos_token_id is not None)
 
     def _count(self, text: str) -> int:
-        return len(token_ids(self.tokenizer, self.model.prompts, text))
+        ids = token_ids(self.tokenizer, self.model.prompts, text)
+        check_known(self.tokenizer, ids, self.vocabulary)
+        return len(ids)
 
 
 def check_dev_tasks(uri: str, lengths: Lengths, shape: ShapeConfig, max_new_tokens: int) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from regrad.data.jsonl import shown
 from regrad.data.passages import Passage, parse_passage
-from regrad.errors import CorpusError, ModelError
+from regrad.errors import CorpusError, ModelError, TokenOutOfVocabulary
 from regrad.evaluation.answer_parsing.statements import normalise
 from regrad.evaluation.metrics import exact_match
 from regrad.inference.decoding import GenerationRequest, Sampled, check_fits, draws, generate, sample
@@ -72,6 +72,7 @@ def _marker(general: str, template: str) -> re.Pattern[str]:
 BAD_LINE = "not a passage"
 EMPTY = "empty text"
 LONG_PASSAGE = "the passage is too long"
+UNKNOWN_TOKEN = "a token that the model does not know"
 UNPARSABLE = "no question and answer"
 TOO_LONG = "too long"
 DUPLICATE = "duplicate"
@@ -142,7 +143,10 @@ class PairWriter:
     def _refuse(self, passage: Passage) -> Draft | None:
         if not passage.text.strip():
             return Draft(passage, rejected=(Rejected(EMPTY),))
-        tokens = len(self._lm.encode(self._lm.config.prompts.passage_text(passage)))
+        try:
+            tokens = len(self._lm.encode(self._lm.config.prompts.passage_text(passage)))
+        except TokenOutOfVocabulary as error:
+            return Draft(passage, rejected=(Rejected(UNKNOWN_TOKEN, detail=str(error)),))
         if tokens > self._config.max_passage_tokens:
             problem = f"{tokens} tokens, and max_passage_tokens is {self._config.max_passage_tokens}"
             return Draft(passage, rejected=(Rejected(LONG_PASSAGE, detail=problem),))
@@ -159,7 +163,8 @@ class PairWriter:
 
     def _write(self, passages: Sequence[Passage]) -> list[Draft]:
         config, lm = self._config, self._lm
-        prompts = [self._prompt(passage) for passage in passages for _ in range(config.candidates)]
+        asked = [lm.encode_prompt(self._prompt(passage), raw=True, controls=True) for passage in passages]
+        prompts = [ids for ids in asked for _ in range(config.candidates)]
         numbers = [draws(f"{config.seed}/{p.id}", config.candidates, config.max_new_tokens) for p in passages]
         texts = sample(lm, prompts, torch.cat(numbers), config.temperature, config.top_p, self._parser.finished)
         n = config.candidates
@@ -188,7 +193,10 @@ class PairWriter:
             return TOO_LONG
         if pair is None or not normalise(pair.question) or not normalise(pair.answer):
             return UNPARSABLE
-        return TOO_LONG if len(self._lm.encode(pair.answer)) > self._config.max_answer_tokens else None
+        try:
+            return TOO_LONG if len(self._lm.encode(pair.answer)) > self._config.max_answer_tokens else None
+        except TokenOutOfVocabulary:
+            return UNKNOWN_TOKEN
 
     def _checked(self, drafts: Sequence[Draft], with_passage: bool, reason: str) -> list[Draft]:
         """The drafts without the pairs whose answer the model fails to give with the passage, or gives without it."""

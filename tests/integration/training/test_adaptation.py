@@ -21,7 +21,7 @@ from regrad.methods.base import Evidence, open_question
 from regrad.methods.prag import PragConfig, PragOnLoraConfig
 from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
-from regrad.training.lora.batched import AdapterTrainer, model_for_adapters
+from regrad.training.lora.batched import AdapterTrainer
 from regrad.training.lora.config import AdaptersConfig, AugmentConfig, FinetuneConfig
 from regrad.training.lora.examples import read_examples
 from regrad.training.lora.finetuning import LoraLearner, example_steps, finetune_in_process, finetuning_loop, usable
@@ -107,7 +107,7 @@ def test_adapters_are_trained_into_a_bank_that_prag_reads(lab: Path, tmp_path: P
     assert line.startswith(f"bank version 1-{BankReader(config.bank.uri).manifest.label[2:]} at {config.bank.uri}: ")
     bank, items = BankReader(config.bank.uri), list(read_augmented(str(lab)))
     assert (len(bank), bank.manifest.kind) == (PASSAGES, "adapter")
-    lm = load_language_model(model_for_adapters(config.model, config.adapter), "cpu")
+    lm = load_language_model(config.model, "cpu")
     alone = AdapterTrainer(lm, config.adapter, seed=config.seed).train(items[:2])
     for item, adapter in zip(items, alone, strict=False):
         assert adapter.values is not None
@@ -145,7 +145,7 @@ def test_adapters_upon_a_static_lora_are_for_it_alone(lab: Path, tmp_path: Path)
     train_adapters.run(config)
     warm = PragOnLoraConfig(name="prag-warm", bank=config.bank.uri, adapter=str(tmp_path / "static"))
     warm.check()
-    with pytest.raises(MethodError, match="were not trained upon the adapter at"):
+    with pytest.raises(MethodError, match="were not trained on top of the adapter at"):
         warm.model_copy(update={"adapter": str(tmp_path / "other")}).check()
 
 

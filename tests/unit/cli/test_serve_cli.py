@@ -99,7 +99,8 @@ def test_a_share_keeps_the_main_release(config: ServeConfig, file: str, tmp_path
         (["--share", "0.5"], "serve.name_taken"),
         (["--share", "1.5"], "config"),
         (["--name", "a b"], "config"),
-        (["--set", "releases=null"], "serve.no_releases_file"),
+        (["--set", "releases=null", "--name", "new"], "serve.no_releases_file"),
+        ([], "serve.nothing_changes"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -122,7 +123,7 @@ def test_a_server_that_does_not_follow_is_noticed(file: str, url: str, monkeypat
     monkeypatch.setattr(serve_cli, "_WAIT_SECONDS", 0.5)
     monkeypatch.setattr(serve_cli, "releases_at", lambda url: [{"name": "other"}])
     with refused(ServeError, "not_followed", url=url):
-        fail("update", "--config", file, "--url", url)
+        fail("update", "--config", file, "--name", "new", "--url", url)
 
 
 def test_status_says_what_is_answered_from(url: str, config: ServeConfig) -> None:

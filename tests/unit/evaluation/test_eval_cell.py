@@ -18,10 +18,12 @@ from regrad.evaluation.records import check_records
 from regrad.evaluation.runner import CellRunner, Generator
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.rows import Finished
+from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.methods.registry import METHODS
 from regrad.methods.regrad import BoundMetaInit
-from regrad.models.loading import LanguageModel
+from regrad.models.loading import LanguageModel, load_language_model
+from tests.tools.adapting import adapter_bank, static_lora
 from tests.tools.evaluating import settings, write_set
 from tests.tools.refusals import refused
 
@@ -49,6 +51,43 @@ def test_records_are_of_the_questions_and_the_same_however_many_at_once(folder: 
     said = [[(record.question_id, record.raw, record.passage_ids) for record in one.records] for one in runs]
     assert said[0] == said[1] == said[2]
     check_records(runs[0].records, read_questions(only(folder, tiny, "rag").sets[0]))
+
+
+def test_prag_on_all_blocks_and_regrad_on_the_upper_half_stand_in_one_table_as_if_each_were_alone(
+    folder: Path, tiny: LanguageModel, world: World
+) -> None:
+    known = adapter_bank(tiny, world, str(folder / "adapters"), layers="all")[2]
+    write_set(folder, known, len(known))
+    static_lora(tiny, 7, folder / "lora")
+    methods = [
+        "direct",
+        {"name": "regrad-online", "meta_init": str(folder / "meta-init")},
+        {"name": "prag", "bank": str(folder / "adapters")},
+        {"name": "cpt", "adapter": str(folder / "lora")},
+    ]
+    changes: dict[str, Any] = {"k": [3], "max_new_tokens": 12}
+    table = run(tiny, settings(folder, tiny.config, methods=methods, **changes))
+    said = [[record.raw for record in cell.records] for cell in table]
+    assert len({tuple(texts) for texts in said}) == len(methods)
+    for method, together in zip(methods, said, strict=True):
+        fresh = load_language_model(tiny.config, "cpu")
+        (alone,) = run(fresh, settings(folder, tiny.config, methods=[method], **changes))
+        assert [record.raw for record in alone.records] == together
+
+
+@pytest.mark.parametrize("method", [{"name": "tta"}, {"name": "ttarag", "accumulation": 1, "clip": None}])
+def test_an_adapted_answer_does_not_depend_on_the_questions_before_it(
+    folder: Path, tiny: LanguageModel, method: dict[str, Any]
+) -> None:
+    one_by_one = {"rows": 1, "questions": 1}  # a batch of another shape rounds in another way
+    config = settings(folder, tiny.config, methods=[{**method, "lr": 0.03}], k=[1], batch=one_by_one)
+    lines = (folder / "questions.jsonl").read_text().splitlines(keepends=True)
+    asked = {record.question_id: record.raw for record in run(tiny, config)[0].records}
+    assert len(set(asked.values())) > 1
+    for line in reversed(lines):
+        (folder / "questions.jsonl").write_text(line)
+        (record,) = run(load_language_model(tiny.config, "cpu"), config)[0].records
+        assert record.raw == asked[record.question_id]
 
 
 def test_what_is_trained_on_passages_alone_has_none_in_its_prompt(folder: Path, tiny: LanguageModel) -> None:
@@ -147,3 +186,16 @@ def test_the_sets_rules_and_cut_decide_the_scores(
     assert first() == (said.text, pytest.approx(2 / 9))
     assert first(cut=True) == ("yes it is", pytest.approx(0.5))
     assert first(cut=True, rules="hotpotqa") == ("yes it is", 0.0)
+
+
+def test_a_question_that_the_model_cannot_read_stops_no_other(folder: Path, tiny: LanguageModel) -> None:
+    expected = [record.raw for record in run(tiny, only(folder, tiny, "rag"))[0].records]
+    tiny.tokenizer.add_tokens(["Zorblax"])
+    lines = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    lines[0]["question"] = lines[2]["question"] = "Who employs a Zorblax?"
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    records = run(tiny, only(folder, tiny, "rag", batch={"questions": 4}))[0].records
+    assert [records[n].raw for n in (1, 3, 4, 5)] == [expected[n] for n in (1, 3, 4, 5)]
+    for n in (0, 2):
+        assert (records[n].raw, records[n].em, records[n].correct) == ("", 0.0, False)
+        assert records[n].note.startswith("not asked: ") and "Zorblax" in records[n].note

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import torch
 
-from regrad.bank.format import Layout
-from regrad.bank.writer import BankWriter
 from regrad.data.passages import Passage, encode_passages
 from regrad.data.question_sets import QuestionSetConfig
 from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodError, ModelError, RegradError
@@ -22,7 +18,6 @@ from regrad.meta_init import MetaInit
 from regrad.methods.base import Artefacts, MethodInfo, PassageCosts
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.models.config import ModelConfig, SubspaceConfig
-from regrad.models.subspace import Subspace
 from regrad.settings import Location, parse_settings
 from tests.tools.evaluating import settings, write_bank, write_set
 from tests.tools.refusals import refused
@@ -290,30 +285,6 @@ def test_a_bank_of_other_texts_is_refused_and_one_of_some_passages_is_not(
     write_bank(folder / "some", meta_init, passages[5:6])
     some = banked(folder, bank=str(folder / "some"), on_missing="rag")
     assert make_plan(settings(folder, model, methods=[some]))
-
-
-def adapters(uri: Path, rank: int, count: Sequence[Passage]) -> None:
-    subspace = Subspace((("m", 5, 7),), rank, 2.0)
-    writer = BankWriter(str(uri), Layout(kind="adapter", fingerprint="f", codec="float32", subspace=subspace.to_json()))
-    for passage in count:
-        writer.add_atom(passage.id, passage.text_hash, torch.zeros(subspace.size))
-    writer.commit()
-
-
-def ranked(folder: Path, model: ModelConfig, rank: int, **changes: Any) -> EvalConfig:
-    wide = model.model_copy(update={"subspace": SubspaceConfig(rank=rank, alpha=2.0 * rank)})
-    return settings(folder, wide, methods=[{"name": "prag", "bank": str(folder / "bank")}], **changes)
-
-
-def test_adapters_that_do_not_fit_side_by_side_are_refused(
-    folder: Path, model: ModelConfig, passages: list[Passage]
-) -> None:
-    adapters(folder / "bank", 2, passages)
-    assert make_plan(ranked(folder, model, 6))
-    with refused(MethodError, "rank_too_low", ranks=[2, 2, 2], rank=5):
-        make_plan(ranked(folder, model, 5))
-    gold = one_set(folder, passages={"source": "gold", "corpus": str(folder / "corpus.jsonl")})
-    assert make_plan(ranked(folder, model, 2, sets=gold)), "one passage each, whatever k is"
 
 
 def test_a_meta_init_of_another_rank_or_scale_is_refused(folder: Path, model: ModelConfig, meta_init: MetaInit) -> None:

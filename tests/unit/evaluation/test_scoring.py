@@ -76,6 +76,20 @@ def test_closed_questions_have_accuracy_and_what_could_not_be_read(tmp_path: Pat
     assert row.split() == ["all", "3", "33.3", "[6.1,", "79.2]", "1"]
 
 
+def test_closed_answers_are_scored_by_either_reader(tmp_path: Path) -> None:
+    path = write(tmp_path / "closed.json", CLOSED)
+    said = write(tmp_path / "mine.json", {"c1": "no evidence", "c2": "B.", "c3": "There is no evidence"})
+    found = {}
+    for reader in ("strict", "release"):
+        target = tmp_path / f"{reader}.json"
+        score(path, said, "--reader", reader, "--json", str(target))
+        numbers = json.loads(target.read_text())
+        assert numbers["reader"] == reader
+        (part,) = numbers["scores"]
+        found[reader] = (part["scores"]["correct"]["mean"], part["scores"]["correct"]["unparsable"])
+    assert found == {"strict": (1 / 3, 2), "release": (2 / 3, 0)}
+
+
 def test_open_and_closed_questions_are_apart(tmp_path: Path) -> None:
     path = write(tmp_path / "both.json", [*OPEN, *CLOSED])
     said = RIGHT | {"c1": "yes", "c2": "B", "c3": "no"}

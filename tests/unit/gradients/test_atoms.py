@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from regrad.bank.codecs import codec_for
 from regrad.bank.config import CodecName
 from regrad.data.passages import Passage
-from regrad.errors import MetaInitError
+from regrad.errors import MetaInitError, ModelError
+from regrad.gradients import extractor as extraction
 from regrad.gradients.extractor import AtomExtractor, encode_passage, passage_gradients
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel
@@ -59,10 +61,11 @@ def test_the_batching_changes_no_atom(tiny: LanguageModel, meta_init: MetaInit, 
 def test_logits_are_made_for_some_tokens_at_a_time(
     tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage]
 ) -> None:
+    extractor = AtomExtractor(tiny, meta_init, batch_tokens=10**6)
     sizes: list[int] = []
     head = tiny.model.get_output_embeddings()  # type: ignore[operator]
     head.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
-    AtomExtractor(tiny, meta_init, batch_tokens=10**6).extract(passages)
+    extractor.extract(passages)
     assert sum(sizes) == sum(len(encode_passage(tiny, passage)) - 1 for passage in passages)
     assert len(sizes) > 1
     assert max(sizes) <= 256
@@ -123,6 +126,8 @@ def test_only_records_outlive_their_batch(tiny: LanguageModel, meta_init: MetaIn
 def test_a_non_finite_gradient_never_reaches_the_codec(
     tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    extractor = AtomExtractor(tiny, meta_init)
+
     def one_broken(*arguments: Any) -> tuple[Tensor, Tensor]:
         gradients, losses = passage_gradients(*arguments)
         gradients[1, 7] = float("nan")
@@ -130,9 +135,9 @@ def test_a_non_finite_gradient_never_reaches_the_codec(
 
     monkeypatch.setattr("regrad.gradients.extractor.passage_gradients", one_broken)
     codec = codec_for("int8", tiny.subspace)
-    found = AtomExtractor(tiny, meta_init).extract([*passages[:4], Passage("e", "T", "")], codec.encode)
+    found = extractor.extract([*passages[:4], Passage("e", "T", "")], codec.encode)
     assert sorted(item.problem for item in found) == ["", "", "", "empty text", "non-finite gradient"]
-    whole = AtomExtractor(tiny, meta_init).extract(passages[:4])
+    whole = extractor.extract(passages[:4])
     for item, atom in zip(found, [item.atom for item in whole], strict=False):
         assert (item.record is None) == bool(item.problem)
         if item.record is not None and atom is not None:
@@ -144,3 +149,38 @@ def test_another_base_model_is_refused(tiny: LanguageModel, meta_init: MetaInit)
         next(tiny.model.parameters())[0, 0] += 1.0
     with refused(MetaInitError, "other_base"):
         AtomExtractor(tiny, meta_init)
+
+
+def test_a_model_whose_rows_depend_on_each_other_is_refused(
+    tiny: LanguageModel, meta_init: MetaInit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = LlamaMLP.forward
+
+    def longest_decides(self: LlamaMLP, x_NTD: Tensor) -> Tensor:
+        return original(self, x_NTD * (1 + x_NTD.shape[1] / 50))
+
+    monkeypatch.setattr(extraction, "_VERIFIED", weakref.WeakSet())
+    monkeypatch.setattr(LlamaMLP, "forward", longest_decides)
+    with refused(ModelError, "atoms_not_independent", model="LlamaForCausalLM"):
+        AtomExtractor(tiny, meta_init)
+    monkeypatch.undo()
+    AtomExtractor(tiny, meta_init)
+
+
+def test_a_row_that_reads_its_neighbour_is_found_at_equal_lengths_too(
+    tiny: LanguageModel, meta_init: MetaInit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statistic of the whole batch, as of batch normalisation."""
+    original = LlamaMLP.forward
+    monkeypatch.setattr(extraction, "_VERIFIED", weakref.WeakSet())
+    monkeypatch.setattr(
+        LlamaMLP, "forward", lambda self, x_NTD: original(self, x_NTD + 0.2 * x_NTD.mean(0, keepdim=True))
+    )
+    with refused(ModelError, "atoms_not_independent"):
+        AtomExtractor(tiny, meta_init)
+
+
+def test_a_model_is_verified_once(tiny: LanguageModel, meta_init: MetaInit, monkeypatch: pytest.MonkeyPatch) -> None:
+    AtomExtractor(tiny, meta_init)
+    monkeypatch.setattr(extraction, "passage_gradients", lambda *_: pytest.fail("verified again"))
+    AtomExtractor(tiny, meta_init)

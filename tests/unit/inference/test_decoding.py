@@ -87,7 +87,8 @@ def test_a_model_at_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def texts(lm: LanguageModel, prompts: list[str], numbers: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> list:
-    return [item.text for item in sample(lm, prompts, numbers, temperature, top_p, lambda _: False)]
+    ids = [lm.encode_prompt(prompt) for prompt in prompts]
+    return [item.text for item in sample(lm, ids, numbers, temperature, top_p, lambda _: False)]
 
 
 def test_a_row_gets_the_same_text_alone_and_in_any_batch(tiny: LanguageModel) -> None:
@@ -129,7 +130,8 @@ def test_without_temperature_or_with_a_small_nucleus_it_is_greedy(tiny: Language
 
 def test_a_row_that_is_done_says_so(tiny: LanguageModel) -> None:
     ended, cut = (
-        sample(tiny, ["a"], draws("y", 1, 4), 1.0, 1.0, lambda _, done=done: done)[0] for done in (True, False)
+        sample(tiny, [tiny.encode_prompt("a")], draws("y", 1, 4), 1.0, 1.0, lambda _, done=done: done)[0]
+        for done in (True, False)
     )
     assert ended.complete
     assert not cut.complete

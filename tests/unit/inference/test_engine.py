@@ -185,3 +185,39 @@ def test_a_failed_pass_ends_its_requests_and_the_engine_goes_on(tiny: LanguageMo
     while engine.step():
         pass
     assert heard[2].text == alone(tiny, request)
+
+
+@pytest.mark.parametrize("place", ["pass", "text", "end"])
+def test_a_request_that_cannot_be_decoded_ends_alone(
+    tiny64: LanguageModel, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Its own passes fail, or its tokens have no text, as those beyond a tokenizer's vocabulary: others go on."""
+    good = [DecodingRequest(PROMPTS[2], update(tiny64, 0), 12), DecodingRequest("a", (), 12, 0.8, seed=3)]
+    bad = DecodingRequest(PROMPTS[1], update(tiny64, 2), 12, stop=("never",))
+    expected = [alone(tiny64, request) for request in good]
+    engine = Engine(tiny64)
+    scores = engine._scores
+
+    def failing(numbers: list[int], pieces: list[list[int]]) -> Any:
+        found = scores(numbers, pieces)  # the keys and values of the others have been written when it fails
+        if place == "pass" and any(engine._rows[i].request is bad and engine._rows[i].written for i in numbers):
+            raise RuntimeError("this one cannot be run")
+        return found
+
+    def no_text(*_: object) -> str:
+        raise IndexError("piece id is out of range")
+
+    original = engine.submit
+
+    def submit(request: DecodingRequest, listener: Any) -> Any:
+        row = original(request, listener)
+        if request is bad and place != "pass":
+            monkeypatch.setattr(row.stream, "add" if place == "text" else "finish", no_text)
+        return row
+
+    monkeypatch.setattr(engine, "_scores", failing)
+    monkeypatch.setattr(engine, "submit", submit)
+    heard = run(engine, [good[0], bad, good[1], good[0]], [0, 0, 0, 3])
+    assert [heard[i].text for i in (0, 2, 3)] == [*expected, expected[0]]
+    assert isinstance(heard[1].error, RuntimeError if place == "pass" else IndexError)
+    assert engine.active == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,6 @@ from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
 from regrad.prompts import PromptFormat
 from tests.tools.adapting import adapter_bank, static_lora
-from tests.tools.decoded import vector
 from tests.tools.evaluating import gradient_bank
 from tests.tools.evaluating import method_settings as settings
 from tests.tools.refusals import refused
@@ -49,7 +48,7 @@ def test_only_some_methods_put_passages_in_the_prompt() -> None:
     question = Evidence(open_question("Who?"), tuple(PASSAGES))
     prompts = {name: Blind(settings(name)).prompt(question).text(PromptFormat()) for name in METHODS}
     read = {name for name, prompt in prompts.items() if "first" in prompt}
-    assert read == {"rag", "pe-rag", "ft-rag", "prag+icl", "regrad+icl", "tta"}
+    assert read == {"rag", "pe-rag", "ft-rag", "prag+icl", "regrad+icl", "tta", "ttarag"}
     assert {prompts[name] for name in METHODS if name not in read} == {"Question: Who?\nAnswer:"}
     assert prompts["rag"].index("second") < prompts["rag"].index("first") < prompts["rag"].index("Who?")
 
@@ -79,7 +78,8 @@ class Planned:
 
     def __call__(self, evidences: Sequence[Evidence]) -> Planned:
         plans = self._method.plan(evidences, self._atoms)
-        self.updates = [vector(plan.updates) for plan in plans]
+        self.together = [{each.subspace: each.vector for each in plan.updates} for plan in plans]
+        self.updates = [next(iter(vectors.values()), None) for vectors in self.together]
         self.notes = ["; ".join(map(str, plan.notes)) for plan in plans]
         self.bytes_fetched = [plan.bytes_fetched for plan in plans]
         return self
@@ -194,38 +194,34 @@ def test_an_atom_that_is_late_or_damaged_is_an_error_whatever_is_done_about_miss
         updates([asked(passages[:2])])
 
 
-def logits(lm: LanguageModel, update: Tensor) -> Tensor:
+def logits(lm: LanguageModel, updates: Mapping[Subspace, Tensor]) -> Tensor:
     ids = torch.arange(3, 20)[None]
-    with torch.no_grad(), lm.lora.applied(update):
+    with torch.no_grad(), lm.applied(updates):
         return lm.model(input_ids=ids).logits  # type: ignore[no-any-return]
 
 
 def dense_logits(lm: LanguageModel, parts: Sequence[tuple[Subspace, Tensor]]) -> Tensor:
     """With the sum of all products added to the weights."""
-    weights = {}
-    for name, _, _ in lm.subspace.modules:
-        weight = lm.model.get_submodule(name).weight.clone()
-        for subspace, flat in parts:
-            tensors = subspace.unflatten(flat)
-            weight += subspace.scaling * tensors[f"{name}.B"] @ tensors[f"{name}.A"]
-        weights[f"{name}.weight"] = weight
+    weights: dict[str, Tensor] = {}
+    for subspace, flat in parts:
+        tensors = subspace.unflatten(flat)
+        for name, _, _ in subspace.modules:
+            before = weights.get(f"{name}.weight", lm.model.get_submodule(name).weight)
+            weights[f"{name}.weight"] = before + subspace.scaling * tensors[f"{name}.B"] @ tensors[f"{name}.A"]
     with torch.no_grad():
         return functional_call(lm.model, weights, kwargs={"input_ids": torch.arange(3, 20)[None]}).logits  # type: ignore
 
 
-def test_a_static_lora_of_another_rank_and_scale_does_the_same_in_the_models_subspace(
+def test_a_static_lora_of_any_rank_and_scale_is_applied_in_its_own_subspace(
     tiny: LanguageModel, tmp_path: Path
 ) -> None:
-    lora = static_lora(tiny, 2, tmp_path / "a")
+    lora = static_lora(tiny, 5, tmp_path / "a")
     for name in ("cpt", "instruction-cpt", "ft-direct", "ft-rag"):
         made = Planned(settings(name, adapter=str(tmp_path / "a")), tiny)([asked(()), asked(PASSAGES)])
         assert made.updates[0] is not None
         torch.testing.assert_close(
-            logits(tiny, made.updates[0]), dense_logits(tiny, [(lora.subspace, lora.values)]), rtol=1e-4, atol=1e-5
+            logits(tiny, made.together[0]), dense_logits(tiny, [(lora.subspace, lora.values)]), rtol=1e-4, atol=1e-5
         )
-    static_lora(tiny, 5, tmp_path / "b")
-    with refused(MethodError, "rank_too_low", ranks=[5], rank=4):
-        Planned(settings("cpt", adapter=str(tmp_path / "b")), tiny)
 
 
 def test_prag_is_the_sum_of_the_products_of_trained_adapters(tiny: LanguageModel, world: World, tmp_path: Path) -> None:
@@ -235,13 +231,22 @@ def test_prag_is_the_sum_of_the_products_of_trained_adapters(tiny: LanguageModel
         made = updates([asked(known[:2]), asked([*known[2:], PASSAGES[0]]), asked([PASSAGES[0]])])
         assert made.updates[0] is not None
         expected = dense_logits(tiny, [(subspace, values[passage.id]) for passage in known[:2]])
-        torch.testing.assert_close(logits(tiny, made.updates[0]), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits(tiny, made.together[0]), expected, rtol=1e-4, atol=1e-5)
         assert (expected - dense_logits(tiny, [])).abs().max() > 1e-2
         assert made.bytes_fetched == [8 * subspace.size, 4 * subspace.size, 0]
         assert made.notes[1:] == ["fewer: no adapter for passage 'best': it is not in this version"] * 2
         assert made.updates[2] is None
-        with refused(MethodError, "rank_too_low", ranks=[2, 2, 2]):
-            updates([asked(known)])
+        assert len(updates([asked(known)]).together[0]) == 1, "the rank is that of all of them, not the model's"
+
+
+def test_prag_on_all_blocks_leaves_the_models_own_subspace_as_it_is(
+    tiny: LanguageModel, world: World, tmp_path: Path
+) -> None:
+    subspace, values, known = adapter_bank(tiny, world, str(tmp_path / "bank"), layers="all")
+    assert len(subspace.modules) == 2 * len(tiny.subspace.modules)
+    made = Planned(settings("prag", bank=str(tmp_path / "bank")), tiny)([asked(known)])
+    expected = dense_logits(tiny, [(subspace, values[passage.id]) for passage in known])
+    torch.testing.assert_close(logits(tiny, made.together[0]), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_mean_of_adapters_gives_each_its_share(tiny: LanguageModel, world: World, tmp_path: Path) -> None:
@@ -252,7 +257,7 @@ def test_the_mean_of_adapters_gives_each_its_share(tiny: LanguageModel, world: W
     assert made.updates[0] is not None
     halves = Subspace(subspace.modules, subspace.rank, subspace.scaling / 2)
     expected = dense_logits(tiny, [(halves, values[passage.id]) for passage in known[:2]])
-    torch.testing.assert_close(logits(tiny, made.updates[0]), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(tiny, made.together[0]), expected, rtol=1e-4, atol=1e-5)
     wrong = {"key": "method.weighting", "problem": "literal_error", "near": ""}
     with refused(ConfigError, "invalid", problems=[wrong]):
         settings("prag", weighting="trimmed")
@@ -268,9 +273,9 @@ def test_adapters_on_top_of_a_static_lora_are_joined_with_it_and_with_no_other(
         made = Planned(config, tiny)([asked(known[:1]), asked([PASSAGES[0]])])
         assert made.updates[0] is not None and made.updates[1] is not None
         both = dense_logits(tiny, [(lora.subspace, lora.values), (subspace, values[known[0].id])])
-        torch.testing.assert_close(logits(tiny, made.updates[0]), both, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits(tiny, made.together[0]), both, rtol=1e-4, atol=1e-5)
         alone = dense_logits(tiny, [(lora.subspace, lora.values)])
-        torch.testing.assert_close(logits(tiny, made.updates[1]), alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits(tiny, made.together[1]), alone, rtol=1e-4, atol=1e-5)
     static_lora(tiny, 2, tmp_path / "other", seed=9)
     with refused(MethodError, "adapters_of_another_base", base=f"the adapter at {tmp_path / 'other'}"):
         config.model_copy(update={"adapter": str(tmp_path / "other")}).check()
@@ -287,6 +292,16 @@ def test_test_time_adaptation_is_exactly_reset(tiny: LanguageModel, passages: li
     assert fresh is not None and later is not None
     assert torch.equal(fresh, later)
     assert not torch.allclose(fresh, tiny.subspace.initial(0))
+
+
+def test_test_time_adaptation_may_train_a_lora_of_its_own(tiny: LanguageModel, passages: list[Passage]) -> None:
+    own = {"rank": 8, "alpha": 16, "layers": "all", "projections": ["q_proj", "v_proj"]}
+    updates = Planned(settings("ttarag", lr=1e-2, subspace=own), tiny)
+    (together,) = updates([asked(passages[:4])]).together
+    ((subspace, vector),) = together.items()
+    assert subspace.rank == 8 and len(subspace.modules) == 8 and vector.numel() == subspace.size
+    assert not torch.allclose(logits(tiny, together), dense_logits(tiny, []))
+    torch.testing.assert_close(logits(tiny, together), dense_logits(tiny, [(subspace, vector)]), rtol=1e-4, atol=1e-5)
 
 
 def test_test_time_adaptation_starts_where_its_seed_says_and_may_leave_the_passages_out_of_the_prompt(

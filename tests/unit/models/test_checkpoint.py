@@ -14,14 +14,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from regrad.data.augmented import Augmented, Pair
 from regrad.data.passages import Passage
-from regrad.errors import ModelError, TokenOutOfVocabulary
+from regrad.data.tasks import Task, TaskQuestion
+from regrad.errors import CorpusError, ModelError, TokenOutOfVocabulary
+from regrad.evaluation.runner import fit_prompt
 from regrad.gradients.extractor import AtomExtractor
 from regrad.inference.decoding import GenerationRequest, draws, generate, sample
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
 from regrad.meta_init import random_meta_init
+from regrad.methods.base import Evidence, Prompt, open_question
+from regrad.methods.tta import adapt_online
 from regrad.models.loading import LanguageModel, load_language_model
+from regrad.training.lora.batched import AdapterTrainer
+from regrad.training.lora.config import AdamWConfig, AdapterConfig
+from regrad.training.meta.config import ShapeConfig
+from regrad.training.meta.task_plan import Lengths
 from tests.tools.decoded import run
 from tests.tools.refusals import refused
 
@@ -113,7 +122,7 @@ def test_all_end_tokens_of_generation_config_end_an_answer(tiny: LanguageModel, 
     assert lm.end_ids == (*tiny.eos, first) and lm.eos == tiny.eos
     assert generate(lm, [GenerationRequest(prompt, max_new_tokens=12)])[0].text == ""
     assert [heard.text for heard in run(Engine(lm), [DecodingRequest(prompt, (), 12)])] == [""]
-    drawn = sample(lm, [prompt], draws_11, 1e-6, 1.0, lambda text: False)[0]
+    drawn = sample(lm, [lm.encode_prompt(prompt)], draws_11, 1e-6, 1.0, lambda text: False)[0]
     assert (drawn.text, drawn.complete) == ("", True)
 
 
@@ -143,6 +152,145 @@ def test_a_passage_with_a_token_beyond_the_vocabulary_is_the_only_one_without_an
     good, bad = AtomExtractor(extended, meta_init).extract(passages)
     assert good.atom is not None and not good.problem
     assert bad.atom is None and "Zorblax" in bad.problem
+
+
+def extend(lm: LanguageModel, folder: Path, **named: str) -> None:
+    """Give the tokenizer tokens that the model has no embedding for, in these parts."""
+    lm.tokenizer.add_special_tokens(named)
+    lm.tokenizer.save_pretrained(str(folder))
+
+
+def test_a_padding_token_beyond_the_vocabulary_is_replaced(tiny: LanguageModel, folder: Path) -> None:
+    """As people add one to a model that has none; what stands in the padding changes nothing."""
+    lm = load(tiny, folder)
+    extend(lm, folder, pad_token="<pad-added>")
+    lm = load(tiny, folder)
+    assert lm.tokenizer.pad_token_id >= lm.vocabulary_size > lm.pad_id
+    passages = [Passage("a", "", "Les."), Passage("b", "", "Les Dripen was born in Lairton.")]
+    assert all(item.atom is not None for item in AtomExtractor(lm, random_meta_init(lm, 0.01)).extract(passages))
+    requests = [DecodingRequest(prompt, (), 4) for prompt in ("Where?", "In which city was Les Dripen born?")]
+    assert [h.text for h in run(Engine(lm), requests)] == [h.text for h in run(Engine(tiny), requests)]
+
+
+@pytest.mark.parametrize("part", ["bos_token", "eos_token"])
+def test_a_start_or_end_beyond_the_vocabulary_is_refused(tiny: LanguageModel, folder: Path, part: str) -> None:
+    extend(load(tiny, folder), folder, **{part: "<added>"})
+    with refused(ModelError, "tokenizer_of_another_model", token="<added>", vocabulary=2236):
+        load(tiny, folder)
+
+
+@pytest.mark.parametrize(
+    ("generation", "ends"),
+    [(7, (7,)), ([7, 8], (7, 8)), ([], ()), (None, ()), ("no file", ())],
+)
+def test_end_tokens_in_each_form(tiny: LanguageModel, folder: Path, generation: Any, ends: tuple[int, ...]) -> None:
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if generation != "no file":
+        edit_json(folder / "generation_config.json", eos_token_id=generation)
+    assert load(tiny, folder).end_ids == (*tiny.eos, *ends)
+
+
+def test_end_tokens_of_the_models_own_configuration_count_too(tiny: LanguageModel, folder: Path) -> None:
+    edit_json(folder / "config.json", eos_token_id=[2, 9])
+    assert load(tiny, folder).end_ids == (2, 9)
+
+
+def test_the_end_of_a_turn_in_the_chat_template_ends_an_answer(tiny: LanguageModel, folder: Path) -> None:
+    lm = load(tiny, folder)
+    # A token that the model has a row for, as chat models have.
+    token = lm.tokenizer.convert_ids_to_tokens(100)
+    lm.tokenizer.add_special_tokens({"additional_special_tokens": [token]})
+    lm.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }} " + token + "\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    lm.tokenizer.save_pretrained(str(folder))
+    assert load(tiny, folder).end_ids == (*tiny.eos, 100)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_adapter_is_no_base_model(tiny: LanguageModel, folder: Path, tmp_path: Path, whole: bool) -> None:
+    random_meta_init(tiny, 0.01).save(tmp_path / "adapter")
+    if whole:
+        shutil.copy(tmp_path / "adapter/adapter_config.json", folder)
+    path = folder if whole else tmp_path / "adapter"
+    with refused(ModelError, "is_adapter", path=str(path), base=tiny.config.path):
+        load(tiny, path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.json", '{"version": "9"}'),
+        ("tokenizer.json", "{"),
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": "llama", "hidden_size": "large"}'),
+    ],
+)
+def test_files_that_are_damaged_are_an_error_of_ours(
+    tiny: LanguageModel, folder: Path, file: str, content: str
+) -> None:
+    """Whatever class the libraries raise: another one would be taken for a lost worker, and tried again."""
+    (folder / file).write_text(content)
+    with refused(ModelError, "not_loaded", path=str(folder)):
+        load(tiny, folder)
+    with refused(ModelError, "not_loaded"):
+        Lengths.of(tiny.config.model_copy(update={"path": str(folder)}))
+
+
+def test_end_tokens_that_cannot_be_read_are_not_passed_over(tiny: LanguageModel, folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2,')
+    with refused(ModelError, "generation_config_damaged", file="generation_config.json"):
+        load(tiny, folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "code"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "quantised"),
+        ({"model_type": "mamba2"}, "unsupported_family"),
+        ({"layer_types": ["linear_attention"] * 4}, "unknown_layers"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_a_cluster_starts(
+    tiny: LanguageModel, folder: Path, config: dict[str, Any], code: str
+) -> None:
+    if "model_type" in config:
+        (folder / "config.json").unlink()
+    edit_json(folder / "config.json", **config)
+    with refused(ModelError, code):
+        Lengths.of(tiny.config.model_copy(update={"path": str(folder)}))
+
+
+def test_a_task_with_a_token_beyond_the_vocabulary_is_named(extended: LanguageModel, tmp_path: Path) -> None:
+    lengths, shape = Lengths.of(extended.config), ShapeConfig()
+    good, bad = Passage("a", "", "Les Dripen was born."), Passage("b", "", "The Zorblax is here.")
+    lengths.check(Task((good,), (TaskQuestion("Where?", "Here", (0,)),), "t"), "t.jsonl line 1", shape)
+    for task in (
+        Task((bad,), (TaskQuestion("Where?", "Here", (0,)),), "t"),
+        Task((good,), (TaskQuestion("What is a Zorblax?", "A thing", (0,)),), "t"),
+        Task((good,), (TaskQuestion("What?", "A Zorblax", (0,)),), "t"),
+    ):
+        with refused(CorpusError, "token_out_of_vocabulary", token="Zorblax") as info:
+            lengths.check(task, "t.jsonl line 1", shape)
+        assert str(info.value).startswith("t.jsonl line 1")
+
+
+def test_passages_with_such_a_token_stop_no_training_on_others(extended: LanguageModel) -> None:
+    good, bad = Passage("a", "", "Les Dripen was born."), Passage("b", "", "The Zorblax is here.")
+    start_P = extended.subspace.initial()
+    first, both, none = adapt_online(extended, start_P, [[good], [good, bad], [bad]], 1, AdamWConfig())
+    assert first.update is not None and both.update is not None and torch.equal(first.update, both.update)
+    assert none.update is None and none.note and both.note and not first.note
+    items = [Augmented(passage, (), (Pair("Where?", "Here"),)) for passage in (good, bad)]
+    trained, refusal = AdapterTrainer(extended, AdapterConfig(rank=2, epochs=1)).train(items)
+    assert trained.values is not None and refusal.values is None and "Zorblax" in refusal.problem
+
+
+def test_a_question_with_such_a_token_is_not_asked(extended: LanguageModel) -> None:
+    evidence = Evidence(open_question("What is a Zorblax?"), (), ())
+    fitted = fit_prompt(extended, Prompt(evidence, ()), 4, None, True)
+    assert "Zorblax" in fitted.problem and fitted.prompt == ""
 
 
 def test_models_that_are_loaded_at_once_leave_the_next_one_whole(tiny: LanguageModel, tiny_path: Path) -> None:

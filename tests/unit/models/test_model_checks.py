@@ -158,3 +158,17 @@ def test_longrope_is_used_up_to_where_its_factors_change(kind: str, tiny: Langua
     assert lm.context_length == 64
     with refused(PromptTooLong, context=64):
         Engine(lm).submit(DecodingRequest("word " * 60), Heard())
+
+
+def test_a_mixture_says_which_of_its_experts_are_adapted(
+    tiny: LanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the default projections, which in this kind only the shared expert has as modules."""
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    with caplog.at_level("INFO", "regrad.models.loading"):
+        loaded(random_model("qwen2_moe", **sizes, shared_expert_intermediate_size=16), tiny, tmp_path, ("up_proj",))
+    assert "model.layers.1.mlp.shared_expert.up_proj" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", "regrad.models.loading"):
+        loaded(random_model("qwen3_moe", **sizes, head_dim=8), tiny, tmp_path / "other", ("q_proj",))
+    assert "mixture" not in caplog.text

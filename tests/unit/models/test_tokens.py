@@ -156,4 +156,6 @@ def test_training_learns_from_the_prompt_that_is_asked(tiny: LanguageModel) -> N
     task = Task((passage,), (TaskQuestion("Where?", "Here", (0,)),))
     ids, start = encode_question(lm, task, task.questions[0], ShapeConfig())
     assert ids[:start] == lm.encode_prompt(lm.config.prompts.prompt("Where?"))
-    assert Lengths(lm.tokenizer, lm.config, 256).question(task, task.questions[0], ShapeConfig()) == len(ids)
+    assert Lengths(lm.tokenizer, lm.config, 256, lm.vocabulary_size).question(
+        task, task.questions[0], ShapeConfig()
+    ) == len(ids)

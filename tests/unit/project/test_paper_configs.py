@@ -11,6 +11,7 @@ from regrad.data.passages import Passage
 from regrad.data.questions import Question
 from regrad.evaluation.config import EvalConfig
 from regrad.models.config import ModelConfig
+from regrad.prompts import PromptFormat
 from regrad.retrieval.config import IndexConfig, RetrieverConfig
 from regrad.settings import Settings, load_settings
 from regrad.training.lora.config import AdaptersConfig, AugmentConfig
@@ -109,6 +110,22 @@ def test_the_prompts_of_prag_are_the_releases() -> None:
     assert prompts.prompt_for(question, prompts.ordered(PASSAGES)) == f"{knowledge}\n{shown}\n\nQuestion: Who?"
     assert prompts.prompt_for(question) == f"{knowledge}\n\n\nQuestion: Who?"
     assert prompts.answer_start + prompts.answer_text("me") == "The answer is me."
+
+
+def test_the_prompts_of_prags_reasoning_are_the_releases() -> None:
+    prompts = load_settings(PromptFormat, PAPERS / "prompts-prag-reasoning.yaml")
+    solved = [Question("d", "Which?", ("As A is B, the answer is B.",))]
+    asked = prompts.prompt_for(Question("q", "Who?", ("me",)), PASSAGES, demonstrations=solved)
+    start, rest = asked.split("Here are some examples about how to answer the questions.\n")
+    assert start.endswith("Please follow the format of the example I provided above.\n")
+    assert rest == (
+        "Question: Which?\nAnswer: As A is B, the answer is B.\n\n"
+        "Here are some reference.\nPassage 1: The best.\nPassage 2: The next.\n\n\n"
+        "Let's think step by step. Answer the questions in the same format as above.\nQuestion: Who?"
+    )
+    alone = prompts.prompt_for(Question("q", "Who?", ("me",)), (), demonstrations=solved)
+    assert alone == asked.replace("Passage 1: The best.\nPassage 2: The next.\n", "")
+    assert prompts.answer_start + prompts.answer_text("It is me.") == "Answer: It is me."
 
 
 def test_adapters_are_trained_as_prag_does() -> None:

@@ -268,3 +268,8 @@ def test_a_full_server_refuses_questions_unread_and_still_says_what_it_is(
     assert response.headers["retry-after"] == "1"
     assert [record.problem.status for record in standin.refusals if record.problem] == [429]
     assert client.get("/v1/bank").status_code == 200
+
+
+def test_a_misspelt_field_names_the_nearest_one(client: TestClient) -> None:
+    error = client.post("/v1/answer", json={"question": "Who?", "gama": 2}).json()["error"]
+    assert error["field"] == "gama" and error["message"].endswith("did you mean 'gamma'?")

@@ -87,6 +87,14 @@ HARMLESS: dict[str, Any] = {
     "metadata": {"a": "b"},
     "store": True,
     "service_tier": "auto",
+    "cache_control": {"type": "ephemeral"},
+    "prompt_cache_key": "k",
+    "safety_identifier": "s",
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "ignore_eos": False,
+    "skip_special_tokens": True,
     "temperature": None,
     "top_p": None,
     "seed": None,
@@ -103,6 +111,9 @@ HARMLESS_IN_CHAT: dict[str, Any] = {
     "parallel_tool_calls": True,
     "modalities": ["text"],
     "reasoning_effort": None,
+    "chat_template_kwargs": {},
+    "audio": None,
+    "verbosity": "medium",
 }
 
 
@@ -110,6 +121,29 @@ def test_what_changes_nothing_is_accepted(client: TestClient, standin: StandIn) 
     assert client.post(CHAT, json={"messages": [USER], **HARMLESS, **HARMLESS_IN_CHAT}).status_code == 200
     assert client.post(TEXT, json={"prompt": "x", **HARMLESS, "best_of": 1, "echo": False}).status_code == 200
     assert [ask.sampling for ask in standin.asks] == [Sampling(30), Sampling(16)]
+
+
+def test_what_clients_add_to_messages_is_no_part_of_them(client: TestClient, standin: StandIn) -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+    echoed = {
+        **dict.fromkeys(("refusal", "audio", "function_call", "tool_calls", "tool_call_id")),
+        **dict.fromkeys(("reasoning", "reasoning_content")),
+        "annotations": [],
+        "reasoning_details": [],
+        "provider_specific_fields": {"refusal": None},
+        "id": "chatcmpl-1",
+    }
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief.", **mark}]},
+        {"role": "assistant", "content": "A person.", **echoed},
+        {"role": "assistant", "content": [{"type": "text", "text": "Yes.", "annotations": [], "id": "m-1"}]},
+        {**USER, **mark},
+    ]
+    options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    assert client.post(CHAT, json={"messages": messages, **options}).status_code == 200
+    ask = only_ask(standin)
+    assert ask.turns == (Turn("system", "Be brief."), Turn("assistant", "A person."), Turn("assistant", "Yes."))
+    assert ask.question == "Where?"
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -127,6 +161,25 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]}, "messages.0.content"),
     (CHAT, {"messages": [{"role": "user", "content": ["x"]}]}, "messages.0.content"),
     (CHAT, {"messages": [{**USER, "tool_calls": [{}]}]}, "messages.0.tool_calls"),
+    (CHAT, {"messages": [{**USER, "audio": {"id": "a"}}]}, "messages.0.audio"),
+    (CHAT, {"messages": [{**USER, "reasoning_content": "Hm."}]}, "messages.0.reasoning_content"),
+    (CHAT, {"messages": [{**USER, "prefix": True}]}, "messages.0.prefix"),
+    (CHAT, {"messages": [{**USER, "weight": 0}]}, "messages.0.weight"),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "annotations": [{}]}]}]},
+        "messages.0.content",
+    ),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "file": 1}]}]},
+        "messages.0.content",
+    ),
+    (CHAT, {"messages": [USER], "top_k": 5}, "top_k"),
+    (CHAT, {"messages": [USER], "repetition_penalty": 1.1}, "repetition_penalty"),
+    (CHAT, {"messages": [USER], "ignore_eos": True}, "ignore_eos"),
+    (CHAT, {"messages": [USER], "skip_special_tokens": False}, "skip_special_tokens"),
+    (CHAT, {"messages": [USER], "chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
     (CHAT, {"messages": [USER], "n": 2}, "n"),
     (CHAT, {"messages": [USER], "tools": [{"type": "function"}]}, "tools"),
     (CHAT, {"messages": [USER], "tool_choice": "required"}, "tool_choice"),

@@ -15,16 +15,17 @@ from torch import Tensor
 from regrad.data.augmented import Augmented, Pair
 from regrad.data.passages import Passage
 from regrad.data.questions import Question
-from regrad.errors import MethodError, TrainingError
+from regrad.errors import BankError, MethodError, TrainingError
 from regrad.lab.world import World
-from regrad.methods.tta import adapt_online
+from regrad.methods.tta import Adapted, TtaConfig, TtaragConfig, adapt_online
 from regrad.models.batching import sequence_losses
-from regrad.models.loading import LanguageModel, load_language_model
+from regrad.models.loading import LanguageModel
+from regrad.models.subspace import save_adapter
 from regrad.settings import parse_settings
 from regrad.training.callbacks import Silent, StepReport
 from regrad.training.checkpoint import Checkpoint
 from regrad.training.loop import resume
-from regrad.training.lora.batched import AdapterTrainer, RowTrainer, model_for_adapters, train_rows
+from regrad.training.lora.batched import AdapterTrainer, RowTrainer, train_rows
 from regrad.training.lora.config import AdamWConfig, AdapterConfig, FinetuneConfig
 from regrad.training.lora.examples import (
     Example,
@@ -33,6 +34,7 @@ from regrad.training.lora.examples import (
     instruction_example,
     passage_example,
     question_example,
+    suffix_example,
 )
 from regrad.training.lora.finetuning import (
     LoraLearner,
@@ -110,7 +112,7 @@ def test_a_row_that_is_not_finite_stays_and_does_not_touch_the_others(
 
 def test_prag_has_five_sequences_a_passage_and_predicts_all_of_them(tiny: LanguageModel, world: World) -> None:
     item = augmented(world, 1)[0]
-    examples = adapter_examples(tiny, item)
+    examples = adapter_examples(tiny, item, AdapterConfig())
     texts = [tiny.tokenizer.decode(example.ids) for example in examples]
     assert len(examples) == 5
     assert {example.start for example in examples} == {1}
@@ -118,7 +120,29 @@ def test_prag_has_five_sequences_a_passage_and_predicts_all_of_them(tiny: Langua
     assert shown == [(True, True)] * 4 + [(False, True)]
     assert item.rewrites[0].split(".")[0] in texts[1]
     assert item.passage.text.split(".")[0] in texts[0]
-    assert len(adapter_examples(tiny, item, pairs=1)) == 2
+    assert len(adapter_examples(tiny, item, AdapterConfig(pairs=1))) == 2
+
+
+def test_prag_is_trained_on_reasoning_with_the_demonstrations_of_asking(tiny: LanguageModel, world: World) -> None:
+    item = augmented(world, 1)[0]
+    pairs = (replace(item.pairs[0], full_answer="As is said, so it is."), item.pairs[1])
+    item = replace(item, pairs=pairs)
+    shown = [Question("d", "Which is solved?", ("This one, as one sees.",))]
+    lm = chat(tiny, answer_start="Answer:")
+    config = AdapterConfig(answers="full")
+    asked = Question("q", pairs[0].question, ("?",))
+    prompt = lm.config.prompts.prompt_for(asked, [item.passage], demonstrations=shown)
+    assert "Which is solved?" in prompt and "This one, as one sees." in prompt
+    answer = lm.encode(lm.config.prompts.answer_text("As is said, so it is."))
+    found = adapter_examples(lm, item, config, shown)
+    assert len(found) == 2, "the question without a full answer is left out"
+    assert found[0] == Example((*lm.encode_prompt(prompt), *answer, *lm.eos))
+    trainer = AdapterTrainer(lm, config, demonstrations=shown)
+    without = replace(item, pairs=pairs[1:])
+    (adapter, none), (plain, _) = trainer.train([item, without]), AdapterTrainer(lm, config).train([item, without])
+    assert none.problem == "no question has a full answer"
+    assert adapter.values is not None and plain.values is not None
+    assert not torch.allclose(adapter.values, plain.values)
 
 
 def test_a_question_leaves_out_the_worst_passages_until_it_fits(tiny: LanguageModel, passages: list[Passage]) -> None:
@@ -153,7 +177,7 @@ def test_in_a_chat_the_template_counts_to_what_must_fit(tiny: LanguageModel, pas
 
 def test_prag_predicts_the_chat_template_too(tiny: LanguageModel, world: World) -> None:
     lm, item = chat(tiny), augmented(world, 1)[0]
-    examples = adapter_examples(lm, item)
+    examples = adapter_examples(lm, item, AdapterConfig())
     texts = [item.passage, Passage(item.passage.id, item.passage.title, item.rewrites[0])]
     shown = [[text] for _ in item.pairs[:2] for text in texts] + [[]]
     for example, pair, passages in zip(examples, [item.pairs[i // 2] for i in range(5)], shown, strict=True):
@@ -173,7 +197,7 @@ def test_without_a_chat_template_the_tokens_are_those_of_the_text_alone(
         assert question_example(tiny, WHO, shown) == Example(whole, len(prompt))
     pair = item.pairs[2]
     alone = [*tiny.bos, *tiny.encode(prompts.prompt(pair.question)), *tiny.encode(prompts.answer_text(pair.answer))]
-    assert adapter_examples(tiny, item)[-1] == Example((*alone, *tiny.eos))
+    assert adapter_examples(tiny, item, AdapterConfig())[-1] == Example((*alone, *tiny.eos))
 
 
 def test_without_an_end_token_all_that_is_learned_from_is_one_token_shorter(
@@ -184,7 +208,7 @@ def test_without_an_end_token_all_that_is_learned_from_is_one_token_shorter(
 
     def examples(lm: LanguageModel) -> list[Example]:
         read = [passage_example(lm, passages[0]), instruction_example(lm, item), question_example(lm, WHO)]
-        return [*read, *adapter_examples(lm, item)]
+        return [*read, *adapter_examples(lm, item, AdapterConfig())]
 
     for ended, open_ in zip(examples(tiny), examples(bare), strict=True):
         assert ended == replace(open_, ids=(*open_.ids, *tiny.eos))
@@ -196,15 +220,11 @@ def test_text_to_read_is_no_chat(tiny: LanguageModel, world: World, passages: li
     assert instruction_example(lm, item) == instruction_example(tiny, item)
 
 
-def adapter_model(tiny: LanguageModel, config: AdapterConfig, static: StaticLora | None = None) -> LanguageModel:
-    return load_language_model(model_for_adapters(tiny.config, config, static), "cpu")
-
-
 def test_a_passages_adapter_does_not_depend_on_those_that_are_trained_beside_it(
     tiny: LanguageModel, world: World
 ) -> None:
     config = AdapterConfig(lr=1e-2, epochs=2)
-    lm, items = adapter_model(tiny, config), augmented(world, 5)
+    lm, items = tiny, augmented(world, 5)
     items[2] = replace(items[2], pairs=items[2].pairs[:1])
     together = AdapterTrainer(lm, config, rows=3).train(items)
     for item, adapter in zip(items, together, strict=True):
@@ -212,6 +232,26 @@ def test_a_passages_adapter_does_not_depend_on_those_that_are_trained_beside_it(
         assert adapter.values is not None and alone.values is not None
         torch.testing.assert_close(adapter.values, alone.values, rtol=1e-3, atol=1e-4)
         assert adapter.values.numel() == 2 * sum(i + o for _, i, o in lm.subspace.modules)
+
+
+def test_adapters_can_be_trained_from_another_adapter(tiny: LanguageModel, world: World, tmp_path: Path) -> None:
+    config = AdapterConfig(lr=1e-9)
+    lm, items = tiny, augmented(world, 2)
+    subspace = AdapterTrainer(lm, config).subspace
+    start_P = torch.randn(subspace.size, generator=torch.Generator().manual_seed(7)) * 0.1
+    folder = tmp_path / "base_weight"
+    folder.mkdir()
+    save_adapter(folder, "base", subspace, start_P)
+    trainer = AdapterTrainer(lm, config, start_from=str(folder))
+    for adapter in trainer.train(items):
+        assert adapter.values is not None
+        torch.testing.assert_close(adapter.values, start_P, rtol=1e-4, atol=1e-6)
+    assert trainer.start_digest != AdapterTrainer(lm, config).start_digest
+    other = AdapterConfig(rank=3)
+    with refused(BankError, "other_adapter", differs="rank or scaling"):
+        AdapterTrainer(tiny, other, start_from=str(folder))
+    with refused(BankError, "no_adapters", uri=str(tmp_path)):
+        AdapterTrainer(lm, config, start_from=str(tmp_path))
 
 
 def test_an_adapter_is_trained_at_its_own_scale_on_top_of_a_static_one(tiny: LanguageModel, world: World) -> None:
@@ -222,15 +262,14 @@ def test_an_adapter_is_trained_at_its_own_scale_on_top_of_a_static_one(tiny: Lan
     config = AdapterConfig(lr=5e-3, epochs=4)
     values = 0.3 * torch.randn(tiny.subspace.size, generator=torch.Generator().manual_seed(3))
     static = StaticLora(tiny.config, tiny.identity(), tiny.subspace, values)
-    lm, items = adapter_model(tiny, config, static), augmented(world, 1)
-    assert (lm.subspace.rank, lm.subspace.scaling) == (6, 16)
+    lm, items = tiny, augmented(world, 1)
     trainer = AdapterTrainer(lm, config, static)
     adapter = trainer.train(items)[0].values
     assert adapter is not None
-    batch = example_batch(lm, adapter_examples(lm, items[0]))
+    batch = example_batch(lm, adapter_examples(lm, items[0], AdapterConfig()))
 
     def loss(*parts: tuple[Any, Tensor]) -> float:
-        with torch.no_grad(), lm.lora.applied(join(parts, lm.subspace)):
+        with torch.no_grad(), lm.applied(join(parts)):
             return float(sequence_losses(lm, batch).mean())
 
     both = loss((static.subspace, values), (trainer.subspace, adapter))
@@ -240,7 +279,7 @@ def test_an_adapter_is_trained_at_its_own_scale_on_top_of_a_static_one(tiny: Lan
 
 def test_a_passage_without_questions_has_no_adapter_and_stops_nothing(tiny: LanguageModel, world: World) -> None:
     config = AdapterConfig(max_tokens=120)
-    lm, items = adapter_model(tiny, config), augmented(world, 3)
+    lm, items = tiny, augmented(world, 3)
     items[0] = replace(items[0], pairs=())
     long = Passage("long", "Long", "word " * 200)
     items[1] = Augmented(long, (), (Pair("Who?", "me"),))
@@ -249,14 +288,21 @@ def test_a_passage_without_questions_has_no_adapter_and_stops_nothing(tiny: Lang
     assert found[2].values is not None
 
 
+def adapted(
+    lm: LanguageModel, phi0: Tensor, questions: list[list[Passage]], steps: int = 3, **changes: Any
+) -> list[Adapted]:
+    config = TtaConfig(name="tta", steps=steps, lr=1e-2, weight_decay=0.1, clip=0.5, **changes)
+    return adapt_online(lm, lm.subspace, phi0, questions, config)
+
+
 def test_online_adaptation_forgets_everything_between_questions(tiny: LanguageModel, passages: list[Passage]) -> None:
     """The bug of a published implementation: its reset was to tensors that had been trained meanwhile."""
     phi0, identity = start(tiny, 1)[0], tiny.identity()
-    first = adapt_online(tiny, phi0, [passages[:2]], 3, FAST)[0].update
+    first = adapted(tiny, phi0, [passages[:2]])[0].update
     for questions in ([passages[2:5]], [passages[5:8], passages[:1]]):
-        adapt_online(tiny, phi0, questions, 3, FAST)
-    again = adapt_online(tiny, phi0, [passages[:2]], 3, FAST)[0].update
-    beside = adapt_online(tiny, phi0, [passages[4:7], passages[:2]], 3, FAST)[1].update
+        adapted(tiny, phi0, questions)
+    again = adapted(tiny, phi0, [passages[:2]])[0].update
+    beside = adapted(tiny, phi0, [passages[4:7], passages[:2]])[1].update
     assert first is not None and again is not None and beside is not None
     assert torch.equal(first, again)
     torch.testing.assert_close(first, beside, rtol=1e-3, atol=1e-4)
@@ -272,7 +318,7 @@ def test_more_steps_lower_the_loss_of_the_passages(tiny: LanguageModel, passages
     batch = example_batch(tiny, [passage_example(tiny, passage) for passage in passages[:2]])
     losses = []
     for steps in (1, 6):
-        update = adapt_online(tiny, start(tiny, 1)[0], [passages[:2]], steps, FAST, adapt_on)[0].update
+        update = adapted(tiny, start(tiny, 1)[0], [passages[:2]], steps, adapt_on=adapt_on)[0].update
         assert update is not None
         with torch.no_grad(), tiny.lora.applied(update):
             losses.append(float(sequence_losses(tiny, batch).mean()))
@@ -283,9 +329,36 @@ def test_a_question_whose_passages_do_not_fit_is_answered_by_the_base_and_says_s
     tiny: LanguageModel, passages: list[Passage]
 ) -> None:
     long = Passage("long", "Long", "word " * 400)
-    found = adapt_online(tiny, start(tiny, 1)[0], [[long], [long, passages[0]], []], 1, FAST)
+    found = adapted(tiny, start(tiny, 1)[0], [[long], [long, passages[0]], []], 1)
     assert [item.update is None for item in found] == [True, False, True]
     assert found[1].note == "1 passages do not fit the model"
+    cut = adapted(tiny, start(tiny, 1)[0], [[long]], 1, max_tokens=50)[0]
+    assert cut.update is not None and not cut.note
+
+
+def test_ttarag_takes_its_first_three_pairs_in_two_steps_as_its_code_does(
+    tiny64: LanguageModel, passages: list[Passage]
+) -> None:
+    """Written out: the sum of two losses over six, clipped; then the third over six. The second question has two."""
+    from regrad.training.lora.examples import example_batch
+
+    config = TtaragConfig(name="ttarag", lr=1e-2)
+    questions = [passages[:5], passages[5:7]]
+    found = adapt_online(tiny64, tiny64.subspace, start(tiny64, 1)[0], questions, config)
+    for item, given in zip(found, questions, strict=True):
+        examples = [suffix_example(tiny64, passage) for passage in given[:3]]
+        phi = start(tiny64, 1)[0].clone().requires_grad_()
+        optimizer = torch.optim.AdamW([phi], lr=1e-2, weight_decay=0.01)
+        for some in (examples[:2], examples[2:]):
+            if some:
+                optimizer.zero_grad()
+                with tiny64.lora.applied(phi):
+                    loss = sequence_losses(tiny64, example_batch(tiny64, some)).sum() / (len(examples) * 2)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_([phi], 0.1)
+                optimizer.step()
+        assert item.update is not None
+        torch.testing.assert_close(item.update, phi.detach().float(), rtol=1e-5, atol=1e-7)
 
 
 def settings(lm: LanguageModel, **changes: Any) -> FinetuneConfig:

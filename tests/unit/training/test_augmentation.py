@@ -32,6 +32,7 @@ from regrad.training.lora.augmenter import NO_PAIRS, Augmenter, parse_pairs
 from regrad.training.lora.config import AugmentConfig, FinetuneConfig
 from regrad.training.lora.examples import data_digest, read_examples
 from tests.tools.augmenting import augmented
+from tests.tools.chats import chat
 
 GOOD = '[{"question": "Who?", "answer": "me", "full_answer": "It is me."}, {"question": "Where?", "answer": "here"}]'
 
@@ -43,17 +44,28 @@ GOOD = '[{"question": "Who?", "answer": "me", "full_answer": "It is me."}, {"que
         (f"Sure! Here it is [as JSON]:\n```json\n{GOOD}\n```", ["me", "here"]),
         ('[{"question": "Who?"}]', []),
         ('[{"question": "Who?", "answer": " "}]', []),
-        ('[{"question": "Who?", "answer": 3}]', []),
+        ('[{"question": "Who?", "answer": 3}]', ["3"]),
+        ('[{"question": "Who?", "answer": ["me", "you"]}]', ["me, you"]),
+        ('[{"question": "Who?", "answer": true}]', []),
         (GOOD[:-1], []),
         ("[" * 100_000, []),
         ("[]", []),
         ("", []),
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_pairs_are_the_first_json_list_that_is_one(text: str, answers: list[str]) -> None:
     assert [pair.answer for pair in parse_pairs(text, 3)] == answers
     assert len(parse_pairs(text, 1)) == min(1, len(answers))
+
+
+def test_pairs_may_be_needed_in_number_and_with_full_answers() -> None:
+    assert len(parse_pairs(GOOD, 3, least=2)) == 2
+    assert parse_pairs(GOOD, 3, least=3) == ()
+    assert parse_pairs(GOOD, 3, full_answers=True) == ()
+    assert len(parse_pairs(GOOD, 1, full_answers=True)) == 1, "of those that are kept"
+    more = f"[{GOOD[1:-1]}, {GOOD[1:]}"
+    assert len(parse_pairs(f"first {GOOD} then {more}", 4, least=4)) == 4
 
 
 class Scripted:
@@ -62,9 +74,9 @@ class Scripted:
     def __init__(self, good_after: dict[str, int]) -> None:
         self.good_after, self.tries, self.calls = good_after, dict.fromkeys(good_after, 0), 0
 
-    def __call__(self, lm: Any, prompts: Sequence[str], *_: Any, **__: Any) -> list[Sampled]:
+    def __call__(self, lm: Any, prompts: Sequence[Sequence[int]], *_: Any, **__: Any) -> list[Sampled]:
         self.calls += 1
-        return [Sampled(self._text(prompt), True) for prompt in prompts]
+        return [Sampled(self._text(lm.tokenizer.decode(ids, skip_special_tokens=True)), True) for ids in prompts]
 
     def _text(self, prompt: str) -> str:
         if prompt.startswith("Rewrite"):
@@ -94,6 +106,38 @@ def test_only_what_failed_is_asked_again_and_not_for_ever(tiny: LanguageModel, m
     )
 
 
+def test_a_passage_with_too_few_questions_is_asked_again_and_then_said(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(augmenter, "sample", Scripted({"One": 0}))
+    config = settings(tiny, retries=3, least_pairs=3)
+    (found,) = Augmenter(tiny, config).write([Passage("one", "One", "something")])
+    assert (found.augmented, found.reason, found.tries) == (None, NO_PAIRS, 4)
+    assert found.detail == GOOD[:200]
+    with pytest.raises(ConfigError, match="least_pairs is 4, but pairs, the most of them, is 3"):
+        settings(tiny, least_pairs=4)
+
+
+def test_a_chat_model_writes_in_its_chat_template_and_others_continue_a_text(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[int], float]] = []
+
+    def sampled(lm: Any, prompts: Any, chance: Any, temperature: float, top_p: float, *_: Any) -> list[Sampled]:
+        seen.extend((list(ids), top_p) for ids in prompts)
+        return [Sampled(GOOD, True) for _ in prompts]
+
+    monkeypatch.setattr(augmenter, "sample", sampled)
+    one, asked = Passage("one", "One", "some </s> thing"), "Ask 3 of One\n some </s> thing"
+    for lm, wanted in [
+        (tiny, [*tiny.bos, *tiny.encode(asked, controls=True)]),
+        (chat(tiny, system="Be brief.", answer_start="The answer is"), chat(tiny).encode_prompt(asked)),
+    ]:
+        assert Augmenter(lm, settings(tiny, top_p=0.9)).write([one])[0].augmented
+        assert seen[0] == (wanted, 0.9)
+        seen.clear()
+
+
 def test_what_a_passage_gets_does_not_depend_on_its_neighbours(tiny: LanguageModel, passages: list[Passage]) -> None:
     config = settings(tiny, temperature=1.0, retries=0)
     together = Augmenter(tiny, config)._rewrites(passages[:3])
@@ -105,7 +149,8 @@ def test_what_a_passage_gets_does_not_depend_on_its_neighbours(tiny: LanguageMod
 
 def test_of_one_token_there_is_no_choice(tiny: LanguageModel) -> None:
     def texts(key: str, top_k: int) -> list[str]:
-        found = sample(tiny, ["Who is"], draws(key, 1, 6), 5.0, 1.0, lambda _: False, top_k)
+        ids = [tiny.encode_prompt("Who is")]
+        found = sample(tiny, ids, draws(key, 1, 6), 5.0, 1.0, lambda _: False, top_k)
         return [item.text for item in found]
 
     assert texts("a", 1) == texts("b", 1)

@@ -402,7 +402,7 @@ def test_a_meta_init_for_several_inner_steps_has_no_bank(tiny: LanguageModel, me
 
     several = replace(meta_init, inner_steps=2)
     assert several.fingerprint != meta_init.fingerprint
-    with refused(MetaInitError, "several_inner_steps"):
+    with refused(MetaInitError, "several_inner_steps", inner_steps=2):
         AtomExtractor(tiny, several)
 
 
