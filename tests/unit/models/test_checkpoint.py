@@ -25,10 +25,10 @@ from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
 from regrad.meta_init import random_meta_init
 from regrad.methods.base import Evidence, Prompt, open_question
-from regrad.methods.tta import adapt_online
+from regrad.methods.tta import TtaConfig, adapt_online
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.training.lora.batched import AdapterTrainer
-from regrad.training.lora.config import AdamWConfig, AdapterConfig
+from regrad.training.lora.config import AdapterConfig
 from regrad.training.meta.config import ShapeConfig
 from regrad.training.meta.task_plan import Lengths
 from tests.tools.decoded import run
@@ -278,8 +278,9 @@ def test_a_task_with_a_token_beyond_the_vocabulary_is_named(extended: LanguageMo
 
 def test_passages_with_such_a_token_stop_no_training_on_others(extended: LanguageModel) -> None:
     good, bad = Passage("a", "", "Les Dripen was born."), Passage("b", "", "The Zorblax is here.")
-    start_P = extended.subspace.initial()
-    first, both, none = adapt_online(extended, start_P, [[good], [good, bad], [bad]], 1, AdamWConfig())
+    subspace, settings = extended.subspace, TtaConfig(name="tta", steps=1)
+    questions = [[good], [good, bad], [bad]]
+    first, both, none = adapt_online(extended, subspace, subspace.initial(), questions, settings)
     assert first.update is not None and both.update is not None and torch.equal(first.update, both.update)
     assert none.update is None and none.note and both.note and not first.note
     items = [Augmented(passage, (), (Pair("Where?", "Here"),)) for passage in (good, bad)]

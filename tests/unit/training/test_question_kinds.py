@@ -19,7 +19,7 @@ from regrad.errors import CorpusError
 from regrad.inference.decoding import Generation, GenerationRequest
 from regrad.methods.base import Evidence, Prompt
 from regrad.models.loading import LanguageModel
-from regrad.training.lora.config import FinetuneConfig
+from regrad.training.lora.config import AdapterConfig, FinetuneConfig
 from regrad.training.lora.examples import adapter_examples, read_examples
 from regrad.training.meta import trainer
 from regrad.training.meta.collate import encode_question
@@ -71,7 +71,9 @@ def test_training_and_evaluation_have_the_same_prompt(
     ids, start = encode_question(lm, task, task.questions[0], shape)
     assert ids == [*expected, *answer, *lm.eos] and start == len(expected)
     context = lm.context_length or 0
-    assert Lengths(lm.tokenizer, lm.config, context).question(task, task.questions[0], shape) == len(ids)
+    assert Lengths(lm.tokenizer, lm.config, context, lm.vocabulary_size).question(
+        task, task.questions[0], shape
+    ) == len(ids)
 
     for objective in ("questions", "questions-with-passages"):
         if with_passages == (objective != "questions"):
@@ -143,11 +145,11 @@ def test_adapters_and_instruction_data_keep_the_kind_of_a_tasks_question(tiny: L
     (item,) = from_tasks([task], most=5)
     assert [pair.kind for pair in item.pairs] == ["choice", "yes-no"]
     assert Augmented.from_record(json.loads(json.dumps(item.to_record()))) == item
-    text = tiny.tokenizer.decode(adapter_examples(tiny, item)[0].ids)
+    text = tiny.tokenizer.decode(adapter_examples(tiny, item, AdapterConfig())[0].ids)
     assert "Answer with the letter only: A, B or C." in text
     alone = replace(item, pairs=(Pair("Who?", "Ada"),))
-    assert adapter_examples(tiny, alone) == adapter_examples(
-        tiny, replace(item, pairs=(pair_of({"question": "Who?", "answer": "Ada"}),))
+    assert adapter_examples(tiny, alone, AdapterConfig()) == adapter_examples(
+        tiny, replace(item, pairs=(pair_of({"question": "Who?", "answer": "Ada"}),)), AdapterConfig()
     )
 
 
