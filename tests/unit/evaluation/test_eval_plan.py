@@ -15,9 +15,10 @@ from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.output import plan_of
 from regrad.evaluation.plan import make_plan
 from regrad.meta_init import MetaInit
-from regrad.methods.base import Artefacts, MethodInfo, PassageCosts
-from regrad.methods.prompt_only import PromptOnlyConfig
+from regrad.methods.base import Artefacts, Method, MethodInfo, MethodSettings, PassageCosts
+from regrad.methods.prompt_only import PromptOnly
 from regrad.models.config import ModelConfig, SubspaceConfig
+from regrad.models.loading import LanguageModel
 from regrad.settings import Location, parse_settings
 from tests.tools.evaluating import settings, write_bank, write_set
 from tests.tools.refusals import refused
@@ -86,7 +87,7 @@ def test_the_seed_in_a_location_makes_a_cell_for_each(folder: Path, model: Model
     assert [cell.method.artefacts.meta_init for cell in plan] == [str(folder / "tiny-0"), str(folder / "tiny-1")]
 
 
-class Predicting(PromptOnlyConfig):
+class Predicting(MethodSettings):
     """A method with an artefact of its own kind."""
 
     METHODS: ClassVar = (MethodInfo("predicting", "for a test", passages_in_prompt=False, update="predicted"),)
@@ -99,6 +100,9 @@ class Predicting(PromptOnlyConfig):
 
     def costs(self) -> PassageCosts:
         return PassageCosts(storage_bytes=7.0)
+
+    def open(self, lm: LanguageModel) -> Method:
+        return PromptOnly(self)
 
 
 def test_a_methods_own_artefact_is_in_the_key_and_its_costs_are_in_the_plan(folder: Path, model: ModelConfig) -> None:
