@@ -17,10 +17,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from regrad.errors import ModelError
-from regrad.models.architectures import architecture_of
 from regrad.models.config import SubspaceConfig
 
 _BLOCK = re.compile(r"^(.*?)\.(\d+)\.")
@@ -171,6 +169,9 @@ def find_subspace(model: nn.Module, config: SubspaceConfig) -> Subspace:
     A projection is named by its path in a block or by the end of that path: `c_fc`, or `mlp.c_proj` beside
     `attn.c_proj`. Raises `ModelError` if a layer or projection is missing, or if a name fits several modules.
     """
+    # Here, as a bank needs subspaces and no model: importing transformers costs each of its processes half a second.
+    from regrad.models.architectures import architecture_of
+
     # 1. Every block's linear modules, by their path in the block.
     architecture = architecture_of(model)
     path, blocks = architecture.block_list(model)
@@ -180,7 +181,8 @@ def find_subspace(model: nn.Module, config: SubspaceConfig) -> Subspace:
         for name, module in block.named_modules():
             if isinstance(module, architecture.linear):
                 rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
-                sizes[name] = (rows, columns) if architecture.linear is Conv1D else (columns, rows)
+                # The other kind, Conv1D, keeps its weight as [in, out].
+                sizes[name] = (columns, rows) if architecture.linear is nn.Linear else (rows, columns)
         linears.append(sizes)
 
     # 2. The modules that each layer and projection of the settings stands for.
