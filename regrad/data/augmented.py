@@ -95,8 +95,14 @@ def augmented_file(uri: str) -> str:
 
 def read_augmented(uri: str) -> Iterator[Augmented]:
     """The passages of a file; raises `CorpusError` naming the first bad line."""
-    for where, record in read_jsonl(augmented_file(uri)):
-        yield Augmented.from_record(record, where)
+    try:
+        for where, record in read_jsonl(augmented_file(uri)):
+            yield Augmented.from_record(record, where)
+    except CorpusError as error:
+        if error.code != f"{CorpusError.area}.not_found":
+            raise
+        text = f"{augmented_file(uri)} does not exist; `regrad augment` makes it of a corpus"
+        raise CorpusError(text, code="not_found", uri=augmented_file(uri)) from error
 
 
 def encode_augmented(items: Iterable[Augmented]) -> bytes:

@@ -123,7 +123,9 @@ def reading(uri: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise CorpusError(f"{uri} does not exist", code="not_found", uri=uri) from error
+        raise CorpusError(
+            f"{uri} does not exist; check the path, which is relative to where you run", code="not_found", uri=uri
+        ) from error
     except PermissionError as error:
         raise CorpusError(
             f"{uri} cannot be read: {error}; change its permissions, or take it out of the corpus",

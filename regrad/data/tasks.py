@@ -118,7 +118,11 @@ def task_files(uri: str) -> list[str]:
     try:
         kind = storage.fs.info(storage.root)["type"]
     except FileNotFoundError as error:
-        raise CorpusError(f"{uri} does not exist", code="not_found", uri=uri) from error
+        raise CorpusError(
+            f"{uri} does not exist; make tasks with `regrad tasks`, `regrad synth` or `regrad lab world`",
+            code="not_found",
+            uri=uri,
+        ) from error
     except OSError as error:
         raise StorageError(f"cannot look up {uri}: {error}", code="refused", uri=uri) from error
     if kind != "directory":
