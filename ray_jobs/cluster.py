@@ -24,6 +24,9 @@ from regrad.settings import Settings, WorkersConfig, load_settings
 S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+_TRIES = 3
+
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -48,7 +51,7 @@ def cluster() -> Iterator[None]:
             # The processes of a local cluster log to files only: a person sees our own lines.
             silence_worker_logs()
             prepare_serve_proxy()
-            ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+            _start_local()
     except Exception as error:  # Ray raises a bare one if it does not come up in time
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         verb = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
@@ -57,6 +60,20 @@ def cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_local() -> None:
+    """Ray on this machine. It gives itself 30 seconds, which no setting changes and a busy machine can exceed: so it is
+    tried again, and the last error is raised."""
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+            return
+        except Exception as error:  # Ray raises a bare one if it does not come up in time
+            ray.shutdown()
+            if not tries_left or isinstance(error, ValueError):
+                raise
+            logger.warning("Ray did not start (%s); trying again", (str(error).splitlines() or [""])[0])
 
 
 def wants_gpu(config: WorkersConfig) -> bool:

@@ -1,0 +1,52 @@
+"""A local Ray that does not come up in its own 30 seconds is started again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from ray_jobs import cluster as module
+from ray_jobs.cluster import cluster
+from regrad.errors import ClusterError
+from tests.tools.refusals import refused
+
+SLOW = Exception("The current node timed out during startup.\nMore.")
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[Exception | None]:
+    """What each start does, taken from the front; Ray itself is not touched."""
+    todo: list[Exception | None] = []
+
+    def init(**_: Any) -> None:
+        if error := todo.pop(0):
+            raise error
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(module, "prepare_serve_proxy", lambda: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    return todo
+
+
+def test_a_slow_start_is_tried_again(starts: list[Exception | None]) -> None:
+    starts += [SLOW, SLOW, None]
+    with cluster():
+        assert not starts
+
+
+def test_what_never_starts_is_one_sentence(starts: list[Exception | None]) -> None:
+    starts += [SLOW] * 3
+    with refused(ClusterError, "unreachable") as info, cluster():
+        pytest.fail("there is no cluster")
+    assert not starts and "\n" not in str(info.value)
+
+
+def test_a_wrong_setting_is_not_tried_again(starts: list[Exception | None]) -> None:
+    starts += [ValueError("num_cpus is negative")]
+    with refused(ClusterError, "unreachable"), cluster():
+        pytest.fail("there is no cluster")
+    assert not starts
