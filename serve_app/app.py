@@ -20,13 +20,12 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Loggi
 from regrad.errors import ConfigError, ServeError
 from regrad.retrieval.base import check_index
 from regrad.settings import apply_override, parse_settings, read_yaml
-from serve_app.bank_loader import BankLoaderDeployment
 from serve_app.config import HttpConfig, ReplicaConfig, ServeConfig
+from serve_app.evidence import BankLoaderDeployment, RetrieverDeployment
 from serve_app.gateway import Gateway
 from serve_app.generator import GeneratorDeployment
 from serve_app.http.app import make_app
 from serve_app.methods import check_offers
-from serve_app.retriever import RetrieverDeployment
 from serve_app.rollout import read_releases, resolve_releases
 
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from regrad.errors import ModelError
-from regrad.inference.cache import RowCache, read_pieces
+from regrad.inference.row_state import RowCache, RowUpdates, read_pieces
 from regrad.inference.rows import DecodingListener, DecodingRequest, Row
-from regrad.inference.updates import RowUpdates
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import by_subspace
 

@@ -30,8 +30,8 @@ from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel
 from regrad.retrieval.base import Hit
 from regrad.settings import parse_settings
-from serve_app.bank_loader import BankLoaderDeployment
 from serve_app.config import ServeConfig
+from serve_app.evidence import BankLoaderDeployment
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, Sampling
 from serve_app.methods import LoadedAtoms, Prepared, RequestBuilder, demonstrations_of, offers_of, open_own
 from tests.tools.adapting import adapter_bank, static_lora

@@ -1,4 +1,7 @@
-"""Deployment: fetch the atoms of the retrieved passages and sum them, so that one vector travels for any k."""
+"""Deployments: what an answer rests on. One searches for passages; one fetches the passages' atoms and sums them.
+
+One vector travels from here to the generator, however many passages there are.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,51 @@ import torch
 
 from regrad.bank.reader import BankReader
 from regrad.bank.tiers import MemoryTier
-from regrad.errors import BankError, StorageError
+from regrad.errors import BankError, RegradError, StorageError
 from regrad.methods.atoms import use_of
+from regrad.retrieval.base import Hit, open_retriever
 from serve_app.config import ServeConfig
-from serve_app.messages import BankNeed, GradientSum, Release, Retrieved, RoutedAsk
+from serve_app.messages import Ask, BankNeed, GradientSum, Release, Retrieved, RoutedAsk
 from serve_app.observability import Watch
 
-T = TypeVar("T")
+Found = TypeVar("Found")
 _OPEN_BANKS = 4
 _REFRESH_SECONDS = 1.0  # longer than this, a refresh of an open bank goes on behind the requests
 _GRACE_SECONDS = 0.2  # for what the reader itself gives up at its deadline
 _LEAST_SECONDS = 0.05
 _LOAD_FRACTION = 0.5  # of a request's time: the rest is for the answer
 _STALL_SECONDS = 30.0
+
+
+class RetrieverDeployment:
+    """Searches an index of any kind; for BM25 each replica has a JVM."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._retriever = open_retriever(config.index, config.retrieval)
+        self._watch = Watch(config.watching, "retriever")
+
+    def check_health(self) -> None:
+        """Raises if the index does not answer, so that Serve replaces the replica."""
+        self._retriever.search(["health"], 1)
+
+    def retrieve(self, routed: Sequence[RoutedAsk]) -> list[Retrieved | Exception | None]:
+        """For each request its passages, or why there are none; None where the method looks at none."""
+        return [self._retrieve_one(each.ask) if each.retrieves else None for each in routed]
+
+    def _retrieve_one(self, ask: Ask) -> Retrieved | Exception:
+        """The k best passages, or those that the caller named, in the caller's order."""
+        # Errors are values here: those of one request must not fail the others of its micro-batch.
+        started = time.perf_counter()
+        named = ask.passage_ids
+        try:
+            with self._watch.span("retrieve", ask.traceparent, k=ask.k if named is None else len(named)):
+                if named is None:
+                    (hits,) = self._retriever.search([ask.question], ask.k)
+                else:
+                    hits = [Hit(passage, 0.0) for passage in self._retriever.passages(named)]
+        except RegradError as error:
+            return error
+        return Retrieved(tuple(hits), (time.perf_counter() - started) * 1e3)
 
 
 class BankLoaderDeployment:
@@ -99,7 +134,7 @@ class BankLoaderDeployment:
         """
         await asyncio.wait_for(asyncio.to_thread(lambda: None), _STALL_SECONDS)
 
-    async def _in_time(self, work: Callable[[], T], deadline: float) -> T:
+    async def _in_time(self, work: Callable[[], Found], deadline: float) -> Found:
         running = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
             return await asyncio.wait_for(running, max(0.0, deadline - time.monotonic()) + _GRACE_SECONDS)

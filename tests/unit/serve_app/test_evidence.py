@@ -15,9 +15,9 @@ from regrad.errors import BankError, PassageNotFound
 from regrad.meta_init import MetaInit
 from regrad.methods.base import BankState
 from regrad.retrieval.base import Hit
-from serve_app import bank_loader as module
-from serve_app.bank_loader import BankLoaderDeployment
+from serve_app import evidence as module
 from serve_app.config import ServeConfig
+from serve_app.evidence import BankLoaderDeployment
 from serve_app.messages import Ask, BankNeed, GradientSum, Release, Retrieved, RoutedAsk
 from tests.tools.banks import PASSAGES
 from tests.tools.releasing import commit, setup
