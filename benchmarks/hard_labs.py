@@ -24,9 +24,7 @@ from regrad.gradients.extractor import AtomExtractor
 from regrad.gradients.merging import MERGES
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.lab.files import set_corpus, set_questions
-from regrad.lab.sets import SETS
-from regrad.lab.sets.base import SetQuestion
-from regrad.lab.sets.hard import FORMER
+from regrad.lab.sets import FORMER, SETS, SetQuestion
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit, random_meta_init
 from regrad.models.config import ModelConfig

@@ -11,8 +11,7 @@ from regrad.data.augmented import AUGMENTED, Augmented, Pair, encode_augmented
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage, encode_passages
 from regrad.lab.config import LabConfig
-from regrad.lab.sets import SETS
-from regrad.lab.sets.base import LabSet, SetQuestion
+from regrad.lab.sets import SETS, LabSet, SetQuestion
 from regrad.lab.wording import ATTRIBUTES
 from regrad.lab.world import Namesakes, Person, World, passage, question
 from regrad.storage import Storage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from regrad.lab.sets.hard import Many
+from regrad.lab.sets import Many
 from studies.lab_report.claims.claim import MARGINAL, Claim, less_than, more
 from studies.lab_report.records import Key, Scores, Table
 

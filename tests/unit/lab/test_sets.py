@@ -14,10 +14,7 @@ from regrad.data.tasks import read_tasks
 from regrad.gradients.extractor import encode_passage
 from regrad.lab.config import LabConfig
 from regrad.lab.files import set_corpus, set_questions, set_tasks, write_hard_lab
-from regrad.lab.sets import SETS
-from regrad.lab.sets.base import LabSet
-from regrad.lab.sets.hard import CURRENT, FORMER, Conflict
-from regrad.lab.sets.wordings import UNSEEN_QUESTIONS, UNSEEN_STATEMENTS
+from regrad.lab.sets import CURRENT, FORMER, SETS, UNSEEN_QUESTIONS, UNSEEN_STATEMENTS, Conflict, LabSet
 from regrad.lab.wording import ATTRIBUTES, QUESTIONS, STATEMENTS
 from regrad.lab.world import World
 from regrad.models.loading import LanguageModel
