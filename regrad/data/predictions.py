@@ -1,20 +1,26 @@
-"""A user's predictions: jsonl of {id, prediction}, or one JSON mapping of ids to predictions (SQuAD, HotpotQA)."""
+"""A user's predictions: jsonl of {id, prediction}, or one JSON mapping of ids to predictions (SQuAD, HotpotQA).
+
+And whether what was answered is what was asked: ids that are missing, unknown or double.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
-from regrad.data.id_checks import mismatches, problem, refuse
 from regrad.data.jsonl import as_found, parse_jsonl
 from regrad.data.questions import Question
 from regrad.errors import EvaluationError
 from regrad.storage import Storage
+from regrad.text import listed
 
 _MOST_BYTES = 256 * 1024 * 1024
 _MOST_CHARACTERS = 100_000
 """Of one prediction."""
+_SHOWN = 5
+_SHOWN_CHARACTERS = 60
 
 _SHAPES = (
     'lines of {"id": ..., "prediction": ...}, one mapping of ids to predictions, or such a mapping under "answer" '
@@ -45,7 +51,7 @@ def read_predictions(path: str, questions: Collection[Question]) -> dict[str, st
     known = [entry for entry in entries if not _fault(*entry)]
     faults = [f"{str(name)[:60]} ({fault})" for name, value in entries if (fault := _fault(name, value))]
     named = [name for name, _ in entries if isinstance(name, str)]
-    problems = [*problem("unusable", faults), *mismatches(named, (question.id for question in questions))]
+    problems = [*mismatch("unusable", faults), *mismatches(named, (question.id for question in questions))]
     refuse(f"{path} does not match the {len(questions)} questions", problems)
     predictions: dict[str, str] = dict(known)
     return {question.id: predictions[question.id] for question in questions}
@@ -120,3 +126,36 @@ def _fault(name: Any, prediction: Any) -> str:
         if not value.isascii() and value.encode(errors="replace").decode() != value:
             return f"its {what} is not valid Unicode"
     return ""
+
+
+class Mismatch(NamedTuple):
+    """What is wrong with some ids or other short texts; written such as "7 missing: 'a', 'b' and 5 more"."""
+
+    label: str
+    items: list[str]
+
+    def __str__(self) -> str:
+        cut = [item if len(item) <= _SHOWN_CHARACTERS else item[:_SHOWN_CHARACTERS] + "..." for item in self.items]
+        return f"{len(self.items)} {self.label}: {listed(list(map(repr, cut)), _SHOWN)}"
+
+
+def mismatch(label: str, items: Collection[str]) -> list[Mismatch]:
+    """One mismatch, or none if there is no item."""
+    return [Mismatch(label, list(items))] if items else []
+
+
+def mismatches(found: Iterable[str], expected: Iterable[str]) -> list[Mismatch]:
+    """The ids that are expected and not found, found and not expected, or found twice."""
+    counts, wanted = Counter(found), set(expected)
+    return [
+        *mismatch("missing", sorted(wanted - counts.keys())),
+        *mismatch("unknown", sorted(counts.keys() - wanted)),
+        *mismatch("more than once", sorted(name for name, count in counts.items() if count > 1)),
+    ]
+
+
+def refuse(what: str, problems: Collection[Mismatch], code: str = "ids_do_not_match") -> None:
+    """Raise `EvaluationError` with all the problems, if there is one; its field `problems` has the items by label."""
+    if problems:
+        items = {found.label: found.items for found in problems}
+        raise EvaluationError(f"{what}: {'; '.join(map(str, problems))}", code=code, problems=items)

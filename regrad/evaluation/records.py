@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from regrad.data.id_checks import Problem, mismatches, problem, refuse
+from regrad.data.predictions import Mismatch, mismatch, mismatches, refuse
 from regrad.data.questions import QUESTION_KINDS, Question, QuestionKind
 from regrad.errors import EvaluationError
 from regrad.storage import Storage
@@ -163,7 +163,7 @@ def read_record_table(storage: Storage, name: str) -> pa.Table:
                 records=rows,
             )
         missing = [column for column in RECORD.names if column not in file.schema_arrow.names]
-        refuse(f"{where} is no file of records", problem("columns missing", missing), "columns_missing")
+        refuse(f"{where} is no file of records", mismatch("columns missing", missing), "columns_missing")
         table = file.read(columns=RECORD.names)
         notes = table.schema.metadata
         return table.select(RECORD.names).cast(RECORD).replace_schema_metadata(notes)
@@ -188,15 +188,15 @@ def check_records(records: Sequence[Record], questions: Sequence[Question]) -> N
     problems = [
         *_several_cells(records),
         *mismatches((record.question_id for record in records), asked),
-        *problem("with other words, answers or kind than in the question set", sorted(changed)),
+        *mismatch("with other words, answers or kind than in the question set", sorted(changed)),
     ]
     cell = f"the records of {records[0].cell}" if records else "the records"
     refuse(f"{cell} do not match the {len(questions)} questions", problems)
 
 
-def _several_cells(records: Iterable[Record]) -> list[Problem]:
+def _several_cells(records: Iterable[Record]) -> list[Mismatch]:
     cells = sorted({record.cell for record in records})
-    return problem("cells in one file", [str(cell) for cell in cells]) if len(cells) > 1 else []
+    return mismatch("cells in one file", [str(cell) for cell in cells]) if len(cells) > 1 else []
 
 
 def _check_values(where: str, records: Sequence[Record]) -> None:
@@ -208,7 +208,7 @@ def _check_values(where: str, records: Sequence[Record]) -> None:
         )
     faults = {record.question_id: fault for record in records if (fault := _fault(record))}
     shown = [f"{question_id} ({fault})" for question_id, fault in faults.items()]
-    refuse(where, problem("records with impossible values", shown), "impossible_values")
+    refuse(where, mismatch("records with impossible values", shown), "impossible_values")
 
 
 def _fault(record: Record) -> str:

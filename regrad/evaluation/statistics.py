@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from regrad.data.id_checks import mismatches, refuse
+from regrad.data.predictions import mismatches, refuse
 from regrad.errors import EvaluationError
 from regrad.evaluation.records import Cell, Record
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from regrad.data.jsonl import encode_jsonl
@@ -19,7 +20,6 @@ from regrad.storage import Storage, directory_writer
 from regrad.text import counted
 from regrad.training.task_files.config import TasksConfig
 from regrad.training.task_files.passages import TaskPassages
-from regrad.training.task_files.split import draw_key, held_out
 
 TRAIN, DEV, CORPUS, LEFT_OUT, REPORT = "train.jsonl", "dev.jsonl", "corpus.jsonl", "left_out.jsonl", "report.json"
 
@@ -192,3 +192,57 @@ def described(report: dict[str, Any], output: str) -> str:
     reasons = ", ".join(f"{reason}: {count:,}" for reason, count in report["left_out"].items())
     left_out = f"left out {sum(report['left_out'].values()):,} of {counted(report['questions'], 'question')}"
     return "; ".join([*parts, left_out + (f" ({reasons})" if reasons else "")])
+
+
+def draw_key(seed: int, purpose: str, name: str) -> str:
+    """What to sort by for an order that depends on seed and id alone: a larger draw begins with a smaller one."""
+    return sha256(f"{seed}|{purpose}|{name}".encode()).hexdigest()
+
+
+def held_out(
+    questions: Sequence[Question], parts: Mapping[str, Iterable[Hashable]], fraction: float, seed: int
+) -> set[str]:
+    """The ids of the dev questions: about `fraction` of them, never more.
+
+    Questions that have one of their `parts` in common (by question id: articles or passages), or that are word for word
+    the same, are on the same side. Raises `TrainingError` if that leaves nothing to hold out.
+    """
+    wanted = round(fraction * len(questions))
+    if not wanted:
+        return set()
+    dev: set[str] = set()
+    units = _units(questions, parts)
+    for unit in sorted(units, key=lambda unit: draw_key(seed, "split", min(unit))):
+        if len(dev) + len(unit) <= wanted:
+            dev.update(unit)
+    if not dev:
+        smallest = min(map(len, units))
+        raise TrainingError(
+            f"{counted(wanted, 'question')} of {len(questions):,} should be kept for dev, and the smallest group that "
+            f"shares articles or passages has {smallest:,}; raise dev_fraction, or set split_by to passage or question",
+            code="cannot_split",
+            wanted=wanted,
+            smallest=smallest,
+        )
+    return dev
+
+
+def _units(questions: Sequence[Question], parts: Mapping[str, Iterable[Hashable]]) -> list[list[str]]:
+    """The ids of questions that hang together, in groups: a union-find over what they have in common."""
+    above: dict[Hashable, Hashable] = {}
+
+    def root(node: Hashable) -> Hashable:
+        above.setdefault(node, node)
+        while above[node] != node:
+            above[node] = above[above[node]]  # halves the way for whoever comes after
+            node = above[node]
+        return node
+
+    for question in questions:
+        words = " ".join(question.question.casefold().split())
+        for part in (("words", words, question.choices), *(("part", part) for part in parts[question.id])):
+            above[root(part)] = root(("question", question.id))
+    units: dict[Hashable, list[str]] = defaultdict(list)
+    for question in questions:
+        units[root(("question", question.id))].append(question.id)
+    return list(units.values())

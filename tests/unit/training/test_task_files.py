@@ -22,9 +22,8 @@ from regrad.storage import Storage
 from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.meta.task_plan import files_of
 from regrad.training.task_files.config import TasksConfig
-from regrad.training.task_files.maker import CORPUS, DEV, LEFT_OUT, REPORT, TRAIN, TaskMaker, described
+from regrad.training.task_files.maker import CORPUS, DEV, LEFT_OUT, REPORT, TRAIN, TaskMaker, described, held_out
 from regrad.training.task_files.passages import GOLD_NOT_FOUND, GOLD_NOWHERE, NO_GOLD, NOTHING_GIVEN, UNUSABLE
-from regrad.training.task_files.split import held_out
 from tests.tools.overlap import OverlapRetriever, build_overlap_index
 from tests.tools.refusals import refused
 
