@@ -40,25 +40,104 @@ def test_an_error_keeps_its_code_and_fields_when_it_is_pickled(error: RegradErro
     assert (type(found), str(found), vars(found)) == (type(error), str(error), vars(error))
 
 
+# Raised where the class is an argument or an attribute: what each such expression can stand for.
+_READERS = ("CorpusError", "EvaluationError")
+_CHOSEN: dict[str, tuple[str, ...]] = {
+    "error": _READERS,
+    "self.raises": _READERS,
+    "record.raises": _READERS,
+    "item.error": ("AtomNotFound", "AtomDamaged", "StorageError"),
+}
+# What a bank's reader notes, and `BankReader` raises with the same class and code.
+_NOTED, _NOTED_CLASS, _NOTED_CODE = "Fetched", "AtomNotFound", "item.code"
+
+
 def codes() -> list[str]:
-    """Every area of a class, and every `code=` with the class that it is given to, as the source has them."""
-    found = set()
-    for package in ("regrad", "ray_jobs", "serve_app", "studies"):
-        for path in (ROOT / package).rglob("*.py"):
-            found |= set(_codes(ast.parse(path.read_text())))
-    return sorted(found)
+    """The area of every class, and every code that the source gives to one."""
+    packages = ("regrad", "ray_jobs", "serve_app", "studies")
+    return _Source([path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]).codes()
 
 
-def _codes(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
+class _Source:
+    def __init__(self, paths: list[Path]) -> None:
+        self._trees = [(path, ast.parse(path.read_text())) for path in paths]
+        self._areas: dict[str, str] = {}
+        classes = [node for node in self._nodes() if isinstance(node, ast.ClassDef)]
+        for node in classes:
             for line in node.body:
                 if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "area":
-                    yield f"{node.name} {ast.literal_eval(line.value)}"
-        elif isinstance(node, ast.Call):
-            for keyword in node.keywords:
-                if keyword.arg == "code" and isinstance(keyword.value, ast.Constant):
-                    yield f"{ast.unparse(node.func)} .{keyword.value.value}"
+                    self._areas[node.name] = ast.literal_eval(line.value)
+        self._calls = [node for node in self._nodes() if isinstance(node, ast.Call)]
+        functions = (node for node in self._nodes() if isinstance(node, ast.FunctionDef))
+        self._takers = {node.name for node in functions if "code" in [argument.arg for argument in node.args.args]}
+        registries = (call.args[1] for call in self._calls if ast.unparse(call.func) == "Registry")
+        self._chosen = _CHOSEN | {"self._error": tuple(sorted({ast.unparse(error) for error in registries}))}
+
+    def _nodes(self) -> Iterator[ast.AST]:
+        return (node for _, tree in self._trees for node in ast.walk(tree))
+
+    def codes(self) -> list[str]:
+        found = set(self._areas.values())
+        for path, tree in self._trees:
+            for function, call in _calls_in(tree):
+                found.update(self._codes_of(call, function, path))
+        return sorted(found)
+
+    def _codes_of(self, call: ast.Call, function: ast.FunctionDef | None, path: Path) -> Iterator[str]:
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        code = given.get("code")
+        if code is None or ast.unparse(code) == _NOTED_CODE:
+            return
+        name = ast.unparse(call.func)
+        classes = self._chosen.get(name, (name.rpartition(".")[2],))
+        if name == _NOTED:
+            if not isinstance(code, ast.Constant):
+                return  # that of an error, which is listed where it is raised
+            classes = (ast.unparse(given["error"]) if "error" in given else _NOTED_CLASS,)
+        where = f"{path.relative_to(ROOT)}:{call.lineno}"
+        assert classes[0][0].isupper() or name in self._takers, f"{where}: add the classes of {name} to _CHOSEN"
+        for known in self._areas.keys() & set(classes):
+            parts = self._texts(code, function)
+            assert parts, f"{where}: it does not show which codes {ast.unparse(code)} can be: pass a literal"
+            yield from (f"{self._areas[known]}.{part}" for part in parts)
+
+    def _texts(self, value: ast.expr, function: ast.FunctionDef | None) -> set[str]:
+        """The texts that an expression can be: a literal, one of two, or a variable that holds literals."""
+        if isinstance(value, ast.Constant):
+            return {value.value}
+        if isinstance(value, ast.IfExp):
+            return self._texts(value.body, function) | self._texts(value.orelse, function)
+        if not isinstance(value, ast.Name) or function is None:
+            return set()
+        found = set()
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == value.id:
+                found |= self._texts(node.value, function)
+            elif isinstance(node, ast.For) and ast.unparse(node.target).strip("()").startswith(f"{value.id}, "):
+                found |= {row[0] for row in ast.literal_eval(node.iter)}
+        return found | self._arguments(value.id, function)
+
+    def _arguments(self, name: str, function: ast.FunctionDef) -> set[str]:
+        """The literals that callers pass for a parameter, and its default."""
+        names = [argument.arg for argument in function.args.args]
+        if name not in names:
+            return set()
+        place = names.index(name)
+        found = [*function.args.defaults[len(function.args.defaults) - len(names) + place :][:1]]
+        for call in self._calls:
+            if ast.unparse(call.func).rpartition(".")[2] == function.name:
+                found += [*call.args[place : place + 1], *(word.value for word in call.keywords if word.arg == name)]
+        return {node.value for node in found if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def _calls_in(
+    tree: ast.AST, function: ast.FunctionDef | None = None
+) -> Iterator[tuple[ast.FunctionDef | None, ast.Call]]:
+    """Every call with the innermost function around it."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Call):
+            yield function, node
+        yield from _calls_in(node, node if isinstance(node, ast.FunctionDef) else function)
 
 
 if __name__ == "__main__" and "--write" in sys.argv:

@@ -66,7 +66,7 @@ def tasks(file: QuestionFile) -> Iterator[Question]:
         try:
             task = Task.from_record(record.fields, record.where)
         except CorpusError as error:
-            raise EvaluationError(str(error), code=error.code.partition(".")[2], **error.fields) from error
+            raise EvaluationError(str(error), code="bad_task", **error.fields) from error
         for place, question in enumerate(task.questions):
             passages = tuple(task.passages[position] for position in question.context)
             rests_on = tuple(passage.id for passage in passages)

@@ -406,7 +406,7 @@ def test_tasks_rest_on_their_passages(tmp_path: Path) -> None:
             "kind",
         ),
         ("jsonl", {"question": "x", "answer": "a", "passages": [{"id": "p"}]}, "bad_passage", "text"),
-        ("tasks", {**TASK, "questions": [{"question": "x", "answer": "y", "context": [2]}]}, "wrong_field", "context"),
+        ("tasks", {**TASK, "questions": [{"question": "x", "answer": "y", "context": [2]}]}, "bad_task", "context"),
     ],
 )
 def test_a_wrong_record_is_named_with_its_field(

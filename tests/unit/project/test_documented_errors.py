@@ -21,11 +21,8 @@ QUOTED = re.compile(r"`` (.+?) ``|`([^`]+)`")
 
 @cache
 def known_codes() -> frozenset[str]:
-    """Every area, and every part with the area of the class that it is given to."""
-    lines = [line.split(" ") for line in codes()]
-    areas = {name: code for name, code in lines if not code.startswith(".")}
-    parts = {areas[name] + code for name, code in lines if code.startswith(".") and name in areas}
-    return frozenset(parts | set(areas.values()))
+    """Every area, and every code that the source gives."""
+    return frozenset(codes())
 
 
 @cache
