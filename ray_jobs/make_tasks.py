@@ -15,7 +15,7 @@ from regrad.data.question_sets import READERS
 from regrad.retrieval.base import check_index
 from regrad.storage import Storage, check_replaceable
 from regrad.training.task_files.config import TasksConfig
-from regrad.training.task_files.maker import REPORT, TaskMaker, described
+from regrad.training.task_files.maker import REPORT, TaskMaker, describe_report
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def run(config: TasksConfig) -> str:
     else:
         report = TaskMaker(config, parts, logger.info).make()
     parts.remove()
-    return described(report, config.output)
+    return describe_report(report, config.output)
 
 
 def _make(config: TasksConfig, progress: Any) -> dict[str, Any]:

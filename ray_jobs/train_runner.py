@@ -33,7 +33,7 @@ from regrad.errors import RegradError, TrainingError
 from regrad.locking import exclusive
 from regrad.storage import Storage, check_replaceable
 from regrad.training.callbacks import StepReport
-from regrad.training.checkpoint import Checkpoint, DevScore
+from regrad.training.checkpoint import DevScore, TrainCheckpoint
 from regrad.training.config import TrainConfig
 from regrad.training.trackers import Watcher, make_sinks
 from regrad.training.workers import Workers
@@ -263,7 +263,7 @@ class WorkerReporter:
         """See `Listener`."""
         self._tell(score)
 
-    def checkpoint(self, checkpoint: Checkpoint) -> None:
+    def checkpoint(self, checkpoint: TrainCheckpoint) -> None:
         """Give it to Ray Train, with the scores by which Ray keeps the best; waits until all workers are here."""
         score = checkpoint.state.latest_score
         scores = {f"dev_{name}": number for name, number in score.values.items()} if score else {}

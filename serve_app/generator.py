@@ -16,7 +16,7 @@ import ray
 from regrad.errors import RegradError
 from regrad.inference.engine import Engine
 from regrad.inference.loop import DecodingLoop
-from regrad.inference.rows import DecodingRequest, Finished
+from regrad.inference.rows import DecodingEvent, DecodingRequest, Finished
 from regrad.meta_init import MetaInit
 from regrad.methods.base import Plan
 from regrad.methods.regrad import BoundMetaInit
@@ -119,12 +119,12 @@ class GeneratorDeployment:
             builder = await self._builder(routed.release)
             prepared = await self._prepared(builder, ask, retrieved, gradients)
             preparing_milliseconds = (time.perf_counter() - arrived) * 1e3
-            async with contextlib.aclosing(self._decode(prepared.request, ask.seconds)) as updates:
-                async for update in updates:
-                    if isinstance(update, str):
-                        yield Piece(update)
+            async with contextlib.aclosing(self._decode(prepared.request, ask.seconds)) as events:
+                async for event in events:
+                    if isinstance(event, str):
+                        yield Piece(event)
                         continue
-                    finished = update
+                    finished = event
                     plan = prepared.plan
                     if ask.contributions:
                         # On the decoding thread, which alone may run the model.
@@ -149,19 +149,19 @@ class GeneratorDeployment:
     async def _decode(self, request: DecodingRequest, seconds: float) -> AsyncGenerator[str | Finished]:
         here = asyncio.get_running_loop()
         deadline = here.time() + seconds
-        heard: asyncio.Queue[str | Finished | Exception] = asyncio.Queue()
+        heard: asyncio.Queue[DecodingEvent] = asyncio.Queue()
 
-        def hear(update: str | Finished | Exception) -> None:  # called on the decoding thread
-            here.call_soon_threadsafe(heard.put_nowait, update)
+        def hear(event: DecodingEvent) -> None:  # called on the decoding thread
+            here.call_soon_threadsafe(heard.put_nowait, event)
 
         ticket = self._loop.submit(request, hear)
         try:
             while True:
-                update = await asyncio.wait_for(heard.get(), deadline - here.time())
-                if isinstance(update, Exception):
-                    raise update
-                yield update
-                if isinstance(update, Finished):
+                event = await asyncio.wait_for(heard.get(), deadline - here.time())
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if isinstance(event, Finished):
                     return
         finally:
             ticket.cancel()

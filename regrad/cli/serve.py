@@ -61,7 +61,7 @@ def wait_for(url: str, wanted: Sequence[dict[str, Any]], say: Callable[[str], No
                 seconds=_WAIT_SECONDS,
             )
         time.sleep(_PAUSE_SECONDS)
-    say(f"the server at {url} answers from it:\n{described(found)}")
+    say(f"the server at {url} answers from it:\n{describe_releases(found)}")
 
 
 def _are(found: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> bool:
@@ -73,7 +73,7 @@ def _are(found: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> b
     )
 
 
-def described(releases: Sequence[dict[str, Any]]) -> str:
+def describe_releases(releases: Sequence[dict[str, Any]]) -> str:
     """Releases in a few lines each."""
     lines = []
     for release in releases:
@@ -127,7 +127,7 @@ def update(
         releases = updated(current, parse_settings(ReleaseConfig, given, "the release"))
         facts = resolve_releases(application, releases)[1]
         write_releases(application, releases)
-    click.echo(f"in force, by {application.releases}:\n{described(facts)}")
+    click.echo(f"in force, by {application.releases}:\n{describe_releases(facts)}")
     if url:
         wait_for(url, facts)
 
@@ -145,7 +145,7 @@ def rollback(config: Path, overrides: tuple[str, ...], url: str | None) -> None:
         releases = rolled_back(current)
         facts = resolve_releases(application, releases)[1]
         write_releases(application, releases)
-    click.echo(f"in force again, by {application.releases}:\n{described(facts)}")
+    click.echo(f"in force again, by {application.releases}:\n{describe_releases(facts)}")
     if url:
         wait_for(url, facts)
 
@@ -154,7 +154,7 @@ def rollback(config: Path, overrides: tuple[str, ...], url: str | None) -> None:
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Where the server is.")
 def status(url: str) -> None:
     """Show what a running server answers from: MetaInit, bank, version and share of each release."""
-    click.echo(described(releases_at(url)))
+    click.echo(describe_releases(releases_at(url)))
 
 
 _VERBS = {

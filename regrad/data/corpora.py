@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from regrad.data.field_names import ID, TEXT, is_absent, named
 from regrad.data.files import (
+    LINE_TOO_LONG,
     MAX_LINE_BYTES,
     PARQUET,
-    TOO_LONG,
     TSV,
     Line,
     corpus_files,
@@ -101,7 +101,7 @@ def _checked(columns: Sequence[str], row: tuple[Any, ...], share: int) -> tuple[
     except UnicodeDecodeError as error:
         line, problem = b"", str(error)
     if len(line) > MAX_LINE_BYTES:
-        problem = TOO_LONG
+        problem = LINE_TOO_LONG
     return (_beginning(row) if problem else line), share, problem
 
 
@@ -132,7 +132,7 @@ class TsvReader:
             number, (data, _, cut) = self._number, line
             if not data.strip():
                 continue
-            record, problem = (b"", TOO_LONG) if cut else self._read(data)
+            record, problem = (b"", LINE_TOO_LONG) if cut else self._read(data)
             if record or problem:
                 read_bytes, self._read_bytes = self._read_bytes, 0
                 yield RawLine(self._uri, number, record or shown(data).encode(), read_bytes, problem)
@@ -175,7 +175,7 @@ class TsvReader:
             taken.append(line)
             size += len(line[0]) + 1
             if line[2] or size > MAX_LINE_BYTES:
-                raise ValueError(f"a quoted field is {TOO_LONG}")
+                raise ValueError(f"a quoted field is {LINE_TOO_LONG}")
             yield line[0].decode() + "\n"
 
     def _take_header(self, fields: list[str]) -> bool:

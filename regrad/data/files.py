@@ -188,7 +188,7 @@ def _uri_of(path: str, uri: str, fs: Any, root: str) -> str:
 MAX_LINE_BYTES = 8 * 1024 * 1024
 """A longer line of a corpus is refused: it is not a passage."""
 
-TOO_LONG = f"longer than {MAX_LINE_BYTES} bytes"
+LINE_TOO_LONG = f"longer than {MAX_LINE_BYTES} bytes"
 
 _CHUNK = 1024 * 1024
 _REMOTE_BLOCK = 8 * 1024 * 1024

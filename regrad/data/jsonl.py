@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from regrad.data.files import AN_ARRAY, TOO_LONG, each_line
+from regrad.data.files import AN_ARRAY, LINE_TOO_LONG, each_line
 from regrad.errors import CorpusError, RegradError
 
 _SHOWN_CHARACTERS = 80
@@ -50,7 +50,7 @@ def raw_lines(uri: str) -> Iterator[RawLine]:
     for line, read_bytes, cut in each_line(uri):
         number += 1
         if cut:
-            yield RawLine(uri, number, shown(line).encode(), skipped + read_bytes, TOO_LONG)
+            yield RawLine(uri, number, shown(line).encode(), skipped + read_bytes, LINE_TOO_LONG)
         elif line and not line.isspace():
             yield RawLine(uri, number, line, skipped + read_bytes)
         else:

@@ -1,6 +1,6 @@
 """Model families: what regrad must know about a kind of model to adapt it and decode with it, as rows of a table.
 
-`docs/models.md` shows the table; `tests/unit/models/test_model_families.py` runs a small random model of every row
+`docs/models.md` shows the table; `tests/unit/models/test_architectures.py` runs a small random model of every row
 through updates, atoms, decoding and a training step.
 """
 

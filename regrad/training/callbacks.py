@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from regrad.training.checkpoint import Checkpoint, DevScore, Product
+from regrad.training.checkpoint import DevScore, Product, TrainCheckpoint
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Listener(Protocol):
     def scored(self, score: DevScore) -> None:
         """Called after the dev items were scored."""
 
-    def checkpoint(self, checkpoint: Checkpoint) -> None:
+    def checkpoint(self, checkpoint: TrainCheckpoint) -> None:
         """Called with each checkpoint; keeping it is up to the listener."""
 
 
@@ -61,7 +61,7 @@ class Silent:
     def scored(self, score: DevScore) -> None:
         """See `Listener`."""
 
-    def checkpoint(self, checkpoint: Checkpoint) -> None:
+    def checkpoint(self, checkpoint: TrainCheckpoint) -> None:
         """See `Listener`."""
 
 
@@ -72,7 +72,7 @@ class Best(Silent):
         self.product: Product | None = None
         self._number, self._best = number, float("-inf")
 
-    def checkpoint(self, checkpoint: Checkpoint) -> None:
+    def checkpoint(self, checkpoint: TrainCheckpoint) -> None:
         """See `Listener`."""
         score = checkpoint.state.latest_score
         if score is not None and score.values[self._number] > self._best:

@@ -81,7 +81,7 @@ class Product(Protocol):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class TrainCheckpoint:
     """The state of a run of one `kind` on the weights `base`, its tensors, and its product so far."""
 
     kind: str
@@ -100,7 +100,7 @@ class Checkpoint:
             (staging / CARD).write_text(json.dumps({**card, "state": asdict(self.state)}))
 
 
-def load_checkpoint(folder: Path, kind: str, base: str) -> tuple[TrainState, dict[str, Tensor]]:
+def load_train_checkpoint(folder: Path, kind: str, base: str) -> tuple[TrainState, dict[str, Tensor]]:
     """State and tensors; raises `TrainingError` if damaged, of another kind or version, or of other base weights."""
     try:
         card: dict[str, Any] = json.loads((folder / CARD).read_text())

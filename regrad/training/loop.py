@@ -19,7 +19,7 @@ from torch import Tensor
 from regrad.errors import TrainingError
 from regrad.text import counted
 from regrad.training.callbacks import Listener, Meter, Silent, StepReport, peak_memory
-from regrad.training.checkpoint import Checkpoint, DevScore, Product, TrainState, load_checkpoint
+from regrad.training.checkpoint import DevScore, Product, TrainCheckpoint, TrainState, load_train_checkpoint
 from regrad.training.config import CheckpointConfig, ScheduleConfig, WatchConfig
 from regrad.training.workers import Workers
 
@@ -95,7 +95,7 @@ def resume(learner: Learner[Any], checkpoint: AbstractContextManager[Path | None
     with checkpoint as folder:
         if folder is None:
             return TrainState()
-        state, tensors = load_checkpoint(folder, learner.kind, learner.base)
+        state, tensors = load_train_checkpoint(folder, learner.kind, learner.base)
     learner.load(tensors)
     return state
 
@@ -151,7 +151,7 @@ class Loop(Generic[Item]):
                 learner, product = self._learner, self._learner.product(state)
                 tensors = learner.tensors()
                 self._listener.checkpoint(
-                    Checkpoint(learner.kind, learner.base, state, tensors, learner.product_name, product)
+                    TrainCheckpoint(learner.kind, learner.base, state, tensors, learner.product_name, product)
                 )
         if state.step != self._schedule.steps:
             raise TrainingError(

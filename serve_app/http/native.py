@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from regrad.methods.base import MethodInfo as Method
+from regrad.methods.base import MethodInfo
 from regrad.registry import Registry
 from serve_app.config import LimitsConfig
 from serve_app.http.calls import (
@@ -37,12 +37,12 @@ from serve_app.http.responses import (
     BankResponse,
     CompareResponse,
     LimitsInfo,
-    MethodInfo,
     MethodsResponse,
+    OfferedMethod,
     ReadyResponse,
+    answer_passages,
     answer_response,
     or_events,
-    passage_infos,
 )
 from serve_app.messages import Ask, Piece, Reply, Retrieved, StreamEvent
 
@@ -51,7 +51,7 @@ _TAGS: list[str | Enum] = ["regrad"]
 
 
 def add_native_routes(
-    api: FastAPI, limits: LimitsConfig, offered: Registry[Method], answering: Callable[[], Answering]
+    api: FastAPI, limits: LimitsConfig, offered: Registry[MethodInfo], answering: Callable[[], Answering]
 ) -> None:
     """Add the routes of the native interface."""
 
@@ -84,7 +84,9 @@ def add_native_routes(
 
     async def methods() -> MethodsResponse:
         """Every method by name."""
-        return MethodsResponse(methods=[MethodInfo.model_validate(m, from_attributes=True) for m in offered.values()])
+        return MethodsResponse(
+            methods=[OfferedMethod.model_validate(m, from_attributes=True) for m in offered.values()]
+        )
 
     async def bank(client: ClientOf) -> BankResponse:
         releases = await unless_client_leaves(client, attempt(client, lambda: answering().releases()))
@@ -155,7 +157,7 @@ async def _event_chunks(asks: dict[str, Ask], named: bool, events: Events) -> Ch
         label = {"method": method} if named else {}
         match event:
             case Retrieved():
-                passages = passage_infos(asks[method], event.hits)
+                passages = answer_passages(asks[method], event.hits)
                 data = {**label, "passages": passages, "milliseconds": event.milliseconds}
                 yield sse(data, "passages")
             case Piece():

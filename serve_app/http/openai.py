@@ -26,7 +26,7 @@ from serve_app.http.calls import (
 from serve_app.http.errors import Problem, Refused, invalid
 from serve_app.http.openai_schemas import (
     CHAT,
-    TEXT,
+    TEXT_COMPLETION,
     ChatCompletion,
     ChatRequest,
     Completing,
@@ -126,10 +126,10 @@ def add_openai_routes(
     async def complete(body: Any, client: ClientOf) -> Any:
         request: CompletionRequest = body
         check_model_name(request.model, offered)
-        client = replace(client, question_field=TEXT.question_field)
+        client = replace(client, question_field=TEXT_COMPLETION.question_field)
         ask = completion_ask(request, limits, client)
         if request.stream:
-            return await _streamed(TEXT, client, answering, ask, request.include_usage)
+            return await _streamed(TEXT_COMPLETION, client, answering, ask, request.include_usage)
         return completion(await _whole(client, answering, ask))
 
     async def models() -> ModelList:

@@ -262,7 +262,7 @@ class Dialect:
 
 
 CHAT = Dialect("messages", "chatcmpl", "chat.completion.chunk", chat=True)
-TEXT = Dialect("prompt", "cmpl", "text_completion", chat=False)
+TEXT_COMPLETION = Dialect("prompt", "cmpl", "text_completion", chat=False)
 
 
 def chat_completion(reply: Reply) -> ChatCompletion:
@@ -275,7 +275,7 @@ def chat_completion(reply: Reply) -> ChatCompletion:
 def completion(reply: Reply) -> Completion:
     """A whole answer to a prompt."""
     choice = TextChoice(text=reply.answered.text, finish_reason=reply.answered.finish_reason)
-    return Completion(choices=[choice], **_completed(TEXT, reply))
+    return Completion(choices=[choice], **_completed(TEXT_COMPLETION, reply))
 
 
 async def chunks(dialect: Dialect, ask: Ask, include_usage: bool, events: Events) -> Chunks:

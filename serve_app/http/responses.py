@@ -13,7 +13,7 @@ from serve_app.http.errors import ErrorBody, ErrorResponse
 from serve_app.messages import Ask, Reply
 
 
-class PassageInfo(BaseModel):
+class AnswerPassage(BaseModel):
     """One passage that the answer rests on. The score is the retriever's; null if the client named the passage."""
 
     id: str
@@ -58,7 +58,7 @@ class Grounds(BaseModel):
     method: str
     k: int = Field(description="how many passages there were")
     gamma: float
-    passages: list[PassageInfo]
+    passages: list[AnswerPassage]
     release: str
     bank_version: str | None = Field(description="null for methods that apply no gradients")
     degraded: list[DegradedInfo] = Field(description="empty if everything was done as asked")
@@ -82,7 +82,7 @@ class CompareResponse(BaseModel):
     errors: dict[str, ErrorBody] = Field(description="by method")
 
 
-class MethodInfo(BaseModel):
+class OfferedMethod(BaseModel):
     """One method and what it does."""
 
     name: str
@@ -95,7 +95,7 @@ class MethodInfo(BaseModel):
 class MethodsResponse(BaseModel):
     """The answer to `GET /v1/methods`."""
 
-    methods: list[MethodInfo]
+    methods: list[OfferedMethod]
 
 
 class ReadyResponse(BaseModel):
@@ -120,7 +120,7 @@ class BankResponse(BaseModel):
     limits: LimitsInfo
 
 
-def passage_infos(ask: Ask, hits: Sequence[Hit], uses: Sequence[PassageUse] = ()) -> list[PassageInfo]:
+def answer_passages(ask: Ask, hits: Sequence[Hit], uses: Sequence[PassageUse] = ()) -> list[AnswerPassage]:
     """Passages as the client sees them."""
     by_id = {use.id: use for use in uses}
     infos = []
@@ -128,7 +128,7 @@ def passage_infos(ask: Ask, hits: Sequence[Hit], uses: Sequence[PassageUse] = ()
         passage = hit.passage
         use = by_id.get(passage.id, PassageUse(passage.id))
         infos.append(
-            PassageInfo(
+            AnswerPassage(
                 id=passage.id,
                 title=passage.title,
                 text=passage.text,
@@ -144,7 +144,7 @@ def grounds(reply: Reply) -> Grounds:
     """How the answer came about."""
     ask = reply.ask
     answered = reply.answered
-    passages = passage_infos(ask, reply.retrieved.hits if reply.retrieved else (), answered.uses)
+    passages = answer_passages(ask, reply.retrieved.hits if reply.retrieved else (), answered.uses)
     return Grounds(
         method=ask.method,
         k=len(passages),

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from regrad.training.callbacks import Silent
-from regrad.training.checkpoint import Checkpoint, TrainState, load_module_tensors, module_tensors
+from regrad.training.checkpoint import TrainCheckpoint, TrainState, load_module_tensors, module_tensors
 from regrad.training.config import CheckpointConfig, ScheduleConfig, WatchConfig
 from regrad.training.loop import Loop, StepResult, resume
 from regrad.training.sampler import Sampler, SampleSource
@@ -98,9 +98,9 @@ class Keeper(Silent):
     def __init__(self, folder: Path, fatal: int | None = None) -> None:
         self._folder, self._fatal = folder, fatal
 
-    def checkpoint(self, checkpoint: Checkpoint) -> None:
+    def checkpoint(self, checkpoint: TrainCheckpoint) -> None:
         if checkpoint.state.step == self._fatal:
-            checkpoint = Checkpoint(checkpoint.kind, checkpoint.base, checkpoint.state, {}, "line", _Killed())
+            checkpoint = TrainCheckpoint(checkpoint.kind, checkpoint.base, checkpoint.state, {}, "line", _Killed())
         checkpoint.save(self._folder / f"{checkpoint.state.step:03}")
 
 

@@ -178,7 +178,7 @@ def _kinds(kept: Iterable[Kept]) -> dict[str, int]:
     return dict(Counter(one.question.kind for one in kept).most_common())
 
 
-def described(report: dict[str, Any], output: str) -> str:
+def describe_report(report: dict[str, Any], output: str) -> str:
     """What was made, in one line."""
     made = [
         f"{name}: {counted(report[name]['tasks'], 'task')}, {counted(report[name]['questions'], 'question')}"

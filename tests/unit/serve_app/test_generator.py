@@ -24,7 +24,7 @@ from serve_app.generator import GeneratorDeployment
 from serve_app.messages import Answered, Ask, BankNeed, Piece, Release, Retrieved, RoutedAsk, Sampling
 from serve_app.methods import offers_of
 from tests.tools.adapting import adapter_bank
-from tests.unit.serve_app.test_offers import config
+from tests.unit.serve_app.test_methods import config
 
 TOKENS = Sampling(4)
 

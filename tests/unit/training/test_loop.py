@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from regrad.errors import TrainingError
 from regrad.training.callbacks import Best, Silent, StepReport
-from regrad.training.checkpoint import CARD, Checkpoint, DevScore, TrainState, load_checkpoint
+from regrad.training.checkpoint import CARD, DevScore, TrainCheckpoint, TrainState, load_train_checkpoint
 from regrad.training.config import CheckpointConfig, WatchConfig
 from regrad.training.loop import Loop, Scoring, resume
 from tests.tools.patience import patient
@@ -44,25 +44,25 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint_to_the_same_bits(tm
     assert torch.equal(made["weights"], learner.layer.weight), "the product is usable by itself"
 
 
-def checkpoint(learner: LineLearner, kind: str = "regression") -> Checkpoint:
+def checkpoint(learner: LineLearner, kind: str = "regression") -> TrainCheckpoint:
     state = TrainState(3, [2.0, 1.0], [2], [DevScore(3, {"f1": 0.5, "questions": 7})], {"strategy": "graph"}, 1.5)
-    return Checkpoint(kind, "base", state, learner.tensors(), "line", learner.product(state))
+    return TrainCheckpoint(kind, "base", state, learner.tensors(), "line", learner.product(state))
 
 
 def test_a_checkpoint_gives_back_what_was_saved_and_is_not_taken_for_another(tmp_path: Path) -> None:
     learner = LineLearner()
     checkpoint(learner).save(tmp_path / "a")
-    state, tensors = load_checkpoint(tmp_path / "a", "regression", "base")
+    state, tensors = load_train_checkpoint(tmp_path / "a", "regression", "base")
     assert state == checkpoint(learner).state
     assert tensors.keys() == learner.tensors().keys()
     with refused(TrainingError, "checkpoint_of_another_kind", expected="fine-tuning", found="regression"):
-        load_checkpoint(tmp_path / "a", "fine-tuning", "base")
+        load_train_checkpoint(tmp_path / "a", "fine-tuning", "base")
     with refused(TrainingError, "checkpoint_of_another_base", uri=str(tmp_path / "a")):
-        load_checkpoint(tmp_path / "a", "regression", "other")
+        load_train_checkpoint(tmp_path / "a", "regression", "other")
     with refused(TrainingError, "checkpoint_of_another_base", uri=str(tmp_path / "a")):
         resume(learner, nullcontext(tmp_path / "a"))
     with refused(TrainingError, "checkpoint_damaged", uri=str(tmp_path / "b")):
-        load_checkpoint(tmp_path / "b", "regression", "base")
+        load_train_checkpoint(tmp_path / "b", "regression", "base")
 
 
 def test_a_damaged_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
@@ -72,12 +72,12 @@ def test_a_damaged_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
     data[-1] ^= 1
     file.write_bytes(bytes(data))
     with refused(TrainingError, "checkpoint_damaged", uri=str(tmp_path / "a")):
-        load_checkpoint(tmp_path / "a", "regression", "base")
+        load_train_checkpoint(tmp_path / "a", "regression", "base")
     card = tmp_path / "a" / CARD
     for broken in ("{", "[]", json.dumps({**json.loads(card.read_text()), "state": {"step": 1}})):
         card.write_text(broken)
         with refused(TrainingError, "checkpoint_damaged"):
-            load_checkpoint(tmp_path / "a", "regression", "base")
+            load_train_checkpoint(tmp_path / "a", "regression", "base")
 
 
 class Told(Silent):
@@ -94,7 +94,7 @@ class Told(Silent):
     def scored(self, score: DevScore) -> None:
         self.events.append(f"scored {score.step}")
 
-    def checkpoint(self, checkpoint: Checkpoint) -> None:
+    def checkpoint(self, checkpoint: TrainCheckpoint) -> None:
         self.events.append(f"checkpoint {checkpoint.state.step}")
 
 

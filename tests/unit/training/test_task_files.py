@@ -22,7 +22,7 @@ from regrad.storage import Storage
 from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.meta.task_plan import files_of
 from regrad.training.task_files.config import TasksConfig
-from regrad.training.task_files.maker import CORPUS, DEV, LEFT_OUT, REPORT, TRAIN, TaskMaker, described, held_out
+from regrad.training.task_files.maker import CORPUS, DEV, LEFT_OUT, REPORT, TRAIN, TaskMaker, describe_report, held_out
 from regrad.training.task_files.passages import GOLD_NOT_FOUND, GOLD_NOWHERE, NO_GOLD, NOTHING_GIVEN, UNUSABLE
 from tests.tools.overlap import OverlapRetriever, build_overlap_index
 from tests.tools.refusals import refused
@@ -237,7 +237,7 @@ def test_a_squad_file_becomes_tasks_of_its_paragraphs_and_no_article_is_split(tm
     titles = [{task.passages[0].title for task in tasks} for tasks in (train, dev)]
     assert len(titles[1]) == 2 and titles[0].isdisjoint(titles[1])
     assert all(len(task.passages) == 1 and not task.questions[0].aliases for task in train)
-    assert "left out 20 of 80 questions (has no answer (SQuAD 2.0): 20)" in described(report, settings.output)
+    assert "left out 20 of 80 questions (has no answer (SQuAD 2.0): 20)" in describe_report(report, settings.output)
 
 
 def test_rows_of_squad_are_the_same_questions(tmp_path: Path) -> None:

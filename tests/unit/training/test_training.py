@@ -21,7 +21,7 @@ from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel
 from regrad.settings import parse_settings
 from regrad.training.callbacks import Silent, StepReport
-from regrad.training.checkpoint import Checkpoint, DevScore, TrainState, load_checkpoint
+from regrad.training.checkpoint import DevScore, TrainCheckpoint, TrainState, load_train_checkpoint
 from regrad.training.config import WatchConfig
 from regrad.training.loop import Loop
 from regrad.training.meta.config import DevConfig, InnerConfig, MetaTrainConfig, OptimizerConfig
@@ -71,7 +71,7 @@ class Keeper(Silent):
     def scored(self, score: DevScore) -> None:
         self.scores.append(score)
 
-    def checkpoint(self, checkpoint: Checkpoint) -> None:
+    def checkpoint(self, checkpoint: TrainCheckpoint) -> None:
         if self.folder is not None:
             checkpoint.save(self.folder / str(checkpoint.state.step))
 
@@ -96,7 +96,7 @@ def steps_of(tasks: Sequence[Task], config: MetaTrainConfig, first: int = 0) -> 
 
 
 def load(folder: Path, lm: LanguageModel) -> tuple[TrainState, dict[str, Any]]:
-    return load_checkpoint(folder, MetaLearner.kind, lm.identity())
+    return load_train_checkpoint(folder, MetaLearner.kind, lm.identity())
 
 
 @pytest.mark.parametrize("mode", ["tie", "same", "full", "fix"])

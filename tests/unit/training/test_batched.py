@@ -23,7 +23,7 @@ from regrad.models.loading import LanguageModel
 from regrad.models.subspace import save_adapter
 from regrad.settings import parse_settings
 from regrad.training.callbacks import Silent, StepReport
-from regrad.training.checkpoint import Checkpoint
+from regrad.training.checkpoint import TrainCheckpoint
 from regrad.training.loop import resume
 from regrad.training.lora.batched import AdapterTrainer, RowTrainer, train_rows
 from regrad.training.lora.config import AdamWConfig, AdapterConfig, FinetuneConfig
@@ -375,7 +375,7 @@ class Keeper(Silent):
     def report(self, report: StepReport) -> None:
         self.reports.append(report)
 
-    def checkpoint(self, checkpoint: Checkpoint) -> None:
+    def checkpoint(self, checkpoint: TrainCheckpoint) -> None:
         checkpoint.save(self.folder / str(checkpoint.state.step))
 
 

@@ -27,7 +27,7 @@ from regrad.training.meta.strategies import make_strategy
 from tests.tools.decoded import run, update
 from tests.tools.random_models import loaded, random_gemma3, random_model
 from tests.tools.refusals import refused
-from tests.unit.gradients.test_atoms import autograd_atom, relative_error
+from tests.unit.gradients.test_extractor import autograd_atom, relative_error
 from tests.unit.models.test_lora import merged_weights
 from tests.unit.training.test_meta_gradient import at, naive, relative
 

@@ -10,7 +10,7 @@ import pytest
 from ray import train
 
 from ray_jobs.train_runner import WorkerReporter
-from regrad.training.checkpoint import CARD, Checkpoint, DevScore, TrainState
+from regrad.training.checkpoint import CARD, DevScore, TrainCheckpoint, TrainState
 from tests.tools.regression import LineLearner
 
 
@@ -30,7 +30,7 @@ def test_only_the_first_worker_tells_and_saves(monkeypatch: pytest.MonkeyPatch, 
     worker.note("step 1")
     learner, scored = LineLearner(), TrainState(1, scores=[DevScore(1, {"f1": 0.5})])
     for state in (scored, TrainState(2)):
-        worker.checkpoint(Checkpoint("kind", "base", state, learner.tensors(), "line", learner.product(state)))
+        worker.checkpoint(TrainCheckpoint("kind", "base", state, learner.tensors(), "line", learner.product(state)))
     assert told == ([] if rank else ["step 1"])
     files = None if rank else [CARD, "line", "state.safetensors"]
     assert reported == [({"step": 1, "dev_f1": 0.5}, files), ({"step": 2}, files)]
