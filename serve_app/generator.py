@@ -14,8 +14,7 @@ from functools import partial
 import ray
 
 from regrad.errors import RegradError
-from regrad.inference.engine import Engine
-from regrad.inference.loop import DecodingLoop
+from regrad.inference.engine import DecodingLoop, Engine
 from regrad.inference.rows import DecodingEvent, DecodingRequest, Finished
 from regrad.meta_init import MetaInit
 from regrad.methods.base import Plan

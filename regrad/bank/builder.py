@@ -17,9 +17,9 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from regrad.bank.format import INDEX, QUARANTINE, SHARDS, Manifest, read_table, table
+from regrad.bank.format import INDEX, QUARANTINE, SHARDS, Manifest, read_table, shard_path, table
 from regrad.bank.index import Catalog
-from regrad.bank.shards import shard_path, write_shard
+from regrad.bank.shards import write_shard
 from regrad.bank.writer import Change, whole_index
 from regrad.data.passages import Passage
 from regrad.errors import BankError, StorageError

@@ -24,8 +24,14 @@ from regrad.storage import Storage
 # What a manifest says.
 
 FORMAT = 2
+SHARD_FOLDER = "shards"
 BankKind = Literal["gradient", "adapter"]
 _NAME = re.compile(r"(index|shard-lists|quarantine|forgotten)/[0-9a-f]{32}\.parquet|lookup/[0-9a-f]{32}\.bin")
+
+
+def shard_path(shard: str) -> str:
+    """The path of a shard's file from the bank's root."""
+    return f"{SHARD_FOLDER}/{shard}"
 
 
 class File(Settings):

@@ -15,6 +15,7 @@ from regrad.bank.builder import unfinished
 from regrad.bank.format import (
     FORGOTTEN,
     QUARANTINE,
+    SHARD_FOLDER,
     SHARDS,
     Manifest,
     read_manifest,
@@ -23,7 +24,6 @@ from regrad.bank.format import (
     versions,
 )
 from regrad.bank.index import key_of
-from regrad.bank.shards import SHARD_FOLDER
 from regrad.bank.writer import whole_index
 from regrad.errors import BankError, StorageError
 from regrad.storage import Storage

@@ -21,11 +21,12 @@ from regrad.bank.format import (
     read_manifest,
     read_table,
     rows_in_use,
+    shard_path,
     versions,
 )
 from regrad.bank.index import Catalog
 from regrad.bank.reader import BankReader
-from regrad.bank.shards import ShardInfo, checked_records, shard_path, shard_table, write_shard
+from regrad.bank.shards import ShardInfo, checked_records, shard_table, write_shard
 from regrad.bank.writer import Change, commit_onto_newest, index_rows, publish_parts, whole_index, write_part
 from regrad.errors import AtomNotFound, BankError, StorageError
 from regrad.storage import Storage

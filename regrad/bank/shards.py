@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from regrad.bank.format import INDEX, SHARDS, table
+from regrad.bank.format import INDEX, SHARD_FOLDER, SHARDS, shard_path, table
 from regrad.errors import AtomDamaged, BankError, StorageError
 from regrad.storage import Storage
 
-SHARD_FOLDER = "shards"
 _ALIGNMENT = 64
 
 
@@ -29,11 +28,6 @@ class ShardInfo:
     offset: int
     bytes: int
     sha256: str
-
-
-def shard_path(shard: str) -> str:
-    """The path of a shard's file from the bank's root."""
-    return f"{SHARD_FOLDER}/{shard}"
 
 
 def write_shard(storage: Storage, records: Tensor | Sequence[Tensor]) -> tuple[ShardInfo, list[int]]:

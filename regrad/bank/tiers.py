@@ -17,8 +17,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from regrad.bank.format import shard_path
 from regrad.bank.index import AtomLocation
-from regrad.bank.shards import shard_path
 from regrad.errors import AtomDamaged, StorageError
 from regrad.storage import Storage
 

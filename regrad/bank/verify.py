@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from regrad.bank.format import File, Manifest, Part, read_manifest, versions
+from regrad.bank.format import File, Manifest, Part, read_manifest, shard_path, versions
 from regrad.bank.index import Catalog, encode_lookup
-from regrad.bank.shards import shard_path
 from regrad.bank.writer import Change, commit, read_part_tables, whole_index
 from regrad.errors import BankError, BankFormatError, StorageError
 from regrad.storage import Storage

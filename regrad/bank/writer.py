@@ -16,6 +16,7 @@ from regrad.bank.format import (
     FORMAT,
     INDEX,
     QUARANTINE,
+    SHARD_FOLDER,
     SHARDS,
     File,
     Layout,
@@ -29,11 +30,12 @@ from regrad.bank.format import (
     read_table,
     select_shards,
     shard_names,
+    shard_path,
     table,
     write_table,
 )
 from regrad.bank.index import Catalog, encode_lookup, key_of
-from regrad.bank.shards import SHARD_FOLDER, ShardInfo, shard_path, shard_table, write_shard
+from regrad.bank.shards import ShardInfo, shard_table, write_shard
 from regrad.errors import BankConflict, BankError
 from regrad.storage import Storage
 

@@ -1,4 +1,4 @@
-"""Iteration-level batching over requests with different updates, and the check that it decodes a model correctly.
+"""Iteration-level batching over requests with different updates: the engine, and the thread that runs its steps.
 
 At every step waiting requests join, prompts are read in pieces, every other row gets one token, and finished rows
 leave. An update is an input of the pass (see `BatchedLora`): the weights are never written, and nothing computed under
@@ -9,32 +9,26 @@ and in several at once (see `RowUpdates`).
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import pairwise
-from weakref import WeakSet
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from regrad.errors import ModelError
 from regrad.inference.row_state import RowCache, RowUpdates, read_pieces
-from regrad.inference.rows import DecodingListener, DecodingRequest, Row
+from regrad.inference.rows import DecodingEvent, DecodingListener, DecodingRequest, Finished, Row
+from regrad.inference.verification import verify_decoding
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import by_subspace
 
 logger = logging.getLogger(__name__)
-
-# The check reads two rows in pieces that end here: in pieces of different lengths, then token by token, one row longer.
-_CUTS = ((4, 6, 7, 8), (3, 5, 6))
-_SHORT_WINDOW = 3
-# Relative errors of logits. Other pieces are other sums: 1e-6 in float32, about 1e-2 in bfloat16. A lost state or a
-# wrong mask costs far more.
-_MOST_EXACT = 1e-2
-_MOST_ROUNDED = 0.15
-_VERIFIED: WeakSet[nn.Module] = WeakSet()
+Result = TypeVar("Result")
 
 
 class Engine:
@@ -185,82 +179,143 @@ class Engine:
         del self._rows[size:]
 
 
-@torch.inference_mode()
-def verify_decoding(lm: LanguageModel) -> None:
-    """Raise `ModelError` if the engine's logits are not the model's own; does nothing for a model that has passed."""
-    # A model of a new kind can keep something beside keys and values, or place or mask its tokens in another way, and
-    # would then answer fluently and wrongly. This costs a few passes over a dozen tokens, once for a model in memory.
-    if lm.model in _VERIFIED:
-        return
-    _compare(lm)
-    # A model's real window is too long to read beyond it here. Its masks are made from its configuration, in each pass.
-    if any(lm.architecture.windows(lm.text_config).values()):
-        with _short_window(lm):
-            _compare(lm)
-    _VERIFIED.add(lm.model)
+class Ticket:
+    """A submitted request; `cancel` takes it out of the batch before the next step."""
+
+    # Either side may come first: `cancel` is called on the caller's thread, `entered` on the loop's.
+
+    def __init__(self) -> None:
+        self._row: Row | None = None
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """The answer is no longer wanted; the listener receives nothing further."""
+        self._cancelled = True
+        if self._row is not None:
+            self._row.cancelled = True
+
+    def entered(self, row: Row) -> None:
+        """The loop has taken the request."""
+        self._row = row
+        if self._cancelled:
+            row.cancelled = True
 
 
-def _compare(lm: LanguageModel) -> None:
-    vocabulary = int(lm.text_config.vocab_size)
-    rows = [[(3 + 7 * row + 5 * i) % vocabulary for i in range(cuts[-1])] for row, cuts in enumerate(_CUTS)]
-    own = []
-    for ids, cuts in zip(rows, _CUTS, strict=True):
-        logits_TV = lm.model(input_ids=torch.tensor([ids], device=lm.device), use_cache=False).logits[0]
-        own.append(logits_TV[torch.tensor(cuts, device=lm.device) - 1])
-    own_MV = torch.cat(own).double()
+class DecodingLoop:
+    """Runs the engine's steps whenever there is something to do. Listeners are called on its thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._busy_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
+        self._thread.start()
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many requests wait, and how many are in the batch."""
+        return self._engine.waiting + self._todo.qsize(), self._engine.active
+
+    def check(self, stall_seconds: float) -> None:
+        """Raise `ModelError` if the thread has ended, or has been busy with one step for more than `stall_seconds`."""
+        if not self._thread.is_alive():
+            raise ModelError("the decoding thread has ended", code="thread_ended")
+        since = self._busy_since
+        if since is not None and time.monotonic() - since > stall_seconds:
+            raise ModelError(
+                f"one decoding step has been running for more than {stall_seconds:.0f} s",
+                code="stalled",
+                seconds=stall_seconds,
+            )
+
+    def submit(self, request: DecodingRequest, listener: DecodingListener) -> Ticket:
+        """Hand over a request. If it is invalid, the listener receives the error."""
+        ticket = Ticket()
+
+        def enter() -> None:
+            try:
+                ticket.entered(self._engine.submit(request, listener))
+            except Exception as error:
+                _report(listener, error)
+
+        if not self._put(enter):
+            _report(listener, _ended())
+        return ticket
+
+    def generate(self, request: DecodingRequest) -> Finished:
+        """Submit a request and wait for its answer."""
+        answer: Future[Finished] = Future()
+
+        def listen(event: DecodingEvent) -> None:
+            if isinstance(event, Exception):
+                answer.set_exception(event)
+            elif isinstance(event, Finished):
+                answer.set_result(event)
+
+        self.submit(request, listen)
+        return answer.result()
+
+    def run(self, work: Callable[[], Result]) -> Future[Result]:
+        """Run other work on the model, between two steps."""
+        future: Future[Result] = Future()
+
+        def do() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(work())
+            except Exception as error:
+                future.set_exception(error)
+
+        if not self._put(do):
+            future.set_exception(_ended())
+        return future
+
+    def close(self) -> None:
+        """Stop after the current step; requests that are not finished end with an error."""
+        with self._lock:
+            self._closed = True
+            self._todo.put(None)
+        self._thread.join()
+
+    def _put(self, work: Callable[[], None]) -> bool:
+        with self._lock:
+            if not self._closed:
+                self._todo.put(work)
+            return not self._closed
+
+    def _run(self) -> None:
+        busy = False
+        while True:
+            # 1. Take all that has been put; wait only if there is nothing to decode.
+            self._busy_since = None
+            received = [] if busy else [self._todo.get()]
+            while not self._todo.empty():  # this thread alone takes from it
+                received.append(self._todo.get())
+            for work in received:
+                if work is None:
+                    return self._engine.fail(_ended(), waiting=True)
+                self._busy_since = time.monotonic()
+                work()
+
+            # 2. One step. A pass that fails ends the requests in the batch, never the thread.
+            self._busy_since = time.monotonic()
+            try:
+                busy = self._engine.step()
+            except Exception as error:
+                logger.exception("a decoding step failed")
+                self._engine.fail(error)
+                busy = True
+
+
+def _ended() -> ModelError:
+    return ModelError("decoding has ended", code="decoding_ended")
+
+
+def _report(listener: DecodingListener, error: Exception) -> None:
     try:
-        error_MV = _piecewise_logits(lm, rows).double() - own_MV
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"the decoding engine cannot run {type(lm.model).__name__}: {type(error).__name__}: {reason}; choose "
-            "another model",
-            code="not_decodable",
-            model=type(lm.model).__name__,
-        ) from error
-    spread = (own_MV - own_MV.mean(-1, keepdim=True)).norm().clamp_min(1e-12)
-    relative = float(error_MV.norm() / spread)
-    exact = lm.compute_dtype in (torch.float32, torch.float64)
-    if not relative <= (_MOST_EXACT if exact else _MOST_ROUNDED):
-        raise ModelError(
-            f"the decoding engine does not reproduce the logits of {type(lm.model).__name__} (relative error "
-            f"{relative:.2g}), so its answers would be wrong; choose another model",
-            code="decoded_wrongly",
-            model=type(lm.model).__name__,
-            relative_error=relative,
-        )
-
-
-def _piecewise_logits(lm: LanguageModel, rows: list[list[int]]) -> Tensor:
-    """The engine's logits [M, V] at the end of each piece, the rows read together in pieces."""
-    cache = RowCache(int(lm.text_config.num_hidden_layers), 1 << 10)
-    cache.reserve(len(_CUTS), max(cuts[-1] for cuts in _CUTS))
-    windows = lm.architecture.windows(lm.text_config)
-    spans = [list(pairwise((0, *cuts))) for cuts in _CUTS]
-    found: list[list[Tensor]] = [[] for _ in rows]
-    for step in range(max(map(len, spans))):
-        active = [row for row in range(len(rows)) if step < len(spans[row])]
-        pieces = [rows[row][slice(*spans[row][step])] for row in active]
-        starts = [spans[row][step][0] for row in active]
-        # The longer row is the first, so that those still active are the first of the cache.
-        scores = read_pieces(lm, cache, windows, slice(0, len(active)), pieces, starts)
-        for row, score in zip(active, scores, strict=True):
-            found[row].append(score)
-    return torch.stack([score for scores in found for score in scores])
-
-
-@contextmanager
-def _short_window(lm: LanguageModel) -> Iterator[None]:
-    """Inside the block, the layers that slide see `_SHORT_WINDOW` tokens."""
-    # A model's modules may have configurations of their own beside the whole's.
-    configs = {id(each): each for each in (lm.text_config, *(getattr(m, "config", None) for m in lm.model.modules()))}
-    sliding = [(each, each.sliding_window) for each in configs.values() if getattr(each, "sliding_window", None)]
-    try:
-        for config, _ in sliding:
-            config.sliding_window = _SHORT_WINDOW
-        yield
-    finally:
-        for config, window in sliding:
-            config.sliding_window = window
+        listener(error)
+    except Exception:
+        logger.exception("a listener failed while it was given the error: %s", error)

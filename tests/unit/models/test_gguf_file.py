@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from regrad.errors import ModelError
-from regrad.inference.engine import verify_decoding
+from regrad.inference.verification import verify_decoding
 from regrad.models import gguf_file
 from regrad.models.config import ModelConfig
 from regrad.models.gguf_file import dequantised

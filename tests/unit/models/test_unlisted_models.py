@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMLP
 
 from regrad.errors import ModelError, PromptTooLong
-from regrad.inference import engine
+from regrad.inference import verification
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
@@ -69,7 +69,7 @@ def test_the_engine_refuses_a_model_that_masks_its_tokens_in_another_way(tiny: L
     """StableLM has no window; this one's configuration seems to say that it has."""
     lm = loaded(random_model("stablelm"), tiny, tmp_path)
     Engine(lm)
-    engine._VERIFIED.discard(lm.model)
+    verification._VERIFIED.discard(lm.model)
     lm.text_config.sliding_window = 100
     with refused(ModelError, "decoded_wrongly", model="StableLmForCausalLM"):
         Engine(lm)
@@ -93,7 +93,7 @@ def test_the_engine_refuses_a_model_that_keeps_more_than_keys_and_values(
 
 def test_a_model_is_verified_once(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     Engine(tiny)
-    monkeypatch.setattr(engine, "_compare", lambda lm: pytest.fail("verified again"))
+    monkeypatch.setattr(verification, "_compare", lambda lm: pytest.fail("verified again"))
     Engine(tiny)
 
 

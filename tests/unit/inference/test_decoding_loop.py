@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from regrad.errors import ModelError, PromptTooLong
-from regrad.inference.engine import Engine
-from regrad.inference.loop import DecodingLoop
+from regrad.inference.engine import DecodingLoop, Engine
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace

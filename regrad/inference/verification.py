@@ -1,0 +1,105 @@
+"""The check that the engine decodes a model as the model itself does. One that it would decode wrongly is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from regrad.errors import ModelError
+from regrad.inference.row_state import RowCache, read_pieces
+from regrad.models.loading import LanguageModel
+
+# The check reads two rows in pieces that end here: in pieces of different lengths, then token by token, one row longer.
+_CUTS = ((4, 6, 7, 8), (3, 5, 6))
+_SHORT_WINDOW = 3
+# Relative errors of logits. Other pieces are other sums: 1e-6 in float32, about 1e-2 in bfloat16. A lost state or a
+# wrong mask costs far more.
+_MOST_EXACT = 1e-2
+_MOST_ROUNDED = 0.15
+_VERIFIED: WeakSet[nn.Module] = WeakSet()
+
+
+@torch.inference_mode()
+def verify_decoding(lm: LanguageModel) -> None:
+    """Raise `ModelError` if the engine's logits are not the model's own; does nothing for a model that has passed."""
+    # A model of a new kind can keep something beside keys and values, or place or mask its tokens in another way, and
+    # would then answer fluently and wrongly. This costs a few passes over a dozen tokens, once for a model in memory.
+    if lm.model in _VERIFIED:
+        return
+    _compare(lm)
+    # A model's real window is too long to read beyond it here. Its masks are made from its configuration, in each pass.
+    if any(lm.architecture.windows(lm.text_config).values()):
+        with _short_window(lm):
+            _compare(lm)
+    _VERIFIED.add(lm.model)
+
+
+def _compare(lm: LanguageModel) -> None:
+    vocabulary = int(lm.text_config.vocab_size)
+    rows = [[(3 + 7 * row + 5 * i) % vocabulary for i in range(cuts[-1])] for row, cuts in enumerate(_CUTS)]
+    own = []
+    for ids, cuts in zip(rows, _CUTS, strict=True):
+        logits_TV = lm.model(input_ids=torch.tensor([ids], device=lm.device), use_cache=False).logits[0]
+        own.append(logits_TV[torch.tensor(cuts, device=lm.device) - 1])
+    own_MV = torch.cat(own).double()
+    try:
+        error_MV = _piecewise_logits(lm, rows).double() - own_MV
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"the decoding engine cannot run {type(lm.model).__name__}: {type(error).__name__}: {reason}; choose "
+            "another model",
+            code="not_decodable",
+            model=type(lm.model).__name__,
+        ) from error
+    spread = (own_MV - own_MV.mean(-1, keepdim=True)).norm().clamp_min(1e-12)
+    relative = float(error_MV.norm() / spread)
+    exact = lm.compute_dtype in (torch.float32, torch.float64)
+    if not relative <= (_MOST_EXACT if exact else _MOST_ROUNDED):
+        raise ModelError(
+            f"the decoding engine does not reproduce the logits of {type(lm.model).__name__} (relative error "
+            f"{relative:.2g}), so its answers would be wrong; choose another model",
+            code="decoded_wrongly",
+            model=type(lm.model).__name__,
+            relative_error=relative,
+        )
+
+
+def _piecewise_logits(lm: LanguageModel, rows: list[list[int]]) -> Tensor:
+    """The engine's logits [M, V] at the end of each piece, the rows read together in pieces."""
+    cache = RowCache(int(lm.text_config.num_hidden_layers), 1 << 10)
+    cache.reserve(len(_CUTS), max(cuts[-1] for cuts in _CUTS))
+    windows = lm.architecture.windows(lm.text_config)
+    spans = [list(pairwise((0, *cuts))) for cuts in _CUTS]
+    found: list[list[Tensor]] = [[] for _ in rows]
+    for step in range(max(map(len, spans))):
+        active = [row for row in range(len(rows)) if step < len(spans[row])]
+        pieces = [rows[row][slice(*spans[row][step])] for row in active]
+        starts = [spans[row][step][0] for row in active]
+        # The longer row is the first, so that those still active are the first of the cache.
+        scores = read_pieces(lm, cache, windows, slice(0, len(active)), pieces, starts)
+        for row, score in zip(active, scores, strict=True):
+            found[row].append(score)
+    return torch.stack([score for scores in found for score in scores])
+
+
+@contextmanager
+def _short_window(lm: LanguageModel) -> Iterator[None]:
+    """Inside the block, the layers that slide see `_SHORT_WINDOW` tokens."""
+    # A model's modules may have configurations of their own beside the whole's.
+    configs = {id(each): each for each in (lm.text_config, *(getattr(m, "config", None) for m in lm.model.modules()))}
+    sliding = [(each, each.sliding_window) for each in configs.values() if getattr(each, "sliding_window", None)]
+    try:
+        for config, _ in sliding:
+            config.sliding_window = _SHORT_WINDOW
+        yield
+    finally:
+        for config, window in sliding:
+            config.sliding_window = window
