@@ -1,13 +1,12 @@
-"""Decoding of one batch by transformers' own `generate`: greedy with an update per request, and repeatable sampling.
-
-Simple and slow beside the engine, and its reference: a batch waits for its longest answer.
-"""
+"""Decoding of one batch to its end: greedily, by the engine, and by given draws, by transformers' `generate`."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +22,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from regrad.inference.engine import Engine
+from regrad.inference.rows import DecodingEvent, DecodingRequest, Finished
 from regrad.models.loading import LanguageModel
-from regrad.models.subspace import Subspace, Update, by_subspace
+from regrad.models.subspace import Update
 
 
 @dataclass(frozen=True)
@@ -48,36 +49,28 @@ class Generation:
     prompt_tokens: int
 
 
-@torch.inference_mode()
 def generate(lm: LanguageModel, requests: Sequence[GenerationRequest]) -> list[Generation]:
     """The greedy answers, in order, cut at the stop string, all decoded in one batch.
 
-    Raises `PromptTooLong` if a prompt with its answer is longer than the model's context.
+    Raises `PromptTooLong` if a prompt with its answer is longer than the model's context, and `ModelError` as `Engine`.
     """
     if not requests:
         return []
-    prompts = [lm.encode_prompt(request.prompt, request.raw) for request in requests]
-    for prompt, request in zip(prompts, requests, strict=True):
-        lm.check_length(len(prompt), request.max_new_tokens)
-    stop = lm.config.prompts.stop
-    with lm.applied(_stack_updates(lm, requests)):
-        most = max(request.max_new_tokens for request in requests)
-        rows = _generate_ids(lm, prompts, most, lambda text: stop in text.lstrip())
-    found = []
-    for prompt, request, row in zip(prompts, requests, rows, strict=True):
-        text = _decode(lm, row[: request.max_new_tokens])[0].lstrip()
-        found.append(Generation(text.split(stop)[0].strip(), len(prompt)))
-    return found
+    outcomes: list[DecodingEvent] = [""] * len(requests)  # of each request the last event, which is how it ended
+    with closing(Engine(lm, max_rows=len(requests))) as engine:
+        for number, request in enumerate(requests):
+            wanted = DecodingRequest(request.prompt, request.updates, request.max_new_tokens, raw=request.raw)
+            engine.submit(wanted, partial(outcomes.__setitem__, number))
+        while engine.step():
+            pass
+    return [_generation(outcome) for outcome in outcomes]
 
 
-def _stack_updates(lm: LanguageModel, requests: Sequence[GenerationRequest]) -> dict[Subspace, Tensor]:
-    """[N, P] in each subspace in use; a request without an update in it gets zeros, for which B A x is zero."""
-    vectors = [by_subspace(request.updates) for request in requests]
-    stacked = {}
-    for subspace in dict.fromkeys(subspace for each in vectors for subspace in each):
-        blank = torch.zeros(subspace.size)
-        stacked[subspace] = torch.stack([each.get(subspace, blank).float().cpu() for each in vectors]).to(lm.device)
-    return stacked
+def _generation(outcome: DecodingEvent) -> Generation:
+    if isinstance(outcome, Exception):
+        raise outcome
+    assert isinstance(outcome, Finished)
+    return Generation(outcome.text, outcome.prompt_tokens)
 
 
 def check_fits(lm: LanguageModel, request: GenerationRequest, controls: bool = False) -> None:
@@ -119,6 +112,8 @@ def sample(
     batch, up to the rounding of the logits: a batch of another shape may differ in the last bits, and with them a draw
     on the border between two tokens (about one in a million in float32; in bfloat16 the logits are coarser).
     """
+    # Not by the engine, which draws for one row after the other, on the CPU: here a batch has hundreds of rows, and
+    # their tokens are drawn at once on the device.
     if not prompts:
         return []
     processors: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature)]
@@ -153,9 +148,9 @@ def _generate_ids(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     done: Callable[[str], bool],
-    processors: Sequence[LogitsProcessor] = (),
+    processors: Sequence[LogitsProcessor],
 ) -> list[list[int]]:
-    """What `generate` writes after each prompt; greedy, so that processors which leave one token decide alone."""
+    """What transformers writes after each prompt; greedy, so that processors which leave one token decide alone."""
     length = max(len(prompt) for prompt in prompts)
     # Padded on the left, so that all prompts end at the same place.
     ids_NT = torch.full((len(prompts), length), lm.pad_id)

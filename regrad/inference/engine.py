@@ -106,6 +106,11 @@ class Engine:
         self._remove(lambda row: row.reason is not None or row.cancelled)
         return True
 
+    def close(self) -> None:
+        """Free what is kept for rows, and leave the model as it was."""
+        self._cache.clear()
+        self._updates.release()
+
     def fail(self, error: Exception, waiting: bool = False) -> None:
         """End every request in the batch with this error; with `waiting`, also those that wait."""
         failed = [*self._rows, *(self._waiting if waiting else ())]

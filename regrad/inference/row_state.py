@@ -202,6 +202,12 @@ class RowUpdates:
             if subspace != self._lm.subspace:
                 self._kept.pop(subspace).release()
 
+    def release(self) -> None:
+        """Take the hooks off the model: no row is used any more."""
+        for kept in self._kept.values():
+            kept.release()
+        self._kept = {}
+
     def applied(self, numbers: Sequence[int], rows: slice | Tensor) -> AbstractContextManager[None]:
         """Inside the block, row i of a pass runs with the updates of row `numbers[i]`; `rows` is `numbers` as index."""
         needed = [kept.applied(rows) for kept in self._kept.values() if not kept.users.isdisjoint(numbers)]

@@ -1,4 +1,4 @@
-"""Decoding by transformers: rows of a batch answer as they do alone, greedily and with given draws."""
+"""Decoding a batch to its end: rows answer as they do alone and as with transformers, greedily and with given draws."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from regrad.errors import ModelError, PromptTooLong
 from regrad.inference.decoding import GenerationRequest, draws, generate, sample
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model, resolve_path
+from tests.tools.reference_decoding import reference_generate
 from tests.tools.refusals import refused
 
 PROMPTS = ["Question: Where was Les Dripen born?\nAnswer:", "Passage: Ada\n x\nQuestion: Who?\nAnswer:", "a"]
@@ -30,6 +31,22 @@ def test_a_mixed_batch_answers_as_one_by_one(tiny: LanguageModel) -> None:
     together = [item.text for item in generate(tiny, everything)]
     assert together == [generate(tiny, [request])[0].text for request in everything]
     assert len(set(together)) > len(PROMPTS)
+
+
+def test_greedy_answers_are_those_of_transformers_generate(tiny: LanguageModel, lab_model: LanguageModel) -> None:
+    for lm in (tiny, lab_model):
+        assert generate(lm, requests(lm)) == reference_generate(lm, requests(lm))
+
+
+def test_no_hook_stays_on_the_model(tiny: LanguageModel) -> None:
+    def hooks() -> int:
+        return sum(len(module._forward_hooks) for module in tiny.model.modules())
+
+    before = hooks()
+    generate(tiny, requests(tiny))
+    with refused(PromptTooLong, context=256):
+        generate(tiny, [*requests(tiny), GenerationRequest("word " * 300)])
+    assert hooks() == before
 
 
 def test_weights_are_untouched(tiny: LanguageModel) -> None:

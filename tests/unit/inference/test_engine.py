@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from regrad.errors import ModelError, PromptTooLong
-from regrad.inference.decoding import GenerationRequest, generate
+from regrad.inference.decoding import GenerationRequest
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
 from regrad.models.loading import LanguageModel
 from tests.tools.decoded import PROMPTS, Heard, alone, run, update
+from tests.tools.reference_decoding import reference_generate
 from tests.tools.refusals import refused
 
 
@@ -30,7 +31,9 @@ def pool(lm: LanguageModel) -> list[DecodingRequest]:
 
 def test_greedy_answers_are_those_of_transformers_generate(tiny: LanguageModel) -> None:
     requests = [r for r in pool(tiny) if r.temperature == 0]
-    expected = [generate(tiny, [GenerationRequest(r.prompt, r.updates, r.max_new_tokens)])[0] for r in requests]
+    expected = [
+        reference_generate(tiny, [GenerationRequest(r.prompt, r.updates, r.max_new_tokens)])[0] for r in requests
+    ]
     heard = run(Engine(tiny), requests)
     assert [item.text for item in heard] == [item.text for item in expected]
     assert [item.finished.prompt_tokens for item in heard if item.finished] == [e.prompt_tokens for e in expected]
@@ -41,7 +44,7 @@ def test_the_lab_model_answers_as_with_generate(lab_model: LanguageModel) -> Non
     prompts = lab_model.config.prompts
     texts = [prompts.prompt(f"Where was {name} born?") for name in ("Les Dripen", "Drax Gutror", "Ada")]
     requests = [DecodingRequest(text, u, 12) for text in texts for u in ((), update(lab_model, 1, 0.02))]
-    expected = [generate(lab_model, [GenerationRequest(r.prompt, r.updates, 12)])[0].text for r in requests]
+    expected = [reference_generate(lab_model, [GenerationRequest(r.prompt, r.updates, 12)])[0].text for r in requests]
     assert [item.text for item in run(Engine(lab_model), requests)] == expected
 
 

@@ -18,6 +18,7 @@ from regrad.models.loading import LanguageModel
 from regrad.training.meta.task_plan import Lengths
 from tests.tools.decoded import PROMPTS, Heard, run, update
 from tests.tools.random_models import loaded, random_gemma3, random_model
+from tests.tools.reference_decoding import reference_generate
 from tests.tools.refusals import refused
 
 WINDOW, CONTEXT = 24, 256
@@ -43,7 +44,7 @@ def test_beyond_the_window_the_engine_answers_as_transformers(kind: str, tiny: L
     prompts = [*PROMPTS, "Ada was born in London and lived there. " * 8 + PROMPTS[0], "word " * 60]
     requests = [DecodingRequest(prompt, each, 30) for prompt in prompts for each in ((), update(lm, 1))]
     assert max(len(lm.encode_prompt(prompt)) for prompt in prompts) > 2 * WINDOW
-    expected = [generate(lm, [GenerationRequest(r.prompt, r.updates, 30)])[0].text for r in requests]
+    expected = [reference_generate(lm, [GenerationRequest(r.prompt, r.updates, 30)])[0].text for r in requests]
     for piece in (7, 2048):
         assert [heard.text for heard in run(Engine(lm, prefill_tokens=piece), requests)] == expected
 

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMLP
 
 from regrad.errors import ModelError, PromptTooLong
 from regrad.inference import verification
-from regrad.inference.decoding import GenerationRequest, generate
+from regrad.inference.decoding import GenerationRequest
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
 from regrad.models.architectures import ARCHITECTURES, LIKE_LLAMA
@@ -20,6 +20,7 @@ from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model
 from tests.tools.decoded import PROMPTS, Heard, run, update
 from tests.tools.random_models import loaded, random_model
+from tests.tools.reference_decoding import reference_generate
 from tests.tools.refusals import refused
 
 STATES = {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 16}
@@ -53,7 +54,7 @@ def test_a_model_like_llama_of_an_unknown_kind_is_taken(tiny: LanguageModel, tmp
 def check_answers(lm: LanguageModel) -> None:
     """The engine answers as transformers' own decoding does."""
     requests = [DecodingRequest(prompt, update(lm, 1), 8) for prompt in PROMPTS]
-    expected = [generate(lm, [GenerationRequest(r.prompt, r.updates, 8)])[0].text for r in requests]
+    expected = [reference_generate(lm, [GenerationRequest(r.prompt, r.updates, 8)])[0].text for r in requests]
     assert [heard.text for heard in run(Engine(lm), requests)] == expected
 
 
