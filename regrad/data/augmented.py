@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from regrad.data.closed_questions import closed
+from regrad.data.field_names import is_absent
+from regrad.data.files import JSONL, endings_of, file_format, files_with, read_whole
 from regrad.data.jsonl import as_object, decode, encode_jsonl, read_jsonl
 from regrad.data.passages import Passage, passage_id
 from regrad.data.questions import Fields, Question, QuestionKind, labelled
 from regrad.data.tasks import Task
 from regrad.errors import CorpusError
-from regrad.storage import Storage
 
 AUGMENTED = "augmented.jsonl"
 
@@ -57,7 +58,7 @@ class Augmented:
     def from_record(record: Any, where: str = "record") -> Augmented:
         """Check one decoded record; raises `CorpusError` naming `where`."""
         passage = Passage.from_record(record, where)
-        rewrites, pairs = record.get("rewrites", []), record.get("pairs", [])
+        rewrites, pairs = ([] if is_absent(record.get(name)) else record[name] for name in ("rewrites", "pairs"))
         if not isinstance(rewrites, list) or not all(isinstance(item, str) and item.strip() for item in rewrites):
             text = f"{where}: 'rewrites' must be a list of texts"
             raise CorpusError(text, code="wrong_field", where=where, field="rewrites")
@@ -74,13 +75,11 @@ class Augmented:
 
 def pair_of(item: Any, where: str = "pair") -> Pair:
     """Check one question with its answer; raises `CorpusError` naming `where`."""
-    values = [item.get(name) if isinstance(item, dict) else None for name in ("question", "answer")]
-    if not all(isinstance(value, str) and value.strip() for value in values):
-        text = f"{where}: a pair needs a 'question' and an 'answer', found {item!r:.80}"
-        raise CorpusError(text, code="wrong_field", where=where, field="pairs")
-    full = item.get("full_answer", "")
-    kind, choices, answers = closed(Fields(where, item, raises=CorpusError), "answer")
-    return Pair(str(values[0]).strip(), answers[0], full.strip() if isinstance(full, str) else "", kind, choices)
+    record = Fields(where, as_object(item, where), raises=CorpusError)
+    question = record.text("question")
+    kind, choices, answers = closed(record, "answer")
+    full = record.fields.get("full_answer")
+    return Pair(question, answers[0], full.strip() if isinstance(full, str) else "", kind, choices)
 
 
 def parse_augmented(line: bytes, problem: str = "", where: str = "record") -> Augmented:
@@ -90,7 +89,7 @@ def parse_augmented(line: bytes, problem: str = "", where: str = "record") -> Au
 
 def augmented_file(uri: str) -> str:
     """The file itself, or the one in the directory that `regrad augment` writes."""
-    return uri if ".jsonl" in uri.rsplit("/", 1)[-1] else f"{uri.rstrip('/')}/{AUGMENTED}"
+    return uri if file_format(uri) == JSONL else f"{uri.rstrip('/')}/{AUGMENTED}"
 
 
 def read_augmented(uri: str) -> Iterator[Augmented]:
@@ -116,6 +115,8 @@ _REWRITE, _PAIRS = "_rewrite", "_qa"
 
 def read_ready(uri: str) -> Iterator[tuple[str, Augmented | CorpusError]]:
     """Every passage of a file, or of all .json and .jsonl files below a directory; a bad one comes as its error.
+
+    Both may be compressed.
 
     A record with `augment` is one of PRAG's `data_aug`, a record with `pairs` one that regrad wrote. In `data_aug` a
     passage is under every question that retrieved it; it comes once. Raises `CorpusError` if a directory has no such
@@ -169,19 +170,13 @@ def from_tasks(tasks: Iterable[Task], most: int) -> Iterator[Augmented]:
 
 def _records(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) of every record of the files: lines of .jsonl, items of the list that a .json holds."""
-    is_file = uri.endswith((".json", ".jsonl"))
-    names = [""] if is_file else sorted(n for n in Storage(uri).files() if n.endswith((".json", ".jsonl")))
-    if not names:
-        raise CorpusError(f"{uri} holds no .json or .jsonl file", code="no_file", uri=uri)
-    for name in names:
-        where = f"{uri}/{name}" if name else uri
-        yield from read_jsonl(where) if where.endswith(".jsonl") else _items(where)
+    for file in files_with(uri, (*endings_of(JSONL), ".json"), "of augmented passages"):
+        yield from read_jsonl(file.uri) if file_format(file.uri) == JSONL else _items(file.uri)
 
 
 def _items(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    folder, _, file = uri.rpartition("/")
     try:
-        values = json.loads(Storage(folder or ".").read(file, 0, _MOST_BYTES))
+        values = json.loads(read_whole(uri, _MOST_BYTES))
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{uri} is not JSON: {error}", code="not_json", where=uri) from error
     if not isinstance(values, list):

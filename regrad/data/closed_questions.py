@@ -41,7 +41,7 @@ def closed(
     theirs, else a letter or, as a number, a place from 0. With `asked_as`, what the set's settings say, a `kind` that
     is none of ours ("2hop") is passed over; without it, that is an error.
     """
-    choices = record.strings("choices") if record.fields.get("choices") else ()
+    choices = record.strings("choices") if record.has("choices") and record.fields["choices"] else ()
     kind: QuestionKind = "choice" if choices else "open"
     if record.has("kind") and not (asked_as and record.fields["kind"] not in QUESTION_KINDS):
         kind = record.word("kind", QUESTION_KINDS)

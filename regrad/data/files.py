@@ -7,6 +7,7 @@ import codecs
 import gzip
 import logging
 import lzma
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,10 +30,15 @@ from regrad.text import listed
 logger = logging.getLogger(__name__)
 
 JSONL, TSV, PARQUET = "jsonl", "tsv", "parquet"
-_FORMATS = {".jsonl": JSONL, ".ndjson": JSONL, ".json-lines": JSONL, ".tsv": TSV, ".parquet": PARQUET}
-_OTHER_DATA = re.compile(r"\.(json|csv|txt|xml|arrow|feather|orc|avro|zip|tar|tgz)$", re.IGNORECASE)
+_LINES = (".jsonl", ".ndjson", ".json-lines", ".jsonlines", ".jl")
+_FORMATS = {**dict.fromkeys(_LINES, JSONL), ".tsv": TSV, ".parquet": PARQUET}
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
-_KNOWN = f"{', '.join(_FORMATS)}; the text formats also with {', '.join(COMPRESSIONS)}"
+# What stands beside data; anything else that a reader leaves out may be data, whatever its ending, and is named.
+_BESIDE_DATA = re.compile(
+    r"(^|/)(readme|licen[cs]e|notice|changelog|citation|authors|makefile)[^/]*$"
+    r"|\.(sha\d+(sum)?|md5|crc|log|py|sh|ya?ml|toml|cfg|ini|lock|png|jpe?g|svg)$",
+    re.IGNORECASE,
+)
 
 _MAGIC = re.compile(r"[*?[]")
 
@@ -56,6 +62,18 @@ class CorpusFile:
 
 def corpus_files(uri: str) -> list[CorpusFile]:
     """The files of a corpus, sorted by path; raises `CorpusError` if there is none."""
+    files = files_with(uri, tuple(_FORMATS), "of a corpus")
+    if not file_format(files[0].uri):
+        raise CorpusError(f"{uri} {_misnamed(files[0].uri)}", code="wrong_ending", uri=uri)
+    return files
+
+
+def files_with(uri: str, endings: Sequence[str], what: str) -> list[CorpusFile]:
+    """The file at `uri`, whatever its name; or those with one of the endings below it or matching it, sorted by path.
+
+    The text formats may be compressed. Raises `CorpusError`, which calls the files `what`, if there is none; others
+    that may be data are named in one line of the log.
+    """
     with reading(uri):
         fs, root = fsspec.core.url_to_fs(uri)
         fs.invalidate_cache()
@@ -63,21 +81,19 @@ def corpus_files(uri: str) -> list[CorpusFile]:
     files = [
         CorpusFile(uri if path == root else _uri_of(path, uri, fs, root), int(info.get("size") or 0))
         for path, info in sorted(found.items())
-        if path == root or file_format(path)
+        if path == root or _ending(path, endings)
     ]
-    others = tuple(path.removeprefix(root).lstrip("/") for path in sorted(found) if path != root)
+    others = tuple(p.removeprefix(root).lstrip("/") for p in sorted(found) if p != root and not _ending(p, endings))
     if not files:
-        raise _no_corpus(uri, others)
-    if not file_format(files[0].uri):
-        raise CorpusError(f"{uri} {_misnamed(files[0].uri)}", code="wrong_ending", uri=uri)
-    tell_left_out(uri, others)
+        has = f"; it has {listed(others, _SHOWN)}" if others else ""
+        text = f"{uri} holds no file {what}; such a file ends in one of {_known(endings)}{has}"
+        raise CorpusError(text, code="no_file", uri=uri)
+    _tell_left_out(uri, others, _known(endings))
     return files
 
 
-def _no_corpus(uri: str, names: Sequence[str]) -> CorpusError:
-    has = f"; it has {listed(names, _SHOWN)}" if names else ""
-    text = f"{uri} holds no file of a corpus; such a file ends in one of {_KNOWN}{has}"
-    return CorpusError(text, code="no_file", uri=uri)
+def _known(endings: Sequence[str]) -> str:
+    return f"{', '.join(endings)}; the text formats also with {', '.join(COMPRESSIONS)}"
 
 
 def _misnamed(uri: str) -> str:
@@ -89,16 +105,25 @@ def _misnamed(uri: str) -> str:
     if first == b"[":
         return AN_ARRAY
     advice = " (.jsonl if it has one JSON object a line)" if first == b"{" else ""
-    return f"is no file of a corpus; give it the right one of these endings{advice}: {_KNOWN}"
+    return f"is no file of a corpus; give it the right one of these endings{advice}: {_known(tuple(_FORMATS))}"
 
 
 def file_format(path: str) -> str | None:
     """`jsonl`, `tsv` or `parquet`, as the name says, if it does; in capitals, too."""
-    ending = compression(path)
-    for name, kind in _FORMATS.items():
-        if path.lower().removesuffix(ending).endswith(name) and not (ending and kind == PARQUET):
-            return kind
-    return None
+    ending = _ending(path, tuple(_FORMATS))
+    return _FORMATS[ending] if ending else None
+
+
+def endings_of(*formats: str) -> tuple[str, ...]:
+    """The endings of files in these formats."""
+    return tuple(ending for ending, kind in _FORMATS.items() if kind in formats)
+
+
+def _ending(path: str, endings: Sequence[str]) -> str | None:
+    packed = compression(path)
+    name = path.lower().removesuffix(packed)
+    found = next((ending for ending in endings if name.endswith(ending)), None)
+    return None if packed and found and _FORMATS.get(found) == PARQUET else found
 
 
 def compression(path: str) -> str:
@@ -107,14 +132,14 @@ def compression(path: str) -> str:
 
 
 @cache
-def tell_left_out(uri: str, names: tuple[str, ...]) -> None:
-    """Log in one line which of a directory's files look like data and are not read for their ending.
+def _tell_left_out(uri: str, names: tuple[str, ...], known: str) -> None:
+    """Log in one line which of a directory's files may be data and are not read for their ending.
 
     Once a process: a job looks its corpus up several times.
     """
-    data = [name for name in names if not file_format(name) and (compression(name) or _OTHER_DATA.search(name))]
+    data = [name for name in names if not _BESIDE_DATA.search(name)]
     if data:
-        logger.warning("%s: not read, for the ending: %s (read are %s)", uri, listed(data, _SHOWN), _KNOWN)
+        logger.warning("%s: not read, for the ending: %s (read are %s)", uri, listed(data, _SHOWN), known)
 
 
 @contextmanager
@@ -156,17 +181,21 @@ def _look_up(fs: Any, root: str) -> _Found:
     return {path: info for name, found in shown.items() for path, info in _below(fs, name, found).items()}
 
 
-def _below(fs: Any, path: str, info: dict[str, Any]) -> _Found:
+def _below(fs: Any, path: str, info: dict[str, Any], above: frozenset[str] = frozenset()) -> _Found:
     """The file itself, or all files below the directory except hidden ones."""
-    if info["type"] != "directory":
+    # A link to a directory is neither a file nor a directory in a listing. One that leads to where it is in is a loop.
+    if info["type"] != "directory" and not (info.get("islink") and fs.isdir(path)):
         return {path: info}
+    place = os.path.realpath(path) if isinstance(fs, LocalFileSystem) else path
+    if place in above:
+        return {}
     files: _Found = {}
     # Not fs.find or fs.walk: they leave out a directory that cannot be listed, silently, with all that is in it.
     for entry in fs.ls(path, detail=True):
         name = entry["name"].rstrip("/")
         # A store may list a directory as an entry of itself.
         if name != path and not _hidden(_parts(name, path)[-1]):
-            files |= _below(fs, name, entry)
+            files |= _below(fs, name, entry, above | {place})
     return files
 
 
@@ -223,6 +252,14 @@ def each_line(uri: str) -> Iterator[Line]:
             if raw.read(1):
                 raw.seek(0)
                 yield from _split(uri, _DECODERS[compression(path)](raw), raw.tell)
+
+
+def read_whole(uri: str, most: int) -> bytes:
+    """A file's content, unpacked, of which at most so many bytes; raises `CorpusError` if it cannot be read."""
+    with reading(uri):
+        fs, path = fsspec.core.url_to_fs(uri)
+        with fs.open(path, "rb", block_size=_REMOTE_BLOCK) as raw:
+            return bytes(_DECODERS[compression(path)](raw).read(most))
 
 
 def _split(uri: str, stream: Any, position: Callable[[], int]) -> Iterator[Line]:

@@ -36,17 +36,24 @@ class Passage:
         if not isinstance(record, dict):
             text = f"{where}: expected an object with id, title, text; found {as_found(record)}"
             raise CorpusError(text, code="no_object", where=where)
-        id_name, text_name = named(record, ID), named(record, TEXT)
-        values = {id_name: as_id(record.get(id_name)), "title": record.get("title"), text_name: record.get(text_name)}
-        if is_absent(values["title"]):
-            values["title"] = ""
-        for name, value in values.items():
-            _check_text(record, name, value, name == id_name, where)
-        title, text = values["title"], values[text_name]
+        identifier, text_name = passage_id_of(record, where), named(record, TEXT)
+        title, text = record.get("title"), record.get(text_name)
+        if is_absent(title):
+            title = ""
+        _check_text(record, "title", title, False, where)
+        _check_text(record, text_name, text, False, where)
         if text_name == CONTENTS:
             within, text = split_contents(text)
             title = title or within
-        return Passage(values[id_name], title, text)
+        return Passage(identifier, title, text)
+
+
+def passage_id_of(record: Mapping[str, Any], where: str) -> str:
+    """The id that a record names, as `Passage.from_record` reads it; raises `CorpusError` naming `where`."""
+    name = named(record, ID)
+    found = as_id(record.get(name))
+    _check_text(record, name, found, True, where)
+    return str(found)
 
 
 def as_id(value: Any) -> Any:

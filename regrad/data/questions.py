@@ -116,8 +116,9 @@ class Fields:
         return self.raises(f"{self.where}: field '{field}' {text}", code="wrong_field", where=self.where, field=field)
 
     def has(self, field: str) -> bool:
-        """Whether the field is present and not null."""
-        return self.fields.get(field) is not None
+        """Whether the field is present, and neither null nor NaN, which tables write for it."""
+        value = self.fields.get(field)
+        return value is not None and not (isinstance(value, float) and math.isnan(value))
 
     def text(self, field: str) -> str:
         """A non-empty string; a number counts as one."""
@@ -148,7 +149,7 @@ class Fields:
 
     def maybe_texts(self, field: str) -> tuple[str, ...]:
         """As `texts`, or nothing if the field is absent or empty."""
-        return self.texts(field) if self.fields.get(field) else ()
+        return self.texts(field) if self.has(field) and self.fields[field] else ()
 
     def items(self, field: str) -> list[Any]:
         """A list of anything."""

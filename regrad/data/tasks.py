@@ -17,13 +17,12 @@ import pyarrow.parquet as pq
 
 from regrad.data.closed_questions import check_keys, closed
 from regrad.data.field_names import ANSWERS, ID, answers_name, listed_names, named
-from regrad.data.files import JSONL, PARQUET, file_format, reading, tell_left_out
+from regrad.data.files import JSONL, PARQUET, endings_of, file_format, files_with, reading
 from regrad.data.jsonl import RawLine, as_object, raw_lines
 from regrad.data.passages import Passage
 from regrad.data.questions import Fields, Question, QuestionKind, labelled
 from regrad.errors import CorpusError, StorageError
 from regrad.storage import Storage
-from regrad.text import listed
 
 _ROWS = 64
 
@@ -93,7 +92,7 @@ def _question(item: Any, passages: int, where: str) -> TaskQuestion:
     record = Fields(where, as_object(item, where), raises=CorpusError)
     check_keys(record, _KEYS)
     kind, choices, (answer, *aliases) = closed(record, answers_name(record.fields))
-    context = record.fields.get("context")
+    context = record.fields["context"] if record.has("context") else None
     positions = range(passages) if context is None else context if isinstance(context, list) else ()
     if not positions or not all(type(i) is int and 0 <= i < passages for i in positions):
         raise record.error("context", f"positions from 0 to {passages - 1}")
@@ -113,7 +112,7 @@ class ScannedTask:
 
 
 def task_files(uri: str) -> list[str]:
-    """The file itself, or a directory's task files in the order of their names; raises `CorpusError` if none."""
+    """The file itself, or those below a directory, sorted by path; raises `CorpusError` if there is none."""
     storage = Storage(uri)
     try:
         kind = storage.fs.info(storage.root)["type"]
@@ -127,13 +126,7 @@ def task_files(uri: str) -> list[str]:
         raise StorageError(f"cannot look up {uri}: {error}", code="refused", uri=uri) from error
     if kind != "directory":
         return [storage.uri]
-    found = storage.list()
-    names = [name for name in found if file_format(name) in (JSONL, PARQUET)]
-    if not names:
-        text = f"{uri} holds no task files (.jsonl, plain or compressed, or .parquet)"
-        raise CorpusError(text + (f"; it has {listed(found, 5)}" if found else ""), code="no_file", uri=uri)
-    tell_left_out(uri, tuple(found))
-    return [f"{storage.uri}/{name}" for name in names]
+    return [file.uri for file in files_with(storage.uri, endings_of(JSONL, PARQUET), "of tasks")]
 
 
 def scan_tasks(uri: str, check: Callable[[Task, str], None] | None = None) -> Iterator[ScannedTask]:

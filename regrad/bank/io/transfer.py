@@ -37,8 +37,10 @@ from regrad.bank.maintenance import SHARD_BYTES
 from regrad.bank.reader import BankReader
 from regrad.bank.shards import checked_records
 from regrad.bank.writer import BankWriter, whole_index
-from regrad.data.files import each_line, reading
-from regrad.data.jsonl import read_jsonl
+from regrad.data.corpora import read_raw
+from regrad.data.files import each_line, file_format, reading
+from regrad.data.jsonl import as_object
+from regrad.data.passages import passage_id_of
 from regrad.errors import AtomNotFound, BankError, CorpusError, RegradError
 from regrad.models.subspace import Subspace
 from regrad.storage import Storage
@@ -226,18 +228,15 @@ def hash_of(row: dict[str, bytes | None]) -> str:
 
 
 def read_ids(uri: str) -> list[str]:
-    """Passage ids from a file: objects with `id` if it is a `.jsonl` (such as a corpus), else one id a line.
+    """Passage ids from a file: those of its records if it is one of a corpus (.jsonl, .tsv, .parquet), else one a line.
 
-    Raises `CorpusError` for a file that cannot be read, names no id, or has a line without one.
+    Raises `CorpusError` for a file that cannot be read, names no id, or has a record without one.
     """
     ids: list[str] = []
-    if ".jsonl" in uri.rsplit("/", 1)[-1]:
-        for where, record in read_jsonl(uri):
-            passage_id = record.get("id")
-            if not isinstance(passage_id, str) or not passage_id:
-                text = f"{where}: an object with id is expected, found {record!r:.80}"
-                raise CorpusError(text, code="wrong_field", where=where, field="id")
-            ids.append(passage_id)
+    if file_format(uri):
+        for raw in read_raw(uri):
+            record = as_object(raw.decode(), raw.where)
+            ids.append(passage_id_of(record, raw.where))
     else:
         with reading(uri):
             ids = [line.decode().removesuffix("\r") for line, _, _ in each_line(uri) if line.strip()]

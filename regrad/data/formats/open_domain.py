@@ -19,10 +19,11 @@ from regrad.data.questions import Fields, Question
 def popqa(file: QuestionFile) -> Iterator[Question]:
     """PopQA (github.com/AlexTMallen/adaptive-retrieval): a tsv with `id`, `prop`, `question`, `possible_answers`.
 
-    `possible_answers` is a JSON list of names; `prop`, the relation asked for, is the group.
+    `possible_answers` is a JSON list of names, or a list if the file can hold one; `prop`, the relation, is the group.
     """
     for record in file.records():
-        answers = record.json_texts("possible_answers")
+        is_list = isinstance(record.fields.get("possible_answers"), list)
+        answers = record.texts("possible_answers") if is_list else record.json_texts("possible_answers")
         yield Question(record.maybe("id"), record.text("question"), answers, group=record.maybe("prop"))
 
 
@@ -32,7 +33,7 @@ def natural_questions(file: QuestionFile) -> Iterator[Question]:
     NQ-open (github.com/google-research-datasets/natural-questions) has a list in `answer`. DPR's file, also of its
     other sets, is tab-separated without a header: question, and a Python list of answers.
     """
-    if not file.text.lstrip().startswith(("{", "[")):
+    if file.rows is None and not file.text.lstrip().startswith(("{", "[")):
         for record in file.table(("question", "answers")):
             yield Question("", record.text("question"), _python_list(record, "answers"))
         return

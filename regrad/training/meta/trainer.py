@@ -17,6 +17,7 @@ from regrad.data.questions import Question
 from regrad.data.tasks import Task, read_tasks
 from regrad.evaluation.metrics import Rules, exact_match, f1, score
 from regrad.inference.decoding import GenerationRequest, generate
+from regrad.inference.engine import verify_decoding
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.training.callbacks import Best, Listener
@@ -247,9 +248,11 @@ def meta_train_worker(
 ) -> MetaInit:
     """One worker's run, from the start or from a checkpoint; `batches` gives its tasks from a step on.
 
-    Raises `MetaInitError` if `start_from` is another model's, and `TrainingError` as `Loop.run` and `resume` do.
+    Raises `ModelError` for a model that could not be decoded with, `MetaInitError` if `start_from` is another model's,
+    and `TrainingError` as `Loop.run` and `resume` do.
     """
     lm = load_language_model(config.model, device)
+    verify_decoding(lm)  # before it is trained, a model is refused that the result could not be served or scored with
     identity = lm.identity()  # now, while the weights are whole: at ZeRO 3 the engine shards them
     start = MetaInit.load(config.start_from) if config.start_from else None
     if start is not None:

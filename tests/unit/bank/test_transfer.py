@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -235,6 +237,18 @@ def test_the_command_imports_what_others_wrote(tmp_path: Path, meta_init: str) -
     assert (done.exit_code, "--codec goes with --format bank" in done.output) == (2, True)
 
 
+@pytest.mark.parametrize("name", ["x.ndjson", "x.JSONL", "x.tsv", "x.parquet"])
+def test_ids_from_a_corpus_in_any_format(tmp_path: Path, name: str) -> None:
+    """Read line by line, its records would have been taken for ids."""
+    if name == "x.parquet":
+        pq.write_table(pa.table({"docid": [1, 2], "text": ["t", "u"]}), tmp_path / name)
+    elif name == "x.tsv":
+        (tmp_path / name).write_text("docid\ttext\n1\tt\n2\tu\n")
+    else:
+        (tmp_path / name).write_text('{"docid": 1, "text": "t"}\n{"_id": "2"}\n')
+    assert read_ids(str(tmp_path / name)) == ["1", "2"]
+
+
 def test_ids_from_lines_and_from_a_corpus(tmp_path: Path) -> None:
     assert read_ids(lines(tmp_path / "x.jsonl", [{"id": "a\nb", "text": "t"}, {"id": "c"}])) == ["a\nb", "c"]
     (tmp_path / "x").write_text("é f\r\ng\n")
@@ -243,7 +257,7 @@ def test_ids_from_lines_and_from_a_corpus(tmp_path: Path) -> None:
         (tmp_path / "x").write_bytes(content)
         with refused(CorpusError, code, uri=str(tmp_path / "x")):
             read_ids(str(tmp_path / "x"))
-    with refused(CorpusError, "wrong_field", where=f"{tmp_path}/x.jsonl line 1", field="id"):
+    with refused(CorpusError, "missing_field", where=f"{tmp_path}/x.jsonl line 1", field="id"):
         read_ids(lines(tmp_path / "x.jsonl", [{"key": "a"}]))
     with refused(CorpusError, "not_found", uri=str(tmp_path / "nowhere")):
         read_ids(str(tmp_path / "nowhere"))

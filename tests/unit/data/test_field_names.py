@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,37 @@ def test_data_in_a_directory_that_is_not_read_is_named_in_one_line(
         corpus_files(str(tmp_path))
     (line,) = [record.getMessage() for record in caplog.records]
     assert "c.sql.gz, part-4.json, sub/table.CSV (read are" in line and str(tmp_path) in line
+
+
+@pytest.mark.parametrize(
+    "name", ["part-00000", "b.jsonl.zstd", "b.jsonl.1", "b.pq", "b.pdf", "b.html", "notes.md", "sub/b.jsonl.lz4"]
+)
+def test_a_file_is_named_whatever_its_ending_is(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "a.jsonl", [ADA])
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("x")
+    with caplog.at_level(logging.WARNING):
+        corpus_files(str(tmp_path))
+    assert f"not read, for the ending: {name} (" in caplog.text
+
+
+def test_a_link_to_a_directory_is_followed_once(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    for place, number in ((folder, 1), (tmp_path / "elsewhere", 2)):
+        place.mkdir()
+        write(place / f"{number}.jsonl", [{**ADA, "id": number}])
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to(folder)
+    assert [passage.id for passage in read_passages(str(folder))] == ["1", "2"]
+
+
+@pytest.mark.parametrize("field", ["id", "group", "kind", "choices", "passage_ids", "passages"])
+def test_a_field_of_a_question_that_is_nan_is_absent(tmp_path: Path, field: str) -> None:
+    """As pandas writes an empty cell with json.dumps."""
+    record = {"question": "q", "answer": "a"}
+    write(tmp_path / "with.jsonl", [{**record, field: math.nan}])
+    write(tmp_path / "without.jsonl", [record])
+    assert read(str(tmp_path / "with.jsonl")) == read(str(tmp_path / "without.jsonl"))
 
 
 def test_a_directory_of_nothing_but_other_files_names_them(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -214,6 +216,13 @@ def test_musique_leaves_out_what_cannot_be_answered(tmp_path: Path) -> None:
 def test_bamboogle(tmp_path: Path, name: str, text: str) -> None:
     (found,) = read(write(tmp_path / name, text), "bamboogle")
     assert (found.question, found.answers, len(found.id)) == ("Who, then?", ("A",), 16)
+
+
+@pytest.mark.parametrize(("format_", "field"), [("nq", "answer"), ("popqa", "possible_answers")])
+def test_rows_of_the_hub_are_read_as_the_published_file(tmp_path: Path, format_: str, field: str) -> None:
+    pq.write_table(pa.table({"question": ["q"], field: [["A", "B"]]}), tmp_path / "set.parquet")
+    (found,) = read(str(tmp_path / "set.parquet"), format_)
+    assert found.answers == ("A", "B")
 
 
 def test_popqa(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from regrad.data.tasks import ScannedTask, Task, duplicates, read_tasks, task_files
+from regrad.data.tasks import ScannedTask, Task, TaskQuestion, duplicates, read_tasks, task_files
 from regrad.errors import CorpusError
 from regrad.lab.wording import LAB_PROMPTS
 from regrad.models.config import ModelConfig
@@ -92,6 +93,27 @@ def test_parquet_jsonl_and_gzip_in_one_directory_are_read_in_the_order_of_their_
     (tmp_path / "d.parquet").write_bytes(b"garbage")
     with refused(CorpusError, "damaged", uri=str(tmp_path / "d.parquet")):
         read_tasks(str(tmp_path))
+
+
+def test_below_a_directory_nothing_is_left_out_silently(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, name in enumerate(["a.jsonl", "part/b.JSONL", "part/deep/c.ndjson", "d.jl"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        record = {"id": str(number), "passages": [PASSAGE], "questions": [{"question": "q", "answer": "a"}]}
+        (tmp_path / name).write_text(json.dumps(record))
+    for name in ("_part.jsonl", "e.tsv", "README.md"):
+        (tmp_path / name).write_text("no tasks")
+    with caplog.at_level("WARNING"):
+        assert [task.id for task in read_tasks(str(tmp_path))] == ["0", "3", "1", "2"]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "not read, for the ending: e.tsv (read are" in line
+
+
+def test_what_a_table_writes_for_nothing_is_nothing(tmp_path: Path) -> None:
+    question = {"question": "q", "answer": "a", "context": math.nan, "kind": math.nan, "choices": None}
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"id": math.nan, "passages": [PASSAGE], "questions": [question]}))
+    (task,) = read_tasks(str(path))
+    assert task.questions == (TaskQuestion("q", "a", (0,)),) and task.id == f"{path} line 1"
 
 
 def test_a_directory_without_tasks_is_a_clear_error(tmp_path: Path) -> None:

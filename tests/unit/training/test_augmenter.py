@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -170,12 +171,35 @@ def test_data_aug_is_read_once_a_passage_and_bad_ones_are_said(tmp_path: Path) -
     first = Passage(passage_id("text one"), "", "text one")
     assert found[0] == Augmented(first, ("one as text",), (Pair("Who?", "me", "It is me."),))
     assert isinstance(found[1], CorpusError)
-    assert "a.json record 1 augment 2: a pair needs a 'question' and an 'answer'" in str(found[1])
+    assert "a.json record 1 augment 2: field 'question' is missing" in str(found[1])
     assert isinstance(found[2], Augmented)
     assert (found[2].passage.text, found[2].rewrites) == ("two", ())
     (tmp_path / "a.json").write_text("[{]")
     with pytest.raises(CorpusError, match=r"a\.json is not JSON"):
         list(read_ready(str(tmp_path / "a.json")))
+
+
+@pytest.mark.parametrize("name", ["b.jsonl", "b.JSONL", "b.jsonl.gz", "b.ndjson", "b.json", "b.JSON.gz", "sub/b.jsonl"])
+def test_every_file_of_a_directory_is_read_whatever_its_case_or_compression(tmp_path: Path, name: str) -> None:
+    pairs = [{"question": "Who?", "answer": "me"}]
+    record: Any = {"id": "b", "text": "two", "pairs": pairs}
+    if ".json" in name.lower().replace(".jsonl", ""):
+        record = data_aug({"passage": "two", "m_qa": pairs})
+    content = json.dumps(record).encode()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    (tmp_path / "._a.json").write_bytes(b"a file of macOS")
+    for uri in (tmp_path, tmp_path / name):
+        assert [item.passage.text for _, item in read_ready(str(uri)) if isinstance(item, Augmented)] == ["two"]
+
+
+def test_what_stands_for_nothing_is_no_rewrite_and_no_pair(tmp_path: Path) -> None:
+    lines = ['{"id": "a", "text": "x", "rewrites": null, "pairs": NaN}', '{"id": "b", "text": "x", "pairs": %s}']
+    pairs = '[{"question": "How many?", "answer": 2.0, "full_answer": null, "kind": NaN}]'
+    (tmp_path / "augmented.jsonl").write_text("\n".join(lines) % pairs)
+    nothing, number = read_augmented(str(tmp_path))
+    assert (nothing.rewrites, nothing.pairs) == ((), ())
+    assert number.pairs == (Pair("How many?", "2"),)
 
 
 def test_augmented_passages_are_taken_as_they_are_and_a_bad_one_is_said(world: World, tmp_path: Path) -> None:
@@ -187,7 +211,7 @@ def test_augmented_passages_are_taken_as_they_are_and_a_bad_one_is_said(world: W
     found = [item for _, item in read_ready(str(path))]
     assert [found[0], found[2]] == [items[0], items[2]]
     assert isinstance(found[1], CorpusError)
-    assert "augmented.jsonl line 2: a pair needs a 'question' and an 'answer'" in str(found[1])
+    assert "augmented.jsonl line 2: field 'answer' is missing" in str(found[1])
     path.write_text('{"id": "a", "text": "b"}')
     with pytest.raises(CorpusError, match="an object with 'augment', a list, or with 'pairs' is expected"):
         list(read_ready(str(path)))
