@@ -48,6 +48,10 @@ class FinetuneConfig(TrainConfig):
         "in force while its answer is learned",
     )
     adapters_version: int | None = Field(None, ge=1, description="the current one if null")
+    on_missing: Literal["fewer", "fail"] = Field(
+        "fewer",
+        description="with adapters: for a passage without one: leave it out (fewer) and say how many, or stop (fail)",
+    )
     k: int | None = Field(None, ge=1, description="most passages in a prompt: the first of the question's context")
     max_examples: int | None = Field(None, ge=1, description="most examples, sampled by the seed; all if null")
     max_tokens: int = Field(1536, ge=16, description="longer examples are left out and counted")
