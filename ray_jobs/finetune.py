@@ -25,7 +25,7 @@ from regrad.storage import check_replaceable
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import data_digest
 from regrad.training.lora.finetuning import ADAPTER, finetune_worker
-from regrad.training.lora.in_force import adapters_manifest
+from regrad.training.lora.in_force import adapters_manifest, check_coverage
 from regrad.training.lora.lora_artifact import CARD, StaticLora, parent_of
 from regrad.training.workers import Workers
 
@@ -36,6 +36,7 @@ def run(config: FinetuneConfig) -> str:
     check_replaceable(config.output, CARD)
     parent = parent_of(config)
     adapters = adapters_manifest(config)
+    coverage = check_coverage(config, adapters) if adapters else None
     data = {
         "examples": data_digest(config),
         "parent": parent.digest if parent else None,
@@ -49,7 +50,8 @@ def run(config: FinetuneConfig) -> str:
             adapter = _adapter(result)
             adapter.save(config.output)
             place.remove()
-    return _describe(adapter, config)
+    missing = f", {coverage}" if coverage and coverage.missing else ""
+    return _describe(adapter, config) + missing
 
 
 def _describe(adapter: StaticLora, config: FinetuneConfig) -> str:

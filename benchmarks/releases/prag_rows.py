@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from regrad.data.augmented import Augmented
-from regrad.models.config import ModelConfig, SubspaceConfig
+from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, load_adapter, save_adapter
 from regrad.training.lora.batched import AdapterTrainer
@@ -39,7 +39,8 @@ def rows(release: Release, subject: Subject, count: int) -> Iterator[Row]:
     start = trainer.subspace.initial(42)
     folder = subject.folder / "prag"
     authors = _Authors(release, subject, folder)
-    _save(folder / "base_weight", lm.config, trainer.subspace, start)
+    (folder / "base_weight").mkdir(parents=True)
+    save_adapter(folder / "base_weight", lm.config.path, trainer.subspace, start)
 
     yield _sequences(authors, lm, items)
     theirs = [authors.trained(item, number, trainer.subspace) for number, item in enumerate(items)]
@@ -102,11 +103,6 @@ class _Authors:
 def _record(item: Augmented) -> dict[str, Any]:
     pairs = [{"question": pair.question, "answer": pair.answer, "full_answer": pair.full_answer} for pair in item.pairs]
     return {"passage": item.passage.text, "lab_rewrite": item.rewrites[0], "lab_qa": pairs}
-
-
-def _save(folder: Path, model: ModelConfig, subspace: Subspace, values: Tensor) -> None:
-    folder.mkdir(parents=True)
-    save_adapter(folder, model, subspace, values)
 
 
 def _sequences(authors: _Authors, lm: LanguageModel, items: Sequence[Augmented]) -> Row:

@@ -19,6 +19,7 @@ QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 
 ClosedReader = Literal["strict", "release"]
 """Which rules read the answer to a closed question in a text (regrad.evaluation.answer_parsing)."""
+CLOSED_READERS: tuple[ClosedReader, ...] = get_args(ClosedReader)
 
 YES_NO = ("yes", "no")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from regrad.data.questions import ClosedReader, Question
+from regrad.data.questions import CLOSED_READERS, ClosedReader, Question
 from regrad.errors import EvaluationError
 from regrad.evaluation.answer_parsing.answers import accepted_answers, parse_answer
 from regrad.evaluation.answer_parsing.statements import normalise
@@ -30,6 +30,11 @@ class AnswerScore:
     """Exact match, or the right label."""
     parsed: bool
     """Whether an answer could be read; for an open question, whether there is any text."""
+    strict_correct: bool
+    strict_parsed: bool
+    release_correct: bool
+    release_parsed: bool
+    """The two by each reader of closed questions, whichever of them counts; of an open question the same twice."""
 
 
 class _Overlap(NamedTuple):
@@ -69,10 +74,18 @@ def score(question: Question, prediction: str, rules: Rules = "squad", reader: C
             f"unknown rules {rules!r:.60}; the rules are {', '.join(RULES)}", code="unknown_rules", rules=rules
         )
     if question.kind != "open":
-        found = parse_answer(question, prediction, reader)
-        right = found in accepted_answers(question)
+        right_answers = accepted_answers(question)
+        strict, release = (parse_answer(question, prediction, each) for each in CLOSED_READERS)
+        found = release if reader == "release" else strict
+        right = found in right_answers
         value = float(right)
-        return AnswerScore(value, value, value, value, right, found is not None)
+        return AnswerScore(
+            *(value, value, value, value, right, found is not None),
+            strict_correct=strict in right_answers,
+            strict_parsed=strict is not None,
+            release_correct=release in right_answers,
+            release_parsed=release is not None,
+        )
     if not question.answers:
         raise EvaluationError("a question without accepted answers cannot be scored", code="no_answer", id=question.id)
     said = normalise(prediction)
@@ -80,7 +93,8 @@ def score(question: Question, prediction: str, rules: Rules = "squad", reader: C
     overlaps = [_credit(said, known, rules) for known in accepted]
     correct = said in accepted
     best = _Overlap(*map(max, zip(*overlaps, strict=True)))
-    return AnswerScore(float(correct), best.f1, best.precision, best.recall, correct, bool(prediction.strip()))
+    both = correct, bool(prediction.strip())
+    return AnswerScore(float(correct), best.f1, best.precision, best.recall, *both, *both, *both)
 
 
 def _credit(said: str, known: str, rules: Rules) -> _Overlap:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from regrad.data.predictions import Mismatch, mismatch, mismatches, refuse
-from regrad.data.questions import QUESTION_KINDS, Question, QuestionKind
+from regrad.data.questions import CLOSED_READERS, QUESTION_KINDS, Question, QuestionKind
 from regrad.errors import EvaluationError
 from regrad.storage import Storage
 
@@ -59,6 +59,10 @@ class Record:
     recall: float
     correct: bool
     parsed: bool
+    strict_correct: bool
+    strict_parsed: bool
+    release_correct: bool
+    release_parsed: bool
     passage_ids: tuple[str, ...]
     passage_scores: tuple[float, ...]
     prompt_tokens: int
@@ -88,6 +92,7 @@ RECORD = pa.schema(
         *(_field(name, pa.string()) for name in ("kind", "group", "raw", "prediction")),
         *(_field(name, pa.float64()) for name in ("em", "f1", "precision", "recall")),
         *(_field(name, pa.bool_()) for name in ("correct", "parsed")),
+        *(_field(f"{reader}_{name}", pa.bool_()) for reader in CLOSED_READERS for name in ("correct", "parsed")),
         _field("passage_ids", _TEXTS),
         _field("passage_scores", _FLOATS),
         *(_field(name, pa.int64()) for name in ("prompt_tokens", "completion_tokens")),

@@ -1,6 +1,7 @@
 """PRAG: the trained LoRAs of the retrieved passages, summed; Combine Both has the passages in the prompt as well.
 
-`weighting: mean` gives each 1/k instead, as Orthogonal Subspace Decomposition (arXiv 2604.26768) merges them.
+`weighting: mean` gives each 1/k instead; it is the default of D-PRAG (Orthogonal Subspace Decomposition, arXiv
+2604.26768), whose adapters are trained on top of a task's LoRA and kept orthogonal to it.
 
 A bank of kind `adapter` holds a LoRA of rank r for each passage, in the subspace that they were trained in: PRAG's is
 all blocks, whatever the model's own is. Those of a question stand side by side in the rank, which gives exactly the sum
@@ -118,6 +119,26 @@ class PragOnLoraConfig(PragConfig):
         if isinstance(notes, Mapping) and notes.get("adapters") == manifest.fingerprint:
             return
         _check_trained_on(manifest, [adapters_base(base, digest)], self, f"the adapter at {self.adapter}")
+
+
+class DPragConfig(PragOnLoraConfig):
+    """d-prag, d-prag+icl: a static LoRA for the task, and a bank of adapters that were kept orthogonal to it.
+
+    Which constraint they were trained with, `soft_orthogonality` or `hard_orthogonality` of `regrad adapters`, or none,
+    does not change how they are applied.
+    """
+
+    METHODS: ClassVar = (
+        MethodInfo(
+            "d-prag",
+            "trained LoRAs, orthogonal to one that was trained on the task",
+            passages_in_prompt=False,
+            update="adapters",
+        ),
+        MethodInfo("d-prag+icl", "the same, and passages in the prompt", passages_in_prompt=True, update="adapters"),
+    )
+
+    weighting: Literal["sum", "mean"] = Field("mean", description="how several adapters become one")
 
 
 class Prag(Method):

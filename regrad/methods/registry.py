@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Tag
 
 from regrad.errors import MethodError
 from regrad.methods.base import MethodInfo, MethodSettings
-from regrad.methods.prag import PragConfig, PragOnLoraConfig
+from regrad.methods.prag import DPragConfig, PragConfig, PragOnLoraConfig
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.regrad import ReGradConfig, ReGradOnlineConfig
 from regrad.methods.static_lora import StaticLoraConfig
@@ -71,6 +71,7 @@ MethodConfig = Annotated[
     | Annotated[StaticLoraConfig, Tag("StaticLoraConfig")]
     | Annotated[PragConfig, Tag("PragConfig")]
     | Annotated[PragOnLoraConfig, Tag("PragOnLoraConfig")]
+    | Annotated[DPragConfig, Tag("DPragConfig")]
     | Annotated[ReGradConfig, Tag("ReGradConfig")]
     | Annotated[ReGradOnlineConfig, Tag("ReGradOnlineConfig")]
     | Annotated[TtaConfig, Tag("TtaConfig")]

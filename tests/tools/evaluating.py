@@ -84,6 +84,7 @@ def record(question: str, right: bool, method: str = "rag", **changes: Any) -> R
         **{"set": "people", "method": method, "model": "tiny", "k": 1, "seed": 0},
         **{"question_id": question, "question": "?", "answers": ("a",), "kind": "open", "group": ""},
         **{"raw": "a", "prediction": "a", "em": score, "f1": score, "precision": score, "recall": score},
+        **{"strict_correct": right, "strict_parsed": True, "release_correct": right, "release_parsed": True},
         **{"correct": right, "parsed": True, "passage_ids": (), "passage_scores": ()},
         **{"prompt_tokens": 10, "completion_tokens": 2, "milliseconds": 4.0, "bytes_fetched": 0},
     }

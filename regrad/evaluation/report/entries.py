@@ -16,12 +16,22 @@ EntryKey = tuple[str, str, str, int]
 
 
 @dataclass(frozen=True)
+class ReaderScore:
+    """What one reader of closed questions makes of the answers: its accuracy, and in how many it finds none."""
+
+    accuracy: float
+    low: float
+    high: float
+    unparsable: int
+
+
+@dataclass(frozen=True)
 class ReportEntry:
     """Scores are from 0 to 1; costs are means over the questions, None if they are not known.
 
     `value` is the chosen metric with its interval, and `by_question` has it for each question; `kinds` counts the
-    questions of each kind, `noted` the records with a note; `against` is the comparison with the method that the others
-    are compared to.
+    questions of each kind, `noted` the records with a note; `readers` scores the closed questions alone, by each of the
+    readers, and is empty without any; `against` is the comparison with the method that the others are compared to.
     """
 
     model: str
@@ -50,6 +60,7 @@ class ReportEntry:
     noted: int
     devices: frozenset[str]
     kinds: Mapping[str, int]
+    readers: Mapping[str, ReaderScore]
     against: Comparison | None = None
 
     @property
@@ -106,7 +117,22 @@ def _entry(cells: _Cells, metric: Column) -> ReportEntry:
         noted=sum(bool(record.note) for record in records),
         devices=frozenset(run.device for run in runs),
         kinds=dict(Counter({record.question_id: record.kind for record in records}.values())),
+        readers=_readers([record for record in records if record.kind != "open"]),
     )
+
+
+def _readers(closed: Sequence[Record]) -> dict[str, ReaderScore]:
+    found = {}
+    if closed:
+        columns: dict[str, tuple[Column, Column]] = {
+            "strict": ("strict_correct", "strict_parsed"),
+            "release": ("release_correct", "release_parsed"),
+        }
+        for reader, (correct, parsed) in columns.items():
+            values = list(by_question(closed, correct).values())
+            unparsable = sum(not getattr(record, parsed) for record in closed)
+            found[reader] = ReaderScore(fmean(values), *mean_interval(values), unparsable)
+    return found
 
 
 def _comparisons(entries: Sequence[ReportEntry], name: str | None, first_k: int) -> dict[EntryKey, Comparison]:

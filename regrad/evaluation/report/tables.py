@@ -112,6 +112,29 @@ def detail_grid(entries: Sequence[ReportEntry], compare_to: str | None) -> Grid:
     return Grid("Details", note, (*head, *against), tuple(rows), names=3)
 
 
+def reader_grid(entries: Sequence[ReportEntry]) -> Grid:
+    """The accuracy of the closed questions by each of the readers, whichever of them the scores are by."""
+    closed = [entry for entry in entries if entry.readers]
+    readers = list(dict.fromkeys(name for entry in closed for name in entry.readers))
+    head = (
+        *("model", "set", "method", "k", "closed questions"),
+        *(f"{n}{of}" for n in readers for of in ("", ", unread")),
+    )
+    rows = []
+    for entry in closed:
+        cells = [CellText(text) for text in (entry.model, entry.set, entry.method, _k(entry.k))]
+        cells.append(CellText(number(sum(count for kind, count in entry.kinds.items() if kind != "open"))))
+        for found in entry.readers.values():
+            cells.append(CellText(percent(found.accuracy), interval(found.low, found.high)))
+            cells.append(CellText(number(found.unparsable)))
+        rows.append(tuple(cells))
+    note = (
+        "Accuracy in points, with 95% intervals, of the same answers read by each of the two readers; a set's `reader` "
+        "says which of them all other tables are by. Unread: answers in which a reader finds none of the allowed ones."
+    )
+    return Grid("Closed questions by both readers", note, head, tuple(rows), names=3)
+
+
 def cost_grid(entries: Sequence[ReportEntry]) -> Grid:
     """What a question and a passage cost by each method, the mean over the sets of one model."""
     head = (

@@ -16,7 +16,7 @@ from regrad.errors import EvaluationError
 from regrad.evaluation.output import Output, Planned
 from regrad.evaluation.report import figures
 from regrad.evaluation.report.entries import ReportEntry, gather
-from regrad.evaluation.report.tables import CellText, Grid, Sign, cost_grid, detail_grid, score_grid
+from regrad.evaluation.report.tables import CellText, Grid, Sign, cost_grid, detail_grid, reader_grid, score_grid
 
 _TITLE = "Evaluation"
 _MARKDOWN_SIGNS: dict[Sign, str] = {"": "", "+": " ▲", "-": " ▼"}
@@ -95,7 +95,10 @@ def _grids(planned: Planned, entries: Sequence[ReportEntry]) -> list[Grid]:
         title = f"Scores, {model}" if len(models) > 1 else "Scores"
         ours = [entry for entry in entries if entry.model == model]
         grids.append(score_grid(title, ours, planned.metric, planned.compare_to))
-    return [*grids, detail_grid(entries, planned.compare_to), cost_grid(entries)]
+    grids.append(detail_grid(entries, planned.compare_to))
+    if any(entry.readers for entry in entries):
+        grids.append(reader_grid(entries))
+    return [*grids, cost_grid(entries)]
 
 
 def _figures(planned: Planned, entries: Sequence[ReportEntry]) -> Iterator[tuple[str, str, Figure]]:

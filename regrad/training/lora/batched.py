@@ -24,10 +24,14 @@ from regrad.models.subspace import Subspace, finite_rows
 from regrad.training.lora.config import AdamWConfig, AdapterConfig
 from regrad.training.lora.examples import Example, adapter_examples, example_batch, longest
 from regrad.training.lora.lora_artifact import StaticLora, join
+from regrad.training.lora.orthogonal import NullSpace, soft_penalty
 
 Lift = Callable[[Tensor], Mapping[Subspace, Tensor]]
 """From what is trained [..., p] to what is applied: [..., P] or [P] in each subspace. Differentiable, and each row on
 its own."""
+
+Penalty = Callable[[Tensor], Tensor]
+"""From what is trained [..., p] to what is added to the loss of each row [...]. Differentiable."""
 
 Beside = Callable[[Sequence[Example]], Sequence[tuple[Subspace, Tensor]]]
 """LoRAs [N, p] that are applied, and not trained, with each of N examples."""
@@ -44,6 +48,7 @@ class RowTrainer:
 
     Without a `lift` they are LoRAs of the model's own subspace. `reduce` turns what one worker computed into the mean
     over all workers; a single worker needs none. `beside` gives what else is applied with some examples, [N, p] each.
+    A `penalty` is added to the loss of each row.
     """
 
     def __init__(
@@ -54,9 +59,11 @@ class RowTrainer:
         lift: Lift | None = None,
         reduce: Callable[[Tensor], Tensor] = lambda values: values,
         beside: Beside | None = None,
+        penalty: Penalty | None = None,
     ) -> None:
         self._lm = lm
         self._config = config
+        self._penalty = penalty
         self._lift = lift or (lambda rows: {lm.subspace: rows})
         self._reduce = reduce
         self._beside = beside
@@ -83,6 +90,11 @@ class RowTrainer:
         losses_U, gradients_UP = self._gradients(examples, weights)
         reduced = self._reduce(torch.cat([losses_U[:, None], gradients_UP], dim=1))
         losses_U, gradients_UP = reduced[:, 0], reduced[:, 1:]
+        if self._penalty is not None:
+            values_UP = self.values.requires_grad_()
+            penalties_U = self._penalty(values_UP)
+            losses_U = losses_U + penalties_U.detach()
+            gradients_UP = gradients_UP + torch.autograd.grad(penalties_U.sum(), values_UP)[0]
         wanted_U = torch.tensor([bool(items) for items in examples], device=gradients_UP.device)
         updated_U = wanted_U & finite_rows(gradients_UP) & losses_U.isfinite()
         if self._config.clip is not None:
@@ -176,9 +188,10 @@ def train_rows(
     config: AdamWConfig,
     lift: Lift | None = None,
     weights: Sequence[float] | None = None,
+    penalty: Penalty | None = None,
 ) -> Trained:
     """Train each row by its own plan: the examples of each of its steps; `weights` are as in `RowTrainer.step`."""
-    trainer = RowTrainer(lm, start_UP, config, lift)
+    trainer = RowTrainer(lm, start_UP, config, lift, penalty=penalty)
     losses = [float("nan")] * len(plans)
     failed = [False] * len(plans)
     for step in range(max((len(plan) for plan in plans), default=0)):
@@ -203,8 +216,8 @@ class AdapterTrainer:
     """Trains adapters, all from the same vector, on the projections of the model's own subspace.
 
     That vector is the adapter at `start_from`, or drawn by `seed`. The static LoRA that they are trained on top of
-    stays in a subspace of its own. Raises `MethodError` if that is not the model's, and `BankError` if the start does
-    not fit.
+    stays in a subspace of its own, and the settings may keep them orthogonal to it. Raises `MethodError` if it is not
+    the model's, `BankError` if the start does not fit, and `TrainingError` if they cannot be orthogonal.
     """
 
     def __init__(
@@ -222,12 +235,20 @@ class AdapterTrainer:
         self._config = config
         self._rows = rows
         self.subspace = Subspace(lm.subspace.modules, config.rank, config.scaling)
-        start_P = read_base_weight(start_from, self.subspace) if start_from else self.subspace.initial(seed)
-        self._start_P = start_P.to(lm.device)
         self._static = None
+        self._null_space: NullSpace | None = None
+        self._penalty: Penalty | None = None
         if static is not None:
             static.check_base(lm)
             self._static = static.subspace, static.values.to(lm.device)
+            if config.hard_orthogonality:
+                self._null_space = NullSpace(self.subspace, static)
+            if config.soft_orthogonality:
+                self._penalty = soft_penalty(self.subspace, static, config.soft_orthogonality)
+        start_P = read_base_weight(start_from, self.subspace) if start_from else None
+        if self._null_space is not None:
+            start_P = self._null_space.inner.initial(seed) if start_P is None else self._null_space.project(start_P)
+        self._start_P = (self.subspace.initial(seed) if start_P is None else start_P).to(lm.device)
 
     @property
     def start_digest(self) -> str:
@@ -250,8 +271,9 @@ class AdapterTrainer:
                     examples, unknown[number] = [], str(error)
                 fitting = [[example] for example in examples if example.predicts and len(example.ids) <= limit]
                 plans.append(fitting * self._config.epochs)
-            trained = train_rows(self._lm, self._start_P.expand(len(some), -1), plans, self._config, self._lift)
-            rows = zip(some, plans, trained.values.float().cpu(), trained.failed, strict=True)
+            start_UP = self._start_P.expand(len(some), -1)
+            trained = train_rows(self._lm, start_UP, plans, self._config, self._lift, penalty=self._penalty)
+            rows = zip(some, plans, self._own(trained.values).float().cpu(), trained.failed, strict=True)
             for number, (item, plan, value, failed) in enumerate(rows):
                 if number in unknown:
                     results.append(Adapter(None, unknown[number]))
@@ -271,5 +293,9 @@ class AdapterTrainer:
         return "every sequence is too long"
 
     def _lift(self, rows: Tensor) -> Mapping[Subspace, Tensor]:
-        own = self.subspace, rows
+        own = self.subspace, self._own(rows)
         return join([self._static, own] if self._static else [own])
+
+    def _own(self, rows: Tensor) -> Tensor:
+        """The adapters [..., P] that the trained numbers stand for."""
+        return self._null_space.lift(rows) if self._null_space is not None else rows

@@ -48,6 +48,10 @@ class FinetuneConfig(TrainConfig):
         "in force while its answer is learned",
     )
     adapters_version: int | None = Field(None, ge=1, description="the current one if null")
+    on_missing: Literal["fewer", "fail"] = Field(
+        "fewer",
+        description="with adapters: for a passage without one: leave it out (fewer) and say how many, or stop (fail)",
+    )
     k: int | None = Field(None, ge=1, description="most passages in a prompt: the first of the question's context")
     max_examples: int | None = Field(None, ge=1, description="most examples, sampled by the seed; all if null")
     max_tokens: int = Field(1536, ge=16, description="longer examples are left out and counted")
@@ -134,11 +138,27 @@ class AdapterConfig(AdamWConfig):
     answers: Literal["short", "full"] = Field(
         "short", description="full: `full_answer`, sentences for reasoning; questions without one are left out"
     )
+    soft_orthogonality: float = Field(
+        0.0,
+        ge=0,
+        description="weight (D-PRAG: 10) of a penalty on what an adapter's A and the static LoRA's have in common",
+    )
+    hard_orthogonality: bool = Field(
+        False, description="keep each adapter's A in the null space of the static LoRA's: D-PRAG's hard constraint"
+    )
 
     @property
     def scaling(self) -> float:
         """The factor alpha / rank on B A."""
         return self.alpha / self.rank
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> AdapterConfig:
+        if self.hard_orthogonality and self.soft_orthogonality:
+            raise ValueError(
+                "soft_orthogonality is a penalty on what hard_orthogonality rules out: set one of the two, or none"
+            )
+        return self
 
 
 class AdaptersConfig(Settings):
@@ -162,3 +182,12 @@ class AdaptersConfig(Settings):
     )
     seed: int = 42
     cluster: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _has_what_to_be_orthogonal_to(self) -> AdaptersConfig:
+        if self.static is None and (self.adapter.hard_orthogonality or self.adapter.soft_orthogonality):
+            raise ValueError(
+                "adapters are kept orthogonal to a LoRA of `regrad finetune`, but 'static' names none; train one on "
+                "questions first (objective: questions)"
+            )
+        return self

@@ -19,7 +19,7 @@ from regrad.training.loop import Loop, StepResult, resume
 from regrad.training.lora.batched import Beside, RowTrainer
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import Example, longest, read_examples
-from regrad.training.lora.in_force import AdaptersInForce, adapters_manifest
+from regrad.training.lora.in_force import AdaptersInForce, adapters_manifest, check_coverage
 from regrad.training.lora.lora_artifact import StaticLora, parent_of
 from regrad.training.sampler import Sampler, SampleSource
 from regrad.training.workers import Workers
@@ -185,4 +185,6 @@ def finetune_in_process(config: FinetuneConfig, device: str = "cpu") -> StaticLo
 
     Raises `CorpusError`, `TrainingError` or `MethodError` as a job does.
     """
+    if manifest := adapters_manifest(config):
+        check_coverage(config, manifest)
     return finetune_worker(config, Silent(), device)

@@ -5,7 +5,9 @@ PRAG's fine-tuned form learns to answer with its retrieved adapters; they stay a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,12 +15,16 @@ from torch import Tensor
 from regrad.bank.format import Manifest, current_version, read_manifest
 from regrad.bank.io.prag import Frame, adapter_fingerprint
 from regrad.bank.reader import BankReader
-from regrad.errors import MethodError
+from regrad.data.passages import Passage
+from regrad.data.tasks import read_tasks
+from regrad.errors import AtomNotFound, MethodError
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
 from regrad.storage import Storage
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import Example
+
+logger = logging.getLogger(__name__)
 
 
 def adapters_manifest(config: FinetuneConfig) -> Manifest | None:
@@ -37,6 +43,55 @@ def adapters_manifest(config: FinetuneConfig) -> Manifest | None:
             found=manifest.kind if manifest else None,
         )
     return manifest
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many of the passages of all questions (the first k of each) the bank has no adapter of."""
+
+    passages: int
+    missing: int
+    first: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.missing} of {self.passages} passages without an adapter"
+
+
+def check_coverage(config: FinetuneConfig, manifest: Manifest) -> Coverage:
+    """Look up every passage before anything is trained, and say how many have no adapter.
+
+    Raises `AtomNotFound` if some have none and the policy is `fail`, and `MethodError` if none at all has one.
+    """
+    seen: dict[tuple[str, str], bool] = {}
+    with BankReader(config.adapters or "", None, manifest.version) as reader:
+        for task in read_tasks(config.tasks or ""):
+            for question in task.questions:
+                for place in question.context[: config.k]:
+                    passage = task.passages[place]
+                    key = passage.id, passage.text_hash
+                    if key not in seen:
+                        seen[key] = _has_adapter(reader, passage)
+    missing = [passage_id for (passage_id, _), found in seen.items() if not found]
+    coverage = Coverage(len(seen), len(missing), missing[0] if missing else "")
+    if missing and (len(missing) == len(seen) or config.on_missing == "fail"):
+        text = (
+            f"the bank at {config.adapters} has no adapter of {coverage.missing} of the {coverage.passages} passages "
+            f"that come with the questions (the first is {coverage.first!r:.80}), or only of other texts; train them "
+            "with `regrad adapters`"
+        )
+        numbers = {"uri": config.adapters, "missing": coverage.missing, "passages": coverage.passages}
+        if len(missing) == len(seen):
+            raise MethodError(text, code="bank_of_other_passages", **numbers)
+        more = ", or set on_missing=fewer to train without them"
+        raise AtomNotFound(text + more, code="adapters_missing", **numbers)
+    if missing:
+        logger.warning("%s: they are left out (the first: %.80r)", coverage, coverage.first)
+    return coverage
+
+
+def _has_adapter(reader: BankReader, passage: Passage) -> bool:
+    location = reader.locate(passage.id)
+    return location is not None and location.entry.belongs_to(passage.text_hash)
 
 
 class AdaptersInForce:
@@ -69,9 +124,5 @@ class AdaptersInForce:
         return [(self._each, part_NP.to(self._lm.device)) for part_NP in parts_KNP]
 
     def _of(self, example: Example) -> Tensor:
-        known = []
-        for passage in example.passages:
-            location = self._reader.locate(passage.id)
-            if location is not None and location.entry.belongs_to(passage.text_hash):
-                known.append(passage)
+        known = [passage for passage in example.passages if _has_adapter(self._reader, passage)]
         return self._reader.read(known).float() if known else torch.zeros(0, self._each.size)

@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from regrad.data.questions import Question
+from regrad.data.questions import ClosedReader, Question
 from regrad.errors import EvaluationError
 from regrad.evaluation.answer_parsing.statements import normalise
 from regrad.evaluation.metrics import RULES, Rules, exact_match, f1, score
@@ -203,3 +203,22 @@ def test_unknown_rules_are_an_error() -> None:
     assert get_args(Rules) == RULES
     with refused(EvaluationError, "unknown_rules", rules="bleu"):
         score(posed(("x",)), "x", "bleu")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("reader", "em", "correct", "parsed"), [("strict", 0.0, False, False), ("release", 1.0, True, True)]
+)
+def test_a_closed_answer_has_the_score_of_each_reader_and_counts_by_the_one_asked_for(
+    reader: ClosedReader, em: float, correct: bool, parsed: bool
+) -> None:
+    found = score(Question("q", "Is it?", ("no",), kind="yes-no"), "There is no evidence", reader=reader)
+    assert (found.em, found.correct, found.parsed) == (em, correct, parsed)
+    assert (found.strict_correct, found.strict_parsed) == (False, False)
+    assert (found.release_correct, found.release_parsed) == (True, True)
+
+
+def test_an_open_answer_has_the_same_score_by_each_reader() -> None:
+    for said in ("here", "there", ""):
+        found = score(Question("q", "Where?", ("here",)), said)
+        assert found.strict_correct == found.release_correct == found.correct == (said == "here")
+        assert found.strict_parsed == found.release_parsed == found.parsed == bool(said)

@@ -141,6 +141,37 @@ def test_a_set_of_open_and_closed_questions_says_what_its_score_is_made_of(folde
         assert ("mixes kinds" in report.read_text()) is (records is mixed)
 
 
+def test_closed_questions_have_both_readers_numbers_in_one_report(folder: Path, tiny_path: Path) -> None:
+    output, cells = planned(folder, tiny_path, methods=["direct"])
+    closed = result(cells[0], [True, True, False, False], kind="yes-no").records
+    # The release's reader finds an answer in all four, and the third one right; the strict one finds none in the last.
+    closed = [replace(one, release_correct=n < 3) for n, one in enumerate(closed)]
+    closed[3] = replace(closed[3], parsed=False, strict_parsed=False)
+    opened = replace(result(cells[0], [True]).records[0], question_id="q9")
+    output.save(cells[0], replace(result(cells[0], []), records=[*closed, opened]), rows=32)
+    write_report(output)
+    (row,) = json.loads((folder / "out" / "report.json").read_text())
+    assert {name: (found["accuracy"], found["unparsable"]) for name, found in row["readers"].items()} == {
+        "strict": (0.5, 1),
+        "release": (0.75, 0),
+    }
+    assert row["value"] == pytest.approx(3 / 5), "the scores are by the set's own reader"
+    for name in ("report.md", "report.html", "report.tex"):
+        assert "Closed questions by both readers" in (folder / "out" / name).read_text()
+    lines = (folder / "out" / "report.md").read_text().splitlines()
+    head = next(line for line in lines if line.startswith("|") and "closed questions" in line)
+    assert (
+        head == "| model | set | method | k | closed questions | strict | strict, unread | release | release, unread |"
+    )
+    (found,) = (line for line in lines if line.startswith("| tiny | people | direct | - | 4 |"))
+    assert "| 50.0 " in found and "| 75.0 " in found and found.endswith("| 0 |")
+
+    output.save(cells[0], result(cells[0], [True] * 6), rows=32)
+    write_report(output)
+    assert "both readers" not in (folder / "out" / "report.md").read_text()
+    assert json.loads((folder / "out" / "report.json").read_text())[0]["readers"] == {}
+
+
 def test_an_unfinished_run_has_a_report_that_says_so(folder: Path, tiny_path: Path) -> None:
     output, cells = planned(folder, tiny_path)
     with refused(EvaluationError, "no_cell_done"):

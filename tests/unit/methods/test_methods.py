@@ -48,7 +48,7 @@ def test_only_some_methods_put_passages_in_the_prompt() -> None:
     question = Evidence(open_question("Who?"), tuple(PASSAGES))
     prompts = {name: Blind(settings(name)).prompt(question).text(PromptFormat()) for name in METHODS}
     read = {name for name, prompt in prompts.items() if "first" in prompt}
-    assert read == {"rag", "pe-rag", "ft-rag", "prag+icl", "regrad+icl", "tta", "ttarag"}
+    assert read == {"rag", "pe-rag", "ft-rag", "prag+icl", "d-prag+icl", "regrad+icl", "tta", "ttarag"}
     assert {prompts[name] for name in METHODS if name not in read} == {"Question: Who?\nAnswer:"}
     assert prompts["rag"].index("second") < prompts["rag"].index("first") < prompts["rag"].index("Who?")
 
@@ -281,6 +281,20 @@ def test_adapters_on_top_of_a_static_lora_are_joined_with_it_and_with_no_other(
         config.model_copy(update={"adapter": str(tmp_path / "other")}).check()
     with refused(MethodError, "adapters_of_another_base", base="the base model alone"):
         Planned(settings("prag", bank=str(tmp_path / "bank")), tiny)
+
+
+def test_d_prag_adds_the_mean_of_the_passages_adapters_to_the_tasks_lora(
+    tiny: LanguageModel, world: World, tmp_path: Path
+) -> None:
+    lora = static_lora(tiny, 2, tmp_path / "task")
+    subspace, values, known = adapter_bank(tiny, world, str(tmp_path / "bank"), lora)
+    halves = Subspace(subspace.modules, subspace.rank, subspace.scaling / 2)
+    parts = [(lora.subspace, lora.values), *((halves, values[passage.id]) for passage in known[:2])]
+    for name in ("d-prag", "d-prag+icl"):
+        config = settings(name, bank=str(tmp_path / "bank"), adapter=str(tmp_path / "task"))
+        config.check()
+        made = Planned(config, tiny)([asked(known[:2])])
+        torch.testing.assert_close(logits(tiny, made.together[0]), dense_logits(tiny, parts), rtol=1e-4, atol=1e-5)
 
 
 def test_test_time_adaptation_is_exactly_reset(tiny: LanguageModel, passages: list[Passage]) -> None:

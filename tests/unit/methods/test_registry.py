@@ -28,7 +28,7 @@ class One(Settings):
         (
             {"name": "direct", "adapter": "runs/lab/cpt"},
             "method 'direct' takes no adapter; it takes prompt_style, demonstrations; "
-            "adapter is a setting of cpt, instruction-cpt, ft-direct, ft-rag, prag-warm, ft-prag",
+            "adapter is a setting of cpt, instruction-cpt, ft-direct, ft-rag, prag-warm, ft-prag, d-prag, d-prag+icl",
         ),
         (
             {"name": "fast", "method": "regrad", "adapter": "runs/lab/none", "steps": 7, "lr": 1.0},

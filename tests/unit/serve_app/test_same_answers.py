@@ -125,6 +125,7 @@ METHODS: list[dict[str, Any]] = [
     {"name": "weights alone", "method": "tta", "in_prompt": False, "lr": 1e-2},
     *({"name": name, "adapter": "FOLDER/lora"} for name in ("cpt", "instruction-cpt", "ft-direct", "ft-rag")),
     *({"name": name, "adapter": "FOLDER/lora", "bank": "FOLDER/adapters"} for name in ("prag-warm", "ft-prag")),
+    *({"name": name, "adapter": "FOLDER/lora", "bank": "FOLDER/adapters"} for name in ("d-prag", "d-prag+icl")),
     {"name": "prag", "bank": "FOLDER/adapters"},
     {"name": "prag+icl", "bank": "FOLDER/adapters", "weighting": "mean", "on_missing": "rag"},
 ]

@@ -11,7 +11,7 @@ import torch
 
 from regrad.data.passages import Passage
 from regrad.data.tasks import Task, TaskQuestion
-from regrad.errors import ConfigError, MethodError
+from regrad.errors import AtomNotFound, ConfigError, MethodError
 from regrad.lab.world import World
 from regrad.methods.base import Evidence, open_question
 from regrad.models.batching import sequence_losses
@@ -20,6 +20,7 @@ from regrad.settings import parse_settings
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import example_batch, read_examples
 from regrad.training.lora.finetuning import finetune_in_process
+from regrad.training.lora.in_force import Coverage, adapters_manifest, check_coverage
 from regrad.training.lora.lora_artifact import join
 from tests.tools.adapting import adapter_bank, static_lora
 from tests.tools.evaluating import gradient_bank, method_settings
@@ -109,3 +110,39 @@ def test_only_adapters_of_the_base_alone_can_be_in_force_and_only_with_questions
             finetune_in_process(settings(adapters=f"{tmp_path}/{place}"))
     with pytest.raises(ConfigError, match="objective passages has no questions whose 'adapters' could be in force"):
         settings(objective="passages", corpus="c")
+
+
+def test_passages_without_an_adapter_are_counted_or_refused_before_training(
+    tiny: LanguageModel,
+    world: World,
+    passages: list[Passage],
+    tmp_path: Path,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bank = str(tmp_path / "adapters")
+    known = adapter_bank(tiny, world, bank)[2]
+    changed = Passage(known[0].id, known[0].title, "Another text.")
+    asked = (TaskQuestion("Who?", "me", (0, 1)), TaskQuestion("Where?", "here", (2, 1)))
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(Task((known[1], passages[-1], changed), asked).to_record()) + "\n")
+
+    def coverage(**changes: object) -> Coverage:
+        config = settings(**changes)
+        manifest = adapters_manifest(config)
+        assert manifest is not None
+        return check_coverage(config, manifest)
+
+    assert coverage() == Coverage(3, 2, passages[-1].id)
+    assert f"2 of 3 passages without an adapter: they are left out (the first: '{passages[-1].id}')" in caplog.text
+    assert coverage(k=1) == Coverage(2, 1, changed.id), "only those that are in force count"
+
+    def loaded(*_: object) -> None:
+        raise AssertionError("a model was loaded first")
+
+    monkeypatch.setattr("regrad.training.lora.finetuning.load_language_model", loaded)
+    with refused(AtomNotFound, "adapters_missing", uri=bank, missing=2, passages=3):
+        finetune_in_process(settings(on_missing="fail"))
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(Task(tuple(passages[-2:]), asked[:1]).to_record()) + "\n")
+    with refused(MethodError, "bank_of_other_passages", uri=bank, missing=2, passages=2):
+        finetune_in_process(settings())
