@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo s3 s3-stop install lint types unit integration unit-fast unit-fast-1 unit-fast-2 unit-slow test test-fast gpu clean
+.PHONY: demo real s3 s3-stop install lint types unit integration unit-fast unit-fast-1 unit-fast-2 unit-slow test test-fast gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make test         install, then test-fast, then the slow unit tests and the integration tests"
 	@echo "make test-fast    lint, types and unit tests, without the slow ones (under 3 minutes)"
 	@echo "make gpu          the tests that need a GPU, where there is one"
+	@echo "make real         a real chat model meta-trained and asked on real text; REAL='--quick --set data=DIRECTORY' for less"
 	@echo "make s3           a real S3 server on this machine, to try banks on (make s3-stop ends it)"
 	@echo "make install      only the virtual environment in $(VENV)"
 
@@ -25,6 +26,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/regrad demo
+
+real: $(STAMP)
+	$(BIN)/python -m studies.real $(REAL)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

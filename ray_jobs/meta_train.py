@@ -27,6 +27,7 @@ from regrad.errors import TrainingError
 from regrad.meta_init import CARD, MetaInit
 from regrad.storage import check_replaceable
 from regrad.training.meta.config import MetaTrainConfig
+from regrad.training.meta.reading import NONE, OTHER, RIGHT
 from regrad.training.meta.task_plan import Lengths, check_dev_tasks, files_of
 from regrad.training.meta.trainer import META_INIT, meta_train_worker
 from regrad.training.workers import Workers
@@ -70,6 +71,8 @@ def _describe(meta_init: MetaInit, config: MetaTrainConfig) -> str:
     notes = meta_init.notes
     dev = next((score for score in notes["dev"] if score["step"] == notes["steps"]), None)
     scored = f", dev EM {dev['exact_match']:.3f}, F1 {dev['f1']:.3f}" if dev else ""
+    if dev and RIGHT in dev:
+        scored += f", outer loss {dev[RIGHT]:.3f} (another task's passages {dev[OTHER]:.3f}, none {dev[NONE]:.3f})"
     skipped = f", {notes['skipped_steps']} skipped" if notes["skipped_steps"] else ""
     return f"MetaInit {meta_init.fingerprint} at {config.output}: {notes['steps']} steps{skipped}{scored}"
 

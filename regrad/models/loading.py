@@ -27,6 +27,7 @@ from regrad.models.checkpoint import check_finite, load_checkpoint, stored_tenso
 from regrad.models.config import ModelConfig
 from regrad.models.gguf_file import dequantised, gguf_in
 from regrad.models.lora import BatchedLora
+from regrad.models.precision import require_bf16
 from regrad.models.subspace import Subspace, find_subspace
 from regrad.models.tokens import check_known, has_chat, prompt_ids, token_ids
 from regrad.storage import local_directory
@@ -183,11 +184,14 @@ class LanguageModel:
 def load_language_model(config: ModelConfig, device: str | torch.device | None = None) -> LanguageModel:
     """Load, freeze, hook and check the model; raises `ModelError` if it is missing, unsuitable or lacks the subspace.
 
-    `device` defaults to the first GPU if there is one; `dtype: auto` is bfloat16 there and float32 on a CPU.
+    `device` defaults to the first GPU if there is one; `dtype: auto` is bfloat16 there and float32 on a CPU, whatever
+    the CPU can do: a base in another data type is another base.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
     dtype = torch.bfloat16 if half else torch.float32
+    if half:
+        require_bf16(device, "model.dtype")
     path = resolve_path(config.path)
     checkpoint = load_checkpoint(path, config.path, dtype, config.attention)
     model = _on_device(checkpoint.model, device, config.path)

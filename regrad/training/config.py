@@ -29,9 +29,14 @@ class ScheduleConfig(Settings):
         5, ge=1, description="stop after this many steps in a row whose loss or gradient is not finite"
     )
 
+    @property
+    def warmup_steps(self) -> int:
+        """The steps of the warm-up, at least one."""
+        return max(1, int(self.warmup_fraction * self.steps))
+
     def learning_rate_factor(self, step: int) -> float:
         """The share of the peak rate at `step` (the first is 0): linear warm-up to 1, then `schedule`."""
-        warmup = max(1, int(self.warmup_fraction * self.steps))
+        warmup = self.warmup_steps
         if step < warmup:
             if self.warmup_start is None:
                 return (step + 1) / warmup

@@ -102,10 +102,14 @@ def resume(learner: Learner[Any], checkpoint: AbstractContextManager[Path | None
 
 @dataclass(frozen=True)
 class Scoring:
-    """How a run is scored: after `every` steps (None: at the end only), by a function that all workers call."""
+    """How a run is scored: after `every` steps (None: at the end only), by a function that all workers call.
+
+    `remark` may say something about the scores so far; it is asked after each of them.
+    """
 
     score: Callable[[int], DevScore]
     every: int | None = None
+    remark: Callable[[Sequence[DevScore]], str] = lambda scores: ""
 
 
 class Loop(Generic[Item]):
@@ -146,6 +150,8 @@ class Loop(Generic[Item]):
                 with self._meter.paused():
                     state.scores.append(scoring.score(state.step))
                 self._listener.scored(state.scores[-1])
+                if remark := scoring.remark(state.scores):
+                    self._listener.note(remark)
             # 3. A checkpoint; one for each score, since the best by score may become the result.
             if last or state.latest_score or state.step % self._checkpoints.every == 0:
                 learner, product = self._learner, self._learner.product(state)

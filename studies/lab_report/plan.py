@@ -24,7 +24,7 @@ from studies.lab_report.files import (
     write_samples,
 )
 from studies.lab_report.measurements import measure
-from studies.lab_report.step import Command, Function, Step
+from studies.step import Command, Function, Step
 
 PLACES = {"lab": "lab"} | {f"lab {variant}": f"sets/{variant}" for variant in HARD}
 """Where each lab is written, by its step."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-
 from regrad.evaluation.report.entries import ReportEntry
 from regrad.storage import Storage
+from studies.hardware import hardware
 from studies.lab_report.claims import paper_claims
 from studies.lab_report.config import LabReportConfig
 from studies.lab_report.figures import draw
@@ -71,22 +68,6 @@ def report_place(config: LabReportConfig) -> str:
 
 def _quick(config: LabReportConfig) -> bool:
     return config.quick or len(config.seeds) < _ENOUGH_SEEDS
-
-
-def hardware() -> str:
-    """What this machine is."""
-    memory = psutil.virtual_memory().total / 1024**3
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{os.cpu_count()} cores ({_processor()}), {memory:.0f} GB of memory, {gpu}, torch {torch.__version__}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _numbers(report: Report) -> dict[str, Any]:

@@ -33,8 +33,8 @@ from studies.lab_report.findings import duels, gaps
 from studies.lab_report.plan import ONE_SEED, STUDIES, changes, make_steps, path_of
 from studies.lab_report.records import Measured, Table
 from studies.lab_report.report import write_report
-from studies.lab_report.run import Progress, next_step
-from studies.lab_report.step import Command
+from studies.running import Progress, next_step
+from studies.step import Command
 from tests.tools.evaluating import record
 from tests.tools.refusals import refused
 

@@ -98,7 +98,21 @@ class OptimizerConfig(ScheduleConfig):
     step_size_weight_decay: float = Field(0.0, ge=0, description="of the step sizes, in their space")
     clip: float = Field(0.5, gt=0, description="largest norm of the meta-gradient")
     zero_stage: Literal[0, 1, 2, 3] | None = Field(1, description="of DeepSpeed; plain PyTorch DDP if null")
-    precision: Literal["model", "bf16"] = Field("model", description="the model's own data type, or bf16 autocast")
+    precision: Literal["model", "auto", "bf16"] = Field(
+        "model",
+        description="the model's own data type; bf16 autocast; or auto: bf16 where a probe finds it right and faster",
+    )
+
+
+class ReadingConfig(Settings):
+    """Whether a run reads: the outer loss on dev tasks with the right passages, with another task's, and with none.
+
+    If the first two stay together, the run has learned the task and not to read, and says so once.
+    """
+
+    tasks: int = Field(64, ge=0, description="most tasks of each dev set, at every dev score; 0: not measured")
+    least_gap: float = Field(0.05, ge=0, description="nats that another task's passages have to cost, or a warning")
+    patience: int = Field(3, ge=1, description="dev scores in a row, after the warm-up, before the warning")
 
 
 class DevConfig(Settings):
@@ -109,6 +123,7 @@ class DevConfig(Settings):
     max_new_tokens: int = Field(20, ge=1)
     rules: Rules = Field("squad", description="whose F1: SQuAD's, or HotpotQA's as the paper's release")
     select: Literal["best", "last"] = Field("best", description="which checkpoint becomes the result")
+    reading: ReadingConfig = ReadingConfig()
 
 
 class MetaTrainConfig(TrainConfig):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -20,6 +20,7 @@ from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.engine import verify_decoding
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel, load_language_model
+from regrad.models.precision import autocast, bf16_here, require_bf16
 from regrad.training.callbacks import Best, Listener
 from regrad.training.checkpoint import DevScore, TrainState
 from regrad.training.loop import Loop, Scoring, StepResult, resume
@@ -28,6 +29,7 @@ from regrad.training.meta.collate import collate, group_questions, prompt_passag
 from regrad.training.meta.config import DevConfig, InnerConfig, MetaTrainConfig, ShapeConfig
 from regrad.training.meta.objective import MetaGradient, Point, adapt
 from regrad.training.meta.optim import MetaParameters, OptimizerEngine, make_engine
+from regrad.training.meta.reading import ReadingSums, means, reading_sums, reading_warning, spread
 from regrad.training.meta.strategies import Strategy
 from regrad.training.meta.task_plan import TasksInMemory, shape_task
 from regrad.training.workers import Workers
@@ -59,12 +61,14 @@ class MetaLearner:
         self._notes = notes or {}
         self._workers = workers
         self._strategy: Strategy | None = None
+        self._half = False
         self._latest: dict[str, float] = {}
         self.base = identity
         self.device = lm.device
 
     def prepare(self, batch: Sequence[Task], state: TrainState) -> str:
-        """Choose a strategy: the leanest of those that the workers would choose, so that all use the same one."""
+        """Choose precision and strategy; of what the workers would choose the leanest, so that all use the same one."""
+        precision = self._choose_precision(state)
         config, point, layer_wise = self._config, self._engine.point(), self._engine.layer_wise
         # `auto` measures the free memory, which differs after a resume, and strategies round differently: a resumed run
         # keeps the strategy that it began with.
@@ -81,7 +85,7 @@ class MetaLearner:
             state.decided["strategy"] = name
         chosen = config.strategy.model_copy(update={"name": name})
         self._strategy, _ = choose_strategy(self._lm, point, None, chosen, config.inner, layer_wise=layer_wise)
-        return reason
+        return "; ".join(filter(None, (precision, reason)))
 
     def step(self, batch: Sequence[Task], factor: float) -> StepResult:
         """See `Learner`."""
@@ -131,26 +135,56 @@ class MetaLearner:
         )
 
     def score(self, dev: Sequence[Sequence[Task]], step: int) -> DevScore:
-        """Exact match and F1, the means of the sets', and the questions of all. Each worker scores a part."""
+        """Exact match and F1, the means of the sets', and the questions of all; and the outer losses of `reading.py`.
+
+        Each worker scores a part.
+        """
         found = [self._sums(tasks) for tasks in dev]
         totals = self._engine.total([value for sums in found for value in (sums.exact_match, sums.f1, sums.questions)])
         exact, total_f1, counts = (totals[place::3] for place in range(3))
-        means = [
+        mean_scores = [
             sum(total / max(count, 1) for total, count in zip(values, counts, strict=True)) / len(dev)
             for values in (exact, total_f1)
         ]
         questions = int(sum(counts)) // (self._workers.count if self._engine.layer_wise else 1)
-        return DevScore(step, {"exact_match": means[0], "f1": means[1], "questions": questions})
+        scores = {"exact_match": mean_scores[0], "f1": mean_scores[1], "questions": questions}
+        return DevScore(step, {**scores, **self._reading(dev)})
+
+    def remark(self, scores: Sequence[DevScore]) -> str:
+        """A warning, once, if the run does not read."""
+        config = self._config
+        step_size = config.inner.initial_step_size
+        return reading_warning(scores, config.optimizer.warmup_steps, config.scoring.reading, step_size)
 
     def _sums(self, dev: Sequence[Task]) -> Sums:
         """Of this worker's part of a set, but of all of it with sharded weights."""
-        config, everything = self._config, range(len(dev))
-        # Sharded weights are gathered layer by layer, so all workers have to run the same passes.
-        numbers = everything if self._engine.layer_wise else self._workers.share(everything)
-        # As training shapes them, but with all questions and no distractors.
-        shape = config.shape.model_copy(update={"questions": None, "distractor_probability": 0.0})
-        tasks = [shape_task(dev[number], shape, (), config.seed, number) for number in numbers]
+        config = self._config
+        tasks = self._shaped(dev, self._part(range(len(dev))))
         return score_tasks(self._lm, self._engine.point(), tasks, config.inner, config.shape, config.scoring)
+
+    def _reading(self, dev: Sequence[Sequence[Task]]) -> dict[str, float]:
+        """Each worker compares a part of the tasks that are chosen of each set."""
+        most, config = self._config.scoring.reading.tasks, self._config
+        if not most:
+            return {}
+        sums = []
+        for tasks in dev:
+            numbers = spread(len(tasks), most)
+            # A worker needs two tasks to compare; where there are not enough for all, all compare all of them.
+            shaped = self._shaped(tasks, numbers if len(numbers) < 2 * self._workers.count else self._part(numbers))
+            with self._autocast():
+                part = reading_sums(self._lm, self._engine.point(), shaped, config.inner, config.shape)
+            sums.append(ReadingSums(*self._engine.total(astuple(part))))
+        return means(sums)
+
+    def _part(self, numbers: Sequence[int]) -> Sequence[int]:
+        # Sharded weights are gathered layer by layer, so all workers have to run the same passes.
+        return numbers if self._engine.layer_wise else self._workers.share(numbers)
+
+    def _shaped(self, dev: Sequence[Task], numbers: Sequence[int]) -> list[Task]:
+        """These dev tasks as training shapes them, but with all questions and no distractors."""
+        shape = self._config.shape.model_copy(update={"questions": None, "distractor_probability": 0.0})
+        return [shape_task(dev[number], shape, (), self._config.seed, number) for number in numbers]
 
     def _gradient(self, tasks: Sequence[Task]) -> tuple[MetaGradient, dict[str, int]]:
         """The mean over this worker's tasks, a micro-batch at a time; and their passages and tokens."""
@@ -167,10 +201,25 @@ class MetaLearner:
             counts["tokens"] += batch.tokens
         return reduce(add, parts), counts
 
-    def _autocast(self) -> Any:
-        if self._config.optimizer.precision == "bf16":
-            return torch.autocast(self._lm.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+    def _choose_precision(self, state: TrainState) -> str:
+        """bf16 if it was asked for, or if it is faster on every worker; returns a note if that was open."""
+        wanted, before = self._config.optimizer.precision, state.decided.get("precision")
+        found = bf16_here(self.device) if wanted == "auto" else None
+        if wanted == "bf16":
+            require_bf16(self.device, "optimizer.precision")
+        # A resumed run keeps its precision, but on a processor that lacks it that is an error and not another result.
+        if found and before == "bf16":
+            require_bf16(self.device, "the unfinished run (optimizer.precision: auto)")
+        if found and before is None:
+            (slower,) = self._engine.total([float(not found.faster)])
+            state.decided["precision"] = "model" if slower else "bf16"
+        self._half = wanted == "bf16" or (found is not None and state.decided["precision"] == "bf16")
+        if found is None:
+            return ""
+        return f"precision {'bf16' if self._half else self._lm.config.dtype}: {found.reason}"
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self.device, self._half)
 
 
 @dataclass(frozen=True)
@@ -232,7 +281,7 @@ def meta_loop(
     workers: Workers = Workers(),
 ) -> Loop[Task]:
     """The loop of a run with these settings; it is scored if there are dev tasks."""
-    scoring = Scoring(lambda step: learner.score(dev, step), config.scoring.every) if dev else None
+    scoring = Scoring(lambda step: learner.score(dev, step), config.scoring.every, learner.remark) if dev else None
     return Loop(learner, config.optimizer, config.checkpoints, config.watch, listener, scoring, workers)
 
 

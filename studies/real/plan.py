@@ -1,0 +1,234 @@
+"""Everything that the real study runs, in order: `regrad` commands and a few functions, each with what it needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from regrad.meta_init import MetaInit, random_meta_init
+from regrad.models.known import get_model
+from regrad.models.loading import load_language_model
+from regrad.settings import load_settings, read_yaml
+from regrad.training.meta.config import MetaTrainConfig
+from studies.real.config import RealConfig
+from studies.real.reading import measure_reading
+from studies.real.sets import HELD, MULTI_HOP, SAME_ARTICLE, TRAINING, write_sets
+from studies.step import Command, Function, Step
+
+KNOWN = "smollm2-135m"
+STUDIES = ("dev", "gold", "hops", "retrieved", "controls", "codecs")
+"""The evaluations: files of settings for `regrad eval` (evals/*.yaml; `hops` is `gold` with several passages)."""
+CODECS = ("bf16", "int8", "int4")
+ONE_WORKER = ("cluster.workers=1",)
+_HERE = Path(__file__).parent
+_MOST_HOPS = 3
+
+
+def make_steps(config: RealConfig) -> list[Step]:
+    """All steps; what comes first is begun first."""
+    steps = [*_files(config), *_starts(config), *_rivals(config), *_banks(config), *_evaluations(config)]
+    return [*steps, _reading(config)]
+
+
+def _files(config: RealConfig) -> Iterator[Step]:
+    yield Step("model", Function(_model, config, ("model",)), config.model)
+    keys = ("output", "data", "sets", "questions", "dev_questions")
+    yield Step("sets", Function(write_sets, config, keys), f"{config.output}/sets")
+    for name, of in (("train", TRAINING), ("held", HELD)):
+        path = f"questions.path={config.output}/sets/{of}/questions.jsonl"
+        yield _command(config, f"tasks {name}", "tasks", f"tasks/{name}", ["sets"], [path])
+    for name in config.retrieved_sets:
+        corpus = f"corpus={config.output}/sets/{name}/corpus.jsonl"
+        yield _command(config, f"index {name}", "index", f"index/{name}", ["sets"], [corpus])
+
+
+def _starts(config: RealConfig) -> Iterator[Step]:
+    yield Step("start raw", Function(_raw, config, ("output", "model")), _start(config, "raw"), frozenset({"model"}))
+    for seed in config.seeds:
+        plain, icl = f"regrad-{seed}", f"icl-{seed}"
+        if config.start and seed == config.seeds[0]:
+            given = Function(_given, config, ("output", "start", "start_icl", "seeds"))
+            yield Step(f"start {plain}", given, _start(config, plain))
+            yield Step(
+                f"start {icl}", Function(_nothing, config, ()), _start(config, icl), frozenset({f"start {plain}"})
+            )
+            continue
+        steps = config.steps
+        yield _training(config, plain, seed, steps.regrad)
+        later = [f"start_from={_start(config, plain)}", "optimizer.lr=5.0e-4", "optimizer.step_size_lr=1.0e-2"]
+        yield _training(config, icl, seed, steps.icl, [*later, "shape.in_prompt=true"], [f"start {plain}"])
+
+
+def _training(
+    config: RealConfig, name: str, seed: int, steps: int, changed: Sequence[str] = (), needs: Sequence[str] = ()
+) -> Step:
+    values = [
+        f"tasks={config.output}/tasks/train/train.jsonl",
+        f"dev={config.output}/tasks/held/train.jsonl",
+        f"seed={seed}",
+        f"optimizer.steps={steps}",
+        f"optimizer.batch_size={config.batch_size}",
+        *changed,
+    ]
+    needed = ["model", "tasks train", "tasks held", *needs]
+    return _command(config, f"start {name}", "train", f"starts/{name}", needed, values)
+
+
+def _rivals(config: RealConfig) -> Iterator[Step]:
+    tasks = f"tasks={config.output}/tasks/train/train.jsonl"
+    steps = f"optimizer.steps={config.steps.fine_tuning}"
+    needs = ["model", "tasks train"]
+    for name, objective in (("ft-direct", "questions"), ("ft-rag", "questions-with-passages")):
+        values = [tasks, steps, f"objective={objective}"]
+        yield _command(config, f"adapter {name}", "finetune", f"adapters/{name}", needs, values)
+    corpus = ["objective=passages", f"corpus={config.output}/sets/squad_dev/asked.jsonl", "optimizer.batch_size=8"]
+    epochs = [f"optimizer.epochs={config.steps.cpt_epochs}", "tasks=null"]
+    yield _command(config, "adapter cpt", "finetune", "adapters/cpt", ["model", "sets"], [*corpus, *epochs])
+
+
+def _banks(config: RealConfig) -> Iterator[Step]:
+    for seed in config.seeds:
+        for name in config.sets:
+            yield _bank(config, f"icl-{name}-{seed}", f"icl-{seed}", name, "bf16")
+    for codec in CODECS:
+        yield _bank(config, codec, f"regrad-{config.seeds[0]}", "squad_dev", codec)
+
+
+def _bank(config: RealConfig, bank: str, start: str, of: str, codec: str) -> Step:
+    values = [
+        f"meta_init={_start(config, start)}",
+        f"corpus={config.output}/sets/{of}/asked.jsonl",
+        f"bank.codec={codec}",
+    ]
+    return _command(config, f"bank {bank}", "build", f"banks/{bank}", ["sets", f"start {start}"], values)
+
+
+def _evaluations(config: RealConfig) -> Iterator[Step]:
+    starts = [f"start {kind}-{seed}" for kind in ("regrad", "icl") for seed in config.seeds]
+    rivals = ["adapter ft-direct", "adapter ft-rag"]
+    icl = [f"bank icl-{name}-{seed}" for name in config.sets for seed in config.seeds]
+    single = [name for name in config.sets if name not in MULTI_HOP]
+    hops = [name for name in config.sets if name in MULTI_HOP]
+    yield _evaluation(config, "dev", [_given_passages(config, HELD)], ["sets", "model"])
+    sets = [_given_passages(config, name) for name in single]
+    yield _evaluation(config, "gold", sets, [*rivals, *icl, *starts, "start raw", "adapter cpt"])
+    if hops:
+        sets = [_given_passages(config, name) for name in hops]
+        needs = [*rivals, *icl, *starts, "start raw"]
+        yield _evaluation(config, "hops", sets, needs, [f"k=[{_MOST_HOPS}]"])
+    sets = [_retrieved(config, name) for name in config.retrieved_sets]
+    indexes = [f"index {name}" for name in config.retrieved_sets]
+    yield _evaluation(config, "retrieved", sets, [*rivals, *icl, *starts, *indexes], [f"k={list(config.k)}"])
+    controls = [_given_passages(config, "squad_dev"), _random(config), _same_article(config)]
+    yield _evaluation(config, "controls", controls, [*starts, "adapter ft-rag"])
+    banks = [f"bank {codec}" for codec in CODECS]
+    yield _evaluation(config, "codecs", [_given_passages(config, "squad_dev")], [*banks, *starts])
+
+
+def _given_passages(config: RealConfig, name: str) -> dict[str, Any]:
+    folder = f"{config.output}/sets/{name}"
+    return {
+        "name": name,
+        "path": f"{folder}/questions.jsonl",
+        "demonstrations": f"{folder}/demonstrations.jsonl",
+        "passages": {"source": "given"},
+    }
+
+
+def _retrieved(config: RealConfig, name: str) -> dict[str, Any]:
+    return _given_passages(config, name) | {"passages": {"source": "index", "index": f"{config.output}/index/{name}"}}
+
+
+def _random(config: RealConfig) -> dict[str, Any]:
+    corpus = f"{config.output}/sets/squad_dev/corpus.jsonl"
+    own = _given_passages(config, "squad_dev")
+    return own | {"name": "another passage", "passages": {"source": "random", "corpus": corpus}}
+
+
+def _same_article(config: RealConfig) -> dict[str, Any]:
+    path = f"{config.output}/sets/squad_dev/{SAME_ARTICLE}.jsonl"
+    return _given_passages(config, "squad_dev") | {"name": "same article", "path": path}
+
+
+def _evaluation(
+    config: RealConfig, name: str, sets: Sequence[Any], needs: Sequence[str], changed: Sequence[str] = ()
+) -> Step:
+    work = Command("eval", path_of(name), (*evaluation_changes(config, name, sets), *changed, *ONE_WORKER))
+    return Step(f"study {name}", work, f"{config.output}/studies/{name}", frozenset({"sets", *needs}))
+
+
+def path_of(study: str) -> Path:
+    """The file of an evaluation."""
+    return _HERE / "evals" / f"{'gold' if study == 'hops' else study}.yaml"
+
+
+def evaluation_changes(config: RealConfig, study: str, sets: Sequence[Any]) -> list[str]:
+    """What the study puts into an evaluation's file, as overrides: model, sets, places and seeds."""
+    methods = json.loads(json.dumps(read_yaml(path_of(study))["methods"]).replace("runs/real/", f"{config.output}/"))
+    if study == "hops":
+        methods = [one for one in methods if not (isinstance(one, dict) and "cpt" in one["name"])]
+    changes = {
+        "output": f"{config.output}/studies/{study}",
+        "models": {KNOWN: _model_settings(config)},
+        "sets": sets,
+        "methods": methods,
+        "seeds": list(config.seeds),
+    }
+    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+
+
+def _model_settings(config: RealConfig) -> dict[str, Any]:
+    return {"path": config.model, **read_yaml(_HERE / "settings.yaml")}
+
+
+def _reading(config: RealConfig) -> Step:
+    needs = {"tasks held", *(f"start regrad-{seed}" for seed in config.seeds)}
+    return Step("reading", Function(measure_reading, config, ("output", "seeds")), config.output, frozenset(needs))
+
+
+def _start(config: RealConfig, name: str) -> str:
+    return f"{config.output}/starts/{name}"
+
+
+def _command(
+    config: RealConfig, name: str, verb: str, place: str, needs: Sequence[str], changed: Sequence[str]
+) -> Step:
+    makes = f"{config.output}/{place}"
+    values = [f"{'bank.uri' if verb == 'build' else 'output'}={makes}"]
+    if verb in ("train", "finetune"):
+        values.append(f"model={json.dumps(_model_settings(config))}")
+    if verb in ("train", "finetune", "build"):
+        values += ONE_WORKER
+    work = Command(
+        verb, _HERE / f"{verb.removesuffix('s') if verb == 'evals' else verb}.yaml", (*values, *changed), True
+    )
+    return Step(name, work, makes, frozenset(needs))
+
+
+def _model(config: RealConfig) -> str:
+    if Path(config.model).exists():
+        return f"the model at {config.model}"
+    return f"the model at {get_model(KNOWN, config.model)}"
+
+
+def _raw(config: RealConfig) -> str:
+    """The start that meta-training begins with, as it is before the first step."""
+    changes = [f"model={json.dumps(_model_settings(config))}"]
+    train = load_settings(MetaTrainConfig, _HERE / "train.yaml", changes)
+    uri = _start(config, "raw")
+    random_meta_init(load_language_model(train.model, "cpu"), train.inner.initial_step_size).save(uri)
+    return f"untrained MetaInit at {uri}"
+
+
+def _given(config: RealConfig) -> str:
+    seed = config.seeds[0]
+    for uri, name in ((config.start, f"regrad-{seed}"), (config.start_icl, f"icl-{seed}")):
+        if uri is not None:
+            MetaInit.load(uri).save(_start(config, name))
+    return f"the MetaInits {config.start} and {config.start_icl}"
+
+
+def _nothing(config: RealConfig) -> str:
+    return "taken over with the plain one"

@@ -1,0 +1,217 @@
+"""`report.json`, the document and its pictures, from the records of the study."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from regrad.evaluation.output import PLAN, Output
+from regrad.evaluation.report.entries import ReportEntry, gather
+from regrad.evaluation.report.figures import Pictures, encoded, style
+from regrad.evaluation.report.tables import CellText, Grid, chance, cost_grid, score_grid
+from regrad.evaluation.report.writing import escape_markdown, table_lines
+from regrad.storage import Storage
+from studies.hardware import hardware
+from studies.real.config import RealConfig
+from studies.real.findings import Found, Table, best_prompts, figures, to_json
+from studies.real.plan import STUDIES
+from studies.real.reading import Reading, read_reading
+from studies.real.sets import HELD
+
+REPORT = "report.json"
+_DOCUMENT = "real-report.md"
+_IMAGES = "images"
+_LEFT_OUT = {"by_question", "devices", "against"}
+_TITLES = {
+    "dev": "How Direct and RAG are best asked (training articles that are kept apart)",
+    "gold": "With the passage that has the answer",
+    "hops": "Several hops, with all passages that are needed, up to three",
+    "retrieved": "Passages by BM25",
+    "controls": "Passages without the answer",
+    "codecs": "What a codec costs",
+}
+_REFERENCE = {"dev": "rag", "retrieved": "ft-rag", "codecs": "bf16"}
+_OURS = "regrad"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the document says."""
+
+    config: RealConfig
+    entries: Mapping[str, Sequence[ReportEntry]]
+    found: Sequence[Found]
+    prompts: Mapping[str, str]
+    reading: Reading
+    hardware: str
+    seconds: float
+
+
+def write_report(config: RealConfig, seconds: float) -> str:
+    """Write everything; returns one line saying where and what came out."""
+    outputs = {name: Output(f"{config.output}/studies/{name}") for name in STUDIES if _was_asked(config, name)}
+    records = {
+        name: [record for card in output.done(output.planned()) for record in output.records(card)]
+        for name, output in outputs.items()
+    }
+    table = Table(records)
+    prompts = best_prompts(table, HELD)
+    report = Report(
+        config=config,
+        entries={name: gather(output, output.planned()) for name, output in outputs.items()},
+        found=figures(table, prompts),
+        prompts=prompts,
+        reading=read_reading(config),
+        hardware=hardware(),
+        seconds=seconds,
+    )
+    place = config.report or f"{config.output}/{_DOCUMENT}"
+    folder, name = os.path.split(place)
+    drawn = _draw(report)
+    storage = Storage(folder or ".")
+    for image, _, svg in drawn:
+        storage.write(f"{_IMAGES}/{image}.svg", svg)
+    storage.write(name, document(report, [(image, caption) for image, caption, _ in drawn]).encode())
+    Storage(config.output).write(REPORT, (json.dumps(_numbers(report), indent=1) + "\n").encode())
+    met = sum(one.met for one in report.found)
+    return f"{met} of {len(report.found)} figures reach their target; report at {place}"
+
+
+def _was_asked(config: RealConfig, study: str) -> bool:
+    return Storage(f"{config.output}/studies/{study}").exists(PLAN)
+
+
+def _draw(report: Report) -> list[tuple[str, str, bytes]]:
+    with style():
+        return [(f"real-{name}", caption, encoded(figure, "svg")) for name, caption, figure in _pictures(report)]
+
+
+def _pictures(report: Report) -> Iterator[tuple[str, str, Figure]]:
+    yield (
+        "gold",
+        "Every method with the passage that has the answer (F1; accuracy of yes/no sets)",
+        Pictures(report.entries["gold"]).scores(1),
+    )
+    if "retrieved" in report.entries and len(report.config.k) > 1:
+        for name in report.config.retrieved_sets:
+            yield f"k-{name}", f"Passages by BM25, {name}", Pictures(report.entries["retrieved"]).sweep(name)
+
+
+def document(report: Report, images: Sequence[tuple[str, str]]) -> str:
+    """All of it as Markdown; no number is written by hand."""
+    parts = ["# A real model on real text", *_head(report), "## Verdict", *_verdict(report)]
+    parts += ["## Figures", "\n".join(table_lines(_figure_grid(report.found)))]
+    parts += ["## Is it reading?", *_reading(report.reading)]
+    for name, caption in images:
+        parts += [f"![{escape_markdown(caption)}]({_IMAGES}/{name}.svg)", f"*{escape_markdown(caption)}.*"]
+    for name, entries in report.entries.items():
+        grid = score_grid(_TITLES[name], entries, "f1", _REFERENCE.get(name, _OURS))
+        parts += [f"## {grid.title}", "\n".join(table_lines(grid)), escape_markdown(grid.note)]
+    costs = cost_grid(report.entries["gold"])
+    parts += ["## What it costs", "\n".join(table_lines(costs)), escape_markdown(costs.note)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(report: Report) -> Iterator[str]:
+    config = report.config
+    asked = report.entries["gold"][0].questions
+    yield (
+        "Written by `python -m studies.real` from its records: SmolLM2-135M-Instruct, "
+        f"{report.seconds / 60:.0f} minutes of work on {report.hardware}. Starts were meta-trained on SQuAD's training "
+        f"articles, {_trained(config)}; {asked} questions of each set, on articles that were never trained on. "
+        "ft-direct and ft-rag were fine-tuned on as many questions of the same tasks, on the same blocks with the same "
+        "rank."
+    )
+    if config.quick:
+        yield "**A quick run**: too few questions for a verdict. It shows that everything runs."
+    yield (
+        "No way of asking was chosen on the questions reported here: by training articles that are kept apart, Direct "
+        f"is best asked as `{report.prompts['direct']}` and RAG as `{report.prompts['rag']}`, and these are compared "
+        "below."
+    )
+
+
+def _trained(config: RealConfig) -> str:
+    if config.start:
+        return f"once before (the MetaInits {config.start} and {config.start_icl})"
+    seeds = "one seed" if len(config.seeds) == 1 else f"{len(config.seeds)} seeds"
+    return (
+        f"{config.steps.regrad} steps of {config.batch_size} passages (ReGrad + ICL: {config.steps.icl} more with the "
+        f"passage in the prompt), {seeds}"
+    )
+
+
+def _verdict(report: Report) -> Iterator[str]:
+    lines = [f"- {_sentence(one)}" for one in report.found]
+    yield "\n".join(lines)
+
+
+_CLAIMS = {
+    "f1_regrad_minus_other": "The right passage's gradient against another passage's",
+    "f1_regrad_minus_same_article": "The right passage's gradient against that of another passage of the same article",
+    "f1_regrad_minus_direct": "ReGrad against the model alone at its best prompt",
+    "f1_regrad_minus_ft_direct": "ReGrad against the model that was taught the task without the knowledge",
+    "f1_regrad_minus_cpt": "ReGrad against continual training on the passages",
+    "f1_regrad_minus_rag": "ReGrad, with nothing in the prompt, against RAG at its best prompt",
+    "f1_regrad_icl_minus_rag": "Gradient and passage together against RAG at its best prompt",
+    "f1_regrad_icl_minus_ft_rag": "Gradient and passage together against fine-tuned RAG",
+    "em_int4_minus_bf16": "Atoms in 4 bits against bf16 (exact match)",
+    "em_conflict_regrad_icl_minus_ft_rag": "Where the passage contradicts the model (NQ-Swap), gradient and passage "
+    "together against fine-tuned RAG (exact match)",
+}
+
+
+def _sentence(one: Found) -> str:
+    low, high = (100 * value for value in one.comparison.interval)
+    verdict = "no difference is shown" if one.p >= 0.05 else "better" if one.points > 0 else "worse"
+    return (
+        f"{_CLAIMS[one.wanted.name]}: {one.points:+.1f} points [{low:.1f}, {high:.1f}], p {chance(one.p)}: {verdict}."
+    )
+
+
+def _figure_grid(found: Sequence[Found]) -> Grid:
+    rows = [
+        (
+            CellText(one.wanted.name),
+            CellText(
+                f"{one.points:+.1f}",
+                f"[{100 * one.comparison.interval.low:.1f}, {100 * one.comparison.interval.high:.1f}]",
+            ),
+            CellText(chance(one.p)),
+            CellText(f"{one.wanted.target:g}"),
+            CellText("yes" if one.met else "no", strong=not one.met),
+        )
+        for one in found
+    ]
+    return Grid("Figures", "", ("figure", "points", "p", "at least", "met"), tuple(rows))
+
+
+def _reading(reading: Reading) -> Iterator[str]:
+    yield (
+        f"Outer loss (nats a token of the answer) on {reading.tasks} tasks of articles that were never trained on, "
+        f"with the right passage's gradient **{reading.right:.2f}**, with another passage's **{reading.other:.2f}**, "
+        f"with none **{reading.none:.2f}**: the right passage is worth {reading.other - reading.right:.2f} nats. "
+        f"Before training: {reading.untrained_right:.2f}, {reading.untrained_other:.2f}, {reading.untrained_none:.2f}."
+    )
+
+
+def _numbers(report: Report) -> dict[str, Any]:
+    return {
+        "figures": to_json(report.found),
+        "reading": asdict(report.reading),
+        "loss_gap_right_vs_other": report.reading.other - report.reading.right,
+        "prompts": dict(report.prompts),
+        "rows": [
+            {"study": study} | {key: value for key, value in asdict(entry).items() if key not in _LEFT_OUT}
+            for study, entries in report.entries.items()
+            for entry in entries
+        ],
+        "hardware": report.hardware,
+        "seconds": round(report.seconds, 1),
+        "settings": report.config.model_dump(mode="json"),
+    }

@@ -1,0 +1,125 @@
+"""Running the steps of a study that are not done, on one cluster."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from ray_jobs.cluster import cause_of, cluster
+from regrad.errors import EvaluationError
+from regrad.storage import Storage
+from studies.step import Step
+
+
+def run_steps(steps: Sequence[Step], output: str, workers: int, say: Callable[[str], None]) -> float:
+    """Run what is missing, at most `workers` steps at once; returns the seconds that the study has been at work in all.
+
+    Interrupted at any point, the next call goes on with the steps that are not complete.
+    """
+    progress = Progress(output)
+    left = [step for step in steps if not progress.done(step)]
+    say(f"{len(steps)} steps, {len(steps) - len(left)} of them done before")
+    if left:
+        with cluster():
+            _run(left, workers, progress, say, len(steps))
+    return progress.clock()
+
+
+def _run(left: Sequence[Step], workers: int, progress: Progress, say: Callable[[str], None], total: int) -> None:
+    """All of them. Raises the first error; what runs beside it goes on to its end and is noted."""
+    waiting = list(left)
+    running = dict[Any, tuple[Step, float]]()
+    failure = None
+    before = progress.clock()
+    started = time.monotonic()
+    while waiting or running:
+        while failure is None and (step := next_step(waiting, [step for step, _ in running.values()], workers)):
+            waiting.remove(step)
+            running[_begin(step)] = step, time.monotonic()
+        if not running:
+            break
+        (ready, *_), _ = ray.wait(list(running))
+        step, began = running.pop(ready)
+        try:
+            line = ray.get(ready)
+        except ray.exceptions.RayError as error:
+            failure = failure or cause_of(error)
+            continue
+        now = time.monotonic()
+        clock = before + now - started
+        done = total - len(waiting) - len(running)
+        progress.finish(step, line, now - began, clock)
+        say(f"[{done}/{total}, {clock / 60:.1f} min] {step.name}, {now - began:.0f} s: {line}")
+    if failure is not None:
+        raise failure
+
+
+def next_step(waiting: Sequence[Step], running: Sequence[Step], workers: int) -> Step | None:
+    """The first step that can be begun now, beside those that run."""
+    if len(running) >= workers or any(step.alone for step in running):
+        return None
+    missing = {step.name for step in (*waiting, *running)}
+    for step in waiting:
+        crowded = (step.alone and running) or (step.streams and any(other.streams for other in running))
+        if not step.needs & missing and not crowded:
+            return step
+    return None
+
+
+def _begin(step: Step) -> Any:
+    """In a process of its own; the workers of a step that is a job have CPUs of their own."""
+    return ray.remote(num_cpus=0, max_retries=0)(Step.run).remote(step)
+
+
+class Progress:
+    """Which steps of a study are done: the directory `steps`, with a file for each step that is complete."""
+
+    def __init__(self, output: str) -> None:
+        self._storage = Storage(f"{output}/steps")
+
+    def done(self, step: Step) -> bool:
+        """Whether the step is complete; raises `EvaluationError` if it is, but with other settings."""
+        if not self._storage.exists(_name(step)):
+            return False
+        if self._note(_name(step)).get("settings") == step.work.content():
+            return True
+        if not step.is_evaluation:
+            raise EvaluationError(
+                f"step '{step.name}' at {self._storage.uri} was done with other settings; give the study another "
+                "output, or remove this one",
+                code="other_settings",
+                step=step.name,
+            )
+        return False  # its cells know themselves which of them are still good
+
+    def finish(self, step: Step, line: str, seconds: float, clock: float) -> None:
+        """Note that a step is complete, what it took, and for how long the study has been at work in all."""
+        note = {
+            "line": line,
+            "seconds": round(seconds, 1),
+            "clock": round(clock, 1),
+            "settings": step.work.content(),
+        }
+        self._storage.write(_name(step), (json.dumps(note, indent=1) + "\n").encode())
+
+    def clock(self) -> float:
+        """Seconds that earlier calls were at work, up to the last step that they finished."""
+        return max((float(self._note(name).get("clock", 0.0)) for name in self._storage.list()), default=0.0)
+
+    def _note(self, name: str) -> dict[str, Any]:
+        try:
+            note = json.loads(self._storage.read(name))
+        except ValueError:
+            note = None
+        if not isinstance(note, dict):
+            text = f"{self._storage.uri}/{name} is damaged; remove it, and its step is done again"
+            raise EvaluationError(text, code="damaged", uri=f"{self._storage.uri}/{name}")
+        return note
+
+
+def _name(step: Step) -> str:
+    return f"{step.name.replace(' ', '-')}.json"

@@ -1,0 +1,227 @@
+"""The real study without its model: its sets from made-up files, its steps, its figures and its document."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from dataclasses import asdict, replace
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from regrad.errors import ConfigError, EvaluationError
+from regrad.evaluation.output import CellCard, Planned
+from regrad.evaluation.records import Record, write_records
+from regrad.settings import load_settings
+from regrad.storage import Storage
+from studies.real import plan
+from studies.real.config import RealConfig
+from studies.real.findings import Row, Table, best_prompts, figures, to_json
+from studies.real.reading import Reading
+from studies.real.report import write_report
+from studies.real.sets import HELD, SAME_ARTICLE, TRAINING, write_sets
+from studies.step import Command
+from tests.tools.evaluating import record
+from tests.tools.refusals import refused
+
+HERE = Path(plan.__file__).parent
+SETS = ("squad_dev", "boolq_dev", "musique_dev_gold")
+
+
+def lines(name: str, articles: int, per_article: int = 4) -> list[dict[str, object]]:
+    """Questions of articles, two about each passage."""
+    found = []
+    for number in range(articles * per_article):
+        article, place = divmod(number, per_article)
+        passage = {"id": f"{name}-p{number // 2}", "title": f"{name} article {article}", "text": f"Fact {number // 2}."}
+        other = {"id": f"{name}-other{number}", "title": "other", "text": "Nothing."}
+        found.append(
+            {
+                "id": f"{name}-{number}",
+                "question": f"What is fact {place} of {article}?",
+                "answers": ["yes" if name.startswith("boolq") else f"fact {number}"],
+                "passages": [other, passage],
+                "gold": [passage["id"]],
+            }
+        )
+    return found
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RealConfig:
+    """Small made-up files of the sets' layout."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, articles in ((TRAINING, 80), *((name, 6) for name in SETS)):
+        with gzip.open(data / f"{name}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines(name, articles))
+    return RealConfig(
+        output=str(tmp_path / "out"),
+        data=str(data),
+        sets=SETS,
+        retrieved_sets=("squad_dev",),
+        questions=8,
+        dev_questions=8,
+    )
+
+
+def read(config: RealConfig, name: str, file: str = "questions") -> list[dict[str, object]]:
+    return [
+        json.loads(line) for line in (Path(config.output) / "sets" / name / f"{file}.jsonl").read_text().splitlines()
+    ]
+
+
+def test_sets_have_their_gold_passages_and_no_article_on_both_sides(config: RealConfig) -> None:
+    write_sets(config)
+    training, held = read(config, TRAINING), read(config, HELD)
+    assert held
+    assert not {line["group"] for line in training} & {line["group"] for line in held}
+    for name in SETS:
+        asked = read(config, name)
+        assert len(asked) == 8
+        corpus = {line["id"] for line in read(config, name, "corpus")}
+        named = {line["id"] for line in read(config, name, "asked")}
+        for line in asked:
+            assert [passage["id"] for passage in line["passages"]] == line["passage_ids"]
+            assert set(line["passage_ids"]) <= named <= corpus
+        shown = {line["question"] for line in read(config, name, "demonstrations")}
+        assert len(shown) == 4
+        if name != "squad_dev":
+            assert not {line["id"] for line in read(config, name, "demonstrations")} & {line["id"] for line in asked}
+    assert {line["kind"] for line in read(config, "boolq_dev")} == {"yes-no"}
+    assert {line["id"] for line in read(config, "squad_dev", "demonstrations")} <= {line["id"] for line in training}
+
+
+def test_the_draw_does_not_depend_on_the_order_of_the_file(config: RealConfig) -> None:
+    write_sets(config)
+    before = {name: read(config, name) for name in SETS}
+    for name in SETS:
+        path = Path(config.data) / f"{name}.jsonl.gz"
+        shuffled = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+        random.Random(0).shuffle(shuffled)
+        path.write_bytes(gzip.compress(b"".join(shuffled)))
+    write_sets(config)
+    assert {name: read(config, name) for name in SETS} == before
+
+
+def test_the_control_has_another_passage_of_the_same_article(config: RealConfig) -> None:
+    write_sets(config)
+    own = {line["id"]: line for line in read(config, "squad_dev")}
+    control = read(config, "squad_dev", SAME_ARTICLE)
+    assert len(control) == 8
+    for line in control:
+        (passage,) = line["passages"]
+        (gold,) = own[line["id"]]["passages"]
+        assert passage["title"] == gold["title"]
+        assert passage["id"] != gold["id"]
+
+
+def test_a_set_that_is_not_there_or_has_no_gold_is_named(config: RealConfig) -> None:
+    (Path(config.data) / "boolq_dev.jsonl.gz").unlink()
+    with refused(EvaluationError, "set_missing", set="boolq_dev"):
+        write_sets(config)
+    line = lines("boolq_dev", 1)[0] | {"gold": ["nobody"]}
+    (Path(config.data) / "boolq_dev.jsonl").write_text(json.dumps(line) + "\n")
+    with refused(EvaluationError, "bad_question"):
+        write_sets(config)
+
+
+@pytest.mark.parametrize("name", ["quick", "standard", "full"])
+def test_every_step_has_valid_settings_and_needs_steps_before_it(name: str, tmp_path: Path) -> None:
+    config = load_settings(RealConfig, HERE / f"{name}.yaml", [f"output={tmp_path}"])
+    seen = set[str]()
+    for step in plan.make_steps(config):
+        assert step.needs <= seen, step.name
+        assert step.name not in seen
+        seen.add(step.name)
+        if isinstance(step.work, Command):
+            settings = step.work.settings
+            assert str(tmp_path) in json.dumps(settings.model_dump(mode="json")), step.name
+            assert "runs/real" not in json.dumps(step.work.content()).replace(str(tmp_path), ""), step.name
+    assert {f"study {study}" for study in ("dev", "gold", "retrieved", "controls", "codecs")} <= seen
+
+
+def test_a_ready_start_is_taken_and_not_trained(tmp_path: Path) -> None:
+    config = RealConfig(output=str(tmp_path), start="a", start_icl="b")
+    trained = [s.name for s in plan.make_steps(config) if isinstance(s.work, Command) and s.work.verb == "train"]
+    assert trained == []
+    with pytest.raises(ValueError, match="together"):
+        RealConfig(start="a")
+    with refused(ConfigError, "invalid"):
+        load_settings(RealConfig, HERE / "standard.yaml", ["sets=[nq_open_oracle]"])
+
+
+QUESTIONS = 60
+
+
+def row(study: str, name: str, method: str, k: int, f1: float) -> list[Record]:
+    """A row whose questions all have this score."""
+    return [record(f"q{number}", number % 2 == 0, method, set=name, k=k, f1=f1) for number in range(QUESTIONS)]
+
+
+def made_up(ours: float) -> dict[str, list[Record]]:
+    gold = [
+        *row("gold", "squad_dev", "direct", 0, 0.05),
+        *row("gold", "squad_dev", "ft-direct", 0, 0.1),
+        *row("gold", "squad_dev", "rag, 4 shots", 1, 0.4),
+        *row("gold", "squad_dev", "ft-rag", 1, 0.5),
+        *row("gold", "squad_dev", "regrad", 1, ours),
+        *row("gold", "squad_dev", "regrad+icl", 1, 0.45),
+    ]
+    dev = [
+        *row("dev", HELD, "direct", 0, 0.2),
+        *row("dev", HELD, "direct, 4 shots", 0, 0.1),
+        *row("dev", HELD, "rag", 1, 0.2),
+        *row("dev", HELD, "pe-rag", 1, 0.1),
+        *row("dev", HELD, "rag, 4 shots", 1, 0.3),
+    ]
+    return {"gold": gold, "dev": dev, "controls": row("controls", "another passage", "regrad", 1, 0.04)}
+
+
+def test_figures_compare_with_the_best_prompts_and_say_what_is_missed() -> None:
+    table = Table(made_up(ours=0.3))
+    prompts = best_prompts(table, HELD)
+    assert prompts == {"direct": "direct", "rag": "rag, 4 shots"}
+    found = {one["name"]: one for one in to_json(figures(table, prompts))}
+    assert found["f1_regrad_minus_other"]["points"] == pytest.approx(26)
+    assert found["f1_regrad_minus_other"]["met"]
+    assert found["f1_regrad_minus_ft_direct"]["met"]
+    assert found["f1_regrad_minus_rag"]["points"] == pytest.approx(-10)
+    assert not found["f1_regrad_minus_rag"]["met"]
+    assert not found["f1_regrad_icl_minus_ft_rag"]["met"]
+    assert "em_int4_minus_bf16" not in found  # was not asked
+    assert not {one["name"]: one for one in to_json(figures(Table(made_up(ours=0.1)), prompts))}[
+        "f1_regrad_minus_ft_direct"
+    ]["met"]
+    assert table.mean(Row("gold", "squad_dev", "nobody"), "f1") is None
+
+
+def test_the_document_says_what_was_found_and_how(tmp_path: Path) -> None:
+    config = RealConfig(output=str(tmp_path), report=str(tmp_path / "doc" / "real.md"), k=(1,))
+    for study, records in made_up(ours=0.3).items():
+        cards = []
+        for number, (key, rows) in enumerate(groupby(records, key=lambda one: (one.set, one.method, one.k))):
+            name, method, k = key
+            card = CellCard(name=f"c{number}", model="m", set=name, method=method, k=k, seed=0, questions=QUESTIONS)
+            found = [replace(one, model="m") for one in rows]
+            write_records(Storage(f"{tmp_path}/studies/{study}"), f"cells/{card.name}.parquet", found)
+            cards.append(card)
+        planned = Planned(format=1, metric="f1", compare_to=None, k=(1,), cells=tuple(cards))
+        Storage(f"{tmp_path}/studies/{study}").write("plan.json", planned.model_dump_json().encode())
+    reading = Reading(48, 1.92, 3.67, 3.38, 5.55, 5.98, 6.39)
+    (tmp_path / "reading.json").write_text(json.dumps(asdict(reading)))
+    line = write_report(config, seconds=7200)
+    assert line.startswith("4 of 6 figures reach their target")
+    text = (tmp_path / "doc" / "real.md").read_text()
+    assert "Direct is best asked as `direct` and RAG as `rag, 4 shots`" in " ".join(text.split())
+    assert "ReGrad, with nothing in the prompt, against RAG at its best prompt: -10.0 points" in text
+    assert "the right passage is worth 1.75 nats" in " ".join(text.split())
+    assert "| f1\\_regrad\\_minus\\_other | +26.0" in text
+    assert (tmp_path / "doc" / "images" / "real-gold.svg").read_bytes().startswith(b"<?xml")
+    numbers = json.loads((tmp_path / "report.json").read_text())
+    assert numbers["loss_gap_right_vs_other"] == pytest.approx(1.75)
+    (tmp_path / "reading.json").write_text("{}")
+    with refused(EvaluationError, "damaged"):
+        write_report(config, seconds=7200)
