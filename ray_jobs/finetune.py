@@ -46,7 +46,14 @@ def run(config: FinetuneConfig) -> str:
         require_workers(config.cluster)
         with run_directory(config, data) as place, watching(config) as progress:
             settings = {"config": config.model_dump(mode="json"), "progress": progress}
-            result = fit_until_done(_worker, settings, config, place, "fine-tuning")
+            result = fit_until_done(
+                _worker,
+                settings,
+                config,
+                place,
+                "fine-tuning",
+                "use fewer workers (cluster.workers), or start again with a smaller optimizer.batch_size",
+            )
             adapter = _adapter(result)
             adapter.save(config.output)
             place.remove()

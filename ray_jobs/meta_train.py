@@ -22,7 +22,6 @@ from ray_jobs.train_runner import (
     watching,
     workers_of_run,
 )
-from regrad.data.tasks import read_tasks
 from regrad.errors import TrainingError
 from regrad.meta_init import CARD, MetaInit
 from regrad.storage import check_replaceable
@@ -46,15 +45,17 @@ def run(config: MetaTrainConfig) -> str:
         stream = open_stream(config)
         config = stream.plan.config
         notes = {"tasks": stream.plan.summary, "parent": parent, "seed": config.seed, "workers": config.cluster.workers}
-        data = {"tasks": stream.plan.digest, "dev": dev, "parent": parent}
+        data = {"tasks": stream.plan.digest, "dev": [one.digest for one in dev], "parent": parent}
         best_by = "dev_f1" if config.dev else None
         with run_directory(config, data, best_by) as place, watching(config) as progress:
             result = fit_until_done(
                 _worker,
-                {"config": config.model_dump(mode="json"), "notes": notes, "progress": progress},
+                {"config": config.model_dump(mode="json"), "dev": dev, "notes": notes, "progress": progress},
                 config,
                 place,
                 "meta-training",
+                "lower optimizer.micro_batch or use fewer workers (cluster.workers); least is needed by a new run with "
+                "strategy.name=difference",
                 datasets={"tasks": stream.draws},
                 # Not split: every worker reads the whole stream in order, and takes its share of each batch.
                 dataset_config=DataConfig(
@@ -94,7 +95,7 @@ def _worker(settings: dict[str, Any]) -> None:
     meta_train_worker(
         config,
         lambda first: worker_steps(train.get_dataset_shard("tasks"), config, first, workers),
-        [read_tasks(uri) for uri in config.dev],
+        [one.read() for one in settings["dev"]],
         settings["notes"],
         WorkerReporter(settings["progress"]),
         train.torch.get_device(),

@@ -15,12 +15,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import PythonFile
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import train
+from ray.exceptions import OutOfMemoryError
 from ray.train import Checkpoint as RayCheckpoint
 from ray.train import CheckpointConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -41,7 +43,12 @@ from regrad.training.workers import Workers
 logger = logging.getLogger(__name__)
 
 _SETTINGS, _CHECKPOINTS = "run.json", "checkpoints"
-_FREE = {"output", "checkpoints", "watch", "cluster"}  # what a resumed run may change: none of it changes a number
+_REASON = 300  # characters
+# What a resumed run may change: none of it changes a number, but by rounding.
+_FREE: dict[str, Any] = {
+    **dict.fromkeys(("output", "checkpoints", "watch", "cluster"), True),
+    "optimizer": {"micro_batch"},
+}
 
 
 @contextmanager
@@ -167,9 +174,12 @@ def fit_until_done(
     config: TrainConfig,
     place: RunDirectory,
     what: str,
+    leaner: str,
     **data: Any,
 ) -> Result:
     """Run `worker(settings)` on all workers until it is done; `data` goes to Ray Train (`datasets` and so on).
+
+    `leaner` says how `what` needs less memory.
 
     A lost worker costs the steps since the last checkpoint. Raises `TrainingError` after more than
     `checkpoints.max_failures` losses without a new checkpoint between them. An error of ours is raised at once, as
@@ -194,30 +204,39 @@ def fit_until_done(
         )
         try:
             return trainer.fit()
-        except TrainingFailedError as error:
+        # Where memory runs out, Ray ends a worker, or the process that looks after all of them: then its own error
+        # comes, which is none of training's.
+        except (TrainingFailedError, OutOfMemoryError) as error:
             cause = _cause(error)
             if isinstance(cause, RegradError):
                 raise cause from error
-            lines = str(cause).strip().splitlines() or [""]
-            reason = f"{type(cause).__name__}: {lines[-1]:.200}"
+            reason = _reason(cause, leaner)
             failures = 1 if place.mark() != mark else failures + 1
             if failures > config.checkpoints.max_failures:
-                raise TrainingError(
-                    f"{what} failed: {reason}; what was done is kept in {place.storage.uri}: run it again to resume",
-                    code="worker_failed",
-                    reason=reason,
-                ) from error
+                text = f"{what} failed: {reason}; what was done is kept in {place.storage.uri}: run it again to resume"
+                if isinstance(cause, OutOfMemoryError):
+                    raise TrainingError(text, code="out_of_memory") from error
+                raise TrainingError(text, code="worker_failed", reason=reason) from error
             mark = place.mark()
             logger.warning("a worker was lost (%s); resuming from the last checkpoint", reason)
 
 
-def _cause(error: TrainingFailedError) -> BaseException:
-    """What went wrong in the first worker that failed: an error of ours if there is one among them."""
+def _reason(cause: BaseException, leaner: str) -> str:
+    """In one line, which ends with a whole word."""
+    if isinstance(cause, OutOfMemoryError):
+        return f"the memory of its machine ran out, and Ray ended it: {leaner}"
+    lines = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {shorten(lines[-1], _REASON, placeholder=' ...')}"
+
+
+def _cause(error: Exception) -> BaseException:
+    """What went wrong in the first worker that failed, or in the process that looks after them: an error of ours, or a
+    lack of memory, if there is one among them."""
     by_rank: dict[int, Any] = getattr(error, "worker_failures", None) or {}
-    failures: list[BaseException] = [getattr(failure, "cause", failure) for failure in by_rank.values()]
-    ours = [failure for failure in failures if isinstance(failure, RegradError)]
-    first: BaseException = [*ours, *failures, error][0]
-    return first
+    found = [*by_rank.values(), getattr(error, "controller_failure", None) or error]
+    failures: list[BaseException] = [getattr(failure, "cause", None) or failure for failure in found]
+    telling = [failure for kind in (RegradError, OutOfMemoryError) for failure in failures if isinstance(failure, kind)]
+    return [*telling, *failures][0]
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from regrad.models.checkpoint import load_without_weights
 from regrad.models.config import ModelConfig
 from regrad.models.loading import context_length, resolve_path
 from regrad.models.tokens import check_known, prompt_ids, token_ids
+from regrad.text import counted
 from regrad.training.meta.config import MetaTrainConfig, ShapeConfig
 from regrad.training.sampler import Sampler, SampleSource
 from regrad.training.workers import Workers
@@ -132,13 +133,48 @@ class Lengths:
         return len(ids)
 
 
-def check_dev_tasks(uri: str, lengths: Lengths, shape: ShapeConfig, max_new_tokens: int) -> str:
-    """Raise `CorpusError` for the first dev task that cannot be scored; returns a hash of all of them."""
-    digest = hashlib.sha256()
-    for task in read_tasks(uri):
-        lengths.check_dev(task, f"{uri} task {task.id}", shape, max_new_tokens)
-        digest.update(json.dumps(task.to_record()).encode())
-    return digest.hexdigest()[:16]
+@dataclass(frozen=True)
+class DevSet:
+    """One set of dev tasks: where it is, a hash of the tasks that are scored, and the numbers of those left out."""
+
+    uri: str
+    digest: str
+    left_out: frozenset[int] = frozenset()
+
+    def read(self) -> list[Task]:
+        """The tasks that are scored."""
+        return [task for number, task in enumerate(read_tasks(self.uri)) if number not in self.left_out]
+
+
+def check_dev_tasks(uri: str, lengths: Lengths, shape: ShapeConfig, max_new_tokens: int) -> DevSet:
+    """Look at all tasks of a dev set. Those that cannot be scored are left out, or fatal, as `shape.bad_tasks` says.
+
+    Raises `CorpusError` for these, and if none is left.
+    """
+    digest, problems, count = hashlib.sha256(), dict[int, CorpusError](), 0
+    for number, task in enumerate(read_tasks(uri)):
+        count += 1
+        try:
+            lengths.check_dev(task, f"task {task.id}", shape, max_new_tokens)
+            digest.update(json.dumps(task.to_record()).encode())
+        except CorpusError as error:
+            problems[number] = error
+    texts = [str(error) for error in problems.values()]
+    if problems and (shape.bad_tasks == "fail" or len(problems) == count):
+        cure = "raise shape.max_passage_tokens or shape.max_tokens, or leave these tasks out with shape.bad_tasks=skip"
+        raise CorpusError(
+            f"{uri}: {len(problems)} of {counted(count, 'dev task')} cannot be scored: "
+            f"{'; '.join(texts[:_SHOWN])}{' ...' if len(texts) > _SHOWN else ''}. {cure}",
+            code="bad_dev_tasks",
+            uri=uri,
+            bad=len(problems),
+            problems=[error.code for error in problems.values()],
+        )
+    for text in texts[:_SHOWN]:
+        logger.warning("skipped: %s %s", uri, text)
+    if problems:
+        logger.warning("%d of %s of %s are skipped", len(problems), counted(count, "dev task"), uri)
+    return DevSet(uri, digest.hexdigest()[:16], frozenset(problems))
 
 
 class TaskKey(NamedTuple):

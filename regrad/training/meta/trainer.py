@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regrad.data.questions import Question
-from regrad.data.tasks import Task, read_tasks
+from regrad.data.tasks import Task
 from regrad.evaluation.metrics import Rules, exact_match, f1, score
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.engine import verify_decoding
@@ -31,7 +31,7 @@ from regrad.training.meta.objective import MetaGradient, Point, adapt
 from regrad.training.meta.optim import MetaParameters, OptimizerEngine, make_engine
 from regrad.training.meta.reading import ReadingSums, means, reading_sums, reading_warning, spread
 from regrad.training.meta.strategies import Strategy
-from regrad.training.meta.task_plan import TasksInMemory, shape_task
+from regrad.training.meta.task_plan import Lengths, TasksInMemory, check_dev_tasks, shape_task
 from regrad.training.workers import Workers
 
 META_INIT = "meta_init"
@@ -324,6 +324,7 @@ def meta_train_in_process(config: MetaTrainConfig, device: str = "cpu") -> MetaI
     parent = MetaInit.load(config.start_from).fingerprint if config.start_from else None
     notes = {"tasks": tasks.plan.summary, "parent": parent, "seed": config.seed, "workers": 1}
     best = Best("f1")
-    dev = [read_tasks(uri) for uri in config.dev]
+    lengths = Lengths.of(config.model)
+    dev = [check_dev_tasks(uri, lengths, config.shape, config.scoring.max_new_tokens).read() for uri in config.dev]
     last = meta_train_worker(config, tasks.steps, dev, notes, best, device)
     return best.product if config.scoring.select == "best" and isinstance(best.product, MetaInit) else last

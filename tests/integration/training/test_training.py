@@ -79,7 +79,9 @@ def test_two_workers_train_what_one_process_trains_and_leave_nothing_behind(
     shared = MetaInit.load(output)
     score = shared.notes["dev"][0]
     expected = f"4 steps, dev EM {score['exact_match']:.3f}, F1 {score['f1']:.3f}"
-    assert line == f"MetaInit {shared.fingerprint} at {output}: {expected}"
+    right, other, none = (score[f"loss_{name}"] for name in ("right", "other", "none"))
+    losses = f"outer loss {right:.3f} (another task's passages {other:.3f}, none {none:.3f})"
+    assert line == f"MetaInit {shared.fingerprint} at {output}: {expected}, {losses}"
     assert sorted(name for name in Storage(s3).list() if "trained" in name) == ["trained", "trained.logs"]
     assert [name for name in Storage(f"{output}.logs").list() if "tfevents" in name]
     # AdamW divides by the root of the squared gradient: where that is tiny, float32 rounding of the average shows.

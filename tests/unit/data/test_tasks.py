@@ -24,9 +24,9 @@ from tests.tools.refusals import refused
 PASSAGE = {"id": "a", "title": "t", "text": "x"}
 
 
-def write(tmp_path: Path, record: Any) -> str:
+def write(tmp_path: Path, *records: Any) -> str:
     path = tmp_path / "tasks.jsonl"
-    path.write_text(json.dumps(record) + "\n")
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
 
 
@@ -146,8 +146,31 @@ def test_a_dev_task_whose_answer_would_not_fit_is_refused_before_training(tmp_pa
     path = write(tmp_path, {"id": "long", "passages": [PASSAGE], "questions": questions})
     lengths = Lengths.of(tiny.config)
     check_dev_tasks(path, lengths, ShapeConfig(), 5)
-    with pytest.raises(CorpusError, match="task long question 0: the prompt has .* the model's context is 256"):
+    with refused(CorpusError, "bad_dev_tasks", bad=1, problems=["corpus.no_room_for_answer"]) as info:
         check_dev_tasks(path, lengths, ShapeConfig(), 20)
+    assert "task long question 0: the prompt has" in str(info.value)
+
+
+def test_all_bad_dev_tasks_are_named_at_once_or_left_out(
+    tmp_path: Path, tiny: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    questions = [{"question": "q", "answer": "a"}]
+    long = {**PASSAGE, "text": "x " * 60}
+    records = [
+        {"id": f"{'long' if bad else 'good'}-{number}", "passages": [long if bad else PASSAGE], "questions": questions}
+        for number, bad in enumerate([True, False, True, False, True])
+    ]
+    path, lengths = write(tmp_path, *records), Lengths.of(tiny.config)
+    with refused(CorpusError, "bad_dev_tasks", bad=3, problems=["corpus.passage_too_long"] * 3) as info:
+        check_dev_tasks(path, lengths, ShapeConfig(max_passage_tokens=40), 5)
+    assert [f"long-{number}" in str(info.value) for number in range(5)] == [True, False, True, False, True]
+    left = check_dev_tasks(path, lengths, ShapeConfig(max_passage_tokens=40, bad_tasks="skip"), 5)
+    assert [task.id for task in left.read()] == ["good-1", "good-3"]
+    assert "3 of 5 dev tasks" in caplog.text
+    assert left.digest != check_dev_tasks(path, lengths, ShapeConfig(), 5).digest
+    path = write(tmp_path, records[0])
+    with refused(CorpusError, "bad_dev_tasks", bad=1):
+        check_dev_tasks(path, lengths, ShapeConfig(max_passage_tokens=40, bad_tasks="skip"), 5)
 
 
 def test_lengths_count_what_training_sees(tiny: Any, tiny_path: Path) -> None:
