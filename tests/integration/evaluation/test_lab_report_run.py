@@ -21,7 +21,7 @@ def run(out: Path) -> str:
     options = [part for value in (*TINY, f"output={out}") for part in ("--set", value)]
     result = CliRunner().invoke(regrad, ["lab", "report", "--quick", *options], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def test_one_command_makes_the_whole_report_and_a_second_one_finds_it_done(local_cluster: str, tmp_path: Path) -> None:
