@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import pytest_timeout
 import torch
 from hypothesis import settings
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,10 +23,17 @@ from regrad.meta_init import MetaInit
 from regrad.models.config import ModelConfig, SubspaceConfig
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.settings import builtin_config, load_settings
+from tests.tools.patience import watch
 
 torch.set_num_threads(1)
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile("fixed")
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> bool:
+    """Instead of pytest-timeout's own timer, whose seconds are the same on every machine."""
+    watch(item, settings)
+    return True
 
 
 @pytest.fixture(scope="session")

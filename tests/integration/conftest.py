@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
+import psutil
 import pytest
 
-from tests.tools.patience import Deadline, patient
+from tests.tools.patience import Deadline, completed, patient
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -27,7 +28,14 @@ if TYPE_CHECKING:
 
 BIN = Path(sys.executable).parent
 STEPS = 250
-TEST_SECONDS = 600
+
+# Ray's workers give way to everything else on the machine, so that beside other work they would all but stand still,
+# and no calibration of this process could tell how slow they are.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+# A shell starts what is to run in the background deaf to Ctrl-C, and so would be every command that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,8 +44,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
             item.add_marker(pytest.mark.slow)
             _mark_needs(item)
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(patient(TEST_SECONDS)))
 
 
 def _mark_needs(item: pytest.Item) -> None:
@@ -60,12 +66,30 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled", **extra}
 
 
+@pytest.fixture(scope="session")
+def local_cluster(s3: str) -> Iterator[str]:
+    """The address of a Ray that every job of this process joins, started once since that and its end take seconds.
+
+    Started after the S3 server, whose address and keys the workers inherit. A command in a process of its own starts
+    its own Ray, unless it is given this address as RAY_ADDRESS.
+    """
+    import ray
+
+    from ray_jobs import cluster as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_TRIES", round(patient(module._TRIES)))  # each of them has 30 s of Ray's own
+        with module.cluster():
+            yield ray.get_runtime_context().gcs_address
+
+
 def search(index: str, question: str, k: int = 3) -> list[str]:
     """Passage ids from an index, in a process of its own: this one starts and stops Ray."""
     code = "import json, sys; from regrad.retrieval.base import open_retriever as R; "
     code += "print(json.dumps([h.passage.id for h in R(sys.argv[1]).search([sys.argv[2]], int(sys.argv[3]))[0]]))"
     command = [sys.executable, "-c", code, index, question, str(k)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=patient(120), check=True)
+    result = completed(command, 120)
+    assert result.returncode == 0, result.stderr
     return [str(passage_id) for passage_id in json.loads(result.stdout.splitlines()[-1])]
 
 
@@ -120,6 +144,26 @@ def stop(process: subprocess.Popen[str]) -> int:
         return process.wait(patient(10))
 
 
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """A driver and everything that it started, at once; nothing of it runs any more when this returns."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    for child in family:
+        if child.is_running():
+            child.kill()
+    while any(_runs(child) for child in family):
+        time.sleep(0.02)
+    process.communicate()
+
+
+def _runs(process: psutil.Process) -> bool:
+    """A container may have nobody who buries the dead."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _wait_for(done: Any, process: subprocess.Popen[str], output: list[str], seconds: float) -> None:
     deadline = Deadline(seconds)
     while not done():
@@ -136,7 +180,7 @@ class RayCluster:
     address: str
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     port, dashboard = free_port(), free_port()
     command = [
@@ -161,10 +205,10 @@ def _wait_for_http(url: str, process: subprocess.Popen[bytes], seconds: float = 
     deadline = Deadline(seconds)
     while not deadline.over and process.poll() is None:
         try:
-            if requests.get(url, timeout=2).ok:
+            if requests.get(url, timeout=patient(2)).ok:
                 return
         except requests.RequestException:
-            time.sleep(0.5)
+            time.sleep(0.2)
     pytest.fail(f"nothing answers at {url}", pytrace=False)
 
 
@@ -179,11 +223,11 @@ def s3(s3_folder: Path) -> Iterator[str]:
     """An empty bucket (`s3://bucket`) on a real S3 server, or on moto where that cannot be installed."""
     folder = s3_folder
     script = str(Path(__file__).parents[1] / "tools" / "s3_server.sh")
-    started = subprocess.run([script, "start", str(folder)], timeout=patient(500), check=False)
+    started = completed([script, "start", str(folder)], 500)
     patch = pytest.MonkeyPatch()
     if started.returncode == 0:
         settings = dict(line.split("=", 1) for line in (folder / "env.sh").read_text().split())
-        finish = lambda: subprocess.run([script, "stop", str(folder)], check=True, timeout=patient(60))  # noqa: E731
+        finish = lambda: completed([script, "stop", str(folder)], 60)  # noqa: E731
     else:
         settings, finish = _moto(started.returncode)
     try:

@@ -22,6 +22,7 @@ from serve_app.config import ServeConfig
 from serve_app.http.app import make_app
 from serve_app.http.errors import RequestRecord
 from serve_app.messages import Answered, Ask, Piece, Reply, Retrieved, StreamEvent
+from tests.tools.patience import Deadline
 
 PASSAGE = Passage("p1", "Ada", "Ada Lovelace was born in London.")
 WORDS = ("Lon", "don", ".")
@@ -121,9 +122,9 @@ def served(api: ASGIApp) -> Iterator[str]:
 
 
 def wait_until(condition: Any, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
+    deadline = Deadline(seconds)
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
+        assert not deadline.over, "it did not happen"
         time.sleep(0.005)
 
 

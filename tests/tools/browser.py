@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.tools.patience import patient
+from tests.tools.patience import completed
 
 FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -37,7 +36,7 @@ def chromium() -> Iterator[Browser]:
 def find() -> str:
     """The path of a Chromium; raises `NoBrowser`, or `RuntimeError` where installing it has failed."""
     script = str(Path(__file__).parent / "browser.sh")
-    result = subprocess.run([script], capture_output=True, text=True, check=False, timeout=patient(500))
+    result = completed([script], 500)
     if result.returncode == MAY_NOT_INSTALL:
         raise NoBrowser("no Chromium: install one (Debian: apt-get install chromium) or set CHROMIUM to its path")
     if result.returncode:

@@ -19,6 +19,7 @@ from regrad.methods.registry import METHODS
 from serve_app.config import OFFERED
 from serve_app.http.pages import add_pages
 from serve_app.http.requests import CompareRequest
+from tests.tools.patience import Deadline
 
 PASSAGES = (
     (
@@ -203,8 +204,8 @@ def serving(behaviour: Behaviour, prefix: str = "") -> Iterator[str]:
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 20
-    while not server.started and time.monotonic() < deadline:
+    deadline = Deadline(20)
+    while not server.started and not deadline.over:
         time.sleep(0.02)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:

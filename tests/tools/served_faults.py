@@ -41,8 +41,9 @@ class Running:
     process: subprocess.Popen[str]
     questions: list[Question]
 
-    def post(self, body: Any, seconds: float = 60, **options: Any) -> requests.Response:
-        return requests.post(f"{self.url}/v1/answer", json=body, timeout=seconds, **options)
+    def post(self, body: Any, seconds: float | None = None, **options: Any) -> requests.Response:
+        timeout = seconds or patient(60)
+        return requests.post(f"{self.url}/v1/answer", json=body, timeout=timeout, **options)
 
     def answer(self, question: Question, **options: Any) -> dict[str, Any]:
         response = self.post({**question["body"], **options})
@@ -153,7 +154,7 @@ def load(server: Running, questions: Sequence[Question], threads: int = 8, **opt
     finally:
         stop.set()
         for worker in workers:
-            worker.join(90)
+            worker.join(patient(90))
     assert not any(worker.is_alive() for worker in workers), "a request hangs"
 
 
@@ -169,8 +170,8 @@ def running(folder: Path, model: Path) -> Iterator[Running]:
         **args,
         "releases": str(folder / "releases.json"),
         "follow_seconds": 0.3,
-        "tiers": {"memory_bytes": 0, "deadline_seconds": 3.0},
-        "limits": {"max_new_tokens": 200},
+        "tiers": {"memory_bytes": 0, "deadline_seconds": patient(3.0)},
+        "limits": {"max_new_tokens": 200, "request_seconds": patient(60)},
         **dict.fromkeys(("retriever", "bank_loader", "generator"), two),
         "gateway": {"num_cpus": 0.1, "max_ongoing_requests": 512},
     }
@@ -196,6 +197,6 @@ def running(folder: Path, model: Path) -> Iterator[Running]:
         if process.stdin:
             process.stdin.close()
         try:
-            process.wait(30)
+            process.wait(patient(30))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)

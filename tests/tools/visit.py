@@ -10,6 +10,7 @@ from typing import Any
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.tools.page_server import Behaviour, serving
+from tests.tools.patience import patient
 
 METHODS = ["direct", "rag", "regrad", "regrad+icl", "regrad-online"]
 RECORD = """
@@ -53,7 +54,8 @@ def open_visit(browser: Browser, prefix: str = "", **options: Any) -> Iterator[V
     context = browser.new_context(**options)
     with serving(behaviour, prefix) as url:
         visit = Visit(context.new_page(), behaviour, url)
-        visit.page.set_default_timeout(15_000)
+        visit.page.set_default_timeout(1000 * patient(15))
+        expect.set_options(timeout=1000 * patient(5))
         visit.page.add_init_script(RECORD)
         visit.page.on("console", lambda message: _note(visit, message.type, message.text))
         visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))

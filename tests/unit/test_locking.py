@@ -23,6 +23,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from regrad.errors import EvaluationError, StorageError
 from regrad.locking import exclusive
 from regrad.storage import Storage
+from tests.tools.patience import Deadline
 from tests.tools.refusals import refused
 
 
@@ -151,8 +152,8 @@ def test_a_lease_is_renewed_while_it_is_held() -> None:
     storage = remote()
     with exclusive(storage, busy, renew=0.01):
         place = Storage(f"{storage.uri}.lock")
-        first, until = place.files(), time.monotonic() + 30
-        while place.files() == first and time.monotonic() < until:
+        first, deadline = place.files(), Deadline(30)
+        while place.files() == first and not deadline.over:
             time.sleep(0.01)
         assert place.files().keys() == first.keys() and place.files() != first
 

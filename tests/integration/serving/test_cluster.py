@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import yaml
 from regrad.bank.reader import BankReader
 from regrad.meta_init import MetaInit
 from tests.integration.conftest import BIN, RayCluster, RunningDemo, environment, free_port, search
-from tests.tools.patience import Deadline, patient
+from tests.tools.patience import Deadline, completed, patient
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -22,9 +21,7 @@ def submit(cluster: RayCluster, job: str, config: Path, *settings: str) -> str:
     options = [part for setting in settings for part in ("--set", setting)]
     command = [BIN / "ray", "job", "submit", "--address", cluster.dashboard, "--"]
     command += ["python", "-m", f"ray_jobs.{job}", "--config", str(config), *options]
-    result = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=patient(300), check=False
-    )
+    result = completed(command, 300, env=environment())
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     return result.stdout
 
@@ -74,7 +71,8 @@ def test_serve_deploy(ray_cluster: RayCluster, demo: RunningDemo, tmp_path: Path
     path = tmp_path / "serve.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [BIN / "serve", "deploy", "--address", ray_cluster.dashboard, str(path)]
-    subprocess.run(command, env=environment(), check=True, timeout=patient(60), capture_output=True)
+    result = completed(command, 60, env=environment())
+    assert result.returncode == 0, result.stderr
     url = f"http://127.0.0.1:{port}/v1/answer"
     answer = _ask_when_ready(url, {"question": "Where was Les Dripen born?", "k": 1})
     assert answer["answer"] == "Thomville"

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from tests.integration.conftest import BIN, STEPS, RunningDemo, environment, stop
-from tests.tools.patience import patient
+from tests.tools.patience import completed, patient
 
 
 def post(demo: RunningDemo, body: Any, raw: bytes | None = None) -> requests.Response:
@@ -187,15 +187,7 @@ def test_openapi_documents_the_limits(demo: RunningDemo) -> None:
 
 
 def run_regrad(demo: RunningDemo, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(BIN / "regrad"), *arguments],
-        cwd=demo.folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return completed([str(BIN / "regrad"), *arguments], 120, cwd=demo.folder, env=environment())
 
 
 def test_regrad_ask(demo: RunningDemo) -> None:
@@ -235,4 +227,4 @@ def test_z_ctrl_c_stops_everything_cleanly(demo: RunningDemo) -> None:
     assert "".join(demo.output[-3:]).count("stopping") == 1
     assert "report at" in demo.output[-1]
     with pytest.raises(requests.ConnectionError):
-        requests.get(f"{demo.url}/healthz", timeout=5)
+        requests.get(f"{demo.url}/healthz", timeout=patient(5))

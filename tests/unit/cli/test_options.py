@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+from tests.tools.patience import finish
+
 _WAITS = (
     "from regrad.cli.options import wait_until_stopped as wait; print('waits', flush=True); wait(); print('stopped')"
 )
@@ -22,8 +24,5 @@ def test_signals_that_come_all_at_once_stop_it() -> None:
         process.send_signal(signal.SIGINT)
         if process.poll() is not None:
             break
-    try:
-        out, _ = process.communicate(timeout=20)
-    finally:
-        process.kill()
+    out, _ = finish(process, 20)
     assert out == "stopped\n" or process.returncode in (-signal.SIGTERM, -signal.SIGINT)

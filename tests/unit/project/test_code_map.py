@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.tools.patience import completed
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "code_map.py"
 
@@ -56,7 +57,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (root / name).parent.mkdir(parents=True)
         (root / name).write_text(text)
     command = [sys.executable, str(SCRIPT), "--root", str(root), "--json", str(root / "map.json")]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    shown = completed(command, 60).stdout
     assert "files under 40 lines" in shown
     found: dict[str, Any] = json.loads((root / "map.json").read_text())
     return found

@@ -46,6 +46,7 @@ def test_a_figure_is_the_largest_of_its_rows_and_exact_strategies_have_their_own
     }
 
 
+@pytest.mark.slow
 def test_without_a_release_its_rows_say_why_and_no_figure_is_made_up(tmp_path: Path) -> None:
     command = [sys.executable, str(FILE), "--quick", "--start-steps", "1", "--json", str(tmp_path / "f.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -28,6 +28,7 @@ from serve_app.auth import keys as ring_module
 from serve_app.auth.gate import KeyGate, RateLimits, current_caller, protect
 from serve_app.auth.keys import KeyFileError, KeyRing, KeyStore, make_key
 from serve_app.config import ProtectionConfig
+from tests.tools.patience import Deadline
 from tests.tools.refusals import refused
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -210,19 +211,19 @@ def test_a_store_that_hangs_holds_nobody_up(path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(KeyStore, "read", hang)
 
-    async def run() -> float:
-        started = time.monotonic()
+    async def run() -> bool:
+        deadline = Deadline(5)
         for _ in range(20):
             clock.seconds += 10
             await ring.refresh()
             assert ring.check(key).name == "a"
-        took = time.monotonic() - started
+        in_time = not deadline.over
         free.set()
         while ring._reading is not None:
             await asyncio.sleep(0.01)
-        return took
+        return in_time
 
-    assert asyncio.run(run()) < 5
+    assert asyncio.run(run())
     assert len(reads) == 1, "one read at a time"
 
 
@@ -493,7 +494,7 @@ def plain_get(url: str, headers: dict[str, str]) -> tuple[int, str]:
     import urllib.request
 
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as reply:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as reply:
             return reply.status, reply.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

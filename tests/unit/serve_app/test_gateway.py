@@ -33,7 +33,7 @@ def list_of(config: ServeConfig, **fields: Any) -> dict[str, Any]:
 
 def with_gateway(config: ServeConfig, scenario: Callable[[Gateway], Awaitable[None]]) -> None:
     async def run() -> None:
-        await asyncio.wait_for(scenario(Gateway(config, Mock(), Mock(), Mock())), 30)
+        await scenario(Gateway(config, Mock(), Mock(), Mock()))
 
     asyncio.run(run())
 

@@ -29,6 +29,7 @@ from serve_app.rollout import (
     updated,
     write_releases,
 )
+from tests.tools.patience import Deadline
 from tests.tools.refusals import refused
 from tests.tools.releasing import commit, meta_init, setup
 
@@ -131,9 +132,10 @@ def test_shares_are_kept_and_a_key_stays_with_its_release(config: ServeConfig) -
 def follow(follower: Follower, until: Callable[[], bool], seconds: float = 10.0) -> None:
     async def wait() -> None:
         follower.start()
-        async with asyncio.timeout(seconds):
-            while not until():
-                await asyncio.sleep(0.02)
+        deadline = Deadline(seconds)
+        while not until():
+            assert not deadline.over, "it did not happen"
+            await asyncio.sleep(0.02)
 
     asyncio.run(wait())
 

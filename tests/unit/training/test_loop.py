@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,20 +18,21 @@ from regrad.training.callbacks import Best, Silent, StepReport
 from regrad.training.checkpoint import CARD, DevScore, TrainCheckpoint, TrainState, load_train_checkpoint
 from regrad.training.config import CheckpointConfig, WatchConfig
 from regrad.training.loop import Loop, Scoring, resume
-from tests.tools.patience import patient
+from tests.tools.patience import completed
 from tests.tools.refusals import refused
 from tests.tools.regression import SCHEDULE, Line, LineLearner, batches, newest, train
 
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint_to_the_same_bits(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
     undisturbed, expected = train(whole)
     command = [sys.executable, "-m", "tests.tools.regression", str(killed), "20"]
-    died = subprocess.run(command, cwd=ROOT, timeout=patient(60), check=False)
+    died = completed(command, 60, cwd=ROOT)
     assert died.returncode == -signal.SIGKILL
     assert newest(killed) == killed / "015", "the one that was being written is not there"
     learner, state = train(killed)

@@ -31,7 +31,7 @@ def standin(server: tuple[StandIn, str]) -> StandIn:
 
 @pytest.fixture
 def client(server: tuple[StandIn, str], standin: StandIn) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server[1]}/v1", api_key="none", max_retries=0, timeout=20) as client:
+    with openai.OpenAI(base_url=f"{server[1]}/v1", api_key="none", max_retries=0, timeout=None) as client:
         yield client
 
 

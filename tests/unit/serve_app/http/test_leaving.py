@@ -38,7 +38,7 @@ def request(url: str, path: str, body: dict[str, Any]) -> Iterator[socket.socket
     head = (
         f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     )
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + content)
         yield connection
 
@@ -123,7 +123,7 @@ def test_a_client_that_leaves_amid_its_body_hurts_nobody() -> None:
     app = Counting(api_of(standin))
     with served(app) as url:
         host, port = url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=10) as connection:
+        with socket.create_connection((host, int(port))) as connection:
             connection.sendall(
                 b"POST /v1/answer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
             )
