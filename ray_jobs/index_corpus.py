@@ -1,4 +1,4 @@
-"""Job: index a corpus with Lucene on some node of the cluster.
+"""Job: index a corpus on some node of the cluster.
 
 ray job submit -- python -m ray_jobs.index_corpus --config configs/jobs/index-lab.yaml
 """
@@ -12,6 +12,7 @@ from ray_jobs.cluster import cluster, job_main, run_task
 from ray_jobs.progress import progress_channel
 from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
+from regrad.retrieval.base import read_index_card
 from regrad.retrieval.bm25 import build_index
 from regrad.retrieval.config import IndexConfig
 
@@ -23,7 +24,8 @@ def run(config: IndexConfig) -> str:
     next(read_passages(config.corpus), None)
     with cluster(), progress_channel() as progress:
         count = run_task(_index, config, progress, num_cpus=1)
-    return f"BM25 index at {config.output}: {count} passages"
+    kind = read_index_card(config.output).kind
+    return f"{kind.upper()} index at {config.output}: {count} passages"
 
 
 def _index(config: IndexConfig, progress: Any) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.questions import Question
-from regrad.errors import ConfigError, FingerprintMismatch, NothingFound
+from regrad.errors import ConfigError, FingerprintMismatch
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.methods.base import (
     AtomProvider,
@@ -174,8 +174,6 @@ class RequestBuilder:
         """
         opened = self.opened(ask)
         hits = retrieved.hits if retrieved else ()
-        if opened.offer.info.retrieves and not hits:
-            raise NothingFound("no passage of the index matches the question")
         evidence = Evidence(
             Question("", ask.question, (), ask.kind, ask.choices),
             tuple(hit.passage for hit in hits),
@@ -186,7 +184,7 @@ class RequestBuilder:
             ask.gamma,
         )
         atoms = opened.atoms if gradients is None else LoadedAtoms(gradients, self.fingerprint)
-        (plan,) = opened.method.plan([evidence], atoms)
+        (plan,) = opened.method.answer_plans([evidence], atoms)
         sampling = ask.sampling
         request = DecodingRequest(
             plan.prompt.text(self._prompts),

@@ -25,11 +25,13 @@ class TiersConfig(Settings):
 
     memory_bytes: int = Field(512 * 1024 * 1024, ge=0, description="encoded atoms kept in this process; 0: none")
     disk: Location | None = Field(None, description="a directory on a local disk for atoms of a remote bank")
-    disk_bytes: int = Field(16 * 1024**3, ge=0)
+    disk_bytes: int = Field(16 * 1024**3, ge=0, description="of atoms in `disk`; those used longest ago make room")
     parallel_reads: int = Field(16, ge=1, le=256)
-    inflight_bytes: int = Field(256 * 1024 * 1024, ge=1, description="of atoms in the course of being fetched")
+    inflight_bytes: int = Field(
+        256 * 1024 * 1024, ge=1, description="of atoms being fetched; bounds parallel_reads if atoms are large"
+    )
     deadline_seconds: float = Field(10.0, gt=0, description="an atom that has not arrived by then counts as absent")
-    backoff_seconds: float = Field(0.05, ge=0, description="wait before the second try; doubled for each further one")
+    backoff_seconds: float = Field(0.05, ge=0, description="wait before a second try; doubled for each further one")
 
 
 class BuildConfig(Settings):
@@ -39,7 +41,9 @@ class BuildConfig(Settings):
     model_path: ModelPath | None = Field(None, description="where the base model is; null: where the MetaInit says")
     corpus: Location
     bank: BankConfig
-    batch_tokens: int = Field(2048, ge=1, description="padded tokens in one forward and backward pass")
+    batch_tokens: int = Field(
+        2048, ge=1, description="padded tokens in one forward and backward pass: more is faster and takes more memory"
+    )
     max_passage_tokens: int = Field(2048, ge=8)
     cluster: WorkersConfig = WorkersConfig()
 

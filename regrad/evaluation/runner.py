@@ -182,7 +182,7 @@ class CellRunner:
             found = finder.find(questions, cell.k)
         answering = Seconds()
         with answering.measured("update"):
-            plans = method.plan([_evidence(cell, *pair) for pair in zip(questions, found, strict=True)], atoms)
+            plans = method.answer_plans([_evidence(cell, *pair) for pair in zip(questions, found, strict=True)], atoms)
         with answering.measured("generation"):
             fitted = [self._fitted(cell, plan.prompt) for plan in plans]
             asked = [number for number, one in enumerate(fitted) if not one.problem]

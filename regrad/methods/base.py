@@ -18,7 +18,7 @@ from torch import Tensor
 from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.data.questions import Question
-from regrad.errors import MethodError
+from regrad.errors import MethodError, NothingFound
 from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, Update
@@ -137,6 +137,10 @@ class Note:
         return f"{self.policy}: {self.reason}"
 
 
+NOTHING_FOUND = Note("no-passages", "no passage was found")
+"""That a method which looks at passages had none, so that the base model answered."""
+
+
 class BankState(Enum):
     """Whether a bank was read, could not be read, or was not asked, as the method needs none."""
 
@@ -221,6 +225,30 @@ class Method(ABC):
     def runs_model(self, atoms: Atoms) -> bool:
         """Whether `plan` will run the model for a question with these atoms."""
         return False
+
+    @property
+    def needs_passages(self) -> bool:
+        """Whether the method refuses a question for which no passage was found; else the base model answers it."""
+        return False
+
+    def answer_plans(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
+        """As `plan`, which is what evaluation and server call: a question without any passage is noted, or refused.
+
+        Raises `NothingFound` if the method needs passages, and what `plan` raises.
+        """
+        alone = [self._info.retrieves and not evidence.passages for evidence in evidences]
+        if self.needs_passages and any(alone):
+            question = evidences[alone.index(True)].question
+            raise NothingFound(
+                f"no passage was found for the question {question.question!r:.80}, and method {self._info.name} is set "
+                "not to answer without (on_missing: fail); ask in other words, or set another on_missing",
+                method=self._info.name,
+                question_id=question.id,
+            )
+        plans = self.plan(evidences, atoms)
+        return [
+            replace(p, notes=(*p.notes, NOTHING_FOUND)) if bare else p for p, bare in zip(plans, alone, strict=True)
+        ]
 
     def prompt(self, evidence: Evidence, uses: Sequence[PassageUse] = (), by_rag: bool = False) -> Prompt:
         """The method's prompt, or (`by_rag`) that of RAG."""

@@ -157,6 +157,11 @@ class Prag(Method):
         """See `Method`."""
         return BankAtoms(self._settings)
 
+    @property
+    def needs_passages(self) -> bool:
+        """See `Method`."""
+        return self._settings.on_missing == "fail"
+
     def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
         """See `Method`."""
         found = atoms.find(evidences, parts=True)

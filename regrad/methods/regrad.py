@@ -223,6 +223,11 @@ class ReGrad(Method):
         computable = any(not atoms.uses[place].deleted for place in atoms.missing)
         return computable and self._policy == "online" and atoms.knows_deletions
 
+    @property
+    def needs_passages(self) -> bool:
+        """See `Method`."""
+        return self._policy == "fail"
+
     def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
         """See `Method`."""
         check_scores(evidences)

@@ -213,7 +213,7 @@ _READING = {
 }
 _ASKING = {
     400: "the body is not JSON",
-    404: "there is no such model, release or passage, or no passage matches the question",
+    404: "there is no such model, release or passage, or none was found and the method is set not to answer without",
     408: "the body did not arrive in time",
     413: "the body is larger than the limit, or the prompt longer than the context (the message has the counts)",
     415: "the body's content type is not application/json",

@@ -10,9 +10,10 @@ import pytest
 
 from regrad.data.passages import Passage
 from regrad.data.question_sets import read_questions
-from regrad.errors import EvaluationError
+from regrad.errors import EvaluationError, NothingFound
 from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.output import CellResult
+from regrad.evaluation.passages import FoundPassages, PassageFinder
 from regrad.evaluation.plan import make_plan
 from regrad.evaluation.records import check_records
 from regrad.evaluation.runner import CellRunner, Generator
@@ -20,6 +21,7 @@ from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.rows import Finished
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
+from regrad.methods.base import NOTHING_FOUND
 from regrad.methods.registry import METHODS
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel, load_language_model
@@ -73,6 +75,29 @@ def test_prag_on_all_blocks_and_regrad_on_the_upper_half_stand_in_one_table_as_i
         fresh = load_language_model(tiny.config, "cpu")
         (alone,) = run(fresh, settings(folder, tiny.config, methods=[method], **changes))
         assert [record.raw for record in alone.records] == together
+
+
+@pytest.mark.parametrize("method", ["rag", "regrad-online"])
+def test_without_a_passage_the_base_model_answers_and_the_record_says_so(
+    folder: Path, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    plain = run(tiny, only(folder, tiny, "direct"))[0].records
+    monkeypatch.setattr(PassageFinder, "find", lambda self, questions, k: [FoundPassages(())] * len(questions))
+    found = run(tiny, only(folder, tiny, method))[0].records
+    assert [record.raw for record in found] == [record.raw for record in plain]
+    assert {record.note for record in found} == {str(NOTHING_FOUND)}
+    assert {record.note for record in plain} == {""}
+
+
+def test_without_a_passage_the_policy_fail_refuses(
+    folder: Path, tiny: LanguageModel, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = adapter_bank(tiny, world, str(folder / "adapters"))[2]
+    write_set(folder, known, len(known))
+    prag = {"name": "prag", "bank": str(folder / "adapters"), "on_missing": "fail"}
+    monkeypatch.setattr(PassageFinder, "find", lambda self, questions, k: [FoundPassages(())] * len(questions))
+    with refused(NothingFound, method="prag"):
+        run(tiny, settings(folder, tiny.config, methods=[prag], k=[1]))
 
 
 @pytest.mark.parametrize("method", [{"name": "tta"}, {"name": "ttarag", "accumulation": 1, "clip": None}])

@@ -17,7 +17,7 @@ from regrad.gradients.extractor import AtomExtractor
 from regrad.inference.rows import Finished
 from regrad.lab.wording import LAB_PROMPTS
 from regrad.meta_init import MetaInit
-from regrad.methods.base import PassageUse
+from regrad.methods.base import NOTHING_FOUND, PassageUse
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.batching import pad_batch, sequence_losses
 from regrad.models.loading import LanguageModel
@@ -209,8 +209,25 @@ def test_gradients_of_something_else_are_never_applied(
         here.prepare(Ask(QUESTION), retrieved(three), replace(gradients, fingerprint="f" * 16))
     with refused(BankError, "wrong_size", found=3):
         here.prepare(Ask(QUESTION), retrieved(three), replace(gradients, total=torch.zeros(3)))
-    with pytest.raises(NothingFound):
-        here.prepare(Ask(QUESTION), retrieved([]), replace(gradients, uses=()))
+
+
+@pytest.mark.parametrize("method", ["rag", "regrad", "regrad+icl", "regrad-online"])
+def test_without_a_passage_the_base_model_answers_and_the_reply_says_so(
+    tiny: LanguageModel, meta_init: MetaInit, method: str
+) -> None:
+    nothing = GradientSum(torch.zeros(tiny.subspace.size), meta_init.fingerprint, "1-x", (), 1.0)
+    gradients = None if method == "rag" else nothing
+    found = builder(tiny, meta_init).prepare(Ask(QUESTION, method), retrieved([]), gradients)
+    assert found.plan.notes == (NOTHING_FOUND,)
+    assert (found.request.updates, found.request.prompt) == ((), LAB_PROMPTS.prompt(QUESTION))
+
+
+def test_without_a_passage_the_policy_fail_refuses(tiny: LanguageModel, meta_init: MetaInit) -> None:
+    nothing = GradientSum(torch.zeros(tiny.subspace.size), meta_init.fingerprint, "1-x", (), 1.0)
+    with refused(NothingFound, method="regrad"):
+        builder(tiny, meta_init, "fail").prepare(Ask(QUESTION), retrieved([]), nothing)
+    direct = builder(tiny, meta_init, "fail").prepare(Ask(QUESTION, "direct"), None, None)
+    assert direct.plan.notes == ()
 
 
 OWN_STOP, LENGTH, OTHER_STOP = ("stop", None, "\n"), ("length", None, ""), ("stop", ("!",), "")
