@@ -34,10 +34,11 @@ class Passage:
         (`regrad.data.field_names`). A title that is null or NaN is none.
         """
         if not isinstance(record, dict):
-            text = f"{where}: expected an object with id, title, text; found {as_found(record)}"
-            raise CorpusError(text, code="no_object", where=where)
+            problem = f"{where}: expected an object with id, title, text; found {as_found(record)}"
+            raise CorpusError(problem, code="no_object", where=where)
         identifier, text_name = passage_id_of(record, where), named(record, TEXT)
-        title, text = record.get("title"), record.get(text_name)
+        title: Any = record.get("title")
+        text: Any = record.get(text_name)
         if is_absent(title):
             title = ""
         _check_text(record, "title", title, False, where)

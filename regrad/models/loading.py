@@ -176,9 +176,9 @@ class LanguageModel:
     @property
     def pad_id(self) -> int:
         """The id that fills the shorter rows of a batch; nothing depends on it, but the model has a row for it."""
-        pad = self.tokenizer.pad_token_id
-        usable = pad is not None and pad < self.vocabulary_size
-        return int(pad) if usable else (self.eos or [0])[0]
+        # Not the tokenizer's own padding token: a model may lack it, or have zeros for it, of which a norm in the model
+        # has no gradient, so that a passage would have none beside a longer one.
+        return (self.eos or self.bos or [0])[0]
 
 
 def load_language_model(config: ModelConfig, device: str | torch.device | None = None) -> LanguageModel:

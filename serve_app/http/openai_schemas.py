@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from serve_app.http.calls import Chunks, Events, sse
 from serve_app.http.requests import Only, PassageIds, QuestionText, Strict, StringOrStops, ValidText
@@ -37,10 +37,38 @@ def _joined(content: Any) -> Any:
     return "\n".join(part["text"] for part in content)
 
 
+def _only_one(prompt: Any) -> Any:
+    """A list of one prompt as that prompt: some clients always send a list."""
+    return prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
+
+
 Content = Annotated[ValidText, BeforeValidator(_joined), WithJsonSchema({"anyOf": [{"type": "string"}, _PARTS]})]
 
 
-class Message(Strict):
+def _allow_nulls(schema: dict[str, Any]) -> None:
+    """Say in a body's description that each of its optional fields, and any other, may be null."""
+    schema["additionalProperties"] = {"type": "null"}
+    for name, field in schema["properties"].items():
+        if "type" in field and name not in schema.get("required", ()):
+            kind = {key: field.pop(key) for key in list(field) if key not in ("title", "description", "default")}
+            field["anyOf"] = [kind, {"type": "null"}]
+
+
+class Lenient(Strict):
+    """As `Strict`, but that a field which is null counts as left out: many clients write all that they know."""
+
+    model_config = ConfigDict(json_schema_extra=_allow_nulls)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, body: Any) -> Any:
+        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        if not isinstance(body, dict):
+            return body
+        return {name: value for name, value in body.items() if value is not None or name in required}
+
+
+class Message(Lenient):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -63,7 +91,7 @@ class Message(Strict):
     prefix: Annotated[Any, Only(None, False)] = None
 
 
-class StreamOptions(Strict):
+class StreamOptions(Lenient):
     """What a stream contains besides the answer."""
 
     include_usage: bool | None = Field(None, description="one more chunk at the end, with the usage")
@@ -71,7 +99,7 @@ class StreamOptions(Strict):
     continuous_usage_stats: Any = _IGNORED
 
 
-class Completing(Strict):
+class Completing(Lenient):
     """The fields that both kinds of completion share.
 
     OpenAI's that do not change an answer here are ignored, those that would are refused, and ours come last.
@@ -82,7 +110,7 @@ class Completing(Strict):
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="default 0: greedy")
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="makes sampling repeatable")
     stop: StringOrStops | None = Field(None, description="strings that end the answer; default: the model's")
 
@@ -97,6 +125,17 @@ class Completing(Strict):
     min_tokens: Annotated[Any, Only(None, 0)] = None
     ignore_eos: Annotated[Any, Only(None, False)] = None
     skip_special_tokens: Annotated[Any, Only(None, True)] = None
+    spaces_between_special_tokens: Annotated[Any, Only(None, True)] = None
+    stop_token_ids: Annotated[Any, Only(None, [])] = None
+    include_stop_str_in_output: Annotated[Any, Only(None, False)] = None
+    bad_words: Annotated[Any, Only(None, [])] = None
+    length_penalty: Annotated[Any, Only(None, 1)] = None
+    use_beam_search: Annotated[Any, Only(None, False)] = None
+    typical_p: Annotated[Any, Only(None, 1)] = None
+    best_of: Annotated[Any, Only(None, 1)] = None
+    echo: Annotated[Any, Only(None, False)] = None
+    return_token_ids: Annotated[Any, Only(None, False)] = None
+    request_id: Any = _IGNORED
     priority: Any = _IGNORED
     user: Any = _IGNORED
     metadata: Any = _IGNORED
@@ -153,6 +192,13 @@ class ChatRequest(Completing):
     prediction: Any = _IGNORED
     reasoning_effort: Annotated[Any, Only(None, "none")] = None
     chat_template_kwargs: Annotated[Any, Only(None, {})] = None
+    add_generation_prompt: Annotated[Any, Only(None, True)] = None
+    continue_final_message: Annotated[Any, Only(None, False)] = None
+    add_special_tokens: Annotated[Any, Only(None, False)] = None
+    thinking: Annotated[Any, Only(None, {"type": "disabled"})] = None
+    include_reasoning: Any = _IGNORED
+    separate_reasoning: Any = _IGNORED
+    stream_reasoning: Any = _IGNORED
     verbosity: Annotated[Any, Only(None, "medium")] = None
     web_search_options: Annotated[Any, Only(None)] = None
 
@@ -160,13 +206,11 @@ class ChatRequest(Completing):
 class CompletionRequest(Completing):
     """The body of `POST /v1/completions`."""
 
-    prompt: QuestionText = Field(
+    prompt: Annotated[QuestionText, BeforeValidator(_only_one)] = Field(
         min_length=1, description="goes to the model as it is", examples=["Ada Lovelace was born in"]
     )
 
-    best_of: Annotated[Any, Only(None, 1)] = None
-    echo: Annotated[Any, Only(None, False)] = None
-    logprobs: Annotated[Any, Only(None)] = None
+    logprobs: Annotated[Any, Only(None, False)] = None
     suffix: Annotated[Any, Only(None, "")] = None
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 
 import torch
-from regrad.training.meta.reading import reading_sums
 
 from regrad.data.tasks import read_tasks
 from regrad.errors import EvaluationError
@@ -16,6 +15,7 @@ from regrad.models.loading import load_language_model
 from regrad.storage import Storage
 from regrad.training.meta.config import ShapeConfig
 from regrad.training.meta.objective import Point
+from regrad.training.meta.reading import reading_sums
 from studies.real.config import RealConfig
 
 READING = "reading.json"

@@ -17,7 +17,7 @@ from regrad.data.questions import Question
 from regrad.data.tasks import Task
 from regrad.evaluation.metrics import Rules, exact_match, f1, score
 from regrad.inference.decoding import GenerationRequest, generate
-from regrad.inference.engine import verify_decoding
+from regrad.inference.verification import verify_decoding
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.models.precision import autocast, bf16_here, require_bf16

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMLP
 
+from regrad.data.passages import Passage
 from regrad.errors import ModelError, PromptTooLong
+from regrad.gradients.extractor import AtomExtractor
 from regrad.inference import verification
 from regrad.inference.decoding import GenerationRequest
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
+from regrad.meta_init import random_meta_init
 from regrad.models.architectures import ARCHITECTURES, LIKE_LLAMA
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model
@@ -111,6 +114,20 @@ def test_blocks_that_hand_on_something_else_are_not_shared(tiny: LanguageModel, 
     """Gemma 3n's hidden states have one more dimension, before that of the rows."""
     lm = loaded(random_model("gemma3n_text", **SHARED), tiny, tmp_path)
     assert lm.blocks.enter(torch.tensor([[1, 2, 3]])) is None
+
+
+def test_a_passage_has_its_atom_beside_a_much_longer_one(tiny: LanguageModel, tmp_path: Path) -> None:
+    """The model has zeros for the tokenizer's padding, and Gemma 3n a root in each layer without a derivative there."""
+    layers = {"layer_types": ["sliding_attention"] * 2}
+    lm = loaded(random_model("gemma3n_text", **SHARED | layers), tiny, tmp_path)
+    assert not lm.model.get_input_embeddings().weight[tiny.tokenizer.pad_token_id].any()  # type: ignore[operator]
+    passages = [Passage("a", "", "Les."), Passage("b", "", "Les Dripen was born in Lairton. " * 20)]
+    meta_init = random_meta_init(lm, 0.01)
+    together = AtomExtractor(lm, meta_init, 10**6).extract(passages)
+    alone = AtomExtractor(lm, meta_init, 1).extract(passages)
+    for found, expected in zip(together, alone, strict=True):
+        assert found.atom is not None and expected.atom is not None, found.problem
+        torch.testing.assert_close(found.atom, expected.atom, rtol=1e-3, atol=1e-6)
 
 
 def test_layers_that_share_keys_and_values_answer_as_transformers(tiny: LanguageModel, tmp_path: Path) -> None:

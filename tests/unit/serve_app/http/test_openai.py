@@ -102,6 +102,18 @@ HARMLESS: dict[str, Any] = {
     "max_tokens": None,
     "stream": None,
     "stream_options": None,
+    "stop_token_ids": [],
+    "include_stop_str_in_output": False,
+    "length_penalty": 1.0,
+    "use_beam_search": False,
+    "best_of": 1,
+    "echo": False,
+    "request_id": "r",
+    "guided_json": None,
+    "k": None,
+    "gamma": None,
+    "model": None,
+    "method": None,
 }
 HARMLESS_IN_CHAT: dict[str, Any] = {
     "logprobs": False,
@@ -114,13 +126,17 @@ HARMLESS_IN_CHAT: dict[str, Any] = {
     "chat_template_kwargs": {},
     "audio": None,
     "verbosity": "medium",
+    "add_generation_prompt": True,
+    "add_special_tokens": False,
+    "thinking": {"type": "disabled"},
 }
 
 
 def test_what_changes_nothing_is_accepted(client: TestClient, standin: StandIn) -> None:
     assert client.post(CHAT, json={"messages": [USER], **HARMLESS, **HARMLESS_IN_CHAT}).status_code == 200
-    assert client.post(TEXT, json={"prompt": "x", **HARMLESS, "best_of": 1, "echo": False}).status_code == 200
+    assert client.post(TEXT, json={"prompt": ["x"], **HARMLESS, "logprobs": False}).status_code == 200
     assert [ask.sampling for ask in standin.asks] == [Sampling(30), Sampling(16)]
+    assert {(ask.method, ask.k, ask.gamma) for ask in standin.asks} == {("regrad", 3, 1.0)}
 
 
 def test_what_clients_add_to_messages_is_no_part_of_them(client: TestClient, standin: StandIn) -> None:
@@ -132,6 +148,7 @@ def test_what_clients_add_to_messages_is_no_part_of_them(client: TestClient, sta
         "reasoning_details": [],
         "provider_specific_fields": {"refusal": None},
         "id": "chatcmpl-1",
+        "usage": None,
     }
     messages = [
         {"role": "system", "content": [{"type": "text", "text": "Be brief.", **mark}]},
@@ -181,6 +198,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": [USER], "skip_special_tokens": False}, "skip_special_tokens"),
     (CHAT, {"messages": [USER], "chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
     (CHAT, {"messages": [USER], "n": 2}, "n"),
+    (CHAT, {"messages": [USER], "add_generation_prompt": False}, "add_generation_prompt"),
+    (CHAT, {"messages": [USER], "stop_token_ids": [5]}, "stop_token_ids"),
+    (CHAT, {"messages": [USER], "echo": True}, "echo"),
+    (CHAT, {"messages": [USER], "top_p": -0.1}, "top_p"),
     (CHAT, {"messages": [USER], "tools": [{"type": "function"}]}, "tools"),
     (CHAT, {"messages": [USER], "tool_choice": "required"}, "tool_choice"),
     (CHAT, {"messages": [USER], "logprobs": True}, "logprobs"),
