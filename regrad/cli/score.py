@@ -154,7 +154,7 @@ def leaks(train: str, test: str, train_format: str, test_format: str, threshold:
     try:
         known = read(train, train_format)
     except EvaluationError as error:
-        if train_format != "tasks" or error.code != "evaluation.no_task":
+        if train_format != "tasks" or error.code != "evaluation.bad_task":
             raise
         # A file of questions that is read as one of tasks, as it is by default.
         text = f"{error}; TRAIN is read as tasks of `regrad train`: of questions, say --train-format jsonl"

@@ -195,3 +195,18 @@ def architecture_for(model_type: str) -> Architecture:
             reason=found.refused,
         )
     return found
+
+
+def context_length(config: Any) -> int | None:
+    """Tokens that a sequence may have, by a model's configuration; None if it sets no limit."""
+    # A sliding window is no limit: it bounds how far one layer sees, and through several layers the model sees further.
+    config = config.get_text_config()
+    limits = [getattr(config, "max_position_embeddings", None)]
+    # LongRoPE's first stage is one. Beyond it a model uses other factors for all rows of a batch as soon as one row is
+    # that long, and what a row gives must not depend on the rows beside it.
+    rope = getattr(config, "rope_parameters", None) or {}
+    for each in (rope, *(inner for inner in rope.values() if isinstance(inner, dict))):  # one for each kind of layer
+        if each.get("rope_type") == "longrope":
+            limits.append(each.get("original_max_position_embeddings"))
+            limits.append(getattr(config, "original_max_position_embeddings", None))
+    return min((int(limit) for limit in limits if limit and limit > 0), default=None)

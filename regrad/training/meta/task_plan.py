@@ -20,10 +20,10 @@ from transformers import PreTrainedTokenizerBase
 from regrad.data.passages import Passage
 from regrad.data.tasks import Task, TaskQuestion, duplicates, read_tasks, scan_tasks, task_files
 from regrad.errors import CorpusError, TokenOutOfVocabulary
-from regrad.models.architectures import architecture_for
+from regrad.models.architectures import architecture_for, context_length
 from regrad.models.checkpoint import load_without_weights
 from regrad.models.config import ModelConfig
-from regrad.models.loading import context_length, resolve_path
+from regrad.models.loading import resolve_path
 from regrad.models.tokens import check_known, prompt_ids, token_ids
 from regrad.text import counted
 from regrad.training.meta.config import MetaTrainConfig, ShapeConfig

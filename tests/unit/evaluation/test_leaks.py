@@ -102,7 +102,7 @@ def test_a_file_of_questions_that_is_read_as_tasks_names_the_option(tmp_path: Pa
         CliRunner().invoke(leaks, [str(train), str(test)], catch_exceptions=False)
     assert CliRunner().invoke(leaks, [str(train), str(test), "--train-format", "jsonl"]).exit_code == 1
     arguments = [str(train), str(test), "--train-format", "jsonl", "--test-format", "tasks"]
-    with refused(EvaluationError, "no_task", where=f"{test} line 1") as other:
+    with refused(EvaluationError, "bad_task", where=f"{test} line 1") as other:
         CliRunner().invoke(leaks, arguments, catch_exceptions=False)
     assert "--train-format" not in str(other.value)
 
