@@ -94,7 +94,7 @@ def _path(config: RealConfig, name: str) -> str:
             return f"{config.data}/{name}{ending}"
     raise EvaluationError(
         f"{config.data} has no {name}.jsonl.gz; give the directory with the sets' files (--set data=DIRECTORY), or "
-        "leave the set out (--set 'sets=[squad_dev]'); docs/real-report.md says what a file looks like",
+        "leave the set out (--set 'sets=[squad_dev]'); docs/real.md says what a file looks like",
         code="set_missing",
         set=name,
     )
