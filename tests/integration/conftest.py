@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 BIN = Path(sys.executable).parent
 STEPS = 250
 
-# Ray's workers give way to everything else on the machine, so that beside other work they would all but stand still,
-# and no calibration of this process could tell how slow they are.
-os.environ.setdefault("RAY_worker_niceness", "0")
-
 # A shell starts what is to run in the background deaf to Ctrl-C, and so would be every command that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,8 +14,6 @@ import fsspec
 import psutil
 import pytest
 
-from ray_jobs import build_bank
-from regrad.bank.config import BuildConfig
 from regrad.bank.format import versions
 from regrad.bank.reader import BankReader
 from regrad.bank.verify import verify
@@ -25,10 +25,9 @@ from regrad.models.config import ModelConfig
 from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
-from tests.integration.conftest import environment, kill_all
-from tests.tools import patience
+from tests.integration.conftest import environment
+from tests.tools.patience import Deadline, patient
 
-CONFIG = builtin_config("jobs/build-lab.yaml")
 PASSAGES, BLOCK = 240, 12
 
 
@@ -43,10 +42,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, world: World) -> list[str]:
 
 
 def start(inputs: list[str], uri: str) -> subprocess.Popen[str]:
-    """The job with a Ray of its own, to be killed."""
     options = [part for setting in [*inputs, f"bank.uri={uri}"] for part in ("--set", setting)]
+    config = str(builtin_config("jobs/build-lab.yaml"))
     return subprocess.Popen(
-        [sys.executable, "-m", "ray_jobs.build_bank", "--config", str(CONFIG), *options],
+        [sys.executable, "-m", "ray_jobs.build_bank", "--config", config, *options],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -55,13 +54,14 @@ def start(inputs: list[str], uri: str) -> subprocess.Popen[str]:
     )
 
 
-def build(inputs: list[str], uri: str) -> None:
-    """The same job in this process, to its end."""
-    build_bank.run(load_settings(BuildConfig, CONFIG, [*inputs, f"bank.uri={uri}"]))
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=patient(200))
+    assert process.returncode == 0, output
+    return output
 
 
 def wait_for(done: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = patience.Deadline(120)
+    deadline = Deadline(120)
     while not done():
         assert process.poll() is None, process.communicate()[0]
         assert not deadline.over
@@ -78,10 +78,10 @@ def content(uri: str) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(inputs: list[str], local_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """A bank that was built in one go."""
     uri = str(tmp_path_factory.mktemp("whole") / "bank")
-    build(inputs, uri)
+    finish(start(inputs, uri))
     return content(uri)
 
 
@@ -100,8 +100,7 @@ def test_a_killed_worker_is_replaced(inputs: list[str], whole: dict[str, bytes],
     assert workers
     for worker in workers:
         worker.kill()
-    output, _ = patience.finish(process, 200)
-    assert process.returncode == 0, output
+    finish(process)
     check(uri, whole)
 
 
@@ -116,10 +115,20 @@ def test_a_killed_driver_leaves_nothing_visible_and_is_resumed(
     before = blocks_done(uri)
     assert 3 <= before < PASSAGES // BLOCK
     written = {name: seconds for name, (_, seconds) in Storage(uri).files("shards").items()}
-    build(inputs, uri)
+    finish(start(inputs, uri))
     check(uri, whole)
     now = {name: seconds for name, (_, seconds) in Storage(uri).files("shards").items()}
     assert sum(now[name] == seconds for name, seconds in written.items()) >= before, "blocks were computed again"
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """The driver and everything that it started, at once."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    for child in family:
+        if child.is_running():
+            child.kill()
+    process.communicate()
 
 
 def test_an_s3_server_that_is_killed_costs_a_second_run(
@@ -130,12 +139,12 @@ def test_an_s3_server_that_is_killed_costs_a_second_run(
     wait_for(lambda: blocks_done(uri) >= 3, process)
 
     def wait() -> None:
-        output, _ = patience.finish(process, 280)
+        output, _ = process.communicate(timeout=patient(280))
         assert process.returncode == 2, output
         assert "error: cannot " in output.splitlines()[-1]
 
     restart_s3(wait)
     fsspec.filesystem("s3").invalidate_cache()
     assert versions(Storage(uri)) == []
-    build(inputs, uri)
+    finish(start(inputs, uri))
     check(uri, whole)

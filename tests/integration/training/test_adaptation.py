@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from ray_jobs import augment, finetune, train_adapters
 from ray_jobs.bank_actors import AdapterActor
+from ray_jobs.cluster import cluster
 from regrad.bank.reader import BankReader
 from regrad.data.augmented import encode_augmented, read_augmented
 from regrad.errors import MethodError, StorageError, SynthesisError, TrainingError
@@ -26,9 +28,13 @@ from regrad.training.lora.finetuning import LoraLearner, example_steps, finetune
 from regrad.training.lora.lora_artifact import StaticLora
 from tests.tools.refusals import refused
 
-pytestmark = pytest.mark.usefixtures("local_cluster")
 PASSAGES = 10
-ONE = "cluster.workers=1"  # each worker loads torch and the model: two where two are what is tested
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_cluster() -> Iterator[None]:
+    with cluster():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +79,16 @@ def test_two_workers_finetune_what_one_process_does_and_a_foreign_directory_is_l
 def test_a_run_that_failed_goes_on_from_its_checkpoint(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = finetune_in_process(finetuning(lab, tmp_path / "whole", ONE))
+    alone = "cluster.workers=1"
+    whole = finetune_in_process(finetuning(lab, tmp_path / "whole", alone))
     with monkeypatch.context() as patch:
         patch.setattr(finetune, "_adapter", _fail)  # after the last checkpoint, before the result is there
         with pytest.raises(RuntimeError, match="killed"):
-            finetune.run(finetuning(lab, tmp_path / "again", ONE))
+            finetune.run(finetuning(lab, tmp_path / "again", alone))
     assert not (tmp_path / "again").exists()
     with refused(TrainingError, "run_of_other_settings", keys=["optimizer.lr"]):
-        finetune.run(finetuning(lab, tmp_path / "again", "optimizer.lr=0.1", ONE))
-    finetune.run(finetuning(lab, tmp_path / "again", ONE))
+        finetune.run(finetuning(lab, tmp_path / "again", "optimizer.lr=0.1", alone))
+    finetune.run(finetuning(lab, tmp_path / "again", alone))
     assert torch.equal(StaticLora.load(tmp_path / "again").values, whole.values)
 
 
@@ -90,7 +97,7 @@ def _fail(*_: object) -> None:
 
 
 def adapters(lab: Path, bank: Path, *extra: str) -> AdaptersConfig:
-    values = [f"corpus={lab}", f"bank.uri={bank}", "bank.shard_passages=4", "adapter.epochs=1", ONE, *extra]
+    values = [f"corpus={lab}", f"bank.uri={bank}", "bank.shard_passages=4", "adapter.epochs=1", *extra]
     return load_settings(AdaptersConfig, builtin_config("jobs/adapters-lab.yaml"), values)
 
 
@@ -143,7 +150,7 @@ def test_adapters_upon_a_static_lora_are_for_it_alone(lab: Path, tmp_path: Path)
 
 
 def augmenting(output: Path, *values: str) -> AugmentConfig:
-    common = ["ready=null", f"output={output}", ONE, *values]
+    common = ["ready=null", f"output={output}", *values]
     return load_settings(AugmentConfig, builtin_config("jobs/augment-lab.yaml"), common)
 
 

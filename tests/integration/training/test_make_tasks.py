@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from ray_jobs import index_corpus, make_tasks, meta_train
+from ray_jobs.cluster import cluster
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import encode_passages
 from regrad.data.tasks import read_tasks
@@ -17,8 +20,14 @@ from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.task_files.config import TasksConfig
 
 
+@pytest.fixture(scope="module", autouse=True)
+def local_cluster(s3: str) -> Iterator[None]:
+    with cluster():
+        yield
+
+
 def test_questions_and_an_index_become_tasks_that_training_reads(
-    s3: str, local_cluster: str, world: World, tmp_path_factory: pytest.TempPathFactory
+    s3: str, world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     local = tmp_path_factory.mktemp("tasks")
     bucket = Storage(f"{s3}/make-tasks")

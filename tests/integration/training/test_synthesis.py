@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 import torch
 
 from ray_jobs import index_corpus, synthesize
+from ray_jobs.cluster import cluster
 from ray_jobs.corpus_blocks import decode_error
 from regrad.data.jsonl import read_jsonl
 from regrad.data.passages import encode_passages
@@ -24,12 +28,17 @@ from regrad.retrieval.config import IndexConfig
 from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
 from regrad.training.synthesis.config import SynthesisConfig
-from tests.integration.conftest import environment, kill_all
-from tests.tools.patience import Deadline
+from tests.integration.conftest import environment
+from tests.tools.patience import Deadline, patient
 from tests.tools.refusals import refused
 
-pytestmark = pytest.mark.usefixtures("local_cluster")
 PASSAGES, PARTS = 12, 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_cluster(s3: str) -> Iterator[None]:
+    with cluster():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +61,16 @@ def kill_after_first_part(values: list[str], parts: Path) -> int:
     """Start the command, kill it as soon as a part is there; returns how many there are once all is quiet."""
     options = [part for value in values for part in ("--set", value)]
     command = [sys.executable, "-m", "regrad.cli.main", "synth", *options]
-    quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, env=environment(), stderr=quiet, text=True, start_new_session=True)
+    alone = {key: value for key, value in environment().items() if key != "RAY_ADDRESS"}
+    process = subprocess.Popen(command, env=alone, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = Deadline(120)
     while not (parts.exists() and any(parts.glob("*.jsonl"))):
         assert process.poll() is None
         assert not deadline.over
         time.sleep(0.02)
-    kill_all(process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(patient(10))
+    time.sleep(3)  # its workers notice, and end
     return len(list(parts.glob("*.jsonl")))
 
 
@@ -89,7 +100,7 @@ def test_questions_find_their_passages_bad_lines_are_listed_and_outputs_may_be_r
     mixed.write_bytes(b'not json\n\n{"id": "e", "text": " "}\n' + Path(corpus).read_bytes())
     index_corpus.run(IndexConfig(corpus=corpus, output=str(tmp_path / "index")))
     output = f"{s3}/synthetic"
-    synthesize.run(settings(*overrides(writer_path, str(mixed), output, workers=1), f"index={tmp_path}/index"))
+    synthesize.run(settings(*overrides(writer_path, str(mixed), output), f"index={tmp_path}/index"))
     assert Storage(output).list() == ["rejected.jsonl", "report.json", "tasks.jsonl"]
     assert not Storage(f"{s3}/.synthetic.parts").list()
     report = json.loads(Storage(output).read("report.json"))
@@ -130,7 +141,7 @@ def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
 
 def test_a_model_that_writes_no_questions_is_an_error_that_shows_what_it_wrote(corpus: str, tmp_path: Path) -> None:
     """The lab's base learned to answer questions, not to ask them."""
-    values = [*overrides("package:regrad.lab/base", corpus, str(tmp_path / "out"), workers=1), "max_passages=4"]
+    values = [*overrides("package:regrad.lab/base", corpus, str(tmp_path / "out")), "max_passages=4"]
     with refused(SynthesisError, "nothing_kept", candidates=40, passages=4):
         synthesize.run(settings(*values))
     rejected = [record for _, record in read_jsonl(str(tmp_path / "out" / "rejected.jsonl"))]

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from ray_jobs import meta_train
+from ray_jobs.cluster import cluster
 from ray_jobs.task_stream import open_stream, worker_steps
 from ray_jobs.train_runner import RunDirectory, run_directory
 from regrad.data.tasks import Task, read_tasks
@@ -40,8 +41,7 @@ from tests.integration.conftest import BIN, environment
 from tests.tools.patience import Deadline, patient
 from tests.tools.refusals import refused
 
-STEPS = 60
-WATCHED = (f"optimizer.steps={STEPS}", "checkpoints.every=6", "watch.every=2")
+STEPS = 80
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +51,20 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def local_cluster(s3: str) -> Iterator[None]:
+    with cluster():
+        yield
+
+
 def settings(lab: Path, folder: Path, *extra: str) -> MetaTrainConfig:
-    return load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), overrides(lab, folder, *extra))
-
-
-def overrides(lab: Path, folder: Path, *extra: str) -> list[str]:
     values = [f"tasks={lab}/tasks.jsonl", "dev=null", f"output={folder}/m", "optimizer.steps=4"]
-    return [*values, "strategy.name=graph", *extra]
+    values += ["strategy.name=graph", *extra]
+    return load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), values)
 
 
 def test_two_workers_train_what_one_process_trains_and_leave_nothing_behind(
-    lab: Path, s3: str, local_cluster: str
+    lab: Path, s3: str, local_cluster: None
 ) -> None:
     """The hand-over, the checkpoints and the result are on an object store."""
     output = f"{s3}/trained"
@@ -91,7 +94,7 @@ def test_two_workers_train_what_one_process_trains_and_leave_nothing_behind(
 
 
 def test_training_goes_on_from_another_meta_init_on_another_domain(
-    lab: Path, tmp_path: Path, local_cluster: str
+    lab: Path, tmp_path: Path, local_cluster: None
 ) -> None:
     """With ZeRO 3 and several of the settings at once; the card names the parent and the data."""
     first = settings(lab, tmp_path, "optimizer.steps=2")
@@ -111,7 +114,7 @@ def test_training_goes_on_from_another_meta_init_on_another_domain(
 
 
 def test_the_stream_is_the_order_of_the_seed_whatever_the_files_and_the_workers(
-    lab: Path, tmp_path: Path, local_cluster: str
+    lab: Path, tmp_path: Path, local_cluster: None
 ) -> None:
     records = [json.loads(line) for line in (lab / "tasks.jsonl").read_text().splitlines()]
     tasks = [{**record, "id": f"t{i:02}"} for i, record in enumerate(records)]
@@ -132,7 +135,7 @@ def test_the_stream_is_the_order_of_the_seed_whatever_the_files_and_the_workers(
     assert epochs.steps == 9, "one and a half times twelve tasks, two at a time"
 
 
-def test_a_job_lays_out_the_tasks_that_one_process_draws(lab: Path, tmp_path: Path, local_cluster: str) -> None:
+def test_a_job_lays_out_the_tasks_that_one_process_draws(lab: Path, tmp_path: Path, local_cluster: None) -> None:
     """Distractors, several sources and another number of steps included."""
     mixed = [{"uri": f"{lab}/tasks.jsonl", "weight": 3}, {"uri": f"{lab}/dev.jsonl", "weight": 1}]
     extra = [
@@ -154,7 +157,7 @@ def ids(steps: Iterator[list[Task]]) -> list[list[str]]:
 
 
 def test_bad_tasks_are_fatal_with_their_line_or_skipped_and_counted(
-    lab: Path, tmp_path: Path, local_cluster: str, caplog: pytest.LogCaptureFixture
+    lab: Path, tmp_path: Path, local_cluster: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = (lab / "tasks.jsonl").read_text().splitlines()
     named = [json.dumps({**json.loads(line), "id": "same"}) for line in lines[:2]]
@@ -180,7 +183,7 @@ def test_a_batch_that_workers_cannot_share_is_a_clear_error(lab: Path, tmp_path:
 
 
 def test_a_loss_that_diverges_stops_the_run_at_once_with_a_clear_error(
-    lab: Path, tmp_path: Path, local_cluster: str
+    lab: Path, tmp_path: Path, local_cluster: None
 ) -> None:
     extra = ("inner.initial_step_size=1e30", "cluster.workers=1", "optimizer.max_bad_steps=2")
     with refused(TrainingError, "not_finite", step=2, times=2):
@@ -245,7 +248,7 @@ def test_a_directory_that_is_something_else_is_left_alone(lab: Path, tmp_path: P
 
 
 def test_a_file_that_cannot_be_read_is_one_error_even_when_bad_tasks_are_skipped(
-    lab: Path, tmp_path: Path, local_cluster: str
+    lab: Path, tmp_path: Path, local_cluster: None
 ) -> None:
     for name in ("broken.parquet", "broken.jsonl.gz"):
         (tmp_path / name).write_bytes(b"PAR1 garbage")
@@ -254,7 +257,7 @@ def test_a_file_that_cannot_be_read_is_one_error_even_when_bad_tasks_are_skipped
 
 
 def test_a_run_that_was_killed_after_its_last_step_only_has_to_be_saved(
-    lab: Path, tmp_path: Path, local_cluster: str, monkeypatch: pytest.MonkeyPatch
+    lab: Path, tmp_path: Path, local_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(lab, tmp_path, "cluster.workers=1", "optimizer.zero_stage=null")
     with monkeypatch.context() as patch:
@@ -273,7 +276,9 @@ class Run:
     def __init__(self, lab: Path, folder: Path) -> None:
         self.mark, self.folder = uuid.uuid4().hex, folder
         self.output: list[str] = []
-        options = [part for value in overrides(lab, folder, *WATCHED) for part in ("--set", value)]
+        values = [f"tasks={lab}/tasks.jsonl", "dev=null", f"output={folder}/m", f"optimizer.steps={STEPS}"]
+        values += ["strategy.name=graph", "checkpoints.every=6", "watch.every=2"]
+        options = [part for value in values for part in ("--set", value)]
         self.process = subprocess.Popen(
             [str(BIN / "regrad"), "train", *options],
             env=environment(REGRAD_TEST_MARK=self.mark),
@@ -286,7 +291,7 @@ class Run:
 
     def steps(self) -> list[int]:
         """The steps that were shown."""
-        return steps_in(self.output)
+        return [int(line.split("step ")[1].split("/")[0]) for line in self.output if "  loss " in line]
 
     def wait(self, done: Callable[[], bool], seconds: float = 240) -> None:
         deadline = Deadline(seconds)
@@ -294,6 +299,12 @@ class Run:
             if deadline.over or (self.process.poll() is not None):
                 pytest.fail("the run did not get there:\n" + "".join(self.output[-20:]), pytrace=False)
             time.sleep(0.05)
+
+    def finish(self) -> str:
+        self.process.wait(300)
+        time.sleep(0.5)
+        assert self.process.returncode == 0, "".join(self.output[-20:])
+        return "".join(self.output)
 
     def checkpoint(self) -> int:
         """The step of the last complete checkpoint."""
@@ -310,10 +321,6 @@ class Run:
         return [p for p in psutil.process_iter() if _mark(p) == self.mark]
 
 
-def steps_in(lines: Iterable[str]) -> list[int]:
-    return [int(line.split("step ")[1].split("/")[0]) for line in lines if "  loss " in line]
-
-
 def _mark(process: psutil.Process) -> str | None:
     try:
         return process.environ().get("REGRAD_TEST_MARK")
@@ -328,15 +335,15 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-@pytest.fixture
-def undisturbed(lab: Path, local_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> MetaInit:
+@pytest.fixture(scope="module")
+def undisturbed(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> MetaInit:
     folder = tmp_path_factory.mktemp("undisturbed")
-    meta_train.run(settings(lab, folder, *WATCHED))
+    Run(lab, folder).finish()
     return MetaInit.load(folder / "m")
 
 
 def test_after_a_killed_worker_and_a_killed_driver_the_result_is_the_same_to_the_last_bit(
-    lab: Path, tmp_path: Path, undisturbed: MetaInit, caplog: pytest.LogCaptureFixture
+    lab: Path, tmp_path: Path, undisturbed: MetaInit
 ) -> None:
     run = Run(lab, tmp_path)
     try:
@@ -349,17 +356,16 @@ def test_after_a_killed_worker_and_a_killed_driver_the_result_is_the_same_to_the
         everything = run.processes()
         os.kill(run.process.pid, signal.SIGKILL)
         run.process.wait(patient(10))
-        psutil.wait_procs(everything, timeout=patient(3))  # some end with their driver
+        psutil.wait_procs(everything, timeout=3)  # some end with their driver
     finally:
         for process in run.processes():
             process.kill()
     assert "a worker was lost" in "".join(run.output), "and replaced"
     assert sorted(step for step in run.steps() if step <= 12) == [2, 4, 6, 8, 10, 12], "none was done again"
     assert not (tmp_path / "m").exists()
-    with caplog.at_level("INFO"):
-        meta_train.run(settings(lab, tmp_path, *WATCHED))
-    assert "resuming the unfinished run" in caplog.text
-    assert reached < min(steps_in(caplog.messages)) < STEPS, "it began after the last checkpoint"
+    again = Run(lab, tmp_path)
+    assert "resuming the unfinished run" in again.finish()
+    assert reached < min(again.steps()) < STEPS, "it began after the last checkpoint"
     found = MetaInit.load(tmp_path / "m")
     assert found.notes["losses"] == undisturbed.notes["losses"]
     assert found.fingerprint == undisturbed.fingerprint

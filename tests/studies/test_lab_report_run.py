@@ -1,14 +1,20 @@
-"""`regrad lab report`, as small as it gets: everything once, and a second call that finds it done."""
+"""`regrad lab report` as a user runs it, as small as it gets: everything once, and a second call that finds it done."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-from click.testing import CliRunner
+import pytest
 
-from regrad.cli.main import regrad
+from tests.integration.conftest import BIN, environment
+from tests.tools.patience import patient
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]  # on an idle machine: minutes
 
 TINY = (
     *("questions=8", "hard_questions=5", "records=40", "documents=[5,10]", "timed=3", "batched=32", "steps.epochs=1"),
@@ -17,15 +23,18 @@ TINY = (
 )
 
 
-def run(out: Path) -> str:
-    options = [part for value in (*TINY, f"output={out}") for part in ("--set", value)]
-    result = CliRunner().invoke(regrad, ["lab", "report", "--quick", *options], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+def run(folder: Path) -> subprocess.CompletedProcess[str]:
+    options = [part for value in TINY for part in ("--set", value)]
+    line = [sys.executable, str(BIN / "regrad"), "lab", "report", "--quick", *options]
+    return subprocess.run(
+        line, cwd=folder, env=environment(), capture_output=True, text=True, timeout=patient(1000), check=False
+    )
 
 
-def test_one_command_makes_the_whole_report_and_a_second_one_finds_it_done(local_cluster: str, tmp_path: Path) -> None:
-    run(out := tmp_path / "report")
+def test_one_command_makes_the_whole_report_and_a_second_one_finds_it_done(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    out = tmp_path / "runs" / "lab-report-quick"
     found = json.loads((out / "report.json").read_text())
     assert [claim["id"] for claim in found["claims"]] == list(range(1, 10))
     for claim in found["claims"]:
@@ -42,7 +51,9 @@ def test_one_command_makes_the_whole_report_and_a_second_one_finds_it_done(local
         assert (out / image).read_bytes().startswith(b"<?xml")
     assert len(re.findall(r"^### \d", text, re.MULTILINE)) == 9
 
-    again = run(out)
-    steps = int(re.findall(r"(\d+) steps, (\d+) of them done before", again)[0][1])
-    assert again.startswith(f"{steps} steps, {steps} of them done before")
+    started = time.monotonic()
+    again = run(tmp_path)
+    steps = int(re.findall(r"(\d+) steps, (\d+) of them done before", again.stdout)[0][1])
+    assert again.stdout.startswith(f"{steps} steps, {steps} of them done before")
+    assert time.monotonic() - started < 120
     assert json.loads((out / "report.json").read_text())["claims"] == found["claims"]
