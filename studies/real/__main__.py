@@ -19,8 +19,8 @@ _HERE = Path(__file__).parent
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Few questions of three sets, with the start that ships.")
-@click.option("--full", is_flag=True, help="Three seeds and longer trainings: overnight on two cores.")
+@click.option("--quick", is_flag=True, help="Few questions of two sets, short trainings: to see that it runs.")
+@click.option("--full", is_flag=True, help="Three seeds, longer trainings, more questions.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, e.g. data=DIRECTORY.")
 def main(quick: bool, full: bool, overrides: tuple[str, ...]) -> None:
     """Meta-train SmolLM2 on SQuAD, ask it about articles that it never saw, compare, report.

@@ -29,7 +29,6 @@ class RealStepsConfig(Settings):
     icl: int = Field(100, ge=1, description="from there on, with the passage in the prompt")
     fine_tuning: int = Field(320, ge=1, description="ft-direct and ft-rag, on the same tasks")
     cpt_epochs: int = Field(3, ge=1, description="of CPT over the passages that are asked about")
-    adapters: int = Field(3, ge=1, description="epochs of PRAG's adapter over its passage and questions")
 
 
 class RealConfig(Settings):
@@ -50,7 +49,6 @@ class RealConfig(Settings):
     )
     k: tuple[int, ...] = Field((1, 3, 5), min_length=1, description="passages by BM25")
     dev_questions: int = Field(100, ge=8, description="of training articles that are kept apart, to choose prompts by")
-    prag: bool = Field(False, description="also PRAG on squad_dev: the model writes questions about each passage first")
     steps: RealStepsConfig = RealStepsConfig()
     batch_size: int = Field(8, ge=1, description="tasks of a training step")
     cluster: WorkersConfig = Field(WorkersConfig(), description="steps that run at once, each with one worker")

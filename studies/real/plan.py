@@ -113,7 +113,7 @@ def _evaluations(config: RealConfig) -> Iterator[Step]:
     hops = [name for name in config.sets if name in MULTI_HOP]
     yield _evaluation(config, "dev", [_given_passages(config, HELD)], ["sets", "model"])
     sets = [_given_passages(config, name) for name in single]
-    yield _evaluation(config, "gold", sets, [*rivals, *icl, *starts, "start raw", "adapter cpt"])
+    yield _evaluation(config, "gold", sets, [*rivals, *icl, *starts, "start raw"])
     if hops:
         sets = [_given_passages(config, name) for name in hops]
         needs = [*rivals, *icl, *starts, "start raw"]
@@ -122,7 +122,7 @@ def _evaluations(config: RealConfig) -> Iterator[Step]:
     indexes = [f"index {name}" for name in config.retrieved_sets]
     yield _evaluation(config, "retrieved", sets, [*rivals, *icl, *starts, *indexes], [f"k={list(config.k)}"])
     controls = [_given_passages(config, "squad_dev"), _random(config), _same_article(config)]
-    yield _evaluation(config, "controls", controls, [*starts, "adapter ft-rag"])
+    yield _evaluation(config, "controls", controls, [*starts, "adapter ft-rag", "adapter cpt"])
     banks = [f"bank {codec}" for codec in CODECS]
     yield _evaluation(config, "codecs", [_given_passages(config, "squad_dev")], [*banks, *starts])
 
@@ -167,8 +167,6 @@ def path_of(study: str) -> Path:
 def evaluation_changes(config: RealConfig, study: str, sets: Sequence[Any]) -> list[str]:
     """What the study puts into an evaluation's file, as overrides: model, sets, places and seeds."""
     methods = json.loads(json.dumps(read_yaml(path_of(study))["methods"]).replace("runs/real/", f"{config.output}/"))
-    if study == "hops":
-        methods = [one for one in methods if not (isinstance(one, dict) and "cpt" in one["name"])]
     changes = {
         "output": f"{config.output}/studies/{study}",
         "models": {KNOWN: _model_settings(config)},
