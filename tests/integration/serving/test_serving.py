@@ -174,7 +174,7 @@ def test_the_s3_server_is_cut_off_and_comes_back(
         answer = server.answer(question)
         check(question, answer)
         assert {passage["tier"] for passage in answer["passages"]} == {"store"}
-    with load(server, questions, threads=4) as result:
+    with load(server, questions, threads=4, seconds=patient(12)) as result:  # half of it for the atoms
         server.wait(lambda: len(result.answers) > 10)
 
         def without() -> None:
