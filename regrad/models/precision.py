@@ -12,6 +12,7 @@ import platform
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -102,6 +103,37 @@ def require_bf16(device: torch.device, setting: str) -> None:
             setting=setting,
             reason=found.reason,
         )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Whether a run's products are in bf16, and a note on why, if that was open."""
+
+    half: bool
+    note: str = ""
+
+
+def choose_precision(
+    wanted: str, device: torch.device, own: str, decided: MutableMapping[str, str], on_any: Callable[[bool], bool]
+) -> Chosen:
+    """bf16 if it is `wanted`, or with `auto` if it is faster on every worker; else the model's `own` data type.
+
+    `decided` keeps what `auto` took for a run that is resumed; `on_any` says whether something is so on any worker.
+    Raises `ModelError` if bf16 is needed and wrong here.
+    """
+    if wanted == "bf16":
+        require_bf16(device, "optimizer.precision")
+    if wanted != "auto":
+        return Chosen(wanted == "bf16")
+    before = decided.get("precision")
+    # A resumed run keeps its precision, but on a processor that lacks it that is an error and not another result.
+    if before == "bf16":
+        require_bf16(device, "the unfinished run (optimizer.precision: auto)")
+    found = bf16_here(device)
+    if before is None:
+        before = decided["precision"] = "model" if on_any(not found.faster) else "bf16"
+    half = before == "bf16"
+    return Chosen(half, f"precision {'bf16' if half else own}: {found.reason}")
 
 
 def autocast(device: torch.device, half: bool) -> AbstractContextManager[Any]:

@@ -28,6 +28,10 @@ class ScheduleConfig(Settings):
     max_bad_steps: int = Field(
         5, ge=1, description="stop after this many steps in a row whose loss or gradient is not finite"
     )
+    precision: Literal["model", "auto", "bf16"] = Field(
+        "model",
+        description="the model's own data type; bf16 autocast; or auto: bf16 where a probe finds it right and faster",
+    )
 
     @property
     def warmup_steps(self) -> int:

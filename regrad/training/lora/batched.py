@@ -20,6 +20,7 @@ from regrad.data.questions import Question
 from regrad.errors import TokenOutOfVocabulary
 from regrad.models.batching import losses_and_grads
 from regrad.models.loading import LanguageModel
+from regrad.models.precision import autocast
 from regrad.models.subspace import Subspace, finite_rows
 from regrad.training.lora.config import AdamWConfig, AdapterConfig
 from regrad.training.lora.examples import Example, adapter_examples, example_batch, longest
@@ -67,6 +68,8 @@ class RowTrainer:
         self._lift = lift or (lambda rows: {lm.subspace: rows})
         self._reduce = reduce
         self._beside = beside
+        self.half = False
+        """Whether the model's products are in bf16; the vectors and their moments stay as they are."""
         self._rows = [row.clone().requires_grad_() for row in start_UP.detach().to(lm.device)]
         self._optimizer = torch.optim.AdamW(
             self._rows, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=True
@@ -152,7 +155,8 @@ class RowTrainer:
         leaf = chosen.detach().requires_grad_()
         batch = example_batch(self._lm, [entry.example for entry in entries])
         weights_N = torch.tensor([entry.weight for entry in entries], device=self._lm.device)
-        with torch.enable_grad(), self._lm.applied(self._updates(leaf, entries)):
+        precision = autocast(self._lm.device, self.half)
+        with torch.enable_grad(), self._lm.applied(self._updates(leaf, entries)), precision:
             hidden_NTD = self._lm.hidden(batch.ids[:, :-1])
             losses_N, grads_NTD = losses_and_grads(self._lm, hidden_NTD, batch)
             # `losses_and_grads` ran the backward pass of the logits; the weight scales what enters the rest of it.

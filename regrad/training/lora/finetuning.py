@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regrad.errors import TokenOutOfVocabulary, TrainingError
 from regrad.models.loading import LanguageModel, load_language_model
+from regrad.models.precision import choose_precision
 from regrad.training.callbacks import Listener, Silent
 from regrad.training.checkpoint import TrainState
 from regrad.training.loop import Loop, StepResult, resume
@@ -89,6 +90,7 @@ class LoraLearner:
         self._lm = lm
         self._notes = notes or {}
         self._workers = workers
+        self._precision = config.optimizer.precision
         self._trainer = RowTrainer(lm, start_P[None], config.optimizer, reduce=workers.mean, beside=beside)
         self.base = lm.identity()
         self.device = lm.device
@@ -99,8 +101,10 @@ class LoraLearner:
         return self._trainer.values[0].float().cpu()
 
     def prepare(self, batch: Sequence[Example], state: TrainState) -> str:
-        """See `Learner`: there is nothing to decide."""
-        return ""
+        """Choose the precision, the same for all workers."""
+        chosen = choose_precision(self._precision, self.device, self._lm.config.dtype, state.decided, self._on_any)
+        self._trainer.half = chosen.half
+        return chosen.note
 
     def step(self, batch: Sequence[Example], factor: float) -> StepResult:
         """See `Learner`."""
@@ -125,6 +129,9 @@ class LoraLearner:
         notes = {**self._notes, "steps": state.step, "skipped_steps": len(state.skipped), "losses": state.some_losses()}
         notes["seconds"] = round(self._workers.count * state.seconds, 3)
         return StaticLora(self._lm.config, self.base, self._lm.subspace, self.values, notes)
+
+    def _on_any(self, here: bool) -> bool:
+        return bool(self._workers.mean(torch.tensor([float(here)], device=self.device)) > 0)
 
 
 def example_steps(

@@ -98,10 +98,6 @@ class OptimizerConfig(ScheduleConfig):
     step_size_weight_decay: float = Field(0.0, ge=0, description="of the step sizes, in their space")
     clip: float = Field(0.5, gt=0, description="largest norm of the meta-gradient")
     zero_stage: Literal[0, 1, 2, 3] | None = Field(1, description="of DeepSpeed; plain PyTorch DDP if null")
-    precision: Literal["model", "auto", "bf16"] = Field(
-        "model",
-        description="the model's own data type; bf16 autocast; or auto: bf16 where a probe finds it right and faster",
-    )
 
 
 class ReadingConfig(Settings):

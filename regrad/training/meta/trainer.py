@@ -20,7 +20,7 @@ from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.verification import verify_decoding
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel, load_language_model
-from regrad.models.precision import autocast, bf16_here, require_bf16
+from regrad.models.precision import autocast, choose_precision
 from regrad.training.callbacks import Best, Listener
 from regrad.training.checkpoint import DevScore, TrainState
 from regrad.training.loop import Loop, Scoring, StepResult, resume
@@ -68,7 +68,9 @@ class MetaLearner:
 
     def prepare(self, batch: Sequence[Task], state: TrainState) -> str:
         """Choose precision and strategy; of what the workers would choose the leanest, so that all use the same one."""
-        precision = self._choose_precision(state)
+        wanted, dtype = self._config.optimizer.precision, self._lm.config.dtype
+        precision = choose_precision(wanted, self.device, dtype, state.decided, self._on_any)
+        self._half = precision.half
         config, point, layer_wise = self._config, self._engine.point(), self._engine.layer_wise
         # `auto` measures the free memory, which differs after a resume, and strategies round differently: a resumed run
         # keeps the strategy that it began with.
@@ -85,7 +87,7 @@ class MetaLearner:
             state.decided["strategy"] = name
         chosen = config.strategy.model_copy(update={"name": name})
         self._strategy, _ = choose_strategy(self._lm, point, None, chosen, config.inner, layer_wise=layer_wise)
-        return "; ".join(filter(None, (precision, reason)))
+        return "; ".join(filter(None, (precision.note, reason)))
 
     def step(self, batch: Sequence[Task], factor: float) -> StepResult:
         """See `Learner`."""
@@ -201,22 +203,9 @@ class MetaLearner:
             counts["tokens"] += batch.tokens
         return reduce(add, parts), counts
 
-    def _choose_precision(self, state: TrainState) -> str:
-        """bf16 if it was asked for, or if it is faster on every worker; returns a note if that was open."""
-        wanted, before = self._config.optimizer.precision, state.decided.get("precision")
-        found = bf16_here(self.device) if wanted == "auto" else None
-        if wanted == "bf16":
-            require_bf16(self.device, "optimizer.precision")
-        # A resumed run keeps its precision, but on a processor that lacks it that is an error and not another result.
-        if found and before == "bf16":
-            require_bf16(self.device, "the unfinished run (optimizer.precision: auto)")
-        if found and before is None:
-            (slower,) = self._engine.total([float(not found.faster)])
-            state.decided["precision"] = "model" if slower else "bf16"
-        self._half = wanted == "bf16" or (found is not None and state.decided["precision"] == "bf16")
-        if found is None:
-            return ""
-        return f"precision {'bf16' if self._half else self._lm.config.dtype}: {found.reason}"
+    def _on_any(self, here: bool) -> bool:
+        (count,) = self._engine.total([float(here)])
+        return count > 0
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device, self._half)

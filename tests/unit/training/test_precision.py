@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from regrad.data.passages import Passage
 from regrad.data.tasks import Task
 from regrad.errors import ModelError
 from regrad.lab.config import LabConfig
@@ -15,6 +16,9 @@ from regrad.lab.files import lab_tasks
 from regrad.lab.world import World
 from regrad.models import precision
 from regrad.models.loading import LanguageModel
+from regrad.training.lora.config import FinetuneConfig
+from regrad.training.lora.examples import passage_example
+from regrad.training.lora.finetuning import LoraLearner, example_steps, finetuning_loop
 from tests.tools.refusals import refused
 from tests.unit.training.test_training import Keeper, Run, load, settings, steps_of
 
@@ -41,6 +45,7 @@ def products(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[bool]:
         return torch.autocast("cpu", enabled=False)
 
     monkeypatch.setattr("regrad.training.meta.trainer.autocast", note)
+    monkeypatch.setattr("regrad.training.lora.batched.autocast", note)
     return asked
 
 
@@ -98,3 +103,25 @@ def test_a_resumed_run_keeps_what_auto_took_and_stops_where_that_cannot_be(
     state, _ = load(tmp_path / "2", tiny)
     with refused(ModelError, "no_bf16"):
         Run(tiny, config).loop.run(steps_of(tasks, config, 2), state)
+
+
+@pytest.mark.parametrize(("code", "half"), [(SLOW, False), (FAST, True)])
+def test_fine_tuning_takes_bf16_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny: LanguageModel,
+    passages: list[Passage],
+    products: list[bool],
+    code: str,
+    half: bool,
+) -> None:
+    probe(monkeypatch, code)
+    optimizer = {"steps": 2, "batch_size": 2, "precision": "auto"}
+    config = FinetuneConfig.model_validate(
+        {"model": tiny.config, "objective": "passages", "corpus": "c", "output": "o", "optimizer": optimizer}
+    )
+    examples = [passage_example(tiny, passage) for passage in passages[:4]]
+    learner = LoraLearner(tiny, config)
+    state = finetuning_loop(learner, config, len(examples)).run(example_steps(examples, config))
+    assert set(products) == {half}
+    assert state.decided["precision"] == ("bf16" if half else "model")
+    assert learner.values.dtype == torch.float32
