@@ -197,6 +197,7 @@ def test_a_claim_that_the_records_deny_is_not_reproduced(number: int, shares: Ca
     assert [one.id for one in claims if not one.reproduced] == [number]
 
 
+@pytest.mark.slow
 def test_slow_or_different_answers_deny_the_last_two() -> None:
     slow = measured(latency={**measured().latency, "regrad": [15.0, 16.0] * 20})
     assert [c.id for c in paper_claims(table(as_in_the_paper()), slow) if not c.reproduced] == [8]
@@ -370,6 +371,7 @@ def write_run(folder: Path, shares: Shares) -> LabReportConfig:
     return LabReportConfig(output=str(folder), report=str(folder / "doc" / "report.md"))
 
 
+@pytest.mark.slow
 def test_the_document_says_what_the_claims_say_and_shows_every_figure(tmp_path: Path) -> None:
     config = write_run(tmp_path, as_in_the_paper() | {("methods", "people", "raw gradients", 3): 0.6})
     line = write_report(config, seconds=120.0)

@@ -48,6 +48,7 @@ def test_the_lab_model_answers_as_with_generate(lab_model: LanguageModel) -> Non
     assert [item.text for item in run(Engine(lab_model), requests)] == expected
 
 
+@pytest.mark.slow
 def test_200_interleavings_give_each_what_it_gets_alone(tiny64: LanguageModel) -> None:
     """In float64, in which the order of sums cannot tip a choice between two tokens."""
     requests = pool(tiny64)

@@ -145,6 +145,7 @@ def test_it_is_not_measured_if_that_is_asked_for(tiny: LanguageModel, tasks: lis
     assert set(Run(tiny, config).learner.score([dev], 1).values) == {"exact_match", "f1", "questions"}
 
 
+@pytest.mark.slow
 def test_a_start_that_is_trained_to_read_widens_the_gap_and_one_on_swapped_passages_is_warned_about(
     lab_model: LanguageModel, tasks: list[Task], dev: list[Task]
 ) -> None:

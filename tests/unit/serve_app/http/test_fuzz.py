@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Any
 
 import httpx2
+import pytest
 
 from tests.tools.answering import StandIn, api_of
 
@@ -120,6 +121,7 @@ async def statuses(rng: random.Random) -> Counter[tuple[int, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_no_body_is_the_servers_fault() -> None:
     found = asyncio.run(statuses(random.Random(5)))
     assert sum(found.values()) == BODIES
