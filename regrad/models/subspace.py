@@ -253,11 +253,13 @@ def _projection_names(linears: Sequence[Mapping[str, object]], experts: bool = F
 def save_adapter(folder: Path, base: str, subspace: Subspace, flat_P: Tensor) -> None:
     """Write a vector as a PEFT adapter of the model called `base`: `adapter_config.json` and weights.
 
-    Raises `SafetensorError` or `OSError`.
+    In bf16 if that loses nothing, else in float32. Raises `SafetensorError` or `OSError`.
     """
     from peft import LoraConfig  # brings every model of transformers with it: seconds, in each process of a cluster
 
-    tensors = subspace.unflatten(flat_P.detach().cpu().float())
+    flat_P = flat_P.detach().cpu().float()
+    rounded_P = flat_P.bfloat16()
+    tensors = subspace.unflatten(rounded_P if rounded_P.float().equal(flat_P) else flat_P)
     weights = {_peft_name(name): tensor.contiguous() for name, tensor in tensors.items()}
     save_file(weights, folder / _ADAPTER_WEIGHTS)
     alpha = subspace.scaling * subspace.rank
@@ -278,7 +280,7 @@ def save_adapter(folder: Path, base: str, subspace: Subspace, flat_P: Tensor) ->
 def load_adapter(folder: Path, subspace: Subspace) -> Tensor:
     """What `save_adapter` wrote [P]; raises `KeyError`, `ModelError`, `SafetensorError` or `OSError` for another."""
     tensors = load_file(folder / _ADAPTER_WEIGHTS)
-    return subspace.flatten({name: tensors[_peft_name(name)] for name in subspace.shapes})
+    return subspace.flatten({name: tensors[_peft_name(name)].float() for name in subspace.shapes})
 
 
 def _peft_name(name: str) -> str:
