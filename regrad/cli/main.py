@@ -32,6 +32,7 @@ _VERBS = {
     "keys": ("regrad.cli.keys:keys", "Create, list and revoke API keys of a server."),
     "leaks": ("regrad.cli.score:leaks", "Find test questions that are among the training questions."),
     "ask": ("regrad.cli.serve:ask", "Ask a running server one question."),
+    "try": ("regrad.cli.trial:try_", "Ask a folder of your own text, on a page, in minutes."),
     "demo": ("regrad.cli.demo:demo", "Everything end to end on the lab world, in minutes."),
 }
 

@@ -1,0 +1,73 @@
+"""`regrad try`: a folder of your own text, asked on a page in minutes; its settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from pydantic import Field
+
+from regrad.bank.config import BuildConfig
+from regrad.cli.options import settings_options
+from regrad.data.documents import ChunkConfig
+from regrad.models.config import ModelPath
+from regrad.retrieval.config import IndexConfig
+from regrad.settings import Location, Settings, load_settings
+from serve_app.config import HttpConfig, ServeConfig
+
+MODEL = "smollm2-135m"
+START = Path(__file__).parents[2] / "starts" / MODEL
+"""A MetaInit for the model of this name, which comes with the package."""
+
+
+class TryConfig(Settings):
+    """`regrad try`: all paths of the parts are set to places below `output`."""
+
+    output: Location = "runs/try"
+    model: ModelPath | None = Field(
+        f"models/{MODEL}", description=f"where {MODEL} is; it is fetched if it is not. null: where the MetaInit says"
+    )
+    start: Location = Field(str(START), description="the MetaInit, of `model`")
+    chunks: ChunkConfig = ChunkConfig()
+    most_banked: int = Field(
+        500, ge=1, description="passages whose gradients are computed before serving, the others' when they are needed"
+    )
+    build: BuildConfig
+    serve: ServeConfig
+    http: HttpConfig = HttpConfig()
+
+    @property
+    def index(self) -> IndexConfig:
+        """Of every passage."""
+        return IndexConfig(corpus=f"{self.output}/passages.jsonl", output=f"{self.output}/index")
+
+    @property
+    def bank(self) -> BuildConfig:
+        """Of the first `most_banked` passages."""
+        place = self.build.bank.model_copy(update={"uri": f"{self.output}/bank"})
+        corpus = f"{self.output}/banked.jsonl"
+        update = {"meta_init": self.start, "model_path": self.model, "corpus": corpus, "bank": place}
+        return self.build.model_copy(update=update)
+
+    @property
+    def server(self) -> ServeConfig:
+        """What answers from them."""
+        update = {"meta_init": self.start, "model_path": self.model, "bank": f"{self.output}/bank"}
+        return self.serve.model_copy(update=update | {"index": f"{self.output}/index"})
+
+
+@click.command("try")
+@click.argument("folder", type=click.Path(path_type=str))
+@settings_options("jobs/try.yaml")
+@click.option("--browser/--no-browser", default=True, help="Open the page when it is up.")
+@click.option("--ask", "question", metavar="QUESTION", help="Ask this question in every way, print the answers, end.")
+def try_(folder: str, config: Path, overrides: tuple[str, ...], browser: bool, question: str | None) -> None:
+    """Ask the text and Markdown files of FOLDER: by the model alone, by prompt, by gradients, by both.
+
+    The passages are indexed, their gradients computed, and a page opened at which each question is answered in all four
+    ways. Run again after the files have changed, it computes only what is new.
+    """
+    settings = load_settings(TryConfig, config, overrides)
+    from regrad.cli.trial.run import run_trial
+
+    run_trial(folder, settings, browser, question, click.echo)

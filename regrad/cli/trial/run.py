@@ -1,0 +1,107 @@
+"""The stages of `regrad try`: model, passages, index, bank, server."""
+
+from __future__ import annotations
+
+import time
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from ray_jobs import build_bank, index_corpus
+from ray_jobs.cluster import cluster, joined
+from regrad.cli.options import printable, wait_until_stopped
+from regrad.cli.trial import MODEL, TryConfig
+from regrad.client import AnswerClient
+from regrad.data.documents import Reading, read_documents
+from regrad.data.passages import encode_passages
+from regrad.meta_init import MetaInit
+from regrad.models.known import get_model
+from regrad.models.loading import resolve_path
+from regrad.storage import Storage
+from regrad.text import listed
+from serve_app.app import check_port, serving
+
+Say = Callable[[str], None]
+_WAYS = ("direct", "rag", "regrad", "regrad+icl")
+_SHOWN = 5
+
+
+def run_trial(folder: str, config: TryConfig, browser: bool, question: str | None, say: Say) -> None:
+    """Prepare, serve, and stay until Ctrl-C; with a question, ask it instead and end."""
+    started = time.monotonic()
+    meta_init = MetaInit.load(config.start)
+    if not joined():
+        check_port(config.http)
+    prepare(folder, meta_init, config, say)
+    with cluster():
+        say(index_corpus.run(config.index))
+        say("computing gradients; the next time only those of new passages")
+        say(build_bank.run(config.bank))
+        with serving(config.server, config.http, shared=joined()) as url:
+            say(f"ready after {time.monotonic() - started:.0f} s: {url} (Ctrl-C stops)")
+            if question is not None:
+                show_answers(url, question)
+                return
+            if browser:
+                webbrowser.open(url)
+            wait_until_stopped()
+            say("stopping")
+
+
+def prepare(folder: str, meta_init: MetaInit, config: TryConfig, say: Say) -> Reading:
+    """Fetch the model if it is not there, and write the folder's passages below `config.output`.
+
+    Raises `CorpusError` for a folder without text, `ModelError` for a model that cannot be fetched.
+    """
+    if config.model is not None and not Path(config.model).exists():
+        say(f"fetching {MODEL} (98 MB, once)")
+        get_model(MODEL, config.model)
+    reading = read_documents(folder, tokenizer_of(meta_init.model_at(config.model).path), config.chunks)
+    storage = Storage(config.output)
+    storage.write("passages.jsonl", encode_passages(reading.passages))
+    storage.write("banked.jsonl", encode_passages(reading.passages[: config.most_banked]))
+    for line in describe(reading, config.most_banked):
+        say(line)
+    return reading
+
+
+def tokenizer_of(model: str) -> Tokenizer:
+    """The model's own, without loading its weights."""
+    found: Tokenizer = AutoTokenizer.from_pretrained(resolve_path(model), trust_remote_code=False)._tokenizer
+    return found
+
+
+def describe(reading: Reading, most_banked: int) -> list[str]:
+    """What was read, what was not and why, and what is left for later."""
+    count = len(reading.passages)
+    lines = [f"{count:,} passages of {reading.files:,} files"]
+    if reading.repeated:
+        lines[0] += f"; {reading.repeated:,} that repeat another are left out"
+    if reading.left_out:
+        why = [f"{name} ({reason})" for name, reason in reading.left_out.items()]
+        lines.append(printable(f"left out: {listed(why, _SHOWN)}"))
+    if count > most_banked:
+        lines.append(
+            f"gradients of the first {most_banked:,} are computed now, the others' when a question needs them; "
+            f"`--set most_banked={count}` computes all"
+        )
+    return lines
+
+
+def show_answers(url: str, question: str) -> None:
+    """One question in every way, with the passages that each saw."""
+    client = AnswerClient(url)
+    table = Table(title=printable(question), title_justify="left")
+    for heading in ("way", "answer", "from", "prompt", "ms"):
+        table.add_column(heading, justify="right" if heading in ("prompt", "ms") else "left", overflow="fold")
+    for way in _WAYS:
+        answer = client.answer(question, method=way)
+        found = "\n".join(passage["id"] for passage in answer["passages"])
+        tokens, milliseconds = answer["usage"]["prompt_tokens"], answer["milliseconds"]["total"]
+        table.add_row(way, printable(answer["answer"].strip()), printable(found), str(tokens), f"{milliseconds:.0f}")
+    Console().print(table)
