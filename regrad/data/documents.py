@@ -57,7 +57,7 @@ def read_documents(folder: str, tokenizer: Tokenizer, config: ChunkConfig) -> Re
     plain, marked = (
         kind.from_huggingface_tokenizer(tokenizer, config.max_tokens) for kind in (TextSplitter, MarkdownSplitter)
     )
-    for path in _files(folder):
+    for path in find_documents(folder):
         name = path.relative_to(folder).as_posix()
         try:
             text = _text(path)
@@ -83,11 +83,20 @@ def read_documents(folder: str, tokenizer: Tokenizer, config: ChunkConfig) -> Re
     return reading
 
 
-def _files(folder: str) -> Iterator[Path]:
-    """Hidden files and folders are left out, and links to folders are not followed."""
+def find_documents(folder: str) -> list[Path]:
+    """Text and Markdown files below `folder`. Hidden ones are left out, and links to folders are not followed.
+
+    Raises `CorpusError` if there are none.
+    """
     if not Path(folder).is_dir():
         what = "is a file" if Path(folder).exists() else "does not exist"
         raise CorpusError(f"{folder} {what}; give a folder of text or Markdown files", code="no_folder", path=folder)
+    if not (found := list(_files(folder))):
+        raise _nothing(folder, Reading())
+    return found
+
+
+def _files(folder: str) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):

@@ -20,7 +20,7 @@ from studies.real.config import RealConfig
 
 READING = "reading.json"
 _TASKS = 48
-_SHAPE = ShapeConfig(k=1, questions=4, max_passage_tokens=512, max_tokens=1024)
+SHAPE = ShapeConfig(k=1, questions=4, max_passage_tokens=512, max_tokens=1024)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def measure_reading(config: RealConfig) -> str:
     tasks = read_tasks(f"{config.output}/tasks/held/train.jsonl")[:_TASKS]
 
     def losses(start: MetaInit) -> tuple[float, float, float]:
-        sums = reading_sums(lm, Point(start.phi0, start.step_sizes), tasks, shape=_SHAPE)
+        sums = reading_sums(lm, Point(start.phi0, start.step_sizes), tasks, shape=SHAPE)
         return sums.right / sums.tasks, sums.other / sums.tasks, sums.none / sums.tasks
 
     trained = [losses(MetaInit.load(f"{config.output}/starts/regrad-{seed}")) for seed in config.seeds]

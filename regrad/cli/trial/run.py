@@ -17,7 +17,7 @@ from ray_jobs.cluster import cluster, joined
 from regrad.cli.options import printable, wait_until_stopped
 from regrad.cli.trial import MODEL, TryConfig
 from regrad.client import AnswerClient
-from regrad.data.documents import Reading, read_documents
+from regrad.data.documents import Reading, find_documents, read_documents
 from regrad.data.passages import encode_passages
 from regrad.meta_init import MetaInit
 from regrad.models.known import get_model
@@ -34,6 +34,7 @@ _SHOWN = 5
 def run_trial(folder: str, config: TryConfig, browser: bool, question: str | None, say: Say) -> None:
     """Prepare, serve, and stay until Ctrl-C; with a question, ask it instead and end."""
     started = time.monotonic()
+    find_documents(folder)  # before a model is fetched for nothing
     meta_init = MetaInit.load(config.start)
     if not joined():
         check_port(config.http)

@@ -179,7 +179,7 @@ def test_the_s3_server_is_cut_off_and_comes_back(
 
         def without() -> None:
             before = len(result.answers)
-            server.wait(lambda: sum(bool(a["degraded"]) for _, a in result.answers[before:]) >= 8)
+            server.wait(lambda: sum(bool(a["degraded"]) for _, a in result.answers[before:]) >= 4)
 
         restart_s3(without)
         server.wait(lambda: not server.answer(questions[0])["degraded"])
