@@ -11,10 +11,11 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
+import psutil
 import ray
 
 from ray_jobs._ray_compat import silence_worker_logs
@@ -65,12 +66,17 @@ def cluster() -> Iterator[None]:
 def _start_local() -> None:
     """Ray on this machine. It gives itself 30 seconds, which no setting changes and a busy machine can exceed: so it is
     tried again, and the last error is raised."""
+    here = psutil.Process()
+    before = set(here.children(recursive=True))
     for tries_left in reversed(range(_TRIES)):
         try:
             ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
             return
         except Exception as error:  # Ray raises a bare one if it does not come up in time
             ray.shutdown()
+            for left in set(here.children(recursive=True)) - before:  # which Ray ends only when this process does
+                with suppress(psutil.Error):
+                    left.kill()
             if not tries_left or isinstance(error, ValueError):
                 raise
             logger.warning("Ray did not start (%s); trying again", (str(error).splitlines() or [""])[0])

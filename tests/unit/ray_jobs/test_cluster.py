@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -50,3 +52,25 @@ def test_a_wrong_setting_is_not_tried_again(starts: list[Exception | None]) -> N
     with refused(ClusterError, "unreachable"), cluster():
         pytest.fail("there is no cluster")
     assert not starts
+
+
+def test_what_a_failed_start_has_begun_is_ended(
+    starts: list[Exception | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+    fake = ray.init
+
+    def init(**options: Any) -> None:
+        begun.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+        fake(**options)
+
+    monkeypatch.setattr(ray, "init", init)
+    starts += [SLOW, None]
+    try:
+        with cluster():
+            assert begun[0].wait(60) != 0
+            assert begun[1].poll() is None
+    finally:
+        for process in begun:
+            process.kill()
+            process.wait()
