@@ -27,11 +27,40 @@ from regrad.models.subspace import Update
 from regrad.text import counted
 
 Done = Callable[[int, float], object]
-"""Receives for each batch how many questions it had and how many seconds it took."""
+"""Receives every few seconds how many questions were answered since the last time, and in how many seconds."""
+
+_TOLD_SECONDS = 5.0
 
 
 def unheard(questions: int, seconds: float) -> None:
     """For runs that report no progress."""
+
+
+class Pulse:
+    """Tells how many questions are answered: when some seconds have passed, and at the end of each batch."""
+
+    def __init__(self, done: Done) -> None:
+        self._done = done
+        self._answered = self._told = 0
+        self._last = time.perf_counter()
+
+    def begin(self) -> None:
+        """A batch begins."""
+        self._answered = self._told = 0
+        self._last = time.perf_counter()
+
+    def one(self) -> None:
+        """One of the batch's questions is answered."""
+        self._answered += 1
+        if time.perf_counter() - self._last >= _TOLD_SECONDS:
+            self.tell(self._answered)
+
+    def tell(self, answered: int) -> None:
+        """So many of the batch's are."""
+        if answered > self._told:
+            now = time.perf_counter()
+            self._done(answered - self._told, now - self._last)
+            self._told, self._last = answered, now
 
 
 class Generator:
@@ -43,9 +72,13 @@ class Generator:
         self._engine = Engine(lm, config.rows, config.cached_tokens)
 
     def answers(
-        self, prompts: Sequence[str], updates: Sequence[tuple[Update, ...]], max_new_tokens: int
+        self,
+        prompts: Sequence[str],
+        updates: Sequence[tuple[Update, ...]],
+        max_new_tokens: int,
+        finished: Callable[[], None] = lambda: None,
     ) -> list[Finished]:
-        """The answers in order, each under its own updates.
+        """The answers in order, each under its own updates; `finished` is called after each.
 
         Raises `PromptTooLong` for a prompt that does not fit, and the first error of those being answered.
         """
@@ -56,6 +89,7 @@ class Generator:
             def listen(event: DecodingEvent) -> None:
                 if isinstance(event, Finished):
                     found[number] = event
+                    finished()
                 elif isinstance(event, Exception):
                     errors.append(event)
 
@@ -134,7 +168,7 @@ class CellRunner:
         self._generator = Generator(lm, config.batch)
 
     def run(self, cell: PlannedCell, done: Done = unheard) -> CellResult:
-        """Answer and score all questions; `done` is called after each batch of them.
+        """Answer and score all questions; `done` is called every few seconds and after each batch of them.
 
         Raises `EvaluationError` if the set has changed since the plan was made.
         """
@@ -158,12 +192,13 @@ class CellRunner:
         # 3. Answer in batches.
         seconds = Seconds()
         records = []
+        pulse = Pulse(done)
         size = self._config.batch.questions
         for start in range(0, len(questions), size):
             batch = questions[start : start + size]
-            began = time.perf_counter()
-            records += self._batch(cell, batch, finder, method, atoms, seconds)
-            done(len(batch), time.perf_counter() - began)
+            pulse.begin()
+            records += self._batch(cell, batch, finder, method, atoms, seconds, pulse)
+            pulse.tell(len(batch))
         device = f"CPU ({platform.machine()}, {counted(torch.get_num_threads(), 'thread')})"
         if self._lm.device.type == "cuda":
             device = torch.cuda.get_device_name(self._lm.device)
@@ -177,6 +212,7 @@ class CellRunner:
         method: Method,
         atoms: AtomProvider,
         seconds: Seconds,
+        pulse: Pulse,
     ) -> list[Record]:
         with seconds.measured("retrieval"):
             found = finder.find(questions, cell.k)
@@ -187,7 +223,8 @@ class CellRunner:
             fitted = [self._fitted(cell, plan.prompt) for plan in plans]
             asked = [number for number, one in enumerate(fitted) if not one.problem]
             prompts, updates = [fitted[n].prompt for n in asked], [plans[n].updates for n in asked]
-            found_answers = dict(zip(asked, self._generator.answers(prompts, updates, self._most(cell)), strict=True))
+            told = self._generator.answers(prompts, updates, self._most(cell), pulse.one)
+            found_answers = dict(zip(asked, told, strict=True))
             answers = [found_answers.get(number, _NOT_ASKED) for number in range(len(questions))]
         seconds.update += answering.update
         seconds.generation += answering.generation
@@ -258,7 +295,7 @@ class Cells:
         self._runner: tuple[str, CellRunner] | None = None
 
     def run(self, cell: PlannedCell, done: Done = unheard) -> None:
-        """Answer and score the cell's questions and write the records; `done` is called after each batch."""
+        """Answer and score the cell's questions and write the records; `done` is called as by `CellRunner.run`."""
         batch = self._config.batch
         try:
             if self._runner is None or self._runner[0] != cell.model_name:

@@ -186,6 +186,17 @@ def test_progress_counts_every_question(folder: Path, tiny: LanguageModel) -> No
     assert spent <= sum(seconds for _, seconds in heard)
 
 
+def test_progress_is_told_by_time_inside_a_batch(
+    folder: Path, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regrad.evaluation.runner._TOLD_SECONDS", 0.0)
+    told: list[int] = []
+    config = only(folder, tiny, "direct")
+    CellRunner(tiny, config).run(make_plan(config)[0], lambda questions, seconds: told.append(questions))
+    assert sum(told) == 6
+    assert set(told) == {1}
+
+
 def test_the_time_of_a_question_is_that_of_making_and_applying_its_update(folder: Path, tiny: LanguageModel) -> None:
     result = run(tiny, only(folder, tiny, "regrad-online"))[0]
     total = sum(record.milliseconds for record in result.records)
@@ -197,7 +208,7 @@ def test_the_sets_rules_and_cut_decide_the_scores(
     folder: Path, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = Finished("So the answer is yes it is, I think.", "stop", 3, 4, 0, 0, 0, 1)
-    monkeypatch.setattr(Generator, "answers", lambda self, prompts, updates, most: [said] * len(prompts))
+    monkeypatch.setattr(Generator, "answers", lambda self, prompts, *others: [said] * len(prompts))
     lines = (folder / "questions.jsonl").read_text().splitlines()
     rows = [json.loads(line) | {"answers": ["yes"]} for line in lines]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
