@@ -231,8 +231,13 @@ class PromptFormat(Settings):
         return self.answer_text(text) + self.stop
 
     def answer_text(self, answer: str) -> str:
-        """What training appends to a prompt."""
+        """An answer behind its question, in one text."""
         return self.answer.format(answer=answer)
+
+    def reply(self, answer: str) -> str:
+        """What training appends to a prompt. With `chat` it begins the model's turn, where no space belongs."""
+        text = self.answer_text(answer)
+        return text.lstrip(" ") if self.chat and not self.answer_start else text
 
 
 def _letters(question: Question) -> list[str]:

@@ -94,7 +94,8 @@ class BoundMetaInit:
         """
         start = self._lm.encode_prompt(prompt, raw)
         prompts = self._lm.config.prompts
-        ids = start + self._lm.encode(prompts.answer_text(answer) + (prompts.stop if ended else ""))
+        text = prompts.answer_text(answer) if raw else prompts.reply(answer)
+        ids = start + self._lm.encode(text + (prompts.stop if ended else ""))
         batch = pad_batch([ids] * len(updates), [len(start)] * len(updates), self._lm.pad_id, self._lm.device)
         with self._lm.lora.applied(torch.stack(list(updates)).to(self._lm.device)):
             losses: list[float] = sequence_losses(self._lm, batch, "sum").tolist()

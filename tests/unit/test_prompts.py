@@ -160,6 +160,14 @@ def test_a_demonstration_ends_as_answers_of_the_format_end() -> None:
     assert prompts.demonstrations_text(SHOWN[:1]) == "Question: Who {x}?\nAnswer:<Ada>###"
 
 
+@pytest.mark.parametrize(
+    ("settings", "reply"),
+    [({}, " Paris"), ({"chat": True}, "Paris"), ({"chat": True, "answer_start": "Answer:"}, " Paris")],
+)
+def test_a_chat_models_turn_begins_without_a_space(settings: dict[str, Any], reply: str) -> None:
+    assert PromptFormat(**settings).reply("Paris") == reply
+
+
 def test_with_chat_a_demonstrations_answer_begins_as_the_models_turn_does() -> None:
     settings = {"question": "Question: {question}", "answer_start": "Answer:"}
     shown = "Question: Who {x}?\nAnswer: Ada\n"

@@ -99,7 +99,7 @@ def _asked(
     """The prompt as it is asked, with the model's chat template if it has one, then the answer and the end."""
     prompts = lm.config.prompts
     prompt = lm.encode_prompt(prompts.prompt_for(question, prompts.ordered(passages), demonstrations=demonstrations))
-    return Example((*prompt, *lm.encode(prompts.answer_text(question.answers[0])), *lm.ending), len(prompt))
+    return Example((*prompt, *lm.encode(prompts.reply(question.answers[0])), *lm.ending), len(prompt))
 
 
 def adapter_examples(

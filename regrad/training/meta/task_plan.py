@@ -99,7 +99,7 @@ class Lengths:
         """As `check`; also raise `CorpusError` if a prompt leaves no room for an answer of `max_new_tokens`."""
         self.check(task, where, shape)
         for number, question in enumerate(task.questions):
-            prompt = self.question(task, question, shape) - self._count(self.model.prompts.answer_text(question.answer))
+            prompt = self.question(task, question, shape) - self._count(self.model.prompts.reply(question.answer))
             if prompt + max_new_tokens > self.context:
                 raise CorpusError(
                     f"{where} question {number}: the prompt has {prompt} tokens and {max_new_tokens} may be added, "
@@ -121,7 +121,7 @@ class Lengths:
         prompt = self.model.prompts.prompt_for(question.asked, context)
         ids = prompt_ids(self.tokenizer, self.model.prompts, prompt)
         check_known(self.tokenizer, ids, self.vocabulary)
-        return len(ids) + self._count(self.model.prompts.answer_text(question.answer)) + self._end
+        return len(ids) + self._count(self.model.prompts.reply(question.answer)) + self._end
 
     @property
     def _end(self) -> int:

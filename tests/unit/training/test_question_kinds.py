@@ -64,7 +64,7 @@ def test_training_and_evaluation_have_the_same_prompt(
 ) -> None:
     lm = chat(tiny, system="Be brief.") if as_chat else tiny
     path = file_of(tmp_path, KINDS[kind])
-    expected, answer = evaluated(lm, path, with_passages), lm.encode(lm.config.prompts.answer_text(ANSWERS[kind]))
+    expected, answer = evaluated(lm, path, with_passages), lm.encode(lm.config.prompts.reply(ANSWERS[kind]))
     (task,) = read_tasks(path)
     shape = ShapeConfig(in_prompt=with_passages)
 
