@@ -1,6 +1,8 @@
-"""What BM25 finds on real questions: recall of the gold passages at 1, 3 and 10, by its settings.
+"""What retrieval finds on real questions: recall of the gold passages at 1, 3 and 10.
 
     python benchmarks/retrieval.py --data DIRECTORY --json retrieval.json      (--quick: 100 questions a set)
+
+BM25 by its settings; with `--encoder PATH` also an encoder's vectors (exact search), and both fused in two ways.
 
 `--data` holds the sets: `2wiki_corpus.json` and `2wiki_questions.json` (2WikiMultihopQA as HippoRAG samples it),
 `pubmedqa_dev.json`, and files `*.jsonl.gz` with `question`, `passages` (id, title, text) and `gold` (ids) a line. A set
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +30,10 @@ from common import show, write
 from regrad.data.passages import Passage
 from regrad.retrieval.base import Retriever, open_retriever
 from regrad.retrieval.bm25 import build_index
-from regrad.retrieval.config import RetrieverConfig
+from regrad.retrieval.config import DenseConfig, EncoderConfig, FuseConfig, RetrieverConfig
+from regrad.retrieval.dense import build_dense_index
+from regrad.retrieval.encoder import Encoder
+from regrad.retrieval.fused import fuse_indexes
 
 AT = (1, 3, 10)
 WAYS = {
@@ -37,6 +43,8 @@ WAYS = {
     "papers: best of title, text": RetrieverConfig(contents=0.0, title=1.0, text=1.0, combine="best", tie=0.5),
 }
 NAMES = dict(zip(WAYS, ("plain", "tuned", "default", "papers"), strict=True))
+DENSE, RRF, SCORES = "dense", "fused by ranks", "fused by scores"
+KINDS = {DENSE: "dense", RRF: "fused", SCORES: "fused_scores"}
 
 
 @dataclass(frozen=True)
@@ -90,11 +98,29 @@ def _with_gold(path: Path) -> QuestionSet | None:
     return QuestionSet(path.name.removesuffix(".jsonl.gz"), list(passages.values()), questions)
 
 
-def measure(found: QuestionSet, uri: str, limit: int) -> Iterator[dict[str, Any]]:
-    """A row for every way of searching the set's index at `uri`."""
+def make_indexes(found: QuestionSet, folder: str, encoder: str) -> dict[str, tuple[str, RetrieverConfig]]:
+    """The set's indexes, and every way of searching one."""
+    build_index(found.passages, f"{folder}/bm25", fields=("contents", "title", "text"))
+    ways = {way: (f"{folder}/bm25", settings) for way, settings in WAYS.items()}
+    if encoder:
+        config = DenseConfig(encoder=EncoderConfig(path=encoder), vectors="flat")
+        started = perf_counter()
+        build_dense_index(found.passages, f"{folder}/dense", Encoder(config.encoder), config)
+        speed = len(found.passages) / (perf_counter() - started)
+        print(f"{found.name}: {len(found.passages):,} passages encoded, {speed:.1f} a second", file=sys.stderr)
+        ways[DENSE] = f"{folder}/dense", RetrieverConfig()
+        for way, method in ((RRF, "rrf"), (SCORES, "scores")):
+            parts = [f"{folder}/bm25", f"{folder}/dense"]
+            fuse_indexes(FuseConfig.model_validate({"indexes": parts, "method": method}), f"{folder}/{method}")
+            ways[way] = f"{folder}/{method}", RetrieverConfig()
+    return ways
+
+
+def measure(found: QuestionSet, ways: dict[str, tuple[str, RetrieverConfig]], limit: int) -> Iterator[dict[str, Any]]:
+    """A row for every way of searching the set's indexes."""
     step = max(1, len(found.questions) // limit)  # spread over the set: neighbours are of one article
     asked = list(found.questions[::step])[:limit]
-    for way, settings in WAYS.items():
+    for way, (uri, settings) in ways.items():
         with open_retriever(uri, settings) as retriever:
             started = perf_counter()
             recalls = _recalls(retriever, asked)
@@ -116,23 +142,36 @@ def _recalls(retriever: Retriever, asked: Sequence[tuple[str, frozenset[str]]]) 
     return [total / len(asked) for total in totals]
 
 
+def _name(row: dict[str, Any]) -> str:
+    return f"{KINDS.get(row['way'], 'bm25')}_{row['set']}_recall_at_"
+
+
+def _suffix(row: dict[str, Any]) -> str:
+    return f"_{NAMES[row['way']]}" if row["way"] in NAMES else ""
+
+
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, metavar="DIRECTORY")
     parser.add_argument("--json", default="", metavar="FILE")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--encoder", default="", metavar="PATH", help="of sentence-transformers")
+    parser.add_argument("--sets", nargs="*", metavar="NAME", help="only these")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for found in question_sets(arguments.data):
+        if arguments.sets and found.name not in arguments.sets:
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            build_index(found.passages, f"{folder}/index", fields=("contents", "title", "text"))
-            rows += measure(found, f"{folder}/index", 100 if arguments.quick else 5000)
+            ways = make_indexes(found, folder, arguments.encoder)
+            rows += measure(found, ways, 100 if arguments.quick else 5000)
     if not rows:
         parser.error(f"{arguments.data} has none of the sets; see --help for what they are")
     show(rows)
-    figures = {f"bm25_{row['set']}_recall_at_{k}_{NAMES[row['way']]}": row[f"recall@{k}"] for row in rows for k in AT}
+    figures = {f"{_name(row)}{k}{_suffix(row)}": row[f"recall@{k}"] for row in rows for k in AT}
     figures |= {name.removesuffix("_default"): value for name, value in figures.items() if name.endswith("_default")}
+    figures |= {name.replace("_squad_dev_", "_squad_"): value for name, value in figures.items()}
     if "bm25_2wiki_recall_at_3" in figures:
         figures["recall3_2wiki"] = figures["bm25_2wiki_recall_at_3"]
     if arguments.json:

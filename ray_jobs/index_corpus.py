@@ -15,13 +15,15 @@ from regrad.data.passages import Passage
 from regrad.retrieval.base import read_index_card
 from regrad.retrieval.bm25 import build_index
 from regrad.retrieval.config import IndexConfig
+from regrad.retrieval.fused import fuse_indexes
 
 _REPORT_EVERY = 10_000
 
 
 def run(config: IndexConfig) -> str:
     """Index the corpus; returns one line saying what was made and where."""
-    next(read_passages(config.corpus), None)
+    if config.corpus is not None:
+        next(read_passages(config.corpus), None)
     with cluster(), progress_channel() as progress:
         count = run_task(_index, config, progress, num_cpus=1)
     kind = read_index_card(config.output).kind
@@ -29,8 +31,17 @@ def run(config: IndexConfig) -> str:
 
 
 def _index(config: IndexConfig, progress: Any) -> int:
+    if config.fuse is not None:
+        return fuse_indexes(config.fuse, config.output)
+    assert config.corpus is not None  # or `fuse` would not be None
     passages = _counted(read_passages(config.corpus), progress)
-    return build_index(passages, config.output, config.threads, config.fields)
+    if config.dense is None:
+        return build_index(passages, config.output, config.threads, config.fields)
+    # Here, since only this kind needs the library of encoders, which is an extra.
+    from regrad.retrieval.dense import build_dense_index
+    from regrad.retrieval.encoder import Encoder
+
+    return build_dense_index(passages, config.output, Encoder(config.dense.encoder), config.dense)
 
 
 def _counted(passages: Iterator[Passage], progress: Any) -> Iterator[Passage]:

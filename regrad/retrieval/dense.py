@@ -1,0 +1,181 @@
+"""Dense retrieval: passages and questions as vectors of one encoder, the nearest by inner product.
+
+Beside the passage store an index has its vectors and the encoder's card. Up to some hundred thousand passages they are
+searched one by one, which is exact, straight from the file; beyond, by one of FAISS's approximate indexes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from regrad.data.passages import Passage
+from regrad.errors import RetrievalError
+from regrad.retrieval.base import CARD, IndexCard, Retriever, write_card
+from regrad.retrieval.config import DenseConfig, EncoderConfig, RetrieverConfig
+from regrad.retrieval.encoder import Encoder, Vectors
+from regrad.retrieval.passage_store import store_passages
+from regrad.storage import directory_writer
+
+logger = logging.getLogger(__name__)
+
+_VECTORS = "vectors.f32"
+_FAISS = "vectors.faiss"
+_ENCODER = "encoder.json"
+# Where the exact search stops to be the right choice: a hundred milliseconds a question on one core, about.
+_EXACT_UP_TO, _GRAPH_UP_TO = 300_000, 3_000_000
+_TRAINED_ON = 200_000
+_BLOCK = 65_536
+# The last digits of a question's scores depend on what shares its batch, and must not decide the order of equals.
+_DIGITS, _MORE = 5, 16
+
+
+def build_dense_index(passages: Iterable[Passage], uri: str, encoder: Encoder, settings: DenseConfig) -> int:
+    """Encode every passage at `uri`, whole or not at all; returns how many there were.
+
+    Vectors go to the file as they come, so neither corpus nor vectors are ever in memory as a whole (but for an
+    approximate index, which FAISS makes in memory). Raises `RetrievalError` if there are none or an id occurs twice.
+    """
+    with directory_writer(uri, CARD) as folder:
+        count = 0
+        with (folder / _VECTORS).open("wb") as file:
+            for batch in store_passages(passages, folder):
+                vectors = encoder.encode_passages(batch)
+                _check_finite(vectors, batch)
+                file.write(vectors.data)
+                count += len(batch)
+        if not count:
+            raise RetrievalError("the corpus is empty: there is nothing to index", code="empty_corpus")
+        kind = _kind(settings, count)
+        if kind != "flat":
+            _write_faiss(folder, kind, count, encoder.dimensions)
+        card = {
+            "encoder": encoder.config.model_dump(mode="json"),
+            "digest": encoder.digest(),
+            "dimensions": encoder.dimensions,
+            "vectors": kind,
+        }
+        (folder / _ENCODER).write_text(json.dumps(card, indent=1) + "\n")
+        write_card(folder, "dense", count)
+    return count
+
+
+def _check_finite(vectors: Vectors, batch: Sequence[Passage]) -> None:
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        passage = batch[int(np.argmin(finite))]
+        raise RetrievalError(
+            f"the encoder gives passage {passage.id!r:.80} a vector that is not finite; load it in float32",
+            code="not_finite",
+            passage_id=passage.id,
+        )
+
+
+def _kind(settings: DenseConfig, count: int) -> str:
+    if settings.vectors != "auto":
+        return settings.vectors
+    kind = "flat" if count <= _EXACT_UP_TO else "hnsw" if count <= _GRAPH_UP_TO else "ivf-pq"
+    reason = {
+        "flat": f"exact: up to {_EXACT_UP_TO:,} passages",
+        "hnsw": f"a graph of neighbours: up to {_GRAPH_UP_TO:,} passages, all vectors in memory",
+        "ivf-pq": "cells of compressed vectors: more passages than a graph has memory for",
+    }[kind]
+    logger.info("%s passages: %s (%s); `vectors` chooses another", f"{count:,}", kind, reason)
+    return kind
+
+
+def _write_faiss(folder: Path, kind: str, count: int, dimensions: int) -> None:
+    """An approximate index in place of the vectors."""
+    vectors = np.memmap(folder / _VECTORS, dtype=np.float32, mode="r", shape=(count, dimensions))
+    if kind == "hnsw":
+        index = faiss.index_factory(dimensions, "HNSW32", faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = 128
+    else:
+        cells = int(max(1, min(4 * count**0.5, count / 39)))  # FAISS wants 39 vectors a cell to learn from
+        parts = next(parts for parts in (64, 48, 32, 16, 8, 4, 2, 1) if dimensions % parts == 0)
+        bits = 8 if count >= 39 * 256 else 4
+        index = faiss.index_factory(dimensions, f"IVF{cells},PQ{parts}x{bits}", faiss.METRIC_INNER_PRODUCT)
+        rng = np.random.default_rng(0)
+        chosen = np.sort(rng.choice(count, min(count, _TRAINED_ON), replace=False))
+        index.train(np.ascontiguousarray(vectors[chosen]))
+    for start in range(0, count, _BLOCK):
+        index.add(np.ascontiguousarray(vectors[start : start + _BLOCK]))
+    faiss.write_index(index, str(folder / _FAISS))
+    del vectors
+    (folder / _VECTORS).unlink()
+
+
+class DenseRetriever(Retriever):
+    """Search by the vectors of `build_dense_index`. Safe to use from many threads."""
+
+    def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
+        super().__init__(folder, card, settings)
+        described = json.loads((folder / _ENCODER).read_text())
+        config = EncoderConfig.model_validate(described["encoder"])
+        if settings.encoder:
+            config = config.model_copy(update={"path": settings.encoder})
+        self._encoder = Encoder(config)
+        if (found := self._encoder.digest()) != described["digest"]:
+            raise RetrievalError(
+                f"the index was made with the encoder {described['digest'][:16]}, and {config.path} is "
+                f"{found[:16]}: another model, or other settings of it; give the right one as `encoder`",
+                code="other_encoder",
+                expected=described["digest"],
+                found=found,
+            )
+        self._dimensions = int(described["dimensions"])
+        self._nearest = self._exact(folder) if described["vectors"] == "flat" else self._approximate(folder, settings)
+
+    def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
+        """Ties are in the corpus's order. A question without words has a vector, too, and finds what is near it."""
+        scores, rows = self._nearest(self._encoder.encode_questions(questions), k)
+        ids = self._store.ids_of_rows(sorted({int(row) for row in rows.ravel() if row >= 0}))
+        return [
+            [(ids[int(row)], float(score)) for score, row in zip(each_s, each_r, strict=True) if row >= 0]
+            for each_s, each_r in zip(scores, rows, strict=True)
+        ]
+
+    def _exact(self, folder: Path) -> Any:
+        vectors = np.memmap(folder / _VECTORS, dtype=np.float32, mode="r", shape=(self.card.passages, self._dimensions))
+
+        def nearest(questions: Vectors, k: int) -> tuple[Vectors, Any]:
+            # Block by block, so that a file larger than memory is read through it and not into it.
+            best = [
+                (scores, rows + start)
+                for start, block in _blocks(vectors)
+                for scores, rows in [
+                    faiss.knn(questions, block, min(k + _MORE, len(block)), faiss.METRIC_INNER_PRODUCT)
+                ]
+            ]
+            scores = np.concatenate([part for part, _ in best], axis=1).round(_DIGITS)
+            rows = np.concatenate([part for _, part in best], axis=1)
+            order = np.lexsort((rows, -scores), axis=1)[:, :k]
+            return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+        return nearest
+
+    def _approximate(self, folder: Path, settings: RetrieverConfig) -> Any:
+        index = faiss.read_index(str(folder / _FAISS), faiss.IO_FLAG_MMAP)
+
+        def nearest(questions: Vectors, k: int) -> tuple[Vectors, Any]:
+            inverted = isinstance(index, faiss.IndexIVF)
+            parameters = (
+                faiss.SearchParametersIVF(nprobe=settings.probes)
+                if inverted
+                else faiss.SearchParametersHNSW(efSearch=max(2 * k, settings.probes))
+            )
+            found: tuple[Vectors, Any] = index.search(questions, k, params=parameters)
+            return found
+
+        return nearest
+
+
+def _blocks(vectors: Vectors) -> Iterator[tuple[int, Vectors]]:
+    for start in range(0, len(vectors), _BLOCK):
+        yield start, np.ascontiguousarray(vectors[start : start + _BLOCK])

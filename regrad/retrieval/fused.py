@@ -1,0 +1,91 @@
+"""Several indexes of one corpus as one: their rankings joined by reciprocal ranks or by scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from regrad.data.passages import Passage
+from regrad.errors import RetrievalError
+from regrad.retrieval.base import CARD, IndexCard, Retriever, check_index, open_retriever, write_card
+from regrad.retrieval.config import FuseConfig, RetrieverConfig
+from regrad.storage import directory_writer
+
+_FILE = "fused.json"
+
+Ranking = Sequence[tuple[str, float]]
+"""(passage id, score), best first."""
+
+
+def fuse_indexes(settings: FuseConfig, uri: str) -> int:
+    """Write an index at `uri` that names others; returns how many passages each has.
+
+    Raises `RetrievalError` if one cannot be opened, or has another number of passages than the first.
+    """
+    count = _count(settings.indexes, uri)
+    with directory_writer(uri, CARD) as folder:
+        (folder / _FILE).write_text(settings.model_dump_json(indent=1) + "\n")
+        write_card(folder, "fused", count)
+    return count
+
+
+def _count(indexes: Sequence[str], uri: str, expected: int | None = None) -> int:
+    counts = [check_index(index).passages for index in indexes]
+    if len({*counts, expected or counts[0]}) > 1:
+        found = ", ".join(f"{count:,} in {index}" for count, index in zip(counts, indexes, strict=True))
+        before = f", and had {expected:,} when they were joined" if expected else ""
+        raise RetrievalError(
+            f"the indexes of {uri} are not of one corpus: there are {found} passages{before}; make them of the same "
+            "corpus, then join them again",
+            code="other_corpus",
+            uri=uri,
+            found=counts,
+        )
+    return counts[0]
+
+
+class FusedRetriever(Retriever):
+    """Asks every index, and joins what they find. The texts are the first one's."""
+
+    def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
+        self.card = card
+        self._fuse = FuseConfig.model_validate_json((folder / _FILE).read_text())
+        _count(self._fuse.indexes, str(folder), card.passages)
+        self._indexes = [open_retriever(index, settings) for index in self._fuse.indexes]
+
+    def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
+        """See `Retriever`. Of passages with equal scores the first index's order decides, then the second's."""
+        depth = max(k, self._fuse.depth)
+        found = [index.search_ids(questions, depth) for index in self._indexes]
+        weights = self._fuse.weights or (1.0,) * len(found)
+        return [fused(each, weights, self._fuse)[:k] for each in zip(*found, strict=True)]
+
+    def passages(self, ids: Sequence[str]) -> list[Passage]:
+        """See `Retriever`."""
+        return self._indexes[0].passages(ids)
+
+    def close(self) -> None:
+        """See `Retriever`."""
+        for index in self._indexes:
+            index.close()
+
+
+def fused(rankings: Sequence[Ranking], weights: Sequence[float], settings: FuseConfig) -> list[tuple[str, float]]:
+    """One ranking of several, best first."""
+    scores: dict[str, float] = {}
+    for ranking, weight in zip(rankings, weights, strict=True):
+        parts = _by_rank(ranking, settings.constant) if settings.method == "rrf" else _by_score(ranking)
+        for (passage_id, _), part in zip(ranking, parts, strict=True):
+            scores[passage_id] = scores.get(passage_id, 0.0) + weight * part
+    return sorted(scores.items(), key=lambda item: -item[1])
+
+
+def _by_rank(ranking: Ranking, constant: float) -> list[float]:
+    return [1 / (constant + rank) for rank in range(1, len(ranking) + 1)]
+
+
+def _by_score(ranking: Ranking) -> list[float]:
+    """From 1, the best that was found, to 0, the worst; 1 if all are alike."""
+    values = [score for _, score in ranking]
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    return [(value - low) / (high - low) if high > low else 1.0 for value in values]

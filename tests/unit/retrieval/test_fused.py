@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from regrad.data.passages import Passage
+from regrad.errors import RetrievalError
+from regrad.retrieval.base import RETRIEVERS, open_retriever
+from regrad.retrieval.config import FuseConfig
+from regrad.retrieval.fused import fuse_indexes, fused
+from tests.tools.overlap import build_overlap_index
+from tests.tools.refusals import refused
+
+PASSAGES = [Passage("a", "", "harbour town"), Passage("b", "", "harbour"), Passage("c", "", "town of towers")]
+
+
+@pytest.fixture(autouse=True)
+def _overlap_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RETRIEVERS, "overlap", "tests.tools.overlap:OverlapRetriever")
+
+
+def settings(**changes: object) -> FuseConfig:
+    return FuseConfig.model_validate({"indexes": ["x", "y"], **changes})
+
+
+def test_reciprocal_ranks_are_added() -> None:
+    first, second = [("a", 9.0), ("b", 8.0)], [("b", 0.2), ("c", 0.1)]
+    assert fused([first, second], (1, 1), settings()) == [
+        ("b", pytest.approx(1 / 62 + 1 / 61)),
+        ("a", pytest.approx(1 / 61)),
+        ("c", pytest.approx(1 / 62)),
+    ]
+    assert fused([first, second], (3, 1), settings())[0][0] == "b"
+    assert fused([first, second], (0, 1), settings(constant=1)) == [("b", 0.5), ("c", pytest.approx(1 / 3)), ("a", 0.0)]
+
+
+def test_scores_are_added_on_one_scale() -> None:
+    first, second = [("a", 30.0), ("b", 20.0), ("c", 10.0)], [("c", 0.9), ("b", 0.8)]
+    found = dict(fused([first, second], (1, 2), settings(method="scores")))
+    assert found == {"a": 1.0, "b": 0.5, "c": 2.0}
+    assert dict(fused([[("a", 5.0)], []], (1, 1), settings(method="scores"))) == {"a": 1.0}
+
+
+def test_a_fused_index_is_opened_as_any_other_and_closes_its_parts(tmp_path: Path) -> None:
+    parts = [str(tmp_path / name) for name in ("x", "y")]
+    for part in parts:
+        build_overlap_index(PASSAGES, part)
+    assert fuse_indexes(settings(indexes=parts), str(tmp_path / "both")) == 3
+    with open_retriever(str(tmp_path / "both")) as both:
+        (hits,) = both.search(["harbour town"], 2)
+        assert [hit.passage for hit in hits] == PASSAGES[:2]
+        assert hits[0].score == pytest.approx(2 / 61)
+
+
+def test_indexes_of_different_corpora_are_not_joined_nor_opened(tmp_path: Path) -> None:
+    parts = [str(tmp_path / name) for name in ("x", "y")]
+    for part, passages in zip(parts, (PASSAGES, PASSAGES[:2]), strict=True):
+        build_overlap_index(passages, part)
+    with refused(RetrievalError, "other_corpus", found=[3, 2]):
+        fuse_indexes(settings(indexes=parts), str(tmp_path / "both"))
+    assert not (tmp_path / "both").exists()
+    build_overlap_index(PASSAGES, parts[1])
+    fuse_indexes(settings(indexes=parts), str(tmp_path / "both"))
+    for part in parts:
+        build_overlap_index(PASSAGES[:2], part)
+    with refused(RetrievalError, "other_corpus"):
+        open_retriever(str(tmp_path / "both"))
+
+
+@pytest.mark.parametrize("wrong", [{"indexes": ["x"]}, {"weights": [1]}, {"weights": [0, 0]}, {"weights": [1, -1]}])
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"indexes|weights"):
+        settings(**wrong)
