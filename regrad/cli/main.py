@@ -27,6 +27,10 @@ _VERBS = {
     "augment": (_JOBS, "Rewrite passages and write questions about them, to train adapters on (Ray Data)."),
     "adapters": (_JOBS, "Train a LoRA for each passage, into a bank (Ray Data)."),
     "eval": (_JOBS, "Score every method on question sets, and write a report (Ray)."),
+    "eval-retrieval": (
+        "regrad.cli.retrieval:eval_retrieval",
+        "Measure what indexes find of the passages that questions need.",
+    ),
     "score": ("regrad.cli.score:score", "Score the predictions in a file, from any system."),
     "serve": ("regrad.cli.serve:serve", "Answer questions over HTTP (Ray Serve)."),
     "keys": ("regrad.cli.keys:keys", "Create, list and revoke API keys of a server."),

@@ -1,0 +1,118 @@
+"""`regrad eval-retrieval`: what indexes find of the passages that questions need."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+
+from regrad.cli.options import printable
+from regrad.data.predictions import place_of
+from regrad.data.question_sets import QuestionSetConfig, read_questions
+from regrad.errors import EvaluationError, StorageError
+from regrad.settings import parse_settings
+
+if TYPE_CHECKING:
+    from regrad.evaluation.retrieval import Measured
+
+_MOST_K = 1000
+_WIDTH = 9
+
+
+class _Ks(click.ParamType):
+    name = "K,K,..."
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Whole numbers from 1 to 1000, each once, in order."""
+        try:
+            found = tuple(sorted({int(part) for part in str(value).split(",")}))
+        except ValueError:
+            found = ()
+        if not found or found[0] < 1 or found[-1] > _MOST_K:
+            self.fail(f"{value!r}: numbers from 1 to {_MOST_K} are expected, such as 1,3,10", param, ctx)
+        return found
+
+
+@click.command("eval-retrieval")
+@click.argument("questions")
+@click.argument("indexes", nargs=-1, required=True)
+@click.option("--format", "kind_of_file", default="jsonl", show_default=True, help="The format of QUESTIONS.")
+@click.option("--first", type=click.IntRange(1), metavar="N", help="Only the first N of the file.")
+@click.option("--sample", type=click.IntRange(1), metavar="N", help="N of these, drawn as `regrad eval` does.")
+@click.option("--qrels", metavar="FILE", help="Relevant passages in TREC's or BEIR's form (default: the questions').")
+@click.option("--k", "ks", type=_Ks(), default="1,3,10", show_default=True, help="Where recall and nDCG are cut.")
+@click.option("--json", "json_file", metavar="FILE", help="Also write all numbers, question by question, to this file.")
+@click.option("--run", "run_file", metavar="FILE", help="With one index: write what it found as a run file of TREC.")
+def eval_retrieval(
+    questions: str,
+    indexes: tuple[str, ...],
+    kind_of_file: str,
+    first: int | None,
+    sample: int | None,
+    qrels: str | None,
+    ks: tuple[int, ...],
+    json_file: str | None,
+    run_file: str | None,
+) -> None:
+    """What INDEXES find of the passages that QUESTIONS need: recall and nDCG at k, mean reciprocal rank, time."""
+    if run_file and len(indexes) > 1:
+        raise click.UsageError("--run is for one index")
+    for file in filter(None, (json_file, run_file)):
+        _check_place(file)
+    from regrad.evaluation.retrieval import gold_of, measure, read_qrels, trec_run
+    from regrad.retrieval.base import open_retriever
+
+    settings = {"name": questions, "path": questions, "format": kind_of_file, "first": first, "sample": sample}
+    asked = read_questions(parse_settings(QuestionSetConfig, settings, questions))
+    try:
+        relevant = gold_of(asked) if qrels is None else read_qrels(qrels)
+    except OSError as error:
+        raise EvaluationError(f"{qrels} cannot be read: {error}", code="unreadable", uri=qrels) from error
+    without = sum(not relevant.get(question.id) for question in asked)
+    click.echo(
+        printable(f"{len(asked) - without:,} questions of {questions}; {without:,} that name no passage left out")
+    )
+    found: dict[str, Measured] = {}
+    for index in dict.fromkeys(indexes):
+        with open_retriever(index) as retriever:
+            found[index] = measure(retriever, asked, relevant, ks)
+        if len(found) == 1:
+            _line("index", [*found[index].means(), "p50 ms", "p99 ms", "batched"])
+        _line(index, _cells(found[index]))
+        if missing := found[index].unknown:
+            click.echo(printable(f"  {len(missing):,} relevant passages are not in it, such as {missing[0]!r:.80}"))
+    if json_file:
+        _write(json_file, json.dumps({index: _numbers(one) for index, one in found.items()}, indent=1) + "\n")
+    if run_file:
+        _write(run_file, trec_run(found[indexes[0]], "regrad"))
+
+
+def _cells(found: Measured) -> list[str]:
+    times = [*np.percentile(found.alone_ms, [50, 99]), found.batched_ms]
+    return [*(f"{value:.3f}" for value in found.means().values()), *(f"{value:.1f}" for value in times)]
+
+
+def _numbers(found: Measured) -> dict[str, object]:
+    p50, p99 = np.percentile(found.alone_ms, [50, 99])
+    times = {"p50": float(p50), "p99": float(p99), "batched": found.batched_ms}
+    return {"means": found.means(), "milliseconds": times, "unknown": list(found.unknown), "questions": found.scores}
+
+
+def _line(name: str, values: Sequence[str]) -> None:
+    click.echo(printable(f"{name[-40:]:<40} {' '.join(f'{value:>{_WIDTH}}' for value in values)}"))
+
+
+def _check_place(file: str) -> None:
+    storage, _ = place_of(file)
+    if storage.is_local and not os.path.isdir(storage.root):  # now, and a mistyped directory is not created
+        text = f"cannot write {file}: there is no directory {storage.root}"
+        raise StorageError(text, code="no_directory", uri=file)
+
+
+def _write(file: str, text: str) -> None:
+    storage, name = place_of(file)
+    storage.write(name, text.encode())
