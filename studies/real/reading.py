@@ -36,6 +36,11 @@ class Reading:
     untrained_none: float
 
 
+def point_of(start: MetaInit) -> Point:
+    """Where the start's inner step begins, and how far each number of it goes."""
+    return Point(start.phi0, start.subspace.per_tensor(start.step_sizes))
+
+
 def measure_reading(config: RealConfig) -> str:
     """Write `reading.json`; returns one line."""
     torch.set_num_threads(1)
@@ -44,7 +49,7 @@ def measure_reading(config: RealConfig) -> str:
     tasks = read_tasks(f"{config.output}/tasks/held/train.jsonl")[:_TASKS]
 
     def losses(start: MetaInit) -> tuple[float, float, float]:
-        sums = reading_sums(lm, Point(start.phi0, start.step_sizes), tasks, shape=SHAPE)
+        sums = reading_sums(lm, point_of(start), tasks, shape=SHAPE)
         return sums.right / sums.tasks, sums.other / sums.tasks, sums.none / sums.tasks
 
     trained = [losses(MetaInit.load(f"{config.output}/starts/regrad-{seed}")) for seed in config.seeds]

@@ -14,10 +14,9 @@ import torch
 from regrad.data.tasks import read_tasks
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel, load_language_model
-from regrad.training.meta.objective import Point
 from regrad.training.meta.reading import reading_sums
 from studies.real.plan import KNOWN
-from studies.real.reading import SHAPE
+from studies.real.reading import SHAPE, point_of
 
 _TASKS = 16
 _MOST_COST = 0.01  # nats
@@ -47,8 +46,7 @@ def main(start: str, target: Path, tasks: str) -> None:
 def losses(lm: LanguageModel, start: MetaInit, tasks: str) -> tuple[float, float, float]:
     """Nats a token over the first tasks of a file."""
     torch.set_num_threads(2)
-    point = Point(start.phi0, start.step_sizes)
-    sums = reading_sums(lm, point, read_tasks(tasks)[:_TASKS], shape=SHAPE)
+    sums = reading_sums(lm, point_of(start), read_tasks(tasks)[:_TASKS], shape=SHAPE)
     right, other, none = (round(total / sums.tasks, 4) for total in (sums.right, sums.other, sums.none))
     return right, other, none
 

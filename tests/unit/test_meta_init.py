@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -111,3 +112,12 @@ def test_the_raw_start_leaves_the_base_model_as_it_is(tiny: LanguageModel) -> No
         with tiny.lora.applied(raw.phi0):
             torch.testing.assert_close(tiny.model(input_ids=ids).logits, base)
     assert set(raw.step_sizes.tolist()) == {3.0}
+
+
+def test_a_rounded_start_takes_half_the_space_and_keeps_its_fingerprint(meta_init: MetaInit, tmp_path: Path) -> None:
+    rounded = replace(meta_init, phi0=meta_init.phi0.bfloat16().float())
+    for start, kind in ((meta_init, torch.float32), (rounded, torch.bfloat16)):
+        start.save(tmp_path / "m")
+        assert {t.dtype for t in load_file(tmp_path / "m" / "adapter_model.safetensors").values()} == {kind}
+        found = MetaInit.load(tmp_path / "m")
+        assert found.fingerprint == start.fingerprint and found.phi0.dtype == torch.float32

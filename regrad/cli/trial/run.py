@@ -29,6 +29,7 @@ from serve_app.app import check_port, serving
 Say = Callable[[str], None]
 _WAYS = ("direct", "rag", "regrad", "regrad+icl")
 _SHOWN = 5
+_ASKED_K = 1  # what the start that comes with the package was trained with
 
 
 def run_trial(folder: str, config: TryConfig, browser: bool, question: str | None, say: Say) -> None:
@@ -101,8 +102,8 @@ def show_answers(url: str, question: str) -> None:
     for heading in ("way", "answer", "from", "prompt", "ms"):
         table.add_column(heading, justify="right" if heading in ("prompt", "ms") else "left", overflow="fold")
     for way in _WAYS:
-        answer = client.answer(question, method=way)
-        found = "\n".join(passage["id"] for passage in answer["passages"])
+        answer = client.answer(question, method=way, k=_ASKED_K)
+        found = "\n".join(printable(passage["id"]) for passage in answer["passages"])
         tokens, milliseconds = answer["usage"]["prompt_tokens"], answer["milliseconds"]["total"]
-        table.add_row(way, printable(answer["answer"].strip()), printable(found), str(tokens), f"{milliseconds:.0f}")
+        table.add_row(way, printable(answer["answer"].strip()), found, str(tokens), f"{milliseconds:.0f}")
     Console().print(table)
