@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import faiss
+import faiss as _faiss
 import numpy as np
 
 from regrad.data.passages import Passage
@@ -24,6 +24,7 @@ from regrad.retrieval.passage_store import store_passages
 from regrad.storage import directory_writer
 
 logger = logging.getLogger(__name__)
+faiss: Any = _faiss  # its own annotations lack some of its classes
 
 _VECTORS = "vectors.f32"
 _FAISS = "vectors.faiss"

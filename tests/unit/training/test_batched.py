@@ -159,7 +159,7 @@ def test_a_baseline_is_trained_on_the_prompt_that_a_chat_model_is_asked(
     tiny: LanguageModel, passages: list[Passage], start: str
 ) -> None:
     lm = chat(tiny, system="Be brief.", answer_start=start)
-    answer = (*lm.encode(lm.config.prompts.answer_text("me")), *lm.eos)
+    answer = (*lm.encode(lm.config.prompts.reply("me")), *lm.eos)
     for shown in ([], passages[:1]):
         example = question_example(lm, WHO, shown)
         assert list(example.ids[: example.start]) == lm.encode_prompt(lm.config.prompts.prompt("Who?", shown))
@@ -182,7 +182,7 @@ def test_prag_predicts_the_chat_template_too(tiny: LanguageModel, world: World) 
     shown = [[text] for _ in item.pairs[:2] for text in texts] + [[]]
     for example, pair, passages in zip(examples, [item.pairs[i // 2] for i in range(5)], shown, strict=True):
         prompt = lm.encode_prompt(lm.config.prompts.prompt(pair.question, passages))
-        assert list(example.ids) == [*prompt, *lm.encode(lm.config.prompts.answer_text(pair.answer)), *lm.eos]
+        assert list(example.ids) == [*prompt, *lm.encode(lm.config.prompts.reply(pair.answer)), *lm.eos]
         assert example.start == 1
 
 
