@@ -27,7 +27,7 @@ class TryConfig(Settings):
     model: ModelPath | None = Field(
         f"models/{MODEL}", description=f"where {MODEL} is; it is fetched if it is not. null: where the MetaInit says"
     )
-    start: Location = Field(str(START), description="the MetaInit, of `model`")
+    start: Location | None = Field(None, description="the MetaInit, of `model`; null: the one of the package")
     chunks: ChunkConfig = ChunkConfig()
     most_banked: int = Field(
         500, ge=1, description="passages whose gradients are computed before serving, the others' when they are needed"
@@ -35,6 +35,11 @@ class TryConfig(Settings):
     build: BuildConfig
     serve: ServeConfig
     http: HttpConfig = HttpConfig()
+
+    @property
+    def meta_init(self) -> str:
+        """Where the MetaInit is."""
+        return self.start or str(START)
 
     @property
     def index(self) -> IndexConfig:
@@ -46,13 +51,13 @@ class TryConfig(Settings):
         """Of the first `most_banked` passages."""
         place = self.build.bank.model_copy(update={"uri": f"{self.output}/bank"})
         corpus = f"{self.output}/banked.jsonl"
-        update = {"meta_init": self.start, "model_path": self.model, "corpus": corpus, "bank": place}
+        update = {"meta_init": self.meta_init, "model_path": self.model, "corpus": corpus, "bank": place}
         return self.build.model_copy(update=update)
 
     @property
     def server(self) -> ServeConfig:
         """What answers from them."""
-        update = {"meta_init": self.start, "model_path": self.model, "bank": f"{self.output}/bank"}
+        update = {"meta_init": self.meta_init, "model_path": self.model, "bank": f"{self.output}/bank"}
         return self.serve.model_copy(update=update | {"index": f"{self.output}/index"})
 
 

@@ -36,7 +36,7 @@ def run_trial(folder: str, config: TryConfig, browser: bool, question: str | Non
     """Prepare, serve, and stay until Ctrl-C; with a question, ask it instead and end."""
     started = time.monotonic()
     find_documents(folder)  # before a model is fetched for nothing
-    meta_init = MetaInit.load(config.start)
+    meta_init = MetaInit.load(config.meta_init)
     if not joined():
         check_port(config.http)
     prepare(folder, meta_init, config, say)
