@@ -153,7 +153,7 @@ cluster that was already there has them in `cluster.yaml` (see docs/operations.m
 sums go from loader to generator past the gateway. A busy machine needs more than the 5 s that Serve gives a proxy to
 start. On one machine no client has to be told that a replica leaves, so it drains for a short time only."""
 
-_PORT_RANGE = range(20_000, 32_000)
+_PORT_RANGE = range(20_000, 26_000)
 _PORTS = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
 
 

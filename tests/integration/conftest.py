@@ -54,9 +54,10 @@ def _mark_needs(item: pytest.Item) -> None:
 
 
 def free_port() -> int:
-    """None of those that the system gives out itself: what listens on it may only start minutes later."""
+    """None of those that the system gives out itself, since what listens on it may only start minutes later; nor of
+    those that Ray keeps for its workers (to 19,999) or this project for its proxy (to 25,999)."""
     while True:
-        port = random.SystemRandom().randrange(12_000, 20_000)
+        port = random.SystemRandom().randrange(26_000, 32_000)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -190,17 +191,19 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
         *("--dashboard-agent-listen-port", str(free_port()), "--dashboard-agent-grpc-port", str(free_port())),
         *("--metrics-export-port", str(free_port()), "--temp-dir", str(tmp_path_factory.mktemp("ray"))),
     ]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path_factory.mktemp("log") / "ray.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment(), stdout=output, stderr=subprocess.STDOUT)
     try:
         url = f"http://127.0.0.1:{dashboard}"
-        _wait_for_http(f"{url}/api/version", process)
+        _wait_for_http(f"{url}/api/version", process, log)
         yield RayCluster(url, f"127.0.0.1:{port}")
     finally:
         process.terminate()
         process.wait(patient(60))
 
 
-def _wait_for_http(url: str, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
+def _wait_for_http(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 90) -> None:
     import requests
 
     deadline = Deadline(seconds)
@@ -210,7 +213,7 @@ def _wait_for_http(url: str, process: subprocess.Popen[bytes], seconds: float = 
                 return
         except requests.RequestException:
             time.sleep(0.2)
-    pytest.fail(f"nothing answers at {url}", pytrace=False)
+    pytest.fail(f"nothing answers at {url}:\n{log.read_text()[-3000:]}", pytrace=False)
 
 
 @pytest.fixture(scope="session")
