@@ -26,6 +26,7 @@ _LOGITS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logit_scale": lambda scores, value: scores * value,
     "final_logit_softcapping": lambda scores, value: value * torch.tanh(scores / value),
 }
+_FACTORS = {"logits_scaling", "logit_scale"}
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ class Architecture:
             if (value := getattr(config, name, None)) is not None:
                 scores = _LOGITS[name](scores, value)
         return scores
+
+    def logit_factor(self, config: Any) -> float | None:
+        """What `scaled_logits` multiplies with; None if it does more than that."""
+        values = {name: value for name in self.logits if (value := getattr(config, name, None)) is not None}
+        if not values.keys() <= _FACTORS:
+            return None
+        return float(self.scaled_logits(config, torch.ones((), dtype=torch.float64)))
 
     def windows(self, config: Any) -> dict[str, int | None]:
         """For each kind of layer of this model, how many tokens back it sees; None: to the start.

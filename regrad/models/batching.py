@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from regrad.models.loading import LanguageModel
-
-_HEAD_TOKENS = 256
+from regrad.models.token_losses import token_losses, token_losses_and_grads
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,8 @@ def sequence_losses(lm: LanguageModel, batch: TokenBatch, reduction: str = "mean
     """
     hidden_NTD = lm.hidden(batch.ids[:, :-1], batch.entered)
     mask_NT = batch.predicted[:, 1:]
-    token_losses = _token_losses(lm, hidden_NTD[mask_NT], batch.ids[:, 1:][mask_NT])
-    return _row_sums(token_losses, mask_NT) / _divisors(mask_NT, reduction)
+    losses_M = token_losses(lm, hidden_NTD[mask_NT], batch.ids[:, 1:][mask_NT])
+    return _row_sums(losses_M, mask_NT) / _divisors(mask_NT, reduction)
 
 
 def losses_and_grads(
@@ -97,22 +95,10 @@ def losses_and_grads(
     """
     mask_NT = batch.predicted[:, 1:]
     divisors_N = _divisors(mask_NT, reduction)
-    per_token = (hidden_NTD.detach()[mask_NT], batch.ids[:, 1:][mask_NT], divisors_N[mask_NT.nonzero()[:, 0]])
-    losses, grads = [], []
-    # Logits are the largest tensors of all: they are made, differentiated and dropped for a few tokens at a time.
-    for hidden_MD, targets_M, divisors_M in zip(*(torch.split(v, _HEAD_TOKENS) for v in per_token), strict=True):
-        with torch.enable_grad():
-            leaf_MD = hidden_MD.detach().requires_grad_()
-            losses_M = _token_losses(lm, leaf_MD, targets_M)
-            grads += torch.autograd.grad(losses_M, leaf_MD, 1 / divisors_M.to(losses_M.dtype))
-        losses.append(losses_M.detach())
+    losses_M, grads_MD = token_losses_and_grads(lm, hidden_NTD.detach()[mask_NT], batch.ids[:, 1:][mask_NT])
     grads_NTD = torch.zeros_like(hidden_NTD)
-    grads_NTD[mask_NT] = torch.cat(grads)
-    return _row_sums(torch.cat(losses), mask_NT) / divisors_N, grads_NTD
-
-
-def _token_losses(lm: LanguageModel, hidden_MD: Tensor, targets_M: Tensor) -> Tensor:
-    return F.cross_entropy(lm.logits(hidden_MD), targets_M, reduction="none")
+    grads_NTD[mask_NT] = grads_MD / divisors_N[mask_NT.nonzero()[:, 0]].to(grads_MD.dtype)[:, None]
+    return _row_sums(losses_M, mask_NT) / divisors_N, grads_NTD
 
 
 def _row_sums(token_losses_M: Tensor, mask_NT: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from regrad.models.blocks import Blocks
 from regrad.models.checkpoint import check_finite, load_checkpoint, stored_tensors
 from regrad.models.config import ModelConfig
 from regrad.models.gguf_file import dequantised, gguf_in
+from regrad.models.half_weights import HalfWeights
 from regrad.models.lora import BatchedLora
 from regrad.models.precision import require_bf16
 from regrad.models.subspace import Subspace, find_subspace
@@ -78,6 +79,11 @@ class LanguageModel:
             for subspace, flat in updates.items():
                 stack.enter_context(self.lora_for(subspace).applied(flat))
             yield
+
+    @cached_property
+    def half_weights(self) -> HalfWeights:
+        """The weights in bf16, for passes under autocast."""
+        return HalfWeights(self.model)
 
     @cached_property
     def architecture(self) -> Architecture:

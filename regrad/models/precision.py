@@ -13,11 +13,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, MutableMapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -134,8 +133,3 @@ def choose_precision(
         before = decided["precision"] = "model" if on_any(not found.faster) else "bf16"
     half = before == "bf16"
     return Chosen(half, f"precision {'bf16' if half else own}: {found.reason}")
-
-
-def autocast(device: torch.device, half: bool) -> AbstractContextManager[Any]:
-    """A block whose matrix products are in bf16, or in the model's own data type."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext()

@@ -19,8 +19,8 @@ from regrad.data.augmented import Augmented
 from regrad.data.questions import Question
 from regrad.errors import TokenOutOfVocabulary
 from regrad.models.batching import losses_and_grads
+from regrad.models.half_weights import autocast
 from regrad.models.loading import LanguageModel
-from regrad.models.precision import autocast
 from regrad.models.subspace import Subspace, finite_rows
 from regrad.training.lora.config import AdamWConfig, AdapterConfig
 from regrad.training.lora.examples import Example, adapter_examples, example_batch, longest
@@ -155,7 +155,7 @@ class RowTrainer:
         leaf = chosen.detach().requires_grad_()
         batch = example_batch(self._lm, [entry.example for entry in entries])
         weights_N = torch.tensor([entry.weight for entry in entries], device=self._lm.device)
-        precision = autocast(self._lm.device, self.half)
+        precision = autocast(self._lm, self.half)
         with torch.enable_grad(), self._lm.applied(self._updates(leaf, entries)), precision:
             hidden_NTD = self._lm.hidden(batch.ids[:, :-1])
             losses_N, grads_NTD = losses_and_grads(self._lm, hidden_NTD, batch)

@@ -19,8 +19,9 @@ from regrad.evaluation.metrics import Rules, exact_match, f1, score
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.verification import verify_decoding
 from regrad.meta_init import MetaInit
+from regrad.models.half_weights import autocast
 from regrad.models.loading import LanguageModel, load_language_model
-from regrad.models.precision import autocast, choose_precision
+from regrad.models.precision import choose_precision
 from regrad.training.callbacks import Best, Listener
 from regrad.training.checkpoint import DevScore, TrainState
 from regrad.training.loop import Loop, Scoring, StepResult, resume
@@ -208,7 +209,7 @@ class MetaLearner:
         return count > 0
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return autocast(self.device, self._half)
+        return autocast(self._lm, self._half)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def products(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[bool]:
     monkeypatch.setenv("REGRAD_CACHE", str(tmp_path / "cache"))
     asked: list[bool] = []
 
-    def note(device: torch.device, half: bool) -> torch.autocast:
+    def note(lm: LanguageModel, half: bool) -> torch.autocast:
         asked.append(half)
         return torch.autocast("cpu", enabled=False)
 
