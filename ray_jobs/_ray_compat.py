@@ -5,6 +5,8 @@ To raise the pin, check each name here against the new release, and look for the
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,6 +18,15 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 # knows whether there is a new one. The public `Result.from_path(run)` reads the same file and could replace this, but
 # raises a bare `RuntimeError` as long as there is none, and opens every checkpoint's metrics.
 CHECKPOINT_LIST: str = CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+
+
+def allocator() -> dict[str, str]:
+    """The environment of a process that is to allocate with jemalloc, which Ray brings for its own processes.
+
+    Empty if Ray has none here, or the user preloads something. Ray names no public place for it.
+    """
+    library = Path(ray.__file__).parent / "core" / "libjemalloc.so"
+    return {"LD_PRELOAD": str(library)} if library.exists() and "LD_PRELOAD" not in os.environ else {}
 
 
 def silence_worker_logs() -> None:

@@ -28,7 +28,7 @@ from ray.train import CheckpointConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from ray_jobs._ray_compat import CHECKPOINT_LIST, TrainerWithoutCleaner
+from ray_jobs._ray_compat import CHECKPOINT_LIST, TrainerWithoutCleaner, allocator
 from ray_jobs.cluster import joined, wants_gpu
 from ray_jobs.progress import progress_channel
 from regrad.errors import RegradError, TrainingError
@@ -90,12 +90,16 @@ class RunDirectory:
     def run_config(self) -> RunConfig:
         """Where Ray Train puts checkpoints, and which it keeps."""
         best = {"checkpoint_score_attribute": self._best_by, "checkpoint_score_order": "max"} if self._best_by else {}
+        # A step makes and drops thousands of tensors of other sizes than the last one's. glibc searches what is free among
+        # them longer with every step (of a real model's time 20% after 60 tasks, 40% after 1,400) and keeps more of it.
+        environment = {"env_vars": found} if (found := allocator()) else None
         handler = WholeFiles() if self.storage.is_local else FSSpecHandler(self.storage.fs)
         return RunConfig(
             name=_CHECKPOINTS,
             storage_path=self.storage.root,
             storage_filesystem=PyFileSystem(handler),
             checkpoint_config=CheckpointConfig(num_to_keep=self._keep, **best),
+            worker_runtime_env=environment,
         )
 
     def remove(self) -> None:
