@@ -1,0 +1,138 @@
+"""What a task of meta-training costs on a real model: processor time and page faults.
+
+    python benchmarks/real_step.py --model models/smollm2-135m --json real_step.json
+
+A task is one passage of 60 to 300 tokens and four short questions; tokens are random, as time does not
+depend on which they are. Strategy `graph`, bf16 where the processor has it, one thread. The ways are taken in turn: as
+it is; without the bf16 copies of the frozen weights, which autocast then casts in every pass; with the logits of all
+tokens at once, as autograd keeps them; and without either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from common import show, write
+
+from regrad.models.batching import pad_batch
+from regrad.models.config import ModelConfig, SubspaceConfig
+from regrad.models.half_weights import HalfWeights, autocast
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.models.precision import bf16_here
+from regrad.models.token_losses import _Head
+from regrad.training.meta.collate import MetaBatch
+from regrad.training.meta.config import InnerConfig, StrategyConfig
+from regrad.training.meta.objective import Point
+from regrad.training.meta.strategies import Strategy, make_strategy
+
+PASSAGES = (60, 90, 120, 150, 180, 220, 260, 300)
+QUESTIONS, QUESTION, ANSWER = 4, 24, 4
+NOW, NO_COPIES, ALL_LOGITS, NEITHER = "as it is", "no bf16 copies", "all logits at once", "neither"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one task, on average."""
+
+    seconds: float
+    faults: float
+
+
+@contextmanager
+def as_before(copies: bool, chunks: bool) -> Iterator[None]:
+    """Inside the block, training does without the bf16 copies, or without a few tokens' logits at a time."""
+    with ExitStack() as stack:
+        if not copies:
+            stack.enter_context(patch.object(HalfWeights, "applied", lambda self: nullcontext()))
+        if not chunks:
+            stack.enter_context(patch.object(_Head, "of", staticmethod(lambda lm: None)))
+        yield
+
+
+WAYS = {NOW: (True, True), NO_COPIES: (False, True), ALL_LOGITS: (True, False), NEITHER: (False, False)}
+
+
+def random_tasks(lm: LanguageModel) -> list[MetaBatch]:
+    """A batch of one task for each length of a passage."""
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(3, lm.vocabulary_size, (count,), generator=generator).tolist()
+
+    asked = [QUESTION - ANSWER] * QUESTIONS
+    return [
+        MetaBatch(
+            pad_batch([tokens(length)], [1], lm.pad_id, lm.device),
+            torch.ones(1, 1),
+            pad_batch([tokens(QUESTION) for _ in asked], asked, lm.pad_id, lm.device),
+            torch.full((QUESTIONS,), 1 / QUESTIONS),
+        )
+        for length in PASSAGES
+    ]
+
+
+def cost(lm: LanguageModel, at: Point, tasks: Sequence[MetaBatch], strategy: Strategy, half: bool) -> Cost:
+    """Of one pass over the tasks."""
+    faults, started = _faults(), time.process_time()
+    for task in tasks:
+        with autocast(lm, half):
+            strategy(lm, at, task)
+    return Cost((time.process_time() - started) / len(tasks), (_faults() - faults) / len(tasks))
+
+
+def _faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def measure(lm: LanguageModel, repeats: int) -> list[dict[str, Any]]:
+    """A row for every way."""
+    phi0 = lm.subspace.initial(0)
+    at, half = Point(phi0, torch.full_like(phi0, 10.0)), bf16_here(lm.device).faster
+    tasks, strategy = random_tasks(lm), make_strategy(StrategyConfig(name="graph"), InnerConfig())
+    costs: dict[str, list[Cost]] = {way: [] for way in WAYS}
+    for repeat in range(repeats + 1):
+        for way, (copies, chunks) in WAYS.items():
+            with as_before(copies, chunks):
+                found = cost(lm, at, tasks, strategy, half)
+            if repeat:
+                costs[way].append(found)
+    seconds = {way: statistics.median(one.seconds for one in found) for way, found in costs.items()}
+    return [
+        {
+            "way": way,
+            "precision": "bf16" if half else "float32",
+            "CPU s a task": seconds[way],
+            "ratio": seconds[way] / seconds[NEITHER],
+            "page faults a task": statistics.median(one.faults for one in found),
+        }
+        for way, found in costs.items()
+    ]
+
+
+def main() -> None:
+    """Print the table; write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, metavar="PATH")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", default="", metavar="FILE")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = ModelConfig(path=arguments.model, subspace=SubspaceConfig(rank=16, alpha=32))
+    rows = measure(load_language_model(config, "cpu"), arguments.repeats)
+    show(rows)
+    figures = {"seconds_a_task": rows[0]["CPU s a task"], "time_over_neither": rows[0]["ratio"]}
+    if arguments.json:
+        write(arguments.json, figures, rows, torch.device("cpu"))
+
+
+if __name__ == "__main__":
+    main()
