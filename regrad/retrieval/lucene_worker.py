@@ -1,0 +1,149 @@
+"""The process in which Lucene runs: requests come as lines of JSON at its standard input, replies go out as lines.
+
+Run by `lucene_process.py`, which says why it is a process of its own. It ends when its input does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from regrad.errors import RegradError, RetrievalError
+from regrad.retrieval.java import start_java
+
+Hits = list[tuple[str, float]]
+
+_MAX_TERMS = 1 << 20
+_THREADS = 4
+
+
+class Lucene:
+    """What can be asked of it; each method is a request. Raises `RetrievalError`, and `JavaNotFound` at the first."""
+
+    def __init__(self) -> None:
+        start_java()
+        logging.getLogger("pyserini").setLevel(logging.WARNING)
+        self._searchers: dict[str, Any] = {}
+        self._indexer: Any = None
+
+    def open(self, name: str, folder: str, k1: float, b: float) -> None:
+        """Open the index in a folder under a name."""
+        from jnius import JavaException, autoclass
+        from pyserini.search.lucene import LuceneSearcher
+
+        # Lucene refuses a question of more than 1024 terms. The number of words is bounded, but a script without spaces
+        # gives one word of any length, and Lucene makes a term of each of its characters.
+        autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_MAX_TERMS)
+        try:
+            searcher = LuceneSearcher(folder)
+        except JavaException as error:
+            raise RetrievalError(
+                f"Lucene cannot read {folder}: {error}; make the index again", code="damaged", folder=folder
+            ) from error
+        searcher.set_bm25(k1, b)
+        self._searchers[name] = searcher
+
+    def is_open(self, name: str) -> bool:
+        """Whether an index is open under that name, which it is not if this process had to be started again."""
+        return name in self._searchers
+
+    def close(self, name: str) -> None:
+        """Release an index; one that is not open is no error."""
+        if searcher := self._searchers.pop(name, None):
+            searcher.close()
+
+    def search(self, name: str, questions: list[str], k: int, weights: dict[str, float]) -> list[Hits]:
+        """Sum of the fields' BM25; ids and scores of the best `k` for each question."""
+        searcher = self._searchers[name]
+        if len(questions) == 1:
+            return [_hits(searcher.search(questions[0], k, fields=weights))]
+        # Java's own threads search; only this thread hands over the batch and reads the results.
+        numbers = [str(number) for number in range(len(questions))]
+        by_number = searcher.batch_search(questions, numbers, k, threads=_THREADS, fields=weights)
+        return [_hits(by_number[number]) for number in numbers]
+
+    def search_best(self, name: str, questions: list[str], k: int, weights: dict[str, float], tie: float) -> list[Hits]:
+        """The best field's BM25, and `tie` times the others'."""
+        searcher = self._searchers[name]
+        return [_hits(searcher.search(_best_field(weights, tie, question), k)) for question in questions]
+
+    def begin(self, folder: str, threads: int, fields: list[str]) -> None:
+        """Begin an index; documents have an id and these fields."""
+        from pyserini.index.lucene import LuceneIndexer
+
+        arguments = ["-index", folder]
+        if extra := [field for field in fields if field != "contents"]:  # anserini always has that one
+            arguments += ["-fields", *extra]
+        self._indexer = LuceneIndexer(args=arguments, threads=threads)
+
+    def add(self, documents: list[str]) -> None:
+        """Documents of the index that was begun, as JSON."""
+        self._indexer.add_batch_raw(documents)
+
+    def finish(self, folder: str, count: int) -> None:
+        """End the index, which has to hold `count` documents."""
+        from pyserini.search.lucene import LuceneSearcher
+
+        self._indexer.close()
+        # Lucene reports some failures (a full disk) only in its log: count what the index holds.
+        found = LuceneSearcher(folder).num_docs if count else 0
+        if found != count:
+            raise RetrievalError(f"the index holds {found} of {count} passages (is the disk full?)", code="not_written")
+
+
+def _hits(found: Any) -> Hits:
+    return [(str(hit.docid), float(hit.score)) for hit in found]
+
+
+def _best_field(weights: dict[str, float], tie: float, question: str) -> Any:
+    """Lucene's query for the best of several fields, which is what Elasticsearch makes of `best_fields`."""
+    from jnius import autoclass
+    from pyserini.analysis import get_lucene_analyzer
+
+    analyzer = get_lucene_analyzer()  # without arguments that of an index that was made without any
+    words = autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
+    boosted, fields = autoclass("org.apache.lucene.search.BoostQuery"), autoclass("java.util.ArrayList")()
+    for field, weight in weights.items():
+        fields.add(boosted(words.buildQuery(field, analyzer, question), weight))
+    return autoclass("org.apache.lucene.search.DisjunctionMaxQuery")(fields, tie)
+
+
+def reply_to(line: str, lucene: Callable[[], Lucene]) -> dict[str, Any]:
+    """`result`, or an error's kind, text, code and fields."""
+    try:
+        request = json.loads(line)
+        return {"result": getattr(lucene(), request.pop("do"))(**request)}
+    except RegradError as error:
+        kind, code, fields = type(error).__name__, error.code, error.fields
+        return {"error": {"kind": kind, "text": str(error), "code": code, "fields": fields}}
+    except Exception as error:  # of Java or of pyserini: the one who asked hears of it, and others can go on
+        text = " ".join(f"Lucene failed: {type(error).__name__}: {error}".split())[:2000]
+        return {"error": {"kind": "RetrievalError", "text": text, "code": "retrieval.lucene_failed", "fields": {}}}
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    # Java and its libraries print to standard output: only replies may go where the one who asked reads.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asked, whose end is this one's
+    made: list[Lucene] = []
+
+    def lucene() -> Lucene:
+        if not made:
+            made.append(Lucene())
+        return made[0]
+
+    for line in sys.stdin:
+        replies.write(json.dumps(reply_to(line, lucene), default=str) + "\n")
+        replies.flush()
+    os._exit(0)  # ending Java in order takes time, and there is nothing to be saved
+
+
+if __name__ == "__main__":
+    main()
