@@ -17,11 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import regrad
-from regrad import errors
-from regrad.errors import RetrievalError
+from regrad.errors import JavaNotFound, RetrievalError
 
 _WORKER = "regrad.retrieval.lucene_worker"
+_ERRORS = {kind.__name__: kind for kind in (RetrievalError, JavaNotFound)}
 
 
 class LuceneProcess:
@@ -36,8 +35,9 @@ class LuceneProcess:
         with self.alone():
             reply = self._exchange(json.dumps({"do": do, **arguments}))
         if failed := reply.get("error"):
-            kind = getattr(errors, failed["kind"])
-            raise kind(failed["text"], code=failed["code"].removeprefix(kind.area).lstrip("."), **failed["fields"])
+            error = _ERRORS[failed["kind"]](failed["text"], **failed["fields"])
+            error.code = failed["code"]
+            raise error
         return reply["result"]
 
     @contextmanager
@@ -94,7 +94,7 @@ class LuceneProcess:
 
 def _start() -> subprocess.Popen[str]:
     # Wherever this process found the package, the new one finds it, too.
-    package = str(Path(regrad.__file__).parents[1])
+    package = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
         [sys.executable, "-m", _WORKER],

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from regrad.errors import RegradError, RetrievalError
+from regrad.errors import RetrievalError
 from regrad.retrieval.java import start_java
 
 Hits = list[tuple[str, float]]
@@ -118,12 +118,15 @@ def reply_to(line: str, lucene: Callable[[], Lucene]) -> dict[str, Any]:
     try:
         request = json.loads(line)
         return {"result": getattr(lucene(), request.pop("do"))(**request)}
-    except RegradError as error:
-        kind, code, fields = type(error).__name__, error.code, error.fields
-        return {"error": {"kind": kind, "text": str(error), "code": code, "fields": fields}}
+    except RetrievalError as error:
+        return _failed(error)
     except Exception as error:  # of Java or of pyserini: the one who asked hears of it, and others can go on
         text = " ".join(f"Lucene failed: {type(error).__name__}: {error}".split())[:2000]
-        return {"error": {"kind": "RetrievalError", "text": text, "code": "retrieval.lucene_failed", "fields": {}}}
+        return _failed(RetrievalError(text, code="lucene_failed"))
+
+
+def _failed(error: RetrievalError) -> dict[str, Any]:
+    return {"error": {"kind": type(error).__name__, "text": str(error), "code": error.code, "fields": error.fields}}
 
 
 def main() -> None:
