@@ -90,8 +90,8 @@ class RunDirectory:
     def run_config(self) -> RunConfig:
         """Where Ray Train puts checkpoints, and which it keeps."""
         best = {"checkpoint_score_attribute": self._best_by, "checkpoint_score_order": "max"} if self._best_by else {}
-        # A step makes and drops thousands of tensors of other sizes than the last one's. glibc searches what is free among
-        # them longer with every step (of a real model's time 20% after 60 tasks, 40% after 1,400) and keeps more of it.
+        # A step makes and drops thousands of tensors of other sizes than the last one's. glibc searches what is free
+        # longer with every step (of a real model's time 20% after 60 tasks, 40% after 700) and keeps more of it.
         environment = {"env_vars": found} if (found := allocator()) else None
         handler = WholeFiles() if self.storage.is_local else FSSpecHandler(self.storage.fs)
         return RunConfig(
