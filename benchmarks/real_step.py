@@ -1,11 +1,13 @@
 """What a task of meta-training costs on a real model: processor time and page faults.
 
     python benchmarks/real_step.py --model models/smollm2-135m --json real_step.json
+    python benchmarks/real_step.py --model models/smollm2-135m --trend 128      (and with LD_PRELOAD=.../libjemalloc.so)
 
 A task is one passage of 60 to 300 tokens and four short questions; tokens are random, as time does not
 depend on which they are. Strategy `graph`, bf16 where the processor has it, one thread. The ways are taken in turn: as
 it is; without the bf16 copies of the frozen weights, which autocast then casts in every pass; with the logits of all
-tokens at once, as autograd keeps them; and without either.
+tokens at once, as autograd keeps them; and without either. `--trend` runs that many tasks of other
+lengths each time instead, and says what one takes in each sixteenth of them: with some allocators it grows.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ def as_before(copies: bool, chunks: bool) -> Iterator[None]:
 WAYS = {NOW: (True, True), NO_COPIES: (False, True), ALL_LOGITS: (True, False), NEITHER: (False, False)}
 
 
-def random_tasks(lm: LanguageModel) -> list[MetaBatch]:
+def random_tasks(lm: LanguageModel, lengths: Sequence[int]) -> list[MetaBatch]:
     """A batch of one task for each length of a passage."""
     generator = torch.Generator().manual_seed(0)
 
@@ -76,7 +78,7 @@ def random_tasks(lm: LanguageModel) -> list[MetaBatch]:
             pad_batch([tokens(QUESTION) for _ in asked], asked, lm.pad_id, lm.device),
             torch.full((QUESTIONS,), 1 / QUESTIONS),
         )
-        for length in PASSAGES
+        for length in lengths
     ]
 
 
@@ -95,9 +97,8 @@ def _faults() -> int:
 
 def measure(lm: LanguageModel, repeats: int) -> list[dict[str, Any]]:
     """A row for every way."""
-    phi0 = lm.subspace.initial(0)
-    at, half = Point(phi0, torch.full_like(phi0, 10.0)), bf16_here(lm.device).faster
-    tasks, strategy = random_tasks(lm), make_strategy(StrategyConfig(name="graph"), InnerConfig())
+    at, half = _start(lm), bf16_here(lm.device).faster
+    tasks, strategy = random_tasks(lm, PASSAGES), make_strategy(StrategyConfig(name="graph"), InnerConfig())
     costs: dict[str, list[Cost]] = {way: [] for way in WAYS}
     for repeat in range(repeats + 1):
         for way, (copies, chunks) in WAYS.items():
@@ -118,18 +119,43 @@ def measure(lm: LanguageModel, repeats: int) -> list[dict[str, Any]]:
     ]
 
 
+def trend(lm: LanguageModel, count: int) -> list[dict[str, Any]]:
+    """A row for each sixteenth of the tasks."""
+    at, half = _start(lm), bf16_here(lm.device).faster
+    lengths = torch.randint(PASSAGES[0], PASSAGES[-1], (count,), generator=torch.Generator().manual_seed(1)).tolist()
+    tasks, strategy = random_tasks(lm, lengths), make_strategy(StrategyConfig(name="graph"), InnerConfig())
+    size, rows = max(1, count // 16), []
+    for first in range(0, count, size):
+        found = cost(lm, at, tasks[first : first + size], strategy, half)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        rows.append(
+            {"tasks": first + size, "CPU s a task": found.seconds, "page faults": found.faults, "peak GB": peak}
+        )
+    return rows
+
+
+def _start(lm: LanguageModel) -> Point:
+    phi0 = lm.subspace.initial(0)
+    return Point(phi0, torch.full_like(phi0, 10.0))
+
+
 def main() -> None:
     """Print the table; write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="PATH")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--trend", type=int, default=0, metavar="TASKS")
     parser.add_argument("--json", default="", metavar="FILE")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = ModelConfig(path=arguments.model, subspace=SubspaceConfig(rank=16, alpha=32))
-    rows = measure(load_language_model(config, "cpu"), arguments.repeats)
+    lm = load_language_model(config, "cpu")
+    rows = trend(lm, arguments.trend) if arguments.trend else measure(lm, arguments.repeats)
     show(rows)
-    figures = {"seconds_a_task": rows[0]["CPU s a task"], "time_over_neither": rows[0]["ratio"]}
+    if arguments.trend:
+        figures = {"last_over_first": rows[-1]["CPU s a task"] / rows[0]["CPU s a task"]}
+    else:
+        figures = {"seconds_a_task": rows[0]["CPU s a task"], "time_over_neither": rows[0]["ratio"]}
     if arguments.json:
         write(arguments.json, figures, rows, torch.device("cpu"))
 

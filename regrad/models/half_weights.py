@@ -1,4 +1,4 @@
-"""A model's frozen weights in bf16, as autocast makes them anew for every pass: a fifth of a small model's training."""
+"""A model's frozen weights in bf16, which autocast would make anew in every pass."""
 
 from __future__ import annotations
 

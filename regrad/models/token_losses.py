@@ -68,8 +68,9 @@ class _Head:
         """None if the logits are not such a product, or if its weights are trained or only there in a forward pass."""
         module = lm.model.get_output_embeddings()  # type: ignore[operator]
         factor = lm.architecture.logit_factor(lm.text_config)
-        sharded = hasattr(module.weight, "ds_id")  # DeepSpeed's: the rest of the weights is with other workers
-        if factor is None or type(module) is not nn.Linear or sharded or module.weight.requires_grad:
+        if factor is None or type(module) is not nn.Linear or module.weight.requires_grad:
+            return None
+        if hasattr(module.weight, "ds_id"):  # DeepSpeed's: the rest of the weights is with other workers
             return None
         dtype = lm.compute_dtype
         return _Head(module.weight.to(dtype), None if module.bias is None else module.bias.to(dtype), factor)

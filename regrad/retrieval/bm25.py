@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -84,7 +85,9 @@ class LuceneRetriever(Retriever):
     def close(self) -> None:
         """Release the index and the store."""
         super().close()
-        lucene().ask("close", name=self._name)
+        if lucene().pid is not None:  # else there is nothing to release, and asking would start it
+            with suppress(RetrievalError):  # it ended meanwhile
+                lucene().ask("close", name=self._name)
 
     def _open(self) -> None:
         lucene().ask("open", name=self._name, folder=self._lucene, k1=self._settings.k1, b=self._settings.b)

@@ -57,6 +57,13 @@ def test_a_killed_process_costs_no_search(index: str, process: LuceneProcess) ->
         assert retriever.search_ids(["word7", "what all share"], 5) == before
 
 
+def test_closing_an_index_starts_nothing(index: str, process: LuceneProcess) -> None:
+    retriever = open_retriever(index)
+    process.stop()
+    retriever.close()
+    assert process.pid is None
+
+
 def test_a_process_killed_in_an_index_is_an_error_and_leaves_nothing(tmp_path: Path, process: LuceneProcess) -> None:
     def passages() -> Iterator[Passage]:
         for number in range(50_000):
