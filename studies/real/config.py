@@ -40,7 +40,9 @@ class RealConfig(Settings):
     report: Location | None = Field(None, description="the report; below the output if null")
     quick: bool = Field(False, description="too few questions for a verdict; the report says so")
     start: Location | None = Field(None, description="a ready MetaInit in place of the training of the first seed")
-    start_icl: Location | None = Field(None, description="the same for ReGrad + ICL")
+    start_icl: Location | None = Field(
+        None, description="the same for ReGrad + ICL; null: trained on from the plain one"
+    )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="of the meta-trained starts")
     sets: tuple[SetName, ...] = Field(SET_NAMES, min_length=1, description="what is asked; squad_dev is always among")
     questions: int = Field(160, ge=8, description="of each set, drawn by id")
@@ -61,6 +63,6 @@ class RealConfig(Settings):
             raise ValueError(f"retrieved_sets has {', '.join(missing)}, which sets has not")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds has a number twice: {self.seeds}")
-        if (self.start is None) != (self.start_icl is None):
-            raise ValueError("start and start_icl are given together or not at all")
+        if self.start_icl and not self.start:
+            raise ValueError("start_icl is given, but not the plain start that it goes with: start")
         return self

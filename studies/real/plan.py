@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +50,21 @@ def _starts(config: RealConfig) -> Iterator[Step]:
     yield Step("start raw", Function(_raw, config, ("output", "model")), _start(config, "raw"), frozenset({"model"}))
     for seed in config.seeds:
         plain, icl = f"regrad-{seed}", f"icl-{seed}"
-        if config.start and seed == config.seeds[0]:
-            given = Function(_given, config, ("output", "start", "start_icl", "seeds"))
-            yield Step(f"start {plain}", given, _start(config, plain))
-            yield Step(
-                f"start {icl}", Function(_nothing, config, ()), _start(config, icl), frozenset({f"start {plain}"})
-            )
+        first = seed == config.seeds[0]
+        if config.start and first:
+            yield _ready(config, plain, "start")
+        else:
+            yield _training(config, plain, seed, config.steps.regrad)
+        if config.start_icl and first:
+            yield _ready(config, icl, "start_icl")
             continue
-        steps = config.steps
-        yield _training(config, plain, seed, steps.regrad)
         later = [f"start_from={_start(config, plain)}", "optimizer.lr=5.0e-4", "optimizer.step_size_lr=1.0e-2"]
-        yield _training(config, icl, seed, steps.icl, [*later, "shape.in_prompt=true"], [f"start {plain}"])
+        yield _training(config, icl, seed, config.steps.icl, [*later, "shape.in_prompt=true"], [f"start {plain}"])
+
+
+def _ready(config: RealConfig, name: str, key: str) -> Step:
+    take = partial(_given, uri=getattr(config, key), name=name)
+    return Step(f"start {name}", Function(take, config, ("output", "model", key)), _start(config, name))
 
 
 def _training(
@@ -220,13 +226,8 @@ def _raw(config: RealConfig) -> str:
     return f"untrained MetaInit at {uri}"
 
 
-def _given(config: RealConfig) -> str:
-    seed = config.seeds[0]
-    for uri, name in ((config.start, f"regrad-{seed}"), (config.start_icl, f"icl-{seed}")):
-        if uri is not None:
-            MetaInit.load(uri).save(_start(config, name))
-    return f"the MetaInits {config.start} and {config.start_icl}"
-
-
-def _nothing(config: RealConfig) -> str:
-    return "taken over with the plain one"
+def _given(config: RealConfig, *, uri: str, name: str) -> str:
+    """The start as it is, told where this study's model lies."""
+    start = MetaInit.load(uri)
+    replace(start, model=start.model_at(config.model)).save(_start(config, name))
+    return f"the MetaInit {uri}"

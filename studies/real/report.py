@@ -137,12 +137,13 @@ def _head(report: Report) -> Iterator[str]:
 
 
 def _trained(config: RealConfig) -> str:
-    if config.start:
+    if config.start_icl:
         return f"once before (the MetaInits {config.start} and {config.start_icl})"
+    before = f"once before (the MetaInit {config.start})" if config.start else f"{config.steps.regrad} steps"
     seeds = "one seed" if len(config.seeds) == 1 else f"{len(config.seeds)} seeds"
     return (
-        f"{config.steps.regrad} steps of {config.batch_size} passages (ReGrad + ICL: {config.steps.icl} more with the "
-        f"passage in the prompt), {seeds}"
+        f"{before}, {config.batch_size} passages a step (ReGrad + ICL: {config.steps.icl} steps more with the passage "
+        f"in the prompt), {seeds}"
     )
 
 

@@ -10,10 +10,13 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+import torch
 
+import regrad
 from regrad.errors import ConfigError, EvaluationError
 from regrad.evaluation.output import CellCard, Planned
 from regrad.evaluation.records import Record, write_records
+from regrad.meta_init import MetaInit
 from regrad.settings import load_settings
 from regrad.storage import Storage
 from studies.real import plan
@@ -144,11 +147,30 @@ def test_every_step_has_valid_settings_and_needs_steps_before_it(name: str, tmp_
 
 
 def test_a_ready_start_is_taken_and_not_trained(tmp_path: Path) -> None:
-    config = RealConfig(output=str(tmp_path), start="a", start_icl="b")
-    trained = [s.name for s in plan.make_steps(config) if isinstance(s.work, Command) and s.work.verb == "train"]
-    assert trained == []
-    with pytest.raises(ValueError, match="together"):
-        RealConfig(start="a")
+    def trained(config: RealConfig) -> dict[str, Command]:
+        steps = plan.make_steps(config)
+        return {s.name: s.work for s in steps if isinstance(s.work, Command) and s.work.verb == "train"}
+
+    assert trained(RealConfig(output=str(tmp_path), start="a", start_icl="b")) == {}
+    (work,) = trained(RealConfig(output=str(tmp_path), start="a")).values()
+    assert work.settings.start_from == f"{tmp_path}/starts/regrad-0"
+    assert set(trained(RealConfig(output=str(tmp_path), start="a", seeds=(3, 4)))) == {
+        "start icl-3",
+        "start regrad-4",
+        "start icl-4",
+    }
+    with pytest.raises(ValueError, match="start_icl is given"):
+        RealConfig(start_icl="a")
+
+
+def test_a_ready_start_is_told_where_the_model_lies(tmp_path: Path) -> None:
+    ready = Path(regrad.__file__).parent / "starts" / "smollm2-135m"
+    config = RealConfig(output=str(tmp_path), start=str(ready), model=str(tmp_path / "model"))
+    (step,) = (step for step in plan.make_steps(config) if step.name == "start regrad-0")
+    step.run()
+    taken = MetaInit.load(f"{tmp_path}/starts/regrad-0")
+    assert taken.model.path == config.model
+    assert torch.equal(taken.phi0, MetaInit.load(str(ready)).phi0)
     with refused(ConfigError, "invalid"):
         load_settings(RealConfig, HERE / "standard.yaml", ["sets=[nq_open_oracle]"])
 
