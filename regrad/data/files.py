@@ -40,6 +40,7 @@ _BESIDE_DATA = re.compile(
     re.IGNORECASE,
 )
 
+_HIDDEN = (".", "_")
 _MAGIC = re.compile(r"[*?[]")
 
 _SHOWN = 5
@@ -68,16 +69,16 @@ def corpus_files(uri: str) -> list[CorpusFile]:
     return files
 
 
-def files_with(uri: str, endings: Sequence[str], what: str) -> list[CorpusFile]:
+def files_with(uri: str, endings: Sequence[str], what: str, hidden: tuple[str, ...] = _HIDDEN) -> list[CorpusFile]:
     """The file at `uri`, whatever its name; or those with one of the endings below it or matching it, sorted by path.
 
-    The text formats may be compressed. Raises `CorpusError`, which calls the files `what`, if there is none; others
-    that may be data are named in one line of the log.
+    The text formats may be compressed. Names that begin as `hidden` says are left out. Raises `CorpusError`, which
+    calls the files `what`, if there is none; others that may be data are named in one line of the log.
     """
     with reading(uri):
         fs, root = fsspec.core.url_to_fs(uri)
         fs.invalidate_cache()
-        found = _look_up(fs, root)
+        found = _look_up(fs, root, hidden)
     files = [
         CorpusFile(uri if path == root else _uri_of(path, uri, fs, root), int(info.get("size") or 0))
         for path, info in sorted(found.items())
@@ -168,20 +169,24 @@ def reading(uri: str) -> Iterator[None]:
         ) from error
 
 
-def _look_up(fs: Any, root: str) -> _Found:
+def _look_up(fs: Any, root: str, hidden: tuple[str, ...]) -> _Found:
     """The file at `root`, or what is below it, or what matches it. A name that exists is never taken for a glob."""
     try:
-        return _below(fs, root, fs.info(root))
+        return _below(fs, root, fs.info(root), hidden)
     except FileNotFoundError:
         if not has_magic(root):
             raise
     matches: _Found = fs.glob(root, detail=True)
     above = _MAGIC.split(root)[0].rpartition("/")[0]
-    shown = {path: info for path, info in matches.items() if not any(map(_hidden, _parts(path, above)))}
-    return {path: info for name, found in shown.items() for path, info in _below(fs, name, found).items()}
+    shown = {
+        path: info for path, info in matches.items() if not any(part.startswith(hidden) for part in _parts(path, above))
+    }
+    return {path: info for name, found in shown.items() for path, info in _below(fs, name, found, hidden).items()}
 
 
-def _below(fs: Any, path: str, info: dict[str, Any], above: frozenset[str] = frozenset()) -> _Found:
+def _below(
+    fs: Any, path: str, info: dict[str, Any], hidden: tuple[str, ...], above: frozenset[str] = frozenset()
+) -> _Found:
     """The file itself, or all files below the directory except hidden ones."""
     # A link to a directory is neither a file nor a directory in a listing. One that leads to where it is in is a loop.
     if info["type"] != "directory" and not (info.get("islink") and fs.isdir(path)):
@@ -194,17 +199,13 @@ def _below(fs: Any, path: str, info: dict[str, Any], above: frozenset[str] = fro
     for entry in fs.ls(path, detail=True):
         name = entry["name"].rstrip("/")
         # A store may list a directory as an entry of itself.
-        if name != path and not _hidden(_parts(name, path)[-1]):
-            files |= _below(fs, name, entry, above | {place})
+        if name != path and not _parts(name, path)[-1].startswith(hidden):
+            files |= _below(fs, name, entry, hidden, above | {place})
     return files
 
 
 def _parts(path: str, above: str) -> list[str]:
     return path.removeprefix(above).strip("/").split("/")
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith((".", "_"))
 
 
 def _uri_of(path: str, uri: str, fs: Any, root: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
@@ -23,7 +24,7 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 from regrad.errors import ModelError, PromptTooLong
 from regrad.models.architectures import Architecture, architecture_of, context_length
 from regrad.models.blocks import Blocks
-from regrad.models.checkpoint import check_finite, load_checkpoint, stored_tensors
+from regrad.models.checkpoint import check_finite, load_checkpoint, load_without_weights, stored_tensors
 from regrad.models.config import ModelConfig
 from regrad.models.gguf_file import dequantised, gguf_in
 from regrad.models.half_weights import HalfWeights
@@ -255,6 +256,26 @@ def resolve_path(path: str) -> str:
         raise ModelError(f"there is no model at {path}", code="not_found", path=path)
     file = gguf_in(Path(local))
     return local if file is None else str(dequantised(file))
+
+
+def load_fast_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer of a model, without its weights, or the one in a `tokenizer.json`: what counts tokens of a text.
+
+    Raises `ModelError` if there is none, or only one in Python.
+    """
+    local = resolve_path(path)
+    file = Path(local) if local.endswith(".json") else Path(local, "tokenizer.json")
+    if file.is_file():
+        try:
+            return Tokenizer.from_file(str(file))
+        except Exception as error:  # of the Rust library, which has no class of its own for it
+            raise ModelError(f"{file} is no tokenizer: {error}", code="no_tokenizer", path=path) from error
+    _, tokenizer = load_without_weights(local, path)
+    found = getattr(tokenizer, "_tokenizer", None)
+    if not isinstance(found, Tokenizer):
+        text = f"{path} has no tokenizer.json, only a tokenizer in Python, which is too slow for a corpus"
+        raise ModelError(text, code="no_tokenizer", path=path)
+    return found
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from regrad.bank.config import BuildConfig
 from regrad.cli.options import settings_options
-from regrad.data.documents import ChunkConfig
+from regrad.data.chunks import ChunkConfig
 from regrad.models.config import ModelPath
 from regrad.retrieval.config import IndexConfig
 from regrad.settings import Location, Settings, load_settings
@@ -67,7 +67,7 @@ class TryConfig(Settings):
 @click.option("--browser/--no-browser", default=True, help="Open the page when it is up.")
 @click.option("--ask", "question", metavar="QUESTION", help="Ask this question in every way, print the answers, end.")
 def try_(folder: str, config: Path, overrides: tuple[str, ...], browser: bool, question: str | None) -> None:
-    """Ask the text and Markdown files of FOLDER: by the model alone, by prompt, by gradients, by both.
+    """Ask the text, Markdown, HTML and PDF files of FOLDER: by the model alone, by prompt, by gradients, by both.
 
     The passages are indexed, their gradients computed, and a page opened at which each question is answered in all four
     ways. Run again after the files have changed, it computes only what is new.

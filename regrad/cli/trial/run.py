@@ -9,19 +9,18 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from ray_jobs import build_bank, index_corpus
 from ray_jobs.cluster import cluster, joined
 from regrad.cli.options import printable, wait_until_stopped
 from regrad.cli.trial import MODEL, TryConfig
 from regrad.client import AnswerClient
-from regrad.data.documents import Reading, find_documents, read_documents
+from regrad.data.chunks import Reading, read_documents
+from regrad.data.documents import find_documents
 from regrad.data.passages import encode_passages
 from regrad.meta_init import MetaInit
 from regrad.models.known import get_model
-from regrad.models.loading import resolve_path
+from regrad.models.loading import load_fast_tokenizer
 from regrad.storage import Storage
 from regrad.text import listed
 from serve_app.app import check_port, serving
@@ -63,19 +62,13 @@ def prepare(folder: str, meta_init: MetaInit, config: TryConfig, say: Say) -> Re
     if config.model is not None and not Path(config.model).exists():
         say(f"fetching {MODEL} (98 MB, once)")
         get_model(MODEL, config.model)
-    reading = read_documents(folder, tokenizer_of(meta_init.model_at(config.model).path), config.chunks)
+    reading = read_documents(folder, load_fast_tokenizer(meta_init.model_at(config.model).path), config.chunks)
     storage = Storage(config.output)
     storage.write("passages.jsonl", encode_passages(reading.passages))
     storage.write("banked.jsonl", encode_passages(reading.passages[: config.most_banked]))
     for line in describe(reading, config.most_banked):
         say(line)
     return reading
-
-
-def tokenizer_of(model: str) -> Tokenizer:
-    """The model's own, without loading its weights."""
-    found: Tokenizer = AutoTokenizer.from_pretrained(resolve_path(model), trust_remote_code=False)._tokenizer
-    return found
 
 
 def describe(reading: Reading, most_banked: int) -> list[str]:

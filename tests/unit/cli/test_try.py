@@ -8,8 +8,8 @@ from click.testing import CliRunner
 from regrad.cli.main import regrad
 from regrad.cli.trial import TryConfig
 from regrad.cli.trial.run import describe, prepare
+from regrad.data.chunks import Reading
 from regrad.data.corpora import read_passages
-from regrad.data.documents import Reading
 from regrad.data.passages import Passage
 from regrad.errors import CorpusError, MetaInitError
 from regrad.meta_init import random_meta_init
@@ -58,7 +58,7 @@ def test_a_missing_folder_or_start_is_found_before_anything_is_fetched(
 ) -> None:
     monkeypatch.setattr("regrad.cli.trial.run.get_model", lambda *arguments: pytest.fail("fetched"))
     runner = CliRunner()
-    with refused(CorpusError, "no_folder"):
+    with refused(CorpusError, "not_found"):
         runner.invoke(regrad, ["try", f"{tmp_path}/none"], catch_exceptions=False)
     (tmp_path / "note.txt").write_text("A note.")
     with refused(MetaInitError, "not_found"):

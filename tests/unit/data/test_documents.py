@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from regrad.data.documents import ChunkConfig, Reading, read_documents
+from regrad.data.chunks import ChunkConfig, Reading, read_documents
 from regrad.errors import CorpusError
+from tests.tools.pdf import pdf
 
 
 def words() -> Tokenizer:
@@ -46,6 +48,15 @@ def test_no_passage_is_longer_than_asked_and_no_word_is_lost(tmp_path: Path) -> 
     assert [p.id for p in found[:2]] == ["long.txt:1", "long.txt:1.2"]
 
 
+def test_a_tokenizer_that_cuts_and_pads_counts_all_tokens(tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text(" ".join(f"word{n}" for n in range(500)))
+    tokenizer = words()
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=64)
+    found = read_documents(str(tmp_path), tokenizer, ChunkConfig(max_tokens=32)).passages
+    assert [len(p.text.split()) for p in found] == [32] * 15 + [20]
+
+
 def test_headings_of_markdown_become_titles_and_those_in_code_do_not(tmp_path: Path) -> None:
     code = "```\n# a comment\nmake\n```"
     text = f"---\ntag: x\n---\n# Guide\n\nHow it works.\n\n## Installing\n\nRun it.\n\n{code}\n\nThen wait.\n"
@@ -77,17 +88,79 @@ def test_a_file_that_is_no_text_is_named_with_the_reason_and_stops_nothing(tmp_p
     assert "line 2 has 1,000,000 characters" in reading.left_out["packed.md"]
 
 
-@pytest.mark.parametrize("what", ["nothing", "no words", "a file", "not there"])
-def test_a_folder_without_text_is_refused(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "code"), [("nothing", "no_file"), ("no words", "no_documents"), ("not there", "not_found")]
+)
+def test_a_folder_without_text_is_refused(tmp_path: Path, what: str, code: str) -> None:
     folder = tmp_path / "folder"
-    if what == "a file":
-        folder.write_text("words")
-    elif what != "not there":
+    if what != "not there":
         folder.mkdir()
     if what == "no words":
         (folder / "empty.txt").write_text(" \n")
-    code = "corpus.no_folder" if what in ("a file", "not there") else "corpus.no_documents"
     with pytest.raises(CorpusError) as raised:
         read(folder)
-    assert raised.value.code == code
+    assert raised.value.code == f"corpus.{code}"
     assert ("empty.txt" in str(raised.value)) == (what == "no words")
+
+
+def test_one_file_will_do_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "NOTES").write_text("The harbour burned down.")
+    assert [p.id for p in read(tmp_path / "NOTES").passages] == ["NOTES:1"]
+
+
+def test_names_with_an_underscore_are_read_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    for name in ("_posts", ".git"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "_a.md").write_text(f"Text of {name}.")
+    assert [p.id for p in read(tmp_path).passages] == ["_posts/_a.md:1"]
+
+
+PAGE = """<!doctype html>
+<html><head><meta charset="latin-1"><title>The old harbour</title><script>evil()</script></head><body>
+<nav>Home</nav><h1>The old harbour</h1>
+<p>Built in <b>1871</b> by <a href="x">two brothers</a> from Zürich.</p>
+<h2>The fire</h2><ul><li>It burned_down in 1902.</li></ul><style>p {}</style></body></html>"""
+
+
+def test_a_web_page_is_read_with_its_headings_and_without_its_scripts(tmp_path: Path) -> None:
+    (tmp_path / "harbour.html").write_bytes(PAGE.encode("latin-1"))
+    found = read(tmp_path, 20).passages
+    assert [(p.id, p.title) for p in found] == [
+        ("harbour.html:1", "The old harbour"),
+        ("harbour.html:2", "The old harbour: The fire"),
+    ]
+    assert "Built in 1871 by two brothers from Zürich." in found[0].text
+    assert "* It burned_down in 1902." in found[1].text
+    assert not any(word in p.text for p in found for word in ("evil", "Home", "p {}"))
+
+
+def test_a_pdf_is_cited_by_page(tmp_path: Path) -> None:
+    (tmp_path / "report.pdf").write_bytes(pdf("The harbour was built in 1871.", "", "It burned down in 1902."))
+    found = read(tmp_path).passages
+    assert [(p.id, p.title, p.text) for p in found] == [
+        ("report.pdf:p1", "report", "The harbour was built in 1871."),
+        ("report.pdf:p3", "report", "It burned down in 1902."),
+    ]
+
+
+def test_a_pdf_without_text_a_damaged_one_and_a_deep_page_are_named(tmp_path: Path) -> None:
+    (tmp_path / "scan.pdf").write_bytes(pdf("", ""))
+    (tmp_path / "cut.pdf").write_bytes(pdf("The harbour was built in 1871.")[:90])
+    (tmp_path / "no.pdf").write_bytes(b"words")
+    (tmp_path / "deep.html").write_text("<div>" * 5000 + "x")
+    (tmp_path / "good.txt").write_text("The harbour burned down.")
+    left_out = read(tmp_path).left_out
+    assert sorted(left_out) == ["cut.pdf", "deep.html", "no.pdf", "scan.pdf"]
+    assert "its 2 pages have no text, as scanned ones" in left_out["scan.pdf"]
+    assert "nested too deeply" in left_out["deep.html"]
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.html"])
+def test_without_the_library_it_is_said_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pypdf", None)
+    monkeypatch.setitem(sys.modules, "bs4", None)
+    (tmp_path / name).write_bytes(pdf("words"))
+    with pytest.raises(CorpusError, match=r"pip install 'regrad\[documents\]'"):
+        read(tmp_path)

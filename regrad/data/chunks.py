@@ -1,0 +1,168 @@
+"""Documents and long records cut into passages: between sentences, each with the place that it is from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from pydantic import Field
+from semantic_text_splitter import MarkdownSplitter, TextSplitter
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+from regrad.data.documents import DOCUMENTS, Document, check_text, find_documents, name_in, read_document
+from regrad.data.passages import Passage
+from regrad.errors import CorpusError
+from regrad.settings import Settings
+from regrad.text import listed
+
+_SHOWN = 3
+_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
+_FENCED = re.compile(r"^(`{3,}|~{3,}).*?(^\1|\Z)", re.MULTILINE | re.DOTALL)
+_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+
+
+class ChunkConfig(Settings):
+    """How documents are cut into passages."""
+
+    max_tokens: int = Field(200, ge=16, description="the longest passage, in tokens of the base model")
+
+
+class Chunker:
+    """Cuts texts into pieces of at most `max_tokens` tokens of a tokenizer; without one a token is a word."""
+
+    def __init__(self, tokenizer: Tokenizer | None, max_tokens: int) -> None:
+        self._tokenizer = _words() if tokenizer is None else _counting(tokenizer)
+        self._most = max_tokens
+        self._plain, self._marked = (
+            kind.from_huggingface_tokenizer(self._tokenizer, max_tokens) for kind in (TextSplitter, MarkdownSplitter)
+        )
+
+    def document(self, document: Document) -> Iterator[Passage]:
+        """Those pieces that have words.
+
+        The id is the document's name and the place (`march.md:12`, `report.pdf:p3`; `page.html:2` is the second piece),
+        with a number more from the second piece that begins there. The title is the document's, with the nearest
+        heading.
+        """
+        headings = _Headings(document)
+        ids: dict[str, int] = {}
+        splitter = self._marked if document.is_markdown else self._plain
+        for start, chunk in splitter.chunk_indices(document.text):
+            if not _has_words(chunk) or start + len(chunk) <= headings.begin:
+                continue
+            where = document.place(start) if document.place else str(len(ids) + 1)
+            place = f"{document.name}:{where}"
+            ids[place] = ids.get(place, 0) + 1
+            identifier = place if ids[place] == 1 else f"{place}.{ids[place]}"
+            yield Passage(identifier, headings.title(start), chunk)
+
+    def record(self, passage: Passage) -> list[Passage]:
+        """The passage itself if it is short enough, else its pieces: their ids are its own with `#1`, `#2`, ...
+
+        Raises `CorpusError` if the text is none.
+        """
+        check_text(passage.text)
+        if self._is_short(passage.text):
+            return [passage]
+        chunks = [chunk for _, chunk in self._plain.chunk_indices(passage.text) if _has_words(chunk)]
+        return [replace(passage, id=f"{passage.id}#{n}", text=chunk) for n, chunk in enumerate(chunks, start=1)]
+
+    def _is_short(self, text: str) -> bool:
+        if len(text) <= self._most and text.isascii():  # a token is a character or more
+            return True
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids) <= self._most
+
+
+def _counting(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that counts all tokens: an encoder's own cuts every text at its longest input."""
+    copy: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _words() -> Tokenizer:
+    """A token for each word, and for each sign of a script without spaces."""
+    words = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    words.normalizer = BertNormalizer(clean_text=False, handle_chinese_chars=True, strip_accents=False, lowercase=False)
+    words.pre_tokenizer = WhitespaceSplit()
+    return words
+
+
+def _has_words(text: str) -> bool:
+    return any(character.isalnum() for character in text)
+
+
+class _Headings:
+    """A document's titles by position; only Markdown, and what became Markdown, has any beside its own."""
+
+    def __init__(self, document: Document) -> None:
+        text = document.text if document.is_markdown else ""
+        fenced = [match.span() for match in _FENCED.finditer(text)]
+        self._found = [
+            (match.start(), match[1])
+            for match in _HEADING.finditer(text)
+            if not any(start <= match.start() < end for start, end in fenced)
+        ]
+        own = document.place is not None and self._found  # of an HTML page its <title> counts
+        self._document = self._found[0][1] if own else document.title
+        match = _FRONT_MATTER.match(text)
+        self.begin = match.end() if match else 0
+
+    def title(self, start: int) -> str:
+        above = [title for at, title in self._found if at <= start]
+        section = above[-1] if above else self._document
+        return self._document if section == self._document else f"{self._document}: {section}"
+
+
+@dataclass
+class Reading:
+    """What a folder gave: passages, how many files they are from, and which files were left out and why."""
+
+    passages: list[Passage] = field(default_factory=list)
+    files: int = 0
+    repeated: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def read_documents(folder: str, tokenizer: Tokenizer, config: ChunkConfig) -> Reading:
+    """The passages of every document below `folder`, in the order of their paths.
+
+    A text that was there before is left out. Raises `CorpusError` if there is no such folder, or nothing in it that can
+    be read; a file that cannot be is in `left_out`.
+    """
+    reading = Reading()
+    seen: set[str] = set()
+    chunker = Chunker(tokenizer, config.max_tokens)
+    for file in find_documents(folder):
+        name = name_in(folder, file.uri)
+        try:
+            found = [p for document in read_document(name, file.uri) for p in chunker.document(document)]
+        except CorpusError as error:
+            reading.left_out[name] = str(error)
+            continue
+        reading.files += bool(found)
+        if not found:
+            reading.left_out[name] = "it has no words"
+        for passage in found:
+            reading.repeated += passage.text in seen
+            if passage.text not in seen:
+                seen.add(passage.text)
+                reading.passages.append(passage)
+    if not reading.passages:
+        raise _nothing(folder, reading)
+    return reading
+
+
+def _nothing(folder: str, reading: Reading) -> CorpusError:
+    why = listed([f"{name}: {reason}" for name, reason in reading.left_out.items()], _SHOWN)
+    return CorpusError(
+        f"{folder} has no text that can be read ({why}); text is in files that end in {', '.join(DOCUMENTS)}",
+        code="no_documents",
+        path=folder,
+        left_out=len(reading.left_out),
+    )
