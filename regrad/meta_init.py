@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from regrad.errors import MetaInitError, ModelError
+from regrad.errors import BankError, MetaInitError, ModelError
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, load_adapter, save_adapter
@@ -70,10 +71,25 @@ class MetaInit:
         """The base model's settings, with `path`, if given, as the place of its weights."""
         return self.model if path is None else self.model.model_copy(update={"path": path})
 
+    @cached_property
+    def alpha_P(self) -> Tensor:
+        """The step size of each number of phi0, float32."""
+        return self.subspace.per_tensor(self.step_sizes).float()
+
     def update(self, gradient_sum_P: Tensor, gamma: float = 1.0) -> Tensor:
-        """phi0 - gamma * alpha * (sum of atoms), [P] float32 (paper, eq. 3; gamma is used at inference only)."""
-        alpha_P = self.subspace.per_tensor(self.step_sizes)
-        return self.phi0 - gamma * alpha_P * gradient_sum_P.to(self.phi0)
+        """phi0 - gamma * alpha * (sum of atoms), [P] float32 (paper, eq. 3; gamma is used at inference only).
+
+        Raises `BankError` for a sum of another size.
+        """
+        if gradient_sum_P.shape != self.phi0.shape:
+            expected, found = self.phi0.numel(), gradient_sum_P.numel()
+            raise BankError(
+                f"expected a sum of {expected} numbers, as the MetaInit has, found {found}: the bank is of another",
+                code="wrong_size",
+                expected=expected,
+                found=found,
+            )
+        return torch.addcmul(self.phi0, self.alpha_P, gradient_sum_P.to(self.phi0), value=-gamma)
 
     def check_base(self, lm: LanguageModel) -> None:
         """Raise `MetaInitError` unless `lm` has the weights and the subspace that this MetaInit was made with."""

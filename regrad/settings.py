@@ -132,7 +132,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
 
 def _position(items: list[Any], part: str, refuse: Callable[[str], ConfigError]) -> int:
     if not re.fullmatch("[0-9]+", part) or int(part) >= len(items):
-        raise refuse(f": {part!r} is no position in a list of {counted(len(items), 'item')} (the first is 0)")
+        raise refuse(f": {part!r} is not a position in a list of {counted(len(items), 'item')} (the first is 0)")
     return int(part)
 
 

@@ -28,7 +28,7 @@ def corpus(sources: tuple[str, ...], output: str, tokenizer: str | None, max_tok
     config = parse_settings(CorpusConfig, given, "the command line")
     counting = None
     if config.tokenizer:
-        from regrad.models.loading import load_fast_tokenizer
+        from regrad.models.fast_tokenizer import load_fast_tokenizer
 
         counting = load_fast_tokenizer(config.tokenizer)
 

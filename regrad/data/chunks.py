@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from pydantic import Field
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
@@ -13,22 +13,19 @@ from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from regrad.data.documents import DOCUMENTS, Document, check_text, find_documents, name_in, read_document
+from regrad.data.documents import Document, check_text
 from regrad.data.passages import Passage
-from regrad.errors import CorpusError
 from regrad.settings import Settings
-from regrad.text import listed
 
-_SHOWN = 3
 _HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
 _FENCED = re.compile(r"^(`{3,}|~{3,}).*?(^\1|\Z)", re.MULTILINE | re.DOTALL)
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 
 
 class ChunkConfig(Settings):
-    """How documents are cut into passages."""
+    """How texts are cut into passages."""
 
-    max_tokens: int = Field(200, ge=16, description="the longest passage, in tokens of the base model")
+    max_tokens: int = Field(200, ge=16, description="the longest passage, in tokens")
 
 
 class Chunker:
@@ -117,52 +114,3 @@ class _Headings:
         above = [title for at, title in self._found if at <= start]
         section = above[-1] if above else self._document
         return self._document if section == self._document else f"{self._document}: {section}"
-
-
-@dataclass
-class Reading:
-    """What a folder gave: passages, how many files they are from, and which files were left out and why."""
-
-    passages: list[Passage] = field(default_factory=list)
-    files: int = 0
-    repeated: int = 0
-    left_out: dict[str, str] = field(default_factory=dict)
-
-
-def read_documents(folder: str, tokenizer: Tokenizer, config: ChunkConfig) -> Reading:
-    """The passages of every document below `folder`, in the order of their paths.
-
-    A text that was there before is left out. Raises `CorpusError` if there is no such folder, or nothing in it that can
-    be read; a file that cannot be is in `left_out`.
-    """
-    reading = Reading()
-    seen: set[str] = set()
-    chunker = Chunker(tokenizer, config.max_tokens)
-    for file in find_documents(folder):
-        name = name_in(folder, file.uri)
-        try:
-            found = [p for document in read_document(name, file.uri) for p in chunker.document(document)]
-        except CorpusError as error:
-            reading.left_out[name] = str(error)
-            continue
-        reading.files += bool(found)
-        if not found:
-            reading.left_out[name] = "it has no words"
-        for passage in found:
-            reading.repeated += passage.text in seen
-            if passage.text not in seen:
-                seen.add(passage.text)
-                reading.passages.append(passage)
-    if not reading.passages:
-        raise _nothing(folder, reading)
-    return reading
-
-
-def _nothing(folder: str, reading: Reading) -> CorpusError:
-    why = listed([f"{name}: {reason}" for name, reason in reading.left_out.items()], _SHOWN)
-    return CorpusError(
-        f"{folder} has no text that can be read ({why}); text is in files that end in {', '.join(DOCUMENTS)}",
-        code="no_documents",
-        path=folder,
-        left_out=len(reading.left_out),
-    )

@@ -14,14 +14,14 @@ from typing import IO
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from regrad.data.chunks import Chunker
+from regrad.data.chunks import ChunkConfig, Chunker
 from regrad.data.corpora import read_raw
 from regrad.data.documents import DOCUMENTS, find_documents, name_in, read_document
 from regrad.data.files import CorpusFile, compression, corpus_files
-from regrad.data.jsonl import encode_jsonl
+from regrad.data.jsonl import encode_jsonl, read_jsonl
 from regrad.data.passages import Passage, encode_passages
 from regrad.errors import CorpusError
-from regrad.settings import Location, Settings
+from regrad.settings import Location
 from regrad.storage import check_replaceable, directory_writer
 from regrad.text import counted
 
@@ -33,7 +33,7 @@ _EVERY_SECONDS = 10.0
 _BEIR = ("corpus.jsonl", "queries.jsonl")
 
 
-class CorpusConfig(Settings):
+class CorpusConfig(ChunkConfig):
     """`regrad corpus`: what is read, and how it is cut."""
 
     sources: tuple[Location, ...] = Field(min_length=1, description="files, directories and globs, on any storage URI")
@@ -41,7 +41,6 @@ class CorpusConfig(Settings):
     tokenizer: str | None = Field(
         None, description="a model's directory or hub name, or a tokenizer.json; null: a token is a word"
     )
-    max_tokens: int = Field(200, ge=16, description="the longest passage, in tokens")
     strict: bool = Field(False, description="stop at the first record or file that cannot be used")
 
 
@@ -54,7 +53,9 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
+    """One of a corpus's sources: its files, which are documents or hold records."""
+
     uri: str
     files: list[CorpusFile]
     are_documents: bool
@@ -82,7 +83,7 @@ class CorpusMaker:
         """Make it; returns one line. Raises `CorpusError` if nothing can be used, or, if strict, at the first fault."""
         config = self._config
         check_replaceable(config.output, CARD)
-        sources = [_source(uri) for uri in config.sources]  # a wrong path stops before hours of work
+        sources = [find_source(uri) for uri in config.sources]  # a wrong path stops before hours of work
         with directory_writer(config.output, CARD) as folder:
             with open(folder / PASSAGES, "wb") as passages, open(folder / REJECTED, "wb") as rejected:
                 for source in sources:
@@ -94,7 +95,7 @@ class CorpusMaker:
             self._write_card(folder)
         return f"corpus at {config.output}: {self._summary()}"
 
-    def _take(self, source: _Source, file: CorpusFile, passages: IO[bytes], rejected: IO[bytes]) -> None:
+    def _take(self, source: Source, file: CorpusFile, passages: IO[bytes], rejected: IO[bytes]) -> None:
         """What one file gives goes into one of both files."""
         self._counts["files"] += 1
         for one in self._document(source, file) if source.are_documents else self._records(file):
@@ -112,7 +113,7 @@ class CorpusMaker:
                 self._said = time.monotonic()
                 self._say(f"{file.uri}: {self._summary()}")
 
-    def _document(self, source: _Source, file: CorpusFile) -> Iterator[Passage | Rejected]:
+    def _document(self, source: Source, file: CorpusFile) -> Iterator[Passage | Rejected]:
         name = name_in(source.uri, file.uri)
         empty = True
         try:
@@ -151,7 +152,7 @@ class CorpusMaker:
             return None
         identifier = _hash(passage.id)
         if identifier in self._ids:
-            return Rejected(passage.id, "this id was there before, with another text")
+            return Rejected(passage.id, "this id was already used for another text")
         self._texts.add(text)
         self._ids.add(identifier)
         return passage
@@ -175,18 +176,21 @@ class CorpusMaker:
         (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
 
 
-def _source(uri: str) -> _Source:
-    """The record files there, or, if there are none, the documents. Of a BEIR data set its corpus alone is read."""
+def find_source(uri: str) -> Source:
+    """The files with records there, or, if there are none, the documents; of a BEIR data set its corpus alone.
+
+    Raises `CorpusError` if there is neither.
+    """
     plain = uri.lower().removesuffix(compression(uri))
     if plain.endswith(DOCUMENTS):
-        return _Source(uri, find_documents(uri), True)
+        return Source(uri, find_documents(uri), True)
     try:
         files = corpus_files(uri)
     except CorpusError as error:
         if error.code != "corpus.no_file":
             raise
-        return _Source(uri, find_documents(uri), True)
-    return _Source(uri, _without_queries(uri, files), False)
+        return Source(uri, find_documents(uri), True)
+    return Source(uri, _without_queries(uri, files), False)
 
 
 def _without_queries(uri: str, files: list[CorpusFile]) -> list[CorpusFile]:
@@ -202,3 +206,8 @@ def _unpacked(name: str) -> str:
 
 def _hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def read_rejected(uri: str) -> list[Rejected]:
+    """What was left out of the corpus at `uri`, and why."""
+    return [Rejected(record["where"], record["reason"]) for _, record in read_jsonl(f"{uri}/{REJECTED}")]

@@ -17,11 +17,11 @@ HTML = (".html", ".htm", ".xhtml")
 PDF = (".pdf",)
 DOCUMENTS = (".txt", ".text", ".rst", *MARKDOWN, *HTML, *PDF)
 _MOST_BYTES = 32 * 1024 * 1024
-# More of these in a row are no text (base64, minified code), and slow to cut. Scripts without spaces have other signs.
+# More of these in a row are not text (base64, minified code), and slow to cut. Scripts without spaces have other signs.
 _LONGEST_WORD = 2000
 _NO_WORD = re.compile(r"[!-~]{%d,}" % _LONGEST_WORD)  # noqa: UP031
 _NO_TEXT_OF_A_PAGE = ("script", "style", "noscript", "template", "nav", "head")
-_INSTALL = "reading {} needs a library more: pip install 'regrad[documents]'"
+_INSTALL = "reading {} needs another library: pip install 'regrad[documents]'"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def name_in(uri: str, file: str) -> str:
 def read_document(name: str, uri: str) -> list[Document]:
     """One, or of a PDF file one a page: no passage is of two pages, so that it can be cited.
 
-    Raises `CorpusError` for what is no text, or more than one document should be; the error does not name the file.
+    Raises `CorpusError` for what is not text, or is larger than a document should be; the error does not name the file.
     """
     data = read_whole(uri, _MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
@@ -83,13 +83,13 @@ def _decoded(data: bytes) -> str:
 
 
 def check_text(text: str) -> None:
-    """Raise `CorpusError` if this is no text."""
+    """Raise `CorpusError` if this is not text."""
     if "\x00" in text:
-        raise CorpusError("it holds NUL characters, so it is no text", code="not_text")
+        raise CorpusError("it holds NUL characters, so it is not text", code="not_text")
     if len(text) >= _LONGEST_WORD and (longest := _NO_WORD.search(text)):
         line = text.count("\n", 0, longest.start()) + 1
         raise CorpusError(
-            f"line {line} has {len(longest[0]):,} characters without a space, so it is no text", code="not_text"
+            f"line {line} has {len(longest[0]):,} characters without a space, so it is not text", code="not_text"
         )
 
 
@@ -147,7 +147,7 @@ def _pdf(name: str, title: str, data: bytes) -> list[Document]:
         raise CorpusError(f"it cannot be read as PDF: {error}", code="damaged") from error
     if not any(any(map(str.isalnum, page)) for page in pages):
         many = f"{len(pages):,} page{'' if len(pages) == 1 else 's'}"
-        text = f"its {many} have no text, as scanned ones; recognise it first, for example with ocrmypdf"
+        text = f"its {many} have no text layer (scanned?); run OCR first, for example ocrmypdf"
         raise CorpusError(text, code="no_text_layer")
     title = str(heading).strip() or title
     return [Document(name, title, _checked(page), place=_page(number)) for number, page in enumerate(pages, start=1)]

@@ -106,7 +106,7 @@ def _misnamed(uri: str) -> str:
     if first == b"[":
         return AN_ARRAY
     advice = " (.jsonl if it has one JSON object a line)" if first == b"{" else ""
-    return f"is no file of a corpus; give it the right one of these endings{advice}: {_known(tuple(_FORMATS))}"
+    return f"is not a corpus file; give it the right one of these endings{advice}: {_known(tuple(_FORMATS))}"
 
 
 def file_format(path: str) -> str | None:
@@ -256,7 +256,7 @@ def each_line(uri: str) -> Iterator[Line]:
 
 
 def read_whole(uri: str, most: int) -> bytes:
-    """A file's content, unpacked, of which at most so many bytes; raises `CorpusError` if it cannot be read."""
+    """A file's content, unpacked, at most `most` bytes of it; raises `CorpusError` if it cannot be read."""
     with reading(uri):
         fs, path = fsspec.core.url_to_fs(uri)
         with fs.open(path, "rb", block_size=_REMOTE_BLOCK) as raw:

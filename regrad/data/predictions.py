@@ -41,7 +41,7 @@ def read_predictions(path: str, questions: Collection[Question]) -> dict[str, st
     data = storage.read(name, 0, _MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise EvaluationError(
-            f"{path} is larger than {_MOST_BYTES} bytes: it is no prediction file", code="too_large", uri=path
+            f"{path} is larger than {_MOST_BYTES} bytes: it is not a prediction file", code="too_large", uri=path
         )
     try:
         text = data.decode("utf-8-sig")

@@ -168,7 +168,7 @@ def read_record_table(storage: Storage, name: str) -> pa.Table:
                 records=rows,
             )
         missing = [column for column in RECORD.names if column not in file.schema_arrow.names]
-        refuse(f"{where} is no file of records", mismatch("columns missing", missing), "columns_missing")
+        refuse(f"{where} is not a file of records", mismatch("columns missing", missing), "columns_missing")
         table = file.read(columns=RECORD.names)
         notes = table.schema.metadata
         return table.select(RECORD.names).cast(RECORD).replace_schema_metadata(notes)

@@ -58,30 +58,17 @@ class BoundMetaInit:
     def _extractor(self) -> AtomExtractor:
         return AtomExtractor(self._lm, self._meta_init)
 
-    @cached_property
-    def _alpha_P(self) -> Tensor:
-        return self._meta_init.subspace.per_tensor(self._meta_init.step_sizes).float()
-
     def compute(self, passages: Sequence[Passage]) -> list[Extracted]:
         """The passages' atoms, computed now (ReGrad Online), or for each the reason why it has none."""
         return self._extractor.extract(passages)
 
     def update(self, total_P: Tensor, gamma: float) -> Update:
-        """phi0 - gamma * alpha * total, in float32 (paper, eq. 3). Raises `BankError` for a sum of another size."""
-        if total_P.shape != self._meta_init.phi0.shape:
-            expected, found = self._meta_init.phi0.numel(), total_P.numel()
-            raise BankError(
-                f"expected a sum of {expected} numbers, as the MetaInit has, found {found}: the bank is of another",
-                code="wrong_size",
-                expected=expected,
-                found=found,
-            )
-        vector_P = torch.addcmul(self._meta_init.phi0, self._alpha_P, total_P.float(), value=-gamma)
-        return Update(self._meta_init.subspace, vector_P)
+        """See `MetaInit.update`."""
+        return Update(self._meta_init.subspace, self._meta_init.update(total_P, gamma))
 
     def norms(self, parts_KP: Tensor, gamma: float) -> list[float]:
         """The Euclidean norm of each passage's step, gamma * alpha * gradient."""
-        norms: list[float] = (gamma * self._alpha_P * parts_KP.float()).norm(dim=1).tolist()
+        norms: list[float] = (gamma * self._meta_init.alpha_P * parts_KP.float()).norm(dim=1).tolist()
         return norms
 
     @torch.inference_mode()

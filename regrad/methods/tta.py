@@ -44,7 +44,7 @@ class TtaConfig(MethodSettings):
     adapt_on: Literal["passages", "suffixes"] = Field(
         "passages", description="predict all of a passage, or its second part from its first (TTARAG)"
     )
-    first: int | None = Field(None, ge=1, description="train on the first of the passages only, so many; all if null")
+    first: int | None = Field(None, ge=1, description="train on the first N passages only; all if null")
     accumulation: int | None = Field(
         None,
         ge=1,
@@ -86,7 +86,7 @@ class TtaragConfig(TtaConfig):
     weight_decay: float = Field(0.01, ge=0)
     clip: float | None = Field(0.1, gt=0, description="largest norm of a step's gradient; not clipped if null")
     adapt_on: Literal["passages", "suffixes"] = "suffixes"
-    first: int | None = Field(3, ge=1, description="train on the first of the passages only, so many; all if null")
+    first: int | None = Field(3, ge=1, description="train on the first N passages only; all if null")
     accumulation: int | None = Field(2, ge=1, description="as of tta")
     max_tokens: int | None = Field(512, ge=2, description="of a passage; the rest is cut off")
 

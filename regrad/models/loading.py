@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
@@ -24,7 +23,7 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 from regrad.errors import ModelError, PromptTooLong
 from regrad.models.architectures import Architecture, architecture_of, context_length
 from regrad.models.blocks import Blocks
-from regrad.models.checkpoint import check_finite, load_checkpoint, load_without_weights, stored_tensors
+from regrad.models.checkpoint import check_finite, load_checkpoint, stored_tensors
 from regrad.models.config import ModelConfig
 from regrad.models.gguf_file import dequantised, gguf_in
 from regrad.models.half_weights import HalfWeights
@@ -258,26 +257,6 @@ def resolve_path(path: str) -> str:
     return local if file is None else str(dequantised(file))
 
 
-def load_fast_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer of a model, without its weights, or the one in a `tokenizer.json`: what counts tokens of a text.
-
-    Raises `ModelError` if there is none, or only one in Python.
-    """
-    local = resolve_path(path)
-    file = Path(local) if local.endswith(".json") else Path(local, "tokenizer.json")
-    if file.is_file():
-        try:
-            return Tokenizer.from_file(str(file))
-        except Exception as error:  # of the Rust library, which has no class of its own for it
-            raise ModelError(f"{file} is no tokenizer: {error}", code="no_tokenizer", path=path) from error
-    _, tokenizer = load_without_weights(local, path)
-    found = getattr(tokenizer, "_tokenizer", None)
-    if not isinstance(found, Tokenizer):
-        text = f"{path} has no tokenizer.json, only a tokenizer in Python, which is too slow for a corpus"
-        raise ModelError(text, code="no_tokenizer", path=path)
-    return found
-
-
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 (hex) over all weights, sorted by name: name, dtype, shape, bytes."""
     digest = hashlib.sha256()
@@ -343,7 +322,7 @@ def _check_causal(lm: LanguageModel, ids_NT: Tensor, logits_NTV: Tensor) -> None
     other_NT = torch.cat([ids_NT[:, :-1], ids_NT[:, :1]], 1)
     if not _close(logits_NTV[:, :-1], lm.model(input_ids=other_NT, use_cache=False).logits[:, :-1]):
         raise ModelError(
-            f"in {type(lm.model).__name__}, as it is configured, tokens see those after them, so it is no language "
+            f"in {type(lm.model).__name__}, as it is configured, tokens see those after them, so it is not a language "
             "model; choose another one, or look at `is_causal` and `use_bidirectional_attention` in its config.json",
             code="not_causal",
             model=type(lm.model).__name__,

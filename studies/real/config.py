@@ -23,12 +23,16 @@ SET_NAMES: tuple[SetName, ...] = get_args(SetName)
 
 
 class RealStepsConfig(Settings):
-    """How long each thing is trained, in steps of 8 passages with up to 4 questions each."""
+    """How long each thing is trained, in steps of 8 passages with up to 4 questions each. 0: its rows are left out.
+
+    Run again with more than 0, the study computes only those rows.
+    """
 
     regrad: int = Field(320, ge=1, description="nothing in the prompt")
-    icl: int = Field(100, ge=1, description="from there on, with the passage in the prompt")
-    fine_tuning: int = Field(320, ge=1, description="ft-direct and ft-rag, on the same tasks")
-    cpt_epochs: int = Field(3, ge=1, description="of CPT over the passages that are asked about")
+    icl: int = Field(100, ge=0, description="from there on, with the passage in the prompt")
+    ft_direct: int = Field(320, ge=1, description="of 32 questions: as many as in 8 tasks")
+    ft_rag: int = Field(320, ge=0, description="the same with the passage in the prompt, which takes six times as long")
+    cpt_epochs: int = Field(3, ge=0, description="of CPT over the passages that are asked about")
 
 
 class RealConfig(Settings):
@@ -60,7 +64,7 @@ class RealConfig(Settings):
         if "squad_dev" not in self.sets:
             raise ValueError("sets: squad_dev must be among them, the figures are of it")
         if missing := [name for name in self.retrieved_sets if name not in self.sets]:
-            raise ValueError(f"retrieved_sets has {', '.join(missing)}, which sets has not")
+            raise ValueError(f"retrieved_sets has {', '.join(missing)}, not among sets")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds has a number twice: {self.seeds}")
         if self.start_icl and not self.start:

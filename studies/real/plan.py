@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,8 @@ def _starts(config: RealConfig) -> Iterator[Step]:
         if config.start_icl and first:
             yield _ready(config, icl, "start_icl")
             continue
+        if not _has_icl(config):
+            continue
         later = [f"start_from={_start(config, plain)}", "optimizer.lr=5.0e-4", "optimizer.step_size_lr=1.0e-2"]
         yield _training(config, icl, seed, config.steps.icl, [*later, "shape.in_prompt=true"], [f"start {plain}"])
 
@@ -84,18 +86,23 @@ def _training(
 
 def _rivals(config: RealConfig) -> Iterator[Step]:
     tasks = f"tasks={config.output}/tasks/train/train.jsonl"
-    steps = f"optimizer.steps={config.steps.fine_tuning}"
     needs = ["model", "tasks train"]
-    for name, objective in (("ft-direct", "questions"), ("ft-rag", "questions-with-passages")):
-        values = [tasks, steps, f"objective={objective}"]
+    trained = config.steps.ft_direct, config.steps.ft_rag
+    objectives = {"ft-direct": "questions", "ft-rag": "questions-with-passages"}
+    for steps, (name, objective) in zip(trained, objectives.items(), strict=True):
+        if not steps:
+            continue
+        values = [tasks, f"optimizer.steps={steps}", f"objective={objective}"]
         yield _command(config, f"adapter {name}", "finetune", f"adapters/{name}", needs, values)
+    if not config.steps.cpt_epochs:
+        return
     corpus = ["objective=passages", f"corpus={config.output}/sets/squad_dev/asked.jsonl", "optimizer.batch_size=8"]
     epochs = [f"optimizer.epochs={config.steps.cpt_epochs}", "tasks=null"]
     yield _command(config, "adapter cpt", "finetune", "adapters/cpt", ["model", "sets"], [*corpus, *epochs])
 
 
 def _banks(config: RealConfig) -> Iterator[Step]:
-    for seed in config.seeds:
+    for seed in config.seeds if _has_icl(config) else ():
         for name in config.sets:
             yield _bank(config, f"icl-{name}-{seed}", f"icl-{seed}", name, "bf16")
     for codec in CODECS:
@@ -111,10 +118,26 @@ def _bank(config: RealConfig, bank: str, start: str, of: str, codec: str) -> Ste
     return _command(config, f"bank {bank}", "build", f"banks/{bank}", ["sets", f"start {start}"], values)
 
 
+def _has_icl(config: RealConfig) -> bool:
+    """Whether ReGrad + ICL is among the rows."""
+    return bool(config.start_icl or config.steps.icl)
+
+
+def rows_left_out(config: RealConfig) -> set[str]:
+    """The names of rows that nothing is trained for."""
+    steps = config.steps
+    trained = {"regrad+icl": _has_icl(config), "ft-rag": bool(steps.ft_rag), "cpt": bool(steps.cpt_epochs)}
+    return {name for name, there in trained.items() if not there}
+
+
 def _evaluations(config: RealConfig) -> Iterator[Step]:
-    starts = [f"start {kind}-{seed}" for kind in ("regrad", "icl") for seed in config.seeds]
-    rivals = ["adapter ft-direct", "adapter ft-rag"]
-    icl = [f"bank icl-{name}-{seed}" for name in config.sets for seed in config.seeds]
+    left_out = rows_left_out(config)
+    kinds = ("regrad", "icl") if _has_icl(config) else ("regrad",)
+    starts = [f"start {kind}-{seed}" for kind in kinds for seed in config.seeds]
+    adapters = {name: f"adapter {name}" for name in ("ft-direct", "ft-rag", "cpt") if name not in left_out}
+    rivals = [step for name, step in adapters.items() if name != "cpt"]
+    controls_need = [step for name, step in adapters.items() if name != "ft-direct"]
+    icl = [f"bank icl-{name}-{seed}" for name in config.sets for seed in config.seeds if _has_icl(config)]
     single = [name for name in config.sets if name not in MULTI_HOP]
     hops = [name for name in config.sets if name in MULTI_HOP]
     yield _evaluation(config, "dev", [_given_passages(config, HELD)], ["sets", "model"])
@@ -128,7 +151,7 @@ def _evaluations(config: RealConfig) -> Iterator[Step]:
     indexes = [f"index {name}" for name in config.retrieved_sets]
     yield _evaluation(config, "retrieved", sets, [*rivals, *icl, *starts, *indexes], [f"k={list(config.k)}"])
     controls = [_given_passages(config, "squad_dev"), _random(config), _same_article(config)]
-    yield _evaluation(config, "controls", controls, [*starts, "adapter ft-rag", "adapter cpt"])
+    yield _evaluation(config, "controls", controls, [*starts, *controls_need])
     banks = [f"bank {codec}" for codec in CODECS]
     yield _evaluation(config, "codecs", [_given_passages(config, "squad_dev")], [*banks, *starts])
 
@@ -172,7 +195,8 @@ def path_of(study: str) -> Path:
 
 def evaluation_changes(config: RealConfig, study: str, sets: Sequence[Any]) -> list[str]:
     """What the study puts into an evaluation's file, as overrides: model, sets, places and seeds."""
-    methods = json.loads(json.dumps(read_yaml(path_of(study))["methods"]).replace("runs/real/", f"{config.output}/"))
+    rows = [row for row in read_yaml(path_of(study))["methods"] if not _names(row) & rows_left_out(config)]
+    methods = json.loads(json.dumps(rows).replace("runs/real/", f"{config.output}/"))
     changes = {
         "output": f"{config.output}/studies/{study}",
         "models": {KNOWN: _model_settings(config)},
@@ -181,6 +205,10 @@ def evaluation_changes(config: RealConfig, study: str, sets: Sequence[Any]) -> l
         "seeds": list(config.seeds),
     }
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+
+
+def _names(row: str | Mapping[str, Any]) -> set[str]:
+    return {row} if isinstance(row, str) else {row["name"]}
 
 
 def _model_settings(config: RealConfig) -> dict[str, Any]:

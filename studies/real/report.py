@@ -15,11 +15,12 @@ from regrad.evaluation.report.entries import ReportEntry, gather
 from regrad.evaluation.report.figures import Pictures, encoded, style
 from regrad.evaluation.report.tables import CellText, Grid, chance, cost_grid, score_grid
 from regrad.evaluation.report.writing import escape_markdown, table_lines
+from regrad.meta_init import read_card
 from regrad.storage import Storage
 from studies.hardware import hardware
 from studies.real.config import RealConfig
 from studies.real.findings import Found, Table, best_prompts, figures, to_json
-from studies.real.plan import STUDIES
+from studies.real.plan import STUDIES, rows_left_out
 from studies.real.reading import Reading, read_reading
 from studies.real.sets import HELD
 
@@ -37,6 +38,7 @@ _TITLES = {
 }
 _REFERENCE = {"dev": "rag", "retrieved": "ft-rag", "codecs": "bf16"}
 _OURS = "regrad"
+_RIVALS_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,11 @@ def _head(report: Report) -> Iterator[str]:
         "Written by `python -m studies.real` from its records: SmolLM2-135M-Instruct, "
         f"{report.seconds / 60:.0f} minutes of work on {report.hardware}. Starts were meta-trained on SQuAD's training "
         f"articles, {_trained(config)}; {asked} questions of each set, on articles that were never trained on. "
-        "ft-direct and ft-rag were fine-tuned on as many questions of the same tasks, on the same blocks with the same "
-        "rank."
+        f"ft-direct was fine-tuned on questions of the same tasks, on the same blocks with the same rank, for "
+        f"{config.steps.ft_direct} steps of {_RIVALS_BATCH}{_ft_rag(config)}."
     )
+    if left_out := sorted(rows_left_out(config)):
+        yield f"**Left out**, as nothing was trained for them here: {', '.join(left_out)}."
     if config.quick:
         yield "**A quick run**: too few questions for a verdict. It shows that everything runs."
     yield (
@@ -139,12 +143,19 @@ def _head(report: Report) -> Iterator[str]:
 def _trained(config: RealConfig) -> str:
     if config.start_icl:
         return f"once before (the MetaInits {config.start} and {config.start_icl})"
-    before = f"once before (the MetaInit {config.start})" if config.start else f"{config.steps.regrad} steps"
+    before = f"once before ({_origin(config)})" if config.start else f"{config.steps.regrad} steps"
     seeds = "one seed" if len(config.seeds) == 1 else f"{len(config.seeds)} seeds"
-    return (
-        f"{before}, {config.batch_size} passages a step (ReGrad + ICL: {config.steps.icl} steps more with the passage "
-        f"in the prompt), {seeds}"
-    )
+    icl = f"ReGrad + ICL: {config.steps.icl} steps more with the passage in the prompt" if config.steps.icl else ""
+    return f"{before}, {config.batch_size} passages a step{f' ({icl})' if icl else ''}, {seeds}"
+
+
+def _ft_rag(config: RealConfig) -> str:
+    return f", ft-rag for {config.steps.ft_rag}" if config.steps.ft_rag else ""
+
+
+def _origin(config: RealConfig) -> str:
+    card = read_card(f"{config.output}/starts/regrad-{config.seeds[0]}")
+    return f"MetaInit {card['fingerprint']}, {card['notes'].get('steps', 'an unknown number of')} steps"
 
 
 def _verdict(report: Report) -> Iterator[str]:

@@ -20,7 +20,7 @@ from regrad.meta_init import MetaInit
 from regrad.settings import load_settings
 from regrad.storage import Storage
 from studies.real import plan
-from studies.real.config import RealConfig
+from studies.real.config import RealConfig, RealStepsConfig
 from studies.real.findings import Row, Table, best_prompts, figures, to_json
 from studies.real.reading import Reading
 from studies.real.report import write_report
@@ -161,6 +161,27 @@ def test_a_ready_start_is_taken_and_not_trained(tmp_path: Path) -> None:
     }
     with pytest.raises(ValueError, match="start_icl is given"):
         RealConfig(start_icl="a")
+
+
+def test_rows_that_nothing_is_trained_for_are_left_out(tmp_path: Path) -> None:
+    config = RealConfig(
+        output=str(tmp_path), start="a", steps=RealStepsConfig(icl=0, ft_rag=0, cpt_epochs=0), seeds=(1,)
+    )
+    steps = plan.make_steps(config)
+    assert not [step.name for step in steps if "icl" in step.name or "ft-rag" in step.name or "cpt" in step.name]
+    (gold,) = (step.work for step in steps if step.name == "study gold")
+    assert isinstance(gold, Command)
+    rows = [method.name for method in gold.settings.methods]
+    assert rows == [
+        "direct",
+        "direct, 4 shots",
+        "ft-direct",
+        "rag",
+        "pe-rag",
+        "rag, 4 shots",
+        "raw gradients",
+        "regrad",
+    ]
 
 
 def test_a_ready_start_is_told_where_the_model_lies(tmp_path: Path) -> None:

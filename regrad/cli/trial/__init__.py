@@ -10,6 +10,7 @@ from pydantic import Field
 from regrad.bank.config import BuildConfig
 from regrad.cli.options import settings_options
 from regrad.data.chunks import ChunkConfig
+from regrad.data.corpus_maker import PASSAGES, CorpusConfig
 from regrad.models.config import ModelPath
 from regrad.retrieval.config import IndexConfig
 from regrad.settings import Location, Settings, load_settings
@@ -41,10 +42,14 @@ class TryConfig(Settings):
         """Where the MetaInit is."""
         return self.start or str(START)
 
+    def corpus(self, source: str) -> CorpusConfig:
+        """Every passage of a folder."""
+        return CorpusConfig(sources=(source,), output=f"{self.output}/corpus", max_tokens=self.chunks.max_tokens)
+
     @property
     def index(self) -> IndexConfig:
         """Of every passage."""
-        return IndexConfig(corpus=f"{self.output}/passages.jsonl", output=f"{self.output}/index")
+        return IndexConfig(corpus=f"{self.output}/corpus/{PASSAGES}", output=f"{self.output}/index")
 
     @property
     def bank(self) -> BuildConfig:
@@ -65,7 +70,9 @@ class TryConfig(Settings):
 @click.argument("folder", type=click.Path(path_type=str))
 @settings_options("jobs/try.yaml")
 @click.option("--browser/--no-browser", default=True, help="Open the page when it is up.")
-@click.option("--ask", "question", metavar="QUESTION", help="Ask this question in every way, print the answers, end.")
+@click.option(
+    "--ask", "question", metavar="QUESTION", help="Ask this question in every way, print the answers and exit."
+)
 def try_(folder: str, config: Path, overrides: tuple[str, ...], browser: bool, question: str | None) -> None:
     """Ask the text, Markdown, HTML and PDF files of FOLDER: by the model alone, by prompt, by gradients, by both.
 

@@ -15,12 +15,12 @@ from ray_jobs.cluster import cluster, joined
 from regrad.cli.options import printable, wait_until_stopped
 from regrad.cli.trial import MODEL, TryConfig
 from regrad.client import AnswerClient
-from regrad.data.chunks import Reading, read_documents
-from regrad.data.documents import find_documents
+from regrad.data.corpora import read_passages
+from regrad.data.corpus_maker import CorpusMaker, find_source, read_rejected
 from regrad.data.passages import encode_passages
 from regrad.meta_init import MetaInit
+from regrad.models.fast_tokenizer import load_fast_tokenizer
 from regrad.models.known import get_model
-from regrad.models.loading import load_fast_tokenizer
 from regrad.storage import Storage
 from regrad.text import listed
 from serve_app.app import check_port, serving
@@ -34,7 +34,7 @@ _ASKED_K = 1  # what the start that comes with the package was trained with
 def run_trial(folder: str, config: TryConfig, browser: bool, question: str | None, say: Say) -> None:
     """Prepare, serve, and stay until Ctrl-C; with a question, ask it instead and end."""
     started = time.monotonic()
-    find_documents(folder)  # before a model is fetched for nothing
+    find_source(folder)  # before a model is fetched for nothing
     meta_init = MetaInit.load(config.meta_init)
     if not joined():
         check_port(config.http)
@@ -54,7 +54,7 @@ def run_trial(folder: str, config: TryConfig, browser: bool, question: str | Non
             say("stopping")
 
 
-def prepare(folder: str, meta_init: MetaInit, config: TryConfig, say: Say) -> Reading:
+def prepare(folder: str, meta_init: MetaInit, config: TryConfig, say: Say) -> None:
     """Fetch the model if it is not there, and write the folder's passages below `config.output`.
 
     Raises `CorpusError` for a folder without text, `ModelError` for a model that cannot be fetched.
@@ -62,30 +62,18 @@ def prepare(folder: str, meta_init: MetaInit, config: TryConfig, say: Say) -> Re
     if config.model is not None and not Path(config.model).exists():
         say(f"fetching {MODEL} (98 MB, once)")
         get_model(MODEL, config.model)
-    reading = read_documents(folder, load_fast_tokenizer(meta_init.model_at(config.model).path), config.chunks)
-    storage = Storage(config.output)
-    storage.write("passages.jsonl", encode_passages(reading.passages))
-    storage.write("banked.jsonl", encode_passages(reading.passages[: config.most_banked]))
-    for line in describe(reading, config.most_banked):
-        say(line)
-    return reading
-
-
-def describe(reading: Reading, most_banked: int) -> list[str]:
-    """What was read, what was not and why, and what is left for later."""
-    count = len(reading.passages)
-    lines = [f"{count:,} passages of {reading.files:,} files"]
-    if reading.repeated:
-        lines[0] += f"; {reading.repeated:,} that repeat another are left out"
-    if reading.left_out:
-        why = [f"{name} ({reason})" for name, reason in reading.left_out.items()]
-        lines.append(printable(f"left out: {listed(why, _SHOWN)}"))
-    if count > most_banked:
-        lines.append(
-            f"gradients of the first {most_banked:,} are computed now, the others' when a question needs them; "
-            f"`--set most_banked={count}` computes all"
+    tokenizer = load_fast_tokenizer(meta_init.model_at(config.model).path)
+    corpus = config.corpus(folder)
+    say(printable(CorpusMaker(corpus, tokenizer, say).run()))
+    if rejected := [f"{one.where} ({one.reason})" for one in read_rejected(corpus.output)]:
+        say(printable(f"left out: {listed(rejected, _SHOWN)}"))
+    passages = list(read_passages(config.index.corpus))
+    Storage(config.output).write("banked.jsonl", encode_passages(passages[: config.most_banked]))
+    if len(passages) > config.most_banked:
+        say(
+            f"gradients of the first {config.most_banked:,} are computed now, the others' when a question needs them; "
+            f"`--set most_banked={len(passages)}` computes all"
         )
-    return lines
 
 
 def show_answers(url: str, question: str) -> None:

@@ -74,7 +74,7 @@ class TasksConfig(Settings):
         description="a directory: train.jsonl, dev.jsonl, corpus.jsonl, left_out.jsonl, report.json"
     )
     questions_per_task: int = Field(
-        1, ge=1, description="questions on the same passages share a task, at most so many, and so their gradients"
+        1, ge=1, description="at most N questions on the same passages share a task, and so their gradients"
     )
     limit: int | None = Field(None, ge=1, description="questions for training, at most; drawn by the seed")
     dev_fraction: float = Field(0.0, ge=0, lt=1, description="of the questions, kept for dev")

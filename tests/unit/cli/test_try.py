@@ -7,8 +7,7 @@ from click.testing import CliRunner
 
 from regrad.cli.main import regrad
 from regrad.cli.trial import TryConfig
-from regrad.cli.trial.run import describe, prepare
-from regrad.data.chunks import Reading
+from regrad.cli.trial.run import prepare
 from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
 from regrad.errors import CorpusError, MetaInitError
@@ -35,7 +34,7 @@ def test_all_passages_are_written_and_those_that_are_banked_first(tmp_path: Path
     assert ids == [f"note{number}.txt:1" for number in range(4)]
     banked = [passage.id for passage in read_passages(settings.bank.corpus) if isinstance(passage, Passage)]
     assert banked == ids[:3]
-    assert said[0] == "4 passages of 4 files"
+    assert said[0].endswith(": 4 passages of 4 files")
     assert "first 3" in said[1] and "most_banked=4" in said[1]
 
 
@@ -46,11 +45,16 @@ def test_the_server_answers_from_what_was_made_at_the_same_base(tmp_path: Path) 
     assert settings.server.model_path == settings.bank.model_path == "/my/model"
 
 
-def test_what_was_left_out_is_said() -> None:
-    reading = Reading([Passage("a", "", "x")], 1, 2, {f"{number}.txt": "no words" for number in range(7)})
-    lines = describe(reading, 10)
-    assert lines[0] == "1 passages of 1 files; 2 that repeat another are left out"
-    assert lines[1].startswith("left out: 0.txt (no words), ") and lines[1].endswith("and 2 more")
+def test_what_was_left_out_is_said(tmp_path: Path, tiny: LanguageModel) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "note.txt").write_text("A note about Girton.")
+    for number in range(7):
+        (folder / f"empty{number}.txt").write_text("---")
+    said: list[str] = []
+    prepare(str(folder), random_meta_init(tiny, 1.0), config(tmp_path), said.append)
+    assert said[0].endswith("1 passage of 8 files, 7 rejected (rejected.jsonl says why)")
+    assert said[1].startswith(f"left out: {folder}/empty0.txt (it has no words), ") and said[1].endswith("and 2 more")
 
 
 def test_a_missing_folder_or_start_is_found_before_anything_is_fetched(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from regrad.data.chunks import ChunkConfig, Reading, read_documents
+from regrad.data.corpora import read_passages
+from regrad.data.corpus_maker import CARD, PASSAGES, CorpusConfig, CorpusMaker, read_rejected
+from regrad.data.passages import Passage
 from regrad.errors import CorpusError
 from tests.tools.pdf import pdf
+from tests.tools.refusals import refused
 
 
 def words() -> Tokenizer:
@@ -20,8 +25,21 @@ def words() -> Tokenizer:
     return tokenizer
 
 
-def read(folder: Path, max_tokens: int = 16) -> Reading:
-    return read_documents(str(folder), words(), ChunkConfig(max_tokens=max_tokens))
+@dataclass
+class Read:
+    passages: list[Passage]
+    repeated: int
+    left_out: dict[str, str]
+
+
+def read(folder: Path, max_tokens: int = 16, tokenizer: Tokenizer | None = None) -> Read:
+    """What `regrad corpus` makes of a folder."""
+    output = folder.with_name(f"{folder.name}-corpus")
+    config = CorpusConfig(sources=(str(folder),), output=str(output), max_tokens=max_tokens)
+    CorpusMaker(config, tokenizer or words(), lambda _: None).run()
+    left_out = {one.where.removeprefix(f"{folder}/"): one.reason for one in read_rejected(str(output))}
+    repeated = json.loads((output / CARD).read_text())["repeated"]
+    return Read(list(read_passages(str(output / PASSAGES))), repeated, left_out)
 
 
 def test_a_text_is_cut_between_sentences_and_cited_by_file_and_line(tmp_path: Path) -> None:
@@ -53,7 +71,7 @@ def test_a_tokenizer_that_cuts_and_pads_counts_all_tokens(tmp_path: Path) -> Non
     tokenizer = words()
     tokenizer.enable_truncation(8)
     tokenizer.enable_padding(length=64)
-    found = read_documents(str(tmp_path), tokenizer, ChunkConfig(max_tokens=32)).passages
+    found = read(tmp_path, 32, tokenizer).passages
     assert [len(p.text.split()) for p in found] == [32] * 15 + [20]
 
 
@@ -88,9 +106,7 @@ def test_a_file_that_is_no_text_is_named_with_the_reason_and_stops_nothing(tmp_p
     assert "line 2 has 1,000,000 characters" in reading.left_out["packed.md"]
 
 
-@pytest.mark.parametrize(
-    ("what", "code"), [("nothing", "no_file"), ("no words", "no_documents"), ("not there", "not_found")]
-)
+@pytest.mark.parametrize(("what", "code"), [("nothing", "no_file"), ("no words", "empty"), ("not there", "not_found")])
 def test_a_folder_without_text_is_refused(tmp_path: Path, what: str, code: str) -> None:
     folder = tmp_path / "folder"
     if what != "not there":
@@ -103,9 +119,12 @@ def test_a_folder_without_text_is_refused(tmp_path: Path, what: str, code: str) 
     assert ("empty.txt" in str(raised.value)) == (what == "no words")
 
 
-def test_one_file_will_do_whatever_its_name(tmp_path: Path) -> None:
+def test_one_file_will_do_if_its_name_says_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("The harbour burned down.")
+    assert [p.id for p in read(tmp_path / "notes.txt").passages] == ["notes.txt:1"]
     (tmp_path / "NOTES").write_text("The harbour burned down.")
-    assert [p.id for p in read(tmp_path / "NOTES").passages] == ["NOTES:1"]
+    with refused(CorpusError, "wrong_ending"):
+        read(tmp_path / "NOTES")
 
 
 def test_names_with_an_underscore_are_read_and_hidden_ones_are_not(tmp_path: Path) -> None:
@@ -151,7 +170,7 @@ def test_a_pdf_without_text_a_damaged_one_and_a_deep_page_are_named(tmp_path: Pa
     (tmp_path / "good.txt").write_text("The harbour burned down.")
     left_out = read(tmp_path).left_out
     assert sorted(left_out) == ["cut.pdf", "deep.html", "no.pdf", "scan.pdf"]
-    assert "its 2 pages have no text, as scanned ones" in left_out["scan.pdf"]
+    assert "its 2 pages have no text layer" in left_out["scan.pdf"]
     assert "nested too deeply" in left_out["deep.html"]
 
 

@@ -230,7 +230,7 @@ def test_what_a_misnamed_file_is_is_told(tmp_path: Path) -> None:
     for text, told in (
         (json.dumps([ADA], indent=1), "is a JSON array, and one object a line is expected; `jq"),
         (json.dumps(ADA) + "\n", r"(.jsonl if it has one JSON object a line)"),
-        ("id\n", "is no file of a corpus"),
+        ("id\n", "is not a corpus file"),
     ):
         path.write_text(text)
         with refused(CorpusError, "wrong_ending", uri=str(path)) as error:

@@ -12,9 +12,9 @@ from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.questions import Question
 from regrad.evaluation.leaks import find_leaks
 
-DATA = Path(os.environ.get("REGRAD_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
+DATA = Path(os.environ.get("REGRAD_TEST_DATA", "nowhere"))
 
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"there are no real question files at {DATA}")
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="REGRAD_TEST_DATA is not a directory of real question files")
 
 
 def read(name: str, format_: str) -> list[Question]:

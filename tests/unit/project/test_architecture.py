@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,20 @@ def module_of(path: Path) -> str:
 
 REGRAD = sorted((ROOT / "regrad").rglob("*.py"))
 LIBRARY = [path for path in REGRAD if module_of(path) != "regrad" and part_of(module_of(path)) != "cli"]
+
+
+def test_the_document_has_the_same_arrows() -> None:
+    """The first and the last column of the table in docs/architecture.md."""
+    found: dict[str, set[str]] = {}
+    for line in (ROOT / "docs" / "architecture.md").read_text().splitlines():
+        parts, _, allowed = (
+            (cell.strip() for cell in line.strip("|").split("|")) if line.count("|") == 4 else ("", "", "")
+        )
+        for name in re.findall(r"`([a-z_.]+)`", parts):
+            if name in ALLOWED:
+                names = set(allowed.split(", ")) - {"nothing"}
+                found[name] = (names - {"foundations"}) | (FOUNDATIONS if "foundations" in names else set())
+    assert found == ALLOWED
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
