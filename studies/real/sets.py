@@ -15,6 +15,7 @@ from typing import Any
 from regrad.data.jsonl import encode_jsonl, read_jsonl
 from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.errors import EvaluationError
+from regrad.evaluation.answer_parsing.statements import normalise
 from regrad.storage import Storage
 from studies.real.config import RealConfig
 
@@ -60,7 +61,7 @@ def write_sets(config: RealConfig) -> str:
     for name in config.sets:
         found = sorted(_read(config, name), key=lambda one: one.order)
         asked, rest = found[: config.questions], found[config.questions :]
-        shown = demonstrations if name == "squad_dev" else [one for one in rest if _is_short(one)][:SHOTS]
+        shown = demonstrations if name == "squad_dev" else _demonstrations(asked, rest)
         _write(config, name, asked, found, shown)
         if name == "squad_dev":
             Storage(f"{config.output}/sets/{name}").write(
@@ -134,6 +135,12 @@ def _pubmedqa(path: str) -> list[Asked]:
         )
         for one in questions
     ]
+
+
+def _demonstrations(asked: Sequence[Asked], rest: Sequence[Asked]) -> list[Asked]:
+    """Short ones that are not asked: a file may ask the same again about another passage, as NQ-Swap's does."""
+    taken = {normalise(one.question) for one in asked}
+    return [one for one in rest if _is_short(one) and normalise(one.question) not in taken][:SHOTS]
 
 
 def _is_short(one: Asked) -> bool:

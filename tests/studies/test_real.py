@@ -121,6 +121,19 @@ def test_the_control_has_another_passage_of_the_same_article(config: RealConfig)
         assert passage["id"] != gold["id"]
 
 
+def test_a_demonstration_is_not_asked_even_about_another_passage(config: RealConfig) -> None:
+    path = Path(config.data) / "boolq_dev.jsonl.gz"
+    again = [
+        line | {"id": f"{line['id']}-again", "question": "What is the same?"} for line in lines("boolq_dev", 6)[:20]
+    ]
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(line) + "\n" for line in (*lines("boolq_dev", 6), *again))
+    write_sets(config)
+    asked = {line["question"] for line in read(config, "boolq_dev")}
+    assert "What is the same?" in asked
+    assert not asked & {line["question"] for line in read(config, "boolq_dev", "demonstrations")}
+
+
 def test_a_set_that_is_not_there_or_has_no_gold_is_named(config: RealConfig) -> None:
     (Path(config.data) / "boolq_dev.jsonl.gz").unlink()
     with refused(EvaluationError, "set_missing", set="boolq_dev"):

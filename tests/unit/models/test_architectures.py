@@ -29,7 +29,7 @@ from tests.tools.random_models import loaded, random_gemma3, random_model
 from tests.tools.refusals import refused
 from tests.unit.gradients.test_extractor import autograd_atom, relative_error
 from tests.unit.models.test_lora import merged_weights
-from tests.unit.training.test_meta_gradient import at, naive, relative
+from tests.unit.training.meta.test_meta_gradient import at, naive, relative
 
 ROOT = Path(__file__).parents[3]
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

@@ -20,7 +20,7 @@ from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import passage_example
 from regrad.training.lora.finetuning import LoraLearner, example_steps, finetuning_loop
 from tests.tools.refusals import refused
-from tests.unit.training.test_training import Keeper, Run, load, settings, steps_of
+from tests.unit.training.meta.test_training import Keeper, Run, load, settings, steps_of
 
 DIES = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
 SLOW = 'print(\'{"error": 0.004, "speedup": 0.3}\')'

@@ -19,7 +19,7 @@ from regrad.training.meta.config import ReadingConfig
 from regrad.training.meta.objective import Point, adapt, question_loss
 from regrad.training.meta.reading import ReadingSums, means, reading_sums, reading_warning, spread
 from regrad.training.trackers import Watcher, score_line
-from tests.unit.training.test_training import Keeper, Run, settings, steps_of
+from tests.unit.training.meta.test_training import Keeper, Run, settings, steps_of
 
 
 @pytest.fixture(scope="module")
