@@ -35,7 +35,7 @@ _FORMATS = {**dict.fromkeys(_LINES, JSONL), ".tsv": TSV, ".parquet": PARQUET}
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 # What stands beside data; anything else that a reader leaves out may be data, whatever its ending, and is named.
 _BESIDE_DATA = re.compile(
-    r"(^|/)(readme|licen[cs]e|notice|changelog|citation|authors|makefile)[^/]*$"
+    r"(^|/)(readme|licen[cs]e|notice|changelog|citation|authors|makefile)(\.(md|rst|txt|cff|html?))?$"
     r"|\.(sha\d+(sum)?|md5|crc|log|py|sh|ya?ml|toml|cfg|ini|lock|png|jpe?g|svg)$",
     re.IGNORECASE,
 )
@@ -231,6 +231,7 @@ def _zstd(raw: Any) -> Any:
     return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
 
 
+_PACKED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh91AY&SY", ".xz": b"\xfd7zXZ"}
 _DECODERS: dict[str, Callable[[Any], Any]] = {
     "": lambda raw: raw,
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
@@ -268,6 +269,8 @@ def _split(uri: str, stream: Any, position: Callable[[], int]) -> Iterator[Line]
     while data := stream.read(_CHUNK):
         if mark and data.startswith(UTF_16):
             raise CorpusError(f"{uri} {IS_UTF_16}", code="utf_16", uri=uri)
+        if mark and (packed := next((name for name, magic in _PACKED.items() if data.startswith(magic)), "")):
+            raise CorpusError(f"{uri} is compressed; add {packed} to its name", code="packed", uri=uri)
         first, *others = data.split(b"\n")
         held, cut = _capped(held + first.removeprefix(mark), cut)
         mark = b""

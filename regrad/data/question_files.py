@@ -22,7 +22,7 @@ from fsspec.compression import compr
 from fsspec.utils import infer_compression
 from pyarrow import ArrowException
 
-from regrad.data.files import IS_UTF_16, UTF_16
+from regrad.data.files import IS_UTF_16, JSONL, UTF_16, endings_of
 from regrad.data.jsonl import as_object, parse_jsonl
 from regrad.data.questions import Fields, QuestionKind
 from regrad.errors import EvaluationError
@@ -62,7 +62,7 @@ class QuestionFile:
             return iter(())
         if self._ends_in(".csv", ".tsv"):
             return self.table()
-        if self._ends_in(".jsonl", ".ndjson", ".json-lines"):
+        if self._ends_in(*endings_of(JSONL)):
             return self._lines()
         try:
             value = json.loads(self.text)
@@ -74,6 +74,8 @@ class QuestionFile:
             value = value[inside]
         if isinstance(value, dict) and value and all(isinstance(item, dict) for item in value.values()):
             return iter([Fields(self._where(i), item, key) for i, (key, item) in enumerate(value.items(), start=1)])
+        if isinstance(value, dict) and not inside and "question" in value:  # a single JSON line under another name
+            return iter([self._record(1, value)])
         if not isinstance(value, list):
             wanted = f"a list of records, or an object with the list '{inside}'" if inside else "a list of records"
             raise EvaluationError(

@@ -60,10 +60,13 @@ class Architecture:
         lists = [(len(module), name) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
         likely = max(lists)[1] if lists else None
         where = f"its blocks seem to be `{likely}`" if likely else "it has no list of blocks"
+        expected = next(
+            (f"{name}.{self.blocks}" for name, module in model.named_modules() if module is decoder), self.blocks
+        )
         known = [row.family for row in ARCHITECTURES.values() if not row.refused]
         raise ModelError(
             f"regrad cannot adapt {type(model).__name__}: {where}, but in a model of an unknown family they must be "
-            f"`{self.blocks}`, as in Llama; choose a model of one of these families: {', '.join(known)}",
+            f"`{expected.lstrip('.')}`, as in Llama; choose a model of one of these families: {', '.join(known)}",
             code="unknown_layout",
             model=type(model).__name__,
             blocks=likely,
@@ -108,7 +111,7 @@ LIKE_LLAMA = Architecture("like Llama", (), logits=tuple(_LOGITS), layer_kinds=(
 """What a model of an unknown kind is assumed to be; loading it and making an engine for it check that."""
 
 _NO_KEYS_AND_VALUES = (
-    "its layers keep a running state instead of each token's keys and values, and only those can be kept per request"
+    "keep a running state instead of each token's keys and values, and only those can be kept per request"
 )
 
 for _row in (
@@ -145,8 +148,8 @@ for _row in (
     Architecture(
         "mixture of experts", ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"), mlp=(), layer_kinds=(FULL, SLIDING)
     ),
-    Architecture("Mamba", ("mamba", "mamba2", "falcon_mamba"), refused=_NO_KEYS_AND_VALUES),
-    Architecture("RWKV and xLSTM", ("rwkv", "xlstm"), refused=_NO_KEYS_AND_VALUES),
+    Architecture("Mamba", ("mamba", "mamba2", "falcon_mamba"), refused=f"its layers {_NO_KEYS_AND_VALUES}"),
+    Architecture("RWKV and xLSTM", ("rwkv", "xlstm"), refused=f"its layers {_NO_KEYS_AND_VALUES}"),
     Architecture(
         "hybrid of attention and state space",
         (
@@ -166,7 +169,7 @@ for _row in (
             "zamba",
             "zamba2",
         ),
-        refused=f"some of {_NO_KEYS_AND_VALUES}",
+        refused=f"in models of this kind layers can {_NO_KEYS_AND_VALUES}",
     ),
     Architecture(
         "Llama 4",
@@ -209,7 +212,8 @@ def context_length(config: Any) -> int | None:
     """Tokens that a sequence may have, by a model's configuration; None if it sets no limit."""
     # A sliding window is no limit: it bounds how far one layer sees, and through several layers the model sees further.
     config = config.get_text_config()
-    limits = [getattr(config, "max_position_embeddings", None)]
+    # Doge's mask keeps the best keys of all that the batch has, as soon as those are more than its window.
+    limits = [getattr(config, "max_position_embeddings", None), getattr(config, "keep_window_size", None)]
     # LongRoPE's first stage is one. Beyond it a model uses other factors for all rows of a batch as soon as one row is
     # that long, and what a row gives must not depend on the rows beside it.
     rope = getattr(config, "rope_parameters", None) or {}

@@ -29,6 +29,7 @@ _ADAPTER, _GENERATION = "adapter_config.json", "generation_config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # What transformers reads beside the weights. Of a large tokenizer.json only the beginning is looked at here.
 _SETTINGS = ("config.json", _GENERATION, _INDEX, "tokenizer_config.json", "tokenizer.json", "tokenizer.model")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model")
 _LFS_POINTER = b"version https://git-lfs"
 _MOST_PARSED = 1 << 20
 _MOST_NAMED = 3
@@ -152,6 +153,12 @@ def _check_files(folder: Path, name: str) -> None:
     for file in _SETTINGS:
         if (folder / file).is_file():
             _check_settings_file(folder / file, name)
+    if not any((folder / file).is_file() for file in _TOKENIZERS):
+        raise ModelError(
+            f"there is no tokenizer beside the model {name}: {' or '.join(_TOKENIZERS)}; save it there, too",
+            code="no_tokenizer",
+            path=name,
+        )
     for file in _weight_files(folder):
         if not (folder / file).is_file():
             raise ModelError(
@@ -211,7 +218,7 @@ def _check_weight_file(file: Path, name: str) -> None:
             file=file.name,
         )
     for tensor, kind in tensors.items():
-        if tensor.endswith("weight") and _QUANTISED.fullmatch(kind):
+        if tensor.endswith(("weight", "weight_packed")) and _QUANTISED.fullmatch(kind):
             raise _quantised(name, f"{tensor} is {kind}", kind)
 
 

@@ -209,7 +209,7 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
     blocks = Blocks(model, lora.subspace)
     lm = LanguageModel(model, checkpoint.tokenizer, lora, resolved, blocks, checkpoint.end_ids)
     check_language_model(lm)
-    if any(".shared_expert" in name for name, _, _ in lm.subspace.modules):
+    if any(".shared_" in name for name, _, _ in lm.subspace.modules):
         logger.info(
             "%s is a mixture of experts: updates change the experts that all tokens share, %s to %s, no others",
             config.path,

@@ -31,7 +31,8 @@ def _joined(content: Any) -> Any:
             raise ValueError(f"only parts of type 'text' are understood, found {kind!r:.40}")
         if not isinstance(part.get("text"), str):
             raise ValueError("a text part has a type and a text, which is a string")
-        known = {"type", "text"} | _IGNORED_IN_PART | {name for name in _EMPTY_IN_PART if not part.get(name)}
+        empty = {name for name, value in part.items() if value is None or (name in _EMPTY_IN_PART and not value)}
+        known = {"type", "text"} | _IGNORED_IN_PART | empty
         if unknown := sorted(set(part) - known):
             raise ValueError(f"a text part has a type and a text; {unknown[0]!r:.40} is not supported here")
     return "\n".join(part["text"] for part in content)
@@ -75,10 +76,15 @@ class Message(Lenient):
     content: Content
     name: Any = _IGNORED
     id: Any = _IGNORED
+    type: Any = _IGNORED
+    status: Any = _IGNORED
     cache_control: Any = _IGNORED
     # What answers of ours, and of other servers, have beside their content, as clients send them back.
     refusal: Annotated[Any, Only(None, "")] = None
     annotations: Annotated[Any, Only(None, [])] = None
+    citations: Annotated[Any, Only(None, [])] = None
+    images: Annotated[Any, Only(None, [])] = None
+    metadata: Annotated[Any, Only(None, {})] = None
     audio: Annotated[Any, Only(None)] = None
     function_call: Annotated[Any, Only(None)] = None
     tool_calls: Annotated[Any, Only(None, [])] = None
@@ -134,6 +140,9 @@ class Completing(Lenient):
     typical_p: Annotated[Any, Only(None, 1)] = None
     best_of: Annotated[Any, Only(None, 1)] = None
     echo: Annotated[Any, Only(None, False)] = None
+    do_sample: Annotated[Any, Only(None, False)] = None
+    think: Annotated[Any, Only(None, False)] = None
+    documents: Annotated[Any, Only(None, [])] = None
     return_token_ids: Annotated[Any, Only(None, False)] = None
     request_id: Any = _IGNORED
     priority: Any = _IGNORED
@@ -144,6 +153,7 @@ class Completing(Lenient):
     safety_identifier: Any = _IGNORED
     cache_control: Any = _IGNORED
     prompt_cache_key: Any = _IGNORED
+    cache_salt: Any = _IGNORED
     prompt_cache_options: Any = _IGNORED
     prompt_cache_retention: Any = _IGNORED
 

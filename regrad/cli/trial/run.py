@@ -16,7 +16,7 @@ from regrad.cli.options import printable, wait_until_stopped
 from regrad.cli.trial import MODEL, TryConfig
 from regrad.client import AnswerClient
 from regrad.data.corpora import read_passages
-from regrad.data.corpus_maker import CorpusMaker, find_source, read_rejected
+from regrad.data.corpus_maker import PASSAGES, CorpusMaker, find_source, read_rejected
 from regrad.data.passages import encode_passages
 from regrad.meta_init import MetaInit
 from regrad.models.fast_tokenizer import load_fast_tokenizer
@@ -67,7 +67,7 @@ def prepare(folder: str, meta_init: MetaInit, config: TryConfig, say: Say) -> No
     say(printable(CorpusMaker(corpus, tokenizer, say).run()))
     if rejected := [f"{one.where} ({one.reason})" for one in read_rejected(corpus.output)]:
         say(printable(f"left out: {listed(rejected, _SHOWN)}"))
-    passages = list(read_passages(config.index.corpus))
+    passages = list(read_passages(f"{corpus.output}/{PASSAGES}"))
     Storage(config.output).write("banked.jsonl", encode_passages(passages[: config.most_banked]))
     if len(passages) > config.most_banked:
         say(

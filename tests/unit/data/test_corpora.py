@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from regrad.data.corpora import read_passages, read_raw
@@ -294,6 +294,15 @@ def damaged(ending: str, how: str) -> bytes:
     return data[:middle] if how == "cut off" else data[:middle] + b"\x00" * 4000 + data[middle + 4000 :]
 
 
+@pytest.mark.parametrize("ending", [ending for ending in COMPRESS if ending])
+def test_a_compressed_file_whose_name_does_not_say_so_is_told_apart(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(COMPRESS[ending](b'{"id": "a", "text": "x"}\n' * 50))
+    with refused(CorpusError, "packed", uri=str(path)) as raised:
+        list(read_raw(str(path)))
+    assert f"add {ending} to its name" in str(raised.value)
+
+
 # Nothing can see in a zst file without checksums that its middle was overwritten.
 @pytest.mark.parametrize(
     ("ending", "how"),
@@ -383,6 +392,10 @@ def test_any_text_comes_back_whatever_the_chunks(
 
 @given(st.binary(max_size=200))
 def test_no_bytes_stop_the_reading_of_text(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    """But for those at its beginning that say that it is not text but packed, or in UTF-16."""
+    assume(
+        not data.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh91AY&SY", b"\xfd7zXZ", b"\xff\xfe", b"\xfe\xff"))
+    )
     folder = tmp_path_factory.mktemp("c")
     for name in ("c.jsonl", "c.tsv"):
         problems(folder / name, data)

@@ -177,14 +177,14 @@ def test_data_in_a_directory_that_is_not_read_is_named_in_one_line(
     names = ["part-0.jsonl", "part-1.ndjson", "part-2.JSONL", "part-3.Jsonl.GZ"]
     for number, name in enumerate(names):
         write(tmp_path / name, [{**ADA, "id": number}])
-    for other in ("part-4.json", "sub/table.CSV", "README.md", "_SUCCESS", "c.sql.gz"):
+    for other in ("part-4.json", "sub/table.CSV", "README.md", "_SUCCESS", "c.sql.gz", "authors.json", "LICENSE"):
         (tmp_path / other).parent.mkdir(exist_ok=True)
         (tmp_path / other).write_text("{}")
     with caplog.at_level(logging.WARNING):
         assert [passage.id for passage in read_passages(str(tmp_path))] == ["0", "1", "2", "3"]
         corpus_files(str(tmp_path))
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "c.sql.gz, part-4.json, sub/table.CSV (read are" in line and str(tmp_path) in line
+    assert "authors.json, c.sql.gz, part-4.json, sub/table.CSV (read are" in line and str(tmp_path) in line
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,13 @@ def test_a_good_record_of_every_format_is_read(tmp_path: Path, format_: str) -> 
     assert questions and all(one.question and one.answers for one in questions)
 
 
+@pytest.mark.parametrize("name", ["q.jl", "q.jsonlines", "q.json", "q.txt", "q.ndjson"])
+def test_one_question_is_a_file_of_questions(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(json.dumps({"id": "1", "question": "Q", "answer": "a"}))
+    config = QuestionSetConfig(name="one", path=str(tmp_path / name), format="jsonl")
+    assert [question.id for question in read_questions(config)] == ["1"]
+
+
 def test_hotpotqa(tmp_path: Path) -> None:
     (found,) = read(write(tmp_path / "hotpot_dev_distractor_v1.json", [HOTPOT]), "hotpotqa")
     assert found == Question(

@@ -319,6 +319,23 @@ def test_quantised_weights_are_known_by_their_type(tiny: LanguageModel, folder: 
     assert name in str(info.value)
 
 
+def test_weights_that_are_packed_are_quantised(tiny: LanguageModel, folder: Path) -> None:
+    """As of compressed-tensors, whose older settings transformers does not know."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    edit_weights(
+        folder, lambda weights: (weights.pop(name), weights.update({f"{name}_packed": torch.ones(48, 4).int()}))
+    )
+    with refused(ModelError, "quantised"):
+        load(tiny, folder)
+
+
+def test_a_model_without_a_tokenizer_is_told_so(tiny: LanguageModel, folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with refused(ModelError, "no_tokenizer", path=str(folder)):
+        load(tiny, folder)
+
+
 @pytest.mark.parametrize("found", ["</s>", [2, "x"], [[2]], 2.0])
 def test_end_tokens_that_are_no_ids_are_refused(tiny: LanguageModel, folder: Path, found: Any) -> None:
     edit_json(folder / "generation_config.json", eos_token_id=found)

@@ -178,6 +178,13 @@ def test_longrope_is_used_up_to_where_its_factors_change(kind: str, tiny: Langua
         Engine(lm).submit(DecodingRequest("word " * 60), Heard())
 
 
+def test_doge_is_used_up_to_where_its_mask_depends_on_the_batch(tiny: LanguageModel, tmp_path: Path) -> None:
+    lm = loaded(random_model("doge", max_position_embeddings=256, keep_window_size=16), tiny, tmp_path, ("down_proj",))
+    assert lm.context_length == 16
+    with refused(PromptTooLong, context=16):
+        Engine(lm).submit(DecodingRequest("word " * 20), Heard())
+
+
 def test_a_mixture_says_which_of_its_experts_are_adapted(
     tiny: LanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

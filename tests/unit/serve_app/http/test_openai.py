@@ -108,6 +108,10 @@ HARMLESS: dict[str, Any] = {
     "use_beam_search": False,
     "best_of": 1,
     "echo": False,
+    "do_sample": False,
+    "think": False,
+    "documents": [],
+    "cache_salt": "s",
     "request_id": "r",
     "guided_json": None,
     "k": None,
@@ -145,6 +149,11 @@ def test_what_clients_add_to_messages_is_no_part_of_them(client: TestClient, sta
         **dict.fromkeys(("refusal", "audio", "function_call", "tool_calls", "tool_call_id")),
         **dict.fromkeys(("reasoning", "reasoning_content")),
         "annotations": [],
+        "citations": [],
+        "images": [],
+        "metadata": {},
+        "status": "completed",
+        "type": "message",
         "reasoning_details": [],
         "provider_specific_fields": {"refusal": None},
         "id": "chatcmpl-1",
@@ -153,7 +162,10 @@ def test_what_clients_add_to_messages_is_no_part_of_them(client: TestClient, sta
     messages = [
         {"role": "system", "content": [{"type": "text", "text": "Be brief.", **mark}]},
         {"role": "assistant", "content": "A person.", **echoed},
-        {"role": "assistant", "content": [{"type": "text", "text": "Yes.", "annotations": [], "id": "m-1"}]},
+        {
+            "role": "assistant",
+            "content": [{"type": "text", "text": "Yes.", "annotations": [], "id": "m-1", "metadata": None}],
+        },
         {**USER, **mark},
     ]
     options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
