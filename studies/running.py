@@ -12,17 +12,21 @@ import ray
 from ray_jobs.cluster import cause_of, cluster
 from regrad.errors import EvaluationError
 from regrad.storage import Storage
-from studies.step import Step
+from studies.step import Command, Step
 
 
 def run_steps(steps: Sequence[Step], output: str, workers: int, say: Callable[[str], None]) -> float:
     """Run what is missing, at most `workers` steps at once; returns the seconds that the study has been at work in all.
 
-    Interrupted at any point, the next call goes on with the steps that are not complete.
+    Interrupted at any point, the next call goes on with the steps that are not complete. Raises `ConfigError`, before any
+    of them is begun, for a step whose settings are wrong, and the error of a step that failed when the others have ended.
     """
     progress = Progress(output)
     left = [step for step in steps if not progress.done(step)]
     say(f"{len(steps)} steps, {len(steps) - len(left)} of them done before")
+    for step in left:
+        if isinstance(step.work, Command):
+            step.work.settings  # noqa: B018  (checked now, not after hours of other steps)
     if left:
         with cluster():
             _run(left, workers, progress, say, len(steps))
@@ -48,6 +52,8 @@ def _run(left: Sequence[Step], workers: int, progress: Progress, say: Callable[[
             line = ray.get(ready)
         except ray.exceptions.RayError as error:
             failure = failure or cause_of(error)
+            others = ", ".join(step.name for step, _ in running.values())
+            say(f"{step.name} failed{f'; still at work: {others}' if others else ''}: {cause_of(error)}")
             continue
         now = time.monotonic()
         clock = before + now - started

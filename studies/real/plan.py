@@ -195,13 +195,15 @@ def path_of(study: str) -> Path:
 
 def evaluation_changes(config: RealConfig, study: str, sets: Sequence[Any]) -> list[str]:
     """What the study puts into an evaluation's file, as overrides: model, sets, places and seeds."""
-    rows = [row for row in read_yaml(path_of(study))["methods"] if not _names(row) & rows_left_out(config)]
+    file = read_yaml(path_of(study))
+    rows = [row for row in file["methods"] if not _names(row) & rows_left_out(config)]
     methods = json.loads(json.dumps(rows).replace("runs/real/", f"{config.output}/"))
     changes = {
         "output": f"{config.output}/studies/{study}",
         "models": {KNOWN: _model_settings(config)},
         "sets": sets,
         "methods": methods,
+        "compare_to": "regrad" if file["compare_to"] in rows_left_out(config) else file["compare_to"],
         "seeds": list(config.seeds),
     }
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]

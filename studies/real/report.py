@@ -112,7 +112,9 @@ def document(report: Report, images: Sequence[tuple[str, str]]) -> str:
     for name, caption in images:
         parts += [f"![{escape_markdown(caption)}]({_IMAGES}/{name}.svg)", f"*{escape_markdown(caption)}.*"]
     for name, entries in report.entries.items():
-        grid = score_grid(_TITLES[name], entries, "f1", _REFERENCE.get(name, _OURS))
+        reference = _REFERENCE.get(name, _OURS)
+        against = _OURS if reference in rows_left_out(report.config) else reference
+        grid = score_grid(_TITLES[name], entries, "f1", against)
         parts += [f"## {grid.title}", "\n".join(table_lines(grid)), escape_markdown(grid.note)]
     costs = cost_grid(report.entries["gold"])
     parts += ["## What it costs", "\n".join(table_lines(costs)), escape_markdown(costs.note)]
