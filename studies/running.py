@@ -18,8 +18,8 @@ from studies.step import Command, Step
 def run_steps(steps: Sequence[Step], output: str, workers: int, say: Callable[[str], None]) -> float:
     """Run what is missing, at most `workers` steps at once; returns the seconds that the study has been at work in all.
 
-    Interrupted at any point, the next call goes on with the steps that are not complete. Raises `ConfigError`, before any
-    of them is begun, for a step whose settings are wrong, and the error of a step that failed when the others have ended.
+    Interrupted at any point, the next call goes on with the steps that are not complete. Raises `ConfigError` for a step
+    whose settings are wrong, before any is begun, and the error of a step that failed, when the others have ended.
     """
     progress = Progress(output)
     left = [step for step in steps if not progress.done(step)]
