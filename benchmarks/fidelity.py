@@ -36,6 +36,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # of what the releases call, which has been deprecated since
     sizes = QUICK if arguments.quick else Sizes()
     pairs = metric_rows.awkward(500)
+    # Opened first: a checkout that is not whole is found before half an hour of other rows.
+    regrad_code = open_regrad(arguments.regrad_release) if arguments.regrad_release else None
+    prag_code = open_prag(arguments.prag_release) if arguments.prag_release else None
     with tempfile.TemporaryDirectory(prefix="fidelity.") as folder:
         subject = Subject.make(Path(folder))
         given = MetaInit.load(arguments.meta_init) if arguments.meta_init else None
@@ -51,8 +54,8 @@ def main() -> None:
             yield from metric_rows.prag_rows(release, pairs)
 
         rows = [
-            *_of(arguments.regrad_release, "--regrad-release", open_regrad, regrad),
-            *_of(arguments.prag_release, "--prag-release", open_prag, prag),
+            *_of(regrad_code, "--regrad-release", regrad),
+            *_of(prag_code, "--prag-release", prag),
             *regrad_rows.own_rows(subject, starts, sizes),
         ]
     shown = [row.shown() for row in rows]
@@ -78,12 +81,10 @@ def _arguments() -> Any:
     return parser.parse_args()
 
 
-def _of(
-    folder: str | None, option: str, opened: Callable[[str], Release], rows: Callable[[Release], Iterable[Row]]
-) -> list[Row]:
-    if folder is None:
+def _of(release: Release | None, option: str, rows: Callable[[Release], Iterable[Row]]) -> list[Row]:
+    if release is None:
         return [skipped(f"everything of {option}", f"{option} DIR was not given")]
-    return list(rows(opened(folder)))
+    return list(rows(release))
 
 
 def figures(rows: Sequence[Row]) -> dict[str, float]:

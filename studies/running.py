@@ -18,7 +18,7 @@ from studies.step import Command, Step
 def run_steps(steps: Sequence[Step], output: str, workers: int, say: Callable[[str], None]) -> float:
     """Run what is missing, at most `workers` steps at once; returns the seconds that the study has been at work in all.
 
-    Interrupted at any point, the next call goes on with the steps that are not complete. Raises `ConfigError` for a step
+    Interrupted at any point, the next call goes on with what is not complete. Raises `ConfigError` for a step
     whose settings are wrong, before any is begun, and the error of a step that failed, when the others have ended.
     """
     progress = Progress(output)
