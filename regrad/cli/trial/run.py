@@ -17,6 +17,7 @@ from regrad.cli.trial import MODEL, TryConfig
 from regrad.client import AnswerClient
 from regrad.data.corpora import read_passages
 from regrad.data.corpus_maker import PASSAGES, CorpusMaker, find_source, read_rejected
+from regrad.data.documents import name_in
 from regrad.data.passages import encode_passages
 from regrad.meta_init import MetaInit
 from regrad.models.fast_tokenizer import load_fast_tokenizer
@@ -65,7 +66,8 @@ def prepare(folder: str, meta_init: MetaInit, config: TryConfig, say: Say) -> No
     tokenizer = load_fast_tokenizer(meta_init.model_at(config.model).path)
     corpus = config.corpus(folder)
     say(printable(CorpusMaker(corpus, tokenizer, say).run()))
-    if rejected := [f"{one.where} ({one.reason})" for one in read_rejected(corpus.output)]:
+    (source,) = corpus.sources
+    if rejected := [f"{name_in(source, one.where)} ({one.reason})" for one in read_rejected(corpus.output)]:
         say(printable(f"left out: {listed(rejected, _SHOWN)}"))
     passages = list(read_passages(f"{corpus.output}/{PASSAGES}"))
     Storage(config.output).write("banked.jsonl", encode_passages(passages[: config.most_banked]))

@@ -27,7 +27,7 @@ def test_a_folder_is_asked_in_every_way_and_computed_once(demo: RunningDemo, tmp
     result = completed(command, 300, env=environment())
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     for piece in (
-        f"{len(names)} passages of {len(names)} files",
+        f"{len(names)} passages of {len(names) + 1} files, 1 rejected",
         "left out: broken.txt",
         "ready after",
         "regrad+icl",
