@@ -12,7 +12,7 @@ import ray
 from ray_jobs.cluster import cause_of, cluster
 from regrad.errors import EvaluationError
 from regrad.storage import Storage
-from studies.step import Command, Step
+from studies.step import Step
 
 
 def run_steps(steps: Sequence[Step], output: str, workers: int, say: Callable[[str], None]) -> float:
@@ -25,8 +25,7 @@ def run_steps(steps: Sequence[Step], output: str, workers: int, say: Callable[[s
     left = [step for step in steps if not progress.done(step)]
     say(f"{len(steps)} steps, {len(steps) - len(left)} of them done before")
     for step in left:
-        if isinstance(step.work, Command):
-            step.work.settings  # noqa: B018  (checked now, not after hours of other steps)
+        step.work.content()  # wrong settings are found now, not after hours of other steps
     if left:
         with cluster():
             _run(left, workers, progress, say, len(steps))

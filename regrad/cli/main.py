@@ -86,6 +86,8 @@ def _configure_logging(debug: bool) -> None:
     logging.basicConfig(
         level=logging.INFO if debug else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
+    for name in ("pypdf", "bs4"):  # of a file's faults, without its name: what matters of them is an error
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.ERROR)
     for name in ("regrad", "ray_jobs", "serve_app"):
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
 

@@ -69,7 +69,7 @@ class Chunker:
         return [replace(passage, id=f"{passage.id}#{n}", text=chunk) for n, chunk in enumerate(chunks, start=1)]
 
     def _is_short(self, text: str) -> bool:
-        if len(text) <= self._most and text.isascii():  # a token is a character or more
+        if len(text) < self._most and text.isascii():  # a token is a character or more, but for one at the start
             return True
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids) <= self._most
 

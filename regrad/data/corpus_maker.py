@@ -6,8 +6,9 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer
 
 from regrad.data.chunks import ChunkConfig, Chunker
 from regrad.data.corpora import read_raw
-from regrad.data.documents import DOCUMENTS, find_documents, name_in, read_document
+from regrad.data.documents import DOCUMENTS, directory_of, find_documents, name_in, read_document
 from regrad.data.files import CorpusFile, compression, corpus_files
 from regrad.data.jsonl import encode_jsonl, read_jsonl
 from regrad.data.passages import Passage, encode_passages
@@ -60,6 +61,11 @@ class Source:
     files: list[CorpusFile]
     are_documents: bool
 
+    @property
+    def directory(self) -> str:
+        """Where the files are from."""
+        return directory_of(self.uri, self.files[0].uri)
+
 
 class CorpusMaker:
     """Writes `config.output`, whole or not at all; `say` hears how far it is.
@@ -76,6 +82,7 @@ class CorpusMaker:
         self._counts: Counter[str] = Counter()
         self._texts: set[bytes] = set()
         self._ids: set[bytes] = set()
+        self._above = ""  # the directory from which documents are named: the one that all sources are in
         self._first = ""  # what was wrong with the first that was rejected
         self._said = time.monotonic()
 
@@ -84,6 +91,7 @@ class CorpusMaker:
         config = self._config
         check_replaceable(config.output, CARD)
         sources = [find_source(uri) for uri in config.sources]  # a wrong path stops before hours of work
+        self._above = _shared([source.directory for source in sources])
         with directory_writer(config.output, CARD) as folder:
             with open(folder / PASSAGES, "wb") as passages, open(folder / REJECTED, "wb") as rejected:
                 for source in sources:
@@ -98,8 +106,8 @@ class CorpusMaker:
     def _take(self, source: Source, file: CorpusFile, passages: IO[bytes], rejected: IO[bytes]) -> None:
         """What one file gives goes into one of both files."""
         self._counts["files"] += 1
-        for one in self._document(source, file) if source.are_documents else self._records(file):
-            found = self._once(one, source.are_documents) if isinstance(one, Passage) else one
+        for one in self._document(file) if source.are_documents else self._records(file):
+            found = self._once(one, file, source.are_documents) if isinstance(one, Passage) else one
             if isinstance(found, Passage):
                 self._counts["passages"] += 1
                 passages.write(encode_passages([found]))
@@ -113,8 +121,8 @@ class CorpusMaker:
                 self._said = time.monotonic()
                 self._say(f"{file.uri}: {self._summary()}")
 
-    def _document(self, source: Source, file: CorpusFile) -> Iterator[Passage | Rejected]:
-        name = name_in(source.uri, file.uri)
+    def _document(self, file: CorpusFile) -> Iterator[Passage | Rejected]:
+        name = name_in(self._above, file.uri)
         empty = True
         try:
             for document in read_document(name, file.uri):
@@ -133,7 +141,7 @@ class CorpusMaker:
                 try:
                     pieces = self._chunker.record(Passage.from_record(line.decode(), line.where))
                 except CorpusError as error:
-                    yield Rejected(line.where, str(error).removeprefix(f"{line.where}: "))
+                    yield Rejected(line.where, str(error).removeprefix(line.where).lstrip(": "))
                     continue
                 self._counts["records"] += 1
                 self._counts["cut"] += len(pieces) > 1
@@ -144,7 +152,7 @@ class CorpusMaker:
         except CorpusError as error:  # the file, from here on
             yield Rejected(file.uri, str(error))
 
-    def _once(self, passage: Passage, by_text: bool) -> Passage | Rejected | None:
+    def _once(self, passage: Passage, file: CorpusFile, by_text: bool) -> Passage | Rejected | None:
         """The passage, unless its words were there before; rejected if only its id was."""
         text = _hash(passage.text if by_text else f"{passage.title}\x00{passage.text}")
         if text in self._texts:
@@ -152,7 +160,7 @@ class CorpusMaker:
             return None
         identifier = _hash(passage.id)
         if identifier in self._ids:
-            return Rejected(passage.id, "this id was already used for another text")
+            return Rejected(file.uri, f"id {passage.id!r:.80} was already used for another text")
         self._texts.add(text)
         self._ids.add(identifier)
         return passage
@@ -194,10 +202,17 @@ def find_source(uri: str) -> Source:
 
 
 def _without_queries(uri: str, files: list[CorpusFile]) -> list[CorpusFile]:
-    names = {_unpacked(name_in(uri, file.uri)): file for file in files}
+    directory = directory_of(uri, files[0].uri)
+    names = {_unpacked(name_in(directory, file.uri)): file for file in files}
     if names.keys() >= set(_BEIR):
         return [file for name, file in names.items() if name == _BEIR[0]]
     return files
+
+
+def _shared(directories: Sequence[str]) -> str:
+    """The innermost directory that all of these are in; empty if there is none: one may be local and one in a store."""
+    levels = zip(*(directory.split("/") for directory in directories), strict=False)
+    return "/".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels))
 
 
 def _unpacked(name: str) -> str:

@@ -46,12 +46,15 @@ def find_documents(uri: str) -> list[CorpusFile]:
     return files_with(uri, DOCUMENTS, "of text", hidden=(".",))
 
 
-def name_in(uri: str, file: str) -> str:
-    """How a file is called in the place that it was found in: its path from there, or its name if it is the place."""
+def directory_of(uri: str, file: str) -> str:
+    """Where a file was looked for: the place itself, the directory of the file that it is, or that of its pattern."""
     above = uri.rstrip("/") if file != uri else uri.rpartition("/")[0]
-    if not file.startswith(f"{above}/"):  # a glob
-        above = re.split(r"[*?[]", uri)[0].rpartition("/")[0]
-    return file.removeprefix(above).lstrip("/")
+    return above if file.startswith(f"{above}/") else re.split(r"[*?[]", uri)[0].rpartition("/")[0]
+
+
+def name_in(directory: str, file: str) -> str:
+    """A file's path from a directory."""
+    return file.removeprefix(directory).lstrip("/")
 
 
 def read_document(name: str, uri: str) -> list[Document]:
@@ -119,7 +122,7 @@ def _html(name: str, title: str, data: bytes) -> Document:
         for part in page(_NO_TEXT_OF_A_PAGE):
             part.decompose()
         text = converter.convert_soup(page)
-    except (RecursionError, ValueError, AssertionError) as error:
+    except Exception as error:  # as of a PDF file
         reason = "its elements are nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise CorpusError(f"it cannot be read as HTML: {reason}", code="damaged") from error
     return Document(name, heading or title, _checked(text), is_markdown=True)
@@ -129,7 +132,6 @@ def _pdf(name: str, title: str, data: bytes) -> list[Document]:
     """Its text layer, page by page."""
     try:
         from pypdf import PdfReader
-        from pypdf.errors import PyPdfError
     except ImportError as error:
         raise CorpusError(_INSTALL.format("PDF"), code="extra_missing") from error
     try:
@@ -140,10 +142,7 @@ def _pdf(name: str, title: str, data: bytes) -> list[Document]:
         pages = list(_within(page.extract_text() for page in file.pages))
     except CorpusError:
         raise
-    # What a damaged file does to a parser is not limited to the parser's own errors.
-    except (PyPdfError, ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, RecursionError) as error:
-        raise CorpusError(f"it cannot be read as PDF: {error}", code="damaged") from error
-    except Exception as error:  # a cipher's library is missing: pypdf's DependencyError has no base of its own
+    except Exception as error:  # what a damaged file does to a parser is not limited to the parser's own errors
         raise CorpusError(f"it cannot be read as PDF: {error}", code="damaged") from error
     if not any(any(map(str.isalnum, page)) for page in pages):
         many = f"{len(pages):,} page{'' if len(pages) == 1 else 's'}"

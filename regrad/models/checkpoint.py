@@ -29,7 +29,7 @@ _ADAPTER, _GENERATION = "adapter_config.json", "generation_config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # What transformers reads beside the weights. Of a large tokenizer.json only the beginning is looked at here.
 _SETTINGS = ("config.json", _GENERATION, _INDEX, "tokenizer_config.json", "tokenizer.json", "tokenizer.model")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _LFS_POINTER = b"version https://git-lfs"
 _MOST_PARSED = 1 << 20
 _MOST_NAMED = 3
@@ -94,11 +94,20 @@ def load_without_weights(path: str, name: str) -> tuple[Any, PreTrainedTokenizer
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         _check_not_quantised(config, name)
-        return config, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except ModelError:
         raise
     except Exception as error:
         raise _not_loaded(name, error) from error
+    try:
+        return config, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:
+        if not Path(path).is_dir() or any(Path(path, file).is_file() for file in _TOKENIZERS):
+            raise _not_loaded(name, error) from error
+        raise ModelError(
+            f"there is no tokenizer beside the model {name}, such as a tokenizer.json; save it there, too",
+            code="no_tokenizer",
+            path=name,
+        ) from error
 
 
 def _not_loaded(name: str, error: Exception) -> ModelError:
@@ -153,12 +162,6 @@ def _check_files(folder: Path, name: str) -> None:
     for file in _SETTINGS:
         if (folder / file).is_file():
             _check_settings_file(folder / file, name)
-    if not any((folder / file).is_file() for file in _TOKENIZERS):
-        raise ModelError(
-            f"there is no tokenizer beside the model {name}: {' or '.join(_TOKENIZERS)}; save it there, too",
-            code="no_tokenizer",
-            path=name,
-        )
     for file in _weight_files(folder):
         if not (folder / file).is_file():
             raise ModelError(

@@ -17,7 +17,7 @@ from regrad.cli.trial import MODEL, TryConfig
 from regrad.client import AnswerClient
 from regrad.data.corpora import read_passages
 from regrad.data.corpus_maker import PASSAGES, CorpusMaker, find_source, read_rejected
-from regrad.data.documents import name_in
+from regrad.data.documents import directory_of, name_in
 from regrad.data.passages import encode_passages
 from regrad.meta_init import MetaInit
 from regrad.models.fast_tokenizer import load_fast_tokenizer
@@ -67,8 +67,11 @@ def prepare(folder: str, meta_init: MetaInit, config: TryConfig, say: Say) -> No
     corpus = config.corpus(folder)
     say(printable(CorpusMaker(corpus, tokenizer, say).run()))
     (source,) = corpus.sources
-    if rejected := [f"{name_in(source, one.where)} ({one.reason})" for one in read_rejected(corpus.output)]:
-        say(printable(f"left out: {listed(rejected, _SHOWN)}"))
+    left_out = [
+        f"{name_in(directory_of(source, one.where), one.where)} ({one.reason})" for one in read_rejected(corpus.output)
+    ]
+    if left_out:
+        say(printable(f"left out: {listed(left_out, _SHOWN)}"))
     passages = list(read_passages(f"{corpus.output}/{PASSAGES}"))
     Storage(config.output).write("banked.jsonl", encode_passages(passages[: config.most_banked]))
     if len(passages) > config.most_banked:

@@ -76,6 +76,16 @@ def test_documents_of_a_folder_are_cited_by_line_and_page(tmp_path: Path) -> Non
     assert [p["id"] for p in globbed] == ["deep/a.md:1"]
 
 
+def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("north", "south"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "readme.md").write_text(f"The harbour in the {folder}.")
+    for sources in (("north", "south"), ("north/readme.md", "south/readme.md"), ("north/*.md", "south")):
+        passages, card = make(tmp_path, *(f"{tmp_path}/{source}" for source in sources))
+        assert [p["id"] for p in passages] == ["north/readme.md:1", "south/readme.md:1"]
+        assert card["rejected"] == 0
+
+
 def test_what_cannot_be_used_is_listed_and_stops_nothing_unless_strict(tmp_path: Path) -> None:
     bad = write(tmp_path / "a.jsonl", {"id": "1", "text": "Good."}, {"id": "2"}, {"id": "3", "text": " - "})
     with bad.open("a") as file:
@@ -88,9 +98,10 @@ def test_what_cannot_be_used_is_listed_and_stops_nothing_unless_strict(tmp_path:
     assert [p["id"] for p in passages] == ["1"]
     assert (card["rejected"], card["repeated"]) == (5, 1)
     found = {one["where"].removeprefix(f"{tmp_path}/"): one["reason"] for one in rejected(tmp_path)}
-    assert list(found) == ["a.jsonl line 2", "a.jsonl line 3", "a.jsonl line 4", "1", "b.jsonl.gz"]
-    assert "field 'text' is missing" in found["a.jsonl line 2"]
-    assert "another text" in found["1"]
+    assert list(found) == ["a.jsonl line 2", "a.jsonl line 3", "a.jsonl line 4", "a.jsonl", "b.jsonl.gz"]
+    assert found["a.jsonl line 2"].startswith("field 'text' is missing")
+    assert found["a.jsonl line 4"].startswith("is not JSON")
+    assert found["a.jsonl"] == "id '1' was already used for another text"
     before = (tmp_path / "out" / PASSAGES).read_bytes()
     with refused(CorpusError, "rejected", where=f"{bad} line 2"):
         make(tmp_path, bad, strict=True)
