@@ -1,7 +1,7 @@
 """How settings are read: YAML plus `key.path=value` overrides into immutable, validated classes.
 
 A misspelt key is an error that names the nearest right one. Where a mapping is expected, a string that ends in
-`.yaml` names another file, relative to the one that mentions it.
+`.yaml` names another file, relative to the one that mentions it, or, in an override, to the directory that you are in.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise refuse(": the value is not YAML") from error
+    value = _include(value, Path("the overrides"), ())
     *parents, last = key.split(".")
     place: Any = data
     for parent in parents:

@@ -91,6 +91,24 @@ def test_override_changes_one_value_and_keeps_the_rest() -> None:
     assert changed == plain.model_copy(update={"bank": plain.bank.model_copy(update={"codec": "bf16"})})
 
 
+@pytest.mark.parametrize("override", ["model=models/small.yaml", "model={path: changed, prompts: models/prompts.yaml}"])
+def test_override_may_name_a_file_from_the_directory_that_one_is_in(
+    override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "small.yaml").write_text("path: changed\nprompts: prompts.yaml\n")
+    (tmp_path / "models" / "prompts.yaml").write_text("question: 'Asked: {question}'\n")
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), [override])
+    assert settings.model.path.endswith("changed")
+    assert settings.model.prompts.question == "Asked: {question}"
+
+
+def test_override_that_names_no_file_is_refused() -> None:
+    with refused(ConfigError, "not_found", path="models/nowhere.yaml"):
+        load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), ["model=models/nowhere.yaml"])
+
+
 @pytest.mark.parametrize("override", ["nonsense", "=3", "a=[1"])
 def test_malformed_override_is_refused(override: str) -> None:
     with refused(ConfigError, "bad_override", override=override):
