@@ -89,7 +89,7 @@ def _ready(config: AugmentConfig) -> Iterator[dict[str, Any]]:
             _record(AugmentOutcome(item.passage, item)) for item in from_tasks(read_tasks(config.tasks), config.pairs)
         )
         return
-    for where, found in read_ready(config.ready or ""):
+    for where, found in read_ready(config.import_from or ""):
         if isinstance(found, CorpusError):
             yield {"failed": {"id": where, "reason": str(found)}}
         else:

@@ -26,12 +26,12 @@ def run(config: AdaptersConfig) -> str:
 
 
 def train(config: AdaptersConfig) -> Built:
-    """As `run`, returning what was built. With `config.keep`, passages that the bank has keep their adapters."""
+    """As `run`, returning what was built. With `config.reuse`, passages that the bank has keep their adapters."""
     adapter_demonstrations(config)  # a file that is wrong is found before a model is loaded
     config = config.model_copy(update={"corpus": augmented_file(config.corpus)})
     with cluster():
         layout = run_task(layout_of, config, num_cpus=1)
-        return fill(config, layout, AdapterActor, keep=config.keep)
+        return fill(config, layout, AdapterActor, keep=config.reuse)
 
 
 def layout_of(config: AdaptersConfig) -> Layout:

@@ -108,7 +108,7 @@ def _include(value: Any, path: Path, chain: tuple[Path, ...]) -> Any:
 def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one `key.path=value` (the value is YAML) in nested mappings and lists; raises `ConfigError`.
 
-    An item of a list is named by its position from 0: `sets.0.first=20`.
+    An item of a list is named by its position from 0: `sets.0.limit=20`.
     """
     key, separator, text = override.partition("=")
 

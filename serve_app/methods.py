@@ -79,7 +79,7 @@ def demonstrations_of(config: ServeConfig) -> Sequence[Question]:
     wanted = max((settings.demonstrations for settings in config.methods), default=0)
     if not wanted or config.demonstrations is None:
         return ()
-    found = read_questions(QuestionSetConfig(name="demonstrations", path=config.demonstrations, first=wanted))
+    found = read_questions(QuestionSetConfig(name="demonstrations", path=config.demonstrations, limit=wanted))
     if len(found) < wanted:
         raise ConfigError(
             f"a method shows {wanted} demonstrations, but {config.demonstrations} has {len(found)}",

@@ -93,7 +93,7 @@ def _cell(walker: _Walker) -> None:
     settings = yaml.safe_load((walker.root / "configs/jobs/eval-lab.yaml").read_text())
     method = next(item for item in settings["methods"] if isinstance(item, dict) and item["name"] == "regrad")
     cell = {
-        "sets": [{**settings["sets"][0], "first": 5}],
+        "sets": [{**settings["sets"][0], "limit": 5}],
         "methods": [method],
         "k": [1],
         "seeds": [0],

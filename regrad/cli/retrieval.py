@@ -41,7 +41,7 @@ class _Ks(click.ParamType):
 @click.argument("questions")
 @click.argument("indexes", nargs=-1, required=True)
 @click.option("--format", "kind_of_file", default="jsonl", show_default=True, help="The format of QUESTIONS.")
-@click.option("--first", type=click.IntRange(1), metavar="N", help="Only the first N of the file.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N of the file.")
 @click.option("--sample", type=click.IntRange(1), metavar="N", help="N of these, drawn as `regrad eval` does.")
 @click.option("--qrels", metavar="FILE", help="Relevant passages in TREC's or BEIR's form (default: the questions').")
 @click.option("--k", "ks", type=_Ks(), default="1,3,10", show_default=True, help="Where recall and nDCG are cut.")
@@ -51,7 +51,7 @@ def eval_retrieval(
     questions: str,
     indexes: tuple[str, ...],
     kind_of_file: str,
-    first: int | None,
+    limit: int | None,
     sample: int | None,
     qrels: str | None,
     ks: tuple[int, ...],
@@ -66,7 +66,7 @@ def eval_retrieval(
     from regrad.evaluation.retrieval import gold_of, measure, read_qrels, trec_run
     from regrad.retrieval.base import open_retriever
 
-    settings = {"name": questions, "path": questions, "format": kind_of_file, "first": first, "sample": sample}
+    settings = {"name": questions, "path": questions, "format": kind_of_file, "limit": limit, "sample": sample}
     asked = read_questions(parse_settings(QuestionSetConfig, settings, questions))
     try:
         relevant = gold_of(asked) if qrels is None else read_qrels(qrels)

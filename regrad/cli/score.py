@@ -36,11 +36,11 @@ _QUESTION_WIDTH = 200
 @click.option("--format", "kind_of_file", default="jsonl", show_default=True, help="The format of QUESTIONS.")
 @click.option("--kind", type=click.Choice(QUESTION_KINDS), help="The kind of the questions (default: the format's).")
 @click.option("--aliases", metavar="FILE", help="2WikiMultihopQA's id_aliases.json.")
-@click.option("--first", type=click.IntRange(1), metavar="N", help="Only the first N of the file.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N of the file.")
 @click.option("--sample", type=click.IntRange(1), metavar="N", help="N of these, drawn as `regrad eval` does.")
 @click.option("--seed", default=0, show_default=True, help="The seed of the sample.")
 @click.option("--rules", type=click.Choice(RULES), help="Scoring rules for open answers (default: the format's).")
-@click.option("--cut", is_flag=True, help="Cut open answers as PRAG's evaluation does.")
+@click.option("--prag-style-cut", is_flag=True, help="Cut open answers as PRAG's evaluation does.")
 @click.option(
     "--reader",
     type=click.Choice(get_args(ClosedReader)),
@@ -55,7 +55,7 @@ def score(
     predictions: str,
     kind_of_file: str,
     rules: Rules | None,
-    cut: bool,
+    prag_style_cut: bool,
     reader: ClosedReader,
     against: str | None,
     json_file: str | None,
@@ -73,7 +73,7 @@ def score(
         "path": questions,
         "format": kind_of_file,
         "rules": rules,
-        "cut": cut,
+        "prag_style_cut": prag_style_cut,
         "reader": reader,
         **of,
     }
@@ -85,13 +85,14 @@ def score(
             raise StorageError(text, code="no_directory", uri=json_file)
     asked = read_questions(config)
     used = config.scoring_rules
-    ours = read_scored(predictions, asked, used, cut, reader)
-    theirs = read_scored(against, asked, used, cut, reader) if against else None
+    ours = read_scored(predictions, asked, used, prag_style_cut, reader)
+    theirs = read_scored(against, asked, used, prag_style_cut, reader) if against else None
     found = parts(ours)
     compared = compare_records(ours, theirs) if theirs else {}
     if json_file:
         numbers = {
-            **{"questions": questions, "predictions": predictions, "rules": used, "cut": cut, "reader": reader},
+            **{"questions": questions, "predictions": predictions, "rules": used},
+            **{"prag_style_cut": prag_style_cut, "reader": reader},
             "against": against,
             "scores": [asdict(part) for part in found],
             "comparisons": {column: asdict(comparison) for column, comparison in compared.items()},

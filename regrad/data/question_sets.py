@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,10 +23,12 @@ _HOTPOTQA_RULES = ("hotpotqa", "2wikimultihopqa")
 class QuestionSetConfig(Settings):
     """A question set: one file in one of the formats of `regrad.data.question_sets.READERS`."""
 
+    MOVED: ClassVar[Mapping[str, str]] = {"first": "limit", "cut": "prag_style_cut"}
+
     name: str = Field(min_length=1, description="the set's name in tables and records")
     path: Location = Field(description="a file, plain or compressed (gz, bz2, xz, zip)")
     format: str = Field("jsonl", description="the name of a reader, such as hotpotqa")
-    first: int | None = Field(None, ge=1, description="at most this many, from the beginning of the file")
+    limit: int | None = Field(None, ge=1, description="at most this many, from the beginning of the file")
     sample: int | None = Field(None, ge=1, description="at most this many of these, drawn by id, so in any file order")
     seed: int = Field(0, description="of the sample")
     sha256: str | None = Field(
@@ -41,7 +43,7 @@ class QuestionSetConfig(Settings):
         description="how open answers are scored: with hotpotqa, yes, no and noanswer get no partial credit; null: "
         "hotpotqa for the formats hotpotqa and 2wikimultihopqa, as in their own scripts, else squad",
     )
-    cut: bool = Field(
+    prag_style_cut: bool = Field(
         False,
         description="cut open answers as PRAG does: after 'the answer is' if present, up to '.', ',' or a new line",
     )
@@ -133,7 +135,7 @@ def read_questions(config: QuestionSetConfig) -> list[Question]:
 def read_set(config: QuestionSetConfig) -> tuple[list[Question], Counter[str]]:
     """The questions of a set, and how many of the file its reader leaves out, by the reason; raises as above.
 
-    `first` takes from the beginning of the file. `sample` draws from these by a hash of seed and id, in the order of
+    `limit` takes from the beginning of the file. `sample` draws from these by a hash of seed and id, in the order of
     that hash: a larger sample begins with the smaller one, and the order of the file does not matter.
     """
     reader = READERS[config.format]
@@ -147,7 +149,7 @@ def read_set(config: QuestionSetConfig) -> tuple[list[Question], Counter[str]]:
             uri=config.path,
         )
     words = _words(questions)  # of all of them: a part of the set is asked with the same prompt
-    questions = questions[: config.first]
+    questions = questions[: config.limit]
     if config.sample is not None:
         questions = sorted(questions, key=lambda question: _hash(f"{config.seed}\x00{question.id}"))[: config.sample]
     asked = [q.as_kind(config.kind or q.kind, f"{config.path} question '{q.id:.60}'", words) for q in questions]
@@ -166,7 +168,7 @@ def read_demonstrations(config: QuestionSetConfig, path: str, count: int) -> lis
     Raises `EvaluationError` as `read_questions`.
     """
     taken = config.model_dump(include={"name", "format", "kind", "aliases"})
-    return read_questions(QuestionSetConfig(path=path, first=count, **taken))
+    return read_questions(QuestionSetConfig(path=path, limit=count, **taken))
 
 
 def _named(questions: Iterable[Question], path: str) -> list[Question]:

@@ -19,17 +19,21 @@ PassageSource = Literal["index", "given", "gold", "random"]
 class PassagesConfig(Settings):
     """Where the passages of a set's questions come from; each question gets k of them, best first."""
 
-    MOVED: ClassVar[Mapping[str, str]] = {"bm25": "retrieval"}
+    MOVED: ClassVar[Mapping[str, str]] = {"bm25": "retrieval", "fill": "distractors"}
 
     source: PassageSource = Field(
         "index",
         description="index: retrieved from an index; given: those that come with the question; gold: those that the "
         "question names; random: any of the corpus (a control)",
     )
-    index: Location | None = Field(None, description="of `regrad index`; for `index`, `gold` and `fill: retrieved`")
-    corpus: Location | None = Field(None, description="for `random` and `fill: random`; for `gold` without index")
-    fill: Literal["random", "retrieved"] | None = Field(
-        None, description="with `gold`: distractors up to k, random ones or the next best of the index"
+    index: Location | None = Field(
+        None, description="of `regrad index`; for `index`, `gold` and `distractors: retrieved`"
+    )
+    corpus: Location | None = Field(
+        None, description="for `random` and `distractors: random`; for `gold` without index"
+    )
+    distractors: Literal["random", "retrieved"] | None = Field(
+        None, description="with `gold`: other passages up to k, random ones or the next best of the index"
     )
     shuffle: bool = Field(False, description="put the passages into a random order, not by rank")
     retrieval: RetrieverConfig = RetrieverConfig()
@@ -37,15 +41,15 @@ class PassagesConfig(Settings):
     @property
     def is_random(self) -> bool:
         """Whether the seed decides which passages a question gets or in which order."""
-        return self.shuffle or "random" in (self.source, self.fill)
+        return self.shuffle or "random" in (self.source, self.distractors)
 
     @model_validator(mode="after")
     def _complete(self) -> PassagesConfig:
-        if self.fill and self.source != "gold":
-            raise ValueError("`fill` adds distractors to `source: gold`")
-        if (self.source == "index" or self.fill == "retrieved") and self.index is None:
+        if self.distractors and self.source != "gold":
+            raise ValueError("`distractors` are added to `source: gold`")
+        if (self.source == "index" or self.distractors == "retrieved") and self.index is None:
             raise ValueError("`index` is required: a directory that `regrad index` made")
-        if "random" in (self.source, self.fill) and self.corpus is None:
+        if "random" in (self.source, self.distractors) and self.corpus is None:
             raise ValueError("`corpus` is required: random passages are drawn from it")
         if self.source == "gold" and self.index is None and self.corpus is None:
             raise ValueError("`index` or `corpus` is required: gold passages are looked up in it")
@@ -76,6 +80,8 @@ class EvalConfig(Settings):
     In a method's locations `{model}`, `{set}` and `{seed}` are replaced by the names and the number.
     """
 
+    MOVED: ClassVar[Mapping[str, str]] = {"too_long": "on_overflow"}
+
     output: Location
     models: dict[str, ModelConfig] = Field(min_length=1, description="by name")
     sets: tuple[EvalSetConfig, ...] = Field(min_length=1)
@@ -86,7 +92,7 @@ class EvalConfig(Settings):
     compare_to: str | None = Field(None, description="the method that the others are tested against")
     max_new_tokens: int = Field(32, ge=1)
     context_tokens: int | None = Field(None, ge=8, description="limit of prompt and answer; null: the model's own")
-    too_long: Literal["drop", "fail"] = Field(
+    on_overflow: Literal["drop", "fail"] = Field(
         "drop", description="for a prompt that exceeds the context: drop its worst passages (noted), or stop (fail)"
     )
     batch: EvalBatchConfig = EvalBatchConfig()

@@ -63,9 +63,9 @@ class PassageFinder:
         return shuffled
 
     def _distractors(self, question: Question, count: int, gold: Sequence[Passage]) -> Iterable[Passage]:
-        if self._config.fill is None or count < 1:
+        if self._config.distractors is None or count < 1:
             return ()
-        if self._config.fill == "random":
+        if self._config.distractors == "random":
             return self._drawn(question, count, gold)
         known = {passage.id for passage in gold} | set(question.passage_ids)
         hits = self._retriever.search([question.question], count + len(known))[0]

@@ -151,7 +151,7 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
         demonstrations = shown[method.name, one.name]
         for k, seed in _repetitions(config, method, one):
             resolved = resolve_method(method, model=name, set=one.name, seed=seed)
-            limits = [one.max_new_tokens or config.max_new_tokens, config.context_tokens, config.too_long]
+            limits = [one.max_new_tokens or config.max_new_tokens, config.context_tokens, config.on_overflow]
             # Changing what is hashed here, or how, makes every earlier run of a user start again.
             content = {
                 "version": _RESULTS,
@@ -210,7 +210,7 @@ def _scoring(one: EvalSetConfig, questions: Sequence[Question]) -> list[Any]:
     """How answers are scored; only what applies to the kinds of questions in the set."""
     kinds = {question.kind for question in questions}
     return [
-        [one.scoring_rules, one.cut] if "open" in kinds else None,
+        [one.scoring_rules, one.prag_style_cut] if "open" in kinds else None,
         [_READING, one.reader] if kinds - {"open"} else None,
     ]
 

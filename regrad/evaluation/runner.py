@@ -143,7 +143,7 @@ def fit_prompt(
         if not drop:
             break
     if kept:
-        remedy = "set too_long=drop, or lower k"
+        remedy = "set on_overflow=drop, or lower k"
     elif demonstrations:
         remedy = "ask for fewer demonstrations, which are never dropped, or shorter ones, or lower max_new_tokens"
     else:
@@ -233,7 +233,7 @@ class CellRunner:
         return [_record(cell, milliseconds, *row) for row in rows]
 
     def _fitted(self, cell: PlannedCell, prompt: Prompt) -> Fitted:
-        drop = self._config.too_long == "drop"
+        drop = self._config.on_overflow == "drop"
         return fit_prompt(self._lm, prompt, self._most(cell), self._config.context_tokens, drop)
 
     def _most(self, cell: PlannedCell) -> int:
@@ -258,7 +258,7 @@ def _record(
         notes.append(f"not asked: {fitted.problem}")
     if fitted.dropped:
         notes.append(f"{fitted.dropped} of {len(found.passages)} passages did not fit into the prompt")
-    prediction = prediction_of(question, answer.text, cell.set.cut, cell.set.reader)
+    prediction = prediction_of(question, answer.text, cell.set.prag_style_cut, cell.set.reader)
     # A closed question is scored by all that was generated, as the scoring reads the label itself.
     scored = prediction if question.kind == "open" else answer.text
     return Record(

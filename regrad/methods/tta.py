@@ -7,7 +7,7 @@ a request and the weights are never written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
@@ -33,6 +33,8 @@ ADAPT_ON: dict[str, Callable[[LanguageModel, Passage], Example]] = {
 class TtaConfig(MethodSettings):
     """tta: needs no files."""
 
+    MOVED: ClassVar[Mapping[str, str]] = {"first": "max_passages"}
+
     METHODS: ClassVar = (
         MethodInfo("tta", "trained on the passages for this question", passages_in_prompt=True, update="adapting"),
     )
@@ -44,7 +46,7 @@ class TtaConfig(MethodSettings):
     adapt_on: Literal["passages", "suffixes"] = Field(
         "passages", description="predict all of a passage, or its second part from its first (TTARAG)"
     )
-    first: int | None = Field(None, ge=1, description="train on the first N passages only; all if null")
+    max_passages: int | None = Field(None, ge=1, description="train on the first N passages only; all if null")
     accumulation: int | None = Field(
         None,
         ge=1,
@@ -86,7 +88,7 @@ class TtaragConfig(TtaConfig):
     weight_decay: float = Field(0.01, ge=0)
     clip: float | None = Field(0.1, gt=0, description="largest norm of a step's gradient; not clipped if null")
     adapt_on: Literal["passages", "suffixes"] = "suffixes"
-    first: int | None = Field(3, ge=1, description="train on the first N passages only; all if null")
+    max_passages: int | None = Field(3, ge=1, description="train on the first N passages only; all if null")
     accumulation: int | None = Field(2, ge=1, description="as of tta")
     max_tokens: int | None = Field(512, ge=2, description="of a passage; the rest is cut off")
 
@@ -110,7 +112,7 @@ def adapt_online(
     limit = longest(lm, 1 << 30)
     written = [[_example(lm, passage, settings) for passage in each] for each in questions]
     fitting = [[item for item in items if item.predicts and len(item.ids) <= limit] for items in written]
-    used = [items[: settings.first] for items in fitting]
+    used = [items[: settings.max_passages] for items in fitting]
     size = settings.accumulation
     plans = [_batches(items, size) * settings.steps if items else [] for items in used]
     weights = [1 / (max(1, len(items)) * size) for items in used] if size else None

@@ -65,7 +65,7 @@ def write_bank(uri: Path, meta_init: MetaInit, passages: Sequence[Passage]) -> N
 
 def settings(folder: Path, model: ModelConfig, **changes: Any) -> EvalConfig:
     """Direct and RAG, the gold passage and random others."""
-    passages = {"source": "gold", "corpus": str(folder / "corpus.jsonl"), "fill": "random"}
+    passages = {"source": "gold", "corpus": str(folder / "corpus.jsonl"), "distractors": "random"}
     values: dict[str, Any] = {
         "output": str(folder / "out"),
         "models": {"tiny": model.model_dump()},

@@ -64,6 +64,21 @@ def test_a_key_of_several_sections_is_named_with_all_of_them() -> None:
     assert "'inner.steps' or 'optimizer.steps'" in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "right"),
+    [
+        ("sets.0.first=20", "sets.0.limit"),
+        ("sets.0.cut=true", "sets.0.prag_style_cut"),
+        ("sets.0.passages.fill=random", "sets.0.passages.distractors"),
+        ("too_long=fail", "on_overflow"),
+    ],
+)
+def test_a_setting_that_got_another_name_is_named_with_it(override: str, right: str) -> None:
+    with refused(ConfigError, "invalid") as found:
+        load_settings(EvalConfig, builtin_config("jobs/eval-lab.yaml"), [override])
+    assert f": it is '{right}' now" in str(found.value)
+
+
 def test_an_error_of_a_whole_class_names_no_empty_key() -> None:
     overrides = ["inner.steps=2", "strategy.name=difference"]
     with refused(ConfigError, "invalid", problems=[{"key": "", "problem": "value_error", "near": ""}]) as found:
@@ -73,12 +88,12 @@ def test_an_error_of_a_whole_class_names_no_empty_key() -> None:
 
 def test_override_changes_an_item_of_a_list() -> None:
     path = builtin_config("jobs/eval-lab.yaml")
-    plain, changed = load_settings(EvalConfig, path), load_settings(EvalConfig, path, ["sets.0.first=20", "k.0=2"])
-    assert (changed.sets[0].first, changed.k[0]) == (20, 2)
+    plain, changed = load_settings(EvalConfig, path), load_settings(EvalConfig, path, ["sets.0.limit=20", "k.0=2"])
+    assert (changed.sets[0].limit, changed.k[0]) == (20, 2)
     assert changed.sets[1:] == plain.sets[1:]
 
 
-@pytest.mark.parametrize("override", ["sets.9.first=20", "sets.first=20", "sets.-1.first=20", "sets.9=20"])
+@pytest.mark.parametrize("override", ["sets.9.limit=20", "sets.limit=20", "sets.-1.limit=20", "sets.9=20"])
 def test_override_of_an_item_that_is_not_there_is_refused(override: str) -> None:
     with refused(ConfigError, "bad_override", override=override):
         load_settings(EvalConfig, builtin_config("jobs/eval-lab.yaml"), [override])

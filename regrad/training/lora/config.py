@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from string import Formatter
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -70,10 +71,12 @@ class FinetuneConfig(TrainConfig):
 class AugmentConfig(Settings):
     """`regrad augment`: another wording and question-answer pairs for each passage (PRAG's document augmentation)."""
 
+    MOVED: ClassVar[Mapping[str, str]] = {"ready": "import_from"}
+
     output: Location = Field(description="a directory: augmented.jsonl, failed.jsonl and report.json")
     corpus: Location | None = Field(None, description="passages that `model` rewrites and writes questions about")
     model: ModelConfig | None = Field(None, description="writes; needed with `corpus`")
-    ready: Location | None = Field(
+    import_from: Location | None = Field(
         None, description="instead of corpus: PRAG's data_aug or augmented passages, a file or a directory"
     )
     tasks: Location | None = Field(None, description="instead of corpus: tasks with questions; no rewrites")
@@ -116,7 +119,7 @@ class AugmentConfig(Settings):
 
     @model_validator(mode="after")
     def _one_source(self) -> AugmentConfig:
-        given = [name for name in ("corpus", "ready", "tasks") if getattr(self, name) is not None]
+        given = [name for name in ("corpus", "import_from", "tasks") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"exactly one of corpus, ready and tasks is expected, found {given or 'none'}")
         if self.corpus is not None and self.model is None:
@@ -164,6 +167,8 @@ class AdapterConfig(AdamWConfig):
 class AdaptersConfig(Settings):
     """`regrad adapters`: a LoRA for each passage, into a bank."""
 
+    MOVED: ClassVar[Mapping[str, str]] = {"keep": "reuse"}
+
     model: ModelConfig = Field(description="its subspace says which blocks and projections; the rank is `adapter`'s")
     static: Location | None = Field(None, description="a LoRA of `regrad finetune`; adapters are trained on top of it")
     start_from: Location | None = Field(
@@ -177,7 +182,7 @@ class AdaptersConfig(Settings):
     bank: BankConfig
     adapter: AdapterConfig = AdapterConfig()
     rows: int = Field(64, ge=1, description="passages trained at once; changes results only by rounding")
-    keep: bool = Field(
+    reuse: bool = Field(
         False, description="keep the bank's adapters of passages whose text is unchanged, however they were trained"
     )
     seed: int = 42

@@ -45,7 +45,7 @@ def folder(tmp_path: Path, world: World) -> Path:
 
 
 def write_config(folder: Path, **changes: object) -> Path:
-    gold = {"source": "gold", "corpus": str(folder / "corpus.jsonl"), "fill": "random"}
+    gold = {"source": "gold", "corpus": str(folder / "corpus.jsonl"), "distractors": "random"}
     settings = {
         "output": str(folder / "out"),
         "models": {"lab": str(builtin_config("models/lab.yaml"))},

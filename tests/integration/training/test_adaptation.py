@@ -150,7 +150,7 @@ def test_adapters_upon_a_static_lora_are_for_it_alone(lab: Path, tmp_path: Path)
 
 
 def augmenting(output: Path, *values: str) -> AugmentConfig:
-    common = ["ready=null", f"output={output}", *values]
+    common = ["import_from=null", f"output={output}", *values]
     return load_settings(AugmentConfig, builtin_config("jobs/augment-lab.yaml"), common)
 
 

@@ -153,7 +153,7 @@ def test_open_questions_that_are_asked_as_yes_no_may_be_answered_with_maybe(tmp_
     records = [{"question": word, "answer": word} for word in ("Yes", "maybe")]
     path = write(tmp_path / "q.jsonl", records)
     assert {q.choices for q in read(path, kind="yes-no")} == {("yes", "no", "maybe")}
-    assert {q.choices for q in read(path, kind="yes-no", first=1)} == {("yes", "no", "maybe")}
+    assert {q.choices for q in read(path, kind="yes-no", limit=1)} == {("yes", "no", "maybe")}
     write(tmp_path / "q.jsonl", records[:1])
     assert {q.choices for q in read(path, kind="yes-no")} == {("yes", "no")}
 

@@ -595,7 +595,7 @@ def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch:
 
 def test_a_kind_that_the_answers_do_not_allow(tmp_path: Path) -> None:
     path = write(tmp_path / "own.jsonl", lines({"question": "x", "answer": "No"}, {"question": "y", "answer": "Rome"}))
-    (found,) = read(path, "jsonl", kind="yes-no", first=1)
+    (found,) = read(path, "jsonl", kind="yes-no", limit=1)
     assert (found.kind, found.choices, found.answers) == ("yes-no", ("yes", "no"), ("no",))
     with refused(EvaluationError, "wrong_answer", found=["Rome"]):
         read(path, "jsonl", kind="yes-no")
@@ -609,8 +609,8 @@ def numbered(path: Path, numbers: list[int]) -> Path:
 
 def test_first_takes_the_beginning_or_all(tmp_path: Path) -> None:
     path = numbered(tmp_path / "own.jsonl", [3, 1, 2])
-    assert [q.id for q in read(path, "jsonl", first=2)] == ["3", "1"]
-    assert [q.id for q in read(path, "jsonl", first=9)] == ["3", "1", "2"]
+    assert [q.id for q in read(path, "jsonl", limit=2)] == ["3", "1"]
+    assert [q.id for q in read(path, "jsonl", limit=9)] == ["3", "1", "2"]
 
 
 @given(order=st.permutations(list(range(30))), small=st.integers(1, 10), more=st.integers(0, 10), seed=st.integers())
@@ -629,7 +629,7 @@ def test_samples_of_different_seeds_differ(tmp_path: Path) -> None:
     drawn = [{q.id for q in read(path, "jsonl", sample=50, seed=seed)} for seed in (0, 1)]
     assert len(drawn[0]) == len(drawn[1]) == 50
     assert len(drawn[0] & drawn[1]) < 30  # 12.5 are expected
-    assert [q.id for q in read(path, "jsonl", first=3, sample=3)] != []
+    assert [q.id for q in read(path, "jsonl", limit=3, sample=3)] != []
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def asked(*gold: str) -> Question:
 
 def test_gold_comes_first_and_distractors_fill_up(corpus: str, passages: list[Passage]) -> None:
     gold = passages[3].id
-    ids = found(corpus, asked(gold), 5, fill="random")
+    ids = found(corpus, asked(gold), 5, distractors="random")
     assert ids[0] == gold
     assert len(set(ids)) == 5
     assert found(corpus, asked(gold), 5) == [gold]
@@ -42,12 +42,12 @@ def test_gold_comes_first_and_distractors_fill_up(corpus: str, passages: list[Pa
 
 def test_more_distractors_begin_with_the_same(corpus: str, passages: list[Passage]) -> None:
     question = asked(passages[3].id)
-    assert found(corpus, question, 6, fill="random")[:3] == found(corpus, question, 3, fill="random")
+    assert found(corpus, question, 6, distractors="random")[:3] == found(corpus, question, 3, distractors="random")
 
 
 def test_the_seed_alone_decides_what_is_drawn(corpus: str, passages: list[Passage]) -> None:
     question = asked(passages[3].id)
-    draws = [found(corpus, question, 6, seed, fill="random") for seed in (0, 0, 1)]
+    draws = [found(corpus, question, 6, seed, distractors="random") for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -59,8 +59,8 @@ def test_random_passages_are_never_the_question_s_own(corpus: str, passages: lis
 
 def test_shuffled_passages_are_the_same_ones(corpus: str, passages: list[Passage]) -> None:
     question = asked(passages[3].id)
-    in_order = found(corpus, question, 8, fill="random")
-    shuffled = found(corpus, question, 8, fill="random", shuffle=True)
+    in_order = found(corpus, question, 8, distractors="random")
+    shuffled = found(corpus, question, 8, distractors="random", shuffle=True)
     assert sorted(shuffled) == sorted(in_order)
     assert shuffled != in_order
 

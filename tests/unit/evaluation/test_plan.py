@@ -217,7 +217,10 @@ def test_a_gold_passage_that_the_corpus_lacks_is_found_before_the_run(
         ({"compare_to": "regrad"}, "none of the methods direct, rag"),
         ({"sets": [{"name": "a", "path": "a", "passages": {"source": "index"}}]}, "regrad index"),
         ({"sets": [{"name": "a", "path": "a", "passages": {"source": "random"}}]}, "`corpus` is required"),
-        ({"sets": [{"name": "a", "path": "a", "passages": {"source": "given", "fill": "random"}}]}, "source: gold"),
+        (
+            {"sets": [{"name": "a", "path": "a", "passages": {"source": "given", "distractors": "random"}}]},
+            "source: gold",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(
@@ -229,14 +232,17 @@ def test_settings_that_cannot_be_are_refused(
 
 
 def one_set(folder: Path, **changes: Any) -> list[dict[str, Any]]:
-    passages = {"source": "gold", "corpus": str(folder / "corpus.jsonl"), "fill": "random"}
+    passages = {"source": "gold", "corpus": str(folder / "corpus.jsonl"), "distractors": "random"}
     return [{"name": "people", "path": str(folder / "questions.jsonl"), "passages": passages} | changes]
 
 
 def test_only_scoring_that_differs_from_squads_changes_the_keys(folder: Path, model: ModelConfig) -> None:
     before = keys(settings(folder, model))
-    assert keys(settings(folder, model, sets=one_set(folder, rules="squad", cut=False))) == before
-    others = [keys(settings(folder, model, sets=one_set(folder, **c))) for c in ({"rules": "hotpotqa"}, {"cut": True})]
+    assert keys(settings(folder, model, sets=one_set(folder, rules="squad", prag_style_cut=False))) == before
+    others = [
+        keys(settings(folder, model, sets=one_set(folder, **c)))
+        for c in ({"rules": "hotpotqa"}, {"prag_style_cut": True})
+    ]
     assert not before & others[0] and not before & others[1] and not others[0] & others[1]
 
 
@@ -245,7 +251,7 @@ def test_scoring_of_open_answers_is_no_part_of_a_closed_sets_keys(folder: Path, 
     closed = [row | {"kind": "yes-no", "answers": ["yes"]} for row in rows]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in closed))
     before = keys(settings(folder, model))
-    assert keys(settings(folder, model, sets=one_set(folder, rules="hotpotqa", cut=True))) == before
+    assert keys(settings(folder, model, sets=one_set(folder, rules="hotpotqa", prag_style_cut=True))) == before
 
 
 @pytest.mark.parametrize(

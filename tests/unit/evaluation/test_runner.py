@@ -160,7 +160,7 @@ def test_passages_that_do_not_fit_are_dropped_worst_first_and_noted(folder: Path
 
 def test_a_prompt_that_is_too_long_can_stop_the_run(folder: Path, tiny: LanguageModel) -> None:
     with refused(EvaluationError, "prompt_too_long", passages=3, context=40):
-        run(tiny, only(folder, tiny, "rag", 3, context_tokens=40, too_long="fail"))
+        run(tiny, only(folder, tiny, "rag", 3, context_tokens=40, on_overflow="fail"))
 
 
 def test_a_question_that_alone_is_too_long_is_an_error(folder: Path, tiny: LanguageModel) -> None:
@@ -220,8 +220,8 @@ def test_the_sets_rules_and_cut_decide_the_scores(
         return record.prediction, record.f1
 
     assert first() == (said.text, pytest.approx(2 / 9))
-    assert first(cut=True) == ("yes it is", pytest.approx(0.5))
-    assert first(cut=True, rules="hotpotqa") == ("yes it is", 0.0)
+    assert first(prag_style_cut=True) == ("yes it is", pytest.approx(0.5))
+    assert first(prag_style_cut=True, rules="hotpotqa") == ("yes it is", 0.0)
 
 
 def test_a_question_that_the_model_cannot_read_stops_no_other(folder: Path, tiny: LanguageModel) -> None:

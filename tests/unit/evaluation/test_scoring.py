@@ -176,10 +176,10 @@ def test_the_questions_are_read_as_the_format_and_the_options_say(tmp_path: Path
     ]
     path = write(tmp_path / "hotpot.json", entries)
     mine = write(tmp_path / "mine.json", {"answer": {"h0": "yes it is", "h1": "yes"}, "sp": {}})
-    options = ("--format", "hotpotqa", "--first", "2")
+    options = ("--format", "hotpotqa", "--limit", "2")
     assert score(path, mine, *options, "--rules", RULES[0]).splitlines()[2].split()[5] == "75.0"
     assert score(path, mine, *options).splitlines()[2].split()[5] == "50.0"
-    assert score(path, mine, *options, "--cut", "--rules", RULES[0]).splitlines()[2].split()[5] == "75.0"
+    assert score(path, mine, *options, "--prag-style-cut", "--rules", RULES[0]).splitlines()[2].split()[5] == "75.0"
     with refused(EvaluationError, "ids_do_not_match", problems={"missing": ["h2"]}):
         score(path, mine, "--format", "hotpotqa")
 
@@ -209,7 +209,7 @@ def test_records_of_a_run_are_predictions_too_and_must_be_of_these_questions(tmp
 def test_open_predictions_can_be_cut(tmp_path: Path, questions: str) -> None:
     mine = write(tmp_path / "mine.json", {name: f"So the answer is {text}, I think." for name, text in RIGHT.items()})
     assert score(questions, mine).splitlines()[2].split()[2] == "0.0"
-    assert score(questions, mine, "--cut").splitlines()[2].split()[2] == "100.0"
+    assert score(questions, mine, "--prag-style-cut").splitlines()[2].split()[2] == "100.0"
 
 
 def test_a_set_without_groups_has_one_line(tmp_path: Path) -> None:

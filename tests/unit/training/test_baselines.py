@@ -48,7 +48,7 @@ def reads(settings: Settings) -> set[str]:
         case IndexConfig():
             found = {settings.corpus}
         case AugmentConfig():
-            found = {settings.corpus, settings.ready, settings.tasks}
+            found = {settings.corpus, settings.import_from, settings.tasks}
         case FinetuneConfig():
             found = {settings.corpus, settings.tasks, settings.start_from}
         case AdaptersConfig():
