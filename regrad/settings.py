@@ -36,11 +36,12 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
-def _absolute(uri: str) -> str:
+def absolute_location(uri: str) -> str:
+    """A path from the root, `~` resolved; a URI as it is."""
     return uri if not uri or "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
-Location = Annotated[str, AfterValidator(_absolute)]
+Location = Annotated[str, AfterValidator(absolute_location)]
 """A path or URI. A relative path, or `~`, is taken from where the settings are read: workers run elsewhere."""
 
 

@@ -6,6 +6,8 @@ One vector travels from here to the generator, however many passages there are.
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +21,12 @@ from regrad.bank.reader import BankReader
 from regrad.bank.tiers import MemoryTier
 from regrad.errors import BankError, RegradError, StorageError
 from regrad.methods.atoms import use_of
-from regrad.retrieval.base import Hit, open_retriever
+from regrad.retrieval.base import Hit, Retriever, open_retriever
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, BankNeed, GradientSum, Release, Retrieved, RoutedAsk
 from serve_app.observability import Watch
 
+logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 _OPEN_BANKS = 4
 _REFRESH_SECONDS = 1.0  # longer than this, a refresh of an open bank goes on behind the requests
@@ -34,9 +37,16 @@ _STALL_SECONDS = 30.0
 
 
 class RetrieverDeployment:
-    """Searches an index of any kind; for BM25 each replica has a JVM."""
+    """Searches an index of any kind; for BM25 each replica has a JVM.
+
+    A collection is looked at every `follow_seconds`, so that additions and deletions take effect; if the store does not
+    answer, the version that is open is used.
+    """
 
     def __init__(self, config: ServeConfig) -> None:
+        self._follow_seconds = config.follow_seconds
+        self._following = threading.Lock()
+        self._followed = time.monotonic()
         self._retriever = open_retriever(config.index, config.retrieval)
         self._watch = Watch(config.watching, "retriever")
 
@@ -46,9 +56,24 @@ class RetrieverDeployment:
 
     def retrieve(self, routed: Sequence[RoutedAsk]) -> list[Retrieved | Exception | None]:
         """For each request its passages, or why there are none; None where the method looks at none."""
-        return [self._retrieve_one(each.ask) if each.retrieves else None for each in routed]
+        self._follow()
+        retriever = self._retriever  # one version for all of them
+        return [self._retrieve_one(each.ask, retriever) if each.retrieves else None for each in routed]
 
-    def _retrieve_one(self, ask: Ask) -> Retrieved | Exception:
+    def _follow(self) -> None:
+        if time.monotonic() - self._followed < self._follow_seconds or not self._following.acquire(blocking=False):
+            return
+        try:
+            old, self._retriever = self._retriever, self._retriever.newest()
+            if old is not self._retriever:
+                old.retire()
+        except (RegradError, OSError) as error:
+            logger.warning("the index cannot be looked at, and is used as it is: %s", error)
+        finally:
+            self._followed = time.monotonic()
+            self._following.release()
+
+    def _retrieve_one(self, ask: Ask, retriever: Retriever) -> Retrieved | Exception:
         """The k best passages, or those that the caller named, in the caller's order."""
         # Errors are values here: those of one request must not fail the others of its micro-batch.
         started = time.perf_counter()
@@ -56,9 +81,9 @@ class RetrieverDeployment:
         try:
             with self._watch.span("retrieve", ask.traceparent, k=ask.k if named is None else len(named)):
                 if named is None:
-                    (hits,) = self._retriever.search([ask.question], ask.k)
+                    (hits,) = retriever.search([ask.question], ask.k)
                 else:
-                    hits = [Hit(passage, 0.0) for passage in self._retriever.passages(named)]
+                    hits = [Hit(passage, 0.0) for passage in retriever.passages(named)]
         except RegradError as error:
             return error
         return Retrieved(tuple(hits), (time.perf_counter() - started) * 1e3)

@@ -101,6 +101,12 @@ def delete(uri: str, passage_ids: Sequence[str]) -> Manifest:
     return commit_onto_newest(storage, manifest.layout, Change(removed=wanted, forget=True))
 
 
+def unknown_ids(uri: str, passage_ids: Sequence[str]) -> list[str]:
+    """Those that `delete` would not know."""
+    storage = Storage(uri)
+    return _unknown(storage, read_manifest(storage), sorted(set(passage_ids)))
+
+
 def _unknown(storage: Storage, newest: Manifest, passage_ids: Sequence[str]) -> list[str]:
     """Ids that are neither in the newest version nor on its quarantine list, and that no older version would read."""
     catalog = Catalog(storage, newest.parts, newest.record_bytes)

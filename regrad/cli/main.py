@@ -24,6 +24,7 @@ _VERBS = {
     "index": (_JOBS, "Index a corpus for retrieval."),
     "build": (_JOBS, "Fill a Gradient Bank: corpus -> atoms (Ray Data)."),
     "bank": ("regrad.cli.bank:bank", "Look at a Gradient Bank, add to it, forget passages, repair, prune or copy it."),
+    "passages": ("regrad.cli.passages:passages", "Add and delete passages everywhere at once: indexes and bank."),
     "finetune": (_JOBS, "Train one LoRA for all questions: the baselines CPT and fine-tuned RAG (Ray Train)."),
     "augment": (_JOBS, "Rewrite passages and write questions about them, to train adapters on (Ray Data)."),
     "adapters": (_JOBS, "Train a LoRA for each passage, into a bank (Ray Data)."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +31,7 @@ RETRIEVERS: Registry[str] = Registry(
         "bm25": "regrad.retrieval.bm25:LuceneRetriever",
         "dense": "regrad.retrieval.dense:DenseRetriever",
         "fused": "regrad.retrieval.fused:FusedRetriever",
+        "collection": "regrad.retrieval.collection:CollectionRetriever",
     },
 )
 """The class that opens each kind of index, as `module:class`: what one kind imports (a JVM) another does not need."""
@@ -64,6 +65,22 @@ class Hit:
     score: float
 
 
+JoinedHit = tuple[int, str, float]
+"""Which of several indexes, the passage's id there, and its score."""
+
+
+class JoinedSearch(ABC):
+    """A search over several indexes of one kind, of different passages, as if they were one."""
+
+    @abstractmethod
+    def ranked(self, questions: Sequence[str], k: int) -> list[list[JoinedHit]]:
+        """As `Retriever.ranked`, and from which index each passage is."""
+
+    def close(self) -> None:
+        """Release what was opened for it; the indexes stay open."""
+        return
+
+
 class Retriever(ABC):
     """Search and look-up over one corpus. Safe to use from many threads. As a context manager it closes itself.
 
@@ -74,6 +91,11 @@ class Retriever(ABC):
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         self.card = card
         self._store = PassageStore(folder)
+
+    @classmethod
+    def open(cls, uri: str, card: IndexCard, settings: RetrieverConfig) -> Retriever:
+        """Over a local copy of the index at `uri`."""
+        return cls(local_directory(uri), card, settings)
 
     @abstractmethod
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
@@ -103,6 +125,30 @@ class Retriever(ABC):
         """Passages by id, in order; raises `PassageNotFound` naming an unknown one."""
         return self._store.passages(ids)
 
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that it has a passage of."""
+        return self._store.known(ids)
+
+    def newest(self) -> Retriever:
+        """This one, or, if the index has changed since it was opened, another one of it as it is now."""
+        return self
+
+    def retire(self) -> None:
+        """Called when another one has taken over: close what that one does not share."""
+        self.close()
+
+    def build_like(self, passages: Iterable[Passage], uri: str) -> int:
+        """Index other passages at `uri` in the way of this index; returns how many. Raises `RetrievalError`."""
+        raise RetrievalError(
+            f"an index of kind {self.card.kind} cannot be added to; make it again with `regrad index`",
+            code="not_extendable",
+            kind=self.card.kind,
+        )
+
+    def joined(self, others: Sequence[Self]) -> JoinedSearch:
+        """A search over this index and others of its kind: by score, which must mean the same in each of them."""
+        return _JoinedByScore([self, *others])
+
     def close(self) -> None:
         """Release files and memory."""
         self._store.close()
@@ -112,6 +158,19 @@ class Retriever(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+class _JoinedByScore(JoinedSearch):
+    def __init__(self, indexes: Sequence[Retriever]) -> None:
+        self._indexes = indexes
+
+    def ranked(self, questions: Sequence[str], k: int) -> list[list[JoinedHit]]:
+        """Of passages with equal scores, those of the first index come first."""
+        found: list[list[JoinedHit]] = [[] for _ in questions]
+        for number, index in enumerate(self._indexes):
+            for hits, ranking in zip(found, index.search_ids(questions, k), strict=True):
+                hits += [(number, passage_id, score) for passage_id, score in ranking]
+        return [sorted(hits, key=lambda hit: -hit[2])[:k] for hits in found]
 
 
 def write_card(folder: Path, kind: str, passages: int, fields: tuple[str, ...] = ()) -> None:
@@ -173,5 +232,5 @@ def open_retriever(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> R
     """The retriever that an index's card names, over a local copy of the index; raises `RetrievalError`."""
     card = check_index(uri)
     module, _, name = RETRIEVERS[card.kind].partition(":")
-    opened: Retriever = getattr(importlib.import_module(module), name)(local_directory(uri), card, settings)
-    return opened
+    kind: type[Retriever] = getattr(importlib.import_module(module), name)
+    return kind.open(uri, card, settings)

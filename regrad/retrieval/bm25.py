@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
-from regrad.retrieval.base import CARD, IndexCard, Retriever, write_card
+from regrad.retrieval.base import CARD, IndexCard, JoinedHit, JoinedSearch, Retriever, write_card
 from regrad.retrieval.config import IndexField, RetrieverConfig
 from regrad.retrieval.lucene_process import lucene
 from regrad.retrieval.passage_store import store_passages
@@ -56,6 +56,39 @@ def _document(passage: Passage, fields: tuple[IndexField, ...]) -> str:
     return json.dumps({"id": passage.id, **{field: texts[field] for field in fields}})
 
 
+class _OpenIndex:
+    """An index, or several as one, open in Lucene's process; opened again when that process was started anew."""
+
+    def __init__(self, do: str, **arguments: Any) -> None:
+        self._do = do
+        self._arguments = {"name": uuid4().hex, **arguments}
+        self._open()
+
+    def ask(self, do: str, **asked: Any) -> Any:
+        """Searching changes nothing, so a process that ended meanwhile is asked again, once."""
+        try:
+            return self._ask(do, asked)
+        except RetrievalError as error:
+            if error.code != "retrieval.lucene_ended":
+                raise
+        return self._ask(do, asked)
+
+    def close(self) -> None:
+        """Release it."""
+        if lucene().pid is not None:  # else there is nothing to release, and asking would start it
+            with suppress(RetrievalError):  # it ended meanwhile
+                lucene().ask("close", name=self._arguments["name"])
+
+    def _open(self) -> None:
+        lucene().ask(self._do, **self._arguments)
+
+    def _ask(self, do: str, asked: dict[str, Any]) -> Any:
+        with lucene().alone():
+            if not lucene().ask("is_open", name=self._arguments["name"]):
+                self._open()
+            return lucene().ask(do, name=self._arguments["name"], **asked)
+
+
 class LuceneRetriever(Retriever):
     """BM25 search over an index made by `build_index`. Safe to use from many threads; one call runs at a time."""
 
@@ -69,44 +102,49 @@ class LuceneRetriever(Retriever):
                 missing=missing,
                 fields=list(card.fields),
             )
+        self.lucene_folder = str(folder / "lucene")
         self._settings = settings
-        self._lucene = str(folder / "lucene")
-        self._name = uuid4().hex
-        self._open()
+        self._index = _OpenIndex("open", folder=self.lucene_folder, k1=settings.k1, b=settings.b)
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """Ties are in Lucene's document order."""
         settings = self._settings
         asked: dict[str, Any] = {"questions": [_bounded(one) for one in questions], "k": k, "weights": settings.weights}
         if settings.combine == "best":
-            return self._found("search_best", tie=settings.tie, **asked)
-        return self._found("search", **asked)
+            found = self._index.ask("search_best", tie=settings.tie, **asked)
+        else:
+            found = self._index.ask("search", **asked)
+        return [[(passage_id, score) for passage_id, score in hits] for hits in found]
+
+    def build_like(self, passages: Iterable[Passage], uri: str) -> int:
+        """With the same fields."""
+        return build_index(passages, uri, fields=self.card.fields)  # type: ignore[arg-type]  # it names no others
+
+    def joined(self, others: Sequence[Self]) -> JoinedSearch:
+        """With the words' and texts' statistics of all of them."""
+        return _LuceneJoined([self.lucene_folder, *(other.lucene_folder for other in others)], self._settings)
 
     def close(self) -> None:
         """Release the index and the store."""
         super().close()
-        if lucene().pid is not None:  # else there is nothing to release, and asking would start it
-            with suppress(RetrievalError):  # it ended meanwhile
-                lucene().ask("close", name=self._name)
+        self._index.close()
 
-    def _open(self) -> None:
-        lucene().ask("open", name=self._name, folder=self._lucene, k1=self._settings.k1, b=self._settings.b)
 
-    def _found(self, do: str, **asked: Any) -> list[list[tuple[str, float]]]:
-        """Searching changes nothing, so a process that ended meanwhile is asked again, once."""
-        try:
-            found = self._search(do, asked)
-        except RetrievalError as error:
-            if error.code != "retrieval.lucene_ended":
-                raise
-            found = self._search(do, asked)
-        return [[(passage_id, score) for passage_id, score in hits] for hits in found]
+class _LuceneJoined(JoinedSearch):
+    def __init__(self, folders: Sequence[str], settings: RetrieverConfig) -> None:
+        self._settings = settings
+        self._index = _OpenIndex("open_together", folders=list(folders), k1=settings.k1, b=settings.b)
 
-    def _search(self, do: str, asked: dict[str, Any]) -> Any:
-        with lucene().alone():
-            if not lucene().ask("is_open", name=self._name):
-                self._open()
-            return lucene().ask(do, name=self._name, **asked)
+    def ranked(self, questions: Sequence[str], k: int) -> list[list[JoinedHit]]:
+        """See `JoinedSearch`."""
+        asked = [_bounded(one) for one in questions]
+        tie = self._settings.tie if self._settings.combine == "best" else None
+        found = self._index.ask("search_together", questions=asked, k=k, weights=self._settings.weights, tie=tie)
+        return [[(index, passage_id, score) for index, passage_id, score in hits] for hits in found]
+
+    def close(self) -> None:
+        """See `JoinedSearch`."""
+        self._index.close()
 
 
 def _bounded(question: str) -> str:

@@ -32,18 +32,23 @@ class DenseConfig(Settings):
     )
 
 
-class FuseConfig(Settings):
-    """Several indexes of one corpus, searched as one.
+class FusionConfig(Settings):
+    """How the rankings of several indexes are joined.
 
     `rrf` is reciprocal rank fusion (Cormack et al., 2009): a passage's score is the sum of weight / (constant + rank)
     over the indexes that find it. `scores` adds the scores, each index's scaled to 0 to 1 for each question.
     """
 
-    indexes: tuple[Location, ...] = Field(min_length=2)
     method: Literal["rrf", "scores"] = "rrf"
     weights: tuple[float, ...] | None = Field(None, description="of the indexes, in their order; all alike if null")
     constant: float = Field(60.0, gt=0, description="of rrf: the larger, the less the first ranks stand out")
     depth: int = Field(100, ge=1, description="passages that each index is asked for; k, if that is more")
+
+
+class FuseConfig(FusionConfig):
+    """Several indexes of one corpus, searched as one."""
+
+    indexes: tuple[Location, ...] = Field(min_length=2)
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Self:

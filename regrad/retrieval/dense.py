@@ -142,6 +142,10 @@ class DenseRetriever(Retriever):
             for each_s, each_r in zip(scores, rows, strict=True)
         ]
 
+    def build_like(self, passages: Iterable[Passage], uri: str) -> int:
+        """With the same encoder."""
+        return build_dense_index(passages, uri, self._encoder, DenseConfig(encoder=self._encoder.config))
+
     def _exact(self, folder: Path) -> Any:
         vectors = np.memmap(folder / _VECTORS, dtype=np.float32, mode="r", shape=(self.card.passages, self._dimensions))
 

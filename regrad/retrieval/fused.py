@@ -8,7 +8,7 @@ from pathlib import Path
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval.base import CARD, IndexCard, Retriever, check_index, open_retriever, write_card
-from regrad.retrieval.config import FuseConfig, RetrieverConfig
+from regrad.retrieval.config import FuseConfig, FusionConfig, RetrieverConfig
 from regrad.storage import directory_writer
 
 _FILE = "fused.json"
@@ -64,13 +64,17 @@ class FusedRetriever(Retriever):
         """See `Retriever`."""
         return self._indexes[0].passages(ids)
 
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """See `Retriever`."""
+        return self._indexes[0].known(ids)
+
     def close(self) -> None:
         """See `Retriever`."""
         for index in self._indexes:
             index.close()
 
 
-def fused(rankings: Sequence[Ranking], weights: Sequence[float], settings: FuseConfig) -> list[tuple[str, float]]:
+def fused(rankings: Sequence[Ranking], weights: Sequence[float], settings: FusionConfig) -> list[tuple[str, float]]:
     """One ranking of several, best first."""
     scores: dict[str, float] = {}
     for ranking, weight in zip(rankings, weights, strict=True):

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from regrad.retrieval.java import start_java
 
 Hits = list[tuple[str, float]]
 
+_READER = "org.apache.lucene.index.DirectoryReader"
 _MAX_TERMS = 1 << 20
 _THREADS = 4
 
@@ -47,6 +49,36 @@ class Lucene:
             ) from error
         searcher.set_bm25(k1, b)
         self._searchers[name] = searcher
+
+    def open_together(self, name: str, folders: list[str], k1: float, b: float) -> None:
+        """Open several indexes as one under a name: words are as rare, and texts as long, as they are in all of them.
+
+        A searcher for each would score a passage by its own index alone, and nothing is rare among a few passages.
+        """
+        from jnius import JavaException, autoclass
+
+        autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_MAX_TERMS)
+        directory, reader = autoclass("org.apache.lucene.store.FSDirectory"), autoclass(_READER)
+        file = autoclass("java.io.File")
+        try:
+            readers = [reader.open(directory.open(file(folder).toPath())) for folder in folders]
+        except JavaException as error:
+            raise RetrievalError(
+                f"Lucene cannot read one of {', '.join(folders)}: {error}; make it again", code="damaged"
+            ) from error
+        both = autoclass("org.apache.lucene.index.MultiReader")(readers, True)
+        searcher = autoclass("org.apache.lucene.search.IndexSearcher")(both.getContext())
+        searcher.setSimilarity(autoclass("org.apache.lucene.search.similarities.BM25Similarity")(k1, b))
+        begins = [sum(one.maxDoc() for one in readers[:place]) for place in range(len(readers))]
+        self._searchers[name] = _Together(both, searcher, begins)
+
+    def search_together(
+        self, name: str, questions: list[str], k: int, weights: dict[str, float], tie: float | None
+    ) -> list[list[tuple[int, str, float]]]:
+        """As `search`, or with `tie` as `search_best`: which index, the id there, and the score."""
+        together = self._searchers[name]
+        queries = [_sum_of_fields(weights, one) if tie is None else _best_field(weights, tie, one) for one in questions]
+        return [together.best(query, k) for query in queries]
 
     def is_open(self, name: str) -> bool:
         """Whether an index is open under that name, which it is not if this process had to be started again."""
@@ -96,8 +128,44 @@ class Lucene:
             raise RetrievalError(f"the index holds {found} of {count} passages (is the disk full?)", code="not_written")
 
 
+class _Together:
+    """Several indexes under one searcher of Lucene's."""
+
+    def __init__(self, reader: Any, searcher: Any, begins: list[int]) -> None:
+        self._reader = reader
+        self._searcher = searcher
+        self._begins = begins
+        """The number of each index's first document: Lucene counts through, index after index."""
+
+    def best(self, query: Any, k: int) -> list[tuple[int, str, float]]:
+        """Index, id and score of the best k."""
+        fields = self._searcher.storedFields()
+        found = []
+        for hit in self._searcher.search(query, k).scoreDocs:
+            index = bisect_right(self._begins, hit.doc) - 1
+            found.append((index, str(fields.document(hit.doc).get("id")), float(hit.score)))
+        return found
+
+    def close(self) -> None:
+        """Release the indexes."""
+        self._reader.close()
+
+
 def _hits(found: Any) -> Hits:
     return [(str(hit.docid), float(hit.score)) for hit in found]
+
+
+def _sum_of_fields(weights: dict[str, float], question: str) -> Any:
+    """The query that pyserini makes of fields and weights."""
+    from jnius import autoclass
+    from pyserini.analysis import get_lucene_analyzer
+    from pyserini.pyclass import JFloat, JHashMap
+
+    fields = JHashMap()
+    for field, weight in weights.items():
+        fields.put(field, JFloat(weight))
+    words = autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
+    return words.buildQuery(fields, get_lucene_analyzer(), question)
 
 
 def _best_field(weights: dict[str, float], tie: float, question: str) -> Any:

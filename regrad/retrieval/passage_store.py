@@ -72,6 +72,15 @@ def store_passages(passages: Iterable[Passage], folder: Path) -> Iterator[list[P
         store.close()
 
 
+def _is_text(passage_id: str) -> bool:
+    """Whether it can be a passage's: no text has a lone surrogate, and SQLite cannot be asked for one."""
+    try:
+        passage_id.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _row(passage: Passage) -> tuple[str, str, str, int]:
     return passage.id, passage.title, passage.text, _crc(passage.id, passage.title, passage.text)
 
@@ -102,6 +111,12 @@ class PassageStore:
         """
         with self._connection() as connection:
             return [self._passage(connection, passage_id) for passage_id in ids]
+
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids that have a passage here."""
+        with self._connection() as connection:
+            find = "SELECT 1 FROM passages WHERE id = ?"
+            return {each for each in ids if _is_text(each) and connection.execute(find, [each]).fetchone()}
 
     def ids_of_rows(self, rows: Sequence[int]) -> dict[int, str]:
         """The ids of the passages at these places of the corpus, counted from 0."""

@@ -16,6 +16,7 @@ from regrad.lab.files import held_out_corpus, held_out_questions
 from regrad.lab.world import World
 from regrad.retrieval.base import CARD, RETRIEVERS, Hit, Retriever, check_index, open_retriever
 from regrad.retrieval.bm25 import build_index
+from regrad.retrieval.collection_changes import changing, create_collection, publish, with_segment, write_segment
 from regrad.retrieval.config import DenseConfig, EncoderConfig, FuseConfig
 from regrad.retrieval.dense import build_dense_index
 from regrad.retrieval.encoder import Encoder
@@ -39,10 +40,22 @@ def _fused(passages: Iterable[Passage], uri: str) -> int:
     return fuse_indexes(FuseConfig(indexes=parts), uri)
 
 
+def _collection(passages: Iterable[Passage], uri: str) -> int:
+    """Half of them as they were made, the other half added later."""
+    stored = list(passages)
+    half = len(stored) // 2
+    build_index(stored[:half], f"{uri}-first")
+    create_collection(uri, [f"{uri}-first"])
+    with changing(uri) as version:
+        added = write_segment(uri, version, lambda: stored[half:])
+        return publish(uri, with_segment(uri, version, added, [one.id for one in stored[half:]])).passages
+
+
 BUILDERS: dict[str, tuple[Callable[..., int], int]] = {
     "bm25": (build_index, 198),
     "dense": (_dense, 120),
     "fused": (_fused, 150),
+    "collection": (_collection, 198),
     "overlap": (build_overlap_index, 120),
 }
 """What builds an index of each kind, and of how many among 200 questions it must find the person first."""
