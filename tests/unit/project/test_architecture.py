@@ -35,6 +35,7 @@ ALLOWED = {
     "methods": MODELS | {"bank", "retrieval", "training.lora"},
     "evaluation": MODELS | {"bank", "retrieval", "methods", "training.lora"},
     "training.meta": MODELS | {"training", "evaluation"},
+    "training.retriever": MODELS | {"bank", "retrieval", "methods", "training", "training.lora"},
     "training.task_files": FOUNDATIONS | {"retrieval"},
     "training.synthesis": MODELS | {"training", "evaluation"},
     "lab": MODELS | {"bank", "methods", "evaluation", "training", "training.lora", "training.meta"},

@@ -1,0 +1,108 @@
+"""Settings of training a retriever."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, model_validator
+
+from regrad.data.question_sets import QuestionSetConfig
+from regrad.methods.registry import MethodConfig
+from regrad.models.config import ModelConfig
+from regrad.settings import Location, Settings
+from regrad.training.config import Beta, ScheduleConfig, TrainConfig
+
+
+class MarginalConfig(Settings):
+    """The marginal likelihood over the prior's top K, as RAG was trained."""
+
+    kind: Literal["marginal"] = "marginal"
+
+
+class VragConfig(Settings):
+    """The evidence lower bound, by exact sums over candidates."""
+
+    kind: Literal["vrag"] = "vrag"
+    over: Literal["posterior", "union"] = Field(
+        "posterior", description="the candidates that count: the posterior's top k, or those of both retrievers"
+    )
+    beta: float = Field(1.0, ge=0, description="weight of KL(posterior || prior)")
+
+
+class JsaConfig(Settings):
+    """Joint stochastic approximation; the defaults are those of the released code."""
+
+    kind: Literal["jsa"] = "jsa"
+    proposals: int = Field(50, ge=1, description="steps of a question's chain in each training step")
+    states: Literal["all", "last"] = Field("all", description="which states of a chain count in the loss")
+    keep_chain: bool = Field(
+        False, description="a question's chain goes on where it was when the question was last drawn; one worker only"
+    )
+    simplified: bool = Field(False, description="propose from the prior: no posterior is trained")
+    temperature_lm: float = Field(1.0, gt=0, description="divides the log-likelihoods in the acceptance ratio")
+
+
+class DistillConfig(Settings):
+    """Distillation of the answer's likelihoods into the prior."""
+
+    kind: Literal["distill"] = "distill"
+    direction: Literal["to-prior", "from-prior"] = Field(
+        "to-prior", description="KL(likelihoods || prior), as Atlas, or KL(prior || likelihoods), as REPLUG"
+    )
+    temperature: float = Field(1.0, gt=0, description="of the softmax over log-likelihoods")
+
+
+ObjectiveConfig = Annotated[MarginalConfig | VragConfig | JsaConfig | DistillConfig, Discriminator("kind")]
+"""The settings of one objective."""
+
+
+class RetrieverOptimizerConfig(ScheduleConfig):
+    """AdamW over the question encoders."""
+
+    steps: int = Field(300, ge=1)
+    lr: float = Field(1e-5, gt=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; not clipped if null")
+
+
+class OtherIndex(Settings):
+    """An index that the questions of training are not about, such as that of the corpus to be served."""
+
+    index: Location = Field(description="a dense index of the same passage encoder")
+    output: Location = Field(description="the same index with the trained question encoder")
+
+
+class RetrieverTrainConfig(TrainConfig):
+    """`regrad retriever`: train the question encoder of a dense index by how much its passages help to answer."""
+
+    model: ModelConfig = Field(description="the generator, which stays as it is")
+    index: Location = Field(description="a dense index (`vectors: flat`) with the passages of the training questions")
+    others: tuple[OtherIndex, ...] = Field((), description="further indexes that get the trained question encoder")
+    tasks: Location | None = Field(None, description="questions of tasks, as for `regrad train`")
+    questions: QuestionSetConfig | None = Field(None, description="instead of tasks: a question set with answers")
+    method: MethodConfig = Field(
+        description="how the answer's likelihood with one passage is computed: rag puts it into the prompt, regrad and "
+        "regrad-online apply its gradient"
+    )
+    likelihood: Literal["sequence", "token-mean"] = Field(
+        "sequence",
+        description="log p(answer): of the sequence, or divided by its tokens, as the released code of JSA-RAG has it",
+    )
+    objective: ObjectiveConfig = JsaConfig()
+    k: int = Field(10, ge=1, description="best passages of each retriever that are candidates")
+    temperature: float = Field(0.1, gt=0, description="divides the scores before the softmax over candidates")
+    separator: str = Field(" [SEP] ", description="between question and answer in the posterior's query")
+    batch_tokens: int = Field(16384, ge=1, description="padded tokens in one pass of the generator")
+    max_questions: int | None = Field(None, ge=1, description="most questions, sampled by the seed; all if null")
+    optimizer: RetrieverOptimizerConfig = RetrieverOptimizerConfig()
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> RetrieverTrainConfig:
+        if (self.tasks is None) == (self.questions is None):
+            raise ValueError("training questions are of 'tasks' or of 'questions': give one of the two")
+        if not self.method.info.retrieves or self.method.info.update == "static":
+            raise ValueError(f"method {self.method.kind} uses no passage, so none is better than another")
+        if isinstance(self.objective, JsaConfig) and self.objective.keep_chain and self.cluster.workers > 1:
+            raise ValueError("objective.keep_chain needs cluster.workers 1: a question's chain is one worker's")
+        return self

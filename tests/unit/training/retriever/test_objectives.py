@@ -1,0 +1,161 @@
+"""Each objective against sums over everything, on few passages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from regrad.training.retriever.config import DistillConfig, JsaConfig, MarginalConfig, ObjectiveConfig, VragConfig
+from regrad.training.retriever.objectives import Candidates, make_objective
+
+B, K = 3, 5
+
+
+def draws(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def scores(seed: int = 0, rows: int = B) -> Candidates:
+    prior, posterior, likelihood = torch.randn(3, B, K, dtype=torch.float64, generator=draws(seed))
+    repeated = [part.repeat(rows // B, 1) for part in (prior, posterior, 2 * likelihood)]
+    return Candidates.all_present(repeated[0].requires_grad_(), repeated[1].requires_grad_(), repeated[2])
+
+
+def gradients(config: ObjectiveConfig, found: Candidates) -> tuple[Tensor, Tensor]:
+    loss = make_objective(config)(found, draws()).loss.sum()
+    prior, posterior = torch.autograd.grad(loss, (found.prior, found.posterior), allow_unused=True)
+    zero = torch.zeros_like(found.prior)
+    return (zero if prior is None else prior), (zero if posterior is None else posterior)
+
+
+def true_posterior(found: Candidates) -> Tensor:
+    return (found.prior + found.likelihood).softmax(1).detach()
+
+
+def test_the_marginal_is_the_likelihood_of_the_answer_if_k_covers_every_passage() -> None:
+    found = scores()
+    loss = make_objective(MarginalConfig())(found, draws()).loss
+    expected = (found.prior.softmax(1) * found.likelihood.exp()).sum(1).log()
+    torch.testing.assert_close(loss, -expected)
+    prior, posterior = gradients(MarginalConfig(), found)
+    torch.testing.assert_close(prior, found.prior.softmax(1).detach() - true_posterior(found))
+    assert not posterior.any()
+
+
+def test_vrag_is_a_bound_that_is_tight_where_the_posterior_is_true() -> None:
+    found = scores()
+    exact = make_objective(MarginalConfig())(found, draws()).loss
+    assert (make_objective(VragConfig())(found, draws()).loss > exact).all()
+    tight = Candidates.all_present(found.prior, true_posterior(found).log(), found.likelihood)
+    torch.testing.assert_close(make_objective(VragConfig())(tight, draws()).loss, exact)
+
+
+def expected_shares(found: Candidates, proposals: int) -> Tensor:
+    """E[c_h] of new chains [B, K], by the powers of the chain's transition matrix."""
+    log_q = found.posterior[:B].detach().log_softmax(1)
+    weight = (found.prior[:B].detach().log_softmax(1) + found.likelihood[:B] - log_q).exp()
+    moves = log_q.exp()[:, None, :] * (weight[:, None, :] / weight[:, :, None]).clamp_max(1)
+    stays = 1 - (moves.sum(2) - moves.diagonal(dim1=1, dim2=2))
+    transition = moves - torch.diag_embed(moves.diagonal(dim1=1, dim2=2)) + torch.diag_embed(stays)
+    state, total = log_q.exp(), torch.zeros(B, K, dtype=torch.float64)
+    for _ in range(proposals):
+        total += state
+        state = torch.einsum("bk,bkl->bl", state, transition)
+    return total / proposals
+
+
+def test_the_expected_shares_become_the_true_posterior_as_the_chain_grows() -> None:
+    found = scores()
+    distances = [
+        float((expected_shares(found, m) - true_posterior(found)).abs().max()) for m in (10, 100, 1000, 10_000)
+    ]
+    assert distances == sorted(distances, reverse=True)
+    # The first states count with weight 1/m each, so the bias falls as 1/m.
+    assert distances[3] < 0.12 * distances[2] < 0.02
+
+
+@pytest.mark.parametrize("proposals", [1, 5, 50])
+def test_the_gradient_of_jsa_is_what_the_chain_says_in_expectation_for_prior_and_posterior(proposals: int) -> None:
+    found = scores(rows=3 * 4000)
+    prior, posterior = (part.reshape(-1, B, K).mean(0) for part in gradients(JsaConfig(proposals=proposals), found))
+    shares = expected_shares(found, proposals)
+    # The mean of 4,000 chains' shares, each between 0 and 1: a standard error of at most 0.008.
+    torch.testing.assert_close(prior, found.prior[:B].softmax(1).detach() - shares, atol=0.03, rtol=0)
+    torch.testing.assert_close(posterior, found.posterior[:B].softmax(1).detach() - shares, atol=0.03, rtol=0)
+
+
+def test_only_the_last_state_counts_if_asked_for_and_it_is_nearer_to_the_true_posterior() -> None:
+    found = scores(rows=3 * 4000)
+    config = JsaConfig(proposals=50)
+    last = config.model_copy(update={"states": "last"})
+    exact = found.prior[:B].softmax(1).detach() - true_posterior(found)[:B]
+    means = [gradients(each, found)[0].reshape(-1, B, K).mean(0) for each in (config, last)]
+    assert (means[1] - exact).abs().max() < (means[0] - exact).abs().max()
+
+
+def test_simplified_jsa_proposes_from_the_prior_and_trains_no_posterior() -> None:
+    found = scores(rows=3 * 4000)
+    prior, posterior = gradients(JsaConfig(proposals=5, simplified=True), found)
+    shares = expected_shares(Candidates.all_present(found.prior, found.prior, found.likelihood), 5)
+    expected = found.prior[:B].softmax(1).detach() - shares
+    torch.testing.assert_close(prior.reshape(-1, B, K).mean(0), expected, atol=0.03, rtol=0)
+    assert not posterior.any()
+
+
+def test_a_kept_chain_goes_on_from_its_state_and_a_new_one_does_not() -> None:
+    found = scores()
+    kept = Candidates(**{**vars(found), "start": torch.tensor([4, 4, 4])})
+    # One passage that no other can beat: a chain that is there stays.
+    kept = Candidates(**{**vars(kept), "likelihood": torch.tensor([0.0, 0, 0, 0, 1e4]).double().repeat(B, 1)})
+    rare = Candidates(**{**vars(kept), "posterior": torch.tensor([0.0, 0, 0, 0, -1e3]).double().repeat(B, 1)})
+    keeping = make_objective(JsaConfig(keep_chain=True))(rare, draws())
+    assert keeping.states is not None and keeping.states.tolist() == [4, 4, 4]
+    starting = make_objective(JsaConfig())(rare, draws())
+    assert starting.states is not None and 4 not in starting.states.tolist()
+
+
+@pytest.mark.parametrize("direction", ["to-prior", "from-prior"])
+def test_distillation_is_zero_where_the_prior_ranks_as_the_likelihoods_do(direction: str) -> None:
+    config = DistillConfig.model_validate({"direction": direction, "temperature": 2.0})
+    found = scores()
+    assert (make_objective(config)(found, draws()).loss > 0).all()
+    same = Candidates.all_present((found.likelihood / 2).requires_grad_(), found.posterior, found.likelihood)
+    torch.testing.assert_close(make_objective(config)(same, draws()).loss, torch.zeros(B, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MarginalConfig(),
+        VragConfig(),
+        VragConfig(over="union"),
+        JsaConfig(),
+        JsaConfig(simplified=True),
+        DistillConfig(),
+    ],
+    ids=lambda config: config.kind,
+)
+def test_places_that_are_not_there_change_nothing(config: ObjectiveConfig) -> None:
+    found = scores()
+    wider = [torch.cat([part, torch.full((B, 2), 7.0).double()], 1).detach() for part in (found.prior, found.posterior)]
+    there = torch.arange(K + 2).expand(B, -1) < K
+    padded = Candidates(
+        wider[0].requires_grad_(),
+        wider[1].requires_grad_(),
+        torch.cat([found.likelihood, torch.zeros(B, 2)], 1),
+        *(there, there, there),
+    )
+    for alone, beside in zip(gradients(config, found), gradients(config, padded), strict=True):
+        torch.testing.assert_close(beside[:, :K], alone)
+        assert not beside[:, K:].any()
+
+
+def test_vrag_over_the_posteriors_best_does_not_see_the_others() -> None:
+    found = scores()
+    mine = torch.arange(K).expand(B, -1) < 2
+    split = Candidates(found.prior, found.posterior, found.likelihood, mine | ~mine, ~mine, mine)
+    prior, _ = gradients(VragConfig(), split)
+    assert prior[:, :2].any() and not prior[:, 2:].any()
+    prior, _ = gradients(VragConfig(over="union"), split)
+    assert prior[:, 2:].any()
