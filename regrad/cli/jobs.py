@@ -79,6 +79,15 @@ JOBS = (
         "Train one LoRA for all questions: the baselines of continual pre-training and fine-tuning.",
     ),
     JobVerb(
+        "retriever",
+        "jobs/retriever-lab.yaml",
+        "regrad.training.retriever.config:RetrieverTrainConfig",
+        "ray_jobs.train_retriever:run",
+        """Train the question encoder of a dense index by how much the passages that it finds help to answer.
+
+        Writes the index again with that encoder: every method, `regrad eval` and a server open it as any other.""",
+    ),
+    JobVerb(
         "augment",
         "jobs/augment-lab.yaml",
         "regrad.training.lora.config:AugmentConfig",

@@ -1,4 +1,4 @@
-"""`regrad lab world`, `pretrain`, `writer` and `report`."""
+"""`regrad lab world`, `pretrain`, `writer`, `encoder` and `report`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from regrad.cli.options import settings_options
 from regrad.errors import ConfigError
-from regrad.lab.config import LabConfig, LabPretrainConfig, LabWriterConfig
+from regrad.lab.config import LabConfig, LabEncoderConfig, LabPretrainConfig, LabWriterConfig
 from regrad.settings import builtin_config, load_settings
 
 
@@ -48,6 +48,16 @@ def writer(config: Path, overrides: tuple[str, ...]) -> None:
     from regrad.lab import question_writer
 
     click.echo(question_writer.make_writer(settings))
+
+
+@lab.command("encoder")
+@settings_options("jobs/lab-encoder.yaml")
+def encoder(config: Path, overrides: tuple[str, ...]) -> None:
+    """Write an untrained text encoder with the lab's words, for a dense index and `regrad retriever`."""
+    settings = load_settings(LabEncoderConfig, config, overrides)
+    from regrad.lab.encoder import write_encoder
+
+    click.echo(write_encoder(settings))
 
 
 @lab.command("report")

@@ -25,7 +25,11 @@ class LabConfig(Settings):
         1.0, ge=0, le=1, description="share of questions that also rest on other people's passages"
     )
     context_passages: int = Field(3, ge=2, le=20, description="passages of such a question")
-    documents: int = Field(0, ge=0, description="meta-training people whose documents are also written")
+    documents: int = Field(
+        0,
+        ge=0,
+        description="meta-training people whose documents are also written; of a harder lab with questions about them",
+    )
     augmented: int = Field(0, ge=0, description="questions per passage of the corpus, for adapters; 0: none")
 
 
@@ -47,6 +51,14 @@ class LabPretrainConfig(Settings):
     documents: int = 12
     advance_at: float = 0.85
     threads: int = 1
+
+
+class LabEncoderConfig(Settings):
+    """`regrad lab encoder`: a text encoder that knows the lab's words and nothing of their meaning."""
+
+    output: Location = "runs/lab/encoder"
+    seed: int = 0
+    dimensions: int = Field(256, ge=8)
 
 
 class LabWriterConfig(Settings):

@@ -17,7 +17,7 @@ from regrad.lab.world import Namesakes, Person, World, passage, question
 from regrad.storage import Storage
 
 CORPUS, QUESTIONS, TASKS, DEV = "corpus.jsonl", "questions.jsonl", "tasks.jsonl", "dev.jsonl"
-DOCUMENTS = "documents.jsonl"
+DOCUMENTS, DOCUMENT_QUESTIONS = "documents.jsonl", "document-questions.jsonl"
 DEV_PEOPLE = 100
 DEV_RECORDS = 12
 QUESTIONS_PER_PERSON = 5
@@ -136,7 +136,9 @@ def augmented_passages(
 def write_hard_lab(config: LabConfig) -> Storage:
     """Write the four files of the harder lab that `config.variant` names: those of `write_lab`.
 
-    `questions.jsonl` has lists where the lab has one passage (`passage_ids`, `other_passage_ids`), and a `group`.
+    `questions.jsonl` has lists where the lab has one passage (`passage_ids`, `other_passage_ids`), and a `group`. With
+    `config.documents` also `documents.jsonl`, the passages of that number of meta subjects, and
+    `document-questions.jsonl`, a question for each of their attributes: what a retriever is trained on.
     """
     lab = SETS[config.variant](World(config.seed))
     storage = Storage(config.output)
@@ -148,13 +150,28 @@ def write_hard_lab(config: LabConfig) -> Storage:
     for name, tasks in ((TASKS, training), (DEV, dev)):
         # The variant in the ids keeps them unique where tasks of several labs are mixed.
         storage.write(name, encode_jsonl({**task, "id": f"{config.variant}-{task['id']}"} for task in tasks))
+    if config.documents:
+        people = lab.meta[:-DEV_PEOPLE][: config.documents]
+        storage.write(DOCUMENTS, encode_passages(passages_about(lab, people, seed=22)))
+        storage.write(DOCUMENT_QUESTIONS, encode_jsonl(asdict(item) for item in questions_about(lab, people, seed=23)))
     return storage
 
 
 def set_corpus(lab: LabSet, seed: int = 21) -> list[Passage]:
     """The passages about all held-out subjects."""
+    return passages_about(lab, lab.held_out, seed)
+
+
+def passages_about(lab: LabSet, people: Sequence[Person], seed: int) -> list[Passage]:
+    """All passages about these subjects."""
     rng = random.Random(seed)
-    return [item for person in lab.held_out for item in lab.passages(person, rng)]
+    return [item for person in people for item in lab.passages(person, rng)]
+
+
+def questions_about(lab: LabSet, people: Sequence[Person], seed: int) -> list[SetQuestion]:
+    """One question about each attribute of each of these subjects."""
+    rng = random.Random(seed)
+    return [lab.ask(person, attribute, rng) for person in people for attribute in ATTRIBUTES]
 
 
 def set_questions(lab: LabSet, count: int, seed: int = 77) -> list[SetQuestion]:

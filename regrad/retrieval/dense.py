@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ import numpy as np
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
-from regrad.retrieval.base import CARD, IndexCard, Retriever, write_card
+from regrad.retrieval.base import CARD, IndexCard, Retriever, read_index_card, write_card
 from regrad.retrieval.config import DenseConfig, EncoderConfig, RetrieverConfig
 from regrad.retrieval.encoder import Encoder, Vectors
 from regrad.retrieval.passage_store import store_passages
-from regrad.storage import directory_writer
+from regrad.storage import Storage, directory_writer, local_directory
 
 logger = logging.getLogger(__name__)
 faiss: Any = _faiss  # its own annotations lack some of its classes
@@ -29,6 +30,7 @@ faiss: Any = _faiss  # its own annotations lack some of its classes
 _VECTORS = "vectors.f32"
 _FAISS = "vectors.faiss"
 _ENCODER = "encoder.json"
+_QUESTION_ENCODER = "question-encoder"
 # Where the exact search stops to be the right choice: a hundred milliseconds a question on one core, about.
 _EXACT_UP_TO, _GRAPH_UP_TO = 300_000, 3_000_000
 _TRAINED_ON = 200_000
@@ -112,30 +114,98 @@ def _write_faiss(folder: Path, kind: str, count: int, dimensions: int) -> None:
     (folder / _VECTORS).unlink()
 
 
+def passages_encoder(index: str) -> str:
+    """The digest of the encoder of an index's passages; empty if it is not dense. Reads cards only."""
+    if read_index_card(index).kind != "dense":
+        return ""
+    return str(json.loads(Storage(index).read(_ENCODER))["digest"])
+
+
+def check_passages_encoder(index: str, expected: str) -> None:
+    """Raise `RetrievalError` unless the passages' encoder of this index has this digest."""
+    if (found := passages_encoder(index)) != expected:
+        raise RetrievalError(
+            f"the question encoder is trained for vectors of the encoder {expected[:16]}, and the index at {index} has "
+            f"those of {found[:16] or 'none'}; index its corpus with the same encoder",
+            code="other_encoder",
+            expected=expected,
+            found=found,
+        )
+
+
+def with_question_encoder(index: str, encoder: Path, trained_for: str, uri: str, notes: Mapping[str, Any]) -> int:
+    """Write `index` again at `uri` with the question encoder of this folder, whole or not at all; gives its passages.
+
+    `trained_for` is the digest of the passages' encoder that the question encoder was trained beside. Raises
+    `RetrievalError` if the index's passages are of another.
+    """
+    check_passages_encoder(index, trained_for)
+    card, source = read_index_card(index), local_directory(index)
+    described = json.loads((source / _ENCODER).read_text())
+    with directory_writer(uri, CARD) as folder:
+        for name in card.files:
+            if name != _ENCODER and not name.startswith(f"{_QUESTION_ENCODER}/"):
+                shutil.copyfile(source / name, folder / name)
+        shutil.copytree(encoder, folder / _QUESTION_ENCODER)
+        config = EncoderConfig.model_validate({**described["encoder"], "path": str(folder / _QUESTION_ENCODER)})
+        described["question_encoder"] = {"digest": Encoder(config, "cpu").digest(), "notes": dict(notes)}
+        (folder / _ENCODER).write_text(json.dumps(described, indent=1) + "\n")
+        write_card(folder, "dense", card.passages)
+    return card.passages
+
+
 class DenseRetriever(Retriever):
-    """Search by the vectors of `build_dense_index`. Safe to use from many threads."""
+    """Search by the vectors of `build_dense_index`. Safe to use from many threads.
+
+    `encoder` is that of questions: the passages', or one that was trained for them and lies beside the vectors.
+    `passages_digest` is the digest of the passages' encoder.
+    """
 
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         super().__init__(folder, card, settings)
         described = json.loads((folder / _ENCODER).read_text())
-        config = EncoderConfig.model_validate(described["encoder"])
+        config, expected = EncoderConfig.model_validate(described["encoder"]), described["digest"]
+        if trained := described.get("question_encoder"):
+            config = config.model_copy(update={"path": str(folder / _QUESTION_ENCODER)})
+            expected = trained["digest"]
         if settings.encoder:
             config = config.model_copy(update={"path": settings.encoder})
-        self._encoder = Encoder(config)
-        if (found := self._encoder.digest()) != described["digest"]:
+        self.encoder = Encoder(config)
+        if (found := self.encoder.digest()) != expected:
             raise RetrievalError(
-                f"the index was made with the encoder {described['digest'][:16]}, and {config.path} is "
+                f"the index was made with the encoder {expected[:16]}, and {config.path} is "
                 f"{found[:16]}: another model, or other settings of it; give the right one as `encoder`",
                 code="other_encoder",
-                expected=described["digest"],
+                expected=expected,
                 found=found,
             )
+        self.passages_digest = str(described["digest"])
+        self._folder, self._exactly = folder, described["vectors"] == "flat"
         self._dimensions = int(described["dimensions"])
-        self._nearest = self._exact(folder) if described["vectors"] == "flat" else self._approximate(folder, settings)
+        self._nearest = self._exact(folder) if self._exactly else self._approximate(folder, settings)
+
+    @property
+    def vectors(self) -> Vectors:
+        """The passages' vectors [N, D] in the corpus's order, mapped from their file.
+
+        Raises `RetrievalError` for an approximate index, which has none.
+        """
+        if not self._exactly:
+            raise RetrievalError(
+                "the index keeps no vectors, only an approximate search of them; make it with `vectors: flat`",
+                code="no_vectors",
+            )
+        # Copy-on-write: what shares this memory and expects to write to it cannot reach the file.
+        shape = (self.card.passages, self._dimensions)
+        return np.memmap(self._folder / _VECTORS, dtype=np.float32, mode="c", shape=shape)
+
+    def ids_of_rows(self, rows: Sequence[int]) -> dict[int, str]:
+        """The ids of the passages at these rows of `vectors`."""
+        return self._store.ids_of_rows(rows)
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """Ties are in the corpus's order. A question without words has a vector, too, and finds what is near it."""
-        scores, rows = self._nearest(self._encoder.encode_questions(questions), k)
+        scores, rows = self._nearest(self.encoder.encode_questions(questions), k)
         ids = self._store.ids_of_rows(sorted({int(row) for row in rows.ravel() if row >= 0}))
         return [
             [(ids[int(row)], float(score)) for score, row in zip(each_s, each_r, strict=True) if row >= 0]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
@@ -20,7 +24,7 @@ Vectors = NDArray[np.float32]
 
 
 class Encoder:
-    """A frozen text encoder. Raises `RetrievalError` if it cannot be loaded.
+    """A text encoder. Raises `RetrievalError` if it cannot be loaded.
 
     Questions and passages are told apart where the model does: by the prefixes of the settings, else by the prompts
     that the model brings for `query` and `document` (E5, BGE), else not at all.
@@ -67,6 +71,31 @@ class Encoder:
             return self._encode(self._model.encode_document, texts)
         return self._encode(self._model.encode, [self.config.passage_prefix + text for text in texts])
 
+    @property
+    def module(self) -> nn.Module:
+        """The network, for what trains it."""
+        return self._model  # type: ignore[no-any-return]
+
+    def question_vectors(self, questions: Sequence[str]) -> Tensor:
+        """As `encode_questions`, in one batch and differentiable with respect to the weights: [N, D] float32."""
+        prefix = self.config.question_prefix
+        if prefix is None:
+            prefix = self._model.prompts.get("query") or ""
+        features = self._model.preprocess([prefix + text for text in questions])
+        features = {name: self._to_device(value) for name, value in features.items()}
+        vectors_ND: Tensor = self._model(features)["sentence_embedding"].float()
+        return F.normalize(vectors_ND, dim=1) if self.config.normalise else vectors_ND
+
+    def copy(self) -> Encoder:
+        """The same model and settings, with weights of its own."""
+        other = copy.copy(self)
+        other._model = copy.deepcopy(self._model)
+        return other
+
+    def save(self, folder: Path) -> None:
+        """Write the model as it is now, in sentence-transformers' form; `Encoder` reads it with the same settings."""
+        self._model.save(str(folder), create_model_card=False, safe_serialization=True)
+
     def digest(self) -> str:
         """SHA-256 (hex) of the weights and of all settings that change a vector: an index belongs to one of these."""
         digest = hashlib.sha256(repr(sorted(self._settings().items())).encode())
@@ -83,6 +112,9 @@ class Encoder:
             "modules": repr(modules),
         }
         return self.config.model_dump(exclude={"path", "batch_size"}) | own
+
+    def _to_device(self, value: Any) -> Any:
+        return value.to(self._model.device) if isinstance(value, Tensor) else value
 
     def _encode(self, encode: Any, texts: Sequence[str]) -> Vectors:
         with torch.inference_mode():

@@ -1,0 +1,81 @@
+"""Job: train a dense index's question encoder by whether its passages help to answer; the result is an index.
+
+ray job submit -- python -m ray_jobs.train_retriever --config configs/jobs/retriever-lab.yaml
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ray import train
+
+from ray_jobs.cluster import cluster, job_main, require_workers
+from ray_jobs.train_runner import (
+    WorkerReporter,
+    checkpoint_to_resume,
+    fit_until_done,
+    run_directory,
+    watching,
+    workers_of_run,
+)
+from regrad.errors import TrainingError
+from regrad.retrieval.base import CARD as INDEX_CARD
+from regrad.storage import check_replaceable
+from regrad.training.retriever.config import RetrieverTrainConfig
+from regrad.training.retriever.learner import CARD, QUESTION_ENCODER, open_dense
+from regrad.training.retriever.run import check_others, data_digest, retriever_worker, write_indexes
+from regrad.training.workers import Workers
+
+
+def run(config: RetrieverTrainConfig) -> str:
+    """Train, or resume an unfinished run, and write `config.output` and the others; returns one line about it."""
+    Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
+    for uri in (config.output, *(other.output for other in config.others)):
+        check_replaceable(uri, INDEX_CARD)
+    config.method.check()
+    with open_dense(config.index, config.k, "cpu") as retriever:
+        check_others(config, retriever.passages_digest)
+    data = {"data": data_digest(config)}
+    with cluster():
+        require_workers(config.cluster)
+        with run_directory(config, data) as place, watching(config) as progress:
+            settings = {"config": config.model_dump(mode="json"), "progress": progress}
+            result = fit_until_done(
+                _worker,
+                settings,
+                config,
+                place,
+                "training the retriever",
+                "use fewer workers (cluster.workers), a smaller batch_tokens or a smaller k",
+            )
+            if result.checkpoint is None:
+                raise TrainingError(f"training made no checkpoint: {result.error}", code="no_checkpoint")
+            with result.checkpoint.as_directory() as folder:
+                trained = Path(folder) / QUESTION_ENCODER
+                passages = write_indexes(config, trained)
+                notes = json.loads((trained / CARD).read_text())["notes"]
+            place.remove()
+    return _describe(config, passages, notes)
+
+
+def _describe(config: RetrieverTrainConfig, passages: int, notes: dict[str, Any]) -> str:
+    """One line about a run."""
+    skipped = f", {notes['skipped_steps']} skipped" if notes["skipped_steps"] else ""
+    loss = f", loss {notes['losses'][-1]:.4f}" if notes["losses"] else ""
+    written = " and ".join([config.output, *(other.output for other in config.others)])
+    return (
+        f"retriever at {written} ({passages} passages): {config.objective.kind} under {config.method.kind}, "
+        f"{notes['questions']} questions, {notes['steps']} steps{skipped}{loss}"
+    )
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    config = RetrieverTrainConfig.model_validate(settings["config"])
+    listener, device = WorkerReporter(settings["progress"]), train.torch.get_device()
+    retriever_worker(config, listener, device, workers_of_run(), checkpoint_to_resume())
+
+
+if __name__ == "__main__":
+    job_main(RetrieverTrainConfig, run, __doc__ or "")

@@ -1,0 +1,226 @@
+"""What one step of training a retriever computes and updates: its question encoders, beside passages that stay."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrad.data.questions import Question
+from regrad.errors import RetrievalError, TrainingError
+from regrad.retrieval.base import Retriever, open_retriever
+from regrad.retrieval.config import RetrieverConfig
+from regrad.retrieval.dense import DenseRetriever
+from regrad.retrieval.encoder import Encoder
+from regrad.storage import directory_writer
+from regrad.training.checkpoint import TrainState, load_module_tensors, module_tensors
+from regrad.training.loop import StepResult
+from regrad.training.retriever.candidates import PassageVectors, Union, unite
+from regrad.training.retriever.chains import NO_STATE
+from regrad.training.retriever.config import JsaConfig, RetrieverTrainConfig
+from regrad.training.retriever.likelihood import Likelihood
+from regrad.training.retriever.objectives import Candidates, log_softmax, make_objective
+from regrad.training.workers import Workers
+
+QUESTION_ENCODER = "question_encoder"
+ENCODER = "encoder"
+CARD = "question_encoder.json"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A training question and its number among all of them."""
+
+    number: int
+    question: Question
+
+
+@dataclass(frozen=True)
+class TrainedEncoder:
+    """A question encoder as it is now, the digest of the passages' encoder that it belongs to, and notes on the run."""
+
+    encoder: Encoder
+    passages_digest: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, uri: Path, /) -> None:
+        """Write the directory, whole or not at all."""
+        with directory_writer(uri, CARD) as folder:
+            self.encoder.save(folder / ENCODER)
+            card = {"passages_digest": self.passages_digest, "notes": dict(self.notes)}
+            (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
+
+
+def open_dense(uri: str, k: int, device: torch.device | str) -> DenseRetriever:
+    """The index to train on; raises `RetrievalError` if it is not dense or not exact, `TrainingError` if it has few."""
+    retriever: Retriever = open_retriever(uri, RetrieverConfig())
+    if not isinstance(retriever, DenseRetriever):
+        raise RetrievalError(
+            f"the index at {uri} is of kind {retriever.card.kind}, and only a dense one has an encoder to train; make "
+            "one with `regrad index --set dense.encoder.path=...`",
+            code="not_dense",
+            uri=uri,
+            kind=retriever.card.kind,
+        )
+    if retriever.card.passages < k:
+        raise TrainingError(
+            f"the index at {uri} has {retriever.card.passages} passages and k is {k}: set k to at most that, or index "
+            "a larger corpus",
+            code="fewer_passages_than_k",
+            passages=retriever.card.passages,
+            k=k,
+        )
+    retriever.encoder.module.to(device)
+    return retriever
+
+
+class RetrieverLearner:
+    """One worker's side of training a retriever: a `Learner` of questions.
+
+    The prior's encoder is the index's own for questions; the posterior's, which reads question and answer, begins as a
+    copy of it. Passages, their vectors and the generator stay as they are, so a likelihood is computed once for each
+    question and passage.
+    """
+
+    kind, product_name = "retriever", QUESTION_ENCODER
+    remedy = "lower optimizer.lr or raise temperature"
+
+    def __init__(
+        self,
+        config: RetrieverTrainConfig,
+        retriever: DenseRetriever,
+        likelihood: Likelihood,
+        questions: int,
+        device: torch.device,
+        base: str = "",
+        notes: Mapping[str, Any] | None = None,
+        workers: Workers = Workers(),
+    ) -> None:
+        workers.check(config.optimizer.batch_size)
+        self._config, self._retriever, self._likelihood = config, retriever, likelihood
+        self._objective = make_objective(config.objective)
+        self._vectors = PassageVectors(retriever.vectors, device)
+        self._prior = retriever.encoder
+        self._posterior = retriever.encoder.copy() if self._objective.needs_posterior else None
+        encoders = {"prior": self._prior.module}
+        if self._posterior is not None:
+            encoders["posterior"] = self._posterior.module
+        self._module = nn.ModuleDict(encoders)
+        optimizer = config.optimizer
+        self._optimizer = torch.optim.AdamW(
+            self._module.parameters(), optimizer.lr, optimizer.betas, weight_decay=optimizer.weight_decay
+        )
+        self.device, self._workers, self._notes = device, workers, notes or {}
+        self.base = hashlib.sha256(f"{base}|{self._prior.digest()}|{retriever.passages_digest}".encode()).hexdigest()
+        keeps = isinstance(config.objective, JsaConfig) and config.objective.keep_chain
+        self._chains = torch.full((questions if keeps else 0,), NO_STATE)
+        self._known: dict[tuple[int, int], float] = {}
+        self._numbers: dict[str, float] = {}
+        self._step = 0
+
+    def prepare(self, batch: Sequence[Asked], state: TrainState) -> str:
+        """See `Learner`."""
+        self._step = state.step
+        return ""
+
+    def step(self, batch: Sequence[Asked], factor: float) -> StepResult:
+        """See `Learner`."""
+        union, found = self.candidates(batch)
+        # A step's draws follow from seed, step and worker alone, so a resumed run repeats them.
+        key = hashlib.sha256(f"{self._config.seed}/{self._step}/{self._workers.rank}".encode())
+        draws = torch.Generator().manual_seed(int.from_bytes(key.digest()[:8], "big") >> 1)
+        self._step += 1
+        counts = {"questions": len(batch), "candidates": int(union.present.sum())}
+        finite = torch.isfinite(found.prior).all() & torch.isfinite(found.posterior).all()
+        if not self._everywhere(finite):
+            return StepResult(None, counts)
+        objected = self._objective(found, draws)
+        loss = objected.loss.mean()
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if not self._updated(factor):
+            return StepResult(None, counts)
+        if len(self._chains) and objected.states is not None:
+            rows_B = union.rows.gather(1, objected.states[:, None])[:, 0]
+            self._chains[[item.number for item in batch]] = rows_B.cpu()
+        marginal_B = (log_softmax(found.prior, found.present).detach() + found.likelihood).logsumexp(1)
+        sizes = {"candidates": counts["candidates"] / len(batch)}
+        self._numbers = {"answer_log_likelihood": float(marginal_B.mean()), **sizes, **objected.numbers}
+        return StepResult(float(self._workers.mean(loss.detach())), counts)
+
+    def candidates(self, batch: Sequence[Asked]) -> tuple[Union, Candidates]:
+        """The passages that each question may rest on, and all that an objective wants to know of them."""
+        k, separator = self._config.k, self._config.separator
+        texts = [item.question.question for item in batch]
+        prior_BD = self._prior.question_vectors(texts)
+        posterior_BD = prior_BD
+        if self._posterior is not None:
+            answered = [text + separator + item.question.answers[0] for text, item in zip(texts, batch, strict=True)]
+            posterior_BD = self._posterior.question_vectors(answered)
+        kept_B = self._chains[[item.number for item in batch]] if len(self._chains) else torch.full((len(batch),), -1)
+        with torch.no_grad():
+            nearest = [self._vectors.nearest(queries_BD, k) for queries_BD in (prior_BD, posterior_BD)]
+        union = unite(nearest[0], nearest[1], kept_B.to(self.device))
+        vectors_BUD = self._vectors.of(union.rows)
+        prior_BU, posterior_BU = (
+            torch.einsum("bd,bud->bu", queries_BD, vectors_BUD) / self._config.temperature
+            for queries_BD in (prior_BD, posterior_BD)
+        )
+        likelihood_BU = self._likelihoods(batch, union).to(self.device)
+        masks = (union.present, union.by_prior, union.by_posterior)
+        return union, Candidates(prior_BU, posterior_BU, likelihood_BU, *masks, union.start)
+
+    def _likelihoods(self, batch: Sequence[Asked], union: Union) -> Tensor:
+        """[B, U], 0 where no passage is; what is not known yet is computed, all of it together."""
+        places = [(b, u, int(union.rows[b, u])) for b, u in union.present.nonzero().tolist()]
+        unknown = {(batch[b].number, row): b for b, _, row in places if (batch[b].number, row) not in self._known}
+        ids = self._retriever.ids_of_rows(sorted({row for _, row in unknown}))
+        passages = dict(zip(ids, self._retriever.passages(list(ids.values())), strict=True))
+        pairs = [(batch[b].question, passages[row]) for (_, row), b in unknown.items()]
+        if pairs:
+            self._known.update(zip(unknown, self._likelihood.of(pairs).tolist(), strict=True))
+        likelihood_BU = torch.zeros(union.rows.shape)
+        for b, u, row in places:
+            likelihood_BU[b, u] = self._known[batch[b].number, row]
+        return likelihood_BU
+
+    def _updated(self, factor: float) -> bool:
+        """Share the gradients and take a step; False, and no step, if one is not finite on any worker."""
+        parameters = [parameter for parameter in self._module.parameters() if parameter.grad is not None]
+        for parameter in parameters:
+            parameter.grad = self._workers.mean(parameter.grad)  # type: ignore[arg-type]
+        settings = self._config.optimizer
+        norm = nn.utils.clip_grad_norm_(parameters, settings.clip or float("inf"))
+        if not self._everywhere(torch.isfinite(norm)):
+            return False
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.lr * factor
+        self._optimizer.step()
+        return True
+
+    def _everywhere(self, here: Tensor) -> bool:
+        return bool(self._workers.mean(here.float()) == 1)
+
+    def numbers(self) -> dict[str, float]:
+        """See `Learner`."""
+        return self._numbers
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Learner`; the states of kept chains, too."""
+        return {**module_tensors(self._module, self._optimizer), "chains": self._chains.clone()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Learner`."""
+        load_module_tensors(self._module, self._optimizer, tensors)
+        self._chains = tensors["chains"].clone()
+
+    def product(self, state: TrainState) -> TrainedEncoder:
+        """The prior's encoder as it is now."""
+        notes = {**self._notes, "steps": state.step, "skipped_steps": len(state.skipped), "losses": state.some_losses()}
+        return TrainedEncoder(self._prior, self._retriever.passages_digest, {**notes, "numbers": self._numbers})

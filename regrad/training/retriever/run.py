@@ -1,0 +1,132 @@
+"""One worker's run of training a retriever, its questions, and what is made of the result: indexes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from regrad.data.question_sets import read_questions
+from regrad.data.questions import Question
+from regrad.data.tasks import read_tasks
+from regrad.errors import TrainingError
+from regrad.models.loading import load_language_model
+from regrad.retrieval.base import read_index_card
+from regrad.retrieval.dense import check_passages_encoder, with_question_encoder
+from regrad.training.callbacks import Listener, Silent
+from regrad.training.loop import Loop, resume
+from regrad.training.retriever.config import RetrieverTrainConfig
+from regrad.training.retriever.learner import CARD, ENCODER, Asked, RetrieverLearner, TrainedEncoder, open_dense
+from regrad.training.retriever.likelihood import MethodLikelihood
+from regrad.training.sampler import Sampler, SampleSource
+from regrad.training.workers import Workers
+
+
+def read_asked(config: RetrieverTrainConfig) -> list[Asked]:
+    """The training questions that have an answer, at most `max_questions`, drawn by the seed, in the files' order.
+
+    Raises `CorpusError` or `EvaluationError` for a bad record, and `TrainingError` if there is none.
+    """
+    if config.questions is not None:
+        found = read_questions(config.questions)
+    else:
+        found = [item.asked for task in read_tasks(config.tasks or "") for item in task.questions]
+    # The same question of the same answers twice is one question: its likelihoods and its chain are shared.
+    answered = list(dict.fromkeys(_bare(question) for question in found if question.answers))
+    if not answered:
+        raise TrainingError(
+            f"none of {len(found)} training questions has an answer: there is nothing to train on",
+            code="nothing_to_train_on",
+            questions=len(found),
+        )
+    if config.max_questions is not None and config.max_questions < len(answered):
+        drawn = random.Random(f"{config.seed}/questions").sample(range(len(answered)), config.max_questions)
+        answered = [answered[number] for number in sorted(drawn)]
+    return [Asked(number, question) for number, question in enumerate(answered)]
+
+
+def _bare(question: Question) -> Question:
+    return Question("", question.question, question.answers, question.kind, question.choices)
+
+
+def data_digest(config: RetrieverTrainConfig) -> str:
+    """A hash of the questions and of the index, by its card: what a resumed run must find again."""
+    found = sha256(read_index_card(config.index).model_dump_json().encode())
+    for item in read_asked(config):
+        found.update(repr(item.question).encode())
+    return found.hexdigest()[:16]
+
+
+def question_steps(
+    asked: Sequence[Asked], config: RetrieverTrainConfig, first: int = 0, workers: Workers = Workers()
+) -> Iterator[list[Asked]]:
+    """This worker's questions of every step from `first` on."""
+    optimizer = config.optimizer.with_steps(len(asked))
+    sampler = Sampler([SampleSource(len(asked), str(config.seed))], optimizer.batch_size)
+    for draws in sampler.steps(first, optimizer.steps, workers):
+        yield [asked[draw.number] for draw in draws]
+
+
+def retriever_worker(
+    config: RetrieverTrainConfig,
+    listener: Listener,
+    device: torch.device | str,
+    workers: Workers = Workers(),
+    checkpoint: AbstractContextManager[Path | None] = nullcontext(),
+) -> TrainedEncoder:
+    """One worker's run, from the start or from a checkpoint.
+
+    Raises `RetrievalError` for an index that cannot be trained on, `TrainingError` as the loop does, and what the
+    method and the questions raise.
+    """
+    asked = read_asked(config)
+    with open_dense(config.index, config.k, device) as retriever:
+        config.method.check()
+        lm = load_language_model(config.model, device)
+        per_token = config.likelihood == "token-mean"
+        likelihood = MethodLikelihood(lm, config.method, per_token, config.batch_tokens)
+        notes = {
+            "objective": config.objective.model_dump(mode="json"),
+            "method": config.method.kind,
+            "questions": len(asked),
+            "settings": config.model_dump(mode="json", include={"k", "temperature", "likelihood", "optimizer", "seed"}),
+        }
+        learner = RetrieverLearner(
+            config, retriever, likelihood, len(asked), torch.device(device), lm.identity(), notes, workers
+        )
+        state = resume(learner, checkpoint)
+        schedule = config.optimizer.with_steps(len(asked))
+        loop = Loop(learner, schedule, config.checkpoints, config.watch, listener, workers=workers)
+        return learner.product(loop.run(question_steps(asked, config, state.step, workers), state))
+
+
+def check_others(config: RetrieverTrainConfig, passages_digest: str) -> None:
+    """Raise `RetrievalError` if one of the `others` has passages of another encoder; before anything is trained."""
+    for other in config.others:
+        check_passages_encoder(other.index, passages_digest)
+
+
+def write_indexes(config: RetrieverTrainConfig, trained: Path) -> int:
+    """Write `output`, and each of `others`, with the question encoder of this directory; gives the passages of all.
+
+    Raises `RetrievalError` if another index's passages are of another encoder.
+    """
+    card = json.loads((trained / CARD).read_text())
+    places = [(config.index, config.output), *((other.index, other.output) for other in config.others)]
+    return sum(
+        with_question_encoder(index, trained / ENCODER, card["passages_digest"], output, card["notes"])
+        for index, output in places
+    )
+
+
+def train_retriever_in_process(config: RetrieverTrainConfig, device: str = "cpu") -> TrainedEncoder:
+    """The job with one worker and no cluster, from start to end; nothing is written, and there are no checkpoints.
+
+    Raises what a job raises.
+    """
+    return retriever_worker(config, Silent(), device)
