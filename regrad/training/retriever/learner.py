@@ -66,7 +66,7 @@ def open_dense(uri: str, k: int, device: torch.device | str) -> DenseRetriever:
             "one with `regrad index --set dense.encoder.path=...`",
             code="not_dense",
             uri=uri,
-            kind=retriever.card.kind,
+            found=retriever.card.kind,
         )
     if retriever.card.passages < k:
         raise TrainingError(

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/trained_retrieval.py`."""

@@ -1,0 +1,223 @@
+"""Training a question encoder on a small corpus, with likelihoods that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from regrad.data.jsonl import encode_jsonl
+from regrad.data.passages import Passage
+from regrad.data.questions import Question
+from regrad.errors import ConfigError, EvaluationError, RetrievalError, TrainingError
+from regrad.lab.config import LabEncoderConfig
+from regrad.lab.encoder import write_encoder
+from regrad.retrieval.base import open_retriever
+from regrad.retrieval.config import DenseConfig, EncoderConfig, FuseConfig
+from regrad.retrieval.dense import build_dense_index
+from regrad.retrieval.encoder import Encoder
+from regrad.retrieval.fused import fuse_indexes
+from regrad.settings import builtin_config, load_settings
+from regrad.training.callbacks import Silent
+from regrad.training.checkpoint import TrainCheckpoint, TrainState
+from regrad.training.loop import Loop, resume
+from regrad.training.retriever.config import RetrieverTrainConfig
+from regrad.training.retriever.learner import RetrieverLearner, open_dense
+from regrad.training.retriever.run import check_others, question_steps, read_asked, write_indexes
+from tests.tools.refusals import refused
+
+NAMES = ("Anna", "Boris", "Clara", "David", "Edith", "Frank")
+FACTS = {"born": "native", "employs": "staff", "study": "alumnus"}
+"""The word of a question, and that of the note which answers it: they share nothing."""
+
+
+def corpus() -> list[Passage]:
+    notes = [(name, word) for name in NAMES for word in FACTS.values()]
+    return [Passage(f"{name}.{word}", name, f"{name} {word} {word} of {name}{word}") for name, word in notes]
+
+
+class ByWord:
+    """An answer is likely with the passage that says it."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def of(self, pairs: Sequence[tuple[Question, Passage]]) -> Tensor:
+        self.asked += len(pairs)
+        return torch.tensor([0.0 if question.answers[0] in passage.text else -6.0 for question, passage in pairs])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("retriever")
+    for name, seed in (("encoder", 0), ("other-encoder", 1)):
+        write_encoder(LabEncoderConfig(output=f"{folder}/{name}", dimensions=64, seed=seed))
+        index(folder, name, f"index-{name}")
+    asked = [
+        {"id": f"{name}-{word}", "question": f"{word} {name}", "answers": [f"{name}{fact}"]}
+        for name in NAMES
+        for word, fact in FACTS.items()
+    ]
+    (folder / "questions.jsonl").write_bytes(encode_jsonl(asked))
+    return folder
+
+
+def index(folder: Path, encoder: str, name: str, vectors: str = "flat") -> None:
+    settings = EncoderConfig(path=f"{folder}/{encoder}")
+    config = DenseConfig.model_validate({"encoder": settings, "vectors": vectors})
+    build_dense_index(corpus(), f"{folder}/{name}", Encoder(settings, "cpu"), config)
+
+
+def settings(place: Path, *extra: str) -> RetrieverTrainConfig:
+    values = [f"index={place}/index-encoder", f"output={place}/trained", "others=[]", "k=4", "temperature=0.1"]
+    values += [f"questions.path={place}/questions.jsonl", "optimizer.steps=40", "optimizer.batch_size=6"]
+    values += ["optimizer.lr=0.03", "checkpoints.every=10"]
+    return load_settings(RetrieverTrainConfig, builtin_config("jobs/retriever-lab.yaml"), [*values, *extra])
+
+
+class Kept(Silent):
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+
+    def checkpoint(self, checkpoint: TrainCheckpoint) -> None:
+        if self.folder is not None:
+            checkpoint.save(self.folder / f"{checkpoint.state.step:03}")
+
+
+def train(
+    config: RetrieverTrainConfig, folder: Path | None = None, checkpoint: Path | None = None, likelihood: Any = None
+) -> tuple[RetrieverLearner, TrainState]:
+    asked = read_asked(config)
+    retriever = open_dense(config.index, config.k, "cpu")
+    learner = RetrieverLearner(config, retriever, likelihood or ByWord(), len(asked), torch.device("cpu"))
+    state = resume(learner, nullcontext(checkpoint))
+    loop = Loop(learner, config.optimizer, config.checkpoints, config.watch, Kept(folder))
+    return learner, loop.run(question_steps(asked, config, state.step), state)
+
+
+def found_first(index_uri: str, config: RetrieverTrainConfig) -> float:
+    with open_retriever(index_uri) as retriever:
+        asked = [item.question for item in read_asked(config)]
+        hits = retriever.search([question.question for question in asked], 1)
+    right = [q.answers[0] in found[0].passage.text for q, found in zip(asked, hits, strict=True)]
+    return sum(right) / len(right)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        "{kind: marginal}",
+        "{kind: vrag, over: union}",
+        "{kind: jsa}",
+        "{kind: jsa, simplified: true}",
+        "{kind: distill}",
+    ],
+)
+def test_what_was_trained_is_an_ordinary_index_that_finds_what_answers(
+    place: Path, tmp_path: Path, objective: str
+) -> None:
+    config = settings(place, f"objective={objective}", f"output={tmp_path}/trained")
+    assert found_first(config.index, config) < 0.6
+    likelihood = ByWord()
+    learner, state = train(config, likelihood=likelihood)
+    learner.product(state).save(tmp_path / "encoder")
+    assert write_indexes(config, tmp_path / "encoder") == len(corpus())
+    assert found_first(config.output, config) > 0.8
+    assert likelihood.asked <= len(corpus()) * len(read_asked(config)), "each question and passage at most once"
+    if "jsa" in objective:
+        assert 0 < learner.numbers()["acceptance"] <= 1
+        assert 1 <= learner.numbers()["effective_sample"] <= 50
+
+
+def test_an_index_that_was_trained_can_be_trained_again_and_moved(place: Path, tmp_path: Path) -> None:
+    config = settings(place, f"output={tmp_path}/once", "optimizer.steps=20")
+    learner, state = train(config)
+    learner.product(state).save(tmp_path / "encoder")
+    write_indexes(config, tmp_path / "encoder")
+    (tmp_path / "once").rename(tmp_path / "moved")
+    again = settings(place, f"index={tmp_path}/moved", f"output={tmp_path}/twice", "optimizer.steps=20")
+    learner, state = train(again)
+    learner.product(state).save(tmp_path / "encoder")
+    write_indexes(again, tmp_path / "encoder")
+    assert found_first(again.output, again) >= found_first(again.index, again)
+
+
+@pytest.mark.parametrize("objective", ["{kind: jsa, keep_chain: true}", "{kind: vrag}"])
+def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(place: Path, tmp_path: Path, objective: str) -> None:
+    config = settings(place, f"objective={objective}", "optimizer.steps=20")
+    whole, whole_state = train(config, tmp_path)
+    resumed, state = train(config, None, tmp_path / "010")
+    assert state.losses == whole_state.losses
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(resumed.tensors()[name], tensor), name
+    kept = whole.tensors()["chains"]
+    assert bool(kept.numel()) is ("keep_chain" in objective)
+    assert not kept.numel() or (kept >= 0).any()
+
+
+def test_a_question_encoder_that_is_differentiated_gives_the_vectors_that_are_searched_with(place: Path) -> None:
+    encoder = Encoder(EncoderConfig(path=f"{place}/encoder"), "cpu")
+    asked = [item.question.question for item in read_asked(settings(place))]
+    torch.testing.assert_close(
+        encoder.question_vectors(asked).detach(), torch.from_numpy(encoder.encode_questions(asked))
+    )
+    assert encoder.question_vectors(asked).requires_grad
+
+
+def test_scores_that_are_not_finite_change_nothing_and_stop_the_run(place: Path) -> None:
+    config = settings(place, "optimizer.max_bad_steps=3")
+
+    class Broken(RetrieverLearner):
+        def candidates(self, batch: Any) -> Any:
+            union, found = super().candidates(batch)
+            found.prior.data[0, 0] = float("nan")
+            return union, found
+
+    retriever = open_dense(config.index, config.k, "cpu")
+    before = retriever.encoder.digest()
+    learner = Broken(config, retriever, ByWord(), 18, torch.device("cpu"))
+    loop = Loop(learner, config.optimizer, config.checkpoints, config.watch)
+    with refused(TrainingError, "not_finite", step=3, times=3):
+        loop.run(question_steps(read_asked(config), config))
+    assert retriever.encoder.digest() == before
+
+
+def test_an_index_that_cannot_be_trained_on_is_refused(place: Path, tmp_path: Path) -> None:
+    with refused(TrainingError, "fewer_passages_than_k", passages=len(corpus()), k=19):
+        open_dense(f"{place}/index-encoder", 19, "cpu")
+    parts = (f"{place}/index-encoder", f"{place}/index-other-encoder")
+    fuse_indexes(FuseConfig(indexes=parts), f"{tmp_path}/fused")
+    with refused(RetrievalError, "not_dense", uri=f"{tmp_path}/fused", found="fused"):
+        open_dense(f"{tmp_path}/fused", 2, "cpu")
+    index(place, "encoder", "near", "hnsw")
+    with refused(RetrievalError, "no_vectors"):
+        train(settings(place, f"index={place}/near"))
+
+
+def test_an_index_of_another_encoder_gets_no_question_encoder(place: Path, tmp_path: Path) -> None:
+    others = f"others=[{{index: {place}/index-other-encoder, output: {tmp_path}/other}}]"
+    config = settings(place, others, "optimizer.steps=1")
+    with open_dense(config.index, config.k, "cpu") as retriever, pytest.raises(RetrievalError) as caught:
+        check_others(config, retriever.passages_digest)
+    assert caught.value.code == "retrieval.other_encoder"
+
+
+def test_questions_without_answers_are_nothing_to_train_on(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "bare.jsonl").write_bytes(encode_jsonl([{"id": "1", "question": "who?", "answers": []}]))
+    with pytest.raises((EvaluationError, TrainingError)):
+        read_asked(settings(place, f"questions.path={tmp_path}/bare.jsonl"))
+
+
+def test_settings_that_do_not_hold_together_are_refused(place: Path) -> None:
+    for extra in (
+        ["tasks=x.jsonl"],
+        ["method=direct"],
+        ["objective={kind: jsa, keep_chain: true}", "cluster.workers=2"],
+    ):
+        with pytest.raises(ConfigError):
+            settings(place, *extra)
