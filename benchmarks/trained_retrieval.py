@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=60, help="whose notes are trained on")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--dimensions", type=int, default=1024, help="of the lab's encoder")
+    parser.add_argument("--objectives", nargs="*", default=list(lab.OBJECTIVES), choices=list(lab.OBJECTIVES))
     parser.add_argument("--parts", nargs="*", default=["toy", "lab"], choices=["toy", "lab"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -43,8 +45,8 @@ def main() -> None:
         if arguments.figure:
             toy.draw(found, arguments.figure)
     if "lab" in arguments.parts and not arguments.quick:
-        sizes = lab.Sizes(arguments.people, arguments.steps, arguments.questions, arguments.seeds)
-        found = lab.rows(sizes, arguments.meta_init)
+        numbers = (arguments.people, arguments.steps, arguments.questions, arguments.seeds, arguments.dimensions)
+        found = lab.rows(lab.Sizes(*numbers), arguments.meta_init, arguments.objectives)
         show(found)
         figures |= lab.figures(found)
         rows += found

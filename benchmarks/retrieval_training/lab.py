@@ -55,12 +55,13 @@ _BATCH = 25
 
 @dataclass(frozen=True)
 class Sizes:
-    """People whose notes are trained on, training steps, questions that are asked, and seeds."""
+    """People whose notes are trained on, training steps, questions that are asked, seeds, and D of the encoder."""
 
     people: int
     steps: int
     questions: int
     seeds: int
+    dimensions: int
 
 
 class Remembered:
@@ -117,7 +118,7 @@ class Lab:
     def __init__(self, folder: Path, sizes: Sizes, meta_init: str) -> None:
         self._folder, self._sizes = folder, sizes
         write_hard_lab(LabConfig(output=str(folder), variant="many", documents=sizes.people, task_records=1))
-        write_encoder(LabEncoderConfig(output=f"{folder}/encoder"))
+        write_encoder(LabEncoderConfig(output=f"{folder}/encoder", dimensions=sizes.dimensions))
         config = DenseConfig(encoder=EncoderConfig(path=f"{folder}/encoder"), vectors="flat")
         for corpus, index in (("documents", "train-index"), ("corpus", "index")):
             passages = read_passages(f"{folder}/{corpus}.jsonl")
@@ -177,7 +178,7 @@ class Lab:
         return {**self.scores("trained"), "ms a step": 1e3 * seconds / config.optimizer.steps, "over training": over}
 
 
-def rows(sizes: Sizes, meta_init: str) -> list[dict[str, Any]]:
+def rows(sizes: Sizes, meta_init: str, objectives: Sequence[str]) -> list[dict[str, Any]]:
     """BM25, the untrained encoder, and each objective under each likelihood."""
     found: list[dict[str, Any]] = []
 
@@ -191,7 +192,7 @@ def rows(sizes: Sizes, meta_init: str) -> list[dict[str, Any]]:
         add("bm25", "", 0, many.scores("bm25"))
         add("untrained", "", 0, many.scores("index"))
         for likelihood in many.likelihoods:
-            for objective in OBJECTIVES:
+            for objective in objectives:
                 for seed in range(sizes.seeds):
                     add(objective, likelihood, seed, many.trained(objective, likelihood, seed))
     return found

@@ -1,0 +1,73 @@
+"""Training a retriever as a job: what one process would make, and resuming after a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ray_jobs import train_retriever
+from ray_jobs.cluster import cluster
+from regrad.data.corpora import read_passages
+from regrad.data.passages import encode_passages
+from regrad.lab.config import LabConfig, LabEncoderConfig
+from regrad.lab.encoder import write_encoder
+from regrad.lab.files import write_hard_lab
+from regrad.retrieval.base import open_retriever
+from regrad.retrieval.config import DenseConfig, EncoderConfig
+from regrad.retrieval.dense import DenseRetriever, build_dense_index
+from regrad.retrieval.encoder import Encoder
+from regrad.settings import builtin_config, load_settings
+from regrad.training.retriever.config import RetrieverTrainConfig
+from regrad.training.retriever.run import train_retriever_in_process
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_cluster() -> Iterator[None]:
+    with cluster():
+        yield
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("retriever")
+    write_hard_lab(LabConfig(output=str(folder), variant="many", documents=4, task_records=1))
+    (folder / "few.jsonl").write_bytes(encode_passages(list(read_passages(f"{folder}/corpus.jsonl"))[:20]))
+    write_encoder(LabEncoderConfig(output=f"{folder}/encoder", dimensions=32))
+    config = DenseConfig(encoder=EncoderConfig(path=f"{folder}/encoder"))
+    for corpus, name in (("documents", "train-index"), ("few", "index")):
+        encoder = Encoder(config.encoder, "cpu")
+        build_dense_index(read_passages(f"{folder}/{corpus}.jsonl"), f"{folder}/{name}", encoder, config)
+    return folder
+
+
+def settings(lab: Path, output: Path, *extra: str) -> RetrieverTrainConfig:
+    values = [f"index={lab}/train-index", f"output={output}/trained", "k=3", "optimizer.steps=4"]
+    values += [f"others=[{{index: {lab}/index, output: {output}/other}}]", "optimizer.batch_size=4"]
+    values += [f"questions.path={lab}/document-questions.jsonl", "checkpoints.every=2", "watch.tensorboard=false"]
+    return load_settings(RetrieverTrainConfig, builtin_config("jobs/retriever-lab.yaml"), [*values, *extra])
+
+
+def test_a_job_that_failed_is_resumed_and_writes_indexes_with_the_encoder_of_one_process(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(lab, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_retriever, "write_indexes", _fail)  # after the last checkpoint, before there is a result
+        with pytest.raises(RuntimeError, match="killed"):
+            train_retriever.run(config)
+    assert not (tmp_path / "trained").exists()
+    line = train_retriever.run(config)
+    assert line.startswith(f"retriever at {tmp_path}/trained and {tmp_path}/other (40 passages): jsa under rag, 20 ")
+    assert not (tmp_path / "trained.training").exists()
+    alone = train_retriever_in_process(config).encoder.digest()
+    for name in ("trained", "other"):
+        with open_retriever(f"{tmp_path}/{name}") as retriever:
+            assert isinstance(retriever, DenseRetriever)
+            assert retriever.encoder.digest() == alone
+            assert len(retriever.search_ids(["Where was Anna born?"], 3)[0]) == 3
+
+
+def _fail(*_: object) -> None:
+    raise RuntimeError("killed")
