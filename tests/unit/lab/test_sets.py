@@ -71,6 +71,17 @@ def test_the_files_are_the_labs(lab: LabSet, tmp_path: Path) -> None:
         assert task.id.startswith(f"{variant}-"), "tasks of several labs can be mixed"
 
 
+def test_documents_come_with_a_question_for_each_attribute_about_people_who_are_asked_about_nowhere_else(
+    tmp_path: Path,
+) -> None:
+    write_hard_lab(LabConfig(output=str(tmp_path), variant="many", documents=6, task_records=1, people_per_record=3))
+    notes = {passage.id: passage.text for passage in read_passages(str(tmp_path / "documents.jsonl"))}
+    asked = [json.loads(line) for line in (tmp_path / "document-questions.jsonl").read_text().splitlines()]
+    assert len(asked) == len(notes) == 6 * len(ATTRIBUTES)
+    assert all(item["answers"][0] in notes[item["passage_ids"][0]] for item in asked)
+    assert not set(notes) & {passage.id for passage in read_passages(str(tmp_path / "corpus.jsonl"))}
+
+
 def test_the_command_writes_a_harder_lab(tmp_path: Path) -> None:
     places = [f"output={tmp_path}/lab", "variant=conflict", "questions=5", "task_records=2"]
     result = CliRunner().invoke(lab_cli.lab, ["world", *(part for place in places for part in ("--set", place))])
