@@ -163,4 +163,4 @@ def draw(found: list[dict[str, Any]], path: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel="proposals m", ylabel="bias of the gradient, relative to its length")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)

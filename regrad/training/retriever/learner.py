@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from regrad.data.questions import Question
 from regrad.errors import RetrievalError, TrainingError
 from regrad.retrieval.base import Retriever, open_retriever
-from regrad.retrieval.config import RetrieverConfig
 from regrad.retrieval.dense import DenseRetriever
 from regrad.retrieval.encoder import Encoder
 from regrad.storage import directory_writer
@@ -59,7 +58,7 @@ class TrainedEncoder:
 
 def open_dense(uri: str, k: int, device: torch.device | str) -> DenseRetriever:
     """The index to train on; raises `RetrievalError` if it is not dense or not exact, `TrainingError` if it has few."""
-    retriever: Retriever = open_retriever(uri, RetrieverConfig())
+    retriever: Retriever = open_retriever(uri)
     if not isinstance(retriever, DenseRetriever):
         raise RetrievalError(
             f"the index at {uri} is of kind {retriever.card.kind}, and only a dense one has an encoder to train; make "
