@@ -185,3 +185,9 @@ class EvaluationError(RegradError):
     """A question set cannot be read or does not fit what is evaluated; the text names the file and the record."""
 
     area = "evaluation"
+
+
+class TheoryError(RegradError):
+    """A linear problem or a stack of constructed layers does not hold together; the text has both shapes."""
+
+    area = "theory"

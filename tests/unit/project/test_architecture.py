@@ -24,6 +24,7 @@ ALLOWED = {
     "data": {"errors", "text", "settings", "registry", "storage"},
     "prompts": {"settings", "data"},
     "client": {"errors"},
+    "theory": {"errors"},
     "models": FOUNDATIONS,
     "inference": FOUNDATIONS | {"models"},
     "meta_init": FOUNDATIONS | {"models"},
