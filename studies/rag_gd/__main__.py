@@ -40,15 +40,16 @@ def run(config: RagGdConfig) -> str:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="One seed, few cells, short trainings: to see that it runs.")
+@click.option("--partial", is_flag=True, help="Run nothing; report what is done so far.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, e.g. seeds=[0].")
-def main(quick: bool, overrides: tuple[str, ...]) -> None:
+def main(quick: bool, partial: bool, overrides: tuple[str, ...]) -> None:
     """Train linear attention on tasks of both retrieval interfaces, compare it with the constructed layer, report.
 
     Interrupted at any point, the same command goes on.
     """
     try:
         config = load_settings(RagGdConfig, _HERE / ("quick.yaml" if quick else "standard.yaml"), overrides)
-        click.echo(run(config))
+        click.echo(write_report(config, Progress(config.output).clock()) if partial else run(config))
     except RegradError as error:
         click.echo(f"error: {error} [{error.code}]", err=True)
         sys.exit(2)

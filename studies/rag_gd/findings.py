@@ -69,8 +69,8 @@ def verdict(rows: Sequence[Row]) -> Iterator[str]:
         first, last = _ends(rows, part)
         yield (
             f"**Inputs beyond the training range, {part}:** the difference of predictions goes from {low.mean:.3f} at "
-            f"a = {first} to {high.mean:.3f} at a = {last} (over all numbers of documents). Both predictors are linear "
-            "in the test input, up to what a trained layer adds, so that it grows with a is no sign of a new mechanism."
+            f"a = {first} to {high.mean:.3f} at a = {last} (over all numbers of documents). One layer is linear in the "
+            "query's token, trained or constructed: that the difference grows with a is so by construction."
         )
     yield from _stacked(rows)
     yield from _tabular(rows)

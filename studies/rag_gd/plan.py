@@ -88,10 +88,12 @@ def _tabular_set(config: RagGdConfig, *, name: str) -> list[Row]:
 
 
 def read_rows(config: RagGdConfig) -> list[Row]:
-    """All rows of the cells of these settings; raises `EvaluationError` for one that is damaged."""
+    """All rows of the cells of these settings that are done; raises `EvaluationError` for one that is damaged."""
     rows: list[Row] = []
     for step in make_steps(config):
         name = _file(step.name)
+        if not _cells(config).exists(name):
+            continue
         try:
             found = json.loads(_cells(config).read(name))
             rows += [{**row, "relative": float(row["relative"])} for row in found]
@@ -99,6 +101,11 @@ def read_rows(config: RagGdConfig) -> list[Row]:
             text = f"{config.output}/cells/{name} is damaged; remove it and its note in {config.output}/steps"
             raise EvaluationError(text, code="damaged", uri=f"{config.output}/cells/{name}") from error
     return rows
+
+
+def missing_cells(config: RagGdConfig) -> list[str]:
+    """The names of the steps that left no rows yet."""
+    return [step.name for step in make_steps(config) if not _cells(config).exists(_file(step.name))]
 
 
 def _cells(config: RagGdConfig) -> Storage:

@@ -14,7 +14,7 @@ from regrad.storage import Storage
 from studies.hardware import hardware
 from studies.rag_gd.config import RagGdConfig
 from studies.rag_gd.findings import choose, distinct, over_seeds, verdict
-from studies.rag_gd.plan import Row, read_rows
+from studies.rag_gd.plan import Row, missing_cells, read_rows
 
 _DOCUMENT = "rag-gd-boundary.md"
 _IMAGES = "images"
@@ -58,7 +58,8 @@ def _pictures(rows: Sequence[Row]) -> Iterator[tuple[str, str, Figure]]:
     stacks = [*choose(single, part="projection"), *choose(rows, part="stacked")]
     yield "depth", "Projection interface, by depth", _panels(stacks, "documents", "depth")
     tabular = choose(rows, part="tabular")
-    yield "tabular", "An embedding before the layer", _panels(tabular, "normalisation", "set")
+    if tabular:
+        yield "tabular", "An embedding before the layer", _panels(tabular, "normalisation", "set")
 
 
 def _panels(rows: Sequence[Row], x: str, group: str) -> Figure:
@@ -93,7 +94,8 @@ def document(config: RagGdConfig, rows: Sequence[Row], pictures: Sequence[tuple[
     parts.append("## Pictures")
     parts += [f"![{caption}]({_IMAGES}/{name}.svg)\n\n*{caption}. Dots are seeds.*" for name, caption in pictures]
     for title, kinds, keys in _TABLES:
-        parts += [f"## {title}", "\n".join(_table([row for row in rows if row["part"] in kinds], keys))]
+        if shown := [row for row in rows if row["part"] in kinds]:
+            parts += [f"## {title}", "\n".join(_table(shown, keys))]
     parts += ["## Every seed", "\n".join(_seeds(rows))]
     return "\n\n".join(parts) + "\n"
 
@@ -107,6 +109,8 @@ def _head(config: RagGdConfig, seconds: float) -> Iterator[str]:
     )
     if config.quick:
         yield "**A quick run**: too little training for a verdict. It shows that everything runs."
+    if missing := missing_cells(config):
+        yield f"**Not run yet**, so nothing is said of them: {', '.join(missing)}."
     yield (
         "**Far less training than the paper's** (8,000 to 40,000 steps of SGD): "
         f"{training.steps} steps of Adam for one layer, {training.stacked_steps} for a stack, {training.tabular_steps} "

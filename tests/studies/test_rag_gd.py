@@ -68,7 +68,7 @@ def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_the_reference_is_descent_on_a_task_with_the_documents_start(depth: int) -> None:
+def test_the_reference_is_the_best_descent_that_a_fine_grid_finds(depth: int) -> None:
     for tasks in (Projection(TINY, 3).draw(5, drawn()), DotProduct(TINY, 3, 0).draw(5, drawn())):
         found = constructed(tasks, depth)(tasks)
         errors = [
