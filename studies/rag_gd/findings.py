@@ -115,7 +115,8 @@ def _held(held: Sequence[Any], of: Sequence[Any], what: str) -> str:
 def _errors(cells: Sequence[Row]) -> str:
     """Which of the two predicts better, as it says whether a difference is a failure of the layer or of the claim."""
     trained, reference = over_seeds(cells, "trained_error").mean, over_seeds(cells, "constructed_error").mean
-    return f"Mean error, as a part of the targets' power: trained {trained:.3f}, constructed {reference:.3f}."
+    doubt = " The trained one is worse, so more training may bring it closer." if trained > reference else ""
+    return f"Mean error, as a part of the targets' power: trained {trained:.3f}, constructed {reference:.3f}.{doubt}"
 
 
 def _ends(rows: Sequence[Row], part: str) -> tuple[float, float]:
