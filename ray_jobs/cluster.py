@@ -92,11 +92,14 @@ def require_workers(config: WorkersConfig) -> None:
     """Raise `ClusterError` if a cluster of this machine alone, which cannot grow, is too small for the workers."""
     there = ray.cluster_resources()
     wanted = {"CPU": config.workers * config.cpus_per_worker, "GPU": config.workers if config.gpu else 0}
-    for kind, count in wanted.items():
+    own = {name: config.workers * amount for name, amount in config.resources.items()}
+    for kind, count in {**wanted, **own}.items():
         if count > there.get(kind, 0) and not joined():
+            # No machine has a resource that somebody made up, unless it was started with it.
+            noun, less = (f"of '{kind}'", "cluster.resources={}") if kind in own else (f"{kind}s", "cluster.workers=1")
             raise ClusterError(
-                f"{config.workers} workers need {count:g} {kind}s, but this machine has "
-                f"{there.get(kind, 0):g}; use fewer with --set cluster.workers=1",
+                f"{config.workers} workers need {count:g} {noun}, but this machine has "
+                f"{there.get(kind, 0):g}; use fewer with --set {less}",
                 code="too_small",
                 resource=kind,
                 expected=count,

@@ -57,6 +57,7 @@ def actor_pool(workers: WorkersConfig) -> dict[str, Any]:
         "compute": ray.data.ActorPoolStrategy(size=workers.workers),
         "num_cpus": min(workers.cpus_per_worker, spare / workers.workers),
         "num_gpus": 1 if wants_gpu(workers) else 0,
+        "resources": workers.resources,
     }
 
 

@@ -99,7 +99,12 @@ def _shares(cells: list[PlannedCell], workers: int) -> list[list[PlannedCell]]:
 
 def _run(config: EvalConfig, shares: list[list[PlannedCell]], progress: Any) -> None:
     """Each actor runs the cells of its share; when none is left it takes the last one of the longest share."""
-    options = {"num_cpus": config.cluster.cpus_per_worker, "num_gpus": 1 if wants_gpu(config.cluster) else 0}
+    workers = config.cluster
+    options: dict[str, Any] = {
+        "num_cpus": workers.cpus_per_worker,
+        "num_gpus": 1 if wants_gpu(workers) else 0,
+        "resources": workers.resources,
+    }
     actor = ray.remote(max_restarts=_LOST_WORKERS, max_task_retries=_LOST_WORKERS, **options)(CellActor)
     actors = [actor.remote(config.model_dump(mode="json")) for _ in shares]
     idle = list(zip(actors, shares, strict=True))

@@ -193,7 +193,7 @@ def fit_until_done(
     scaling = ScalingConfig(
         num_workers=cluster.workers,
         use_gpu=wants_gpu(cluster),
-        resources_per_worker={"CPU": cluster.cpus_per_worker},
+        resources_per_worker={"CPU": cluster.cpus_per_worker, **cluster.resources},
     )
     # Ray Train's cleaner frees what a dead driver held. A cluster of our own ends with its driver, and has no
     # dashboard, which the cleaner asks: every training would wait 12 s for it at its end.

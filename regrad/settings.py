@@ -211,12 +211,22 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
+CustomResources = dict[
+    Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")], Annotated[float, Field(gt=0, allow_inf_nan=False)]
+]
+"""What a worker or replica takes of a cluster's own resources, by name, so that it runs on the machines that have them.
+
+An operator gives them to kinds of machines (`resources` in `cluster.yaml`, `--resources` of `ray start`): `train: 1`
+runs beside at most seven others where there are 8. CPUs and GPUs are not among them, as they have their own settings."""
+
+
 class WorkersConfig(Settings):
     """How much of the cluster a job takes. `gpu: null` uses GPUs when the cluster has one for each worker."""
 
     workers: int = Field(2, ge=1)
     cpus_per_worker: float = Field(1.0, gt=0)
     gpu: bool | None = None
+    resources: CustomResources = Field({})
 
 
 def builtin_config(name: str) -> Path:

@@ -76,7 +76,7 @@ def _deploy(cls: Any, name: str, config: ReplicaConfig) -> Any:
         max_queued_requests=config.max_queued_requests,
         graceful_shutdown_timeout_s=config.drain_seconds,
         health_check_period_s=config.health_check_seconds,
-        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
+        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "resources": config.resources},
     )
 
 

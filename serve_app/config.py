@@ -13,7 +13,7 @@ from regrad.methods.registry import MethodConfig
 from regrad.methods.regrad import GradientSettings, ReGradConfig, ReGradOnlineConfig
 from regrad.models.config import ModelPath
 from regrad.retrieval.config import RetrieverConfig
-from regrad.settings import Location, Settings
+from regrad.settings import CustomResources, Location, Settings
 
 
 class ReplicaConfig(Settings):
@@ -23,6 +23,7 @@ class ReplicaConfig(Settings):
     max_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(0.25, ge=0)
     num_gpus: float = Field(0.0, ge=0)
+    resources: CustomResources = Field({})
     max_ongoing_requests: int = Field(128, ge=1, description="requests that a replica works on at a time")
     max_queued_requests: int = Field(1024, ge=1, description="requests that wait for a replica; more are refused")
     target_ongoing_requests: float | None = Field(

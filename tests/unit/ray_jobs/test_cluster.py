@@ -10,8 +10,10 @@ import pytest
 import ray
 
 from ray_jobs import cluster as module
-from ray_jobs.cluster import cluster
+from ray_jobs.cluster import cluster, require_workers
+from ray_jobs.corpus_blocks import actor_pool
 from regrad.errors import ClusterError
+from regrad.settings import WorkersConfig
 from tests.tools.refusals import refused
 
 SLOW = Exception("The current node timed out during startup.\nMore.")
@@ -74,3 +76,25 @@ def test_what_a_failed_start_has_begun_is_ended(
         for process in begun:
             process.kill()
             process.wait()
+
+
+TRAIN = WorkersConfig(workers=2, gpu=False, resources={"train": 1})
+
+
+def test_a_machine_alone_has_none_of_a_clusters_own_resources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    with refused(ClusterError, "too_small", resource="train", expected=2, found=0):
+        require_workers(TRAIN)
+    require_workers(WorkersConfig(workers=2))
+
+
+def test_a_cluster_that_may_grow_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    require_workers(TRAIN)
+
+
+def test_workers_of_a_corpus_ask_for_the_clusters_own_resources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    assert actor_pool(TRAIN)["resources"] == {"train": 1}
