@@ -5,11 +5,13 @@ To raise the pin, check each name here against the new release, and look for the
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.runtime_env.packaging import _get_excludes, get_excludes_from_ignore_files
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
@@ -18,6 +20,9 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 # knows whether there is a new one. The public `Result.from_path(run)` reads the same file and could replace this, but
 # raises a bare `RuntimeError` as long as there is none, and opens every checkpoint's metrics.
 CHECKPOINT_LIST: str = CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+
+_QUIET = logging.getLogger(f"{__name__}.quiet")
+_QUIET.disabled = True
 
 
 def allocator() -> dict[str, str]:
@@ -48,3 +53,18 @@ class TrainerWithoutCleaner(TorchTrainer):  # type: ignore[misc]
     def _create_default_callbacks(self) -> list[Any]:
         found: list[Any] = super()._create_default_callbacks()
         return [item for item in found if not isinstance(item, PlacementGroupCleanerCallback)]
+
+
+def is_shipped(file: Path, directory: Path, excludes: list[str]) -> bool:
+    """Whether a file of a working directory gets to the cluster: patterns and `.gitignore` files leave others out.
+
+    Ray says publicly which files those are, but not in code: a job without its file would only fail on the cluster.
+    """
+    left_out = [_get_excludes(directory, excludes)]
+    place = directory
+    for part in file.relative_to(directory).parts:
+        left_out += get_excludes_from_ignore_files(place, include_gitignore=True, logger=_QUIET)
+        place = place / part
+        if any(check(place) for check in left_out):
+            return False
+    return True

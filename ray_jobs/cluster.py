@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -202,7 +203,25 @@ def job_main(kind: type[S], run: Callable[[S], str], description: str) -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
+        _check_version()
         print(run(load_settings(kind, arguments.config, arguments.set)))
     except RegradError as error:
         print(f"error: {error} [{error.code}]", file=sys.stderr)
         sys.exit(2)
+
+
+SUBMITTED_BY = "REGRAD_SUBMITTED_BY"
+"""The variable that tells a job of `regrad submit` which version of regrad has read its configuration."""
+
+
+def _check_version() -> None:
+    """Raise `ClusterError` in a job that another version of regrad has submitted: it may mean other settings."""
+    submitted_by, here = os.environ.get(SUBMITTED_BY), version("regrad")
+    if submitted_by and submitted_by != here:
+        raise ClusterError(
+            f"the cluster has regrad {here}, and the job was submitted by regrad {submitted_by}; install the same "
+            "version here and there",
+            code="version_skew",
+            expected=submitted_by,
+            found=here,
+        )

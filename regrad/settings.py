@@ -70,10 +70,15 @@ def parse_settings(kind: type[S], data: Mapping[str, Any], where: str) -> S:
         raise ConfigError(f"{where}: {text}", code="invalid", problems=[fields for _, fields in problems]) from error
 
 
-def read_yaml(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A YAML mapping with its included files resolved; raises `ConfigError` for anything else."""
+def read_yaml(path: Path, including: tuple[Path, ...] = (), files: list[Path] | None = None) -> dict[str, Any]:
+    """A YAML mapping with its included files resolved; raises `ConfigError` for anything else.
+
+    `files`, if given, gets the path of every file that was read.
+    """
     if path.resolve() in including:
         raise ConfigError(f"{path} includes itself", code="includes_itself", path=str(path))
+    if files is not None:
+        files.append(path)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -93,16 +98,16 @@ def read_yaml(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
             f"{path}: a mapping of settings is expected, found {found}", code="no_mapping", path=str(path), found=found
         )
     chain = (*including, path.resolve())
-    return {str(key): _include(value, path, chain) for key, value in data.items()}
+    return {str(key): _include(value, path, chain, files) for key, value in data.items()}
 
 
-def _include(value: Any, path: Path, chain: tuple[Path, ...]) -> Any:
+def _include(value: Any, path: Path, chain: tuple[Path, ...], files: list[Path] | None) -> Any:
     if isinstance(value, str) and value.endswith(".yaml"):
-        return read_yaml(path.parent / value, chain)
+        return read_yaml(path.parent / value, chain, files)
     if isinstance(value, dict):
-        return {str(key): _include(inner, path, chain) for key, inner in value.items()}
+        return {str(key): _include(inner, path, chain, files) for key, inner in value.items()}
     if isinstance(value, list):  # a name that is an item itself may be a file of data, and stays
-        return [item if isinstance(item, str) else _include(item, path, chain) for item in value]
+        return [item if isinstance(item, str) else _include(item, path, chain, files) for item in value]
     return value
 
 
@@ -217,7 +222,7 @@ CustomResources = dict[
 """What a worker or replica takes of a cluster's own resources, by name, so that it runs on the machines that have them.
 
 An operator gives them to kinds of machines (`resources` in `cluster.yaml`, `--resources` of `ray start`): `train: 1`
-runs beside at most seven others where there are 8. CPUs and GPUs are not among them, as they have their own settings."""
+runs beside at most seven others where there are 8. CPUs and GPUs are not among them: they have own settings."""
 
 
 class WorkersConfig(Settings):
