@@ -11,6 +11,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import faiss as _faiss
@@ -213,8 +214,16 @@ class DenseRetriever(Retriever):
         ]
 
     def build_like(self, passages: Iterable[Passage], uri: str) -> int:
-        """With the same encoder."""
-        return build_dense_index(passages, uri, self._encoder, DenseConfig(encoder=self._encoder.config))
+        """With the same encoder, and the same one of questions beside it if that was trained."""
+        described = json.loads((self._folder / _ENCODER).read_text())
+        trained = described.get("question_encoder")
+        if not trained:
+            return build_dense_index(passages, uri, self.encoder, DenseConfig(encoder=self.encoder.config))
+        config = EncoderConfig.model_validate(described["encoder"])
+        with TemporaryDirectory() as folder:
+            build_dense_index(passages, f"{folder}/index", Encoder(config), DenseConfig(encoder=config))
+            questions = self._folder / _QUESTION_ENCODER
+            return with_question_encoder(f"{folder}/index", questions, self.passages_digest, uri, trained["notes"])
 
     def _exact(self, folder: Path) -> Any:
         vectors = np.memmap(folder / _VECTORS, dtype=np.float32, mode="r", shape=(self.card.passages, self._dimensions))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from regrad.retrieval.collection_changes import (
     write_segment,
 )
 from regrad.retrieval.config import DenseConfig, EncoderConfig, RetrieverConfig
-from regrad.retrieval.dense import build_dense_index
+from regrad.retrieval.dense import build_dense_index, passages_encoder, with_question_encoder
 from regrad.retrieval.encoder import Encoder
 from tests.tools.encoders import bag_of_words
 from tests.tools.refusals import refused
@@ -91,6 +92,19 @@ def test_dense_and_lexical_indexes_are_added_to_together_and_fused(tmp_path: Pat
     with open_retriever(uri) as retriever:
         best = [hits[0].passage for hits in retriever.search([QUESTIONS[0], QUESTIONS[5]], 3)]
     assert best == [PASSAGES[50], PASSAGES[13]]
+
+
+def test_an_addition_to_an_index_with_a_trained_question_encoder_is_asked_by_that_one(tmp_path: Path) -> None:
+    plain, trained = index(tmp_path, PASSAGES[:50], "dense"), f"{tmp_path}/trained"
+    with_question_encoder(plain, tmp_path / "encoder", passages_encoder(plain), trained, {"steps": 3})
+    uri = f"{tmp_path}/collection"
+    create_collection(uri, [trained])
+    add(uri, PASSAGES[50:])
+    (added,) = read_version(uri).segments[1].indexes
+    described = json.loads((tmp_path / "collection" / added / "encoder.json").read_text())
+    assert described["question_encoder"]["notes"] == {"steps": 3}
+    with open_retriever(uri) as retriever:
+        assert retriever.search([QUESTIONS[0]], 1)[0][0].passage == PASSAGES[50]
 
 
 @pytest.mark.parametrize("kinds", [("bm25",), ("bm25", "dense")])
