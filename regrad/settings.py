@@ -127,7 +127,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise refuse(": the value is not YAML") from error
-    value = _include(value, Path("the overrides"), ())
+    value = _include(value, Path("the overrides"), (), None)
     *parents, last = key.split(".")
     place: Any = data
     for parent in parents:

@@ -80,7 +80,9 @@ def _layer(problem: LinearProblem, signed_step: float) -> LinearAttention:
     size = inputs + outputs
     match = problem.y.new_zeros(size, size)
     match[:inputs, :inputs] = torch.eye(inputs, dtype=match.dtype, device=match.device)
-    batch = torch.broadcast_shapes(problem.weight1.shape[:-2], problem.weight2.shape[:-2])
+    batch = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+        problem.weight1.shape[:-2], problem.weight2.shape[:-2]
+    )
     value = problem.y.new_zeros(*batch, size, size)
     value[..., inputs:, : problem.query1.shape[-1]] = problem.weight1
     value[..., inputs:, problem.query1.shape[-1] : inputs] = problem.weight2

@@ -32,7 +32,7 @@ class Mean:
         count = len(self.values)
         if count < 2:
             return None
-        return float(stats.t.ppf(0.975, count - 1)) * stdev(self.values) / count**0.5
+        return float(stats.t.ppf(0.975, count - 1) * stdev(self.values) / count**0.5)
 
     def __str__(self) -> str:
         return f"{self.mean:.3f}" if self.half is None else f"{self.mean:.3f} ± {self.half:.3f}"

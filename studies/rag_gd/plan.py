@@ -12,7 +12,7 @@ import torch
 
 from regrad.errors import EvaluationError
 from regrad.storage import Storage
-from studies.rag_gd.config import RagGdConfig
+from studies.rag_gd.config import RagGdConfig, SetName
 from studies.rag_gd.layers import TrainedLayer, constructed
 from studies.rag_gd.measuring import compare, train
 from studies.rag_gd.tabular import measure_tabular
@@ -78,7 +78,7 @@ def _synthetic(config: RagGdConfig, *, interface: str, documents: int, depth: in
     return rows
 
 
-def _tabular_set(config: RagGdConfig, *, name: str) -> list[Row]:
+def _tabular_set(config: RagGdConfig, *, name: SetName) -> list[Row]:
     return [
         {"part": "tabular", "set": name, "normalisation": normalisation, "seed": seed, **asdict(found)}
         for normalisation in config.normalisations

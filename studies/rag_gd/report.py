@@ -40,7 +40,10 @@ def write_report(config: RagGdConfig, seconds: float) -> str:
             storage.write(f"{_IMAGES}/rag-gd-{image}.svg", encoded(figure, "svg"))
             pictures.append((f"rag-gd-{image}", caption))
     storage.write(name, document(config, rows, pictures, seconds).encode())
-    found = {"settings": config.model_dump(mode="json", exclude={"output", "report"}), "hardware": hardware()}
+    found: dict[str, Any] = {
+        "settings": config.model_dump(mode="json", exclude={"output", "report"}),
+        "hardware": hardware(),
+    }
     found |= {"seconds": round(seconds), "rows": rows}
     Storage(config.output).write("report.json", (json.dumps(found, indent=1) + "\n").encode())
     return f"{len(rows)} rows of {len(config.seeds)} seeds; report at {place}"

@@ -52,12 +52,12 @@ def normalise(training: np.ndarray, rows: np.ndarray, kind: Normalisation) -> np
     """The rows by what the training rows say: z-score, to [0, 1] by the extremes, to [-1, 1] by rank, tanh of z."""
     if kind == "min-max":
         low, high = training.min(0), training.max(0)
-        return (rows - low) / np.maximum(high - low, 1e-12)
+        return np.asarray((rows - low) / np.maximum(high - low, 1e-12))
     if kind == "rank":
         below = [stats.percentileofscore(training[:, i], rows[:, i], "mean") for i in range(rows.shape[1])]
         return np.stack(below, 1) / 50 - 1
     scores = (rows - training.mean(0)) / np.maximum(training.std(0), 1e-12)
-    return np.tanh(scores) if kind == "tanh" else scores
+    return np.asarray(np.tanh(scores) if kind == "tanh" else scores)
 
 
 class Table:

@@ -1,4 +1,4 @@
-"""A corpus that changes in an object store: indexes and bank go together, and a server that follows finds the change."""
+"""A corpus that changes in an object store: indexes and bank go together, and a server follows the change."""
 
 from __future__ import annotations
 
