@@ -105,6 +105,15 @@ JOBS = (
         `regrad bank info --quarantine` lists them.""",
     ),
     JobVerb(
+        "predictor",
+        "jobs/predictor-lab.yaml",
+        "regrad.training.predictor.config:PredictorConfig",
+        "ray_jobs.train_predictor:run",
+        """Train a network that predicts an update of a LoRA of `regrad finetune` from a few solved questions (RAG-GD).
+
+        If it is interrupted, the same command resumes it.""",
+    ),
+    JobVerb(
         "eval",
         "jobs/eval-lab.yaml",
         "regrad.evaluation.config:EvalConfig",

@@ -161,7 +161,7 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
                 "passages": [one.passages.model_dump(mode="json"), passages[one.name]] if k else None,
                 "asking": [one.name, name, k, seed, *limits],
                 "scoring": _scoring(one, questions[one.name]),
-                "demonstrations": demonstrations_digest(demonstrations),
+                "demonstrations": demonstrations_digest(demonstrations, method.READS_DEMONSTRATIONS),
             }
             resolved.check_fits(model.subspace)
             coverage.check(resolved, one, seed)
@@ -263,9 +263,11 @@ def questions_digest(questions: Sequence[Question]) -> str:
     return short_hash([asdict(question) for question in questions])
 
 
-def demonstrations_digest(demonstrations: Sequence[Question]) -> str:
-    """The digest of everything that prompts show of them, in order."""
-    return short_hash([[one.kind, one.question, one.choices, one.answers[0]] for one in demonstrations])
+def demonstrations_digest(demonstrations: Sequence[Question], passages: bool = False) -> str:
+    """The digest of everything that prompts show of them, in order; with `passages` also of their passages."""
+    shown = [[one.kind, one.question, one.choices, one.answers[0]] for one in demonstrations]
+    read = [[asdict(passage) for passage in one.passages] for one in demonstrations] if passages else []
+    return short_hash([*shown, *read])
 
 
 def corpus_digest(uri: str) -> str:

@@ -27,7 +27,8 @@ from regrad.settings import Settings
 
 UpdateSource = str
 """Where the update comes from, in a word: `none`; `static`, one LoRA for all questions; of the passages their trained
-`adapters`, their `gradients` from a bank, `gradients-now` or `adapting` to them; or what a new method calls its own."""
+`adapters`, their `gradients` from a bank, `gradients-now` or `adapting` to them; of demonstrations what is `predicted`
+from them, or `adapting`; or what a new method calls its own."""
 
 OnMissing = Literal["online", "fewer", "rag", "fail"]
 """What is done for a passage without an atom in the bank: compute it now, leave it out, answer by RAG, or stop."""
@@ -287,6 +288,8 @@ class MethodSettings(Settings):
     """
 
     METHODS: ClassVar[tuple[MethodInfo, ...]] = ()
+    READS_DEMONSTRATIONS: ClassVar[bool] = False
+    """Whether demonstrations count with their passages, which no prompt shows."""
 
     name: str = Field(min_length=1, description="the label in tables")
     method: str = Field("", description="one of regrad.methods.registry.METHODS; the same as the name if empty")

@@ -15,6 +15,7 @@ from regrad.errors import MethodError
 from regrad.methods.base import MethodInfo, MethodSettings
 from regrad.methods.prag import DPragConfig, PragConfig, PragOnLoraConfig
 from regrad.methods.prompt_only import PromptOnlyConfig
+from regrad.methods.rag_gd import RagGdConfig, RagGdConstantConfig, TtSgdConfig
 from regrad.methods.regrad import ReGradConfig, ReGradOnlineConfig
 from regrad.methods.static_lora import StaticLoraConfig
 from regrad.methods.tta import TtaConfig, TtaragConfig
@@ -75,7 +76,10 @@ MethodConfig = Annotated[
     | Annotated[ReGradConfig, Tag("ReGradConfig")]
     | Annotated[ReGradOnlineConfig, Tag("ReGradOnlineConfig")]
     | Annotated[TtaConfig, Tag("TtaConfig")]
-    | Annotated[TtaragConfig, Tag("TtaragConfig")],
+    | Annotated[TtaragConfig, Tag("TtaragConfig")]
+    | Annotated[TtSgdConfig, Tag("TtSgdConfig")]
+    | Annotated[RagGdConfig, Tag("RagGdConfig")]
+    | Annotated[RagGdConstantConfig, Tag("RagGdConstantConfig")],
     Discriminator(_tag),
     BeforeValidator(_readable),
 ]

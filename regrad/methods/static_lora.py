@@ -29,7 +29,7 @@ from regrad.training.lora.lora_artifact import StaticLora, corpus_costs, read_ad
 
 
 class StaticLoraConfig(MethodSettings):
-    """cpt, instruction-cpt, ft-direct, ft-rag: one LoRA of `regrad finetune`."""
+    """cpt, instruction-cpt, ft-direct, ft-rag, rag-gd-base: one LoRA of `regrad finetune`."""
 
     METHODS: ClassVar = (
         MethodInfo("cpt", "trained on the corpus", passages_in_prompt=False, update="static"),
@@ -38,6 +38,7 @@ class StaticLoraConfig(MethodSettings):
         ),
         MethodInfo("ft-direct", "fine-tuned on questions", passages_in_prompt=False, update="static"),
         MethodInfo("ft-rag", "fine-tuned on questions with passages", passages_in_prompt=True, update="static"),
+        MethodInfo("rag-gd-base", "RAG-GD's adapter W0 without a step", passages_in_prompt=True, update="static"),
     )
 
     adapter: Location | None = Field(None, description="a static LoRA of `regrad finetune`")

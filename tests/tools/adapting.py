@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from regrad.models.subspace import Subspace
 from regrad.training.lora.batched import AdapterTrainer
 from regrad.training.lora.config import AdapterConfig
 from regrad.training.lora.lora_artifact import StaticLora
+from regrad.training.predictor.artifact import UpdatePredictor
+from regrad.training.predictor.config import ContextConfig, NetworkConfig
+from regrad.training.predictor.network import UpdateNetwork
 from tests.tools.augmenting import augmented
 
 ADAPTER = AdapterConfig(lr=1e-2, alpha=4.0)
@@ -31,6 +35,20 @@ def static_lora(lm: LanguageModel, rank: int, path: Path, seed: int = 4) -> Stat
     lora = StaticLora(small.config, small.identity(), small.subspace, values)
     lora.save(path)
     return lora
+
+
+def untrained_predictor(lm: LanguageModel, adapter: StaticLora, path: Path, **changes: Any) -> UpdatePredictor:
+    """A predictor whose updates are as large as W0, and a constant that is not zero."""
+    config = NetworkConfig(hidden=8, code=4, basis=2)
+    states = int(lm.text_config.hidden_size)
+    network = UpdateNetwork(states, adapter.subspace, config, seed=3)
+    constant = 0.1 * torch.randn(adapter.subspace.size, generator=torch.Generator().manual_seed(9))
+    made = UpdatePredictor(
+        lm.config, lm.identity(), adapter.digest, "factors", ContextConfig(), config, network, states, constant
+    )
+    made = replace(made, **changes)
+    made.save(path)
+    return made
 
 
 def adapter_bank(

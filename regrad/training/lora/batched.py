@@ -1,7 +1,7 @@
 """Training many LoRAs at once, each on its own examples and as if it were alone; and PRAG's LoRA for each passage.
 
-The LoRAs are rows of one batch: one forward and one backward pass serves all of them, and AdamW, which is elementwise,
-keeps separate moments and step counts for each row.
+The LoRAs are rows of one batch: one forward and one backward pass serves all of them, and the optimiser, AdamW or plain
+SGD, is elementwise: AdamW keeps separate moments and step counts for each row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from regrad.models.batching import losses_and_grads
 from regrad.models.half_weights import autocast
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, finite_rows
-from regrad.training.lora.config import AdamWConfig, AdapterConfig
+from regrad.training.lora.config import AdamWConfig, AdapterConfig, SgdConfig
 from regrad.training.lora.examples import Example, adapter_examples, example_batch, longest
 from regrad.training.lora.lora_artifact import StaticLora, join
 from regrad.training.lora.orthogonal import NullSpace, soft_penalty
@@ -56,7 +56,7 @@ class RowTrainer:
         self,
         lm: LanguageModel,
         start_UP: Tensor,
-        config: AdamWConfig,
+        config: AdamWConfig | SgdConfig,
         lift: Lift | None = None,
         reduce: Callable[[Tensor], Tensor] = lambda values: values,
         beside: Beside | None = None,
@@ -71,9 +71,13 @@ class RowTrainer:
         self.half = False
         """Whether the model's products are in bf16; the vectors and their moments stay as they are."""
         self._rows = [row.clone().requires_grad_() for row in start_UP.detach().to(lm.device)]
-        self._optimizer = torch.optim.AdamW(
-            self._rows, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=True
-        )
+        self._optimizer: torch.optim.Optimizer
+        if isinstance(config, SgdConfig):
+            self._optimizer = torch.optim.SGD(self._rows, lr=config.lr, foreach=True)
+        else:
+            self._optimizer = torch.optim.AdamW(
+                self._rows, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=True
+            )
 
     @property
     def values(self) -> Tensor:
@@ -83,7 +87,7 @@ class RowTrainer:
     def step(
         self, examples: Sequence[Sequence[Example]], factor: float = 1.0, weights: Sequence[float] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One AdamW step of each row on the mean loss of its examples, at `factor` times the learning rate.
+        """One step of each row on the mean loss of its examples, at `factor` times the learning rate.
 
         With `weights`, one a row, it is the sum of the losses times the row's weight.
 
@@ -189,7 +193,7 @@ def train_rows(
     lm: LanguageModel,
     start_UP: Tensor,
     plans: Sequence[Sequence[Sequence[Example]]],
-    config: AdamWConfig,
+    config: AdamWConfig | SgdConfig,
     lift: Lift | None = None,
     weights: Sequence[float] | None = None,
     penalty: Penalty | None = None,

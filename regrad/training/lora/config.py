@@ -26,6 +26,14 @@ class AdamWConfig(Settings):
     batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward and backward pass")
 
 
+class SgdConfig(Settings):
+    """Plain stochastic gradient descent over the numbers of a LoRA: no momentum, no decay."""
+
+    lr: float = Field(1e-2, gt=0)
+    clip: float | None = Field(None, gt=0, description="largest norm of a LoRA's gradient; not clipped if null")
+    batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward and backward pass")
+
+
 class FinetuneOptimizerConfig(AdamWConfig, ScheduleConfig):
     """AdamW for one LoRA."""
 

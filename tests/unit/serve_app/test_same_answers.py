@@ -34,7 +34,7 @@ from serve_app.config import ServeConfig
 from serve_app.evidence import BankLoaderDeployment
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, Sampling
 from serve_app.methods import LoadedAtoms, Prepared, RequestBuilder, demonstrations_of, offers_of, open_own
-from tests.tools.adapting import adapter_bank, static_lora
+from tests.tools.adapting import adapter_bank, static_lora, untrained_predictor
 from tests.tools.evaluating import gradient_bank, settings
 
 K, TOKENS = 3, 8
@@ -48,7 +48,11 @@ def folder(tmp_path: Path, tiny: LanguageModel, meta_init: MetaInit, passages: l
     meta_init.save(tmp_path / "meta-init")
     gradient_bank(tiny, meta_init, [p for n, p in enumerate(passages[:9]) if n % 3 != 1], str(tmp_path / "bank"))
     write_questions(tmp_path, [passages[start : start + 3] for start in (0, 3, 6)])
-    solved = [{"id": f"d{n}", "question": f"Who taught number {n}?", "answers": [f"t{n}"]} for n in range(2)]
+    solved = [
+        {"id": f"d{n}", "question": f"Who taught number {n}?", "answers": [f"t{n}"]}
+        | {"passages": [{"id": p.id, "title": p.title, "text": p.text} for p in passages[9 : 9 + n]]}
+        for n in range(2)
+    ]
     (tmp_path / "solved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in solved))
     return tmp_path
 
@@ -116,6 +120,7 @@ def assert_same_update(found: Tensor, expected: Tensor, phi0: Tensor, rounded: b
         assert torch.equal(found, expected)
 
 
+PREDICTED = {"adapter": "FOLDER/lora", "predictor": "FOLDER/predictor"}
 METHODS: list[dict[str, Any]] = [
     *({"name": name} for name in ("direct", "rag", "pe-rag", "regrad", "regrad+icl", "regrad-online", "tta", "ttarag")),
     *({"name": name, "method": "regrad", "weighting": name} for name in ("mean", "first", "orthogonal")),
@@ -128,6 +133,11 @@ METHODS: list[dict[str, Any]] = [
     *({"name": name, "adapter": "FOLDER/lora", "bank": "FOLDER/adapters"} for name in ("d-prag", "d-prag+icl")),
     {"name": "prag", "bank": "FOLDER/adapters"},
     {"name": "prag+icl", "bank": "FOLDER/adapters", "weighting": "mean", "on_missing": "rag"},
+    {"name": "rag-gd-base", "adapter": "FOLDER/lora", "demonstrations": 2},
+    {"name": "tt-sgd", "adapter": "FOLDER/lora", "demonstrations": 2, "steps": {"lr": 0.1}},
+    *({"name": name, **PREDICTED, "demonstrations": 2} for name in ("rag-gd", "rag-gd-shuffled")),
+    {"name": "rag-gd-constant", **PREDICTED},
+    {"name": "shown, too", "method": "rag-gd", **PREDICTED, "demonstrations": 2, "in_prompt": True},
 ]
 """With all else at its default; a method that applies gradients gets MetaInit and bank from its place."""
 
@@ -146,6 +156,8 @@ def test_a_method_gives_the_same_in_an_evaluation_and_in_a_server(
     places = {"meta_init": f"{folder}/meta-init", "bank": f"{folder}/bank"}
     own = {key: places[key] for key in needs.get(method.get("method", method["name"]), ())}
     static = static_lora(tiny, 2, folder / "lora") if "adapter" in method else None
+    if static is not None and "predictor" in method:
+        untrained_predictor(tiny, static, folder / "predictor")
     if "bank" in method:
         known = adapter_bank(tiny, world, served["bank"], static, layers="all")[2]
         write_questions(folder, [[known[0], passages[0]], [known[1]], [*known]])

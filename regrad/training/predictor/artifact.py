@@ -1,0 +1,179 @@
+"""A trained predictor as an artefact: a directory with a card and the network's tensors, for one base and one W0."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from regrad.errors import MethodError, ModelError
+from regrad.models.config import ModelConfig
+from regrad.models.loading import LanguageModel
+from regrad.models.subspace import Subspace
+from regrad.storage import Storage, directory_writer, local_directory
+from regrad.training.lora.lora_artifact import StaticLora, join
+from regrad.training.predictor.config import ContextConfig, NetworkConfig, UpdateSpace
+from regrad.training.predictor.contexts import Context, states_of
+from regrad.training.predictor.network import UpdateNetwork
+
+CARD = "predictor.json"
+_TENSORS = "predictor.safetensors"
+_CONSTANT = "constant"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class UpdatePredictor:
+    """A network that predicts updates of W0, the adapter of the digest `adapter`, and what it was trained for.
+
+    `constant` [P] is the mean of the steps on all contexts of training, in W0's own numbers: a control that knows no
+    context. `notes` is what the training records.
+    """
+
+    model: ModelConfig
+    base_identity: str
+    adapter: str
+    space: UpdateSpace
+    context: ContextConfig
+    config: NetworkConfig
+    network: UpdateNetwork
+    states: int
+    constant: Tensor
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All numbers, on the CPU in float32."""
+        found = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        return {name: value.detach().cpu().float().contiguous() for name, value in found.items()} | {
+            _CONSTANT: self.constant.detach().cpu().float().contiguous()
+        }
+
+    @property
+    def digest(self) -> str:
+        """The first 16 hex digits of SHA-256 over what it is for, and its numbers."""
+        head = {"base": self.base_identity, "adapter": self.adapter, "space": self.space, "states": self.states}
+        head |= {"context": self.context.model_dump(mode="json"), "network": self.config.model_dump(mode="json")}
+        found = hashlib.sha256(
+            json.dumps(head | {"subspace": self.network.subspace.to_json()}, sort_keys=True).encode()
+        )
+        for name, value in sorted(self.tensors().items()):
+            found.update(name.encode() + value.numpy().tobytes())
+        return found.hexdigest()[:16]
+
+    def check_belongs(self, lm: LanguageModel, adapter: StaticLora) -> None:
+        """Raise `MethodError` unless this was trained for this base model and this W0."""
+        check_belongs(self.base_identity, self.adapter, lm.identity(), adapter.digest)
+
+    @torch.no_grad()
+    def predict(self, lm: LanguageModel, adapter: StaticLora, contexts: list[Context]) -> Tensor:
+        """The updates of these contexts [U, P] on the CPU; raises `ModelError` as `states_of`."""
+        states_UD = states_of(lm, contexts, {adapter.subspace: adapter.values.to(lm.device)})
+        return self.network.to(lm.device)(states_UD).float().cpu()
+
+    def save(self, uri: str | Path) -> None:
+        """Write the directory, whole or not at all; an existing predictor of ours is replaced."""
+        card = {
+            "format": _FORMAT,
+            "kind": "rag-gd",
+            "digest": self.digest,
+            "base_identity": self.base_identity,
+            "adapter": self.adapter,
+            "space": self.space,
+            "states": self.states,
+            "context": self.context.model_dump(mode="json"),
+            "network": self.config.model_dump(mode="json"),
+            "subspace": self.network.subspace.to_json(),
+            "model": self.model.model_dump(mode="json"),
+            "notes": dict(self.notes),
+        }
+        with directory_writer(uri, CARD) as folder:
+            save_file(self.tensors(), folder / _TENSORS)
+            (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+
+    @staticmethod
+    def load(uri: str | Path) -> UpdatePredictor:
+        """Read and verify; raises `MethodError` if something is missing, damaged or not what the card says."""
+        card = read_predictor_card(uri)
+        try:
+            tensors = load_file(local_directory(uri) / _TENSORS)
+            constant = tensors.pop(_CONSTANT)
+            subspace, config = Subspace.from_json(card["subspace"]), NetworkConfig.model_validate(card["network"])
+            network = UpdateNetwork(int(card["states"]), subspace, config)
+            network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
+            loaded = UpdatePredictor(
+                ModelConfig.model_validate(card["model"]),
+                card["base_identity"],
+                card["adapter"],
+                card["space"],
+                ContextConfig.model_validate(card["context"]),
+                config,
+                network.requires_grad_(False).eval(),
+                int(card["states"]),
+                constant,
+                card["notes"],
+            )
+            sound = loaded.digest == card["digest"] and constant.shape == (subspace.size,)
+        except (OSError, KeyError, SafetensorError, ValueError, ModelError, TypeError, RuntimeError) as error:
+            raise _damaged(uri, f"{type(error).__name__}: {error}") from error
+        if not sound or not all(bool(torch.isfinite(value).all()) for value in loaded.tensors().values()):
+            raise _damaged(uri, "its content is not what its card says")
+        return loaded
+
+
+def check_belongs(base: str, adapter: str, found_base: str, found_adapter: str) -> None:
+    """Raise `MethodError` unless a predictor for this base and adapter is used with these."""
+    for what, expected, found in (("base weights", base, found_base), ("an adapter W0", adapter, found_adapter)):
+        if expected != found:
+            raise MethodError(
+                f"the predictor was trained for {what} {expected[:16]}, but is used with {found[:16]}; train one for "
+                "these with `regrad predictor`",
+                code="predictor_of_another_base" if what == "base weights" else "predictor_of_another_adapter",
+                expected=expected[:16],
+                found=found[:16],
+            )
+
+
+def read_predictor_card(uri: str | Path) -> dict[str, Any]:
+    """The card alone (a few KB); raises `MethodError` if there is none or it is not one of ours."""
+    storage = Storage(uri)
+    if not storage.exists(CARD):
+        raise MethodError(
+            f"there is no predictor at {uri}: {CARD} is missing; train one with `regrad predictor`",
+            code="predictor_not_found",
+            uri=str(uri),
+        )
+    try:
+        card = json.loads(storage.read(CARD))
+    except ValueError as error:
+        raise _damaged(uri, f"{CARD} is not JSON") from error
+    known = isinstance(card, dict) and card.get("format") == _FORMAT and card.get("space") in ("factors", "products")
+    if not known or not all(isinstance(card.get(name), str) for name in ("digest", "base_identity", "adapter")):
+        raise _damaged(uri, f"{CARD} is not a predictor's card of format {_FORMAT}")
+    found: dict[str, Any] = card
+    return found
+
+
+def _damaged(uri: str | Path, reason: str) -> MethodError:
+    return MethodError(f"the predictor at {uri} is damaged: {reason}", code="predictor_damaged", uri=str(uri))
+
+
+def added(adapter: StaticLora, update_P: Tensor, space: UpdateSpace, gamma: float = 1.0) -> tuple[Subspace, Tensor]:
+    """W0 with `gamma` times an update, as one LoRA.
+
+    The paper does not say how the two are merged. Inferred: an update of the factors is a step from W0, so their
+    numbers are added; one of products is added as a product, exactly, in a subspace of twice the rank.
+    """
+    if space == "factors":
+        return adapter.subspace, adapter.values + gamma * update_P
+    ((subspace, vector),) = join(
+        [(adapter.subspace, adapter.values), (adapter.subspace, update_P)], [1.0, gamma]
+    ).items()
+    return subspace, vector

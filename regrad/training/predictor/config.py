@@ -1,0 +1,77 @@
+"""Settings of `regrad predictor`: which context steps are predicted, by which network, and how that is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from regrad.models.config import ModelConfig
+from regrad.settings import Location, Settings
+from regrad.training.config import ScheduleConfig, TrainConfig
+from regrad.training.lora.config import AdamWConfig, SgdConfig
+
+UpdateSpace = Literal["factors", "products"]
+"""Where an update lives: in the numbers of a LoRA's A and B, or in the matrices B A that they stand for."""
+
+
+class StepsConfig(SgdConfig):
+    """The gradient steps on a context's demonstrations: the update that is predicted (TT-SGD)."""
+
+    steps: int = Field(5, ge=1, le=1000, description="K, each on all demonstrations")
+
+
+class ContextConfig(Settings):
+    """What a context is, and how its demonstrations are written."""
+
+    demonstrations: int = Field(3, ge=1, le=1000, description="N, solved questions of one context")
+    k: int | None = Field(None, ge=1, description="most passages in a demonstration's prompt; all of its own if null")
+    max_tokens: int = Field(1536, ge=16, description="of one demonstration; its worst passages are left out until then")
+
+
+class NetworkConfig(Settings):
+    """The network: an encoder of two layers, and heads that share one table of coefficients over all projections."""
+
+    hidden: int = Field(256, ge=1, description="of the encoder's first layer")
+    code: int = Field(64, ge=1, description="of its second, which the heads read")
+    basis: int = Field(
+        16, ge=1, description="directions that a projection's update is made of: of its inputs and of its outputs each"
+    )
+    largest_share: float = Field(
+        0.1, gt=0, description="of the base model's parameters; a larger network is refused before training"
+    )
+
+
+class PredictorOptimizerConfig(AdamWConfig, ScheduleConfig):
+    """AdamW over the network's parameters; the defaults are RAG-GD's."""
+
+    lr: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
+    steps: int = Field(3000, ge=1)
+    batch_size: int = Field(4, ge=1, description="contexts of one step, over all workers")
+    precision: Literal["model"] = "model"
+
+
+class PredictorConfig(TrainConfig):
+    """`regrad predictor`: a network that predicts an update of a LoRA from solved questions (RAG-GD)."""
+
+    model: ModelConfig
+    adapter: Location = Field(
+        description="W0, a LoRA of `regrad finetune` (objective questions-with-passages); the update's own subspace"
+    )
+    tasks: tuple[Location, ...] = Field(
+        min_length=1, description="questions, as for `regrad train`; the demonstrations of a context are of one of them"
+    )
+    contexts: int = Field(4096, ge=1, description="different contexts, drawn by the seed; more draws begin again")
+    context: ContextConfig = ContextConfig()
+    inner: StepsConfig = StepsConfig()
+    remember: int = Field(
+        256, ge=0, description="contexts whose steps a worker keeps in memory (4 bytes a number of W0 each)"
+    )
+    space: UpdateSpace = Field(
+        "factors", description="where the update lives and is compared; factors: W0's own numbers; products: B A"
+    )
+    norm_weight: float = Field(0.1, ge=0, description="lambda: of the difference of log norms, beside the direction's")
+    network: NetworkConfig = NetworkConfig()
+    optimizer: PredictorOptimizerConfig = PredictorOptimizerConfig()
