@@ -37,14 +37,14 @@ def static_lora(lm: LanguageModel, rank: int, path: Path, seed: int = 4) -> Stat
     return lora
 
 
-def untrained_predictor(lm: LanguageModel, adapter: StaticLora, path: Path, **changes: Any) -> UpdatePredictor:
+def untrained_predictor(lm: LanguageModel, static: StaticLora, path: Path, **changes: Any) -> UpdatePredictor:
     """A predictor whose updates are as large as W0, and a constant that is not zero."""
     config = NetworkConfig(hidden=8, code=4, basis=2)
     states = int(lm.text_config.hidden_size)
-    network = UpdateNetwork(states, adapter.subspace, config, seed=3)
-    constant = 0.1 * torch.randn(adapter.subspace.size, generator=torch.Generator().manual_seed(9))
+    network = UpdateNetwork(states, static.subspace, config, seed=3)
+    constant = 0.1 * torch.randn(static.subspace.size, generator=torch.Generator().manual_seed(9))
     made = UpdatePredictor(
-        lm.config, lm.identity(), adapter.digest, "factors", ContextConfig(), config, network, states, constant
+        lm.config, lm.identity(), static.digest, "factors", ContextConfig(), config, network, states, constant
     )
     made = replace(made, **changes)
     made.save(path)

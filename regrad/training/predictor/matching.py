@@ -78,7 +78,7 @@ def _factors(one: tuple[Subspace, Tensor], other: tuple[Subspace, Tensor]) -> Te
     """Inner products [U, M] of the factors' numbers."""
     products = one[1] * other[1]
     lengths = [rank * (inputs + outputs) for _, inputs, outputs in one[0].modules for rank in [one[0].rank]]
-    return torch.stack([part.sum(-1) for part in products.split(lengths, -1)], -1)
+    return torch.stack([part.sum(-1) for part in torch.split(products, lengths, -1)], -1)
 
 
 def _products(one: tuple[Subspace, Tensor], other: tuple[Subspace, Tensor]) -> Tensor:

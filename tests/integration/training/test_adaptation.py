@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from ray_jobs import augment, finetune, train_adapters
+from ray_jobs import augment, finetune, train_adapters, train_predictor
 from ray_jobs.bank_actors import AdapterActor
 from ray_jobs.cluster import cluster
 from regrad.bank.reader import BankReader
@@ -19,6 +20,7 @@ from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
 from regrad.methods.base import Evidence, open_question
 from regrad.methods.prag import PragConfig, PragOnLoraConfig
+from regrad.methods.rag_gd import RagGdConfig
 from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
 from regrad.training.lora.batched import AdapterTrainer
@@ -26,6 +28,9 @@ from regrad.training.lora.config import AdaptersConfig, AugmentConfig, FinetuneC
 from regrad.training.lora.examples import read_examples
 from regrad.training.lora.finetuning import LoraLearner, example_steps, finetune_in_process, finetuning_loop, usable
 from regrad.training.lora.lora_artifact import StaticLora
+from regrad.training.predictor.artifact import UpdatePredictor
+from regrad.training.predictor.config import PredictorConfig
+from regrad.training.predictor.learner import predictor_in_process
 from tests.tools.refusals import refused
 
 PASSAGES = 10
@@ -169,3 +174,31 @@ def test_tasks_and_a_model_that_cannot_write_lists(lab: Path, tmp_path: Path) ->
         ("a", "no valid JSON list of questions and answers"),
     ]
     assert failed[1]["tries"] == 2
+
+
+def test_a_predictor_is_trained_on_an_adapter_resumed_and_asked(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = [f"tasks={lab}/tasks.jsonl", f"output={tmp_path}/base", "optimizer.steps=2", "optimizer.batch_size=2"]
+    w0 = load_settings(FinetuneConfig, builtin_config("jobs/finetune-rag-gd-lab.yaml"), base)
+    finetune_in_process(w0).save(w0.output)
+    values = [f"tasks=[{lab}/tasks.jsonl]", f"adapter={w0.output}", f"output={tmp_path}/made", "contexts=4"]
+    values += ["optimizer.steps=4", "optimizer.batch_size=2", "inner.steps=1", "checkpoints.every=2", "context.k=1"]
+    config = load_settings(PredictorConfig, builtin_config("jobs/predictor-lab.yaml"), values)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_predictor, "_predictor", _fail)
+        with pytest.raises(RuntimeError, match="killed"):
+            train_predictor.run(config)
+    line = train_predictor.run(config)
+    made, alone = UpdatePredictor.load(config.output), predictor_in_process(config)
+    assert line.startswith(
+        f"predictor {made.digest} at {config.output}: {made.notes['parameters']} parameters (7.4% of "
+    )
+    for name, value in alone.tensors().items():
+        torch.testing.assert_close(made.tensors()[name], value, rtol=1e-3, atol=1e-5)
+    settings = RagGdConfig(name="rag-gd", adapter=w0.output, predictor=config.output)
+    settings.check()
+    shown = tuple(replace(open_question(f"Who is number {n}?"), answers=(f"a{n}",)) for n in range(3))
+    method = settings.open(load_language_model(config.model, "cpu"))
+    (plan,) = method.plan([Evidence(open_question("Who?"), demonstrations=shown)], method.open_atoms())
+    assert not torch.equal(plan.updates[0].vector, StaticLora.load(w0.output).values)
