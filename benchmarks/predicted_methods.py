@@ -6,8 +6,8 @@ A question has two passages about a person that contradict each other, in either
 best ranked passage is right, of the other kind the second: what tells them apart is in the demonstrations alone. W0 is
 trained on both kinds mixed, the predictor on contexts of three solved questions of one kind. Asked are questions about
 people that no training had, of the demonstrations' kind. Scores are teacher-forced: `right` says that every token of
-the answer, its end included, is the most probable one, so that greedy decoding gives the answer; `nats` is the mean loss
-of a token. Weights, draws and contexts differ between seeds; the lab does not.
+the answer, its end included, is the most probable one, so that greedy decoding gives the answer; `nats` is the mean
+loss of a token. Weights, draws and contexts differ between seeds; the lab does not.
 """
 
 from __future__ import annotations

@@ -25,6 +25,9 @@ class LabConfig(Settings):
         1.0, ge=0, le=1, description="share of questions that also rest on other people's passages"
     )
     context_passages: int = Field(3, ge=2, le=20, description="passages of such a question")
+    demonstrations: int = Field(
+        0, ge=0, le=12, description="solved questions, with their passages, that are also written"
+    )
     documents: int = Field(
         0,
         ge=0,

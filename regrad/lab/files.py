@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from regrad.storage import Storage
 
 CORPUS, QUESTIONS, TASKS, DEV = "corpus.jsonl", "questions.jsonl", "tasks.jsonl", "dev.jsonl"
 DOCUMENTS, DOCUMENT_QUESTIONS = "documents.jsonl", "document-questions.jsonl"
+DEMONSTRATIONS = "demonstrations.jsonl"
 DEV_PEOPLE = 100
 DEV_RECORDS = 12
 QUESTIONS_PER_PERSON = 5
@@ -37,6 +38,7 @@ class LabQuestion:
 def write_lab(config: LabConfig) -> Storage:
     """Write `corpus.jsonl` (held-out people), `questions.jsonl`, `tasks.jsonl` and `dev.jsonl` (meta people).
 
+    With `config.demonstrations` also `demonstrations.jsonl`: the first question of that number of dev tasks, solved.
     With `config.documents` also `documents.jsonl`: the documents of that number of meta people, without questions. With
     `config.augmented` also `augmented.jsonl`: the corpus with other wordings and that number of questions a passage.
     """
@@ -46,13 +48,25 @@ def write_lab(config: LabConfig) -> Storage:
     storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in held_out_questions(world, config.questions)))
     training, dev = world.meta[:-DEV_PEOPLE], world.meta[-DEV_PEOPLE:]
     storage.write(TASKS, encode_jsonl(lab_tasks(training, config, config.task_records, seed=11)))
-    storage.write(DEV, encode_jsonl(lab_tasks(dev, config, DEV_RECORDS, seed=12)))
+    dev_tasks = list(lab_tasks(dev, config, DEV_RECORDS, seed=12))
+    storage.write(DEV, encode_jsonl(dev_tasks))
+    if config.demonstrations:
+        storage.write(
+            DEMONSTRATIONS, encode_jsonl(solved_question(task) for task in dev_tasks[: config.demonstrations])
+        )
     if config.documents:
         storage.write(DOCUMENTS, encode_passages(documents(training[: config.documents])))
     if config.augmented:
         items = augmented_passages(world.held_out, held_out_corpus(world), config.augmented)
         storage.write(AUGMENTED, encode_augmented(items))
     return storage
+
+
+def solved_question(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The first question of a task record as a line of a question file, with the passages that it rests on."""
+    asked = task["questions"][0]
+    passages = [task["passages"][position] for position in asked["context"]]
+    return {"id": task["id"], "question": asked["question"], "answers": [asked["answer"]], "passages": passages}
 
 
 def held_out_corpus(world: World, seed: int = 21) -> list[Passage]:

@@ -86,7 +86,7 @@ class TtSgdConfig(FromW0Settings):
 class RagGdConstantConfig(FromW0Settings):
     """rag-gd-constant: W0 and a predictor, of which only the mean of its training's updates is used."""
 
-    METHODS: ClassVar = (
+    METHODS: ClassVar[tuple[MethodInfo, ...]] = (
         MethodInfo("rag-gd-constant", "RAG-GD's mean update (a control)", passages_in_prompt=True, update="predicted"),
     )
 

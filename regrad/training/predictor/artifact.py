@@ -76,7 +76,8 @@ class UpdatePredictor:
     def predict(self, lm: LanguageModel, adapter: StaticLora, contexts: list[Context]) -> Tensor:
         """The updates of these contexts [U, P] on the CPU; raises `ModelError` as `states_of`."""
         states_UD = states_of(lm, contexts, {adapter.subspace: adapter.values.to(lm.device)})
-        return self.network.to(lm.device)(states_UD).float().cpu()
+        updates_UP: Tensor = self.network.to(lm.device)(states_UD)
+        return updates_UP.float().cpu()
 
     def save(self, uri: str | Path) -> None:
         """Write the directory, whole or not at all; an existing predictor of ours is replaced."""

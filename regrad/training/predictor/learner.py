@@ -89,11 +89,11 @@ class PredictorLearner:
             return StepResult(None, counts)
 
         # 1. The network's step.
-        loss, mean_P, gradient = flat.split([1, len(self._sum_P), self.network.size])
+        loss, mean_P, gradient = torch.split(flat, [1, len(self._sum_P), self.network.size])
         if self._config.optimizer.clip is not None:
             gradient = gradient * (self._config.optimizer.clip / gradient.norm().clamp_min(self._config.optimizer.clip))
         sizes = [parameter.numel() for parameter in parameters]
-        for parameter, part in zip(parameters, gradient.split(sizes), strict=True):
+        for parameter, part in zip(parameters, torch.split(gradient, sizes), strict=True):
             parameter.grad = part.view_as(parameter)
         self._optimizer.param_groups[0]["lr"] = self._config.optimizer.lr * factor
         self._optimizer.step()

@@ -4,7 +4,7 @@ The paper (arXiv 2605.26356, Sec 5) has an encoder of two layers and "per-layer,
 not say what these are. One linear head each would have code * rank * (in + out) numbers a projection: 440 M for
 Qwen2.5-7B at rank 16, and more than the whole base for a small one. Here a projection has a few learned directions of
 its inputs and of its outputs, and all projections share one head that says how they are combined: basis * (in + out)
-numbers a projection, 7.8 M in all for Qwen2.5-7B, 0.1% of it.
+numbers a projection, 7.9 M in all for Qwen2.5-7B, 0.1% of it.
 """
 
 from __future__ import annotations

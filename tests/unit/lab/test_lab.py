@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from regrad.data.corpora import read_passages
+from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.tasks import read_tasks
 from regrad.lab.config import LabConfig
 from regrad.lab.files import held_out_corpus, held_out_questions, write_lab
@@ -42,6 +43,17 @@ def test_documents_without_questions_are_of_the_people_of_the_tasks(world: World
     write_lab(LabConfig(output=str(tmp_path), task_records=5, documents=30))
     written = [passage.id for passage in read_passages(str(tmp_path / "documents.jsonl"))]
     assert written == [person.passage_id for person in world.meta[:30]]
+
+
+def test_solved_questions_come_with_their_passages_and_are_about_nobody_who_is_asked_about(tmp_path: Path) -> None:
+    write_lab(LabConfig(output=str(tmp_path), task_records=5, demonstrations=4))
+    solved = read_questions(QuestionSetConfig(name="solved", path=str(tmp_path / "demonstrations.jsonl")))
+    assert len(solved) == 4
+    for one in solved:
+        assert one.answers[0] in one.passages[0].text
+        assert len(one.passages) == 3
+    asked = {p.id for p in read_passages(str(tmp_path / "corpus.jsonl"))}
+    assert not asked & {passage.id for one in solved for passage in one.passages}
 
 
 def test_every_passage_states_all_five_facts(world: World) -> None:

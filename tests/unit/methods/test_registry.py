@@ -28,7 +28,8 @@ class One(Settings):
         (
             {"name": "direct", "adapter": "runs/lab/cpt"},
             "method 'direct' takes no adapter; it takes prompt_style, demonstrations; "
-            "adapter is a setting of cpt, instruction-cpt, ft-direct, ft-rag, prag-warm, ft-prag, d-prag, d-prag+icl",
+            "adapter is a setting of cpt, instruction-cpt, ft-direct, ft-rag, rag-gd-base, prag-warm, ft-prag, d-prag, "
+            "d-prag+icl, tt-sgd, rag-gd, rag-gd-shuffled, rag-gd-constant",
         ),
         (
             {"name": "fast", "method": "regrad", "adapter": "runs/lab/none", "steps": 7, "lr": 1.0},
