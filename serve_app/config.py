@@ -155,6 +155,8 @@ class ServeConfig(Settings):
             named = method.artefacts
             if isinstance(method, GradientSettings) and (named.meta_init or named.bank or named.bank_version):
                 raise ValueError(f"method {method.name!r} takes its MetaInit and bank from the release; leave them out")
+            if method.index or method.retrieval:
+                raise ValueError(f"method {method.name!r} is asked with the server's `index`; leave its own out")
             if method.demonstrations and self.demonstrations is None:
                 raise ValueError(f"method {method.name!r} shows solved questions: name their file as `demonstrations`")
         return self

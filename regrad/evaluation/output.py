@@ -99,6 +99,7 @@ class CellCard(Settings):
     k: int
     seed: int
     questions: int
+    retriever: str = ""
     preparation_ms: float | None = None
     storage_bytes: float | None = None
 
@@ -218,6 +219,7 @@ def plan_of(config: EvalConfig, cells: Sequence[PlannedCell]) -> Planned:
             k=cell.k,
             seed=cell.seed,
             questions=cell.questions,
+            retriever=cell.retriever,
             **asdict(cell.method.costs()),
         )
         cards.append(card)

@@ -21,20 +21,22 @@ from regrad.data.passages import Passage
 from regrad.data.question_sets import read_demonstrations, read_questions
 from regrad.data.questions import Question
 from regrad.errors import EvaluationError, MethodError
-from regrad.evaluation.config import EvalConfig, EvalSetConfig
+from regrad.evaluation.config import EvalConfig, EvalSetConfig, PassagesConfig
 from regrad.evaluation.leaks import find_leaks
 from regrad.evaluation.passages import PassageFinder, check_passages
 from regrad.meta_init import read_card
 from regrad.methods.base import MethodSettings
 from regrad.models.config import ModelConfig
 from regrad.models.loading import resolve_path
-from regrad.retrieval.base import check_index
+from regrad.retrieval.base import check_index, read_index_card
 from regrad.storage import Storage
 from regrad.text import counted, listed
 
 _RESULTS = 3  # raise it when the same settings come to give other records
 _READING = 3  # raise it when answers of closed questions come to be read in another way
 _COVERED_QUESTIONS = 64
+_NOT_THE_METHODS = frozenset({"demonstrations", "index", "retrieval"})
+"""Keys of a method that are hashed where they take effect: with the prompts, and with the set's passages."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+_-]+")
 # Of a file of more than 16 MB, this many pieces of this size are hashed, and of a corpus everything.
 _PIECES = 256
@@ -82,26 +84,54 @@ class Coverage:
     def __init__(self, questions: Mapping[str, Sequence[Question]], k: int) -> None:
         self._questions = questions
         self._k = k
-        self._found: dict[str, list[Passage]] = {}
-        self._checked: set[tuple[str, str | None, int | None]] = set()
+        self._found: dict[tuple[str, str | None], list[Passage]] = {}
+        self._checked: set[tuple[str, str | None, str | None, int | None]] = set()
 
     def check(self, method: MethodSettings, one: EvalSetConfig, seed: int) -> None:
         """Raise `MethodError` if the method's bank has no atom of any of them; nothing for a method without a bank."""
         artefacts = method.artefacts
-        place = (one.name, artefacts.bank, artefacts.bank_version)
+        asked = one.name, one.passages.index
+        place = (*asked, artefacts.bank, artefacts.bank_version)
         if place in self._checked or not method.leaves_out:
             return
-        if one.name not in self._found:
+        if asked not in self._found:
             first = self._questions[one.name][:_COVERED_QUESTIONS]
             found = PassageFinder(one.passages, seed).find(first, self._k)
-            self._found[one.name] = [passage for each in found for passage in each.passages]
-        method.check_covers(self._found[one.name])
+            self._found[asked] = [passage for each in found for passage in each.passages]
+        method.check_covers(self._found[asked])
         self._checked.add(place)
+
+
+def set_of_method(one: EvalSetConfig, method: MethodSettings) -> EvalSetConfig:
+    """The set as a method is asked about it: with the method's own index, if it names one.
+
+    Raises `MethodError` if the set's passages are not from an index.
+    """
+    if method.index is None and method.retrieval is None:
+        return one
+    passages = one.passages
+    if passages.source != "index" or method.index is None or not method.info.retrieves:
+        reason = (
+            "names no `index` for its `retrieval`"
+            if method.index is None
+            else "retrieves nothing, but names an `index`"
+            if not method.info.retrieves
+            else f"names an `index`, but the passages of set {one.name!r} are {passages.source}, not from an index"
+        )
+        raise MethodError(
+            f"method {method.name} {reason}; leave it out", code="index_not_used", method=method.name, set=one.name
+        )
+    changed = {"index": method.index, "retrieval": method.retrieval or passages.retrieval}
+    return one.model_copy(update={"passages": passages.model_copy(update=changed)})
 
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One method on one set with one model, k and seed; `k` is 0 for a method that retrieves nothing."""
+    """One method on one set with one model, k and seed; `k` is 0 for a method that retrieves nothing.
+
+    `set` has the passages that the method is asked with. `retriever` is the kind of index that they are from, or
+    another source of passages; empty without any.
+    """
 
     set: EvalSetConfig
     method: MethodSettings
@@ -112,6 +142,7 @@ class PlannedCell:
     questions: int
     questions_digest: str
     key: str
+    retriever: str = ""
     demonstrations: tuple[Question, ...] = ()
 
     @property
@@ -135,7 +166,7 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
     # 1. The inputs that many cells share: each is read, checked and hashed once.
     questions = {one.name: _questions(one) for one in config.sets}
     asked = {name: questions_digest(found) for name, found in questions.items()}
-    passages = {one.name: _passages_digest(one) for one in config.sets}
+    passages_digest = cache(_passages_digest)
     models = {name: model_digest(model.path) for name, model in config.models.items()}
     shown = {
         (method.name, one.name): find_demonstrations(method, one, questions[one.name])
@@ -151,23 +182,26 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
         demonstrations = shown[method.name, one.name]
         for k, seed in _repetitions(config, method, one):
             resolved = resolve_method(method, model=name, set=one.name, seed=seed)
+            asked_with = set_of_method(one, resolved)
             limits = [one.max_new_tokens or config.max_new_tokens, config.context_tokens, config.on_overflow]
             # Changing what is hashed here, or how, makes every earlier run of a user start again.
             content = {
                 "version": _RESULTS,
                 "model": [model.model_dump(mode="json"), models[name]],
                 "questions": asked[one.name],
-                "method": [resolved.model_dump(mode="json", exclude={"demonstrations"}), checked(resolved)],
-                "passages": [one.passages.model_dump(mode="json"), passages[one.name]] if k else None,
+                "method": [resolved.model_dump(mode="json", exclude=_NOT_THE_METHODS), checked(resolved)],
+                "passages": [asked_with.passages.model_dump(mode="json"), passages_digest(asked_with.passages)]
+                if k
+                else None,
                 "asking": [one.name, name, k, seed, *limits],
                 "scoring": _scoring(one, questions[one.name]),
                 "demonstrations": demonstrations_digest(demonstrations, method.READS_DEMONSTRATIONS),
             }
             resolved.check_fits(model.subspace)
-            coverage.check(resolved, one, seed)
+            coverage.check(resolved, asked_with, seed)
             cells.append(
                 PlannedCell(
-                    set=one,
+                    set=asked_with,
                     method=resolved,
                     model_name=name,
                     model=model,
@@ -176,6 +210,7 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
                     questions=len(questions[one.name]),
                     questions_digest=asked[one.name],
                     key=short_hash(content)[:12],
+                    retriever=_retriever(asked_with.passages) if k else "",
                     demonstrations=demonstrations,
                 )
             )
@@ -223,8 +258,11 @@ def _questions(one: EvalSetConfig) -> list[Question]:
     return questions
 
 
-def _passages_digest(one: EvalSetConfig) -> list[str]:
-    config = one.passages
+def _retriever(config: PassagesConfig) -> str:
+    return read_index_card(config.index).kind if config.source == "index" and config.index else config.source
+
+
+def _passages_digest(config: PassagesConfig) -> list[str]:
     # Of an index its card, which has the checksum of every file: Lucene draws new ids for each build of a corpus.
     found = [short_hash(check_index(config.index).model_dump())] if config.index else []
     return found + ([corpus_digest(config.corpus)] if config.corpus else [])

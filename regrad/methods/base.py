@@ -23,7 +23,8 @@ from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, Update
 from regrad.prompts import PromptFormat, StyleName
-from regrad.settings import Settings
+from regrad.retrieval.config import RetrieverConfig
+from regrad.settings import Location, Settings
 
 UpdateSource = str
 """Where the update comes from, in a word: `none`; `static`, one LoRA for all questions; of the passages their trained
@@ -297,6 +298,10 @@ class MethodSettings(Settings):
     demonstrations: int = Field(
         0, ge=0, le=1000, description="number of solved questions before every question: the first of the set's file"
     )
+    index: Location | None = Field(
+        None, description="evaluation: its own index in place of the set's, to compare retrievers in one table"
+    )
+    retrieval: RetrieverConfig | None = Field(None, description="how its own index is searched; the set's if null")
 
     @property
     def kind(self) -> str:

@@ -31,7 +31,8 @@ class ReportEntry:
 
     `value` is the chosen metric with its interval, and `by_question` has it for each question; `kinds` counts the
     questions of each kind, `noted` the records with a note; `readers` scores the closed questions alone, by each of the
-    readers, and is empty without any; `against` is the comparison with the method that the others are compared to.
+    readers, and is empty without any; `retriever` is the kind of index, or where else the passages are from; `against`
+    is the comparison with the method that the others are compared to.
     """
 
     model: str
@@ -61,6 +62,7 @@ class ReportEntry:
     devices: frozenset[str]
     kinds: Mapping[str, int]
     readers: Mapping[str, ReaderScore]
+    retriever: str = ""
     against: Comparison | None = None
 
     @property
@@ -118,6 +120,7 @@ def _entry(cells: _Cells, metric: Column) -> ReportEntry:
         devices=frozenset(run.device for run in runs),
         kinds=dict(Counter({record.question_id: record.kind for record in records}.values())),
         readers=_readers([record for record in records if record.kind != "open"]),
+        retriever=card.retriever,
     )
 
 

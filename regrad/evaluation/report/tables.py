@@ -81,6 +81,8 @@ def score_grid(title: str, entries: Sequence[ReportEntry], metric: str, compare_
     found = {(entry.method, entry.k, entry.set): entry for entry in entries}
     best = {name: max(entry.value for entry in entries if entry.set == name) for name in sets}
     several = len(sets) > 1
+    # A column of equal words says nothing.
+    compared = len({(entry.set, entry.retriever) for entry in entries if entry.k}) > len(sets)
     rows = []
     for method, k in _rows(entries):
         mine = [found.get((method, k, name)) for name in sets]
@@ -93,14 +95,15 @@ def score_grid(title: str, entries: Sequence[ReportEntry], metric: str, compare_
                 continue
             detail = interval(entry.low, entry.high)
             cells.append(CellText(percent(entry.value), detail, entry.value == best[entry.set], _sign(entry)))
-        rows.append((CellText(method), CellText(_k(k)), *cells, *mean * several))
-    head = ("method", "k", *sets, *["mean"] * several)
-    return Grid(title, _score_note(entries, metric, compare_to), head, tuple(rows), names=2)
+        by = [CellText(_retrievers(there))] * compared
+        rows.append((CellText(method), *by, CellText(_k(k)), *cells, *mean * several))
+    head = ("method", *["passages by"] * compared, "k", *sets, *["mean"] * several)
+    return Grid(title, _score_note(entries, metric, compare_to), head, tuple(rows), names=2 + compared)
 
 
 def detail_grid(entries: Sequence[ReportEntry], compare_to: str | None) -> Grid:
     """One row an entry, with everything about its score."""
-    head = ("model", "set", "method", "k", "questions", "EM", "F1", "precision", "recall", "unparsable")
+    head = ("model", "set", "method", "passages by", "k", "questions", "EM", "F1", "precision", "recall", "unparsable")
     against = (f"against {compare_to}", "p, t-test", "p, bootstrap") if compare_to else ()
     rows = [(*_details(entry), *(_against(entry) if compare_to else ())) for entry in entries]
     note = (
@@ -109,7 +112,7 @@ def detail_grid(entries: Sequence[ReportEntry], compare_to: str | None) -> Grid:
         "seeds; intervals and tests are over questions, each with its mean over the seeds. p is after Holm's "
         "correction over all comparisons of the report."
     )
-    return Grid("Details", note, (*head, *against), tuple(rows), names=3)
+    return Grid("Details", note, (*head, *against), tuple(rows), names=4)
 
 
 def reader_grid(entries: Sequence[ReportEntry]) -> Grid:
@@ -161,6 +164,11 @@ def _rows(entries: Sequence[ReportEntry]) -> list[_Row]:
     return sorted({(entry.method, entry.k) for entry in entries}, key=lambda row: (methods.index(row[0]), row[1]))
 
 
+def _retrievers(entries: Sequence[ReportEntry]) -> str:
+    """How a method's passages are found, on all of its sets."""
+    return ", ".join(dict.fromkeys(entry.retriever for entry in entries if entry.retriever)) or UNKNOWN
+
+
 def _sign(entry: ReportEntry) -> Sign:
     against = entry.against
     if against is None or max(against.holm_t, against.holm_bootstrap) >= ALPHA:
@@ -196,6 +204,7 @@ def _details(entry: ReportEntry) -> Iterator[CellText]:
         CellText(entry.model),
         CellText(entry.set),
         CellText(entry.method),
+        CellText(entry.retriever or UNKNOWN),
         CellText(_k(entry.k)),
         CellText(count),
     )

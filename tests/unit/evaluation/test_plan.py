@@ -19,8 +19,10 @@ from regrad.methods.base import Artefacts, Method, MethodInfo, MethodSettings, P
 from regrad.methods.prompt_only import PromptOnly
 from regrad.models.config import ModelConfig, SubspaceConfig
 from regrad.models.loading import LanguageModel
+from regrad.retrieval.base import RETRIEVERS
 from regrad.settings import Location, parse_settings
 from tests.tools.evaluating import settings, write_bank, write_set
+from tests.tools.overlap import build_overlap_index
 from tests.tools.refusals import refused
 
 
@@ -305,3 +307,45 @@ def test_a_meta_init_of_another_rank_or_scale_is_refused(folder: Path, model: Mo
         other = model.model_copy(update={"subspace": subspace})
         with refused(MetaInitError, "other_subspace", rank=rank, scale=scale):
             make_plan(settings(folder, other, methods=[online]))
+
+
+@pytest.fixture
+def indexes(folder: Path, passages: list[Passage], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two of the same corpus, of a kind that these tests bring along."""
+    monkeypatch.setitem(RETRIEVERS, "overlap", "tests.tools.overlap:OverlapRetriever")
+    places = [f"{folder}/index-{number}" for number in range(2)]
+    for place in places:
+        build_overlap_index(passages, place)
+    return places
+
+
+def test_a_method_with_an_index_of_its_own_is_asked_with_that_one(
+    folder: Path, model: ModelConfig, indexes: list[str]
+) -> None:
+    sets = one_set(folder, passages={"source": "index", "index": indexes[0]})
+    own = {"name": "rag, other index", "method": "rag", "index": indexes[1]}
+    alone = make_plan(settings(folder, model, sets=sets, k=[2]))
+    plan = make_plan(settings(folder, model, sets=sets, k=[2], methods=["direct", "rag", own]))
+    assert [cell.key for cell in plan[:2]] == [cell.key for cell in alone], "the others are not computed again"
+    assert [cell.set.passages.index for cell in plan[1:]] == indexes
+    assert [cell.retriever for cell in plan] == ["", "overlap", "overlap"]
+    config = settings(folder, model, sets=sets, k=[2], methods=["rag", own])
+    given = plan_of(config, make_plan(config))
+    assert [card.retriever for card in given.cells] == ["overlap", "overlap"]
+
+
+@pytest.mark.parametrize(
+    ("source", "method"),
+    [
+        ("gold", {"name": "rag", "index": "index-0"}),
+        ("index", {"name": "direct", "index": "index-0"}),
+        ("index", {"name": "rag", "retrieval": {"k1": 1.0}}),
+    ],
+)
+def test_an_index_that_would_not_be_used_is_refused(
+    folder: Path, model: ModelConfig, indexes: list[str], source: str, method: dict[str, Any]
+) -> None:
+    where = {"index": indexes[0]} if source == "index" else {"corpus": str(folder / "corpus.jsonl")}
+    sets = one_set(folder, passages={"source": source, **where})
+    with refused(MethodError, "index_not_used", method=method["name"], set="people"):
+        make_plan(settings(folder, model, sets=sets, methods=[method]))

@@ -21,7 +21,7 @@ from regrad.evaluation.output import CellResult, Output, Seconds, plan_of
 from regrad.evaluation.plan import PlannedCell, make_plan
 from regrad.evaluation.records import Record
 from regrad.evaluation.report.entries import gather
-from regrad.evaluation.report.tables import CellText, Grid, number, size
+from regrad.evaluation.report.tables import CellText, Grid, detail_grid, number, score_grid, size
 from regrad.evaluation.report.writing import latex, markdown, write_report
 from regrad.models.config import ModelConfig
 from tests.tools.evaluating import record, settings, write_set
@@ -99,6 +99,19 @@ def test_marks_stand_where_both_tests_agree_after_correction(folder: Path, tiny_
     write_report(output)
     assert "| direct | - | 5.0 ▼ " in (folder / "out" / "report.md").read_text()
     assert "| rag | 1 | **100.0** " in (folder / "out" / "report.md").read_text()
+
+
+def test_methods_with_retrievers_of_their_own_are_told_apart_by_a_column(folder: Path, tiny_path: Path) -> None:
+    output, cells = planned(folder, tiny_path, methods=["direct", "rag", "pe-rag"], k=[1])
+    cards = [replace(cell, retriever=kind) for cell, kind in zip(cells, ("", "bm25", "dense"), strict=True)]
+    for cell in cards:
+        output.save(cell, result(cell, [True, False] * 3), rows=32)
+    entries = gather(output, plan_of(settings(folder, ModelConfig(path=str(tiny_path)), k=[1]), cards))
+    grid = score_grid("all", entries, "f1", None)
+    assert (grid.head[:3], grid.names) == (("method", "passages by", "k"), 3)
+    assert [row[1].text for row in grid.rows] == ["-", "bm25", "dense"]
+    assert score_grid("one", entries[:2], "f1", None).head == ("method", "k", "people")
+    assert [row[3].text for row in detail_grid(entries, None).rows] == ["-", "bm25", "dense"]
 
 
 def test_seeds_are_averaged_by_question_before_anything_is_tested(folder: Path, tiny_path: Path) -> None:
