@@ -35,7 +35,7 @@ from regrad.text import counted, listed
 _RESULTS = 3  # raise it when the same settings come to give other records
 _READING = 3  # raise it when answers of closed questions come to be read in another way
 _COVERED_QUESTIONS = 64
-_NOT_THE_METHODS = frozenset({"demonstrations", "index", "retrieval"})
+_NOT_THE_METHODS = {"demonstrations", "index", "retrieval"}
 """Keys of a method that are hashed where they take effect: with the prompts, and with the set's passages."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+_-]+")
 # Of a file of more than 16 MB, this many pieces of this size are hashed, and of a corpus everything.

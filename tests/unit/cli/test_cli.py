@@ -78,7 +78,7 @@ def test_so_is_one_in_a_verb_that_loads_torch_or_ray(
 def test_lab_world_ends_with_one_line_saying_what_was_made(tmp_path: Path) -> None:
     result = regrad("lab", "world", "--set", "output=out", "--set", "task_records=5", cwd=tmp_path)
     assert result.returncode == 0
-    files = "augmented.jsonl, corpus.jsonl, dev.jsonl, questions.jsonl, tasks.jsonl"
+    files = "augmented.jsonl, corpus.jsonl, demonstrations.jsonl, dev.jsonl, questions.jsonl, tasks.jsonl"
     assert result.stdout == f"lab world at {tmp_path}/out: {files}\n"
 
 
