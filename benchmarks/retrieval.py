@@ -30,17 +30,19 @@ from common import show, write
 from regrad.data.passages import Passage
 from regrad.retrieval.base import Retriever, open_retriever
 from regrad.retrieval.bm25 import build_index
-from regrad.retrieval.config import DenseConfig, EncoderConfig, FuseConfig, RetrieverConfig
+from regrad.retrieval.config import Bm25SearchConfig, DenseConfig, EncoderConfig, FuseConfig, RetrieverConfig
 from regrad.retrieval.dense import build_dense_index
 from regrad.retrieval.encoder import Encoder
 from regrad.retrieval.fused import fuse_indexes
 
 AT = (1, 3, 10)
 WAYS = {
-    "one field, 0.9/0.4": RetrieverConfig(k1=0.9, b=0.4, title=0.0),
-    "one field, 1.2/0.75": RetrieverConfig(title=0.0),
+    "one field, 0.9/0.4": RetrieverConfig(bm25=Bm25SearchConfig(k1=0.9, b=0.4, title=0.0)),
+    "one field, 1.2/0.75": RetrieverConfig(bm25=Bm25SearchConfig(title=0.0)),
     "default: and title x 0.5": RetrieverConfig(),
-    "papers: best of title, text": RetrieverConfig(contents=0.0, title=1.0, text=1.0, combine="best", tie=0.5),
+    "papers: best of title, text": RetrieverConfig(
+        bm25=Bm25SearchConfig(contents=0.0, title=1.0, text=1.0, combine="best", tie=0.5)
+    ),
 }
 NAMES = dict(zip(WAYS, ("plain", "tuned", "default", "papers"), strict=True))
 DENSE, RRF, SCORES = "dense", "fused by ranks", "fused by scores"

@@ -264,7 +264,7 @@ def _retriever(config: PassagesConfig) -> str:
 
 def _passages_digest(config: PassagesConfig) -> list[str]:
     # Of an index its card, which has the checksum of every file: Lucene draws new ids for each build of a corpus.
-    found = [short_hash(check_index(config.index).model_dump())] if config.index else []
+    found = [short_hash(check_index(config.index, config.retrieval).model_dump())] if config.index else []
     return found + ([corpus_digest(config.corpus)] if config.corpus else [])
 
 

@@ -47,13 +47,14 @@ class IndexFile(Settings):
 class IndexCard(Settings):
     """What an index says of itself: the kind of retriever that opens it, how many passages it has, and its files.
 
-    `fields` are what a lexical index can be searched by.
+    `fields` are what a lexical index can be searched by, `joins` the kinds of the indexes that a fused one asks.
     """
 
     format: int = FORMAT
     kind: str
     passages: int
     fields: tuple[str, ...] = ()
+    joins: tuple[str, ...] = ()
     files: dict[str, IndexFile]
 
 
@@ -173,14 +174,16 @@ class _JoinedByScore(JoinedSearch):
         return [sorted(hits, key=lambda hit: -hit[2])[:k] for hits in found]
 
 
-def write_card(folder: Path, kind: str, passages: int, fields: tuple[str, ...] = ()) -> None:
+def write_card(
+    folder: Path, kind: str, passages: int, fields: tuple[str, ...] = (), joins: tuple[str, ...] = ()
+) -> None:
     """Make `folder` an index of this kind. To be called last: the card names every file there is."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         files[path.relative_to(folder).as_posix()] = IndexFile(bytes=path.stat().st_size, sha256=digest)
-    card = IndexCard(kind=kind, passages=passages, fields=fields, files=files)
+    card = IndexCard(kind=kind, passages=passages, fields=fields, joins=joins, files=files)
     (folder / CARD).write_text(card.model_dump_json(indent=1) + "\n")
 
 
@@ -207,8 +210,10 @@ def read_index_card(uri: str) -> IndexCard:
     return card
 
 
-def check_index(uri: str) -> IndexCard:
+def check_index(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> IndexCard:
     """The card; raises `RetrievalError` unless there is a complete index at `uri` that this version can open.
+
+    Settings of another kind of index are refused, too: they would change nothing.
 
     Nothing is downloaded, and only sizes are compared: opening an index should not read all of it. The content is
     checked when it is read, a passage by its own checksum and Lucene's files by theirs.
@@ -225,12 +230,26 @@ def check_index(uri: str) -> IndexCard:
                 bytes=size,
                 expected=file.bytes,
             )
+    searched = {card.kind, *card.joins}
+    if foreign := sorted(settings.given - searched):
+        raise RetrievalError(
+            f"the index at {uri} is {_kinds(card)}, but there are settings of {', '.join(foreign)}: take them out, or "
+            "name an index of that kind",
+            code="other_kind",
+            uri=uri,
+            expected=sorted(searched),
+            found=foreign,
+        )
     return card
+
+
+def _kinds(card: IndexCard) -> str:
+    return f"{card.kind} (of {', '.join(card.joins)})" if card.joins else card.kind
 
 
 def open_retriever(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> Retriever:
     """The retriever that an index's card names, over a local copy of the index; raises `RetrievalError`."""
-    card = check_index(uri)
+    card = check_index(uri, settings)
     module, _, name = RETRIEVERS[card.kind].partition(":")
     kind: type[Retriever] = getattr(importlib.import_module(module), name)
     return kind.open(uri, card, settings)

@@ -13,7 +13,7 @@ from uuid import uuid4
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval.base import CARD, IndexCard, JoinedHit, JoinedSearch, Retriever, write_card
-from regrad.retrieval.config import IndexField, RetrieverConfig
+from regrad.retrieval.config import Bm25SearchConfig, IndexField, RetrieverConfig
 from regrad.retrieval.lucene_process import lucene
 from regrad.retrieval.passage_store import store_passages
 from regrad.storage import directory_writer
@@ -94,7 +94,7 @@ class LuceneRetriever(Retriever):
 
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         super().__init__(folder, card, settings)
-        if missing := [field for field in settings.weights if field not in card.fields]:
+        if missing := [field for field in settings.bm25.weights if field not in card.fields]:
             raise RetrievalError(
                 f"the index has the fields {', '.join(card.fields)}, but not {', '.join(missing)}, which the settings "
                 "search: set its weight to 0, or make the index again with `fields`",
@@ -103,8 +103,9 @@ class LuceneRetriever(Retriever):
                 fields=list(card.fields),
             )
         self.lucene_folder = str(folder / "lucene")
-        self._settings = settings
-        self._index = _OpenIndex("open", folder=self.lucene_folder, k1=settings.k1, b=settings.b)
+        self._settings = settings.bm25
+        k1, b = self._settings.k1, self._settings.b
+        self._index = _OpenIndex("open", folder=self.lucene_folder, k1=k1, b=b)
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """Ties are in Lucene's document order."""
@@ -131,7 +132,7 @@ class LuceneRetriever(Retriever):
 
 
 class _LuceneJoined(JoinedSearch):
-    def __init__(self, folders: Sequence[str], settings: RetrieverConfig) -> None:
+    def __init__(self, folders: Sequence[str], settings: Bm25SearchConfig) -> None:
         self._settings = settings
         self._index = _OpenIndex("open_together", folders=list(folders), k1=settings.k1, b=settings.b)
 

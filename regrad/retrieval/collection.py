@@ -166,7 +166,8 @@ class CollectionRetriever(Retriever):
 
     def _index(self, name: str) -> Retriever:
         if name not in self._opened:
-            self._opened[name] = open_retriever(location(self._uri, name), self._settings)
+            place = location(self._uri, name)
+            self._opened[name] = open_retriever(place, self._settings.only({read_index_card(place).kind}))
         return self._opened[name]
 
     def _visible(self, kind: int, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.locking import exclusive
-from regrad.retrieval.base import CARD, IndexCard, IndexFile, check_index, open_retriever
+from regrad.retrieval.base import CARD, IndexCard, IndexFile, check_index, open_retriever, read_index_card
 from regrad.retrieval.collection import (
     KIND,
     CollectionBank,
@@ -141,6 +141,7 @@ def publish(uri: str, version: CollectionVersion) -> CollectionVersion:
             f"the collection at {uri} was changed by another just now; run again", code="busy", uri=uri
         )
     file = IndexFile(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    card = IndexCard(kind=KIND, passages=numbered.passages, files={name: file})
+    kinds = tuple(read_index_card(location(uri, index)).kind for index in numbered.segments[0].indexes)
+    card = IndexCard(kind=KIND, passages=numbered.passages, joins=kinds, files={name: file})
     storage.write(CARD, (card.model_dump_json(indent=1) + "\n").encode())
     return numbered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -86,8 +87,8 @@ class IndexConfig(Settings):
         return self
 
 
-class RetrieverConfig(Settings):
-    """How an index is searched. BM25: its two parameters, and how much each field of the index counts.
+class Bm25SearchConfig(Settings):
+    """How a lexical index is searched: BM25's two parameters, and how much each field of the index counts.
 
     The defaults find the most on real questions (docs/benchmarks.md). The papers' search, Elasticsearch's `best_fields`
     over title and text, is `contents: 0, title: 1, text: 1, combine: best, tie: 0.5`.
@@ -100,8 +101,6 @@ class RetrieverConfig(Settings):
     text: float = Field(0.0, ge=0, description="weight of the text alone; the index must have this field")
     combine: Literal["sum", "best"] = Field("sum", description="a passage's score: of all fields, or of its best one")
     tie: float = Field(0.5, ge=0, le=1, description="with best: how much the other fields count beside it")
-    encoder: str = Field("", description="dense: where its encoder is now, if not where it was")
-    probes: int = Field(64, ge=1, description="dense, approximate: how many cells or neighbours are looked at")
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:
@@ -114,3 +113,30 @@ class RetrieverConfig(Settings):
         """The fields that are searched, and how much each counts."""
         named = {"contents": self.contents, "title": self.title, "text": self.text}
         return {name: weight for name, weight in named.items() if weight > 0}
+
+
+class DenseSearchConfig(Settings):
+    """How an index of vectors is searched."""
+
+    encoder: str = Field("", description="where its encoder is now, if not where it was")
+    probes: int = Field(64, ge=1, description="approximate: how many cells or neighbours are looked at")
+
+
+class RetrieverConfig(Settings):
+    """How an index is searched: a section for each kind of index that has settings, of that kind's name.
+
+    A fused index hands the sections on to those that it joins. One for a kind that is not searched is refused.
+    """
+
+    bm25: Bm25SearchConfig = Bm25SearchConfig()
+    dense: DenseSearchConfig = DenseSearchConfig()
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The kinds of index whose section is not its defaults."""
+        plain = RetrieverConfig.model_construct()
+        return frozenset(kind for kind in type(self).model_fields if getattr(self, kind) != getattr(plain, kind))
+
+    def only(self, kinds: Collection[str]) -> RetrieverConfig:
+        """The sections of these kinds alone."""
+        return RetrieverConfig(**{kind: getattr(self, kind) for kind in self.given if kind in kinds})

@@ -169,8 +169,8 @@ class DenseRetriever(Retriever):
         if trained := described.get("question_encoder"):
             config = config.model_copy(update={"path": str(folder / _QUESTION_ENCODER)})
             expected = trained["digest"]
-        if settings.encoder:
-            config = config.model_copy(update={"path": settings.encoder})
+        if settings.dense.encoder:
+            config = config.model_copy(update={"path": settings.dense.encoder})
         self.encoder = Encoder(config)
         if (found := self.encoder.digest()) != expected:
             raise RetrievalError(
@@ -183,7 +183,8 @@ class DenseRetriever(Retriever):
         self.passages_digest = str(described["digest"])
         self._folder, self._exactly = folder, described["vectors"] == "flat"
         self._dimensions = int(described["dimensions"])
-        self._nearest = self._exact(folder) if self._exactly else self._approximate(folder, settings)
+        self._probes = settings.dense.probes
+        self._nearest = self._exact(folder) if self._exactly else self._approximate(folder)
 
     @property
     def vectors(self) -> Vectors:
@@ -244,15 +245,15 @@ class DenseRetriever(Retriever):
 
         return nearest
 
-    def _approximate(self, folder: Path, settings: RetrieverConfig) -> Any:
+    def _approximate(self, folder: Path) -> Any:
         index = faiss.read_index(str(folder / _FAISS), faiss.IO_FLAG_MMAP)
 
         def nearest(questions: Vectors, k: int) -> tuple[Vectors, Any]:
             inverted = isinstance(index, faiss.IndexIVF)
             parameters = (
-                faiss.SearchParametersIVF(nprobe=settings.probes)
+                faiss.SearchParametersIVF(nprobe=self._probes)
                 if inverted
-                else faiss.SearchParametersHNSW(efSearch=max(2 * k, settings.probes))
+                else faiss.SearchParametersHNSW(efSearch=max(2 * k, self._probes))
             )
             found: tuple[Vectors, Any] = index.search(questions, k, params=parameters)
             return found

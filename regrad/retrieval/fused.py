@@ -22,15 +22,17 @@ def fuse_indexes(settings: FuseConfig, uri: str) -> int:
 
     Raises `RetrievalError` if one cannot be opened, or has another number of passages than the first.
     """
-    count = _count(settings.indexes, uri)
+    count, kinds = _common(settings.indexes, uri)
     with directory_writer(uri, CARD) as folder:
         (folder / _FILE).write_text(settings.model_dump_json(indent=1) + "\n")
-        write_card(folder, "fused", count)
+        write_card(folder, "fused", count, joins=kinds)
     return count
 
 
-def _count(indexes: Sequence[str], uri: str, expected: int | None = None) -> int:
-    counts = [check_index(index).passages for index in indexes]
+def _common(indexes: Sequence[str], uri: str, expected: int | None = None) -> tuple[int, tuple[str, ...]]:
+    """How many passages each has, and of which kinds they are, each once."""
+    cards = [check_index(index) for index in indexes]
+    counts = [card.passages for card in cards]
     if len({*counts, expected or counts[0]}) > 1:
         found = ", ".join(f"{count:,} in {index}" for count, index in zip(counts, indexes, strict=True))
         before = f", and had {expected:,} when they were joined" if expected else ""
@@ -41,7 +43,12 @@ def _count(indexes: Sequence[str], uri: str, expected: int | None = None) -> int
             uri=uri,
             found=counts,
         )
-    return counts[0]
+    return counts[0], tuple(dict.fromkeys(kind for card in cards for kind in (card.joins or (card.kind,))))
+
+
+def _settings_of(index: str, settings: RetrieverConfig) -> RetrieverConfig:
+    card = check_index(index)
+    return settings.only({card.kind, *card.joins})
 
 
 class FusedRetriever(Retriever):
@@ -50,8 +57,8 @@ class FusedRetriever(Retriever):
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         self.card = card
         self._fuse = FuseConfig.model_validate_json((folder / _FILE).read_text())
-        _count(self._fuse.indexes, str(folder), card.passages)
-        self._indexes = [open_retriever(index, settings) for index in self._fuse.indexes]
+        _common(self._fuse.indexes, str(folder), card.passages)
+        self._indexes = [open_retriever(index, _settings_of(index, settings)) for index in self._fuse.indexes]
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """See `Retriever`. Of passages with equal scores the first index's order decides, then the second's."""

@@ -339,7 +339,7 @@ def test_a_method_with_an_index_of_its_own_is_asked_with_that_one(
     [
         ("gold", {"name": "rag", "index": "index-0"}),
         ("index", {"name": "direct", "index": "index-0"}),
-        ("index", {"name": "rag", "retrieval": {"k1": 1.0}}),
+        ("index", {"name": "rag", "retrieval": {"bm25": {"k1": 1.0}}}),
     ],
 )
 def test_an_index_that_would_not_be_used_is_refused(

@@ -12,7 +12,7 @@ from regrad.data.questions import Question
 from regrad.evaluation.config import EvalConfig
 from regrad.models.config import ModelConfig
 from regrad.prompts import PromptFormat
-from regrad.retrieval.config import IndexConfig, RetrieverConfig
+from regrad.retrieval.config import Bm25SearchConfig, IndexConfig
 from regrad.settings import Settings, load_settings
 from regrad.training.lora.config import AdaptersConfig, AugmentConfig
 from regrad.training.meta.config import MetaTrainConfig
@@ -136,7 +136,7 @@ def test_adapters_are_trained_as_prag_does() -> None:
 def test_passages_are_found_as_by_elasticsearch() -> None:
     for path in PAPERS.glob("*/eval.yaml"):
         for one in load_settings(EvalConfig, path).sets:
-            found = one.passages.retrieval
+            found = one.passages.retrieval.bm25
             assert (found.k1, found.b, found.weights) == (1.2, 0.75, {"title": 1.0, "text": 1.0})
             assert (found.combine, found.tie) == ("best", 0.5)
-            assert isinstance(found, RetrieverConfig) and one.rules in ("hotpotqa", None)
+            assert isinstance(found, Bm25SearchConfig) and one.rules in ("hotpotqa", None)

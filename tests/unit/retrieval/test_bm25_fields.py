@@ -11,7 +11,7 @@ from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval.base import Retriever, open_retriever
 from regrad.retrieval.bm25 import build_index
-from regrad.retrieval.config import IndexConfig, RetrieverConfig
+from regrad.retrieval.config import Bm25SearchConfig, IndexConfig, RetrieverConfig
 from tests.tools.refusals import refused
 
 ABOUT = Passage("about", "Marie Curie", "She was a physicist and a chemist.")
@@ -28,7 +28,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def scores(index: str, **settings: object) -> dict[str, float]:
-    with open_retriever(index, RetrieverConfig.model_validate(settings)) as retriever:
+    with open_retriever(index, RetrieverConfig.model_validate({"bm25": settings})) as retriever:
         return dict(retriever.search_ids([QUESTION], 10)[0])
 
 
@@ -58,7 +58,7 @@ def test_the_best_field_counts_whole_and_the_others_by_the_tie(index: str) -> No
 @pytest.mark.parametrize("settings", [{}, {"combine": "best", "text": 1.0}])
 def test_a_batch_gives_the_hits_of_each_alone(index: str, settings: dict[str, object]) -> None:
     questions = ["Marie Curie", "a metal", "", "the", "title:x~ (", "radium"]
-    with open_retriever(index, RetrieverConfig.model_validate(settings)) as retriever:
+    with open_retriever(index, RetrieverConfig.model_validate({"bm25": settings})) as retriever:
         assert retriever.search(questions, 3) == [retriever.search([one], 3)[0] for one in questions]
 
 
@@ -66,13 +66,13 @@ def test_a_field_that_the_index_lacks_is_named(tmp_path: Path) -> None:
     uri = str(tmp_path / "index")
     build_index([ABOUT, MENTIONS], uri)
     with refused(RetrievalError, "no_field", missing=["text"], fields=["contents", "title"]):
-        open_retriever(uri, RetrieverConfig(text=1.0))
+        open_retriever(uri, RetrieverConfig(bm25=Bm25SearchConfig(text=1.0)))
     opened: Retriever = open_retriever(uri)
     assert opened.card.fields == ("contents", "title")
 
 
 def test_settings_that_search_nothing_are_refused() -> None:
     with pytest.raises(ValidationError, match="nothing would be searched"):
-        RetrieverConfig(contents=0.0, title=0.0)
+        Bm25SearchConfig(contents=0.0, title=0.0)
     with pytest.raises(ValidationError, match="'contents' must be among them"):
         IndexConfig(corpus="a", output="b", fields=("title",))

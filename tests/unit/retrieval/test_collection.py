@@ -22,7 +22,7 @@ from regrad.retrieval.collection_changes import (
     without,
     write_segment,
 )
-from regrad.retrieval.config import DenseConfig, EncoderConfig, RetrieverConfig
+from regrad.retrieval.config import Bm25SearchConfig, DenseConfig, EncoderConfig, RetrieverConfig
 from regrad.retrieval.dense import build_dense_index, passages_encoder, with_question_encoder
 from regrad.retrieval.encoder import Encoder
 from tests.tools.encoders import bag_of_words
@@ -36,7 +36,7 @@ PASSAGES = [
     for number in range(60)
 ]
 QUESTIONS = ["Where does fox number 50 live?", "owl river", "number 3", "the", "", "wolf wolf 13 river 6"]
-BEST_FIELD = RetrieverConfig(contents=1, title=1, combine="best")
+BEST_FIELD = RetrieverConfig(bm25=Bm25SearchConfig(contents=1, title=1, combine="best"))
 
 
 def index(folder: Path, passages: Iterable[Passage], kind: str = "bm25") -> str:

@@ -11,7 +11,7 @@ import pytest
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval.base import open_retriever
-from regrad.retrieval.config import DenseConfig, EncoderConfig, IndexConfig, RetrieverConfig
+from regrad.retrieval.config import DenseConfig, DenseSearchConfig, EncoderConfig, IndexConfig, RetrieverConfig
 from regrad.retrieval.dense import build_dense_index
 from regrad.retrieval.encoder import Encoder, Vectors
 from tests.tools.encoders import bag_of_words
@@ -63,7 +63,7 @@ def test_an_index_of_another_encoder_or_of_other_settings_is_refused(tmp_path: P
     index = build(tmp_path / "index", encoder, passages=CORPUS[:3])
     other = bag_of_words(tmp_path / "other", CORPUS[:1])
     with refused(RetrievalError, "other_encoder"):
-        open_retriever(index, RetrieverConfig(encoder=other))
+        open_retriever(index, RetrieverConfig(dense=DenseSearchConfig(encoder=other)))
     described = json.loads((tmp_path / "index/encoder.json").read_text())
     described["encoder"]["question_prefix"] = "query: "
     (tmp_path / "index/encoder.json").write_text(json.dumps(described, indent=1) + "\n")

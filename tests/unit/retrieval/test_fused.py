@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from regrad.data.passages import Passage
-from regrad.errors import RetrievalError
-from regrad.retrieval.base import RETRIEVERS, open_retriever
-from regrad.retrieval.config import FuseConfig
+from regrad.errors import ConfigError, RetrievalError
+from regrad.retrieval.base import RETRIEVERS, check_index, open_retriever
+from regrad.retrieval.bm25 import build_index
+from regrad.retrieval.config import Bm25SearchConfig, FuseConfig, RetrieverConfig
 from regrad.retrieval.fused import fuse_indexes, fused
+from regrad.settings import parse_settings
 from tests.tools.overlap import build_overlap_index
 from tests.tools.refusals import refused
 
@@ -66,6 +68,40 @@ def test_indexes_of_different_corpora_are_not_joined_nor_opened(tmp_path: Path) 
         build_overlap_index(PASSAGES[:2], part)
     with refused(RetrievalError, "other_corpus"):
         open_retriever(str(tmp_path / "both"))
+
+
+def test_each_index_of_a_fused_one_is_searched_with_the_settings_of_its_kind(tmp_path: Path) -> None:
+    parts = [str(tmp_path / name) for name in ("overlap", "lexical", "both")]
+    build_overlap_index(PASSAGES, parts[0])
+    build_index(PASSAGES, parts[1])
+    fuse_indexes(settings(indexes=parts[:2], weights=(0, 1)), parts[2])
+    chosen = RetrieverConfig(bm25=Bm25SearchConfig(b=0.0, title=0.0))
+    with open_retriever(parts[1], chosen) as lexical, open_retriever(parts[2], chosen) as both:
+        expected = [name for name, _ in lexical.search_ids(["harbour town"], 3)[0]]
+        assert [name for name, score in both.search_ids(["harbour town"], 3)[0] if score > 0] == expected
+    outer = str(tmp_path / "outer")
+    fuse_indexes(settings(indexes=[parts[0], parts[2]]), outer)
+    assert check_index(outer, chosen).joins == ("overlap", "bm25")
+
+
+def test_settings_of_a_kind_that_is_not_searched_are_refused_and_named(tmp_path: Path) -> None:
+    parts = [str(tmp_path / name) for name in ("x", "y", "both")]
+    for part in parts[:2]:
+        build_overlap_index(PASSAGES, part)
+    fuse_indexes(settings(indexes=parts[:2]), parts[2])
+    lexical = RetrieverConfig(bm25=Bm25SearchConfig(k1=0.9))
+    for index, expected in ((parts[0], ["overlap"]), (parts[2], ["fused", "overlap"])):
+        with refused(RetrievalError, "other_kind", found=["bm25"], expected=expected):
+            check_index(index, lexical)
+        # What was written down and read again is the same: a section of defaults is not a setting.
+        open_retriever(index, RetrieverConfig.model_validate(RetrieverConfig().model_dump())).close()
+
+
+def test_a_setting_outside_the_section_of_its_kind_is_named_with_its_place() -> None:
+    for key, place in (("k1", "bm25.k1"), ("probes", "dense.probes")):
+        with pytest.raises(ConfigError) as info:
+            parse_settings(RetrieverConfig, {key: 1}, "here")
+        assert info.value.fields["problems"] == [{"key": key, "problem": "extra_forbidden", "near": place}]
 
 
 @pytest.mark.parametrize("wrong", [{"indexes": ["x"]}, {"weights": [1]}, {"weights": [0, 0]}, {"weights": [1, -1]}])
