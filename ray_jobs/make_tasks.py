@@ -29,7 +29,7 @@ def run(config: TasksConfig) -> str:
     READERS.check(config.questions.format)
     parts = Storage(parts_uri(config.output))
     if config.passages.index is not None:
-        check_index(config.passages.index)
+        check_index(config.passages.index, config.passages.retrieval)
         with cluster(), progress_channel() as progress:
             report = run_task(_make, config, progress, num_cpus=1)
     else:

@@ -54,7 +54,7 @@ def build(args: dict[str, Any]) -> Application:
 def check_artefacts(config: ServeConfig) -> None:
     """Refuse what is missing, and a bank that does not belong to its MetaInit, before anything starts."""
     resolve_releases(config, read_releases(config))
-    check_index(config.index)
+    check_index(config.index, config.retrieval)
     check_offers(config)
 
 

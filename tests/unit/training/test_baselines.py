@@ -79,6 +79,7 @@ def test_every_documented_command_reads_what_is_there_and_writes_where_nothing_i
         there |= makes(settings)
     assert isinstance(settings, EvalConfig)
     needing = {name for name, method in METHODS.items() if method.update in ("static", "adapters")}
+    needing -= {"rag-gd-base"}  # asked in configs/jobs/eval-rag-gd-lab.yaml, with the demonstrations that it is for
     assert {one.kind for one in settings.methods} == {"direct", "rag"} | needing
 
 
