@@ -33,6 +33,11 @@ def run(config: IndexConfig) -> str:
 def _index(config: IndexConfig, progress: Any) -> int:
     if config.fuse is not None:
         return fuse_indexes(config.fuse, config.output)
+    if config.rerank is not None:
+        # Here, as below: what needs the library of encoders, which is an extra.
+        from regrad.retrieval.reranked import rerank_index
+
+        return rerank_index(config.rerank, config.output)
     assert config.corpus is not None  # or `fuse` would not be None
     passages = _counted(read_passages(config.corpus), progress)
     if config.dense is None:

@@ -31,6 +31,7 @@ RETRIEVERS: Registry[str] = Registry(
         "bm25": "regrad.retrieval.bm25:LuceneRetriever",
         "dense": "regrad.retrieval.dense:DenseRetriever",
         "fused": "regrad.retrieval.fused:FusedRetriever",
+        "reranked": "regrad.retrieval.reranked:RerankedRetriever",
         "collection": "regrad.retrieval.collection:CollectionRetriever",
     },
 )

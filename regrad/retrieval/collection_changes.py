@@ -37,7 +37,7 @@ def create_collection(
     """
     cards = [check_index(index) for index in indexes]
     kinds = [card.kind for card in cards]
-    if len(set(kinds)) < len(kinds) or set(kinds) & {KIND, "fused"}:
+    if len(set(kinds)) < len(kinds) or set(kinds) & {KIND, "fused", "reranked"}:
         raise RetrievalError(
             f"a collection takes one index of each kind, and fuses them itself; found {', '.join(kinds)}",
             code="bad_kinds",

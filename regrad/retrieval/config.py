@@ -60,16 +60,27 @@ class FuseConfig(FusionConfig):
         return self
 
 
+class RerankConfig(Settings):
+    """An index whose first passages a cross-encoder orders anew (sentence-transformers' CrossEncoder)."""
+
+    index: Location
+    model: ModelPath = Field(description="reads a question and a passage together, and gives one score")
+    depth: int = Field(50, ge=1, description="passages of a question that are read; k, if that is more")
+    max_tokens: int = Field(512, ge=8, description="of question and passage; longer passages are cut")
+    batch_size: int = Field(32, ge=1)
+
+
 class IndexConfig(Settings):
     """`regrad index`: an index of a corpus, lexical (Lucene's BM25) or, with `dense`, of an encoder's vectors.
 
-    With `fuse` it is made of indexes that exist, and there is no `corpus`.
+    With `fuse` or `rerank` it is made of indexes that exist, and there is no `corpus`.
     """
 
     corpus: Location | None = None
     output: Location
     dense: DenseConfig | None = None
     fuse: FuseConfig | None = None
+    rerank: RerankConfig | None = None
     fields: tuple[IndexField, ...] = Field(
         ("contents", "title"),
         description="what can be searched: contents (title and text as one), the title alone, the text alone",
@@ -80,10 +91,10 @@ class IndexConfig(Settings):
     def _some_fields(self) -> Self:
         if "contents" not in self.fields:
             raise ValueError(f"fields: 'contents' must be among them, found {list(self.fields)}")
-        if (self.corpus is None) == (self.fuse is None):
-            raise ValueError("an index is of a 'corpus' or of indexes that it 'fuse's: give one of the two")
-        if self.fuse is not None and self.dense is not None:
-            raise ValueError("'dense' makes an index of a corpus, 'fuse' joins indexes: make the dense one first")
+        if sum(given is not None for given in (self.corpus, self.fuse, self.rerank)) != 1:
+            raise ValueError("an index is of a 'corpus', or 'fuse's or 'rerank's others: give one of the three")
+        if self.corpus is None and self.dense is not None:
+            raise ValueError("'dense' makes an index of a corpus, 'fuse' and 'rerank' take one: make it first")
         return self
 
 

@@ -1,8 +1,8 @@
 """The adapters of each question's passages in force while one LoRA is trained, as they will be when it is asked.
 
-PRAG's fine-tuned form learns to answer with its retrieved adapters; they stay as they are. They are read here and not by
-an `AtomProvider` (`methods.atoms`): a batch needs each adapter apart, since every one has factors of its own, and of the
-policies for a missing one only `fewer` and `fail` can be followed while something is trained.
+PRAG's fine-tuned form learns to answer with its retrieved adapters; they stay as they are. They are read here and not
+by an `AtomProvider` (`methods.atoms`): a batch needs each adapter apart, since every one has factors of its own, and of
+the policies for a missing one only `fewer` and `fail` can be followed while something is trained.
 """
 
 from __future__ import annotations

@@ -79,7 +79,8 @@ def retriever(request: pytest.FixtureRequest, world: World, tmp_path_factory: py
 
 
 def test_every_kind_that_is_registered_is_tried_here() -> None:
-    assert set(BUILDERS) == set(RETRIEVERS)
+    # A cross-encoder that orders rightly cannot be had here: test_reranked.py has one of random weights.
+    assert set(BUILDERS) == set(RETRIEVERS) - {"reranked"}
 
 
 def test_the_person_asked_about_is_found_first(retriever: Retriever, world: World) -> None:

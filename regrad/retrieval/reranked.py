@@ -1,0 +1,132 @@
+"""An index whose best passages are read again, with the question, by a cross-encoder, and put in its order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from regrad.data.passages import Passage
+from regrad.errors import RetrievalError
+from regrad.models.loading import resolve_path
+from regrad.retrieval.base import CARD, IndexCard, Retriever, check_index, open_retriever, write_card
+from regrad.retrieval.config import RerankConfig, RetrieverConfig
+from regrad.storage import directory_writer
+
+_FILE = "reranked.json"
+
+
+def rerank_index(settings: RerankConfig, uri: str) -> int:
+    """Write an index at `uri` that names another one and a cross-encoder; returns how many passages there are.
+
+    Raises `RetrievalError` if one of the two cannot be opened.
+    """
+    inner = check_index(settings.index)
+    CrossEncoder(settings)
+    with directory_writer(uri, CARD) as folder:
+        (folder / _FILE).write_text(settings.model_dump_json(indent=1) + "\n")
+        write_card(folder, "reranked", inner.passages, joins=inner.joins or (inner.kind,))
+    return inner.passages
+
+
+class CrossEncoder:
+    """A model that reads a question and a passage together and gives one score.
+
+    Raises `RetrievalError` if there is none at the settings' path: another model would get a new head with random
+    weights, and an order without a meaning.
+    """
+
+    def __init__(self, settings: RerankConfig, device: str | None = None) -> None:
+        try:
+            from sentence_transformers import CrossEncoder as Model
+        except ModuleNotFoundError as error:
+            raise RetrievalError(
+                "reranking needs sentence-transformers: pip install 'regrad[dense]'", code="no_encoders"
+            ) from error
+        path = resolve_path(settings.model)
+        try:
+            _check_is_cross_encoder(AutoConfig.from_pretrained(path, trust_remote_code=False), settings.model)
+            self._model: Any = Model(
+                path,
+                device=device,
+                trust_remote_code=False,
+                max_length=settings.max_tokens,
+                model_kwargs={"use_safetensors": True},
+            )
+        except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise RetrievalError(
+                f"no cross-encoder could be loaded from {settings.model}: {reason}",
+                code="no_cross_encoder",
+                path=settings.model,
+            ) from error
+        self._batch = settings.batch_size
+
+    def scores(self, question: str, passages: Sequence[Passage]) -> list[float]:
+        """One score a passage, higher is better; raises `RetrievalError` for one that is not finite."""
+        pairs = [(question, f"{passage.title}\n{passage.text}".strip()) for passage in passages]
+        found = [float(score) for score in self._model.predict(pairs, batch_size=self._batch, show_progress_bar=False)]
+        for passage, score in zip(passages, found, strict=True):
+            if not math.isfinite(score):
+                raise RetrievalError(
+                    f"the cross-encoder gives passage {passage.id!r:.80} a score that is not finite",
+                    code="not_finite",
+                    passage_id=passage.id,
+                )
+        return found
+
+
+def _check_is_cross_encoder(config: Any, model: str) -> None:
+    # The file says what was saved; the loaded class has the right name, and perhaps a new head of random weights.
+    named = config.architectures or []
+    if config.num_labels != 1 or not any(name.endswith("ForSequenceClassification") for name in named):
+        raise RetrievalError(
+            f"{model} is no cross-encoder with one score ({', '.join(named) or 'no architecture named'}, "
+            f"{config.num_labels} labels); name a model for ranking, such as ms-marco-MiniLM",
+            code="no_cross_encoder",
+            path=model,
+        )
+
+
+class RerankedRetriever(Retriever):
+    """Searches the index that it names, and orders its first `depth` passages anew. Safe to use from many threads."""
+
+    def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
+        self.card = card
+        self._settings = RerankConfig.model_validate_json((folder / _FILE).read_text())
+        inner = check_index(self._settings.index)
+        if inner.passages != card.passages:
+            raise RetrievalError(
+                f"the index at {self._settings.index} has {inner.passages:,} passages, and had {card.passages:,} when "
+                "this was made; make the reranked index again",
+                code="other_corpus",
+                found=inner.passages,
+                expected=card.passages,
+            )
+        self._inner = open_retriever(self._settings.index, settings)
+        self._encoder = CrossEncoder(self._settings)
+
+    def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
+        """See `Retriever`. Passages with equal scores stay in the order in which they were found."""
+        ranked = []
+        for question, hits in zip(questions, self._inner.search(questions, max(k, self._settings.depth)), strict=True):
+            passages = [hit.passage for hit in hits]
+            scores = self._encoder.scores(question, passages) if passages else []
+            best = sorted(zip(passages, scores, strict=True), key=lambda pair: -pair[1])
+            ranked.append([(passage.id, score) for passage, score in best[:k]])
+        return ranked
+
+    def passages(self, ids: Sequence[str]) -> list[Passage]:
+        """See `Retriever`."""
+        return self._inner.passages(ids)
+
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """See `Retriever`."""
+        return self._inner.known(ids)
+
+    def close(self) -> None:
+        """See `Retriever`."""
+        self._inner.close()

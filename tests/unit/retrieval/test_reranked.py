@@ -1,0 +1,118 @@
+"""Reranking: the cross-encoder decides the order of what the index found, and of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+
+from ray_jobs.index_corpus import _index
+from regrad.data.passages import Passage
+from regrad.errors import ConfigError, ModelError, RetrievalError
+from regrad.retrieval.base import RETRIEVERS, open_retriever, read_index_card
+from regrad.retrieval.config import IndexConfig, RerankConfig
+from regrad.retrieval.reranked import CrossEncoder, rerank_index
+from regrad.settings import parse_settings
+from tests.tools.overlap import build_overlap_index
+from tests.tools.refusals import refused
+
+WORDS = ("red", "green", "blue", "fox", "owl", "where", "is", "the")
+PASSAGES = [Passage(f"p{n}", "", f"the {WORDS[n % 3]} {WORDS[3 + n % 2]}") for n in range(12)]
+QUESTION = "where is the fox"
+
+
+@pytest.fixture(autouse=True)
+def _overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RETRIEVERS, "overlap", "tests.tools.overlap:OverlapRetriever")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A cross-encoder with random weights: an order without a meaning, but always the same."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("cross-encoder")
+    _tokenizer().save_pretrained(folder)
+    BertForSequenceClassification(_config(num_labels=1)).save_pretrained(folder)
+    return str(folder)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: number for number, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def _config(num_labels: int) -> BertConfig:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return BertConfig(vocab_size=16, num_labels=num_labels, initializer_range=1.0, **sizes)
+
+
+def reranked(folder: Path, model: str, **changes: int) -> str:
+    if not (folder / "index").exists():
+        build_overlap_index(PASSAGES, f"{folder}/index")
+    settings = RerankConfig.model_validate({"index": f"{folder}/index", "model": model, **changes})
+    rerank_index(settings, f"{folder}/reranked")
+    return f"{folder}/reranked"
+
+
+def scores(model: str, passages: Sequence[Passage]) -> dict[str, float]:
+    encoder = CrossEncoder(RerankConfig(index="any", model=model))
+    return {one.id: encoder.scores(QUESTION, [one])[0] for one in passages}
+
+
+def test_passages_come_in_the_cross_encoders_order(tmp_path: Path, model: str) -> None:
+    with open_retriever(reranked(tmp_path, model, batch_size=5)) as retriever:
+        assert retriever.card.kind == "reranked"
+        found = retriever.search_ids([QUESTION, QUESTION], 12)
+        (hits,) = retriever.search([QUESTION], 2)
+    expected = scores(model, PASSAGES)
+    assert len({round(score, 4) for score in expected.values()}) > 3, "else any order would do"
+    assert found[0] == found[1]
+    assert dict(found[0]) == {name: pytest.approx(score, abs=1e-5) for name, score in expected.items()}
+    assert [score for _, score in found[0]] == sorted((score for _, score in found[0]), reverse=True)
+    assert [hit.passage.id for hit in hits] == [name for name, _ in found[0][:2]]
+
+
+def test_only_what_the_index_finds_first_is_read(tmp_path: Path, model: str) -> None:
+    with open_retriever(reranked(tmp_path, model, depth=3)) as retriever, open_retriever(f"{tmp_path}/index") as inner:
+        first = {name for name, _ in inner.search_ids([QUESTION], 3)[0]}
+        assert {name for name, _ in retriever.search_ids([QUESTION], 2)[0]} < first
+        assert len(retriever.search_ids([QUESTION], 5)[0]) == 5, "k, if that is more"
+
+
+def test_a_model_that_is_no_cross_encoder_is_refused(tmp_path: Path, model: str) -> None:
+    _tokenizer().save_pretrained(tmp_path / "encoder")
+    BertModel(_config(num_labels=1)).save_pretrained(tmp_path / "encoder")
+    _tokenizer().save_pretrained(tmp_path / "classes")
+    BertForSequenceClassification(_config(num_labels=3)).save_pretrained(tmp_path / "classes")
+    for place in ("encoder", "classes"):
+        with refused(RetrievalError, "no_cross_encoder", path=str(tmp_path / place)):
+            reranked(tmp_path, str(tmp_path / place))
+    with refused(ModelError, "not_found"):
+        reranked(tmp_path, str(tmp_path / "nothing"))
+    assert not (tmp_path / "reranked").exists()
+
+
+def test_an_index_that_has_changed_since_is_named(tmp_path: Path, model: str) -> None:
+    uri = reranked(tmp_path, model)
+    build_overlap_index(PASSAGES[:5], f"{tmp_path}/index")
+    with refused(RetrievalError, "other_corpus", found=5, expected=12):
+        open_retriever(uri)
+
+
+def test_the_job_makes_one_and_settings_name_one_source(tmp_path: Path, model: str) -> None:
+    build_overlap_index(PASSAGES, f"{tmp_path}/index")
+    rerank = {"index": f"{tmp_path}/index", "model": model}
+    config = parse_settings(IndexConfig, {"rerank": rerank, "output": f"{tmp_path}/new"}, "test")
+    assert _index(config, None) == 12
+    assert read_index_card(f"{tmp_path}/new").joins == ("overlap",)
+    with refused(ConfigError, "invalid"):
+        parse_settings(IndexConfig, {"rerank": rerank, "corpus": "c.jsonl", "output": "o"}, "test")
