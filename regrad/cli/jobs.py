@@ -114,6 +114,15 @@ JOBS = (
         If it is interrupted, the same command resumes it.""",
     ),
     JobVerb(
+        "translator",
+        "jobs/translator-lab.yaml",
+        "regrad.training.translator.config:TranslatorConfig",
+        "ray_jobs.train_translator:run",
+        """Train a network that generates a passage's LoRA, from a bank of `regrad adapters` (DyPRAG).
+
+        If it is interrupted, the same command resumes it.""",
+    ),
+    JobVerb(
         "eval",
         "jobs/eval-lab.yaml",
         "regrad.evaluation.config:EvalConfig",

@@ -28,8 +28,8 @@ from regrad.settings import Location, Settings
 
 UpdateSource = str
 """Where the update comes from, in a word: `none`; `static`, one LoRA for all questions; of the passages their trained
-`adapters`, their `gradients` from a bank, `gradients-now` or `adapting` to them; of demonstrations what is `predicted`
-from them, or `adapting`; or what a new method calls its own."""
+`adapters`, their `gradients` from a bank, `gradients-now` or `adapting` to them; of demonstrations `adapting` to them;
+what is `predicted` from passages or demonstrations; or what a new method calls its own."""
 
 OnMissing = Literal["online", "fewer", "rag", "fail"]
 """What is done for a passage without an atom in the bank: compute it now, leave it out, answer by RAG, or stop."""

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Tag
 
 from regrad.errors import MethodError
 from regrad.methods.base import MethodInfo, MethodSettings
+from regrad.methods.dyprag import DyPragConfig
 from regrad.methods.prag import DPragConfig, PragConfig, PragOnLoraConfig
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.rag_gd import RagGdConfig, RagGdConstantConfig, TtSgdConfig
@@ -73,6 +74,7 @@ MethodConfig = Annotated[
     | Annotated[PragConfig, Tag("PragConfig")]
     | Annotated[PragOnLoraConfig, Tag("PragOnLoraConfig")]
     | Annotated[DPragConfig, Tag("DPragConfig")]
+    | Annotated[DyPragConfig, Tag("DyPragConfig")]
     | Annotated[ReGradConfig, Tag("ReGradConfig")]
     | Annotated[ReGradOnlineConfig, Tag("ReGradOnlineConfig")]
     | Annotated[TtaConfig, Tag("TtaConfig")]

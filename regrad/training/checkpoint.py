@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -157,6 +158,20 @@ def load_module_tensors(module: nn.Module, optimizer: AdamW, tensors: Mapping[st
             optimizer.state[parameter] = {
                 moment: value if moment == "step" else value.to(parameter) for moment, value in moments.items()
             }
+
+
+def module_step(
+    module: nn.Module, optimizer: AdamW, gradient: Tensor, learning_rate: float, clip: float | None
+) -> None:
+    """One step of all parameters by their gradients in one vector, cut to the norm `clip` if there is one."""
+    if clip is not None:
+        gradient = gradient * (clip / gradient.norm().clamp_min(clip))
+    parameters = list(module.parameters())
+    parts = torch.split(gradient, [parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
+    optimizer.param_groups[0]["lr"] = learning_rate
+    optimizer.step()
 
 
 def _digest(file: Path) -> str:

@@ -23,6 +23,9 @@ from regrad.training.lora.lora_artifact import StaticLora
 from regrad.training.predictor.artifact import UpdatePredictor
 from regrad.training.predictor.config import ContextConfig, NetworkConfig
 from regrad.training.predictor.network import UpdateNetwork
+from regrad.training.translator.artifact import Translator
+from regrad.training.translator.config import PerceptronsConfig
+from regrad.training.translator.network import TranslatorNetwork
 from tests.tools.augmenting import augmented
 
 ADAPTER = AdapterConfig(lr=1e-2, alpha=4.0)
@@ -46,6 +49,19 @@ def untrained_predictor(lm: LanguageModel, static: StaticLora, path: Path, **cha
     made = UpdatePredictor(
         lm.config, lm.identity(), static.digest, "factors", ContextConfig(), config, network, states, constant
     )
+    made = replace(made, **changes)
+    made.save(path)
+    return made
+
+
+def untrained_translator(lm: LanguageModel, path: Path, subspace: Subspace | None = None, **changes: Any) -> Translator:
+    """A translator whose LoRAs change answers, of adapters like `ADAPTER`."""
+    subspace = subspace or Subspace(lm.subspace.modules, ADAPTER.rank, ADAPTER.scaling)
+    config = PerceptronsConfig(hidden=8, deviation=0.2)
+    states = int(lm.text_config.hidden_size)
+    network = TranslatorNetwork(states, subspace, config, seed=3)
+    bank = adapters_layout(subspace, lm.identity())
+    made = Translator(lm.config, lm.identity(), bank, True, 200, config, network, states)
     made = replace(made, **changes)
     made.save(path)
     return made

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regrad.bank.format import Manifest, current_version, read_manifest
+from regrad.bank.format import Layout, Manifest, current_version, read_manifest
 from regrad.bank.io.prag import Frame, adapter_fingerprint
 from regrad.bank.reader import BankReader
 from regrad.data.passages import Passage
@@ -30,21 +30,39 @@ logger = logging.getLogger(__name__)
 
 
 def adapters_manifest(config: FinetuneConfig) -> Manifest | None:
-    """The manifest of the bank of adapters that the settings name; raises `MethodError` if it is no such bank."""
-    if config.adapters is None:
-        return None
-    storage = Storage(config.adapters)
-    version = config.adapters_version or current_version(storage)
+    """The manifest of the bank of adapters that the settings name, if they do; raises as `bank_of_adapters`."""
+    return bank_of_adapters(config.adapters, config.adapters_version) if config.adapters is not None else None
+
+
+def bank_of_adapters(uri: str, version: int | None = None) -> Manifest:
+    """The manifest of a bank of adapters, of the current version if none is given; raises `MethodError` if it is no
+    such bank.
+    """
+    storage = Storage(uri)
+    version = version or current_version(storage)
     manifest = read_manifest(storage, version) if version is not None else None
     if manifest is None or manifest.kind != "adapter":
         found = f"it holds {manifest.kind}s" if manifest else "there is no bank"
         raise MethodError(
-            f"a bank of adapters is expected at {config.adapters}, but {found}; fill one with `regrad adapters`",
+            f"a bank of adapters is expected at {uri}, but {found}; fill one with `regrad adapters`",
             code="wrong_bank",
             expected="adapter",
             found=manifest.kind if manifest else None,
         )
     return manifest
+
+
+def check_trained_on_base_alone(lm: LanguageModel, uri: str, manifest: Layout) -> None:
+    """Raise `MethodError` unless the adapters of the bank at `uri` were trained on this model, and nothing beside."""
+    bases = (lm.identity(), lm.config.path)  # an imported bank may name its base by its path
+    if manifest.fingerprint not in {adapter_fingerprint(Frame(base, manifest.parsed_subspace())) for base in bases}:
+        raise MethodError(
+            f"the adapters in the bank at {uri} were not trained on top of the base model alone and these weights; "
+            "train them with `regrad adapters`",
+            code="adapters_of_another_base",
+            uri=uri,
+            base="the base model alone",
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +90,7 @@ def check_coverage(config: FinetuneConfig, manifest: Manifest) -> Coverage:
                     passage = task.passages[place]
                     key = passage.id, passage.text_hash
                     if key not in seen:
-                        seen[key] = _has_adapter(reader, passage)
+                        seen[key] = has_adapter(reader, passage)
     missing = [passage_id for (passage_id, _), found in seen.items() if not found]
     coverage = Coverage(len(seen), len(missing), missing[0] if missing else "")
     if missing and (len(missing) == len(seen) or config.on_missing == "fail"):
@@ -91,7 +109,8 @@ def check_coverage(config: FinetuneConfig, manifest: Manifest) -> Coverage:
     return coverage
 
 
-def _has_adapter(reader: BankReader, passage: Passage) -> bool:
+def has_adapter(reader: BankReader, passage: Passage) -> bool:
+    """Whether a bank has an adapter of this passage with this text."""
     location = reader.locate(passage.id)
     return location is not None and location.entry.belongs_to(passage.text_hash)
 
@@ -106,15 +125,7 @@ class AdaptersInForce:
         self._lm = lm
         self._reader = BankReader(config.adapters or "", None, manifest.version)
         self._each = manifest.parsed_subspace()
-        bases = (lm.identity(), lm.config.path)  # an imported bank may name its base by its path
-        if manifest.fingerprint not in {adapter_fingerprint(Frame(base, self._each)) for base in bases}:
-            raise MethodError(
-                f"the adapters in the bank at {config.adapters} were not trained on top of the base model alone and "
-                "these weights; train them with `regrad adapters`",
-                code="adapters_of_another_base",
-                uri=config.adapters,
-                base="the base model alone",
-            )
+        check_trained_on_base_alone(lm, config.adapters or "", manifest)
 
     def __call__(self, examples: Sequence[Example]) -> list[tuple[Subspace, Tensor]]:
         """The adapters [N, p] of each example's first passage, of its second, and so on; zeros where there is none."""
@@ -126,5 +137,5 @@ class AdaptersInForce:
         return [(self._each, part_NP.to(self._lm.device)) for part_NP in parts_KNP]
 
     def _of(self, example: Example) -> Tensor:
-        known = [passage for passage in example.passages if _has_adapter(self._reader, passage)]
+        known = [passage for passage in example.passages if has_adapter(self._reader, passage)]
         return self._reader.read(known).float() if known else torch.zeros(0, self._each.size)

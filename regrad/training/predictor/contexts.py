@@ -58,7 +58,8 @@ def context_of(lm: LanguageModel, demonstrations: Sequence[Question], config: Co
 def states_of(lm: LanguageModel, contexts: Sequence[Context], updates: Mapping[Subspace, Tensor]) -> Tensor:
     """The mean of each context's final states [U, D] in float32, each at the last token of a demonstration.
 
-    `updates` [P] are applied: of RAG-GD, W0. Raises `ModelError` if a state is not finite.
+    `updates` [P] are applied: of RAG-GD, W0; of DyPRAG, whose contexts are single passages, none. Raises `ModelError`
+    if a state is not finite.
     """
     # Each context on its own, so that its state does not depend on what else is asked for.
     means = []
@@ -73,8 +74,8 @@ def states_of(lm: LanguageModel, contexts: Sequence[Context], updates: Mapping[S
     found = torch.stack(means)
     if not bool(torch.isfinite(found).all()):
         raise ModelError(
-            "the model's state after a demonstration is not finite, so no update can be predicted from it; load the "
-            "model with another `dtype`, or train the adapter again with a lower optimizer.lr",
+            "the model's state after a demonstration or passage is not finite, so no update can be predicted from it; "
+            "load the model with another `dtype`, or train the adapter again with a lower optimizer.lr",
             code="state_not_finite",
         )
     return found

@@ -13,7 +13,7 @@ from torch.nn.utils import parameters_to_vector
 from regrad.errors import TrainingError
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.training.callbacks import Listener, Silent
-from regrad.training.checkpoint import TrainState, load_module_tensors, module_tensors
+from regrad.training.checkpoint import TrainState, load_module_tensors, module_step, module_tensors
 from regrad.training.loop import Loop, StepResult, resume
 from regrad.training.lora.examples import Example
 from regrad.training.lora.lora_artifact import StaticLora
@@ -80,8 +80,7 @@ class PredictorLearner:
     def step(self, batch: Sequence[Context], factor: float) -> StepResult:
         """See `Learner`."""
         found, loss_U, steps_UP = self._compared(batch)
-        parameters = list(self.network.parameters())
-        gradients = torch.autograd.grad(loss_U.mean(), parameters)
+        gradients = torch.autograd.grad(loss_U.mean(), list(self.network.parameters()))
         flat = torch.cat([loss_U.detach().mean()[None], steps_UP.mean(0), parameters_to_vector(gradients)])
         flat = self._workers.mean(flat)
         counts = {"contexts": len(batch), "tokens": sum(len(one.ids) for context in batch for one in context)}
@@ -90,13 +89,8 @@ class PredictorLearner:
 
         # 1. The network's step.
         loss, mean_P, gradient = torch.split(flat, [1, len(self._sum_P), self.network.size])
-        if self._config.optimizer.clip is not None:
-            gradient = gradient * (self._config.optimizer.clip / gradient.norm().clamp_min(self._config.optimizer.clip))
-        sizes = [parameter.numel() for parameter in parameters]
-        for parameter, part in zip(parameters, torch.split(gradient, sizes), strict=True):
-            parameter.grad = part.view_as(parameter)
-        self._optimizer.param_groups[0]["lr"] = self._config.optimizer.lr * factor
-        self._optimizer.step()
+        optimizer = self._config.optimizer
+        module_step(self.network, self._optimizer, gradient, optimizer.lr * factor, optimizer.clip)
 
         # 2. The mean of all targets, which is the control without a context.
         self._sum_P += mean_P

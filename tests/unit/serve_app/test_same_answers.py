@@ -34,7 +34,7 @@ from serve_app.config import ServeConfig
 from serve_app.evidence import BankLoaderDeployment
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, Sampling
 from serve_app.methods import LoadedAtoms, Prepared, RequestBuilder, demonstrations_of, offers_of, open_own
-from tests.tools.adapting import adapter_bank, static_lora, untrained_predictor
+from tests.tools.adapting import adapter_bank, static_lora, untrained_predictor, untrained_translator
 from tests.tools.evaluating import gradient_bank, settings
 
 K, TOKENS = 3, 8
@@ -137,6 +137,8 @@ METHODS: list[dict[str, Any]] = [
     {"name": "tt-sgd", "adapter": "FOLDER/lora", "demonstrations": 2, "steps": {"lr": 0.1}},
     *({"name": name, **PREDICTED, "demonstrations": 2} for name in ("rag-gd", "rag-gd-shuffled")),
     {"name": "rag-gd-constant", **PREDICTED},
+    *({"name": name, "translator": "FOLDER/translator"} for name in ("dyprag", "dyprag+icl")),
+    {"name": "released", "method": "dyprag", "translator": "FOLDER/translator", "join": "released"},
     {"name": "shown, too", "method": "rag-gd", **PREDICTED, "demonstrations": 2, "in_prompt": True},
 ]
 """With all else at its default; a method that applies gradients gets MetaInit and bank from its place."""
@@ -158,6 +160,8 @@ def test_a_method_gives_the_same_in_an_evaluation_and_in_a_server(
     static = static_lora(tiny, 2, folder / "lora") if "adapter" in method else None
     if static is not None and "predictor" in method:
         untrained_predictor(tiny, static, folder / "predictor")
+    if "translator" in method:
+        untrained_translator(tiny, folder / "translator")
     if "bank" in method:
         known = adapter_bank(tiny, world, served["bank"], static, layers="all")[2]
         write_questions(folder, [[known[0], passages[0]], [known[1]], [*known]])
