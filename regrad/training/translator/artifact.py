@@ -38,8 +38,7 @@ def state_of(lm: LanguageModel, passage: Passage, max_tokens: int) -> Tensor:
     """
     # Without the end token: a state after it would be what the model makes of a new text's beginning.
     ids = [*lm.bos, *lm.encode(lm.config.prompts.atom_text(passage))][: longest(lm, max_tokens)]
-    (state_D,) = states_of(lm, [[Example(tuple(ids))]], {})
-    return state_D
+    return states_of(lm, [[Example(tuple(ids))]], {})[0]
 
 
 @dataclass(frozen=True)

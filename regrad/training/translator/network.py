@@ -47,7 +47,7 @@ class TranslatorNetwork(nn.Module):
 
     def forward(self, states_UD: Tensor) -> Tensor:
         """See the class."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for key, names in self._groups.items():
             blocks_M1 = states_UD.new_tensor([[float(block_of(name)[1])] for name in names])
             count = states_UD.shape[0]

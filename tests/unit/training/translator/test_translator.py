@@ -57,7 +57,7 @@ def test_a_translator_learns_two_adapters_by_heart_and_tells_their_passages_apar
 ) -> None:
     items = augmented(world, 2)
     (tmp_path / "augmented.jsonl").write_bytes(encode_augmented(items))
-    optimizer = {"epochs": None, "steps": 80, "batch_size": 2, "lr": 1e-2, "schedule": "linear"}
+    optimizer = {"epochs": None, "steps": 150, "batch_size": 2, "lr": 5e-3, "schedule": "linear"}
     made = translator_in_process(settings(tiny, tmp_path, optimizer=optimizer))
     found = [made.lora_of(tiny, item.passage) for item in items]
     wanted = [bank[item.passage.id] for item in items]
