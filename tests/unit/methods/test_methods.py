@@ -48,7 +48,7 @@ def test_only_some_methods_put_passages_in_the_prompt() -> None:
     question = Evidence(open_question("Who?"), tuple(PASSAGES))
     prompts = {name: Blind(settings(name)).prompt(question).text(PromptFormat()) for name in METHODS}
     read = {name for name, prompt in prompts.items() if "first" in prompt}
-    predicted = {"rag-gd", "rag-gd-base", "rag-gd-constant", "rag-gd-shuffled", "tt-sgd"}
+    predicted = {"rag-gd", "rag-gd-base", "rag-gd-constant", "rag-gd-shuffled", "tt-sgd", "dyprag+icl"}
     assert read == predicted | {"rag", "pe-rag", "ft-rag", "prag+icl", "d-prag+icl", "regrad+icl", "tta", "ttarag"}
     assert {prompts[name] for name in METHODS if name not in read} == {"Question: Who?\nAnswer:"}
     assert prompts["rag"].index("second") < prompts["rag"].index("first") < prompts["rag"].index("Who?")
