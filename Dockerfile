@@ -20,7 +20,7 @@ COPY serve_app /app/serve_app
 COPY --chown=regrad configs /app/configs
 
 ARG TORCH_INDEX=""
-RUN pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} .
+RUN pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} ".[dense,documents]"
 
 USER regrad
 ENV RAY_USAGE_STATS_ENABLED=0 PYTHONUNBUFFERED=1

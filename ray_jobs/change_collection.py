@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ray_jobs.build_bank import Built, build
 from ray_jobs.cluster import cluster, run_task
-from regrad.bank.config import BankConfig, BuildConfig
+from regrad.bank.config import BuildConfig
+from regrad.bank.format import read_manifest
 from regrad.bank.maintenance import delete, unknown_ids
 from regrad.data.corpora import read_passages
 from regrad.errors import PassageNotFound
 from regrad.retrieval.collection import CollectionBank, CollectionVersion
 from regrad.retrieval.collection_changes import changing, known_ids, publish, with_segment, without, write_segment
-from regrad.settings import WorkersConfig
+from regrad.settings import apply_override, parse_settings
+from regrad.storage import Storage
 
 
-def add(uri: str, corpus: str, workers: WorkersConfig) -> tuple[CollectionVersion, Built | None]:
-    """Index the passages of a corpus and compute their gradients; a version that has both is in force at the end.
+def add(uri: str, corpus: str, changes: Sequence[str] = ()) -> tuple[CollectionVersion, Built | None]:
+    """Index the passages of a corpus and compute their gradients; then a version that has both is in force.
 
-    Passages with the ids of older ones take their places. Interrupted before the end, nothing is found that was not
-    found before, and the same call computes no gradient again. Raises `RetrievalError`, `CorpusError` or `BankError`.
+    Passages with the ids of older ones take their places. `changes` are overrides of the settings of `regrad build`.
+    The bank's new version comes first, so whatever is found has its gradient; until the indexes follow, a replaced
+    passage is found with its older text, whose gradient is missing. Interrupted before the end, nothing is found that
+    was not found before, and the same call computes no gradient again. Raises `RetrievalError`, `CorpusError` or
+    `BankError`.
     """
     with changing(uri) as version:
         with cluster():
@@ -25,10 +32,9 @@ def add(uri: str, corpus: str, workers: WorkersConfig) -> tuple[CollectionVersio
         built = None
         if bank := version.bank:
             # The gradients first: whatever is found has one.
-            built = build(_build_config(bank, corpus, workers), add=True)
+            built = build(_build_config(bank, corpus, changes), add=True)
             version = _with_bank(version, built.manifest.version)
-        ids = (passage.id for passage in read_passages(corpus))
-        return publish(uri, with_segment(uri, version, segment, ids)), built
+        return publish(uri, with_segment(uri, version, segment)), built
 
 
 def forget(uri: str, ids: list[str]) -> CollectionVersion:
@@ -40,22 +46,32 @@ def forget(uri: str, ids: list[str]) -> CollectionVersion:
     with changing(uri) as version:
         here = known_ids(uri, version, ids)
         banked = sorted(set(ids) - set(unknown_ids(version.bank.uri, ids))) if version.bank else []
-        if unknown := sorted(set(ids) - here - set(banked)):
+        # What is hidden was deleted before: by this call, perhaps, before it was interrupted.
+        hidden = {passage_id for segment in version.segments for passage_id in segment.hidden}
+        if unknown := sorted(set(ids) - here - hidden - set(banked)):
             raise PassageNotFound(
                 f"the collection at {uri} has no passage {unknown[:5]}; nothing was deleted", passage_ids=unknown
             )
         # The index first: nothing is found whose gradient is gone.
         version = publish(uri, without(uri, version, here)) if here else version
-        if version.bank and banked:
-            version = publish(uri, _with_bank(version, delete(version.bank.uri, banked).version))
-        return version
+        if version.bank is None:
+            return version
+        bank = delete(version.bank.uri, banked) if banked else read_manifest(Storage(version.bank.uri))
+        if bank.version == version.bank.version:
+            return version
+        return publish(uri, _with_bank(version, bank.version))
 
 
-def _build_config(bank: CollectionBank, corpus: str, workers: WorkersConfig) -> BuildConfig:
-    settings = {"uri": bank.uri, "codec": bank.codec}
-    return BuildConfig(
-        meta_init=bank.meta_init, corpus=corpus, bank=BankConfig.model_validate(settings), cluster=workers
-    )
+def _build_config(bank: CollectionBank, corpus: str, changes: Sequence[str]) -> BuildConfig:
+    data = {
+        "meta_init": bank.meta_init,
+        "corpus": corpus,
+        "bank": {"uri": bank.uri, "codec": bank.codec},
+        "cluster": {"workers": 1},
+    }
+    for change in changes:
+        apply_override(data, change)
+    return parse_settings(BuildConfig, data, "the settings of the addition")
 
 
 def _with_bank(version: CollectionVersion, number: int) -> CollectionVersion:

@@ -12,16 +12,21 @@ from ray_jobs.cluster import cluster, job_main, run_task
 from ray_jobs.progress import progress_channel
 from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
-from regrad.retrieval.base import read_index_card
+from regrad.errors import RetrievalError
+from regrad.retrieval.base import CARD, read_index_card
 from regrad.retrieval.bm25 import build_index
 from regrad.retrieval.config import IndexConfig
 from regrad.retrieval.fused import fuse_indexes
+from regrad.storage import Storage
 
 _REPORT_EVERY = 10_000
 
 
 def run(config: IndexConfig) -> str:
     """Index the corpus; returns one line saying what was made and where."""
+    if Storage(config.output).exists(CARD) and read_index_card(config.output).kind == "collection":
+        text = f"there is a collection at {config.output}, with all that was added to it; name another output"
+        raise RetrievalError(text, code="exists", uri=config.output)
     if config.corpus is not None:
         next(read_passages(config.corpus), None)
     with cluster(), progress_channel() as progress:

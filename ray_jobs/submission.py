@@ -14,7 +14,7 @@ import re
 import shlex
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +37,6 @@ _CONNECT_SECONDS = 10.0
 _PAUSES = (0.5, 2.0, 5.0)  # seconds before a lost connection is tried again
 _LOOK_SECONDS = 0.5
 _PREFIX = "regrad"
-_RESULTS = ("output", "bank.uri", "checkpoints.location")
 DONE = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED})
 
 
@@ -93,8 +92,7 @@ class Submission:
                     path=str(file),
                     working_dir=str(folder),
                 )
-        for key in _RESULTS:
-            place = _at(self.content, key)
+        for key, place in _results(self.content):
             if isinstance(place, str) and "://" not in place and not place.startswith("/"):
                 raise ClusterError(
                     f"{key} is {place}, in the job's copy of the working directory, which goes away with it; give a "
@@ -105,11 +103,15 @@ class Submission:
                 )
 
 
-def _at(content: Mapping[str, Any], key: str) -> Any:
-    found: Any = content
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
+def _results(content: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys, wherever they are in a configuration, that say where a job writes, and what they say."""
+    inner = enumerate(content) if isinstance(content, list | tuple) else ()
+    for part, value in content.items() if isinstance(content, Mapping) else inner:
+        key = f"{at}.{part}" if at else str(part)
+        if part == "output" or key.endswith(("bank.uri", "checkpoints.location")):
+            yield key, value
+        else:
+            yield from _results(value, key)
 
 
 class Jobs:
@@ -185,7 +187,15 @@ class Jobs:
         def follow_on() -> None:  # a connection that was lost begins again at the beginning of the log
             asyncio.run(self._tail(name, said, pass_on))
 
-        self._ask(follow_on, name)
+        while True:
+            before = said
+            try:
+                self._ask(follow_on, name)
+                break
+            except ClusterError as error:
+                # Hours of a log may lose a connection often: only where nothing comes any more it is given up.
+                if error.code != "cluster.no_dashboard" or said == before:
+                    raise
         job = self._ended(name)
         if job.status != JobStatus.SUCCEEDED:
             reason = _reason(job, self.logs(name))

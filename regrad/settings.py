@@ -111,8 +111,10 @@ def _include(value: Any, path: Path, chain: tuple[Path, ...], files: list[Path] 
     return value
 
 
-def apply_override(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str, files: list[Path] | None = None) -> None:
     """Set one `key.path=value` (the value is YAML) in nested mappings and lists; raises `ConfigError`.
+
+    `files` is given the files that the value names.
 
     An item of a list is named by its position from 0: `sets.0.limit=20`.
     """
@@ -127,7 +129,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise refuse(": the value is not YAML") from error
-    value = _include(value, Path("the overrides"), (), None)
+    value = _include(value, Path("the overrides"), (), files)
     *parents, last = key.split(".")
     place: Any = data
     for parent in parents:

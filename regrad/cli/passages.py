@@ -67,18 +67,18 @@ def _bank(uri: str, meta_init: str) -> CollectionBank:
 @click.option(
     "--corpus", required=True, metavar="URI", help="The passages, as `regrad index` and `regrad build` take them."
 )
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="That compute gradients.")
-def add(collection: str, corpus: str, workers: int) -> None:
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="A setting of `regrad build`.")
+def add(collection: str, corpus: str, changes: tuple[str, ...]) -> None:
     """Index the passages of a corpus and compute their gradients; then all of them are there at once.
 
     A passage with the id of an older one takes its place. The exit status is 3 if the bank has refused some: they are
     found, but have no gradient.
     """
     from ray_jobs import change_collection
-    from regrad.settings import WorkersConfig, absolute_location
+    from regrad.settings import absolute_location
 
     uri = absolute_location(collection)
-    version, built = change_collection.add(uri, absolute_location(corpus), WorkersConfig(workers=workers))
+    version, built = change_collection.add(uri, absolute_location(corpus), changes)
     click.echo(f"version {version.version} of {collection}: {counted(version.passages, 'passage')}")
     if built and built.refused:
         click.echo(f"{counted(built.refused, 'passage')} of this corpus without a gradient", err=True)

@@ -41,7 +41,7 @@ def _command(verb: JobVerb) -> click.Command:
         files: list[Path] = []
         content = read_yaml(config, files=files)
         for override in overrides:
-            apply_override(content, override)
+            apply_override(content, override, files)
         module, _, name = verb.settings.partition(":")
         parse_settings(getattr(importlib.import_module(module), name), content, str(config))
         from ray_jobs.submission import Jobs, Submission

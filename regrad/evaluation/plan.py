@@ -129,8 +129,8 @@ def set_of_method(one: EvalSetConfig, method: MethodSettings) -> EvalSetConfig:
 class PlannedCell:
     """One method on one set with one model, k and seed; `k` is 0 for a method that retrieves nothing.
 
-    `set` has the passages that the method is asked with. `retriever` is the kind of index that they are from, or
-    another source of passages; empty without any.
+    `set` has the passages that the method is asked with. `retriever` is the kind and the name of the index that
+    they are from, or another source of passages; empty without any.
     """
 
     set: EvalSetConfig
@@ -259,7 +259,10 @@ def _questions(one: EvalSetConfig) -> list[Question]:
 
 
 def _retriever(config: PassagesConfig) -> str:
-    return read_index_card(config.index).kind if config.source == "index" and config.index else config.source
+    if config.source != "index" or not config.index:
+        return config.source
+    # The name, too: two dense indexes, one of them trained, are what such a table is for.
+    return f"{read_index_card(config.index).kind}: {config.index.rstrip('/').rpartition('/')[2]}"
 
 
 def _passages_digest(config: PassagesConfig) -> list[str]:

@@ -231,6 +231,10 @@ def check_index(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> Inde
                 bytes=size,
                 expected=file.bytes,
             )
+    if card.kind == "collection":
+        from regrad.retrieval.collection import check_segments, read_version
+
+        check_segments(uri, read_version(uri, card))
     searched = {card.kind, *card.joins}
     if foreign := sorted(settings.given - searched):
         raise RetrievalError(

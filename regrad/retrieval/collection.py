@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound, RetrievalError
-from regrad.retrieval.base import IndexCard, JoinedHit, Retriever, open_retriever, read_index_card
+from regrad.retrieval.base import CARD, IndexCard, JoinedHit, Retriever, check_index, open_retriever, read_index_card
 from regrad.retrieval.config import FusionConfig, RetrieverConfig
 from regrad.retrieval.fused import fused
 from regrad.settings import Settings
@@ -34,10 +34,12 @@ _SLACK = 16
 class Segment(Settings):
     """The indexes of the same passages, one of each kind, and which of the passages are hidden.
 
-    An index below the collection is named from there (`segments/...`), any other by its location.
+    An index below the collection is named from there (`segments/...`), any other by its location. `cards` are the
+    SHA-256 (hex) of the indexes' cards, which name all of their files.
     """
 
     indexes: tuple[str, ...] = Field(min_length=1)
+    cards: tuple[str, ...] = Field(min_length=1)
     passages: int = Field(ge=1, description="with the hidden ones")
     hidden: tuple[str, ...] = ()
 
@@ -94,6 +96,30 @@ def read_version(uri: str, card: IndexCard | None = None) -> CollectionVersion:
         ) from error
 
 
+def card_digest(index: str) -> str:
+    """SHA-256 (hex) of an index's card."""
+    return hashlib.sha256(Storage(index).read(CARD)).hexdigest()
+
+
+def check_segments(uri: str, version: CollectionVersion) -> None:
+    """Raise `RetrievalError` if an index that the version names is gone, or is not the one that it was made of.
+
+    An index that was made again at the same place has other passages than those that are hidden.
+    """
+    for segment in version.segments:
+        for index, expected in zip(segment.indexes, segment.cards, strict=True):
+            place = location(uri, index)
+            check_index(place)
+            if card_digest(place) != expected:
+                raise RetrievalError(
+                    f"the index at {place} was made again since the collection at {uri} was made of it; make the "
+                    "collection again, at another place",
+                    code="index_changed",
+                    uri=uri,
+                    index=place,
+                )
+
+
 def location(uri: str, index: str) -> str:
     """Where an index of a segment lies."""
     return f"{uri.rstrip('/')}/{index}" if index.startswith("segments/") else index
@@ -111,6 +137,7 @@ class CollectionRetriever(Retriever):
         self._settings = settings
         self._opened = opened if opened is not None else {}
         segments = self.version.segments
+        check_segments(uri, self.version)
         self._hidden = [frozenset(segment.hidden) for segment in segments]
         self._kinds = [
             [self._index(segment.indexes[kind]) for segment in segments] for kind in range(len(segments[0].indexes))

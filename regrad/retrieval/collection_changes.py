@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
@@ -19,12 +19,14 @@ from regrad.retrieval.collection import (
     CollectionBank,
     CollectionVersion,
     Segment,
+    card_digest,
+    check_segments,
     location,
     read_version,
 )
 from regrad.retrieval.config import FusionConfig
 from regrad.retrieval.passage_store import PassageStore
-from regrad.storage import Storage, local_directory
+from regrad.storage import Storage, check_replaceable, local_directory
 
 
 def create_collection(
@@ -55,22 +57,30 @@ def create_collection(
         raise RetrievalError(
             f"{len(fusion.weights)} weights for {len(cards)} indexes; give one for each", code="bad_weights"
         )
-    if Storage(uri).exists(CARD):
-        raise RetrievalError(f"there is an index at {uri} already; name another place", code="exists", uri=uri)
-    first = Segment(indexes=tuple(indexes), passages=cards[0].passages)
-    return publish(uri, CollectionVersion(version=1, segments=(first,), fusion=fusion, bank=bank))
+    with _alone(uri):
+        if Storage(uri).exists(CARD):
+            raise RetrievalError(f"there is an index at {uri} already; name another place", code="exists", uri=uri)
+        check_replaceable(uri, CARD)
+        digests = tuple(card_digest(index) for index in indexes)
+        first = Segment(indexes=tuple(indexes), cards=digests, passages=cards[0].passages)
+        return publish(uri, CollectionVersion(version=1, segments=(first,), fusion=fusion, bank=bank))
 
 
 @contextmanager
 def changing(uri: str) -> Iterator[CollectionVersion]:
     """The version in force, and nobody else changes the collection inside the block; raises `RetrievalError`."""
     read_version(uri)  # nothing is locked at a place where no collection is
+    with _alone(uri):
+        version = read_version(uri)
+        check_segments(uri, version)
+        yield version
 
+
+def _alone(uri: str) -> AbstractContextManager[None]:
     def busy(holder: str) -> RetrievalError:
         return RetrievalError(f"the collection at {uri} is being changed by {holder}; wait", code="busy", uri=uri)
 
-    with exclusive(Storage(f"{uri.rstrip('/')}/change"), busy):
-        yield read_version(uri)
+    return exclusive(Storage(f"{uri.rstrip('/')}.change"), busy)
 
 
 def write_segment(uri: str, version: CollectionVersion, passages: Callable[[], Iterable[Passage]]) -> Segment:
@@ -84,7 +94,12 @@ def write_segment(uri: str, version: CollectionVersion, passages: Callable[[], I
             name = f"segments/{number:08d}-{first.card.kind}"
             counts.append(first.build_like(passages(), location(uri, name)))
         indexes.append(name)
-    return Segment(indexes=tuple(indexes), passages=counts[0])
+    if len(set(counts)) > 1:
+        raise RetrievalError(
+            "the passages changed while they were indexed; run again", code="corpus_changed", found=counts
+        )
+    digests = tuple(card_digest(location(uri, index)) for index in indexes)
+    return Segment(indexes=tuple(indexes), cards=digests, passages=counts[0])
 
 
 def known_ids(uri: str, version: CollectionVersion, ids: Iterable[str]) -> set[str]:
@@ -99,9 +114,11 @@ def without(uri: str, version: CollectionVersion, ids: Iterable[str]) -> Collect
     return version.model_copy(update={"segments": tuple(hiding)})
 
 
-def with_segment(uri: str, version: CollectionVersion, added: Segment, ids: Iterable[str]) -> CollectionVersion:
-    """The version with an addition, whose passages (`ids`) take the places of those with the same ids."""
-    changed = without(uri, version, ids)
+def with_segment(uri: str, version: CollectionVersion, added: Segment) -> CollectionVersion:
+    """The version with an addition, whose passages take the places of those with the same ids."""
+    store = PassageStore(local_directory(location(uri, added.indexes[0])))
+    changed = without(uri, version, store.ids())
+    store.close()
     return changed.model_copy(update={"segments": (*changed.segments, added)})
 
 

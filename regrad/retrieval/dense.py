@@ -217,12 +217,14 @@ class DenseRetriever(Retriever):
     def build_like(self, passages: Iterable[Passage], uri: str) -> int:
         """With the same encoder, and the same one of questions beside it if that was trained."""
         described = json.loads((self._folder / _ENCODER).read_text())
+        config = EncoderConfig.model_validate(described["encoder"])
+        # An approximate search learns from many vectors: an addition chooses by its own number.
+        how = DenseConfig(encoder=config, vectors="flat" if self._exactly else "auto")
         trained = described.get("question_encoder")
         if not trained:
-            return build_dense_index(passages, uri, self.encoder, DenseConfig(encoder=self.encoder.config))
-        config = EncoderConfig.model_validate(described["encoder"])
+            return build_dense_index(passages, uri, self.encoder, how)
         with TemporaryDirectory() as folder:
-            build_dense_index(passages, f"{folder}/index", Encoder(config), DenseConfig(encoder=config))
+            build_dense_index(passages, f"{folder}/index", Encoder(config), how)
             questions = self._folder / _QUESTION_ENCODER
             return with_question_encoder(f"{folder}/index", questions, self.passages_digest, uri, trained["notes"])
 

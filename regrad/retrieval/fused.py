@@ -32,6 +32,13 @@ def fuse_indexes(settings: FuseConfig, uri: str) -> int:
 def _common(indexes: Sequence[str], uri: str, expected: int | None = None) -> tuple[int, tuple[str, ...]]:
     """How many passages each has, and of which kinds they are, each once."""
     cards = [check_index(index) for index in indexes]
+    if "collection" in (card.kind for card in cards):
+        raise RetrievalError(
+            f"{uri} would not follow what changes in a collection; give all indexes to the collection, which fuses "
+            "them itself (`regrad passages create`)",
+            code="bad_kinds",
+            kinds=[card.kind for card in cards],
+        )
     counts = [card.passages for card in cards]
     if len({*counts, expected or counts[0]}) > 1:
         found = ", ".join(f"{count:,} in {index}" for count, index in zip(counts, indexes, strict=True))

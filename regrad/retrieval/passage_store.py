@@ -118,6 +118,11 @@ class PassageStore:
             find = "SELECT 1 FROM passages WHERE id = ?"
             return {each for each in ids if _is_text(each) and connection.execute(find, [each]).fetchone()}
 
+    def ids(self) -> list[str]:
+        """All ids, in the corpus's order."""
+        with self._connection() as connection:
+            return [str(row[0]) for row in connection.execute("SELECT id FROM passages ORDER BY rowid")]
+
     def ids_of_rows(self, rows: Sequence[int]) -> dict[int, str]:
         """The ids of the passages at these places of the corpus, counted from 0."""
         with self._connection() as connection:

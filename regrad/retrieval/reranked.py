@@ -25,6 +25,9 @@ def rerank_index(settings: RerankConfig, uri: str) -> int:
     Raises `RetrievalError` if one of the two cannot be opened.
     """
     inner = check_index(settings.index)
+    if inner.kind == "collection":
+        text = f"{uri} would not follow what changes in the collection at {settings.index}; name a plain index"
+        raise RetrievalError(text, code="bad_kinds", kinds=[inner.kind])
     CrossEncoder(settings)
     with directory_writer(uri, CARD) as folder:
         (folder / _FILE).write_text(settings.model_dump_json(indent=1) + "\n")

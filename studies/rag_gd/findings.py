@@ -63,7 +63,7 @@ def verdict(rows: Sequence[Row]) -> Iterator[str]:
         held = [n for mean, n in spread if mean.mean <= CLOSE]
         yield (
             f"**One layer, {part}: {_held(held, [n for _, n in spread], 'documents')}** Relative difference {figures} "
-            f"documents; mean cosine of sensitivities {cosine.mean:.3f}. {_errors(cells)}"
+            f"documents; mean cosine of sensitivities {cosine.mean:.3f}. {_errors(cells, part == 'dot-product')}"
         )
         low, high = (over_seeds(choose(rows, part=part), "difference", reach=a) for a in _ends(rows, part))
         first, last = _ends(rows, part)
@@ -102,7 +102,7 @@ def _tabular(rows: Sequence[Row]) -> Iterator[str]:
         yield (
             f"**Embedding, {name}: {_held(held, kinds, 'normalisations')}** Relative difference from {best[0]} "
             f"({best[1]}) to {worst[0]} ({worst[1]}); mean cosine {over_seeds(of_set, 'cosine').mean:.3f}. "
-            f"{_errors(of_set)}"
+            f"{_errors(of_set, True)}"
         )
 
 
@@ -112,10 +112,15 @@ def _held(held: Sequence[Any], of: Sequence[Any], what: str) -> str:
     return f"close for {', '.join(map(str, held))} only." if held else f"not close for any of the {what}."
 
 
-def _errors(cells: Sequence[Row]) -> str:
-    """Which of the two predicts better, as it says whether a difference is a failure of the layer or of the claim."""
+def _errors(cells: Sequence[Row], another_each_task: bool = False) -> str:
+    """Which of the two predicts better, as it says whether a difference is a failure of the layer or of the claim.
+
+    `another_each_task`: the constructed layer is made of each task's documents, and fixed weights cannot be that.
+    """
     trained, reference = over_seeds(cells, "trained_error").mean, over_seeds(cells, "constructed_error").mean
     doubt = " The trained one is worse, so more training may bring it closer." if trained > reference else ""
+    if another_each_task:
+        doubt = " The constructed layer is another one for each task, which no training makes of fixed weights."
     return f"Mean error, as a part of the targets' power: trained {trained:.3f}, constructed {reference:.3f}.{doubt}"
 
 

@@ -142,8 +142,8 @@ class PredictorLearner:
         """How like the targets the predictions are, each context's loss [U], and the targets' steps [U, P]."""
         subspace, space = self._adapter.subspace, self._config.space
         worked = [self._worked(context) for context in batch]
-        states_UD = torch.stack([state_D for state_D, _ in worked]).to(self.device)
-        ends_UP = torch.stack([end_P for _, end_P in worked]).to(self.device)
+        states_UD = torch.stack([state_D.to(self.device) for state_D, _ in worked])
+        ends_UP = torch.stack([end_P.to(self.device) for _, end_P in worked])
         target = target_of(subspace, self._start_P, ends_UP, space)
         found = likeness((subspace, self.network(states_UD)), target, space)
         return found, found.loss(self._config.norm_weight), ends_UP - self._start_P

@@ -328,10 +328,10 @@ def test_a_method_with_an_index_of_its_own_is_asked_with_that_one(
     plan = make_plan(settings(folder, model, sets=sets, k=[2], methods=["direct", "rag", own]))
     assert [cell.key for cell in plan[:2]] == [cell.key for cell in alone], "the others are not computed again"
     assert [cell.set.passages.index for cell in plan[1:]] == indexes
-    assert [cell.retriever for cell in plan] == ["", "overlap", "overlap"]
+    assert [cell.retriever for cell in plan] == ["", "overlap: index-0", "overlap: index-1"]
     config = settings(folder, model, sets=sets, k=[2], methods=["rag", own])
     given = plan_of(config, make_plan(config))
-    assert [card.retriever for card in given.cells] == ["overlap", "overlap"]
+    assert [card.retriever for card in given.cells] == ["overlap: index-0", "overlap: index-1"]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from regrad.data.passages import Passage
-from regrad.errors import PassageNotFound, RetrievalError
+from ray_jobs.index_corpus import run
+from regrad.data.passages import Passage, encode_passages
+from regrad.errors import PassageNotFound, RetrievalError, StorageError
 from regrad.retrieval.base import CARD, Retriever, check_index, open_retriever
 from regrad.retrieval.bm25 import build_index
 from regrad.retrieval.collection import read_version
@@ -22,9 +23,17 @@ from regrad.retrieval.collection_changes import (
     without,
     write_segment,
 )
-from regrad.retrieval.config import Bm25SearchConfig, DenseConfig, EncoderConfig, RetrieverConfig
+from regrad.retrieval.config import (
+    Bm25SearchConfig,
+    DenseConfig,
+    EncoderConfig,
+    FuseConfig,
+    IndexConfig,
+    RetrieverConfig,
+)
 from regrad.retrieval.dense import build_dense_index, passages_encoder, with_question_encoder
 from regrad.retrieval.encoder import Encoder
+from regrad.retrieval.fused import fuse_indexes
 from tests.tools.encoders import bag_of_words
 from tests.tools.refusals import refused
 
@@ -58,7 +67,7 @@ def collection(folder: Path, passages: Sequence[Passage], kinds: Sequence[str] =
 def add(uri: str, passages: Sequence[Passage]) -> None:
     with changing(uri) as version:
         segment = write_segment(uri, version, lambda: passages)
-        publish(uri, with_segment(uri, version, segment, [passage.id for passage in passages]))
+        publish(uri, with_segment(uri, version, segment))
 
 
 def delete(uri: str, ids: Sequence[str]) -> None:
@@ -178,6 +187,31 @@ def test_what_cannot_be_a_collection_is_refused(tmp_path: Path) -> None:
         publish(uri, without(uri, version, [passage.id for passage in PASSAGES]))
     with refused(RetrievalError, "busy"), changing(uri), changing(uri):
         pass
+
+
+def test_an_index_that_was_made_again_under_a_collection_is_refused(tmp_path: Path) -> None:
+    uri = collection(tmp_path, PASSAGES[:40])
+    with open_retriever(uri) as retriever:
+        assert retriever.known(["p1"]) == {"p1"}
+    index(tmp_path, PASSAGES[20:])
+    for use in (open_retriever, check_index):
+        with refused(RetrievalError, "index_changed", index=f"{tmp_path}/bm25"):
+            use(uri)
+    with refused(RetrievalError, "index_changed"), changing(uri):
+        pass
+
+
+def test_a_collection_is_not_fused_by_others_nor_written_over(tmp_path: Path) -> None:
+    uri = collection(tmp_path, PASSAGES[:40])
+    with refused(RetrievalError, "bad_kinds", kinds=["collection", "bm25"]):
+        fuse_indexes(FuseConfig(indexes=(uri, f"{tmp_path}/bm25")), f"{tmp_path}/fused")
+    (tmp_path / "corpus.jsonl").write_bytes(encode_passages(PASSAGES[:3]))
+    with refused(RetrievalError, "exists", uri=uri):
+        run(IndexConfig(corpus=str(tmp_path / "corpus.jsonl"), output=uri))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("mine")
+    with refused(StorageError, "occupied"):
+        create_collection(f"{tmp_path}/thesis", [f"{tmp_path}/bm25"])
 
 
 def test_a_version_that_is_not_what_was_written_is_named(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def _collection(passages: Iterable[Passage], uri: str) -> int:
     create_collection(uri, [f"{uri}-first"])
     with changing(uri) as version:
         added = write_segment(uri, version, lambda: stored[half:])
-        return publish(uri, with_segment(uri, version, added, [one.id for one in stored[half:]])).passages
+        return publish(uri, with_segment(uri, version, added)).passages
 
 
 BUILDERS: dict[str, tuple[Callable[..., int], int]] = {
