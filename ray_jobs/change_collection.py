@@ -16,6 +16,8 @@ from regrad.retrieval.collection_changes import changing, known_ids, publish, wi
 from regrad.settings import apply_override, parse_settings
 from regrad.storage import Storage
 
+_ANY_BANK = CollectionBank(uri="bank", meta_init="meta-init", codec="bf16", version=1)
+
 
 def add(uri: str, corpus: str, changes: Sequence[str] = ()) -> tuple[CollectionVersion, Built | None]:
     """Index the passages of a corpus and compute their gradients; then a version that has both is in force.
@@ -26,6 +28,7 @@ def add(uri: str, corpus: str, changes: Sequence[str] = ()) -> tuple[CollectionV
     was not found before, and the same call computes no gradient again. Raises `RetrievalError`, `CorpusError` or
     `BankError`.
     """
+    _build_config(_ANY_BANK, corpus, changes)  # a wrong setting is told before anything is read
     with changing(uri) as version:
         with cluster():
             segment = run_task(write_segment, uri, version, lambda: read_passages(corpus), num_cpus=1)

@@ -81,6 +81,8 @@ def parameter(item: click.Parameter) -> str:
 def settings_of(path: str, command: click.Command) -> type[BaseModel]:
     """The class that a verb's `--set` fills, asked of the verb itself by a key that no class has."""
     needed = ["x" for item in command.params if isinstance(item, click.Argument) and item.required]
+    options = [item for item in command.params if isinstance(item, click.Option) and item.required]
+    needed += [word for item in options for word in (item.opts[0], "x")]
     result = CliRunner().invoke(regrad, [*path.split()[1:], *needed, "--set", "no_such_key=1"])
     cause = result.exception and result.exception.__cause__
     assert isinstance(cause, ValidationError), f"{path}: {result.exception!r}"
