@@ -27,7 +27,7 @@ class One(Settings):
     [
         (
             {"name": "direct", "adapter": "runs/lab/cpt"},
-            "method 'direct' takes no adapter; it takes prompt_style, demonstrations; "
+            "method 'direct' takes no adapter; it takes prompt_style, demonstrations, index, retrieval; "
             "adapter is a setting of cpt, instruction-cpt, ft-direct, ft-rag, rag-gd-base, prag-warm, ft-prag, d-prag, "
             "d-prag+icl, tt-sgd, rag-gd, rag-gd-shuffled, rag-gd-constant",
         ),
@@ -42,7 +42,10 @@ class One(Settings):
         ({"name": "tta", "qqqqq": 1.0}, "unknown key 'method.qqqqq'; the keys here are name, method, prompt_style, "),
         ({"method": "rag"}, "key 'method.name' is required"),
         ({"name": "regrat"}, "key 'method': unknown method 'regrat'; did you mean 'regrad'?"),
-        ({"name": "rag", "gama": 1.0}, "takes no gama; it takes prompt_style, demonstrations; gamma is a setting of "),
+        (
+            {"name": "rag", "gama": 1.0},
+            "takes no gama; it takes prompt_style, demonstrations, index, retrieval; gamma is ",
+        ),
         ({"name": ""}, "key 'method': unknown method ''"),
         (["rag"], "a method's name or a mapping with its settings is expected, found ['rag']"),
     ],
