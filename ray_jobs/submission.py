@@ -32,6 +32,8 @@ from ray_jobs.cluster import SUBMITTED_BY
 from regrad.errors import ClusterError
 
 T = TypeVar("T")
+for _name in ("dashboard_sdk", "job.sdk"):  # they tell of every upload and connection, between the lines of a job
+    logging.getLogger(f"ray.dashboard.modules.{_name}").setLevel(logging.WARNING)
 
 _CONNECT_SECONDS = 10.0
 _PAUSES = (0.5, 2.0, 5.0)  # seconds before a lost connection is tried again
