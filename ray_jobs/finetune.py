@@ -6,21 +6,9 @@ ray job submit -- python -m ray_jobs.finetune --config configs/jobs/finetune-lab
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from ray import train
-from ray.train import Result
-
-from ray_jobs.cluster import cluster, job_main, require_workers
-from ray_jobs.train_runner import (
-    WorkerReporter,
-    checkpoint_to_resume,
-    fit_until_done,
-    run_directory,
-    watching,
-    workers_of_run,
-)
-from regrad.errors import TrainingError
+from ray_jobs.cluster import job_main
+from ray_jobs.train_runner import train_until_done
 from regrad.storage import check_replaceable
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import data_digest
@@ -42,21 +30,13 @@ def run(config: FinetuneConfig) -> str:
         "parent": parent.digest if parent else None,
         "adapters": adapters.label if adapters else None,
     }
-    with cluster():
-        require_workers(config.cluster)
-        with run_directory(config, data) as place, watching(config) as progress:
-            settings = {"config": config.model_dump(mode="json"), "progress": progress}
-            result = fit_until_done(
-                _worker,
-                settings,
-                config,
-                place,
-                "fine-tuning",
-                "use fewer workers (cluster.workers), or start again with a smaller optimizer.batch_size",
-            )
-            adapter = _adapter(result)
-            adapter.save(config.output)
-            place.remove()
+
+    def keep(checkpoint: Path) -> StaticLora:
+        adapter = StaticLora.load(checkpoint / ADAPTER)
+        adapter.save(config.output)
+        return adapter
+
+    adapter = train_until_done(config, data, finetune_worker, keep, "fine-tuning")
     missing = f", {coverage}" if coverage and coverage.missing else ""
     return _describe(adapter, config) + missing
 
@@ -71,19 +51,6 @@ def _describe(adapter: StaticLora, config: FinetuneConfig) -> str:
         f"adapter {adapter.digest} at {config.output}: {config.objective}, {notes['examples']} examples{left_out}, "
         f"{notes['steps']} steps{skipped}{loss}"
     )
-
-
-def _worker(settings: dict[str, Any]) -> None:
-    config = FinetuneConfig.model_validate(settings["config"])
-    listener, device = WorkerReporter(settings["progress"]), train.torch.get_device()
-    finetune_worker(config, listener, device, workers_of_run(), checkpoint_to_resume())
-
-
-def _adapter(result: Result) -> StaticLora:
-    if result.checkpoint is None:
-        raise TrainingError(f"fine-tuning made no checkpoint: {result.error}", code="no_checkpoint")
-    with result.checkpoint.as_directory() as folder:
-        return StaticLora.load(Path(folder) / ADAPTER)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from ray_jobs.cluster import cluster, job_main, require_workers
 from ray_jobs.task_stream import open_stream, worker_steps
 from ray_jobs.train_runner import (
     WorkerReporter,
+    checkpoint_of,
     checkpoint_to_resume,
     fit_until_done,
     run_directory,
     watching,
     workers_of_run,
 )
-from regrad.errors import TrainingError
 from regrad.meta_init import CARD, MetaInit
 from regrad.storage import check_replaceable
 from regrad.training.meta.config import MetaTrainConfig
@@ -84,9 +84,7 @@ def _chosen(result: Result, config: MetaTrainConfig) -> MetaInit:
     scored = [(c, m["dev_f1"]) for c, m in result.best_checkpoints or [] if m.get("dev_f1") is not None]
     if config.scoring.select == "best" and scored:
         checkpoint = max(scored, key=lambda item: item[1])[0]
-    if checkpoint is None:
-        raise TrainingError(f"meta-training made no checkpoint: {result.error}", code="no_checkpoint")
-    with checkpoint.as_directory() as folder:
+    with checkpoint_of(checkpoint, "meta-training", result).as_directory() as folder:
         return MetaInit.load(Path(folder) / META_INIT)
 
 

@@ -9,18 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ray import train
-
-from ray_jobs.cluster import cluster, job_main, require_workers
-from ray_jobs.train_runner import (
-    WorkerReporter,
-    checkpoint_to_resume,
-    fit_until_done,
-    run_directory,
-    watching,
-    workers_of_run,
-)
-from regrad.errors import TrainingError
+from ray_jobs.cluster import job_main
+from ray_jobs.train_runner import train_until_done
 from regrad.retrieval.base import CARD as INDEX_CARD
 from regrad.storage import check_replaceable
 from regrad.training.retriever.config import RetrieverTrainConfig
@@ -37,26 +27,14 @@ def run(config: RetrieverTrainConfig) -> str:
     config.method.check()
     with open_dense(config.index, config.k, "cpu") as retriever:
         check_others(config, retriever.passages_digest)
+
+    def keep(checkpoint: Path) -> tuple[int, dict[str, Any]]:
+        trained = checkpoint / QUESTION_ENCODER
+        return write_indexes(config, trained), json.loads((trained / CARD).read_text())["notes"]
+
+    leaner = "use fewer workers (cluster.workers), a smaller batch_tokens or a smaller k"
     data = {"data": data_digest(config)}
-    with cluster():
-        require_workers(config.cluster)
-        with run_directory(config, data) as place, watching(config) as progress:
-            settings = {"config": config.model_dump(mode="json"), "progress": progress}
-            result = fit_until_done(
-                _worker,
-                settings,
-                config,
-                place,
-                "training the retriever",
-                "use fewer workers (cluster.workers), a smaller batch_tokens or a smaller k",
-            )
-            if result.checkpoint is None:
-                raise TrainingError(f"training made no checkpoint: {result.error}", code="no_checkpoint")
-            with result.checkpoint.as_directory() as folder:
-                trained = Path(folder) / QUESTION_ENCODER
-                passages = write_indexes(config, trained)
-                notes = json.loads((trained / CARD).read_text())["notes"]
-            place.remove()
+    passages, notes = train_until_done(config, data, retriever_worker, keep, "training the retriever", leaner)
     return _describe(config, passages, notes)
 
 
@@ -69,12 +47,6 @@ def _describe(config: RetrieverTrainConfig, passages: int, notes: dict[str, Any]
         f"retriever at {written} ({passages} passages): {config.objective.kind} under {config.method.kind}, "
         f"{notes['questions']} questions, {notes['steps']} steps{skipped}{loss}"
     )
-
-
-def _worker(settings: dict[str, Any]) -> None:
-    config = RetrieverTrainConfig.model_validate(settings["config"])
-    listener, device = WorkerReporter(settings["progress"]), train.torch.get_device()
-    retriever_worker(config, listener, device, workers_of_run(), checkpoint_to_resume())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import PythonFile
@@ -29,7 +29,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from ray_jobs._ray_compat import CHECKPOINT_LIST, TrainerWithoutCleaner, allocator
-from ray_jobs.cluster import joined, wants_gpu
+from ray_jobs.cluster import cluster, joined, require_workers, wants_gpu
 from ray_jobs.progress import progress_channel
 from regrad.errors import RegradError, TrainingError
 from regrad.locking import exclusive
@@ -40,6 +40,7 @@ from regrad.training.config import TrainConfig
 from regrad.training.trackers import Watcher, make_sinks
 from regrad.training.workers import Workers
 
+Kept = TypeVar("Kept")
 logger = logging.getLogger(__name__)
 
 _SETTINGS, _CHECKPOINTS = "run.json", "checkpoints"
@@ -223,6 +224,42 @@ def fit_until_done(
                 raise TrainingError(text, code="worker_failed", reason=reason) from error
             mark = place.mark()
             logger.warning("a worker was lost (%s); resuming from the last checkpoint", reason)
+
+
+def train_until_done(
+    config: TrainConfig,
+    data: dict[str, Any],
+    worker: Callable[..., Any],
+    keep: Callable[[Path], Kept],
+    what: str,
+    leaner: str = "use fewer workers (cluster.workers), or start again with a smaller optimizer.batch_size",
+) -> Kept:
+    """A whole run, or the rest of an unfinished one, of what is trained on one list of items.
+
+    Each worker calls `worker(config, listener, device, workers, checkpoint)`. `keep` gets the directory of the last
+    checkpoint and writes what is wanted of it; only then are the run's files removed. Raises as `run_directory` and
+    `fit_until_done`.
+    """
+
+    def on_worker(settings: dict[str, Any]) -> None:
+        listener, device = WorkerReporter(settings["progress"]), train.torch.get_device()
+        worker(config, listener, device, workers_of_run(), checkpoint_to_resume())
+
+    with cluster():
+        require_workers(config.cluster)
+        with run_directory(config, data) as place, watching(config) as progress:
+            result = fit_until_done(on_worker, {"progress": progress}, config, place, what, leaner)
+            with checkpoint_of(result.checkpoint, what, result).as_directory() as folder:
+                kept = keep(Path(folder))
+            place.remove()
+    return kept
+
+
+def checkpoint_of(checkpoint: RayCheckpoint | None, what: str, result: Result) -> RayCheckpoint:
+    """The checkpoint of a result; raises `TrainingError` if there is none."""
+    if checkpoint is None:
+        raise TrainingError(f"{what} made no checkpoint: {result.error}", code="no_checkpoint")
+    return checkpoint
 
 
 def _reason(cause: BaseException, leaner: str) -> str:

@@ -34,11 +34,11 @@ from regrad.retrieval.dense import build_dense_index
 from regrad.retrieval.encoder import Encoder
 from regrad.settings import builtin_config, load_settings
 from regrad.training.callbacks import Silent, StepReport
-from regrad.training.loop import Loop
+from regrad.training.loop import train_on
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.learner import RetrieverLearner, open_dense
 from regrad.training.retriever.likelihood import Likelihood, MethodLikelihood
-from regrad.training.retriever.run import question_steps, read_asked, write_indexes
+from regrad.training.retriever.run import read_asked, write_indexes
 
 AT = (1, 3, 10)
 OBJECTIVES = {
@@ -164,9 +164,7 @@ class Lab:
                 config, retriever, self.likelihoods[likelihood], len(asked), torch.device("cpu"), "lab"
             )
             watch = config.watch.model_copy(update={"every": max(1, config.optimizer.steps // 4)})
-            state = Loop(learner, config.optimizer, config.checkpoints, watch, reports).run(
-                question_steps(asked, config)
-            )
+            state = train_on(learner, asked, config.model_copy(update={"watch": watch}), reports)
             seconds = time.perf_counter() - started
             learner.product(state).save(self._folder / "question-encoder")
         write_indexes(config, self._folder / "question-encoder")

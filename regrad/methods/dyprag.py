@@ -37,7 +37,7 @@ from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, Update
 from regrad.settings import Location
 from regrad.training.lora.lora_artifact import join
-from regrad.training.translator.artifact import Translator, read_translator_card
+from regrad.training.translator.artifact import TRANSLATOR_CARD, Translator
 
 Join = Literal["sum", "released"]
 
@@ -78,7 +78,7 @@ class DyPragConfig(MethodSettings):
 
     def check(self) -> None:
         """See `MethodSettings`."""
-        read_translator_card(self._needed())
+        TRANSLATOR_CARD.read(self._needed())
 
     def open(self, lm: LanguageModel) -> Method:
         """See `MethodSettings`. Raises `MethodError` or `ModelError` if the translator is another model's."""

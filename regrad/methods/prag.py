@@ -26,7 +26,7 @@ from regrad.methods.static_lora import needed_adapter
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, Update
 from regrad.settings import Location
-from regrad.training.lora.lora_artifact import StaticLora, join, read_adapter_card
+from regrad.training.lora.lora_artifact import ADAPTER_CARD, StaticLora, join
 
 
 def adapters_base(base_identity: str, static_digest: str | None = None) -> str:
@@ -104,7 +104,7 @@ class PragOnLoraConfig(PragConfig):
     def check(self) -> None:
         """See `MethodSettings`; also whether the adapters were trained on top of this LoRA."""
         manifest = self.bank_manifest()
-        card = read_adapter_card(needed_adapter(self, self.adapter))
+        card = ADAPTER_CARD.read(needed_adapter(self, self.adapter))
         self._check_belongs(manifest, card["base_identity"], card["digest"], card.get("notes"))
 
     def open(self, lm: LanguageModel) -> Method:

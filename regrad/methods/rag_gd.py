@@ -38,8 +38,8 @@ from regrad.methods.static_lora import needed_adapter
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Update
 from regrad.settings import Location
-from regrad.training.lora.lora_artifact import StaticLora, read_adapter_card
-from regrad.training.predictor.artifact import UpdatePredictor, added, check_belongs, read_predictor_card
+from regrad.training.lora.lora_artifact import ADAPTER_CARD, StaticLora
+from regrad.training.predictor.artifact import PREDICTOR_CARD, UpdatePredictor, added, check_belongs
 from regrad.training.predictor.config import ContextConfig, StepsConfig, UpdateSpace
 from regrad.training.predictor.contexts import Context, context_of, steps_on
 
@@ -64,7 +64,7 @@ class FromW0Settings(MethodSettings):
 
     def check(self) -> None:
         """See `MethodSettings`."""
-        read_adapter_card(needed_adapter(self, self.adapter))
+        ADAPTER_CARD.read(needed_adapter(self, self.adapter))
 
 
 class TtSgdConfig(FromW0Settings):
@@ -100,8 +100,8 @@ class RagGdConstantConfig(FromW0Settings):
 
     def check(self) -> None:
         """See `MethodSettings`; also whether the predictor was trained on this W0."""
-        adapter = read_adapter_card(needed_adapter(self, self.adapter))
-        card = read_predictor_card(needed_predictor(self, self.predictor))
+        adapter = ADAPTER_CARD.read(needed_adapter(self, self.adapter))
+        card = PREDICTOR_CARD.read(needed_predictor(self, self.predictor))
         check_belongs(card["base_identity"], card["adapter"], adapter["base_identity"], adapter["digest"])
 
     def open(self, lm: LanguageModel) -> Method:

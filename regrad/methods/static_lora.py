@@ -25,7 +25,7 @@ from regrad.methods.base import (
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Update
 from regrad.settings import Location
-from regrad.training.lora.lora_artifact import StaticLora, corpus_costs, read_adapter_card
+from regrad.training.lora.lora_artifact import ADAPTER_CARD, StaticLora, corpus_costs
 
 
 class StaticLoraConfig(MethodSettings):
@@ -55,7 +55,7 @@ class StaticLoraConfig(MethodSettings):
 
     def check(self) -> None:
         """See `MethodSettings`."""
-        read_adapter_card(needed_adapter(self, self.adapter))
+        ADAPTER_CARD.read(needed_adapter(self, self.adapter))
 
     def open(self, lm: LanguageModel) -> Method:
         """See `MethodSettings`."""

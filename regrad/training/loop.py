@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -21,6 +21,7 @@ from regrad.text import counted
 from regrad.training.callbacks import Listener, Meter, Silent, StepReport, peak_memory
 from regrad.training.checkpoint import DevScore, Product, TrainCheckpoint, TrainState, load_train_checkpoint
 from regrad.training.config import CheckpointConfig, ScheduleConfig, WatchConfig
+from regrad.training.sampler import RunSettings, batches_of
 from regrad.training.workers import Workers
 
 Item = TypeVar("Item")
@@ -202,3 +203,29 @@ class Loop(Generic[Item]):
             rates=self._meter.rates(self._workers.count),
             numbers=self._learner.numbers(),
         )
+
+
+def loop_of(
+    learner: Learner[Item],
+    config: RunSettings,
+    items: int,
+    listener: Listener | None = None,
+    workers: Workers = Workers(),
+) -> Loop[Item]:
+    """The loop of a run with these settings on this number of items."""
+    schedule = config.optimizer.with_steps(items)
+    return Loop(learner, schedule, config.checkpoints, config.watch, listener, workers=workers)
+
+
+def train_on(
+    learner: Learner[Item],
+    items: Sequence[Item],
+    config: RunSettings,
+    listener: Listener | None = None,
+    workers: Workers = Workers(),
+    checkpoint: AbstractContextManager[Path | None] = nullcontext(),
+) -> TrainState:
+    """One worker's run on a list of items, from the start or from a checkpoint; raises as `Loop.run` and `resume`."""
+    state = resume(learner, checkpoint)
+    batches = batches_of(items, config, state.step, workers)
+    return loop_of(learner, config, len(items), listener, workers).run(batches, state)

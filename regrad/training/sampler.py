@@ -9,10 +9,13 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from regrad.errors import TrainingError
+from regrad.training.config import CheckpointConfig, ScheduleConfig, WatchConfig
 from regrad.training.workers import Workers
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -71,3 +74,33 @@ class Sampler:
                 random.Random(f"{self._sources[source].seed}/{epoch}").shuffle(order)
                 orders[source, epoch] = order
             yield Draw(position, source, orders[source, epoch][place])
+
+
+class RunSettings(Protocol):
+    """What the settings of every run on one list of items have."""
+
+    @property
+    def optimizer(self) -> ScheduleConfig:
+        """Its steps, and the size of their batches."""
+
+    @property
+    def checkpoints(self) -> CheckpointConfig:
+        """How the run survives."""
+
+    @property
+    def watch(self) -> WatchConfig:
+        """What it reports."""
+
+    @property
+    def seed(self) -> int:
+        """That of the order."""
+
+
+def batches_of(
+    items: Sequence[Item], config: RunSettings, first: int = 0, workers: Workers = Workers()
+) -> Iterator[list[Item]]:
+    """This worker's items of every step from `first` on, in the order of the settings' seed."""
+    schedule = config.optimizer.with_steps(len(items))
+    sampler = Sampler([SampleSource(len(items), str(config.seed))], schedule.batch_size)
+    for draws in sampler.steps(first, schedule.steps, workers):
+        yield [items[draw.number] for draw in draws]

@@ -50,6 +50,7 @@ _CHOSEN: dict[str, tuple[str, ...]] = {
 }
 # What a bank's reader notes, and `BankReader` raises with the same class and code.
 _NOTED, _NOTED_CLASS, _NOTED_CODE = "Fetched", "AtomNotFound", "item.code"
+_NAMED = "CardKind"  # its own name begins the codes of its errors
 
 
 def codes() -> list[str]:
@@ -107,6 +108,9 @@ class _Source:
             return {value.value}
         if isinstance(value, ast.IfExp):
             return self._texts(value.body, function) | self._texts(value.orelse, function)
+        if isinstance(value, ast.JoinedStr) and ast.unparse(value).startswith("f'{self.name}_"):
+            kinds = {call.args[0] for call in self._calls if ast.unparse(call.func) == _NAMED}
+            return {ast.literal_eval(kind) + ast.literal_eval(value.values[1]) for kind in kinds}
         if not isinstance(value, ast.Name) or function is None:
             return set()
         found = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from regrad.models.loading import LanguageModel, load_language_model
 from regrad.models.precision import choose_precision
 from regrad.training.callbacks import Listener, Silent
 from regrad.training.checkpoint import TrainState
-from regrad.training.loop import Loop, StepResult, resume
+from regrad.training.loop import StepResult, train_on
 from regrad.training.lora.batched import Beside, RowTrainer
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import Example, longest, read_examples
 from regrad.training.lora.in_force import AdaptersInForce, adapters_manifest, check_coverage
 from regrad.training.lora.lora_artifact import StaticLora, parent_of
-from regrad.training.sampler import Sampler, SampleSource
 from regrad.training.workers import Workers
 
 ADAPTER = "adapter"
@@ -134,28 +133,6 @@ class LoraLearner:
         return bool(self._workers.mean(torch.tensor([float(here)], device=self.device)) > 0)
 
 
-def example_steps(
-    examples: Sequence[Example], config: FinetuneConfig, first: int = 0, workers: Workers = Workers()
-) -> Iterator[list[Example]]:
-    """This worker's examples of every step from `first` on."""
-    optimizer = config.optimizer.with_steps(len(examples))
-    sampler = Sampler([SampleSource(len(examples), str(config.seed))], optimizer.batch_size)
-    for draws in sampler.steps(first, optimizer.steps, workers):
-        yield [examples[draw.number] for draw in draws]
-
-
-def finetuning_loop(
-    learner: LoraLearner,
-    config: FinetuneConfig,
-    examples: int,
-    listener: Listener | None = None,
-    workers: Workers = Workers(),
-) -> Loop[Example]:
-    """The loop of a run with these settings on this number of examples."""
-    schedule = config.optimizer.with_steps(examples)
-    return Loop(learner, schedule, config.checkpoints, config.watch, listener, workers=workers)
-
-
 def finetune_worker(
     config: FinetuneConfig,
     listener: Listener,
@@ -182,9 +159,7 @@ def finetune_worker(
     }
     beside = AdaptersInForce(lm, config, manifest) if manifest else None
     learner = LoraLearner(lm, config, notes, parent, workers, beside)
-    state = resume(learner, checkpoint)
-    loop = finetuning_loop(learner, config, len(examples), listener, workers)
-    return learner.product(loop.run(example_steps(examples, config, state.step, workers), state))
+    return learner.product(train_on(learner, examples, config, listener, workers, checkpoint))
 
 
 def finetune_in_process(config: FinetuneConfig, device: str = "cpu") -> StaticLora:

@@ -17,7 +17,8 @@ from regrad.errors import MethodError, ModelError
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, load_adapter, save_adapter
-from regrad.storage import Storage, directory_writer, local_directory
+from regrad.storage import directory_writer, local_directory
+from regrad.training.cards import CardKind
 from regrad.training.lora.config import FinetuneConfig
 
 
@@ -50,7 +51,7 @@ def join(parts: Sequence[tuple[Subspace, Tensor]], weights: Sequence[float] | No
 
 
 CARD = "adapter.json"
-_FORMAT = 1
+ADAPTER_CARD = CardKind("adapter", CARD, "regrad finetune", ("digest", "base_identity"))
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class StaticLora:
     def save(self, uri: str | Path) -> None:
         """Write the directory, whole or not at all; an existing adapter of ours is replaced."""
         card = {
-            "format": _FORMAT,
+            "format": ADAPTER_CARD.format,
             "digest": self.digest,
             "base_identity": self.base_identity,
             "subspace": self.subspace.to_json(),
@@ -109,52 +110,22 @@ class StaticLora:
     @staticmethod
     def load(uri: str | Path) -> StaticLora:
         """Read and verify; raises `MethodError` if something is missing, damaged or not what the card says."""
-        card = read_adapter_card(uri)
+        card = ADAPTER_CARD.read(uri)
         try:
             subspace = Subspace.from_json(card["subspace"])
             values = load_adapter(local_directory(uri), subspace)
             model = ModelConfig.model_validate(card["model"])
             loaded = StaticLora(model, card["base_identity"], subspace, values, card["notes"])
         except (OSError, KeyError, SafetensorError, ValueError, ModelError, TypeError) as error:
-            raise MethodError(
-                f"the adapter at {uri} is damaged: {type(error).__name__}: {error}",
-                code="adapter_damaged",
-                uri=str(uri),
-            ) from error
+            raise ADAPTER_CARD.damaged(uri, f"{type(error).__name__}: {error}") from error
         if loaded.digest != card["digest"] or not bool(torch.isfinite(values).all()):
-            raise MethodError(
-                f"the adapter at {uri} is damaged: its content is not what its card says",
-                code="adapter_damaged",
-                uri=str(uri),
-            )
+            raise ADAPTER_CARD.damaged(uri)
         return loaded
 
 
 def parent_of(config: FinetuneConfig) -> StaticLora | None:
     """The adapter that a run continues, if its settings name one; raises as `StaticLora.load`."""
     return StaticLora.load(config.start_from) if config.start_from else None
-
-
-def read_adapter_card(uri: str | Path) -> dict[str, Any]:
-    """The card alone (a few KB); raises `MethodError` if there is none or it is not one of ours."""
-    storage = Storage(uri)
-    if not storage.exists(CARD):
-        raise MethodError(
-            f"there is no adapter at {uri}: {CARD} is missing; make one with `regrad finetune`",
-            code="adapter_not_found",
-            uri=str(uri),
-        )
-    try:
-        card = json.loads(storage.read(CARD))
-    except ValueError as error:
-        raise MethodError(f"{uri}/{CARD} is not JSON", code="adapter_damaged", uri=str(uri)) from error
-    known = isinstance(card, dict) and card.get("format") == _FORMAT
-    if not known or not all(isinstance(card.get(name), str) for name in ("digest", "base_identity")):
-        raise MethodError(
-            f"{uri}/{CARD} is not an adapter's card of format {_FORMAT}", code="adapter_damaged", uri=str(uri)
-        )
-    found: dict[str, Any] = card
-    return found
 
 
 _ON_PASSAGES = ("passages", "instruction")
@@ -173,7 +144,7 @@ def corpus_costs(uri: str | Path) -> CorpusCosts | None:
 
     Without those of the adapter that it continued. Raises `MethodError` if the card is damaged.
     """
-    card = read_adapter_card(uri)
+    card = ADAPTER_CARD.read(uri)
     try:
         notes, size = card["notes"], Subspace.from_json(card["subspace"]).size
         if notes.get("objective") not in _ON_PASSAGES:
@@ -181,6 +152,4 @@ def corpus_costs(uri: str | Path) -> CorpusCosts | None:
         passages, seconds = int(notes["examples"]), notes.get("seconds")
         return CorpusCosts(None if seconds is None else 1e3 * float(seconds) / passages, 4.0 * size / passages)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise MethodError(
-            f"{uri}/{CARD} is damaged: {type(error).__name__}: {error}", code="adapter_damaged", uri=str(uri)
-        ) from error
+        raise ADAPTER_CARD.damaged(uri, f"{type(error).__name__}: {error}") from error

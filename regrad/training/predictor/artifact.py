@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,16 +17,17 @@ from regrad.errors import MethodError, ModelError
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
-from regrad.storage import Storage, directory_writer, local_directory
+from regrad.storage import directory_writer, local_directory
+from regrad.training.cards import CardKind, digest_of
 from regrad.training.lora.lora_artifact import StaticLora, join
 from regrad.training.predictor.config import ContextConfig, NetworkConfig, UpdateSpace
 from regrad.training.predictor.contexts import Context, states_of
 from regrad.training.predictor.network import UpdateNetwork
 
 CARD = "predictor.json"
+PREDICTOR_CARD = CardKind("predictor", CARD, "regrad predictor", ("digest", "base_identity", "adapter"))
 _TENSORS = "predictor.safetensors"
 _CONSTANT = "constant"
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,7 @@ class UpdatePredictor:
         """The first 16 hex digits of SHA-256 over what it is for, and its numbers."""
         head = {"base": self.base_identity, "adapter": self.adapter, "space": self.space, "states": self.states}
         head |= {"context": self.context.model_dump(mode="json"), "network": self.config.model_dump(mode="json")}
-        found = hashlib.sha256(
-            json.dumps(head | {"subspace": self.network.subspace.to_json()}, sort_keys=True).encode()
-        )
-        for name, value in sorted(self.tensors().items()):
-            found.update(name.encode() + value.numpy().tobytes())
-        return found.hexdigest()[:16]
+        return digest_of(head | {"subspace": self.network.subspace.to_json()}, self.tensors())
 
     def check_belongs(self, lm: LanguageModel, adapter: StaticLora) -> None:
         """Raise `MethodError` unless this was trained for this base model and this W0."""
@@ -82,7 +77,7 @@ class UpdatePredictor:
     def save(self, uri: str | Path) -> None:
         """Write the directory, whole or not at all; an existing predictor of ours is replaced."""
         card = {
-            "format": _FORMAT,
+            "format": PREDICTOR_CARD.format,
             "kind": "rag-gd",
             "digest": self.digest,
             "base_identity": self.base_identity,
@@ -102,7 +97,7 @@ class UpdatePredictor:
     @staticmethod
     def load(uri: str | Path) -> UpdatePredictor:
         """Read and verify; raises `MethodError` if something is missing, damaged or not what the card says."""
-        card = read_predictor_card(uri)
+        card = PREDICTOR_CARD.read(uri)
         try:
             tensors = load_file(local_directory(uri) / _TENSORS)
             constant = tensors.pop(_CONSTANT)
@@ -123,9 +118,9 @@ class UpdatePredictor:
             )
             sound = loaded.digest == card["digest"] and constant.shape == (subspace.size,)
         except (OSError, KeyError, SafetensorError, ValueError, ModelError, TypeError, RuntimeError) as error:
-            raise _damaged(uri, f"{type(error).__name__}: {error}") from error
+            raise PREDICTOR_CARD.damaged(uri, f"{type(error).__name__}: {error}") from error
         if not sound or not all(bool(torch.isfinite(value).all()) for value in loaded.tensors().values()):
-            raise _damaged(uri, "its content is not what its card says")
+            raise PREDICTOR_CARD.damaged(uri)
         return loaded
 
 
@@ -140,30 +135,6 @@ def check_belongs(base: str, adapter: str, found_base: str, found_adapter: str) 
                 expected=expected[:16],
                 found=found[:16],
             )
-
-
-def read_predictor_card(uri: str | Path) -> dict[str, Any]:
-    """The card alone (a few KB); raises `MethodError` if there is none or it is not one of ours."""
-    storage = Storage(uri)
-    if not storage.exists(CARD):
-        raise MethodError(
-            f"there is no predictor at {uri}: {CARD} is missing; train one with `regrad predictor`",
-            code="predictor_not_found",
-            uri=str(uri),
-        )
-    try:
-        card = json.loads(storage.read(CARD))
-    except ValueError as error:
-        raise _damaged(uri, f"{CARD} is not JSON") from error
-    known = isinstance(card, dict) and card.get("format") == _FORMAT and card.get("space") in ("factors", "products")
-    if not known or not all(isinstance(card.get(name), str) for name in ("digest", "base_identity", "adapter")):
-        raise _damaged(uri, f"{CARD} is not a predictor's card of format {_FORMAT}")
-    found: dict[str, Any] = card
-    return found
-
-
-def _damaged(uri: str | Path, reason: str) -> MethodError:
-    return MethodError(f"the predictor at {uri} is damaged: {reason}", code="predictor_damaged", uri=str(uri))
 
 
 def added(adapter: StaticLora, update_P: Tensor, space: UpdateSpace, gamma: float = 1.0) -> tuple[Subspace, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from regrad.errors import TrainingError
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.training.callbacks import Listener, Silent
 from regrad.training.checkpoint import TrainState, load_module_tensors, module_step, module_tensors
-from regrad.training.loop import Loop, StepResult, resume
+from regrad.training.loop import StepResult, train_on
 from regrad.training.lora.examples import Example
 from regrad.training.lora.lora_artifact import StaticLora
 from regrad.training.predictor.artifact import UpdatePredictor
@@ -22,7 +22,6 @@ from regrad.training.predictor.config import PredictorConfig
 from regrad.training.predictor.contexts import Context, TaskContexts, states_of, steps_on
 from regrad.training.predictor.matching import Likeness, likeness, target_of
 from regrad.training.predictor.network import UpdateNetwork
-from regrad.training.sampler import Sampler, SampleSource
 from regrad.training.workers import Workers
 
 PREDICTOR = "predictor"
@@ -180,16 +179,6 @@ def check_size(lm: LanguageModel, network: UpdateNetwork, largest: float) -> flo
     return share
 
 
-def context_steps(
-    contexts: Sequence[list[Example]], config: PredictorConfig, first: int = 0, workers: Workers = Workers()
-) -> Iterator[list[list[Example]]]:
-    """This worker's contexts of every step from `first` on."""
-    optimizer = config.optimizer.with_steps(len(contexts))
-    sampler = Sampler([SampleSource(len(contexts), str(config.seed))], optimizer.batch_size)
-    for draws in sampler.steps(first, optimizer.steps, workers):
-        yield [contexts[draw.number] for draw in draws]
-
-
 def predictor_worker(
     config: PredictorConfig,
     listener: Listener,
@@ -205,10 +194,7 @@ def predictor_worker(
     lm = load_language_model(config.model, device)
     learner = PredictorLearner(lm, config, adapter, workers)
     contexts = TaskContexts(lm, config.tasks, config.context, config.contexts, config.seed)
-    state = resume(learner, checkpoint)
-    schedule = config.optimizer.with_steps(len(contexts))
-    loop: Loop[list[Example]] = Loop(learner, schedule, config.checkpoints, config.watch, listener, workers=workers)
-    return learner.product(loop.run(context_steps(contexts, config, state.step, workers), state))
+    return learner.product(train_on(learner, contexts, config, listener, workers, checkpoint))
 
 
 def predictor_in_process(config: PredictorConfig, device: str = "cpu") -> UpdatePredictor:

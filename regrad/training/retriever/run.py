@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha256
 from pathlib import Path
@@ -19,11 +18,10 @@ from regrad.models.loading import load_language_model
 from regrad.retrieval.base import read_index_card
 from regrad.retrieval.dense import check_passages_encoder, with_question_encoder
 from regrad.training.callbacks import Listener, Silent
-from regrad.training.loop import Loop, resume
+from regrad.training.loop import train_on
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.learner import CARD, ENCODER, Asked, RetrieverLearner, TrainedEncoder, open_dense
 from regrad.training.retriever.likelihood import MethodLikelihood
-from regrad.training.sampler import Sampler, SampleSource
 from regrad.training.workers import Workers
 
 
@@ -62,16 +60,6 @@ def data_digest(config: RetrieverTrainConfig) -> str:
     return found.hexdigest()[:16]
 
 
-def question_steps(
-    asked: Sequence[Asked], config: RetrieverTrainConfig, first: int = 0, workers: Workers = Workers()
-) -> Iterator[list[Asked]]:
-    """This worker's questions of every step from `first` on."""
-    optimizer = config.optimizer.with_steps(len(asked))
-    sampler = Sampler([SampleSource(len(asked), str(config.seed))], optimizer.batch_size)
-    for draws in sampler.steps(first, optimizer.steps, workers):
-        yield [asked[draw.number] for draw in draws]
-
-
 def retriever_worker(
     config: RetrieverTrainConfig,
     listener: Listener,
@@ -99,10 +87,7 @@ def retriever_worker(
         learner = RetrieverLearner(
             config, retriever, likelihood, len(asked), torch.device(device), lm.identity(), notes, workers
         )
-        state = resume(learner, checkpoint)
-        schedule = config.optimizer.with_steps(len(asked))
-        loop = Loop(learner, schedule, config.checkpoints, config.watch, listener, workers=workers)
-        return learner.product(loop.run(question_steps(asked, config, state.step, workers), state))
+        return learner.product(train_on(learner, asked, config, listener, workers, checkpoint))
 
 
 def check_others(config: RetrieverTrainConfig, passages_digest: str) -> None:

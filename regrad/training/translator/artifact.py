@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,15 +19,16 @@ from regrad.errors import MethodError, ModelError
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
-from regrad.storage import Storage, directory_writer, local_directory
+from regrad.storage import directory_writer, local_directory
+from regrad.training.cards import CardKind, digest_of
 from regrad.training.lora.examples import Example, longest
 from regrad.training.predictor.contexts import states_of
 from regrad.training.translator.config import PerceptronsConfig
 from regrad.training.translator.network import TranslatorNetwork
 
 CARD = "translator.json"
+TRANSLATOR_CARD = CardKind("translator", CARD, "regrad translator", ("digest", "base_identity", "bank"))
 _TENSORS = "translator.safetensors"
-_FORMAT = 1
 
 
 def state_of(lm: LanguageModel, passage: Passage, max_tokens: int) -> Tensor:
@@ -69,11 +69,7 @@ class Translator:
         """The first 16 hex digits of SHA-256 over what it is for, and its numbers."""
         head = {"base": self.base_identity, "bank": self.bank, "scaled": self.scaled, "max_tokens": self.max_tokens}
         head |= {"states": self.states, "network": self.config.model_dump(mode="json")}
-        head |= {"subspace": self.subspace.to_json()}
-        found = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-        for name, value in sorted(self.tensors().items()):
-            found.update(name.encode() + value.numpy().tobytes())
-        return found.hexdigest()[:16]
+        return digest_of(head | {"subspace": self.subspace.to_json()}, self.tensors())
 
     def tensors(self) -> dict[str, Tensor]:
         """All numbers, on the CPU in float32."""
@@ -115,7 +111,7 @@ class Translator:
     def save(self, uri: str | Path) -> None:
         """Write the directory, whole or not at all; an existing translator of ours is replaced."""
         card = {
-            "format": _FORMAT,
+            "format": TRANSLATOR_CARD.format,
             "kind": "dyprag",
             "digest": self.digest,
             "base_identity": self.base_identity,
@@ -135,7 +131,7 @@ class Translator:
     @staticmethod
     def load(uri: str | Path) -> Translator:
         """Read and verify; raises `MethodError` if something is missing, damaged or not what the card says."""
-        card = read_translator_card(uri)
+        card = TRANSLATOR_CARD.read(uri)
         try:
             tensors = load_file(local_directory(uri) / _TENSORS)
             subspace, config = Subspace.from_json(card["subspace"]), PerceptronsConfig.model_validate(card["network"])
@@ -154,35 +150,11 @@ class Translator:
             )
             sound = loaded.digest == card["digest"]
         except (OSError, KeyError, SafetensorError, ValueError, ModelError, TypeError, RuntimeError) as error:
-            raise _damaged(uri, f"{type(error).__name__}: {error}") from error
+            raise TRANSLATOR_CARD.damaged(uri, f"{type(error).__name__}: {error}") from error
         # An imported bank may name its base by a path instead of the weights' digest.
         bases = (loaded.base_identity, loaded.model.path)
         known = loaded.bank in {adapter_fingerprint(Frame(base, subspace)) for base in bases}
         finite = all(bool(torch.isfinite(value).all()) for value in tensors.values())
         if not (sound and known and finite):
-            raise _damaged(uri, "its content is not what its card says")
+            raise TRANSLATOR_CARD.damaged(uri)
         return loaded
-
-
-def read_translator_card(uri: str | Path) -> dict[str, Any]:
-    """The card alone (a few KB); raises `MethodError` if there is none or it is not one of ours."""
-    storage = Storage(uri)
-    if not storage.exists(CARD):
-        raise MethodError(
-            f"there is no translator at {uri}: {CARD} is missing; train one with `regrad translator`",
-            code="translator_not_found",
-            uri=str(uri),
-        )
-    try:
-        card = json.loads(storage.read(CARD))
-    except ValueError as error:
-        raise _damaged(uri, f"{CARD} is not JSON") from error
-    known = isinstance(card, dict) and card.get("format") == _FORMAT
-    if not known or not all(isinstance(card.get(name), str) for name in ("digest", "base_identity", "bank")):
-        raise _damaged(uri, f"{CARD} is not a translator's card of format {_FORMAT}")
-    found: dict[str, Any] = card
-    return found
-
-
-def _damaged(uri: str | Path, reason: str) -> MethodError:
-    return MethodError(f"the translator at {uri} is damaged: {reason}", code="translator_damaged", uri=str(uri))

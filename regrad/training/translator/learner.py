@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -16,10 +16,9 @@ from regrad.models.loading import LanguageModel, load_language_model
 from regrad.models.subspace import Subspace
 from regrad.training.callbacks import Listener, Silent
 from regrad.training.checkpoint import TrainState, load_module_tensors, module_step, module_tensors
-from regrad.training.loop import Loop, StepResult, resume
+from regrad.training.loop import StepResult, train_on
 from regrad.training.lora.examples import example_batch
 from regrad.training.lora.in_force import bank_of_adapters, check_trained_on_base_alone
-from regrad.training.sampler import Sampler, SampleSource
 from regrad.training.translator.artifact import Translator, state_of
 from regrad.training.translator.config import TranslatorConfig
 from regrad.training.translator.network import TranslatorNetwork
@@ -163,16 +162,6 @@ class TranslatorLearner:
         )
 
 
-def sample_steps(
-    samples: Sequence[Sample], config: TranslatorConfig, first: int = 0, workers: Workers = Workers()
-) -> Iterator[list[Sample]]:
-    """This worker's samples of every step from `first` on."""
-    optimizer = config.optimizer.with_steps(len(samples))
-    sampler = Sampler([SampleSource(len(samples), str(config.seed))], optimizer.batch_size)
-    for draws in sampler.steps(first, optimizer.steps, workers):
-        yield [samples[draw.number] for draw in draws]
-
-
 def translator_worker(
     config: TranslatorConfig,
     listener: Listener,
@@ -190,10 +179,7 @@ def translator_worker(
     learner.left_out = samples.left_out
     if samples.left_out:
         listener.note(f"{samples.left_out} passages without an adapter, or without a sequence that fits, are left out")
-    state = resume(learner, checkpoint)
-    schedule = config.optimizer.with_steps(len(samples))
-    loop: Loop[Sample] = Loop(learner, schedule, config.checkpoints, config.watch, listener, workers=workers)
-    return learner.product(loop.run(sample_steps(samples, config, state.step, workers), state))
+    return learner.product(train_on(learner, samples, config, listener, workers, checkpoint))
 
 
 def translator_in_process(config: TranslatorConfig, device: str = "cpu") -> Translator:

@@ -23,14 +23,16 @@ from regrad.methods.prag import PragConfig, PragOnLoraConfig
 from regrad.methods.rag_gd import RagGdConfig
 from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
+from regrad.training.loop import loop_of
 from regrad.training.lora.batched import AdapterTrainer
 from regrad.training.lora.config import AdaptersConfig, AugmentConfig, FinetuneConfig
 from regrad.training.lora.examples import read_examples
-from regrad.training.lora.finetuning import LoraLearner, example_steps, finetune_in_process, finetuning_loop, usable
+from regrad.training.lora.finetuning import LoraLearner, finetune_in_process, usable
 from regrad.training.lora.lora_artifact import StaticLora
 from regrad.training.predictor.artifact import UpdatePredictor
 from regrad.training.predictor.config import PredictorConfig
 from regrad.training.predictor.learner import predictor_in_process
+from regrad.training.sampler import batches_of
 from tests.tools.refusals import refused
 
 PASSAGES = 10
@@ -65,7 +67,7 @@ def test_two_workers_finetune_what_one_process_does_and_a_foreign_directory_is_l
     lm = load_language_model(config.model, "cpu")
     examples = usable(lm, read_examples(config, lm), config)
     alone = LoraLearner(lm, config)
-    state = finetuning_loop(alone, config, len(examples)).run(example_steps(examples, config))
+    state = loop_of(alone, config, len(examples)).run(batches_of(examples, config))
     made = StaticLora.load(tmp_path / "lora")
     torch.testing.assert_close(made.values, alone.values, rtol=1e-3, atol=1e-5)
     assert made.notes["losses"] == pytest.approx(state.losses, abs=1e-4)

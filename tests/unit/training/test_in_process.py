@@ -19,15 +19,16 @@ from regrad.meta_init import MetaInit
 from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
 from regrad.training.checkpoint import DevScore
+from regrad.training.loop import loop_of
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import passage_example
-from regrad.training.lora.finetuning import LoraLearner, example_steps, finetune_in_process, finetuning_loop
+from regrad.training.lora.finetuning import LoraLearner, finetune_in_process
 from regrad.training.lora.lora_artifact import CARD, StaticLora, corpus_costs
 from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.meta.optim import MetaParameters, PlainEngine
 from regrad.training.meta.task_plan import TasksInMemory, shape_task
 from regrad.training.meta.trainer import MetaLearner, meta_loop, meta_train_in_process
-from regrad.training.sampler import Sampler, SampleSource
+from regrad.training.sampler import Sampler, SampleSource, batches_of
 from tests.tools.refusals import refused
 
 
@@ -129,7 +130,7 @@ def test_fine_tuning_is_the_tuners_own_and_goes_on_from_what_it_made(passages: l
     lm = load_language_model(config.model, "cpu")
     examples = [passage_example(lm, passage) for passage in passages[:8]]
     alone = LoraLearner(lm, config)
-    state = finetuning_loop(alone, config, len(examples)).run(example_steps(examples, config))
+    state = loop_of(alone, config, len(examples)).run(batches_of(examples, config))
     assert torch.equal(made.values, alone.values)
     assert made.notes["losses"] == pytest.approx(state.losses, abs=1e-6)
     assert (made.notes["examples"], made.notes["parent"]) == (8, None)

@@ -16,9 +16,11 @@ from regrad.lab.files import lab_tasks
 from regrad.lab.world import World
 from regrad.models import precision
 from regrad.models.loading import LanguageModel
+from regrad.training.loop import loop_of
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import passage_example
-from regrad.training.lora.finetuning import LoraLearner, example_steps, finetuning_loop
+from regrad.training.lora.finetuning import LoraLearner
+from regrad.training.sampler import batches_of
 from tests.tools.refusals import refused
 from tests.unit.training.meta.test_training import Keeper, Run, load, settings, steps_of
 
@@ -121,7 +123,7 @@ def test_fine_tuning_takes_bf16_where_it_is_faster(
     )
     examples = [passage_example(tiny, passage) for passage in passages[:4]]
     learner = LoraLearner(tiny, config)
-    state = finetuning_loop(learner, config, len(examples)).run(example_steps(examples, config))
+    state = loop_of(learner, config, len(examples)).run(batches_of(examples, config))
     assert set(products) == {half}
     assert state.decided["precision"] == ("bf16" if half else "model")
     assert learner.values.dtype == torch.float32

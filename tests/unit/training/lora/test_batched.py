@@ -24,7 +24,7 @@ from regrad.models.subspace import save_adapter
 from regrad.settings import parse_settings
 from regrad.training.callbacks import Silent, StepReport
 from regrad.training.checkpoint import TrainCheckpoint
-from regrad.training.loop import resume
+from regrad.training.loop import loop_of, resume
 from regrad.training.lora.batched import AdapterTrainer, RowTrainer, train_rows
 from regrad.training.lora.config import AdamWConfig, AdapterConfig, FinetuneConfig
 from regrad.training.lora.examples import (
@@ -38,11 +38,10 @@ from regrad.training.lora.examples import (
 )
 from regrad.training.lora.finetuning import (
     LoraLearner,
-    example_steps,
-    finetuning_loop,
     usable,
 )
 from regrad.training.lora.lora_artifact import StaticLora
+from regrad.training.sampler import batches_of
 from tests.tools.augmenting import augmented
 from tests.tools.chats import chat, without_end_token
 from tests.tools.refusals import refused
@@ -385,12 +384,12 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_numbers(
     config = settings(tiny)
     examples = [passage_example(tiny, passage) for passage in passages]
     keeper, whole = Keeper(tmp_path), LoraLearner(tiny, config)
-    state = finetuning_loop(whole, config, len(examples), keeper).run(example_steps(examples, config))
+    state = loop_of(whole, config, len(examples), keeper).run(batches_of(examples, config))
     resumed = LoraLearner(tiny, config)
     before = resume(resumed, nullcontext(tmp_path / "2"))
     assert before.step == 2
-    loop = finetuning_loop(resumed, config, len(examples))
-    assert loop.run(example_steps(examples, config, before.step), before).losses == state.losses
+    loop = loop_of(resumed, config, len(examples))
+    assert loop.run(batches_of(examples, config, before.step), before).losses == state.losses
     assert torch.equal(resumed.values, whole.values)
     assert state.losses[-1] < state.losses[0]
     assert (keeper.reports[-1].step, keeper.reports[-1].steps) == (6, 6)
@@ -423,7 +422,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_one_sentence(
     monkeypatch.setattr(RowTrainer, "step", lambda *_: (torch.tensor([math.nan]), torch.tensor([False])))
     config, examples = settings(tiny, optimizer={"max_bad_steps": 3}), [passage_example(tiny, passages[0])]
     with refused(TrainingError, "not_finite", step=3, times=3):
-        finetuning_loop(LoraLearner(tiny, config), config, 1).run(example_steps(examples, config))
+        loop_of(LoraLearner(tiny, config), config, 1).run(batches_of(examples, config))
 
 
 def test_an_adapter_is_saved_as_peft_reads_it_and_damage_is_found(

@@ -19,13 +19,13 @@ from regrad.models.subspace import Subspace
 from regrad.settings import parse_settings
 from regrad.training.callbacks import Silent
 from regrad.training.checkpoint import TrainCheckpoint
-from regrad.training.loop import Loop, resume
+from regrad.training.loop import resume, train_on
 from regrad.training.lora.examples import Example
 from regrad.training.lora.lora_artifact import StaticLora
 from regrad.training.predictor.artifact import CARD, UpdatePredictor, added
 from regrad.training.predictor.config import ContextConfig, PredictorConfig, StepsConfig, UpdateSpace
 from regrad.training.predictor.contexts import TaskContexts, context_of, states_of, steps_on
-from regrad.training.predictor.learner import PredictorLearner, context_steps, predictor_in_process
+from regrad.training.predictor.learner import PredictorLearner, predictor_in_process
 from tests.tools.adapting import static_lora, untrained_predictor
 from tests.tools.refusals import refused
 
@@ -111,9 +111,7 @@ def test_a_run_that_was_stopped_gives_the_same_bits(
 
     def run(listener: Silent, checkpoint: Path | None) -> UpdatePredictor:
         learner = PredictorLearner(tiny, config, adapter)
-        state = resume(learner, nullcontext(checkpoint))
-        loop: Loop[list[Example]] = Loop(learner, config.optimizer, config.checkpoints, config.watch, listener)
-        return learner.product(loop.run(context_steps(contexts, config, state.step), state))
+        return learner.product(train_on(learner, contexts, config, listener, checkpoint=nullcontext(checkpoint)))
 
     with pytest.raises(KeyboardInterrupt):
         run(Keeper(tmp_path / "kept", 3), None)

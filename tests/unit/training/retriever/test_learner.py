@@ -25,10 +25,10 @@ from regrad.retrieval.fused import fuse_indexes
 from regrad.settings import builtin_config, load_settings
 from regrad.training.callbacks import Silent
 from regrad.training.checkpoint import TrainCheckpoint, TrainState
-from regrad.training.loop import Loop, resume
+from regrad.training.loop import train_on
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.learner import RetrieverLearner, open_dense
-from regrad.training.retriever.run import check_others, question_steps, read_asked, write_indexes
+from regrad.training.retriever.run import check_others, read_asked, write_indexes
 from tests.tools.refusals import refused
 
 NAMES = ("Anna", "Boris", "Clara", "David", "Edith", "Frank")
@@ -95,9 +95,7 @@ def train(
     asked = read_asked(config)
     retriever = open_dense(config.index, config.k, "cpu")
     learner = RetrieverLearner(config, retriever, likelihood or ByWord(), len(asked), torch.device("cpu"))
-    state = resume(learner, nullcontext(checkpoint))
-    loop = Loop(learner, config.optimizer, config.checkpoints, config.watch, Kept(folder))
-    return learner, loop.run(question_steps(asked, config, state.step), state)
+    return learner, train_on(learner, asked, config, Kept(folder), checkpoint=nullcontext(checkpoint))
 
 
 def found_first(index_uri: str, config: RetrieverTrainConfig) -> float:
@@ -181,9 +179,8 @@ def test_scores_that_are_not_finite_change_nothing_and_stop_the_run(place: Path)
     retriever = open_dense(config.index, config.k, "cpu")
     before = retriever.encoder.digest()
     learner = Broken(config, retriever, ByWord(), 18, torch.device("cpu"))
-    loop = Loop(learner, config.optimizer, config.checkpoints, config.watch)
     with refused(TrainingError, "not_finite", step=3, times=3):
-        loop.run(question_steps(read_asked(config), config))
+        train_on(learner, read_asked(config), config)
     assert retriever.encoder.digest() == before
 
 

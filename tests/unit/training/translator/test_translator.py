@@ -22,12 +22,12 @@ from regrad.models.subspace import Subspace
 from regrad.settings import parse_settings
 from regrad.training.callbacks import Silent
 from regrad.training.checkpoint import TrainCheckpoint
-from regrad.training.loop import Loop, resume
+from regrad.training.loop import train_on
 from regrad.training.translator.artifact import CARD, Translator, state_of
 from regrad.training.translator.config import PerceptronsConfig, TranslatorConfig
-from regrad.training.translator.learner import TranslatorLearner, losses_of, sample_steps, translator_in_process
+from regrad.training.translator.learner import TranslatorLearner, losses_of, translator_in_process
 from regrad.training.translator.network import TranslatorNetwork
-from regrad.training.translator.samples import Sample, Samples, samples_digest
+from regrad.training.translator.samples import Samples, samples_digest
 from tests.tools.adapting import adapter_bank, static_lora, untrained_translator
 from tests.tools.augmenting import augmented
 from tests.tools.refusals import refused
@@ -135,10 +135,7 @@ def test_a_run_that_was_stopped_gives_the_same_bits_and_one_that_is_continued_be
 
     def run(listener: Silent, checkpoint: Path | None) -> Translator:
         learner, samples = TranslatorLearner(tiny, config), Samples(tiny, config)
-        state = resume(learner, nullcontext(checkpoint))
-        schedule = config.optimizer.with_steps(len(samples))
-        loop: Loop[Sample] = Loop(learner, schedule, config.checkpoints, config.watch, listener)
-        return learner.product(loop.run(sample_steps(samples, config, state.step), state))
+        return learner.product(train_on(learner, samples, config, listener, checkpoint=nullcontext(checkpoint)))
 
     with pytest.raises(KeyboardInterrupt):
         run(Keeper(tmp_path / "kept", 3), None)
