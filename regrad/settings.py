@@ -238,6 +238,6 @@ class WorkersConfig(Settings):
 
 def builtin_config(name: str) -> Path:
     """A file that comes with regrad, such as `jobs/train-lab.yaml`: from the wheel, or from a source checkout."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parent
     wheel, checkout = package / "configs" / name, package.parent / "configs" / name
     return wheel if wheel.exists() else checkout

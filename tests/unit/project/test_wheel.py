@@ -1,7 +1,8 @@
-"""What a user installs: the three packages, the configurations, the lab's base model and the console command."""
+"""What a user installs: the packages, the configurations, the lab's base model, the console command; and that it works."""
 
 from __future__ import annotations
 
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -9,9 +10,14 @@ from pathlib import Path
 from tests.tools.patience import completed
 
 ROOT = Path(__file__).parents[3]
+BUILTIN = """
+from regrad.settings import builtin_config
+for name in ("jobs/demo.yaml", "jobs/train-lab.yaml", "serve/lab.yaml"):
+    assert builtin_config(name).exists() and "site" in builtin_config(name).parts, builtin_config(name)
+"""
 
 
-def test_the_wheel_holds_what_it_needs(tmp_path: Path) -> None:
+def test_the_wheel_holds_what_it_needs_and_works_in_an_empty_folder(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     built = completed(command, 120, cwd=ROOT)
     assert built.returncode == 0, built.stderr
@@ -19,6 +25,7 @@ def test_the_wheel_holds_what_it_needs(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         entry = next(archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
+        archive.extractall(tmp_path / "site")
     assert {
         "regrad/lab/base/model.safetensors",
         "regrad/lab/base/tokenizer.json",
@@ -31,3 +38,11 @@ def test_the_wheel_holds_what_it_needs(tmp_path: Path) -> None:
     assert {"serve_app/web/index.html", "serve_app/web/style.css", "serve_app/web/main.js"} <= names
     assert "regrad = regrad.cli.main:main" in entry
     assert wheel.stat().st_size < 8_000_000
+
+    # As after `pip install`: no file of the checkout is in reach.
+    elsewhere, environment = tmp_path / "elsewhere", {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    elsewhere.mkdir()
+    for arguments in (["-c", BUILTIN], ["-m", "regrad.cli.main", "lab", "world"]):
+        run = completed([sys.executable, *arguments], 120, cwd=elsewhere, env=environment)
+        assert run.returncode == 0, run.stderr
+    assert (elsewhere / "runs" / "lab" / "corpus.jsonl").exists()
