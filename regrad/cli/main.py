@@ -27,6 +27,8 @@ _VERBS = {
     "passages": ("regrad.cli.passages:passages", "Add and delete passages everywhere at once: indexes and bank."),
     "finetune": (_JOBS, "Train one LoRA for all questions: the baselines CPT and fine-tuned RAG (Ray Train)."),
     "retriever": (_JOBS, "Train a dense index's question encoder by whether its passages help to answer (Ray Train)."),
+    "predictor": (_JOBS, "Train a network that predicts updates from solved questions: RAG-GD (Ray Train)."),
+    "translator": (_JOBS, "Train a network that generates passages' LoRAs from their texts: DyPRAG (Ray Train)."),
     "augment": (_JOBS, "Rewrite passages and write questions about them, to train adapters on (Ray Data)."),
     "adapters": (_JOBS, "Train a LoRA for each passage, into a bank (Ray Data)."),
     "eval": (_JOBS, "Score every method on question sets, and write a report (Ray)."),
