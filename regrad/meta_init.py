@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,9 +23,11 @@ from torch import Tensor
 
 from regrad.errors import BankError, MetaInitError, ModelError
 from regrad.models.config import ModelConfig
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, load_adapter, save_adapter
 from regrad.storage import Storage, directory_writer, local_directory
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 CARD = "meta_init.json"
 _STEP_SIZES = "step_sizes.safetensors"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.questions import Question
@@ -25,10 +26,12 @@ from regrad.methods.base import (
     Plan,
 )
 from regrad.methods.regrad import BoundMetaInit, GradientSettings, ReGrad
-from regrad.models.loading import LanguageModel
 from regrad.prompts import PromptFormat
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, BankNeed, GradientSum, Release, Retrieved, RoutedAsk
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 
 @dataclass(frozen=True)

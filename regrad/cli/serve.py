@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import requests
@@ -13,7 +13,9 @@ import requests
 from regrad.cli.options import LazyGroup, settings_options
 from regrad.client import API_KEY, AnswerClient, with_key
 from regrad.errors import ServeError
-from serve_app.config import ServeConfig
+
+if TYPE_CHECKING:  # `regrad ask` and `regrad serve status` would wait for torch
+    from serve_app.config import ServeConfig
 
 _TIMEOUT_SECONDS = 10
 _WAIT_SECONDS = 30.0

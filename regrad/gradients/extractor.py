@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import torch
@@ -13,8 +14,10 @@ from regrad.data.passages import Passage
 from regrad.errors import MetaInitError, ModelError, TokenOutOfVocabulary
 from regrad.meta_init import MetaInit
 from regrad.models.batching import TokenBatch, losses_and_grads, pad_batch, sequence_losses
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import finite_rows
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 # The check reads a row of the one length alone and beside one of the other.
 _CHECKED_TOKENS = (5, 24)

@@ -6,13 +6,15 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Update
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field
 from torch import Tensor
@@ -20,11 +20,13 @@ from regrad.data.passages import Passage
 from regrad.data.questions import Question
 from regrad.errors import MethodError, NothingFound
 from regrad.models.config import SubspaceConfig
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, Update
 from regrad.prompts import PromptFormat, StyleName
 from regrad.retrieval.config import RetrieverConfig
 from regrad.settings import Location, Settings
+
+if TYPE_CHECKING:  # transformers takes seconds to import, which processes without a model need not wait for
+    from regrad.models.loading import LanguageModel
 
 UpdateSource = str
 """Where the update comes from, in a word: `none`; `static`, one LoRA for all questions; of the passages their trained

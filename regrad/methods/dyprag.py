@@ -13,7 +13,7 @@ passage's B and another's A.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -33,11 +33,13 @@ from regrad.methods.base import (
     PassageCosts,
     Plan,
 )
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, Update
 from regrad.settings import Location
 from regrad.training.lora.lora_artifact import join
 from regrad.training.translator.artifact import TRANSLATOR_CARD, Translator
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 Join = Literal["sum", "released"]
 

@@ -13,7 +13,7 @@ are trained on top of it, and it is added to the sum.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,10 +23,12 @@ from regrad.errors import MethodError
 from regrad.methods.atoms import BankAtoms, BankSettings, handle_missing
 from regrad.methods.base import Artefacts, AtomProvider, Atoms, Evidence, Method, MethodInfo, Plan
 from regrad.methods.static_lora import needed_adapter
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, Update
 from regrad.settings import Location
 from regrad.training.lora.lora_artifact import ADAPTER_CARD, StaticLora, join
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 
 def adapters_base(base_identity: str, static_digest: str | None = None) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from regrad.methods.base import AtomProvider, Evidence, Method, MethodInfo, MethodSettings, Plan
-from regrad.models.loading import LanguageModel
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 
 class PromptOnlyConfig(MethodSettings):

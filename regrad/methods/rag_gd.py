@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
@@ -35,13 +35,15 @@ from regrad.methods.base import (
     Prompt,
 )
 from regrad.methods.static_lora import needed_adapter
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Update
 from regrad.settings import Location
 from regrad.training.lora.lora_artifact import ADAPTER_CARD, StaticLora
 from regrad.training.predictor.artifact import PREDICTOR_CARD, UpdatePredictor, added, check_belongs
 from regrad.training.predictor.config import ContextConfig, StepsConfig, UpdateSpace
 from regrad.training.predictor.contexts import Context, context_of, steps_on
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 
 class FromW0Settings(MethodSettings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field, field_validator
@@ -33,9 +33,11 @@ from regrad.methods.base import (
 )
 from regrad.models.batching import pad_batch, sequence_losses
 from regrad.models.config import SubspaceConfig
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Update
 from regrad.settings import Location
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 
 class BoundMetaInit:

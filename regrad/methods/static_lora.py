@@ -7,7 +7,7 @@ task from the training questions: without passages (Direct) or with them in the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -22,10 +22,12 @@ from regrad.methods.base import (
     PassageCosts,
     Plan,
 )
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Update
 from regrad.settings import Location
 from regrad.training.lora.lora_artifact import ADAPTER_CARD, StaticLora, corpus_costs
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 
 class StaticLoraConfig(MethodSettings):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 from torch import Tensor
@@ -18,11 +18,13 @@ from regrad.data.passages import Passage
 from regrad.errors import TokenOutOfVocabulary
 from regrad.methods.base import AtomProvider, Atoms, Evidence, Method, MethodInfo, MethodSettings, Note, Plan
 from regrad.models.config import SubspaceConfig
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, find_subspace
 from regrad.training.lora.batched import train_rows
 from regrad.training.lora.config import AdamWConfig
 from regrad.training.lora.examples import Example, longest, passage_example, suffix_example
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 ADAPT_ON: dict[str, Callable[[LanguageModel, Passage], Example]] = {
     "passages": passage_example,

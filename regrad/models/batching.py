@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from regrad.models.loading import LanguageModel
 from regrad.models.token_losses import token_losses, token_losses_and_grads
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from regrad.models.loading import LanguageModel
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
+
 
 # Logits at a time. On a CPU they stay below the 32 MB from which on glibc gives a block back to the system at once, so
 # that every use of the next one begins with page faults.

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from regrad.bank.config import BankConfig, BuildConfig
-from regrad.cli.demo import DemoConfig
+from regrad.cli.demo.config import DemoConfig
 from regrad.errors import ConfigError
 from regrad.evaluation.config import EvalConfig
 from regrad.lab.config import LabWriterConfig

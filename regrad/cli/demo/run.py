@@ -16,7 +16,7 @@ from rich.table import Table
 from ray_jobs import build_bank, index_corpus, meta_train
 from ray_jobs.cluster import cluster, joined
 from regrad.bank.format import Manifest
-from regrad.cli.demo import DemoConfig, DemoPlan, make_demo_plan
+from regrad.cli.demo.config import DemoConfig, DemoPlan, make_demo_plan
 from regrad.cli.options import wait_until_stopped
 from regrad.client import AnswerClient
 from regrad.data.jsonl import read_jsonl

@@ -13,7 +13,7 @@ from rich.table import Table
 from ray_jobs import build_bank, index_corpus
 from ray_jobs.cluster import cluster, joined
 from regrad.cli.options import printable, wait_until_stopped
-from regrad.cli.trial import MODEL, TryConfig
+from regrad.cli.trial.config import MODEL, TryConfig
 from regrad.client import AnswerClient
 from regrad.data.corpora import read_passages
 from regrad.data.corpus_maker import PASSAGES, CorpusMaker, find_source, read_rejected

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,12 +20,14 @@ from regrad.data.questions import Question
 from regrad.errors import TokenOutOfVocabulary
 from regrad.models.batching import losses_and_grads
 from regrad.models.half_weights import autocast
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, finite_rows
 from regrad.training.lora.config import AdamWConfig, AdapterConfig, SgdConfig
 from regrad.training.lora.examples import Example, adapter_examples, example_batch, longest
 from regrad.training.lora.lora_artifact import StaticLora, join
 from regrad.training.lora.orthogonal import NullSpace, soft_penalty
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 Lift = Callable[[Tensor], Mapping[Subspace, Tensor]]
 """From what is trained [..., p] to what is applied: [..., P] or [P] in each subspace. Differentiable, and each row on

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from regrad.data.augmented import Augmented, read_augmented
 from regrad.data.corpora import read_passages
@@ -17,8 +17,10 @@ from regrad.data.tasks import Task, TaskQuestion, read_tasks
 from regrad.errors import TrainingError
 from regrad.gradients.extractor import encode_passage
 from regrad.models.batching import TokenBatch, pad_batch
-from regrad.models.loading import LanguageModel
 from regrad.training.lora.config import AdapterConfig, AdaptersConfig, FinetuneConfig
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 _STOPS = (".", ",", ";", ":", "!", "?")
 _LEAST_WORDS = 3

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,11 +15,13 @@ from torch import Tensor
 
 from regrad.errors import MethodError, ModelError
 from regrad.models.config import ModelConfig
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, load_adapter, save_adapter
 from regrad.storage import directory_writer, local_directory
 from regrad.training.cards import CardKind
 from regrad.training.lora.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 
 def join(parts: Sequence[tuple[Subspace, Tensor]], weights: Sequence[float] | None = None) -> dict[Subspace, Tensor]:

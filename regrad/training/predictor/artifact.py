@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from regrad.errors import MethodError, ModelError
 from regrad.models.config import ModelConfig
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
 from regrad.storage import directory_writer, local_directory
 from regrad.training.cards import CardKind, digest_of
@@ -23,6 +22,9 @@ from regrad.training.lora.lora_artifact import StaticLora, join
 from regrad.training.predictor.config import ContextConfig, NetworkConfig, UpdateSpace
 from regrad.training.predictor.contexts import Context, states_of
 from regrad.training.predictor.network import UpdateNetwork
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 CARD = "predictor.json"
 PREDICTOR_CARD = CardKind("predictor", CARD, "regrad predictor", ("digest", "base_identity", "adapter"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,11 +16,13 @@ from torch import Tensor
 from regrad.data.questions import Question
 from regrad.data.tasks import Task, TaskQuestion, read_tasks
 from regrad.errors import MethodError, ModelError, TokenOutOfVocabulary, TrainingError
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
 from regrad.training.lora.batched import train_rows
 from regrad.training.lora.examples import Example, example_batch, longest, question_example
 from regrad.training.predictor.config import ContextConfig, StepsConfig
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 Context = Sequence[Example]
 """The demonstrations of a context, as tokens."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +17,6 @@ from regrad.bank.io.prag import Frame, adapter_fingerprint
 from regrad.data.passages import Passage
 from regrad.errors import MethodError, ModelError
 from regrad.models.config import ModelConfig
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
 from regrad.storage import directory_writer, local_directory
 from regrad.training.cards import CardKind, digest_of
@@ -25,6 +24,9 @@ from regrad.training.lora.examples import Example, longest
 from regrad.training.predictor.contexts import states_of
 from regrad.training.translator.config import PerceptronsConfig
 from regrad.training.translator.network import TranslatorNetwork
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 CARD = "translator.json"
 TRANSLATOR_CARD = CardKind("translator", CARD, "regrad translator", ("digest", "base_identity", "bank"))

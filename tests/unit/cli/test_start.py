@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from regrad.cli.trial import MODEL, START
+from regrad.cli.trial.config import MODEL, START
 from regrad.meta_init import CARD, MetaInit
 from regrad.models.known import KNOWN_MODELS
 

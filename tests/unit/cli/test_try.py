@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from regrad.cli.main import regrad
-from regrad.cli.trial import TryConfig
+from regrad.cli.trial.config import TryConfig
 from regrad.cli.trial.run import prepare
 from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage

@@ -1,4 +1,4 @@
-"""What a user installs: the packages, the configurations, the lab's base model, the console command; and that it works."""
+"""What a user installs: packages, configurations, the lab's base model and the console command; and that it works."""
 
 from __future__ import annotations
 
