@@ -48,7 +48,7 @@ class Engine:
         self._prefill_tokens = prefill_tokens
         self._cache = RowCache(int(lm.text_config.num_hidden_layers), max_cached_tokens)
         self._windows = lm.architecture.windows(lm.text_config)
-        verify_decoding(lm)
+        self._attention = verify_decoding(lm)
         self._updates = RowUpdates(lm)
         self._rows: list[Row] = []
         self._waiting: deque[Row] = deque()
@@ -153,7 +153,8 @@ class Engine:
             for number in numbers:
                 self._pass([number])
             return
-        best = scores_NV.argmax(-1).tolist()
+        # numpy's argmax has vector instructions, torch's on a CPU has none; both take the first of equal ones.
+        best = (scores_NV.numpy() if scores_NV.device.type == "cpu" else scores_NV).argmax(-1).tolist()
         for i, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
             row.read += len(piece)
             if not row.is_prefilling:
@@ -167,7 +168,7 @@ class Engine:
             rows = torch.tensor(numbers, device=self._lm.device)
         starts = [self._rows[i].read for i in numbers]
         with self._updates.applied(numbers, rows):
-            return read_pieces(self._lm, self._cache, self._windows, rows, pieces, starts)
+            return read_pieces(self._lm, self._cache, self._windows, rows, pieces, starts, self._attention)
 
     def _remove(self, gone: Callable[[Row], bool]) -> None:
         """Take rows out of the batch."""

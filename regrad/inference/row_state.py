@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from regrad.inference.attention import PassAttention
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
 
@@ -112,6 +113,7 @@ def read_pieces(
     rows: slice | Tensor,
     pieces: Sequence[list[int]],
     starts: Sequence[int],
+    attention: PassAttention,
 ) -> Tensor:
     """One forward pass: the next piece of each prompt, or one token. Logits [N, V] after each piece's last token.
 
@@ -129,13 +131,14 @@ def read_pieces(
     positions_NT = torch.tensor(starts, device=device)[:, None] + torch.arange(most, device=device)
     positions_NT = positions_NT.clamp(max=length - 1)
     cache.aim(rows, positions_NT, length)
-    output = lm.model.base_model(  # type: ignore[operator]
-        input_ids=ids_NT,
-        attention_mask=_masks(positions_NT, length, lm.compute_dtype, windows),
-        position_ids=positions_NT,
-        past_key_values=cache,
-        use_cache=True,
-    )
+    with attention.used():
+        output = lm.model.base_model(  # type: ignore[operator]
+            input_ids=ids_NT,
+            attention_mask=_masks(positions_NT, length, lm.compute_dtype, windows),
+            position_ids=positions_NT,
+            past_key_values=cache,
+            use_cache=True,
+        )
     last = torch.tensor(lengths, device=device) - 1
     return lm.logits(output.last_hidden_state[torch.arange(len(pieces), device=device), last])
 
