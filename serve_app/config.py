@@ -61,6 +61,7 @@ class BatchConfig(Settings):
     max_size: int = Field(32, ge=1, description="requests in the batch of one generator")
     max_cached_tokens: int = Field(1 << 18, ge=1, description="requests times the tokens of the longest")
     prefill_tokens: int = Field(2048, ge=1, description="prompt tokens read in one pass, between two decoding steps")
+    draft_tokens: int = Field(0, ge=0, description="tokens drafted from prompt and passages, while few are decoded")
 
 
 class GroupConfig(Settings):

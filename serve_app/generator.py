@@ -39,7 +39,13 @@ class GeneratorDeployment:
         first = MetaInit.load(config.meta_init)
         self._lm = load_language_model(first.model_at(config.model_path), "cuda" if ray.get_gpu_ids() else "cpu")
         batch = config.batch
-        engine = Engine(self._lm, batch.max_size, batch.max_cached_tokens, batch.prefill_tokens)
+        engine = Engine(
+            self._lm,
+            batch.max_size,
+            batch.max_cached_tokens,
+            batch.prefill_tokens,
+            draft_tokens=batch.draft_tokens,
+        )
         self._loop = DecodingLoop(engine)
         self._offers = offers_of(config)
         self._demonstrations = demonstrations_of(config)

@@ -198,6 +198,7 @@ class RequestBuilder:
             sampling.seed,
             sampling.stop,
             ask.raw,
+            () if plan.prompt.passages else tuple(hit.passage.text for hit in hits),
         )
         return Prepared(request, plan)
 

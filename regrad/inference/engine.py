@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from regrad.errors import ModelError
+from regrad.inference.drafts import Drafts
+from regrad.inference.kernels import Kernels
 from regrad.inference.row_state import RowCache, RowUpdates, read_pieces
 from regrad.inference.rows import DecodingEvent, DecodingListener, DecodingRequest, Finished, Row
 from regrad.inference.verification import verify_decoding
@@ -28,6 +30,8 @@ from regrad.models.loading import LanguageModel
 from regrad.models.subspace import by_subspace
 
 logger = logging.getLogger(__name__)
+# Beyond so many tokens a pass takes longer with each, and a drafted token that is not chosen was read for nothing.
+_DRAFTING_TOKENS = 16
 Result = TypeVar("Result")
 
 
@@ -36,19 +40,29 @@ class Engine:
 
     `max_cached_tokens` bounds rows times the longest row, for which keys and values are kept; a request that does not
     fit beside the others waits, and a single one is always taken. A pass reads at most `prefill_tokens` of prompts.
+    Without `kernels` it takes the fastest that give the model's own logits. With `draft_tokens` a pass also reads up to
+    so many drafted tokens of a row (see `Drafts`), while few rows are decoded: answers are the same in fewer passes.
     Raises `ModelError` for a model that it would decode differently from the model itself (see `verify_decoding`).
     """
 
     def __init__(
-        self, lm: LanguageModel, max_rows: int = 32, max_cached_tokens: int = 1 << 20, prefill_tokens: int = 2048
+        self,
+        lm: LanguageModel,
+        max_rows: int = 32,
+        max_cached_tokens: int = 1 << 20,
+        prefill_tokens: int = 2048,
+        kernels: Kernels | None = None,
+        draft_tokens: int = 0,
     ) -> None:
         self._lm = lm
         self._max_rows = max_rows
         self._max_cached = max_cached_tokens
         self._prefill_tokens = prefill_tokens
+        self._draft_tokens = draft_tokens
         self._cache = RowCache(int(lm.text_config.num_hidden_layers), max_cached_tokens)
         self._windows = lm.architecture.windows(lm.text_config)
-        self._attention = verify_decoding(lm)
+        verified = verify_decoding(lm)
+        self._kernels = kernels or verified
         self._updates = RowUpdates(lm)
         self._rows: list[Row] = []
         self._waiting: deque[Row] = deque()
@@ -71,6 +85,8 @@ class Engine:
         for subspace in by_subspace(request.updates):
             self._lm.lora_for(subspace)
         row = Row(self._lm, request, listener)
+        if self._draft_tokens:
+            row.drafts = Drafts([*map(self._lm.encode, request.sources), row.prompt])
         self._waiting.append(row)
         return row
 
@@ -141,9 +157,10 @@ class Engine:
         A row that cannot be run ends with its error, and those beside it go on.
         """
         rows = [self._rows[i] for i in numbers]
-        pieces = [row.next_tokens(self._prefill_tokens) for row in rows]
+        most_drafted = min(self._draft_tokens, _DRAFTING_TOKENS // len(rows) - 1)
+        pieces = [row.next_tokens(self._prefill_tokens, most_drafted) for row in rows]
         try:
-            scores_NV = self._scores(numbers, pieces)
+            scores_MV = self._scores(numbers, pieces)
         except Exception as error:
             if len(rows) == 1:
                 rows[0].fail(error)
@@ -154,21 +171,26 @@ class Engine:
                 self._pass([number])
             return
         # numpy's argmax has vector instructions, torch's on a CPU has none; both take the first of equal ones.
-        best = (scores_NV.numpy() if scores_NV.device.type == "cpu" else scores_NV).argmax(-1).tolist()
-        for i, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
-            row.read += len(piece)
+        best = (scores_MV.numpy() if scores_MV.device.type == "cpu" else scores_MV).argmax(-1).tolist()
+        start = 0
+        for row, piece in zip(rows, pieces, strict=True):
+            draft = [] if row.is_prefilling else piece[1:]
+            end = start + 1 + len(draft)
+            row.read += len(piece) - len(draft)
             if not row.is_prefilling:
-                row.take(scores_NV[i], best[i], self._lm.end_ids)
+                row.take(scores_MV[start:end], best[start:end], self._lm.end_ids, draft)
+            start = end
 
     def _scores(self, numbers: list[int], pieces: list[list[int]]) -> Tensor:
-        """Logits [N, V] after the last token of each piece."""
+        """Logits [M, V] after the last token of each piece of a prompt, and after every token of the others."""
         # Consecutive rows are a slice of what is kept, which copies nothing.
         rows: slice | Tensor = slice(numbers[0], numbers[-1] + 1)
         if numbers[-1] - numbers[0] + 1 != len(numbers):
             rows = torch.tensor(numbers, device=self._lm.device)
         starts = [self._rows[i].read for i in numbers]
+        scored = [1 if self._rows[i].is_prefilling else len(piece) for i, piece in zip(numbers, pieces, strict=True)]
         with self._updates.applied(numbers, rows):
-            return read_pieces(self._lm, self._cache, self._windows, rows, pieces, starts, self._attention)
+            return read_pieces(self._lm, self._cache, self._windows, rows, pieces, starts, self._kernels, scored)
 
     def _remove(self, gone: Callable[[Row], bool]) -> None:
         """Take rows out of the batch."""

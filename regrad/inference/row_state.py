@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from regrad.inference.attention import PassAttention
+from regrad.inference.kernels import Kernels
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
 
@@ -113,12 +113,13 @@ def read_pieces(
     rows: slice | Tensor,
     pieces: Sequence[list[int]],
     starts: Sequence[int],
-    attention: PassAttention,
+    kernels: Kernels,
+    scored: Sequence[int] | None = None,
 ) -> Tensor:
     """One forward pass: the next piece of each prompt, or one token. Logits [N, V] after each piece's last token.
 
-    Piece i continues the i-th of the cache's `rows` at position `starts[i]`; `windows` is what
-    `Architecture.windows` returns.
+    With `scored` [M, V] after the last `scored[i]` tokens of each. Piece i continues the i-th of the cache's `rows` at
+    position `starts[i]`; `windows` is what `Architecture.windows` returns.
     """
     device = lm.device
     lengths = [len(piece) for piece in pieces]
@@ -131,7 +132,7 @@ def read_pieces(
     positions_NT = torch.tensor(starts, device=device)[:, None] + torch.arange(most, device=device)
     positions_NT = positions_NT.clamp(max=length - 1)
     cache.aim(rows, positions_NT, length)
-    with attention.used():
+    with kernels.used():
         output = lm.model.base_model(  # type: ignore[operator]
             input_ids=ids_NT,
             attention_mask=_masks(positions_NT, length, lm.compute_dtype, windows),
@@ -139,8 +140,10 @@ def read_pieces(
             past_key_values=cache,
             use_cache=True,
         )
-    last = torch.tensor(lengths, device=device) - 1
-    return lm.logits(output.last_hidden_state[torch.arange(len(pieces), device=device), last])
+        # The vocabulary is most of a small model, so only for these tokens.
+        numbers = [(i, at) for i, of in enumerate(lengths) for at in range(of - (scored[i] if scored else 1), of)]
+        row_numbers, last = torch.tensor(numbers, device=device).unbind(1)
+        return lm.logits(output.last_hidden_state[row_numbers, last])
 
 
 def _masks(

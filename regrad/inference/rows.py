@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from regrad.inference.drafts import Drafts
 from regrad.models.subspace import Update
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class DecodingRequest:
     `temperature` 0 is greedy; else tokens are drawn from the `top_p` nucleus, repeatably with a `seed`. `stop` are
     strings that end the answer and are not part of it (in the answer's leading white space they do not count); None
     stands for the model's own stop string. A `raw` prompt is read as it is, without the model's chat template.
+    `sources` are texts outside the prompt that the answer may quote: an engine that drafts takes drafts from them, too.
     """
 
     prompt: str
@@ -37,6 +39,7 @@ class DecodingRequest:
     seed: int | None = None
     stop: tuple[str, ...] | None = None
     raw: bool = False
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,8 @@ class Row:
         self.reason: Literal["stop", "length"] | None = None
         self.cancelled = False
         self.largest_batch = 1
+        self.passes = 0  # in which it took a token
+        self.drafts: Drafts | None = None
         # A generator of its own, so that what a row draws does not depend on the rows beside it.
         self._generator: torch.Generator | None = None
         if request.temperature > 0:
@@ -177,9 +182,13 @@ class Row:
         """Whether part of the prompt has not been read."""
         return self.read < len(self.prompt)
 
-    def next_tokens(self, most: int) -> list[int]:
-        """What the next pass reads: a piece of the prompt, or the token written last."""
-        return self.prompt[self.read : self.read + most] if self.is_prefilling else self.written[-1:]
+    def next_tokens(self, most: int, most_drafted: int = 0) -> list[int]:
+        """What the next pass reads: a piece of the prompt, or the token written last and a draft of those after it."""
+        if self.is_prefilling:
+            return self.prompt[self.read : self.read + most]
+        # The last token of an answer is never read, so a draft of it is of no use.
+        left = min(most_drafted, self.request.max_new_tokens - len(self.written) - 1)
+        return self.written[-1:] + (self.drafts.next(left) if self.drafts and left > 0 else [])
 
     def choose(self, scores_V: Tensor) -> int:
         """Draw a token from the scores (logits) as the request says; scores that are not finite are not drawn."""
@@ -206,10 +215,19 @@ class Row:
             logger.exception("a listener failed; its request is dropped")
             self.cancelled = True
 
-    def take(self, scores_V: Tensor, best: int, ends: Sequence[int]) -> None:
-        """Choose a token by the scores, of which `best` is the first, and write it; ends the row if that fails."""
+    def take(self, scores_TV: Tensor, best: Sequence[int], ends: Sequence[int], draft: Sequence[int] = ()) -> None:
+        """Choose a token by the first scores, of which `best` are the first, and write it; ends the row if that fails.
+
+        As long as the token is the draft's, the scores after it are those of the answer, and give another.
+        """
+        self.passes += 1
         try:
-            self.write(self.choose(scores_V) if self.request.temperature > 0 else best, ends)
+            for number, token in enumerate(best):
+                token = self.choose(scores_TV[number]) if self.request.temperature > 0 else token
+                self.write(token, ends)
+                if self.reason or number == len(draft) or token != draft[number]:
+                    return
+                self.read += 1
         except Exception as error:  # a sampler's or a tokenizer's, of whatever class: the rows beside it go on
             self.fail(error)
 
@@ -224,6 +242,8 @@ class Row:
         if not self.written:
             self.first_token = time.perf_counter()
         self.written.append(token)
+        if self.drafts:
+            self.drafts.add(token)
         if token in ends:
             self.reason = "stop"
             return

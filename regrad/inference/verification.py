@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regrad.errors import ModelError
-from regrad.inference.attention import PassAttention
+from regrad.inference.kernels import Kernels
 from regrad.inference.row_state import RowCache, read_pieces
 from regrad.models.loading import LanguageModel
 
@@ -25,12 +25,12 @@ _SHORT_WINDOW = 3
 # wrong mask costs far more.
 _MOST_EXACT = 1e-2
 _MOST_ROUNDED = 0.15
-_VERIFIED: WeakKeyDictionary[nn.Module, PassAttention] = WeakKeyDictionary()
+_VERIFIED: WeakKeyDictionary[nn.Module, Kernels] = WeakKeyDictionary()
 
 
 @torch.inference_mode()
-def verify_decoding(lm: LanguageModel) -> PassAttention:
-    """The attention with which the engine's logits are the model's own; for a model that has passed, the same again.
+def verify_decoding(lm: LanguageModel) -> Kernels:
+    """The kernels with which the engine's logits are the model's own; for a model that has passed, the same again.
 
     Raises `ModelError` if there is none.
     """
@@ -38,29 +38,29 @@ def verify_decoding(lm: LanguageModel) -> PassAttention:
     # would then answer fluently and wrongly. This costs a few passes over a dozen tokens, once for a model in memory.
     if lm.model in _VERIFIED:
         return _VERIFIED[lm.model]
-    *faster, own = PassAttention.choices(lm)
-    for attention in faster:
+    *faster, own = Kernels.choices(lm)
+    for kernels in faster:
         try:
-            _verify(lm, attention)
+            _verify(lm, kernels)
         except ModelError as error:
-            logger.info("the engine keeps the own attention of %s: %s", type(lm.model).__name__, error)
+            logger.info("the engine does without faster kernels for %s: %s", type(lm.model).__name__, error)
             continue
-        _VERIFIED[lm.model] = attention
-        return attention
+        _VERIFIED[lm.model] = kernels
+        return kernels
     _verify(lm, own)
     _VERIFIED[lm.model] = own
     return own
 
 
-def _verify(lm: LanguageModel, attention: PassAttention) -> None:
-    _compare(lm, attention)
+def _verify(lm: LanguageModel, kernels: Kernels) -> None:
+    _compare(lm, kernels)
     # A model's real window is too long to read beyond it here. Its masks are made from its configuration, in each pass.
     if any(lm.architecture.windows(lm.text_config).values()):
         with _short_window(lm):
-            _compare(lm, attention)
+            _compare(lm, kernels)
 
 
-def _compare(lm: LanguageModel, attention: PassAttention) -> None:
+def _compare(lm: LanguageModel, kernels: Kernels) -> None:
     vocabulary = int(lm.text_config.vocab_size)
     rows = [[(3 + 7 * row + 5 * i) % vocabulary for i in range(cuts[-1])] for row, cuts in enumerate(_CUTS)]
     own = []
@@ -69,7 +69,7 @@ def _compare(lm: LanguageModel, attention: PassAttention) -> None:
         own.append(logits_TV[torch.tensor(cuts, device=lm.device) - 1])
     own_MV = torch.cat(own).double()
     try:
-        error_MV = _piecewise_logits(lm, rows, attention).double() - own_MV
+        error_MV = _piecewise_logits(lm, rows, kernels).double() - own_MV
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -93,7 +93,7 @@ def _compare(lm: LanguageModel, attention: PassAttention) -> None:
         )
 
 
-def _piecewise_logits(lm: LanguageModel, rows: list[list[int]], attention: PassAttention) -> Tensor:
+def _piecewise_logits(lm: LanguageModel, rows: list[list[int]], kernels: Kernels) -> Tensor:
     """The engine's logits [M, V] at the end of each piece, the rows read together in pieces."""
     cache = RowCache(int(lm.text_config.num_hidden_layers), 1 << 10)
     cache.reserve(len(_CUTS), max(cuts[-1] for cuts in _CUTS))
@@ -105,7 +105,7 @@ def _piecewise_logits(lm: LanguageModel, rows: list[list[int]], attention: PassA
         pieces = [rows[row][slice(*spans[row][step])] for row in active]
         starts = [spans[row][step][0] for row in active]
         # The longer row is the first, so that those still active are the first of the cache.
-        scores = read_pieces(lm, cache, windows, slice(0, len(active)), pieces, starts, attention)
+        scores = read_pieces(lm, cache, windows, slice(0, len(active)), pieces, starts, kernels)
         for row, score in zip(active, scores, strict=True):
             found[row].append(score)
     return torch.stack([score for scores in found for score in scores])

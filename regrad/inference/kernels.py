@@ -1,20 +1,20 @@
-"""The attention of the engine's passes on a CPU: one fused kernel, in which a group's queries share keys and values.
+"""What computes the engine's passes: on a CPU a fused attention, in which a group's queries share keys and values.
 
-A model's own attention stays what its settings say in every other pass: training differentiates it twice, and a fused
-kernel cannot.
+The products of linear layers are in `products.py`. In all other passes a model's attention is what its settings say:
+training differentiates it twice, which fused kernels do not allow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from regrad.inference.products import computed, large_products
 from regrad.models.loading import LanguageModel
 
 _NAME = "regrad_grouped"
@@ -46,39 +46,34 @@ def grouped_attention(
 AttentionInterface.register(_NAME, grouped_attention)
 
 
-class PassAttention:
-    """Which attention the passes of an engine use: the fused one, or the model's own."""
+class Kernels:
+    """What computes the passes of an engine: the model's own attention and layers, or those that are faster here."""
 
-    def __init__(self, lm: LanguageModel, fused: bool) -> None:
+    def __init__(self, lm: LanguageModel, attention: bool = False, products: bool = False) -> None:
         # A model's modules may have configurations of their own, and each reads in its own which attention it runs.
         configs = {id(each): each for each in (getattr(m, "config", None) for m in lm.model.modules()) if each}
-        self._configs = [each for each in configs.values() if hasattr(each, "_attn_implementation")] if fused else []
+        known = [each for each in configs.values() if hasattr(each, "_attn_implementation")]
+        self._configs = known if attention else []
+        self._products = large_products(lm.model) if products else []
 
     @staticmethod
-    def choices(lm: LanguageModel) -> tuple[PassAttention, ...]:
-        """What may be used, the fastest first."""
+    def choices(lm: LanguageModel) -> tuple[Kernels, ...]:
+        """What may be used, the fastest first; the model's own are the last."""
         # On a GPU a mask rules the fused kernels out, unless keys and values are copied, which transformers does.
-        own = PassAttention(lm, fused=False)
-        if lm.device.type != "cpu" or not getattr(lm.model, "_supports_sdpa", False):
-            return (own,)
-        return PassAttention(lm, fused=True), own
-
-    @property
-    def fused(self) -> bool:
-        """Whether it is the fused one."""
-        return bool(self._configs)
-
-    def used(self) -> AbstractContextManager[None]:
-        """Inside the block, the model's passes run with it."""
-        return self._switched() if self._configs else nullcontext()
+        if lm.device.type != "cpu":
+            return (Kernels(lm),)
+        fused = (Kernels(lm, True, True),) if getattr(lm.model, "_supports_sdpa", False) else ()
+        return *fused, Kernels(lm, products=True), Kernels(lm)
 
     @contextmanager
-    def _switched(self) -> Iterator[None]:
+    def used(self) -> Iterator[None]:
+        """Inside the block, the model's passes run with them."""
         before = [config._attn_implementation_internal for config in self._configs]
         try:
             for config in self._configs:
                 config._attn_implementation_internal = _NAME
-            yield
+            with computed(self._products):
+                yield
         finally:
             for config, name in zip(self._configs, before, strict=True):
                 config._attn_implementation_internal = name
