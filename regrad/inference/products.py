@@ -30,14 +30,14 @@ def large_product(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None) -> Tensor
         return product_MO.view(*x.shape[:-1], outputs)
     if outputs < _VOCABULARY:
         return F.linear(x, weight_OD, bias_O)
-    product = torch.cat([F.linear(x, part) for part in weight_OD.split(_PART)], -1)
+    product = torch.cat([F.linear(x, part) for part in torch.split(weight_OD, _PART)], -1)
     return product if bias_O is None else product + bias_O
 
 
 def large_products(model: nn.Module) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
     """The model's linear layers that `large_product` is for, each with what computes it."""
     # A layer whose `forward` someone else has replaced is left alone.
-    if not torch.backends.mkl.is_available():  # measured with MKL only
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]  # measured with MKL only
         return []
     layers = [
         module
