@@ -187,6 +187,18 @@ class EvaluationError(RegradError):
     area = "evaluation"
 
 
+class RebuildError(RegradError):
+    """A rebuild cannot begin or go on, or there is nothing to roll back to."""
+
+    area = "rebuild"
+
+
+class NotPromoted(RebuildError):
+    """A version was built, and its score did not hold: it is kept aside. The text has both scores."""
+
+    area = "rebuild.not_promoted"
+
+
 class TheoryError(RegradError):
     """A linear problem or a stack of constructed layers does not hold together; the text has both shapes."""
 

@@ -134,6 +134,14 @@ JOBS = (
     ),
 )
 
+REBUILD = JobVerb(
+    "rebuild",
+    "jobs/rebuild-lab.yaml",
+    "regrad.rebuild.config:RebuildConfig",
+    "regrad.cli.rebuild.job:run",
+    "Everything for a changed corpus or training. `regrad rebuild` has verbs of its own; this is it as a job.",
+)
+
 
 def _command(verb: JobVerb) -> click.Command:
     def run(config: Path, overrides: tuple[str, ...], report_only: bool = False) -> None:

@@ -37,6 +37,10 @@ _VERBS = {
         "Measure what indexes find of the passages that questions need.",
     ),
     "score": ("regrad.cli.score:score", "Score the predictions in a file, from any system."),
+    "rebuild": (
+        "regrad.cli.rebuild:rebuild",
+        "All of it for a changed corpus: train, index, build, verify, evaluate, promote (Ray).",
+    ),
     "submit": ("regrad.cli.submit:submit", "Run one of these jobs on a Ray cluster; look at it, stop it."),
     "serve": ("regrad.cli.serve:serve", "Answer questions over HTTP (Ray Serve)."),
     "keys": ("regrad.cli.keys:keys", "Create, list and revoke API keys of a server."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from regrad.cli.jobs import JOBS, JobVerb
+from regrad.cli.jobs import JOBS, REBUILD, JobVerb
 from regrad.cli.options import LazyGroup, printable, settings_options
 from regrad.errors import ConfigError
 from regrad.settings import apply_override, parse_settings, read_yaml
@@ -25,6 +25,9 @@ _address = click.option(
     metavar="URL",
     help="The cluster's dashboard.",
 )
+
+
+SUBMITTED = (*JOBS, REBUILD)
 
 
 def _command(verb: JobVerb) -> click.Command:
@@ -152,10 +155,10 @@ def logs(job: str, no_follow: bool, address: str) -> None:
         _follow(jobs, job)
 
 
-COMMANDS: dict[str, click.Command] = {verb.name: _command(verb) for verb in JOBS}
+COMMANDS: dict[str, click.Command] = {verb.name: _command(verb) for verb in SUBMITTED}
 
 _VERBS = {
-    **{verb.name: (f"{__name__}:COMMANDS", f"Run `regrad {verb.name}` there.") for verb in JOBS},
+    **{verb.name: (f"{__name__}:COMMANDS", f"Run `regrad {verb.name}` there.") for verb in SUBMITTED},
     "status": (f"{__name__}:status", "Show how a job is, or list them."),
     "logs": (f"{__name__}:logs", "Follow what a job prints."),
     "stop": (f"{__name__}:stop", "Stop a job."),

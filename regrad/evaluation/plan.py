@@ -180,7 +180,7 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
     for name, method, one in product(config.models, config.methods, config.sets):
         model = config.models[name]
         demonstrations = shown[method.name, one.name]
-        for k, seed in _repetitions(config, method, one):
+        for k, seed in repetitions(config, method, one):
             resolved = resolve_method(method, model=name, set=one.name, seed=seed)
             asked_with = set_of_method(one, resolved)
             limits = [one.max_new_tokens or config.max_new_tokens, config.context_tokens, config.on_overflow]
@@ -234,7 +234,7 @@ def resolve_method(method: MethodSettings, **names: Any) -> MethodSettings:
     return settings.seeded(names.get("seed", 0))
 
 
-def _repetitions(config: EvalConfig, method: MethodSettings, one: EvalSetConfig) -> Iterator[tuple[int, int]]:
+def repetitions(config: EvalConfig, method: MethodSettings, one: EvalSetConfig) -> Iterator[tuple[int, int]]:
     """The (k, seed) that can differ: no k for a method that does not retrieve, one seed where nothing is random."""
     retrieves = method.info.retrieves
     varies = (retrieves and one.passages.is_random) or resolve_method(method, seed=0) != resolve_method(method, seed=1)

@@ -37,6 +37,33 @@ def create_collection(
     Raises `RetrievalError` if there is something at `uri`, if an index cannot be opened or joined, or if they do not
     have the same number of passages.
     """
+    first = _first_segment(indexes)
+    if fusion.weights is not None and len(fusion.weights) != len(indexes):
+        raise RetrievalError(
+            f"{len(fusion.weights)} weights for {len(indexes)} indexes; give one for each", code="bad_weights"
+        )
+    with _alone(uri):
+        if Storage(uri).exists(CARD):
+            raise RetrievalError(f"there is an index at {uri} already; name another place", code="exists", uri=uri)
+        check_replaceable(uri, CARD)
+        return publish(uri, CollectionVersion(version=1, segments=(first,), fusion=fusion, bank=bank))
+
+
+def replace_indexes(uri: str, indexes: Sequence[str], bank: CollectionBank | None = None) -> CollectionVersion:
+    """A version of the collection at `uri` that has these indexes and this bank alone, in the places of all others.
+
+    Without a collection it is made. One that has just these is left as it is. Raises as `create_collection`.
+    """
+    if not Storage(uri).exists(CARD):
+        return create_collection(uri, indexes, bank=bank)
+    first = _first_segment(indexes)
+    with changing(uri) as version:
+        if version.segments == (first,) and version.bank == bank:
+            return version
+        return publish(uri, version.model_copy(update={"segments": (first,), "bank": bank}))
+
+
+def _first_segment(indexes: Sequence[str]) -> Segment:
     cards = [check_index(index) for index in indexes]
     kinds = [card.kind for card in cards]
     if len(set(kinds)) < len(kinds) or set(kinds) & {KIND, "fused", "reranked"}:
@@ -53,17 +80,8 @@ def create_collection(
             code="other_corpus",
             found=counts,
         )
-    if fusion.weights is not None and len(fusion.weights) != len(cards):
-        raise RetrievalError(
-            f"{len(fusion.weights)} weights for {len(cards)} indexes; give one for each", code="bad_weights"
-        )
-    with _alone(uri):
-        if Storage(uri).exists(CARD):
-            raise RetrievalError(f"there is an index at {uri} already; name another place", code="exists", uri=uri)
-        check_replaceable(uri, CARD)
-        digests = tuple(card_digest(index) for index in indexes)
-        first = Segment(indexes=tuple(indexes), cards=digests, passages=cards[0].passages)
-        return publish(uri, CollectionVersion(version=1, segments=(first,), fusion=fusion, bank=bank))
+    digests = tuple(card_digest(index) for index in indexes)
+    return Segment(indexes=tuple(indexes), cards=digests, passages=cards[0].passages)
 
 
 @contextmanager

@@ -1,0 +1,96 @@
+"""`regrad rebuild`: everything that a change of corpus or training needs, as one command, and its verbs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from regrad.cli.bank.output import json_option, print_json
+from regrad.cli.options import LazyGroup, printable, settings_options
+from regrad.errors import NotPromoted
+from regrad.settings import load_settings
+
+_DEFAULT = "jobs/rebuild-lab.yaml"
+NOT_PROMOTED = 4
+"""The exit status of a rebuild whose version was kept aside, since its score did not hold."""
+QUARANTINED = 3
+
+
+@click.command("rollback")
+@settings_options(_DEFAULT)
+def rollback(config: Path, overrides: tuple[str, ...]) -> None:
+    """Put the version before in force again, also in the servers; a second rollback undoes it."""
+    from regrad.rebuild.config import RebuildConfig
+
+    settings = load_settings(RebuildConfig, config, overrides)
+    from regrad.cli.rebuild.steps import serve
+    from regrad.rebuild.flow import roll_back
+    from regrad.storage import Storage
+
+    click.echo(roll_back(Storage(settings.output), lambda version: serve(settings, version)))
+
+
+@click.command("status")
+@settings_options(_DEFAULT)
+@json_option
+def status(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show the versions, which is in force, and the runs of the steps with what they took."""
+    from regrad.rebuild.config import RebuildConfig
+
+    settings = load_settings(RebuildConfig, config, overrides)
+    from regrad.rebuild.status import described, state
+    from regrad.storage import Storage
+
+    found = state(Storage(settings.output))
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(printable_lines(described(found)))
+
+
+_VERBS = {
+    "status": (f"{__name__}:status", "Show the versions and the runs of the steps."),
+    "rollback": (f"{__name__}:rollback", "Put the version before in force again."),
+}
+
+
+@click.group("rebuild", cls=LazyGroup, verbs=_VERBS, invoke_without_command=True, no_args_is_help=False)
+@settings_options(_DEFAULT)
+@click.option("--dry-run", is_flag=True, help="Only say what would be done, with hours, bytes and money.")
+@json_option
+@click.pass_context
+def rebuild(context: click.Context, config: Path, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Meta-train, index, build, verify and evaluate; put the new version in force if its score holds.
+
+    What is done already is skipped; interrupted, the same command goes on. The version before is kept, for `regrad
+    rebuild rollback`. The exit status is 3 if the version in force lacks passages that could not be used, 4 if the
+    score did not hold and the new version is kept aside.
+    """
+    if context.invoked_subcommand is not None:
+        sources = [context.get_parameter_source(name) for name in ("config", "overrides", "dry_run")]
+        if click.core.ParameterSource.COMMANDLINE in sources:
+            raise click.UsageError(f"put options behind the verb: regrad rebuild {context.invoked_subcommand} ...")
+        return
+    from regrad.rebuild.config import RebuildConfig
+
+    settings = load_settings(RebuildConfig, config, overrides)
+    from regrad.cli.rebuild import job
+
+    if dry_run:
+        plan = job.plan(settings)
+        print_json(plan.as_json()) if as_json else click.echo(printable_lines(plan.described()))
+        return
+    try:
+        line, refused = job.rebuild_of(settings, lambda text: click.echo(printable(text), err=True))
+    except NotPromoted as error:
+        click.echo(f"error: {printable(str(error))} [{error.code}]", err=True)
+        sys.exit(NOT_PROMOTED)
+    click.echo(line)
+    sys.exit(QUARANTINED if refused else 0)
+
+
+def printable_lines(text: str) -> str:
+    """Lines that are safe for a terminal."""
+    return "\n".join(printable(line) for line in text.splitlines())

@@ -1,0 +1,74 @@
+"""How servers take up a version: by the release list and the collection that they follow, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from regrad.cli.serve import wait_for
+from regrad.rebuild.config import ServingConfig
+from regrad.rebuild.versions import Version
+from regrad.retrieval.base import CARD as INDEX_CARD
+from regrad.retrieval.collection import CollectionBank, read_version
+from regrad.retrieval.collection_changes import publish, replace_indexes
+from regrad.settings import parse_settings
+from regrad.storage import Storage
+from serve_app.config import ServeConfig
+from serve_app.rollout import ReleaseConfig, ReleaseList, changing_releases, resolve_releases, updated, write_releases
+
+
+def take_up(serving: ServingConfig, version: Version, output: Storage, indexes: Sequence[str]) -> str:
+    """Put the version's MetaInit and bank in force for the servers that follow `releases`, then its indexes.
+
+    Returns a few words about it. If anything fails, also that a server does not follow, what was in force before is
+    put back and the error raised.
+    """
+    places = version.places_in(output)
+    release = parse_settings(
+        ReleaseConfig,
+        {
+            "name": serving.name,
+            "meta_init": places["meta-init"],
+            "bank": places["bank"],
+            "bank_version": version.bank_version,
+        },
+        "serving",
+    )
+    application = ServeConfig(
+        meta_init=release.meta_init, bank=release.bank, index=places[indexes[0]], releases=serving.releases
+    )
+    with changing_releases(application) as current:
+        # The base that the servers hold is that of what is in force now: another one is refused.
+        application = application.model_copy(update={"meta_init": current.releases[0].meta_init})
+        new = ReleaseList(releases=(release,)) if current.releases == (release,) else updated(current, release)
+        facts = resolve_releases(application, new)[1]
+        with _put_back_if_it_fails(application, current, serving.collection):
+            write_releases(application, new)
+            if serving.collection is not None:
+                bank = CollectionBank(
+                    uri=release.bank,
+                    meta_init=release.meta_init,
+                    codec=facts[0]["codec"],
+                    version=version.bank_version,
+                )
+                replace_indexes(serving.collection, [places[name] for name in indexes], bank)
+            if serving.url is not None:
+                wait_for(serving.url, facts, say=lambda _: None)
+    return f"servers that follow {serving.releases} answer from it"
+
+
+@contextmanager
+def _put_back_if_it_fails(application: ServeConfig, before: ReleaseList, collection: str | None) -> Iterator[None]:
+    folder, _, name = str(application.releases).rpartition("/")
+    was_there = Storage(folder).exists(name)
+    indexes = read_version(collection) if collection and Storage(collection).exists(INDEX_CARD) else None
+    try:
+        yield
+    except BaseException:
+        if was_there:
+            write_releases(application, before)
+        else:
+            Storage(folder).remove_file(name)
+        if collection is not None and indexes is not None and read_version(collection) != indexes:
+            publish(collection, indexes)
+        raise

@@ -1,0 +1,43 @@
+"""What a rebuild's output has: the version in force, all versions, and the runs of the steps with what they took."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regrad.rebuild.plan import bytes_shown
+from regrad.rebuild.records import Records, RunRecord
+from regrad.rebuild.versions import Versions
+from regrad.storage import Storage
+
+
+def state(output: Storage) -> dict[str, Any]:
+    """All of it, for programs; raises `RebuildError` for a damaged file."""
+    versions = Versions(output)
+    current = versions.current()
+    return {
+        "output": output.uri,
+        "current": current.model_dump(mode="json") if current else None,
+        "versions": [versions.read(name).model_dump(mode="json") for name in versions.ids()],
+        "runs": [record.model_dump(mode="json") for record in Records(output).all()],
+    }
+
+
+def described(found: dict[str, Any]) -> str:
+    """The same in lines for people, the last run first."""
+    current = found["current"] or {}
+    words = {current.get("previous"): "before it", current.get("version"): "in force"}
+    lines = [f"{found['output']}: {'nothing is in force yet' if not current else current['version'] + ' is in force'}"]
+    for version in found["versions"]:
+        place = words.get(version["id"], "not in force")
+        lines.append(f"  {version['id']}  {place}: {version['passages']:,} passages, bank {version['bank_version']}")
+    return "\n".join([*lines, *(f"  {_run(RunRecord.model_validate(run))}" for run in found["runs"])])
+
+
+def _run(record: RunRecord) -> str:
+    what = f"{record.step}  {record.began:%Y-%m-%d %H:%M}"
+    if record.ended is None:
+        return f"{what}  not ended: at work, or killed (attempt {record.attempts})"
+    again = f", attempt {record.attempts}" if record.attempts > 1 else ""
+    took = "unknown time" if record.seconds is None else f"{record.seconds:,.1f} s"
+    cost = f", {record.cost.amount:,.2f} {record.cost.currency}" if record.cost else ""
+    return f"{what}  {took}{again}, {bytes_shown(record.bytes)}{cost}: {record.line}"
