@@ -86,7 +86,7 @@ def rebuild(job: Rebuild, say: Say) -> str:
         if current is not None and current.version == version.id:
             return f"version {version.id} is in force already: nothing has changed"
         before = scored(versions.read(current.version)) if current else None
-        held = check_score(job.promotion, version.id, score, current and current.version, before)
+        held = check_score(job.promotion, version.id, score, current.version if current else None, before)
         serving = job.serve(version)
         versions.promote(version)
     return f"version {version.id} is in force: {held}{f'; {serving}' if serving else ''}"

@@ -64,9 +64,9 @@ class Plan:
         totals = [_total(getattr(one, name) for one in self.left) for name in ("seconds", "bytes", "money")]
         (seconds, all_timed), (size, all_sized), (money, all_priced) = totals
         shown = (
-            _at_least(hours_shown(seconds), all_timed),
-            _at_least(bytes_shown(size), all_sized),
-            _at_least(f"{money:,.2f}", all_priced),
+            _at_least(hours_shown(seconds), seconds, all_timed),
+            _at_least(bytes_shown(size), size, all_sized),
+            _at_least(f"{money:,.2f}", money, all_priced),
         )
         rows.append(("total", f"{len(self.left)} of {len(self.estimates)} steps", *shown, ""))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -159,8 +159,8 @@ def _total(values: Iterable[float | None]) -> tuple[float, bool]:
     return sum(value for value in found if value is not None), None not in found
 
 
-def _at_least(text: str, complete: bool) -> str:
-    return text if complete else f"at least {text}"
+def _at_least(text: str, known: float, complete: bool) -> str:
+    return text if complete else f"at least {text}" if known else "unknown"
 
 
 def hours_shown(seconds: float) -> str:

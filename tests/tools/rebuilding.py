@@ -1,4 +1,4 @@
-"""A rebuild of cheap steps, each of several files that are written one after the other, as a program that can be killed.
+"""A rebuild of cheap steps that each write several files, as a program that can be killed at any line.
 
 python -m tests.tools.rebuilding OUTPUT [LINES]
 

@@ -183,10 +183,11 @@ def test_of_two_rebuilds_at_once_the_second_is_refused_in_one_sentence(tmp_path:
     assert "\n" not in str(caught.value)
 
 
-def test_an_output_that_cannot_be_written_is_found_before_any_work() -> None:
+def test_an_output_that_cannot_be_written_is_found_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     ran: list[str] = []
     with refused(StorageError, "refused"):
-        rebuild(cheap_rebuild("/proc/nowhere", ran=ran), quiet)
+        rebuild(cheap_rebuild(str(tmp_path / "file" / "rebuild"), ran=ran), quiet)
     assert ran == []
 
 
