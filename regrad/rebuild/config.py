@@ -60,6 +60,8 @@ class RebuildConfig(Settings):
         if (self.train is None) == (self.meta_init is None):
             raise ValueError("give `train`, or `meta_init` instead of it")
         self._check_places()
+        if self.serving and self.serving.collection and not any(one.corpus for one in self.index):
+            raise ValueError("serving.collection takes the indexes that are made of the corpus, and none is")
         _among(self.promotion.method, [one.name for one in self.eval.methods], "promotion.method")
         _among(self.promotion.set, [one.name for one in self.eval.sets], "promotion.set")
         _among(self.promotion.k, list(self.eval.k), "promotion.k")

@@ -20,7 +20,9 @@ from regrad.storage import Storage
 
 _DATA = frozenset({"corpus", "tasks", "dev", "uri"})
 """Keys of files of data that may be many: all of them are read."""
-_NAMES = ("package:",)
+_WORDS = "prompts"
+"""The key of templates: whatever they look like, they are no locations."""
+_PACKAGE = "package:"
 _PIECE = 1 << 24
 
 
@@ -35,13 +37,15 @@ class Inputs:
 
         Raises `RebuildError` for one where there is nothing, and what reading raises.
         """
+        if key == _WORDS:
+            return value
         if isinstance(value, dict):
             return {name: self.digested(inner, name) for name, inner in value.items()}
         if isinstance(value, list | tuple):
             return [self.digested(inner, key) for inner in value]
         if not isinstance(value, str) or value.startswith(OWN):
             return value
-        if value.startswith(_NAMES):
+        if value.startswith(_PACKAGE):
             return self._once(value, False, model_digest)
         if value.startswith("/") or "://" in value:
             is_data = key in _DATA

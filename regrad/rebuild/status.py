@@ -30,7 +30,18 @@ def described(found: dict[str, Any]) -> str:
     for version in found["versions"]:
         place = words.get(version["id"], "not in force")
         lines.append(f"  {version['id']}  {place}: {version['passages']:,} passages, bank {version['bank_version']}")
+        lines += _scores(found["runs"], version["id"])
     return "\n".join([*lines, *(f"  {_run(RunRecord.model_validate(run))}" for run in found["runs"])])
+
+
+def _scores(runs: list[dict[str, Any]], version: str) -> list[str]:
+    """What the last evaluation of a version has found."""
+    rows = next((run["facts"]["scores"] for run in runs if run["facts"].get("version") == version), [])
+    return [f"    {_words(row)}: EM {row['em']:.4f}, F1 {row['f1']:.4f}, {row['questions']} questions" for row in rows]
+
+
+def _words(row: dict[str, Any]) -> str:
+    return f"{row['method']} on {row['set']}, k={row['k']}" if row["k"] else f"{row['method']} on {row['set']}"
 
 
 def _run(record: RunRecord) -> str:

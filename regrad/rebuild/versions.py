@@ -35,7 +35,8 @@ class PromotionConfig(Settings):
 class Version(Settings):
     """A version: its parts by name (`bank` for `version://bank`), each with its place and the key of its step.
 
-    A place is a name below the rebuild's output, or an absolute location. `bank_version` is the one of the bank.
+    A place is a name below the rebuild's output, or an absolute location. `bank_version` is the one of the bank,
+    `searched` names the indexes that were made of the corpus itself: what a collection takes.
     """
 
     id: str = Field(pattern=r"^\d{4,}-[0-9a-f]{12}$")
@@ -43,6 +44,7 @@ class Version(Settings):
     keys: dict[str, str]
     bank_version: int = Field(ge=1)
     passages: int = Field(ge=0)
+    searched: tuple[str, ...] = ()
 
     def places_in(self, output: Storage) -> dict[str, str]:
         """The location of every part."""

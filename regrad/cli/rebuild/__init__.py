@@ -8,14 +8,13 @@ from pathlib import Path
 import click
 
 from regrad.cli.bank.output import json_option, print_json
-from regrad.cli.options import LazyGroup, printable, settings_options
+from regrad.cli.options import QUARANTINED, LazyGroup, printable, settings_options
 from regrad.errors import NotPromoted
 from regrad.settings import load_settings
 
 _DEFAULT = "jobs/rebuild-lab.yaml"
 NOT_PROMOTED = 4
 """The exit status of a rebuild whose version was kept aside, since its score did not hold."""
-QUARANTINED = 3
 
 
 @click.command("rollback")

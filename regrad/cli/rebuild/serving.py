@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from regrad.cli.serve import wait_for
@@ -17,7 +17,7 @@ from serve_app.config import ServeConfig
 from serve_app.rollout import ReleaseConfig, ReleaseList, changing_releases, resolve_releases, updated, write_releases
 
 
-def take_up(serving: ServingConfig, version: Version, output: Storage, indexes: Sequence[str]) -> str:
+def take_up(serving: ServingConfig, version: Version, output: Storage) -> str:
     """Put the version's MetaInit and bank in force for the servers that follow `releases`, then its indexes.
 
     Returns a few words about it. If anything fails, also that a server does not follow, what was in force before is
@@ -35,7 +35,7 @@ def take_up(serving: ServingConfig, version: Version, output: Storage, indexes: 
         "serving",
     )
     application = ServeConfig(
-        meta_init=release.meta_init, bank=release.bank, index=places[indexes[0]], releases=serving.releases
+        meta_init=release.meta_init, bank=release.bank, index=serving.collection or "", releases=serving.releases
     )
     with changing_releases(application) as current:
         # The base that the servers hold is that of what is in force now: another one is refused.
@@ -51,7 +51,7 @@ def take_up(serving: ServingConfig, version: Version, output: Storage, indexes: 
                     codec=facts[0]["codec"],
                     version=version.bank_version,
                 )
-                replace_indexes(serving.collection, [places[name] for name in indexes], bank)
+                replace_indexes(serving.collection, [places[name] for name in version.searched], bank)
             if serving.url is not None:
                 wait_for(serving.url, facts, say=lambda _: None)
     return f"servers that follow {serving.releases} answer from it"

@@ -69,7 +69,7 @@ def serve(config: RebuildConfig, version: Version) -> str | None:
     """Have the servers of the settings answer from a version; None without any."""
     if config.serving is None:
         return None
-    return take_up(config.serving, version, Storage(config.output), _names_of_corpus_indexes(config))
+    return take_up(config.serving, version, Storage(config.output))
 
 
 def score_of(config: RebuildConfig, record: RunRecord) -> float:
@@ -113,9 +113,10 @@ class Parts:
             yield
 
     def pinned(self, done: Done) -> dict[str, Any]:
-        """Of the version: its bank's version, and the passages in that."""
+        """Of the version: its bank's version, the passages in that, and the indexes of the corpus itself."""
         facts = done[_BUILD].facts
-        return {"bank_version": facts["bank_version"], "passages": facts["passages"]}
+        searched = tuple(_name(one.output) for one in self.config.index if one.corpus is not None)
+        return {"bank_version": facts["bank_version"], "passages": facts["passages"], "searched": searched}
 
     def evaluation(self, version: Version) -> Step:
         """The evaluation of a version, this one or one before: with its parts in the places of `version://`."""
@@ -130,7 +131,7 @@ class Parts:
                 if method.get("bank", "").startswith(OWN) and method.get("bank_version") is None:
                     method["bank_version"] = version.bank_version
             made = self._made(EvalConfig, data, version.places_in(self.output), place, "eval")
-            return _evaluated(evaluate.run(made), made, place)
+            return _evaluated(evaluate.run(made), made, place, version.id)
 
         return Step(
             name=_EVALUATION,
@@ -287,10 +288,6 @@ def _name(place: str) -> str:
     return place.removeprefix(OWN)
 
 
-def _names_of_corpus_indexes(config: RebuildConfig) -> list[str]:
-    return [_name(one.output) for one in config.index if one.corpus is not None]
-
-
 def _output(output: Storage, place: str) -> MadeOutput:
     uri = f"{output.uri}/{place}"
     return MadeOutput(place=place, bytes=size_of(uri), digest=folder_digest(uri))
@@ -307,7 +304,7 @@ def _built(built: build_bank.Built, uri: str, place: str) -> Outcome:
     return Outcome(line, facts, (made,), count, busy)
 
 
-def _evaluated(line: str, config: EvalConfig, place: str) -> Outcome:
+def _evaluated(line: str, config: EvalConfig, place: str, version: str) -> Outcome:
     output = Output(config.output)
     planned = output.planned()
     columns = ("model", "set", "method", "k", "em", "f1", "value", "low", "high", "questions")
@@ -315,7 +312,9 @@ def _evaluated(line: str, config: EvalConfig, place: str) -> Outcome:
     runs = [output.run_card(card) for card in planned.cells]
     busy = sum(run.retrieval + run.update + run.generation for run in runs if run)
     made = MadeOutput(place=place, bytes=size_of(config.output), digest=short_hash(json.loads(json.dumps(scores))))
-    return Outcome(line, {"scores": scores}, (made,), sum(card.questions for card in planned.cells), busy)
+    return Outcome(
+        line, {"version": version, "scores": scores}, (made,), sum(card.questions for card in planned.cells), busy
+    )
 
 
 def _questions_asked(config: EvalConfig) -> int:
