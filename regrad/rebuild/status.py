@@ -36,7 +36,9 @@ def described(found: dict[str, Any]) -> str:
 
 def _scores(runs: list[dict[str, Any]], version: str) -> list[str]:
     """What the last evaluation of a version has found."""
-    rows = next((run["facts"]["scores"] for run in runs if run["facts"].get("version") == version), [])
+    rows: list[dict[str, Any]] = next(
+        (run["facts"]["scores"] for run in runs if run["facts"].get("version") == version), []
+    )
     return [f"    {_words(row)}: EM {row['em']:.4f}, F1 {row['f1']:.4f}, {row['questions']} questions" for row in rows]
 
 

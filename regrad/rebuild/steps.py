@@ -93,6 +93,18 @@ def check_writable(output: Storage) -> None:
     output.remove_file(name)
 
 
+def remove_left_over(output: Storage, place: str) -> None:
+    """Remove what runs of a step that were killed had begun beside `place`: a directory is filled there, then renamed.
+
+    Nobody else fills it as long as this rebuild is `alone`.
+    """
+    folder, _, name = place.rpartition("/")
+    beside = Storage(f"{output.uri}/{folder}")
+    for found in beside.list():
+        if found.startswith(f".{name}."):
+            Storage(f"{beside.uri}/{found}").remove()
+
+
 def run_steps(
     steps: Sequence[Step],
     output: Storage,

@@ -30,7 +30,7 @@ from regrad.rebuild.config import META_INIT, RebuildConfig
 from regrad.rebuild.flow import Rebuild
 from regrad.rebuild.inputs import Inputs, folder_digest, size_of
 from regrad.rebuild.records import MadeOutput, RunRecord
-from regrad.rebuild.steps import Done, Outcome, Step
+from regrad.rebuild.steps import Done, Outcome, Step, remove_left_over
 from regrad.rebuild.versions import OWN, Version, own_replaced
 from regrad.retrieval.base import CARD as INDEX_CARD
 from regrad.retrieval.base import check_index
@@ -185,11 +185,16 @@ class Parts:
             return Outcome(line, {"passages": count}, (_output(self.output, place),), count)
 
         one = self._made(IndexConfig, settings.model_dump(mode="json"), self._absolute(), place, "index")
+
+        def work(_: Done) -> Outcome:
+            remove_left_over(self.output, place)
+            return made(index_corpus.run(one))
+
         return Step(
             name=_name(settings.output),
             key=key,
             settings=content,
-            work=lambda _: made(index_corpus.run(one)),
+            work=work,
             found=lambda: made(f"index at {uri}") if Storage(uri).exists(INDEX_CARD) else None,
             like={name: value for name, value in content.items() if name != "corpus"},
             unit="passages",

@@ -14,7 +14,7 @@ import pytest
 from regrad.errors import NotPromoted, RebuildError, ServeError, StorageError
 from regrad.rebuild.flow import rebuild, roll_back
 from regrad.rebuild.records import Records, RunRecord
-from regrad.rebuild.steps import alone
+from regrad.rebuild.steps import alone, remove_left_over
 from regrad.rebuild.versions import PromotionConfig, Version, Versions
 from regrad.storage import Storage
 from tests.tools.patience import completed
@@ -181,6 +181,14 @@ def test_of_two_rebuilds_at_once_the_second_is_refused_in_one_sentence(tmp_path:
     with alone(Storage(tmp_path)), refused(RebuildError, "busy") as caught:
         rebuild(cheap_rebuild(str(tmp_path)), quiet)
     assert "\n" not in str(caught.value)
+
+
+def test_what_killed_runs_had_begun_beside_a_place_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".index-a.x1/part", "index-a/card", ".index-b.x2/part"):
+        Storage(tmp_path).write(f"artefacts/{name}", b"1")
+    remove_left_over(Storage(tmp_path), "artefacts/index-a")
+    assert set(Storage(tmp_path).files()) == {"artefacts/index-a/card", "artefacts/.index-b.x2/part"}
+    remove_left_over(Storage(tmp_path / "nothing"), "artefacts/index-a")
 
 
 def test_an_output_that_cannot_be_written_is_found_before_any_work(tmp_path: Path) -> None:
