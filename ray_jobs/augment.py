@@ -13,7 +13,7 @@ from typing import Any
 
 from ray_jobs.cluster import cluster, device, job_main, require_workers, run_task
 from ray_jobs.corpus_blocks import check_corpus
-from ray_jobs.parts import PartActor, part_records, parts_uri, write_parts
+from ray_jobs.parts import RecordActor, part_records, parts_uri, write_parts
 from ray_jobs.progress import progress_channel
 from regrad.data.augmented import AUGMENTED, Augmented, encode_augmented, from_tasks, read_ready
 from regrad.data.jsonl import encode_jsonl, shown
@@ -28,7 +28,7 @@ from regrad.training.lora.config import AugmentConfig
 FAILED, REPORT = "failed.jsonl", "report.json"
 
 
-class PartAugmenter(PartActor):
+class PartAugmenter(RecordActor):
     """Writes augmented passages and failures, one a line."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -38,11 +38,11 @@ class PartAugmenter(PartActor):
 
     @property
     def key(self) -> str:
-        """See `PartActor`."""
+        """See `RecordActor`."""
         return self._augmenter.key
 
     def records(self, lines: list[bytes], problems: list[str]) -> list[dict[str, Any]]:
-        """See `PartActor`."""
+        """See `RecordActor`."""
         passages: list[Passage] = []
         bad: list[dict[str, Any]] = []
         for line, problem in zip(lines, problems, strict=True):
@@ -53,7 +53,7 @@ class PartAugmenter(PartActor):
         return bad + [_record(outcome) for outcome in self._augmenter.write(passages)]
 
     def questions(self, record: dict[str, Any]) -> int:
-        """See `PartActor`."""
+        """See `RecordActor`."""
         return len(record["augmented"]["pairs"]) if "augmented" in record else 0
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Job: index a corpus on some node of the cluster.
+"""Job: index a corpus. Vectors are made by a pool of workers (`embedding.py`), every other kind by one on some node.
 
 ray job submit -- python -m ray_jobs.index_corpus --config configs/jobs/index-lab.yaml
 """
@@ -29,8 +29,14 @@ def run(config: IndexConfig) -> str:
         raise RetrievalError(text, code="exists", uri=config.output)
     if config.corpus is not None:
         next(read_passages(config.corpus), None)
-    with cluster(), progress_channel() as progress:
-        count = run_task(_index, config, progress, num_cpus=1)
+    if config.dense is not None:
+        # Here, since only this kind needs the library of encoders, which is an extra.
+        from ray_jobs.embedding import embed_corpus
+
+        count = embed_corpus(config)
+    else:
+        with cluster(), progress_channel() as progress:
+            count = run_task(_index, config, progress, num_cpus=1)
     kind = read_index_card(config.output).kind
     return f"{kind.upper()} index at {config.output}: {count} passages"
 
@@ -39,19 +45,12 @@ def _index(config: IndexConfig, progress: Any) -> int:
     if config.fuse is not None:
         return fuse_indexes(config.fuse, config.output)
     if config.rerank is not None:
-        # Here, as below: what needs the library of encoders, which is an extra.
+        # Here, as in `run`: what needs the library of encoders.
         from regrad.retrieval.reranked import rerank_index
 
         return rerank_index(config.rerank, config.output)
     assert config.corpus is not None  # or `fuse` would not be None
-    passages = _counted(read_passages(config.corpus), progress)
-    if config.dense is None:
-        return build_index(passages, config.output, config.threads, config.fields)
-    # Here, since only this kind needs the library of encoders, which is an extra.
-    from regrad.retrieval.dense import build_dense_index
-    from regrad.retrieval.encoder import Encoder
-
-    return build_dense_index(passages, config.output, Encoder(config.dense.encoder), config.dense)
+    return build_index(_counted(read_passages(config.corpus), progress), config.output, config.threads, config.fields)
 
 
 def _counted(passages: Iterator[Passage], progress: Any) -> Iterator[Passage]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray_jobs.cluster import cluster, device, job_main, require_workers, run_task
 from ray_jobs.corpus_blocks import check_corpus
-from ray_jobs.parts import PartActor, part_records, parts_uri, write_parts
+from ray_jobs.parts import RecordActor, part_records, parts_uri, write_parts
 from ray_jobs.progress import progress_channel
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage
@@ -30,7 +30,7 @@ TASKS, REJECTED, REPORT = "tasks.jsonl", "rejected.jsonl", "report.json"
 _SEARCHES_PER_LINE = 5000
 
 
-class PartWriter(PartActor):
+class PartWriter(RecordActor):
     """Writes drafts, one a line."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -40,18 +40,18 @@ class PartWriter(PartActor):
 
     @property
     def key(self) -> str:
-        """See `PartActor`."""
+        """See `RecordActor`."""
         return self._writer.key
 
     def records(self, lines: list[bytes], problems: list[str]) -> Iterator[dict[str, Any]]:
-        """See `PartActor`."""
+        """See `RecordActor`."""
         read = [read_line(line, problem) for line, problem in zip(lines, problems, strict=True)]
         written = iter(self._writer.write([item for item in read if isinstance(item, Passage)]))
         for item in read:
             yield asdict(next(written) if isinstance(item, Passage) else item)
 
     def questions(self, record: dict[str, Any]) -> int:
-        """See `PartActor`: the pairs that were kept."""
+        """See `RecordActor`: the pairs that were kept."""
         return len(record["pairs"])
 
     @cached_property

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from regrad.models.config import ModelPath
-from regrad.settings import Location, Settings
+from regrad.settings import Location, Settings, WorkersConfig
 
 IndexField = Literal["contents", "title", "text"]
 
@@ -30,6 +30,9 @@ class DenseConfig(Settings):
     encoder: EncoderConfig
     vectors: Literal["auto", "flat", "hnsw", "ivf-pq"] = Field(
         "auto", description="how vectors are searched; auto goes by how many there are"
+    )
+    part_passages: int = Field(
+        1000, ge=1, description="passages that a worker encodes at once; a job that was killed keeps whole parts"
     )
 
 
@@ -86,6 +89,7 @@ class IndexConfig(Settings):
         description="what can be searched: contents (title and text as one), the title alone, the text alone",
     )
     threads: int = Field(2, ge=1)
+    cluster: WorkersConfig = Field(WorkersConfig(), description="of `dense`: replicas of the encoder")
 
     @model_validator(mode="after")
     def _some_fields(self) -> Self:

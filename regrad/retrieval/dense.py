@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,8 +21,9 @@ from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval.base import CARD, IndexCard, Retriever, read_index_card, write_card
 from regrad.retrieval.config import DenseConfig, EncoderConfig, RetrieverConfig
+from regrad.retrieval.embedding import EncoderIdentity, embed
 from regrad.retrieval.encoder import Encoder, Vectors
-from regrad.retrieval.passage_store import store_passages
+from regrad.retrieval.passage_store import PassageStore, store_passages
 from regrad.storage import Storage, directory_writer, local_directory
 
 logger = logging.getLogger(__name__)
@@ -41,44 +42,54 @@ _DIGITS, _MORE = 5, 16
 
 
 def build_dense_index(passages: Iterable[Passage], uri: str, encoder: Encoder, settings: DenseConfig) -> int:
-    """Encode every passage at `uri`, whole or not at all; returns how many there were.
+    """Encode every passage at `uri` in this process, whole or not at all; returns how many there were.
 
-    Vectors go to the file as they come, so neither corpus nor vectors are ever in memory as a whole (but for an
-    approximate index, which FAISS makes in memory). Raises `RetrievalError` if there are none or an id occurs twice.
+    Raises `RetrievalError` if there are none, an id occurs twice or a vector is not finite.
+    """
+
+    def vectors(blocks: Iterable[Sequence[Passage]]) -> Iterator[Vectors]:
+        for block in blocks:
+            yield embed(block, encoder)
+
+    return write_dense_index(passages, vectors, uri, EncoderIdentity.of(encoder), settings)
+
+
+def write_dense_index(
+    passages: Iterable[Passage],
+    vectors: Callable[[Iterator[Sequence[Passage]]], Iterable[Vectors]],
+    uri: str,
+    encoder: EncoderIdentity,
+    settings: DenseConfig,
+) -> int:
+    """Write an index of passages and the vectors that `vectors` gives for blocks of them, whole or not at all.
+
+    `vectors` is called with the blocks, of `part_passages` passages in the corpus's order, once all passages were read
+    and their ids found to be unique: what is wrong with a corpus is told before anything is encoded. It gives the
+    vectors of the blocks in their order. They go to the file as they come, so neither corpus nor vectors are ever in
+    memory as a whole (but for an approximate index, which FAISS makes in memory, of the mapped file). Returns how many
+    passages there were. Raises `RetrievalError` if there are none or an id occurs twice.
     """
     with directory_writer(uri, CARD) as folder:
-        count = 0
-        with (folder / _VECTORS).open("wb") as file:
-            for batch in store_passages(passages, folder):
-                vectors = encoder.encode_passages(batch)
-                _check_finite(vectors, batch)
-                file.write(vectors.data)
-                count += len(batch)
+        count = sum(len(batch) for batch in store_passages(passages, folder))
         if not count:
             raise RetrievalError("the corpus is empty: there is nothing to index", code="empty_corpus")
+        store = PassageStore(folder)
+        with (folder / _VECTORS).open("wb") as file:
+            for block in vectors(store.blocks(settings.part_passages)):
+                file.write(block.data)
+        store.close()
         kind = _kind(settings, count)
         if kind != "flat":
             _write_faiss(folder, kind, count, encoder.dimensions)
         card = {
             "encoder": encoder.config.model_dump(mode="json"),
-            "digest": encoder.digest(),
+            "digest": encoder.digest,
             "dimensions": encoder.dimensions,
             "vectors": kind,
         }
         (folder / _ENCODER).write_text(json.dumps(card, indent=1) + "\n")
         write_card(folder, "dense", count)
     return count
-
-
-def _check_finite(vectors: Vectors, batch: Sequence[Passage]) -> None:
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        passage = batch[int(np.argmin(finite))]
-        raise RetrievalError(
-            f"the encoder gives passage {passage.id!r:.80} a vector that is not finite; load it in float32",
-            code="not_finite",
-            passage_id=passage.id,
-        )
 
 
 def _kind(settings: DenseConfig, count: int) -> str:

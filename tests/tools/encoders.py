@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import regrad.lab
 from regrad.data.passages import Passage
 
 
@@ -19,3 +20,24 @@ def bag_of_words(folder: Path, passages: Iterable[Passage]) -> str:
         bag = BoW(vocab=sorted(words), word_weights={})
         SentenceTransformer(modules=[bag], device="cpu").save(str(folder))
     return str(folder)
+
+
+def random_transformer(folder: Path, layers: int = 2) -> str:
+    """The path of a small BERT of random weights with the lab's tokens: as in a real one, padding costs last digits."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(Path(regrad.lab.__file__).parent / "base/tokenizer.json"), pad_token="<pad>"
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=64
+    )
+    BertModel(config).eval().save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    words = Transformer(str(folder / "bert"), max_seq_length=128)
+    SentenceTransformer(modules=[words, Pooling(32)], device="cpu").save(str(folder / "encoder"))
+    return str(folder / "encoder")

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from ray_jobs.parts import PartActor, collect_parts, part_records, parts_uri
+from ray_jobs.parts import RecordActor, collect_parts, part_records, parts_uri
 from regrad.errors import BankConflict, FingerprintMismatch, RegradError, StorageError, SynthesisError
 from regrad.storage import Storage
 from tests.tools.refusals import refused
 
-BATCH = {"line": np.array([b"one", b"two"]), "problem": np.array(["", ""])}
+BATCH = {"line": np.array([b"one", b"two"]), "problem": np.array(["", ""]), "read_bytes": np.array([3, 3])}
 
 
-class Echo(PartActor):
+class Echo(RecordActor):
     """Writes each line as a question about itself, or raises."""
 
     batch = "2 lines"
@@ -40,7 +40,7 @@ class Echo(PartActor):
         return len(record)
 
 
-def collected(actor: PartActor) -> tuple[list[str], list[str]]:
+def collected(actor: RecordActor) -> tuple[list[str], list[str]]:
     """The names of the parts and the lines of progress, when this actor makes the only block."""
     row = {key: values[0] for key, values in actor(BATCH).items()}
     told: list[str] = []

@@ -1,0 +1,71 @@
+"""A dense index by real workers: killed in the middle, the same command goes on, to what one process makes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ray_jobs.parts import parts_uri
+from regrad.data.passages import encode_passages
+from regrad.lab.files import held_out_corpus
+from regrad.lab.world import World
+from regrad.retrieval.base import open_retriever
+from regrad.retrieval.config import DenseConfig, EncoderConfig
+from regrad.retrieval.dense import build_dense_index
+from regrad.retrieval.encoder import Encoder
+from regrad.settings import builtin_config
+from tests.integration.conftest import environment, kill_all
+from tests.tools.encoders import random_transformer
+from tests.tools.patience import Deadline, patient
+
+PASSAGES, BLOCK = 240, 4
+
+
+def start(output: Path, corpus: Path, encoder: str) -> subprocess.Popen[str]:
+    settings = [f"output={output}", f"corpus={corpus}", f"dense.encoder.path={encoder}", "cluster.workers=2"]
+    settings += [f"dense.part_passages={BLOCK}", "dense.encoder.batch_size=2"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    config = str(builtin_config("jobs/index-lab.yaml"))
+    return subprocess.Popen(
+        [sys.executable, "-m", "ray_jobs.index_corpus", "--config", config, *options],
+        env=environment(OMP_NUM_THREADS="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_a_killed_job_is_resumed_and_makes_the_index_of_one_process(tmp_path: Path, world: World) -> None:
+    passages = held_out_corpus(world)[:PASSAGES]
+    output, corpus = tmp_path / "index", tmp_path / "corpus.jsonl"
+    corpus.write_bytes(encode_passages(passages))
+    encoder = random_transformer(tmp_path, layers=24)  # so slow that there is something to interrupt
+    parts = Path(parts_uri(str(output)))
+
+    process, deadline = start(output, corpus, encoder), Deadline(120)
+    while len(done := list(parts.glob("*.safetensors"))) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        assert not deadline.over
+        time.sleep(0.02)
+    kill_all(process)
+    assert not output.exists()
+    done = list(parts.glob("*.safetensors"))
+    assert 3 <= len(done) < PASSAGES // BLOCK
+
+    again = start(output, corpus, encoder)
+    text, _ = again.communicate(timeout=patient(200))
+    assert again.returncode == 0, text
+    assert f"{BLOCK * len(done)} of {PASSAGES} passages were embedded by an earlier run" in text
+    assert text.splitlines()[-1] == f"DENSE index at {output}: {PASSAGES} passages"
+    assert not parts.exists()
+
+    config = EncoderConfig(path=encoder, batch_size=2)
+    how = DenseConfig(encoder=config, part_passages=BLOCK)
+    build_dense_index(passages, str(tmp_path / "alone"), Encoder(config, "cpu"), how)
+    for file in ("vectors.f32", "encoder.json", "passages.sqlite", "regrad-index.json"):
+        assert (output / file).read_bytes() == (tmp_path / "alone" / file).read_bytes(), file
+    with open_retriever(str(output)) as index:
+        assert len(index.search_ids(["Where was Anna born?"], 3)[0]) == 3
