@@ -2,7 +2,8 @@
 
     python benchmarks/retrieval.py --data DIRECTORY --json retrieval.json      (--quick: 100 questions a set)
 
-BM25 by its settings; with `--encoder PATH` also an encoder's vectors (exact search), and both fused in two ways.
+BM25 by its settings; with `--encoder PATH` also an encoder's vectors (exact search), and both fused in two ways. With
+`--embed N` only how many synthetic passages a second the job of `regrad index` embeds, by one replica and by two.
 
 `--data` holds the sets: `2wiki_corpus.json` and `2wiki_questions.json` (2WikiMultihopQA as HippoRAG samples it),
 `pubmedqa_dev.json`, and files `*.jsonl.gz` with `question`, `passages` (id, title, text) and `gold` (ids) a line. A set
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 from common import show, write
+from embed_speed import speeds
 
 from regrad.data.passages import Passage
 from regrad.retrieval.base import Retriever, open_retriever
@@ -152,15 +154,28 @@ def _suffix(row: dict[str, Any]) -> str:
     return f"_{NAMES[row['way']]}" if row["way"] in NAMES else ""
 
 
+def _embed(encoder: str, passages: int, file: str) -> None:
+    rows = speeds(encoder, passages, repeats=3)
+    show(rows)
+    one, two = (row["passages/s"] for row in rows)
+    figures = {"embed_passages_per_s_1": one, "embed_passages_per_s_2": two, "embed_passages_per_s_2_over_1": two / one}
+    if file:
+        write(file, figures, rows, torch.device("cpu"))
+
+
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=Path, metavar="DIRECTORY")
+    parser.add_argument("--data", default=Path(), type=Path, metavar="DIRECTORY")
+    parser.add_argument("--embed", default=0, type=int, metavar="N", help="passages, a multiple of 16; takes --encoder")
     parser.add_argument("--json", default="", metavar="FILE")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--encoder", default="", metavar="PATH", help="of sentence-transformers")
     parser.add_argument("--sets", nargs="*", metavar="NAME", help="only these")
     arguments = parser.parse_args()
+    if arguments.embed:
+        _embed(arguments.encoder, arguments.embed, arguments.json)
+        return
     rows: list[dict[str, Any]] = []
     for found in question_sets(arguments.data):
         if arguments.sets and found.name not in arguments.sets:
