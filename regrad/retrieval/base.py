@@ -60,11 +60,32 @@ class IndexCard(Settings):
 
 
 @dataclass(frozen=True)
+class Source:
+    """What one of several indexes said of a passage: the passage's rank there, from 1, and its score there.
+
+    `name` is the index's kind; of several of one kind with its place among them (`dense-2`), of an index inside another
+    after that one's (`fused/bm25`).
+    """
+
+    name: str
+    rank: int
+    score: float
+
+
+@dataclass(frozen=True)
 class Hit:
-    """A retrieved passage and its score (higher is better; the scale is the retriever's own)."""
+    """A retrieved passage and its score (higher is better; the scale is the retriever's own).
+
+    `sources` are those of an index that is made of others: the ones that found the passage.
+    """
 
     passage: Passage
     score: float
+    sources: tuple[Source, ...] = ()
+
+
+SourcedHit = tuple[str, float, tuple[Source, ...]]
+"""A passage's id, its score, and what the indexes said of it."""
 
 
 JoinedHit = tuple[int, str, float]
@@ -106,22 +127,26 @@ class Retriever(ABC):
         There is at least one question, all are valid Unicode, and k is between 1 and the number of passages.
         """
 
+    def sourced(self, questions: Sequence[str], k: int) -> list[list[SourcedHit]]:
+        """As `ranked`, with what each index said of a passage: one that is made of others overrides it."""
+        return [[(passage_id, score, ()) for passage_id, score in one] for one in self.ranked(questions, k)]
+
     def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """The k best passages of each question, best first; fewer if fewer match."""
-        ranked = self.search_ids(questions, k)
-        wanted = list(dict.fromkeys(passage_id for one in ranked for passage_id, _ in one))
+        ranked = self.search_sources(questions, k)
+        wanted = list(dict.fromkeys(passage_id for one in ranked for passage_id, _, _ in one))
         found = dict(zip(wanted, self.passages(wanted), strict=True))
-        return [[Hit(found[passage_id], score) for passage_id, score in one] for one in ranked]
+        return [[Hit(found[passage_id], score, sources) for passage_id, score, sources in one] for one in ranked]
 
     def search_ids(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """As `search`, without the texts: (passage id, score)."""
-        if isinstance(questions, str):  # a string is a sequence of strings, too: each letter would be a question
-            raise TypeError("search takes a sequence of questions: put a single one into a list")
-        if k < 1:
-            raise RetrievalError(f"k, the number of passages to find, must be at least 1, found {k}", code="bad_k", k=k)
-        # A lone surrogate, which a JSON escape can give, is in no passage: the question is searched without it.
-        asked = [question.encode(errors="replace").decode() for question in questions]
+        asked = _askable(questions, k)
         return self.ranked(asked, min(k, self.card.passages)) if asked else []
+
+    def search_sources(self, questions: Sequence[str], k: int) -> list[list[SourcedHit]]:
+        """As `search_ids`, with what each index said of a passage."""
+        asked = _askable(questions, k)
+        return self.sourced(asked, min(k, self.card.passages)) if asked else []
 
     def passages(self, ids: Sequence[str]) -> list[Passage]:
         """Passages by id, in order; raises `PassageNotFound` naming an unknown one."""
@@ -160,6 +185,16 @@ class Retriever(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _askable(questions: Sequence[str], k: int) -> list[str]:
+    """The questions as they can be searched; raises `RetrievalError` for a wrong k."""
+    if isinstance(questions, str):  # a string is a sequence of strings, too: each letter would be a question
+        raise TypeError("search takes a sequence of questions: put a single one into a list")
+    if k < 1:
+        raise RetrievalError(f"k, the number of passages to find, must be at least 1, found {k}", code="bad_k", k=k)
+    # A lone surrogate, which a JSON escape can give, is in no passage: the question is searched without it.
+    return [question.encode(errors="replace").decode() for question in questions]
 
 
 class _JoinedByScore(JoinedSearch):

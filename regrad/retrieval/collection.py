@@ -21,9 +21,9 @@ from pydantic import Field, ValidationError
 
 from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound, RetrievalError
-from regrad.retrieval.base import CARD, IndexCard, JoinedHit, Retriever, check_index, open_retriever, read_index_card
+from regrad.retrieval.base import CARD, IndexCard, Retriever, SourcedHit, check_index, open_retriever, read_index_card
 from regrad.retrieval.config import FusionConfig, RetrieverConfig
-from regrad.retrieval.fused import fused
+from regrad.retrieval.fused import fused_with_sources
 from regrad.settings import Settings
 from regrad.storage import Storage
 
@@ -156,12 +156,15 @@ class CollectionRetriever(Retriever):
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """See `Retriever`."""
+        return [[hit[:2] for hit in hits] for hits in self.sourced(questions, k)]
+
+    def sourced(self, questions: Sequence[str], k: int) -> list[list[SourcedHit]]:
+        """See `Retriever`; an index of a single kind has no sources."""
         if len(self._kinds) == 1:
             return self._visible(0, questions, k)
         fusion = self.version.fusion
         found = [self._visible(kind, questions, max(k, fusion.depth)) for kind in range(len(self._kinds))]
-        weights = fusion.weights or (1.0,) * len(found)
-        return [fused(each, weights, fusion)[:k] for each in zip(*found, strict=True)]
+        return [fused_with_sources(each, self.card.joins, fusion)[:k] for each in zip(*found, strict=True)]
 
     def passages(self, ids: Sequence[str]) -> list[Passage]:
         """See `Retriever`."""
@@ -197,18 +200,18 @@ class CollectionRetriever(Retriever):
             self._opened[name] = open_retriever(place, self._settings.only({read_index_card(place).kind}))
         return self._opened[name]
 
-    def _visible(self, kind: int, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
+    def _visible(self, kind: int, questions: Sequence[str], k: int) -> list[list[SourcedHit]]:
         """The best of one kind of index without hidden passages."""
         hidden, everything = sum(map(len, self._hidden)), sum(segment.passages for segment in self.version.segments)
         # Hidden passages take places, but seldom those of many questions: asking for all of them would be slow.
         depth = min(everything, k + min(hidden, _SLACK))
         while True:
             found = self._joined[kind].ranked(questions, depth)
-            left = [[hit[1:] for hit in hits if not self._is_hidden(hit)] for hits in found]
+            left: list[list[SourcedHit]] = [
+                [(passage_id, score, ()) for index, passage_id, score in hits if passage_id not in self._hidden[index]]
+                for hits in found
+            ]
             short = any(len(kept) < k and len(hits) == depth for kept, hits in zip(left, found, strict=True))
             if not short or depth == everything:
                 return [kept[:k] for kept in left]
             depth = min(everything, 4 * depth)
-
-    def _is_hidden(self, hit: JoinedHit) -> bool:
-        return hit[1] in self._hidden[hit[0]]

@@ -7,7 +7,16 @@ from pathlib import Path
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
-from regrad.retrieval.base import CARD, IndexCard, Retriever, check_index, open_retriever, write_card
+from regrad.retrieval.base import (
+    CARD,
+    IndexCard,
+    Retriever,
+    Source,
+    SourcedHit,
+    check_index,
+    open_retriever,
+    write_card,
+)
 from regrad.retrieval.config import FuseConfig, FusionConfig, RetrieverConfig
 from regrad.storage import directory_writer
 
@@ -66,13 +75,17 @@ class FusedRetriever(Retriever):
         self._fuse = FuseConfig.model_validate_json((folder / _FILE).read_text())
         _common(self._fuse.indexes, str(folder), card.passages)
         self._indexes = [open_retriever(index, _settings_of(index, settings)) for index in self._fuse.indexes]
+        self._names = source_names([index.card.kind for index in self._indexes])
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """See `Retriever`. Of passages with equal scores the first index's order decides, then the second's."""
+        return [[hit[:2] for hit in hits] for hits in self.sourced(questions, k)]
+
+    def sourced(self, questions: Sequence[str], k: int) -> list[list[SourcedHit]]:
+        """See `Retriever`."""
         depth = max(k, self._fuse.depth)
-        found = [index.search_ids(questions, depth) for index in self._indexes]
-        weights = self._fuse.weights or (1.0,) * len(found)
-        return [fused(each, weights, self._fuse)[:k] for each in zip(*found, strict=True)]
+        found = [index.search_sources(questions, depth) for index in self._indexes]
+        return [fused_with_sources(each, self._names, self._fuse)[:k] for each in zip(*found, strict=True)]
 
     def passages(self, ids: Sequence[str]) -> list[Passage]:
         """See `Retriever`."""
@@ -86,6 +99,35 @@ class FusedRetriever(Retriever):
         """See `Retriever`."""
         for index in self._indexes:
             index.close()
+
+
+def source_names(kinds: Sequence[str]) -> list[str]:
+    """What each of these indexes is called: its kind, numbered if there are several of it."""
+    places = [kinds[: place + 1].count(kind) for place, kind in enumerate(kinds)]
+    return [kind if kinds.count(kind) == 1 else f"{kind}-{place}" for kind, place in zip(kinds, places, strict=True)]
+
+
+def with_sources(name: str, ranking: Sequence[SourcedHit]) -> dict[str, tuple[Source, ...]]:
+    """For each passage what the index of this name says of it, and then what those inside that index do."""
+    return {
+        passage_id: (
+            Source(name, rank, score),
+            *(Source(f"{name}/{inner.name}", inner.rank, inner.score) for inner in inside),
+        )
+        for rank, (passage_id, score, inside) in enumerate(ranking, start=1)
+    }
+
+
+def fused_with_sources(
+    rankings: Sequence[Sequence[SourcedHit]], names: Sequence[str], settings: FusionConfig
+) -> list[SourcedHit]:
+    """One ranking of several, best first, with what each said of a passage."""
+    weights = settings.weights or (1.0,) * len(rankings)
+    said = [with_sources(name, ranking) for name, ranking in zip(names, rankings, strict=True)]
+    return [
+        (passage_id, score, tuple(source for one in said for source in one.get(passage_id, ())))
+        for passage_id, score in fused([[hit[:2] for hit in one] for one in rankings], weights, settings)
+    ]
 
 
 def fused(rankings: Sequence[Ranking], weights: Sequence[float], settings: FusionConfig) -> list[tuple[str, float]]:

@@ -12,8 +12,9 @@ from transformers import AutoConfig
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.models.loading import resolve_path
-from regrad.retrieval.base import CARD, IndexCard, Retriever, check_index, open_retriever, write_card
+from regrad.retrieval.base import CARD, IndexCard, Retriever, SourcedHit, check_index, open_retriever, write_card
 from regrad.retrieval.config import RerankConfig, RetrieverConfig
+from regrad.retrieval.fused import with_sources
 from regrad.storage import directory_writer
 
 _FILE = "reranked.json"
@@ -114,12 +115,17 @@ class RerankedRetriever(Retriever):
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """See `Retriever`. Passages with equal scores stay in the order in which they were found."""
+        return [[hit[:2] for hit in hits] for hits in self.sourced(questions, k)]
+
+    def sourced(self, questions: Sequence[str], k: int) -> list[list[SourcedHit]]:
+        """See `Retriever`: what the index that it names said before."""
         ranked = []
         for question, hits in zip(questions, self._inner.search(questions, max(k, self._settings.depth)), strict=True):
             passages = [hit.passage for hit in hits]
             scores = self._encoder.scores(question, passages) if passages else []
             best = sorted(zip(passages, scores, strict=True), key=lambda pair: -pair[1])
-            ranked.append([(passage.id, score) for passage, score in best[:k]])
+            said = with_sources(self._inner.card.kind, [(hit.passage.id, hit.score, hit.sources) for hit in hits])
+            ranked.append([(passage.id, score, said[passage.id]) for passage, score in best[:k]])
         return ranked
 
     def passages(self, ids: Sequence[str]) -> list[Passage]:

@@ -13,6 +13,14 @@ from serve_app.http.errors import ErrorBody, ErrorResponse
 from serve_app.messages import Ask, Reply
 
 
+class PassageSource(BaseModel):
+    """What one of the indexes that the server searches as one said of a passage."""
+
+    name: str = Field(description="the index's kind; numbered if there are several of it, after a slash if inside one")
+    rank: int = Field(description="from 1, the best")
+    score: float = Field(description="on this index's own scale")
+
+
 class AnswerPassage(BaseModel):
     """One passage that the answer rests on. The score is the retriever's; null if the client named the passage."""
 
@@ -20,6 +28,9 @@ class AnswerPassage(BaseModel):
     title: str
     text: str
     score: float | None
+    sources: list[PassageSource] = Field(
+        [], description="of a fused or reranked index: the ones that found it, with their own ranks and scores"
+    )
     tier: str | None = Field(None, description="where its gradient was: memory, disk, store, or online (computed now)")
     contribution: float | None = Field(None, description="see the request's `contributions`")
 
@@ -133,6 +144,7 @@ def answer_passages(ask: Ask, hits: Sequence[Hit], uses: Sequence[PassageUse] = 
                 title=passage.title,
                 text=passage.text,
                 score=None if ask.passage_ids else hit.score,
+                sources=[PassageSource(name=one.name, rank=one.rank, score=one.score) for one in hit.sources],
                 tier=None if use.missing else use.tier.value,
                 contribution=use.contribution,
             )
@@ -221,7 +233,7 @@ _ASKING = {
 }
 
 ANSWER_EVENTS = """event: passages
-data: {"passages":[{"id":"p-17","title":"Ada","text":"...","score":7.1}],"milliseconds":2.5}
+data: {"passages":[{"id":"p-17","title":"Ada","text":"...","score":7.1,"sources":[]}],"milliseconds":2.5}
 
 event: token
 data: {"text":"London"}

@@ -57,6 +57,10 @@ class Item {
   update(info, measure, largest) {
     this.about.replaceChildren(el("code", {}, info.id));
     if (info.score !== null && info.score !== undefined) this.about.append(el("span", {}, `score ${info.score.toFixed(2)}`));
+    for (const { name, rank, score } of info.sources ?? []) {
+      const title = `What the index “${name}” found it with: its rank there, and its score on that index's own scale`;
+      this.about.append(el("span", { class: "source", title }, `${name} #${rank} (${score.toPrecision(3)})`));
+    }
     if (info.tier) this.about.append(el("span", { class: "chip", title: TIERS[info.tier] ?? null }, info.tier));
     this.part.replaceChildren();
     if (measure && typeof info.contribution === "number") this.part.append(...contribution(info, measure, largest));

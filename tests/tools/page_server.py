@@ -161,6 +161,10 @@ def passages(behaviour: Behaviour, body: CompareRequest, method: str | None) -> 
             "title": passage[1],
             "text": passage[2],
             "score": 11.37 / (number + 1),
+            "sources": [
+                {"name": "bm25", "rank": number + 1, "score": 11.37 / (number + 1)},
+                {"name": "dense", "rank": 3 - number, "score": 0.4137},
+            ],
             "tier": ("memory", "disk", "store")[number % 3] if gradients else None,
             "contribution": parts[number % 3] if gradients and parts else None,
         }

@@ -20,11 +20,11 @@ from tests.integration.conftest import environment, kill_all
 from tests.tools.encoders import random_transformer
 from tests.tools.patience import Deadline, patient
 
-PASSAGES, BLOCK = 240, 4
+PASSAGES, BLOCK = 120, 4
 
 
-def start(output: Path, corpus: Path, encoder: str) -> subprocess.Popen[str]:
-    settings = [f"output={output}", f"corpus={corpus}", f"dense.encoder.path={encoder}", "cluster.workers=2"]
+def start(output: Path, corpus: Path, encoder: str, workers: int) -> subprocess.Popen[str]:
+    settings = [f"output={output}", f"corpus={corpus}", f"dense.encoder.path={encoder}", f"cluster.workers={workers}"]
     settings += [f"dense.part_passages={BLOCK}", "dense.encoder.batch_size=2"]
     options = [part for setting in settings for part in ("--set", setting)]
     config = str(builtin_config("jobs/index-lab.yaml"))
@@ -45,7 +45,7 @@ def test_a_killed_job_is_resumed_and_makes_the_index_of_one_process(tmp_path: Pa
     encoder = random_transformer(tmp_path, layers=24)  # so slow that there is something to interrupt
     parts = Path(parts_uri(str(output)))
 
-    process, deadline = start(output, corpus, encoder), Deadline(120)
+    process, deadline = start(output, corpus, encoder, workers=1), Deadline(120)
     while len(done := list(parts.glob("*.safetensors"))) < 3:
         assert process.poll() is None, process.communicate()[0]
         assert not deadline.over
@@ -55,7 +55,7 @@ def test_a_killed_job_is_resumed_and_makes_the_index_of_one_process(tmp_path: Pa
     done = list(parts.glob("*.safetensors"))
     assert 3 <= len(done) < PASSAGES // BLOCK
 
-    again = start(output, corpus, encoder)
+    again = start(output, corpus, encoder, workers=2)
     text, _ = again.communicate(timeout=patient(200))
     assert again.returncode == 0, text
     assert f"{BLOCK * len(done)} of {PASSAGES} passages were embedded by an earlier run" in text

@@ -99,7 +99,9 @@ def test_dense_and_lexical_indexes_are_added_to_together_and_fused(tmp_path: Pat
     uri = collection(tmp_path, PASSAGES[:50], ("bm25", "dense"))
     add(uri, PASSAGES[50:])
     with open_retriever(uri) as retriever:
-        best = [hits[0].passage for hits in retriever.search([QUESTIONS[0], QUESTIONS[5]], 3)]
+        found = retriever.search([QUESTIONS[0], QUESTIONS[5]], 3)
+    assert [source.name for source in found[0][0].sources] == ["bm25", "dense"]
+    best = [hits[0].passage for hits in found]
     assert best == [PASSAGES[50], PASSAGES[13]]
 
 

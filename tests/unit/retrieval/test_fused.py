@@ -55,6 +55,34 @@ def test_a_fused_index_is_opened_as_any_other_and_closes_its_parts(tmp_path: Pat
         assert hits[0].score == pytest.approx(2 / 61)
 
 
+def test_a_hit_says_what_each_index_said_of_it(tmp_path: Path) -> None:
+    parts = [str(tmp_path / name) for name in ("x", "y", "lexical", "inner", "outer")]
+    for part in parts[:2]:
+        build_overlap_index(PASSAGES, part)
+    build_index(PASSAGES, parts[2])
+    fuse_indexes(settings(indexes=[parts[0], parts[2]]), parts[3])
+    fuse_indexes(settings(indexes=parts[:2] + parts[3:4]), parts[4])
+    with open_retriever(parts[4]) as outer, open_retriever(parts[3]) as inner, open_retriever(parts[2]) as lexical:
+        (hits,) = outer.search(["harbour of"], 3)
+        before = {hit.passage.id: hit for hit in inner.search(["harbour of"], 3)[0]}
+        by_bm25 = dict(lexical.search_ids(["harbour of"], 3)[0])
+    assert {hit.passage.id for hit in hits} == {"a", "b", "c"}
+    for hit in hits:
+        said = {source.name: source for source in hit.sources}
+        assert hit.score == pytest.approx(
+            sum(1 / (60 + said[name].rank) for name in ("overlap-1", "overlap-2", "fused") if name in said)
+        )
+        here = before[hit.passage.id]
+        assert said["fused"].score == here.score
+        assert [(f"fused/{one.name}", one.rank, one.score) for one in here.sources] == [
+            (one.name, one.rank, one.score) for one in hit.sources if "/" in one.name
+        ]
+        # BM25 does not look for "of", and of a passage that it did not find it says nothing.
+        found = [source.score for name, source in said.items() if name == "fused/bm25"]
+        assert found == [by_bm25[name] for name in [hit.passage.id] if name in by_bm25]
+    assert sorted(by_bm25) == ["a", "b"]
+
+
 def test_indexes_of_different_corpora_are_not_joined_nor_opened(tmp_path: Path) -> None:
     parts = [str(tmp_path / name) for name in ("x", "y")]
     for part, passages in zip(parts, (PASSAGES, PASSAGES[:2]), strict=True):

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, P
 from ray_jobs.index_corpus import _index
 from regrad.data.passages import Passage
 from regrad.errors import ConfigError, ModelError, RetrievalError
-from regrad.retrieval.base import RETRIEVERS, open_retriever, read_index_card
+from regrad.retrieval.base import RETRIEVERS, Source, open_retriever, read_index_card
 from regrad.retrieval.config import IndexConfig, RerankConfig
 from regrad.retrieval.reranked import CrossEncoder, rerank_index
 from regrad.settings import parse_settings
@@ -83,7 +83,12 @@ def test_passages_come_in_the_cross_encoders_order(tmp_path: Path, model: str) -
 
 def test_only_what_the_index_finds_first_is_read(tmp_path: Path, model: str) -> None:
     with open_retriever(reranked(tmp_path, model, depth=3)) as retriever, open_retriever(f"{tmp_path}/index") as inner:
-        first = {name for name, _ in inner.search_ids([QUESTION], 3)[0]}
+        (before,) = inner.search_ids([QUESTION], 3)
+        first = {name for name, _ in before}
+        (hits,) = retriever.search([QUESTION], 2)
+        for hit in hits:
+            place = [name for name, _ in before].index(hit.passage.id)
+            assert hit.sources == (Source("overlap", place + 1, before[place][1]),)
         assert {name for name, _ in retriever.search_ids([QUESTION], 2)[0]} < first
         assert len(retriever.search_ids([QUESTION], 5)[0]) == 5, "k, if that is more"
 

@@ -36,7 +36,8 @@ def test_an_answer_states_what_it_rests_on(client: TestClient) -> None:
     body = client.post("/v1/answer", json={"question": "Where?"}, headers={"x-request-id": "r-1"}).json()
     assert (body["id"], body["answer"], body["method"], body["finish_reason"]) == ("r-1", "London.", "regrad", "stop")
     assert (body["release"], body["bank_version"], body["degraded"]) == ("main", "3", [])
-    passage = {"id": "p1", "title": "Ada", "text": "Ada Lovelace was born in London."}
+    passage: dict[str, Any] = {"id": "p1", "title": "Ada", "text": "Ada Lovelace was born in London."}
+    passage |= {"sources": [{"name": "bm25", "rank": 2, "score": 7.25}]}
     assert body["passages"] == [{**passage, "score": 2.5, "tier": "memory", "contribution": 0.5}]
     assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
     assert body["milliseconds"]["total"] == 9.0
