@@ -6,8 +6,6 @@ One vector travels from here to the generator, however many passages there are.
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +21,10 @@ from regrad.errors import BankError, RegradError, StorageError
 from regrad.methods.atoms import use_of
 from regrad.retrieval.base import Hit, Retriever, open_retriever
 from serve_app.config import ServeConfig
+from serve_app.index_versions import IndexVersions
 from serve_app.messages import Ask, BankNeed, GradientSum, Release, Retrieved, RoutedAsk
 from serve_app.observability import Watch
 
-logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 _OPEN_BANKS = 4
 _REFRESH_SECONDS = 1.0  # longer than this, a refresh of an open bank goes on behind the requests
@@ -37,41 +35,21 @@ _STALL_SECONDS = 30.0
 
 
 class RetrieverDeployment:
-    """Searches an index of any kind; for BM25 each replica has a JVM.
-
-    A collection is looked at every `follow_seconds`, so that additions and deletions take effect; if the store does not
-    answer, the version that is open is used.
-    """
+    """Searches an index of any kind; for BM25 each replica has a JVM. A collection's changes are followed."""
 
     def __init__(self, config: ServeConfig) -> None:
-        self._follow_seconds = config.follow_seconds
-        self._following = threading.Lock()
-        self._followed = time.monotonic()
-        self._retriever = open_retriever(config.index, config.retrieval)
+        self.index = IndexVersions(open_retriever(config.index, config.retrieval), config.follow_seconds)
         self._watch = Watch(config.watching, "retriever")
 
     def check_health(self) -> None:
         """Raises if the index does not answer, so that Serve replaces the replica."""
-        self._retriever.search(["health"], 1)
+        with self.index.pinned() as retriever:
+            retriever.search(["health"], 1)
 
     def retrieve(self, routed: Sequence[RoutedAsk]) -> list[Retrieved | Exception | None]:
         """For each request its passages, or why there are none; None where the method looks at none."""
-        self._follow()
-        retriever = self._retriever  # one version for all of them
-        return [self._retrieve_one(each.ask, retriever) if each.retrieves else None for each in routed]
-
-    def _follow(self) -> None:
-        if time.monotonic() - self._followed < self._follow_seconds or not self._following.acquire(blocking=False):
-            return
-        try:
-            old, self._retriever = self._retriever, self._retriever.newest()
-            if old is not self._retriever:
-                old.retire()
-        except (RegradError, OSError) as error:
-            logger.warning("the index cannot be looked at, and is used as it is: %s", error)
-        finally:
-            self._followed = time.monotonic()
-            self._following.release()
+        with self.index.pinned() as retriever:  # one version for all of them
+            return [self._retrieve_one(each.ask, retriever) if each.retrieves else None for each in routed]
 
     def _retrieve_one(self, ask: Ask, retriever: Retriever) -> Retrieved | Exception:
         """The k best passages, or those that the caller named, in the caller's order."""

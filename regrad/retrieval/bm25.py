@@ -57,10 +57,14 @@ def _document(passage: Passage, fields: tuple[IndexField, ...]) -> str:
 
 
 class _OpenIndex:
-    """An index, or several as one, open in Lucene's process; opened again when that process was started anew."""
+    """An index, or several as one, open in Lucene's process; opened again when that process was started anew.
+
+    After `close` it is opened for each question and closed again: what is asked late leaves nothing in that process.
+    """
 
     def __init__(self, do: str, **arguments: Any) -> None:
         self._do = do
+        self._closed = False
         self._arguments = {"name": uuid4().hex, **arguments}
         self._open()
 
@@ -75,18 +79,27 @@ class _OpenIndex:
 
     def close(self) -> None:
         """Release it."""
-        if lucene().pid is not None:  # else there is nothing to release, and asking would start it
-            with suppress(RetrievalError):  # it ended meanwhile
-                lucene().ask("close", name=self._arguments["name"])
+        with lucene().alone():  # else a question could open it again just after this
+            self._closed = True
+            self._release()
 
     def _open(self) -> None:
         lucene().ask(self._do, **self._arguments)
+
+    def _release(self) -> None:
+        if lucene().pid is not None:  # else there is nothing to release, and asking would start it
+            with suppress(RetrievalError):  # it ended meanwhile
+                lucene().ask("close", name=self._arguments["name"])
 
     def _ask(self, do: str, asked: dict[str, Any]) -> Any:
         with lucene().alone():
             if not lucene().ask("is_open", name=self._arguments["name"]):
                 self._open()
-            return lucene().ask(do, name=self._arguments["name"], **asked)
+            try:
+                return lucene().ask(do, name=self._arguments["name"], **asked)
+            finally:
+                if self._closed:
+                    self._release()
 
 
 class LuceneRetriever(Retriever):

@@ -60,9 +60,13 @@ class Lucene:
         autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_MAX_TERMS)
         directory, reader = autoclass("org.apache.lucene.store.FSDirectory"), autoclass(_READER)
         file = autoclass("java.io.File")
+        readers: list[Any] = []
         try:
-            readers = [reader.open(directory.open(file(folder).toPath())) for folder in folders]
+            for folder in folders:
+                readers.append(reader.open(directory.open(file(folder).toPath())))
         except JavaException as error:
+            for opened in readers:  # who follows a collection tries again and again
+                opened.close()
             raise RetrievalError(
                 f"Lucene cannot read one of {', '.join(folders)}: {error}; make it again", code="damaged"
             ) from error
@@ -83,6 +87,10 @@ class Lucene:
     def is_open(self, name: str) -> bool:
         """Whether an index is open under that name, which it is not if this process had to be started again."""
         return name in self._searchers
+
+    def opened(self) -> int:
+        """How many indexes are open."""
+        return len(self._searchers)
 
     def close(self, name: str) -> None:
         """Release an index; one that is not open is no error."""

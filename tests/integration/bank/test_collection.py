@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from regrad.settings import WorkersConfig, builtin_config, load_settings
 from serve_app.config import ServeConfig
 from serve_app.evidence import RetrieverDeployment
 from serve_app.messages import Ask, BankNeed, Release, Retrieved, RoutedAsk
+from tests.tools.patience import Deadline
 from tests.tools.refusals import refused
 
 
@@ -73,7 +75,7 @@ def test_additions_and_deletions_reach_index_bank_and_an_open_server(
     assert added.id not in found(server, added)
     (tmp_path / "more.jsonl").write_bytes(encode_passages(passages[20:]))
     assert "24 passages" in command("add", collection, "--corpus", str(tmp_path / "more.jsonl"))
-    assert found(server, added)[0] == added.id
+    wait_until(lambda: found(server, added)[0] == added.id)
     with BankReader(f"{s3}/c/bank") as bank:
         assert len(bank) == 24
 
@@ -81,12 +83,13 @@ def test_additions_and_deletions_reach_index_bank_and_an_open_server(
         command("delete", collection, added.id, "never")
     assert added.id in found(server, added), "all or none"
     command("delete", collection, added.id)
-    assert added.id not in found(server, added)
+    wait_until(lambda: added.id not in found(server, added))
     with BankReader(f"{s3}/c/bank") as bank:
         assert added.id not in bank
         assert read_version(collection).bank.version == bank.manifest.version  # type: ignore[union-attr]
     command("delete", collection, added.id)  # again changes nothing, and is no error
     assert added.id not in found(server, added)
+    server.index.close()
 
 
 def test_a_deletion_that_was_interrupted_goes_on(
@@ -98,7 +101,9 @@ def test_a_deletion_that_was_interrupted_goes_on(
         assert CliRunner().invoke(regrad, ["passages", "delete", collection, gone.id]).exit_code != 0
     with BankReader(f"{s3}/c/bank") as bank:
         assert gone.id in bank
-    assert gone.id not in found(following(collection, s3), gone), "the index comes first"
+    server = following(collection, s3)
+    assert gone.id not in found(server, gone), "the index comes first"
+    server.index.close()
     command("delete", collection, gone.id)
     with BankReader(f"{s3}/c/bank") as bank:
         assert gone.id not in bank
@@ -113,9 +118,17 @@ def test_an_addition_that_fails_changes_nothing(collection: str, tmp_path: Path,
 
 
 def following(collection: str, s3: str) -> RetrieverDeployment:
-    """A retriever of the server, which looks at the collection before every search."""
+    """A retriever of the server, which looks at the collection all the time."""
     places = {"meta_init": f"{s3}/c/meta-init", "bank": f"{s3}/c/bank"}
-    return RetrieverDeployment(ServeConfig.model_validate({**places, "index": collection, "follow_seconds": 0.001}))
+    return RetrieverDeployment(ServeConfig.model_validate({**places, "index": collection, "follow_seconds": 0.1}))
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    """The server opens a new version behind its searches."""
+    deadline = Deadline(20)
+    while not done():
+        assert not deadline.over
+        time.sleep(0.05)
 
 
 def found(server: RetrieverDeployment, passage: Passage) -> list[str]:

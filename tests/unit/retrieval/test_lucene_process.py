@@ -17,7 +17,7 @@ from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval import lucene_process
 from regrad.retrieval.base import open_retriever
-from regrad.retrieval.bm25 import build_index
+from regrad.retrieval.bm25 import LuceneRetriever, build_index
 from regrad.retrieval.lucene_process import LuceneProcess, lucene
 from regrad.retrieval.lucene_worker import reply_to
 from tests.tools.patience import Deadline, patient
@@ -55,6 +55,22 @@ def test_a_killed_process_costs_no_search(index: str, process: LuceneProcess) ->
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         assert retriever.search_ids(["word7", "what all share"], 5) == before
+
+
+def test_what_is_asked_of_a_closed_index_is_answered_and_leaves_nothing_open(
+    index: str, process: LuceneProcess
+) -> None:
+    with open_retriever(index) as retriever, open_retriever(index) as other:
+        assert isinstance(retriever, LuceneRetriever)
+        assert isinstance(other, LuceneRetriever)
+        joined = retriever.joined([other])
+        before = joined.ranked(["word7"], 3)
+        assert process.ask("opened") == 3
+        joined.close()
+        assert process.ask("opened") == 2
+        assert joined.ranked(["word7"], 3) == before
+        assert process.ask("opened") == 2
+    assert process.ask("opened") == 0
 
 
 def test_closing_an_index_starts_nothing(index: str, process: LuceneProcess) -> None:
