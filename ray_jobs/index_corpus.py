@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ray_jobs.cluster import cluster, job_main, run_task
+from ray_jobs.cluster import cluster, job_main, require_workers, run_task
+from ray_jobs.lexical_shards import build_shards
+from ray_jobs.parts import parts_uri
 from ray_jobs.progress import progress_channel
 from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
@@ -36,7 +38,12 @@ def run(config: IndexConfig) -> str:
         count = embed_corpus(config)
     else:
         with cluster(), progress_channel() as progress:
-            count = run_task(_index, config, progress, num_cpus=1)
+            if config.shards > 1:
+                require_workers(config.cluster)
+                count = run_task(build_shards, config, progress)
+                Storage(parts_uri(config.output)).remove()
+            else:
+                count = run_task(_index, config, progress, num_cpus=1)
     kind = read_index_card(config.output).kind
     return f"{kind.upper()} index at {config.output}: {count} passages"
 

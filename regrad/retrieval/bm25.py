@@ -1,12 +1,21 @@
-"""BM25 with Lucene (pyserini): building an index and searching it. Java runs elsewhere, see `lucene_process.py`."""
+"""BM25 with Lucene (pyserini): building an index and searching it. Java runs elsewhere, see `lucene_process.py`.
+
+An index may be made of shards, each with the words of some of its passages, which were built by themselves. They are
+searched as one: words are as rare, and texts as long, as they are in all of them, so the scores are those of one index.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from shutil import copytree
 from typing import Any, Self
 from uuid import uuid4
 
@@ -15,9 +24,11 @@ from regrad.errors import RetrievalError
 from regrad.retrieval.base import CARD, IndexCard, JoinedHit, JoinedSearch, Retriever, write_card
 from regrad.retrieval.config import Bm25SearchConfig, IndexField, RetrieverConfig
 from regrad.retrieval.lucene_process import lucene
-from regrad.retrieval.passage_store import store_passages
-from regrad.storage import directory_writer
+from regrad.retrieval.passage_store import PassageStore, store_passages
+from regrad.storage import Storage, directory_writer, local_directory
 
+_FOLDER, _SHARD_CARD = "lucene", "shard.json"
+_BATCH = 1000
 _MAX_WORDS = 512
 
 
@@ -36,7 +47,85 @@ def build_index(
     return count
 
 
-def _index(batches: Iterable[Sequence[Passage]], folder: str, threads: int, fields: tuple[IndexField, ...]) -> int:
+@dataclass(frozen=True)
+class Shard:
+    """The passages from place `start` to `stop` of a corpus. Its name is a hash of them and of the indexed fields."""
+
+    start: int
+    stop: int
+    name: str
+
+
+def build_shard(passages: Iterable[Passage], shard: Shard, uri: str, threads: int, fields: Sequence[IndexField]) -> str:
+    """Index a shard's passages below `uri`, whole or not at all, unless that was done before; returns its address.
+
+    `passages` are those of the whole corpus. Raises `RetrievalError` if they are not what the shard was named by.
+    """
+    place = f"{uri}/{shard.name}"
+    if Storage(place).exists(_SHARD_CARD):
+        return place
+    named = _ShardName(fields)
+    with directory_writer(place, _SHARD_CARD) as folder:
+        stream = named.watch(islice(passages, shard.start, shard.stop))
+        count = _index(iter(lambda: list(islice(stream, _BATCH)), []), f"{folder}/lucene", threads, fields)
+        if named.name() != shard.name:
+            raise RetrievalError("the corpus changed while it was indexed; run again", code="corpus_changed")
+        (folder / _SHARD_CARD).write_text(json.dumps({"passages": count}) + "\n")
+    return place
+
+
+def build_sharded_index(
+    passages: Iterable[Passage],
+    uri: str,
+    shards: int,
+    build: Callable[[Sequence[Shard]], Sequence[str]],
+    fields: tuple[IndexField, ...] = ("contents", "title"),
+) -> int:
+    """Index every passage at `uri`, whole or not at all, in that many shards; returns how many passages there were.
+
+    `build` is called with the shards once all passages were read and their ids found to be unique, and returns the
+    addresses that `build_shard` gave, in order. Raises `RetrievalError` if there are no passages or an id occurs twice.
+    """
+    with directory_writer(uri, CARD) as folder:
+        count = sum(len(batch) for batch in store_passages(passages, folder))
+        if not count:
+            raise RetrievalError("the corpus is empty: there is nothing to index", code="empty_corpus")
+        for number, place in enumerate(build(_shards(folder, count, min(shards, count), fields))):
+            copytree(local_directory(place) / "lucene", folder / f"{_FOLDER}-{number:04d}")
+        write_card(folder, "bm25", count, fields)
+    return count
+
+
+def _shards(folder: Path, count: int, shards: int, fields: Sequence[IndexField]) -> list[Shard]:
+    """Of nearly the same number of passages each, one after the other, so that equal scores stay in corpus order."""
+    store = PassageStore(folder)
+    stream = (passage for block in store.blocks(_BATCH) for passage in block)
+    found = []
+    for number in range(shards):
+        start, stop = count * number // shards, count * (number + 1) // shards
+        named = _ShardName(fields)
+        deque(named.watch(islice(stream, stop - start)), maxlen=0)
+        found.append(Shard(start, stop, named.name()))
+    store.close()
+    return found
+
+
+class _ShardName:
+    """The name of a shard, from the passages that pass by."""
+
+    def __init__(self, fields: Sequence[IndexField]) -> None:
+        self._digest = hashlib.sha256(repr(list(fields)).encode())
+
+    def watch(self, passages: Iterable[Passage]) -> Iterator[Passage]:
+        for passage in passages:
+            self._digest.update(hashlib.sha256(passage.id.encode()).digest() + bytes.fromhex(passage.text_hash))
+            yield passage
+
+    def name(self) -> str:
+        return self._digest.hexdigest()[:32]
+
+
+def _index(batches: Iterable[Sequence[Passage]], folder: str, threads: int, fields: Sequence[IndexField]) -> int:
     count, process = 0, lucene()
     with process.alone():
         try:
@@ -51,7 +140,7 @@ def _index(batches: Iterable[Sequence[Passage]], folder: str, threads: int, fiel
     return count
 
 
-def _document(passage: Passage, fields: tuple[IndexField, ...]) -> str:
+def _document(passage: Passage, fields: Sequence[IndexField]) -> str:
     texts = {"contents": f"{passage.title}\n{passage.text}", "title": passage.title, "text": passage.text}
     return json.dumps({"id": passage.id, **{field: texts[field] for field in fields}})
 
@@ -115,13 +204,22 @@ class LuceneRetriever(Retriever):
                 missing=missing,
                 fields=list(card.fields),
             )
-        self.lucene_folder = str(folder / "lucene")
+        names = {name.partition("/")[0] for name in card.files}
+        self.lucene_folders = [str(folder / name) for name in sorted(names) if name.partition("-")[0] == _FOLDER]
         self._settings = settings.bm25
+        if len(self.lucene_folders) > 1:
+            self._shards: _LuceneJoined | None = _LuceneJoined([self.lucene_folders], self._settings)
+            return
+        self._shards = None
         k1, b = self._settings.k1, self._settings.b
-        self._index = _OpenIndex("open", folder=self.lucene_folder, k1=k1, b=b)
+        self._index = _OpenIndex("open", folder=self.lucene_folders[0], k1=k1, b=b)
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """Ties are in Lucene's document order."""
+        if self._shards:
+            return [
+                [(passage_id, score) for _, passage_id, score in hits] for hits in self._shards.ranked(questions, k)
+            ]
         settings = self._settings
         asked: dict[str, Any] = {"questions": [_bounded(one) for one in questions], "k": k, "weights": settings.weights}
         if settings.combine == "best":
@@ -136,25 +234,29 @@ class LuceneRetriever(Retriever):
 
     def joined(self, others: Sequence[Self]) -> JoinedSearch:
         """With the words' and texts' statistics of all of them."""
-        return _LuceneJoined([self.lucene_folder, *(other.lucene_folder for other in others)], self._settings)
+        return _LuceneJoined([one.lucene_folders for one in (self, *others)], self._settings)
 
     def close(self) -> None:
         """Release the index and the store."""
         super().close()
-        self._index.close()
+        (self._shards or self._index).close()
 
 
 class _LuceneJoined(JoinedSearch):
-    def __init__(self, folders: Sequence[str], settings: Bm25SearchConfig) -> None:
+    """Indexes as one, each of one folder of Lucene's or, in shards, of several."""
+
+    def __init__(self, indexes: Sequence[Sequence[str]], settings: Bm25SearchConfig) -> None:
         self._settings = settings
-        self._index = _OpenIndex("open_together", folders=list(folders), k1=settings.k1, b=settings.b)
+        folders = [folder for folders in indexes for folder in folders]
+        self._index_of = [number for number, folders in enumerate(indexes) for _ in folders]
+        self._index = _OpenIndex("open_together", folders=folders, k1=settings.k1, b=settings.b)
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[JoinedHit]]:
         """See `JoinedSearch`."""
         asked = [_bounded(one) for one in questions]
         tie = self._settings.tie if self._settings.combine == "best" else None
         found = self._index.ask("search_together", questions=asked, k=k, weights=self._settings.weights, tie=tie)
-        return [[(index, passage_id, score) for index, passage_id, score in hits] for hits in found]
+        return [[(self._index_of[place], passage_id, score) for place, passage_id, score in hits] for hits in found]
 
     def close(self) -> None:
         """See `JoinedSearch`."""

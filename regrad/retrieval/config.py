@@ -88,8 +88,11 @@ class IndexConfig(Settings):
         ("contents", "title"),
         description="what can be searched: contents (title and text as one), the title alone, the text alone",
     )
-    threads: int = Field(2, ge=1)
-    cluster: WorkersConfig = Field(WorkersConfig(), description="of `dense`: replicas of the encoder")
+    threads: int = Field(2, ge=1, description="of a lexical index: Lucene's, of each shard")
+    shards: int = Field(1, ge=1, description="of a lexical index: built at once, searched as one")
+    cluster: WorkersConfig = Field(
+        WorkersConfig(), description="of `dense`: replicas of the encoder; of `shards`: how many are built at once"
+    )
 
     @model_validator(mode="after")
     def _some_fields(self) -> Self:
@@ -99,6 +102,8 @@ class IndexConfig(Settings):
             raise ValueError("an index is of a 'corpus', or 'fuse's or 'rerank's others: give one of the three")
         if self.corpus is None and self.dense is not None:
             raise ValueError("'dense' makes an index of a corpus, 'fuse' and 'rerank' take one: make it first")
+        if self.shards > 1 and (self.corpus is None or self.dense is not None):
+            raise ValueError("shards: only a lexical index of a corpus has them")
         return self
 
 

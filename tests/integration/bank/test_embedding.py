@@ -1,4 +1,4 @@
-"""A dense index by real workers: killed in the middle, the same command goes on, to what one process makes."""
+"""Indexes by real workers: stopped in the middle, the same command goes on, to what one process makes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from ray_jobs import index_corpus
+from ray_jobs.cluster import cluster
 from ray_jobs.parts import parts_uri
 from regrad.data.passages import encode_passages
 from regrad.lab.files import held_out_corpus
 from regrad.lab.world import World
 from regrad.retrieval.base import open_retriever
-from regrad.retrieval.config import DenseConfig, EncoderConfig
+from regrad.retrieval.bm25 import build_index
+from regrad.retrieval.config import DenseConfig, EncoderConfig, IndexConfig
 from regrad.retrieval.dense import build_dense_index
 from regrad.retrieval.encoder import Encoder
 from regrad.settings import builtin_config
+from regrad.storage import Storage
 from tests.integration.conftest import environment, kill_all
 from tests.tools.encoders import random_transformer
 from tests.tools.patience import Deadline, patient
@@ -69,3 +75,24 @@ def test_a_killed_job_is_resumed_and_makes_the_index_of_one_process(tmp_path: Pa
         assert (output / file).read_bytes() == (tmp_path / "alone" / file).read_bytes(), file
     with open_retriever(str(output)) as index:
         assert len(index.search_ids(["Where was Anna born?"], 3)[0]) == 3
+
+
+def test_shards_of_a_lexical_index_are_built_by_tasks_and_found_by_a_second_run(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passages = held_out_corpus(world)[:40]
+    (tmp_path / "corpus.jsonl").write_bytes(encode_passages(passages))
+    config = IndexConfig(corpus=f"{tmp_path}/corpus.jsonl", output=f"{tmp_path}/index", shards=3)
+    with cluster():
+        with monkeypatch.context() as patch:
+            patch.setattr(Storage, "remove", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
+            with pytest.raises(KeyboardInterrupt):
+                index_corpus.run(config)
+        assert len(list(Path(parts_uri(config.output)).glob("*/shard.json"))) == 3
+        assert index_corpus.run(config) == f"BM25 index at {tmp_path}/index: 40 passages"
+    assert not Path(parts_uri(config.output)).exists()
+    build_index(passages, f"{tmp_path}/alone")
+    asked = [passage.text for passage in passages[:5]]
+    with open_retriever(config.output) as index, open_retriever(f"{tmp_path}/alone") as alone:
+        for ours, theirs in zip(index.search_ids(asked, 40), alone.search_ids(asked, 40), strict=True):
+            assert dict(ours) == {name: pytest.approx(score, abs=1e-4) for name, score in theirs}
