@@ -31,7 +31,9 @@ def _build_all(config: IndexConfig, shards: Sequence[Shard], progress: Any) -> l
     """The addresses of the shards, of which at most `cluster.workers` are built at once."""
     workers = config.cluster
     task = ray.remote(num_cpus=workers.cpus_per_worker, resources=workers.resources)(_build)
-    waiting, running, places = list(enumerate(shards)), {}, {}
+    waiting = list(enumerate(shards))
+    running: dict[ray.ObjectRef, int] = {}
+    places: dict[int, str] = {}
     while waiting or running:
         while waiting and len(running) < workers.workers:
             number, shard = waiting.pop(0)

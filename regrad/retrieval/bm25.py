@@ -215,7 +215,7 @@ class LuceneRetriever(Retriever):
         self._index = _OpenIndex("open", folder=self.lucene_folders[0], k1=k1, b=b)
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
-        """Ties are in Lucene's document order."""
+        """Ties are in the order of their ids, as text; in an index of several shards, in the corpus's."""
         if self._shards:
             return [
                 [(passage_id, score) for _, passage_id, score in hits] for hits in self._shards.ranked(questions, k)
