@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ray_jobs import augment, finetune, train_adapters, train_predictor
+from ray_jobs import augment, finetune, train_adapters, train_predictor, train_runner
 from ray_jobs.bank_actors import AdapterActor
 from ray_jobs.cluster import cluster
 from regrad.bank.reader import BankReader
@@ -89,7 +89,7 @@ def test_a_run_that_failed_goes_on_from_its_checkpoint(
     alone = "cluster.workers=1"
     whole = finetune_in_process(finetuning(lab, tmp_path / "whole", alone))
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "_adapter", _fail)  # after the last checkpoint, before the result is there
+        patch.setattr(train_runner, "checkpoint_of", _fail)  # after the last checkpoint, before the result is there
         with pytest.raises(RuntimeError, match="killed"):
             finetune.run(finetuning(lab, tmp_path / "again", alone))
     assert not (tmp_path / "again").exists()
@@ -188,7 +188,7 @@ def test_a_predictor_is_trained_on_an_adapter_resumed_and_asked(
     values += ["optimizer.steps=4", "optimizer.batch_size=2", "inner.steps=1", "checkpoints.every=2", "context.k=1"]
     config = load_settings(PredictorConfig, builtin_config("jobs/predictor-lab.yaml"), values)
     with monkeypatch.context() as patch:
-        patch.setattr(train_predictor, "_predictor", _fail)
+        patch.setattr(train_runner, "checkpoint_of", _fail)
         with pytest.raises(RuntimeError, match="killed"):
             train_predictor.run(config)
     line = train_predictor.run(config)
