@@ -6,11 +6,11 @@ even a machine as slow as this one would be done by now: nothing fails because i
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +32,7 @@ def slowness() -> float:
     waited for each of them in the last five minutes says how it was.
     """
     queue = os.getloadavg()[1] / (os.cpu_count() or 1)
-    return min(MOST, max(1.0, queue, _measured(int(time.monotonic() / _FRESH_SECONDS))))
+    return min(MOST, max(1.0, queue, _measured()))
 
 
 def patient(seconds: float) -> float:
@@ -102,10 +102,28 @@ def watch(item: pytest.Item, settings: pytest_timeout.Settings) -> None:
     signal.setitimer(signal.ITIMER_REAL, deadline.left)
 
 
-@functools.lru_cache(maxsize=1)
-def _measured(minute: int) -> float:
-    started = time.perf_counter()
-    workers = [subprocess.Popen([sys.executable, "-c", _WORK]) for _ in range(os.cpu_count() or 1)]
-    for worker in workers:
-        worker.wait()
-    return (time.perf_counter() - started) / IDLE_SECONDS
+class _Measured:
+    """What one measurement said. Only one runs at a time: clients in many threads ask at once, and a measurement for
+    each of them would be the load that they then measure."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found, self._until = 1.0, 0.0
+
+    def __call__(self) -> float:
+        with self._lock:
+            if time.monotonic() >= self._until:
+                self._found = self._measure()
+                self._until = time.monotonic() + _FRESH_SECONDS
+            return self._found
+
+    @staticmethod
+    def _measure() -> float:
+        started = time.perf_counter()
+        workers = [subprocess.Popen([sys.executable, "-c", _WORK]) for _ in range(os.cpu_count() or 1)]
+        for worker in workers:
+            worker.wait()
+        return (time.perf_counter() - started) / IDLE_SECONDS
+
+
+_measured = _Measured()

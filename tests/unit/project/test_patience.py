@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -16,11 +17,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch, work: str, queue: float = 0.0) -> flo
     """The slowness of a machine that does this work, and on which so many processes wait for a processor."""
     monkeypatch.setattr(patience, "_WORK", work)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, queue * (os.cpu_count() or 1), 0.0))
-    patience._measured.cache_clear()
-    try:
-        return patience.slowness()
-    finally:
-        patience._measured.cache_clear()
+    monkeypatch.setattr(patience, "_measured", patience._Measured())
+    return patience.slowness()
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *slowness: float) -> None:
@@ -76,3 +74,12 @@ def test_a_test_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(pytest.fail.Exception, match="Timeout"):
         time.sleep(600)
     assert time.monotonic() - started > 0.3
+
+
+def test_many_threads_that_ask_at_once_measure_the_machine_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    measured = patience._Measured()
+    monkeypatch.setattr(measured, "_measure", lambda: (calls.append(1), time.sleep(0.05), 2.0)[2])
+    with ThreadPoolExecutor(16) as threads:
+        assert set(threads.map(lambda _: measured(), range(64))) == {2.0}
+    assert len(calls) == 1
