@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+_UNITS = ("kB", "MB", "GB", "TB", "PB")
+
 
 def counted(count: int, noun: str) -> str:
     """`1 passage`, `1,000 passages`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def readable_size(count: float) -> str:
+    """A number of bytes for people, in powers of 1000."""
+    if count < 1000:
+        return counted(int(count), "byte")
+    for unit in _UNITS:
+        count /= 1000
+        if count < 999.95 or unit == _UNITS[-1]:
+            break
+    return f"{count:.1f} {unit}"
 
 
 def listed(items: Sequence[str], most: int) -> str:

@@ -16,8 +16,7 @@ from regrad.rebuild.flow import Rebuild
 from regrad.rebuild.records import CostConfig, Records, RunRecord, cost_of
 from regrad.rebuild.steps import Step
 from regrad.rebuild.versions import Version, Versions
-
-_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+from regrad.text import readable_size
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Plan:
         (seconds, all_timed), (size, all_sized), (money, all_priced) = totals
         shown = (
             _at_least(hours_shown(seconds), seconds, all_timed),
-            _at_least(bytes_shown(size), size, all_sized),
+            _at_least(readable_size(size), size, all_sized),
             _at_least(f"{money:,.2f}", money, all_priced),
         )
         rows.append(("total", f"{len(self.left)} of {len(self.estimates)} steps", *shown, ""))
@@ -81,7 +80,7 @@ class Plan:
             one.step,
             work,
             "unknown" if one.seconds is None else hours_shown(one.seconds),
-            "unknown" if one.bytes is None else bytes_shown(one.bytes),
+            "unknown" if one.bytes is None else readable_size(one.bytes),
             "unknown" if one.money is None else f"{one.money:,.2f}",
             one.measured or "nothing was measured",
         )
@@ -166,12 +165,3 @@ def _at_least(text: str, known: float, complete: bool) -> str:
 def hours_shown(seconds: float) -> str:
     """Hours, with two decimals, or four where that is too few."""
     return f"{seconds / 3600:,.2f}" if seconds >= 3600 else f"{seconds / 3600:.4f}"
-
-
-def bytes_shown(size: float) -> str:
-    """`1.2 GB`."""
-    for unit in _UNITS[:-1]:
-        if size < 1000:
-            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} {_UNITS[-1]}"

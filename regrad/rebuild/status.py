@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from regrad.rebuild.plan import bytes_shown
 from regrad.rebuild.records import Records, RunRecord
 from regrad.rebuild.versions import Versions
 from regrad.storage import Storage
+from regrad.text import readable_size
 
 
 def state(output: Storage) -> dict[str, Any]:
@@ -53,4 +53,4 @@ def _run(record: RunRecord) -> str:
     again = f", attempt {record.attempts}" if record.attempts > 1 else ""
     took = "unknown time" if record.seconds is None else f"{record.seconds:,.1f} s"
     cost = f", {record.cost.amount:,.2f} {record.cost.currency}" if record.cost else ""
-    return f"{what}  {took}{again}, {bytes_shown(record.bytes)}{cost}: {record.line}"
+    return f"{what}  {took}{again}, {readable_size(record.bytes)}{cost}: {record.line}"

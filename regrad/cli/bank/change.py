@@ -12,7 +12,7 @@ from regrad.cli.bank import output as show
 from regrad.cli.bank.output import check_ids, codec_option, given_ids, ids_option, uri_argument, version_option
 from regrad.cli.options import QUARANTINED, settings_options
 from regrad.settings import load_settings
-from regrad.text import counted
+from regrad.text import counted, readable_size
 
 
 @click.command("add")
@@ -109,7 +109,7 @@ def gc(uri: str, keep: int, grace: float, abandon_builds: bool, dry_run: bool) -
     old = ", ".join(map(str, removed.versions)) or "none"
     click.echo(
         f"{'would remove' if dry_run else 'removed'} {counted(len(removed.files), 'file')}, "
-        f"{show.readable_size(removed.bytes)}; versions: {old}"
+        f"{readable_size(removed.bytes)}; versions: {old}"
     )
     if dry_run:
         for name in removed.files:

@@ -13,7 +13,7 @@ from regrad.cli.bank import output as show
 from regrad.cli.bank.output import check_ids, json_option, uri_argument, version_option
 from regrad.cli.options import printable
 from regrad.errors import AtomNotFound
-from regrad.text import counted
+from regrad.text import counted, readable_size
 
 if TYPE_CHECKING:
     from regrad.bank.inspect import BankInfo, PassageInfo
@@ -59,17 +59,17 @@ def info(uri: str, version: int | None, passage_id: str | None, quarantine: bool
 
 def _show_bank(bank: BankInfo) -> None:
     others = ", ".join(map(str, bank.versions))
-    folders = (f"{name} {show.readable_size(total)} ({bank.files[name]})" for name, total in bank.bytes.items())
+    folders = (f"{name} {readable_size(total)} ({bank.files[name]})" for name, total in bank.bytes.items())
     hint = " (--quarantine lists them)" if bank.quarantined else ""
     rows = [
         ("bank", bank.uri),
         ("version", f"{bank.version} (on disk: {others})"),
         ("atoms", f"{_KINDS[bank.kind]} {bank.fingerprint}, {bank.numbers:,} numbers each"),
-        ("codec", f"{bank.codec}, {show.readable_size(bank.record_bytes)} a record"),
+        ("codec", f"{bank.codec}, {readable_size(bank.record_bytes)} a record"),
         ("passages", f"{bank.passages:,}, and {bank.quarantined:,} refused{hint}"),
         ("index", f"{counted(bank.parts, 'part')}, {bank.index_bytes_per_passage:.1f} bytes a passage"),
         ("shards", f"{bank.shards:,}"),
-        ("on disk", f"{show.readable_size(sum(bank.bytes.values()))}: {', '.join(folders)}"),
+        ("on disk", f"{readable_size(sum(bank.bytes.values()))}: {', '.join(folders)}"),
     ]
     if bank.unfinished_blocks:
         rows.append(("unfinished", f"{counted(bank.unfinished_blocks, 'block')} of builds that did not end"))
@@ -78,7 +78,7 @@ def _show_bank(bank: BankInfo) -> None:
         names = f"{counted(bank.missing_records, 'record')} that passages should have"
         click.echo(f"{names} cannot be there, by the files' sizes: run `{show.command_line('verify', bank.uri)}`.")
     if bank.dead_records:
-        dead = f"{counted(bank.dead_records, 'record')} ({show.readable_size(bank.dead_bytes)})"
+        dead = f"{counted(bank.dead_records, 'record')} ({readable_size(bank.dead_bytes)})"
         click.echo(f"{dead} of atoms that no passage has are still in shard files: {_ways_to_remove(bank)}")
     else:
         click.echo(f"Every one of the {counted(bank.records_on_disk, 'record')} on disk belongs to a passage.")

@@ -14,12 +14,11 @@ import click
 from regrad.bank.config import CodecName
 from regrad.cli.options import printable
 from regrad.errors import CorpusError
-from regrad.text import counted, listed
+from regrad.text import listed
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 LISTED = 20
-_UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 uri_argument = click.argument("uri", metavar="URI")
 json_option = click.option("--json", "as_json", is_flag=True, help="All of it as JSON, for programs.")
@@ -65,17 +64,6 @@ def check_ids(ids: Sequence[str]) -> None:
             passage_id.encode()
         except UnicodeEncodeError as error:
             raise CorpusError(f"passage id {passage_id!r:.80} is not valid UTF-8", code="not_utf8") from error
-
-
-def readable_size(count: float) -> str:
-    """A number of bytes for people, in powers of 1000."""
-    if count < 1000:
-        return counted(int(count), "byte")
-    for unit in _UNITS:
-        count /= 1000
-        if count < 999.95 or unit == _UNITS[-1]:
-            break
-    return f"{count:.1f} {unit}"
 
 
 def printable_id(passage_id: str) -> str:

@@ -14,9 +14,9 @@ from regrad.bank.builder import BUILDS
 from regrad.bank.reader import BankReader
 from regrad.cli import bank as bank_cli
 from regrad.cli import main
-from regrad.cli.bank.output import readable_size
 from regrad.data.passages import Passage
 from regrad.errors import RegradError
+from regrad.text import readable_size
 from tests.tools.banks import PASSAGES, atoms, fill, layout, writer
 
 
