@@ -128,7 +128,8 @@ def test_too_little_memory_says_what_to_lower(corpus: str, tmp_path: Path, monke
 
     monkeypatch.setattr(synthesize, "load_language_model", fail)
     config = settings(*overrides("m", corpus, str(tmp_path / "out")))
-    row = synthesize.PartWriter(config.model_dump(mode="json"))({"line": np.array([b"{}"]), "problem": np.array([""])})
+    block = {"line": np.array([b"{}"]), "problem": np.array([""]), "read_bytes": np.array([2])}
+    row = synthesize.PartWriter(config.model_dump(mode="json"))(block)
     with refused(SynthesisError, "out_of_memory", batch="16 passages with 10 candidates each"):
         raise decode_error(row["failure"][0])
 
