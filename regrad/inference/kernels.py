@@ -12,7 +12,6 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from regrad.inference.products import computed, large_products
 from regrad.models.loading import LanguageModel
@@ -43,13 +42,15 @@ def grouped_attention(
     return output.transpose(1, 2), None
 
 
-AttentionInterface.register(_NAME, grouped_attention)
-
-
 class Kernels:
     """What computes the passes of an engine: the model's own attention and layers, or those that are faster here."""
 
     def __init__(self, lm: LanguageModel, attention: bool = False, products: bool = False) -> None:
+        if attention:
+            # Here, as it brings all that models are made of: seconds, in each process of a job that has no model.
+            from transformers import AttentionInterface
+
+            AttentionInterface.register(_NAME, grouped_attention)
         # A model's modules may have configurations of their own, and each reads in its own which attention it runs.
         configs = {id(each): each for each in (getattr(m, "config", None) for m in lm.model.modules()) if each}
         known = [each for each in configs.values() if hasattr(each, "_attn_implementation")]

@@ -21,7 +21,6 @@ def start_java() -> None:
     home = java_home()
     os.environ["JAVA_HOME"] = str(home)
     os.environ.pop("JVM_PATH", None)
-    os.environ.setdefault("OPENAI_API_KEY", "unused")  # importing pyserini's search package fails without one
     import jnius_config
 
     if not jnius_config.vm_running:

@@ -1,12 +1,15 @@
 """The process in which Lucene runs: requests come as lines of JSON at its standard input, replies go out as lines.
 
 Run by `lucene_process.py`, which says why it is a process of its own. It ends when its input does.
+
+Anserini's classes, which pyserini brings, are called as pyserini's own `LuceneSearcher` and `LuceneIndexer` call them:
+importing these two imports all of pyserini's searchers, with torch, transformers and pandas, which takes several times
+as long as starting Java and opening an index.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -19,6 +22,8 @@ from regrad.retrieval.java import start_java
 
 Hits = list[tuple[str, float]]
 
+_SEARCHER = "io.anserini.search.SimpleSearcher"
+_INDEXER = "io.anserini.index.SimpleIndexer"
 _READER = "org.apache.lucene.index.DirectoryReader"
 _MAX_TERMS = 1 << 20
 _THREADS = 4
@@ -29,20 +34,18 @@ class Lucene:
 
     def __init__(self) -> None:
         start_java()
-        logging.getLogger("pyserini").setLevel(logging.WARNING)
         self._searchers: dict[str, Any] = {}
         self._indexer: Any = None
 
     def open(self, name: str, folder: str, k1: float, b: float) -> None:
         """Open the index in a folder under a name."""
         from jnius import JavaException, autoclass
-        from pyserini.search.lucene import LuceneSearcher
 
         # Lucene refuses a question of more than 1024 terms. The number of words is bounded, but a script without spaces
         # gives one word of any length, and Lucene makes a term of each of its characters.
         autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_MAX_TERMS)
         try:
-            searcher = LuceneSearcher(folder)
+            searcher = autoclass(_SEARCHER)(folder)
         except JavaException as error:
             raise RetrievalError(
                 f"Lucene cannot read {folder}: {error}; make the index again", code="damaged", folder=folder
@@ -100,12 +103,13 @@ class Lucene:
     def search(self, name: str, questions: list[str], k: int, weights: dict[str, float]) -> list[Hits]:
         """Sum of the fields' BM25; ids and scores of the best `k` for each question."""
         searcher = self._searchers[name]
+        fields = _boosts(weights)
         if len(questions) == 1:
-            return [_hits(searcher.search(questions[0], k, fields=weights))]
+            return [_hits(searcher.search_fields(questions[0], fields, k))]
         # Java's own threads search; only this thread hands over the batch and reads the results.
         numbers = [str(number) for number in range(len(questions))]
-        by_number = searcher.batch_search(questions, numbers, k, threads=_THREADS, fields=weights)
-        return [_hits(by_number[number]) for number in numbers]
+        found = searcher.batch_search_fields(_java_list(questions), _java_list(numbers), k, _THREADS, fields)
+        return [_hits(found.get(number)) for number in numbers]
 
     def search_best(self, name: str, questions: list[str], k: int, weights: dict[str, float], tie: float) -> list[Hits]:
         """The best field's BM25, and `tie` times the others'."""
@@ -114,24 +118,24 @@ class Lucene:
 
     def begin(self, folder: str, threads: int, fields: list[str]) -> None:
         """Begin an index; documents have an id and these fields."""
-        from pyserini.index.lucene import LuceneIndexer
+        from jnius import autoclass
 
-        arguments = ["-index", folder]
+        arguments = ["-index", folder, "-input", "", "-collection", "JsonCollection", "-threads", str(threads)]
         if extra := [field for field in fields if field != "contents"]:  # anserini always has that one
             arguments += ["-fields", *extra]
-        self._indexer = LuceneIndexer(args=arguments, threads=threads)
+        self._indexer = autoclass(_INDEXER)(arguments)
 
     def add(self, documents: list[str]) -> None:
         """Documents of the index that was begun, as JSON."""
-        self._indexer.add_batch_raw(documents)
+        self._indexer.addRawDocuments(documents)
 
     def finish(self, folder: str, count: int) -> None:
         """End the index, which has to hold `count` documents."""
-        from pyserini.search.lucene import LuceneSearcher
+        from jnius import autoclass
 
         self._indexer.close()
         # Lucene reports some failures (a full disk) only in its log: count what the index holds.
-        found = LuceneSearcher(folder).num_docs if count else 0
+        found = autoclass(_SEARCHER)(folder).get_total_num_docs() if count else 0
         if found != count:
             raise RetrievalError(f"the index holds {found} of {count} passages (is the disk full?)", code="not_written")
 
@@ -163,17 +167,32 @@ def _hits(found: Any) -> Hits:
     return [(str(hit.docid), float(hit.score)) for hit in found]
 
 
+def _boosts(weights: dict[str, float]) -> Any:
+    """Java's map of fields to weights."""
+    from jnius import autoclass
+
+    fields, number = autoclass("java.util.HashMap")(), autoclass("java.lang.Float")
+    for field, weight in weights.items():
+        fields.put(field, number(weight))
+    return fields
+
+
+def _java_list(texts: list[str]) -> Any:
+    from jnius import autoclass
+
+    made = autoclass("java.util.ArrayList")()
+    for text in texts:
+        made.add(text)
+    return made
+
+
 def _sum_of_fields(weights: dict[str, float], question: str) -> Any:
     """The query that pyserini makes of fields and weights."""
     from jnius import autoclass
     from pyserini.analysis import get_lucene_analyzer
-    from pyserini.pyclass import JFloat, JHashMap
 
-    fields = JHashMap()
-    for field, weight in weights.items():
-        fields.put(field, JFloat(weight))
     words = autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
-    return words.buildQuery(fields, get_lucene_analyzer(), question)
+    return words.buildQuery(_boosts(weights), get_lucene_analyzer(), question)
 
 
 def _best_field(weights: dict[str, float], tie: float, question: str) -> Any:

@@ -18,6 +18,17 @@ def test_a_bank_is_read_and_written_without_transformers() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_job_that_has_no_model_in_its_process_imports_none_of_what_models_are_made_of() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('meta_train', 'finetune', 'train_adapters', 'build_bank', 'synthesize', 'evaluate'):\n"
+        "    __import__(f'ray_jobs.{name}')\n"
+        "    assert 'transformers.modeling_utils' not in sys.modules, name\n"
+    )
+    done = completed([sys.executable, "-c", code], 60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_replica_without_a_model_needs_no_transformers_and_a_question_at_the_command_line_no_torch() -> None:
     code = (
         "import sys\n"
