@@ -2,7 +2,8 @@
 
     python benchmarks/serve_load.py --json serve_load.json      (--quick: under a minute)
 
-The server is the real Ray Serve application with its default settings. The users are a process of their own, and each
+The server is the real Ray Serve application with its default settings, and once more with `embedded: true` (retriever
+and bank loader inside the gateway). The users are a process of their own, and each
 asks about other people than the others (k=3: another update for every question). First as many users as the table
 says, each asking again when it has its answer, then requests that come at random at 50 and 80 % of the highest
 throughput. The authors' way stands behind the same proxy as a deployment of one replica, and in this process without
@@ -31,8 +32,9 @@ from serving.watching import processor_seconds, spent
 
 from ray_jobs.cluster import cluster
 from regrad.retrieval.base import open_retriever
-from serve_app.app import serving
+from serve_app.app import deploy, serving
 
+_EMBEDDED, _EMBEDDED_PATH = "regrad embedded, HTTP", "/embedded"
 _OURS, _THEIRS, _IN_PROCESS = "regrad, HTTP", "authors' way, HTTP", "authors' way, in process"
 _ENGINE = "regrad's engine, in process"
 _COMPARED = 16
@@ -44,7 +46,7 @@ class Bench:
     def __init__(self, bodies: Sequence[dict[str, Any]]) -> None:
         self._bodies = bodies
         self.rows: list[dict[str, Any]] = []
-        self.outcomes: dict[str, list[Outcome]] = {_OURS: [], _THEIRS: []}
+        self.outcomes: dict[str, list[Outcome]] = {_OURS: [], _EMBEDDED: [], _THEIRS: []}
 
     def load(self, system: str, url: str, seconds: float, users: int = 0, rate: float = 0.0) -> float:
         """One load; returns answers a second."""
@@ -103,28 +105,38 @@ def _row(system: str, load: str, found: Sequence[Outcome], processor: float, sec
 
 def measure(bench: Bench, url: str, theirs: str, here: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     """All loads, in turn where they are compared; returns the numbers to quote."""
-    seconds, ratios, in_process_ratios, engine_ratios = arguments.seconds, [], [], []
-    for address, system in ((url, _OURS), (theirs, _THEIRS)):
+    seconds, embedded = arguments.seconds, url + _EMBEDDED_PATH
+    ratios, embedded_ratios, in_process_ratios, engine_ratios = [], [], [], []
+    for address, system in ((url, _OURS), (embedded, _EMBEDDED), (theirs, _THEIRS)):
         bench.load(system, address, seconds, users=_COMPARED)  # warms up
     bench.rows.clear()
     alone = bench.alone(url)
     for _ in range(arguments.turns):
         ours = bench.load(_OURS, url, seconds, users=_COMPARED)
-        ratios.append(ours / bench.load(_THEIRS, theirs, seconds, users=_COMPARED))
+        within = bench.load(_EMBEDDED, embedded, seconds, users=_COMPARED)
+        authors_served = bench.load(_THEIRS, theirs, seconds, users=_COMPARED)
+        ratios.append(ours / authors_served)
+        embedded_ratios.append(within / authors_served)
         authors, engine, found = here
         theirs_here = bench.authors_here(authors, found, seconds)
         in_process_ratios.append(ours / theirs_here)
         engine_ratios.append(bench.engine_here(engine, found, seconds) / theirs_here)
+    for users in arguments.users:
+        bench.load(_EMBEDDED, embedded, seconds, users=users)
     best = max(bench.load(_OURS, url, seconds, users=users) for users in arguments.users)
     for share in (0.5, 0.8):
         bench.load(_OURS, url, seconds, rate=share * best)
-    answered = [item for item in bench.outcomes[_OURS] if item.status == 200 and item.body in alone]
+    ours_all = bench.outcomes[_OURS] + bench.outcomes[_EMBEDDED]
+    answered = [item for item in ours_all if item.status == 200 and item.body in alone]
     return {
         "throughput_ratio_16_users": statistics.median(ratios),
+        "throughput_ratio_16_users_embedded": statistics.median(embedded_ratios),
+        "cpu_ms_an_answer_16_users": _processor(bench.rows, _OURS),
+        "cpu_ms_an_answer_16_users_embedded": _processor(bench.rows, _EMBEDDED),
         "throughput_ratio_16_users_vs_in_process": statistics.median(in_process_ratios),
         "engine_ratio_16_in_process": statistics.median(engine_ratios),
         "cpu_ratio_16_users": _processor(bench.rows, _THEIRS) / _processor(bench.rows, _OURS),
-        "errors": sum(row["errors"] for row in bench.rows if row["system"] == _OURS),
+        "errors": sum(row["errors"] for row in bench.rows if row["system"] in (_OURS, _EMBEDDED)),
         "answers_compared": len(answered),
         "answers_unlike_alone": sum(item.answer != alone[item.body] for item in answered),
         "answers_unlike_authors": sum(
@@ -166,6 +178,7 @@ def _served(bench: Bench, world: Lab, arguments: argparse.Namespace) -> dict[str
     found = [[hit.passage.id for hit in one] for one in hits]
     here = Authors(*places), InProcess(world.folder), found
     with cluster(), serving(world.config(), anywhere()) as url:
+        deploy(world.config(embedded=True), "embedded", _EMBEDDED_PATH)
         theirs = url + deploy_authors(*places, f"{world.folder}/index")
         return measure(bench, url, theirs, here, arguments)
 

@@ -43,8 +43,10 @@ def build(args: dict[str, Any]) -> Application:
     """
     config = parse_settings(ServeConfig, args, "the application's args")
     check_artefacts(config)
-    retriever = _deploy(RetrieverDeployment, "retriever", config.retriever).bind(config)
-    bank_loader = _deploy(BankLoaderDeployment, "bank_loader", config.bank_loader).bind(config)
+    retriever = bank_loader = None
+    if not config.embedded:
+        retriever = _deploy(RetrieverDeployment, "retriever", config.retriever).bind(config)
+        bank_loader = _deploy(BankLoaderDeployment, "bank_loader", config.bank_loader).bind(config)
     generator = _deploy(GeneratorDeployment, "generator", config.generator).bind(config)
     # The routes are made here, but called in a replica: only there can they ask Serve for the gateway.
     ingress = serve.ingress(make_app(config, lambda: serve.get_replica_context().servable_object))(Gateway)

@@ -142,6 +142,11 @@ class ServeConfig(Settings):
     watching: WatchingConfig = WatchingConfig()
     batch: BatchConfig = BatchConfig()
     groups: GroupConfig = GroupConfig()
+    embedded: bool = Field(
+        False,
+        description="retriever and bank loader inside each gateway replica, instead of replicas that scale by "
+        "themselves: where one machine serves, as a call between processes costs more than a search",
+    )
     retriever: ReplicaConfig = ReplicaConfig()
     bank_loader: ReplicaConfig = ReplicaConfig()
     generator: ReplicaConfig = ReplicaConfig(num_cpus=0.5)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from serve_app.methods import offers_of
 from serve_app.observability import Watch
 from serve_app.rollout import Follower, ReleaseList
 from serve_app.router import Router
+from serve_app.sources import open_sources
 
 logger = logging.getLogger("ray.serve")
 
@@ -34,14 +35,15 @@ class Gateway:
     def __init__(
         self,
         config: ServeConfig,
-        retriever: DeploymentHandle,
-        bank_loader: DeploymentHandle,
+        retriever: DeploymentHandle | None,
+        bank_loader: DeploymentHandle | None,
         generator: DeploymentHandle,
     ) -> None:
         self._follower = Follower(config)
-        self._router = Router(config, self._follower, retriever, bank_loader, generator)
+        self._sources = open_sources(config, retriever, bank_loader)
+        self._router = Router(config, self._follower, self._sources, generator)
         self._watch = Watch(config.watching, "gateway", offers_of(config))
-        self._readiness = Readiness()
+        self._readiness = Readiness(self._sources.needed)
 
     async def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
         """Serve's `user_config`: `{"releases": [...]}` overrides the file of releases.
@@ -59,8 +61,12 @@ class Gateway:
             logger.error("the user_config cannot be used, the last good releases stay: %s", error)
 
     async def check_health(self) -> None:
-        """Starts to follow the releases at Serve's first check: only then is the replica's event loop running."""
+        """Starts to follow the releases at Serve's first check: only then is the replica's event loop running.
+
+        Raises if a retriever or bank loader of this process does not answer, so that Serve replaces the replica.
+        """
         self._follower.start()
+        await self._sources.check_health()
 
     async def releases(self) -> list[dict[str, object]]:
         """The releases that questions are answered from."""
@@ -127,16 +133,16 @@ class Gateway:
                 raise
 
 
-NEEDED = ("retriever", "bank_loader", "generator")
 _KEEP_SECONDS = 1.0
 _WAIT_SECONDS = 5.0
 
 
-def without_replicas() -> list[str]:
-    """The deployments behind the gateway of this process that have no running replica, as Serve's controller knows."""
+def without_replicas(needed: Sequence[str]) -> list[str]:
+    """Those of the deployments behind the gateway of this process that have no running replica, as Serve's controller
+    knows."""
     deployments = serve.status().applications[serve.get_replica_context().app_name].deployments
     running = {name for name, status in deployments.items() if status.replica_states.get(ReplicaState.RUNNING)}
-    return [name for name in NEEDED if name not in running]
+    return [name for name in needed if name not in running]
 
 
 class Readiness:
@@ -146,9 +152,10 @@ class Readiness:
     answer without it.
     """
 
-    def __init__(self, look: Callable[[], list[str]] = without_replicas) -> None:
+    def __init__(self, needed: Sequence[str], look: Callable[[Sequence[str]], list[str]] = without_replicas) -> None:
+        self._needed = needed
         self._look = look
-        self._missing = list(NEEDED)
+        self._missing = list(needed)
         self._looked = float("-inf")
         self._looking: asyncio.Task[None] | None = None
 
@@ -162,7 +169,7 @@ class Readiness:
 
     async def _renew(self) -> None:
         try:
-            self._missing = await asyncio.to_thread(self._look)
+            self._missing = await asyncio.to_thread(self._look, self._needed)
         except Exception as error:
             logger.warning("Serve's controller does not say what is running: %s", type(error).__name__)
         finally:

@@ -22,6 +22,7 @@ from serve_app.config import GroupConfig, ServeConfig
 from serve_app.messages import Ask, BankNeed, Piece, Reply, Retrieved, RoutedAsk, StreamEvent
 from serve_app.methods import offers_of
 from serve_app.rollout import Follower
+from serve_app.sources import Sources
 
 logger = logging.getLogger("ray.serve")
 
@@ -37,7 +38,7 @@ class _LoaderGone(Exception):
 
 @dataclass(frozen=True)
 class _Calls:
-    """The calls under way for these requests: responses of Serve, None where no request needs the deployment."""
+    """The calls under way for these requests: responses (see `Sources`), None where no request needs the call."""
 
     routed: Sequence[RoutedAsk]
     retrieved: Any
@@ -50,7 +51,7 @@ class _Calls:
 
     async def cause(self, error: Exception) -> Exception:
         """The failure that is behind an error of the last call: that of the first call that failed."""
-        # Serve hands each response on un-awaited, so a failed search or load surfaces as an error of the generator's.
+        # Each response is handed on un-awaited, so a failed search or load surfaces as an error of the generator's.
         for response in (self.retrieved, self.gradients):
             try:
                 if response is not None:
@@ -75,16 +76,14 @@ class Router:
         self,
         config: ServeConfig,
         follower: Follower,
-        retriever: DeploymentHandle,
-        bank_loader: DeploymentHandle,
+        sources: Sources,
         generator: DeploymentHandle,
     ) -> None:
         self._max_in_flight = config.limits.max_in_flight
         self._in_flight = 0
         self._offers = offers_of(config)
         self._follower = follower
-        self._retriever = retriever
-        self._bank_loader = bank_loader
+        self._sources = sources
         self._generator = generator.options(stream=True)
         self._microbatches = Microbatches(config.groups, self._together)
 
@@ -129,11 +128,12 @@ class Router:
     def _begin(self, routed: Sequence[RoutedAsk], streams: bool = False, asks_bank: bool = True) -> _Calls:
         """Begin the calls that these requests need."""
         retrieves = any(each.retrieves for each in routed)
-        retrieved = self._retriever.retrieve.remote(routed) if retrieves else None
+        retrieved = self._sources.retrieve(routed) if retrieves else None
         loads = asks_bank and any(each.bank is not BankNeed.NOTHING for each in routed)
-        gradients = self._bank_loader.load.remote(routed, retrieved) if loads else None
+        gradients = self._sources.load(routed, retrieved) if loads else None
         call = self._generator.stream if streams else self._generator.answer
-        return _Calls(routed, retrieved, gradients, call.remote(routed, retrieved, gradients))
+        answers = self._sources.generate(call, routed, retrieved, gradients)
+        return _Calls(routed, retrieved, gradients, answers)
 
     async def _together(
         self, routed: Sequence[RoutedAsk], searched: Callable[[], None]

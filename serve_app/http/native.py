@@ -54,6 +54,14 @@ def add_native_routes(
     api: FastAPI, limits: LimitsConfig, offered: Registry[MethodInfo], answering: Callable[[], Answering]
 ) -> None:
     """Add the routes of the native interface."""
+    _add_answers(api, limits, offered, answering)
+    _add_facts(api, limits, offered, answering)
+
+
+def _add_answers(
+    api: FastAPI, limits: LimitsConfig, offered: Registry[MethodInfo], answering: Callable[[], Answering]
+) -> None:
+    """The routes that ask a question."""
 
     async def answer(body: Any, client: ClientOf) -> Any:
         request: AnswerRequest = body
@@ -82,6 +90,32 @@ def add_native_routes(
         answers = [answer_response(outcome) for outcome in outcomes if not isinstance(outcome, Problem)]
         return CompareResponse(answers=answers, errors={method: problem.body for method, problem in problems.items()})
 
+    # FastAPI reads the bodies from the annotations, and theirs depend on this server's limits and methods.
+    answer.__annotations__["body"] = tailored(AnswerRequest, limits, offered)
+    compare.__annotations__["body"] = tailored(CompareRequest, limits, offered)
+    api.post(
+        "/v1/answer",
+        tags=_TAGS,
+        summary="Answer a question by one method",
+        description=_STREAMS,
+        responses=or_events(ANSWER_EVENTS),
+        response_model=AnswerResponse,
+    )(answer)
+    api.post(
+        "/v1/compare",
+        tags=_TAGS,
+        summary="Answer a question by several methods at once",
+        description=f"{_STREAMS} Every event names its method; `end` is the last one.",
+        responses=or_events(COMPARE_EVENTS),
+        response_model=CompareResponse,
+    )(compare)
+
+
+def _add_facts(
+    api: FastAPI, limits: LimitsConfig, offered: Registry[MethodInfo], answering: Callable[[], Answering]
+) -> None:
+    """The routes that say what there is, and whether it runs."""
+
     async def methods() -> MethodsResponse:
         """Every method by name."""
         return MethodsResponse(
@@ -106,25 +140,6 @@ def add_native_routes(
         # Not by `Problem.response`, which would count it: a probe every second is not a refused request.
         return JSONResponse(problem.content, problem.status, problem.headers)
 
-    # FastAPI reads the bodies from the annotations, and theirs depend on this server's limits and methods.
-    answer.__annotations__["body"] = tailored(AnswerRequest, limits, offered)
-    compare.__annotations__["body"] = tailored(CompareRequest, limits, offered)
-    api.post(
-        "/v1/answer",
-        tags=_TAGS,
-        summary="Answer a question by one method",
-        description=_STREAMS,
-        responses=or_events(ANSWER_EVENTS),
-        response_model=AnswerResponse,
-    )(answer)
-    api.post(
-        "/v1/compare",
-        tags=_TAGS,
-        summary="Answer a question by several methods at once",
-        description=f"{_STREAMS} Every event names its method; `end` is the last one.",
-        responses=or_events(COMPARE_EVENTS),
-        response_model=CompareResponse,
-    )(compare)
     api.get("/v1/methods", tags=_TAGS, summary="The methods and what they do")(methods)
     api.get("/v1/bank", tags=_TAGS, summary="The releases that answer, and the limits", responses=READING_PROBLEMS)(
         bank

@@ -56,9 +56,11 @@ def make_demo_plan(config: DemoConfig) -> DemoPlan:
         update={"meta_init": build.meta_init, "bank": build.bank.uri, "index": f"{out}/index"}
     )
     raw_build = _build(config, "raw-meta-init", "raw-bank")
-    # The second application takes the CPUs that the first leaves.
+    # The second application takes the CPUs that the first leaves, and no more processes than it must.
     small = dict.fromkeys(("retriever", "bank_loader", "generator", "gateway"), ReplicaConfig(num_cpus=0.05))
-    raw_serve = serve.model_copy(update={"meta_init": raw_build.meta_init, "bank": raw_build.bank.uri, **small})
+    raw_serve = serve.model_copy(
+        update={"meta_init": raw_build.meta_init, "bank": raw_build.bank.uri, "embedded": True, **small}
+    )
     return DemoPlan(
         lab=config.lab.model_copy(update={"output": lab}),
         questions=f"{lab}/{QUESTIONS}",

@@ -17,8 +17,9 @@ from regrad.errors import BankError, ConfigError, RegradError
 from serve_app import gateway
 from serve_app.auth.gate import _caller
 from serve_app.config import ServeConfig
-from serve_app.gateway import NEEDED, Gateway, Readiness, without_replicas
+from serve_app.gateway import Gateway, Readiness, without_replicas
 from serve_app.messages import Answered, Ask, Piece, Reply, StreamEvent
+from serve_app.sources import Deployments, Embedded
 from tests.tools.releasing import commit, meta_init, setup
 
 
@@ -123,14 +124,15 @@ def test_a_deployment_without_a_running_replica_is_missing(monkeypatch: pytest.M
     status = SimpleNamespace(applications={"mine": SimpleNamespace(deployments=deployments)})
     monkeypatch.setattr(gateway.serve, "status", lambda: status)
     monkeypatch.setattr(gateway.serve, "get_replica_context", lambda: SimpleNamespace(app_name="mine"))
-    assert without_replicas() == ["bank_loader", "generator"]
+    assert without_replicas(Deployments.needed) == ["bank_loader", "generator"]
+    assert without_replicas(Embedded.needed) == ["generator"]
 
 
 def test_it_looks_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
 
     async def run() -> None:
-        ready = Readiness(lambda: looks.append(1) or [])  # type: ignore[func-returns-value]
+        ready = Readiness((), lambda _: looks.append(1) or [])  # type: ignore[func-returns-value]
         assert await asyncio.gather(*(ready.missing() for _ in range(20))) == [[]] * 20
         assert await ready.missing() == []
         assert len(looks) == 1
@@ -147,7 +149,7 @@ def test_what_was_known_stays_if_the_controller_is_silent(monkeypatch: pytest.Mo
     said: Any = RuntimeError("no controller")
     free, looks = threading.Event(), list[int]()
 
-    def look() -> list[str]:
+    def look(_: object) -> list[str]:
         looks.append(1)
         if said is None:
             free.wait(30)
@@ -158,8 +160,8 @@ def test_what_was_known_stays_if_the_controller_is_silent(monkeypatch: pytest.Mo
 
     async def run() -> None:
         nonlocal said
-        ready = Readiness(look)
-        assert await ready.missing() == list(NEEDED), "nothing is known yet"
+        ready = Readiness(("generator",), look)
+        assert await ready.missing() == ["generator"], "nothing is known yet"
         said = []
         assert await ready.missing() == []
         said = RuntimeError("no controller")

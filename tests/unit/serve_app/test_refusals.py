@@ -137,11 +137,11 @@ def test_a_gateway_that_is_not_there_costs_only_the_count(server: Server) -> Non
 
 
 def test_a_look_whether_it_is_ready_is_no_refused_request(server: Server) -> None:
-    server.gateway._readiness = Readiness(lambda: ["generator"])
+    server.gateway._readiness = Readiness((), lambda _: ["generator"])
     response = server.client.get("/readyz")
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
     assert response.json()["error"]["message"] == "not ready: there is no running replica of generator"
     assert server.client.get("/healthz").status_code == 200
-    server.gateway._readiness = Readiness(lambda: [])
+    server.gateway._readiness = Readiness((), lambda _: [])
     assert server.client.get("/readyz").json() == {"status": "ready"}
     assert server.counted == [] and server.logged == []

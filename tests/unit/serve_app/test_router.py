@@ -16,10 +16,11 @@ from ray.serve.exceptions import BackPressureError
 
 from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
-from regrad.errors import PassageNotFound, PromptTooLong
+from regrad.errors import PassageNotFound, PromptTooLong, RetrievalError
 from regrad.methods.base import BankState, PassageUse
 from regrad.retrieval.base import Hit
 from serve_app import router as module
+from serve_app import sources
 from serve_app.config import ServeConfig
 from serve_app.messages import (
     Answered,
@@ -60,10 +61,11 @@ class Deployments:
     """Stands in for the three deployments, and remembers which questions each call was for.
 
     The retriever, loader or generator dies (`deaths`) as often as is said; `fails_late`: the generator after an answer.
+    `embedded`: retriever and loader are not replicas, but objects of this process.
     """
 
-    def __init__(self, **deaths: int) -> None:
-        self.deaths, self.fails_late, self.seconds = deaths, False, 0.0
+    def __init__(self, embedded: bool = False, **deaths: int) -> None:
+        self.embedded, self.deaths, self.fails_late, self.seconds = embedded, deaths, False, 0.0
         self.calls: dict[str, list[list[str]]] = {"retrieve": [], "load": [], "answer": [], "stream": []}
         self.cancelled: list[str] = []
         self.full = False
@@ -87,12 +89,30 @@ class Deployments:
                 "groups": {"max_new_tokens": 64, "at_once": 1, **groups},
             }
         )
-        retriever: Any = SimpleNamespace(retrieve=self._call("retrieve", self._retrieve))
-        loader: Any = SimpleNamespace(load=self._call("load", self._load))
         streams = SimpleNamespace(answer=self._call("answer", self._answer), stream=self._call("stream", self._stream))
         generator: Any = SimpleNamespace(options=lambda stream: streams if stream else None)
         follower: Any = SimpleNamespace(pick=lambda ask: RELEASE)
-        return Router(config, follower, retriever, loader, generator)
+        return Router(config, follower, self._sources(), generator)
+
+    def _sources(self) -> sources.Sources:
+        if self.embedded:
+            objects: Any = SimpleNamespace(retrieve=self._retrieve_here, load=self._load_here)
+            return sources.Embedded(objects, objects)
+        retriever: Any = SimpleNamespace(retrieve=self._call("retrieve", self._retrieve))
+        loader: Any = SimpleNamespace(load=self._call("load", self._load))
+        return sources.Deployments(retriever, loader)
+
+    def _retrieve_here(self, routed: Sequence[RoutedAsk]) -> list[Any]:
+        """Blocks, as a search does: it is called in a thread."""
+        self.calls["retrieve"].append([each.ask.question for each in routed])
+        if self.deaths.get("retrieve", 0) > 0:
+            raise RetrievalError("no such index")
+        return [self._found(each) for each in routed]
+
+    async def _load_here(self, routed: Sequence[RoutedAsk], found: Sequence[Any]) -> list[GradientSum | None]:
+        self.calls["load"].append([each.ask.question for each in routed])
+        assert len(found) == len(routed), "it is given what was found"
+        return self._sums(routed)
 
     async def _retrieve(self, routed: Sequence[RoutedAsk], dies: bool) -> list[Any]:
         await asyncio.sleep(0.02)
@@ -111,14 +131,19 @@ class Deployments:
         await found
         if dies:
             raise RayActorError
+        return self._sums(routed)
+
+    def _sums(self, routed: Sequence[RoutedAsk]) -> list[GradientSum | None]:
         total = GradientSum(torch.zeros(2), RELEASE.fingerprint, "1", (), 0.0)
         return [None if each.bank is BankNeed.NOTHING else total for each in routed]
 
     async def _answer(
         self, routed: Sequence[RoutedAsk], dies: bool, found: Any, sums: Any
     ) -> AsyncGenerator[list[tuple[int, Any]]]:
-        retrieved = await found if found is not None else [None] * len(routed)
-        totals = await sums if sums is not None else [None] * len(routed)
+        if not self.embedded:  # Serve resolves what is handed on un-awaited
+            found, sums = [each if each is None else await each for each in (found, sums)]
+        retrieved = [None] * len(routed) if found is None else found
+        totals = [None] * len(routed) if sums is None else sums
         await asyncio.sleep(self.seconds)
         if dies:
             raise RayActorError
@@ -174,8 +199,12 @@ def asks(*questions: str, method: str = "regrad") -> list[Ask]:
     return [Ask(question, method=method) for question in questions]
 
 
-def test_the_first_leaves_at_once_and_the_others_gather() -> None:
-    deployments = Deployments()
+BOTH = pytest.mark.parametrize("embedded", [False, True], ids=["replicas", "embedded"])
+
+
+@BOTH
+def test_the_first_leaves_at_once_and_the_others_gather(embedded: bool) -> None:
+    deployments = Deployments(embedded)
     found = ask_all(deployments, asks("a", "b", "c", "d"), max_size=2)
     assert texts(found) == ["a True", "b True", "c True", "d True"]
     assert [reply.retrieved.hits[0].passage.id for reply in found] == ["a", "b", "c", "d"]
@@ -183,8 +212,9 @@ def test_the_first_leaves_at_once_and_the_others_gather() -> None:
     assert deployments.calls["answer"] == [["a"], ["b", "c"], ["d"]]
 
 
-def test_methods_travel_together_and_get_what_they_need() -> None:
-    deployments = Deployments()
+@BOTH
+def test_methods_travel_together_and_get_what_they_need(embedded: bool) -> None:
+    deployments = Deployments(embedded)
     methods = ["direct", "rag", "regrad", "regrad-online"]
     found = ask_all(deployments, asks("z") + [Ask(method, method=method) for method in methods])
     assert texts(found[1:]) == ["direct False", "rag False", "regrad True", "regrad-online True"]
@@ -192,11 +222,12 @@ def test_methods_travel_together_and_get_what_they_need() -> None:
     assert deployments.calls["answer"] == [["z"], methods]
 
 
+@BOTH
 @pytest.mark.parametrize("sampling", [Sampling(), LONG], ids=["micro-batch", "alone"])
-def test_only_the_deployments_that_a_method_needs_are_asked(sampling: Sampling) -> None:
+def test_only_the_deployments_that_a_method_needs_are_asked(sampling: Sampling, embedded: bool) -> None:
     asked = {}
     for method in ("direct", "rag", "regrad"):
-        deployments = Deployments()
+        deployments = Deployments(embedded)
         ask_all(deployments, [Ask("a", method=method, sampling=sampling)])
         asked[method] = [name for name, calls in deployments.calls.items() if calls]
     assert asked == {
@@ -206,8 +237,9 @@ def test_only_the_deployments_that_a_method_needs_are_asked(sampling: Sampling) 
     }
 
 
-def test_an_error_is_its_own_requests_alone() -> None:
-    found = ask_all(Deployments(), asks("a", "nobody", "too long", "b"))
+@BOTH
+def test_an_error_is_its_own_requests_alone(embedded: bool) -> None:
+    found = ask_all(Deployments(embedded), asks("a", "nobody", "too long", "b"))
     assert isinstance(found[1], PassageNotFound)
     assert isinstance(found[2], PromptTooLong)
     assert texts([found[0], found[3]]) == ["a True", "b True"]
@@ -280,6 +312,21 @@ def test_what_stays_dead_is_an_error(died: str) -> None:
     assert len(deployments.calls[died]) == 3
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), LONG], ids=["micro-batch", "alone"])
+def test_a_search_in_the_gateway_that_fails_is_the_requests_error_and_the_generator_is_not_asked(
+    sampling: Sampling,
+) -> None:
+    deployments = Deployments(embedded=True, retrieve=100)
+    (error,) = ask_all(deployments, [Ask("a", sampling=sampling)])
+    assert isinstance(error, RetrievalError)
+    assert deployments.calls["answer"] == []
+
+
+def test_a_stream_shows_what_the_gateway_found_before_it_is_read() -> None:
+    events = read(Deployments(embedded=True), Ask("a"))
+    assert [type(event) for event in events] == [Retrieved, Piece, Reply]
+
+
 def test_if_the_loader_stays_dead_the_generator_is_asked_without_it() -> None:
     deployments = Deployments(load=100)
     (reply,) = ask_all(deployments, [Ask("a", sampling=LONG)])
@@ -310,6 +357,12 @@ def test_a_client_that_leaves_cancels_its_calls() -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
+    async def leave_while_searching(deployments: Deployments) -> None:
+        task = asyncio.create_task(deployments.router().answer(Ask("a", sampling=LONG)))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
     async def stop_reading(deployments: Deployments) -> None:
         async with aclosing(deployments.router().stream(Ask("a"))) as events:
             await anext(events)
@@ -318,6 +371,13 @@ def test_a_client_that_leaves_cancels_its_calls() -> None:
         deployments = Deployments()
         asyncio.run(leaving(deployments))
         assert set(deployments.cancelled) == {"retrieve", "load", call}
+    deployments = Deployments(embedded=True)
+    asyncio.run(leave(deployments))
+    assert deployments.cancelled == ["answer"]
+    for leaving in (leave_while_searching, stop_reading):
+        deployments = Deployments(embedded=True)
+        asyncio.run(leaving(deployments))
+        assert deployments.calls["answer"] == deployments.calls["stream"] == [], "it was not begun"
 
 
 def test_a_sum_travels_in_bf16_and_arrives_as_it_left() -> None:
