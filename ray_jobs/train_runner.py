@@ -213,17 +213,22 @@ def fit_until_done(
         # comes, which is none of training's.
         except (TrainingFailedError, OutOfMemoryError) as error:
             cause = _cause(error)
-            if isinstance(cause, RegradError):
-                raise cause from error
             reason = _reason(cause, leaner)
             failures = 1 if place.mark() != mark else failures + 1
-            if failures > config.checkpoints.max_failures:
-                text = f"{what} failed: {reason}; what was done is kept in {place.storage.uri}: run it again to resume"
-                if isinstance(cause, OutOfMemoryError):
-                    raise TrainingError(text, code="out_of_memory") from error
-                raise TrainingError(text, code="worker_failed", reason=reason) from error
+            if isinstance(cause, RegradError) or failures > config.checkpoints.max_failures:
+                raise _failure(cause, reason, what, place) from error
             mark = place.mark()
             logger.warning("a worker was lost (%s); resuming from the last checkpoint", reason)
+
+
+def _failure(cause: BaseException, reason: str, what: str, place: RunDirectory) -> BaseException:
+    """What to raise when no further attempt is made."""
+    if isinstance(cause, RegradError):
+        return cause
+    text = f"{what} failed: {reason}; what was done is kept in {place.storage.uri}: run it again to resume"
+    if isinstance(cause, OutOfMemoryError):
+        return TrainingError(text, code="out_of_memory")
+    return TrainingError(text, code="worker_failed", reason=reason)
 
 
 def train_until_done(

@@ -163,58 +163,62 @@ def make_plan(config: EvalConfig) -> list[PlannedCell]:
     Everything that can be checked without a model is: raises `MethodError`, `EvaluationError`, `CorpusError`,
     `RetrievalError`, `BankError` or `MetaInitError`.
     """
-    # 1. The inputs that many cells share: each is read, checked and hashed once.
-    questions = {one.name: _questions(one) for one in config.sets}
-    asked = {name: questions_digest(found) for name, found in questions.items()}
-    passages_digest = cache(_passages_digest)
-    models = {name: model_digest(model.path) for name, model in config.models.items()}
-    shown = {
-        (method.name, one.name): find_demonstrations(method, one, questions[one.name])
-        for method, one in product(config.methods, config.sets)
-    }
-    checked = cache(_checked)
-    coverage = Coverage(questions, max(config.k))
+    planner = _Planner(config)
+    return [
+        planner.cell(name, method, one, k, seed)
+        for name, method, one in product(config.models, config.methods, config.sets)
+        for k, seed in repetitions(config, method, one)
+    ]
 
-    # 2. The cells.
-    cells = []
-    for name, method, one in product(config.models, config.methods, config.sets):
-        model = config.models[name]
-        demonstrations = shown[method.name, one.name]
-        for k, seed in repetitions(config, method, one):
-            resolved = resolve_method(method, model=name, set=one.name, seed=seed)
-            asked_with = set_of_method(one, resolved)
-            limits = [one.max_new_tokens or config.max_new_tokens, config.context_tokens, config.on_overflow]
-            # Changing what is hashed here, or how, makes every earlier run of a user start again.
-            content = {
-                "version": _RESULTS,
-                "model": [model.model_dump(mode="json"), models[name]],
-                "questions": asked[one.name],
-                "method": [resolved.model_dump(mode="json", exclude=_NOT_THE_METHODS), checked(resolved)],
-                "passages": [asked_with.passages.model_dump(mode="json"), passages_digest(asked_with.passages)]
-                if k
-                else None,
-                "asking": [one.name, name, k, seed, *limits],
-                "scoring": _scoring(one, questions[one.name]),
-                "demonstrations": demonstrations_digest(demonstrations, method.READS_DEMONSTRATIONS),
-            }
-            resolved.check_fits(model.subspace)
-            coverage.check(resolved, asked_with, seed)
-            cells.append(
-                PlannedCell(
-                    set=asked_with,
-                    method=resolved,
-                    model_name=name,
-                    model=model,
-                    k=k,
-                    seed=seed,
-                    questions=len(questions[one.name]),
-                    questions_digest=asked[one.name],
-                    key=short_hash(content)[:12],
-                    retriever=_retriever(asked_with.passages) if k else "",
-                    demonstrations=demonstrations,
-                )
-            )
-    return cells
+
+class _Planner:
+    """Reads, checks and hashes once the inputs that many cells share."""
+
+    def __init__(self, config: EvalConfig) -> None:
+        self._config = config
+        self._questions = {one.name: _questions(one) for one in config.sets}
+        self._asked = {name: questions_digest(found) for name, found in self._questions.items()}
+        self._passages_digest = cache(_passages_digest)
+        self._models = {name: model_digest(model.path) for name, model in config.models.items()}
+        self._shown = {
+            (method.name, one.name): find_demonstrations(method, one, self._questions[one.name])
+            for method, one in product(config.methods, config.sets)
+        }
+        self._checked = cache(_checked)
+        self._coverage = Coverage(self._questions, max(config.k))
+
+    def cell(self, name: str, method: MethodSettings, one: EvalSetConfig, k: int, seed: int) -> PlannedCell:
+        config, model, demonstrations = self._config, self._config.models[name], self._shown[method.name, one.name]
+        resolved = resolve_method(method, model=name, set=one.name, seed=seed)
+        asked_with = set_of_method(one, resolved)
+        of = asked_with.passages
+        limits = [one.max_new_tokens or config.max_new_tokens, config.context_tokens, config.on_overflow]
+        # Changing what is hashed here, or how, makes every earlier run of a user start again.
+        content = {
+            "version": _RESULTS,
+            "model": [model.model_dump(mode="json"), self._models[name]],
+            "questions": self._asked[one.name],
+            "method": [resolved.model_dump(mode="json", exclude=_NOT_THE_METHODS), self._checked(resolved)],
+            "passages": [of.model_dump(mode="json"), self._passages_digest(of)] if k else None,
+            "asking": [one.name, name, k, seed, *limits],
+            "scoring": _scoring(one, self._questions[one.name]),
+            "demonstrations": demonstrations_digest(demonstrations, method.READS_DEMONSTRATIONS),
+        }
+        resolved.check_fits(model.subspace)
+        self._coverage.check(resolved, asked_with, seed)
+        return PlannedCell(
+            set=asked_with,
+            method=resolved,
+            model_name=name,
+            model=model,
+            k=k,
+            seed=seed,
+            questions=len(self._questions[one.name]),
+            questions_digest=self._asked[one.name],
+            key=short_hash(content)[:12],
+            retriever=_retriever(of) if k else "",
+            demonstrations=demonstrations,
+        )
 
 
 def resolve_method(method: MethodSettings, **names: Any) -> MethodSettings:

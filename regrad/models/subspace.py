@@ -172,48 +172,16 @@ def find_subspace(model: nn.Module, config: SubspaceConfig) -> Subspace:
     # Here, as a bank needs subspaces and no model: importing transformers costs each of its processes half a second.
     from regrad.models.architectures import architecture_of
 
-    # 1. Every block's linear modules, by their path in the block.
     architecture = architecture_of(model)
     path, blocks = architecture.block_list(model)
-    linears: list[dict[str, tuple[int, int]]] = []
-    for block in blocks.children():
-        sizes: dict[str, tuple[int, int]] = {}
-        for name, module in block.named_modules():
-            if isinstance(module, architecture.linear):
-                rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
-                # The other kind, Conv1D, keeps its weight as [in, out].
-                sizes[name] = (columns, rows) if architecture.linear is nn.Linear else (rows, columns)
-        linears.append(sizes)
-
-    # 2. The modules that each layer and projection of the settings stands for.
-    named = {"upper-half": range(len(linears) // 2, len(linears)), "all": range(len(linears))}
-    layers = named[config.layers] if isinstance(config.layers, str) else config.layers
-    found: dict[tuple[int, str], list[str]] = {}
-    for layer in layers:
-        names = list(linears[layer]) if 0 <= layer < len(linears) else []
-        for projection in config.projections:
-            found[layer, projection] = [n for n in names if n == projection or n.endswith(f".{projection}")]
+    linears = [_linear_sizes(block, architecture.linear) for block in blocks.children()]
+    found = _named_modules(linears, config)
     missing = [place for place, names in found.items() if not names]
     if missing or not found:
-        # Mixtures of experts that keep a layer's experts in one parameter have no module to adapt.
-        fused = [name for name, value in model.named_parameters() if value.dim() == 3 and ".experts." in name]
-        remark = ""
-        if fused:
-            remark = (
-                f". Its experts' projections are fused in parameters such as {fused[0]}, which cannot be adapted; set "
-                "`subspace.projections` to others of its projections, such as the attention's"
-            )
-        raise ModelError(
-            f"the model has no layer and projection {missing[:3]}; it has {len(linears)} layers with "
-            f"{_projection_names(linears, experts=True)}{remark}",
-            code="projection_not_found",
-            missing=missing,
-            fused=fused[0] if fused else None,
-        )
-
-    # 3. Each must be one module that sees every token, which no expert of a mixture does.
+        raise _no_projection(model, linears, missing)
     modules = []
     for (layer, projection), names in found.items():
+        # It must be one module that sees every token, which no expert of a mixture does.
         if len(names) > 1 or _is_numbered(names[0]):
             first, last = (f"{path}.{layer}.{name}" for name in (names[0], names[-1]))
             choices = _projection_names(linears[layer : layer + 1])
@@ -229,6 +197,49 @@ def find_subspace(model: nn.Module, config: SubspaceConfig) -> Subspace:
             )
         modules.append((f"{path}.{layer}.{names[0]}", *linears[layer][names[0]]))
     return Subspace(tuple(modules), config.rank, config.scaling)
+
+
+def _linear_sizes(block: nn.Module, kind: type[nn.Module]) -> dict[str, tuple[int, int]]:
+    """A block's linear modules by their path in it: the numbers of their inputs and outputs."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for name, module in block.named_modules():
+        if isinstance(module, kind):
+            rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
+            # The other kind, Conv1D, keeps its weight as [in, out].
+            sizes[name] = (columns, rows) if kind is nn.Linear else (rows, columns)
+    return sizes
+
+
+def _named_modules(linears: Sequence[Mapping[str, object]], config: SubspaceConfig) -> dict[tuple[int, str], list[str]]:
+    """The paths of the modules that each layer and projection of the settings stands for."""
+    named = {"upper-half": range(len(linears) // 2, len(linears)), "all": range(len(linears))}
+    layers = named[config.layers] if isinstance(config.layers, str) else config.layers
+    found: dict[tuple[int, str], list[str]] = {}
+    for layer in layers:
+        names = list(linears[layer]) if 0 <= layer < len(linears) else []
+        for projection in config.projections:
+            found[layer, projection] = [n for n in names if n == projection or n.endswith(f".{projection}")]
+    return found
+
+
+def _no_projection(
+    model: nn.Module, linears: Sequence[Mapping[str, object]], missing: Sequence[tuple[int, str]]
+) -> ModelError:
+    # Mixtures of experts that keep a layer's experts in one parameter have no module to adapt.
+    fused = [name for name, value in model.named_parameters() if value.dim() == 3 and ".experts." in name]
+    remark = ""
+    if fused:
+        remark = (
+            f". Its experts' projections are fused in parameters such as {fused[0]}, which cannot be adapted; set "
+            "`subspace.projections` to others of its projections, such as the attention's"
+        )
+    return ModelError(
+        f"the model has no layer and projection {list(missing[:3])}; it has {len(linears)} layers with "
+        f"{_projection_names(linears, experts=True)}{remark}",
+        code="projection_not_found",
+        missing=missing,
+        fused=fused[0] if fused else None,
+    )
 
 
 def _is_numbered(name: str) -> bool:
