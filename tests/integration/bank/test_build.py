@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from ray_jobs import build_bank, index_corpus
-from ray_jobs.cluster import cluster
 from regrad.bank.config import BankConfig, BuildConfig
 from regrad.bank.format import Manifest
 from regrad.bank.reader import BankReader
@@ -34,12 +33,7 @@ from regrad.storage import Storage
 from tests.integration.conftest import search
 from tests.tools.refusals import refused
 
-
-@pytest.fixture(scope="module", autouse=True)
-def local_cluster(s3: str) -> Iterator[None]:
-    """Started after the S3 server, whose address and keys the workers inherit."""
-    with cluster():
-        yield
+pytestmark = pytest.mark.usefixtures("local_cluster")
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from ray_jobs import build_bank, index_corpus
-from ray_jobs.cluster import cluster
 from regrad.bank.config import BankConfig, BuildConfig
 from regrad.bank.reader import BankReader
 from regrad.cli.main import regrad
@@ -30,12 +29,7 @@ from serve_app.messages import Ask, BankNeed, Release, Retrieved, RoutedAsk
 from tests.tools.patience import Deadline
 from tests.tools.refusals import refused
 
-
-@pytest.fixture(scope="module", autouse=True)
-def local_cluster(s3: str) -> Iterator[None]:
-    """Started after the S3 server, whose address and keys the workers inherit."""
-    with cluster():
-        yield
+pytestmark = pytest.mark.usefixtures("local_cluster")
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ray_jobs.cluster import cluster
 from regrad.bank.reader import BankReader
 from regrad.cli.rebuild.job import plan, rebuild_of
 from regrad.cli.rebuild.steps import serve
@@ -28,11 +26,7 @@ from regrad.storage import Storage
 from serve_app.config import ServeConfig
 from serve_app.rollout import read_releases
 
-
-@pytest.fixture(scope="module", autouse=True)
-def local_cluster() -> Iterator[None]:
-    with cluster():
-        yield
+pytestmark = pytest.mark.usefixtures("local_cluster")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import torch
 
 from ray_jobs import augment, finetune, train_adapters, train_predictor, train_runner
 from ray_jobs.bank_actors import AdapterActor
-from ray_jobs.cluster import cluster
 from regrad.bank.reader import BankReader
 from regrad.data.augmented import encode_augmented, read_augmented
 from regrad.errors import MethodError, StorageError, SynthesisError, TrainingError
@@ -35,13 +33,9 @@ from regrad.training.predictor.learner import predictor_in_process
 from regrad.training.sampler import batches_of
 from tests.tools.refusals import refused
 
+pytestmark = pytest.mark.usefixtures("local_cluster")
+
 PASSAGES = 10
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_cluster() -> Iterator[None]:
-    with cluster():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from ray_jobs import index_corpus, make_tasks, meta_train
-from ray_jobs.cluster import cluster
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import encode_passages
 from regrad.data.tasks import read_tasks
@@ -19,11 +16,7 @@ from regrad.storage import Storage
 from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.task_files.config import TasksConfig
 
-
-@pytest.fixture(scope="module", autouse=True)
-def local_cluster(s3: str) -> Iterator[None]:
-    with cluster():
-        yield
+pytestmark = pytest.mark.usefixtures("local_cluster")
 
 
 def test_questions_and_an_index_become_tasks_that_training_reads(

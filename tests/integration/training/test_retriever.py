@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ray_jobs import train_retriever
-from ray_jobs.cluster import cluster
 from regrad.data.corpora import read_passages
 from regrad.data.passages import encode_passages
 from regrad.lab.config import LabConfig, LabEncoderConfig
@@ -22,11 +20,7 @@ from regrad.settings import builtin_config, load_settings
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.run import train_retriever_in_process
 
-
-@pytest.fixture(scope="module", autouse=True)
-def local_cluster() -> Iterator[None]:
-    with cluster():
-        yield
+pytestmark = pytest.mark.usefixtures("local_cluster")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ import pytest
 import torch
 
 from ray_jobs import index_corpus, synthesize
-from ray_jobs.cluster import cluster
 from ray_jobs.corpus_blocks import decode_error
 from regrad.data.jsonl import read_jsonl
 from regrad.data.passages import encode_passages
@@ -32,13 +30,9 @@ from tests.integration.conftest import environment
 from tests.tools.patience import Deadline, patient
 from tests.tools.refusals import refused
 
+pytestmark = pytest.mark.usefixtures("local_cluster")
+
 PASSAGES, PARTS = 12, 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_cluster(s3: str) -> Iterator[None]:
-    with cluster():
-        yield
 
 
 @pytest.fixture(scope="module")

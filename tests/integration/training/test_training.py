@@ -20,7 +20,6 @@ import pytest
 import torch
 
 from ray_jobs import meta_train
-from ray_jobs.cluster import cluster
 from ray_jobs.task_stream import open_stream, worker_steps
 from ray_jobs.train_runner import RunDirectory, run_directory
 from regrad.data.tasks import Task, read_tasks
@@ -41,7 +40,7 @@ from tests.integration.conftest import BIN, environment
 from tests.tools.patience import Deadline, patient
 from tests.tools.refusals import refused
 
-STEPS = 80
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +50,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def local_cluster(s3: str) -> Iterator[None]:
-    with cluster():
-        yield
-
-
 def settings(lab: Path, folder: Path, *extra: str) -> MetaTrainConfig:
     values = [f"tasks={lab}/tasks.jsonl", "dev=null", f"output={folder}/m", "optimizer.steps=4"]
     values += ["strategy.name=graph", *extra]
@@ -64,7 +57,7 @@ def settings(lab: Path, folder: Path, *extra: str) -> MetaTrainConfig:
 
 
 def test_two_workers_train_what_one_process_trains_and_leave_nothing_behind(
-    lab: Path, s3: str, local_cluster: None
+    lab: Path, s3: str, local_cluster: str
 ) -> None:
     """The hand-over, the checkpoints and the result are on an object store."""
     output = f"{s3}/trained"
@@ -94,7 +87,7 @@ def test_two_workers_train_what_one_process_trains_and_leave_nothing_behind(
 
 
 def test_training_goes_on_from_another_meta_init_on_another_domain(
-    lab: Path, tmp_path: Path, local_cluster: None
+    lab: Path, tmp_path: Path, local_cluster: str
 ) -> None:
     """With ZeRO 3 and several of the settings at once; the card names the parent and the data."""
     first = settings(lab, tmp_path, "optimizer.steps=2")
@@ -114,7 +107,7 @@ def test_training_goes_on_from_another_meta_init_on_another_domain(
 
 
 def test_the_stream_is_the_order_of_the_seed_whatever_the_files_and_the_workers(
-    lab: Path, tmp_path: Path, local_cluster: None
+    lab: Path, tmp_path: Path, local_cluster: str
 ) -> None:
     records = [json.loads(line) for line in (lab / "tasks.jsonl").read_text().splitlines()]
     tasks = [{**record, "id": f"t{i:02}"} for i, record in enumerate(records)]
@@ -135,7 +128,7 @@ def test_the_stream_is_the_order_of_the_seed_whatever_the_files_and_the_workers(
     assert epochs.steps == 9, "one and a half times twelve tasks, two at a time"
 
 
-def test_a_job_lays_out_the_tasks_that_one_process_draws(lab: Path, tmp_path: Path, local_cluster: None) -> None:
+def test_a_job_lays_out_the_tasks_that_one_process_draws(lab: Path, tmp_path: Path, local_cluster: str) -> None:
     """Distractors, several sources and another number of steps included."""
     mixed = [{"uri": f"{lab}/tasks.jsonl", "weight": 3}, {"uri": f"{lab}/dev.jsonl", "weight": 1}]
     extra = [
@@ -157,7 +150,7 @@ def ids(steps: Iterator[list[Task]]) -> list[list[str]]:
 
 
 def test_bad_tasks_are_fatal_with_their_line_or_skipped_and_counted(
-    lab: Path, tmp_path: Path, local_cluster: None, caplog: pytest.LogCaptureFixture
+    lab: Path, tmp_path: Path, local_cluster: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = (lab / "tasks.jsonl").read_text().splitlines()
     named = [json.dumps({**json.loads(line), "id": "same"}) for line in lines[:2]]
@@ -183,7 +176,7 @@ def test_a_batch_that_workers_cannot_share_is_a_clear_error(lab: Path, tmp_path:
 
 
 def test_a_loss_that_diverges_stops_the_run_at_once_with_a_clear_error(
-    lab: Path, tmp_path: Path, local_cluster: None
+    lab: Path, tmp_path: Path, local_cluster: str
 ) -> None:
     extra = ("inner.initial_step_size=1e30", "cluster.workers=1", "optimizer.max_bad_steps=2")
     with refused(TrainingError, "not_finite", step=2, times=2):
@@ -248,7 +241,7 @@ def test_a_directory_that_is_something_else_is_left_alone(lab: Path, tmp_path: P
 
 
 def test_a_file_that_cannot_be_read_is_one_error_even_when_bad_tasks_are_skipped(
-    lab: Path, tmp_path: Path, local_cluster: None
+    lab: Path, tmp_path: Path, local_cluster: str
 ) -> None:
     for name in ("broken.parquet", "broken.jsonl.gz"):
         (tmp_path / name).write_bytes(b"PAR1 garbage")
@@ -257,7 +250,7 @@ def test_a_file_that_cannot_be_read_is_one_error_even_when_bad_tasks_are_skipped
 
 
 def test_a_run_that_was_killed_after_its_last_step_only_has_to_be_saved(
-    lab: Path, tmp_path: Path, local_cluster: None, monkeypatch: pytest.MonkeyPatch
+    lab: Path, tmp_path: Path, local_cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(lab, tmp_path, "cluster.workers=1", "optimizer.zero_stage=null")
     with monkeypatch.context() as patch:
@@ -301,7 +294,12 @@ class Run:
             time.sleep(0.05)
 
     def finish(self) -> str:
-        self.process.wait(300)
+        deadline = Deadline(300)
+        while self.process.poll() is None and not deadline.over:
+            time.sleep(0.2)
+        if deadline.over:
+            for process in self.processes():
+                process.kill()
         time.sleep(0.5)
         assert self.process.returncode == 0, "".join(self.output[-20:])
         return "".join(self.output)
