@@ -12,6 +12,9 @@ from typing import Any
 
 import ray
 from ray._private.runtime_env.packaging import _get_excludes, get_excludes_from_ignore_files
+from ray.data import Dataset, TaskPoolStrategy
+from ray.data._internal.logical.interfaces import LogicalPlan
+from ray.data._internal.logical.operators import StreamingRepartition
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
@@ -53,6 +56,23 @@ class TrainerWithoutCleaner(TorchTrainer):  # type: ignore[misc]
     def _create_default_callbacks(self) -> list[Any]:
         found: list[Any] = super()._create_default_callbacks()
         return [item for item in found if not isinstance(item, PlacementGroupCleanerCallback)]
+
+
+def cut_without_processors(rows: Dataset, size: int, tasks: int) -> Dataset:
+    """Blocks of exactly `size` rows (the last is shorter), cut by so many tasks at a time that take no CPU.
+
+    `Dataset.repartition(target_num_rows_per_block=size, strict=True)` is the public way, whose tasks take a CPU each,
+    and no argument changes that: where actors of several jobs hold all CPUs, none of the jobs would ever end. If it
+    takes `num_cpus`, as `map_batches` does, this can go.
+    """
+    cut = StreamingRepartition(
+        target_num_rows_per_block=size,
+        strict=True,
+        ray_remote_args={"num_cpus": 0},
+        compute=TaskPoolStrategy(size=tasks),
+        input_dependencies=[rows._logical_plan.dag],
+    )
+    return Dataset._from_parent(rows, LogicalPlan(cut, rows.context))
 
 
 def is_shipped(file: Path, directory: Path, excludes: list[str]) -> bool:

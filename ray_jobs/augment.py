@@ -15,6 +15,7 @@ from ray_jobs.cluster import cluster, device, job_main, require_workers, run_tas
 from ray_jobs.corpus_blocks import check_corpus
 from ray_jobs.parts import RecordActor, part_records, parts_uri, write_parts
 from ray_jobs.progress import progress_channel
+from ray_jobs.waiting import wait_for_room
 from regrad.data.augmented import AUGMENTED, Augmented, encode_augmented, from_tasks, read_ready
 from regrad.data.jsonl import encode_jsonl, shown
 from regrad.data.passages import Passage, parse_passage
@@ -73,6 +74,7 @@ def run(config: AugmentConfig) -> str:
         check_corpus(config.corpus)
         with cluster(), progress_channel() as progress:
             require_workers(config.cluster)
+            wait_for_room(config.cluster)
             names = run_task(write_parts, PartAugmenter, config, config.corpus, None, progress)
         parts = Storage(parts_uri(config.output))
         records = [record for name in names for record in part_records(parts, name)]

@@ -18,6 +18,7 @@ from ray_jobs.bank_actors import BlockActor, GradientActor
 from ray_jobs.cluster import cluster, job_main, require_workers, run_task
 from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines, check_corpus, decode_error
 from ray_jobs.progress import progress_bar, progress_channel
+from ray_jobs.waiting import wait_for_room
 from regrad.bank.builder import BUILT, Preparation, assemble, changes_nothing, note_preparation
 from regrad.bank.config import BuildConfig
 from regrad.bank.format import Layout, Manifest, check_same_layout, current_version, read_manifest
@@ -74,9 +75,11 @@ def fill(
         check_same_layout(base.layout, layout, storage.uri)
     check_corpus(config.corpus)
     total = sum(file.bytes for file in corpus_files(config.corpus))
-    with cluster(), progress_bar(total) as show, progress_channel(show) as progress:
+    with cluster():
         require_workers(config.cluster)
-        manifest, refused = run_task(_fill, config, layout, actor, base, add, keep, progress)
+        wait_for_room(config.cluster)
+        with progress_bar(total) as show, progress_channel(show) as progress:
+            manifest, refused = run_task(_fill, config, layout, actor, base, add, keep, progress)
     return Built(Manifest.model_validate(manifest), refused)
 
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import psutil
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_jobs._ray_compat import silence_worker_logs
 from regrad.errors import ClusterError, RegradError, StorageError
@@ -114,13 +115,22 @@ def joined() -> bool:
 
 
 def run_task(function: Callable[..., T], *arguments: Any, num_cpus: float = 0.0) -> T:
-    """Run a function on some node and wait; an error of ours comes back as itself."""
-    task = ray.remote(num_cpus=num_cpus, max_retries=0)(function)
+    """Run a function and wait; an error of ours comes back as itself.
+
+    It runs on some node that has the CPUs; one that needs none runs on this node, since others may go.
+    """
+    where = "DEFAULT" if num_cpus else this_node()
+    task = ray.remote(num_cpus=num_cpus, max_retries=0, scheduling_strategy=where)(function)
     try:
         result: T = ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:
         raise cause_of(error) from None
     return result
+
+
+def this_node() -> NodeAffinitySchedulingStrategy:
+    """Where the driver is. What a job cannot do without belongs there: the job ends with that node in any case."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def cause_of(error: BaseException) -> BaseException:

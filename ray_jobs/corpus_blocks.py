@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from ray_jobs._ray_compat import cut_without_processors
 from ray_jobs.cluster import wants_gpu
 from regrad import errors
 from regrad.data.corpora import read_raw
@@ -22,6 +23,7 @@ from regrad.settings import WorkersConfig
 _LINES_PER_BLOCK = 1000
 _BYTES_PER_BLOCK = 16 * 1024 * 1024
 _FILES_AT_ONCE = 2
+_CUTS_AT_ONCE = 2
 _SCHEMA = pa.schema([("line", pa.binary()), ("problem", pa.string()), ("read_bytes", pa.int64())])
 
 
@@ -40,22 +42,23 @@ def blocks_of_lines(uri: str, size: int, limit: int | None = None) -> Any:
         _read_files,
         batch_size=1,
         fn_kwargs={"limit": limit},
-        # The one CPU that the actors leave belongs to the tasks that cut blocks; readers mostly wait and must not hold
-        # it.
+        # Neither readers nor the tasks that cut blocks take a CPU: the actors of this and of other jobs may hold all,
+        # and would wait for blocks that no task can make.
         num_cpus=0,
         compute=ray.data.TaskPoolStrategy(size=_FILES_AT_ONCE),
     )
     rows = rows if limit is None else rows.limit(limit)
-    return rows.repartition(target_num_rows_per_block=size, strict=True)
+    return cut_without_processors(rows, size, _CUTS_AT_ONCE)
 
 
 def actor_pool(workers: WorkersConfig) -> dict[str, Any]:
-    """The arguments of `map_batches` that run a class on `workers.workers` actors."""
-    # One CPU of the cluster is left to the tasks that read: without it they would never start.
-    spare: float = max(1.0, ray.cluster_resources().get("CPU", 1.0) - 1.0)
+    """The arguments of `map_batches` that run a class on at most `workers.workers` actors.
+
+    The work begins with the first of them, and each further one joins in when the cluster has room for it.
+    """
     return {
         "compute": ray.data.ActorPoolStrategy(size=workers.workers),
-        "num_cpus": min(workers.cpus_per_worker, spare / workers.workers),
+        "num_cpus": workers.cpus_per_worker,
         "num_gpus": 1 if wants_gpu(workers) else 0,
         "resources": workers.resources,
     }

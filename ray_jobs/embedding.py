@@ -12,6 +12,7 @@ from typing import Any
 from ray_jobs.cluster import cluster, device, require_workers, run_task
 from ray_jobs.parts import PartActor, finished, part_rows, parts_uri
 from ray_jobs.progress import progress_bar, progress_channel
+from ray_jobs.waiting import wait_for_room
 from regrad.data.corpora import read_passages
 from regrad.data.files import corpus_files
 from regrad.data.passages import Passage, parse_passage
@@ -76,6 +77,7 @@ def embed_corpus(config: IndexConfig) -> int:
     total = sum(file.bytes for file in corpus_files(config.corpus))
     with cluster(), progress_bar(total) as bar, progress_channel(lambda item: _show(item, bar)) as progress:
         require_workers(config.cluster)
+        wait_for_room(config.cluster)
         count = run_task(_embed, config, progress)
     Storage(parts_uri(config.output)).remove()
     return count

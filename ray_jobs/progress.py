@@ -13,6 +13,8 @@ import ray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ray_jobs.cluster import this_node
+
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
@@ -38,7 +40,7 @@ class _Mailbox:
 @contextmanager
 def progress_channel(show: Callable[[Any], None] = logger.info) -> Iterator[Any]:
     """An actor handle to give to workers (`handle.push.remote(item)`); `show` gets the items as they come."""
-    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=this_node())(_Mailbox).remote()
     stop = threading.Event()
 
     waiting: list[Any] = []

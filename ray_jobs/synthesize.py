@@ -16,6 +16,7 @@ from ray_jobs.cluster import cluster, device, job_main, require_workers, run_tas
 from ray_jobs.corpus_blocks import check_corpus
 from ray_jobs.parts import RecordActor, part_records, parts_uri, write_parts
 from ray_jobs.progress import progress_channel
+from ray_jobs.waiting import wait_for_room
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage
 from regrad.errors import SynthesisError
@@ -72,6 +73,7 @@ def run(config: SynthesisConfig) -> str:
         check_index(config.index)
     with cluster(), progress_channel() as progress:
         require_workers(config.cluster)
+        wait_for_room(config.cluster)
         names = run_task(write_parts, PartWriter, config, config.corpus, config.max_passages, progress)
         summary = run_task(_assemble, config, names, progress, started, num_cpus=1)
     Storage(parts_uri(config.output)).remove()

@@ -98,3 +98,9 @@ def test_a_cluster_that_may_grow_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
 def test_workers_of_a_corpus_ask_for_the_clusters_own_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
     assert actor_pool(TRAIN)["resources"] == {"train": 1}
+
+
+def test_workers_take_what_is_configured_even_while_the_cluster_has_no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that scales to zero starts machines for what the workers ask for."""
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    assert actor_pool(WorkersConfig(workers=8, gpu=False))["num_cpus"] == 1

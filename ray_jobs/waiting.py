@@ -1,0 +1,55 @@
+"""A job on a cluster without room for it says what it waits for, instead of standing still."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import ray
+
+from ray_jobs.cluster import wants_gpu
+from regrad.settings import WorkersConfig
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_TO_FIRST_LINE = 3.0
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+def wait_for_room(config: WorkersConfig) -> None:
+    """Return as soon as the cluster has room for one worker; until then the log says what is missing.
+
+    A job whose workers need not run together begins with one, and the others join it when there is room for them.
+    """
+    needs = {"CPU": config.cpus_per_worker, **({"GPU": 1.0} if wants_gpu(config) else {}), **config.resources}
+    own = {kind: amount for kind, amount in needs.items() if kind not in ("CPU", "GPU")}
+    # Tasks as large as the workers find out, and not the cluster's free resources: these are sums over nodes, none of
+    # which need have room. There are as many as workers, so that a cluster that grows begins to grow for all of them.
+    options = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0.0), "resources": own}
+    probe = ray.remote(max_retries=-1, **options)(_nothing)
+    probes = [probe.remote() for _ in range(config.workers)]
+    seconds = _SECONDS_TO_FIRST_LINE
+    try:
+        while not ray.wait(probes, num_returns=1, timeout=seconds)[0]:
+            logger.info("%s", waiting_line(needs, ray.available_resources(), ray.cluster_resources()))
+            seconds = _SECONDS_BETWEEN_LINES
+    finally:
+        for waiting in probes:
+            ray.cancel(waiting)
+
+
+def waiting_line(needs: Mapping[str, float], free: Mapping[str, float], there: Mapping[str, float]) -> str:
+    """What a worker needs, and where it is: held by others, not in the cluster, or only in pieces on several nodes."""
+    missing = [kind for kind in needs if free.get(kind, 0.0) < needs[kind]]
+    if not missing:
+        wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in needs.items())
+        return f"waiting for {wanted} free on one node; others hold the rest of each"
+    kind = missing[0]
+    has, left = there.get(kind, 0.0), free.get(kind, 0.0)
+    if has < needs[kind]:
+        return f"waiting for {needs[kind]:g} {kind}, of which the cluster has {has:g}, until a node with it comes"
+    return f"waiting for {needs[kind]:g} {kind}: of the cluster's {has:g}, {has - left:g} are held by others"
+
+
+def _nothing() -> None:
+    pass
