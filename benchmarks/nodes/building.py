@@ -1,4 +1,4 @@
-"""The job that builds a bank, on 1, 2 and 4 nodes, with workers that wait instead of computing: what the job adds."""
+"""The job that builds a bank, on 1, 2 and 4 nodes, with workers that wait instead of computing: what the job adds.
 
 On a machine with fewer cores than nodes only waiting can be done by all nodes at once.
 """
