@@ -7,9 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -23,6 +21,7 @@ from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
 from tests.integration.conftest import environment
+from tests.tools.nodes import only_a_head, workers_of
 from tests.tools.patience import Deadline, finish
 
 PASSAGES, BLOCK = 96, 4
@@ -30,12 +29,8 @@ PASSAGES, BLOCK = 96, 4
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
-    """A head that takes no workers, as in `cluster.yaml`; a test adds the others."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
+    with only_a_head() as cluster:
         yield cluster
-    finally:
-        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -89,18 +84,12 @@ class Build:
         return {name: storage.read(name) for name in storage.files() if not name.endswith(".tmp")}
 
 
-def workers_of(node: Any) -> list[psutil.Process]:
-    """The processes on a node that compute gradients."""
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return [child for child in raylet.children(recursive=True) if "SlowActor" in " ".join(child.cmdline())]
-
-
 def test_builds_on_a_full_cluster_all_finish_and_one_without_room_says_so(
     nodes: Cluster, inputs: list[str], tmp_path: Path
 ) -> None:
     node = nodes.add_node(num_cpus=2)
     together = [Build(nodes, inputs, tmp_path / name, 2, 0.4) for name in ("a", "b")]
-    together[0].until(lambda: len(workers_of(node)) == 2 and any(build.blocks for build in together))
+    together[0].until(lambda: len(workers_of(node, "SlowActor")) == 2 and any(build.blocks for build in together))
     late = Build(nodes, inputs, tmp_path / "late", 2, 0.1)
     printed = [build.finish() for build in (*together, late)]
     assert "waiting for 1 CPU: of the cluster's 2, 2 are held by others" in printed[-1]
@@ -116,7 +105,7 @@ def test_a_build_outlives_a_node_and_uses_one_that_comes(nodes: Cluster, inputs:
     disturbed = Build(nodes, inputs, tmp_path / "disturbed", 2, 0.8)
     disturbed.until(lambda: disturbed.blocks >= 2)
     second = nodes.add_node(num_cpus=1)
-    disturbed.until(lambda: len(workers_of(second)) == 1)
+    disturbed.until(lambda: len(workers_of(second, "SlowActor")) == 1)
     before = disturbed.blocks
     disturbed.until(lambda: disturbed.blocks >= before + 4)
     nodes.remove_node(first, allow_graceful=False)
