@@ -25,13 +25,15 @@ def wait_for_room(config: WorkersConfig) -> None:
     own = {kind: amount for kind, amount in needs.items() if kind not in ("CPU", "GPU")}
     # Tasks as large as the workers find out, and not the cluster's free resources: these are sums over nodes, none of
     # which need have room. There are as many as workers, so that a cluster that grows begins to grow for all of them.
+    # What is free is looked at before, as a task that has room and is starting holds some of it itself.
+    free = ray.available_resources()
     options = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0.0), "resources": own}
     probe = ray.remote(max_retries=-1, **options)(_nothing)
     probes = [probe.remote() for _ in range(config.workers)]
     seconds = _SECONDS_TO_FIRST_LINE
     try:
         while not ray.wait(probes, num_returns=1, timeout=seconds)[0]:
-            logger.info("%s", waiting_line(needs, ray.available_resources(), ray.cluster_resources()))
+            logger.info("%s", waiting_line(needs, free, ray.cluster_resources()))
             seconds = _SECONDS_BETWEEN_LINES
     finally:
         for waiting in probes:
@@ -39,11 +41,11 @@ def wait_for_room(config: WorkersConfig) -> None:
 
 
 def waiting_line(needs: Mapping[str, float], free: Mapping[str, float], there: Mapping[str, float]) -> str:
-    """What a worker needs, and where it is: held by others, not in the cluster, or only in pieces on several nodes."""
+    """What a worker needs and where that is: held by others, or not in the cluster."""
     missing = [kind for kind in needs if free.get(kind, 0.0) < needs[kind]]
     if not missing:
         wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in needs.items())
-        return f"waiting for {wanted} free on one node; others hold the rest of each"
+        return f"waiting for a worker with {wanted} to start"
     kind = missing[0]
     has, left = there.get(kind, 0.0), free.get(kind, 0.0)
     if has < needs[kind]:

@@ -21,7 +21,7 @@ from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
 from tests.integration.conftest import environment
-from tests.tools.nodes import only_a_head, workers_of
+from tests.tools.nodes import add_node, only_a_head, workers_of
 from tests.tools.patience import Deadline, finish
 
 PASSAGES, BLOCK = 96, 4
@@ -87,7 +87,7 @@ class Build:
 def test_builds_on_a_full_cluster_all_finish_and_one_without_room_says_so(
     nodes: Cluster, inputs: list[str], tmp_path: Path
 ) -> None:
-    node = nodes.add_node(num_cpus=2)
+    node = add_node(nodes, 2)
     together = [Build(nodes, inputs, tmp_path / name, 2, 0.4) for name in ("a", "b")]
     together[0].until(lambda: len(workers_of(node, "SlowActor")) == 2 and any(build.blocks for build in together))
     late = Build(nodes, inputs, tmp_path / "late", 2, 0.1)
@@ -98,13 +98,13 @@ def test_builds_on_a_full_cluster_all_finish_and_one_without_room_says_so(
 
 
 def test_a_build_outlives_a_node_and_uses_one_that_comes(nodes: Cluster, inputs: list[str], tmp_path: Path) -> None:
-    first = nodes.add_node(num_cpus=1)
+    first = add_node(nodes, 1)
     undisturbed = Build(nodes, inputs, tmp_path / "undisturbed", 1, 0.0)
     undisturbed.finish()
 
     disturbed = Build(nodes, inputs, tmp_path / "disturbed", 2, 0.8)
     disturbed.until(lambda: disturbed.blocks >= 2)
-    second = nodes.add_node(num_cpus=1)
+    second = add_node(nodes, 1)
     disturbed.until(lambda: len(workers_of(second, "SlowActor")) == 1)
     before = disturbed.blocks
     disturbed.until(lambda: disturbed.blocks >= before + 4)

@@ -15,7 +15,7 @@ from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
 from regrad.meta_init import MetaInit
 from tests.integration.conftest import BIN, environment
-from tests.tools.nodes import only_a_head, workers_of
+from tests.tools.nodes import add_node, only_a_head, workers_of
 from tests.tools.patience import Deadline, finish
 
 STEPS, EVERY = 36, 3
@@ -54,7 +54,7 @@ def reached(output: Path) -> int:
 
 def test_a_run_whose_node_goes_ends_on_another_with_the_same_result(nodes: Cluster, tmp_path: Path) -> None:
     write_lab(LabConfig(output=str(tmp_path), task_records=12, people_per_record=3))
-    both = [nodes.add_node(num_cpus=2), nodes.add_node(num_cpus=2)]
+    both = [add_node(nodes, 2), add_node(nodes, 2)]
     ended(start(nodes, tmp_path, tmp_path / "undisturbed"))
 
     run, deadline = start(nodes, tmp_path, tmp_path / "disturbed"), Deadline(150)

@@ -28,10 +28,10 @@ from ray_jobs.waiting import waiting_line
             {"CPU": 2.0},
             {"CPU": 2.0},
             {"CPU": 4.0},
-            "waiting for 2 CPU free on one node; others hold the rest of each",
+            "waiting for a worker with 2 CPU to start",
         ),
     ],
-    ids=["all held", "some held", "not there", "of our own", "in pieces"],
+    ids=["all held", "some held", "not there", "of our own", "in pieces, or slow"],
 )
 def test_the_line_names_what_is_missing_and_who_has_it(
     needs: dict[str, float], free: dict[str, float], there: dict[str, float], line: str
