@@ -6,12 +6,14 @@ import csv
 import gzip
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 from ray_jobs import build_bank, index_corpus
@@ -72,6 +74,21 @@ def test_one_and_two_workers_make_the_same_bank(meta_init_path: str, corpus: str
     assert one.passages == 90
     assert [part.shards for part in one.parts] == [3]
     assert one.fingerprint == MetaInit.load(meta_init_path).fingerprint
+
+
+def test_two_builds_that_each_want_the_whole_cluster_both_finish(
+    meta_init_path: str, corpus: str, tmp_path: Path
+) -> None:
+    """Whatever the workers of one hold, the other is not kept from reading its corpus: they share, or one waits."""
+    cpus = int(ray.cluster_resources()["CPU"])
+
+    def run(name: str) -> Manifest:
+        return build(config(meta_init_path, corpus, str(tmp_path / name), workers=cpus))
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(run, ("first", "second"))
+    assert first == second
+    assert first.passages == 90
 
 
 def test_bad_lines_go_to_quarantine_and_stop_nothing(meta_init_path: str, tmp_path: Path) -> None:
