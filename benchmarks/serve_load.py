@@ -27,10 +27,10 @@ from common import show, write
 from serving.authors import Authors, deploy_authors, in_process, write_atoms
 from serving.engine import InProcess
 from serving.lab import Lab, anywhere, lab
-from serving.load import Outcome, Plan, run
-from serving.watching import processor_seconds, spent
 
 from ray_jobs.cluster import cluster
+from regrad.planning.users import Outcome, Plan, run
+from regrad.planning.watching import processor_seconds, spent
 from regrad.retrieval.base import open_retriever
 from serve_app.app import deploy, serving
 

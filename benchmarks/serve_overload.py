@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from common import show, write
 from serving.lab import Lab, anywhere, lab
-from serving.load import Outcome, Plan, run
-from serving.watching import resident_bytes
 
 from ray_jobs.cluster import cluster
+from regrad.planning.users import Outcome, Plan, run
+from regrad.planning.watching import resident_bytes
 from serve_app.app import serving
 
 _TIMES, _USERS = 5.0, 32

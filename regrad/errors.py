@@ -199,6 +199,12 @@ class NotPromoted(RebuildError):
     area = "rebuild.not_promoted"
 
 
+class PlanningError(RegradError):
+    """A serving configuration cannot be planned: the profile does not fit, there is no room, or no bound can be met."""
+
+    area = "planning"
+
+
 class TheoryError(RegradError):
     """A linear problem or a stack of constructed layers does not hold together; the text has both shapes."""
 

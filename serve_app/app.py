@@ -6,8 +6,9 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,23 @@ def _deploy(cls: Any, name: str, config: ReplicaConfig) -> Any:
 def load_serve_file(path: Path, overrides: Sequence[str] = ()) -> tuple[ServeConfig, HttpConfig]:
     """The args of the one application in a Serve configuration file, and where to listen; raises `ConfigError`."""
     data = read_yaml(path)
-    applications = data.get("applications")
-    if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):
-        raise ConfigError(
-            f"{path}: 'applications' must list exactly one application", code="not_one_application", path=str(path)
-        )
-    args = dict(applications[0].get("args") or {})
-    options = data.get("http_options") or {}
-    http = {key: options[key] for key in ("host", "port") if key in options}
+    args, http = parts_of(data, str(path))
     for override in overrides:
         target = http if override.startswith(_HTTP) else args
         apply_override(target, override.removeprefix(_HTTP))
     return parse_settings(ServeConfig, args, f"{path}: args"), parse_settings(HttpConfig, http, f"{path}: http_options")
+
+
+def parts_of(data: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of a Serve configuration: a copy of its one application's args, and where to listen; raises `ConfigError`."""
+    applications = data.get("applications")
+    if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):
+        raise ConfigError(
+            f"{where}: 'applications' must list exactly one application", code="not_one_application", path=where
+        )
+    options = data.get("http_options") or {}
+    http = {key: options[key] for key in ("host", "port") if key in options}
+    return deepcopy(dict(applications[0].get("args") or {})), http
 
 
 @contextmanager

@@ -41,6 +41,7 @@ _VERBS = {
         "regrad.cli.rebuild:rebuild",
         "All of it for a changed corpus: train, index, build, verify, evaluate, promote (Ray).",
     ),
+    "plan": ("regrad.cli.plan:plan", "Plan a server from measurements: replicas, batches, caches (Ray Serve)."),
     "submit": ("regrad.cli.submit:submit", "Run one of these jobs on a Ray cluster; look at it, stop it."),
     "serve": ("regrad.cli.serve:serve", "Answer questions over HTTP (Ray Serve)."),
     "keys": ("regrad.cli.keys:keys", "Create, list and revoke API keys of a server."),

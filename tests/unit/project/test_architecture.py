@@ -41,6 +41,7 @@ ALLOWED = {
     "training.retriever": MODELS | {"bank", "retrieval", "methods", "training", "training.lora"},
     "training.task_files": FOUNDATIONS | {"retrieval"},
     "training.synthesis": MODELS | {"training", "evaluation"},
+    "planning": MODELS | {"bank", "retrieval", "methods"},
     "rebuild": MODELS | {"bank", "retrieval", "evaluation", "training.meta"},
     "lab": MODELS | {"bank", "methods", "evaluation", "training", "training.lora", "training.meta"},
 }

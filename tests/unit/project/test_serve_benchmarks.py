@@ -11,7 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 
 from serve_overload import recovery
-from serving.load import Outcome, arrivals
+
+from regrad.planning.users import Outcome, arrivals
 
 
 def probe(*answers: tuple[float, float, int]) -> list[Outcome]:

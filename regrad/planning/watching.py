@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 import psutil
+
+_REPLICA = re.compile(r"ServeReplica:[^:]*:([A-Za-z_]+)")
 
 
 def processor_seconds() -> dict[int, float]:
@@ -12,9 +17,29 @@ def processor_seconds() -> dict[int, float]:
     return {child.pid: sum(child.cpu_times()[:2]) for child in _alive()}
 
 
-def spent(before: dict[int, float]) -> float:
+def spent(before: Mapping[int, float]) -> float:
     """Seconds that the processes have computed since then; what began and ended in between is not in it."""
     return sum(seconds - before.get(pid, 0.0) for pid, seconds in processor_seconds().items())
+
+
+def spent_by_role(before: Mapping[int, float]) -> dict[str, float]:
+    """As `spent`, by Serve's deployments, whose replicas are known by their processes' titles; all others are `rest`.
+
+    What a replica has started, such as a search engine, counts as the replica.
+    """
+    found: Counter[str] = Counter()
+    for child in _alive():
+        with suppress(psutil.Error):
+            found[_role(child)] += sum(child.cpu_times()[:2]) - before.get(child.pid, 0.0)
+    return dict(found)
+
+
+def _role(process: psutil.Process) -> str:
+    for one in (process, *process.parents()):
+        title = " ".join(one.cmdline()[:1])
+        if match := _REPLICA.search(title):
+            return match[1]
+    return "rest"
 
 
 def resident_bytes() -> tuple[int, int]:

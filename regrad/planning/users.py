@@ -151,7 +151,7 @@ async def _main() -> None:
         users = Users(plan, session)
         await users.carry_out()
     for outcome in users.outcomes:
-        print(json.dumps(asdict(outcome)))
+        sys.stdout.write(json.dumps(asdict(outcome)) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,236 @@
+"""A plan from its settings: what is wrong is found first; then all is measured, searched, written, and checked."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+
+from ray_jobs.cluster import cluster
+from regrad.bank.format import read_manifest
+from regrad.cli.plan.report import CheckedRow, PlanReport
+from regrad.cli.plan.server import candidate_of, changed_args, loaded
+from regrad.data.question_sets import read_questions
+from regrad.errors import PlanningError
+from regrad.meta_init import MetaInit, read_card
+from regrad.models.loading import resolve_path
+from regrad.planning.config import MachineConfig, PlanConfig
+from regrad.planning.prediction import Predictor
+from regrad.planning.profile import (
+    ROLES,
+    Bank,
+    Candidate,
+    Machine,
+    Profile,
+    check_profile,
+    read_profile,
+    write_profile,
+)
+from regrad.planning.search import Choice, Limits, best, check_processors, fitting, front, no_room, predicted
+from regrad.planning.stages import Served, measure
+from regrad.settings import parse_settings
+from regrad.storage import Storage
+from regrad.text import nearest_name
+from serve_app.app import check_artefacts, parts_of
+from serve_app.config import ServeConfig
+from serve_app.methods import offers_of
+
+PROFILE, PLAN, SERVE = "profile.json", "plan.json", "serve.yaml"
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
+_FRONT_USERS = (1, 2, 4, 8, 16, 32, 64)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The settings with everything that they name found and checked."""
+
+    config: PlanConfig
+    args: dict[str, Any]
+    server: ServeConfig
+    limits: Limits
+    bank: Bank
+    served: Served
+    questions: tuple[str, ...]
+    profile: Profile | None
+
+    @property
+    def default(self) -> Candidate:
+        """The configuration as it is given."""
+        return candidate_of(self.server)
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        """A request for each question."""
+        options = {"method": self.config.method, "k": self.config.k, "max_new_tokens": self.config.max_new_tokens}
+        return [{"question": question, **options} for question in self.questions]
+
+    @property
+    def disk_share(self) -> float:
+        """Of a remote bank, what the disk tier can hold."""
+        tiers = self.server.tiers
+        return min(1.0, tiers.disk_bytes / max(1, self.bank.bytes)) if tiers.disk else 0.0
+
+
+def plan(config: PlanConfig, say: Say) -> PlanReport:
+    """Profile, search, choose, write; with `check` also run both configurations. What is wrong is raised first."""
+    asked = prepare(config)
+    profile = asked.profile or _measured(asked, say)
+    predictor = Predictor(profile, asked.bank, asked.disk_share)
+    machine = asked.limits.machine
+    candidates = fitting(predictor, asked.default, asked.limits, asked.bank)
+    choices = predicted(predictor, candidates, machine, config.users)
+    chosen = best(choices, config.bound_ms / 1e3 if config.bound_ms else None)
+    given = predicted(predictor, [asked.default], machine, config.users)[0]
+    spread = [one for users in _FRONT_USERS for one in predicted(predictor, candidates, machine, users)]
+    place = f"{config.output}/{SERVE}"
+    report = PlanReport(config.users, machine, tuple(front(spread)), chosen, given, place)
+    output = Storage(config.output)
+    output.write(SERVE, _document(asked, chosen).encode())
+    output.write(PLAN, report.as_json().encode())
+    if config.check:
+        report = report.checked(_checked(asked, chosen, given, say))
+        output.write(PLAN, report.as_json().encode())
+    return report
+
+
+def prepare(config: PlanConfig) -> Asked:
+    """Everything that can be found wrong without measuring: raises the first of it."""
+    args, _ = parts_of(config.serve, "serve")
+    server = parse_settings(ServeConfig, args, "serve: args")
+    offers = offers_of(server)
+    if config.method not in offers:
+        near = nearest_name(config.method, offers)
+        hint = f"; did you mean {near!r}?" if near else ""
+        text = f"the server offers no method {config.method!r}, but {', '.join(offers)}{hint}"
+        raise PlanningError(text, code="not_offered", method=config.method, offered=list(offers))
+    limits = _limits(config, server)
+    check_processors(candidate_of(server), limits)
+    check_artefacts(server)
+    manifest = read_manifest(Storage(server.bank), server.bank_version)
+    bank = Bank(codec=manifest.codec, record_bytes=manifest.record_bytes, passages=manifest.passages)
+    profile = None
+    if config.profile is not None:
+        profile = read_profile(config.profile)
+        fingerprint = str(read_card(server.meta_init)["fingerprint"])
+        check_profile(profile, fingerprint, bank, config.method, config.k)
+    else:
+        _check_room(server, limits)
+    questions = tuple(one.question for one in read_questions(config.questions))
+    if not questions:
+        text = f"set {config.questions.name!r}: {config.questions.path} has no question to measure with"
+        raise PlanningError(text, code="no_question", set=config.questions.name)
+    served = Served(
+        meta_init=server.meta_init,
+        model_path=server.model_path,
+        bank=server.bank,
+        bank_version=server.bank_version,
+        tiers=server.tiers,
+        index=server.index,
+        retrieval=server.retrieval,
+        method=offers[config.method].settings,
+        gpu=server.generator.num_gpus > 0 and torch.cuda.is_available(),
+        threads=max(1, int(server.generator.num_cpus)),
+        prefill_tokens=server.batch.prefill_tokens,
+    )
+    return Asked(config, args, server, limits, bank, served, questions, profile)
+
+
+def _limits(config: PlanConfig, server: ServeConfig) -> Limits:
+    deployments = {role: getattr(server, role) for role in ROLES}
+    return Limits(
+        machine_of(config.machine),
+        {role: one.num_cpus for role, one in deployments.items()},
+        {role: one.num_gpus for role, one in deployments.items()},
+        config.most_replicas,
+        config.most_rows,
+    )
+
+
+def machine_of(config: MachineConfig) -> Machine:
+    """What is given, else what this machine has."""
+    here = torch.cuda.device_count()
+    card = torch.cuda.get_device_properties(0).total_memory if here else 0
+    return Machine(
+        cores=config.cores or len(os.sched_getaffinity(0)),
+        gpus=here if config.gpus is None else config.gpus,
+        memory_bytes=config.memory_bytes or psutil.virtual_memory().total,
+        gpu_bytes=config.gpu_bytes or card,
+    )
+
+
+def _check_room(server: ServeConfig, limits: Limits) -> None:
+    """Refuse a model whose files alone are larger than the memory: in memory it is at least as large."""
+    path = Path(resolve_path(MetaInit.load(server.meta_init).model_at(server.model_path).path))
+    files = [path] if path.is_file() else [file for file in path.glob("*") if file.suffix in _WEIGHTS]
+    size = sum(file.stat().st_size for file in files)
+    on_gpu = any(limits.gpus.values())
+    machine = limits.machine
+    if size > (machine.gpu_bytes if on_gpu else machine.memory_bytes):
+        raise no_room(size, size, machine, on_gpu)
+
+
+def _measured(asked: Asked, say: Say) -> Profile:
+    """The profile of this machine, written as soon as it is complete."""
+    config, measuring = asked.config, asked.config.measuring
+    found = measure(
+        asked.served, asked.questions, config.k, config.max_new_tokens, measuring.batches, measuring.repeats, say
+    )
+    observations = []
+    with cluster(), loaded(asked.server, asked.bodies) as load:
+        for users in measuring.users:
+            say(f"the server as it is set, under {users} users for {measuring.seconds:g} s")
+            observations.append(load.observe(users, measuring.seconds))
+    alone = config.max_new_tokens > asked.server.groups.max_new_tokens
+    profile = Profile(
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        hardware={"processor": platform.processor() or platform.machine(), "torch": torch.__version__},
+        machine=machine_of(MachineConfig()),
+        fingerprint=found.fingerprint,
+        bank=found.bank,
+        workload=found.workload.model_copy(update={"alone": alone}),
+        generator_on_gpu=asked.served.gpu,
+        stages=found.stages,
+        memory=found.memory,
+        configuration=asked.default,
+        observed=tuple(observations),
+    )
+    write_profile(f"{config.output}/{PROFILE}", profile)
+    return profile
+
+
+def _document(asked: Asked, chosen: Choice) -> str:
+    """The serve configuration with the chosen values, and a line on what is predicted of it."""
+    document = {**asked.config.serve}
+    application = {**document["applications"][0], "args": changed_args(asked.args, chosen.candidate)}
+    document["applications"] = [application]
+    speed = chosen.predicted
+    head = (
+        f"# By `regrad plan`: predicted for {speed.users} users are {speed.rate:.1f} answers/s and a p50 of "
+        f"{1e3 * speed.p50:.0f} ms.\n"
+    )
+    return head + yaml.safe_dump(document, sort_keys=False)
+
+
+def _checked(asked: Asked, chosen: Choice, given: Choice, say: Say) -> list[CheckedRow]:
+    """Both configurations under the same load, in turn."""
+    config, rows = asked.config, []
+    configurations: Mapping[str, Choice] = {"given": given, "chosen": chosen}
+    with cluster():
+        for turn in range(config.check_turns):
+            for name, choice in configurations.items():
+                say(f"checking the {name} configuration: {config.users} users for {config.check_seconds:g} s")
+                args = changed_args(asked.args, choice.candidate)
+                with loaded(parse_settings(ServeConfig, args, "the plan"), asked.bodies) as load:
+                    measured = load.observe(config.users, config.check_seconds)
+                rows.append(CheckedRow(name, turn, choice.predicted, measured))
+    return rows

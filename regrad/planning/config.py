@@ -1,0 +1,57 @@
+"""Settings of `regrad plan`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from regrad.data.question_sets import QuestionSetConfig
+from regrad.settings import Location, Settings
+
+
+class MachineConfig(Settings):
+    """What the server may use; null: all that this machine has."""
+
+    cores: int | None = Field(None, ge=1)
+    gpus: int | None = Field(None, ge=0)
+    memory_bytes: int | None = Field(None, ge=1)
+    gpu_bytes: int | None = Field(None, ge=1, description="memory of each GPU")
+
+
+class MeasuringConfig(Settings):
+    """How a profile is measured."""
+
+    batches: tuple[int, ...] = Field((1, 2, 4, 8, 16, 32), min_length=1, description="batch sizes of each stage")
+    repeats: int = Field(5, ge=1, description="of each batch size; the median counts")
+    users: tuple[int, ...] = Field((1, 4, 8, 32, 64), min_length=1, description="of the server as it is set, in turn")
+    seconds: float = Field(8.0, gt=0, description="of each load")
+
+    @model_validator(mode="after")
+    def _rising(self) -> MeasuringConfig:
+        for name in ("batches", "users"):
+            values = getattr(self, name)
+            if list(values) != sorted(set(values)) or values[0] != 1:
+                raise ValueError(f"{name} begin with 1 and rise, found {list(values)}")
+        return self
+
+
+class PlanConfig(Settings):
+    """`regrad plan`: profile a server's stages, search, choose, and write its configuration."""
+
+    serve: dict[str, Any] = Field(description="a configuration of `regrad serve`, as a file (.yaml): what is changed")
+    output: Location = Field(description="a directory for profile.json, plan.json and serve.yaml")
+    profile: Location | None = Field(None, description="one that was measured before; null: measure one")
+    questions: QuestionSetConfig = Field(description="what is asked while measuring")
+    method: str = Field("regrad", description="one that the server offers")
+    k: int = Field(3, ge=1)
+    max_new_tokens: int = Field(20, ge=1)
+    machine: MachineConfig = MachineConfig()
+    users: int = Field(16, ge=1, description="who ask again as soon as they have their answer")
+    bound_ms: float | None = Field(None, gt=0, description="of the predicted p50; null: only the rate counts")
+    most_replicas: int = Field(4, ge=1, description="of each deployment in the search")
+    most_rows: int = Field(64, ge=1, description="decoded together in the search (batch.max_size)")
+    measuring: MeasuringConfig = MeasuringConfig()
+    check: bool = Field(False, description="run the chosen and the given configuration under load afterwards")
+    check_seconds: float = Field(15.0, gt=0, description="of each load of the check")
+    check_turns: int = Field(1, ge=1, description="of the check; the median of each figure counts")

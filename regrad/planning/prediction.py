@@ -1,0 +1,226 @@
+"""How fast a configuration would answer: a closed loop of users over stages that share a machine's cores.
+
+After RAGO (arXiv 2503.14649, section 5): stages that share a pool take turns, so their times for an answer add up, and
+the pipeline is as fast as its slowest group (the paper prints the largest rate of the groups; the least is meant).
+With N users who ask again when they have their answer, latency is N over the rate (Little's law).
+
+    demand(c)  = Σ over deployments of what one answer computes in it: stage curves at c's batch sizes, plus the
+                 server's own work, which is what a real server was observed to compute beyond them
+    rate(c, N) = min( cores · e(N / cores) / demand(c),            all processes share the cores
+                      replicas · threads / demand in one role,     a deployment's replicas are so many threads
+                      generators / time on their GPU,              where the model runs on one
+                      N / latency alone(c) )                       nobody has more than one question on its way
+
+`e`, the share of the cores that are kept busy by so many users a core, and the server's own work by users for each
+place where micro-batches form (`groups.at_once` of a gateway), are read off the observed loads, between which they are
+interpolated in the logarithm. What RAGO does not have, as its times are simulated, is this observation; what both lack
+is arrivals at random.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from regrad.planning.profile import ROLES, Bank, Candidate, Machine, Observed, Profile
+
+_REST = ("rest", "asking")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of a configuration with so many users: answers a second, seconds to half of the answers and to their first token.
+
+    `demand` is the processor's time for an answer, users included; `bottleneck` is what bounds the rate.
+    """
+
+    users: int
+    rate: float
+    p50: float
+    first_token: float
+    demand: float
+    bottleneck: str
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Requests that travel together in a micro-batch, and rows in a generator's step."""
+
+    grouped: float
+    rows: float
+
+
+class Predictor:
+    """A profile as a model of speed. `bank` is the one to be served, by default the profile's.
+
+    Questions are taken to ask for all atoms alike, so a cache of half of the bank has half of them. `disk_share` is the
+    part of a remote bank that the disk tier holds.
+    """
+
+    def __init__(self, profile: Profile, bank: Bank | None = None, disk_share: float = 1.0) -> None:
+        self._profile = profile
+        self._bank = bank or profile.bank
+        self._disk_share = disk_share
+        own = profile.configuration
+        self._work = {
+            role: _Between([(self._places(own, one.users), self._own_work(one, role)) for one in profile.observed])
+            for role in (*ROLES, *_REST)
+        }
+        cores = profile.machine.cores
+        self._busy = _Between(
+            [(one.users / cores, one.rate * sum(one.processor.values()) / cores) for one in profile.observed]
+        )
+        self._skew = _Between([(one.users / cores, one.p50 * one.rate / one.users) for one in profile.observed])
+        first = profile.observed[0]
+        alone = self._seconds(own, self.batches(own, first.users))
+        self._calls = max(0.0, first.users / first.rate - alone)
+        self._threads = {role: self._most_threads(role) for role in ROLES}
+
+    def predict(self, candidate: Candidate, machine: Machine, users: int) -> Prediction:
+        """Speed of a configuration on a machine with so many users."""
+        batches = self.batches(candidate, users)
+        demands = self._demands(candidate, batches, users)
+        per_core = users / machine.cores
+        alone = self._calls + self._seconds(candidate, batches)
+        bounds = {
+            "cores": machine.cores * self._busy(per_core) / sum(demands.values()),
+            "latency": users / alone,
+            **{
+                role: candidate.replicas(role) * self._threads[role] / demands[role]
+                for role in ROLES
+                if demands[role] > 0
+            },
+        }
+        if self._profile.generator_on_gpu:
+            bounds["gpu"] = candidate.generator / self._generator_work(batches)
+        bottleneck = min(bounds, key=bounds.__getitem__)
+        rate = bounds[bottleneck]
+        p50 = users / rate * self._skew(per_core)
+        after_first = self._decode(batches, lambda rows: self._profile.stages.decode.seconds(rows))
+        first_token = p50 * (1 - min(1.0, after_first / alone))
+        return Prediction(users, rate, p50, first_token, sum(demands.values()), bottleneck)
+
+    def batches(self, candidate: Candidate, users: int) -> Batches:
+        """What travels and is decoded together.
+
+        One micro-batch gathers while another one is under way, so half of the users of a place are in it. The rows of
+        a step are at least a micro-batch, and else the users times the share of an answer's time in the generator.
+        """
+        grouped = 1.0
+        if not self._profile.workload.alone:
+            grouped = min(candidate.most_grouped, max(1.0, self._places(candidate, users) / 2))
+        rows = min(candidate.rows, grouped)
+        # The share depends on the rows, and they on it: a few turns settle it.
+        for _ in range(12):
+            batches = Batches(grouped, rows)
+            demands = self._stage_work(candidate, batches)
+            generating = demands["generator"] / max(1e-12, sum(demands.values()))
+            rows = min(candidate.rows, max(grouped, users * generating / candidate.generator, 1.0))
+        return Batches(grouped, rows)
+
+    def memory_bytes(self, candidate: Candidate) -> int:
+        """Of all processes: each with its libraries, caches, models with the keys and values of full batches."""
+        memory = self._profile.memory
+        processes = sum(candidate.replicas(role) for role in ROLES) * memory.process
+        caches = candidate.bank_loader * candidate.cache_bytes
+        models = 0 if self._profile.generator_on_gpu else candidate.generator * self.model_bytes(candidate)
+        return processes + caches + models
+
+    def model_bytes(self, candidate: Candidate) -> int:
+        """Of one generator: the model, and keys and values of a full batch."""
+        work, memory = self._profile.workload, self._profile.memory
+        return memory.model + math.ceil(candidate.rows * (work.prompt_tokens + work.max_new_tokens) * memory.token)
+
+    def _demands(self, candidate: Candidate, batches: Batches, users: int) -> dict[str, float]:
+        """Seconds of the processor for an answer, by role."""
+        stages = self._stage_work(candidate, batches)
+        if self._profile.generator_on_gpu:
+            stages["generator"] = 0.0
+        places = self._places(candidate, users)
+        return {role: own(places) + stages.get(role, 0.0) for role, own in self._work.items()}
+
+    def _stage_work(self, candidate: Candidate, batches: Batches) -> dict[str, float]:
+        """Busy seconds for an answer of what the stage curves have, by role."""
+        stages, grouped = self._profile.stages, batches.grouped
+        found = {"retriever": 0.0, "bank_loader": 0.0, "generator": self._generator_work(batches)}
+        if stages.retrieve is not None:
+            found["retriever"] = stages.retrieve.busy(grouped) / grouped
+        for tier, share in self._tiers(candidate).items():
+            found["bank_loader"] += share * stages.load[tier].busy(grouped) / grouped
+        return found
+
+    def _generator_work(self, batches: Batches) -> float:
+        stages, grouped = self._profile.stages, min(batches.grouped, batches.rows)
+        work = stages.prefill.busy(grouped) / grouped
+        work += self._decode(batches, lambda rows: stages.decode.busy(rows) / rows)
+        return work + (stages.online.busy(1) if stages.online else 0.0)
+
+    def _decode(self, batches: Batches, of_a_step: Callable[[float], float]) -> float:
+        """What the steps after the first token take of an answer."""
+        return (self._profile.workload.answer_tokens - 1) * of_a_step(batches.rows)
+
+    def _seconds(self, candidate: Candidate, batches: Batches) -> float:
+        """The stages one after the other, of the clock, with the machine to themselves."""
+        stages, grouped = self._profile.stages, batches.grouped
+        total = stages.prefill.seconds(min(grouped, batches.rows)) + self._decode(batches, stages.decode.seconds)
+        total += stages.retrieve.seconds(grouped) if stages.retrieve else 0.0
+        total += stages.online.seconds(1) if stages.online else 0.0
+        tiers = self._tiers(candidate)
+        return total + sum(share * stages.load[tier].seconds(grouped) for tier, share in tiers.items())
+
+    def _tiers(self, candidate: Candidate) -> Mapping[str, float]:
+        """The share of the atoms that each tier has."""
+        measured = self._profile.stages.load
+        if not measured:
+            return {}
+        remembered = min(1.0, candidate.cache_bytes / max(1, self._bank.bytes))
+        shares = {"memory": remembered, "disk": 0.0, "store": 0.0}
+        on_disk = self._disk_share if "store" in measured else 1.0
+        shares["disk"] = (1 - remembered) * on_disk
+        shares["store"] = (1 - remembered) * (1 - on_disk)
+        if "disk" not in measured:
+            shares["store"] += shares.pop("disk")
+        return {tier: share for tier, share in shares.items() if tier in measured}
+
+    def _places(self, candidate: Candidate, users: float) -> float:
+        """Users for each place where a micro-batch forms."""
+        if self._profile.workload.alone:
+            return 1.0
+        return users / (candidate.gateway * candidate.at_once)
+
+    def _own_work(self, observed: Observed, role: str) -> float:
+        """What a deployment of the observed server computed for an answer beyond its stages."""
+        found = observed.processor.get(role, 0.0)
+        own = self._profile.configuration
+        stages = self._stage_work(own, self.batches(own, observed.users))
+        if self._profile.generator_on_gpu:
+            stages["generator"] = 0.0
+        return max(0.0, float(found) - stages.get(role, 0.0))
+
+    def _most_threads(self, role: str) -> float:
+        """Cores that one replica was seen to keep busy; at least one, which is what a thread can."""
+        replicas = self._profile.configuration.replicas(role)
+        seen = [one.rate * one.processor.get(role, 0.0) / replicas for one in self._profile.observed]
+        return max(1.0, *seen)
+
+
+class _Between:
+    """Observed (x, y), interpolated in the logarithm of x; beyond the ends the nearest one."""
+
+    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
+        # Several loads may have the same x, as all have where no micro-batches form: then it is their mean.
+        values: dict[float, list[float]] = {}
+        for x, y in points:
+            values.setdefault(math.log2(x), []).append(y)
+        self._points = sorted((x, sum(ys) / len(ys)) for x, ys in values.items())
+
+    def __call__(self, x: float) -> float:
+        at, points = math.log2(x), self._points
+        if at <= points[0][0]:
+            return points[0][1]
+        for (left, y), (right, next_y) in pairwise(points):
+            if at <= right:
+                return y + (next_y - y) * (at - left) / (right - left)
+        return points[-1][1]

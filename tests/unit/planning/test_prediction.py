@@ -1,0 +1,102 @@
+"""Speed as it is predicted, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from regrad.planning.prediction import Predictor
+from regrad.planning.profile import Candidate, Curve, Machine, Point, Profile, interpolated
+from tests.unit.planning.examples import MACHINE, OWN, observed, profile_of
+
+
+def test_a_curve_is_straight_between_points_and_goes_on_with_its_last_slope() -> None:
+    points = [(1.0, 10.0), (4.0, 16.0), (8.0, 32.0)]
+    assert interpolated(points, 0.5) == 10.0
+    assert interpolated(points, 2.0) == 12.0
+    assert interpolated(points, 10.0) == 40.0
+    assert interpolated([(1.0, 10.0), (2.0, 8.0)], 3.0) == 8.0  # a larger batch never takes less
+
+
+def test_an_observed_load_is_predicted_as_it_was_observed() -> None:
+    predictor = Predictor(profile_of())
+    for one in profile_of().observed:
+        found = predictor.predict(OWN, MACHINE, one.users)
+        assert found.rate == pytest.approx(one.rate, rel=1e-9)
+        assert found.p50 == pytest.approx(one.p50, rel=1e-9)
+
+
+def test_fewer_places_gather_larger_micro_batches_by_the_hand_calculated_example() -> None:
+    """8 users at one place are as many as 16 users at two.
+
+    There an answer was observed to take 20 ms of the processor, 2 ms of which are the stages', whatever the batch (1 ms
+    to search, 1 ms to load, nothing to decode). So it takes 20 ms here, too. 2 and 8 users a core kept 1.28 / 2 = 64%
+    and 1.6 / 2 = 80% of the cores busy (40 answers of 32 ms, 80 of 20 ms), so 4 do 72%, which is half-way in the
+    logarithm: 2 x 0.72 / 0.020 = 72 answers a second, and by Little's law 8 / 72 = 111 ms.
+    """
+    found = Predictor(profile_of()).predict(OWN.model_copy(update={"at_once": 1}), MACHINE, 8)
+    assert found.demand == pytest.approx(0.020)
+    assert found.rate == pytest.approx(72.0)
+    assert found.p50 == pytest.approx(0.1111, abs=1e-4)
+    assert found.bottleneck == "cores"
+
+
+def test_twice_the_cores_are_twice_as_fast_for_twice_the_users_until_a_deployment_has_no_more_threads() -> None:
+    predictor = Predictor(profile_of())
+    wide = OWN.model_copy(update={"at_once": 4})
+    larger = predictor.predict(wide, Machine(cores=4, memory_bytes=1 << 34), 32)
+    assert larger.rate == pytest.approx(2 * predictor.predict(OWN, MACHINE, 16).rate)
+    huge = predictor.predict(wide, Machine(cores=64, memory_bytes=1 << 34), 512)
+    assert huge.bottleneck == "gateway"
+    more = predictor.predict(wide.model_copy(update={"gateway": 4}), Machine(cores=64, memory_bytes=1 << 34), 512)
+    assert more.rate > huge.rate
+
+
+def test_a_cache_of_half_of_the_bank_loads_half_of_the_atoms_from_disk() -> None:
+    profile = profile_of()
+    half = OWN.model_copy(update={"cache_bytes": profile.bank.bytes // 2})
+    none = OWN.model_copy(update={"cache_bytes": 0})
+    predictor = Predictor(profile)
+    whole, part, empty = (predictor.predict(one, MACHINE, 16).demand for one in (OWN, half, none))
+    assert part - whole == pytest.approx(0.5 * 0.004)  # disk takes 5 ms, memory 1 ms
+    assert empty - whole == pytest.approx(0.004)
+
+
+def test_time_to_the_first_token_leaves_out_the_steps_after_it() -> None:
+    """Alone an answer takes 40 ms, of which 10 ms are the one step after the first token: a quarter."""
+    profile = profile_of(step=0.010)
+    found = Predictor(profile).predict(OWN, MACHINE, 1)
+    assert found.p50 == pytest.approx(0.040)
+    assert found.first_token == pytest.approx(0.030)
+
+
+def test_with_the_model_on_a_gpu_its_time_does_not_count_for_the_cores() -> None:
+    on_gpu = profile_of(step=0.010).model_copy(update={"generator_on_gpu": True})
+    predictor = Predictor(on_gpu)
+    found = predictor.predict(OWN.model_copy(update={"rows": 1}), Machine(cores=64, gpus=1, memory_bytes=1 << 34), 512)
+    assert found.bottleneck == "gpu"
+    # One row at a time: the only step of an answer takes 10 ms.
+    assert found.rate == pytest.approx(100.0)
+
+
+def test_long_answers_go_alone_and_gather_nothing() -> None:
+    profile = profile_of()
+    alone = profile.model_copy(update={"workload": profile.workload.model_copy(update={"alone": True})})
+    predictor = Predictor(alone)
+    assert predictor.batches(OWN, 64).grouped == 1.0
+    one, two = (predictor.predict(OWN.model_copy(update={"at_once": places}), MACHINE, 16) for places in (1, 2))
+    assert one.rate == two.rate
+
+
+def test_memory_counts_processes_caches_and_models() -> None:
+    profile = profile_of()
+    candidate = Candidate(generator=2, bank_loader=3, at_once=2, most_grouped=32, rows=10, cache_bytes=7)
+    expected = 7 * 100 + 3 * 7 + 2 * (1000 + 10 * (30 + 20) * 2)
+    assert Predictor(profile).memory_bytes(candidate) == expected
+
+
+def test_a_profile_whose_batches_do_not_rise_is_refused() -> None:
+    points = [Point(batch=2, seconds=1, busy=1), Point(batch=1, seconds=1, busy=1)]
+    with pytest.raises(ValueError, match="must rise"):
+        Curve(points=tuple(points))
+    with pytest.raises(ValueError, match="must rise"):
+        Profile.model_validate({**profile_of().model_dump(), "observed": [observed(2), observed(1)]})

@@ -1,0 +1,118 @@
+"""What is searched, what is chosen, and what is refused."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from regrad.errors import PlanningError
+from regrad.planning.prediction import Predictor
+from regrad.planning.profile import Bank, Machine, check_profile, read_profile, write_profile
+from regrad.planning.search import Limits, best, check_processors, fitting, front, predicted
+from tests.unit.planning.examples import BANK, MACHINE, OWN, profile_of
+
+CPUS = {"gateway": 0.25, "retriever": 0.25, "bank_loader": 0.25, "generator": 0.5}
+LIMITS = Limits(MACHINE, CPUS, {}, most_replicas=2, most_rows=8)
+
+
+def choices(users: int = 16, limits: Limits = LIMITS) -> list:
+    predictor = Predictor(profile_of())
+    return predicted(predictor, fitting(predictor, OWN, limits, BANK), limits.machine, users)
+
+
+def test_every_configuration_that_is_searched_fits_the_cores_that_its_replicas_reserve() -> None:
+    found = choices()
+    assert all(LIMITS.reserves(one.candidate)[0] <= 2 for one in found)
+    assert any(one.candidate.generator == 2 for one in found)
+    assert any(one.candidate == OWN for one in found)
+
+
+def test_the_best_has_the_highest_rate_within_the_bound_and_takes_no_more_than_it_needs() -> None:
+    found = choices()
+    free = best(found, None)
+    assert free.predicted.rate >= max(one.predicted.rate for one in found) * 0.98
+    assert free.candidate.at_once == 1  # the larger micro-batches are cheaper an answer
+    assert sum(free.candidate.replicas(role) for role in CPUS) == 4
+    tight = best(found, free.predicted.p50)
+    assert tight.predicted.p50 <= free.predicted.p50
+
+
+def test_a_bound_that_nothing_meets_is_an_error_with_the_best_that_can_be_reached() -> None:
+    found = choices()
+    with pytest.raises(PlanningError) as caught:
+        best(found, 0.001)
+    assert caught.value.code == "planning.bound_out_of_reach"
+    assert caught.value.fields["best_ms"] == pytest.approx(1e3 * min(one.predicted.p50 for one in found))
+
+
+def test_nothing_on_the_front_is_beaten_in_both_and_nothing_that_beats_it_is_left_out() -> None:
+    found = [one for users in (1, 4, 16, 64) for one in choices(users)]
+    chosen = front(found)
+    for one, later in pairwise(chosen):
+        assert one.predicted.first_token < later.predicted.first_token
+        assert one.predicted.rate < later.predicted.rate
+    for one in found:
+        assert any(
+            kept.predicted.first_token <= one.predicted.first_token and kept.predicted.rate * 1.02 >= one.predicted.rate
+            for kept in chosen
+        )
+
+
+@pytest.mark.parametrize("memory", [1000, 1499])
+def test_a_model_that_does_not_fit_the_memory_is_refused_with_what_it_needs(memory: int) -> None:
+    limits = Limits(Machine(cores=2, memory_bytes=memory), CPUS, {})
+    with pytest.raises(PlanningError) as caught:
+        choices(limits=limits)
+    assert caught.value.code == "planning.no_room"
+    assert caught.value.fields["needed"] == 4 * 100 + 1000 + 50 * 2
+    assert choices(limits=Limits(Machine(cores=2, memory_bytes=1500), CPUS, {}))
+
+
+def test_too_few_cores_or_gpus_for_one_replica_each_are_refused() -> None:
+    with pytest.raises(PlanningError) as caught:
+        check_processors(OWN, Limits(Machine(cores=1, memory_bytes=1 << 34), CPUS, {}))
+    assert caught.value.code == "planning.no_cores"
+    with pytest.raises(PlanningError):
+        check_processors(OWN, Limits(MACHINE, CPUS, {"generator": 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"fingerprint": "f" * 16}, "MetaInit"),
+        ({"bank": Bank(codec="int8", record_bytes=250, passages=400)}, "codec"),
+        ({"method": "rag"}, "method"),
+        ({"k": 5}, "passages a question (k)"),
+    ],
+)
+def test_a_profile_of_another_server_is_refused(change: dict, what: str) -> None:
+    profile = profile_of()
+    right = {"fingerprint": profile.fingerprint, "bank": profile.bank, "method": "regrad", "k": 3}
+    check_profile(profile, **right)
+    with pytest.raises(PlanningError) as caught:
+        check_profile(profile, **{**right, **change})
+    assert caught.value.code == "planning.other_profile"
+    assert caught.value.fields["what"] == what
+
+
+def test_a_bank_that_has_grown_is_planned_for_with_the_same_profile() -> None:
+    profile = profile_of()
+    grown = Bank(codec="float32", record_bytes=1000, passages=800)
+    check_profile(profile, profile.fingerprint, grown, "regrad", 3)
+    same_cache = Predictor(profile, grown).predict(OWN, MACHINE, 16)
+    assert same_cache.demand > Predictor(profile).predict(OWN, MACHINE, 16).demand
+
+
+def test_a_profile_comes_back_as_it_was_written_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "profile.json"
+    write_profile(str(place), profile_of())
+    assert read_profile(str(place)) == profile_of()
+    place.write_text(place.read_text().replace('"cores": 2', '"cores": 0'))
+    with pytest.raises(PlanningError) as caught:
+        read_profile(str(place))
+    assert caught.value.code == "planning.bad_profile"
+    with pytest.raises(PlanningError) as caught:
+        read_profile(str(tmp_path / "other.json"))
+    assert caught.value.code == "planning.no_profile"
