@@ -19,6 +19,7 @@ factor has that and its own. `spared` is what lies before the first adapted proj
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,16 +27,45 @@ import torch
 from regrad.models.loading import LanguageModel
 
 
+@dataclass(frozen=True)
+class Dimensions:
+    """Of a decoder: blocks, those of them that are adapted, hidden, feed-forward, widths of all query heads and of all
+    key-value heads, vocabulary, rank."""
+
+    blocks: int
+    upper: int
+    hidden: int
+    feed_forward: int
+    queries: int
+    keys: int
+    vocabulary: int
+    rank: int
+
+
 def atom_flop(lm: LanguageModel, tokens: int) -> float:
     """FLOP of one passage's atom; `tokens` with the first one, which is not predicted."""
     config: Any = lm.model.config
-    t, d, f, r = tokens - 1, config.hidden_size, config.intermediate_size, lm.subspace.rank
-    head_size = getattr(config, "head_dim", None) or d // config.num_attention_heads
-    q, k = config.num_attention_heads * head_size, config.num_key_value_heads * head_size
-    attention, scores, mlp = 2 * t * (2 * d * q + 2 * d * k), 4 * t * t * q, 6 * t * d * f
-    lora, head = 6 * t * r * (d + f), 2 * t * d * config.vocab_size
-    upper, spared = len(lm.blocks.upper), attention + 2 * scores + 2 * mlp / 3 + 4 * t * r * d
-    forward = config.num_hidden_layers * (attention + scores + mlp) + upper * lora + head
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    found = Dimensions(
+        blocks=config.num_hidden_layers,
+        upper=len(lm.blocks.upper),
+        hidden=config.hidden_size,
+        feed_forward=config.intermediate_size,
+        queries=config.num_attention_heads * head_size,
+        keys=config.num_key_value_heads * head_size,
+        vocabulary=config.vocab_size,
+        rank=lm.subspace.rank,
+    )
+    return flop_of(found, tokens)
+
+
+def flop_of(of: Dimensions, tokens: int) -> float:
+    """As `atom_flop`, of a model that need not be there."""
+    t, d, f, r, q = tokens - 1, of.hidden, of.feed_forward, of.rank, of.queries
+    attention, scores, mlp = 2 * t * (2 * d * q + 2 * d * of.keys), 4 * t * t * q, 6 * t * d * f
+    lora, head = 6 * t * r * (d + f), 2 * t * d * of.vocabulary
+    upper, spared = of.upper, attention + 2 * scores + 2 * mlp / 3 + 4 * t * r * d
+    forward = of.blocks * (attention + scores + mlp) + upper * lora + head
     return forward + upper * (attention + 2 * scores + mlp + 2 * lora) + head - spared
 
 

@@ -113,11 +113,12 @@ class Predictor:
             grouped = min(candidate.most_grouped, max(1.0, self._places(candidate, users) / 2))
         rows = min(candidate.rows, grouped)
         # The share depends on the rows, and they on it: a few turns settle it.
-        for _ in range(12):
-            batches = Batches(grouped, rows)
-            demands = self._stage_work(candidate, batches)
+        for _ in range(8):
+            demands = self._stage_work(candidate, Batches(grouped, rows))
             generating = demands["generator"] / max(1e-12, sum(demands.values()))
-            rows = min(candidate.rows, max(grouped, users * generating / candidate.generator, 1.0))
+            before, rows = rows, min(candidate.rows, max(grouped, users * generating / candidate.generator))
+            if rows == before:
+                break
         return Batches(grouped, rows)
 
     def memory_bytes(self, candidate: Candidate) -> int:

@@ -45,7 +45,7 @@ from serve_app.methods import offers_of
 
 PROFILE, PLAN, SERVE = "profile.json", "plan.json", "serve.yaml"
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
-_FRONT_USERS = (1, 2, 4, 8, 16, 32, 64)
+_FRONT_USERS = (1, 4, 16, 64)
 
 Say = Callable[[str], None]
 
@@ -91,7 +91,11 @@ def plan(config: PlanConfig, say: Say) -> PlanReport:
     choices = predicted(predictor, candidates, machine, config.users)
     chosen = best(choices, config.bound_ms / 1e3 if config.bound_ms else None)
     given = predicted(predictor, [asked.default], machine, config.users)[0]
-    spread = [one for users in _FRONT_USERS for one in predicted(predictor, candidates, machine, users)]
+    spread = [
+        one
+        for users in sorted({*_FRONT_USERS, config.users})
+        for one in predicted(predictor, candidates, machine, users)
+    ]
     place = f"{config.output}/{SERVE}"
     report = PlanReport(config.users, machine, tuple(front(spread)), chosen, given, place)
     output = Storage(config.output)
@@ -126,9 +130,6 @@ def prepare(config: PlanConfig) -> Asked:
     else:
         _check_room(server, limits)
     questions = tuple(one.question for one in read_questions(config.questions))
-    if not questions:
-        text = f"set {config.questions.name!r}: {config.questions.path} has no question to measure with"
-        raise PlanningError(text, code="no_question", set=config.questions.name)
     served = Served(
         meta_init=server.meta_init,
         model_path=server.model_path,
