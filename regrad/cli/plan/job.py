@@ -91,11 +91,8 @@ def plan(config: PlanConfig, say: Say) -> PlanReport:
     choices = predicted(predictor, candidates, machine, config.users)
     chosen = best(choices, config.bound_ms / 1e3 if config.bound_ms else None)
     given = predicted(predictor, [asked.default], machine, config.users)[0]
-    spread = [
-        one
-        for users in sorted({*_FRONT_USERS, config.users})
-        for one in predicted(predictor, candidates, machine, users)
-    ]
+    loads = sorted({*_FRONT_USERS, config.users})
+    spread = [one for users in loads for one in predicted(predictor, candidates, machine, users)]
     place = f"{config.output}/{SERVE}"
     report = PlanReport(config.users, machine, tuple(front(spread)), chosen, given, place)
     output = Storage(config.output)
