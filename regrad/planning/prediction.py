@@ -61,7 +61,7 @@ class Predictor:
 
     def __init__(self, profile: Profile, bank: Bank | None = None, disk_share: float = 1.0) -> None:
         self._profile = profile
-        self._bank = bank or profile.bank
+        self._bank = profile.bank  # what was observed was of this one
         self._disk_share = disk_share
         own = profile.configuration
         self._work = {
@@ -75,18 +75,23 @@ class Predictor:
         self._skew = _Between([(one.users / cores, one.p50 * one.rate / one.users) for one in profile.observed])
         first = profile.observed[0]
         alone = self._seconds(own, self.batches(own, first.users))
-        self._calls = max(0.0, first.users / first.rate - alone)
+        self._calls = first.users / first.rate - alone
         self._threads = {role: self._most_threads(role) for role in ROLES}
+        # No bound is below what was seen: stages may be quicker in the server than they were by themselves.
+        seen = [one.rate * self._alone(own, self.batches(own, one.users)) / one.users for one in profile.observed]
+        self._overlap = max(1.0, *seen)
+        self._bank = bank or profile.bank
 
     def predict(self, candidate: Candidate, machine: Machine, users: int) -> Prediction:
         """Speed of a configuration on a machine with so many users."""
         batches = self.batches(candidate, users)
+        after_first = self._decode(batches, self._profile.stages.decode.seconds)
         demands = self._demands(candidate, batches, users)
         per_core = users / machine.cores
-        alone = self._calls + self._seconds(candidate, batches)
+        alone = self._alone(candidate, batches)
         bounds = {
             "cores": machine.cores * self._busy(per_core) / sum(demands.values()),
-            "latency": users / alone,
+            "latency": users * self._overlap / alone,
             **{
                 role: candidate.replicas(role) * self._threads[role] / demands[role]
                 for role in ROLES
@@ -98,9 +103,13 @@ class Predictor:
         bottleneck = min(bounds, key=bounds.__getitem__)
         rate = bounds[bottleneck]
         p50 = users / rate * self._skew(per_core)
-        after_first = self._decode(batches, lambda rows: self._profile.stages.decode.seconds(rows))
         first_token = p50 * (1 - min(1.0, after_first / alone))
         return Prediction(users, rate, p50, first_token, sum(demands.values()), bottleneck)
+
+    def _alone(self, candidate: Candidate, batches: Batches) -> float:
+        """Seconds of one answer with the machine to itself: calls between processes and stages."""
+        after_first = self._decode(batches, self._profile.stages.decode.seconds)
+        return max(self._calls + self._seconds(candidate, batches), after_first, 1e-6)
 
     def batches(self, candidate: Candidate, users: int) -> Batches:
         """What travels and is decoded together.
@@ -140,7 +149,7 @@ class Predictor:
         if self._profile.generator_on_gpu:
             stages["generator"] = 0.0
         places = self._places(candidate, users)
-        return {role: own(places) + stages.get(role, 0.0) for role, own in self._work.items()}
+        return {role: max(0.0, own(places) + stages.get(role, 0.0)) for role, own in self._work.items()}
 
     def _stage_work(self, candidate: Candidate, batches: Batches) -> dict[str, float]:
         """Busy seconds for an answer of what the stage curves have, by role."""
@@ -192,13 +201,17 @@ class Predictor:
         return users / (candidate.gateway * candidate.at_once)
 
     def _own_work(self, observed: Observed, role: str) -> float:
-        """What a deployment of the observed server computed for an answer beyond its stages."""
+        """What a deployment of the observed server computed for an answer beyond its stages.
+
+        Below nothing where a stage took longer by itself than in the server: only what a configuration changes in the
+        stages counts then, and an observed load is predicted as it was observed.
+        """
         found = observed.processor.get(role, 0.0)
         own = self._profile.configuration
         stages = self._stage_work(own, self.batches(own, observed.users))
         if self._profile.generator_on_gpu:
             stages["generator"] = 0.0
-        return max(0.0, float(found) - stages.get(role, 0.0))
+        return float(found) - stages.get(role, 0.0)
 
     def _most_threads(self, role: str) -> float:
         """Cores that one replica was seen to keep busy; at least one, which is what a thread can."""

@@ -6,7 +6,7 @@ import pytest
 
 from regrad.planning.prediction import Predictor
 from regrad.planning.profile import Candidate, Curve, Machine, Point, Profile, interpolated
-from tests.unit.planning.examples import MACHINE, OWN, observed, profile_of
+from tests.unit.planning.examples import MACHINE, OWN, constant, observed, profile_of
 
 
 def test_a_curve_is_straight_between_points_and_goes_on_with_its_last_slope() -> None:
@@ -100,3 +100,11 @@ def test_a_profile_whose_batches_do_not_rise_is_refused() -> None:
         Curve(points=tuple(points))
     with pytest.raises(ValueError, match="must rise"):
         Profile.model_validate({**profile_of().model_dump(), "observed": [observed(2), observed(1)]})
+
+
+def test_a_stage_that_was_slower_alone_than_in_the_server_does_not_make_observed_loads_slower() -> None:
+    slow = profile_of()
+    stages = slow.stages.model_copy(update={"retrieve": constant(0.060)})  # in the server the retriever took 2 ms
+    predictor = Predictor(slow.model_copy(update={"stages": stages}))
+    for one in slow.observed:
+        assert predictor.predict(OWN, MACHINE, one.users).rate == pytest.approx(one.rate)
