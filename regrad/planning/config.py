@@ -23,7 +23,7 @@ class MeasuringConfig(Settings):
     """How a profile is measured."""
 
     batches: tuple[int, ...] = Field((1, 2, 4, 8, 16, 32), min_length=1, description="batch sizes of each stage")
-    repeats: int = Field(5, ge=1, description="of each batch size; the median counts")
+    repeats: int = Field(5, ge=1, description="of each batch size, at least; the quickest counts")
     users: tuple[int, ...] = Field((1, 4, 8, 32, 64), min_length=1, description="of the server as it is set, in turn")
     seconds: float = Field(8.0, gt=0, description="of each load")
 
