@@ -108,6 +108,12 @@ def prepare(config: PlanConfig) -> Asked:
     """Everything that can be found wrong without measuring: raises the first of it."""
     args, _ = parts_of(config.serve, "serve")
     server = parse_settings(ServeConfig, args, "serve: args")
+    if server.embedded:
+        raise PlanningError(
+            "the serve configuration has `embedded: true`, but a plan is of deployments that are each replicas of "
+            "their own: leave it out",
+            code="embedded",
+        )
     offers = offers_of(server)
     if config.method not in offers:
         near = nearest_name(config.method, offers)

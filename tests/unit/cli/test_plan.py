@@ -90,6 +90,7 @@ def test_the_same_profile_plans_for_a_larger_machine(folder: Path) -> None:
 
 def test_what_cannot_be_planned_is_refused_before_anything_is_written(folder: Path) -> None:
     assert refused(folder, "method=regard").code == "planning.not_offered"
+    assert refused(folder, "serve.applications.0.args.embedded=true").code == "planning.embedded"
     assert refused(folder, "k=4").code == "planning.other_profile"
     assert refused(folder, "machine.memory_bytes=1000").code == "planning.no_room"
     assert refused(folder, "machine.cores=1").code == "planning.no_cores"
