@@ -4,40 +4,47 @@ from __future__ import annotations
 
 import sys
 
+import pytest
+
 from tests.tools.patience import completed
 
+BANK = [f"regrad.bank.{name}" for name in ("reader", "writer", "maintenance")]
+JOBS = ("meta_train", "finetune", "train_adapters", "build_bank", "synthesize", "evaluate")
+COMMANDS = ("serve", "trial", "demo", "jobs", "bank", "submit", "passages")
+REPLICAS = [f"serve_app.{name}" for name in ("config", "evidence", "gateway")]
 
-def test_a_bank_is_read_and_written_without_transformers() -> None:
+
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        pytest.param(BANK, "transformers", id="a bank"),
+        pytest.param(
+            [f"ray_jobs.{name}" for name in JOBS], "transformers.modeling_utils", id="a job without a model here"
+        ),
+        pytest.param([f"regrad.cli.{name}" for name in COMMANDS], "torch", id="a question at the command line"),
+        pytest.param(REPLICAS, "transformers", id="a replica without a model"),
+        pytest.param(["regrad.retrieval.lucene_worker"], "torch", id="a search engine"),
+    ],
+)
+def test_it_does_without(modules: list[str], unwanted: str) -> None:
     code = (
-        "import sys\n"
-        "for name in ('reader', 'writer', 'maintenance'):\n"
-        "    __import__(f'regrad.bank.{name}')\n"
-        "    assert 'transformers' not in sys.modules, name\n"
+        f"import sys\nfor name in {modules}:\n    __import__(name)\n    assert {unwanted!r} not in sys.modules, name\n"
     )
     done = completed([sys.executable, "-c", code], 60)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_job_that_has_no_model_in_its_process_imports_none_of_what_models_are_made_of() -> None:
+def test_searching_loads_none_of_pyserinis_other_searchers(tmp_path: object) -> None:
     code = (
         "import sys\n"
-        "for name in ('meta_train', 'finetune', 'train_adapters', 'build_bank', 'synthesize', 'evaluate'):\n"
-        "    __import__(f'ray_jobs.{name}')\n"
-        "    assert 'transformers.modeling_utils' not in sys.modules, name\n"
+        "from regrad.retrieval.lucene_worker import Lucene\n"
+        "lucene, folder = Lucene(), sys.argv[1]\n"
+        "lucene.begin(folder, 1, ['contents'])\n"
+        'lucene.add([\'{"id": "a", "contents": "hello"}\'])\n'
+        "lucene.finish(folder, 1)\n"
+        "lucene.open('x', folder, 0.9, 0.4)\n"
+        "assert lucene.search('x', ['hello'], 1, {'contents': 1.0})[0][0][0] == 'a'\n"
+        "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)\n"
     )
-    done = completed([sys.executable, "-c", code], 60)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_replica_without_a_model_needs_no_transformers_and_a_question_at_the_command_line_no_torch() -> None:
-    code = (
-        "import sys\n"
-        "for name in ('serve', 'trial', 'demo', 'jobs', 'bank', 'submit', 'passages'):\n"
-        "    __import__(f'regrad.cli.{name}')\n"
-        "    assert 'torch' not in sys.modules, name\n"
-        "for name in ('config', 'evidence', 'gateway'):\n"
-        "    __import__(f'serve_app.{name}')\n"
-        "    assert 'transformers' not in sys.modules, name\n"
-    )
-    done = completed([sys.executable, "-c", code], 60)
+    done = completed([sys.executable, "-c", code, f"{tmp_path}/index"], 60)
     assert done.returncode == 0, done.stderr
