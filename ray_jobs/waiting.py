@@ -21,23 +21,21 @@ def wait_for_room(config: WorkersConfig) -> None:
 
     A job whose workers need not run together begins with one, and the others join it when there is room for them.
     """
-    needs = {"CPU": config.cpus_per_worker, **({"GPU": 1.0} if wants_gpu(config) else {}), **config.resources}
-    own = {kind: amount for kind, amount in needs.items() if kind not in ("CPU", "GPU")}
-    # Tasks as large as the workers find out, and not the cluster's free resources: these are sums over nodes, none of
-    # which need have room. There are as many as workers, so that a cluster that grows begins to grow for all of them.
-    # What is free is looked at before, as a task that has room and is starting holds some of it itself.
+    wanted = {"CPU": config.cpus_per_worker, "GPU": float(wants_gpu(config)), **config.resources}
+    needs = {kind: amount for kind, amount in wanted.items() if amount}
+    if not needs:
+        return
+    # A task as large as a worker finds out, and not the cluster's free resources: these are sums over nodes, none of
+    # which need have room. It is never cancelled: cancelling one that just starts can end the driver (a failed check in
+    # Ray 2.60). What is free is looked at before, as a task that has room and is starting holds some of it itself.
     free = ray.available_resources()
-    options = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0.0), "resources": own}
-    probe = ray.remote(max_retries=-1, **options)(_nothing)
-    probes = [probe.remote() for _ in range(config.workers)]
+    own = {kind: amount for kind, amount in needs.items() if kind not in ("CPU", "GPU")}
+    options = {"num_cpus": needs.get("CPU", 0.0), "num_gpus": needs.get("GPU", 0.0), "resources": own}
+    probe = ray.remote(max_retries=-1, **options)(_nothing).remote()
     seconds = _SECONDS_TO_FIRST_LINE
-    try:
-        while not ray.wait(probes, num_returns=1, timeout=seconds)[0]:
-            logger.info("%s", waiting_line(needs, free, ray.cluster_resources()))
-            seconds = _SECONDS_BETWEEN_LINES
-    finally:
-        for waiting in probes:
-            ray.cancel(waiting)
+    while not ray.wait([probe], timeout=seconds)[0]:
+        logger.info("%s", waiting_line(needs, free, ray.cluster_resources()))
+        seconds = _SECONDS_BETWEEN_LINES
 
 
 def waiting_line(needs: Mapping[str, float], free: Mapping[str, float], there: Mapping[str, float]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -15,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from ray_jobs import build_bank, index_corpus
+from ray_jobs.waiting import wait_for_room
 from regrad.bank.config import BankConfig, BuildConfig
 from regrad.bank.format import Manifest
 from regrad.bank.reader import BankReader
@@ -33,6 +36,7 @@ from regrad.retrieval.config import IndexConfig
 from regrad.settings import WorkersConfig, builtin_config, load_settings
 from regrad.storage import Storage
 from tests.integration.conftest import search
+from tests.tools.patience import Deadline, patient
 from tests.tools.refusals import refused
 
 pytestmark = pytest.mark.usefixtures("local_cluster")
@@ -89,6 +93,23 @@ def test_two_builds_that_each_want_the_whole_cluster_both_finish(
         first, second = threads.map(run, ("first", "second"))
     assert first == second
     assert first.passages == 90
+
+
+def test_a_job_without_room_says_so_and_goes_on_when_there_is_some(caplog: pytest.LogCaptureFixture) -> None:
+    workers = WorkersConfig(workers=2, gpu=False)
+    for _ in range(30):  # a probe that is just starting is left behind each time
+        wait_for_room(workers)
+    others = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    assert others.wait(patient(60))
+    with ThreadPoolExecutor(1) as threads, caplog.at_level("INFO"):
+        waiting = threads.submit(wait_for_room, workers)
+        deadline = Deadline(60)
+        while "are held by others" not in caplog.text:
+            assert not deadline.over
+            time.sleep(0.1)
+        assert not waiting.done()
+        remove_placement_group(others)
+        waiting.result(patient(60))
 
 
 def test_bad_lines_go_to_quarantine_and_stop_nothing(meta_init_path: str, tmp_path: Path) -> None:
