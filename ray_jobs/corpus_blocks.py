@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
+import ray.data
 
-from ray_jobs._ray_compat import cut_without_processors
+from ray_jobs._ray_compat.blocks import cut_without_processors
 from ray_jobs.cluster import wants_gpu
 from regrad import errors
 from regrad.data.corpora import read_raw

@@ -13,14 +13,14 @@ from typing import Any
 
 import ray
 
-from ray_jobs.cluster import cause_of, cluster, device, job_main, require_workers, wants_gpu
+from ray_jobs.cell_actors import CellActor
+from ray_jobs.cluster import cause_of, cluster, job_main, require_workers, wants_gpu
 from ray_jobs.progress import progress_bar, progress_channel
 from regrad.errors import ClusterError, RegradError
 from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.output import Output, Planned, TimeLeft, plan_of
 from regrad.evaluation.plan import PlannedCell, make_plan
 from regrad.evaluation.report.writing import write_report
-from regrad.evaluation.runner import Cells
 
 logger = logging.getLogger(__name__)
 
@@ -46,17 +46,6 @@ def run(config: EvalConfig) -> str:
             raise
         report = write_report(output, planned)
     return f"{len(left)} cells run, {len(cells) - len(left)} were done before; {report}"
-
-
-class CellActor:
-    """Runs cells and writes their records; keeps the model of the last one."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._cells = Cells(EvalConfig.model_validate(settings), device())
-
-    def run(self, cell: PlannedCell, progress: Any) -> None:
-        """Answer and score the cell's questions and write the records; `progress` gets the numbers of each batch."""
-        self._cells.run(cell, lambda questions, seconds: progress.push.remote((cell.name, questions, seconds)))
 
 
 def _say_what_is_kept(output: Output, planned: Planned) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray
+import ray.data
 
 from regrad.data.tasks import Task
 from regrad.errors import TrainingError

@@ -11,6 +11,7 @@ from tests.tools.patience import completed
 BANK = [f"regrad.bank.{name}" for name in ("reader", "writer", "maintenance")]
 JOBS = ("meta_train", "finetune", "train_adapters", "build_bank", "synthesize", "evaluate")
 COMMANDS = ("serve", "trial", "demo", "jobs", "bank", "submit", "passages")
+LIGHT_JOBS = [f"ray_jobs.{name}" for name in ("progress", "waiting", "corpus_blocks", "index_corpus", "make_tasks")]
 REPLICAS = [f"serve_app.{name}" for name in ("config", "evidence", "gateway")]
 
 
@@ -21,6 +22,8 @@ REPLICAS = [f"serve_app.{name}" for name in ("config", "evidence", "gateway")]
         pytest.param(
             [f"ray_jobs.{name}" for name in JOBS], "transformers.modeling_utils", id="a job without a model here"
         ),
+        pytest.param(LIGHT_JOBS, "torch", id="what cuts a corpus, indexes it and tells of progress"),
+        pytest.param(["ray_jobs.cell_actors"], "matplotlib", id="a worker of an evaluation"),
         pytest.param([f"regrad.cli.{name}" for name in COMMANDS], "torch", id="a question at the command line"),
         pytest.param(REPLICAS, "transformers", id="a replica without a model"),
         pytest.param(["regrad.retrieval.lucene_worker"], "torch", id="a search engine"),
