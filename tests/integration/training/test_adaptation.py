@@ -71,7 +71,7 @@ def test_two_workers_finetune_what_one_process_does_and_a_foreign_directory_is_l
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lora", "lora.logs"], "the numbers"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")
-    with pytest.raises(StorageError, match="it is something else and is left alone"):
+    with refused(StorageError, "occupied"):
         finetune.run(finetuning(lab, tmp_path / "mine"))
     with refused(TrainingError, "batch_not_divisible", batch_size=3, workers=2):
         finetune.run(finetuning(lab, tmp_path / "odd", "optimizer.batch_size=3"))
@@ -146,7 +146,7 @@ def test_adapters_upon_a_static_lora_are_for_it_alone(lab: Path, tmp_path: Path)
     train_adapters.run(config)
     warm = PragOnLoraConfig(name="prag-warm", bank=config.bank.uri, adapter=str(tmp_path / "static"))
     warm.check()
-    with pytest.raises(MethodError, match="were not trained on top of the adapter at"):
+    with refused(MethodError, "adapters_of_another_base"):
         warm.model_copy(update={"adapter": str(tmp_path / "other")}).check()
 
 

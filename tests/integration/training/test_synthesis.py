@@ -107,11 +107,11 @@ def test_questions_find_their_passages_bad_lines_are_listed_and_outputs_may_be_r
 
 def test_what_cannot_be_done_is_one_sentence(corpus: str, tmp_path: Path) -> None:
     output = str(tmp_path / "out")
-    with pytest.raises(ModelError, match="there is no model at /nowhere/model"):
+    with refused(ModelError, "not_found", path="/nowhere/model"):
         synthesize.run(settings(*overrides("/nowhere/model", corpus, output)))
-    with pytest.raises(CorpusError, match="does not exist"):
+    with refused(CorpusError, "not_found", uri=f"{corpus}.no"):
         synthesize.run(settings(*overrides("m", f"{corpus}.no", output)))
-    with pytest.raises(RetrievalError, match="there is no index at"):
+    with refused(RetrievalError, "not_found", uri=str(tmp_path)):
         synthesize.run(settings(*overrides("m", corpus, output), f"index={tmp_path}"))
     assert not Path(output).exists()
 

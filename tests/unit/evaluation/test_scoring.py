@@ -128,7 +128,7 @@ def test_a_directory_that_is_not_there_is_not_made(
     tmp_path: Path, questions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = write(tmp_path / "mine.json", RIGHT)
-    with pytest.raises(StorageError, match=f"there is no directory {tmp_path}/nowhere"):
+    with refused(StorageError, "no_directory", uri=str(tmp_path / "nowhere" / "x.json")):
         score(questions, mine, "--json", str(tmp_path / "nowhere" / "x.json"))
     assert not (tmp_path / "nowhere").exists()
     monkeypatch.chdir(tmp_path)

@@ -21,7 +21,7 @@ from regrad.data.augmented import (
 )
 from regrad.data.passages import Passage, passage_id
 from regrad.data.tasks import Task, TaskQuestion, read_tasks
-from regrad.errors import ConfigError, CorpusError, RegradError, TrainingError
+from regrad.errors import ConfigError, CorpusError, TrainingError
 from regrad.inference.decoding import Sampled, draws, sample
 from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
@@ -34,6 +34,7 @@ from regrad.training.lora.config import AugmentConfig, FinetuneConfig
 from regrad.training.lora.examples import data_digest, read_examples
 from tests.tools.augmenting import augmented
 from tests.tools.chats import chat
+from tests.tools.refusals import refused
 
 GOOD = '[{"question": "Who?", "answer": "me", "full_answer": "It is me."}, {"question": "Where?", "answer": "here"}]'
 
@@ -175,7 +176,7 @@ def test_data_aug_is_read_once_a_passage_and_bad_ones_are_said(tmp_path: Path) -
     assert isinstance(found[2], Augmented)
     assert (found[2].passage.text, found[2].rewrites) == ("two", ())
     (tmp_path / "a.json").write_text("[{]")
-    with pytest.raises(CorpusError, match=r"a\.json is not JSON"):
+    with refused(CorpusError, "not_json", where=str(tmp_path / "a.json")):
         list(read_ready(str(tmp_path / "a.json")))
 
 
@@ -213,9 +214,9 @@ def test_augmented_passages_are_taken_as_they_are_and_a_bad_one_is_said(world: W
     assert isinstance(found[1], CorpusError)
     assert "augmented.jsonl line 2: field 'answer' is missing" in str(found[1])
     path.write_text('{"id": "a", "text": "b"}')
-    with pytest.raises(CorpusError, match="an object with 'augment', a list, or with 'pairs' is expected"):
+    with refused(CorpusError, "unknown_record", where=f"{path} line 1"):
         list(read_ready(str(path)))
-    with pytest.raises(RegradError, match="nothing"):
+    with refused(CorpusError, "not_found", uri=str(tmp_path / "nothing.jsonl")):
         list(read_ready(str(tmp_path / "nothing.jsonl")))
 
 
@@ -234,10 +235,13 @@ def test_a_record_comes_back_and_a_wrong_one_is_named(world: World, tmp_path: Pa
     path = tmp_path / "augmented.jsonl"
     path.write_bytes(encode_augmented(items))
     assert list(read_augmented(str(path))) == list(read_augmented(str(tmp_path))) == items
-    for change in ({"rewrites": [""]}, {"pairs": {}}, {"pairs": [{"question": "?"}]}, {"id": ""}):
-        with pytest.raises(CorpusError, match="^record: "):
-            parse_augmented(json.dumps({**items[0].to_record(), **change}).encode())
-    with pytest.raises(CorpusError, match="not JSON"):
+    wrong = (("rewrites", [""]), ("pairs", {}), ("id", ""))
+    for field, value in wrong:
+        with refused(CorpusError, "wrong_field", where="record", field=field):
+            parse_augmented(json.dumps({**items[0].to_record(), field: value}).encode())
+    with refused(CorpusError, "missing_field", where="record", field="answer"):
+        parse_augmented(json.dumps({**items[0].to_record(), "pairs": [{"question": "?"}]}).encode())
+    with refused(CorpusError, "not_json", where="record"):
         parse_augmented(b"{")
 
 
@@ -290,7 +294,7 @@ def test_the_digest_is_the_datas_and_wrong_settings_name_the_key(tiny: LanguageM
     (tmp_path / "a.jsonl").write_text('{"id": "a", "text": "two"}\n')
     assert data_digest(config) != before
     (tmp_path / "augmented.jsonl").write_text("")
-    with pytest.raises((CorpusError, TrainingError), match="augmented"):
+    with refused(TrainingError, "nothing_to_train_on", uri=str(tmp_path / "augmented.jsonl")):
         data_digest(finetuning(tiny, "instruction", corpus=str(tmp_path / "augmented.jsonl")))
     with pytest.raises(ConfigError, match="objective questions needs 'tasks'"):
         finetuning(tiny, "questions", corpus="c")
