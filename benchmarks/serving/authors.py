@@ -127,8 +127,9 @@ def deploy_authors(meta_init: str, atoms: str, index: str) -> str:
     """Put it, as one replica, beside the application that is being served; gives its path.
 
     Requests may wait in the replica: with `max_ongoing_requests=1` Serve's router would now and then leave it idle.
+    It reserves no CPU: the applications beside it may have reserved all there are, and one is asked at a time.
     """
-    options = {"num_cpus": 0.5}
+    options = {"num_cpus": 0}
     deployment = serve.deployment(AuthorsServer, max_ongoing_requests=256, ray_actor_options=options)
     serve.run(deployment.bind(meta_init, atoms, index), name="authors", route_prefix=PATH, logging_config=QUIET)
     return PATH
