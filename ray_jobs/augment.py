@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from ray_jobs.cluster import cluster, device, job_main, require_workers, run_task
+from ray_jobs.cluster import cluster, device, job_main, require_model, require_workers, run_task
 from ray_jobs.corpus_blocks import check_corpus
 from ray_jobs.parts import RecordActor, part_records, parts_uri, write_parts
 from ray_jobs.progress import progress_channel
@@ -72,6 +72,8 @@ def run(config: AugmentConfig) -> str:
     check_replaceable(config.output, REPORT)
     if config.corpus is not None:
         check_corpus(config.corpus)
+        assert config.model is not None  # the settings require it
+        require_model(config.model.path)
         with cluster(), progress_channel() as progress:
             require_workers(config.cluster)
             wait_for_room(config.cluster)

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from ray_jobs.bank_actors import BlockActor, GradientActor
-from ray_jobs.cluster import cluster, job_main, require_workers, run_task
+from ray_jobs.cluster import cluster, job_main, require_model, require_workers, run_task
 from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines, check_corpus, decode_error
 from ray_jobs.progress import progress_bar, progress_channel
 from ray_jobs.waiting import wait_for_room
@@ -61,6 +61,7 @@ def build(config: BuildConfig, add: bool = False) -> Built:
     is that of the current version.
     """
     card = read_card(config.meta_init)
+    require_model(config.model_path or card["model"]["path"])
     layout = Layout(fingerprint=card["fingerprint"], codec=config.bank.codec, subspace=card["subspace"])
     return fill(config, layout, GradientActor, add)
 

@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_jobs._ray_compat.processes import silence_worker_logs
 from regrad.errors import ClusterError, RegradError, StorageError
+from regrad.models.paths import place_of
 from regrad.settings import Settings, WorkersConfig, load_settings
 
 S = TypeVar("S", bound=Settings)
@@ -107,6 +108,15 @@ def require_workers(config: WorkersConfig) -> None:
                 expected=count,
                 found=there.get(kind, 0),
             )
+
+
+def require_model(path: str) -> None:
+    """Raise `ModelError` for a base model that is not where the workers would look, if that is this machine.
+
+    Found by a worker, it would be told after Ray has started. On a cluster that was there the driver may lack it.
+    """
+    if not joined():
+        place_of(path)
 
 
 def joined() -> bool:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-from ray_jobs.cluster import cluster, device, job_main, require_workers, run_task
+from ray_jobs.cluster import cluster, device, job_main, require_model, require_workers, run_task
 from ray_jobs.corpus_blocks import check_corpus
 from ray_jobs.parts import RecordActor, part_records, parts_uri, write_parts
 from ray_jobs.progress import progress_channel
@@ -68,6 +68,7 @@ def run(config: SynthesisConfig) -> str:
     """
     started = time.time()
     check_replaceable(config.output, REPORT)
+    require_model(config.model.path)
     check_corpus(config.corpus)
     if config.index is not None:
         check_index(config.index)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ray_jobs.bank_actors import AdapterActor
 from ray_jobs.build_bank import Built, describe, fill
-from ray_jobs.cluster import cluster, device, job_main, run_task
+from ray_jobs.cluster import cluster, device, job_main, require_model, run_task
 from regrad.bank.format import Layout
 from regrad.data.augmented import augmented_file
 from regrad.methods.prag import adapters_base, adapters_layout
@@ -27,6 +27,7 @@ def run(config: AdaptersConfig) -> str:
 
 def train(config: AdaptersConfig) -> Built:
     """As `run`, returning what was built. With `config.reuse`, passages that the bank has keep their adapters."""
+    require_model(config.model.path)
     adapter_demonstrations(config)  # a file that is wrong is found before a model is loaded
     config = config.model_copy(update={"corpus": augmented_file(config.corpus)})
     with cluster():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ray_jobs.cluster import job_main
+from ray_jobs.cluster import job_main, require_model
 from ray_jobs.train_runner import train_until_done
 from regrad.storage import check_replaceable
 from regrad.training.lora.lora_artifact import StaticLora
@@ -22,6 +22,7 @@ def run(config: PredictorConfig) -> str:
     """Train, or resume an unfinished run, and write `config.output`; returns one line about it."""
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     check_replaceable(config.output, CARD)
+    require_model(config.model.path)
     data = {"adapter": StaticLora.load(config.adapter).digest, "tasks": tasks_digest(config.tasks)}
 
     def keep(checkpoint: Path) -> UpdatePredictor:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.cluster import job_main
+from ray_jobs.cluster import job_main, require_model
 from ray_jobs.train_runner import train_until_done
 from regrad.retrieval.base import CARD as INDEX_CARD
 from regrad.storage import check_replaceable
@@ -25,6 +25,7 @@ def run(config: RetrieverTrainConfig) -> str:
     for uri in (config.output, *(other.output for other in config.others)):
         check_replaceable(uri, INDEX_CARD)
     config.method.check()
+    require_model(config.model.path)
     with open_dense(config.index, config.k, "cpu") as retriever:
         check_others(config, retriever.passages_digest)
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from regrad.models.config import ModelConfig
 from regrad.models.gguf_file import dequantised, gguf_in
 from regrad.models.half_weights import HalfWeights
 from regrad.models.lora import BatchedLora
+from regrad.models.paths import place_of
 from regrad.models.precision import require_bf16
 from regrad.models.subspace import Subspace, find_subspace
 from regrad.models.tokens import check_known, has_chat, prompt_ids, token_ids
@@ -35,7 +35,6 @@ from regrad.storage import local_directory
 
 logger = logging.getLogger(__name__)
 
-_PACKAGE = "package:"
 # Two rows, as the first dimension of what a block reads must be that of the rows.
 _CHECKED_IDS = [[0, 1, 2], [2, 1, 0]]
 _MOST_DIFFERENT = 1e-2
@@ -238,21 +237,8 @@ def resolve_path(path: str) -> str:
 
     Raises `ModelError` for a local path where there is no directory.
     """
-    local = path
-    if path.startswith(_PACKAGE):
-        name, _, inner = path.removeprefix(_PACKAGE).partition("/")
-        try:
-            local = str(Path(str(files(name))) / inner)
-        except ModuleNotFoundError as error:
-            raise ModelError(
-                f"{path}: the package {name} is not installed", code="package_not_found", package=name
-            ) from error
-    elif "://" in path:
-        local = str(local_directory(path))
-    # A hub name is `name` or `organisation/name`; anything else can only be a path.
-    is_path = local.startswith(("/", "./", "../", "~")) or local in (".", "..") or "\\" in local or local.count("/") > 1
-    if is_path and not Path(local).exists():
-        raise ModelError(f"there is no model at {path}", code="not_found", path=path)
+    place = place_of(path)
+    local = str(local_directory(path)) if "://" in path else place
     file = gguf_in(Path(local))
     return local if file is None else str(dequantised(file))
 

@@ -10,9 +10,9 @@ import pytest
 import ray
 
 from ray_jobs import cluster as module
-from ray_jobs.cluster import cluster, require_workers
+from ray_jobs.cluster import cluster, require_model, require_workers
 from ray_jobs.corpus_blocks import actor_pool
-from regrad.errors import ClusterError
+from regrad.errors import ClusterError, ModelError
 from regrad.settings import WorkersConfig
 from tests.tools.refusals import refused
 
@@ -104,3 +104,11 @@ def test_workers_take_what_is_configured_even_while_the_cluster_has_no_machine(m
     """A cluster that scales to zero starts machines for what the workers ask for."""
     monkeypatch.setattr(ray, "cluster_resources", dict)
     assert actor_pool(WorkersConfig(workers=8, gpu=False))["num_cpus"] == 1
+
+
+def test_a_model_that_is_nowhere_is_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with refused(ModelError, "not_found", path="/nowhere/model"):
+        require_model("/nowhere/model")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")  # another machine may have it
+    require_model("/nowhere/model")
