@@ -37,7 +37,7 @@ _QUESTION_WIDTH = 200
 @click.option("--kind", type=click.Choice(QUESTION_KINDS), help="The kind of the questions (default: the format's).")
 @click.option("--aliases", metavar="FILE", help="2WikiMultihopQA's id_aliases.json.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N of the file.")
-@click.option("--sample", type=click.IntRange(1), metavar="N", help="N of these, drawn as `regrad eval` does.")
+@click.option("--sample", type=click.IntRange(1), metavar="N", help="A sample of N of these, as in `regrad eval`.")
 @click.option("--seed", default=0, show_default=True, help="The seed of the sample.")
 @click.option("--rules", type=click.Choice(RULES), help="Scoring rules for open answers (default: the format's).")
 @click.option("--prag-style-cut", is_flag=True, help="Cut open answers as PRAG's evaluation does.")
@@ -46,7 +46,7 @@ _QUESTION_WIDTH = 200
     type=click.Choice(get_args(ClosedReader)),
     default="strict",
     show_default=True,
-    help="How closed answers are read; release: by the ReGrad release's rules.",
+    help="How closed answers are read; release: by the rules of the authors' code.",
 )
 @click.option("--against", metavar="FILE", help="Other predictions for the same questions, to compare with.")
 @click.option("--json", "json_file", metavar="FILE", help="Also write all numbers to this file.")
@@ -143,7 +143,14 @@ def _line(name: str, count: str, values: Sequence[str | None]) -> None:
 )
 @click.option("--test-format", default="jsonl", show_default=True, help="The format of TEST.")
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.8, show_default=True)
-@click.option("--show", type=click.IntRange(0), metavar="N", default=10, show_default=True, help="Show N in full.")
+@click.option(
+    "--show",
+    type=click.IntRange(0),
+    metavar="N",
+    default=10,
+    show_default=True,
+    help="Print N of them in full.",
+)
 def leaks(train: str, test: str, train_format: str, test_format: str, threshold: float, show: int) -> None:
     """Find the questions of TEST that are in TRAIN, exactly or nearly; the exit status is 1 if there are any."""
 

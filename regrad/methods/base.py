@@ -244,8 +244,8 @@ class Method(ABC):
         if self.needs_passages and any(alone):
             question = evidences[alone.index(True)].question
             raise NothingFound(
-                f"no passage was found for the question {question.question!r:.80}, and method {self._info.name} is set "
-                "not to answer without (on_missing: fail); ask in other words, or set another on_missing",
+                f"no passage was found for the question {question.question!r:.80}, and method {self._info.name} "
+                "requires passages (on_missing: fail); rephrase the question, or set another on_missing",
                 method=self._info.name,
                 question_id=question.id,
             )

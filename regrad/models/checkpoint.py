@@ -277,7 +277,7 @@ def _check_complete(info: dict[str, Any], name: str) -> None:
         keys = sorted(key if isinstance(key, str) else str(key[0]) for key in info.get(problem) or ())
         if keys:
             raise ModelError(
-                f"{name} {what} {listed(keys, _MOST_NAMED)}, which would be random numbers; is a file of the "
+                f"{name} {what} {listed(keys, _MOST_NAMED)}, which would be left at random values; is a file of the "
                 "checkpoint missing, or is it of another kind of model?",
                 code=problem,
                 path=name,

@@ -369,8 +369,8 @@ def _checked_hidden(lm: LanguageModel, ids_NT: Tensor) -> Tensor:
             handle.remove()
     if wrong := [name for name, tokens in read.items() if tokens != [ids_NT.numel()]]:
         raise ModelError(
-            f"in {type(lm.model).__name__} {wrong[0]} does not read every token exactly once, so an update of it would "
-            "be wrong; set `subspace.projections` to others",
+            f"in {type(lm.model).__name__} {wrong[0]} does not read every token exactly once, so updating it would be "
+            "wrong; choose other projections in `subspace.projections`",
             code="tokens_not_read_once",
             module=wrong[0],
         )

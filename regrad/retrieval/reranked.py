@@ -96,7 +96,7 @@ def _check_is_cross_encoder(config: Any, model: str) -> None:
 
 
 class RerankedRetriever(Retriever):
-    """Searches the index that it names, and orders its first `depth` passages anew. Safe to use from many threads."""
+    """Searches the index that it names, and reorders its first `depth` passages. Safe to use from many threads."""
 
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         self.card = card

@@ -18,7 +18,7 @@ from regrad.text import counted, readable_size
 @click.command("add")
 @settings_options("jobs/build-lab.yaml")
 def add(config: Path, overrides: tuple[str, ...]) -> None:
-    """Add the passages of a corpus, or replace them; the others stay. Settings are those of `regrad build`.
+    """Add or replace the passages of a corpus; all others stay. Settings are those of `regrad build`.
 
     The exit status is 3 if some of its passages could not be used: `regrad bank info --quarantine` lists them.
     """
@@ -37,7 +37,7 @@ def add(config: Path, overrides: tuple[str, ...]) -> None:
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @ids_option("Passages to forget")
 def delete(uri: str, ids: tuple[str, ...], ids_from: str | None) -> None:
-    """Forget passages: a new version is without them, and no older version returns them any more.
+    """Forget passages: a new version lacks them, and no older version returns them any more.
 
     This includes passages that were refused, and those that only older versions have. All or none: an unknown id is an
     error, and then nothing is deleted. There is no confirmation. The bytes stay in files until `regrad bank compact`
@@ -83,7 +83,7 @@ def compact(uri: str, shard_bytes: int | None) -> None:
 @click.command("gc")
 @uri_argument
 @click.option(
-    "--keep", type=int, default=1, show_default=True, metavar="N", help="How many of the newest versions stay."
+    "--keep", type=int, default=1, show_default=True, metavar="N", help="How many of the newest versions to keep."
 )
 @click.option(
     "--grace",
@@ -91,12 +91,12 @@ def compact(uri: str, shard_bytes: int | None) -> None:
     default=3600.0,
     show_default=True,
     metavar="SECONDS",
-    help="Minimum age of a file that no version names to be removed: a running writer may be about to name it.",
+    help="Keep younger files that no version names: a running writer may be about to name them.",
 )
 @click.option("--abandon-builds", is_flag=True, help="Remove the finished blocks of interrupted builds, too.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
 def gc(uri: str, keep: int, grace: float, abandon_builds: bool, dry_run: bool) -> None:
-    """Remove old versions, the files that only they needed, and files that writers left when they died.
+    """Remove old versions, the files that only they needed, and files that dead writers left.
 
     Servers that still have an old version open lose what is removed: restart them first.
     """
@@ -131,11 +131,11 @@ def gc(uri: str, keep: int, grace: float, abandon_builds: bool, dry_run: bool) -
 @version_option("The version to copy")
 @codec_option("Encode the copy with this codec (format bank; default: the bytes as they are).")
 @ids_option("Copy these passages only")
-@click.option("--id", "ids", multiple=True, metavar="ID", help="The same, one passage; may be repeated.")
-@click.option("--meta-init", metavar="DIR", help="peft: the MetaInit that the gradients were computed at.")
-@click.option("--gamma", type=float, default=1.0, show_default=True, help="peft: the strength of the update.")
-@click.option("--phi0", is_flag=True, help="peft: the MetaInit's start alone, without passages.")
-@click.option("--base", metavar="NAME", help="peft: what to call the base model (default: as the MetaInit does).")
+@click.option("--id", "ids", multiple=True, metavar="ID", help="One passage to export; may be repeated.")
+@click.option("--meta-init", metavar="DIR", help="peft: the MetaInit of the gradients.")
+@click.option("--gamma", type=float, default=1.0, show_default=True, help="peft: the scale of the update.")
+@click.option("--phi0", is_flag=True, help="peft: export phi0 alone, without passages.")
+@click.option("--base", metavar="NAME", help="peft: name of the base model (default: the MetaInit's).")
 def export(
     uri: str,
     output: str,
@@ -216,10 +216,16 @@ _TAKES = {
 @click.command("import")
 @uri_argument
 @click.option("--from", "source", required=True, metavar="PATH", help="What to import: a path or URI.")
-@click.option("--format", "form", type=click.Choice(list(_TAKES)), required=True, help="What it is; see above.")
-@click.option("--meta-init", metavar="DIR", help="regrad-release: the MetaInit that the gradients were computed at.")
-@click.option("--ids", metavar="FILE", help="The passage of each key: lines of key, id, and if known title and text.")
-@click.option("--base-identity", metavar="TEXT", help="prag: what to call the base model instead of its recorded name.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(_TAKES)),
+    required=True,
+    help="Its format; see above.",
+)
+@click.option("--meta-init", metavar="DIR", help="regrad-release: the MetaInit of the gradients.")
+@click.option("--ids", metavar="FILE", help="The passage of each key: lines of key, id and, if known, title and text.")
+@click.option("--base-identity", metavar="TEXT", help="prag: name of the base model, instead of the recorded one.")
 @codec_option("How to store the atoms (default: as the bank does, or float32).")
 def import_(
     uri: str,
