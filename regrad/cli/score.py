@@ -21,7 +21,7 @@ from regrad.settings import parse_settings
 
 if TYPE_CHECKING:
     from regrad.evaluation.scoring import ScoredPart
-    from regrad.evaluation.statistics import Comparison
+    from regrad.evaluation.statistics import Column, Comparison
 
 _NAMES = {"em": "EM", "f1": "F1", "precision": "precision", "recall": "recall", "correct": "accuracy"}
 _COLUMN = 23
@@ -68,21 +68,11 @@ def score(
     """
     from regrad.evaluation.scoring import compare_records, parts, read_scored
 
-    settings = {
-        "name": questions,
-        "path": questions,
-        "format": kind_of_file,
-        "rules": rules,
-        "prag_style_cut": prag_style_cut,
-        "reader": reader,
-        **of,
-    }
+    settings = {"name": questions, "path": questions, "format": kind_of_file, **of}
+    settings.update(rules=rules, prag_style_cut=prag_style_cut, reader=reader)
     config = parse_settings(QuestionSetConfig, settings, questions)
     if json_file:
-        storage, name = place_of(json_file)
-        if storage.is_local and not os.path.isdir(storage.root):  # now, and a mistyped directory is not created
-            text = f"cannot write {json_file}: there is no directory {storage.root}"
-            raise StorageError(text, code="no_directory", uri=json_file)
+        _check_directory(json_file)
     asked = read_questions(config)
     used = config.scoring_rules
     ours = read_scored(predictions, asked, used, prag_style_cut, reader)
@@ -90,18 +80,33 @@ def score(
     found = parts(ours)
     compared = compare_records(ours, theirs) if theirs else {}
     if json_file:
-        numbers = {
-            **{"questions": questions, "predictions": predictions, "rules": used},
-            **{"prag_style_cut": prag_style_cut, "reader": reader},
-            "against": against,
-            "scores": [asdict(part) for part in found],
-            "comparisons": {column: asdict(comparison) for column, comparison in compared.items()},
-        }
-        storage.write(name, (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
+        about: dict[str, Any] = {"questions": questions, "predictions": predictions, "rules": used}
+        about |= {"prag_style_cut": prag_style_cut, "reader": reader, "against": against}
+        _write(json_file, about, found, compared)
     click.echo(printable(f"{predictions}: {len(asked):,} questions of {questions}"))
     _show(found)
     if against:
         _show_compared(against, compared)
+
+
+def _check_directory(json_file: str) -> None:
+    """Before anything is computed; and a mistyped directory is not created."""
+    storage, _ = place_of(json_file)
+    if storage.is_local and not os.path.isdir(storage.root):
+        text = f"cannot write {json_file}: there is no directory {storage.root}"
+        raise StorageError(text, code="no_directory", uri=json_file)
+
+
+def _write(
+    json_file: str, about: dict[str, Any], found: Sequence[ScoredPart], compared: dict[Column, Comparison]
+) -> None:
+    numbers = {
+        **about,
+        "scores": [asdict(part) for part in found],
+        "comparisons": {column: asdict(comparison) for column, comparison in compared.items()},
+    }
+    storage, name = place_of(json_file)
+    storage.write(name, (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _show(found: Sequence[ScoredPart]) -> None:

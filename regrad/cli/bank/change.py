@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,9 @@ from regrad.cli.bank.output import check_ids, codec_option, given_ids, ids_optio
 from regrad.cli.options import QUARANTINED, settings_options
 from regrad.settings import load_settings
 from regrad.text import counted, readable_size
+
+if TYPE_CHECKING:
+    from regrad.bank.io.transfer import Imported
 
 
 @click.command("add")
@@ -91,7 +95,7 @@ def compact(uri: str, shard_bytes: int | None) -> None:
     default=3600.0,
     show_default=True,
     metavar="SECONDS",
-    help="Keep younger files that no version names: a running writer may be about to name them.",
+    help="Keep files that no version names until they are this old: a running writer may be about to name them.",
 )
 @click.option("--abandon-builds", is_flag=True, help="Remove the finished blocks of interrupted builds, too.")
 @click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
@@ -163,22 +167,27 @@ def export(
     wanted = [*ids, *(named or ())] if ids or named is not None else None
     if form != "peft" and (meta_init or base or phi0 or gamma != 1.0):
         raise click.UsageError("--meta-init, --gamma, --phi0 and --base go with --peft")
+    if form != "bank" and codec:
+        floats = "adapters" if form == "peft" else "files of tensors"
+        raise click.UsageError(f"--codec goes with --format bank: {floats} are float32")
     if form == "peft":
-        if codec:
-            raise click.UsageError("--codec goes with --format bank: adapters are float32")
         _export_peft(uri, output, version, wanted, meta_init, gamma, phi0, base)
-        return
+    else:
+        _export_atoms(uri, output, form, version, codec, wanted)
+
+
+def _export_atoms(
+    uri: str, output: str, form: str, version: int | None, codec: CodecName | None, ids: list[str] | None
+) -> None:
     if form == "bank":
         from regrad.bank.io.transfer import copy_bank
 
-        copied = copy_bank(uri, output, version, codec, wanted)
+        copied = copy_bank(uri, output, version, codec, ids)
         click.echo(f"copied {counted(copied.added, 'atom')} to {output}: version {copied.manifest.label}")
         return
-    if codec:
-        raise click.UsageError("--codec goes with --format bank: files of tensors are float32")
     from regrad.bank.io.tensors import export_tensors
 
-    click.echo(f"wrote {counted(export_tensors(uri, output, version, wanted), 'atom')} to {output}")
+    click.echo(f"wrote {counted(export_tensors(uri, output, version, ids), 'atom')} to {output}")
 
 
 def _export_peft(
@@ -253,22 +262,33 @@ def import_(
         raise click.UsageError(f"{odd[0]} does not go with --format {form}")
     if form == "regrad-release" and meta_init is None:
         raise click.UsageError("--format regrad-release needs --meta-init DIR")
-    if form == "regrad-release":
-        from regrad.bank.io.release import import_release
-
-        done = import_release(source, uri, codec=codec, meta_init=meta_init or "", ids=ids)
-    elif form == "prag":
-        from regrad.bank.io.prag import import_adapters
-
-        done = import_adapters(source, uri, codec=codec, ids=ids, base_identity=base_identity)
-    elif form == "bank":
-        from regrad.bank.io.transfer import copy_bank
-
-        done = copy_bank(source, uri, codec=codec)
-    else:
-        from regrad.bank.io.tensors import import_tensors
-
-        done = import_tensors(source, uri, codec=codec)
+    done = _imported(source, uri, form, codec, meta_init, ids, base_identity)
     refused = f", {counted(done.refused, 'passage')} refused (info --quarantine)" if done.refused else ""
     left = f", {counted(done.left_out, 'atom')} left out that {ids} does not name" if done.left_out else ""
     click.echo(f"added {counted(done.added, 'atom')} to {uri}: version {done.manifest.label}{refused}{left}")
+
+
+def _imported(
+    source: str,
+    uri: str,
+    form: str,
+    codec: CodecName | None,
+    meta_init: str | None,
+    ids: str | None,
+    base_identity: str | None,
+) -> Imported:
+    if form == "regrad-release":
+        from regrad.bank.io.release import import_release
+
+        return import_release(source, uri, codec=codec, meta_init=meta_init or "", ids=ids)
+    if form == "prag":
+        from regrad.bank.io.prag import import_adapters
+
+        return import_adapters(source, uri, codec=codec, ids=ids, base_identity=base_identity)
+    if form == "bank":
+        from regrad.bank.io.transfer import copy_bank
+
+        return copy_bank(source, uri, codec=codec)
+    from regrad.bank.io.tensors import import_tensors
+
+    return import_tensors(source, uri, codec=codec)
