@@ -185,7 +185,7 @@ def serve(context: click.Context, config: Path, overrides: tuple[str, ...]) -> N
         return
     sources = [context.get_parameter_source(name) for name in ("config", "overrides")]
     if click.core.ParameterSource.COMMANDLINE in sources:
-        raise click.UsageError(f"put --config and --set behind the verb: regrad serve {context.invoked_subcommand} ...")
+        raise click.UsageError(f"put --config and --set after the verb: regrad serve {context.invoked_subcommand} ...")
 
 
 def _check_not_overruled(application: ServeConfig, overrides: tuple[str, ...]) -> None:

@@ -104,7 +104,7 @@ def load_without_weights(path: str, name: str) -> tuple[Any, PreTrainedTokenizer
         if not Path(path).is_dir() or any(Path(path, file).is_file() for file in _TOKENIZERS):
             raise _not_loaded(name, error) from error
         raise ModelError(
-            f"there is no tokenizer beside the model {name}, such as a tokenizer.json; save it there, too",
+            f"there is no tokenizer next to the model {name}, such as a tokenizer.json; save it there, too",
             code="no_tokenizer",
             path=name,
         ) from error

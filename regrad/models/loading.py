@@ -322,8 +322,8 @@ def _check_causal(lm: LanguageModel, ids_NT: Tensor, logits_NTV: Tensor) -> None
     other_NT = torch.cat([ids_NT[:, :-1], ids_NT[:, :1]], 1)
     if not _close(logits_NTV[:, :-1], lm.model(input_ids=other_NT, use_cache=False).logits[:, :-1]):
         raise ModelError(
-            f"in {type(lm.model).__name__}, as it is configured, tokens see those after them, so it is not a language "
-            "model; choose another one, or look at `is_causal` and `use_bidirectional_attention` in its config.json",
+            f"in {type(lm.model).__name__}, as it is configured, tokens attend to later ones, so it is not a causal "
+            "language model; choose another one, or look at `is_causal` and `use_bidirectional_attention` in its config.json",
             code="not_causal",
             model=type(lm.model).__name__,
         )

@@ -88,7 +88,7 @@ def _check_is_cross_encoder(config: Any, model: str) -> None:
     named = config.architectures or []
     if config.num_labels != 1 or not any(name.endswith("ForSequenceClassification") for name in named):
         raise RetrievalError(
-            f"{model} is no cross-encoder with one score ({', '.join(named) or 'no architecture named'}, "
+            f"{model} is not a cross-encoder with one score ({', '.join(named) or 'no architecture named'}, "
             f"{config.num_labels} labels); name a model for ranking, such as ms-marco-MiniLM",
             code="no_cross_encoder",
             path=model,

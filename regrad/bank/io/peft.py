@@ -107,7 +107,7 @@ def _side_by_side(subspace: Subspace, atoms_NP: Tensor) -> tuple[Subspace, Tenso
 def _check_absent(output: str) -> None:
     storage = Storage(output)
     if storage.fs.exists(storage.root):
-        raise BankError(f"{output} exists: give the adapter a new place", code="output_exists", uri=output)
+        raise BankError(f"{output} exists already; choose another place for it", code="output_exists", uri=output)
 
 
 def _write(output: str, base: str, subspace: Subspace, vector_P: Tensor, notes: Mapping[str, object]) -> None:

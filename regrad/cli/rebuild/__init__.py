@@ -70,7 +70,7 @@ def rebuild(context: click.Context, config: Path, overrides: tuple[str, ...], dr
     if context.invoked_subcommand is not None:
         sources = [context.get_parameter_source(name) for name in ("config", "overrides", "dry_run")]
         if click.core.ParameterSource.COMMANDLINE in sources:
-            raise click.UsageError(f"put options behind the verb: regrad rebuild {context.invoked_subcommand} ...")
+            raise click.UsageError(f"put options after the verb: regrad rebuild {context.invoked_subcommand} ...")
         return
     from regrad.rebuild.config import RebuildConfig
 

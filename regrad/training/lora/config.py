@@ -72,7 +72,7 @@ class FinetuneConfig(TrainConfig):
         if getattr(self, wanted) is None:
             raise ValueError(f"objective {self.objective} needs '{wanted}'")
         if self.adapters is not None and wanted != "tasks":
-            raise ValueError(f"objective {self.objective} has no questions whose 'adapters' could be in force")
+            raise ValueError(f"objective {self.objective} has no questions whose 'adapters' could be applied")
         return self
 
 
