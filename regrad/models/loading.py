@@ -323,7 +323,8 @@ def _check_causal(lm: LanguageModel, ids_NT: Tensor, logits_NTV: Tensor) -> None
     if not _close(logits_NTV[:, :-1], lm.model(input_ids=other_NT, use_cache=False).logits[:, :-1]):
         raise ModelError(
             f"in {type(lm.model).__name__}, as it is configured, tokens attend to later ones, so it is not a causal "
-            "language model; choose another one, or look at `is_causal` and `use_bidirectional_attention` in its config.json",
+            "language model; choose another one, or look at `is_causal` and `use_bidirectional_attention` in its "
+            "config.json",
             code="not_causal",
             model=type(lm.model).__name__,
         )

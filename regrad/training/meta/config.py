@@ -29,7 +29,7 @@ class InnerConfig(Settings):
     step_size_space: Literal["linear", "absolute", "log"] = Field(
         "linear",
         description="what the optimiser changes: alpha / initial_step_size (linear), alpha itself (absolute, as in the "
-        "authors' code), or the logarithm of alpha / initial_step_size",
+        "authors' code), or the logarithm of alpha / initial_step_size (log)",
     )
     reduction: Literal["mean", "sum"] = Field("mean", description="how a passage's token losses become its loss")
     steps: int = Field(
