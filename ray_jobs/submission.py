@@ -1,7 +1,7 @@
 """Jobs on a cluster that runs already: what `ray job submit` does, so that the same job twice is one job.
 
 A job's name is made of what it does: its verb and its whole configuration. Whoever submits it again, also from another
-machine, finds it. A job that failed or was stopped is submitted anew under the next name (`-2`, `-3`), as jobs resume.
+machine, finds it. A job that failed or was stopped is submitted again under the next name (`-2`, `-3`), as jobs resume.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class PromptFormat(Settings):
     yes_no: str = "Question: {question}\nAnswer with {words} only.\nAnswer:"
     choice: str = "Question: {question}\n{options}Answer with the letter only: {labels}.\nAnswer:"
     option: str = "{label}. {text}\n"
-    order: Literal["best-last", "best-first"] = Field("best-last", description="of the passages in a prompt")
+    order: Literal["best-last", "best-first"] = Field("best-last", description="order of the passages in a prompt")
     first_index: int = Field(1, ge=0, description="the `{index}` of the first passage in a prompt")
     answer: str = " {answer}"
     stop: str = Field("\n", min_length=1)

@@ -27,11 +27,11 @@ class ReplicaConfig(Settings):
     max_ongoing_requests: int = Field(128, ge=1, description="requests that a replica works on at a time")
     max_queued_requests: int = Field(1024, ge=1, description="requests that wait for a replica; more are refused")
     target_ongoing_requests: float | None = Field(
-        None, gt=0, description="requests a replica that scaling aims at; default: half of max_ongoing_requests"
+        None, gt=0, description="requests per replica that autoscaling aims at; null: half of max_ongoing_requests"
     )
     upscale_delay_seconds: float = Field(10.0, ge=0)
     downscale_delay_seconds: float = Field(300.0, ge=0)
-    drain_seconds: float = Field(30.0, ge=0, description="for a stopping replica to finish its requests")
+    drain_seconds: float = Field(30.0, ge=0, description="time for a stopping replica to finish its requests")
     health_check_seconds: float = Field(10.0, gt=0)
 
     @model_validator(mode="after")
@@ -123,9 +123,9 @@ class ServeConfig(Settings):
     meta_init: Location
     model_path: ModelPath | None = None
     bank: Location
-    bank_version: int | None = Field(None, ge=1, description="default: follow the newest")
+    bank_version: int | None = Field(None, ge=1, description="null: follow the newest")
     releases: Location | None = Field(None, description="a file that `regrad serve update` writes and servers follow")
-    follow_seconds: float = Field(2.0, gt=0, description="between two checks for new versions")
+    follow_seconds: float = Field(2.0, gt=0, description="seconds between checks for new versions")
     methods: tuple[MethodConfig, ...] = Field(
         _OFFERED,
         min_length=1,
@@ -133,7 +133,9 @@ class ServeConfig(Settings):
         "gets `regrad`, or the first if that is not offered",
     )
     demonstrations: Location | None = Field(None, description="a file of solved questions, for methods that show some")
-    on_missing: OnMissing = Field("online", description="for methods that apply gradients and do not set it")
+    on_missing: OnMissing = Field(
+        "online", description="default of methods that apply gradients and do not set their own"
+    )
     tiers: TiersConfig = TiersConfig()
     index: Location
     retrieval: RetrieverConfig = RetrieverConfig()

@@ -142,7 +142,7 @@ class BankLoaderDeployment:
         try:
             return await asyncio.wait_for(running, max(0.0, deadline - time.monotonic()) + _GRACE_SECONDS)
         except TimeoutError as error:
-            raise StorageError("the store did not give the gradients in time", code="too_slow") from error
+            raise StorageError("the store did not deliver the gradients in time", code="too_slow") from error
 
     async def _reader(self, release: Release, deadline: float) -> BankReader:
         """The release's bank: the open one if it is fresh, or if a newer one cannot be opened in time."""

@@ -36,7 +36,7 @@ class ReleaseConfig(Settings):
     meta_init: Location
     bank: Location
     bank_version: int | None = Field(None, ge=1)
-    share: float = Field(1.0, ge=0, le=1, description="of the traffic")
+    share: float = Field(1.0, ge=0, le=1, description="share of the traffic")
 
 
 class ReleaseList(Settings):

@@ -24,25 +24,31 @@ class TiersConfig(Settings):
     """Where a reader of a bank keeps atoms, nearest first, and how it fetches all others."""
 
     memory_bytes: int = Field(512 * 1024 * 1024, ge=0, description="encoded atoms kept in this process; 0: none")
-    disk: Location | None = Field(None, description="a directory on a local disk for atoms of a remote bank")
-    disk_bytes: int = Field(16 * 1024**3, ge=0, description="of atoms in `disk`; those used longest ago make room")
+    disk: Location | None = Field(None, description="a local directory that caches the atoms of a remote bank")
+    disk_bytes: int = Field(
+        16 * 1024**3, ge=0, description="most bytes in `disk`; the least recently used atoms are evicted"
+    )
     parallel_reads: int = Field(16, ge=1, le=256)
     inflight_bytes: int = Field(
-        256 * 1024 * 1024, ge=1, description="of atoms being fetched; bounds parallel_reads if atoms are large"
+        256 * 1024 * 1024,
+        ge=1,
+        description="most bytes being fetched at a time; limits parallel_reads if atoms are large",
     )
     deadline_seconds: float = Field(10.0, gt=0, description="an atom that has not arrived by then counts as absent")
-    backoff_seconds: float = Field(0.05, ge=0, description="wait before a second try; doubled for each further one")
+    backoff_seconds: float = Field(0.05, ge=0, description="wait before the first retry; doubled for each further one")
 
 
 class BuildConfig(Settings):
     """`regrad build`: one atom for every passage of a corpus."""
 
     meta_init: Location
-    model_path: ModelPath | None = Field(None, description="where the base model is; null: where the MetaInit says")
+    model_path: ModelPath | None = Field(
+        None, description="path of the base model; null: the one recorded in the MetaInit"
+    )
     corpus: Location
     bank: BankConfig
     batch_tokens: int = Field(
-        2048, ge=1, description="padded tokens in one forward and backward pass: more is faster and takes more memory"
+        2048, ge=1, description="padded tokens per forward and backward pass; more is faster and needs more memory"
     )
     max_passage_tokens: int = Field(2048, ge=8)
     cluster: WorkersConfig = WorkersConfig()

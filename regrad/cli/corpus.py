@@ -10,17 +10,17 @@ from regrad.settings import parse_settings
 
 @click.command("corpus")
 @click.argument("sources", nargs=-1, required=True)
-@click.option("--output", "-o", required=True, metavar="DIRECTORY", help="Where the corpus goes, on any storage.")
-@click.option("--tokenizer", metavar="MODEL", help="Whose tokens are counted; without it a token is a word.")
-@click.option("--max-tokens", type=int, default=200, show_default=True, help="The longest passage.")
+@click.option("--output", "-o", required=True, metavar="DIRECTORY", help="Where to write the corpus, on any storage.")
+@click.option("--tokenizer", metavar="MODEL", help="Tokenizer used for --max-tokens; words are counted if omitted.")
+@click.option("--max-tokens", type=int, default=200, show_default=True, help="Limit for a passage.")
 @click.option("--strict", is_flag=True, help="Stop at the first record or file that cannot be used.")
 def corpus(sources: tuple[str, ...], output: str, tokenizer: str | None, max_tokens: int, strict: bool) -> None:
-    """Make passages of SOURCES: files, directories, globs and storage URIs.
+    """Make passages from SOURCES: files, directories, globs and storage URIs.
 
-    Read are records (.jsonl, .tsv, .parquet; the layouts of DPR, BEIR, FlashRAG and Pyserini) and documents (text,
-    Markdown, HTML, PDF). Documents and long records are cut between sentences, what repeats another is left out, and
-    what cannot be used is listed with the reason in rejected.jsonl. `corpus.jsonl` in OUTPUT is what `regrad index` and
-    `regrad build` take.
+    Reads records (.jsonl, .tsv, .parquet; the layouts of DPR, BEIR, FlashRAG and Pyserini) and documents (text,
+    Markdown, HTML, PDF). Documents and long records are split between sentences, duplicates are dropped, and what
+    cannot be used is listed with the reason in rejected.jsonl. `regrad index` and `regrad build` take `corpus.jsonl` in
+    OUTPUT.
     """
     from regrad.data.corpus_maker import CorpusConfig, CorpusMaker
 

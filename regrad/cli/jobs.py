@@ -41,10 +41,10 @@ JOBS = (
         "jobs/tasks-lab.yaml",
         "regrad.training.task_files.config:TasksConfig",
         "ray_jobs.make_tasks:run",
-        """Make tasks for `regrad train` of a question set, with gold, retrieved or given passages.
+        """Make tasks for `regrad train` from a question set, with gold, retrieved or given passages.
 
         Writes train.jsonl and, with `dev_fraction`, dev.jsonl, and says how many questions were left out, and why. What
-        was retrieved is kept until all is written: stopped, the same command goes on where it was.""",
+        was retrieved is kept until all is written: if interrupted, run the same command to resume.""",
     ),
     JobVerb(
         "train",
@@ -65,11 +65,11 @@ JOBS = (
         "jobs/build-lab.yaml",
         "regrad.bank.config:BuildConfig",
         "ray_jobs.build_bank:build",
-        """Make a version of the bank with one atom for every passage of a corpus, and no others.
+        """Make a version of the bank with one atom for every passage of a corpus.
 
-        If it is interrupted, the same command resumes it. Passages that the bank already has, with the same text, are
-        not computed again. The exit status is 3 if some passages could not be used: `regrad bank info --quarantine`
-        lists them.""",
+        Passages that are not in the corpus are dropped. Passages that the bank already has, with the same text, are not
+        computed again. If interrupted, run the same command to resume. The exit status is 3 if some passages could not
+        be used: `regrad bank info --quarantine` lists them.""",
     ),
     JobVerb(
         "finetune",
@@ -83,7 +83,7 @@ JOBS = (
         "jobs/retriever-lab.yaml",
         "regrad.training.retriever.config:RetrieverTrainConfig",
         "ray_jobs.train_retriever:run",
-        """Train the question encoder of a dense index by how much the passages that it finds help to answer.
+        """Train the question encoder of a dense index by how much the passages it finds help to answer.
 
         Writes the index again with that encoder: every method, `regrad eval` and a server open it as any other.""",
     ),
@@ -92,17 +92,17 @@ JOBS = (
         "jobs/augment-lab.yaml",
         "regrad.training.lora.config:AugmentConfig",
         "ray_jobs.augment:run",
-        "Write another wording of each passage and questions about it, or take them from a data_aug or task file.",
+        "Write a paraphrase of each passage and questions about it, or take them from a data_aug or task file.",
     ),
     JobVerb(
         "adapters",
         "jobs/adapters-lab.yaml",
         "regrad.training.lora.config:AdaptersConfig",
         "ray_jobs.train_adapters:train",
-        """Make a version of a bank with a trained LoRA for every passage that `regrad augment` wrote about, no others.
+        """Make a version of a bank with a trained LoRA for every passage that `regrad augment` wrote about.
 
-        If it is interrupted, the same command resumes it. The exit status is 3 if some passages could not be used:
-        `regrad bank info --quarantine` lists them.""",
+        Passages that are not in the corpus are dropped. If interrupted, run the same command to resume. The exit
+        status is 3 if some passages could not be used: `regrad bank info --quarantine` lists them.""",
     ),
     JobVerb(
         "predictor",
@@ -111,7 +111,7 @@ JOBS = (
         "ray_jobs.train_predictor:run",
         """Train a network that predicts an update of a LoRA of `regrad finetune` from a few solved questions (RAG-GD).
 
-        If it is interrupted, the same command resumes it.""",
+        If interrupted, run the same command to resume.""",
     ),
     JobVerb(
         "translator",
@@ -120,7 +120,7 @@ JOBS = (
         "ray_jobs.train_translator:run",
         """Train a network that generates a passage's LoRA, from a bank of `regrad adapters` (DyPRAG).
 
-        If it is interrupted, the same command resumes it.""",
+        If interrupted, run the same command to resume.""",
     ),
     JobVerb(
         "eval",
@@ -129,8 +129,8 @@ JOBS = (
         "ray_jobs.evaluate:run",
         """Answer question sets with every method, score the answers, and write a report.
 
-        If it is interrupted, the same command resumes it: finished cells are kept as long as their settings and data
-        are the same.""",
+        If interrupted, run the same command to resume: finished cells are kept as long as their settings and data are
+        the same.""",
     ),
 )
 
@@ -139,7 +139,7 @@ REBUILD = JobVerb(
     "jobs/rebuild-lab.yaml",
     "regrad.rebuild.config:RebuildConfig",
     "regrad.cli.rebuild.job:run",
-    "Everything for a changed corpus or training. `regrad rebuild` has verbs of its own; this is it as a job.",
+    "Everything for a changed corpus or training, as a job; `regrad rebuild` itself has further verbs.",
 )
 
 
@@ -163,7 +163,7 @@ def _command(verb: JobVerb) -> click.Command:
         sys.exit(QUARANTINED if result.refused else 0)
 
     if verb.name == "eval":
-        run = click.option("--report-only", is_flag=True, help="Only write the report, from the finished cells.")(run)
+        run = click.option("--report-only", is_flag=True, help="Only write the report from the finished cells.")(run)
     return click.command(verb.name, help=verb.help)(settings_options(verb.config)(run))
 
 

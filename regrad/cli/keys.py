@@ -27,15 +27,15 @@ file_option = click.option(
 )
 
 
-_INSTEAD = "Instead of the server's default."
+_INSTEAD = "Overrides the server's limit."
 
 
 @click.command("create")
 @file_option
-@click.option("--name", required=True, help="Whose key it is: a person, team or program.")
+@click.option("--name", required=True, help="Owner of the key: a person, team or program.")
 @click.option("--requests-per-minute", type=click.IntRange(1, 1_000_000), metavar="N", help=_INSTEAD)
 @click.option("--tokens-per-minute", type=click.IntRange(1, 1_000_000_000), metavar="N", help=_INSTEAD)
-@click.option("--expires", type=click.IntRange(1, 36500), metavar="DAYS", help="Days after which it is refused.")
+@click.option("--expires", type=click.IntRange(1, 36500), metavar="DAYS", help="Days until the key expires.")
 def create(
     uri: str, name: str, requests_per_minute: int | None, tokens_per_minute: int | None, expires: int | None
 ) -> None:
@@ -52,7 +52,7 @@ def create(
 
 @click.command("list")
 @file_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def list_(uri: str, as_json: bool) -> None:
     """List the keys, the oldest first: ids, names, dates, limits and state, never a key or its hash."""
     from serve_app.auth.keys import KeyStore
@@ -80,7 +80,7 @@ def list_(uri: str, as_json: bool) -> None:
 @file_option
 @click.argument("key_id", metavar="ID")
 def revoke(uri: str, key_id: str) -> None:
-    """Revoke a key for good: servers refuse it within two seconds. `regrad keys list` shows the ids."""
+    """Revoke a key permanently: servers refuse it within two seconds. `regrad keys list` shows the ids."""
     from serve_app.auth.keys import KeyStore
 
     record = KeyStore(uri).revoke(key_id)

@@ -66,7 +66,7 @@ def encoder(config: Path, overrides: tuple[str, ...]) -> None:
 def report(config: Path, overrides: tuple[str, ...], quick: bool) -> None:
     """Run every method and study on the lab, and write a report with a verdict on each claim of the paper.
 
-    If it is interrupted, the same command resumes it.
+    If interrupted, run the same command to resume.
     """
     given = click.get_current_context().get_parameter_source("config") is not ParameterSource.DEFAULT
     if quick and given:

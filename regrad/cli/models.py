@@ -13,7 +13,7 @@ from regrad.settings import load_settings
 
 @click.group("model")
 def model() -> None:
-    """Get a base model by a short name, to try things with: no account and no hub needed."""
+    """Get a base model by a short name, to try things out: no account and no hub needed."""
 
 
 @model.command("get")
@@ -37,7 +37,7 @@ def get(name: str, output: str, source: str) -> None:
 
 @model.command("list")
 def list_models() -> None:
-    """Names of the models that `regrad model get` knows."""
+    """List the models that `regrad model get` knows."""
     from regrad.models.known import KNOWN_MODELS
 
     for name, known in KNOWN_MODELS.items():
@@ -46,13 +46,13 @@ def list_models() -> None:
 
 @click.group("meta-init")
 def meta_init() -> None:
-    """MetaInits that were learned elsewhere."""
+    """Import MetaInits that were learned elsewhere."""
 
 
 @meta_init.command("import")
 @settings_options("jobs/import-start.yaml")
 def import_(config: Path, overrides: tuple[str, ...]) -> None:
-    """Make a MetaInit of what the ReGrad authors' Meta.py learned.
+    """Make a MetaInit from what the ReGrad authors' Meta.py learned.
 
     \b
     The source is its output directory, with three files:

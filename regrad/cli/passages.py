@@ -26,12 +26,25 @@ def passages() -> None:
 
 @passages.command("create")
 @click.argument("collection", metavar="COLLECTION")
-@click.option("--index", "indexes", multiple=True, required=True, metavar="URI", help="One of each kind, fused.")
-@click.option("--bank", metavar="URI", help="The bank of the same passages.")
-@click.option("--meta-init", metavar="URI", help="With --bank: what its gradients are computed at.")
-@click.option("--method", type=click.Choice(["rrf", "scores"]), default="rrf", show_default=True, help="Of fusion.")
+@click.option(
+    "--index",
+    "indexes",
+    multiple=True,
+    required=True,
+    metavar="URI",
+    help="One of each kind; repeatable.",
+)
+@click.option("--bank", metavar="URI", help="The bank of the same passages' gradients.")
+@click.option("--meta-init", metavar="URI", help="With --bank: the MetaInit of its gradients.")
+@click.option(
+    "--method",
+    type=click.Choice(["rrf", "scores"]),
+    default="rrf",
+    show_default=True,
+    help="How the indexes' results are fused.",
+)
 def create(collection: str, indexes: tuple[str, ...], bank: str | None, meta_init: str | None, method: str) -> None:
-    """Make COLLECTION of indexes that exist and, with --bank, of the bank of the same passages.
+    """Create COLLECTION from existing indexes and, with --bank, the bank of the same passages.
 
     Nothing is copied: the indexes stay where they are, and must stay.
     """
@@ -69,9 +82,9 @@ def _bank(uri: str, meta_init: str) -> CollectionBank:
 )
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="A setting of `regrad build`.")
 def add(collection: str, corpus: str, changes: tuple[str, ...]) -> None:
-    """Index the passages of a corpus and compute their gradients; then all of them are there at once.
+    """Index the passages of a corpus and compute their gradients; they become visible all at once.
 
-    A passage with the id of an older one takes its place. The exit status is 3 if the bank has refused some: they are
+    A passage replaces an older one with the same id. The exit status is 3 if the bank has refused some: they are
     found, but have no gradient.
     """
     from ray_jobs import change_collection
@@ -92,7 +105,7 @@ def add(collection: str, corpus: str, changes: tuple[str, ...]) -> None:
 def delete(collection: str, ids: tuple[str, ...], ids_from: str | None) -> None:
     """Delete passages: no index finds them any more, and the bank forgets their gradients. All or none.
 
-    The texts stay in the indexes' files until those are made again, the gradients' bytes in the bank's until `regrad
+    The texts stay in the indexes' files until those are rebuilt, the gradients' bytes in the bank's until `regrad
     bank compact` and `regrad bank gc` have run.
     """
     check_ids(ids)
@@ -111,7 +124,7 @@ def delete(collection: str, ids: tuple[str, ...], ids_from: str | None) -> None:
 @click.argument("collection", metavar="COLLECTION")
 @json_option
 def info(collection: str, as_json: bool) -> None:
-    """What COLLECTION is made of."""
+    """Show what COLLECTION consists of."""
     from regrad.retrieval.collection import read_version
     from regrad.settings import absolute_location
 

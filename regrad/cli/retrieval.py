@@ -42,11 +42,11 @@ class _Ks(click.ParamType):
 @click.argument("indexes", nargs=-1, required=True)
 @click.option("--format", "kind_of_file", default="jsonl", show_default=True, help="The format of QUESTIONS.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N of the file.")
-@click.option("--sample", type=click.IntRange(1), metavar="N", help="N of these, drawn as `regrad eval` does.")
-@click.option("--qrels", metavar="FILE", help="Relevant passages in TREC's or BEIR's form (default: the questions').")
-@click.option("--k", "ks", type=_Ks(), default="1,3,10", show_default=True, help="Where recall and nDCG are cut.")
-@click.option("--json", "json_file", metavar="FILE", help="Also write all numbers, question by question, to this file.")
-@click.option("--run", "run_file", metavar="FILE", help="With one index: write what it found as a run file of TREC.")
+@click.option("--sample", type=click.IntRange(1), metavar="N", help="A sample of N of these, as in `regrad eval`.")
+@click.option("--qrels", metavar="FILE", help="Relevant passages in TREC's or BEIR's format (default: the questions').")
+@click.option("--k", "ks", type=_Ks(), default="1,3,10", show_default=True, help="Cut-offs of recall and nDCG.")
+@click.option("--json", "json_file", metavar="FILE", help="Also write all numbers, per question, to this file.")
+@click.option("--run", "run_file", metavar="FILE", help="With one index: write its results as a TREC run file.")
 def eval_retrieval(
     questions: str,
     indexes: tuple[str, ...],
@@ -58,7 +58,7 @@ def eval_retrieval(
     json_file: str | None,
     run_file: str | None,
 ) -> None:
-    """What INDEXES find of the passages that QUESTIONS need: recall and nDCG at k, mean reciprocal rank, time."""
+    """Measure how well INDEXES find the passages that QUESTIONS need: recall, nDCG, reciprocal rank, time."""
     if run_file and len(indexes) > 1:
         raise click.UsageError("--run is for one index")
     for file in filter(None, (json_file, run_file)):

@@ -21,7 +21,7 @@ from regrad.settings import parse_settings
 
 if TYPE_CHECKING:
     from regrad.evaluation.scoring import ScoredPart
-    from regrad.evaluation.statistics import Comparison
+    from regrad.evaluation.statistics import Column, Comparison
 
 _NAMES = {"em": "EM", "f1": "F1", "precision": "precision", "recall": "recall", "correct": "accuracy"}
 _COLUMN = 23
@@ -37,7 +37,7 @@ _QUESTION_WIDTH = 200
 @click.option("--kind", type=click.Choice(QUESTION_KINDS), help="The kind of the questions (default: the format's).")
 @click.option("--aliases", metavar="FILE", help="2WikiMultihopQA's id_aliases.json.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N of the file.")
-@click.option("--sample", type=click.IntRange(1), metavar="N", help="N of these, drawn as `regrad eval` does.")
+@click.option("--sample", type=click.IntRange(1), metavar="N", help="A sample of N of these, as in `regrad eval`.")
 @click.option("--seed", default=0, show_default=True, help="The seed of the sample.")
 @click.option("--rules", type=click.Choice(RULES), help="Scoring rules for open answers (default: the format's).")
 @click.option("--prag-style-cut", is_flag=True, help="Cut open answers as PRAG's evaluation does.")
@@ -46,7 +46,7 @@ _QUESTION_WIDTH = 200
     type=click.Choice(get_args(ClosedReader)),
     default="strict",
     show_default=True,
-    help="How closed answers are read; release: by the ReGrad release's rules.",
+    help="How closed answers are read; release: by the rules of the authors' code.",
 )
 @click.option("--against", metavar="FILE", help="Other predictions for the same questions, to compare with.")
 @click.option("--json", "json_file", metavar="FILE", help="Also write all numbers to this file.")
@@ -68,21 +68,11 @@ def score(
     """
     from regrad.evaluation.scoring import compare_records, parts, read_scored
 
-    settings = {
-        "name": questions,
-        "path": questions,
-        "format": kind_of_file,
-        "rules": rules,
-        "prag_style_cut": prag_style_cut,
-        "reader": reader,
-        **of,
-    }
+    settings = {"name": questions, "path": questions, "format": kind_of_file, **of}
+    settings.update(rules=rules, prag_style_cut=prag_style_cut, reader=reader)
     config = parse_settings(QuestionSetConfig, settings, questions)
     if json_file:
-        storage, name = place_of(json_file)
-        if storage.is_local and not os.path.isdir(storage.root):  # now, and a mistyped directory is not created
-            text = f"cannot write {json_file}: there is no directory {storage.root}"
-            raise StorageError(text, code="no_directory", uri=json_file)
+        _check_directory(json_file)
     asked = read_questions(config)
     used = config.scoring_rules
     ours = read_scored(predictions, asked, used, prag_style_cut, reader)
@@ -90,18 +80,33 @@ def score(
     found = parts(ours)
     compared = compare_records(ours, theirs) if theirs else {}
     if json_file:
-        numbers = {
-            **{"questions": questions, "predictions": predictions, "rules": used},
-            **{"prag_style_cut": prag_style_cut, "reader": reader},
-            "against": against,
-            "scores": [asdict(part) for part in found],
-            "comparisons": {column: asdict(comparison) for column, comparison in compared.items()},
-        }
-        storage.write(name, (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
+        about: dict[str, Any] = {"questions": questions, "predictions": predictions, "rules": used}
+        about |= {"prag_style_cut": prag_style_cut, "reader": reader, "against": against}
+        _write(json_file, about, found, compared)
     click.echo(printable(f"{predictions}: {len(asked):,} questions of {questions}"))
     _show(found)
     if against:
         _show_compared(against, compared)
+
+
+def _check_directory(json_file: str) -> None:
+    """Before anything is computed; and a mistyped directory is not created."""
+    storage, _ = place_of(json_file)
+    if storage.is_local and not os.path.isdir(storage.root):
+        text = f"cannot write {json_file}: there is no directory {storage.root}"
+        raise StorageError(text, code="no_directory", uri=json_file)
+
+
+def _write(
+    json_file: str, about: dict[str, Any], found: Sequence[ScoredPart], compared: dict[Column, Comparison]
+) -> None:
+    numbers = {
+        **about,
+        "scores": [asdict(part) for part in found],
+        "comparisons": {column: asdict(comparison) for column, comparison in compared.items()},
+    }
+    storage, name = place_of(json_file)
+    storage.write(name, (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _show(found: Sequence[ScoredPart]) -> None:
@@ -143,7 +148,14 @@ def _line(name: str, count: str, values: Sequence[str | None]) -> None:
 )
 @click.option("--test-format", default="jsonl", show_default=True, help="The format of TEST.")
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.8, show_default=True)
-@click.option("--show", type=click.IntRange(0), metavar="N", default=10, show_default=True, help="Show N in full.")
+@click.option(
+    "--show",
+    type=click.IntRange(0),
+    metavar="N",
+    default=10,
+    show_default=True,
+    help="Print N of them in full.",
+)
 def leaks(train: str, test: str, train_format: str, test_format: str, threshold: float, show: int) -> None:
     """Find the questions of TEST that are in TRAIN, exactly or nearly; the exit status is 1 if there are any."""
 

@@ -91,11 +91,13 @@ def describe_releases(releases: Sequence[dict[str, Any]]) -> str:
 
 @click.command("update")
 @settings_options("serve/lab.yaml")
-@click.option("--name", default="main", show_default=True, help="The release's name, as answers state it.")
+@click.option("--name", default="main", show_default=True, help="Name of the release, which answers state.")
 @click.option("--meta-init", metavar="URI", help="Another MetaInit on the same base (default: the main release's).")
 @click.option("--bank", metavar="URI", help="Another bank (default: the main release's).")
-@click.option("--bank-version", type=int, metavar="N", help="Stay at this version (default: always the newest).")
-@click.option("--share", type=float, default=1.0, show_default=True, help="Share of the traffic; the rest stays as is.")
+@click.option("--bank-version", type=int, metavar="N", help="Pin this version (default: follow the newest).")
+@click.option(
+    "--share", type=float, default=1.0, show_default=True, help="Share of the traffic; the rest is unchanged."
+)
 @url_option
 def update(
     config: Path,
@@ -107,7 +109,7 @@ def update(
     share: float,
     url: str | None,
 ) -> None:
-    """Answer from another pair of MetaInit and bank; no request is dropped.
+    """Switch servers to another pair of MetaInit and bank; no request is dropped.
 
     The pair is checked first, then the file `releases` of the server's settings is written, which all its gateways
     follow. `regrad serve rollback` undoes it.
@@ -183,7 +185,7 @@ def serve(context: click.Context, config: Path, overrides: tuple[str, ...]) -> N
         return
     sources = [context.get_parameter_source(name) for name in ("config", "overrides")]
     if click.core.ParameterSource.COMMANDLINE in sources:
-        raise click.UsageError(f"put --config and --set behind the verb: regrad serve {context.invoked_subcommand} ...")
+        raise click.UsageError(f"put --config and --set after the verb: regrad serve {context.invoked_subcommand} ...")
 
 
 def _check_not_overruled(application: ServeConfig, overrides: tuple[str, ...]) -> None:
@@ -229,9 +231,9 @@ def _serve(config: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--method", default="regrad", show_default=True, help="One of the server's; GET /v1/methods lists them.")
 @click.option("--k", default=3, show_default=True, help="How many passages to retrieve.")
 @click.option("--gamma", default=1.0, show_default=True, help="Scale of the update.")
-@click.option("--max-new-tokens", default=20, show_default=True, help="The longest answer.")
+@click.option("--max-new-tokens", default=20, show_default=True, help="Limit for the answer.")
 def ask(question: str, url: str, method: str, k: int, gamma: float, max_new_tokens: int) -> None:
-    """Ask a running server one question; shows the answer, the passages behind it and where the time went.
+    """Ask a running server one question; shows the answer, its passages and where the time went.
 
     The API key, if the server needs one, is taken from REGRAD_API_KEY.
     """

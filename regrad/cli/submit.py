@@ -17,6 +17,8 @@ from regrad.settings import apply_override, parse_settings, read_yaml
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
+    from ray_jobs.submission import Submission
+
 _address = click.option(
     "--address",
     default="http://127.0.0.1:8265",
@@ -27,72 +29,77 @@ _address = click.option(
 )
 
 
+_OPTIONS = (
+    _address,
+    click.option(
+        "--working-dir",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        default=Path(),
+        show_default="the current one",
+        help="The directory to upload a copy of for the job; the configuration must be in it.",
+    ),
+    click.option("--exclude", multiple=True, metavar="PATTERN", help="Files not to upload (.gitignore syntax)."),
+    click.option(
+        "--env", multiple=True, metavar="NAME=VALUE", help="An environment variable of the job; do not pass secrets."
+    ),
+    click.option("--detach", is_flag=True, help="Do not wait for the job; `regrad submit logs` follows it."),
+    click.option("--again", is_flag=True, help="Run it even if it has already succeeded."),
+)
+
 SUBMITTED = (*JOBS, REBUILD)
+_HELP = (
+    "The job goes on if this command is interrupted. Submitted twice, with the same configuration, it is found and not "
+    "run twice; one that failed or was stopped is resumed."
+)
 
 
 def _command(verb: JobVerb) -> click.Command:
-    def run(
-        config: Path,
-        overrides: tuple[str, ...],
-        address: str,
-        working_dir: Path,
-        exclude: tuple[str, ...],
-        env: tuple[str, ...],
-        detach: bool,
-        again: bool,
-    ) -> None:
-        files: list[Path] = []
-        content = read_yaml(config, files=files)
-        for override in overrides:
-            apply_override(content, override, files)
-        module, _, name = verb.settings.partition(":")
-        parse_settings(getattr(importlib.import_module(module), name), content, str(config))
-        from ray_jobs.submission import Jobs, Submission
+    def run(config: Path, overrides: tuple[str, ...], address: str, detach: bool, again: bool, **upload: Any) -> None:
+        submission = _submission(verb, config, overrides, **upload)
+        from ray_jobs.submission import Jobs
 
-        submission = Submission(
-            verb=verb.name,
-            module=verb.job.partition(":")[0],
-            files=files,
-            overrides=overrides,
-            content=content,
-            working_dir=working_dir,
-            excludes=exclude,
-            environment=dict(map(_variable, env)),
-        )
-        submission.check()
         jobs = Jobs(address)
         job, new = jobs.submit(submission, again)
         click.echo(f"{'submitted' if new else 'found'} {describe(job)}", err=True)
         if not detach:
             _follow(jobs, str(job.submission_id))
 
-    options = [
-        _address,
-        click.option(
-            "--working-dir",
-            type=click.Path(exists=True, file_okay=False, path_type=Path),
-            default=Path(),
-            show_default="the current one",
-            help="The directory that the job gets a copy of, with the configuration in it.",
-        ),
-        click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these files of it out, as .gitignore."),
-        click.option(
-            "--env", multiple=True, metavar="NAME=VALUE", help="A variable of the job; its value is no secret."
-        ),
-        click.option("--detach", is_flag=True, help="Do not wait for the job; `regrad submit logs` follows it."),
-        click.option("--again", is_flag=True, help="Run it once more, though it has succeeded before."),
-    ]
     command: Any = run
-    for option in reversed(options):
+    for option in reversed(_OPTIONS):
         command = option(command)
-    text = f"Run `regrad {verb.name}` on a cluster, and follow what it prints.\n\n{_SUBMITTED}"
+    text = f"Run `regrad {verb.name}` on a cluster, and follow its output.\n\n{_HELP}"
     return click.command(verb.name, help=text)(settings_options(verb.config)(command))
 
 
-_SUBMITTED = (
-    "The job goes on if this command is interrupted. Submitted twice, with the same configuration, it is found and not "
-    "run twice; one that failed or was stopped is resumed."
-)
+def _submission(
+    verb: JobVerb,
+    config: Path,
+    overrides: tuple[str, ...],
+    working_dir: Path,
+    exclude: tuple[str, ...],
+    env: tuple[str, ...],
+) -> Submission:
+    """The job, checked: its settings before Ray is imported, then what would be uploaded."""
+    files: list[Path] = []
+    content = read_yaml(config, files=files)
+    for override in overrides:
+        apply_override(content, override, files)
+    module, _, name = verb.settings.partition(":")
+    parse_settings(getattr(importlib.import_module(module), name), content, str(config))
+    from ray_jobs.submission import Submission
+
+    submission = Submission(
+        verb=verb.name,
+        module=verb.job.partition(":")[0],
+        files=files,
+        overrides=overrides,
+        content=content,
+        working_dir=working_dir,
+        excludes=exclude,
+        environment=dict(map(_variable, env)),
+    )
+    submission.check()
+    return submission
 
 
 def _variable(text: str) -> tuple[str, str]:
@@ -111,7 +118,7 @@ def _follow(jobs: Any, name: str) -> None:
 
 
 def describe(job: JobDetails) -> str:
-    """One line about a job: its name, how it is, since when, and its command line."""
+    """One line about a job: its name, its status, when it began, and its command line."""
     began = f"{datetime.fromtimestamp(job.start_time / 1000, UTC):%Y-%m-%d %H:%M} UTC" if job.start_time else "not yet"
     return printable(f"{job.submission_id}  {job.status.value.lower()}  {began}  {job.entrypoint}")
 
@@ -120,7 +127,7 @@ def describe(job: JobDetails) -> str:
 @click.argument("job", required=False)
 @_address
 def status(job: str | None, address: str) -> None:
-    """Show how a job is, or list all that were submitted by regrad."""
+    """Show a job's status, or list all jobs that regrad submitted."""
     from ray_jobs.submission import Jobs
 
     jobs = Jobs(address)
@@ -134,7 +141,7 @@ def status(job: str | None, address: str) -> None:
 @click.argument("job")
 @_address
 def stop(job: str, address: str) -> None:
-    """Stop a job and wait until it has ended; submitted again, it goes on from what it has kept."""
+    """Stop a job and wait until it has ended; submit it again to resume it."""
     from ray_jobs.submission import Jobs
 
     click.echo(describe(Jobs(address).stop(job)))
@@ -142,10 +149,10 @@ def stop(job: str, address: str) -> None:
 
 @click.command("logs")
 @click.argument("job")
-@click.option("--no-follow", is_flag=True, help="Only what is there already.")
+@click.option("--no-follow", is_flag=True, help="Print what is there already, and exit.")
 @_address
 def logs(job: str, no_follow: bool, address: str) -> None:
-    """Print what a job prints, until it ends; the exit status is 0 if it succeeded."""
+    """Follow a job's output until it ends; the exit status is 0 if it succeeded."""
     from ray_jobs.submission import Jobs
 
     jobs = Jobs(address)
@@ -159,8 +166,8 @@ COMMANDS: dict[str, click.Command] = {verb.name: _command(verb) for verb in SUBM
 
 _VERBS = {
     **{verb.name: (f"{__name__}:COMMANDS", f"Run `regrad {verb.name}` there.") for verb in SUBMITTED},
-    "status": (f"{__name__}:status", "Show how a job is, or list them."),
-    "logs": (f"{__name__}:logs", "Follow what a job prints."),
+    "status": (f"{__name__}:status", "Show a job's status, or list all jobs."),
+    "logs": (f"{__name__}:logs", "Follow a job's output."),
     "stop": (f"{__name__}:stop", "Stop a job."),
 }
 

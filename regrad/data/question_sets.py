@@ -28,13 +28,13 @@ class QuestionSetConfig(Settings):
     name: str = Field(min_length=1, description="the set's name in tables and records")
     path: Location = Field(description="a file, plain or compressed (gz, bz2, xz, zip)")
     format: str = Field("jsonl", description="the name of a reader, such as hotpotqa")
-    limit: int | None = Field(None, ge=1, description="at most this many, from the beginning of the file")
-    sample: int | None = Field(None, ge=1, description="at most this many of these, drawn by id, so in any file order")
-    seed: int = Field(0, description="of the sample")
+    limit: int | None = Field(None, ge=1, description="at most this many questions, from the beginning of the file")
+    sample: int | None = Field(None, ge=1, description="at most this many of these, drawn by id, whatever their order")
+    seed: int = Field(0, description="seed of the sample")
     sha256: str | None = Field(
         None,
         pattern="^([0-9a-f]{64}|any)$",
-        description="of the file as it is stored; null: that of the published file (unpacked), if the file has "
+        description="SHA-256 of the file as it is stored; null: that of the published file (unpacked), if the file has "
         "its name, compressed or not",
     )
     kind: QuestionKind | None = Field(None, description="ask the questions as this kind; null: as the format says")

@@ -27,15 +27,15 @@ class PassagesConfig(Settings):
         "question names; random: any of the corpus (a control)",
     )
     index: Location | None = Field(
-        None, description="of `regrad index`; for `index`, `gold` and `distractors: retrieved`"
+        None, description="an index of `regrad index`; for `index`, `gold` and `distractors: retrieved`"
     )
     corpus: Location | None = Field(
-        None, description="for `random` and `distractors: random`; for `gold` without index"
+        None, description="the corpus; for `random`, `distractors: random`, and `gold` without an index"
     )
     distractors: Literal["random", "retrieved"] | None = Field(
         None, description="with `gold`: other passages up to k, random ones or the next best of the index"
     )
-    shuffle: bool = Field(False, description="put the passages into a random order, not by rank")
+    shuffle: bool = Field(False, description="shuffle the passages instead of ordering them by rank")
     retrieval: RetrieverConfig = RetrieverConfig()
 
     @property
@@ -60,7 +60,7 @@ class EvalSetConfig(QuestionSetConfig):
     """A question set, where its passages come from, how long its answers may be, and which demonstrations it has."""
 
     passages: PassagesConfig
-    max_new_tokens: int | None = Field(None, ge=1, description="the run's if null")
+    max_new_tokens: int | None = Field(None, ge=1, description="null: the run's")
     demonstrations: Location | None = Field(
         None, description="a file of solved questions, in the set's own format, for methods that ask for them"
     )
@@ -69,9 +69,9 @@ class EvalSetConfig(QuestionSetConfig):
 class EvalBatchConfig(Settings):
     """How much is computed at once. It changes answers only by rounding."""
 
-    rows: int = Field(32, ge=1, description="questions that are decoded together")
-    cached_tokens: int = Field(1 << 20, ge=1, description="limit of rows times the longest row, for keys and values")
-    questions: int = Field(128, ge=1, description="questions whose updates are in memory together")
+    rows: int = Field(32, ge=1, description="questions decoded together")
+    cached_tokens: int = Field(1 << 20, ge=1, description="limit of the KV cache: rows times the longest row")
+    questions: int = Field(128, ge=1, description="questions whose updates are in memory at a time")
 
 
 class EvalConfig(Settings):
@@ -83,15 +83,21 @@ class EvalConfig(Settings):
     MOVED: ClassVar[Mapping[str, str]] = {"too_long": "on_overflow"}
 
     output: Location
-    models: dict[str, ModelConfig] = Field(min_length=1, description="by name")
+    models: dict[str, ModelConfig] = Field(min_length=1, description="the models, by name")
     sets: tuple[EvalSetConfig, ...] = Field(min_length=1)
     methods: tuple[MethodConfig, ...] = Field(min_length=1)
-    k: tuple[int, ...] = Field((3,), min_length=1, description="passages of a question; figures show the first one")
+    k: tuple[int, ...] = Field(
+        (3,), min_length=1, description="numbers of passages per question; figures show the first one"
+    )
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    metric: Literal["em", "f1"] = Field("f1", description="of open questions, in tables; closed ones have accuracy")
-    compare_to: str | None = Field(None, description="the method that the others are tested against")
+    metric: Literal["em", "f1"] = Field(
+        "f1", description="metric for open questions in tables; closed questions use accuracy"
+    )
+    compare_to: str | None = Field(None, description="the method to test the others against")
     max_new_tokens: int = Field(32, ge=1)
-    context_tokens: int | None = Field(None, ge=8, description="limit of prompt and answer; null: the model's own")
+    context_tokens: int | None = Field(
+        None, ge=8, description="limit for prompt and answer together; null: the model's own"
+    )
     on_overflow: Literal["drop", "fail"] = Field(
         "drop", description="for a prompt that exceeds the context: drop its worst passages (noted), or stop (fail)"
     )

@@ -56,7 +56,7 @@ class Pulse:
             self.tell(self._answered)
 
     def tell(self, answered: int) -> None:
-        """So many of the batch's are."""
+        """Report that this many of the batch's questions are answered."""
         if answered > self._told:
             now = time.perf_counter()
             self._done(answered - self._told, now - self._last)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from regrad.data.predictions import place_of, read_predictions
 from regrad.data.questions import ClosedReader, Question
 from regrad.evaluation.answer_parsing.answers import prediction_of
-from regrad.evaluation.metrics import Rules, score
+from regrad.evaluation.metrics import AnswerScore, Rules, score
 from regrad.evaluation.records import Record, check_records, read_records
 from regrad.evaluation.statistics import Column, Comparison, Summary, compare_methods, corrected, summarise
 
@@ -53,29 +53,33 @@ def read_scored(
         text = texts[question.id]
         prediction = prediction_of(question, text, cut, reader)
         scores = score(question, prediction if question.kind == "open" else text, rules, reader)
-        record = Record(
-            set="",
-            method=path,
-            model="",
-            k=0,
-            seed=0,
-            question_id=question.id,
-            question=question.question,
-            answers=question.answers,
-            kind=question.kind,
-            group=question.group,
-            raw=text,
-            prediction=prediction,
-            **asdict(scores),
-            passage_ids=(),
-            passage_scores=(),
-            prompt_tokens=0,
-            completion_tokens=0,
-            milliseconds=0.0,
-            bytes_fetched=0,
-        )
-        records.append(record)
+        records.append(_record(path, question, text, prediction, scores))
     return records
+
+
+def _record(method: str, question: Question, text: str, prediction: str, scores: AnswerScore) -> Record:
+    """A prediction as an evaluation's record: what only an evaluation measures is empty."""
+    return Record(
+        set="",
+        method=method,
+        model="",
+        k=0,
+        seed=0,
+        question_id=question.id,
+        question=question.question,
+        answers=question.answers,
+        kind=question.kind,
+        group=question.group,
+        raw=text,
+        prediction=prediction,
+        **asdict(scores),
+        passage_ids=(),
+        passage_scores=(),
+        prompt_tokens=0,
+        completion_tokens=0,
+        milliseconds=0.0,
+        bytes_fetched=0,
+    )
 
 
 def parts(records: Sequence[Record]) -> list[ScoredPart]:

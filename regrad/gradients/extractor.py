@@ -100,8 +100,8 @@ def verify_extraction(lm: LanguageModel, phi: Tensor) -> None:
     exact = lm.compute_dtype in (torch.float32, torch.float64)
     if relative > (_MOST_EXACT if exact else _MOST_ROUNDED):
         raise ModelError(
-            f"an atom of {type(lm.model).__name__} depends on the passages that are computed with it (relative error "
-            f"{relative:.2g} beside a longer one), so a bank of them would be wrong; choose another model",
+            f"an atom of {type(lm.model).__name__} depends on the passages computed in the same batch (relative error "
+            f"{relative:.2g} next to a longer one), so a bank of them would be wrong; choose another model",
             code="atoms_not_independent",
             model=type(lm.model).__name__,
             relative_error=relative,

@@ -31,7 +31,7 @@ class LabConfig(Settings):
     documents: int = Field(
         0,
         ge=0,
-        description="meta-training people whose documents are also written; of a harder lab with questions about them",
+        description="meta-training people whose documents are also written (in a harder lab with questions about them)",
     )
     augmented: int = Field(0, ge=0, description="questions per passage of the corpus, for adapters; 0: none")
 

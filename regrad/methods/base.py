@@ -244,8 +244,8 @@ class Method(ABC):
         if self.needs_passages and any(alone):
             question = evidences[alone.index(True)].question
             raise NothingFound(
-                f"no passage was found for the question {question.question!r:.80}, and method {self._info.name} is set "
-                "not to answer without (on_missing: fail); ask in other words, or set another on_missing",
+                f"no passage was found for the question {question.question!r:.80}, and method {self._info.name} "
+                "requires passages (on_missing: fail); rephrase the question, or set another on_missing",
                 method=self._info.name,
                 question_id=question.id,
             )
@@ -295,15 +295,18 @@ class MethodSettings(Settings):
     """Whether demonstrations count with their passages, which no prompt shows."""
 
     name: str = Field(min_length=1, description="the label in tables")
-    method: str = Field("", description="one of regrad.methods.registry.METHODS; the same as the name if empty")
-    prompt_style: StyleName | None = Field(None, description="the method's own if null")
+    method: str = Field("", description="one of regrad.methods.registry.METHODS; empty: the same as the name")
+    prompt_style: StyleName | None = Field(None, description="null: the method's own")
     demonstrations: int = Field(
-        0, ge=0, le=1000, description="number of solved questions before every question: the first of the set's file"
+        0,
+        ge=0,
+        le=1000,
+        description="number of solved questions shown before a question: the first of the set's file",
     )
     index: Location | None = Field(
         None, description="evaluation: its own index in place of the set's, to compare retrievers in one table"
     )
-    retrieval: RetrieverConfig | None = Field(None, description="how its own index is searched; the set's if null")
+    retrieval: RetrieverConfig | None = Field(None, description="how its own index is searched; null: as the set's")
 
     @property
     def kind(self) -> str:

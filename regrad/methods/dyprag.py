@@ -62,7 +62,7 @@ class DyPragConfig(MethodSettings):
         ),
     )
 
-    translator: Location | None = Field(None, description="of `regrad translator`")
+    translator: Location | None = Field(None, description="a translator of `regrad translator`")
     join: Join = Field(
         "sum",
         description="how several LoRAs become one; sum: of their products, with alpha / rank; released: the product of "

@@ -77,8 +77,10 @@ class TtSgdConfig(FromW0Settings):
     )
 
     steps: StepsConfig = StepsConfig()
-    k: int | None = Field(None, ge=1, description="most passages of a demonstration; all of its own if null")
-    max_tokens: int = Field(1536, ge=16, description="of a demonstration; its worst passages are left out until then")
+    k: int | None = Field(None, ge=1, description="most passages per demonstration; null: all of its own")
+    max_tokens: int = Field(
+        1536, ge=16, description="limit for a demonstration; its worst passages are dropped until it fits"
+    )
 
     def open(self, lm: LanguageModel) -> Method:
         """See `MethodSettings`."""
@@ -92,8 +94,8 @@ class RagGdConstantConfig(FromW0Settings):
         MethodInfo("rag-gd-constant", "RAG-GD's mean update (a control)", passages_in_prompt=True, update="predicted"),
     )
 
-    predictor: Location | None = Field(None, description="of `regrad predictor`, trained on the same W0")
-    demonstrations: int = Field(0, ge=0, le=1000, description="only shown, if `in_prompt`")
+    predictor: Location | None = Field(None, description="a predictor of `regrad predictor`, trained on the same W0")
+    demonstrations: int = Field(0, ge=0, le=1000, description="number of solved questions to show, with `in_prompt`")
 
     @property
     def artefacts(self) -> Artefacts:

@@ -56,9 +56,9 @@ class TtaConfig(MethodSettings):
         "passages of all steps and this number (TTARAG); null: all, on their mean",
     )
     max_tokens: int | None = Field(
-        None, ge=2, description="of a passage; the rest is cut off. null: a passage beyond the context is left out"
+        None, ge=2, description="limit for a passage, truncated to it; null: passages beyond the context are left out"
     )
-    subspace: SubspaceConfig | None = Field(None, description="of the LoRA that is trained; the model's own if null")
+    subspace: SubspaceConfig | None = Field(None, description="subspace of the trained LoRA; null: the model's own")
     in_prompt: bool = Field(True, description="put the passages into the prompt, too; false: only train on them")
     seed: int = Field(
         0, description="draws the LoRA that every question starts from; an evaluation adds the cell's seed"
@@ -91,8 +91,8 @@ class TtaragConfig(TtaConfig):
     clip: float | None = Field(0.1, gt=0, description="largest norm of a step's gradient; not clipped if null")
     adapt_on: Literal["passages", "suffixes"] = "suffixes"
     max_passages: int | None = Field(3, ge=1, description="train on the first N passages only; all if null")
-    accumulation: int | None = Field(2, ge=1, description="as of tta")
-    max_tokens: int | None = Field(512, ge=2, description="of a passage; the rest is cut off")
+    accumulation: int | None = Field(2, ge=1, description="see tta")
+    max_tokens: int | None = Field(512, ge=2, description="limit for a passage, truncated to it")
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def load_without_weights(path: str, name: str) -> tuple[Any, PreTrainedTokenizer
         if not Path(path).is_dir() or any(Path(path, file).is_file() for file in _TOKENIZERS):
             raise _not_loaded(name, error) from error
         raise ModelError(
-            f"there is no tokenizer beside the model {name}, such as a tokenizer.json; save it there, too",
+            f"there is no tokenizer next to the model {name}, such as a tokenizer.json; save it there, too",
             code="no_tokenizer",
             path=name,
         ) from error
@@ -277,7 +277,7 @@ def _check_complete(info: dict[str, Any], name: str) -> None:
         keys = sorted(key if isinstance(key, str) else str(key[0]) for key in info.get(problem) or ())
         if keys:
             raise ModelError(
-                f"{name} {what} {listed(keys, _MOST_NAMED)}, which would be random numbers; is a file of the "
+                f"{name} {what} {listed(keys, _MOST_NAMED)}, which would be left at random values; is a file of the "
                 "checkpoint missing, or is it of another kind of model?",
                 code=problem,
                 path=name,

@@ -22,7 +22,7 @@ def load_fast_tokenizer(path: str) -> Tokenizer:
         try:
             return Tokenizer.from_file(str(file))
         except Exception as error:  # of the Rust library, which has no class of its own for it
-            raise ModelError(f"{file} is no tokenizer: {error}", code="no_tokenizer", path=path) from error
+            raise ModelError(f"{file} is not a tokenizer: {error}", code="no_tokenizer", path=path) from error
     _, tokenizer = load_without_weights(local, path)
     found = getattr(tokenizer, "_tokenizer", None)
     if not isinstance(found, Tokenizer):

@@ -1,4 +1,4 @@
-"""A model's frozen weights in bf16, which autocast would make anew in every pass."""
+"""A model's frozen weights in bf16, which autocast would make again in every pass."""
 
 from __future__ import annotations
 

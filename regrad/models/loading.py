@@ -308,8 +308,9 @@ def _check_causal(lm: LanguageModel, ids_NT: Tensor, logits_NTV: Tensor) -> None
     other_NT = torch.cat([ids_NT[:, :-1], ids_NT[:, :1]], 1)
     if not _close(logits_NTV[:, :-1], lm.model(input_ids=other_NT, use_cache=False).logits[:, :-1]):
         raise ModelError(
-            f"in {type(lm.model).__name__}, as it is configured, tokens see those after them, so it is not a language "
-            "model; choose another one, or look at `is_causal` and `use_bidirectional_attention` in its config.json",
+            f"in {type(lm.model).__name__}, as it is configured, tokens attend to later ones, so it is not a causal "
+            "language model; choose another one, or look at `is_causal` and `use_bidirectional_attention` in its "
+            "config.json",
             code="not_causal",
             model=type(lm.model).__name__,
         )
@@ -355,8 +356,8 @@ def _checked_hidden(lm: LanguageModel, ids_NT: Tensor) -> Tensor:
             handle.remove()
     if wrong := [name for name, tokens in read.items() if tokens != [ids_NT.numel()]]:
         raise ModelError(
-            f"in {type(lm.model).__name__} {wrong[0]} does not read every token exactly once, so an update of it would "
-            "be wrong; set `subspace.projections` to others",
+            f"in {type(lm.model).__name__} {wrong[0]} does not read every token exactly once, so updating it would be "
+            "wrong; choose other projections in `subspace.projections`",
             code="tokens_not_read_once",
             module=wrong[0],
         )

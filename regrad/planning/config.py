@@ -23,9 +23,11 @@ class MeasuringConfig(Settings):
     """How a profile is measured."""
 
     batches: tuple[int, ...] = Field((1, 2, 4, 8, 16, 32), min_length=1, description="batch sizes of each stage")
-    repeats: int = Field(5, ge=1, description="of each batch size, at least; the quickest counts")
-    users: tuple[int, ...] = Field((1, 4, 8, 32, 64), min_length=1, description="of the server as it is set, in turn")
-    seconds: float = Field(8.0, gt=0, description="of each load")
+    repeats: int = Field(5, ge=1, description="least number of repetitions of each batch size; the fastest counts")
+    users: tuple[int, ...] = Field(
+        (1, 4, 8, 32, 64), min_length=1, description="concurrent users to measure, one load after another"
+    )
+    seconds: float = Field(8.0, gt=0, description="duration of each load")
 
     @model_validator(mode="after")
     def _rising(self) -> MeasuringConfig:
@@ -39,19 +41,23 @@ class MeasuringConfig(Settings):
 class PlanConfig(Settings):
     """`regrad plan`: profile a server's stages, search, choose, and write its configuration."""
 
-    serve: dict[str, Any] = Field(description="a configuration of `regrad serve`, as a file (.yaml): what is changed")
+    serve: dict[str, Any] = Field(
+        description="the configuration of `regrad serve` to start from, usually the name of a .yaml file"
+    )
     output: Location = Field(description="a directory for profile.json, plan.json and serve.yaml")
-    profile: Location | None = Field(None, description="one that was measured before; null: measure one")
+    profile: Location | None = Field(None, description="a profile.json of an earlier run; null: measure now")
     questions: QuestionSetConfig = Field(description="what is asked while measuring")
-    method: str = Field("regrad", description="one that the server offers")
+    method: str = Field("regrad", description="one of the server's methods")
     k: int = Field(3, ge=1)
     max_new_tokens: int = Field(20, ge=1)
     machine: MachineConfig = MachineConfig()
-    users: int = Field(16, ge=1, description="who ask again as soon as they have their answer")
-    bound_ms: float | None = Field(None, gt=0, description="of the predicted p50; null: only the rate counts")
-    most_replicas: int = Field(4, ge=1, description="of each deployment in the search")
-    most_rows: int = Field(64, ge=1, description="decoded together in the search (batch.max_size)")
+    users: int = Field(16, ge=1, description="concurrent users; each asks again as soon as the answer is there")
+    bound_ms: float | None = Field(
+        None, gt=0, description="limit of the predicted median latency; null: only the rate of answers counts"
+    )
+    most_replicas: int = Field(4, ge=1, description="most replicas of a deployment that the search tries")
+    most_rows: int = Field(64, ge=1, description="largest batch.max_size that the search tries")
     measuring: MeasuringConfig = MeasuringConfig()
     check: bool = Field(False, description="run the chosen and the given configuration under load afterwards")
-    check_seconds: float = Field(15.0, gt=0, description="of each load of the check")
-    check_turns: int = Field(1, ge=1, description="of the check; the median of each figure counts")
+    check_seconds: float = Field(15.0, gt=0, description="duration of each load of the check")
+    check_turns: int = Field(1, ge=1, description="repetitions of the check; the medians are reported")

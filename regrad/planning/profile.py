@@ -76,7 +76,7 @@ class Workload(Settings):
     max_new_tokens: int = Field(ge=1)
     prompt_tokens: float = Field(ge=0)
     answer_tokens: float = Field(ge=1)
-    atoms: int = Field(ge=0, description="that are loaded for a question")
+    atoms: int = Field(ge=0, description="atoms loaded per question")
     alone: bool = False
 
 
@@ -100,7 +100,7 @@ class Candidate(Settings):
     retriever: int = Field(1, ge=1)
     bank_loader: int = Field(1, ge=1)
     generator: int = Field(1, ge=1)
-    at_once: int = Field(ge=1, description="micro-batches that retrieve at a time, of a gateway (`groups.at_once`)")
+    at_once: int = Field(ge=1, description="micro-batches of a gateway that retrieve at a time (`groups.at_once`)")
     most_grouped: int = Field(ge=1, description="requests in a micro-batch (`groups.max_size`)")
     rows: int = Field(ge=1, description="requests that are decoded together (`batch.max_size`)")
     cache_bytes: int = Field(ge=0, description="atoms in the memory of a bank loader (`tiers.memory_bytes`)")
@@ -121,8 +121,8 @@ class Observed(Settings):
     answers: int = Field(ge=1)
     errors: int = Field(0, ge=0)
     rate: float = Field(gt=0, description="answers a second")
-    p50: float = Field(gt=0, description="seconds, half of the answers were there by then")
-    rows: float = Field(ge=1, description="requests that were decoded together, on average over the answers")
+    p50: float = Field(gt=0, description="median latency in seconds")
+    rows: float = Field(ge=1, description="mean number of requests decoded together, over the answers")
     processor: dict[str, Annotated[float, Field(ge=0)]]
 
 

@@ -22,11 +22,11 @@ _INDEX_PLACE = re.compile(OWN + "[a-z][a-z0-9-]*")
 class ServingConfig(Settings):
     """The servers that take a version up when it is promoted."""
 
-    releases: Location = Field(description="the file that their settings name as `releases`")
+    releases: Location = Field(description="the file named as `releases` in the servers' settings")
     collection: Location | None = Field(
-        None, description="what their settings name as `index`: a collection, made if there is none"
+        None, description="the collection named as `index` in the servers' settings; created if there is none"
     )
-    name: str = Field("main", description="of the release")
+    name: str = Field("main", description="name of the release")
     url: str | None = Field(None, description="wait until the server at this address answers from it")
 
 
@@ -38,16 +38,16 @@ class RebuildConfig(Settings):
 
     output: Location
     corpus: Location
-    meta_init: Location | None = Field(None, description="a MetaInit that exists, instead of `train`")
+    meta_init: Location | None = Field(None, description="an existing MetaInit, instead of `train`")
     train: MetaTrainConfig | None = None
-    index: tuple[IndexConfig, ...] = Field(min_length=1, description="made in this order; the last one is served")
+    index: tuple[IndexConfig, ...] = Field(min_length=1, description="built in this order; the last one is served")
     build: BuildConfig
     eval: EvalConfig
     promotion: PromotionConfig = PromotionConfig()
     serving: ServingConfig | None = None
     cost: CostConfig = CostConfig()
     rates: dict[str, float] = Field(
-        {}, description="for plans, by step: units a second and worker, where nothing was measured yet"
+        {}, description="for --dry-run, by step: units per second and worker, for steps that were never measured"
     )
 
     @model_validator(mode="before")

@@ -93,7 +93,7 @@ def rebuild(job: Rebuild, say: Say) -> str:
 
 
 def roll_back(output: Storage, serve: Callable[[Version], str | None]) -> str:
-    """Put the version before in force again, in the servers first; called twice, it is undone. Returns one line.
+    """Restore the previous version, in the servers first; called twice, it is undone. Returns one line.
 
     Raises `RebuildError` if there is none, or while a rebuild is at work.
     """

@@ -26,8 +26,8 @@ _PACKAGES = ("regrad", "torch", "transformers", "tokenizers", "ray", "deepspeed"
 class CostConfig(Settings):
     """What a machine costs, so that plans and records can say what a step does."""
 
-    node_hour: float | None = Field(None, ge=0, description="price of a machine for an hour; null: unknown")
-    nodes: int = Field(1, ge=1, description="machines that are paid for while a step runs")
+    node_hour: float | None = Field(None, ge=0, description="price of one machine per hour; null: unknown")
+    nodes: int = Field(1, ge=1, description="number of machines paid for while a step runs")
     currency: str = "USD"
 
 

@@ -24,12 +24,14 @@ S = TypeVar("S", bound=Settings)
 class PromotionConfig(Settings):
     """The figure that a version has to hold, from 0 to 1, measured on the evaluation's questions."""
 
-    method: str = Field("regrad", description="one of the evaluation's")
+    method: str = Field("regrad", description="one of the evaluation's methods")
     set: str | None = Field(None, description="one of the evaluation's question sets; the first if null")
-    k: int | None = Field(None, ge=1, description="one of the evaluation's; the first if null")
+    k: int | None = Field(None, ge=1, description="one of the evaluation's k; the first if null")
     metric: Literal["em", "f1"] = "f1"
-    minimum: float = Field(0.0, ge=0, le=1, description="what any version has to reach")
-    allowed_drop: float = Field(0.0, ge=0, le=1, description="how far it may be below the version in force")
+    minimum: float = Field(0.0, ge=0, le=1, description="lowest score for a promotion")
+    allowed_drop: float = Field(
+        0.0, ge=0, le=1, description="how far the score may be below that of the version in force"
+    )
 
 
 class Version(Settings):

@@ -146,7 +146,7 @@ def _document(passage: Passage, fields: Sequence[IndexField]) -> str:
 
 
 class _OpenIndex:
-    """An index, or several as one, open in Lucene's process; opened again when that process was started anew.
+    """An index, or several as one, open in Lucene's process; opened again when that process was restarted.
 
     After `close` it is opened for each question and closed again: what is asked late leaves nothing in that process.
     """

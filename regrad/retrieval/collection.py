@@ -40,7 +40,7 @@ class Segment(Settings):
 
     indexes: tuple[str, ...] = Field(min_length=1)
     cards: tuple[str, ...] = Field(min_length=1)
-    passages: int = Field(ge=1, description="with the hidden ones")
+    passages: int = Field(ge=1, description="passages, hidden ones included")
     hidden: tuple[str, ...] = ()
 
 
@@ -48,7 +48,7 @@ class CollectionBank(Settings):
     """The bank of a collection's passages, and which version of it goes with these indexes."""
 
     uri: str
-    meta_init: str = Field(description="that its gradients are computed at")
+    meta_init: str = Field(description="the MetaInit of the bank's gradients")
     codec: str
     version: int = Field(ge=1)
 
@@ -104,7 +104,7 @@ def card_digest(index: str) -> str:
 def check_segments(uri: str, version: CollectionVersion) -> None:
     """Raise `RetrievalError` if an index that the version names is gone, or is not the one that it was made of.
 
-    An index that was made again at the same place has other passages than those that are hidden.
+    An index that was rebuilt at the same place has other passages than those that are hidden.
     """
     for segment in version.segments:
         for index, expected in zip(segment.indexes, segment.cards, strict=True):
@@ -112,7 +112,7 @@ def check_segments(uri: str, version: CollectionVersion) -> None:
             check_index(place)
             if card_digest(place) != expected:
                 raise RetrievalError(
-                    f"the index at {place} was made again since the collection at {uri} was made of it; make the "
+                    f"the index at {place} was rebuilt after the collection at {uri} was created from it; create the "
                     "collection again, at another place",
                     code="index_changed",
                     uri=uri,

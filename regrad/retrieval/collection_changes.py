@@ -173,7 +173,7 @@ def publish(uri: str, version: CollectionVersion) -> CollectionVersion:
     name, data = f"versions/{numbered.version:08d}.json", numbered.encoded()
     if not storage.create(name, data):
         raise RetrievalError(
-            f"the collection at {uri} was changed by another just now; run again", code="busy", uri=uri
+            f"the collection at {uri} was changed by another process just now; run again", code="busy", uri=uri
         )
     file = IndexFile(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     kinds = tuple(read_index_card(location(uri, index)).kind for index in numbered.segments[0].indexes)

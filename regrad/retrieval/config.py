@@ -17,10 +17,10 @@ class EncoderConfig(Settings):
     """A text encoder that sentence-transformers loads: MiniLM, E5, BGE, DPR's two as two models."""
 
     path: ModelPath
-    question_prefix: str | None = Field(None, description="put before a question; unset: what the model brings")
-    passage_prefix: str | None = Field(None, description="put before a passage; unset: what the model brings")
-    normalise: bool = Field(True, description="vectors of length 1: the inner product is the cosine")
-    max_tokens: int | None = Field(None, ge=1, description="longer texts are cut; unset: the model's own limit")
+    question_prefix: str | None = Field(None, description="prepended to a question; null: the model's own")
+    passage_prefix: str | None = Field(None, description="prepended to a passage; null: the model's own")
+    normalise: bool = Field(True, description="scale vectors to length 1, so that the inner product is the cosine")
+    max_tokens: int | None = Field(None, ge=1, description="longer texts are truncated; null: the model's own limit")
     batch_size: int = Field(64, ge=1)
 
 
@@ -29,7 +29,7 @@ class DenseConfig(Settings):
 
     encoder: EncoderConfig
     vectors: Literal["auto", "flat", "hnsw", "ivf-pq"] = Field(
-        "auto", description="how vectors are searched; auto goes by how many there are"
+        "auto", description="how vectors are searched; auto: chosen by the number of vectors"
     )
     part_passages: int = Field(
         1000, ge=1, description="passages that a worker encodes at once; a job that was killed keeps whole parts"
@@ -44,9 +44,11 @@ class FusionConfig(Settings):
     """
 
     method: Literal["rrf", "scores"] = "rrf"
-    weights: tuple[float, ...] | None = Field(None, description="of the indexes, in their order; all alike if null")
-    constant: float = Field(60.0, gt=0, description="of rrf: the larger, the less the first ranks stand out")
-    depth: int = Field(100, ge=1, description="passages that each index is asked for; k, if that is more")
+    weights: tuple[float, ...] | None = Field(
+        None, description="one weight per index, in their order; null: equal weights"
+    )
+    constant: float = Field(60.0, gt=0, description="rrf's constant: the larger, the less the first ranks stand out")
+    depth: int = Field(100, ge=1, description="passages to ask each index for, at least k")
 
 
 class FuseConfig(FusionConfig):
@@ -64,12 +66,14 @@ class FuseConfig(FusionConfig):
 
 
 class RerankConfig(Settings):
-    """An index whose first passages a cross-encoder orders anew (sentence-transformers' CrossEncoder)."""
+    """An index whose first passages a cross-encoder reorders (sentence-transformers' CrossEncoder)."""
 
     index: Location
-    model: ModelPath = Field(description="reads a question and a passage together, and gives one score")
-    depth: int = Field(50, ge=1, description="passages of a question that are read; k, if that is more")
-    max_tokens: int = Field(512, ge=8, description="of question and passage; longer passages are cut")
+    model: ModelPath = Field(description="a cross-encoder: scores a question and a passage together")
+    depth: int = Field(50, ge=1, description="passages per question to rerank, at least k")
+    max_tokens: int = Field(
+        512, ge=8, description="limit for question and passage together; longer passages are truncated"
+    )
     batch_size: int = Field(32, ge=1)
 
 
@@ -88,10 +92,10 @@ class IndexConfig(Settings):
         ("contents", "title"),
         description="what can be searched: contents (title and text as one), the title alone, the text alone",
     )
-    threads: int = Field(2, ge=1, description="of a lexical index: Lucene's, of each shard")
-    shards: int = Field(1, ge=1, description="of a lexical index: built at once, searched as one")
+    threads: int = Field(2, ge=1, description="lexical index: Lucene's threads per shard")
+    shards: int = Field(1, ge=1, description="lexical index: parts that are built in parallel and searched as one")
     cluster: WorkersConfig = Field(
-        WorkersConfig(), description="of `dense`: replicas of the encoder; of `shards`: how many are built at once"
+        WorkersConfig(), description="dense: replicas of the encoder; lexical: shards built at a time"
     )
 
     @model_validator(mode="after")
@@ -119,8 +123,10 @@ class Bm25SearchConfig(Settings):
     contents: float = Field(1.0, ge=0, description="weight of title and text as one field")
     title: float = Field(0.5, ge=0, description="weight of the title alone")
     text: float = Field(0.0, ge=0, description="weight of the text alone; the index must have this field")
-    combine: Literal["sum", "best"] = Field("sum", description="a passage's score: of all fields, or of its best one")
-    tie: float = Field(0.5, ge=0, le=1, description="with best: how much the other fields count beside it")
+    combine: Literal["sum", "best"] = Field(
+        "sum", description="a passage's score: the sum over the fields, or the best field's"
+    )
+    tie: float = Field(0.5, ge=0, le=1, description="with best: weight of the other fields' scores")
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:
@@ -138,8 +144,8 @@ class Bm25SearchConfig(Settings):
 class DenseSearchConfig(Settings):
     """How an index of vectors is searched."""
 
-    encoder: str = Field("", description="where its encoder is now, if not where it was")
-    probes: int = Field(64, ge=1, description="approximate: how many cells or neighbours are looked at")
+    encoder: str = Field("", description="where the index's encoder is now, if it has been moved")
+    probes: int = Field(64, ge=1, description="approximate search: cells (ivf-pq) or neighbours (hnsw) to visit")
 
 
 class RetrieverConfig(Settings):

@@ -88,7 +88,7 @@ def _check_is_cross_encoder(config: Any, model: str) -> None:
     named = config.architectures or []
     if config.num_labels != 1 or not any(name.endswith("ForSequenceClassification") for name in named):
         raise RetrievalError(
-            f"{model} is no cross-encoder with one score ({', '.join(named) or 'no architecture named'}, "
+            f"{model} is not a cross-encoder with one score ({', '.join(named) or 'no architecture named'}, "
             f"{config.num_labels} labels); name a model for ranking, such as ms-marco-MiniLM",
             code="no_cross_encoder",
             path=model,
@@ -96,7 +96,7 @@ def _check_is_cross_encoder(config: Any, model: str) -> None:
 
 
 class RerankedRetriever(Retriever):
-    """Searches the index that it names, and orders its first `depth` passages anew. Safe to use from many threads."""
+    """Searches the index that it names, and reorders its first `depth` passages. Safe to use from many threads."""
 
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         self.card = card

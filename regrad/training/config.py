@@ -17,13 +17,13 @@ class ScheduleConfig(Settings):
 
     steps: int = Field(1000, ge=1)
     epochs: float | None = Field(None, gt=0, description="instead of steps: how often each item is drawn, on average")
-    batch_size: int = Field(16, ge=1, description="items (tasks or examples) of one step, over all workers")
+    batch_size: int = Field(16, ge=1, description="items (tasks or examples) per step, over all workers")
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     warmup_start: float | None = Field(
-        None, ge=0, le=1, description="share of the rate at the first step; one over the steps of the warm-up if null"
+        None, ge=0, le=1, description="share of the learning rate at the first step; null: 1 / steps of the warm-up"
     )
     schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="after the warm-up; linear and cosine fall to zero"
+        "linear", description="the learning rate after the warm-up; linear and cosine fall to zero"
     )
     max_bad_steps: int = Field(
         5, ge=1, description="stop after this many steps in a row whose loss or gradient is not finite"
@@ -62,7 +62,7 @@ class CheckpointConfig(Settings):
     keep: int = Field(
         2, ge=1, description="number of checkpoints kept: the best by dev F1, else the newest; always the newest"
     )
-    location: Location | None = Field(None, description="shared by all nodes; `<output>.training` if null")
+    location: Location | None = Field(None, description="a place that all nodes share; null: `<output>.training`")
     max_failures: int = Field(3, ge=0, description="lost workers that are replaced before the run gives up")
     resume: bool = Field(True, description="continue an unfinished run of this configuration; false: start again")
 
@@ -72,7 +72,7 @@ class WatchConfig(Settings):
 
     every: int = Field(50, ge=1, description="steps")
     tensorboard: bool = True
-    location: Location | None = Field(None, description="directory of the TensorBoard files; `<output>.logs` if null")
+    location: Location | None = Field(None, description="directory of the TensorBoard files; null: `<output>.logs`")
     wandb_project: str | None = Field(None, description="Weights & Biases, if it is installed")
     mlflow_experiment: str | None = Field(None, description="MLflow, if it is installed")
 

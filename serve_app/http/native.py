@@ -54,14 +54,15 @@ def add_native_routes(
     api: FastAPI, limits: LimitsConfig, offered: Registry[MethodInfo], answering: Callable[[], Answering]
 ) -> None:
     """Add the routes of the native interface."""
-    _add_answers(api, limits, offered, answering)
+    _add_answer(api, limits, offered, answering)
+    _add_compare(api, limits, offered, answering)
     _add_facts(api, limits, offered, answering)
 
 
-def _add_answers(
+def _add_answer(
     api: FastAPI, limits: LimitsConfig, offered: Registry[MethodInfo], answering: Callable[[], Answering]
 ) -> None:
-    """The routes that ask a question."""
+    """The route that asks one method."""
 
     async def answer(body: Any, client: ClientOf) -> Any:
         request: AnswerRequest = body
@@ -74,6 +75,23 @@ def _add_answers(
             raise Refused(reply)
         return answer_response(reply)
 
+    # FastAPI reads the body from the annotation, which depends on this server's limits and methods.
+    answer.__annotations__["body"] = tailored(AnswerRequest, limits, offered)
+    api.post(
+        "/v1/answer",
+        tags=_TAGS,
+        summary="Answer a question by one method",
+        description=_STREAMS,
+        responses=or_events(ANSWER_EVENTS),
+        response_model=AnswerResponse,
+    )(answer)
+
+
+def _add_compare(
+    api: FastAPI, limits: LimitsConfig, offered: Registry[MethodInfo], answering: Callable[[], Answering]
+) -> None:
+    """The route that asks several methods."""
+
     async def compare(body: Any, client: ClientOf) -> Any:
         request: CompareRequest = body
         asks = {method: request.ask(method, client) for method in request.methods}
@@ -83,24 +101,9 @@ def _add_answers(
         outcomes = await unless_client_leaves(
             client, asyncio.gather(*[attempt(client, partial(_answer, answering, ask)) for ask in asks.values()])
         )
-        by_method = dict(zip(asks, outcomes, strict=True))
-        problems = {method: outcome for method, outcome in by_method.items() if isinstance(outcome, Problem)}
-        if len(problems) == len(by_method):
-            raise Refused(next(iter(problems.values())))
-        answers = [answer_response(outcome) for outcome in outcomes if not isinstance(outcome, Problem)]
-        return CompareResponse(answers=answers, errors={method: problem.body for method, problem in problems.items()})
+        return _compared(dict(zip(asks, outcomes, strict=True)))
 
-    # FastAPI reads the bodies from the annotations, and theirs depend on this server's limits and methods.
-    answer.__annotations__["body"] = tailored(AnswerRequest, limits, offered)
     compare.__annotations__["body"] = tailored(CompareRequest, limits, offered)
-    api.post(
-        "/v1/answer",
-        tags=_TAGS,
-        summary="Answer a question by one method",
-        description=_STREAMS,
-        responses=or_events(ANSWER_EVENTS),
-        response_model=AnswerResponse,
-    )(answer)
     api.post(
         "/v1/compare",
         tags=_TAGS,
@@ -109,6 +112,15 @@ def _add_answers(
         responses=or_events(COMPARE_EVENTS),
         response_model=CompareResponse,
     )(compare)
+
+
+def _compared(outcomes: dict[str, Reply | Problem]) -> CompareResponse:
+    """Answers and errors by method; the first error alone if there is no answer."""
+    problems = {method: outcome for method, outcome in outcomes.items() if isinstance(outcome, Problem)}
+    if len(problems) == len(outcomes):
+        raise Refused(next(iter(problems.values())))
+    answers = [answer_response(outcome) for outcome in outcomes.values() if not isinstance(outcome, Problem)]
+    return CompareResponse(answers=answers, errors={method: problem.body for method, problem in problems.items()})
 
 
 def _add_facts(

@@ -113,6 +113,14 @@ def add_openai_routes(
     api: FastAPI, limits: LimitsConfig, offered: Registry[MethodInfo], answering: Callable[[], Answering]
 ) -> None:
     """Add the routes of the OpenAI-compatible interface."""
+    _add_completions(api, limits, offered, answering)
+    _add_models(api, offered)
+
+
+def _add_completions(
+    api: FastAPI, limits: LimitsConfig, offered: Registry[MethodInfo], answering: Callable[[], Answering]
+) -> None:
+    """The routes that ask a question."""
 
     async def chat(body: Any, client: ClientOf) -> Any:
         request: ChatRequest = body
@@ -132,19 +140,9 @@ def add_openai_routes(
             return await _streamed(TEXT_COMPLETION, client, answering, ask, request.include_usage)
         return completion(await _whole(client, answering, ask))
 
-    async def models() -> ModelList:
-        """Every method; the first one is the default."""
-        names = sorted(offered, key=lambda name: name != default_method(offered))
-        return ModelList(data=[ModelInfo(id=name) for name in names])
-
-    async def model(model: str) -> ModelInfo:
-        """The method of this name."""
-        check_model_name(model, offered)
-        return ModelInfo(id=model)
-
+    # FastAPI reads the bodies from the annotations, and theirs depend on this server's limits and methods.
     chat.__annotations__["body"] = tailored(ChatRequest, limits, offered)
     complete.__annotations__["body"] = tailored(CompletionRequest, limits, offered)
-    model.__annotations__["model"] = Annotated[str, Path(examples=[default_method(offered)])]
     api.post(
         "/v1/chat/completions",
         tags=_TAGS,
@@ -159,6 +157,22 @@ def add_openai_routes(
         responses=or_events(CHUNK_EVENTS),
         response_model=Completion,
     )(complete)
+
+
+def _add_models(api: FastAPI, offered: Registry[MethodInfo]) -> None:
+    """The routes that list the methods."""
+
+    async def models() -> ModelList:
+        """Every method; the first one is the default."""
+        names = sorted(offered, key=lambda name: name != default_method(offered))
+        return ModelList(data=[ModelInfo(id=name) for name in names])
+
+    async def model(model: str) -> ModelInfo:
+        """The method of this name."""
+        check_model_name(model, offered)
+        return ModelInfo(id=model)
+
+    model.__annotations__["model"] = Annotated[str, Path(examples=[default_method(offered)])]
     api.get("/v1/models", tags=_TAGS, summary="The methods as models")(models)
     api.get("/v1/models/{model:path}", tags=_TAGS, summary="One method as a model", responses=MODEL_PROBLEMS)(model)
 

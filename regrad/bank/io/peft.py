@@ -51,21 +51,11 @@ def export_update(
     `AtomDamaged`, `BankError` for repeated or no ids, an `output` that exists, or a vector that is not finite.
     """
     _check_absent(output)
-    repeated = [passage_id for passage_id, count in Counter(passage_ids).items() if count > 1]
-    if repeated or not passage_ids:
-        found = f"twice {repeated[:3]}" if repeated else "none"
-        raise BankError(
-            f"an update is of different passages, each named once; found {found}", code="bad_ids", repeated=repeated
-        )
+    _check_distinct(passage_ids)
     meta_init = MetaInit.load(meta_init_uri) if meta_init_uri is not None else None
     with BankReader(uri, meta_init.fingerprint if meta_init else None, version) as bank:
         manifest = bank.manifest
-        missing = [passage_id for passage_id in passage_ids if passage_id not in bank]
-        if missing:
-            text = f"version {manifest.version} of the bank at {uri} has no atom for {missing[:5]}"
-            raise AtomNotFound(
-                f"{text} ({counted(len(missing), 'passage')} of {len(passage_ids)})", passage_ids=missing
-            )
+        _check_present(bank, uri, passage_ids)
         if manifest.kind == "gradient":
             if meta_init is None:
                 raise BankError(
@@ -88,6 +78,22 @@ def export_update(
     _write(output, base, subspace, vector_P, {**notes, manifest.kind: manifest.fingerprint})
 
 
+def _check_distinct(passage_ids: Sequence[str]) -> None:
+    repeated = [passage_id for passage_id, count in Counter(passage_ids).items() if count > 1]
+    if repeated or not passage_ids:
+        found = f"twice {repeated[:3]}" if repeated else "none"
+        raise BankError(
+            f"an update is of different passages, each named once; found {found}", code="bad_ids", repeated=repeated
+        )
+
+
+def _check_present(bank: BankReader, uri: str, passage_ids: Sequence[str]) -> None:
+    missing = [passage_id for passage_id in passage_ids if passage_id not in bank]
+    if missing:
+        text = f"version {bank.manifest.version} of the bank at {uri} has no atom for {missing[:5]}"
+        raise AtomNotFound(f"{text} ({counted(len(missing), 'passage')} of {len(passage_ids)})", passage_ids=missing)
+
+
 def _side_by_side(subspace: Subspace, atoms_NP: Tensor) -> tuple[Subspace, Tensor]:
     """The LoRA whose product B A is the sum of the atoms' products."""
     wide = Subspace(subspace.modules, subspace.rank * len(atoms_NP), subspace.scaling)
@@ -101,7 +107,7 @@ def _side_by_side(subspace: Subspace, atoms_NP: Tensor) -> tuple[Subspace, Tenso
 def _check_absent(output: str) -> None:
     storage = Storage(output)
     if storage.fs.exists(storage.root):
-        raise BankError(f"{output} exists: give the adapter a new place", code="output_exists", uri=output)
+        raise BankError(f"{output} exists already; choose another place for it", code="output_exists", uri=output)
 
 
 def _write(output: str, base: str, subspace: Subspace, vector_P: Tensor, notes: Mapping[str, object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,11 +15,14 @@ from regrad.cli.options import QUARANTINED, settings_options
 from regrad.settings import load_settings
 from regrad.text import counted, readable_size
 
+if TYPE_CHECKING:
+    from regrad.bank.io.transfer import Imported
+
 
 @click.command("add")
 @settings_options("jobs/build-lab.yaml")
 def add(config: Path, overrides: tuple[str, ...]) -> None:
-    """Add the passages of a corpus, or replace them; the others stay. Settings are those of `regrad build`.
+    """Add or replace the passages of a corpus; all others stay. Settings are those of `regrad build`.
 
     The exit status is 3 if some of its passages could not be used: `regrad bank info --quarantine` lists them.
     """
@@ -37,7 +41,7 @@ def add(config: Path, overrides: tuple[str, ...]) -> None:
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @ids_option("Passages to forget")
 def delete(uri: str, ids: tuple[str, ...], ids_from: str | None) -> None:
-    """Forget passages: a new version is without them, and no older version returns them any more.
+    """Forget passages: a new version lacks them, and no older version returns them any more.
 
     This includes passages that were refused, and those that only older versions have. All or none: an unknown id is an
     error, and then nothing is deleted. There is no confirmation. The bytes stay in files until `regrad bank compact`
@@ -83,7 +87,7 @@ def compact(uri: str, shard_bytes: int | None) -> None:
 @click.command("gc")
 @uri_argument
 @click.option(
-    "--keep", type=int, default=1, show_default=True, metavar="N", help="How many of the newest versions stay."
+    "--keep", type=int, default=1, show_default=True, metavar="N", help="How many of the newest versions to keep."
 )
 @click.option(
     "--grace",
@@ -91,12 +95,12 @@ def compact(uri: str, shard_bytes: int | None) -> None:
     default=3600.0,
     show_default=True,
     metavar="SECONDS",
-    help="Minimum age of a file that no version names to be removed: a running writer may be about to name it.",
+    help="Keep files that no version names until they are this old: a running writer may be about to name them.",
 )
 @click.option("--abandon-builds", is_flag=True, help="Remove the finished blocks of interrupted builds, too.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
 def gc(uri: str, keep: int, grace: float, abandon_builds: bool, dry_run: bool) -> None:
-    """Remove old versions, the files that only they needed, and files that writers left when they died.
+    """Remove old versions, the files that only they needed, and files that dead writers left.
 
     Servers that still have an old version open lose what is removed: restart them first.
     """
@@ -131,11 +135,11 @@ def gc(uri: str, keep: int, grace: float, abandon_builds: bool, dry_run: bool) -
 @version_option("The version to copy")
 @codec_option("Encode the copy with this codec (format bank; default: the bytes as they are).")
 @ids_option("Copy these passages only")
-@click.option("--id", "ids", multiple=True, metavar="ID", help="The same, one passage; may be repeated.")
-@click.option("--meta-init", metavar="DIR", help="peft: the MetaInit that the gradients were computed at.")
-@click.option("--gamma", type=float, default=1.0, show_default=True, help="peft: the strength of the update.")
-@click.option("--phi0", is_flag=True, help="peft: the MetaInit's start alone, without passages.")
-@click.option("--base", metavar="NAME", help="peft: what to call the base model (default: as the MetaInit does).")
+@click.option("--id", "ids", multiple=True, metavar="ID", help="One passage to export; may be repeated.")
+@click.option("--meta-init", metavar="DIR", help="peft: the MetaInit of the gradients.")
+@click.option("--gamma", type=float, default=1.0, show_default=True, help="peft: the scale of the update.")
+@click.option("--phi0", is_flag=True, help="peft: export phi0 alone, without passages.")
+@click.option("--base", metavar="NAME", help="peft: name of the base model (default: the MetaInit's).")
 def export(
     uri: str,
     output: str,
@@ -163,22 +167,27 @@ def export(
     wanted = [*ids, *(named or ())] if ids or named is not None else None
     if form != "peft" and (meta_init or base or phi0 or gamma != 1.0):
         raise click.UsageError("--meta-init, --gamma, --phi0 and --base go with --peft")
+    if form != "bank" and codec:
+        floats = "adapters" if form == "peft" else "files of tensors"
+        raise click.UsageError(f"--codec goes with --format bank: {floats} are float32")
     if form == "peft":
-        if codec:
-            raise click.UsageError("--codec goes with --format bank: adapters are float32")
         _export_peft(uri, output, version, wanted, meta_init, gamma, phi0, base)
-        return
+    else:
+        _export_atoms(uri, output, form, version, codec, wanted)
+
+
+def _export_atoms(
+    uri: str, output: str, form: str, version: int | None, codec: CodecName | None, ids: list[str] | None
+) -> None:
     if form == "bank":
         from regrad.bank.io.transfer import copy_bank
 
-        copied = copy_bank(uri, output, version, codec, wanted)
+        copied = copy_bank(uri, output, version, codec, ids)
         click.echo(f"copied {counted(copied.added, 'atom')} to {output}: version {copied.manifest.label}")
         return
-    if codec:
-        raise click.UsageError("--codec goes with --format bank: files of tensors are float32")
     from regrad.bank.io.tensors import export_tensors
 
-    click.echo(f"wrote {counted(export_tensors(uri, output, version, wanted), 'atom')} to {output}")
+    click.echo(f"wrote {counted(export_tensors(uri, output, version, ids), 'atom')} to {output}")
 
 
 def _export_peft(
@@ -216,10 +225,16 @@ _TAKES = {
 @click.command("import")
 @uri_argument
 @click.option("--from", "source", required=True, metavar="PATH", help="What to import: a path or URI.")
-@click.option("--format", "form", type=click.Choice(list(_TAKES)), required=True, help="What it is; see above.")
-@click.option("--meta-init", metavar="DIR", help="regrad-release: the MetaInit that the gradients were computed at.")
-@click.option("--ids", metavar="FILE", help="The passage of each key: lines of key, id, and if known title and text.")
-@click.option("--base-identity", metavar="TEXT", help="prag: what to call the base model instead of its recorded name.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(_TAKES)),
+    required=True,
+    help="Its format; see above.",
+)
+@click.option("--meta-init", metavar="DIR", help="regrad-release: the MetaInit of the gradients.")
+@click.option("--ids", metavar="FILE", help="The passage of each key: lines of key, id and, if known, title and text.")
+@click.option("--base-identity", metavar="TEXT", help="prag: name of the base model, instead of the recorded one.")
 @codec_option("How to store the atoms (default: as the bank does, or float32).")
 def import_(
     uri: str,
@@ -247,22 +262,33 @@ def import_(
         raise click.UsageError(f"{odd[0]} does not go with --format {form}")
     if form == "regrad-release" and meta_init is None:
         raise click.UsageError("--format regrad-release needs --meta-init DIR")
-    if form == "regrad-release":
-        from regrad.bank.io.release import import_release
-
-        done = import_release(source, uri, codec=codec, meta_init=meta_init or "", ids=ids)
-    elif form == "prag":
-        from regrad.bank.io.prag import import_adapters
-
-        done = import_adapters(source, uri, codec=codec, ids=ids, base_identity=base_identity)
-    elif form == "bank":
-        from regrad.bank.io.transfer import copy_bank
-
-        done = copy_bank(source, uri, codec=codec)
-    else:
-        from regrad.bank.io.tensors import import_tensors
-
-        done = import_tensors(source, uri, codec=codec)
+    done = _imported(source, uri, form, codec, meta_init, ids, base_identity)
     refused = f", {counted(done.refused, 'passage')} refused (info --quarantine)" if done.refused else ""
     left = f", {counted(done.left_out, 'atom')} left out that {ids} does not name" if done.left_out else ""
     click.echo(f"added {counted(done.added, 'atom')} to {uri}: version {done.manifest.label}{refused}{left}")
+
+
+def _imported(
+    source: str,
+    uri: str,
+    form: str,
+    codec: CodecName | None,
+    meta_init: str | None,
+    ids: str | None,
+    base_identity: str | None,
+) -> Imported:
+    if form == "regrad-release":
+        from regrad.bank.io.release import import_release
+
+        return import_release(source, uri, codec=codec, meta_init=meta_init or "", ids=ids)
+    if form == "prag":
+        from regrad.bank.io.prag import import_adapters
+
+        return import_adapters(source, uri, codec=codec, ids=ids, base_identity=base_identity)
+    if form == "bank":
+        from regrad.bank.io.transfer import copy_bank
+
+        return copy_bank(source, uri, codec=codec)
+    from regrad.bank.io.tensors import import_tensors
+
+    return import_tensors(source, uri, codec=codec)

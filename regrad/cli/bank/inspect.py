@@ -25,11 +25,11 @@ _KINDS = {"gradient": "gradients at MetaInit", "adapter": "trained adapters, fin
 @click.command("info")
 @uri_argument
 @version_option("The version to describe")
-@click.option("--id", "passage_id", metavar="PASSAGE_ID", help="Look for one passage instead.")
-@click.option("--quarantine", is_flag=True, help="List the passages that were refused, and why, instead.")
+@click.option("--id", "passage_id", metavar="PASSAGE_ID", help="Show one passage instead.")
+@click.option("--quarantine", is_flag=True, help="List the refused passages and the reasons instead.")
 @json_option
 def info(uri: str, version: int | None, passage_id: str | None, quarantine: bool, as_json: bool) -> None:
-    """Say what a bank is, what is on its disk, and whether anything that was deleted is still there.
+    """Show what a bank is, what is on its disk, and whether anything that was deleted is still there.
 
     With --id: where the passage's atom is, the hash of the text that it was computed from, why it was refused, when
     it was deleted, and which files still contain it.
@@ -72,7 +72,7 @@ def _show_bank(bank: BankInfo) -> None:
         ("on disk", f"{readable_size(sum(bank.bytes.values()))}: {', '.join(folders)}"),
     ]
     if bank.unfinished_blocks:
-        rows.append(("unfinished", f"{counted(bank.unfinished_blocks, 'block')} of builds that did not end"))
+        rows.append(("unfinished", f"{counted(bank.unfinished_blocks, 'block')} of interrupted builds"))
     show.print_fields(rows)
     if bank.missing_records:
         names = f"{counted(bank.missing_records, 'record')} that passages should have"
@@ -90,13 +90,13 @@ def _ways_to_remove(bank: BankInfo) -> str:
     ways = f"run `{show.command_line('compact', bank.uri)}`, then `{show.command_line('gc', bank.uri)}{options}`."
     if bank.dead_of_builds:
         ways += (
-            f"\n--abandon-builds: {counted(bank.dead_of_builds, 'record')} of builds that did not end, which "
-            "could go on from them."
+            f"\n--abandon-builds: {counted(bank.dead_of_builds, 'record')} of interrupted builds, which could "
+            "resume from them."
         )
     if bank.dead_of_nobody:
         ways += (
-            f"\n--grace 0: {counted(bank.dead_of_nobody, 'record')} in files that no version names. Their writer has "
-            "died, or is still running: then wait for it. After an hour they are removed without --grace."
+            f"\n--grace 0: {counted(bank.dead_of_nobody, 'record')} in files that no version names. Their writer died "
+            "or is still running; in the latter case, wait. After an hour they are removed without --grace."
         )
     return ways
 
@@ -153,7 +153,7 @@ def diff(uri: str, older: int, newer: int | None, as_json: bool) -> None:
 @click.option("--drop-lost", is_flag=True, help="Commit a version without the lost atoms; a build computes them again.")
 @json_option
 def verify(uri: str, version: int | None, repair: bool, drop_lost: bool, as_json: bool) -> None:
-    """Read every byte of a version, and every manifest, and name what is not as it was written.
+    """Read every byte of a version, and every manifest, and name every file that has changed since it was written.
 
     The exit status is 0 if all is good (or is now, with --repair), 1 if something is damaged, 2 if that is unknown. A
     build does not compute an atom again that the bank lists, even if its bytes are lost; after --drop-lost it does.

@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 LISTED = 20
 
 uri_argument = click.argument("uri", metavar="URI")
-json_option = click.option("--json", "as_json", is_flag=True, help="All of it as JSON, for programs.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 
 
 def version_option(text: str) -> Callable[[F], F]:

@@ -11,7 +11,7 @@ from regrad.cli.options import settings_options
 
 @click.command("demo")
 @settings_options("jobs/demo.yaml")
-@click.option("--keep", is_flag=True, help="Leave the server running at the end, until Ctrl-C.")
+@click.option("--keep", is_flag=True, help="Keep the server running at the end, until Ctrl-C.")
 def demo(config: Path, overrides: tuple[str, ...], keep: bool) -> None:
     """Meta-train, index, fill a bank, serve, and ask 200 questions about people that the model has never seen."""
     from regrad.cli.demo.config import DemoConfig

@@ -13,7 +13,7 @@ from regrad.settings import load_settings
 
 @click.command("plan")
 @settings_options("jobs/plan-lab.yaml")
-@click.option("--check", is_flag=True, help="Then run the given and the chosen configuration under load.")
+@click.option("--check", is_flag=True, help="Afterwards, run the given and the chosen configuration under load.")
 @json_option
 def plan(config: Path, overrides: tuple[str, ...], check: bool, as_json: bool) -> None:
     """Plan a server: measure its stages, search replicas, batches and caches, write the best configuration.

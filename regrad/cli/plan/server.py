@@ -58,7 +58,7 @@ class Load:
         run(Plan(self._url, self._bodies, 600.0, min(_WARMING_USERS, len(self._bodies)), once=True))
 
     def observe(self, users: int, seconds: float) -> Observed:
-        """So many users for so many seconds. Raises `PlanningError` if hardly anything was answered."""
+        """Load the server with concurrent users. Raises `PlanningError` if hardly anything was answered."""
         before, asking = processor_seconds(), _of_ended_children()
         found = run(Plan(self._url, self._bodies, seconds, users))
         asking = _of_ended_children() - asking

@@ -20,7 +20,7 @@ NOT_PROMOTED = 4
 @click.command("rollback")
 @settings_options(_DEFAULT)
 def rollback(config: Path, overrides: tuple[str, ...]) -> None:
-    """Put the version before in force again, also in the servers; a second rollback undoes it."""
+    """Restore the previous version, also in the servers; a second rollback undoes it."""
     from regrad.rebuild.config import RebuildConfig
 
     settings = load_settings(RebuildConfig, config, overrides)
@@ -35,7 +35,7 @@ def rollback(config: Path, overrides: tuple[str, ...]) -> None:
 @settings_options(_DEFAULT)
 @json_option
 def status(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show the versions, which is in force, and the runs of the steps with what they took."""
+    """Show the versions, which one is in force, and the runs of the steps with their times and costs."""
     from regrad.rebuild.config import RebuildConfig
 
     settings = load_settings(RebuildConfig, config, overrides)
@@ -51,26 +51,26 @@ def status(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
 _VERBS = {
     "status": (f"{__name__}:status", "Show the versions and the runs of the steps."),
-    "rollback": (f"{__name__}:rollback", "Put the version before in force again."),
+    "rollback": (f"{__name__}:rollback", "Restore the previous version."),
 }
 
 
 @click.group("rebuild", cls=LazyGroup, verbs=_VERBS, invoke_without_command=True, no_args_is_help=False)
 @settings_options(_DEFAULT)
-@click.option("--dry-run", is_flag=True, help="Only say what would be done, with hours, bytes and money.")
+@click.option("--dry-run", is_flag=True, help="Print the plan only, with hours, bytes and money.")
 @json_option
 @click.pass_context
 def rebuild(context: click.Context, config: Path, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Meta-train, index, build, verify and evaluate; put the new version in force if its score holds.
 
-    What is done already is skipped; interrupted, the same command goes on. The version before is kept, for `regrad
-    rebuild rollback`. The exit status is 3 if the version in force lacks passages that could not be used, 4 if the
-    score did not hold and the new version is kept aside.
+    Steps that are done are skipped; if it is interrupted, the same command resumes it. The previous version is kept,
+    for `regrad rebuild rollback`. The exit status is 3 if the version in force lacks passages that could not be used, 4
+    if the score did not hold and the new version is kept aside.
     """
     if context.invoked_subcommand is not None:
         sources = [context.get_parameter_source(name) for name in ("config", "overrides", "dry_run")]
         if click.core.ParameterSource.COMMANDLINE in sources:
-            raise click.UsageError(f"put options behind the verb: regrad rebuild {context.invoked_subcommand} ...")
+            raise click.UsageError(f"put options after the verb: regrad rebuild {context.invoked_subcommand} ...")
         return
     from regrad.rebuild.config import RebuildConfig
 

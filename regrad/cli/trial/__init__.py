@@ -12,15 +12,15 @@ from regrad.cli.options import settings_options
 @click.command("try")
 @click.argument("folder", type=click.Path(path_type=str))
 @settings_options("jobs/try.yaml")
-@click.option("--browser/--no-browser", default=True, help="Open the page when it is up.")
+@click.option("--browser/--no-browser", default=True, help="Open the page once it is up.")
 @click.option(
     "--ask", "question", metavar="QUESTION", help="Ask this question in every way, print the answers and exit."
 )
 def try_(folder: str, config: Path, overrides: tuple[str, ...], browser: bool, question: str | None) -> None:
     """Ask the text, Markdown, HTML and PDF files of FOLDER: by the model alone, by prompt, by gradients, by both.
 
-    The passages are indexed, their gradients computed, and a page opened at which each question is answered in all four
-    ways. Run again after the files have changed, it computes only what is new.
+    Indexes the passages, computes their gradients, and opens a page that answers each question in all four ways. Run it
+    again after the files have changed: only what is new is computed.
     """
     from regrad.cli.trial.config import TryConfig
     from regrad.settings import load_settings

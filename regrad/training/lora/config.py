@@ -53,8 +53,8 @@ class FinetuneConfig(TrainConfig):
     start_from: Location | None = Field(None, description="an adapter to continue, for documents that came later")
     adapters: Location | None = Field(
         None,
-        description="with questions: a bank of `regrad adapters`; those of a question's passages (the first k) are "
-        "in force while its answer is learned",
+        description="with questions: a bank of `regrad adapters`; those of a question's first k passages are applied "
+        "while its answer is learned",
     )
     adapters_version: int | None = Field(None, ge=1, description="the current one if null")
     on_missing: Literal["fewer", "fail"] = Field(
@@ -62,7 +62,7 @@ class FinetuneConfig(TrainConfig):
         description="with adapters: for a passage without one: leave it out (fewer) and say how many, or stop (fail)",
     )
     k: int | None = Field(None, ge=1, description="most passages in a prompt: the first of the question's context")
-    max_examples: int | None = Field(None, ge=1, description="most examples, sampled by the seed; all if null")
+    max_examples: int | None = Field(None, ge=1, description="most examples, sampled by the seed; null: all")
     max_tokens: int = Field(1536, ge=16, description="longer examples are left out and counted")
     optimizer: FinetuneOptimizerConfig = FinetuneOptimizerConfig()
 
@@ -72,7 +72,7 @@ class FinetuneConfig(TrainConfig):
         if getattr(self, wanted) is None:
             raise ValueError(f"objective {self.objective} needs '{wanted}'")
         if self.adapters is not None and wanted != "tasks":
-            raise ValueError(f"objective {self.objective} has no questions whose 'adapters' could be in force")
+            raise ValueError(f"objective {self.objective} has no questions whose 'adapters' could be applied")
         return self
 
 
@@ -83,15 +83,15 @@ class AugmentConfig(Settings):
 
     output: Location = Field(description="a directory: augmented.jsonl, failed.jsonl and report.json")
     corpus: Location | None = Field(None, description="passages that `model` rewrites and writes questions about")
-    model: ModelConfig | None = Field(None, description="writes; needed with `corpus`")
+    model: ModelConfig | None = Field(None, description="the model that writes; required with `corpus`")
     import_from: Location | None = Field(
         None, description="instead of corpus: PRAG's data_aug or augmented passages, a file or a directory"
     )
     tasks: Location | None = Field(None, description="instead of corpus: tasks with questions; no rewrites")
-    pairs: int = Field(3, ge=1, description="most questions of a passage")
-    least_pairs: int = Field(1, ge=1, description="questions that a passage needs; with fewer the model is asked again")
-    full_answers: bool = Field(False, description="a question without its `full_answer` does not count")
-    rewrites: int = Field(1, ge=0, le=8, description="other wordings of a passage")
+    pairs: int = Field(3, ge=1, description="most questions per passage")
+    least_pairs: int = Field(1, ge=1, description="least questions per passage; with fewer, the model is asked again")
+    full_answers: bool = Field(False, description="discard questions without a `full_answer`")
+    rewrites: int = Field(1, ge=0, le=8, description="rewrites per passage")
     rewrite_prompt: str = (
         "Rewrite the following passage. While keeping the entities, proper nouns, and key details such as names, "
         "locations, and terminology intact, create a new version of the text that expresses the same ideas in a "
@@ -106,10 +106,10 @@ class AugmentConfig(Settings):
     )
     temperature: float = Field(0.7, gt=0)
     top_k: int = Field(50, ge=0, description="0: all tokens")
-    top_p: float = Field(1.0, gt=0, le=1, description="share of the probability that tokens are drawn from")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling: probability mass to sample from")
     max_new_tokens: int = Field(512, ge=8)
     retries: int = Field(10, ge=0, le=100, description="further attempts for a passage without valid pairs")
-    batch_passages: int = Field(8, ge=1, description="decoded together")
+    batch_passages: int = Field(8, ge=1, description="passages decoded together")
     part_passages: int = Field(64, ge=1, description="passages of one part; an interrupted job reuses its parts")
     seed: int = 42
     cluster: WorkersConfig = WorkersConfig()
@@ -129,7 +129,7 @@ class AugmentConfig(Settings):
     def _one_source(self) -> AugmentConfig:
         given = [name for name in ("corpus", "import_from", "tasks") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"exactly one of corpus, ready and tasks is expected, found {given or 'none'}")
+            raise ValueError(f"exactly one of corpus, import_from and tasks is expected, found {given or 'none'}")
         if self.corpus is not None and self.model is None:
             raise ValueError("corpus needs 'model'")
         if self.least_pairs > self.pairs:
@@ -144,15 +144,15 @@ class AdapterConfig(AdamWConfig):
     rank: int = Field(2, ge=1)
     alpha: float = Field(32.0, gt=0)
     epochs: int = Field(1, ge=1)
-    max_tokens: int = Field(3000, ge=16, description="of one sequence; longer ones are left out")
-    pairs: int | None = Field(None, ge=1, description="most questions of a passage, the first ones; all if null")
+    max_tokens: int = Field(3000, ge=16, description="limit for a sequence; longer ones are left out")
+    pairs: int | None = Field(None, ge=1, description="most questions per passage, the first ones; null: all")
     answers: Literal["short", "full"] = Field(
         "short", description="full: `full_answer`, sentences for reasoning; questions without one are left out"
     )
     soft_orthogonality: float = Field(
         0.0,
         ge=0,
-        description="weight (D-PRAG: 10) of a penalty on what an adapter's A and the static LoRA's have in common",
+        description="weight (D-PRAG: 10) of a penalty on the overlap of an adapter's A with the static LoRA's",
     )
     hard_orthogonality: bool = Field(
         False, description="keep each adapter's A in the null space of the static LoRA's: D-PRAG's hard constraint"
@@ -177,15 +177,15 @@ class AdaptersConfig(Settings):
 
     MOVED: ClassVar[Mapping[str, str]] = {"keep": "reuse"}
 
-    model: ModelConfig = Field(description="its subspace says which blocks and projections; the rank is `adapter`'s")
+    model: ModelConfig = Field(description="its subspace names the blocks and projections; the rank is `adapter.rank`")
     static: Location | None = Field(None, description="a LoRA of `regrad finetune`; adapters are trained on top of it")
     start_from: Location | None = Field(
-        None, description="a PEFT adapter that all are trained from, such as PRAG's base_weight; null: drawn by `seed`"
+        None, description="the PEFT adapter that all start from, such as PRAG's base_weight; null: random, by `seed`"
     )
     corpus: Location = Field(description="the output of `regrad augment`: its directory, or the file")
     demonstrations: Location | None = Field(
         None,
-        description="solved questions (format jsonl), all of them shown before every question, as in asking",
+        description="solved questions (format jsonl), all of them shown before every question, as when answering",
     )
     bank: BankConfig
     adapter: AdapterConfig = AdapterConfig()

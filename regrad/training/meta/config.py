@@ -19,17 +19,19 @@ StepSizeMode = Literal["tie", "same", "full", "fix"]
 class InnerConfig(Settings):
     """The inner step: phi_C = phi0 - alpha * sum of the passages' gradients (paper, eq. 1 to 3)."""
 
-    initial_step_size: float = Field(1e-2, gt=0, description="where alpha starts; the right scale depends on the model")
+    initial_step_size: float = Field(
+        1e-2, gt=0, description="initial value of alpha; the right scale depends on the model"
+    )
     step_size_mode: StepSizeMode = Field(
         "tie",
         description="one step size per tensor (tie), for all (same) or per number (full), or not learned (fix)",
     )
     step_size_space: Literal["linear", "absolute", "log"] = Field(
         "linear",
-        description="what the optimiser moves: alpha over where it starts, alpha itself (as the paper's release), or "
-        "the logarithm of the first",
+        description="what the optimiser changes: alpha / initial_step_size (linear), alpha itself (absolute, as in the "
+        "authors' code), or the logarithm of alpha / initial_step_size (log)",
     )
-    reduction: Literal["mean", "sum"] = Field("mean", description="of a passage's token losses")
+    reduction: Literal["mean", "sum"] = Field("mean", description="how a passage's token losses become its loss")
     steps: int = Field(
         1, ge=1, description="inner steps; with more than one there can be no bank, and the strategy must be graph"
     )
@@ -57,7 +59,7 @@ class ShapeConfig(Settings):
     distractors: int = Field(2, ge=0, description="passages of other tasks added behind a question's own")
     distractor_probability: float = Field(0.0, ge=0, le=1, description="the share of draws that get distractors")
     max_passage_tokens: int = Field(1024, ge=8)
-    max_tokens: int = Field(1536, ge=16, description="prompt and answer together")
+    max_tokens: int = Field(1536, ge=16, description="limit for prompt and answer together")
     bad_tasks: Literal["fail", "skip"] = Field("fail", description="stop at a bad task, or skip and count it")
 
 
@@ -92,32 +94,40 @@ class OptimizerConfig(ScheduleConfig):
         None, ge=1, description="tasks that a worker computes at once; its whole share if null"
     )
     lr: float = Field(4e-4, gt=0)
-    step_size_lr: float | None = Field(None, gt=0, description="for the step sizes, in their space; as lr if null")
+    step_size_lr: float | None = Field(
+        None, gt=0, description="learning rate of the step sizes, in their space; null: the same as lr"
+    )
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0, description="of phi0")
-    step_size_weight_decay: float = Field(0.0, ge=0, description="of the step sizes, in their space")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of phi0")
+    step_size_weight_decay: float = Field(0.0, ge=0, description="weight decay of the step sizes, in their space")
     clip: float = Field(0.5, gt=0, description="largest norm of the meta-gradient")
-    zero_stage: Literal[0, 1, 2, 3] | None = Field(1, description="of DeepSpeed; plain PyTorch DDP if null")
+    zero_stage: Literal[0, 1, 2, 3] | None = Field(1, description="DeepSpeed's ZeRO stage; null: plain PyTorch DDP")
 
 
 class ReadingConfig(Settings):
-    """Whether a run reads: the outer loss on dev tasks with the right passages, with another task's, and with none.
+    """Whether the model uses the passages: the outer loss on dev tasks with the right ones, another task's, and none.
 
-    If the first two stay together, the run has learned the task and not to read, and says so once.
+    If the first two stay together, the run has learned the task and not to use the passages, and says so once.
     """
 
-    tasks: int = Field(64, ge=0, description="most tasks of each dev set, at every dev score; 0: not measured")
-    least_gap: float = Field(0.05, ge=0, description="nats that another task's passages have to cost, or a warning")
-    patience: int = Field(3, ge=1, description="dev scores in a row, after the warm-up, before the warning")
+    tasks: int = Field(
+        64, ge=0, description="most tasks of each dev set to measure at every dev score; 0: do not measure"
+    )
+    least_gap: float = Field(
+        0.05, ge=0, description="nats that another task's passages must cost; a smaller gap leads to the warning"
+    )
+    patience: int = Field(
+        3, ge=1, description="number of consecutive dev scores with too small a gap before the warning"
+    )
 
 
 class DevConfig(Settings):
     """How a run is scored on its dev tasks."""
 
-    every: int | None = Field(None, ge=1, description="steps; only at the end if null")
+    every: int | None = Field(None, ge=1, description="steps between dev scores; null: only at the end")
     gamma: float = Field(1.0, gt=0, description="scale of the update (inference only)")
     max_new_tokens: int = Field(20, ge=1)
-    rules: Rules = Field("squad", description="whose F1: SQuAD's, or HotpotQA's as the paper's release")
+    rules: Rules = Field("squad", description="whose F1: SQuAD's, or HotpotQA's as in the authors' code")
     select: Literal["best", "last"] = Field("best", description="which checkpoint becomes the result")
     reading: ReadingConfig = ReadingConfig()
 
@@ -127,7 +137,7 @@ class MetaTrainConfig(TrainConfig):
 
     model: ModelConfig
     tasks: TaskSources
-    dev: DevSets = Field((), description="sets of tasks of the same form; the scores are means of the sets' EM and F1")
+    dev: DevSets = Field((), description="sets of tasks in the same format; a score is the mean of the sets' EM and F1")
     start_from: Location | None = Field(None, description="a MetaInit to continue, for example on another domain")
     inner: InnerConfig = InnerConfig()
     strategy: StrategyConfig = StrategyConfig()

@@ -124,11 +124,12 @@ def reading_warning(scores: Sequence[DevScore], warmup_steps: int, config: Readi
             if score is not scores[-1]:
                 return ""  # it was said then
             return (
-                f"WARNING: this run does not read: at {run} dev scores in a row the outer loss with another task's "
-                f"passages is within {config.least_gap:g} of that with the right ones (now "
+                f"WARNING: the model is not using the passages: at {run} dev scores in a row the outer loss with "
+                f"another task's passages is within {config.least_gap:g} of that with the right ones (now "
                 f"{score.values[OTHER]:.3f} and {score.values[RIGHT]:.3f}; without any {score.values[NONE]:.3f}). What "
                 "it learns is the task, not the passages. Try a larger inner.initial_step_size (from "
-                f"{step_size:g} tenfold, until the first loss rises), a larger optimizer.step_size_lr, or tasks that "
-                "cannot be answered without their passages; see docs/training.md, 'Does it read?'"
+                f"{step_size:g}, increase it tenfold at a time until the first loss rises), a larger "
+                "optimizer.step_size_lr, or tasks that cannot be answered without their passages; see "
+                "docs/training.md, 'Does it read?'"
             )
     return ""

@@ -18,27 +18,29 @@ UpdateSpace = Literal["factors", "products"]
 class StepsConfig(SgdConfig):
     """The gradient steps on a context's demonstrations: the update that is predicted (TT-SGD)."""
 
-    steps: int = Field(5, ge=1, le=1000, description="K, each on all demonstrations")
+    steps: int = Field(5, ge=1, le=1000, description="K, the number of gradient steps, each on all demonstrations")
 
 
 class ContextConfig(Settings):
     """What a context is, and how its demonstrations are written."""
 
-    demonstrations: int = Field(3, ge=1, le=1000, description="N, solved questions of one context")
+    demonstrations: int = Field(3, ge=1, le=1000, description="N, the number of solved questions in a context")
     k: int | None = Field(None, ge=1, description="most passages in a demonstration's prompt; all of its own if null")
-    max_tokens: int = Field(1536, ge=16, description="of one demonstration; its worst passages are left out until then")
+    max_tokens: int = Field(
+        1536, ge=16, description="limit for one demonstration; its worst passages are dropped until it fits"
+    )
 
 
 class NetworkConfig(Settings):
     """The network: an encoder of two layers, and heads that share one table of coefficients over all projections."""
 
-    hidden: int = Field(256, ge=1, description="of the encoder's first layer")
-    code: int = Field(64, ge=1, description="of its second, which the heads read")
-    basis: int = Field(
-        16, ge=1, description="directions that a projection's update is made of: of its inputs and of its outputs each"
-    )
+    hidden: int = Field(256, ge=1, description="width of the encoder's first layer")
+    code: int = Field(64, ge=1, description="width of the second layer, the heads' input")
+    basis: int = Field(16, ge=1, description="rank of the predicted update's input and output bases")
     largest_share: float = Field(
-        0.1, gt=0, description="of the base model's parameters; a larger network is refused before training"
+        0.1,
+        gt=0,
+        description="share of the base model's parameters; a larger network is refused before training",
     )
 
 
@@ -49,7 +51,7 @@ class PredictorOptimizerConfig(AdamWConfig, ScheduleConfig):
     weight_decay: float = Field(0.01, ge=0)
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
     steps: int = Field(3000, ge=1)
-    batch_size: int = Field(4, ge=1, description="contexts of one step, over all workers")
+    batch_size: int = Field(4, ge=1, description="contexts per step, over all workers")
     precision: Literal["model"] = "model"
 
 
@@ -72,6 +74,8 @@ class PredictorConfig(TrainConfig):
     space: UpdateSpace = Field(
         "factors", description="where the update lives and is compared; factors: W0's own numbers; products: B A"
     )
-    norm_weight: float = Field(0.1, ge=0, description="lambda: of the difference of log norms, beside the direction's")
+    norm_weight: float = Field(
+        0.1, ge=0, description="lambda: weight of the difference of log norms, relative to the direction's loss"
+    )
     network: NetworkConfig = NetworkConfig()
     optimizer: PredictorOptimizerConfig = PredictorOptimizerConfig()

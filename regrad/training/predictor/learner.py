@@ -170,7 +170,7 @@ def check_size(lm: LanguageModel, network: UpdateNetwork, largest: float) -> flo
     if share > largest:
         raise TrainingError(
             f"the predictor would have {network.size:,} parameters, {share:.1%} of the base model's {backbone:,}, and "
-            f"at most {largest:.1%} is wanted; lower network.basis, network.hidden or the adapter's rank, or raise "
+            f"at most {largest:.1%} is allowed; lower network.basis, network.hidden or the adapter's rank, or raise "
             "network.largest_share",
             code="predictor_too_large",
             parameters=network.size,

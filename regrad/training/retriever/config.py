@@ -33,10 +33,10 @@ class JsaConfig(Settings):
     """Joint stochastic approximation; the defaults are those of the released code."""
 
     kind: Literal["jsa"] = "jsa"
-    proposals: int = Field(50, ge=1, description="steps of a question's chain in each training step")
-    states: Literal["all", "last"] = Field("all", description="which states of a chain count in the loss")
+    proposals: int = Field(50, ge=1, description="steps of a question's chain per training step")
+    states: Literal["all", "last"] = Field("all", description="the states of a chain that enter the loss")
     keep_chain: bool = Field(
-        False, description="a question's chain goes on where it was when the question was last drawn; one worker only"
+        False, description="resume a question's chain from when the question was last drawn; needs one worker"
     )
     simplified: bool = Field(False, description="propose from the prior: no posterior is trained")
     temperature_lm: float = Field(1.0, gt=0, description="divides the log-likelihoods in the acceptance ratio")
@@ -49,7 +49,7 @@ class DistillConfig(Settings):
     direction: Literal["to-prior", "from-prior"] = Field(
         "to-prior", description="KL(likelihoods || prior), as Atlas, or KL(prior || likelihoods), as REPLUG"
     )
-    temperature: float = Field(1.0, gt=0, description="of the softmax over log-likelihoods")
+    temperature: float = Field(1.0, gt=0, description="temperature of the softmax over log-likelihoods")
 
 
 ObjectiveConfig = Annotated[MarginalConfig | VragConfig | JsaConfig | DistillConfig, Discriminator("kind")]
@@ -63,7 +63,7 @@ class RetrieverOptimizerConfig(ScheduleConfig):
     lr: float = Field(1e-5, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(0.01, ge=0)
-    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; not clipped if null")
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
 
 
 class OtherIndex(Settings):
@@ -76,7 +76,7 @@ class OtherIndex(Settings):
 class RetrieverTrainConfig(TrainConfig):
     """`regrad retriever`: train the question encoder of a dense index by how much its passages help to answer."""
 
-    model: ModelConfig = Field(description="the generator, which stays as it is")
+    model: ModelConfig = Field(description="the generator, which is not trained")
     index: Location = Field(description="a dense index (`vectors: flat`) with the passages of the training questions")
     others: tuple[OtherIndex, ...] = Field((), description="further indexes that get the trained question encoder")
     tasks: Location | None = Field(None, description="questions of tasks, as for `regrad train`")
@@ -87,14 +87,14 @@ class RetrieverTrainConfig(TrainConfig):
     )
     likelihood: Literal["sequence", "token-mean"] = Field(
         "sequence",
-        description="log p(answer): of the sequence, or divided by its tokens, as the released code of JSA-RAG has it",
+        description="log p(answer): of the sequence, or divided by its tokens, as in the released code of JSA-RAG",
     )
     objective: ObjectiveConfig = JsaConfig()
-    k: int = Field(10, ge=1, description="best passages of each retriever that are candidates")
+    k: int = Field(10, ge=1, description="number of candidates: each retriever's best passages")
     temperature: float = Field(0.1, gt=0, description="divides the scores before the softmax over candidates")
     separator: str = Field(" [SEP] ", description="between question and answer in the posterior's query")
-    batch_tokens: int = Field(16384, ge=1, description="padded tokens in one pass of the generator")
-    max_questions: int | None = Field(None, ge=1, description="most questions, sampled by the seed; all if null")
+    batch_tokens: int = Field(16384, ge=1, description="padded tokens per pass of the generator")
+    max_questions: int | None = Field(None, ge=1, description="most questions, sampled by the seed; null: all")
     optimizer: RetrieverOptimizerConfig = RetrieverOptimizerConfig()
 
     @model_validator(mode="after")

@@ -13,10 +13,11 @@ from regrad.settings import Location, Settings
 
 
 class TaskQuestionsConfig(QuestionSetConfig):
-    """Any question set that `regrad eval` reads; its name is put before the ids of its tasks."""
+    """Any question set that `regrad eval` reads; its name is the prefix of its tasks' ids."""
 
-    name: str = Field("", description="before the ids of the tasks, which differ then from another set's; the file's "
-                      "name without its ending if empty")  # fmt: skip
+    name: str = Field(
+        "", description="prefix of the task ids, so that sets do not collide; empty: the file's name without its ending"
+    )
 
     @property
     def label(self) -> str:
@@ -32,21 +33,23 @@ class TaskPassagesConfig(Settings):
         description="index: what is retrieved; gold: those that the question names, found beside it, in the corpus or "
         "the index; given: those that come with it, as in data_aug",
     )
-    k: int = Field(3, ge=1, description="passages of a question, at most, without distractors")
+    k: int = Field(3, ge=1, description="most passages per question, distractors not counted")
     gold: Literal["any", "in", "required", "out"] = Field(
         "any",
         description="with index or given; any: gold passages as they come; in: those that are missing take the place "
         "of the worst; required: a question is left out if they are missing; out: they are taken away",
     )
     max_words: int | None = Field(
-        None, ge=1, description="longer passages are passed over; `regrad train` stops at dev tasks that are too long"
+        None, ge=1, description="longer passages are skipped; `regrad train` stops at dev tasks that are too long"
     )
-    distractors: int = Field(0, ge=0, description="foreign passages that are put behind these")
+    distractors: int = Field(0, ge=0, description="number of distractor passages to append")
     distractors_from: Literal["random", "retrieved"] = Field(
         "random", description="any of the corpus (without one, of the passages of all questions); or the index's next"
     )
     index: Location | None = Field(None, description="made by `regrad index`")
-    corpus: Location | None = Field(None, description="the passages by id, for gold and for random distractors")
+    corpus: Location | None = Field(
+        None, description="the corpus that gold passages and random distractors are taken from"
+    )
     retrieval: RetrieverConfig = RetrieverConfig()
 
     @property
@@ -76,11 +79,11 @@ class TasksConfig(Settings):
     questions_per_task: int = Field(
         1, ge=1, description="at most N questions on the same passages share a task, and so their gradients"
     )
-    limit: int | None = Field(None, ge=1, description="questions for training, at most; drawn by the seed")
-    dev_fraction: float = Field(0.0, ge=0, lt=1, description="of the questions, kept for dev")
-    dev_limit: int | None = Field(None, ge=1, description="questions for dev, at most; drawn by the seed")
+    limit: int | None = Field(None, ge=1, description="most questions for training, drawn by the seed")
+    dev_fraction: float = Field(0.0, ge=0, lt=1, description="share of the questions kept for dev")
+    dev_limit: int | None = Field(None, ge=1, description="most questions for dev, drawn by the seed")
     split_by: Literal["article", "passage", "question"] = Field(
         "article",
         description="what is never in both train and dev: the gold passage's title, the gold passage, or the question",
     )
-    seed: int = Field(0, description="of the split, the limits and random distractors")
+    seed: int = Field(0, description="seed of the split, the limits and random distractors")

@@ -86,7 +86,7 @@ def test_info_describes_the_bank(uri: str) -> None:
 def test_info_mentions_builds_that_did_not_end(uri: str) -> None:
     Path(uri, BUILDS).mkdir()
     Path(uri, BUILDS, "0.parquet").write_bytes(b"")
-    assert "1 block of builds that did not end" in said(f"info {uri}")
+    assert "1 block of interrupted builds" in said(f"info {uri}")
 
 
 def test_forgetting_step_by_step(uri: str) -> None:

@@ -78,4 +78,4 @@ def test_status_shows_versions_and_runs(tmp_path: Path) -> None:
 def test_options_go_behind_the_verb() -> None:
     result = run("--set", "output=a", "status")
     assert result.exit_code != 0
-    assert "behind the verb" in result.output
+    assert "after the verb" in result.output

@@ -139,7 +139,7 @@ def test_status_says_what_is_answered_from(url: str, config: ServeConfig) -> Non
 
 def test_settings_before_the_verb_are_refused(file: str) -> None:
     result = serve("--config", file, "rollback")
-    assert result.exit_code == 2 and "put --config and --set behind the verb" in result.output
+    assert result.exit_code == 2 and "put --config and --set after the verb" in result.output
 
 
 def test_without_a_verb_it_serves(file: str) -> None:

@@ -298,7 +298,7 @@ def test_the_digest_is_the_datas_and_wrong_settings_name_the_key(tiny: LanguageM
         data_digest(finetuning(tiny, "instruction", corpus=str(tmp_path / "augmented.jsonl")))
     with pytest.raises(ConfigError, match="objective questions needs 'tasks'"):
         finetuning(tiny, "questions", corpus="c")
-    with pytest.raises(ConfigError, match="exactly one of corpus, ready and tasks is expected, found"):
+    with pytest.raises(ConfigError, match="exactly one of corpus, import_from and tasks is expected, found"):
         settings(tiny, tasks="t")
     with pytest.raises(ConfigError, match="a template with 'passage'"):
         settings(tiny, pairs_prompt="{text}")

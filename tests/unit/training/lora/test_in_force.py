@@ -108,7 +108,7 @@ def test_only_adapters_of_the_base_alone_can_be_in_force_and_only_with_questions
     for place, found in (("gradients", "gradient"), ("nothing", None)):
         with refused(MethodError, "wrong_bank", found=found):
             finetune_in_process(settings(adapters=f"{tmp_path}/{place}"))
-    with pytest.raises(ConfigError, match="objective passages has no questions whose 'adapters' could be in force"):
+    with pytest.raises(ConfigError, match="objective passages has no questions whose 'adapters' could be applied"):
         settings(objective="passages", corpus="c")
 
 

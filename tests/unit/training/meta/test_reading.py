@@ -163,7 +163,7 @@ def test_a_start_that_is_trained_to_read_widens_the_gap_and_one_on_swapped_passa
         keeper = Keeper()
         Run(lab_model, config, keeper, [dev]).loop.run(steps_of(data, config))
         gaps[name] = [score.values["loss_other"] - score.values["loss_right"] for score in keeper.scores]
-        notes[name] = [note for note in keeper.notes if note.startswith("WARNING: this run does not read")]
+        notes[name] = [note for note in keeper.notes if note.startswith("WARNING: the model is not using the passages")]
     assert gaps["right"][-1] > gaps["right"][0] + 0.5
     assert gaps["right"][-1] > 1 > gaps["swapped"][-1]
     assert (len(notes["right"]), len(notes["swapped"])) == (0, 1)
