@@ -57,6 +57,7 @@ def _run(left: Sequence[Step], workers: int, progress: Progress, say: Callable[[
             failure = failure or cause_of(error)
             others = ", ".join(step.name for step, _ in running.values())
             say(f"{step.name} failed{f'; still at work: {others}' if others else ''}: {cause_of(error)}")
+            say(f"it was: {step.work}")
             continue
         now = time.monotonic()
         clock = before + now - started
