@@ -34,3 +34,13 @@ def nearest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The known name that `name` is most like; empty if none is at least `cutoff` (0 to 1) like it."""
     near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return near[0] if near else ""
+
+
+def did_you_mean(near: str) -> str:
+    """The end of a message about an unknown name: which was probably meant; empty if `near` is."""
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """`did_you_mean` of the known name that is nearest."""
+    return did_you_mean(nearest_name(name, known))
