@@ -17,7 +17,7 @@ from regrad.errors import MethodError
 from regrad.models.config import ModelConfig
 from regrad.models.subspace import Subspace
 from regrad.training.cards import CardKind, digest_of
-from regrad.training.lora.examples import Example, longest
+from regrad.training.lora.examples import Example
 from regrad.training.predictor.contexts import states_of
 from regrad.training.translator.config import PerceptronsConfig
 from regrad.training.translator.network import TranslatorNetwork
@@ -36,7 +36,7 @@ def state_of(lm: LanguageModel, passage: Passage, max_tokens: int) -> Tensor:
     Raises `ModelError` if it is not finite, and `TokenOutOfVocabulary`.
     """
     # Without the end token: a state after it would be what the model makes of a new text's beginning.
-    ids = [*lm.bos, *lm.encode(lm.config.prompts.atom_text(passage))][: longest(lm, max_tokens)]
+    ids = [*lm.bos, *lm.encode(lm.config.prompts.atom_text(passage))][: lm.within(max_tokens)]
     return states_of(lm, [[Example(tuple(ids))]], {})[0]
 
 
