@@ -1,4 +1,4 @@
-"""What messages are made of: numbers, lists, and the right name that is nearest to a wrong one."""
+"""What messages are made of: numbers, lists, columns, and the right name that is nearest to a wrong one."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ def listed(items: Sequence[str], most: int) -> str:
     """The first `most` items, and how many more there are."""
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns that are as wide as their widest cell."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def nearest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

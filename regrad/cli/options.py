@@ -21,6 +21,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+def printable_lines(text: str) -> str:
+    """Lines that are safe for a terminal."""
+    return "\n".join(printable(line) for line in text.splitlines())
+
+
 QUARANTINED = 3
 """The exit status of a verb that has filled a bank except for passages that could not be used."""
 
