@@ -44,7 +44,7 @@ def nearest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 def did_you_mean(near: str) -> str:
     """The end of a message about an unknown name: which was probably meant; empty if `near` is."""
-    return f"; did you mean {near!r}?" if near else ""
+    return f"; did you mean '{near}'?" if near else ""
 
 
 def hint(name: str, known: Iterable[str]) -> str:
