@@ -26,13 +26,13 @@ import torch
 from common import show, write
 from serving.authors import Authors, deploy_authors, in_process, write_atoms
 from serving.engine import InProcess
-from serving.lab import Lab, anywhere, lab
+from serving.lab import Lab, lab
 
 from ray_jobs.cluster import cluster
 from regrad.planning.users import Outcome, Plan, run
 from regrad.planning.watching import processor_seconds, spent
 from regrad.retrieval.base import open_retriever
-from serve_app.app import deploy, serving
+from serve_app.app import anywhere, deploy, serving
 
 _EMBEDDED, _EMBEDDED_PATH = "regrad embedded, HTTP", "/embedded"
 _OURS, _THEIRS, _IN_PROCESS = "regrad, HTTP", "authors' way, HTTP", "authors' way, in process"

@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 from common import show, write
-from serving.lab import Lab, anywhere, lab
+from serving.lab import Lab, lab
 
 from ray_jobs.cluster import cluster
 from regrad.planning.users import Outcome, Plan, run
 from regrad.planning.watching import resident_bytes
-from serve_app.app import serving
+from serve_app.app import anywhere, serving
 
 _TIMES, _USERS = 5.0, 32
 _IN_A_ROW, _SLOWER = 5, 1.5

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from regrad.errors import RegradError
-from regrad.text import nearest_name
+from regrad.text import did_you_mean, nearest_name
 
 V = TypeVar("V")
 
@@ -41,9 +41,8 @@ class Registry(dict[str, V]):
 
     def __missing__(self, name: str) -> V:
         near = nearest_name(name.lower(), self, _NEAR)
-        hint = f"; did you mean {near!r}?" if near else "."
         raise self._error(
-            f"unknown {self._noun} {name!r:.80}{hint} There are {', '.join(self)}",
+            f"unknown {self._noun} {name!r:.80}{did_you_mean(near) or '.'} There are {', '.join(self)}",
             code="unknown_name",
             name=name,
             near=near,

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 
 from regrad.errors import ConfigError
-from regrad.text import counted, nearest_name
+from regrad.text import counted, did_you_mean, nearest_name
 
 
 class Settings(BaseModel):
@@ -172,9 +172,8 @@ def _explained(kind: type[BaseModel], details: ErrorDetails) -> tuple[str, dict[
         near = nearest_name(details["input"], re.findall(r"'([^']+)'", details.get("ctx", {}).get("expected", "")))
     message = details["msg"].removeprefix("Value error, ")
     found = "" if isinstance(details["input"], dict) else f", found {details['input']!r:.80}"
-    hint = f"; did you mean {near!r}?" if near else ""
     where = f"key '{key}': " if key else ""  # a validator of the whole class names the keys itself
-    return f"{where}{message}{found}{hint}", {"key": key, "problem": problem, "near": near}
+    return f"{where}{message}{found}{did_you_mean(near)}", {"key": key, "problem": problem, "near": near}
 
 
 def _keys_meant(name: str, model: type[BaseModel]) -> list[str]:

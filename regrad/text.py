@@ -1,4 +1,4 @@
-"""What messages are made of: numbers, lists, and the right name that is nearest to a wrong one."""
+"""What messages are made of: numbers, lists, columns, and the right name that is nearest to a wrong one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,23 @@ def listed(items: Sequence[str], most: int) -> str:
     return ", ".join(items[:most]) + more
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns that are as wide as their widest cell."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def nearest_name(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The known name that `name` is most like; empty if none is at least `cutoff` (0 to 1) like it."""
     near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return near[0] if near else ""
+
+
+def did_you_mean(near: str) -> str:
+    """The end of a message about an unknown name: which was probably meant; empty if `near` is."""
+    return f"; did you mean '{near}'?" if near else ""
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """`did_you_mean` of the known name that is nearest."""
+    return did_you_mean(nearest_name(name, known))

@@ -149,6 +149,13 @@ def deploy(config: ServeConfig, name: str = APPLICATION, route_prefix: str = "/"
         time.sleep(0.2)
 
 
+def anywhere() -> HttpConfig:
+    """A port of this machine that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return HttpConfig(port=int(probe.getsockname()[1]))
+
+
 def check_port(http: HttpConfig) -> None:
     """Raise `ServeError` if the address is in use already, or is not one of this machine's."""
     with socket.socket() as probe:

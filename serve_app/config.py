@@ -6,8 +6,7 @@ import re
 
 from pydantic import Field, field_validator, model_validator
 
-from regrad.bank.config import TiersConfig
-from regrad.methods.base import OnMissing
+from regrad.bank.config import OnMissing, TiersConfig
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.registry import MethodConfig
 from regrad.methods.regrad import GradientSettings, ReGradConfig, ReGradOnlineConfig

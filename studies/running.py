@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 
 from ray_jobs.cluster import cause_of, cluster
 from regrad.errors import EvaluationError
+from regrad.locking import exclusive
 from regrad.storage import Storage
 from studies.step import Step
 
@@ -19,17 +21,19 @@ def run_steps(steps: Sequence[Step], output: str, workers: int, say: Callable[[s
     """Run what is missing, at most `workers` steps at once; returns the seconds that the study has been at work in all.
 
     Interrupted at any point, the next call goes on with what is not complete. Raises `ConfigError` for a step
-    whose settings are wrong, before any is begun, and the error of a step that failed, when the others have ended.
+    whose settings are wrong, before any is begun, `EvaluationError` if another run is at work there, and the error of
+    a step that failed, when the others have ended.
     """
     progress = Progress(output)
-    left = [step for step in steps if not progress.done(step)]
-    say(f"{len(steps)} steps, {len(steps) - len(left)} of them done before")
-    for step in left:
-        step.work.content()  # wrong settings are found now, not after hours of other steps
-    if left:
-        with cluster():
-            _run(left, workers, progress, say, len(steps))
-    return progress.clock()
+    with progress.alone():
+        left = [step for step in steps if not progress.done(step)]
+        say(f"{len(steps)} steps, {len(steps) - len(left)} of them done before")
+        for step in left:
+            step.work.content()  # wrong settings are found now, not after hours of other steps
+        if left:
+            with cluster():
+                _run(left, workers, progress, say, len(steps))
+        return progress.clock()
 
 
 def _run(left: Sequence[Step], workers: int, progress: Progress, say: Callable[[str], None], total: int) -> None:
@@ -53,6 +57,7 @@ def _run(left: Sequence[Step], workers: int, progress: Progress, say: Callable[[
             failure = failure or cause_of(error)
             others = ", ".join(step.name for step, _ in running.values())
             say(f"{step.name} failed{f'; still at work: {others}' if others else ''}: {cause_of(error)}")
+            say(f"it was: {step.work}")
             continue
         now = time.monotonic()
         clock = before + now - started
@@ -84,7 +89,23 @@ class Progress:
     """Which steps of a study are done: the directory `steps`, with a file for each step that is complete."""
 
     def __init__(self, output: str) -> None:
+        self._output = output
         self._storage = Storage(f"{output}/steps")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else runs steps into the output inside the block; raises `EvaluationError` if somebody does."""
+
+        def busy(holder: str) -> EvaluationError:
+            return EvaluationError(
+                f"another run of a study is at work in {self._output}; wait for it, or choose another output (it is "
+                f"{holder})",
+                code="study_busy",
+                uri=self._output,
+            )
+
+        with exclusive(self._storage, busy):
+            yield
 
     def done(self, step: Step) -> bool:
         """Whether the step is complete; raises `EvaluationError` if it is, but with other settings."""

@@ -1,4 +1,7 @@
-"""One step of a study: a `regrad` command or a function of the study, with what it needs and what it makes."""
+"""One step of a study: a `regrad` command or a function of the study, with what it needs and what it makes.
+
+Printed, a step's work is the line to type, and a comment where it is run in another way.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,8 @@ VERBS: dict[str, type[Settings]] = {
 }
 """The verbs of `regrad` that a step can be, and the settings that they read."""
 
+_IN_PROCESS = "  # run in one process, without workers and checkpoints"
+
 
 @dataclass(frozen=True)
 class Command:
@@ -50,7 +55,12 @@ class Command:
     take to start."""
 
     def __str__(self) -> str:
-        return shlex.join(["regrad", *self.arguments])
+        return shlex.join(["regrad", *self.arguments]) + (_IN_PROCESS if self.in_process else "")
+
+    @property
+    def in_process(self) -> bool:
+        """Whether it is the verb's training, run in this process, and not the verb itself."""
+        return self.verb in ("train", "finetune") and not self.as_job
 
     @property
     def arguments(self) -> list[str]:
@@ -69,10 +79,8 @@ class Command:
 
     def run(self) -> str:
         """Do it in this process; returns the line that it ends with."""
-        if self.verb == "train" and not self.as_job:
-            return _train(self.settings)
-        if self.verb == "finetune" and not self.as_job:
-            return _finetune(self.settings)
+        if self.in_process:
+            return _train(self.settings) if self.verb == "train" else _finetune(self.settings)
         said = io.StringIO()
         try:
             with contextlib.redirect_stdout(said):
@@ -91,6 +99,9 @@ class Function:
     function: Callable[[Any], str]
     settings: Settings
     keys: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.function.__module__}.{self.function.__qualname__}"
 
     def content(self) -> dict[str, Any]:
         """The settings that decide the result."""

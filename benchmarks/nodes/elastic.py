@@ -11,12 +11,12 @@ from typing import Any
 
 from ray import serve
 from ray.serve.schema import ReplicaState
-from serving.lab import Lab, anywhere, lab
+from serving.lab import Lab, lab
 
 from nodes.simulated import simulated
 from regrad.planning.users import Outcome, Plan, run
 from regrad.settings import builtin_config
-from serve_app.app import APPLICATION, load_serve_file, serving
+from serve_app.app import APPLICATION, anywhere, load_serve_file, serving
 from serve_app.config import ServeConfig
 
 DEPLOYMENT = "generator"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.retrieval.bm25 import build_index
 from regrad.settings import builtin_config, load_settings
-from serve_app.config import HttpConfig, ServeConfig
+from serve_app.config import ServeConfig
 
 _STEP_SIZE = 10.0
 
@@ -80,10 +79,3 @@ def fill_bank(
         assert found.atom is not None, found.problem
         writer.add_atom(passage.id, passage.text_hash, found.atom)
     writer.commit()
-
-
-def anywhere() -> HttpConfig:
-    """A port of this machine that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return HttpConfig(port=int(probe.getsockname()[1]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from subjects import Subject
@@ -18,17 +18,7 @@ from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.methods.registry import METHODS
 from regrad.methods.regrad import BoundMetaInit
-from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Update
-
-
-class Endless(LanguageModel):
-    """A model without a token that ends an answer, so that all answers have the same length."""
-
-    @property
-    def eos(self) -> list[int]:
-        """None."""
-        return []
 
 
 @dataclass(frozen=True)
@@ -73,7 +63,7 @@ class Single:
         lm = subject.lm
         self._passages, self._new_tokens, self._device = subject.passages, new_tokens, lm.device
         self._bound = BoundMetaInit(lm, subject.meta_init)
-        self._endless = Endless(lm.model, lm.tokenizer, lm.lora, lm.config, lm.blocks)
+        self._endless = replace(lm, end_ids=())  # so that all answers have the same length
         self._engine = Engine(self._endless)
         self._reader = _bank(subject, folder, codec)
         self._reader.fetch(self._passages)

@@ -11,6 +11,16 @@ from regrad.settings import Location, Settings, WorkersConfig
 
 CodecName = Literal["float32", "bf16", "int8", "int4", "lowrank16", "lowrank32"]
 
+OnMissing = Literal["online", "fewer", "rag", "fail"]
+"""What is done for a passage without an atom in the bank: compute it now, leave it out, answer by RAG, or stop."""
+
+OnMissingAdapter = Literal["fewer", "rag", "fail"]
+"""The same in a bank of adapters: training one takes longer than a question can wait."""
+
+OnMissingInTraining = Literal["fewer", "fail"]
+"""The same for adapters in force while a LoRA is trained on questions: their answers are given, so RAG has nothing to
+answer."""
+
 
 class BankConfig(Settings):
     """Where a Gradient Bank lives and how its atoms are stored."""

@@ -13,12 +13,17 @@ from typing import Any
 import click
 
 from regrad.settings import builtin_config
-from regrad.text import nearest_name
+from regrad.text import hint
 
 
 def printable(text: str) -> str:
     """A text in which characters that a terminal would act on are escaped."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def printable_lines(text: str) -> str:
+    """Lines that are safe for a terminal."""
+    return "\n".join(printable(line) for line in text.splitlines())
 
 
 QUARANTINED = 3
@@ -72,9 +77,8 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click's own, and an unknown verb is an error that names the nearest one."""
-        near = nearest_name(args[0], self._verbs)
-        if args[0] not in self._verbs and near:
-            ctx.fail(f"No such command {args[0]!r:.80}; did you mean {near!r}?")
+        if args[0] not in self._verbs and (nearest := hint(args[0], self._verbs)):
+            ctx.fail(f"No such command {args[0]!r:.80}{nearest}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

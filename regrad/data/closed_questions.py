@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from functools import lru_cache
 
 from regrad.data.questions import MOST_CHOICES, QUESTION_KINDS, YES_NO, Fields, QuestionKind, label
+from regrad.text import did_you_mean, nearest_name
 
 _NEAR = 0.8
 _TRUTH = {"true": "yes", "false": "no"}
@@ -16,7 +16,7 @@ def check_keys(record: Fields, known: tuple[str, ...]) -> None:
     """Raise the record's error for a key that is nearly one of `known`; other keys are passed over."""
     for key in record.fields:
         if near := _misspelt(str(key), known):
-            text = f"{record.where}: unknown field '{key:.60}'; did you mean '{near}'?"
+            text = f"{record.where}: unknown field '{key:.60}'{did_you_mean(near)}"
             raise record.raises(text, code="unknown_field", where=record.where, field=key, near=near)
 
 
@@ -28,8 +28,8 @@ def _misspelt(key: str, known: tuple[str, ...]) -> str:
     plain = "_".join(key.casefold().replace("-", " ").split())
     if plain in known:
         return plain
-    near = difflib.get_close_matches(plain, [name for name in known if len(name) > 2], n=1, cutoff=_NEAR)
-    return near[0] if near and abs(len(near[0]) - len(plain)) <= 1 else ""
+    near = nearest_name(plain, (name for name in known if len(name) > 2), _NEAR)
+    return near if abs(len(near) - len(plain)) <= 1 else ""
 
 
 def closed(

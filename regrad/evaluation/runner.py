@@ -19,8 +19,9 @@ from regrad.evaluation.output import CellResult, Output, Seconds
 from regrad.evaluation.passages import FoundPassages, PassageFinder
 from regrad.evaluation.plan import PlannedCell, questions_digest
 from regrad.evaluation.records import Record
+from regrad.inference.decoding import decode_all
 from regrad.inference.engine import Engine
-from regrad.inference.rows import DecodingEvent, DecodingRequest, Finished
+from regrad.inference.rows import DecodingRequest, Finished
 from regrad.methods.base import AtomProvider, Evidence, Method, Plan, Prompt
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.models.subspace import Update
@@ -80,28 +81,11 @@ class Generator:
     ) -> list[Finished]:
         """The answers in order, each under its own updates; `finished` is called after each.
 
-        Raises `PromptTooLong` for a prompt that does not fit, and the first error of those being answered.
+        Raises `PromptTooLong` for a prompt that does not fit, and of those that fail the error of the first in order.
         """
-        found: dict[int, Finished] = {}
-        errors: list[Exception] = []
-
-        def keep(number: int) -> Callable[[DecodingEvent], None]:
-            def listen(event: DecodingEvent) -> None:
-                if isinstance(event, Finished):
-                    found[number] = event
-                    finished()
-                elif isinstance(event, Exception):
-                    errors.append(event)
-
-            return listen
-
-        for number, (prompt, own) in enumerate(zip(prompts, updates, strict=True)):
-            self._engine.submit(DecodingRequest(prompt, own, max_new_tokens), keep(number))
-        while self._engine.step():
-            pass
-        if errors:
-            raise errors[0]
-        return [found[number] for number in range(len(prompts))]
+        pairs = zip(prompts, updates, strict=True)
+        requests = [DecodingRequest(prompt, own, max_new_tokens) for prompt, own in pairs]
+        return decode_all(self._engine, requests, finished)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def verify_extraction(lm: LanguageModel, phi: Tensor) -> None:
     # over two dozen tokens, once for a model in memory.
     if lm.model in _VERIFIED:
         return
-    longest = min(_CHECKED_TOKENS[1], lm.context_length or _CHECKED_TOKENS[1])
+    longest = lm.within(_CHECKED_TOKENS[1])
     rows = [[(3 + 7 * row + 5 * i) % lm.vocabulary_size for i in range(longest)] for row in range(2)]
     rows[0] = rows[0][: _CHECKED_TOKENS[0]]
     alone_UP = torch.cat([passage_gradients(lm, phi, passage_batch(lm, [row]))[0].float() for row in rows])
@@ -132,7 +132,7 @@ class AtomExtractor:
         self._phi0 = meta_init.phi0.to(lm.device)
         verify_extraction(lm, self._phi0)
         self._batch_tokens = batch_tokens
-        self._max_tokens = min(max_passage_tokens, lm.context_length or max_passage_tokens)
+        self._max_tokens = lm.within(max_passage_tokens)
 
     def extract(self, passages: Sequence[Passage], encode: EncodeAtoms | None = None) -> list[Extracted]:
         """One result for each passage, in order. How they are batched changes an atom only by rounding.

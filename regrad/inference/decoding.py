@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from transformers import (
 )
 
 from regrad.inference.engine import Engine
-from regrad.inference.rows import DecodingEvent, DecodingRequest, Finished
+from regrad.inference.rows import DecodingEvent, DecodingListener, DecodingRequest, Finished
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Update
 
@@ -49,28 +48,57 @@ class Generation:
     prompt_tokens: int
 
 
+def outcomes(
+    engine: Engine, requests: Sequence[DecodingRequest], answered: Callable[[], None] = lambda: None
+) -> list[Finished | Exception]:
+    """Decode all to their ends by an engine that has nothing else to do: how each ended, in order.
+
+    `answered` is called after each answer. Raises as `Engine.submit`, before anything is decoded.
+    """
+    ends: dict[int, Finished | Exception] = {}
+
+    def listener(number: int) -> DecodingListener:
+        def listen(event: DecodingEvent) -> None:
+            if not isinstance(event, str):
+                ends[number] = event
+            if isinstance(event, Finished):
+                answered()
+
+        return listen
+
+    for number, request in enumerate(requests):
+        engine.submit(request, listener(number))
+    while engine.step():
+        pass
+    return [ends[number] for number in range(len(requests))]
+
+
+def decode_all(
+    engine: Engine, requests: Sequence[DecodingRequest], answered: Callable[[], None] = lambda: None
+) -> list[Finished]:
+    """As `outcomes`, where each is to be an answer. All are decoded before an error is raised.
+
+    Of several errors, it is that of the first request in order: which failed first in time depends on the batch.
+    """
+    found = []
+    for outcome in outcomes(engine, requests, answered):
+        if isinstance(outcome, Exception):
+            raise outcome
+        found.append(outcome)
+    return found
+
+
 def generate(lm: LanguageModel, requests: Sequence[GenerationRequest]) -> list[Generation]:
     """The greedy answers, in order, cut at the stop string, all decoded in one batch.
 
-    Raises `PromptTooLong` if a prompt with its answer is longer than the model's context, and `ModelError` as `Engine`.
+    Raises `PromptTooLong` if a prompt with its answer is longer than the model's context, and `ModelError` as `Engine`;
+    of several errors while decoding, the one of `decode_all`.
     """
     if not requests:
         return []
-    outcomes: list[DecodingEvent] = [""] * len(requests)  # of each request the last event, which is how it ended
+    wanted = [DecodingRequest(each.prompt, each.updates, each.max_new_tokens, raw=each.raw) for each in requests]
     with closing(Engine(lm, max_rows=len(requests))) as engine:
-        for number, request in enumerate(requests):
-            wanted = DecodingRequest(request.prompt, request.updates, request.max_new_tokens, raw=request.raw)
-            engine.submit(wanted, partial(outcomes.__setitem__, number))
-        while engine.step():
-            pass
-    return [_generation(outcome) for outcome in outcomes]
-
-
-def _generation(outcome: DecodingEvent) -> Generation:
-    if isinstance(outcome, Exception):
-        raise outcome
-    assert isinstance(outcome, Finished)
-    return Generation(outcome.text, outcome.prompt_tokens)
+        return [Generation(answer.text, answer.prompt_tokens) for answer in decode_all(engine, wanted)]
 
 
 def check_fits(lm: LanguageModel, request: GenerationRequest, controls: bool = False) -> None:

@@ -15,14 +15,14 @@ from pydantic import Field
 from torch import Tensor
 
 from regrad.bank.builder import read_preparation
-from regrad.bank.config import TiersConfig
+from regrad.bank.config import OnMissing, TiersConfig
 from regrad.bank.format import BankKind, Manifest, current_version, read_manifest
 from regrad.bank.reader import BankReader, Fetched
 from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.errors import AtomNotFound, MethodError
 from regrad.gradients.extractor import Extracted
-from regrad.methods.base import Atoms, BankState, Evidence, MethodSettings, Note, OnMissing, PassageCosts, PassageUse
+from regrad.methods.base import Atoms, BankState, Evidence, MethodSettings, Note, PassageCosts, PassageUse
 from regrad.settings import Location
 from regrad.storage import Storage
 

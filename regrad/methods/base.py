@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from pydantic import Field
 from torch import Tensor
@@ -32,9 +32,6 @@ UpdateSource = str
 """Where the update comes from, in a word: `none`; `static`, one LoRA for all questions; of the passages their trained
 `adapters`, their `gradients` from a bank, `gradients-now` or `adapting` to them; of demonstrations `adapting` to them;
 what is `predicted` from passages or demonstrations; or what a new method calls its own."""
-
-OnMissing = Literal["online", "fewer", "rag", "fail"]
-"""What is done for a passage without an atom in the bank: compute it now, leave it out, answer by RAG, or stop."""
 
 
 @dataclass(frozen=True)

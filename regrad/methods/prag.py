@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from regrad.bank.config import OnMissingAdapter
 from regrad.bank.format import BankKind, Layout
 from regrad.bank.io.prag import Frame, adapter_fingerprint
 from regrad.errors import MethodError
@@ -51,7 +52,7 @@ class PragConfig(BankSettings):
     )
 
     weighting: Literal["sum", "mean"] = Field("sum", description="how several adapters become one")
-    on_missing: Literal["fewer", "rag", "fail"] = Field(
+    on_missing: OnMissingAdapter = Field(
         "fewer",
         description="for a passage without an adapter (none is trained while answering): leave it out (fewer), answer "
         "by RAG, or stop (fail)",

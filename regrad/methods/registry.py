@@ -5,7 +5,6 @@ A new family of methods is a module beside this one, and its settings class in `
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
@@ -21,6 +20,7 @@ from regrad.methods.regrad import ReGradConfig, ReGradOnlineConfig
 from regrad.methods.static_lora import StaticLoraConfig
 from regrad.methods.tta import TtaConfig, TtaragConfig
 from regrad.registry import Registry
+from regrad.text import nearest_name
 
 
 def _kind(value: Mapping[str, Any]) -> Any:
@@ -49,14 +49,14 @@ def _refuse_foreign(value: Mapping[str, Any], family: type[MethodSettings]) -> N
     """Raise `ValueError` for settings that only other methods have, also if they are misspelt."""
     # A key that resembles one of the method's own settings is left to its class, which names that one.
     settings = dict.fromkeys(field for each in FAMILIES for field in each.model_fields)
-    meant = {key: difflib.get_close_matches(key, settings, n=1, cutoff=0.6) for key in value}
-    foreign = {key: takers(near[0]) for key, near in meant.items() if near and near[0] not in family.model_fields}
+    meant = {key: nearest_name(key, settings) for key in value}
+    foreign = {key: takers(near) for key, near in meant.items() if near and near not in family.model_fields}
     if foreign:
         label = f" ({value['name']})" if value.get("name") not in (None, _kind(value)) else ""
         raise ValueError(
             f"method {_kind(value)!r}{label} takes no {', no '.join(foreign)}; it takes "
             + ", ".join(name for name in family.model_fields if name not in ("name", "method"))
-            + "".join(f"; {meant[key][0]} is a setting of {', '.join(taken)}" for key, taken in foreign.items())
+            + "".join(f"; {meant[key]} is a setting of {', '.join(taken)}" for key, taken in foreign.items())
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from regrad.bank.config import OnMissing
 from regrad.bank.format import BankKind
 from regrad.data.passages import Passage
 from regrad.errors import BankError, FingerprintMismatch, MetaInitError, MethodError
@@ -26,7 +27,6 @@ from regrad.methods.base import (
     MethodInfo,
     MethodSettings,
     NoAtoms,
-    OnMissing,
     PassageUse,
     Plan,
     subspace_of_card,

@@ -21,7 +21,7 @@ from regrad.models.config import SubspaceConfig
 from regrad.models.subspace import Subspace, find_subspace
 from regrad.training.lora.batched import train_rows
 from regrad.training.lora.config import AdamWConfig
-from regrad.training.lora.examples import Example, longest, passage_example, suffix_example
+from regrad.training.lora.examples import Example, passage_example, suffix_example
 
 if TYPE_CHECKING:
     from regrad.models.loading import LanguageModel
@@ -111,7 +111,7 @@ def adapt_online(
     settings: TtaConfig,
 ) -> list[Adapted]:
     """A LoRA for each question's passages, from `start_P` and with an optimizer of its own."""
-    limit = longest(lm, 1 << 30)
+    limit = lm.within(1 << 30)
     written = [[_example(lm, passage, settings) for passage in each] for each in questions]
     fitting = [[item for item in items if item.predicts and len(item.ids) <= limit] for items in written]
     used = [items[: settings.max_passages] for items in fitting]

@@ -99,6 +99,10 @@ class LanguageModel:
         """Tokens that a sequence may have; None if the model sets no limit."""
         return context_length(self.model.config)
 
+    def within(self, tokens: int) -> int:
+        """`tokens`, or the model's context if that is less."""
+        return min(tokens, self.context_length or tokens)
+
     def check_length(self, prompt_tokens: int, max_new_tokens: int) -> None:
         """Raise `PromptTooLong` if the prompt and the longest answer exceed the model's context."""
         limit = self.context_length

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
@@ -17,6 +17,7 @@ from regrad.bank.reader import BankReader
 from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.errors import PlanningError
+from regrad.inference.decoding import outcomes
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.meta_init import MetaInit
@@ -273,12 +274,8 @@ class _Generating:
 
     def lengths(self) -> tuple[float, float]:
         """Tokens of a prompt and of an answer, on average over the requests."""
-        engine, ends = Engine(self._lm, max_rows=16, prefill_tokens=self._prefill_tokens), list[Finished]()
-        for request in self._requests:
-            engine.submit(request, lambda event: ends.append(event) if isinstance(event, Finished) else None)
-        while engine.step():
-            pass
-        engine.close()
+        with closing(Engine(self._lm, max_rows=16, prefill_tokens=self._prefill_tokens)) as engine:
+            ends = [end for end in outcomes(engine, self._requests) if isinstance(end, Finished)]
         if not ends:
             raise PlanningError("no question could be answered while measuring", code="no_answer")
         return (

@@ -16,7 +16,7 @@ from regrad.rebuild.flow import Rebuild
 from regrad.rebuild.records import CostConfig, Records, RunRecord, cost_of
 from regrad.rebuild.steps import Step
 from regrad.rebuild.versions import Version, Versions
-from regrad.text import readable_size
+from regrad.text import aligned, readable_size
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,7 @@ class Plan:
             _at_least(f"{money:,.2f}", money, all_priced),
         )
         rows.append(("total", f"{len(self.left)} of {len(self.estimates)} steps", *shown, ""))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join(lines)
+        return "\n".join(aligned(rows))
 
     def _row(self, one: Estimate) -> tuple[str, ...]:
         if one.done:

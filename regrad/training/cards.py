@@ -1,18 +1,27 @@
-"""The cards of trained artefacts: what each directory's JSON file must say, and the digest over what it is for."""
+"""Trained artefacts: a directory with numbers and a card that says what they are for; its writing, reading and checks.
+
+An artefact's own file says what its card holds and which files its numbers are in.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from regrad.errors import MethodError
-from regrad.storage import Storage
+from regrad.errors import MethodError, ModelError
+from regrad.storage import Storage, directory_writer, local_directory
+
+# What reading raises where a card, or a file of numbers, is cut off, of another shape or not what it was.
+_DAMAGE = (OSError, KeyError, SafetensorError, ValueError, ModelError, TypeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,29 @@ class CardKind:
             raise self.damaged(uri, f"{self.file} is not the card of a {self.name} of format {self.format}")
         found: dict[str, Any] = card
         return found
+
+    def write(self, uri: str | Path, entries: Mapping[str, Any], fill: Callable[[Path], object]) -> None:
+        """Write a directory, whole or not at all: what `fill` puts into it, and the card; one of ours is replaced."""
+        with directory_writer(uri, self.file) as folder:
+            fill(folder)
+            (folder / self.file).write_text(json.dumps({"format": self.format, **entries}, indent=2) + "\n")
+
+    @contextmanager
+    def opened(self, uri: str | Path) -> Iterator[tuple[dict[str, Any], Path]]:
+        """The card, and the directory on this machine; what reading them raises in the block is that it is damaged.
+
+        Raises `MethodError` as `read`.
+        """
+        card = self.read(uri)
+        try:
+            yield card, local_directory(uri)
+        except _DAMAGE as error:
+            raise self.damaged(uri, f"{type(error).__name__}: {error}") from error
+
+    def check_content(self, uri: str | Path, as_its_card_says: bool, numbers: Iterable[Tensor]) -> None:
+        """Raise `MethodError` unless what was read is what the card says, and all its numbers are finite."""
+        if not as_its_card_says or not all(bool(torch.isfinite(values).all()) for values in numbers):
+            raise self.damaged(uri)
 
     def damaged(self, uri: str | Path, reason: str = "its content is not what its card says") -> MethodError:
         """The error that says so."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from fastapi import FastAPI, Request, Response
@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from regrad.errors import MethodError
 from regrad.registry import Registry
-from regrad.text import nearest_name
+from regrad.text import hint
 from serve_app.auth.gate import is_open, protect
 from serve_app.config import ServeConfig
 from serve_app.http.calls import Answering
@@ -88,16 +88,16 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
         return _NOT_SAID_TO_BE_JSON.response()
     field = ".".join(str(part) for part in first["loc"][1:])[:80] or "body"
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden" and (near := _nearest_field(request, str(first["loc"][-1]))):
-        message += f"; did you mean {near!r}?"
+    if first["type"] == "extra_forbidden":
+        message += hint(str(first["loc"][-1])[:80], _fields(request))
     return Problem("invalid_request", 422, field, f"{field}: {message}").response()
 
 
-def _nearest_field(request: Request, name: str) -> str:
-    """The field of the route's body that `name` is most like; empty if there is none."""
+def _fields(request: Request) -> Iterable[str]:
+    """The fields of the route's body; none if it has no body."""
     body = getattr(request.scope.get("route"), "body_field", None)
-    fields = getattr(body.field_info.annotation, "model_fields", {}) if body else {}
-    return nearest_name(name[:80], fields)
+    fields: Iterable[str] = getattr(body.field_info.annotation, "model_fields", {}) if body else ()
+    return fields
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -87,15 +88,6 @@ def _asked(corpus: Sequence[Passage], count: int) -> list[Evidence]:
     ]
 
 
-class _Endless(LanguageModel):
-    """A model without a token that ends an answer, so that all answers have the same length."""
-
-    @property
-    def eos(self) -> list[int]:
-        """None."""
-        return []
-
-
 def _latencies(
     lm: LanguageModel, methods: Mapping[str, MethodSettings], asked: Sequence[Evidence]
 ) -> dict[str, list[float]]:
@@ -104,7 +96,7 @@ def _latencies(
     All answers have the same number of tokens; finding the passages is in none of the times. The first question of
     each method warms up and does not count.
     """
-    endless = _Endless(lm.model, lm.tokenizer, lm.lora, lm.config, lm.blocks)
+    endless = replace(lm, end_ids=())  # so that all answers have the same length
     answer = {name: _one_by_one(endless, lm, method) for name, method in methods.items()}
     for each in answer.values():
         each(asked[0])

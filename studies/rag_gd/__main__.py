@@ -27,14 +27,15 @@ def run(config: RagGdConfig) -> str:
     torch.set_num_threads(1)
     progress = Progress(config.output)
     steps = make_steps(config)
-    for number, step in enumerate(steps, 1):
-        if progress.done(step):
-            continue
-        before, began = progress.clock(), time.monotonic()
-        line = step.run()
-        seconds = time.monotonic() - began
-        progress.finish(step, line, seconds, before + seconds)
-        click.echo(f"[{number}/{len(steps)}] {step.name}, {seconds:.0f} s: {line}")
+    with progress.alone():
+        for number, step in enumerate(steps, 1):
+            if progress.done(step):
+                continue
+            before, began = progress.clock(), time.monotonic()
+            line = step.run()
+            seconds = time.monotonic() - began
+            progress.finish(step, line, seconds, before + seconds)
+            click.echo(f"[{number}/{len(steps)}] {step.name}, {seconds:.0f} s: {line}")
     return write_report(config, progress.clock())
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -307,6 +308,16 @@ def test_a_step_is_a_command_that_a_reader_can_type() -> None:
         "--set cluster.workers=1 --set cluster.cpus_per_worker=0.25 --set meta_init=/tmp/out/starts/raw "
         "--set corpus=/tmp/out/lab/corpus.jsonl --set bank.codec=float32"
     )
+
+
+def test_a_training_without_its_job_says_so_and_a_function_is_named() -> None:
+    steps = {step.name: step.work for step in make_steps(LabReportConfig(output="/tmp/out"))}
+    training = steps["start regrad-0"]
+    assert isinstance(training, Command)
+    assert str(training).endswith("  # run in one process, without workers and checkpoints")
+    assert "#" not in str(replace(training, as_job=True))
+    assert shlex.split(str(training), comments=True) == ["regrad", *training.arguments]
+    assert str(steps["measure"]) == "studies.lab_report.measurements.measure"
 
 
 def test_a_command_ends_with_the_line_that_the_verb_says(tmp_path: Path) -> None:

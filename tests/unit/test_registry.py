@@ -6,7 +6,7 @@ import pytest
 
 from regrad.errors import BankError
 from regrad.registry import Registry
-from regrad.text import nearest_name
+from regrad.text import hint, nearest_name
 from tests.tools.refusals import refused
 
 
@@ -39,3 +39,8 @@ def test_a_decorator_adds_an_entry_and_refuses_a_name_that_is_taken() -> None:
 
 def test_a_name_that_is_like_no_other_has_no_nearest_one() -> None:
     assert nearest_name("xyz", ["sum", "mean"]) == ""
+
+
+def test_a_hint_names_the_nearest_or_says_nothing() -> None:
+    assert hint("summ", ["sum", "mean"]) == "; did you mean 'sum'?"
+    assert hint("xyz", ["sum", "mean"]) == ""

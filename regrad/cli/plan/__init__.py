@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from regrad.cli.bank.output import json_option
-from regrad.cli.options import printable, settings_options
+from regrad.cli.options import printable, printable_lines, settings_options
 from regrad.settings import load_settings
 
 
@@ -28,4 +28,4 @@ def plan(config: Path, overrides: tuple[str, ...], check: bool, as_json: bool) -
 
     report = job.plan(settings, lambda text: click.echo(printable(text), err=True))
     text = report.as_json().rstrip("\n") if as_json else report.described()
-    click.echo("\n".join(printable(line) for line in text.splitlines()))
+    click.echo(printable_lines(text))

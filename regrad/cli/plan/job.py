@@ -38,7 +38,7 @@ from regrad.planning.search import Choice, Limits, best, check_processors, fitti
 from regrad.planning.stages import Served, measure
 from regrad.settings import parse_settings
 from regrad.storage import Storage
-from regrad.text import nearest_name
+from regrad.text import hint
 from serve_app.app import check_artefacts, parts_of
 from serve_app.config import ServeConfig
 from serve_app.methods import offers_of
@@ -116,9 +116,7 @@ def prepare(config: PlanConfig) -> Asked:
         )
     offers = offers_of(server)
     if config.method not in offers:
-        near = nearest_name(config.method, offers)
-        hint = f"; did you mean {near!r}?" if near else ""
-        text = f"the server offers no method {config.method!r}, but {', '.join(offers)}{hint}"
+        text = f"the server offers no method {config.method!r}, but {', '.join(offers)}{hint(config.method, offers)}"
         raise PlanningError(text, code="not_offered", method=config.method, offered=list(offers))
     limits = _limits(config, server)
     check_processors(candidate_of(server), limits)

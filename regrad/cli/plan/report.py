@@ -11,7 +11,7 @@ from typing import Any
 from regrad.planning.prediction import Prediction
 from regrad.planning.profile import Machine, Observed
 from regrad.planning.search import Choice
-from regrad.text import readable_size
+from regrad.text import aligned, readable_size
 
 _COLUMNS = ("users", "first token", "p50", "answers/s", "a core", "bound by", "replicas", "at once", "rows", "cache")
 
@@ -131,9 +131,3 @@ def _choice(choice: Choice) -> dict[str, Any]:
 
 def _measured(observed: Observed) -> dict[str, Any]:
     return {"measured": observed.model_dump()}
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns that are as wide as their widest cell."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

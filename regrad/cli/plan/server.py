@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import socket
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ from regrad.errors import PlanningError
 from regrad.planning.profile import ROLES, Candidate, Observed
 from regrad.planning.users import Outcome, Plan, run
 from regrad.planning.watching import processor_seconds, spent_by_role
-from serve_app.app import serving
-from serve_app.config import HttpConfig, ProtectionConfig, ServeConfig
+from serve_app.app import anywhere, serving
+from serve_app.config import ProtectionConfig, ServeConfig
 
 _WARMING_USERS = 16
 
@@ -100,13 +99,7 @@ def _of_ended_children() -> float:
 def loaded(config: ServeConfig, bodies: Sequence[dict[str, Any]]) -> Iterator[Load]:
     """The server on a free port of this machine, without keys and limits for callers, warm. Ray is running."""
     open_to_all = config.model_copy(update={"protection": ProtectionConfig()})
-    with serving(open_to_all, _free_port()) as url:
+    with serving(open_to_all, anywhere()) as url:
         load = Load(url, bodies)
         load.warm()
         yield load
-
-
-def _free_port() -> HttpConfig:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return HttpConfig(port=int(probe.getsockname()[1]))

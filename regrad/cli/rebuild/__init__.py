@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from regrad.cli.bank.output import json_option, print_json
-from regrad.cli.options import QUARANTINED, LazyGroup, printable, settings_options
+from regrad.cli.options import QUARANTINED, LazyGroup, printable, printable_lines, settings_options
 from regrad.errors import NotPromoted
 from regrad.settings import load_settings
 
@@ -88,8 +88,3 @@ def rebuild(context: click.Context, config: Path, overrides: tuple[str, ...], dr
         sys.exit(NOT_PROMOTED)
     click.echo(line)
     sys.exit(QUARANTINED if refused else 0)
-
-
-def printable_lines(text: str) -> str:
-    """Lines that are safe for a terminal."""
-    return "\n".join(printable(line) for line in text.splitlines())

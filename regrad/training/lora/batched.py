@@ -22,7 +22,7 @@ from regrad.models.batching import losses_and_grads
 from regrad.models.half_weights import autocast
 from regrad.models.subspace import Subspace, finite_rows
 from regrad.training.lora.config import AdamWConfig, AdapterConfig, SgdConfig
-from regrad.training.lora.examples import Example, adapter_examples, example_batch, longest
+from regrad.training.lora.examples import Example, adapter_examples, example_batch
 from regrad.training.lora.lora_artifact import StaticLora, join
 from regrad.training.lora.orthogonal import NullSpace, soft_penalty
 
@@ -267,7 +267,7 @@ class AdapterTrainer:
 
     def train(self, items: Sequence[Augmented]) -> list[Adapter]:
         """One adapter a passage, in order; one that cannot be trained has a reason and stops nothing."""
-        limit = longest(self._lm, self._config.max_tokens)
+        limit = self._lm.within(self._config.max_tokens)
         results: list[Adapter] = []
         for start in range(0, len(items), self._rows):
             some = items[start : start + self._rows]

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from regrad.bank.config import BankConfig
+from regrad.bank.config import BankConfig, OnMissingInTraining
 from regrad.models.config import ModelConfig
 from regrad.settings import Location, Settings, WorkersConfig
 from regrad.training.config import Beta, ScheduleConfig, TrainConfig
@@ -57,7 +57,7 @@ class FinetuneConfig(TrainConfig):
         "while its answer is learned",
     )
     adapters_version: int | None = Field(None, ge=1, description="the current one if null")
-    on_missing: Literal["fewer", "fail"] = Field(
+    on_missing: OnMissingInTraining = Field(
         "fewer",
         description="with adapters: for a passage without one: leave it out (fewer) and say how many, or stop (fail)",
     )

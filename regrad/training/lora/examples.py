@@ -45,11 +45,6 @@ def example_batch(lm: LanguageModel, examples: Sequence[Example]) -> TokenBatch:
     return pad_batch([item.ids for item in examples], [item.start for item in examples], lm.pad_id, lm.device)
 
 
-def longest(lm: LanguageModel, max_tokens: int) -> int:
-    """The most tokens of an example: the model's context, or `max_tokens` if that is less."""
-    return min(max_tokens, lm.context_length or max_tokens)
-
-
 def passage_example(lm: LanguageModel, passage: Passage) -> Example:
     """All of a passage, as in continual pre-training: the text whose gradient would be its atom."""
     return Example(tuple(encode_passage(lm, passage)))
@@ -87,7 +82,7 @@ def question_example(
 
     The worst passages are left out until the example fits; it may still be too long without any.
     """
-    limit, shown = longest(lm, max_tokens), list(passages)
+    limit, shown = lm.within(max_tokens), list(passages)
     while True:
         example = _asked(lm, question, shown)
         if not shown or len(example.ids) <= limit:

@@ -19,7 +19,7 @@ from regrad.training.checkpoint import TrainState
 from regrad.training.loop import StepResult, train_on
 from regrad.training.lora.batched import Beside, RowTrainer
 from regrad.training.lora.config import FinetuneConfig
-from regrad.training.lora.examples import Example, longest, read_examples
+from regrad.training.lora.examples import Example, read_examples
 from regrad.training.lora.in_force import AdaptersInForce, adapters_manifest, check_coverage
 from regrad.training.lora.lora_artifact import StaticLora, parent_of
 from regrad.training.workers import Workers
@@ -32,7 +32,7 @@ def usable(lm: LanguageModel, examples: Sequence[Example], config: FinetuneConfi
 
     Raises `TrainingError` if none is left.
     """
-    limit = longest(lm, config.max_tokens)
+    limit = lm.within(config.max_tokens)
     wanted = min(config.max_examples or len(examples), len(examples))
     # The sample first, then all others in random order: each takes the place of one that does not fit.
     rng = random.Random(f"{config.seed}/examples")

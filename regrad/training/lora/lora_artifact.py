@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from regrad.errors import MethodError, ModelError
+from regrad.errors import MethodError
 from regrad.models.config import ModelConfig
 from regrad.models.subspace import Subspace, load_adapter, save_adapter
-from regrad.storage import directory_writer, local_directory
 from regrad.training.cards import CardKind
 from regrad.training.lora.config import FinetuneConfig
 
@@ -98,30 +96,23 @@ class StaticLora:
     def save(self, uri: str | Path) -> None:
         """Write the directory, whole or not at all; an existing adapter of ours is replaced."""
         card = {
-            "format": ADAPTER_CARD.format,
             "digest": self.digest,
             "base_identity": self.base_identity,
             "subspace": self.subspace.to_json(),
             "model": self.model.model_dump(mode="json"),
             "notes": dict(self.notes),
         }
-        with directory_writer(uri, CARD) as folder:
-            save_adapter(folder, self.model.path, self.subspace, self.values)
-            (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+        ADAPTER_CARD.write(uri, card, lambda folder: save_adapter(folder, self.model.path, self.subspace, self.values))
 
     @staticmethod
     def load(uri: str | Path) -> StaticLora:
         """Read and verify; raises `MethodError` if something is missing, damaged or not what the card says."""
-        card = ADAPTER_CARD.read(uri)
-        try:
+        with ADAPTER_CARD.opened(uri) as (card, folder):
             subspace = Subspace.from_json(card["subspace"])
-            values = load_adapter(local_directory(uri), subspace)
+            values = load_adapter(folder, subspace)
             model = ModelConfig.model_validate(card["model"])
             loaded = StaticLora(model, card["base_identity"], subspace, values, card["notes"])
-        except (OSError, KeyError, SafetensorError, ValueError, ModelError, TypeError) as error:
-            raise ADAPTER_CARD.damaged(uri, f"{type(error).__name__}: {error}") from error
-        if loaded.digest != card["digest"] or not bool(torch.isfinite(values).all()):
-            raise ADAPTER_CARD.damaged(uri)
+        ADAPTER_CARD.check_content(uri, loaded.digest == card["digest"], [values])
         return loaded
 
 

@@ -100,7 +100,7 @@ def encode_question(lm: LanguageModel, task: Task, question: TaskQuestion, shape
 
     With passages in the prompt, those of the lowest rank are left out until it fits `shape.max_tokens` and the model.
     """
-    limit = min(shape.max_tokens, lm.context_length or shape.max_tokens)
+    limit = lm.within(shape.max_tokens)
     answer = [*lm.encode(lm.config.prompts.reply(question.answer)), *lm.ending]
     prompts = lm.config.prompts
     context = prompt_passages(task, question, shape)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from regrad.errors import MethodError, ModelError
+from regrad.errors import MethodError
 from regrad.models.config import ModelConfig
 from regrad.models.subspace import Subspace
-from regrad.storage import directory_writer, local_directory
 from regrad.training.cards import CardKind, digest_of
 from regrad.training.lora.lora_artifact import StaticLora, join
 from regrad.training.predictor.config import ContextConfig, NetworkConfig, UpdateSpace
@@ -79,7 +76,6 @@ class UpdatePredictor:
     def save(self, uri: str | Path) -> None:
         """Write the directory, whole or not at all; an existing predictor of ours is replaced."""
         card = {
-            "format": PREDICTOR_CARD.format,
             "kind": "rag-gd",
             "digest": self.digest,
             "base_identity": self.base_identity,
@@ -92,16 +88,13 @@ class UpdatePredictor:
             "model": self.model.model_dump(mode="json"),
             "notes": dict(self.notes),
         }
-        with directory_writer(uri, CARD) as folder:
-            save_file(self.tensors(), folder / _TENSORS)
-            (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+        PREDICTOR_CARD.write(uri, card, lambda folder: save_file(self.tensors(), folder / _TENSORS))
 
     @staticmethod
     def load(uri: str | Path) -> UpdatePredictor:
         """Read and verify; raises `MethodError` if something is missing, damaged or not what the card says."""
-        card = PREDICTOR_CARD.read(uri)
-        try:
-            tensors = load_file(local_directory(uri) / _TENSORS)
+        with PREDICTOR_CARD.opened(uri) as (card, folder):
+            tensors = load_file(folder / _TENSORS)
             constant = tensors.pop(_CONSTANT)
             subspace, config = Subspace.from_json(card["subspace"]), NetworkConfig.model_validate(card["network"])
             network = UpdateNetwork(int(card["states"]), subspace, config)
@@ -119,10 +112,7 @@ class UpdatePredictor:
                 card["notes"],
             )
             sound = loaded.digest == card["digest"] and constant.shape == (subspace.size,)
-        except (OSError, KeyError, SafetensorError, ValueError, ModelError, TypeError, RuntimeError) as error:
-            raise PREDICTOR_CARD.damaged(uri, f"{type(error).__name__}: {error}") from error
-        if not sound or not all(bool(torch.isfinite(value).all()) for value in loaded.tensors().values()):
-            raise PREDICTOR_CARD.damaged(uri)
+        PREDICTOR_CARD.check_content(uri, sound, loaded.tensors().values())
         return loaded
 
 

@@ -18,7 +18,7 @@ from regrad.data.tasks import Task, TaskQuestion, read_tasks
 from regrad.errors import MethodError, ModelError, TokenOutOfVocabulary, TrainingError
 from regrad.models.subspace import Subspace
 from regrad.training.lora.batched import train_rows
-from regrad.training.lora.examples import Example, example_batch, longest, question_example
+from regrad.training.lora.examples import Example, example_batch, question_example
 from regrad.training.predictor.config import ContextConfig, StepsConfig
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def context_of(lm: LanguageModel, demonstrations: Sequence[Question], config: Co
             code="no_demonstrations",
         )
     examples = [question_example(lm, one, one.passages[: config.k], config.max_tokens) for one in demonstrations]
-    limit = longest(lm, config.max_tokens)
+    limit = lm.within(config.max_tokens)
     for one, example in zip(demonstrations, examples, strict=True):
         if len(example.ids) > limit:
             raise MethodError(

@@ -82,8 +82,8 @@ class MethodLikelihood:
         prompts, prompt = self._lm.config.prompts, plan.prompt
         answer = [*self._lm.encode(prompts.reply(prompt.evidence.question.answers[0])), *self._lm.ending]
         ids = self._lm.encode_prompt(prompt.text(prompts))
-        limit = self._lm.context_length
-        if prompt.passages and limit is not None and len(ids) + len(answer) > limit:
+        tokens = len(ids) + len(answer)
+        if prompt.passages and tokens > self._lm.within(tokens):
             ids = self._lm.encode_prompt(replace(prompt, passages=()).text(prompts))
         self._lm.check_length(len(ids), len(answer))
         return [*ids, *answer], len(ids)

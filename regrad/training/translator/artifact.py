@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regrad.bank.io.prag import Frame, adapter_fingerprint
 from regrad.data.passages import Passage
-from regrad.errors import MethodError, ModelError
+from regrad.errors import MethodError
 from regrad.models.config import ModelConfig
 from regrad.models.subspace import Subspace
-from regrad.storage import directory_writer, local_directory
 from regrad.training.cards import CardKind, digest_of
-from regrad.training.lora.examples import Example, longest
+from regrad.training.lora.examples import Example
 from regrad.training.predictor.contexts import states_of
 from regrad.training.translator.config import PerceptronsConfig
 from regrad.training.translator.network import TranslatorNetwork
@@ -39,7 +36,7 @@ def state_of(lm: LanguageModel, passage: Passage, max_tokens: int) -> Tensor:
     Raises `ModelError` if it is not finite, and `TokenOutOfVocabulary`.
     """
     # Without the end token: a state after it would be what the model makes of a new text's beginning.
-    ids = [*lm.bos, *lm.encode(lm.config.prompts.atom_text(passage))][: longest(lm, max_tokens)]
+    ids = [*lm.bos, *lm.encode(lm.config.prompts.atom_text(passage))][: lm.within(max_tokens)]
     return states_of(lm, [[Example(tuple(ids))]], {})[0]
 
 
@@ -113,7 +110,6 @@ class Translator:
     def save(self, uri: str | Path) -> None:
         """Write the directory, whole or not at all; an existing translator of ours is replaced."""
         card = {
-            "format": TRANSLATOR_CARD.format,
             "kind": "dyprag",
             "digest": self.digest,
             "base_identity": self.base_identity,
@@ -126,16 +122,13 @@ class Translator:
             "model": self.model.model_dump(mode="json"),
             "notes": dict(self.notes),
         }
-        with directory_writer(uri, CARD) as folder:
-            save_file(self.tensors(), folder / _TENSORS)
-            (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+        TRANSLATOR_CARD.write(uri, card, lambda folder: save_file(self.tensors(), folder / _TENSORS))
 
     @staticmethod
     def load(uri: str | Path) -> Translator:
         """Read and verify; raises `MethodError` if something is missing, damaged or not what the card says."""
-        card = TRANSLATOR_CARD.read(uri)
-        try:
-            tensors = load_file(local_directory(uri) / _TENSORS)
+        with TRANSLATOR_CARD.opened(uri) as (card, folder):
+            tensors = load_file(folder / _TENSORS)
             subspace, config = Subspace.from_json(card["subspace"]), PerceptronsConfig.model_validate(card["network"])
             network = TranslatorNetwork(int(card["states"]), subspace, config)
             network.load_state_dict(tensors)
@@ -151,12 +144,8 @@ class Translator:
                 card["notes"],
             )
             sound = loaded.digest == card["digest"]
-        except (OSError, KeyError, SafetensorError, ValueError, ModelError, TypeError, RuntimeError) as error:
-            raise TRANSLATOR_CARD.damaged(uri, f"{type(error).__name__}: {error}") from error
         # An imported bank may name its base by a path instead of the weights' digest.
         bases = (loaded.base_identity, loaded.model.path)
         known = loaded.bank in {adapter_fingerprint(Frame(base, subspace)) for base in bases}
-        finite = all(bool(torch.isfinite(value).all()) for value in tensors.values())
-        if not (sound and known and finite):
-            raise TRANSLATOR_CARD.damaged(uri)
+        TRANSLATOR_CARD.check_content(uri, sound and known, tensors.values())
         return loaded

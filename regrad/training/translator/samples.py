@@ -15,7 +15,7 @@ from regrad.data.passages import Passage
 from regrad.errors import TokenOutOfVocabulary, TrainingError
 from regrad.models.loading import LanguageModel
 from regrad.training.lora.config import AdapterConfig
-from regrad.training.lora.examples import Example, adapter_examples, longest
+from regrad.training.lora.examples import Example, adapter_examples
 from regrad.training.lora.in_force import bank_of_adapters, has_adapter
 from regrad.training.translator.config import TranslatorConfig
 
@@ -69,7 +69,7 @@ class Samples(Sequence[Sample]):
             found = adapter_examples(self._lm, item, self._settings)
         except TokenOutOfVocabulary:
             return []
-        limit = longest(self._lm, self._config.max_tokens)
+        limit = self._lm.within(self._config.max_tokens)
         return [n for n, example in enumerate(found) if example.predicts and len(example.ids) <= limit]
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from regrad.errors import ModelError, PromptTooLong
-from regrad.inference.decoding import GenerationRequest, draws, generate, sample
+from regrad.inference.decoding import GenerationRequest, decode_all, draws, generate, outcomes, sample
+from regrad.inference.rows import DecodingListener, DecodingRequest, Finished
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model, resolve_path
 from tests.tools.reference_decoding import reference_generate
@@ -69,6 +70,36 @@ def test_the_answer_ends_at_the_stop_string(lab_model: LanguageModel) -> None:
 def test_a_prompt_beyond_the_context_is_refused(tiny: LanguageModel) -> None:
     with refused(PromptTooLong, context=256):
         generate(tiny, [GenerationRequest("word " * 300)])
+
+
+class FailingEngine:
+    """Ends the second request with an answer and the others with errors, the last request first."""
+
+    def __init__(self) -> None:
+        self._listeners: list[DecodingListener] = []
+
+    def submit(self, request: DecodingRequest, listener: DecodingListener) -> None:
+        self._listeners.append(listener)
+
+    def step(self) -> bool:
+        if not self._listeners:
+            return False
+        number = len(self._listeners) - 1
+        self._listeners.pop()(ANSWER if number == 1 else ModelError(f"request {number}", code="failed", number=number))
+        return True
+
+
+ANSWER = Finished("yes", "stop", 1, 1, 0.0, 0.0, 0.0, 1)
+
+
+def test_of_several_errors_that_of_the_first_request_is_raised_whichever_came_first() -> None:
+    asked = [DecodingRequest(prompt) for prompt in PROMPTS]
+    answered: list[str] = []
+    first, second, third = outcomes(FailingEngine(), asked, lambda: answered.append("one"))  # type: ignore[arg-type]
+    assert isinstance(first, ModelError) and second == ANSWER and isinstance(third, ModelError)
+    assert answered == ["one"]
+    with refused(ModelError, "failed", number=0):
+        decode_all(FailingEngine(), asked)  # type: ignore[arg-type]
 
 
 def test_nothing_asked_nothing_answered(tiny: LanguageModel) -> None:

@@ -1,21 +1,34 @@
-"""Models whose layers see a window only: what they can read, and that the engine decodes as they do."""
+"""Models whose layers see a window only: what they can read, wherever that is asked, and that the engine decodes so."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedModel
 
 from regrad.data.passages import Passage
+from regrad.data.questions import Question
+from regrad.data.tasks import Task, TaskQuestion
 from regrad.errors import ModelError, PromptTooLong
 from regrad.evaluation.runner import fit_prompt
+from regrad.gradients import extractor
+from regrad.gradients.extractor import AtomExtractor, passage_batch
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
+from regrad.meta_init import random_meta_init
 from regrad.methods.base import Evidence, Prompt, open_question
+from regrad.methods.prompt_only import PromptOnlyConfig
+from regrad.models.batching import TokenBatch
 from regrad.models.loading import LanguageModel
+from regrad.training.lora.examples import question_example
+from regrad.training.meta.collate import encode_question
+from regrad.training.meta.config import ShapeConfig
 from regrad.training.meta.task_plan import Lengths
+from regrad.training.retriever.likelihood import MethodLikelihood
 from tests.tools.decoded import PROMPTS, Heard, run, update
 from tests.tools.random_models import loaded, random_gemma3, random_model
 from tests.tools.reference_decoding import reference_generate
@@ -68,6 +81,63 @@ def test_no_passage_is_dropped_that_the_model_can_read(tiny: LanguageModel, tmp_
     fitted = fit_prompt(lm, prompt, 8, None, drop=True)
     assert len(lm.encode_prompt(fitted.prompt)) > WINDOW
     assert fitted.dropped == 0
+
+
+MIDDLE = Passage("middle", "Ada", "Ada was born in London and lived there. " * 8)
+"""Beyond the window, and within the context."""
+LONG = Passage("long", "Ada", "word " * CONTEXT)
+
+
+@pytest.fixture
+def sliding(tiny: LanguageModel, tmp_path: Path) -> LanguageModel:
+    return loaded(model("mistral"), tiny, tmp_path)
+
+
+def test_a_limit_is_the_context_where_that_is_less(sliding: LanguageModel) -> None:
+    assert (sliding.within(WINDOW + 1), sliding.within(CONTEXT + 1)) == (WINDOW + 1, CONTEXT)
+
+
+def test_training_leaves_out_only_passages_beyond_the_context(sliding: LanguageModel) -> None:
+    shape = ShapeConfig(in_prompt=True)
+    asked = TaskQuestion("Who?", "Ada", (0, 1))
+    ids, _ = encode_question(sliding, Task((MIDDLE, LONG), (asked,)), asked, shape)
+    fitting = replace(asked, context=(0,))
+    assert ids == encode_question(sliding, Task((MIDDLE,), (fitting,)), fitting, shape)[0] and len(ids) > WINDOW
+
+    question = Question("", "Who?", ("Ada",))
+    example = question_example(sliding, question, [MIDDLE, LONG])
+    assert example == question_example(sliding, question, [MIDDLE]) and len(example.ids) > WINDOW
+
+
+def test_a_likelihood_reads_a_passage_unless_it_is_beyond_the_context(sliding: LanguageModel) -> None:
+    question = Question("", "Who?", ("Ada",))
+    rag, direct = (MethodLikelihood(sliding, PromptOnlyConfig(name=name), False, 4096) for name in ("rag", "direct"))
+    [middle, long] = rag.of([(question, MIDDLE), (question, LONG)]).tolist()
+    [without] = direct.of([(question, LONG)]).tolist()
+    assert long == pytest.approx(without, rel=1e-5), "it is left out"
+    assert middle != pytest.approx(without, rel=1e-3)
+
+
+def test_a_passage_has_an_atom_unless_it_is_beyond_the_context(sliding: LanguageModel) -> None:
+    middle, long = AtomExtractor(sliding, random_meta_init(sliding, 1.0)).extract([MIDDLE, LONG])
+    assert middle.atom is not None and not middle.problem
+    assert long.atom is None and f"more than {CONTEXT};" in long.problem
+
+
+@pytest.mark.parametrize(("context", "read"), [(CONTEXT, 24), (16, 16)])
+def test_extraction_is_verified_on_rows_as_long_as_the_context_allows(
+    context: int, read: int, tiny: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = loaded(random_model("mistral", sliding_window=8, max_position_embeddings=context), tiny, tmp_path)
+    widths = []
+
+    def recording(lm: LanguageModel, encoded: Sequence[Sequence[int]]) -> TokenBatch:
+        widths.append(max(map(len, encoded)))
+        return passage_batch(lm, encoded)
+
+    monkeypatch.setattr(extractor, "passage_batch", recording)
+    AtomExtractor(lm, random_meta_init(lm, 1.0))
+    assert max(widths) == read
 
 
 def test_layers_that_are_no_attention_are_refused_by_the_engine(tiny: LanguageModel) -> None:

@@ -100,6 +100,14 @@ def test_library_file_imports_only_what_its_part_may(path: Path) -> None:
             assert part_of(module) in ALLOWED[part], f"{path}: {part} may not import {module}"
 
 
+def test_the_files_of_subfolders_are_checked_too() -> None:
+    """A walk that sees the top folders only would find nothing wrong below them."""
+    ray_files = {str(path.relative_to(ROOT)) for path in RAY_FILES}
+    assert {"ray_jobs/evaluate.py", "ray_jobs/_ray_compat/__init__.py", "serve_app/http/app.py"} <= ray_files
+    library = {module_of(path) for path in LIBRARY}
+    assert {"regrad.errors", "regrad.inference.engine", "regrad.data.formats.jsonl"} <= library
+
+
 def test_the_rules_know_every_part() -> None:
     assert {part_of(module_of(path)) for path in LIBRARY} == set(ALLOWED)
 

@@ -12,6 +12,7 @@ import pytest
 
 from regrad.cli.jobs import COMMANDS
 from regrad.cli.main import regrad
+from regrad.cli.submit import SUBMITTED
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -73,3 +74,10 @@ def test_a_wrong_command_is_found() -> None:
     assert problem_of("train --confg x.yaml && ls --all") == "train has no --confg"
     assert problem_of("bank verify URI --like x") == "verify has no --like"
     assert problem_of("train --config x # --not-an-option") == ""
+
+
+def test_the_list_of_jobs_names_every_job() -> None:
+    """Each module that `regrad submit` starts, in the order of the command line, and no others."""
+    text = " ".join((ROOT / "docs" / "operations.md").read_text().split())
+    [listed] = re.findall(r"A job is one of (.+?);", text)
+    assert re.findall(r"`(.+?)`", listed) == [verb.job.partition(":")[0] for verb in SUBMITTED]

@@ -1,4 +1,4 @@
-"""Private names of Ray stand in one folder, and releases that may lack them are not installed."""
+"""Private names of Ray and transformers stand in one place each, and releases that may lack them are not installed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[3]
-FOLDERS = ("ray_jobs", "serve_app", "regrad", "benchmarks")
+FOLDERS = ("ray_jobs", "serve_app", "regrad", "benchmarks", "studies")
 HOME = "ray_jobs/_ray_compat"
+KERNELS = "regrad/inference/kernels.py"
 
 
 def names(source: str) -> Iterator[str]:
@@ -52,7 +53,14 @@ def test_private_names_of_ray_stand_in_one_folder() -> None:
     assert found == {HOME}
 
 
-@pytest.mark.parametrize("name", ["ray", "deepspeed"])
+def test_the_private_name_of_transformers_that_is_written_stands_in_one_file() -> None:
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    private = re.compile(r".+\._attn_implementation\w*|transformers\.(.+\.)?_\w+")
+    found = {str(path.relative_to(ROOT)) for path in files if any(map(private.fullmatch, names(path.read_text())))}
+    assert found == {KERNELS}
+
+
+@pytest.mark.parametrize("name", ["ray", "deepspeed", "transformers"])
 def test_the_next_minor_release_is_not_installed(name: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = next(found for text in project["dependencies"] if (found := Requirement(text)).name == name)
