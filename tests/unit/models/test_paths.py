@@ -16,7 +16,9 @@ def test_what_is_elsewhere_is_not_looked_for(path: str) -> None:
     assert place_of(path) == path
 
 
-@pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "../nowhere", "a/b/c", "~nobody/model", "file:///nowhere/model"])
+@pytest.mark.parametrize(
+    "path", ["/nowhere/model", "./nowhere", "../nowhere", "a/b/c", "~nobody/model", "file:///nowhere/model"]
+)
 def test_a_path_with_nothing_there_is_refused(path: str) -> None:
     with refused(ModelError, "not_found", path=path):
         place_of(path)
