@@ -68,10 +68,10 @@ def run(config: SynthesisConfig) -> str:
     """
     started = time.time()
     check_replaceable(config.output, REPORT)
-    require_model(config.model.path)
     check_corpus(config.corpus)
     if config.index is not None:
         check_index(config.index)
+    require_model(config.model.path)
     with cluster(), progress_channel() as progress:
         require_workers(config.cluster)
         wait_for_room(config.cluster)
