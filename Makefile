@@ -47,7 +47,7 @@ integration-%: $(STAMP)
 integration: integration-training integration-serving integration-evaluation integration-bank
 
 # Two halves side by side; a new folder is in the second.
-HALF := $(addprefix tests/unit/,bank cli evaluation retrieval serve_app) tests/studies
+HALF := $(addprefix tests/unit/,bank cli evaluation project retrieval serve_app) tests/studies
 
 unit-fast-1: $(STAMP)
 	$(BIN)/python -m pytest $(HALF) -m "not slow"
