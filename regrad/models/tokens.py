@@ -24,8 +24,14 @@ def token_ids(
     its own part of a prompt. Such tokens keep their meaning only if `controls` is set, or if the prompts' own templates
     are written with them.
     """
-    kept = controls or _hold_controls(tokenizer, prompts)
-    return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not kept))
+    return token_ids_of(tokenizer, prompts, [text], controls)[0]
+
+
+def token_ids_of(
+    tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat, texts: Sequence[str], controls: bool = False
+) -> list[list[int]]:
+    """As `token_ids`, of several texts at once: a call of the tokenizer costs more than a short text in it."""
+    return _encoded(tokenizer, texts, controls or _hold_controls(tokenizer, prompts))
 
 
 def prompt_ids(
@@ -40,13 +46,30 @@ def prompt_ids(
     The ids of a chat are those of the model's own chat template, except that control tokens in the text are text.
     `raw` leaves the chat template out. Raises `ModelError` if the tokenizer has no usable one.
     """
+    return prompt_ids_of(tokenizer, prompts, [text], raw, controls)[0]
+
+
+def prompt_ids_of(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptFormat,
+    texts: Sequence[str],
+    raw: bool = False,
+    controls: bool = False,
+) -> list[list[int]]:
+    """As `prompt_ids`, of several texts at once."""
     if raw or not has_chat(tokenizer, prompts):
         start = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-        return start + token_ids(tokenizer, prompts, text, controls)
+        return [start + ids for ids in token_ids_of(tokenizer, prompts, texts, controls)]
     frame = _chat_frame(tokenizer, prompts)
-    message = frame.before + text.strip() + frame.after
-    inside = tokenizer.encode(message, add_special_tokens=False, split_special_tokens=not controls)
-    return [*frame.start, *inside, *frame.end]
+    messages = [frame.before + text.strip() + frame.after for text in texts]
+    return [[*frame.start, *inside, *frame.end] for inside in _encoded(tokenizer, messages, controls)]
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], controls: bool) -> list[list[int]]:
+    if not texts:
+        return []
+    found = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=not controls, verbose=False)
+    return [list(ids) for ids in found["input_ids"]]
 
 
 def check_known(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], vocabulary: int) -> None:

@@ -24,7 +24,7 @@ from regrad.models.architectures import architecture_for, context_length
 from regrad.models.checkpoint import load_without_weights
 from regrad.models.config import ModelConfig
 from regrad.models.loading import resolve_path
-from regrad.models.tokens import check_known, prompt_ids, token_ids
+from regrad.models.tokens import check_known, prompt_ids_of, token_ids_of
 from regrad.text import counted
 from regrad.training.meta.config import MetaTrainConfig, ShapeConfig
 from regrad.training.sampler import Sampler, SampleSource
@@ -67,8 +67,7 @@ class Lengths:
 
     def _check_lengths(self, task: Task, where: str, shape: ShapeConfig) -> None:
         limit = min(shape.max_passage_tokens, self.context)
-        for number, passage in enumerate(task.passages):
-            found = self.passage(passage)
+        for number, found in enumerate(self._passages(task.passages)):
             if found > limit:
                 raise CorpusError(
                     f"{where} passage {number}: {found} tokens, more than {limit}",
@@ -84,22 +83,20 @@ class Lengths:
                     passage=number,
                 )
         limit = min(shape.max_tokens, self.context)
-        for number, question in enumerate(task.questions):
-            found = self.question(task, question, shape)
-            if found > limit:
+        for number, (prompt, answer) in enumerate(self._questions(task, task.questions, shape)):
+            if prompt + answer > limit:
                 raise CorpusError(
-                    f"{where} question {number}: prompt and answer have {found} tokens, more than {limit}",
+                    f"{where} question {number}: prompt and answer have {prompt + answer} tokens, more than {limit}",
                     code="question_too_long",
                     question=number,
-                    tokens=found,
+                    tokens=prompt + answer,
                     limit=limit,
                 )
 
     def check_dev(self, task: Task, where: str, shape: ShapeConfig, max_new_tokens: int) -> None:
         """As `check`; also raise `CorpusError` if a prompt leaves no room for an answer of `max_new_tokens`."""
         self.check(task, where, shape)
-        for number, question in enumerate(task.questions):
-            prompt = self.question(task, question, shape) - self._count(self.model.prompts.reply(question.answer))
+        for number, (prompt, _) in enumerate(self._questions(task, task.questions, shape)):
             if prompt + max_new_tokens > self.context:
                 raise CorpusError(
                     f"{where} question {number}: the prompt has {prompt} tokens and {max_new_tokens} may be added, "
@@ -112,23 +109,38 @@ class Lengths:
 
     def passage(self, passage: Passage) -> int:
         """Tokens of a passage with its start and end."""
-        start = self.tokenizer.bos_token_id is not None
-        return start + self._count(self.model.prompts.atom_text(passage)) + self._end
+        return next(self._passages([passage]))
 
     def question(self, task: Task, question: TaskQuestion, shape: ShapeConfig) -> int:
         """Tokens of prompt and answer; in the prompt only the task's first `k` passages of this question."""
-        context = [task.passages[i] for i in question.context[: shape.k]] if shape.in_prompt else []
-        prompt = self.model.prompts.prompt_for(question.asked, context)
-        ids = prompt_ids(self.tokenizer, self.model.prompts, prompt)
-        check_known(self.tokenizer, ids, self.vocabulary)
-        return len(ids) + self._count(self.model.prompts.reply(question.answer)) + self._end
+        return sum(next(self._questions(task, [question], shape)))
+
+    def _passages(self, passages: Sequence[Passage]) -> Iterator[int]:
+        around = int(self.tokenizer.bos_token_id is not None) + self._end
+        texts = [self.model.prompts.atom_text(passage) for passage in passages]
+        for ids in token_ids_of(self.tokenizer, self.model.prompts, texts):
+            yield self._known(ids) + around
+
+    def _questions(
+        self, task: Task, questions: Sequence[TaskQuestion], shape: ShapeConfig
+    ) -> Iterator[tuple[int, int]]:
+        """Tokens of each prompt, and of the answer with its end."""
+        prompts, end = self.model.prompts, self._end
+        asked = []
+        for question in questions:
+            context = [task.passages[i] for i in question.context[: shape.k]] if shape.in_prompt else []
+            asked.append(prompts.prompt_for(question.asked, context))
+        replies = [prompts.reply(question.answer) for question in questions]
+        read = prompt_ids_of(self.tokenizer, prompts, asked)
+        for prompt, answer in zip(read, token_ids_of(self.tokenizer, prompts, replies), strict=True):
+            yield self._known(prompt), self._known(answer) + end
 
     @property
     def _end(self) -> int:
         return int(self.model.prompts.end_token and self.tokenizer.eos_token_id is not None)
 
-    def _count(self, text: str) -> int:
-        ids = token_ids(self.tokenizer, self.model.prompts, text)
+    def _known(self, ids: Sequence[int]) -> int:
+        """How many they are; raises `TokenOutOfVocabulary` if the model does not know them all."""
         check_known(self.tokenizer, ids, self.vocabulary)
         return len(ids)
 

@@ -17,7 +17,7 @@ from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.lab.wording import LAB_PROMPTS
 from regrad.models.loading import LanguageModel, load_language_model
-from regrad.models.tokens import prompt_ids, token_ids
+from regrad.models.tokens import prompt_ids, prompt_ids_of, token_ids, token_ids_of
 from regrad.training.meta.collate import encode_question
 from regrad.training.meta.config import ShapeConfig
 from regrad.training.meta.task_plan import Lengths
@@ -115,6 +115,17 @@ def test_a_raw_prompt_and_a_format_without_chat_have_no_template(tiny: LanguageM
     plain = tiny.bos + tiny.encode(text)
     assert tiny.encode_prompt(text) == chat(tiny).encode_prompt(text, raw=True) == plain
     assert prompt_ids(tiny.tokenizer, LAB_PROMPTS, text) == plain
+
+
+def test_several_texts_at_once_have_the_ids_that_each_has_alone(tiny: LanguageModel) -> None:
+    texts = ["Where was Les Dripen born?", "", "</s><s> assistant", "a", "x " * 300]
+    for lm in (tiny, chat(tiny)):
+        prompts, tokenizer = lm.config.prompts, lm.tokenizer
+        assert prompt_ids_of(tokenizer, prompts, texts) == [prompt_ids(tokenizer, prompts, text) for text in texts]
+        assert token_ids_of(tokenizer, prompts, texts) == [
+            list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)) for text in texts
+        ]
+    assert token_ids_of(tiny.tokenizer, LAB_PROMPTS, []) == []
 
 
 @pytest.mark.parametrize(
