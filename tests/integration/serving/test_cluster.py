@@ -29,7 +29,8 @@ def submit(cluster: RayCluster, job: str, config: Path, *settings: str) -> str:
 def test_meta_train_job(ray_cluster: RayCluster, demo: RunningDemo, tmp_path: Path) -> None:
     lines = (demo.runs / "lab" / "tasks.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "tasks.jsonl").write_text("".join(lines[:40]))
-    settings = [f"tasks={tmp_path}/tasks.jsonl", "dev=null", f"output={tmp_path}/m", "optimizer.steps=3", "watch.every=1"]
+    settings = [f"tasks={tmp_path}/tasks.jsonl", "dev=null", f"output={tmp_path}/m"]
+    settings += ["optimizer.steps=3", "watch.every=1"]
     output = submit(ray_cluster, "meta_train", CONFIGS / "jobs/train-lab.yaml", *settings)
     made = MetaInit.load(tmp_path / "m")
     assert f"MetaInit {made.fingerprint} at {tmp_path}/m: 3 steps" in output
