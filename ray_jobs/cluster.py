@@ -21,7 +21,7 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_jobs._ray_compat.processes import silence_worker_logs
+from ray_jobs._ray_compat.core import silence_worker_logs
 from regrad.errors import ClusterError, RegradError, StorageError
 from regrad.models.paths import place_of
 from regrad.settings import Settings, WorkersConfig, load_settings

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from ray_jobs._ray_compat.blocks import cut_without_processors
+from ray_jobs._ray_compat.data import cut_without_processors
 from ray_jobs.cluster import wants_gpu
 from regrad import errors
 from regrad.data.corpora import read_raw

@@ -27,7 +27,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from ray_jobs._ray_compat.packaging import is_shipped
+from ray_jobs._ray_compat.core import is_shipped
 from ray_jobs.cluster import SUBMITTED_BY
 from regrad.errors import ClusterError
 

@@ -28,8 +28,8 @@ from ray.train import CheckpointConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from ray_jobs._ray_compat.processes import allocator
-from ray_jobs._ray_compat.training import CHECKPOINT_LIST, TrainerWithoutCleaner
+from ray_jobs._ray_compat.core import allocator
+from ray_jobs._ray_compat.train import CHECKPOINT_LIST, TrainerWithoutCleaner
 from ray_jobs.cluster import cluster, joined, require_workers, wants_gpu
 from ray_jobs.progress import progress_channel
 from regrad.errors import RegradError, TrainingError

@@ -1,4 +1,4 @@
-"""Ray Train's trainer without an actor of its own, and the file in which it lists its checkpoints."""
+"""Of Ray Train: its trainer without an actor of its own, and the file in which it lists its checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks of a data set that are cut without a CPU."""
+"""Of Ray Data: blocks that are cut without a CPU."""
 
 from __future__ import annotations
 
