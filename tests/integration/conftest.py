@@ -21,6 +21,7 @@ import fsspec
 import psutil
 import pytest
 
+from tests.tools.fork_server import FORKED
 from tests.tools.patience import Deadline, completed, patient
 
 if TYPE_CHECKING:
@@ -63,9 +64,14 @@ def free_port() -> int:
             return port
 
 
-def environment(**extra: str) -> dict[str, str]:
-    """This process's, with the virtual environment's programs first."""
-    return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled", **extra}
+def environment(forked: bool = False, **extra: str) -> dict[str, str]:
+    """This process's, with the virtual environment's programs first.
+
+    Workers of a Ray that is started with it are forked only if that is said: such are no children of their Ray, and a
+    test that kills a family of processes would not find them.
+    """
+    inherited = {name: value for name, value in os.environ.items() if forked or name != FORKED}
+    return {**inherited, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled", **extra}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -124,7 +130,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
     process = subprocess.Popen(
         [str(BIN / "regrad"), "demo", "--keep", *options],
         cwd=folder,
-        env=environment(),
+        env=environment(forked=True),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

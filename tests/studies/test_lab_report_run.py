@@ -27,7 +27,13 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
     options = [part for value in TINY for part in ("--set", value)]
     line = [sys.executable, str(BIN / "regrad"), "lab", "report", "--quick", *options]
     return subprocess.run(
-        line, cwd=folder, env=environment(), capture_output=True, text=True, timeout=patient(1000), check=False
+        line,
+        cwd=folder,
+        env=environment(forked=True),
+        capture_output=True,
+        text=True,
+        timeout=patient(1000),
+        check=False,
     )
 
 

@@ -50,6 +50,8 @@ PRELOADED = (
     "regrad.bank.writer",
     "regrad.bank.reader",
 )
+FORKED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""The variable in which a driver finds what its job's workers are run by."""
 _MOST_BYTES = 1 << 20
 _CLIENT = Path(__file__).with_name("forked_python.py")
 
@@ -59,7 +61,7 @@ def forked_workers() -> Iterator[None]:
     """Inside the block, the workers of every Ray that this process and its children start are forked."""
     with fork_server(PRELOADED) as command, pytest.MonkeyPatch.context() as patch:
         environment = {"py_executable": shlex.join(command)}
-        patch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": environment}))
+        patch.setenv(FORKED, json.dumps({"runtime_env": environment}))
         yield
 
 
@@ -131,6 +133,7 @@ def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 def _become(request: dict[str, Any], streams: list[int]) -> None:
     """Go on as the process that runs the request's script."""
+    os.setsid()  # Ray ends a worker's whole group
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, stream in enumerate(streams):

@@ -75,7 +75,11 @@ def unfinished(one_processor: object, local_cluster: str, folder: Path) -> Itera
     """A command that has done all its cells but one, and waits for a worker."""
     command = [sys.executable, str(BIN / "regrad"), "eval", "--config", str(write_config(folder))]
     process = subprocess.Popen(
-        command, env=environment(RAY_ADDRESS=local_cluster), start_new_session=True, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment(forked=True, RAY_ADDRESS=local_cluster),
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         deadline = patience.Deadline(300)
