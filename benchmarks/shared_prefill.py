@@ -152,10 +152,12 @@ def methods(lm: LanguageModel, tokens: int, acts_on: ActsOn) -> list[DecodingReq
 
 
 def demonstrations(lm: LanguageModel, count: int, tokens: int) -> list[DecodingRequest]:
-    """Questions behind the same solved ones."""
+    """Questions behind the same solved ones, as many of these as fit the model's context."""
     prompts = lm.config.prompts
     solved = [prompts.prompt(*person(100 + i)) + " In a small town.\n" for i in range(_EXAMPLES)]
     asked = [prompts.prompt(person(i)[0]) for i in range(count)]
+    while max(len(lm.encode_prompt("".join(solved) + one)) for one in asked) > lm.within(1 << 20) - tokens:
+        solved.pop()
     return [DecodingRequest("".join(solved) + one, update(lm, i), tokens, stop=()) for i, one in enumerate(asked)]
 
 
