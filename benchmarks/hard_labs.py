@@ -74,13 +74,14 @@ class Measured:
         return right / len(self._questions)
 
     def _request(self, item: SetQuestion, hits: Sequence[Hit], method: str, merge: str) -> GenerationRequest:
-        prompts, subspace, update = self._lm.config.prompts, self._lm.subspace, None
+        prompts, update = self._lm.config.prompts, None
         passages = [hit.passage for hit in reversed(hits)] if method == "rag" else []
         while len(self._lm.encode(prompts.prompt(item.question, passages))) > 512 - _NEW_TOKENS - 1:
             passages = passages[1:]
         if method == "regrad":
             update = self._meta_init.phi0 - MERGES[merge](self._steps_of(hits), [hit.score for hit in hits])
-        return GenerationRequest(prompts.prompt(item.question, passages), subspace.updates(update), _NEW_TOKENS)
+        updates = self._lm.subspace.updates(update, self._meta_init.acts_on)
+        return GenerationRequest(prompts.prompt(item.question, passages), updates, _NEW_TOKENS)
 
     def _steps_of(self, hits: Sequence[Hit]) -> Tensor:
         missing = [hit.passage for hit in hits if hit.passage.id not in self._steps]

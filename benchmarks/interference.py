@@ -109,7 +109,8 @@ class Subject:
         steps_KP = torch.stack([self.steps[passage_id] for passage_id, _ in item.hits[:k]])
         update = self._meta_init.phi0 - merge(steps_KP, [score for _, score in item.hits[:k]])
         prompt = self._lm.config.prompts.prompt(item.text)
-        return GenerationRequest(prompt, self._lm.subspace.updates(update), max_new_tokens=4)
+        updates = self._lm.subspace.updates(update, self._meta_init.acts_on)
+        return GenerationRequest(prompt, updates, max_new_tokens=4)
 
 
 def gates(meta_init: MetaInit, people: Sequence[Person], count: int) -> dict[str, Merge]:

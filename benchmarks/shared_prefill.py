@@ -1,12 +1,15 @@
-"""What it saves to read once, below the first adapted block, what several requests have in common.
+"""What it saves to read once, as far as no update reaches, what several requests have in common.
 
     python benchmarks/shared_prefill.py --model models/smollm2-135m --json shared.json      (--quick: the lab's model)
 
 `leave one out`: the answer's loss under all of k gradients and without each one, k + 1 updates over one text, shared
 and row by row. `methods`: one question by direct, regrad, rag and regrad+icl together, as `/v1/compare` asks it, to the
 first token. `demonstrations`: questions with the same solved examples before them, each with an update of its own, to
-the first token. The ways take turns; ratios of processor time, median and quartiles. `same`: how far the losses are the
-same, and how many answers have the same tokens; the figure `exact` is true if all losses are the same to the last bit.
+the first token. The first two are measured for each of `--acts-on`: with updates that act on everything the blocks
+below the first adapted one are shared, with those that act on the answer (`activated`) the whole model is. The ways
+take turns; ratios of processor time, median and quartiles. `same`: how far the losses are the same, and how many
+answers have the same tokens; the figure `exact` is true if all losses are the same to the last bit, under updates that
+act on everything: the others are sums in another order.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from time import process_time
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from common import show, write
@@ -27,13 +30,14 @@ from regrad.inference.rows import DecodingRequest
 from regrad.lab.world import World, passage
 from regrad.meta_init import MetaInit
 from regrad.methods.regrad import BoundMetaInit
-from regrad.models.config import ModelConfig
+from regrad.models.batching import pad_batch, sequence_losses
+from regrad.models.config import ActsOn, ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.models.subspace import Update
 from regrad.settings import builtin_config, load_settings
 
 Row = dict[str, Any]
-_EXAMPLES = 2  # more do not fit the context of the lab's model
+_EXAMPLES = 4
 
 
 def vectors(lm: LanguageModel, count: int, seed: int) -> list[Tensor]:
@@ -43,9 +47,14 @@ def vectors(lm: LanguageModel, count: int, seed: int) -> list[Tensor]:
     return [start + 1e-3 * torch.randn(lm.subspace.size, generator=generator) for _ in range(count)]
 
 
-def update(lm: LanguageModel, seed: int) -> tuple[Update, ...]:
+def update(lm: LanguageModel, seed: int, acts_on: ActsOn = "everything") -> tuple[Update, ...]:
     """One request's."""
-    return lm.subspace.updates(vectors(lm, 1, seed)[0])
+    return lm.subspace.updates(vectors(lm, 1, seed)[0], acts_on)
+
+
+def named(case: str, acts_on: ActsOn) -> str:
+    """A case's name."""
+    return case if acts_on == "everything" else f"{case}, activated"
 
 
 def person(number: int) -> tuple[str, list[Any]]:
@@ -66,9 +75,20 @@ def ratios(measured: Callable[[bool], float], turns: int) -> tuple[float, str]:
     return median, f"{lower:.2f} {upper:.2f}"
 
 
-def leave_one_out(lm: LanguageModel, k: int, turns: int) -> Row:
+def row_by_row(lm: LanguageModel, prompt: str, answer: str, updates: Sequence[Tensor]) -> list[float]:
+    """The losses under updates that act on the answer, by a mask, with nothing shared."""
+    start, prompts = lm.encode_prompt(prompt), lm.config.prompts
+    ids = start + lm.encode(prompts.reply(answer) + prompts.stop)
+    batch = pad_batch([ids] * len(updates), [len(start)] * len(updates), lm.pad_id, lm.device)
+    with torch.inference_mode(), lm.lora.applied(torch.stack(list(updates)), batch.acted_on("answer")):
+        found: list[float] = sequence_losses(lm, batch, "sum").tolist()
+    return found
+
+
+def leave_one_out(lm: LanguageModel, k: int, turns: int, acts_on: ActsOn) -> Row:
     """The losses of k + 1 updates over one prompt and answer."""
-    start = MetaInit(lm.config, lm.identity(), lm.subspace, lm.subspace.initial(), torch.ones(len(lm.subspace.shapes)))
+    sizes = torch.ones(len(lm.subspace.shapes))
+    start = MetaInit(lm.config, lm.identity(), lm.subspace, lm.subspace.initial(), sizes, acts_on=acts_on)
     bound = BoundMetaInit(lm, start)
     question, _ = person(0)
     prompt = lm.config.prompts.prompt(question)
@@ -80,7 +100,10 @@ def leave_one_out(lm: LanguageModel, k: int, turns: int) -> Row:
         lm.blocks.lower = lower if shared else []
         try:
             started = process_time()
-            losses[shared] = bound.losses(prompt, answer, updates)
+            if shared or acts_on == "everything":
+                losses[shared] = bound.losses(prompt, answer, updates)
+            else:
+                losses[shared] = row_by_row(lm, prompt, answer, updates)
             return process_time() - started
         finally:
             lm.blocks.lower = lower
@@ -88,7 +111,8 @@ def leave_one_out(lm: LanguageModel, k: int, turns: int) -> Row:
     speedup, spread = ratios(measured, turns)
     difference = max(abs(one - other) for one, other in zip(losses[True], losses[False], strict=True))
     same = "to the bit" if difference == 0 else f"to {difference:.1g} nats"
-    return {"case": f"leave one out, k={k}", "rows": k + 1, "speedup": speedup, "quartiles": spread, "same": same}
+    name = named(f"leave one out, k={k}", acts_on)
+    return {"case": name, "rows": k + 1, "speedup": speedup, "quartiles": spread, "same": same}
 
 
 def decoded(lm: LanguageModel, name: str, asked: Sequence[DecodingRequest], turns: int) -> Row:
@@ -120,18 +144,20 @@ def decoded(lm: LanguageModel, name: str, asked: Sequence[DecodingRequest], turn
     return found | {"same": f"tokens of {same}/{len(pairs)}"}
 
 
-def methods(lm: LanguageModel, tokens: int) -> list[DecodingRequest]:
+def methods(lm: LanguageModel, tokens: int, acts_on: ActsOn) -> list[DecodingRequest]:
     """direct, regrad, rag, regrad+icl of one question."""
     question, passages = person(1)
-    prompts = [lm.config.prompts.prompt(question, given) for given in ((), passages)]
-    return [DecodingRequest(prompt, each, tokens, stop=()) for prompt in prompts for each in ((), update(lm, 1))]
+    prompts, one = [lm.config.prompts.prompt(question, given) for given in ((), passages)], update(lm, 1, acts_on)
+    return [DecodingRequest(prompt, each, tokens, stop=()) for prompt in prompts for each in ((), one)]
 
 
 def demonstrations(lm: LanguageModel, count: int, tokens: int) -> list[DecodingRequest]:
-    """Questions behind the same solved ones."""
+    """Questions behind the same solved ones, as many of these as fit the model's context."""
     prompts = lm.config.prompts
     solved = [prompts.prompt(*person(100 + i)) + " In a small town.\n" for i in range(_EXAMPLES)]
     asked = [prompts.prompt(person(i)[0]) for i in range(count)]
+    while max(len(lm.encode_prompt("".join(solved) + one)) for one in asked) > lm.within(1 << 20) - tokens:
+        solved.pop()
     return [DecodingRequest("".join(solved) + one, update(lm, i), tokens, stop=()) for i, one in enumerate(asked)]
 
 
@@ -140,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="as `model.path`; without it the lab's")
     parser.add_argument("--k", type=int, nargs="+", default=[1, 3, 5])
+    parser.add_argument("--acts-on", nargs="+", choices=get_args(ActsOn), default=[*get_args(ActsOn)])
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
@@ -152,13 +179,20 @@ def main() -> None:
         config = ModelConfig(path=arguments.model)
     lm = load_language_model(config, "cpu")
     turns = 3 if arguments.quick else arguments.turns
-    rows = [leave_one_out(lm, k, turns) for k in arguments.k]
+    rows: list[Row] = []
+    figures: Row = {}
     tokens = arguments.new_tokens
-    rows.append(decoded(lm, "methods", methods(lm, tokens), turns))
-    rows += [decoded(lm, "demonstrations", demonstrations(lm, n, tokens), turns) for n in (2, 4)]
+    for acts_on in arguments.acts_on:
+        ending = "" if acts_on == "everything" else "_activated"
+        left_out = [leave_one_out(lm, k, turns, acts_on) for k in arguments.k]
+        asked = decoded(lm, named("methods", acts_on), methods(lm, tokens, acts_on), turns)
+        figures |= {f"leave_one_out_speedup_k{k}{ending}": left_out[i]["speedup"] for i, k in enumerate(arguments.k)}
+        figures[f"methods_speedup{ending}"] = asked["speedup"]
+        if acts_on == "everything":
+            figures["exact"] = all(row["same"] == "to the bit" for row in left_out)
+        rows += [*left_out, asked]
+    rows += [decoded(lm, "demonstrations", demonstrations(lm, n, tokens), turns) for n in (2, 4, 8)]
     show(rows)
-    figures = {f"leave_one_out_speedup_k{k}": row["speedup"] for k, row in zip(arguments.k, rows, strict=False)}
-    figures["exact"] = all(row["same"] == "to the bit" for row in rows if row["case"].startswith("leave"))
     if arguments.json:
         write(arguments.json, figures, rows, torch.device("cpu"))
 

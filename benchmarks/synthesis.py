@@ -88,10 +88,11 @@ class HeldOut:
         hits = 0
         for start in range(0, len(self._questions), 32):
             found, asked = self._found[start : start + 32], self._questions[start : start + 32]
-            updates = [meta_init.update(torch.stack([atoms[i] for i in ids[:k]]).sum(0)) for ids in found]
+            vectors = [meta_init.update(torch.stack([atoms[i] for i in ids[:k]]).sum(0)) for ids in found]
+            updates = [lm.subspace.updates(vector, meta_init.acts_on) for vector in vectors]
             prompts = [lm.config.prompts.prompt(item.question) for item in asked]
-            both = zip(prompts, updates, strict=True)
-            answers = generate(lm, [GenerationRequest(prompt, lm.subspace.updates(update)) for prompt, update in both])
+            requests = [GenerationRequest(*both) for both in zip(prompts, updates, strict=True)]
+            answers = generate(lm, requests)
             hits += sum(exact_match(a.text, item.answers) for a, item in zip(answers, asked, strict=True))
         return hits / len(self._questions)
 

@@ -28,7 +28,7 @@ from regrad.storage import check_replaceable
 from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.meta.reading import NONE, OTHER, RIGHT
 from regrad.training.meta.task_plan import Lengths, check_dev_tasks, files_of
-from regrad.training.meta.trainer import META_INIT, meta_train_worker
+from regrad.training.meta.trainer import META_INIT, load_start, meta_train_worker
 from regrad.training.workers import Workers
 
 
@@ -39,7 +39,8 @@ def run(config: MetaTrainConfig) -> str:
     lengths = Lengths.of(config.model)
     files_of(config)
     dev = [check_dev_tasks(uri, lengths, config.shape, config.scoring.max_new_tokens) for uri in config.dev]
-    parent = MetaInit.load(config.start_from).fingerprint if config.start_from else None
+    start = load_start(config)
+    parent = start.fingerprint if start else None
     with cluster():
         require_workers(config.cluster)
         stream = open_stream(config)

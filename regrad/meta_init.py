@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from regrad.errors import BankError, MetaInitError, ModelError
-from regrad.models.config import ModelConfig
+from regrad.models.config import ActsOn, ModelConfig
 from regrad.models.subspace import Subspace, load_adapter, save_adapter
 from regrad.storage import Storage, directory_writer, local_directory
 
@@ -38,8 +38,9 @@ _FORMAT = 1
 class MetaInit:
     """phi0 [P] and step sizes, one a tensor [n_tensors] or one a number [P], bound to a base model and a subspace.
 
-    `step_size_mode` says how they were learned, `inner_steps` how many inner steps they were learned for.
-    `base_identity` is the base's weights digest; `notes` is whatever the maker records (data, steps, losses).
+    `step_size_mode` says how they were learned, `inner_steps` how many inner steps they were learned for, `acts_on` on
+    which tokens their updates act (see `Update`). `base_identity` is the base's weights digest; `notes` is whatever the
+    maker records (data, steps, losses).
     """
 
     model: ModelConfig
@@ -51,6 +52,7 @@ class MetaInit:
     notes: Mapping[str, Any] = field(default_factory=dict)
     step_size_mode: str = "tie"
     inner_steps: int = 1
+    acts_on: ActsOn = "everything"
 
     @property
     def fingerprint(self) -> str:
@@ -63,6 +65,7 @@ class MetaInit:
             "inner_reduction": self.inner_reduction,
             **({} if prompts.end_token else {"end_token": False}),
             **({"inner_steps": self.inner_steps} if self.inner_steps > 1 else {}),
+            **({} if self.acts_on == "everything" else {"acts_on": self.acts_on}),
         }
         digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
         for tensor in (self.phi0, self.step_sizes):
@@ -114,6 +117,7 @@ class MetaInit:
             "base_identity": self.base_identity,
             "inner_reduction": self.inner_reduction,
             "inner_steps": self.inner_steps,
+            "acts_on": self.acts_on,
             "step_size_mode": self.step_size_mode,
             "subspace": self.subspace.to_json(),
             "model": self.model.model_dump(mode="json"),
@@ -149,6 +153,7 @@ class MetaInit:
                 card["notes"],
                 card["step_size_mode"],
                 card.get("inner_steps", 1),
+                _acts_on(card),
             )
         except (OSError, KeyError, SafetensorError, ValueError, ModelError, TypeError) as error:
             raise MetaInitError(
@@ -189,6 +194,14 @@ def read_card(uri: str | Path) -> dict[str, Any]:
             f"{uri}/{CARD} is not a MetaInit card of format {_FORMAT}", code="other_format", uri=str(uri)
         )
     return card
+
+
+def _acts_on(card: Mapping[str, Any]) -> ActsOn:
+    """On which tokens updates act, by a card; raises `ValueError` for a word that regrad does not know."""
+    found = card.get("acts_on", "everything")  # older cards do not say it
+    if found not in get_args(ActsOn):
+        raise ValueError(f"acts_on is one of {', '.join(get_args(ActsOn))}, found {found!r:.40}")
+    return found  # type: ignore[no-any-return]
 
 
 def random_meta_init(lm: LanguageModel, step_size: float, seed: int = 0) -> MetaInit:

@@ -3,8 +3,8 @@
 At every step waiting requests join, prompts are read in pieces, every other row gets one token, and finished rows
 leave. An update is an input of the pass (see `BatchedLora`): the weights are never written, and nothing computed under
 one update is used under another, as each row has its own keys and values. Rows may have updates in different subspaces,
-and in several at once (see `RowUpdates`). Prompts that begin alike are read once as far as no update reaches: in the
-blocks below the first adapted one.
+and in several at once (see `RowUpdates`). An update that acts on the answer is put in force when all of its prompt but
+the last token has been read. Prompts that begin alike are read once as far as no update reaches (see `SharedReading`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Engine:
     fit beside the others waits, and a single one is always taken. A pass reads at most `prefill_tokens` of prompts.
     Without `kernels` it takes the fastest that give the model's own logits. With `draft_tokens` a pass also reads up to
     so many drafted tokens of a row (see `Drafts`), while few rows are decoded: answers are the same in fewer passes.
-    With `share_prompts` what prompts begin with alike is read once by the blocks that no update reaches.
+    With `share_prompts` what prompts begin with alike is read once as far as no update reaches.
     Raises `ModelError` for a model that it would decode differently from the model itself (see `verify_decoding`).
     """
 
@@ -67,7 +67,9 @@ class Engine:
         self._windows = lm.architecture.windows(lm.text_config)
         verified = verify_decoding(lm)
         self._kernels = kernels or verified.kernels
-        self._shared = SharedReading(lm.blocks if verified.shares and share_prompts else None)
+        self._shared = SharedReading(
+            lm.blocks if verified.shares and share_prompts else None, verified.shares_whole and share_prompts
+        )
         self._updates = RowUpdates(lm)
         self._rows: list[Row] = []
         self._waiting: deque[Row] = deque()
@@ -107,20 +109,14 @@ class Engine:
             return False
 
         # 2. Of the prompts that are not read yet, the first whose pieces, padded to the longest, keep within the limit.
-        prefilling: list[int] = []
-        longest = 0
-        for number, row in enumerate(self._rows):
-            if row.is_prefilling:
-                longest = max(longest, len(row.next_tokens(self._prefill_tokens)))
-                if prefilling and longest * (len(prefilling) + 1) > self._prefill_tokens:
-                    break
-                prefilling.append(number)
+        prefilling = self._shared.choose(self._rows, self._prefill_tokens)
         if prefilling:
             self._prefill(prefilling)
 
         # 3. One token for every other row; those at their end leave.
         decoding = [i for i, row in enumerate(self._rows) if not (row.is_prefilling or row.reason or row.cancelled)]
         if decoding:
+            self._activate(decoding)
             self._pass(decoding)
         for row in [row for row in self._rows if row.reason]:
             row.finish()
@@ -152,7 +148,7 @@ class Engine:
             row.entered = time.perf_counter()
             self._rows.append(row)
             self._cache.reserve(len(self._rows), longest)
-            self._updates.put(len(self._rows) - 1, by_subspace(row.request.updates))
+            self._updates.put(len(self._rows) - 1, by_subspace(row.in_force))
         for row in self._rows:
             row.largest_batch = max(row.largest_batch, len(self._rows))
 
@@ -164,6 +160,14 @@ class Engine:
             numbers = [i for i in numbers if self._rows[i].is_prefilling and not self._rows[i].cancelled]
         if numbers:
             self._pass(numbers)
+
+    def _activate(self, numbers: list[int]) -> None:
+        """Put in force the updates of these rows that act on the answer: what they read next is the prompt's end."""
+        for number in numbers:
+            row = self._rows[number]
+            if row.awaits_updates:
+                row.in_force = row.request.updates
+                self._updates.put(number, by_subspace(row.in_force))
 
     def _pass(self, numbers: list[int], most: int | None = None) -> None:
         """One forward pass of these rows: the next piece of each prompt (of `most` tokens), or the last token.
@@ -191,7 +195,7 @@ class Engine:
             draft = [] if row.is_prefilling else piece[1:]
             end = start + 1 + len(draft)
             row.read += len(piece) - len(draft)
-            if not row.is_prefilling:
+            if row.has_read_prompt:
                 row.take(scores_MV[start:end], best[start:end], self._lm.end_ids, draft)
             start = end
 

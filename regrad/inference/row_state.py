@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,16 +36,18 @@ class RowCache(Cache):
         self.rows = 0
         self.tokens = 0
 
-    def aim(self, rows: slice | Tensor, positions_NT: Tensor, length: int, readers_N: Tensor | None = None) -> None:
+    def aim(
+        self, rows: slice | Tensor, positions_NT: Tensor, length: int, shared: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         """The next pass reads and writes `rows`, writes at `positions_NT`, and sees the first `length` tokens.
 
-        With `readers_N` its batch has only the first of those rows that read the same: row i is written with what row
-        `readers_N[i]` of the batch has.
+        With `shared`, two tensors [U] and [N], its batch has only the rows at the places of the first, and row i is
+        written with what row `shared[1][i]` of the batch has.
         """
         self._rows = rows
         self._positions_NT = positions_NT
         self._length = length
-        self._readers_N = readers_N
+        self._shared = shared
         self._row_numbers_N1: Tensor | None = None
 
     def reserve(self, rows: int, tokens: int) -> None:
@@ -90,9 +93,9 @@ class RowCache(Cache):
         if self._row_numbers_N1 is None:  # made once a pass, in its first layer
             self._row_numbers_N1 = _numbers(self._rows, key_states.device)[:, None]
         for kept, new_NHTD in zip(pair, (key_states, value_states), strict=True):
-            new_NHTD = new_NHTD if self._readers_N is None else new_NHTD[self._readers_N]
+            new_NHTD = new_NHTD if self._shared is None else new_NHTD[self._shared[1]]
             kept[self._row_numbers_N1, :, self._positions_NT] = new_NHTD.transpose(1, 2)
-        seen = self._rows if self._readers_N is None else self._row_numbers_N1[first_of(self._readers_N), 0]
+        seen = self._rows if self._shared is None else self._row_numbers_N1[self._shared[0], 0]
         return pair[0][seen, :, : self._length], pair[1][seen, :, : self._length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -114,10 +117,21 @@ def _numbers(rows: slice | Tensor, device: torch.device) -> Tensor:
     return torch.arange(rows.start, rows.stop, device=device) if isinstance(rows, slice) else rows
 
 
-def first_of(readers_N: Tensor) -> Tensor:
-    """Of each number in `readers_N`, which has all from 0 on, the first place [U]."""
-    places = torch.full((int(readers_N.max()) + 1,), len(readers_N), device=readers_N.device)
-    return places.scatter_reduce(0, readers_N, torch.arange(len(readers_N), device=readers_N.device), "amin")
+@dataclass(frozen=True)
+class Readers:
+    """Of each row of a pass the place of the row that reads for it, for most its own.
+
+    By the `whole` model, if no row has an update in force, or else by the blocks below the first adapted one.
+    """
+
+    places: Sequence[int]
+    whole: bool
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The places of those that read [U], and of each row the number of its reader among them [N]."""
+        reading = sorted(set(self.places))
+        numbers = [reading.index(place) for place in self.places]
+        return torch.tensor(reading, device=device), torch.tensor(numbers, device=device)
 
 
 def read_pieces(
@@ -129,14 +143,30 @@ def read_pieces(
     starts: Sequence[int],
     kernels: Kernels,
     scored: Sequence[int] | None = None,
-    readers: Sequence[int] | None = None,
+    readers: Readers | None = None,
 ) -> Tensor:
     """One forward pass: the next piece of each prompt, or one token. Logits [N, V] after each piece's last token.
 
     With `scored` [M, V] after the last `scored[i]` tokens of each. Piece i continues the i-th of the cache's `rows` at
-    position `starts[i]`; `windows` is what `Architecture.windows` returns. With `readers`, rows of one number have read
-    the same and read the same piece, under updates that leave the lower blocks alone: these are run once for all.
+    position `starts[i]`; `windows` is what `Architecture.windows` returns. With `readers`, rows for which another reads
+    have read the same and read the beginning of the same piece.
     """
+    # The vocabulary is most of a small model, so only for these tokens.
+    with kernels.used():
+        return lm.logits(final_states(lm, cache, windows, rows, pieces, starts, scored, readers))
+
+
+def final_states(
+    lm: LanguageModel,
+    cache: RowCache,
+    windows: dict[str, int | None],
+    rows: slice | Tensor,
+    pieces: Sequence[list[int]],
+    starts: Sequence[int],
+    scored: Sequence[int] | None = None,
+    readers: Readers | None = None,
+) -> Tensor:
+    """The pass of `read_pieces`, with the kernels in use: the final states [M, D] of which it gives the logits."""
     device = lm.device
     lengths = [len(piece) for piece in pieces]
     most = max(lengths)
@@ -147,23 +177,24 @@ def read_pieces(
     length = max(ends) + (min(lengths) < most)
     positions_NT = torch.tensor(starts, device=device)[:, None] + torch.arange(most, device=device)
     positions_NT = positions_NT.clamp(max=length - 1)
-    with kernels.used():
-        entered_NTD = None
-        if readers is not None:
-            readers_N = torch.tensor(readers, device=device)
-            firsts_U = first_of(readers_N)
-            inputs = _inputs(cache, positions_NT[firsts_U], length, lm.compute_dtype, windows)
-            cache.aim(rows, positions_NT, length, readers_N)
-            entered_UTD = lm.blocks.enter(ids_NT[firsts_U], **inputs)
-            entered_NTD = None if entered_UTD is None else entered_UTD[readers_N]
-        cache.aim(rows, positions_NT, length)
-        inputs = _inputs(cache, positions_NT, length, lm.compute_dtype, windows)
-        with lm.blocks.skipped(entered_NTD):
-            output = lm.model.base_model(input_ids=ids_NT, **inputs)  # type: ignore[operator]
-        # The vocabulary is most of a small model, so only for these tokens.
-        numbers = [(i, at) for i, of in enumerate(lengths) for at in range(of - (scored[i] if scored else 1), of)]
-        row_numbers, last = torch.tensor(numbers, device=device).unbind(1)
-        return lm.logits(output.last_hidden_state[row_numbers, last])
+    numbers = [(i, at) for i, of in enumerate(lengths) for at in range(of - (scored[i] if scored else 1), of)]
+    row_numbers, last = torch.tensor(numbers, device=device).unbind(1)
+    entered_NTD = None
+    if readers is not None:
+        # What a longer piece writes behind the end of a shorter one is hidden there, as padding is.
+        reading_U, readers_N = readers.tensors(device)
+        cache.aim(rows, positions_NT, length, (reading_U, readers_N))
+        inputs = _inputs(cache, positions_NT[reading_U], length, lm.compute_dtype, windows)
+        if readers.whole:
+            output = lm.model.base_model(input_ids=ids_NT[reading_U], **inputs)  # type: ignore[operator]
+            return output.last_hidden_state[readers_N[row_numbers], last]  # type: ignore[no-any-return]
+        entered_UTD = lm.blocks.enter(ids_NT[reading_U], **inputs)
+        entered_NTD = None if entered_UTD is None else entered_UTD[readers_N]
+    cache.aim(rows, positions_NT, length)
+    inputs = _inputs(cache, positions_NT, length, lm.compute_dtype, windows)
+    with lm.blocks.skipped(entered_NTD):
+        output = lm.model.base_model(input_ids=ids_NT, **inputs)  # type: ignore[operator]
+    return output.last_hidden_state[row_numbers, last]  # type: ignore[no-any-return]
 
 
 def _inputs(
@@ -212,13 +243,15 @@ class RowUpdates:
         self._dtype = lm.compute_dtype
         # The model's own subspace is kept for good: most rows have their update there, and making room for it at every
         # single request costs more than keeping it.
-        self._kept = {lm.subspace: _SubspaceRows(lm, lm.subspace, self._dtype)}
+        self._kept = {lm.subspace: _SubspaceRows(lm, lm.subspace, self._dtype, 1)}
+        self._rows = 0
 
     def put(self, row: int, vectors: Mapping[Subspace, Tensor]) -> None:
         """Replace a row's updates ([P] in each subspace)."""
+        self._rows = max(self._rows, row + 1)
         for subspace in vectors:
             if subspace not in self._kept:
-                self._kept[subspace] = _SubspaceRows(self._lm, subspace, self._dtype)
+                self._kept[subspace] = _SubspaceRows(self._lm, subspace, self._dtype, self._rows)
         for subspace, kept in self._kept.items():
             kept.put(row, vectors.get(subspace))
 
@@ -229,6 +262,7 @@ class RowUpdates:
 
     def truncate(self, rows: int) -> None:
         """Only the first `rows` are in use from now on; what none of them needs is dropped."""
+        self._rows = rows
         for kept in self._kept.values():
             kept.truncate(rows)
         for subspace in [subspace for subspace, kept in self._kept.items() if not kept.users]:
@@ -261,9 +295,10 @@ class _SubspaceRows:
     """Updates [S, P] in one subspace, in the model's precision, each B multiplied by the subspace's scale."""
 
     # Rows without an update, which are not in `users`, are zeros, for which B A x is zero. So the rows of any pass are
-    # one view of the memory, and usually one that an earlier pass has made.
+    # one view of the memory, and usually one that an earlier pass has made. There is room for all rows in use, whether
+    # or not they have an update here.
 
-    def __init__(self, lm: LanguageModel, subspace: Subspace, dtype: torch.dtype) -> None:
+    def __init__(self, lm: LanguageModel, subspace: Subspace, dtype: torch.dtype, rows: int) -> None:
         self.users: set[int] = set()
         self._subspace = subspace
         self._lora = lm.lora_for(subspace)
@@ -271,7 +306,7 @@ class _SubspaceRows:
         self._lora.hold()
         scales = [subspace.scaling if name.endswith(".B") else 1.0 for name in subspace.shapes]
         self._scale_P = subspace.per_tensor(torch.tensor(scales, device=lm.device))
-        self._kept = self._blank(_FIRST_ROWS)
+        self._kept = self._blank(grown(_FIRST_ROWS, rows))
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
 
     def put(self, row: int, update_P: Tensor | None) -> None:

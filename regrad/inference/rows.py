@@ -154,6 +154,9 @@ class Row:
 
         self.stream = TextStream(decode, (lm.config.prompts.stop,) if request.stop is None else request.stop)
         self.read = 0  # tokens whose keys and values are kept
+        # Of its updates those that run in its passes now: at first the ones that act on everything.
+        self.in_force = tuple(update for update in request.updates if update.acts_on == "everything")
+        self._prefilled = len(self.prompt) - int(self.awaits_updates)
         self.written: list[int] = []
         self.reason: Literal["stop", "length"] | None = None
         self.cancelled = False
@@ -178,17 +181,31 @@ class Row:
         return len(self.prompt) + self.request.max_new_tokens
 
     @property
+    def awaits_updates(self) -> bool:
+        """Whether some of its updates, those that act on the answer, are not in force yet."""
+        return len(self.in_force) < len(self.request.updates)
+
+    @property
     def is_prefilling(self) -> bool:
-        """Whether part of the prompt has not been read."""
-        return self.read < len(self.prompt)
+        """Whether part of the prompt has to be read before the row is decoded.
+
+        That is all of it, or all but the last token, at which updates that act on the answer begin.
+        """
+        return self.read < self._prefilled
+
+    @property
+    def has_read_prompt(self) -> bool:
+        """Whether all of the prompt has been read, so that a token can be written."""
+        return self.read >= len(self.prompt)
 
     def next_tokens(self, most: int, most_drafted: int = 0) -> list[int]:
-        """What the next pass reads: a piece of the prompt, or the token written last and a draft of those after it."""
+        """What the next pass reads: a piece of the prompt, or the latest token and a draft of those after it."""
         if self.is_prefilling:
-            return self.prompt[self.read : self.read + most]
+            return self.prompt[self.read : min(self.read + most, self._prefilled)]
         # The last token of an answer is never read, so a draft of it is of no use.
         left = min(most_drafted, self.request.max_new_tokens - len(self.written) - 1)
-        return self.written[-1:] + (self.drafts.next(left) if self.drafts and left > 0 else [])
+        latest = self.written[-1:] or self.prompt[-1:]
+        return latest + (self.drafts.next(left) if self.drafts and left > 0 else [])
 
     def choose(self, scores_V: Tensor) -> int:
         """Draw a token from the scores (logits) as the request says; scores that are not finite are not drawn."""

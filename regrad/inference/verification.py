@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from regrad.errors import ModelError
 from regrad.inference.kernels import Kernels
-from regrad.inference.row_state import RowCache, read_pieces
+from regrad.inference.row_state import Readers, RowCache, read_pieces
 from regrad.models.loading import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -32,10 +32,14 @@ _VERIFIED: WeakKeyDictionary[nn.Module, Verified] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Verified:
-    """How the engine may run a model: its kernels, and whether rows that read the same may share the lower blocks."""
+    """How the engine may run a model: its kernels, and what rows that read the same may share.
+
+    That is the lower blocks, under updates that do not reach them, and the whole model, without any.
+    """
 
     kernels: Kernels
     shares: bool
+    shares_whole: bool
 
 
 @torch.inference_mode()
@@ -49,7 +53,7 @@ def verify_decoding(lm: LanguageModel) -> Verified:
     if lm.model in _VERIFIED:
         return _VERIFIED[lm.model]
     kernels = _fastest(lm)
-    _VERIFIED[lm.model] = Verified(kernels, _shares(lm, kernels))
+    _VERIFIED[lm.model] = Verified(kernels, _shares(lm, kernels, whole=False), _shares(lm, kernels, whole=True))
     return _VERIFIED[lm.model]
 
 
@@ -114,12 +118,13 @@ def _most(lm: LanguageModel) -> float:
     return _MOST_EXACT if lm.compute_dtype in (torch.float32, torch.float64) else _MOST_ROUNDED
 
 
-def _shares(lm: LanguageModel, kernels: Kernels) -> bool:
-    """Whether rows that share the lower blocks get the logits that they get without."""
-    if not lm.blocks.lower:
+def _shares(lm: LanguageModel, kernels: Kernels, whole: bool) -> bool:
+    """Whether rows that share the whole model, or its lower blocks, get the logits that they get without."""
+    if not (whole or lm.blocks.lower):
         return False
     try:
-        own_MV, shared_MV = (_logits_of_three(lm, kernels, readers).double() for readers in (None, [0, 1, 0]))
+        shared = Readers([0, 1, 0], whole)
+        own_MV, shared_MV = (_logits_of_three(lm, kernels, readers).double() for readers in (None, shared))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -128,7 +133,7 @@ def _shares(lm: LanguageModel, kernels: Kernels) -> bool:
     return _relative(shared_MV - own_MV, own_MV) <= _most(lm)
 
 
-def _logits_of_three(lm: LanguageModel, kernels: Kernels, readers: list[int] | None) -> Tensor:
+def _logits_of_three(lm: LanguageModel, kernels: Kernels, readers: Readers | None) -> Tensor:
     """After a piece that the first and the last of three rows read alike, and after one more token of each."""
     cache = RowCache(int(lm.text_config.num_hidden_layers), 1 << 10)
     cache.reserve(3, 8)

@@ -67,7 +67,8 @@ class BoundMetaInit:
 
     def update(self, total_P: Tensor, gamma: float) -> Update:
         """See `MetaInit.update`."""
-        return Update(self._meta_init.subspace, self._meta_init.update(total_P, gamma))
+        meta_init = self._meta_init
+        return Update(meta_init.subspace, meta_init.update(total_P, gamma), meta_init.acts_on)
 
     def norms(self, parts_KP: Tensor, gamma: float) -> list[float]:
         """The Euclidean norm of each passage's step, gamma * alpha * gradient."""
@@ -85,13 +86,19 @@ class BoundMetaInit:
         start = self._lm.encode_prompt(prompt, raw)
         prompts = self._lm.config.prompts
         text = prompts.answer_text(answer) if raw else prompts.reply(answer)
-        ids = start + self._lm.encode(text + (prompts.stop if ended else ""))
-        batch = pad_batch([ids] * len(updates), [len(start)] * len(updates), self._lm.pad_id, self._lm.device)
+        rest = self._lm.encode(text + (prompts.stop if ended else ""))
+        updates_UP = torch.stack(list(updates)).to(self._lm.device)
+        if self._meta_init.acts_on == "answer":
+            # Here, as it brings transformers: seconds, in each process that plans and has no model.
+            from regrad.inference.answer_losses import answer_losses
+
+            return answer_losses(self._lm, start, rest, updates_UP).tolist()  # type: ignore[no-any-return]
+        batch = pad_batch([start + rest] * len(updates), [len(start)] * len(updates), self._lm.pad_id, self._lm.device)
         # One text under several updates: the blocks that none of them reaches are run for one.
         entered_1TD = self._lm.blocks.enter(batch.ids[:1, :-1])
         if entered_1TD is not None:
             batch = replace(batch, entered=entered_1TD.expand(len(updates), -1, -1))
-        with self._lm.lora.applied(torch.stack(list(updates)).to(self._lm.device)):
+        with self._lm.lora.applied(updates_UP):
             losses: list[float] = sequence_losses(self._lm, batch, "sum").tolist()
         return losses
 

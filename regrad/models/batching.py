@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from regrad.models.config import ActsOn
 from regrad.models.token_losses import token_losses, token_losses_and_grads
 
 if TYPE_CHECKING:
@@ -31,6 +32,13 @@ class TokenBatch:
         """Tokens of each row, without padding [N]."""
         positions = torch.arange(1, self.ids.shape[1] + 1, device=self.ids.device)
         return (self.predicted * positions).amax(1)
+
+    def acted_on(self, acts_on: ActsOn) -> Tensor | None:
+        """The tokens of a pass over `ids[:, :-1]` that an update acts on [N, T - 1] bool; None for all.
+
+        Of the answer: those at which one of its tokens is predicted, the last of the prompt among them.
+        """
+        return self.predicted[:, 1:] if acts_on == "answer" else None
 
     def take(self, rows: Tensor) -> TokenBatch:
         """Some of the rows, cut to the longest of them."""

@@ -10,6 +10,9 @@ from pydantic import AfterValidator, Field
 from regrad.prompts import PromptFormat
 from regrad.settings import Settings
 
+ActsOn = Literal["everything", "answer"]
+"""The tokens that an update acts on: all, or the last one of the prompt and those of the answer."""
+
 
 class SubspaceConfig(Settings):
     """The adaptation subspace: LoRA of one rank on some projections of some blocks."""

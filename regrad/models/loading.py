@@ -72,11 +72,11 @@ class LanguageModel:
         return self.other_loras[subspace]
 
     @contextmanager
-    def applied(self, updates: Mapping[Subspace, Tensor]) -> Iterator[None]:
+    def applied(self, updates: Mapping[Subspace, Tensor], tokens_NT: Tensor | None = None) -> Iterator[None]:
         """Inside the block, forward passes run with all of these updates ([P] or [U, P], see `BatchedLora.applied`)."""
         with ExitStack() as stack:
             for subspace, flat in updates.items():
-                stack.enter_context(self.lora_for(subspace).applied(flat))
+                stack.enter_context(self.lora_for(subspace).applied(flat, tokens_NT))
             yield
 
     @cached_property

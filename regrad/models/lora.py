@@ -30,6 +30,7 @@ class BatchedLora:
         self.subspace = subspace
         self._modules = {name: _projection(model, name, *sizes) for name, *sizes in subspace.modules}
         self._current: dict[str, Tensor] | None = None
+        self._untouched_NT: Tensor | None = None
         self._scaled = False
         self._holders = 0
         self._handles: list[RemovableHandle] = []
@@ -53,30 +54,34 @@ class BatchedLora:
             self._handles = []
 
     @contextmanager
-    def applied(self, flat: Tensor) -> Iterator[None]:
+    def applied(self, flat: Tensor, tokens_NT: Tensor | None = None) -> Iterator[None]:
         """Inside the block, the model's forward passes run with this update.
 
         `flat` is [P], one update for all rows, or [U, P] for a batch of U * n rows, where each n consecutive rows share
-        an update. Differentiable with respect to `flat`.
+        an update. It acts on all tokens, or on those that `tokens_NT` (bool) says. Differentiable with respect to
+        `flat`, twice.
         """
-        previous, self._current = self._current, self.subspace.unflatten(flat)
+        previous = self._current, self._untouched_NT
+        self._current, self._untouched_NT = self.subspace.unflatten(flat), None if tokens_NT is None else ~tokens_NT
         self.hold()
         try:
             yield
         finally:
             self.release()
-            self._current = previous
+            self._current, self._untouched_NT = previous
 
     @contextmanager
     def applied_scaled(self, tensors: dict[str, Tensor]) -> Iterator[None]:
         """As `applied`, with tensors by name whose B is already multiplied by the subspace's scale."""
-        previous, self._current, self._scaled = self._current, tensors, True
+        previous = self._current, self._untouched_NT
+        self._current, self._untouched_NT, self._scaled = tensors, None, True
         self.hold()
         try:
             yield
         finally:
             self.release()
-            self._current, self._scaled = previous, False
+            self._current, self._untouched_NT = previous
+            self._scaled = False
 
     def _hook(self, name: str) -> Any:
         name_a = f"{name}.A"
@@ -89,7 +94,8 @@ class BatchedLora:
             b = self._current[name_b]
             if self._scaled and a.dim() == 2:
                 return add_one(output, inputs[0], a, b)
-            return add_lora(output, inputs[0], a, b, 1.0 if self._scaled else self.subspace.scaling)
+            scaling = 1.0 if self._scaled else self.subspace.scaling
+            return add_lora(output, inputs[0], a, b, scaling, self._untouched_NT)
 
         return add_update
 
@@ -129,16 +135,23 @@ def add_one(output_NTO: Tensor, x_NTD: Tensor, a_RD: Tensor, b_OR: Tensor) -> Te
     return torch.addmm(output_NTO.view(-1, b_OR.shape[0]), low, b_OR.t()).view(output_NTO.shape)
 
 
-def add_lora(output_NTO: Tensor, x_NTD: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """`output` + scaling * B A x: A is [R, D] and B [O, R], or per update [U, R, D] and [U, O, R] with N = U * n."""
+def add_lora(
+    output_NTO: Tensor, x_NTD: Tensor, a: Tensor, b: Tensor, scaling: float, untouched_NT: Tensor | None = None
+) -> Tensor:
+    """`output` + scaling * B A x: A is [R, D] and B [O, R], or per update [U, R, D] and [U, O, R] with N = U * n.
+
+    To tokens of `untouched_NT` zero is added.
+    """
     a = a.to(x_NTD.dtype)
     b = b.to(x_NTD.dtype)
-    # The scale is applied where a token has only R numbers, and the sum is part of the second product.
+    # Scale and mask are applied where a token has only R numbers, and the sum is part of the second product.
     if a.dim() == 2:
         low = F.linear(x_NTD, a).flatten(0, -2)
         low = low if scaling == 1 else low * scaling
+        low = low if untouched_NT is None else low.masked_fill(untouched_NT.reshape(-1, 1), 0.0)
         return torch.addmm(output_NTO.flatten(0, -2), low, b.t()).view(output_NTO.shape)
     updates = a.shape[0]
     low = torch.bmm(x_NTD.reshape(updates, -1, x_NTD.shape[-1]), a.mT)
     low = low if scaling == 1 else low * scaling
+    low = low if untouched_NT is None else low.masked_fill(untouched_NT.reshape(updates, -1, 1), 0.0)
     return torch.baddbmm(output_NTO.reshape(updates, -1, b.shape[1]), low, b.mT).view(output_NTO.shape)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from regrad.errors import ModelError
-from regrad.models.config import SubspaceConfig
+from regrad.models.config import ActsOn, SubspaceConfig
 
 _BLOCK = re.compile(r"^(.*?)\.(\d+)\.")
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -95,9 +95,9 @@ class Subspace:
             tensors[name] = uniform / math.sqrt(shape[1]) if name.endswith(".A") else torch.zeros(shape)
         return self.flatten(tensors)
 
-    def updates(self, vector_P: Tensor | None) -> tuple[Update, ...]:
+    def updates(self, vector_P: Tensor | None, acts_on: ActsOn = "everything") -> tuple[Update, ...]:
         """The updates of a request that runs with this vector, or (None) with the base model alone."""
-        return () if vector_P is None else (Update(self, vector_P),)
+        return () if vector_P is None else (Update(self, vector_P, acts_on),)
 
     def to_json(self) -> dict[str, Any]:
         """A description that `from_json` reads back."""
@@ -114,11 +114,13 @@ class Subspace:
 class Update:
     """A temporary change of a model's weights: LoRA parameters [P] and the subspace that they belong to.
 
-    Raises `ModelError` for a vector of another size.
+    With `acts_on` "answer" the base model alone reads the prompt up to its last token, whose output is the answer's
+    first, and the update acts from there on. Raises `ModelError` for a vector of another size.
     """
 
     subspace: Subspace
     vector: Tensor
+    acts_on: ActsOn = "everything"
 
     def __post_init__(self) -> None:
         if self.vector.shape != (self.subspace.size,):

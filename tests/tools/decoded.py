@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
+from regrad.models.config import ActsOn
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, Update
 
@@ -77,7 +79,37 @@ def vector(updates: tuple[Update, ...]) -> Tensor | None:
     return updates[0].vector if updates else None
 
 
-def update(lm: LanguageModel, seed: int, scale: float = 0.3, subspace: Subspace | None = None) -> tuple[Update, ...]:
+def update(
+    lm: LanguageModel,
+    seed: int,
+    scale: float = 0.3,
+    subspace: Subspace | None = None,
+    acts_on: ActsOn = "everything",
+) -> tuple[Update, ...]:
     """A random one, in the model's own subspace if no other is given."""
     subspace = subspace or lm.subspace
-    return subspace.updates(scale * torch.randn(subspace.size, generator=torch.Generator().manual_seed(seed)))
+    vector_P = scale * torch.randn(subspace.size, generator=torch.Generator().manual_seed(seed))
+    return subspace.updates(vector_P, acts_on)
+
+
+@torch.no_grad()
+def recomputed(
+    lm: LanguageModel, prompt: str, updates: Sequence[Update], most: int, raw: bool = False, stop: str = ""
+) -> str:
+    """The greedy answer, all of prompt and answer read again for each token, each update on the tokens it acts on."""
+    ids = lm.encode_prompt(prompt, raw) or [lm.pad_id]
+    start = len(ids)
+    while len(ids) < start + most:
+        positions = torch.arange(len(ids), device=lm.device)[None]
+        with ExitStack() as stack:
+            for each in updates:
+                acting = positions >= (start - 1 if each.acts_on == "answer" else 0)
+                stack.enter_context(lm.lora_for(each.subspace).applied(each.vector.to(lm.device), acting))
+            logits_NTV = lm.model(input_ids=torch.tensor([ids], device=lm.device), use_cache=False).logits
+        token = int(logits_NTV[0, -1].argmax())
+        if token in lm.end_ids:
+            break
+        ids.append(token)
+    text = str(lm.tokenizer.decode(ids[start:], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    text = text.lstrip()
+    return (text.split(stop)[0] if stop else text).rstrip()

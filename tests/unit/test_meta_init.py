@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,46 @@ def test_the_fingerprint_changes_with_the_content_and_not_with_the_path(
         MetaInit(without_end_token(tiny).config, tiny.identity(), tiny.subspace, phi, alpha),
     ]
     assert len({meta_init.fingerprint, *(other.fingerprint for other in others)}) == 6
+
+
+def test_what_updates_act_on_is_kept_and_counts_in_the_fingerprint_unless_it_is_everything(
+    meta_init: MetaInit, tmp_path: Path
+) -> None:
+    activated = replace(meta_init, acts_on="answer")
+    assert activated.fingerprint != meta_init.fingerprint
+    activated.save(tmp_path / "answer")
+    loaded = MetaInit.load(tmp_path / "answer")
+    assert (loaded.acts_on, loaded.fingerprint) == ("answer", activated.fingerprint)
+    meta_init.save(tmp_path / "everything")
+    card = read_card(tmp_path / "everything")
+    assert (card["acts_on"], MetaInit.load(tmp_path / "everything").acts_on) == ("everything", "everything")
+
+
+def test_the_fingerprint_of_a_meta_init_before_there_was_such_a_setting_is_the_same(meta_init: MetaInit) -> None:
+    prompts = meta_init.model.prompts
+    head = {
+        "base": meta_init.base_identity,
+        "subspace": meta_init.subspace.to_json(),
+        "atom_text": [prompts.passage, prompts.atom],
+        "inner_reduction": "mean",
+    }
+    content = json.dumps(head, sort_keys=True).encode()
+    for tensor in (meta_init.phi0, meta_init.step_sizes):
+        content += tensor.numpy().tobytes()
+    assert meta_init.fingerprint == hashlib.sha256(content).hexdigest()[:16]
+
+
+def test_a_card_that_does_not_say_what_updates_act_on_means_everything(meta_init: MetaInit, tmp_path: Path) -> None:
+    meta_init.save(tmp_path)
+    card = json.loads((tmp_path / "meta_init.json").read_text())
+    unknown = {**card, "acts_on": "nothing"}
+    (tmp_path / "meta_init.json").write_text(json.dumps(unknown))
+    with refused(MetaInitError, "damaged", uri=str(tmp_path)):
+        MetaInit.load(tmp_path)
+    card.pop("acts_on")
+    (tmp_path / "meta_init.json").write_text(json.dumps(card))
+    loaded = MetaInit.load(tmp_path)
+    assert (loaded.acts_on, loaded.fingerprint) == ("everything", meta_init.fingerprint)
 
 
 def test_the_update_is_equation_three(meta_init: MetaInit) -> None:

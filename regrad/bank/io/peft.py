@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from regrad.bank.reader import BankReader
-from regrad.errors import AtomNotFound, BankError
+from regrad.errors import AtomNotFound, BankError, MetaInitError
 from regrad.meta_init import MetaInit
 from regrad.models.subspace import ADAPTER_CONFIG, Subspace, save_adapter
 from regrad.storage import Storage, directory_writer
@@ -29,7 +29,7 @@ def export_start(
     uri: str, output: str, meta_init_uri: str, version: int | None = None, base: str | None = None
 ) -> None:
     """Write phi0 alone, what a bank's updates start from; raises as `export_update`."""
-    meta_init = MetaInit.load(meta_init_uri)
+    meta_init = _loaded(meta_init_uri)
     BankReader(uri, meta_init.fingerprint, version).close()
     notes = {"meta_init": meta_init.fingerprint, "passage_ids": []}
     _write(output, base or meta_init.model.path, meta_init.subspace, meta_init.phi0, notes)
@@ -48,11 +48,12 @@ def export_update(
 
     A bank of gradients needs the MetaInit that it belongs to; a bank of adapters needs `base`, the name of its model.
     Raises `FingerprintMismatch` for another MetaInit, `AtomNotFound` with all ids that the version has no atom for,
-    `AtomDamaged`, `BankError` for repeated or no ids, an `output` that exists, or a vector that is not finite.
+    `AtomDamaged`, `BankError` for repeated or no ids, an `output` that exists, or a vector that is not finite, and
+    `MetaInitError` for a MetaInit whose updates act on the answer alone.
     """
     _check_absent(output)
     _check_distinct(passage_ids)
-    meta_init = MetaInit.load(meta_init_uri) if meta_init_uri is not None else None
+    meta_init = _loaded(meta_init_uri) if meta_init_uri is not None else None
     with BankReader(uri, meta_init.fingerprint if meta_init else None, version) as bank:
         manifest = bank.manifest
         _check_present(bank, uri, passage_ids)
@@ -76,6 +77,18 @@ def export_update(
             subspace, vector_P = _side_by_side(manifest.parsed_subspace(), bank.read(passage_ids))
     notes = {"bank": manifest.label, "passage_ids": list(passage_ids), "gamma": gamma}
     _write(output, base, subspace, vector_P, {**notes, manifest.kind: manifest.fingerprint})
+
+
+def _loaded(uri: str) -> MetaInit:
+    meta_init = MetaInit.load(uri)
+    if meta_init.acts_on != "everything":
+        raise MetaInitError(
+            f"updates of the MetaInit at {uri} act on the {meta_init.acts_on} alone, but servers apply a PEFT adapter "
+            "to the prompt as well and would answer differently; train with inner.acts_on everything to export them",
+            code="acts_on_answer",
+            uri=uri,
+        )
+    return meta_init
 
 
 def _check_distinct(passage_ids: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from regrad.evaluation.metrics import Rules
-from regrad.models.config import ModelConfig
+from regrad.models.config import ActsOn, ModelConfig
 from regrad.settings import Location, Settings
 from regrad.training.config import Beta, ScheduleConfig, TrainConfig
 
@@ -34,6 +34,11 @@ class InnerConfig(Settings):
     reduction: Literal["mean", "sum"] = Field("mean", description="how a passage's token losses become its loss")
     steps: int = Field(
         1, ge=1, description="inner steps; with more than one there can be no bank, and the strategy must be graph"
+    )
+    acts_on: ActsOn = Field(
+        "everything",
+        description="the tokens that an update acts on: everything, or answer: the base model alone reads the prompt, "
+        "and the update acts from its last token on",
     )
 
 

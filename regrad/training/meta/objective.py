@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regrad.gradients.extractor import passage_gradients
 from regrad.models.batching import sequence_losses, share_lower_blocks
+from regrad.models.config import ActsOn
 from regrad.models.loading import LanguageModel
 from regrad.training.meta.collate import MetaBatch
 
@@ -92,15 +93,20 @@ def adapt(
     return updates_DP, losses
 
 
-def question_loss(lm: LanguageModel, updates_DP: Tensor, batch: MetaBatch) -> Tensor:
+def question_loss(lm: LanguageModel, updates_DP: Tensor, batch: MetaBatch, acts_on: ActsOn = "everything") -> Tensor:
     """The weighted sum of the questions' mean answer-token losses, each under its own update (eq. 4)."""
-    with lm.lora.applied(updates_DP):
+    with lm.lora.applied(updates_DP, batch.questions.acted_on(acts_on)):
         losses = sequence_losses(lm, batch.questions)
         return (losses * batch.weights.to(losses)).sum()
 
 
 def outer_gradient(
-    lm: LanguageModel, updates_DP: Tensor, batch: MetaBatch, chunk_tokens: int, recompute: bool = False
+    lm: LanguageModel,
+    updates_DP: Tensor,
+    batch: MetaBatch,
+    chunk_tokens: int,
+    recompute: bool = False,
+    acts_on: ActsOn = "everything",
 ) -> tuple[Tensor, Tensor]:
     """The loss and v = dL/dphi_C [D, P], some updates' questions at a time, so that memory does not grow with tasks."""
     updates = updates_DP.shape[0]
@@ -110,8 +116,9 @@ def outer_gradient(
         last = min(first + size, updates)
         # The graph ends at the update: dL/dphi_C is all that `strategies.py` needs of the questions.
         leaf = updates_DP[first:last].detach().requires_grad_()
-        with torch.enable_grad(), lm.lora.applied(leaf), lm.blocks.recomputed(recompute):
-            part = batch.of_updates(first, last)
+        part = batch.of_updates(first, last)
+        tokens_NT = part.questions.acted_on(acts_on)
+        with torch.enable_grad(), lm.lora.applied(leaf, tokens_NT), lm.blocks.recomputed(recompute):
             losses = sequence_losses(lm, part.questions)
             part_loss = (losses * part.weights.to(losses)).sum()
             parts.append(torch.autograd.grad(part_loss, leaf)[0])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regrad.data.tasks import Task
 from regrad.models.batching import sequence_losses
+from regrad.models.config import ActsOn
 from regrad.models.loading import LanguageModel
 from regrad.training.checkpoint import DevScore
 from regrad.training.meta.collate import MetaBatch, collate, group_questions
@@ -71,15 +72,15 @@ def reading_sums(
         weights_N = (batch.weights * len(part) * kept_N).float()
         swapped = [row if other is None else other for row, other in enumerate(others_D)]
         right, other, none = (
-            float((_losses(lm, update, batch) * weights_N).sum())
+            float((_losses(lm, update, batch, inner.acts_on) * weights_N).sum())
             for update in (updates_DP, updates_DP[swapped], at.phi0)
         )
         total += ReadingSums(right, other, none, float(weights_N.sum()))
     return total
 
 
-def _losses(lm: LanguageModel, updates: Tensor, batch: MetaBatch) -> Tensor:
-    with lm.lora.applied(updates):
+def _losses(lm: LanguageModel, updates: Tensor, batch: MetaBatch, acts_on: ActsOn) -> Tensor:
+    with lm.lora.applied(updates, batch.questions.acted_on(acts_on)):
         return sequence_losses(lm, batch.questions).float()
 
 

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from regrad.errors import ConfigError
 from regrad.gradients.extractor import passage_gradients
 from regrad.models.batching import TokenBatch, row_chunks
+from regrad.models.config import ActsOn
 from regrad.models.loading import LanguageModel
 from regrad.training.meta.collate import MetaBatch
 from regrad.training.meta.config import InnerConfig, StrategyConfig
@@ -46,6 +47,7 @@ class Graph:
     reduction: str = "mean"
     steps: int = 1
     name: str = "graph"
+    acts_on: ActsOn = "everything"
 
     def __call__(self, lm: LanguageModel, at: Point, batch: MetaBatch) -> MetaGradient:
         """See `Strategy`. Several inner steps are possible."""
@@ -54,7 +56,7 @@ class Graph:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             leaf = Point(at.phi0.detach().requires_grad_(), at.alpha.detach().requires_grad_())
             updates_DP, inner = adapt(lm, leaf, batch, self.reduction, self.steps, create_graph=True)
-            loss = question_loss(lm, updates_DP, batch)
+            loss = question_loss(lm, updates_DP, batch, self.acts_on)
             phi_gradient, alpha_gradient = torch.autograd.grad(loss, (leaf.phi0, leaf.alpha))
         return MetaGradient(loss.detach(), inner.mean(), phi_gradient, alpha_gradient)
 
@@ -68,7 +70,13 @@ class FirstOrderPass:
 
 
 def first_order_pass(
-    lm: LanguageModel, at: Point, batch: MetaBatch, reduction: str, chunk_tokens: int, recompute: bool = False
+    lm: LanguageModel,
+    at: Point,
+    batch: MetaBatch,
+    reduction: str,
+    chunk_tokens: int,
+    recompute: bool = False,
+    acts_on: ActsOn = "everything",
 ) -> FirstOrderPass:
     """Passages' gradients chunk by chunk, then the questions; no graph outlives its chunk."""
     updates, passages = batch.membership.shape
@@ -77,7 +85,7 @@ def first_order_pass(
         gradients, losses = passage_gradients(lm, at.phi0, batch.passages.take(rows), reduction, recompute=recompute)
         sums_DP += combine(batch.membership[:, rows], gradients.to(sums_DP))
         inner = inner + losses.sum() / passages
-    loss, v_DP = outer_gradient(lm, at.phi0 - at.alpha * sums_DP, batch, chunk_tokens, recompute)
+    loss, v_DP = outer_gradient(lm, at.phi0 - at.alpha * sums_DP, batch, chunk_tokens, recompute, acts_on)
     return FirstOrderPass(MetaGradient(loss, inner, v_DP.sum(0), -(sums_DP * v_DP).sum(0)), v_DP)
 
 
@@ -94,11 +102,12 @@ class Hvp:
     reduction: str = "mean"
     chunk_tokens: int = 512
     name: str = "hvp"
+    acts_on: ActsOn = "everything"
 
     def __call__(self, lm: LanguageModel, at: Point, batch: MetaBatch) -> MetaGradient:
         """See `Strategy`."""
         batch = shared(lm, batch, self.chunk_tokens)
-        first = first_order_pass(lm, at, batch, self.reduction, self.chunk_tokens)
+        first = first_order_pass(lm, at, batch, self.reduction, self.chunk_tokens, acts_on=self.acts_on)
         second = torch.zeros_like(at.phi0)
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             for tokens, direction_UP in directions(at, batch, first.v_DP, self.chunk_tokens):
@@ -125,11 +134,12 @@ class Difference:
     recompute: bool = False
     estimate: bool = True
     name: str = "difference"
+    acts_on: ActsOn = "everything"
 
     def __call__(self, lm: LanguageModel, at: Point, batch: MetaBatch) -> MetaGradient:
         """See `Strategy`."""
         batch = shared(lm, batch, self.chunk_tokens)
-        first = first_order_pass(lm, at, batch, self.reduction, self.chunk_tokens, self.recompute)
+        first = first_order_pass(lm, at, batch, self.reduction, self.chunk_tokens, self.recompute, self.acts_on)
         second, error = torch.zeros_like(at.phi0), None
         for tokens, direction_UP in directions(at, batch, first.v_DP, self.chunk_tokens):
             product = self._product(lm, at, tokens, direction_UP, 1.0)
@@ -165,24 +175,26 @@ class FirstOrder:
     chunk_tokens: int = 512
     recompute: bool = False
     name: str = "first-order"
+    acts_on: ActsOn = "everything"
 
     def __call__(self, lm: LanguageModel, at: Point, batch: MetaBatch) -> MetaGradient:
         """See `Strategy`."""
-        return first_order_pass(
-            lm, at, shared(lm, batch, self.chunk_tokens), self.reduction, self.chunk_tokens, self.recompute
-        ).gradient
+        batch = shared(lm, batch, self.chunk_tokens)
+        return first_order_pass(lm, at, batch, self.reduction, self.chunk_tokens, self.recompute, self.acts_on).gradient
 
 
 def make_strategy(config: StrategyConfig, inner: InnerConfig) -> Strategy:
     """The strategy that `config.name` names (not `auto`, which `auto_strategy.choose` resolves)."""
+    reduction, acts_on = inner.reduction, inner.acts_on
+    chunk_tokens, recompute = config.chunk_tokens, config.activation_checkpointing
     if config.name == "graph":
-        return Graph(inner.reduction, inner.steps)
+        return Graph(reduction, inner.steps, acts_on=acts_on)
     if config.name == "hvp":
-        return Hvp(inner.reduction, config.chunk_tokens)
+        return Hvp(reduction, chunk_tokens, acts_on=acts_on)
     if config.name == "difference":
-        return Difference(inner.reduction, config.chunk_tokens, config.relative_step, config.activation_checkpointing)
+        return Difference(reduction, chunk_tokens, config.relative_step, recompute, acts_on=acts_on)
     if config.name == "first-order":
-        return FirstOrder(inner.reduction, config.chunk_tokens, config.activation_checkpointing)
+        return FirstOrder(reduction, chunk_tokens, recompute, acts_on=acts_on)
     raise ConfigError(
         f"strategy {config.name} has to be chosen for a model and a batch first", code="strategy_not_chosen"
     )

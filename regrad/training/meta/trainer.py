@@ -15,6 +15,7 @@ from torch import Tensor
 
 from regrad.data.questions import Question
 from regrad.data.tasks import Task
+from regrad.errors import TrainingError
 from regrad.evaluation.metrics import Rules, exact_match, f1, score
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.verification import verify_decoding
@@ -135,6 +136,7 @@ class MetaLearner:
             notes,
             step_size_mode=inner.step_size_mode,
             inner_steps=inner.steps,
+            acts_on=inner.acts_on,
         )
 
     def score(self, dev: Sequence[Sequence[Task]], step: int) -> DevScore:
@@ -247,7 +249,8 @@ def score_tasks(
             for task, question in asked:
                 shown = lm.config.prompts.ordered(prompt_passages(task, question, shape))
                 prompt = lm.config.prompts.prompt_for(question.asked, shown)
-                requests.append(GenerationRequest(prompt, lm.subspace.updates(update), config.max_new_tokens))
+                updates = lm.subspace.updates(update, inner.acts_on)
+                requests.append(GenerationRequest(prompt, updates, config.max_new_tokens))
                 questions.append(question.asked)
         answers = [generation.text for generation in generate(lm, requests)]
         for one, said in zip(questions, answers, strict=True):
@@ -275,6 +278,22 @@ def meta_loop(
     return Loop(learner, config.optimizer, config.checkpoints, config.watch, listener, scoring, workers)
 
 
+def load_start(config: MetaTrainConfig) -> MetaInit | None:
+    """The MetaInit that `start_from` names, if any.
+
+    Raises `MetaInitError` as `MetaInit.load`, and `TrainingError` if its updates act on other tokens than the run's.
+    """
+    start = MetaInit.load(config.start_from) if config.start_from else None
+    if start is not None and start.acts_on != config.inner.acts_on:
+        raise TrainingError(
+            f"the MetaInit to start from has updates that act on {start.acts_on}, but inner.acts_on is "
+            f"{config.inner.acts_on}; set inner.acts_on={start.acts_on}, or train without start_from",
+            code="start_from_acts_on",
+            expected=start.acts_on,
+        )
+    return start
+
+
 def meta_train_worker(
     config: MetaTrainConfig,
     batches: Callable[[int], Iterable[Sequence[Task]]],
@@ -288,12 +307,12 @@ def meta_train_worker(
     """One worker's run, from the start or from a checkpoint; `batches` gives its tasks from a step on.
 
     Raises `ModelError` for a model that could not be decoded with, `MetaInitError` if `start_from` is another model's,
-    and `TrainingError` as `Loop.run` and `resume` do.
+    and `TrainingError` as `load_start`, `Loop.run` and `resume` do.
     """
     lm = load_language_model(config.model, device)
     verify_decoding(lm)  # before it is trained, a model is refused that the result could not be served or scored with
     identity = lm.identity()  # now, while the weights are whole: at ZeRO 3 the engine shards them
-    start = MetaInit.load(config.start_from) if config.start_from else None
+    start = load_start(config)
     if start is not None:
         start.check_base(lm)
     parameters = MetaParameters(lm.subspace, config.inner, config.seed, start).to(lm.device)
@@ -311,7 +330,8 @@ def meta_train_in_process(config: MetaTrainConfig, device: str = "cpu") -> MetaI
     tasks = TasksInMemory.read(config)
     plain = tasks.plan.config.optimizer.model_copy(update={"zero_stage": None})
     config = tasks.plan.config.model_copy(update={"optimizer": plain})
-    parent = MetaInit.load(config.start_from).fingerprint if config.start_from else None
+    start = load_start(config)
+    parent = start.fingerprint if start else None
     notes = {"tasks": tasks.plan.summary, "parent": parent, "seed": config.seed, "workers": 1}
     best = Best("f1")
     lengths = Lengths.of(config.model)

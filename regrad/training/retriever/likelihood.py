@@ -21,7 +21,7 @@ from regrad.errors import TrainingError
 from regrad.gradients.extractor import Extracted
 from regrad.methods.base import Atoms, Evidence, MethodSettings, PassageUse, Plan
 from regrad.methods.regrad import BoundMetaInit, ReGrad
-from regrad.models.batching import pad_batch, row_chunks, sequence_losses
+from regrad.models.batching import TokenBatch, pad_batch, row_chunks, sequence_losses
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
 
@@ -63,9 +63,9 @@ class MethodLikelihood:
         found_N = torch.empty(len(pairs))
         with torch.no_grad():
             for chunk in row_chunks(batch, self._batch_tokens):
-                updates = _stacked([plans[row] for row in chunk.tolist()], self._lm.device)
-                with self._lm.applied(updates):
-                    found_N[chunk.cpu()] = -sequence_losses(self._lm, batch.take(chunk), self._reduction).float().cpu()
+                some, tokens = [plans[row] for row in chunk.tolist()], batch.take(chunk)
+                with self._lm.applied(_stacked(some, self._lm.device), _acted_on(some, tokens)):
+                    found_N[chunk.cpu()] = -sequence_losses(self._lm, tokens, self._reduction).float().cpu()
         if not bool(torch.isfinite(found_N).all()):
             question, passage = pairs[int(torch.isfinite(found_N).logical_not().nonzero()[0])]
             raise TrainingError(
@@ -101,6 +101,14 @@ def _stacked(plans: Sequence[Plan], device: torch.device) -> dict[Subspace, Tens
                     rows_NP[row] += update.vector
         found[subspace] = rows_NP.to(device)
     return found
+
+
+def _acted_on(plans: Sequence[Plan], batch: TokenBatch) -> Tensor | None:
+    """The tokens that the plans' updates act on [N, T - 1]: a plan's all on the same. None if all act on everything."""
+    on_answer = [any(update.acts_on == "answer" for update in plan.updates) for plan in plans]
+    if not any(on_answer):
+        return None
+    return batch.predicted[:, 1:] | ~torch.tensor(on_answer, device=batch.ids.device)[:, None]
 
 
 @dataclass

@@ -261,6 +261,27 @@ def test_contributions_are_those_computed_directly(
     assert here.contributions(replace(ask, contributions=None), found, answer) == found.plan.uses
 
 
+def test_contributions_of_updates_that_act_on_the_answer_are_those_by_a_mask(
+    tiny: LanguageModel, meta_init: MetaInit, three: list[Passage], atoms: Tensor
+) -> None:
+    activated = replace(meta_init, acts_on="answer")
+    here, ask = builder(tiny, activated), Ask(QUESTION, contributions="leave_one_out")
+    found = here.prepare(ask, retrieved(three), loaded(activated, three, atoms, [None, None, None]))
+    assert [update.acts_on for update in found.request.updates] == ["answer"]
+    parts, start = found.plan.parts.float(), tiny.bos + tiny.encode(LAB_PROMPTS.prompt(QUESTION))
+    batch = pad_batch([start + tiny.encode(" London")], [len(start)], tiny.pad_id, tiny.device)
+
+    def loss(total: Tensor) -> float:
+        with torch.no_grad(), tiny.lora.applied(activated.update(total), batch.acted_on("answer")):
+            return float(sequence_losses(tiny, batch, "sum"))
+
+    whole = loss(parts.sum(0))
+    expected = [loss(parts.sum(0) - part) - whole for part in parts]
+    uses = here.contributions(ask, found, Finished("London", "length", 9, 3, 0.0, 0.0, 0.0, 1))
+    assert [use.contribution for use in uses] == pytest.approx(expected, abs=1e-3)
+    assert len({round(value, 2) for value in expected}) > 1
+
+
 def test_earlier_turns_come_before_the_question(tiny: LanguageModel, meta_init: MetaInit, three: list[Passage]) -> None:
     turns = (Turn("system", "Be brief."), Turn("user", "Who?"), Turn("assistant", "Ada"))
     found = builder(tiny, meta_init).prepare(Ask(QUESTION, "rag", turns=turns), retrieved(three[:1]), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from serve_app.evidence import BankLoaderDeployment
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, Sampling
 from serve_app.methods import LoadedAtoms, Prepared, RequestBuilder, demonstrations_of, offers_of, open_own
 from tests.tools.adapting import adapter_bank, static_lora, untrained_predictor, untrained_translator
+from tests.tools.decoded import recomputed
 from tests.tools.evaluating import gradient_bank, settings
 
 K, TOKENS = 3, 8
@@ -177,6 +179,24 @@ def test_a_method_gives_the_same_in_an_evaluation_and_in_a_server(
             assert_same_update(found.vector, expected.vector, meta_init.phi0, rounded=gradients is not None)
         (answer,) = generator.answers([prepared.request.prompt], [prepared.request.updates], TOKENS)
         assert answer.text == record.raw
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("name", ["regrad", "regrad+icl", "regrad-online"])
+def test_updates_that_act_on_the_answer_do_so_in_both(
+    folder: Path, tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage], name: str
+) -> None:
+    activated = replace(meta_init, acts_on="answer")
+    activated.save(folder / "meta-init")
+    shutil.rmtree(folder / "bank")
+    gradient_bank(tiny, activated, passages[:9], str(folder / "bank"))
+    places = {"meta_init": f"{folder}/meta-init"} | ({"bank": f"{folder}/bank"} if name != "regrad-online" else {})
+    cell, records, _ = evaluated(folder, tiny, {"name": name} | places)
+    server, stop = Served(folder, tiny, activated, {"name": name}), tiny.config.prompts.stop
+    for question, record in zip(read_questions(cell.set), records, strict=True):
+        request = server.prepared(question.question, question.passages[: cell.k])[0].request
+        assert [each.acts_on for each in request.updates] == ["answer"]
+        assert recomputed(tiny, request.prompt, request.updates, TOKENS, stop=stop) == record.raw
 
 
 @pytest.mark.usefixtures("recorded")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +19,7 @@ from regrad.bank.io import peft as peft_export
 from regrad.bank.io.peft import export_start, export_update
 from regrad.bank.reader import BankReader
 from regrad.cli import bank as bank_cli
-from regrad.errors import AtomNotFound, BankError, FingerprintMismatch, RegradError
+from regrad.errors import AtomNotFound, BankError, FingerprintMismatch, MetaInitError, RegradError
 from regrad.meta_init import MetaInit
 from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel, load_language_model
@@ -101,6 +102,17 @@ def test_peft_answers_with_an_exported_start(
     export_start(uri, str(tmp_path / "out"), saved)
     theirs = peft_logits(tmp_path / "out", tiny_path)
     torch.testing.assert_close(theirs, our_logits(tiny, meta_init.phi0), rtol=1e-5, atol=1e-5)
+
+
+def test_updates_that_act_on_the_answer_are_not_exported(meta_init: MetaInit, uri: str, tmp_path: Path) -> None:
+    """Another server would apply them to the prompt as well."""
+    place = str(tmp_path / "activated")
+    replace(meta_init, acts_on="answer").save(place)
+    with refused(MetaInitError, "acts_on_answer", uri=place):
+        export_update(uri, str(tmp_path / "out"), ["p1"], place)
+    with refused(MetaInitError, "acts_on_answer", uri=place):
+        export_start(uri, str(tmp_path / "out"), place)
+    assert not (tmp_path / "out").exists()
 
 
 def test_exported_adapters_are_placed_side_by_side(

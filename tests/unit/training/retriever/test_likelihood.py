@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,12 +80,37 @@ def test_under_the_gradient_it_is_what_the_executor_says_of_the_same_update(
         assert likelihood == pytest.approx(alone, abs=1e-3)
 
 
-def _log_likelihood(lm: LanguageModel, prompt: str, answer: str, update: torch.Tensor) -> float:
+def test_under_a_gradient_that_acts_on_the_answer_the_base_reads_the_prompt(
+    lm: LanguageModel, pairs: list[tuple[Question, Passage]], tmp_path: Path
+) -> None:
+    """Beside a question whose passage has no gradient, which the base answers alone."""
+    meta_init = replace(random_meta_init(lm, 2.0), acts_on="answer")
+    meta_init.save(tmp_path / "start")
+    settings = ReGradOnlineConfig(name="regrad-online", meta_init=str(tmp_path / "start"), gamma=0.5)
+    asked = [*pairs[:2], (pairs[2][0], Passage("empty", "", ""))]
+    found = MethodLikelihood(lm, settings, False, 4096).of(asked).tolist()
+    bound = BoundMetaInit(lm, meta_init)
+    for (question, passage), likelihood in zip(asked[:2], found[:2], strict=True):
+        (item,) = bound.compute([passage])
+        assert item.atom is not None
+        prompt, answer = lm.config.prompts.prompt(question.question), question.answers[0]
+        update_P = bound.update(item.atom, 0.5).vector
+        whole, alone = (_log_likelihood(lm, prompt, answer, update_P, acts) for acts in ("everything", "answer"))
+        assert likelihood == pytest.approx(alone, abs=1e-4)
+        assert abs(alone - whole) > 1e-3
+    prompt, answer = lm.config.prompts.prompt(asked[2][0].question), asked[2][0].answers[0]
+    assert found[2] == pytest.approx(_log_likelihood(lm, prompt, answer, lm.subspace.initial(0)), abs=1e-3)
+
+
+def _log_likelihood(
+    lm: LanguageModel, prompt: str, answer: str, update: torch.Tensor, acts_on: str = "everything"
+) -> float:
     """Token by token, from the model's own logits."""
     start = lm.encode_prompt(prompt)
     answered = [*lm.encode(lm.config.prompts.reply(answer)), *lm.ending]
     ids = torch.tensor([[*start, *answered]])
-    with torch.no_grad(), lm.lora.applied(update):
+    acting = torch.arange(ids.shape[1] - 1)[None] >= (len(start) - 1 if acts_on == "answer" else 0)
+    with torch.no_grad(), lm.lora.applied(update, acting):
         logits = lm.logits(lm.hidden(ids[:, :-1])).log_softmax(-1)[0]
     return float(sum(logits[len(start) - 1 + i, token] for i, token in enumerate(answered)))
 
