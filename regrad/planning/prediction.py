@@ -131,12 +131,13 @@ class Predictor:
         return Batches(grouped, rows)
 
     def memory_bytes(self, candidate: Candidate) -> int:
-        """Of all processes: each with its libraries, caches, models with the keys and values of full batches."""
+        """Of all processes, with indexes, caches, and models with the keys and values of full batches."""
         memory = self._profile.memory
         processes = sum(candidate.replicas(role) for role in ROLES) * memory.process
+        indexes = candidate.retriever * memory.index
         caches = candidate.bank_loader * candidate.cache_bytes
         models = 0 if self._profile.generator_on_gpu else candidate.generator * self.model_bytes(candidate)
-        return processes + caches + models
+        return processes + indexes + caches + models
 
     def model_bytes(self, candidate: Candidate) -> int:
         """Of one generator: the model, and keys and values of a full batch."""

@@ -127,9 +127,14 @@ class Observed(Settings):
 
 
 class Memory(Settings):
-    """Bytes of a process without model and atoms, of the model, and of the keys and values of one token."""
+    """Bytes of a process without model, index and atoms, of the model, and of the keys and values of one token.
+
+    `index` is what an open index takes by itself, with its search engine's process, but without the pages of its files:
+    all that have it open share those.
+    """
 
     process: int = Field(ge=0)
+    index: int = Field(0, ge=0)
     model: int = Field(ge=1)
     token: int = Field(ge=0)
 
