@@ -15,7 +15,7 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, LoggingConfig
 
 from regrad.errors import ConfigError, ServeError
@@ -28,6 +28,7 @@ from serve_app.generator import GeneratorDeployment
 from serve_app.http.app import make_app
 from serve_app.methods import check_offers
 from serve_app.rollout import read_releases, resolve_releases
+from serve_app.scaling import replicas_for_questions
 
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 APPLICATION = "regrad"
@@ -63,12 +64,15 @@ def check_artefacts(config: ServeConfig) -> None:
 
 def _deploy(cls: Any, name: str, config: ReplicaConfig) -> Any:
     scales = config.max_replicas > config.min_replicas
+    # The gateway's requests come one by one; the others' come in micro-batches.
+    policy = {} if name == "gateway" else {"policy": AutoscalingPolicy(policy_function=replicas_for_questions)}
     scaling = AutoscalingConfig(
         min_replicas=config.min_replicas,
         max_replicas=config.max_replicas,
         target_ongoing_requests=config.target_ongoing_requests or max(1, config.max_ongoing_requests // 2),
         upscale_delay_s=config.upscale_delay_seconds,
         downscale_delay_s=config.downscale_delay_seconds,
+        **policy,
     )
     return serve.deployment(
         cls,

@@ -26,7 +26,7 @@ class ReplicaConfig(Settings):
     max_ongoing_requests: int = Field(128, ge=1, description="requests that a replica works on at a time")
     max_queued_requests: int = Field(1024, ge=1, description="requests that wait for a replica; more are refused")
     target_ongoing_requests: float | None = Field(
-        None, gt=0, description="requests per replica that autoscaling aims at; null: half of max_ongoing_requests"
+        None, gt=0, description="questions per replica that autoscaling aims at; null: half of max_ongoing_requests"
     )
     upscale_delay_seconds: float = Field(10.0, ge=0)
     downscale_delay_seconds: float = Field(300.0, ge=0)

@@ -24,6 +24,7 @@ from serve_app.config import ServeConfig
 from serve_app.index_versions import IndexVersions
 from serve_app.messages import Ask, BankNeed, GradientSum, Release, Retrieved, RoutedAsk
 from serve_app.observability import Watch
+from serve_app.scaling import InHand
 
 Found = TypeVar("Found")
 _OPEN_BANKS = 4
@@ -40,6 +41,7 @@ class RetrieverDeployment:
     def __init__(self, config: ServeConfig) -> None:
         self.index = IndexVersions(open_retriever(config.index, config.retrieval), config.follow_seconds)
         self._watch = Watch(config.watching, "retriever")
+        self._in_hand = InHand()
 
     def check_health(self) -> None:
         """Raises if the index does not answer, so that Serve replaces the replica."""
@@ -48,8 +50,13 @@ class RetrieverDeployment:
 
     def retrieve(self, routed: Sequence[RoutedAsk]) -> list[Retrieved | Exception | None]:
         """For each request its passages, or why there are none; None where the method looks at none."""
-        with self.index.pinned() as retriever:  # one version for all of them
+        # One version of the index for all of them.
+        with self._in_hand.call(len(routed)), self.index.pinned() as retriever:
             return [self._retrieve_one(each.ask, retriever) if each.retrieves else None for each in routed]
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve asks a replica for: see `replicas_for_questions`."""
+        return self._in_hand.averages()
 
     def _retrieve_one(self, ask: Ask, retriever: Retriever) -> Retrieved | Exception:
         """The k best passages, or those that the caller named, in the caller's order."""
@@ -82,6 +89,7 @@ class BankLoaderDeployment:
         self._opening: dict[object, asyncio.Task[BankReader]] = {}
         self._users: Counter[BankReader] = Counter()
         self._watch = Watch(config.watching, "bank_loader")
+        self._in_hand = InHand()
 
     async def load(
         self, routed: Sequence[RoutedAsk], found: Sequence[Retrieved | Exception | None]
@@ -99,7 +107,12 @@ class BankLoaderDeployment:
             except (BankError, StorageError, OSError) as error:
                 return GradientSum.unread(passages, each.release, str(error))
 
-        return await asyncio.gather(*map(load_one, routed, found))
+        with self._in_hand.call(len(routed)):
+            return await asyncio.gather(*map(load_one, routed, found))
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve asks a replica for: see `replicas_for_questions`."""
+        return self._in_hand.averages()
 
     async def _sum(self, routed: RoutedAsk, retrieved: Retrieved) -> GradientSum:
         """Added in float32, sent in bf16.

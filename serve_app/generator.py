@@ -24,6 +24,7 @@ from serve_app.config import ServeConfig
 from serve_app.messages import Answered, Ask, BankNeed, GradientSum, Piece, Release, Retrieved, RoutedAsk
 from serve_app.methods import Prepared, RequestBuilder, demonstrations_of, offers_of, open_own
 from serve_app.observability import Watch
+from serve_app.scaling import InHand
 
 logger = logging.getLogger("ray.serve")
 
@@ -53,6 +54,7 @@ class GeneratorDeployment:
         builder = self._open_builder(first)
         self._builders = OrderedDict({builder.fingerprint: builder})
         self._watch = Watch(config.watching, "generator")
+        self._in_hand = InHand()
         self._lock = asyncio.Lock()
 
     async def answer(
@@ -71,9 +73,10 @@ class GeneratorDeployment:
         numbers = {task: number for number, task in enumerate(tasks)}
         left = set(tasks)
         try:
-            while left:
-                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
-                yield [(numbers[task], task.result()) for task in done]
+            with self._in_hand.call(len(routed)):
+                while left:
+                    done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                    yield [(numbers[task], task.result()) for task in done]
         finally:
             for task in left:
                 task.cancel()
@@ -109,9 +112,14 @@ class GeneratorDeployment:
         (total,) = gradients or [None]
         if isinstance(found, Exception):
             raise found
-        async with contextlib.aclosing(self._events(only, found, total)) as events:
-            async for event in events:
-                yield event
+        with self._in_hand.call(1):
+            async with contextlib.aclosing(self._events(only, found, total)) as events:
+                async for event in events:
+                    yield event
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve asks a replica for: see `replicas_for_questions`."""
+        return self._in_hand.averages()
 
     async def _events(
         self, routed: RoutedAsk, retrieved: Retrieved | None, gradients: GradientSum | None

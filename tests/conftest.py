@@ -23,6 +23,7 @@ from regrad.meta_init import MetaInit
 from regrad.models.config import ModelConfig, SubspaceConfig
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.settings import builtin_config, load_settings
+from tests.tools.fork_server import forked_workers
 from tests.tools.patience import watch
 
 torch.set_num_threads(1)
@@ -34,6 +35,13 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Setting
     """Instead of pytest-timeout's own timer, whose seconds are the same on every machine."""
     watch(item, settings)
     return True
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[None]:
+    """Workers of Ray start without their imports (see `tests.tools.fork_server`)."""
+    with forked_workers():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,8 @@
 At every step waiting requests join, prompts are read in pieces, every other row gets one token, and finished rows
 leave. An update is an input of the pass (see `BatchedLora`): the weights are never written, and nothing computed under
 one update is used under another, as each row has its own keys and values. Rows may have updates in different subspaces,
-and in several at once (see `RowUpdates`).
+and in several at once (see `RowUpdates`). Prompts that begin alike are read once as far as no update reaches: in the
+blocks below the first adapted one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from regrad.inference.drafts import Drafts
 from regrad.inference.kernels import Kernels
 from regrad.inference.row_state import RowCache, RowUpdates, read_pieces
 from regrad.inference.rows import DecodingEvent, DecodingListener, DecodingRequest, Finished, Row
+from regrad.inference.sharing import SharedReading
 from regrad.inference.verification import verify_decoding
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import by_subspace
@@ -42,6 +44,7 @@ class Engine:
     fit beside the others waits, and a single one is always taken. A pass reads at most `prefill_tokens` of prompts.
     Without `kernels` it takes the fastest that give the model's own logits. With `draft_tokens` a pass also reads up to
     so many drafted tokens of a row (see `Drafts`), while few rows are decoded: answers are the same in fewer passes.
+    With `share_prompts` what prompts begin with alike is read once by the blocks that no update reaches.
     Raises `ModelError` for a model that it would decode differently from the model itself (see `verify_decoding`).
     """
 
@@ -53,6 +56,7 @@ class Engine:
         prefill_tokens: int = 2048,
         kernels: Kernels | None = None,
         draft_tokens: int = 0,
+        share_prompts: bool = True,
     ) -> None:
         self._lm = lm
         self._max_rows = max_rows
@@ -62,7 +66,8 @@ class Engine:
         self._cache = RowCache(int(lm.text_config.num_hidden_layers), max_cached_tokens)
         self._windows = lm.architecture.windows(lm.text_config)
         verified = verify_decoding(lm)
-        self._kernels = kernels or verified
+        self._kernels = kernels or verified.kernels
+        self._shared = SharedReading(lm.blocks if verified.shares and share_prompts else None)
         self._updates = RowUpdates(lm)
         self._rows: list[Row] = []
         self._waiting: deque[Row] = deque()
@@ -111,7 +116,7 @@ class Engine:
                     break
                 prefilling.append(number)
         if prefilling:
-            self._pass(prefilling)
+            self._prefill(prefilling)
 
         # 3. One token for every other row; those at their end leave.
         decoding = [i for i, row in enumerate(self._rows) if not (row.is_prefilling or row.reason or row.cancelled)]
@@ -151,14 +156,23 @@ class Engine:
         for row in self._rows:
             row.largest_batch = max(row.largest_batch, len(self._rows))
 
-    def _pass(self, numbers: list[int]) -> None:
-        """One forward pass of these rows: the next piece of each prompt, or the last token.
+    def _prefill(self, numbers: list[int]) -> None:
+        """The next piece of these rows' prompts; where that is cheaper, what all begin with in a pass of its own."""
+        common = self._shared.common_tokens([self._rows[i] for i in numbers], self._prefill_tokens)
+        if common:
+            self._pass(numbers, common)
+            numbers = [i for i in numbers if self._rows[i].is_prefilling and not self._rows[i].cancelled]
+        if numbers:
+            self._pass(numbers)
+
+    def _pass(self, numbers: list[int], most: int | None = None) -> None:
+        """One forward pass of these rows: the next piece of each prompt (of `most` tokens), or the last token.
 
         A row that cannot be run ends with its error, and those beside it go on.
         """
         rows = [self._rows[i] for i in numbers]
         most_drafted = min(self._draft_tokens, _DRAFTING_TOKENS // len(rows) - 1)
-        pieces = [row.next_tokens(self._prefill_tokens, most_drafted) for row in rows]
+        pieces = [row.next_tokens(most or self._prefill_tokens, most_drafted) for row in rows]
         try:
             scores_MV = self._scores(numbers, pieces)
         except Exception as error:
@@ -168,7 +182,7 @@ class Engine:
             # One of them may be the cause. A pass that failed is repeated as it was: it has read nothing yet.
             logger.warning("a pass of %d requests failed, they go on one by one: %s", len(rows), error)
             for number in numbers:
-                self._pass([number])
+                self._pass([number], most)
             return
         # numpy's argmax has vector instructions, torch's on a CPU has none; both take the first of equal ones.
         best = (scores_MV.numpy() if scores_MV.device.type == "cpu" else scores_MV).argmax(-1).tolist()
@@ -189,8 +203,11 @@ class Engine:
             rows = torch.tensor(numbers, device=self._lm.device)
         starts = [self._rows[i].read for i in numbers]
         scored = [1 if self._rows[i].is_prefilling else len(piece) for i, piece in zip(numbers, pieces, strict=True)]
+        readers = self._shared.readers([self._rows[i] for i in numbers], pieces)
         with self._updates.applied(numbers, rows):
-            return read_pieces(self._lm, self._cache, self._windows, rows, pieces, starts, self._kernels, scored)
+            return read_pieces(
+                self._lm, self._cache, self._windows, rows, pieces, starts, self._kernels, scored, readers
+            )
 
     def _remove(self, gone: Callable[[Row], bool]) -> None:
         """Take rows out of the batch."""

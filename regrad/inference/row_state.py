@@ -35,11 +35,16 @@ class RowCache(Cache):
         self.rows = 0
         self.tokens = 0
 
-    def aim(self, rows: slice | Tensor, positions_NT: Tensor, length: int) -> None:
-        """The next pass reads and writes `rows`, writes at `positions_NT`, and sees the first `length` tokens."""
+    def aim(self, rows: slice | Tensor, positions_NT: Tensor, length: int, readers_N: Tensor | None = None) -> None:
+        """The next pass reads and writes `rows`, writes at `positions_NT`, and sees the first `length` tokens.
+
+        With `readers_N` its batch has only the first of those rows that read the same: row i is written with what row
+        `readers_N[i]` of the batch has.
+        """
         self._rows = rows
         self._positions_NT = positions_NT
         self._length = length
+        self._readers_N = readers_N
         self._row_numbers_N1: Tensor | None = None
 
     def reserve(self, rows: int, tokens: int) -> None:
@@ -83,13 +88,12 @@ class RowCache(Cache):
             pair = self._blank(key_states), self._blank(value_states)
             self._kept[layer_idx] = pair
         if self._row_numbers_N1 is None:  # made once a pass, in its first layer
-            numbers = self._rows
-            if isinstance(numbers, slice):
-                numbers = torch.arange(numbers.start, numbers.stop, device=key_states.device)
-            self._row_numbers_N1 = numbers[:, None]
+            self._row_numbers_N1 = _numbers(self._rows, key_states.device)[:, None]
         for kept, new_NHTD in zip(pair, (key_states, value_states), strict=True):
+            new_NHTD = new_NHTD if self._readers_N is None else new_NHTD[self._readers_N]
             kept[self._row_numbers_N1, :, self._positions_NT] = new_NHTD.transpose(1, 2)
-        return pair[0][self._rows, :, : self._length], pair[1][self._rows, :, : self._length]
+        seen = self._rows if self._readers_N is None else self._row_numbers_N1[first_of(self._readers_N), 0]
+        return pair[0][seen, :, : self._length], pair[1][seen, :, : self._length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before those of the pass: meaningless here, as every pass gives its positions itself."""
@@ -106,6 +110,16 @@ class RowCache(Cache):
         return resized
 
 
+def _numbers(rows: slice | Tensor, device: torch.device) -> Tensor:
+    return torch.arange(rows.start, rows.stop, device=device) if isinstance(rows, slice) else rows
+
+
+def first_of(readers_N: Tensor) -> Tensor:
+    """Of each number in `readers_N`, which has all from 0 on, the first place [U]."""
+    places = torch.full((int(readers_N.max()) + 1,), len(readers_N), device=readers_N.device)
+    return places.scatter_reduce(0, readers_N, torch.arange(len(readers_N), device=readers_N.device), "amin")
+
+
 def read_pieces(
     lm: LanguageModel,
     cache: RowCache,
@@ -115,11 +129,13 @@ def read_pieces(
     starts: Sequence[int],
     kernels: Kernels,
     scored: Sequence[int] | None = None,
+    readers: Sequence[int] | None = None,
 ) -> Tensor:
     """One forward pass: the next piece of each prompt, or one token. Logits [N, V] after each piece's last token.
 
     With `scored` [M, V] after the last `scored[i]` tokens of each. Piece i continues the i-th of the cache's `rows` at
-    position `starts[i]`; `windows` is what `Architecture.windows` returns.
+    position `starts[i]`; `windows` is what `Architecture.windows` returns. With `readers`, rows of one number have read
+    the same and read the same piece, under updates that leave the lower blocks alone: these are run once for all.
     """
     device = lm.device
     lengths = [len(piece) for piece in pieces]
@@ -131,19 +147,30 @@ def read_pieces(
     length = max(ends) + (min(lengths) < most)
     positions_NT = torch.tensor(starts, device=device)[:, None] + torch.arange(most, device=device)
     positions_NT = positions_NT.clamp(max=length - 1)
-    cache.aim(rows, positions_NT, length)
     with kernels.used():
-        output = lm.model.base_model(  # type: ignore[operator]
-            input_ids=ids_NT,
-            attention_mask=_masks(positions_NT, length, lm.compute_dtype, windows),
-            position_ids=positions_NT,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        entered_NTD = None
+        if readers is not None:
+            readers_N = torch.tensor(readers, device=device)
+            firsts_U = first_of(readers_N)
+            inputs = _inputs(cache, positions_NT[firsts_U], length, lm.compute_dtype, windows)
+            cache.aim(rows, positions_NT, length, readers_N)
+            entered_UTD = lm.blocks.enter(ids_NT[firsts_U], **inputs)
+            entered_NTD = None if entered_UTD is None else entered_UTD[readers_N]
+        cache.aim(rows, positions_NT, length)
+        inputs = _inputs(cache, positions_NT, length, lm.compute_dtype, windows)
+        with lm.blocks.skipped(entered_NTD):
+            output = lm.model.base_model(input_ids=ids_NT, **inputs)  # type: ignore[operator]
         # The vocabulary is most of a small model, so only for these tokens.
         numbers = [(i, at) for i, of in enumerate(lengths) for at in range(of - (scored[i] if scored else 1), of)]
         row_numbers, last = torch.tensor(numbers, device=device).unbind(1)
         return lm.logits(output.last_hidden_state[row_numbers, last])
+
+
+def _inputs(
+    cache: RowCache, positions_NT: Tensor, length: int, dtype: torch.dtype, windows: dict[str, int | None]
+) -> dict[str, Any]:
+    masks = _masks(positions_NT, length, dtype, windows)
+    return {"attention_mask": masks, "position_ids": positions_NT, "past_key_values": cache, "use_cache": True}
 
 
 def _masks(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from weakref import WeakKeyDictionary
 
@@ -25,12 +27,20 @@ _SHORT_WINDOW = 3
 # wrong mask costs far more.
 _MOST_EXACT = 1e-2
 _MOST_ROUNDED = 0.15
-_VERIFIED: WeakKeyDictionary[nn.Module, Kernels] = WeakKeyDictionary()
+_VERIFIED: WeakKeyDictionary[nn.Module, Verified] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Verified:
+    """How the engine may run a model: its kernels, and whether rows that read the same may share the lower blocks."""
+
+    kernels: Kernels
+    shares: bool
 
 
 @torch.inference_mode()
-def verify_decoding(lm: LanguageModel) -> Kernels:
-    """The kernels with which the engine's logits are the model's own; for a model that has passed, the same again.
+def verify_decoding(lm: LanguageModel) -> Verified:
+    """The ways with which the engine's logits are the model's own; for a model that has passed, the same again.
 
     Raises `ModelError` if there is none.
     """
@@ -38,17 +48,21 @@ def verify_decoding(lm: LanguageModel) -> Kernels:
     # would then answer fluently and wrongly. This costs a few passes over a dozen tokens, once for a model in memory.
     if lm.model in _VERIFIED:
         return _VERIFIED[lm.model]
+    kernels = _fastest(lm)
+    _VERIFIED[lm.model] = Verified(kernels, _shares(lm, kernels))
+    return _VERIFIED[lm.model]
+
+
+def _fastest(lm: LanguageModel) -> Kernels:
     *faster, own = Kernels.choices(lm)
     for kernels in faster:
         try:
             _verify(lm, kernels)
         except ModelError as error:
             logger.info("the engine does without faster kernels for %s: %s", type(lm.model).__name__, error)
-            continue
-        _VERIFIED[lm.model] = kernels
-        return kernels
+        else:
+            return kernels
     _verify(lm, own)
-    _VERIFIED[lm.model] = own
     return own
 
 
@@ -80,10 +94,8 @@ def _compare(lm: LanguageModel, kernels: Kernels) -> None:
             code="not_decodable",
             model=type(lm.model).__name__,
         ) from error
-    spread = (own_MV - own_MV.mean(-1, keepdim=True)).norm().clamp_min(1e-12)
-    relative = float(error_MV.norm() / spread)
-    exact = lm.compute_dtype in (torch.float32, torch.float64)
-    if not relative <= (_MOST_EXACT if exact else _MOST_ROUNDED):
+    relative = _relative(error_MV, own_MV)
+    if not relative <= _most(lm):
         raise ModelError(
             f"the decoding engine does not reproduce the logits of {type(lm.model).__name__} (relative error "
             f"{relative:.2g}), so its answers would be wrong; choose another model",
@@ -91,6 +103,41 @@ def _compare(lm: LanguageModel, kernels: Kernels) -> None:
             model=type(lm.model).__name__,
             relative_error=relative,
         )
+
+
+def _relative(error_MV: Tensor, own_MV: Tensor) -> float:
+    spread = (own_MV - own_MV.mean(-1, keepdim=True)).norm().clamp_min(1e-12)
+    return float(error_MV.norm() / spread)
+
+
+def _most(lm: LanguageModel) -> float:
+    return _MOST_EXACT if lm.compute_dtype in (torch.float32, torch.float64) else _MOST_ROUNDED
+
+
+def _shares(lm: LanguageModel, kernels: Kernels) -> bool:
+    """Whether rows that share the lower blocks get the logits that they get without."""
+    if not lm.blocks.lower:
+        return False
+    try:
+        own_MV, shared_MV = (_logits_of_three(lm, kernels, readers).double() for readers in (None, [0, 1, 0]))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        logger.info("the engine reads what prompts have in common row by row: %s", error)
+        return False
+    return _relative(shared_MV - own_MV, own_MV) <= _most(lm)
+
+
+def _logits_of_three(lm: LanguageModel, kernels: Kernels, readers: list[int] | None) -> Tensor:
+    """After a piece that the first and the last of three rows read alike, and after one more token of each."""
+    cache = RowCache(int(lm.text_config.num_hidden_layers), 1 << 10)
+    cache.reserve(3, 8)
+    windows = lm.architecture.windows(lm.text_config)
+    vocabulary = int(lm.text_config.vocab_size)
+    pieces = [[(3 + 7 * row + 5 * i) % vocabulary for i in range(6)] for row in (0, 1, 0)]
+    read = partial(read_pieces, lm, cache, windows, slice(0, 3))
+    first = read(pieces, [0] * 3, kernels, readers=readers)
+    return torch.cat([first, read([[11 % vocabulary], [12 % vocabulary], [13 % vocabulary]], [6] * 3, kernels)])
 
 
 def _piecewise_logits(lm: LanguageModel, rows: list[list[int]], kernels: Kernels) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -86,6 +87,10 @@ class BoundMetaInit:
         text = prompts.answer_text(answer) if raw else prompts.reply(answer)
         ids = start + self._lm.encode(text + (prompts.stop if ended else ""))
         batch = pad_batch([ids] * len(updates), [len(start)] * len(updates), self._lm.pad_id, self._lm.device)
+        # One text under several updates: the blocks that none of them reaches are run for one.
+        entered_1TD = self._lm.blocks.enter(batch.ids[:1, :-1])
+        if entered_1TD is not None:
+            batch = replace(batch, entered=entered_1TD.expand(len(updates), -1, -1))
         with self._lm.lora.applied(torch.stack(list(updates)).to(self._lm.device)):
             losses: list[float] = sequence_losses(self._lm, batch, "sum").tolist()
         return losses

@@ -2,7 +2,7 @@
 
 No update in the model's own subspace reaches them, so their output is the same in every pass of a meta-training step.
 A later pass runs the model as usual, except that these blocks return their earlier output instead of computing it.
-Updates in other subspaces may reach them: the engine, which applies those, runs all blocks.
+Updates in other subspaces may reach them: the engine, which applies those, shares them among requests without such.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from regrad.errors import ModelError
 from regrad.models.subspace import Subspace, block_of
 
 
@@ -32,8 +33,8 @@ class Blocks:
 
     def __init__(self, model: nn.Module, subspace: Subspace) -> None:
         self._model = model
-        path, self.first = min((block_of(name) for name, _, _ in subspace.modules), key=lambda found: found[1])
-        container = model.get_submodule(path)
+        self.path, self.first = min((block_of(name) for name, _, _ in subspace.modules), key=lambda found: found[1])
+        container = model.get_submodule(self.path)
         self.lower: list[nn.Module] = [container.get_submodule(str(i)) for i in range(self.first)]
         self.upper = [child for name, child in container.named_children() if int(name) >= self.first]
 
@@ -41,9 +42,20 @@ class Blocks:
         """From now on `enter` returns None: the upper blocks need more of the lower ones than their output."""
         self.lower = []
 
+    def below(self, subspace: Subspace) -> bool:
+        """Whether there are blocks to share that no update in this subspace reaches."""
+        try:
+            places = [block_of(name) for name, _, _ in subspace.modules]
+        except ModelError:  # a projection that is in no block
+            return False
+        return bool(self.lower) and all(path == self.path and number >= self.first for path, number in places)
+
     @torch.no_grad()
-    def enter(self, ids_NT: Tensor) -> Tensor | None:
-        """What the first adapted block reads [N, T, D]; None if there is nothing to share."""
+    def enter(self, ids_NT: Tensor, **inputs: Any) -> Tensor | None:
+        """What the first adapted block reads [N, T, D]; None if there is nothing to share.
+
+        Without `inputs`, which are further ones of the model's forward pass, it keeps no keys and values.
+        """
         if not self.lower:
             return None
 
@@ -53,7 +65,7 @@ class Blocks:
 
         handle = self.upper[0].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self._model.base_model(input_ids=ids_NT, use_cache=False)  # type: ignore[operator]
+            self._model.base_model(input_ids=ids_NT, **({"use_cache": False} | inputs))  # type: ignore[operator]
         except _Reached as reached:
             return reached.hidden if isinstance(reached.hidden, Tensor) else None
         finally:

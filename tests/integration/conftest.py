@@ -68,6 +68,11 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled", **extra}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _forked(forked: None) -> None:
+    """For all integration tests."""
+
+
 @pytest.fixture(scope="session")
 def local_cluster(s3: str) -> Iterator[str]:
     """The address of a Ray that every job of this process joins, started once since that and its end take seconds.

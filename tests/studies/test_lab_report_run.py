@@ -31,6 +31,7 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.usefixtures("forked")
 def test_one_command_makes_the_whole_report_and_a_second_one_finds_it_done(tmp_path: Path) -> None:
     result = run(tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]

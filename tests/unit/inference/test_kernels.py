@@ -90,7 +90,7 @@ def test_a_model_whose_attention_has_more_than_a_mask_keeps_it(tiny: LanguageMod
     """Gemma 2 may cap its scores, which the fused kernel cannot."""
     settings = {"head_dim": 8, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0}
     lm = loaded(random_model("gemma2", **settings), tiny, tmp_path)
-    assert not verification.verify_decoding(lm)._configs
+    assert not verification.verify_decoding(lm).kernels._configs
 
 
 def test_a_wrong_kernel_is_not_taken(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,4 +100,4 @@ def test_a_wrong_kernel_is_not_taken(tiny: LanguageModel, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         kernels_module, "F", type("F", (), {"scaled_dot_product_attention": staticmethod(without_mask)})
     )
-    assert not verification.verify_decoding(tiny)._configs
+    assert not verification.verify_decoding(tiny).kernels._configs

@@ -1,0 +1,167 @@
+"""What it saves to read once, below the first adapted block, what several requests have in common.
+
+    python benchmarks/shared_prefill.py --model models/smollm2-135m --json shared.json      (--quick: the lab's model)
+
+`leave one out`: the answer's loss under all of k gradients and without each one, k + 1 updates over one text, shared
+and row by row. `methods`: one question by direct, regrad, rag and regrad+icl together, as `/v1/compare` asks it, to the
+first token. `demonstrations`: questions with the same solved examples before them, each with an update of its own, to
+the first token. The ways take turns; ratios of processor time, median and quartiles. `same`: how far the losses are the
+same, and how many answers have the same tokens; the figure `exact` is true if all losses are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from time import process_time
+from typing import Any
+
+import torch
+from common import show, write
+from torch import Tensor
+
+from regrad.inference.engine import Engine
+from regrad.inference.rows import DecodingRequest
+from regrad.lab.world import World, passage
+from regrad.meta_init import MetaInit
+from regrad.methods.regrad import BoundMetaInit
+from regrad.models.config import ModelConfig
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.models.subspace import Update
+from regrad.settings import builtin_config, load_settings
+
+Row = dict[str, Any]
+_EXAMPLES = 2  # more do not fit the context of the lab's model
+
+
+def vectors(lm: LanguageModel, count: int, seed: int) -> list[Tensor]:
+    """Random updates that change what the model says."""
+    generator = torch.Generator().manual_seed(seed)
+    start = lm.subspace.initial(seed)
+    return [start + 1e-3 * torch.randn(lm.subspace.size, generator=generator) for _ in range(count)]
+
+
+def update(lm: LanguageModel, seed: int) -> tuple[Update, ...]:
+    """One request's."""
+    return lm.subspace.updates(vectors(lm, 1, seed)[0])
+
+
+def person(number: int) -> tuple[str, list[Any]]:
+    """A question, and three passages about invented people."""
+    rng = random.Random(number)
+    three = [passage(each, rng) for each in rng.sample(World().held_out, 3)]
+    return f"Where was {three[0].title} born, and what is their work?", three
+
+
+def ratios(measured: Callable[[bool], float], turns: int) -> tuple[float, str]:
+    """Processor time row by row over that of shared reading: the median, and the quartiles."""
+    measured(True), measured(False)
+    found = []
+    for turn in range(turns):
+        times = {shared: measured(shared) for shared in ((True, False) if turn % 2 else (False, True))}
+        found.append(times[False] / times[True])
+    lower, median, upper = statistics.quantiles(found, n=4)
+    return median, f"{lower:.2f} {upper:.2f}"
+
+
+def leave_one_out(lm: LanguageModel, k: int, turns: int) -> Row:
+    """The losses of k + 1 updates over one prompt and answer."""
+    start = MetaInit(lm.config, lm.identity(), lm.subspace, lm.subspace.initial(), torch.ones(len(lm.subspace.shapes)))
+    bound = BoundMetaInit(lm, start)
+    question, _ = person(0)
+    prompt = lm.config.prompts.prompt(question)
+    answer = "She was born in a small town by the sea and has worked as a teacher there for many years."
+    updates, losses = vectors(lm, k + 1, 0), {}
+    lower = lm.blocks.lower
+
+    def measured(shared: bool) -> float:
+        lm.blocks.lower = lower if shared else []
+        try:
+            started = process_time()
+            losses[shared] = bound.losses(prompt, answer, updates)
+            return process_time() - started
+        finally:
+            lm.blocks.lower = lower
+
+    speedup, spread = ratios(measured, turns)
+    difference = max(abs(one - other) for one, other in zip(losses[True], losses[False], strict=True))
+    same = "to the bit" if difference == 0 else f"to {difference:.1g} nats"
+    return {"case": f"leave one out, k={k}", "rows": k + 1, "speedup": speedup, "quartiles": spread, "same": same}
+
+
+def decoded(lm: LanguageModel, name: str, asked: Sequence[DecodingRequest], turns: int) -> Row:
+    """Requests that come together, to the first token of each; then whole, to compare what they say."""
+
+    def measured(shared: bool) -> float:
+        engine = Engine(lm, max_rows=len(asked), share_prompts=shared)
+        rows = [engine.submit(request, lambda _: None) for request in asked]
+        started = process_time()
+        while not all(row.written for row in rows):
+            engine.step()
+        took = process_time() - started
+        engine.fail(RuntimeError("measured"), waiting=True)
+        engine.close()
+        return took
+
+    def written(shared: bool) -> list[list[int]]:
+        engine = Engine(lm, max_rows=len(asked), share_prompts=shared)
+        rows = [engine.submit(request, lambda _: None) for request in asked]
+        while engine.step():
+            pass
+        engine.close()
+        return [row.written for row in rows]
+
+    speedup, spread = ratios(measured, turns)
+    pairs = list(zip(written(True), written(False), strict=True))
+    same = sum(one == other for one, other in pairs)
+    found: Row = {"case": name, "rows": len(asked), "speedup": speedup, "quartiles": spread}
+    return found | {"same": f"tokens of {same}/{len(pairs)}"}
+
+
+def methods(lm: LanguageModel, tokens: int) -> list[DecodingRequest]:
+    """direct, regrad, rag, regrad+icl of one question."""
+    question, passages = person(1)
+    prompts = [lm.config.prompts.prompt(question, given) for given in ((), passages)]
+    return [DecodingRequest(prompt, each, tokens, stop=()) for prompt in prompts for each in ((), update(lm, 1))]
+
+
+def demonstrations(lm: LanguageModel, count: int, tokens: int) -> list[DecodingRequest]:
+    """Questions behind the same solved ones."""
+    prompts = lm.config.prompts
+    solved = [prompts.prompt(*person(100 + i)) + " In a small town.\n" for i in range(_EXAMPLES)]
+    asked = [prompts.prompt(person(i)[0]) for i in range(count)]
+    return [DecodingRequest("".join(solved) + one, update(lm, i), tokens, stop=()) for i, one in enumerate(asked)]
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="", help="as `model.path`; without it the lab's")
+    parser.add_argument("--k", type=int, nargs="+", default=[1, 3, 5])
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", default="", metavar="FILE")
+    parser.add_argument("--quick", action="store_true", help="the lab's model, few turns")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    config = load_settings(ModelConfig, builtin_config("models/lab.yaml"))
+    if arguments.model and not arguments.quick:
+        config = ModelConfig(path=arguments.model)
+    lm = load_language_model(config, "cpu")
+    turns = 3 if arguments.quick else arguments.turns
+    rows = [leave_one_out(lm, k, turns) for k in arguments.k]
+    tokens = arguments.new_tokens
+    rows.append(decoded(lm, "methods", methods(lm, tokens), turns))
+    rows += [decoded(lm, "demonstrations", demonstrations(lm, n, tokens), turns) for n in (2, 4)]
+    show(rows)
+    figures = {f"leave_one_out_speedup_k{k}": row["speedup"] for k, row in zip(arguments.k, rows, strict=False)}
+    figures["exact"] = all(row["same"] == "to the bit" for row in rows if row["case"].startswith("leave"))
+    if arguments.json:
+        write(arguments.json, figures, rows, torch.device("cpu"))
+
+
+if __name__ == "__main__":
+    main()
