@@ -11,9 +11,10 @@ With N users who ask again when they have their answer, latency is N over the ra
                       generators / time on their GPU,              where the model runs on one
                       N / latency alone(c) )                       nobody has more than one question on its way
 
-`e`, the share of the cores that are kept busy by so many users a core, and the server's own work by users for each
-place where micro-batches form (`groups.at_once` of a gateway), are read off the observed loads, between which they are
-interpolated in the logarithm. What RAGO does not have, as its times are simulated, is this observation; what both lack
+`e`, the share of the cores that are kept busy by so many users a core, and the server's own work by the users of a
+gateway, are read off the observed loads, between which they are interpolated in the logarithm. (Not by users for each
+place where micro-batches form: one place instead of two was measured to save a quarter of what that says, which is
+what the stages save.) What RAGO does not have, as its times are simulated, is this observation; what both lack
 is arrivals at random.
 
 A server that is embedded is predicted from the loads of one that is embedded, and one that is not from those of the
@@ -60,7 +61,7 @@ class Batches:
 class _Fitted:
     """What was read off the loads of one observed server.
 
-    By role: its own work by users for each place, and the cores that one replica keeps busy. By users for each core:
+    By role: its own work by users of a gateway, and the cores that one replica keeps busy. By users for each core:
     the share of the cores that is busy, and the median latency over the mean. `calls` are the seconds of one answer
     alone beyond its stages; `overlap` is how many times as quick an answer was as these and its stages say.
     """
@@ -99,7 +100,7 @@ class Predictor:
         seen = [one.rate * self._alone(own, self.batches(own, one.users), calls) / one.users for one in loads]
         return _Fitted(
             work={
-                role: _Between([(self._places(own, one.users), self._own_work(own, one, role)) for one in loads])
+                role: _Between([(self._crowd(own, one.users), self._own_work(own, one, role)) for one in loads])
                 for role in (*ROLES, *_REST)
             },
             threads={role: self._most_threads(server, role) for role in own.deployments},
@@ -173,8 +174,8 @@ class Predictor:
     def _demands(self, fitted: _Fitted, candidate: Candidate, batches: Batches, users: int) -> dict[str, float]:
         """Seconds of the processor for an answer, by role."""
         stages = self._processor_work(candidate, batches)
-        places = self._places(candidate, users)
-        return {role: max(0.0, own(places) + stages.get(role, 0.0)) for role, own in fitted.work.items()}
+        crowd = self._crowd(candidate, users)
+        return {role: max(0.0, own(crowd) + stages.get(role, 0.0)) for role, own in fitted.work.items()}
 
     def _processor_work(self, candidate: Candidate, batches: Batches) -> dict[str, float]:
         """What the stages take of the processor for an answer, by the role in whose processes they do."""
@@ -240,6 +241,10 @@ class Predictor:
         if self._profile.workload.alone:
             return 1.0
         return users / (candidate.gateway * candidate.at_once)
+
+    def _crowd(self, candidate: Candidate, users: float) -> float:
+        """Users of a gateway, by whom its work for an answer is known."""
+        return 1.0 if self._profile.workload.alone else users / candidate.gateway
 
     def _own_work(self, own: Candidate, observed: Observed, role: str) -> float:
         """What a deployment of the observed server computed for an answer beyond its stages.

@@ -36,7 +36,7 @@ def test_the_best_has_the_highest_rate_within_the_bound_and_takes_no_more_than_i
     found = choices()
     free = best(found, None)
     assert free.predicted.rate >= max(one.predicted.rate for one in found) * 0.98
-    assert free.candidate.at_once == 1  # the larger micro-batches are cheaper an answer
+    assert free.candidate.at_once == 1  # of equals the one that takes least
     assert sum(free.candidate.replicas(role) for role in CPUS) == 4
     tight = best(found, free.predicted.p50)
     assert tight.predicted.p50 <= free.predicted.p50
