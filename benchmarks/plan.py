@@ -2,9 +2,10 @@
 
     python benchmarks/plan.py --json plan.json      (--quick: short loads, one turn)
 
-`regrad plan` with `check`, on the lab: a profile of the stages and of the default server under 1, 4, 8, 32 and 64
-users, the search, then the default and the chosen configuration under 16 users in turn, each started anew. 16 users are
-not among the loads that the profile has.
+`regrad plan` with `check`, on the lab: a profile of the stages, of the default server and of the same embedded under 1,
+4, 8, 32 and 64 users, the search, then the default and the chosen configuration under 16 users in turn, each started
+anew. 16 users are not among the loads that the profile has. With a `--profile` from before embedded servers were
+measured none of them is planned.
 
 `worst_prediction_error` is the largest of the four relative errors (rate and p50 of both, medians over the turns);
 `gain_over_default` the ratio of the rates that were measured.
@@ -57,6 +58,7 @@ def rows_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "configuration": row["name"],
+            "embedded": report[row["name"]]["configuration"]["embedded"],
             "turn": row["turn"],
             "predicted answers/s": row["predicted"]["rate"],
             "answers/s": row["measured"]["rate"],

@@ -146,7 +146,8 @@ class ServeConfig(Settings):
     embedded: bool = Field(
         False,
         description="retriever and bank loader inside each gateway replica, instead of replicas that scale by "
-        "themselves: where one machine serves, as a call between processes costs more than a search",
+        "themselves: where one machine serves, as a call between processes costs more than a search; `regrad plan` "
+        "measures both",
     )
     retriever: ReplicaConfig = ReplicaConfig()
     bank_loader: ReplicaConfig = ReplicaConfig()

@@ -57,6 +57,11 @@ class PlanConfig(Settings):
     )
     most_replicas: int = Field(4, ge=1, description="most replicas of a deployment that the search tries")
     most_rows: int = Field(64, ge=1, description="largest batch.max_size that the search tries")
+    change_embedded: bool = Field(
+        True,
+        description="also measure and search the server with `embedded` the other way; false: only as the serve "
+        "configuration has it, as where several machines serve",
+    )
     measuring: MeasuringConfig = MeasuringConfig()
     check: bool = Field(False, description="run the chosen and the given configuration under load afterwards")
     check_seconds: float = Field(15.0, gt=0, description="duration of each load of the check")

@@ -7,14 +7,19 @@ With N users who ask again when they have their answer, latency is N over the ra
     demand(c)  = Σ over deployments of what one answer computes in it: stage curves at c's batch sizes, plus the
                  server's own work, which is what a real server was observed to compute beyond them
     rate(c, N) = min( cores · e(N / cores) / demand(c),            all processes share the cores
-                      replicas · threads / demand in one role,     a deployment's replicas are so many threads
+                      replicas · threads / demand on one thread,   a deployment's replicas are so many threads
                       generators / time on their GPU,              where the model runs on one
                       N / latency alone(c) )                       nobody has more than one question on its way
 
-`e`, the share of the cores that are kept busy by so many users a core, and the server's own work by users for each
-place where micro-batches form (`groups.at_once` of a gateway), are read off the observed loads, between which they are
-interpolated in the logarithm. What RAGO does not have, as its times are simulated, is this observation; what both lack
+`e`, the share of the cores that are kept busy by so many users a core, and the server's own work by the users of a
+gateway, are read off the observed loads, between which they are interpolated in the logarithm. (Not by users for each
+place where micro-batches form: one place instead of two was measured to save a quarter of what that says, which is
+what the stages save.) What RAGO does not have, as its times are simulated, is this observation; what both lack
 is arrivals at random.
+
+A server that is embedded is predicted from the loads of one that is embedded, and one that is not from those of the
+other: calls between processes are what they differ in, and no curve of a stage has them. The stages of retriever and
+bank loader are then the gateways' work, and each gateway searches in a thread beside that of its event loop.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from regrad.planning.profile import ROLES, Bank, Candidate, Machine, Observed, Profile
+from regrad.planning.profile import ROLES, Bank, Candidate, Machine, Observed, ObservedServer, Profile
 
 _REST = ("rest", "asking")
 
@@ -52,6 +57,23 @@ class Batches:
     rows: float
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """What was read off the loads of one observed server.
+
+    By role: its own work by users of a gateway, and the cores that one replica keeps busy. By users for each core:
+    the share of the cores that is busy, and the median latency over the mean. `calls` are the seconds of one answer
+    alone beyond its stages; `overlap` is how many times as quick an answer was as these and its stages say.
+    """
+
+    work: Mapping[str, _Between]
+    threads: Mapping[str, float]
+    busy: _Between
+    skew: _Between
+    calls: float
+    overlap: float
+
+
 class Predictor:
     """A profile as a model of speed. `bank` is the one to be served, by default the profile's.
 
@@ -63,38 +85,43 @@ class Predictor:
         self._profile = profile
         self._bank = profile.bank  # what was observed was of this one
         self._disk_share = disk_share
-        own = profile.configuration
-        self._work = {
-            role: _Between([(self._places(own, one.users), self._own_work(one, role)) for one in profile.observed])
-            for role in (*ROLES, *_REST)
-        }
-        cores = profile.machine.cores
-        self._busy = _Between(
-            [(one.users / cores, one.rate * sum(one.processor.values()) / cores) for one in profile.observed]
-        )
-        self._skew = _Between([(one.users / cores, one.p50 * one.rate / one.users) for one in profile.observed])
-        first = profile.observed[0]
-        alone = self._seconds(own, self.batches(own, first.users))
-        self._calls = first.users / first.rate - alone
-        self._threads = {role: self._most_threads(role) for role in ROLES}
-        # No bound is below what was seen: stages may be quicker in the server than they were by themselves.
-        seen = [one.rate * self._alone(own, self.batches(own, one.users)) / one.users for one in profile.observed]
-        self._overlap = max(1.0, *seen)
+        self._fitted = {embedded: self._fit(server) for embedded, server in profile.servers.items()}
         self._bank = bank or profile.bank
 
+    def knows(self, embedded: bool) -> bool:
+        """Whether servers that are embedded, or those that are not, can be predicted: one of them was observed."""
+        return embedded in self._fitted
+
+    def _fit(self, server: ObservedServer) -> _Fitted:
+        own, loads, cores = server.configuration, server.observed, self._profile.machine.cores
+        first = loads[0]
+        calls = first.users / first.rate - self._seconds(own, self.batches(own, first.users))
+        # No bound is below what was seen: stages may be quicker in the server than they were by themselves.
+        seen = [one.rate * self._alone(own, self.batches(own, one.users), calls) / one.users for one in loads]
+        return _Fitted(
+            work={
+                role: _Between([(self._crowd(own, one.users), self._own_work(own, one, role)) for one in loads])
+                for role in (*ROLES, *_REST)
+            },
+            threads={role: self._most_threads(server, role) for role in own.deployments},
+            busy=_Between([(one.users / cores, one.rate * sum(one.processor.values()) / cores) for one in loads]),
+            skew=_Between([(one.users / cores, one.p50 * one.rate / one.users) for one in loads]),
+            calls=calls,
+            overlap=max(1.0, *seen),
+        )
+
     def predict(self, candidate: Candidate, machine: Machine, users: int) -> Prediction:
-        """Speed of a configuration on a machine with so many users."""
-        batches = self.batches(candidate, users)
-        after_first = self._decode(batches, self._profile.stages.decode.seconds)
-        demands = self._demands(candidate, batches, users)
+        """Speed of a configuration, of those that it `knows`, on a machine with so many users."""
+        fitted, batches = self._fitted[candidate.embedded], self.batches(candidate, users)
+        demands = self._demands(fitted, candidate, batches, users)
         per_core = users / machine.cores
-        alone = self._alone(candidate, batches)
+        alone = self._alone(candidate, batches, fitted.calls)
         bounds = {
-            "cores": machine.cores * self._busy(per_core) / sum(demands.values()),
-            "latency": users * self._overlap / alone,
+            "cores": machine.cores * fitted.busy(per_core) / sum(demands.values()),
+            "latency": users * fitted.overlap / alone,
             **{
-                role: candidate.replicas(role) * self._threads[role] / demands[role]
-                for role in ROLES
+                role: candidate.replicas(role) * threads / self._on_a_thread(candidate, batches, role, demands[role])
+                for role, threads in fitted.threads.items()
                 if demands[role] > 0
             },
         }
@@ -102,14 +129,15 @@ class Predictor:
             bounds["gpu"] = candidate.generator / self._generator_work(batches)
         bottleneck = min(bounds, key=bounds.__getitem__)
         rate = bounds[bottleneck]
-        p50 = users / rate * self._skew(per_core)
+        p50 = users / rate * fitted.skew(per_core)
+        after_first = self._decode(batches, self._profile.stages.decode.seconds)
         first_token = p50 * (1 - min(1.0, after_first / alone))
         return Prediction(users, rate, p50, first_token, sum(demands.values()), bottleneck)
 
-    def _alone(self, candidate: Candidate, batches: Batches) -> float:
+    def _alone(self, candidate: Candidate, batches: Batches, calls: float) -> float:
         """Seconds of one answer with the machine to itself: calls between processes and stages."""
         after_first = self._decode(batches, self._profile.stages.decode.seconds)
-        return max(self._calls + self._seconds(candidate, batches), after_first, 1e-6)
+        return max(calls + self._seconds(candidate, batches), after_first, 1e-6)
 
     def batches(self, candidate: Candidate, users: int) -> Batches:
         """What travels and is decoded together.
@@ -131,25 +159,39 @@ class Predictor:
         return Batches(grouped, rows)
 
     def memory_bytes(self, candidate: Candidate) -> int:
-        """Of all processes: each with its libraries, caches, models with the keys and values of full batches."""
+        """Of all processes, with indexes, caches, and models with the keys and values of full batches."""
         memory = self._profile.memory
-        processes = sum(candidate.replicas(role) for role in ROLES) * memory.process
+        indexes = candidate.retriever * memory.index
         caches = candidate.bank_loader * candidate.cache_bytes
         models = 0 if self._profile.generator_on_gpu else candidate.generator * self.model_bytes(candidate)
-        return processes + caches + models
+        return candidate.processes * memory.process + indexes + caches + models
 
     def model_bytes(self, candidate: Candidate) -> int:
         """Of one generator: the model, and keys and values of a full batch."""
         work, memory = self._profile.workload, self._profile.memory
         return memory.model + math.ceil(candidate.rows * (work.prompt_tokens + work.max_new_tokens) * memory.token)
 
-    def _demands(self, candidate: Candidate, batches: Batches, users: int) -> dict[str, float]:
+    def _demands(self, fitted: _Fitted, candidate: Candidate, batches: Batches, users: int) -> dict[str, float]:
         """Seconds of the processor for an answer, by role."""
-        stages = self._stage_work(candidate, batches)
+        stages = self._processor_work(candidate, batches)
+        crowd = self._crowd(candidate, users)
+        return {role: max(0.0, own(crowd) + stages.get(role, 0.0)) for role, own in fitted.work.items()}
+
+    def _processor_work(self, candidate: Candidate, batches: Batches) -> dict[str, float]:
+        """What the stages take of the processor for an answer, by the role in whose processes they do."""
+        work = self._stage_work(candidate, batches)
         if self._profile.generator_on_gpu:
-            stages["generator"] = 0.0
-        places = self._places(candidate, users)
-        return {role: max(0.0, own(places) + stages.get(role, 0.0)) for role, own in self._work.items()}
+            work["generator"] = 0.0
+        if candidate.embedded:
+            work["gateway"] = work.pop("retriever") + work.pop("bank_loader")
+        return work
+
+    def _on_a_thread(self, candidate: Candidate, batches: Batches, role: str, demand: float) -> float:
+        """Of a role's demand the busiest thread's: an embedded gateway searches beside its event loop."""
+        if not (candidate.embedded and role == "gateway"):
+            return demand
+        searching = min(demand, self._stage_work(candidate, batches)["retriever"])
+        return max(searching, demand - searching)
 
     def _stage_work(self, candidate: Candidate, batches: Batches) -> dict[str, float]:
         """Busy seconds for an answer of what the stage curves have, by role."""
@@ -200,23 +242,28 @@ class Predictor:
             return 1.0
         return users / (candidate.gateway * candidate.at_once)
 
-    def _own_work(self, observed: Observed, role: str) -> float:
+    def _crowd(self, candidate: Candidate, users: float) -> float:
+        """Users of a gateway, by whom its work for an answer is known."""
+        return 1.0 if self._profile.workload.alone else users / candidate.gateway
+
+    def _own_work(self, own: Candidate, observed: Observed, role: str) -> float:
         """What a deployment of the observed server computed for an answer beyond its stages.
 
         Below nothing where a stage took longer by itself than in the server: only what a configuration changes in the
         stages counts then, and an observed load is predicted as it was observed.
         """
-        found = observed.processor.get(role, 0.0)
-        own = self._profile.configuration
-        stages = self._stage_work(own, self.batches(own, observed.users))
-        if self._profile.generator_on_gpu:
-            stages["generator"] = 0.0
-        return float(found) - stages.get(role, 0.0)
+        stages = self._processor_work(own, self.batches(own, observed.users))
+        return float(observed.processor.get(role, 0.0)) - stages.get(role, 0.0)
 
-    def _most_threads(self, role: str) -> float:
-        """Cores that one replica was seen to keep busy; at least one, which is what a thread can."""
-        replicas = self._profile.configuration.replicas(role)
-        seen = [one.rate * one.processor.get(role, 0.0) / replicas for one in self._profile.observed]
+    def _most_threads(self, server: ObservedServer, role: str) -> float:
+        """So many times what one thread can was one replica seen to do; at least once."""
+        own = server.configuration
+        seen = [
+            one.rate
+            * self._on_a_thread(own, self.batches(own, one.users), role, one.processor.get(role, 0.0))
+            / own.replicas(role)
+            for one in server.observed
+        ]
         return max(1.0, *seen)
 
 

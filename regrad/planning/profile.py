@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from regrad.errors import PlanningError
 from regrad.settings import Settings
@@ -14,6 +14,8 @@ from regrad.storage import Storage
 
 ROLES = ("gateway", "retriever", "bank_loader", "generator")
 """The deployments of a server, as its settings name them."""
+EMBEDDED = ("retriever", "bank_loader")
+"""Those that an embedded server has in the gateways' processes."""
 
 
 class Point(Settings):
@@ -94,7 +96,10 @@ class Stages(Settings):
 
 
 class Candidate(Settings):
-    """A configuration of a server, in what the search changes: replicas, batches and caches."""
+    """A configuration of a server, in what the search changes: replicas, batches, caches, and what is embedded.
+
+    An `embedded` one has a retriever and a bank loader in the process of each gateway, so as many of each.
+    """
 
     gateway: int = Field(1, ge=1)
     retriever: int = Field(1, ge=1)
@@ -104,10 +109,27 @@ class Candidate(Settings):
     most_grouped: int = Field(ge=1, description="requests in a micro-batch (`groups.max_size`)")
     rows: int = Field(ge=1, description="requests that are decoded together (`batch.max_size`)")
     cache_bytes: int = Field(ge=0, description="atoms in the memory of a bank loader (`tiers.memory_bytes`)")
+    embedded: bool = Field(False, description="retriever and bank loader in the gateways' processes")
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Candidate:
+        if self.embedded and {self.retriever, self.bank_loader} != {self.gateway}:
+            raise ValueError("an embedded server has a retriever and a bank loader for each gateway")
+        return self
 
     def replicas(self, role: str) -> int:
         """Of one of `ROLES`."""
         return int(getattr(self, role))
+
+    @property
+    def deployments(self) -> tuple[str, ...]:
+        """Those of `ROLES` whose replicas are processes of their own."""
+        return tuple(role for role in ROLES if not (self.embedded and role in EMBEDDED))
+
+    @property
+    def processes(self) -> int:
+        """The replicas of all deployments."""
+        return sum(self.replicas(role) for role in self.deployments)
 
 
 class Observed(Settings):
@@ -127,9 +149,14 @@ class Observed(Settings):
 
 
 class Memory(Settings):
-    """Bytes of a process without model and atoms, of the model, and of the keys and values of one token."""
+    """Bytes of a process without model, index and atoms, of the model, and of the keys and values of one token.
+
+    `index` is what an open index takes by itself, with its search engine's process, but without the pages of its files:
+    all that have it open share those.
+    """
 
     process: int = Field(ge=0)
+    index: int = Field(0, ge=0)
     model: int = Field(ge=1)
     token: int = Field(ge=0)
 
@@ -147,10 +174,30 @@ class Bank(Settings):
         return self.record_bytes * self.passages
 
 
-class Profile(Settings):
-    """All that was measured: on which machine, of which model and bank, by which server configuration.
+def _rising_users(loads: tuple[Observed, ...]) -> tuple[Observed, ...]:
+    users = [item.users for item in loads]
+    if users != sorted(set(users)):
+        raise ValueError("the numbers of users must rise")
+    return loads
 
-    `observed` is what the server of `configuration` did under load; `generator_on_gpu` says where the model ran.
+
+Loads = Annotated[
+    tuple[Observed, ...], Field(min_length=1, description="the fewest users first"), AfterValidator(_rising_users)
+]
+
+
+class ObservedServer(Settings):
+    """What the server of a configuration did under load."""
+
+    configuration: Candidate
+    observed: Loads
+
+
+class Profile(Settings):
+    """All that was measured: on which machine, of which model and bank, by which server configurations.
+
+    `observed` is what the server of `configuration` did under load, the one that was given, and `other` the same server
+    with `embedded` the other way, if it was measured; `generator_on_gpu` says where the model ran.
     """
 
     format: Literal[1] = 1
@@ -164,14 +211,20 @@ class Profile(Settings):
     stages: Stages
     memory: Memory
     configuration: Candidate
-    observed: tuple[Observed, ...] = Field(min_length=1, description="the fewest users first")
+    observed: Loads
+    other: ObservedServer | None = None
 
     @model_validator(mode="after")
-    def _rising(self) -> Profile:
-        users = [item.users for item in self.observed]
-        if users != sorted(set(users)):
-            raise ValueError("the numbers of users must rise")
+    def _unlike(self) -> Profile:
+        if self.other is not None and self.other.configuration.embedded == self.configuration.embedded:
+            raise ValueError("one of the two servers is embedded and the other is not")
         return self
+
+    @property
+    def servers(self) -> dict[bool, ObservedServer]:
+        """The servers that were observed, by whether they are embedded."""
+        given = ObservedServer(configuration=self.configuration, observed=self.observed)
+        return {one.configuration.embedded: one for one in (given, self.other) if one is not None}
 
 
 def read_profile(uri: str) -> Profile:
@@ -200,14 +253,15 @@ def write_profile(uri: str, profile: Profile) -> None:
     Storage(folder).write(name, (profile.model_dump_json(indent=1) + "\n").encode())
 
 
-def check_profile(profile: Profile, fingerprint: str, bank: Bank, method: str, k: int) -> None:
-    """Raise `PlanningError` if a profile is of another model, bank or kind of question than is to be served."""
+def check_profile(profile: Profile, fingerprint: str, bank: Bank, method: str, k: int, embedded: bool) -> None:
+    """Raise `PlanningError` if a profile is of another model, bank, kind of question or server than is planned from."""
     facts = (
         ("MetaInit", profile.fingerprint, fingerprint),
         ("codec", profile.bank.codec, bank.codec),
         ("bytes an atom", profile.bank.record_bytes, bank.record_bytes),
         ("method", profile.workload.method, method),
         ("passages a question (k)", profile.workload.k, k),
+        ("`embedded`", embedded if embedded in profile.servers else not embedded, embedded),
     )
     for what, found, expected in facts:
         if found != expected:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 
 from regrad.errors import PlanningError
 from regrad.planning.prediction import Prediction, Predictor
@@ -20,18 +20,23 @@ _SAME = 0.01
 
 @dataclass(frozen=True)
 class Limits:
-    """What a configuration may use, and the processors and GPUs that a replica of each deployment reserves."""
+    """What a configuration may use, and the processors and GPUs that a replica of each deployment reserves.
+
+    `embedded` has the values of `Candidate.embedded` that may be tried.
+    """
 
     machine: Machine
     cpus: Mapping[str, float]
     gpus: Mapping[str, float]
     most_replicas: int = 4
     most_rows: int = 64
+    embedded: tuple[bool, ...] = (False, True)
 
     def reserves(self, candidate: Candidate) -> tuple[float, float]:
         """Processors and GPUs of all replicas."""
-        cpus = sum(candidate.replicas(role) * self.cpus.get(role, 0.0) for role in ROLES)
-        return cpus, sum(candidate.replicas(role) * self.gpus.get(role, 0.0) for role in ROLES)
+        replicas = {role: candidate.replicas(role) for role in candidate.deployments}
+        cpus = sum(count * self.cpus.get(role, 0.0) for role, count in replicas.items())
+        return cpus, sum(count * self.gpus.get(role, 0.0) for role, count in replicas.items())
 
 
 @dataclass(frozen=True)
@@ -46,17 +51,25 @@ class Choice:
 def fitting(predictor: Predictor, default: Candidate, limits: Limits, bank: Bank) -> list[Candidate]:
     """The configurations that fit: replicas, batches and caches in powers of two, and the default's own.
 
-    Raises `PlanningError` if there is no room for one: in memory, processors or GPUs.
+    Embedded or not as the limits allow, but only what the predictor knows. Raises `PlanningError` if there is no room
+    for one: in memory, processors or GPUs.
     """
     check_processors(default, limits)
     machine = limits.machine
-    found = [one for one in _all(default, limits, bank) if _has_processors(limits, one)]
+    known = [embedded for embedded in limits.embedded if predictor.knows(embedded)]
+    everything = chain.from_iterable(_all(default, limits, bank, embedded) for embedded in known)
+    found = [one for one in everything if _has_processors(limits, one)]
     roomy = [one for one in found if _has_room(predictor, one, machine, limits)]
     if not roomy:
         least = min(predictor.memory_bytes(one) for one in found)
         model = min(predictor.model_bytes(one) for one in found)
         raise no_room(least, model, machine, any(limits.gpus.values()))
     return roomy
+
+
+def fits(predictor: Predictor, candidate: Candidate, limits: Limits) -> bool:
+    """Whether this configuration has room, in memory, processors and GPUs."""
+    return _has_processors(limits, candidate) and _has_room(predictor, candidate, limits.machine, limits)
 
 
 def check_processors(default: Candidate, limits: Limits) -> None:
@@ -90,24 +103,23 @@ def no_room(least: int, model: int, machine: Machine, on_gpu: bool) -> PlanningE
     )
 
 
-def _all(default: Candidate, limits: Limits, bank: Bank) -> Iterator[Candidate]:
-    replicas = sorted({*_doubled(limits.most_replicas)})
+def _all(default: Candidate, limits: Limits, bank: Bank, embedded: bool) -> Iterator[Candidate]:
     rows = sorted({default.rows, *_doubled(limits.most_rows)})
     caches = sorted({default.cache_bytes, *(math.ceil(share * bank.bytes) for share in _CACHED)})
     at_once = sorted({default.at_once, *_AT_ONCE})
-    for gateway, retriever, loader, generator in product(replicas, repeat=len(ROLES)):
+    for replicas in _replicas(limits.most_replicas, embedded):
         for places, most, cache in product(at_once, rows, caches):
-            yield default.model_copy(
-                update={
-                    "gateway": gateway,
-                    "retriever": retriever,
-                    "bank_loader": loader,
-                    "generator": generator,
-                    "at_once": places,
-                    "rows": most,
-                    "cache_bytes": cache,
-                }
-            )
+            batches = {"at_once": places, "rows": most, "cache_bytes": cache}
+            yield default.model_copy(update={**replicas, **batches, "embedded": embedded})
+
+
+def _replicas(most: int, embedded: bool) -> Iterator[dict[str, int]]:
+    """By role, up to so many; an embedded server's retrievers and bank loaders are as many as its gateways."""
+    counts = tuple(_doubled(most))
+    for gateway in counts:
+        beside = [(gateway, gateway)] if embedded else product(counts, repeat=2)
+        for (retriever, loader), generator in product(beside, counts):
+            yield {"gateway": gateway, "retriever": retriever, "bank_loader": loader, "generator": generator}
 
 
 def _doubled(most: int) -> Iterator[int]:
@@ -155,8 +167,7 @@ def best(choices: Sequence[Choice], bound: float | None) -> Choice:
 
 def _order(choice: Choice) -> tuple[float, ...]:
     steps = round(math.log(choice.predicted.rate) / math.log1p(_SAME))
-    replicas = sum(choice.candidate.replicas(role) for role in ROLES)
-    return -steps, replicas, choice.memory_bytes, choice.candidate.at_once
+    return -steps, choice.candidate.processes, choice.memory_bytes, choice.candidate.at_once
 
 
 def front(choices: Sequence[Choice]) -> list[Choice]:

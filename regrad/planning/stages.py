@@ -26,6 +26,7 @@ from regrad.methods.base import AtomProvider, Evidence, Method, MethodSettings, 
 from regrad.methods.regrad import BoundMetaInit, GradientSettings
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.planning.profile import Bank, Curve, Memory, Point, Stages, Workload
+from regrad.planning.watching import private_bytes
 from regrad.retrieval.base import Hit, Retriever, open_retriever
 from regrad.retrieval.config import RetrieverConfig
 
@@ -120,11 +121,13 @@ def measure(
     lm = load_language_model(meta_init.model_at(served.model_path), "cuda" if served.gpu else "cpu")
     watch = Stopwatch(repeats, lm.device)
     asked = list(questions[:_ASKED])
+    without_index = private_bytes(started=False)  # so a search engine that runs already counts, too
     with _threads(served.threads), open_retriever(served.index, served.retrieval) as retriever:
         info = served.method.info
         hits = retriever.search(asked, k) if info.retrieves else [[] for _ in asked]
         say("the stages without a server: retrieve")
         retrieve = _retrieve_curve(retriever, asked, k, batches, watch) if info.retrieves else None
+        index = max(0, private_bytes() - without_index)
     with _threads(served.threads):
         say("load")
         found = [[hit.passage for hit in one] for one in hits]
@@ -152,7 +155,7 @@ def measure(
         answer_tokens=max(1.0, answer_tokens),
         atoms=k if served.loads else 0,
     )
-    memory = Memory(process=process, model=model_bytes(lm), token=token_bytes(lm))
+    memory = Memory(process=process, index=index, model=model_bytes(lm), token=token_bytes(lm))
     return Measured(stages, memory, workload, meta_init.fingerprint, bank)
 
 

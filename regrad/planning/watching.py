@@ -48,6 +48,12 @@ def resident_bytes() -> tuple[int, int]:
     return sum(item.rss for item in held), sum(item.rss - item.shared for item in held)
 
 
+def private_bytes(started: bool = True) -> int:
+    """Memory of this process, and of all that it `started`, without pages that others can share."""
+    held = [process.memory_info() for process in (psutil.Process(), *(_alive() if started else ()))]
+    return sum(item.rss - getattr(item, "shared", 0) for item in held)  # only Linux says what is shared
+
+
 def _alive() -> Iterator[psutil.Process]:
     for child in psutil.Process().children(recursive=True):
         try:

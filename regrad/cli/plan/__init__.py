@@ -18,6 +18,8 @@ from regrad.settings import load_settings
 def plan(config: Path, overrides: tuple[str, ...], check: bool, as_json: bool) -> None:
     """Plan a server: measure its stages, search replicas, batches and caches, write the best configuration.
 
+    Retriever and bank loader are tried as replicas of their own and inside the gateways (`embedded`).
+
     Prints the Pareto front of time to first token against answers a second and core. The profile is kept as JSON, and
     planning again from it (`--set profile=FILE`) measures nothing, also for another machine (`--set machine.cores=64`).
     """

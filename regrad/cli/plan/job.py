@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import yaml
 from ray_jobs.cluster import cluster
 from regrad.bank.format import read_manifest
 from regrad.cli.plan.report import CheckedRow, PlanReport
-from regrad.cli.plan.server import candidate_of, changed_args, loaded
+from regrad.cli.plan.server import can_change_embedded, candidate_of, changed_args, loaded
 from regrad.data.question_sets import read_questions
 from regrad.errors import PlanningError
 from regrad.meta_init import MetaInit, read_card
@@ -29,13 +29,14 @@ from regrad.planning.profile import (
     Bank,
     Candidate,
     Machine,
+    ObservedServer,
     Profile,
     check_profile,
     read_profile,
     write_profile,
 )
-from regrad.planning.search import Choice, Limits, best, check_processors, fitting, front, no_room, predicted
-from regrad.planning.stages import Served, measure
+from regrad.planning.search import Choice, Limits, best, check_processors, fits, fitting, front, no_room, predicted
+from regrad.planning.stages import Measured, Served, measure
 from regrad.settings import parse_settings
 from regrad.storage import Storage
 from regrad.text import hint
@@ -86,6 +87,9 @@ def plan(config: PlanConfig, say: Say) -> PlanReport:
     asked = prepare(config)
     profile = asked.profile or _measured(asked, say)
     predictor = Predictor(profile, asked.bank, asked.disk_share)
+    for embedded in asked.limits.embedded:
+        if not predictor.knows(embedded):
+            say(f"no server with {_setting(embedded)} was measured, so none is searched")
     machine = asked.limits.machine
     candidates = fitting(predictor, asked.default, asked.limits, asked.bank)
     choices = predicted(predictor, candidates, machine, config.users)
@@ -108,12 +112,6 @@ def prepare(config: PlanConfig) -> Asked:
     """Everything that can be found wrong without measuring: raises the first of it."""
     args, _ = parts_of(config.serve, "serve")
     server = parse_settings(ServeConfig, args, "serve: args")
-    if server.embedded:
-        raise PlanningError(
-            "the serve configuration has `embedded: true`, but a plan is of deployments that are each replicas of "
-            "their own: leave it out",
-            code="embedded",
-        )
     offers = offers_of(server)
     if config.method not in offers:
         text = f"the server offers no method {config.method!r}, but {', '.join(offers)}{hint(config.method, offers)}"
@@ -127,7 +125,7 @@ def prepare(config: PlanConfig) -> Asked:
     if config.profile is not None:
         profile = read_profile(config.profile)
         fingerprint = str(read_card(server.meta_init)["fingerprint"])
-        check_profile(profile, fingerprint, bank, config.method, config.k)
+        check_profile(profile, fingerprint, bank, config.method, config.k, server.embedded)
     else:
         _check_room(server, limits)
     questions = tuple(one.question for one in read_questions(config.questions))
@@ -149,12 +147,14 @@ def prepare(config: PlanConfig) -> Asked:
 
 def _limits(config: PlanConfig, server: ServeConfig) -> Limits:
     deployments = {role: getattr(server, role) for role in ROLES}
+    both = config.change_embedded and can_change_embedded(server)
     return Limits(
         machine_of(config.machine),
         {role: one.num_cpus for role, one in deployments.items()},
         {role: one.num_gpus for role, one in deployments.items()},
         config.most_replicas,
         config.most_rows,
+        embedded=(False, True) if both else (server.embedded,),
     )
 
 
@@ -187,13 +187,45 @@ def _measured(asked: Asked, say: Say) -> Profile:
     found = measure(
         asked.served, asked.questions, config.k, config.max_new_tokens, measuring.batches, measuring.repeats, say
     )
-    observations = []
-    with cluster(), loaded(asked.server, asked.bodies) as load:
+    with cluster():
+        profile = _profile(asked, found, _observed(asked, asked.server, say))
+        other = _other_server(asked, profile, say)
+        if other is not None:
+            profile = profile.model_copy(update={"other": _observed(asked, other, say)})
+    write_profile(f"{config.output}/{PROFILE}", profile)
+    return profile
+
+
+def _observed(asked: Asked, server: ServeConfig, say: Say) -> ObservedServer:
+    """A server under every load.
+
+    Both get all loads. Two for the second would not do: what embedding saves is no constant share. 1, 4, 16 and 64
+    users got 1.4, 1.5, 1.2 and 1.2 times as many answers a second (docs/benchmarks.md, "Through HTTP, under load");
+    between the ends 4 users would be taken to get 1.3 times as many, which is as wrong as most choices are close. And
+    in the same order each is as warm at a load as the other was.
+    """
+    measuring, loads = asked.config.measuring, []
+    with loaded(server, asked.bodies) as load:
         for users in measuring.users:
-            say(f"the server as it is set, under {users} users for {measuring.seconds:g} s")
-            observations.append(load.observe(users, measuring.seconds))
-    alone = config.max_new_tokens > asked.server.groups.max_new_tokens
-    profile = Profile(
+            say(f"the server with {_setting(server.embedded)} under {users} users, {measuring.seconds:g} s")
+            loads.append(load.observe(users, measuring.seconds))
+    return ObservedServer(configuration=candidate_of(server), observed=tuple(loads))
+
+
+def _other_server(asked: Asked, profile: Profile, say: Say) -> ServeConfig | None:
+    """The server with `embedded` the other way, if the plan may change that and this machine has room for it."""
+    other = asked.server.model_copy(update={"embedded": not asked.server.embedded})
+    if other.embedded not in asked.limits.embedded:
+        return None
+    if fits(Predictor(profile), candidate_of(other), replace(asked.limits, machine=profile.machine)):
+        return other
+    say(f"this machine has no room for the server with {_setting(other.embedded)}: it is not measured")
+    return None
+
+
+def _profile(asked: Asked, found: Measured, given: ObservedServer) -> Profile:
+    alone = asked.config.max_new_tokens > asked.server.groups.max_new_tokens
+    return Profile(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware={"processor": platform.processor() or platform.machine(), "torch": torch.__version__},
         machine=machine_of(MachineConfig()),
@@ -203,11 +235,13 @@ def _measured(asked: Asked, say: Say) -> Profile:
         generator_on_gpu=asked.served.gpu,
         stages=found.stages,
         memory=found.memory,
-        configuration=asked.default,
-        observed=tuple(observations),
+        configuration=given.configuration,
+        observed=given.observed,
     )
-    write_profile(f"{config.output}/{PROFILE}", profile)
-    return profile
+
+
+def _setting(embedded: bool) -> str:
+    return f"`embedded: {str(embedded).lower()}`"
 
 
 def _document(asked: Asked, chosen: Choice) -> str:

@@ -13,7 +13,10 @@ from regrad.planning.profile import Machine, Observed
 from regrad.planning.search import Choice
 from regrad.text import aligned, readable_size
 
-_COLUMNS = ("users", "first token", "p50", "answers/s", "a core", "bound by", "replicas", "at once", "rows", "cache")
+_COLUMNS = (
+    *("users", "first token", "p50", "answers/s", "a core", "bound by"),
+    *("embedded", "replicas", "at once", "rows", "cache"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class CheckedRow:
 class PlanReport:
     """The front, the configuration chosen and the one given, and what the check found, if it was asked for.
 
-    `replicas` in the table are those of gateway, retriever, bank loader and generator.
+    `replicas` in the table are those of gateway, retriever, bank loader and generator; of an embedded server those of
+    gateway and generator.
     """
 
     users: int
@@ -87,7 +91,8 @@ class PlanReport:
             f"{speed.rate:.1f}",
             f"{speed.rate / self.machine.cores:.1f}",
             speed.bottleneck,
-            f"{one.gateway}+{one.retriever}+{one.bank_loader}+{one.generator}",
+            "yes" if one.embedded else "no",
+            "+".join(str(one.replicas(role)) for role in one.deployments),
             str(one.at_once),
             str(one.rows),
             readable_size(one.cache_bytes),

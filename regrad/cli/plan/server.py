@@ -10,7 +10,7 @@ from copy import deepcopy
 from typing import Any
 
 from regrad.errors import PlanningError
-from regrad.planning.profile import ROLES, Candidate, Observed
+from regrad.planning.profile import EMBEDDED, ROLES, Candidate, Observed
 from regrad.planning.users import Outcome, Plan, run
 from regrad.planning.watching import processor_seconds, spent_by_role
 from serve_app.app import anywhere, serving
@@ -21,20 +21,31 @@ _WARMING_USERS = 16
 
 def candidate_of(config: ServeConfig) -> Candidate:
     """What the search changes, as these settings have it; of deployments that scale, their fewest replicas."""
-    replicas = {role: getattr(config, role).min_replicas for role in ROLES}
+    deployments = {
+        role: config.gateway if config.embedded and role in EMBEDDED else getattr(config, role) for role in ROLES
+    }
     return Candidate(
-        **replicas,
+        **{role: one.min_replicas for role, one in deployments.items()},
         at_once=config.groups.at_once,
         most_grouped=config.groups.max_size,
         rows=config.batch.max_size,
         cache_bytes=config.tiers.memory_bytes,
+        embedded=config.embedded,
     )
 
 
+def can_change_embedded(config: ServeConfig) -> bool:
+    """Whether retriever and bank loader may be embedded, or not any more, without another change of what they run on.
+
+    A gateway has the GPUs and custom resources of its own settings, not those that retriever and bank loader name.
+    """
+    return not any(one.num_gpus or one.resources for one in (config.retriever, config.bank_loader))
+
+
 def changed_args(args: Mapping[str, Any], candidate: Candidate) -> dict[str, Any]:
-    """The application's args with a candidate's replicas, batches and cache, and all else as it was."""
-    changed = deepcopy(dict(args))
-    for role in ROLES:
+    """The application's args with a candidate's replicas, batches, cache and `embedded`, and all else as it was."""
+    changed = {**deepcopy(dict(args)), "embedded": candidate.embedded}
+    for role in candidate.deployments:
         replicas = candidate.replicas(role)
         changed[role] = {**(changed.get(role) or {}), "min_replicas": replicas, "max_replicas": replicas}
     for section, values in (

@@ -13,16 +13,16 @@ from click.testing import CliRunner, Result
 from regrad.bank.format import read_manifest
 from regrad.cli.main import regrad
 from regrad.cli.plan.report import CheckedRow
-from regrad.cli.plan.server import candidate_of, changed_args, observed
+from regrad.cli.plan.server import can_change_embedded, candidate_of, changed_args, observed
 from regrad.errors import PlanningError, RegradError
 from regrad.meta_init import read_card
-from regrad.planning.profile import Bank, write_profile
+from regrad.planning.profile import Bank, read_profile, write_profile
 from regrad.planning.users import Outcome
 from regrad.storage import Storage
 from serve_app.app import load_serve_file
 from serve_app.config import ServeConfig
 from tests.tools.releasing import setup
-from tests.unit.planning.examples import profile_of
+from tests.unit.planning.examples import profile_of, with_embedded
 
 
 @pytest.fixture
@@ -75,9 +75,65 @@ def test_a_plan_from_a_profile_is_a_configuration_that_a_server_reads(folder: Pa
     written, _ = load_serve_file(folder / "plan" / "serve.yaml")
     plan = json.loads((folder / "plan" / "plan.json").read_text())
     assert candidate_of(written).model_dump() == plan["chosen"]["configuration"]
-    assert plan["chosen"]["predicted"]["rate"] > plan["given"]["predicted"]["rate"]
+    assert plan["chosen"]["predicted"]["rate"] >= plan["given"]["predicted"]["rate"]
     assert written.groups.at_once == 1
     assert yaml.safe_load((folder / "plan" / "serve.yaml").read_text())["proxy_location"] == "HeadOnly"
+
+
+def measure_both(folder: Path, share: float) -> None:
+    """The profile then has an embedded server, too, which takes this share of the other's time."""
+    place = str(folder / "profile.json")
+    write_profile(place, with_embedded(read_profile(place), share))
+
+
+def test_an_embedded_server_is_planned_where_it_is_predicted_to_be_better(folder: Path) -> None:
+    measure_both(folder, 0.8)
+    result = run(folder, "serve.applications.0.args.retriever={num_cpus: 0.2}")
+    assert result.exit_code == 0, result.output
+    written, _ = load_serve_file(folder / "plan" / "serve.yaml")
+    plan = json.loads((folder / "plan" / "plan.json").read_text())
+    assert written.embedded
+    assert candidate_of(written).model_dump() == plan["chosen"]["configuration"]
+    assert not plan["given"]["configuration"]["embedded"]
+    assert plan["chosen"]["predicted"]["demand"] < 0.9 * plan["given"]["predicted"]["demand"]
+    args = yaml.safe_load((folder / "plan" / "serve.yaml").read_text())["applications"][0]["args"]
+    assert args["retriever"] == {"num_cpus": 0.2}
+    given, chosen = result.stdout.split("Given, and chosen")[1].splitlines()[2:4]
+    assert given.split().count("no") == chosen.split().count("yes") == 1
+    assert "1+1+1+1" in given.split()
+    assert "1+1" in chosen.split()
+
+
+@pytest.mark.parametrize(("share", "embedded"), [(0.8, True), (1.25, False)])
+def test_a_plan_may_start_from_an_embedded_server(folder: Path, share: float, embedded: bool) -> None:
+    measure_both(folder, share)
+    result = run(folder, "serve.applications.0.args.embedded=true")
+    assert result.exit_code == 0, result.output
+    written, _ = load_serve_file(folder / "plan" / "serve.yaml")
+    assert written.embedded is embedded
+    plan = json.loads((folder / "plan" / "plan.json").read_text())
+    assert plan["given"]["configuration"]["embedded"]
+    assert candidate_of(written).model_dump() == plan["chosen"]["configuration"]
+
+
+def test_embedded_stays_as_it_is_where_it_may_not_change(folder: Path) -> None:
+    measure_both(folder, 0.8)
+    for setting in ("change_embedded=false", "serve.applications.0.args.bank_loader.resources={near_store: 1}"):
+        result = run(folder, setting)
+        assert result.exit_code == 0, result.output
+        assert not load_serve_file(folder / "plan" / "serve.yaml")[0].embedded
+
+
+def test_of_a_profile_with_one_server_only_such_are_searched_and_it_is_said(folder: Path) -> None:
+    result = run(folder)
+    assert "no server with `embedded: true` was measured" in result.stderr
+    assert not load_serve_file(folder / "plan" / "serve.yaml")[0].embedded
+
+
+def test_a_profile_without_a_server_like_the_given_one_is_refused(folder: Path) -> None:
+    error = refused(folder, "serve.applications.0.args.embedded=true")
+    assert error.code == "planning.other_profile"
+    assert error.fields == {"what": "`embedded`", "expected": True, "found": False}
 
 
 def test_the_same_profile_plans_for_a_larger_machine(folder: Path) -> None:
@@ -90,7 +146,6 @@ def test_the_same_profile_plans_for_a_larger_machine(folder: Path) -> None:
 
 def test_what_cannot_be_planned_is_refused_before_anything_is_written(folder: Path) -> None:
     assert refused(folder, "method=regard").code == "planning.not_offered"
-    assert refused(folder, "serve.applications.0.args.embedded=true").code == "planning.embedded"
     assert refused(folder, "k=4").code == "planning.other_profile"
     assert refused(folder, "machine.memory_bytes=1000").code == "planning.no_room"
     assert refused(folder, "machine.cores=1").code == "planning.no_cores"
@@ -126,6 +181,25 @@ def test_only_what_the_search_changes_is_changed_in_the_args(served: ServeConfig
     assert changed["tiers"] == {"disk": "d", "memory_bytes": 7}
     assert changed["bank"] == "b"
     assert args["tiers"] == {"disk": "d", "memory_bytes": 5}
+
+
+def test_an_embedded_server_is_written_with_the_replicas_of_its_gateways(served: ServeConfig) -> None:
+    candidate = candidate_of(served.model_copy(update={"embedded": True})).model_copy(
+        update={"gateway": 2, "retriever": 2, "bank_loader": 2}
+    )
+    changed = changed_args({"bank_loader": {"max_ongoing_requests": 8}, "gateway": {"num_cpus": 1}}, candidate)
+    assert changed["embedded"] is True
+    assert changed["gateway"] == {"num_cpus": 1, "min_replicas": 2, "max_replicas": 2}
+    assert changed["bank_loader"] == {"max_ongoing_requests": 8}
+    assert "retriever" not in changed
+    assert changed_args(changed, candidate_of(served))["embedded"] is False
+
+
+def test_what_retriever_or_loader_reserve_for_themselves_keeps_embedded_as_it_is(served: ServeConfig) -> None:
+    assert can_change_embedded(served)
+    for role, own in (("retriever", {"num_gpus": 1}), ("bank_loader", {"resources": {"near_store": 1}})):
+        config = ServeConfig.model_validate({**served.model_dump(), role: own})
+        assert not can_change_embedded(config)
 
 
 def test_a_load_is_summed_up_and_one_that_was_refused_is_an_error() -> None:

@@ -9,6 +9,7 @@ from regrad.planning.profile import (
     Machine,
     Memory,
     Observed,
+    ObservedServer,
     Point,
     Profile,
     Stages,
@@ -18,6 +19,7 @@ from regrad.planning.profile import (
 MACHINE = Machine(cores=2, memory_bytes=1 << 34)
 BANK = Bank(codec="float32", record_bytes=1000, passages=400)
 OWN = Candidate(at_once=2, most_grouped=32, rows=32, cache_bytes=BANK.bytes)
+EMBEDDED_OWN = OWN.model_copy(update={"embedded": True})
 
 # By users: answers a second, and milliseconds of all processors for an answer.
 _LOADS = {1: (25.0, 40.0), 4: (40.0, 32.0), 16: (80.0, 20.0), 64: (125.0, 12.8)}
@@ -58,4 +60,21 @@ def profile_of(step: float = 0.0) -> Profile:
         memory=Memory(process=100, model=1000, token=2),
         configuration=OWN,
         observed=tuple(observed(users, step) for users in _LOADS),
+    )
+
+
+def with_embedded(profile: Profile, share: float) -> Profile:
+    """With the same server embedded: it takes this share of the other's time for all that it does.
+
+    What retriever and loader computed is then computed in the gateway.
+    """
+
+    def of(one: Observed) -> Observed:
+        spent = {role: share * seconds for role, seconds in one.processor.items()}
+        spent["gateway"] += spent.pop("retriever") + spent.pop("bank_loader")
+        return one.model_copy(update={"rate": one.rate / share, "p50": one.p50 * share, "processor": spent})
+
+    own = profile.configuration.model_copy(update={"embedded": True})
+    return profile.model_copy(
+        update={"other": ObservedServer(configuration=own, observed=tuple(map(of, profile.observed)))}
     )

@@ -6,7 +6,7 @@ import pytest
 
 from regrad.planning.prediction import Predictor
 from regrad.planning.profile import Candidate, Curve, Machine, Point, Profile, interpolated
-from tests.unit.planning.examples import MACHINE, OWN, constant, observed, profile_of
+from tests.unit.planning.examples import EMBEDDED_OWN, MACHINE, OWN, constant, observed, profile_of, with_embedded
 
 
 def test_a_curve_is_straight_between_points_and_goes_on_with_its_last_slope() -> None:
@@ -25,29 +25,77 @@ def test_an_observed_load_is_predicted_as_it_was_observed() -> None:
         assert found.p50 == pytest.approx(one.p50, rel=1e-9)
 
 
-def test_fewer_places_gather_larger_micro_batches_by_the_hand_calculated_example() -> None:
-    """8 users at one place are as many as 16 users at two.
+def test_each_server_is_predicted_from_its_own_loads() -> None:
+    profile = with_embedded(profile_of(step=0.001), 0.7)
+    predictor = Predictor(profile)
+    for embedded, server in profile.servers.items():
+        for one in server.observed:
+            found = predictor.predict(server.configuration, MACHINE, one.users)
+            assert server.configuration.embedded is embedded
+            assert found.rate == pytest.approx(one.rate, rel=1e-9)
+            assert found.p50 == pytest.approx(one.p50, rel=1e-9)
+            assert found.demand == pytest.approx(sum(one.processor.values()))
 
-    There an answer was observed to take 20 ms of the processor, 2 ms of which are the stages', whatever the batch (1 ms
-    to search, 1 ms to load, nothing to decode). So it takes 20 ms here, too. 2 and 8 users a core kept 1.28 / 2 = 64%
-    and 1.6 / 2 = 80% of the cores busy (40 answers of 32 ms, 80 of 20 ms), so 4 do 72%, which is half-way in the
-    logarithm: 2 x 0.72 / 0.020 = 72 answers a second, and by Little's law 8 / 72 = 111 ms.
+
+def test_what_was_not_observed_is_not_known() -> None:
+    old = Predictor(profile_of())
+    assert (old.knows(False), old.knows(True)) == (True, False)
+    both = Predictor(with_embedded(profile_of(), 1.0))
+    assert both.knows(False)
+    assert both.knows(True)
+
+
+def test_an_embedded_gateway_loads_atoms_itself() -> None:
+    predictor = Predictor(with_embedded(profile_of(), 0.5))
+    whole, empty = (
+        predictor.predict(EMBEDDED_OWN.model_copy(update={"cache_bytes": cached}), MACHINE, 16).demand
+        for cached in (OWN.cache_bytes, 0)
+    )
+    assert whole == pytest.approx(0.5 * 0.020)
+    assert empty - whole == pytest.approx(0.004)  # disk takes 5 ms, memory 1 ms
+
+
+def test_an_embedded_gateway_searches_beside_its_event_loop_by_the_hand_calculated_example() -> None:
+    """Of 12.8 ms for an answer of many users a quarter is the gateway's, and 4 ms are the retriever's and the loader's.
+
+    Searching takes 1 ms of these 7.2, so the event loop has 6.2 left, and one core does that 161 times a second. Where
+    the gateway has only its quarter, one core does 3.2 ms 312 times.
     """
-    found = Predictor(profile_of()).predict(OWN.model_copy(update={"at_once": 1}), MACHINE, 8)
-    assert found.demand == pytest.approx(0.020)
-    assert found.rate == pytest.approx(72.0)
-    assert found.p50 == pytest.approx(0.1111, abs=1e-4)
+    predictor = Predictor(with_embedded(profile_of(), 1.0))
+    many = Machine(cores=64, memory_bytes=1 << 34)
+    embedded = predictor.predict(EMBEDDED_OWN, many, 512)
+    assert embedded.bottleneck == "gateway"
+    assert embedded.rate == pytest.approx(1 / 0.0062)
+    alone = predictor.predict(OWN, many, 512)
+    assert alone.rate == pytest.approx(1 / 0.0032)
+    two = EMBEDDED_OWN.model_copy(update={"gateway": 2, "retriever": 2, "bank_loader": 2})
+    assert predictor.predict(two, many, 512).rate == pytest.approx(2 / 0.0062)
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_between_two_loads_it_is_between_by_the_hand_calculated_example(at_once: int) -> None:
+    """8 users are half-way between 4 and 16 in the logarithm.
+
+    There an answer was observed to take 32 and 20 ms of the processor, 2 ms of which are the stages', whatever the
+    batch (1 ms to search, 1 ms to load, nothing to decode): so 26 ms here, however many micro-batches gather. 2 and 8
+    users a core kept 1.28 / 2 = 64% and 1.6 / 2 = 80% of the cores busy (40 answers of 32 ms, 80 of 20 ms), so 4 do
+    72%: 2 x 0.72 / 0.026 = 55.4 answers a second, and by Little's law 8 / 55.4 = 144 ms.
+    """
+    found = Predictor(profile_of()).predict(OWN.model_copy(update={"at_once": at_once}), MACHINE, 8)
+    assert found.demand == pytest.approx(0.026)
+    assert found.rate == pytest.approx(55.38, abs=0.01)
+    assert found.p50 == pytest.approx(0.1444, abs=1e-4)
     assert found.bottleneck == "cores"
 
 
 def test_twice_the_cores_are_twice_as_fast_for_twice_the_users_until_a_deployment_has_no_more_threads() -> None:
     predictor = Predictor(profile_of())
-    wide = OWN.model_copy(update={"at_once": 4})
+    wide = OWN.model_copy(update={"gateway": 2})
     larger = predictor.predict(wide, Machine(cores=4, memory_bytes=1 << 34), 32)
     assert larger.rate == pytest.approx(2 * predictor.predict(OWN, MACHINE, 16).rate)
-    huge = predictor.predict(wide, Machine(cores=64, memory_bytes=1 << 34), 512)
+    huge = predictor.predict(OWN, Machine(cores=64, memory_bytes=1 << 34), 512)
     assert huge.bottleneck == "gateway"
-    more = predictor.predict(wide.model_copy(update={"gateway": 4}), Machine(cores=64, memory_bytes=1 << 34), 512)
+    more = predictor.predict(OWN.model_copy(update={"gateway": 4}), Machine(cores=64, memory_bytes=1 << 34), 512)
     assert more.rate > huge.rate
 
 
@@ -92,6 +140,22 @@ def test_memory_counts_processes_caches_and_models() -> None:
     candidate = Candidate(generator=2, bank_loader=3, at_once=2, most_grouped=32, rows=10, cache_bytes=7)
     expected = 7 * 100 + 3 * 7 + 2 * (1000 + 10 * (30 + 20) * 2)
     assert Predictor(profile).memory_bytes(candidate) == expected
+
+
+def test_every_gateway_of_an_embedded_server_has_an_index_and_a_cache_of_its_own() -> None:
+    profile = profile_of()
+    memory = profile.memory.model_copy(update={"index": 50})
+    predictor = Predictor(profile.model_copy(update={"memory": memory}))
+    sizes = {"at_once": 2, "most_grouped": 32, "rows": 10, "cache_bytes": 7}
+    model = 1000 + 10 * (30 + 20) * 2
+    embedded = Candidate(gateway=3, retriever=3, bank_loader=3, embedded=True, **sizes)
+    assert predictor.memory_bytes(embedded) == 4 * 100 + 3 * (50 + 7) + model
+    assert predictor.memory_bytes(Candidate(gateway=3, **sizes)) == 6 * 100 + 50 + 7 + model
+
+
+def test_an_embedded_server_with_more_retrievers_than_gateways_is_refused() -> None:
+    with pytest.raises(ValueError, match="for each gateway"):
+        Candidate.model_validate({**EMBEDDED_OWN.model_dump(), "retriever": 2})
 
 
 def test_a_profile_whose_batches_do_not_rise_is_refused() -> None:
