@@ -191,7 +191,7 @@ def main() -> None:
         if acts_on == "everything":
             figures["exact"] = all(row["same"] == "to the bit" for row in left_out)
         rows += [*left_out, asked]
-    rows += [decoded(lm, "demonstrations", demonstrations(lm, n, tokens), turns) for n in (2, 4, 8)]
+    rows += [decoded(lm, "demonstrations", demonstrations(lm, n, tokens), turns) for n in (2, 4)]
     show(rows)
     if arguments.json:
         write(arguments.json, figures, rows, torch.device("cpu"))
