@@ -158,8 +158,9 @@ def _as_if_new() -> None:
     random.seed()
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
+    # Ray sets OMP_NUM_THREADS when it gives a worker its work, to the CPUs that this has: one, in the tests.
     if torch := sys.modules.get("torch"):
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 
 if __name__ == "__main__":
