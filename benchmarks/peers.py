@@ -164,6 +164,9 @@ def environment(folder: Path) -> str:
         done = subprocess.run([str(python), "-m", "pip", "install", "--quiet", VLLM], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError((done.stderr.splitlines() or ["pip failed"])[-1])
+        # pip may bring a torchvision of another build than its torch; transformers does without one, but not with that.
+        if subprocess.run([str(python), "-c", "import torchvision"], capture_output=True).returncode:
+            subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "-y", "torchvision"], check=True)
     return str(python)
 
 
