@@ -13,13 +13,13 @@ import ray
 
 from ray_jobs.cluster import cluster, run_task
 from ray_jobs.embedding import embedded_parts
-from ray_jobs.parts import finished, parts_uri
+from ray_jobs.parts import finished
 from regrad.data.passages import Passage, encode_passages
 from regrad.retrieval.config import DenseConfig, EncoderConfig, IndexConfig
 from regrad.retrieval.embedding import EncoderIdentity
 from regrad.retrieval.encoder import Encoder
 from regrad.settings import WorkersConfig
-from regrad.storage import Storage
+from regrad.storage import Storage, parts_uri
 
 _PART, _WARM_UP, _WORDS = 16, 4, 100
 

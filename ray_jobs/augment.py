@@ -13,7 +13,7 @@ from typing import Any
 
 from ray_jobs.cluster import cluster, device, job_main, require_model, require_workers, run_task
 from ray_jobs.corpus_blocks import check_corpus
-from ray_jobs.parts import RecordActor, part_records, parts_uri, write_parts
+from ray_jobs.parts import RecordActor, part_records, write_parts
 from ray_jobs.progress import progress_channel
 from ray_jobs.waiting import wait_for_room
 from regrad.data.augmented import AUGMENTED, Augmented, encode_augmented, from_tasks, read_ready
@@ -22,7 +22,7 @@ from regrad.data.passages import Passage, parse_passage
 from regrad.data.tasks import read_tasks
 from regrad.errors import CorpusError, SynthesisError
 from regrad.models.loading import load_language_model
-from regrad.storage import Storage, check_replaceable, directory_writer
+from regrad.storage import Storage, check_replaceable, directory_writer, parts_uri
 from regrad.training.lora.augmenter import Augmenter, AugmentOutcome
 from regrad.training.lora.config import AugmentConfig
 

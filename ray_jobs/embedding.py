@@ -10,7 +10,7 @@ from itertools import zip_longest
 from typing import Any
 
 from ray_jobs.cluster import cluster, device, require_workers, run_task
-from ray_jobs.parts import PartActor, finished, part_rows, parts_uri
+from ray_jobs.parts import PartActor, finished, part_rows
 from ray_jobs.progress import progress_bar, progress_channel
 from ray_jobs.waiting import wait_for_room
 from regrad.data.corpora import read_passages
@@ -22,7 +22,7 @@ from regrad.retrieval.config import EncoderConfig, IndexConfig
 from regrad.retrieval.dense import write_dense_index
 from regrad.retrieval.embedding import EncoderIdentity, embed, encode_part, has_part, part_name, read_part
 from regrad.retrieval.encoder import Encoder, Vectors
-from regrad.storage import Storage, check_replaceable
+from regrad.storage import Storage, check_replaceable, parts_uri
 
 logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_REPORTS = 0.5

@@ -10,7 +10,6 @@ from typing import Any
 
 from ray_jobs.cluster import cluster, job_main, require_workers, run_task
 from ray_jobs.lexical_shards import build_shards
-from ray_jobs.parts import parts_uri
 from ray_jobs.progress import progress_channel
 from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
@@ -19,7 +18,7 @@ from regrad.retrieval.base import CARD, read_index_card
 from regrad.retrieval.bm25 import build_index
 from regrad.retrieval.config import IndexConfig
 from regrad.retrieval.fused import fuse_indexes
-from regrad.storage import Storage
+from regrad.storage import Storage, parts_uri
 
 _REPORT_EVERY = 10_000
 

@@ -8,10 +8,10 @@ from typing import Any
 import ray
 
 from ray_jobs.cluster import cause_of
-from ray_jobs.parts import parts_uri
 from regrad.data.corpora import read_passages
 from regrad.retrieval.bm25 import Shard, build_shard, build_sharded_index
 from regrad.retrieval.config import IndexConfig
+from regrad.storage import parts_uri
 
 
 def build_shards(config: IndexConfig, progress: Any) -> int:

@@ -9,11 +9,10 @@ import logging
 from typing import Any
 
 from ray_jobs.cluster import cluster, job_main, run_task
-from ray_jobs.parts import parts_uri
 from ray_jobs.progress import progress_channel
 from regrad.data.question_sets import READERS
 from regrad.retrieval.base import check_index
-from regrad.storage import Storage, check_replaceable
+from regrad.storage import Storage, check_replaceable, parts_uri
 from regrad.training.task_files.config import TasksConfig
 from regrad.training.task_files.maker import REPORT, TaskMaker, describe_report
 

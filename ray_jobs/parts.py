@@ -18,7 +18,7 @@ from ray_jobs.corpus_blocks import actor_pool, blocks_of_lines, decode_error, en
 from regrad.data.jsonl import encode_jsonl, parse_jsonl
 from regrad.errors import RegradError, SynthesisError
 from regrad.settings import WorkersConfig
-from regrad.storage import Storage
+from regrad.storage import Storage, parts_uri
 from regrad.training.lora.config import AugmentConfig
 from regrad.training.synthesis.config import SynthesisConfig
 
@@ -89,12 +89,6 @@ class RecordActor(PartActor):
         """See `PartActor`."""
         problem = f"the GPU's memory is too small for {self.batch} at once; lower batch_passages"
         return SynthesisError(problem, code="out_of_memory", batch=self.batch)
-
-
-def parts_uri(output: str) -> str:
-    """Where the finished parts of an output are kept until the job is done."""
-    parent, _, name = output.rpartition("/")
-    return f"{parent}/.{name}.parts"
 
 
 def part_records(parts: Storage, name: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray_jobs.cluster import cluster, device, job_main, require_model, require_workers, run_task
 from ray_jobs.corpus_blocks import check_corpus
-from ray_jobs.parts import RecordActor, part_records, parts_uri, write_parts
+from ray_jobs.parts import RecordActor, part_records, write_parts
 from ray_jobs.progress import progress_channel
 from ray_jobs.waiting import wait_for_room
 from regrad.data.jsonl import encode_jsonl
@@ -22,7 +22,7 @@ from regrad.data.passages import Passage
 from regrad.errors import SynthesisError
 from regrad.models.loading import load_language_model
 from regrad.retrieval.base import check_index, open_retriever
-from regrad.storage import Storage, check_replaceable, directory_writer
+from regrad.storage import Storage, check_replaceable, directory_writer, parts_uri
 from regrad.training.synthesis.config import SynthesisConfig
 from regrad.training.synthesis.tasks import Hits, make_tasks, select_pairs, synthesis_report
 from regrad.training.synthesis.writer import Draft, PairWriter, draft_of, read_line

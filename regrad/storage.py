@@ -210,17 +210,27 @@ def _seconds(info: Mapping[str, Any]) -> float:
     return float(value.timestamp() if isinstance(value, datetime) else value)
 
 
+def parts_uri(output: str) -> str:
+    """Where the finished parts of an output are kept until it is whole: beside it, in a directory of their own."""
+    parent, _, name = output.rstrip("/").rpartition("/")
+    return f"{parent}/.{name}.parts"
+
+
 @contextmanager
-def directory_writer(uri: str | os.PathLike[str], card: str) -> Iterator[Path]:
+def directory_writer(
+    uri: str | os.PathLike[str], card: str, scratch: str | os.PathLike[str] | None = None
+) -> Iterator[Path]:
     """A local directory to fill; when the block ends without an error it becomes `uri`.
 
     What is there is replaced only if it is empty or of the same kind, that is, has a file named `card`: anything else
     raises `StorageError` before anything is written. Locally the swap is a rename. On an object store the files are put
-    one by one, the card last.
+    one by one, the card last. A process that is killed leaves what it has filled: beside `uri`, or in `scratch`, a
+    directory of the same file system, if it is given and `uri` is local.
     """
     storage = Storage(uri)
     check_replaceable(uri, card)
-    parent = Path(storage.root).parent if storage.is_local else Path(tempfile.gettempdir())
+    beside = Path(storage.root).parent if scratch is None else Path(Storage(scratch).root)
+    parent = beside if storage.is_local else Path(tempfile.gettempdir())
     with storage._errors("write"):
         parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{Path(storage.root).name}.", dir=parent))
@@ -237,7 +247,7 @@ def _swap_in(staging: Path, target: Path) -> None:
     if not target.exists():
         os.rename(staging, target)
         return
-    old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
+    old = staging.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
     os.rename(target, old)
     try:
         os.rename(staging, target)
@@ -278,7 +288,7 @@ def local_directory(uri: str | os.PathLike[str]) -> Path:
     if storage.is_local:
         return Path(storage.root)
     with storage._errors("download"):
-        listing = {name: _version(info) for name, info in storage.fs.find(storage.root, detail=True).items()}
+        listing = {name: file_version(info) for name, info in storage.fs.find(storage.root, detail=True).items()}
         if not listing:
             raise FileNotFoundError(storage.uri)
         # Named by the listing: a directory that has changed since is another one, and is downloaded again.
@@ -295,8 +305,10 @@ def local_directory(uri: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _version(info: dict[str, Any]) -> tuple[Any, ...]:
-    return (info.get("size"), str(info.get("ETag") or info.get("LastModified") or info.get("mtime")))
+def file_version(info: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What changes with a file's content, of what a file system says of it: its size, and its tag or time."""
+    written = info.get("LastModified") or info.get("mtime") or info.get("created")
+    return (info.get("size"), str(info.get("ETag") or written))
 
 
 def cache_directory() -> Path:

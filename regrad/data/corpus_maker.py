@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import takewhile
+from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate, takewhile
 from pathlib import Path
-from typing import IO
 
 from pydantic import Field
 from tokenizers import Tokenizer
 
 from regrad.data.chunks import ChunkConfig, Chunker
 from regrad.data.corpora import read_raw
+from regrad.data.corpus_parts import CorpusParts, Reached
 from regrad.data.documents import DOCUMENTS, directory_of, find_documents, name_in, read_document
 from regrad.data.files import CorpusFile, compression, corpus_files
-from regrad.data.jsonl import encode_jsonl, read_jsonl
+from regrad.data.jsonl import RawLine, encode_jsonl, read_jsonl
 from regrad.data.passages import Passage, encode_passages
 from regrad.errors import CorpusError
+from regrad.locking import exclusive
 from regrad.settings import Location
-from regrad.storage import check_replaceable, directory_writer
+from regrad.storage import Storage, check_replaceable, directory_writer
 from regrad.text import counted
 
 CARD = "card.json"
@@ -32,6 +35,8 @@ REJECTED = "rejected.jsonl"
 _FORMAT = 1
 _EVERY_SECONDS = 10.0
 _BEIR = ("corpus.jsonl", "queries.jsonl")
+_HASH_BYTES = 16
+_PACKAGES = ("regrad", "semantic-text-splitter", "tokenizers", "beautifulsoup4", "markdownify", "pypdf")
 
 
 class CorpusConfig(ChunkConfig):
@@ -72,11 +77,13 @@ class CorpusMaker:
 
     Documents are cut between sentences. A record that is short enough is kept as it is, a longer one is cut into pieces
     whose ids are its own with `#1`, `#2`, ... What says the same again is left out: of records title and text, of
-    documents the text. The corpus is streamed; kept in memory are two hashes of 16 bytes for each passage.
+    documents the text. The corpus is streamed; kept in memory are two hashes of 16 bytes for each passage. Stopped at
+    any point, it goes on where the last run was (`regrad.data.corpus_parts`), to the same bytes.
     """
 
     def __init__(self, config: CorpusConfig, tokenizer: Tokenizer | None, say: Callable[[str], None]) -> None:
         self._config = config
+        self._tokenizer = tokenizer
         self._chunker = Chunker(tokenizer, config.max_tokens)
         self._say = say
         self._counts: Counter[str] = Counter()
@@ -85,41 +92,97 @@ class CorpusMaker:
         self._above = ""  # the directory from which documents are named: the one that all sources are in
         self._first = ""  # what was wrong with the first that was rejected
         self._said = time.monotonic()
+        self._read_bytes = 0
 
     def run(self) -> str:
-        """Make it; returns one line. Raises `CorpusError` if nothing can be used, or, if strict, at the first fault."""
+        """Make it; returns one line.
+
+        Raises `CorpusError` if nothing can be used, if another run is writing to the same output or, if strict, at the
+        first fault.
+        """
         config = self._config
         check_replaceable(config.output, CARD)
         sources = [find_source(uri) for uri in config.sources]  # a wrong path stops before hours of work
         self._above = _shared([source.directory for source in sources])
-        with directory_writer(config.output, CARD) as folder:
-            with open(folder / PASSAGES, "wb") as passages, open(folder / REJECTED, "wb") as rejected:
-                for source in sources:
-                    for file in source.files:
-                        self._take(source, file, passages, rejected)
+        files = [(file, source.are_documents) for source in sources for file in source.files]
+        with exclusive(Storage(config.output), self._busy):
+            parts = CorpusParts(config.output, self._keys(files))
+            self._take_all(files, self._go_on(parts), parts)
             if not self._counts["passages"]:
+                parts.remove()
                 text = f"{', '.join(config.sources)}: no passage can be made of it"
                 raise CorpusError(f"{text}; {self._first or 'it is empty'}", code="empty", uri=config.sources[0])
-            self._write_card(folder)
+            with directory_writer(config.output, CARD, parts.uri) as folder:
+                with open(folder / PASSAGES, "wb") as passages, open(folder / REJECTED, "wb") as rejected:
+                    parts.join(passages, rejected)
+                self._write_card(folder)
+            parts.remove()
         return f"corpus at {config.output}: {self._summary()}"
 
-    def _take(self, source: Source, file: CorpusFile, passages: IO[bytes], rejected: IO[bytes]) -> None:
-        """What one file gives goes into one of both files."""
-        self._counts["files"] += 1
-        for one in self._document(file) if source.are_documents else self._records(file):
-            found = self._once(one, file, source.are_documents) if isinstance(one, Passage) else one
-            if isinstance(found, Passage):
-                self._counts["passages"] += 1
-                passages.write(encode_passages([found]))
-            elif found is not None:
-                if self._config.strict:
-                    raise CorpusError(f"{found.where}: {found.reason}", code="rejected", where=found.where)
-                self._first = self._first or f"{found.where}: {found.reason}"
-                self._counts["rejected"] += 1
-                rejected.write(encode_jsonl([asdict(found)]))
-            if time.monotonic() - self._said > _EVERY_SECONDS:
-                self._said = time.monotonic()
-                self._say(f"{file.uri}: {self._summary()}")
+    def _busy(self, holder: str) -> CorpusError:
+        uri = self._config.output
+        return CorpusError(
+            f"another run is writing the corpus at {uri}; wait for it, or choose another output (it is {holder})",
+            code="busy",
+            uri=uri,
+        )
+
+    def _keys(self, files: Sequence[tuple[CorpusFile, bool]]) -> list[str]:
+        """Of all that the passages of the first 0, 1, 2, ... files depend on."""
+        tokenizer = self._tokenizer.to_str() if self._tokenizer else ""
+        settings = _key(_FORMAT, self._config.max_tokens, tokenizer, self._above, _software())
+        return list(accumulate(files, _key, initial=settings))
+
+    def _go_on(self, parts: CorpusParts) -> Reached:
+        """How far an earlier run was, as far as that is still valid; from there this one goes on."""
+        reached = Reached()
+        for part, hashes in parts.valid(self._config.strict):
+            reached = part
+            for start in range(0, len(hashes), 2 * _HASH_BYTES):
+                middle = start + _HASH_BYTES
+                self._texts.add(hashes[start:middle])
+                self._ids.add(hashes[middle : middle + _HASH_BYTES])
+        self._counts, self._first = Counter(reached.counts), reached.first
+        if others := parts.discard_others():
+            self._say(f"settings or files have changed: {counted(others, 'part')} of an earlier run will be made again")
+        if reached.files or reached.items:
+            self._say(f"going on after {self._summary()}, made by an earlier run")
+        return reached
+
+    def _take_all(self, files: Sequence[tuple[CorpusFile, bool]], reached: Reached, parts: CorpusParts) -> None:
+        """What the files give, but for what an earlier run has taken, goes into parts."""
+        before = list(accumulate((file.bytes for file, _ in files), initial=0))
+        for number in range(reached.files, len(files)):
+            file, is_document = files[number]
+            done = reached.items if number == reached.files else 0
+            self._counts["files"] += not done
+            self._read_bytes = before[number]
+            for items, found in enumerate(self._items(file, is_document, done), start=1):
+                for one in found:
+                    self._take(one, file, is_document, parts)
+                if items > done and parts.full:
+                    parts.write(self._reached(number, items))
+                if time.monotonic() - self._said > _EVERY_SECONDS:
+                    self._said = time.monotonic()
+                    self._say(f"{self._read_bytes / max(1, before[-1]):.0%}, {file.uri}: {self._summary()}")
+        if reached.files < len(files):
+            parts.write(self._reached(len(files), 0))
+
+    def _reached(self, files: int, items: int) -> Reached:
+        return Reached(files=files, items=items, counts=dict(self._counts), first=self._first)
+
+    def _items(self, file: CorpusFile, is_document: bool, done: int) -> Iterator[Iterable[Passage | Rejected]]:
+        """What each record of a file gives, or the document that it is; of the first `done` of them nothing."""
+        if is_document:
+            yield self._document(file) if not done else ()
+            return
+        number = 0
+        try:
+            for number, line in enumerate(read_raw(file.uri), start=1):
+                self._read_bytes += line.read_bytes
+                yield self._record(line) if number > done else ()
+        except CorpusError as error:  # the file, from here on
+            yield [Rejected(file.uri, str(error))] if number >= done else ()
 
     def _document(self, file: CorpusFile) -> Iterator[Passage | Rejected]:
         name = name_in(self._above, file.uri)
@@ -135,35 +198,40 @@ class CorpusMaker:
         if empty:
             yield Rejected(file.uri, "it has no words")
 
-    def _records(self, file: CorpusFile) -> Iterator[Passage | Rejected]:
+    def _record(self, line: RawLine) -> Sequence[Passage | Rejected]:
         try:
-            for line in read_raw(file.uri):
-                try:
-                    pieces = self._chunker.record(Passage.from_record(line.decode(), line.where))
-                except CorpusError as error:
-                    yield Rejected(line.where, str(error).removeprefix(line.where).lstrip(": "))
-                    continue
-                self._counts["records"] += 1
-                self._counts["cut"] += len(pieces) > 1
-                if not any(any(map(str.isalnum, piece.text)) for piece in pieces):
-                    yield Rejected(line.where, "its text has no words")
-                    continue
-                yield from pieces
-        except CorpusError as error:  # the file, from here on
-            yield Rejected(file.uri, str(error))
+            pieces = self._chunker.record(Passage.from_record(line.decode(), line.where))
+        except CorpusError as error:
+            return [Rejected(line.where, str(error).removeprefix(line.where).lstrip(": "))]
+        self._counts["records"] += 1
+        self._counts["cut"] += len(pieces) > 1
+        if not any(any(map(str.isalnum, piece.text)) for piece in pieces):
+            return [Rejected(line.where, "its text has no words")]
+        return pieces
 
-    def _once(self, passage: Passage, file: CorpusFile, by_text: bool) -> Passage | Rejected | None:
-        """The passage, unless its words were there before; rejected if only its id was."""
-        text = _hash(passage.text if by_text else f"{passage.title}\x00{passage.text}")
+    def _take(self, one: Passage | Rejected, file: CorpusFile, by_text: bool, parts: CorpusParts) -> None:
+        """A passage goes into the corpus unless its words were there before; if only its id was, it is rejected."""
+        if isinstance(one, Rejected):
+            self._reject(one, parts)
+            return
+        text = _hash(one.text if by_text else f"{one.title}\x00{one.text}")
+        identifier = _hash(one.id)
         if text in self._texts:
             self._counts["repeated"] += 1
-            return None
-        identifier = _hash(passage.id)
-        if identifier in self._ids:
-            return Rejected(file.uri, f"id {passage.id!r:.80} was already used for another text")
-        self._texts.add(text)
-        self._ids.add(identifier)
-        return passage
+        elif identifier in self._ids:
+            self._reject(Rejected(file.uri, f"id {one.id!r:.80} was already used for another text"), parts)
+        else:
+            self._texts.add(text)
+            self._ids.add(identifier)
+            self._counts["passages"] += 1
+            parts.add(encode_passages([one]), text + identifier)
+
+    def _reject(self, one: Rejected, parts: CorpusParts) -> None:
+        if self._config.strict:
+            raise CorpusError(f"{one.where}: {one.reason}", code="rejected", where=one.where)
+        self._first = self._first or f"{one.where}: {one.reason}"
+        self._counts["rejected"] += 1
+        parts.reject(encode_jsonl([asdict(one)]))
 
     def _summary(self) -> str:
         counts = self._counts
@@ -181,7 +249,7 @@ class CorpusMaker:
         settings = config.model_dump(mode="json", include={"sources", "tokenizer", "max_tokens"})
         names = ("files", "records", "passages", "cut", "repeated", "rejected")
         card = {"format": _FORMAT, **settings, **{name: self._counts[name] for name in names}}
-        (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+        Storage(folder).write(CARD, (json.dumps(card, indent=2) + "\n").encode())
 
 
 def find_source(uri: str) -> Source:
@@ -220,7 +288,23 @@ def _unpacked(name: str) -> str:
 
 
 def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return hashlib.blake2b(text.encode(), digest_size=_HASH_BYTES).digest()
+
+
+def _key(*values: object) -> str:
+    return _hash(repr(values)).hex()
+
+
+def _software() -> dict[str, str]:
+    """The versions of what reads and cuts texts; the readers of HTML and PDF are an extra, and may come later."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def read_rejected(uri: str) -> list[Rejected]:

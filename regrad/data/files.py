@@ -10,7 +10,7 @@ import lzma
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from lzma import LZMAError
@@ -25,6 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import ArrowException
 
 from regrad.errors import CorpusError
+from regrad.storage import file_version
 from regrad.text import listed
 
 logger = logging.getLogger(__name__)
@@ -55,10 +56,11 @@ UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """A file of a corpus and its size as it is stored."""
+    """A file of a corpus, its size as it is stored, and its version: another one, if its content has changed."""
 
     uri: str
     bytes: int
+    version: tuple[Any, ...]
 
 
 def corpus_files(uri: str) -> list[CorpusFile]:
@@ -80,7 +82,9 @@ def files_with(uri: str, endings: Sequence[str], what: str, hidden: tuple[str, .
         fs.invalidate_cache()
         found = _look_up(fs, root, hidden)
     files = [
-        CorpusFile(uri if path == root else _uri_of(path, uri, fs, root), int(info.get("size") or 0))
+        CorpusFile(
+            uri if path == root else _uri_of(path, uri, fs, root), int(info.get("size") or 0), _version(fs, path, info)
+        )
         for path, info in sorted(found.items())
         if path == root or _ending(path, endings)
     ]
@@ -91,6 +95,13 @@ def files_with(uri: str, endings: Sequence[str], what: str, hidden: tuple[str, .
         raise CorpusError(text, code="no_file", uri=uri)
     _tell_left_out(uri, others, _known(endings))
     return files
+
+
+def _version(fs: Any, path: str, info: dict[str, Any]) -> tuple[Any, ...]:
+    """Of a link that of what it leads to, which a listing does not say."""
+    with suppress(OSError):
+        return file_version(fs.info(path) if info.get("islink") else info)
+    return file_version(info)
 
 
 def _known(endings: Sequence[str]) -> str:

@@ -9,11 +9,8 @@ number names a moment, and the same number the same one. Without, it prints how 
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
-from types import FrameType
 from typing import Any
 
 from regrad.rebuild.flow import Rebuild, rebuild
@@ -21,6 +18,7 @@ from regrad.rebuild.records import MadeOutput, RunRecord
 from regrad.rebuild.steps import Done, Outcome, Step
 from regrad.rebuild.versions import PromotionConfig, Version
 from regrad.storage import Storage
+from tests.tools.dying import traced
 
 _TRACED = ("regrad/rebuild", "regrad/storage.py", "regrad/locking.py", "tests/tools/rebuilding.py")
 _FILES = 3
@@ -83,26 +81,9 @@ def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _traced(fatal: int) -> list[int]:
-    """Count lines from now on in the list's one number, and die at the one of number `fatal`."""
-    count = [0]
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if not any(part in frame.f_code.co_filename for part in _TRACED):
-            return None
-        if event == "line":
-            count[0] += 1
-            if count[0] == fatal:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    sys.settrace(trace)
-    return count
-
-
 if __name__ == "__main__":
     job = cheap_rebuild(sys.argv[1])
-    count = _traced(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    count = traced(_TRACED, int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     rebuild(job, lambda _: None)
     sys.settrace(None)
     sys.stdout.write(f"{count[0]}\n")

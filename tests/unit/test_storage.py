@@ -9,7 +9,7 @@ import pytest
 
 from regrad import storage as module
 from regrad.errors import StorageError
-from regrad.storage import Storage, directory_writer, local_directory
+from regrad.storage import Storage, directory_writer, local_directory, parts_uri
 from tests.tools.refusals import refused
 
 
@@ -42,6 +42,24 @@ def test_an_interrupted_directory_is_absent(tmp_path: Path) -> None:
         (folder / "half").write_text("x")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_is_filled_in_the_scratch_that_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    with directory_writer(tmp_path / "d", "card.json", scratch) as folder:
+        assert folder.parent == scratch
+        (folder / "card.json").write_text("old")
+    with monkeypatch.context() as patch:  # as if it were killed between the two renames
+        patch.setattr(module.shutil, "rmtree", lambda *arguments, **options: None)
+        with directory_writer(tmp_path / "d", "card.json", scratch) as folder:
+            (folder / "card.json").write_text("new")
+    assert (tmp_path / "d" / "card.json").read_text() == "new"
+    assert [(path / "card.json").read_text() for path in scratch.iterdir()] == ["old"]
+    assert {path.name for path in tmp_path.iterdir()} == {"d", "scratch"}
+
+
+def test_parts_lie_beside_their_output() -> None:
+    assert [parts_uri(uri) for uri in ("/a/b", "s3://a/b/c/")] == ["/a/.b.parts", "s3://a/b/.c.parts"]
 
 
 def test_a_remote_directory_is_uploaded_and_downloaded_whole(tmp_path: Path, monkeypatch: Any) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from ray_jobs import index_corpus
 from ray_jobs.cluster import cluster
-from ray_jobs.parts import parts_uri
 from regrad.data.passages import encode_passages
 from regrad.lab.files import held_out_corpus
 from regrad.lab.world import World
@@ -21,7 +20,7 @@ from regrad.retrieval.config import DenseConfig, EncoderConfig, IndexConfig
 from regrad.retrieval.dense import build_dense_index
 from regrad.retrieval.encoder import Encoder
 from regrad.settings import builtin_config
-from regrad.storage import Storage
+from regrad.storage import Storage, parts_uri
 from tests.integration.conftest import environment, kill_all
 from tests.tools.encoders import random_transformer
 from tests.tools.patience import Deadline, patient

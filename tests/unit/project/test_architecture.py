@@ -21,7 +21,7 @@ ALLOWED = {
     "registry": {"errors", "text"},
     "storage": {"errors"},
     "locking": {"errors", "storage"},
-    "data": {"errors", "text", "settings", "registry", "storage"},
+    "data": {"errors", "text", "settings", "registry", "storage", "locking"},
     "prompts": {"settings", "data"},
     "client": {"errors"},
     "theory": {"errors"},

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ray_jobs.embedding import EmbeddingActor, vectors_of_parts
-from ray_jobs.parts import finished, parts_uri
+from ray_jobs.parts import finished
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage, encode_passages
 from regrad.errors import CorpusError, RetrievalError
@@ -23,7 +23,7 @@ from regrad.retrieval.config import DenseConfig, EncoderConfig
 from regrad.retrieval.dense import build_dense_index, write_dense_index
 from regrad.retrieval.embedding import EncoderIdentity
 from regrad.retrieval.encoder import Encoder, Vectors
-from regrad.storage import Storage
+from regrad.storage import Storage, parts_uri
 from tests.tools.encoders import random_transformer
 from tests.tools.refusals import refused
 

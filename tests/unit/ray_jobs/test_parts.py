@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from ray_jobs.parts import RecordActor, collect_parts, part_records, parts_uri
+from ray_jobs.parts import RecordActor, collect_parts, part_records
 from regrad.errors import BankConflict, FingerprintMismatch, RegradError, StorageError, SynthesisError
-from regrad.storage import Storage
+from regrad.storage import Storage, parts_uri
 from tests.tools.refusals import refused
 
 BATCH = {"line": np.array([b"one", b"two"]), "problem": np.array(["", ""]), "read_bytes": np.array([3, 3])}
