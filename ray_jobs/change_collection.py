@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs.build_bank import Built, build
 from ray_jobs.cluster import cluster, run_task
@@ -10,11 +12,18 @@ from regrad.bank.config import BuildConfig
 from regrad.bank.format import read_manifest
 from regrad.bank.maintenance import delete, unknown_ids
 from regrad.data.corpora import read_passages
+from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound
-from regrad.retrieval.collection import CollectionBank, CollectionVersion
+from regrad.retrieval.base import read_index_card
+from regrad.retrieval.collection import CollectionBank, CollectionVersion, Segment, location
 from regrad.retrieval.collection_changes import changing, known_ids, publish, with_segment, without, write_segment
-from regrad.settings import apply_override, parse_settings
-from regrad.storage import Storage
+from regrad.retrieval.config import PART_PASSAGES, DenseConfig, IndexConfig
+from regrad.settings import WorkersConfig, apply_override, parse_settings
+from regrad.storage import Storage, parts_uri
+
+if TYPE_CHECKING:
+    from regrad.retrieval.embedding import EncoderIdentity
+    from regrad.retrieval.encoder import Vectors
 
 _ANY_BANK = CollectionBank(uri="bank", meta_init="meta-init", codec="bf16", version=1)
 
@@ -28,16 +37,48 @@ def add(uri: str, corpus: str, changes: Sequence[str] = ()) -> tuple[CollectionV
     was not found before, and the same call computes no gradient again. Raises `RetrievalError`, `CorpusError` or
     `BankError`.
     """
-    _build_config(_ANY_BANK, corpus, changes)  # a wrong setting is told before anything is read
+    settings = _build_config(_ANY_BANK, corpus, changes)  # a wrong setting is told before anything is read
     with changing(uri) as version:
-        with cluster():
-            segment = run_task(write_segment, uri, version, lambda: read_passages(corpus), num_cpus=1)
+        segment = _index(uri, version, corpus, settings.cluster)
         built = None
         if bank := version.bank:
             # The gradients first: whatever is found has one.
             built = build(_build_config(bank, corpus, changes), add=True)
             version = _with_bank(version, built.manifest.version)
-        return publish(uri, with_segment(uri, version, segment)), built
+        changed = publish(uri, with_segment(uri, version, segment))
+        Storage(parts_uri(_segments(uri))).remove()  # only now: until then, the same call embeds nothing again
+        return changed, built
+
+
+def _index(uri: str, version: CollectionVersion, corpus: str, workers: WorkersConfig) -> Segment:
+    """The indexes of an addition; more than one block of vectors is made by a pool of workers."""
+    kinds = {read_index_card(location(uri, index)).kind for index in version.segments[0].indexes}
+    if "dense" in kinds and any(True for _ in islice(read_passages(corpus), PART_PASSAGES, None)):
+        # Here, since only this kind needs the library of encoders, which is an extra.
+        from ray_jobs.embedding import run_with_pool
+
+        return run_with_pool(corpus, workers, _index_with_pool, uri, version, corpus, workers)
+    with cluster():
+        return run_task(write_segment, uri, version, lambda: read_passages(corpus), num_cpus=1)
+
+
+def _index_with_pool(
+    uri: str, version: CollectionVersion, corpus: str, workers: WorkersConfig, progress: Any
+) -> Segment:
+    from ray_jobs.embedding import pooled_vectors
+
+    def embedding(
+        blocks: Iterator[Sequence[Passage]], encoder: EncoderIdentity, settings: DenseConfig
+    ) -> Iterator[Vectors]:
+        config = IndexConfig(corpus=corpus, output=_segments(uri), dense=settings, cluster=workers)
+        return pooled_vectors(blocks, encoder, config, progress)
+
+    return write_segment(uri, version, lambda: read_passages(corpus), embedding)
+
+
+def _segments(uri: str) -> str:
+    """Where the indexes of additions are; parts of vectors lie beside it, whatever the addition's number will be."""
+    return f"{uri.rstrip('/')}/segments"
 
 
 def forget(uri: str, ids: list[str]) -> CollectionVersion:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 from ray_jobs.cluster import cluster, device, require_workers, run_task
 from ray_jobs.parts import PartActor, finished, part_rows
@@ -22,7 +22,10 @@ from regrad.retrieval.config import EncoderConfig, IndexConfig
 from regrad.retrieval.dense import write_dense_index
 from regrad.retrieval.embedding import EncoderIdentity, embed, encode_part, has_part, part_name, read_part
 from regrad.retrieval.encoder import Encoder, Vectors
+from regrad.settings import WorkersConfig
 from regrad.storage import Storage, check_replaceable, parts_uri
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_REPORTS = 0.5
@@ -74,13 +77,21 @@ def embed_corpus(config: IndexConfig) -> int:
     """
     assert config.corpus is not None
     check_replaceable(config.output, CARD)
-    total = sum(file.bytes for file in corpus_files(config.corpus))
-    with cluster(), progress_bar(total) as bar, progress_channel(lambda item: _show(item, bar)) as progress:
-        require_workers(config.cluster)
-        wait_for_room(config.cluster)
-        count = run_task(_embed, config, progress)
+    count = run_with_pool(config.corpus, config.cluster, _embed, config)
     Storage(parts_uri(config.output)).remove()
     return count
+
+
+def run_with_pool(corpus: str, workers: WorkersConfig, function: Callable[..., T], *arguments: Any) -> T:
+    """Run a function that gives the vectors of a corpus by `pooled_vectors`; its last argument is its progress.
+
+    Raises `ClusterError` if there is no room for the pool, and what the function raises.
+    """
+    total = sum(file.bytes for file in corpus_files(corpus))
+    with cluster(), progress_bar(total) as bar, progress_channel(lambda item: _show(item, bar)) as progress:
+        require_workers(workers)
+        wait_for_room(workers)
+        return run_task(function, *arguments, progress)
 
 
 def _show(item: str | tuple[int, int], bar: Callable[[tuple[int, int]], None]) -> None:
@@ -97,12 +108,21 @@ def _embed(config: IndexConfig, progress: Any) -> int:
     encoder = EncoderIdentity.of(Encoder(config.dense.encoder, "cpu"))
 
     def vectors(blocks: Iterator[Sequence[Passage]]) -> Iterator[Vectors]:
-        return vectors_of_parts(
-            blocks, Storage(parts_uri(config.output)), encoder, embedded_parts(config, encoder), progress
-        )
+        return pooled_vectors(blocks, encoder, config, progress)
 
     passages = _told(read_passages(config.corpus), progress)
     return write_dense_index(passages, vectors, config.output, encoder, config.dense)
+
+
+def pooled_vectors(
+    blocks: Iterable[Sequence[Passage]], encoder: EncoderIdentity, config: IndexConfig, progress: Any
+) -> Iterator[Vectors]:
+    """The vectors of the blocks, which are those of the corpus, by a pool of actors. Call it in a task.
+
+    Parts lie beside the output until whoever calls it removes them.
+    """
+    parts = Storage(parts_uri(config.output))
+    return vectors_of_parts(blocks, parts, encoder, embedded_parts(config, encoder), progress)
 
 
 def _told(passages: Iterable[Passage], progress: Any) -> Iterator[Passage]:

@@ -84,7 +84,8 @@ def _bank(uri: str, meta_init: str) -> CollectionBank:
 def add(collection: str, corpus: str, changes: tuple[str, ...]) -> None:
     """Index the passages of a corpus and compute their gradients; they become visible all at once.
 
-    A passage replaces an older one with the same id. The exit status is 3 if the bank has refused some: they are
+    More than a thousand passages are embedded by as many workers as compute gradients (--set cluster.workers=4). A
+    passage replaces an older one with the same id. The exit status is 3 if the bank has refused some: they are
     found, but have no gradient.
     """
     from ray_jobs import change_collection

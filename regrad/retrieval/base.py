@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import ValidationError
 
@@ -20,6 +20,9 @@ from regrad.retrieval.config import RetrieverConfig
 from regrad.retrieval.passage_store import PassageStore
 from regrad.settings import Settings
 from regrad.storage import Storage, local_directory
+
+if TYPE_CHECKING:
+    from regrad.retrieval.embedding import Embedding
 
 CARD = "regrad-index.json"
 FORMAT = 3
@@ -164,8 +167,11 @@ class Retriever(ABC):
         """Called when another one has taken over: close what that one does not share."""
         self.close()
 
-    def build_like(self, passages: Iterable[Passage], uri: str) -> int:
-        """Index other passages at `uri` in the way of this index; returns how many. Raises `RetrievalError`."""
+    def build_like(self, passages: Iterable[Passage], uri: str, embedding: Embedding | None = None) -> int:
+        """Index other passages at `uri` in the way of this index; returns how many. Raises `RetrievalError`.
+
+        Vectors, if the index has any, are those that `embedding` gives, or that this process makes.
+        """
         raise RetrievalError(
             f"an index of kind {self.card.kind} cannot be added to; make it again with `regrad index`",
             code="not_extendable",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from shutil import copytree
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 from regrad.data.passages import Passage
@@ -26,6 +26,9 @@ from regrad.retrieval.config import Bm25SearchConfig, IndexField, RetrieverConfi
 from regrad.retrieval.lucene_process import lucene
 from regrad.retrieval.passage_store import PassageStore, store_passages
 from regrad.storage import Storage, directory_writer, local_directory
+
+if TYPE_CHECKING:
+    from regrad.retrieval.embedding import Embedding
 
 _FOLDER, _SHARD_CARD = "lucene", "shard.json"
 _BATCH = 1000
@@ -228,7 +231,7 @@ class LuceneRetriever(Retriever):
             found = self._index.ask("search", **asked)
         return [[(passage_id, score) for passage_id, score in hits] for hits in found]
 
-    def build_like(self, passages: Iterable[Passage], uri: str) -> int:
+    def build_like(self, passages: Iterable[Passage], uri: str, embedding: Embedding | None = None) -> int:
         """With the same fields."""
         return build_index(passages, uri, fields=self.card.fields)  # type: ignore[arg-type]  # it names no others
 

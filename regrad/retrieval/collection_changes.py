@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
@@ -27,6 +28,9 @@ from regrad.retrieval.collection import (
 from regrad.retrieval.config import FusionConfig
 from regrad.retrieval.passage_store import PassageStore
 from regrad.storage import Storage, check_replaceable, local_directory
+
+if TYPE_CHECKING:
+    from regrad.retrieval.embedding import Embedding
 
 
 def create_collection(
@@ -101,16 +105,22 @@ def _alone(uri: str) -> AbstractContextManager[None]:
     return exclusive(Storage(f"{uri.rstrip('/')}.change"), busy)
 
 
-def write_segment(uri: str, version: CollectionVersion, passages: Callable[[], Iterable[Passage]]) -> Segment:
+def write_segment(
+    uri: str,
+    version: CollectionVersion,
+    passages: Callable[[], Iterable[Passage]],
+    embedding: Embedding | None = None,
+) -> Segment:
     """The indexes of an addition, one of each kind that the collection has; no version names them yet.
 
-    `passages` is called once for each kind. Raises `RetrievalError` if there are none, or an id occurs twice.
+    `passages` is called once for each kind; vectors are those that `embedding` gives, or that this process makes.
+    Raises `RetrievalError` if there are no passages, or an id occurs twice.
     """
     number, indexes, counts = _next_number(uri), [], []
     for like in version.segments[0].indexes:
         with open_retriever(location(uri, like)) as first:
             name = f"segments/{number:08d}-{first.card.kind}"
-            counts.append(first.build_like(passages(), location(uri, name)))
+            counts.append(first.build_like(passages(), location(uri, name), embedding))
         indexes.append(name)
     if len(set(counts)) > 1:
         raise RetrievalError(

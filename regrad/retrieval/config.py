@@ -12,6 +12,9 @@ from regrad.settings import Location, Settings, WorkersConfig
 
 IndexField = Literal["contents", "title", "text"]
 
+PART_PASSAGES = 1000
+"""How many passages are encoded at once, if no setting says otherwise."""
+
 
 class EncoderConfig(Settings):
     """A text encoder that sentence-transformers loads: MiniLM, E5, BGE, DPR's two as two models."""
@@ -32,7 +35,9 @@ class DenseConfig(Settings):
         "auto", description="how vectors are searched; auto: chosen by the number of vectors"
     )
     part_passages: int = Field(
-        1000, ge=1, description="passages that a worker encodes at once; a job that was killed keeps whole parts"
+        PART_PASSAGES,
+        ge=1,
+        description="passages that a worker encodes at once; a job that was killed keeps whole parts",
     )
 
 

@@ -21,7 +21,7 @@ from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval.base import CARD, IndexCard, Retriever, read_index_card, write_card
 from regrad.retrieval.config import DenseConfig, EncoderConfig, RetrieverConfig
-from regrad.retrieval.embedding import EncoderIdentity, embed
+from regrad.retrieval.embedding import Embedding, EncoderIdentity, embed
 from regrad.retrieval.encoder import Encoder, Vectors
 from regrad.retrieval.passage_store import PassageStore, store_passages
 from regrad.storage import Storage, directory_writer, local_directory
@@ -41,17 +41,20 @@ _BLOCK = 65_536
 _DIGITS, _MORE = 5, 16
 
 
-def build_dense_index(passages: Iterable[Passage], uri: str, encoder: Encoder, settings: DenseConfig) -> int:
-    """Encode every passage at `uri` in this process, whole or not at all; returns how many there were.
+def build_dense_index(
+    passages: Iterable[Passage], uri: str, encoder: Encoder, settings: DenseConfig, embedding: Embedding | None = None
+) -> int:
+    """Encode every passage at `uri`, whole or not at all; returns how many there were.
 
-    Raises `RetrievalError` if there are none, an id occurs twice or a vector is not finite.
+    Vectors are those that `embedding` gives, or that this process makes. Raises `RetrievalError` if there are no
+    passages, an id occurs twice or a vector is not finite.
     """
+    identity = EncoderIdentity.of(encoder)
 
-    def vectors(blocks: Iterable[Sequence[Passage]]) -> Iterator[Vectors]:
-        for block in blocks:
-            yield embed(block, encoder)
+    def vectors(blocks: Iterator[Sequence[Passage]]) -> Iterable[Vectors]:
+        return embedding(blocks, identity, settings) if embedding else (embed(block, encoder) for block in blocks)
 
-    return write_dense_index(passages, vectors, uri, EncoderIdentity.of(encoder), settings)
+    return write_dense_index(passages, vectors, uri, identity, settings)
 
 
 def write_dense_index(
@@ -225,7 +228,7 @@ class DenseRetriever(Retriever):
             for each_s, each_r in zip(scores, rows, strict=True)
         ]
 
-    def build_like(self, passages: Iterable[Passage], uri: str) -> int:
+    def build_like(self, passages: Iterable[Passage], uri: str, embedding: Embedding | None = None) -> int:
         """With the same encoder, and the same one of questions beside it if that was trained."""
         described = json.loads((self._folder / _ENCODER).read_text())
         config = EncoderConfig.model_validate(described["encoder"])
@@ -233,9 +236,9 @@ class DenseRetriever(Retriever):
         how = DenseConfig(encoder=config, vectors="flat" if self._exactly else "auto")
         trained = described.get("question_encoder")
         if not trained:
-            return build_dense_index(passages, uri, self.encoder, how)
+            return build_dense_index(passages, uri, self.encoder, how, embedding)
         with TemporaryDirectory() as folder:
-            build_dense_index(passages, f"{folder}/index", Encoder(config), how)
+            build_dense_index(passages, f"{folder}/index", Encoder(config), how, embedding)
             questions = self._folder / _QUESTION_ENCODER
             return with_question_encoder(f"{folder}/index", questions, self.passages_digest, uri, trained["notes"])
 

@@ -11,7 +11,7 @@ a hash of what it was made of, so that a job which was killed finds what it has,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from safetensors.numpy import load, save
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError, StorageError
-from regrad.retrieval.config import EncoderConfig
+from regrad.retrieval.config import DenseConfig, EncoderConfig
 from regrad.retrieval.encoder import Encoder, Vectors
 from regrad.storage import Storage
 
@@ -40,6 +40,10 @@ class EncoderIdentity:
     def of(cls, encoder: Encoder) -> EncoderIdentity:
         """That of a loaded encoder."""
         return cls(encoder.config, encoder.digest(), encoder.dimensions)
+
+
+Embedding = Callable[[Iterator[Sequence[Passage]], EncoderIdentity, DenseConfig], Iterable[Vectors]]
+"""What gives the vectors of blocks of passages, in their order, by this encoder for an index of these settings."""
 
 
 def embed(passages: Sequence[Passage], encoder: Encoder) -> Vectors:

@@ -21,11 +21,15 @@ from regrad.meta_init import random_meta_init
 from regrad.models.config import ModelConfig
 from regrad.models.loading import load_language_model
 from regrad.retrieval.collection import read_version
-from regrad.retrieval.config import IndexConfig
+from regrad.retrieval.config import DenseConfig, EncoderConfig, IndexConfig
+from regrad.retrieval.dense import build_dense_index
+from regrad.retrieval.encoder import Encoder
 from regrad.settings import WorkersConfig, builtin_config, load_settings
+from regrad.storage import Storage
 from serve_app.config import ServeConfig
 from serve_app.evidence import RetrieverDeployment
 from serve_app.messages import Ask, BankNeed, Release, Retrieved, RoutedAsk
+from tests.tools.encoders import random_transformer
 from tests.tools.patience import Deadline
 from tests.tools.refusals import refused
 
@@ -109,6 +113,24 @@ def test_an_addition_that_fails_changes_nothing(collection: str, tmp_path: Path,
     with refused(RetrievalError, "duplicate_id"):
         command("add", collection, "--corpus", str(tmp_path / "twice.jsonl"))
     assert read_version(collection) == before
+
+
+def test_a_large_addition_to_a_dense_index_is_embedded_by_workers_to_the_vectors_of_one_process(
+    s3: str, tmp_path: Path, passages: list[Passage]
+) -> None:
+    config = EncoderConfig(path=random_transformer(tmp_path))
+    encoder, how, uri = Encoder(config, "cpu"), DenseConfig(encoder=config), f"{s3}/d/all"
+    build_dense_index(passages, f"{s3}/d/index", encoder, how)
+    command("create", uri, "--index", f"{s3}/d/index")
+    many = [Passage(f"{n}", passages[n % 24].title, f"{passages[n % 24].text} {n}") for n in range(1100)]
+    (tmp_path / "many.jsonl").write_bytes(encode_passages(many))
+    corpus = ["--corpus", str(tmp_path / "many.jsonl"), "--set", "cluster.workers=2"]
+    assert "1,124 passages" in command("add", uri, *corpus)
+    build_dense_index(many, str(tmp_path / "alone"), encoder, how)
+    (added,) = read_version(uri).segments[1].indexes
+    for file in ("vectors.f32", "regrad-index.json"):
+        assert Storage(f"{uri}/{added}").read(file) == (tmp_path / "alone" / file).read_bytes(), file
+    assert not [name for name in Storage(uri).files() if ".parts" in name]
 
 
 def following(collection: str, s3: str) -> RetrieverDeployment:

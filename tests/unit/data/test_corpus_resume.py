@@ -28,7 +28,7 @@ from tests.tools.dying import traced
 from tests.tools.patience import completed
 from tests.tools.refusals import refused
 
-POINTS, KILLS = 40, 12
+POINTS, KILLS, END = 40, 16, 160
 
 
 @pytest.fixture
@@ -103,10 +103,11 @@ def test_interrupted_again_and_again_over_an_older_corpus_it_gets_further_each_t
 def test_killed_at_many_points_it_completes_with_the_same_bytes(tmp_path: Path, sources: Path) -> None:
     with interrupted(0) as lines:
         maker(sources, str(tmp_path / "out")).run()
-    points = sorted(random.Random(3).sample(range(1, lines[0]), KILLS))
+    points = random.Random(3).sample(range(1, lines[0] - END), KILLS // 2)
+    points += range(lines[0] - END, lines[0], 2 * END // KILLS)  # while parts are joined, and removed
     command = [sys.executable, "-m", "tests.tools.corpus_making", sources, tmp_path / "killed", *map(str, points)]
     ended = completed(command, 60, cwd=Path(__file__).parents[3])
-    assert ended.stdout.split() == [str(int(signal.SIGKILL))] * KILLS, ended.stderr
+    assert ended.stdout.split() == [str(int(signal.SIGKILL))] * len(points), ended.stderr
     for point in points:
         out = str(tmp_path / f"killed-{point}")
         maker(sources, out).run()
@@ -250,6 +251,18 @@ def test_with_other_settings_or_libraries_it_begins_again(
     maker(sources, str(tmp_path / "fresh"), **settings).run()
     assert contents(str(tmp_path / "out")) == contents(str(tmp_path / "fresh"))
     assert left(tmp_path) == {"fresh"}
+
+
+def test_parts_of_a_run_that_was_given_up_are_never_joined_with_others(
+    tmp_path: Path, sources: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work.until("docs/deep/b.txt", sources, tmp_path / "out")
+    work.until("3", sources, tmp_path / "out", max_tokens=20)  # leaves two parts
+    monkeypatch.setattr("regrad.data.corpus_parts._MOST_SECONDS", 1e9)
+    monkeypatch.setattr("regrad.data.corpus_parts._MOST_BYTES", 150)
+    work.until("6", sources, tmp_path / "out")  # larger parts, and as many as were given up have other places
+    maker(sources, str(tmp_path / "out")).run()
+    assert contents(str(tmp_path / "out")) == contents(str(tmp_path / "whole"))
 
 
 def test_a_strict_run_that_is_repaired_goes_on_and_a_run_that_becomes_strict_finds_the_first_fault(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,11 @@ from regrad.retrieval.dense import build_dense_index, write_dense_index
 from regrad.retrieval.embedding import EncoderIdentity
 from regrad.retrieval.encoder import Encoder, Vectors
 from regrad.storage import Storage, parts_uri
+from tests.tools.blocks import SILENT, batch_of, row_of
 from tests.tools.encoders import random_transformer
 from tests.tools.refusals import refused
 
 BLOCK = 7
-SILENT = SimpleNamespace(push=SimpleNamespace(remote=lambda item: None))
 
 
 @pytest.fixture(autouse=True)
@@ -59,18 +58,9 @@ def batches(corpus: Sequence[Passage]) -> list[dict[str, np.ndarray]]:
     return [batch_of(lines[start : start + BLOCK]) for start in range(0, len(lines), BLOCK)]
 
 
-def batch_of(lines: list[bytes]) -> dict[str, np.ndarray]:
-    counted = np.array([len(line) for line in lines])
-    return {"line": np.array(lines, object), "problem": np.array([""] * len(lines)), "read_bytes": counted}
-
-
 def actor(output: Path, identity: EncoderIdentity) -> EmbeddingActor:
     settings = identity.config.model_dump(mode="json")
     return EmbeddingActor(str(output), settings, identity.digest, identity.dimensions)
-
-
-def row_of(made: dict[str, np.ndarray]) -> dict[str, Any]:
-    return {name: values[0] for name, values in made.items()}
 
 
 def assemble(
