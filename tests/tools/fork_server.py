@@ -111,7 +111,10 @@ def _is_child(connection: socket.socket) -> bool:
             return False
         pid = os.fork()
         if pid:
-            connection.sendall(str(pid).encode())
+            try:
+                connection.sendall(str(pid).encode())
+            except OSError:  # the client gave up, and runs the script itself
+                os.kill(pid, signal.SIGKILL)
         for stream in streams if pid else ():
             os.close(stream)
     if pid:
