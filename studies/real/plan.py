@@ -14,13 +14,20 @@ from regrad.models.known import get_model
 from regrad.models.loading import load_language_model
 from regrad.settings import load_settings, read_yaml
 from regrad.training.meta.config import MetaTrainConfig
-from studies.real.config import RealConfig
+from studies.real.config import RealConfig, RetrieverName
 from studies.real.reading import measure_reading
 from studies.real.sets import HELD, MULTI_HOP, SAME_ARTICLE, TRAINING, write_sets
 from studies.step import Command, Function, Step
 
 KNOWN = "smollm2-135m"
-STUDIES = ("dev", "gold", "hops", "retrieved", "controls", "codecs")
+ENCODER = "all-minilm-l6-v2"
+BY_RETRIEVER: dict[RetrieverName, str] = {
+    "bm25": "retrieved",
+    "dense": "retrieved-dense",
+    "fused": "retrieved-fused",
+}
+"""The evaluation of each retriever."""
+STUDIES = ("dev", "gold", "hops", *BY_RETRIEVER.values(), "controls", "codecs")
 """The evaluations: files of settings for `regrad eval` (evals/*.yaml; `hops` is `gold` with several passages)."""
 CODECS = ("bf16", "int8", "int4")
 ONE_WORKER = ("cluster.workers=1",)
@@ -41,9 +48,27 @@ def _files(config: RealConfig) -> Iterator[Step]:
     for name, of in (("train", TRAINING), ("held", HELD)):
         path = f"questions.path={config.output}/sets/{of}/questions.jsonl"
         yield _command(config, f"tasks {name}", "tasks", f"tasks/{name}", ["sets"], [path])
+    if "dense" in config.retrievers:
+        yield Step("encoder", Function(_encoder, config, ("encoder",)), config.encoder)
     for name in config.retrieved_sets:
-        corpus = f"corpus={config.output}/sets/{name}/corpus.jsonl"
-        yield _command(config, f"index {name}", "index", f"index/{name}", ["sets"], [corpus])
+        for retriever in config.retrievers:
+            yield _index(config, name, retriever)
+
+
+def _index(config: RealConfig, name: str, retriever: RetrieverName) -> Step:
+    place = f"index/{retriever}/{name}"
+    if retriever == "fused":
+        joined = [f"{config.output}/index/{other}/{name}" for other in ("bm25", "dense")]
+        needs = [f"index bm25 {name}", f"index dense {name}"]
+        return _command(config, f"index fused {name}", "index", place, needs, ["corpus=null", _fuse(joined)])
+    changed, needs = [f"corpus={config.output}/sets/{name}/corpus.jsonl"], ["sets"]
+    if retriever == "dense":
+        changed, needs = [*changed, f"dense.encoder.path={config.encoder}", *ONE_WORKER], ["sets", "encoder"]
+    return _command(config, f"index {retriever} {name}", "index", place, needs, changed)
+
+
+def _fuse(indexes: Sequence[str]) -> str:
+    return f"fuse.indexes={json.dumps(list(indexes))}"
 
 
 def _starts(config: RealConfig) -> Iterator[Step]:
@@ -147,9 +172,10 @@ def _evaluations(config: RealConfig) -> Iterator[Step]:
         sets = [_given_passages(config, name) for name in hops]
         needs = [*rivals, *icl, *starts, "start raw"]
         yield _evaluation(config, "hops", sets, needs, [f"k=[{_MOST_HOPS}]"])
-    sets = [_retrieved(config, name) for name in config.retrieved_sets]
-    indexes = [f"index {name}" for name in config.retrieved_sets]
-    yield _evaluation(config, "retrieved", sets, [*rivals, *icl, *starts, *indexes], [f"k={list(config.k)}"])
+    for retriever in config.retrievers:
+        sets = [_retrieved(config, name, retriever) for name in config.retrieved_sets]
+        needs = [*rivals, *icl, *starts, *(f"index {retriever} {name}" for name in config.retrieved_sets)]
+        yield _evaluation(config, BY_RETRIEVER[retriever], sets, needs, [f"k={list(config.k)}"])
     controls = [_given_passages(config, "squad_dev"), _random(config), _same_article(config)]
     yield _evaluation(config, "controls", controls, [*starts, *controls_need])
     banks = [f"bank {codec}" for codec in CODECS]
@@ -166,8 +192,9 @@ def _given_passages(config: RealConfig, name: str) -> dict[str, Any]:
     }
 
 
-def _retrieved(config: RealConfig, name: str) -> dict[str, Any]:
-    return _given_passages(config, name) | {"passages": {"source": "index", "index": f"{config.output}/index/{name}"}}
+def _retrieved(config: RealConfig, name: str, retriever: RetrieverName) -> dict[str, Any]:
+    index = {"source": "index", "index": f"{config.output}/index/{retriever}/{name}"}
+    return _given_passages(config, name) | {"passages": index}
 
 
 def _random(config: RealConfig) -> dict[str, Any]:
@@ -190,7 +217,8 @@ def _evaluation(
 
 def path_of(study: str) -> Path:
     """The file of an evaluation."""
-    return _HERE / "evals" / f"{'gold' if study == 'hops' else study}.yaml"
+    file = "gold" if study == "hops" else study.partition("-")[0]
+    return _HERE / "evals" / f"{file}.yaml"
 
 
 def evaluation_changes(config: RealConfig, study: str, sets: Sequence[Any]) -> list[str]:
@@ -245,6 +273,12 @@ def _model(config: RealConfig) -> str:
     if Path(config.model).exists():
         return f"the model at {config.model}"
     return f"the model at {get_model(KNOWN, config.model)}"
+
+
+def _encoder(config: RealConfig) -> str:
+    if Path(config.encoder).exists():
+        return f"the encoder at {config.encoder}"
+    return f"the encoder at {get_model(ENCODER, config.encoder)}"
 
 
 def _raw(config: RealConfig) -> str:

@@ -20,8 +20,9 @@ from regrad.storage import Storage
 from studies.hardware import hardware
 from studies.real.config import RealConfig
 from studies.real.findings import Found, Table, best_prompts, figures, to_json
-from studies.real.plan import STUDIES, rows_left_out
+from studies.real.plan import BY_RETRIEVER, STUDIES, rows_left_out
 from studies.real.reading import Reading, read_reading
+from studies.real.retrieval import found_grid
 from studies.real.sets import HELD
 
 REPORT = "report.json"
@@ -33,10 +34,12 @@ _TITLES = {
     "gold": "With the passage that has the answer",
     "hops": "Several hops, with all passages that are needed, up to three",
     "retrieved": "Passages by BM25",
+    "retrieved-dense": "Passages by dense retrieval",
+    "retrieved-fused": "Passages by BM25 and dense retrieval, fused",
     "controls": "Passages without the answer",
     "codecs": "What a codec costs",
 }
-_REFERENCE = {"dev": "rag", "retrieved": "ft-rag", "codecs": "bf16"}
+_REFERENCE = {"dev": "rag", **dict.fromkeys(BY_RETRIEVER.values(), "ft-rag"), "codecs": "bf16"}
 _OURS = "regrad"
 _RIVALS_BATCH = 32
 
@@ -49,6 +52,7 @@ class Report:
     entries: Mapping[str, Sequence[ReportEntry]]
     found: Sequence[Found]
     prompts: Mapping[str, str]
+    passages: Grid | None
     reading: Reading
     hardware: str
     seconds: float
@@ -68,6 +72,7 @@ def write_report(config: RealConfig, seconds: float) -> str:
         entries={name: gather(output, output.planned()) for name, output in outputs.items()},
         found=figures(table, prompts),
         prompts=prompts,
+        passages=found_grid(config, records),
         reading=read_reading(config),
         hardware=hardware(),
         seconds=seconds,
@@ -116,6 +121,8 @@ def document(report: Report, images: Sequence[tuple[str, str]]) -> str:
         against = _OURS if reference in rows_left_out(report.config) else reference
         grid = score_grid(_TITLES[name], entries, "f1", against)
         parts += [f"## {grid.title}", "\n".join(table_lines(grid)), escape_markdown(grid.note)]
+    if found := report.passages:
+        parts += [f"## {found.title}", "\n".join(table_lines(found)), escape_markdown(found.note)]
     costs = cost_grid(report.entries["gold"])
     parts += ["## What it costs", "\n".join(table_lines(costs)), escape_markdown(costs.note)]
     return "\n\n".join(parts) + "\n"

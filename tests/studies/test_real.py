@@ -24,6 +24,7 @@ from studies.real.config import RealConfig, RealStepsConfig
 from studies.real.findings import Row, Table, best_prompts, figures, to_json
 from studies.real.reading import Reading
 from studies.real.report import write_report
+from studies.real.retrieval import found_grid
 from studies.real.sets import HELD, SAME_ARTICLE, TRAINING, write_sets
 from studies.step import Command
 from tests.tools.evaluating import record
@@ -156,7 +157,46 @@ def test_every_step_has_valid_settings_and_needs_steps_before_it(name: str, tmp_
             settings = step.work.settings
             assert str(tmp_path) in json.dumps(settings.model_dump(mode="json")), step.name
             assert "runs/real" not in json.dumps(step.work.content()).replace(str(tmp_path), ""), step.name
-    assert {f"study {study}" for study in ("dev", "gold", "retrieved", "controls", "codecs")} <= seen
+    assert {f"study {study}" for study in ("dev", "gold", "retrieved", "retrieved-fused", "codecs")} <= seen
+
+
+def test_each_retriever_has_an_index_of_each_set_and_an_evaluation(tmp_path: Path) -> None:
+    config = RealConfig(output=str(tmp_path), start="a", retrieved_sets=("squad_dev",))
+    steps = {step.name: step for step in plan.make_steps(config)}
+    fused = steps["index fused squad_dev"]
+    assert isinstance(fused.work, Command)
+    joined = tuple(f"{tmp_path}/index/{name}/squad_dev" for name in ("bm25", "dense"))
+    assert fused.work.settings.fuse.indexes == joined
+    assert fused.needs == {"index bm25 squad_dev", "index dense squad_dev"}
+    for retriever, study in plan.BY_RETRIEVER.items():
+        asked = steps[f"study {study}"]
+        assert isinstance(asked.work, Command)
+        (one,) = asked.work.settings.sets
+        assert (one.name, one.passages.index) == ("squad_dev", f"{tmp_path}/index/{retriever}/squad_dev")
+        assert f"index {retriever} squad_dev" in asked.needs
+    only = {step.name for step in plan.make_steps(config.model_copy(update={"retrievers": ("bm25",)}))}
+    assert not only & {"encoder", "index dense squad_dev", "study retrieved-dense", "study retrieved-fused"}
+    with pytest.raises(ValueError, match="fused joins bm25 and dense"):
+        RealConfig(retrievers=("bm25", "fused"))
+
+
+def test_the_gold_passage_is_counted_where_it_is_among_those_found(tmp_path: Path) -> None:
+    config = RealConfig(output=str(tmp_path), retrieved_sets=("squad_dev",))
+    asked = [json.dumps({"id": f"q{number}", "passage_ids": [f"p{number}"]}) for number in range(4)]
+    Storage(f"{tmp_path}/sets/squad_dev").write("questions.jsonl", "\n".join(asked).encode())
+
+    def answered(number: int, k: int, found: tuple[str, ...]) -> Record:
+        one = record(f"q{number}", True, "rag", set="squad_dev", k=k)
+        return replace(one, passage_ids=found, passage_scores=(1.0,) * len(found))
+
+    records = {
+        "retrieved": [answered(number, 1, ("p0",)) for number in range(4)],
+        "retrieved-dense": [answered(number, 3, ("p9", f"p{number % 2}", "p3")) for number in range(4)],
+    }
+    grid = found_grid(config, records)
+    assert grid is not None
+    assert [[cell.text for cell in row] for row in grid.rows] == [["bm25", "1", "25"], ["dense", "3", "75"]]
+    assert found_grid(config, {}) is None
 
 
 def test_a_ready_start_is_taken_and_not_trained(tmp_path: Path) -> None:
