@@ -31,7 +31,7 @@ class RealStepsConfig(Settings):
 
     regrad: int = Field(320, ge=1, description="nothing in the prompt")
     icl: int = Field(100, ge=0, description="from there on, with the passage in the prompt")
-    ft_direct: int = Field(320, ge=1, description="of 32 questions: as many as in 8 tasks")
+    ft_direct: int = Field(320, ge=0, description="of 32 questions: as many as in 8 tasks")
     ft_rag: int = Field(320, ge=0, description="the same with the passage in the prompt, which takes six times as long")
     cpt_epochs: int = Field(3, ge=0, description="of CPT over the passages that are asked about")
 

@@ -151,7 +151,12 @@ def _has_icl(config: RealConfig) -> bool:
 def rows_left_out(config: RealConfig) -> set[str]:
     """The names of rows that nothing is trained for."""
     steps = config.steps
-    trained = {"regrad+icl": _has_icl(config), "ft-rag": bool(steps.ft_rag), "cpt": bool(steps.cpt_epochs)}
+    trained = {
+        "regrad+icl": _has_icl(config),
+        "ft-direct": bool(steps.ft_direct),
+        "ft-rag": bool(steps.ft_rag),
+        "cpt": bool(steps.cpt_epochs),
+    }
     return {name for name, there in trained.items() if not there}
 
 

@@ -135,8 +135,7 @@ def _head(report: Report) -> Iterator[str]:
         "Written by `python -m studies.real` from its records: SmolLM2-135M-Instruct, "
         f"{report.seconds / 60:.0f} minutes of work on {report.hardware}. Starts were meta-trained on SQuAD's training "
         f"articles, {_trained(config)}; {asked} questions of each set, on articles that were never trained on. "
-        f"ft-direct was fine-tuned on questions of the same tasks, on the same blocks with the same rank, for "
-        f"{config.steps.ft_direct} steps of {_RIVALS_BATCH}{_ft_rag(config)}."
+        f"{_fine_tuned(config)}"
     )
     if left_out := sorted(rows_left_out(config)):
         yield f"**Left out**, as nothing was trained for them here: {', '.join(left_out)}."
@@ -158,8 +157,12 @@ def _trained(config: RealConfig) -> str:
     return f"{before}, {config.batch_size} passages a step{f' ({icl})' if icl else ''}, {seeds}"
 
 
-def _ft_rag(config: RealConfig) -> str:
-    return f", ft-rag for {config.steps.ft_rag}" if config.steps.ft_rag else ""
+def _fine_tuned(config: RealConfig) -> str:
+    steps = {"ft-direct": config.steps.ft_direct, "ft-rag": config.steps.ft_rag}
+    trained = [f"{name} for {count} steps of {_RIVALS_BATCH}" for name, count in steps.items() if count]
+    if not trained:
+        return ""
+    return f"Fine-tuned on questions of the same tasks, on the same blocks with the same rank: {', '.join(trained)}."
 
 
 def _origin(config: RealConfig) -> str:
