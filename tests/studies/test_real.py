@@ -157,7 +157,8 @@ def test_every_step_has_valid_settings_and_needs_steps_before_it(name: str, tmp_
             settings = step.work.settings
             assert str(tmp_path) in json.dumps(settings.model_dump(mode="json")), step.name
             assert "runs/real" not in json.dumps(step.work.content()).replace(str(tmp_path), ""), step.name
-    assert {f"study {study}" for study in ("dev", "gold", "retrieved", "retrieved-fused", "codecs")} <= seen
+    retrieved = [plan.BY_RETRIEVER[retriever] for retriever in config.retrievers]
+    assert {f"study {study}" for study in ("dev", "gold", *retrieved, "controls", "codecs")} <= seen
 
 
 def test_each_retriever_has_an_index_of_each_set_and_an_evaluation(tmp_path: Path) -> None:
