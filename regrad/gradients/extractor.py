@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from regrad.data.passages import Passage
 from regrad.errors import MetaInitError, ModelError, TokenOutOfVocabulary
 from regrad.meta_init import MetaInit
-from regrad.models.batching import TokenBatch, losses_and_grads, pad_batch, sequence_losses
+from regrad.models.batching import TokenBatch, final_hidden, losses_and_grads, pad_batch, sequence_losses
 from regrad.models.subspace import finite_rows
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def passage_gradients(
                 losses = sequence_losses(lm, batch, reduction)
                 (gradients,) = torch.autograd.grad(losses.sum(), phi_UP, create_graph=True)
             else:
-                hidden_NTD = lm.hidden(batch.ids[:, :-1], batch.entered)
+                hidden_NTD = final_hidden(lm, batch)
                 losses, grads_NTD = losses_and_grads(lm, hidden_NTD, batch, reduction)
                 (gradients,) = torch.autograd.grad(hidden_NTD, phi_UP, grads_NTD)
     return gradients, losses.detach()

@@ -27,6 +27,7 @@ from regrad.models.config import ModelConfig
 from regrad.models.gguf_file import dequantised, gguf_in
 from regrad.models.half_weights import HalfWeights
 from regrad.models.lora import BatchedLora
+from regrad.models.packing import reads_packed_rows
 from regrad.models.paths import place_of
 from regrad.models.precision import require_bf16
 from regrad.models.subspace import Subspace, find_subspace
@@ -47,7 +48,7 @@ class LanguageModel:
     `lora` has the slots of the model's own subspace, that of its settings, where it is trained and its gradients are
     taken; `lora_for` makes the slots of others. `config` is what it was loaded with, everything `auto` resolved, so
     that a MetaInit made from it loads the same model anywhere. `end_ids` are all tokens that end an answer; `eos` is
-    the one that passages and answers are trained with.
+    the one that passages and answers are trained with. `packs` says whether a row may hold several sequences.
     """
 
     model: nn.Module
@@ -56,6 +57,7 @@ class LanguageModel:
     config: ModelConfig
     blocks: Blocks
     end_ids: tuple[int, ...] = ()
+    packs: bool = False
     other_loras: dict[Subspace, BatchedLora] = field(default_factory=dict, repr=False)
 
     @property
@@ -128,13 +130,14 @@ class LanguageModel:
             return torch.get_autocast_dtype(kind)
         return next(self.model.parameters()).dtype
 
-    def hidden(self, ids_NT: Tensor, entered_NTD: Tensor | None = None) -> Tensor:
+    def hidden(self, ids_NT: Tensor, entered_NTD: Tensor | None = None, **inputs: Tensor) -> Tensor:
         """Final hidden states [N, T, D] of right-padded token ids (no position attends to what follows it).
 
-        With `entered_NTD`, what `blocks.enter` gave for these ids, the frozen lower blocks are not run again.
+        With `entered_NTD`, what `blocks.enter` gave for these ids, the frozen lower blocks are not run again. `inputs`
+        are further ones of the model's forward pass.
         """
         with self.blocks.skipped(entered_NTD):
-            output = self.model.base_model(input_ids=ids_NT, use_cache=False)  # type: ignore[operator]
+            output = self.model.base_model(input_ids=ids_NT, use_cache=False, **inputs)  # type: ignore[operator]
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -260,7 +263,8 @@ def weights_digest(model: nn.Module) -> str:
 def check_language_model(lm: LanguageModel) -> None:
     """Raise `ModelError` for a model that regrad would adapt or read wrongly: a few tokens are read in each way.
 
-    A model whose lower blocks cannot be shared between passes (see `Blocks`) is correct, only slower to train.
+    A model whose lower blocks cannot be shared between passes (see `Blocks`), or that reads rows of several sequences
+    in another way (see `packing`), is correct, only slower to train.
     """
     lm.architecture.windows(lm.text_config)
     _check_tokens(lm)
@@ -304,6 +308,7 @@ def check_language_model(lm: LanguageModel) -> None:
         )
     if not _can_share(lm, ids, hidden):
         lm.blocks.share_nothing()
+    lm.packs = reads_packed_rows(lm)
 
 
 def _check_causal(lm: LanguageModel, ids_NT: Tensor, logits_NTV: Tensor) -> None:

@@ -18,8 +18,9 @@ from regrad.bank.io.prag import read_base_weight
 from regrad.data.augmented import Augmented
 from regrad.data.questions import Question
 from regrad.errors import TokenOutOfVocabulary
-from regrad.models.batching import losses_and_grads
+from regrad.models.batching import final_hidden, losses_and_grads
 from regrad.models.half_weights import autocast
+from regrad.models.packing import packing_pays, row_length
 from regrad.models.subspace import Subspace, finite_rows
 from regrad.training.lora.config import AdamWConfig, AdapterConfig, SgdConfig
 from regrad.training.lora.examples import Example, adapter_examples, example_batch
@@ -41,9 +42,15 @@ Beside = Callable[[Sequence[Example]], Sequence[tuple[Subspace, Tensor]]]
 
 
 class _Entry(NamedTuple):
+    """A row of a batch: an example, or one of its questions, of which each has this weight in the loss of the LoRA."""
+
     row: int
     example: Example
     weight: float
+
+    @property
+    def length(self) -> int:
+        return row_length(self.example.sequences)
 
 
 class RowTrainer:
@@ -140,11 +147,16 @@ class RowTrainer:
         gradients_UP = torch.zeros(len(self._rows), self._rows[0].numel(), device=self._lm.device)
         gradients_UP = gradients_UP.to(self._rows[0].dtype)
         shares = weights or [1 / max(1, len(items)) for items in examples]
-        entries = [_Entry(row, example, shares[row]) for row, items in enumerate(examples) for example in items]
+        entries = [
+            _Entry(row, part, shares[row] / len(example.each))
+            for row, items in enumerate(examples)
+            for example in items
+            for part in ([example] if packing_pays(self._lm, [example.sequences]) else example.each)
+        ]
         # Chunks of similar length, so that little is padding: at most `batch_tokens` padded tokens, or one example.
         chunk: list[_Entry] = []
-        for entry in sorted(entries, key=lambda entry: len(entry.example.ids)):
-            if chunk and (len(chunk) + 1) * len(entry.example.ids) > self._config.batch_tokens:
+        for entry in sorted(entries, key=lambda entry: entry.length):
+            if chunk and (len(chunk) + 1) * entry.length > self._config.batch_tokens:
                 self._add(chunk, losses_U, gradients_UP)
                 chunk = []
             chunk.append(entry)
@@ -163,13 +175,14 @@ class RowTrainer:
         weights_N = torch.tensor([entry.weight for entry in entries], device=self._lm.device)
         precision = autocast(self._lm, self.half)
         with torch.enable_grad(), self._lm.applied(self._updates(leaf, entries)), precision:
-            hidden_NTD = self._lm.hidden(batch.ids[:, :-1])
-            losses_N, grads_NTD = losses_and_grads(self._lm, hidden_NTD, batch)
+            hidden_NTD = final_hidden(self._lm, batch)
+            losses_S, grads_NTD = losses_and_grads(self._lm, hidden_NTD, batch)
             # `losses_and_grads` ran the backward pass of the logits; the weight scales what enters the rest of it.
             grads_NTD = grads_NTD * weights_N[:, None, None].to(grads_NTD)
             (gradient,) = torch.autograd.grad(hidden_NTD, leaf, grads_NTD)
         where = torch.tensor(numbers, device=self._lm.device)
-        losses_U.index_add_(0, where, (losses_N * weights_N).to(losses_U))
+        of_S = torch.tensor([n for n, entry in enumerate(entries) for _ in entry.example.each], device=where.device)
+        losses_U.index_add_(0, where[of_S], (losses_S * weights_N[of_S]).to(losses_U))
         if one:
             gradients_UP[numbers[0]] += gradient
         else:

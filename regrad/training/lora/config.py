@@ -62,6 +62,12 @@ class FinetuneConfig(TrainConfig):
         description="with adapters: for a passage without one: leave it out (fewer) and say how many, or stop (fail)",
     )
     k: int | None = Field(None, ge=1, description="most passages in a prompt: the first of the question's context")
+    questions_together: int | None = Field(
+        None,
+        ge=1,
+        description="most questions of one task, on the same passages, that make one example (what batch_size counts): "
+        "its loss is their mean, and what their prompts begin with is read once; null: 1",
+    )
     max_examples: int | None = Field(None, ge=1, description="most examples, sampled by the seed; null: all")
     max_tokens: int = Field(1536, ge=16, description="longer examples are left out and counted")
     optimizer: FinetuneOptimizerConfig = FinetuneOptimizerConfig()
@@ -73,6 +79,8 @@ class FinetuneConfig(TrainConfig):
             raise ValueError(f"objective {self.objective} needs '{wanted}'")
         if self.adapters is not None and wanted != "tasks":
             raise ValueError(f"objective {self.objective} has no questions whose 'adapters' could be applied")
+        if self.questions_together is not None and wanted != "tasks":
+            raise ValueError(f"objective {self.objective} has no questions for 'questions_together'")
         return self
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from regrad.data.augmented import Augmented, read_augmented
@@ -16,7 +17,8 @@ from regrad.data.questions import Question
 from regrad.data.tasks import Task, TaskQuestion, read_tasks
 from regrad.errors import TrainingError
 from regrad.gradients.extractor import encode_passage
-from regrad.models.batching import TokenBatch, pad_batch
+from regrad.models.batching import TokenBatch
+from regrad.models.packing import Begun, packed_batch
 from regrad.training.lora.config import AdapterConfig, AdaptersConfig, FinetuneConfig
 
 if TYPE_CHECKING:
@@ -28,21 +30,35 @@ _LEAST_WORDS = 3
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids; the first `start` are given, the others are predicted. `passages` are those with adapters in force."""
+    """Token ids; the first `start` are given, the others are predicted. `passages` are those with adapters in force.
+
+    `others` are more questions of its task, which make one example with it: its loss is the mean of theirs and its own.
+    """
 
     ids: tuple[int, ...]
     start: int = 1
     passages: tuple[Passage, ...] = ()
+    others: tuple[Example, ...] = ()
+
+    @property
+    def each(self) -> list[Example]:
+        """Its questions one by one."""
+        return [replace(self, others=()), *self.others] if self.others else [self]
+
+    @property
+    def sequences(self) -> list[Begun]:
+        """The ids of its questions, and how many of them are given."""
+        return [(one.ids, one.start) for one in self.each]
 
     @property
     def predicts(self) -> bool:
-        """Whether it has a token to predict."""
-        return len(self.ids) > max(1, self.start)
+        """Whether each of its questions has a token to predict."""
+        return all(len(ids) > max(1, start) for ids, start in self.sequences)
 
 
 def example_batch(lm: LanguageModel, examples: Sequence[Example]) -> TokenBatch:
-    """Examples as padded tensors."""
-    return pad_batch([item.ids for item in examples], [item.start for item in examples], lm.pad_id, lm.device)
+    """Examples as padded tensors, each in one row."""
+    return packed_batch(lm, [item.sequences for item in examples])
 
 
 def passage_example(lm: LanguageModel, passage: Passage) -> Example:
@@ -153,14 +169,31 @@ def read_examples(config: FinetuneConfig, lm: LanguageModel) -> Sequence[Example
     if config.objective == "instruction":
         return Examples(read_augmented(config.corpus or ""), partial(instruction_example, lm))
 
-    def make(item: tuple[Task, TaskQuestion]) -> Example:
-        task, question = item
-        found = tuple(task.passages[position] for position in question.context[: config.k])
+    def make(item: tuple[Task, Sequence[TaskQuestion]]) -> Example:
+        task, questions = item
+        found = tuple(task.passages[position] for position in questions[0].context[: config.k])
         shown = found if config.objective == "questions-with-passages" else ()
-        example = question_example(lm, question.asked, shown, config.max_tokens)
-        return replace(example, passages=found) if config.adapters else example
+        first, *others = [question_example(lm, one.asked, shown, config.max_tokens) for one in questions]
+        return replace(first, passages=found if config.adapters else (), others=tuple(others))
 
-    return Examples(((task, item) for task in read_tasks(config.tasks or "") for item in task.questions), make)
+    tasks = read_tasks(config.tasks or "")
+    return Examples(((task, some) for task in tasks for some in _together(task, config)), make)
+
+
+def _together(task: Task, config: FinetuneConfig) -> list[Sequence[TaskQuestion]]:
+    """The questions of a task by example: those on the same passages, in as few and as even parts as they may be."""
+    most = config.questions_together or 1
+    if most == 1:
+        return [[question] for question in task.questions]
+    alike: dict[tuple[int, ...], list[TaskQuestion]] = {}
+    for question in task.questions:
+        alike.setdefault(question.context[: config.k], []).append(question)
+    return [part for asked in alike.values() for part in _even_parts(asked, -(-len(asked) // most))]
+
+
+def _even_parts(questions: Sequence[TaskQuestion], parts: int) -> Iterator[Sequence[TaskQuestion]]:
+    bounds = [number * len(questions) // parts for number in range(parts + 1)]
+    return (questions[first:last] for first, last in pairwise(bounds))
 
 
 def data_digest(config: FinetuneConfig) -> str:

@@ -25,6 +25,7 @@ from regrad.training.lora.lora_artifact import StaticLora, parent_of
 from regrad.training.workers import Workers
 
 ADAPTER = "adapter"
+_NOTED = {"optimizer", "seed", "k", "corpus", "tasks", "questions_together"}
 
 
 def usable(lm: LanguageModel, examples: Sequence[Example], config: FinetuneConfig) -> list[Example]:
@@ -45,7 +46,7 @@ def usable(lm: LanguageModel, examples: Sequence[Example], config: FinetuneConfi
             example = examples[number]
         except TokenOutOfVocabulary:
             continue
-        if example.predicts and len(example.ids) <= limit:
+        if example.predicts and all(len(ids) <= limit for ids, _ in example.sequences):
             fitting[number] = example
         if len(fitting) == wanted:
             break
@@ -108,7 +109,7 @@ class LoraLearner:
     def step(self, batch: Sequence[Example], factor: float) -> StepResult:
         """See `Learner`."""
         losses, updated = self._trainer.step([batch], factor)
-        counts = {"tokens": sum(len(example.ids) for example in batch)}
+        counts = {"tokens": sum(len(ids) for example in batch for ids, _ in example.sequences)}
         return StepResult(float(losses[0]) if updated[0] else None, counts)
 
     def numbers(self) -> dict[str, float]:
@@ -155,7 +156,7 @@ def finetune_worker(
         "left_out": max(0, min(len(found), config.max_examples or len(found)) - len(examples)),
         "parent": parent.digest if parent else None,
         "adapters": manifest.fingerprint if manifest else None,
-        "settings": config.model_dump(mode="json", include={"optimizer", "seed", "k", "corpus", "tasks"}),
+        "settings": config.model_dump(mode="json", include=_NOTED),
     }
     beside = AdaptersInForce(lm, config, manifest) if manifest else None
     learner = LoraLearner(lm, config, notes, parent, workers, beside)

@@ -20,7 +20,9 @@ from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
 from regrad.meta_init import MetaInit
 from regrad.models.architectures import ARCHITECTURES, Architecture
+from regrad.models.batching import sequence_losses, share_lower_blocks
 from regrad.models.loading import LanguageModel
+from regrad.models.packing import packed_batch
 from regrad.training.meta.collate import collate
 from regrad.training.meta.config import InnerConfig, StrategyConfig
 from regrad.training.meta.strategies import make_strategy
@@ -107,6 +109,7 @@ def test_a_family_is_adapted_decoded_and_trained_rightly(
     check_atoms(lm, updates[0])
     check_answers(lm, updates)
     check_training_step(lm)
+    check_packed_rows(lm)
 
 
 def test_an_adapter_of_transposed_weights_is_what_peft_reads(tiny: LanguageModel, tmp_path: Path) -> None:
@@ -170,6 +173,20 @@ def merged_answer(lm: LanguageModel, request: DecodingRequest) -> str:
         for name, weight in before.items():
             lm.model.get_parameter(name).copy_(weight)
     return str(lm.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+
+
+def check_packed_rows(lm: LanguageModel) -> None:
+    """Two questions that begin alike, shorter than the window, and another, in two rows and in three."""
+    assert lm.packs
+    groups = [[([5, 6, 7, 8, 9, 30, 31], 6), ([5, 6, 7, 8, 9, 40, 41, 42], 7)], [([50, 51, 52], 1)]]
+    found = []
+    for batch in (packed_batch(lm, groups), packed_batch(lm, [[one] for group in groups for one in group])):
+        batch = share_lower_blocks(lm, batch, 10**6)
+        phi = at(lm).phi0.requires_grad_()
+        with lm.lora.applied(phi):
+            losses = sequence_losses(lm, batch)
+            found.append(torch.cat([losses.detach(), torch.autograd.grad(losses.square().sum(), phi)[0]]))
+    assert relative(found[0], found[1]) < 1e-4
 
 
 def check_training_step(lm: LanguageModel) -> None:
