@@ -43,12 +43,10 @@ class Packing:
         keys_N1T, queries_NT1 = segments_NT[:, None], segments_NT[..., None]
         # Padding sees the beginning and itself, so that no softmax is over nothing; nobody sees it, as it comes last.
         seen_NTT = ((keys_N1T == 0) | (keys_N1T == queries_NT1)).tril()
-        mask_N1TT = seen_NTT[:, None]
-        if lm.text_config._attn_implementation != "sdpa":  # others add a mask to the scores
-            dtype = next(lm.model.parameters()).dtype
-            added = torch.zeros(mask_N1TT.shape, dtype=dtype, device=mask_N1TT.device)
-            mask_N1TT = added.masked_fill(~mask_N1TT, torch.finfo(dtype).min)
-        return {"attention_mask": mask_N1TT, "position_ids": self.positions_NT[rows, :-1]}
+        # A mask that is added to the scores is right in every attention; a boolean one is not.
+        added_NTT = torch.zeros(seen_NTT.shape, dtype=lm.compute_dtype, device=seen_NTT.device)
+        added_NTT.masked_fill_(~seen_NTT, torch.finfo(lm.compute_dtype).min)
+        return {"attention_mask": added_NTT[:, None], "position_ids": self.positions_NT[rows, :-1]}
 
 
 @dataclass(frozen=True)

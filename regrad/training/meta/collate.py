@@ -12,8 +12,9 @@ from torch import Tensor
 from regrad.data.passages import Passage
 from regrad.data.tasks import Task, TaskQuestion
 from regrad.gradients.extractor import encode_passage, passage_batch
-from regrad.models.batching import TokenBatch, pad_batch
+from regrad.models.batching import TokenBatch
 from regrad.models.loading import LanguageModel
+from regrad.models.packing import group_batch
 from regrad.training.meta.config import ShapeConfig
 
 
@@ -21,8 +22,8 @@ from regrad.training.meta.config import ShapeConfig
 class MetaBatch:
     """U distinct passages, D updates and N = D * n questions, ready for the model.
 
-    `membership` [D, U] is 1 where a passage belongs to an update. Question rows are grouped by update, n for each, and
-    `weights` [N] say how much each counts: every task alike.
+    `membership` [D, U] is 1 where a passage belongs to an update. Questions are grouped by update, n for each, in a row
+    of their own or all n of an update in one, and `weights` [N] say how much each counts: every task alike.
     """
 
     passages: TokenBatch
@@ -33,12 +34,17 @@ class MetaBatch:
     @property
     def questions_per_update(self) -> int:
         """n."""
+        return self.weights.shape[0] // self.membership.shape[0]
+
+    @property
+    def rows_per_update(self) -> int:
+        """n, or 1 if the questions of an update are in one row."""
         return self.questions.ids.shape[0] // self.membership.shape[0]
 
     @property
     def tokens(self) -> int:
         """Tokens of passages and questions, without padding."""
-        return int(self.passages.lengths.sum() + self.questions.lengths.sum())
+        return self.passages.tokens + self.questions.tokens
 
     def with_tokens(self, passages: TokenBatch, questions: TokenBatch) -> MetaBatch:
         """The same batch with other token batches."""
@@ -46,13 +52,12 @@ class MetaBatch:
 
     def of_updates(self, first: int, last: int) -> MetaBatch:
         """The questions of the updates `first` to `last - 1` as a batch."""
-        n = self.questions_per_update
-        rows = torch.arange(first * n, last * n, device=self.weights.device)
+        n, rows = self.questions_per_update, self.rows_per_update
         return replace(
             self,
             membership=self.membership[first:last],
-            questions=self.questions.take(rows),
-            weights=self.weights[rows],
+            questions=self.questions.take(torch.arange(first * rows, last * rows, device=self.weights.device)),
+            weights=self.weights[first * n : last * n],
         )
 
 
@@ -77,20 +82,22 @@ def group_questions(tasks: Sequence[Task]) -> list[tuple[frozenset[Passage], lis
 
 
 def collate(lm: LanguageModel, tasks: Sequence[Task], shape: ShapeConfig = ShapeConfig()) -> MetaBatch:
-    """Tokenise and pad a batch of tasks; a passage that several questions rest on appears once."""
+    """Tokenise and pad a batch of tasks; a passage that several questions rest on appears once.
+
+    So does what the prompts of an update's questions begin with, where that saves enough (see `packing`).
+    """
     groups = group_questions(tasks)
     passages = list(dict.fromkeys(passage for task in tasks for passage in task.passages))
     number = {passage: i for i, passage in enumerate(passages)}
-    asked = [item for _, items in groups for item in items]
-    encoded = [encode_question(lm, task, question, shape) for task, question in asked]
-    weights = [1.0 / (len(tasks) * len(task.questions)) for task, _ in asked]
+    encoded = [[encode_question(lm, task, question, shape) for task, question in asked] for _, asked in groups]
+    weights = [1.0 / (len(tasks) * len(task.questions)) for _, asked in groups for task, _ in asked]
     membership_DU = torch.zeros(len(groups), len(passages))
     for row, (members, _) in enumerate(groups):
         membership_DU[row, sorted(number[passage] for passage in members)] = 1.0
     return MetaBatch(
         passage_batch(lm, [encode_passage(lm, passage) for passage in passages]),
         membership_DU.to(lm.device),
-        pad_batch([ids for ids, _ in encoded], [start for _, start in encoded], lm.pad_id, lm.device),
+        group_batch(lm, encoded),
         torch.tensor(weights, dtype=torch.float64, device=lm.device),
     )
 

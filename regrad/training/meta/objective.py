@@ -110,7 +110,7 @@ def outer_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The loss and v = dL/dphi_C [D, P], some updates' questions at a time, so that memory does not grow with tasks."""
     updates = updates_DP.shape[0]
-    size = max(1, chunk_tokens // (batch.questions.ids.shape[1] * batch.questions_per_update))
+    size = max(1, chunk_tokens // (batch.questions.ids.shape[1] * batch.rows_per_update))
     loss, parts = updates_DP.new_zeros(()), []
     for first in range(0, updates, size):
         last = min(first + size, updates)

@@ -114,7 +114,7 @@ def test_sequences_beyond_the_window_have_rows_of_their_own(tiny: LanguageModel,
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_it_is_right_with_either_attention(tiny: LanguageModel, attention: str) -> None:
-    """In float32; the mask is added to the scores in the one, and boolean in the other."""
+    """In float32."""
     lm = load_language_model(tiny.config.model_copy(update={"attention": attention}), "cpu")
     assert lm.packs
     expected = losses_and_gradient(lm, rows_of_their_own(lm, GROUPS), "mean", False)
