@@ -19,10 +19,11 @@ from regrad.bank.reader import BankReader
 from regrad.bank.tiers import MemoryTier
 from regrad.errors import BankError, RegradError, StorageError
 from regrad.methods.atoms import use_of
+from regrad.methods.base import BankNeed
 from regrad.retrieval.base import Hit, Retriever, open_retriever
 from serve_app.config import ServeConfig
 from serve_app.index_versions import IndexVersions
-from serve_app.messages import Ask, BankNeed, GradientSum, Release, Retrieved, RoutedAsk
+from serve_app.messages import Ask, GradientSum, Release, Retrieved, RoutedAsk
 from serve_app.observability import Watch
 from serve_app.scaling import InHand
 

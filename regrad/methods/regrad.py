@@ -23,6 +23,8 @@ from regrad.methods.base import (
     Artefacts,
     AtomProvider,
     Atoms,
+    BankNeed,
+    Contributions,
     Evidence,
     Method,
     MethodInfo,
@@ -106,6 +108,8 @@ class BoundMetaInit:
 class GradientSettings(MethodSettings):
     """Settings of every method that applies gradients at a MetaInit."""
 
+    FOLLOWS_RELEASE: ClassVar[bool] = True
+
     meta_init: Location | None = Field(None, description="a MetaInit of `regrad train`")
     gamma: float = Field(1.0, ge=0, description="scale of the update")
     weighting: str = Field("sum", description="how several gradients become one (regrad.gradients.merging.MERGES)")
@@ -128,6 +132,12 @@ class GradientSettings(MethodSettings):
     def needs_parts(self) -> bool:
         """Whether the gradients are needed one by one: only a plain sum can be computed where they are fetched."""
         return self.weighting != "sum"
+
+    def bank_need(self, parts: bool) -> BankNeed:
+        """See `MethodSettings`."""
+        if self.info.computes_gradients:
+            return BankNeed.DELETIONS
+        return BankNeed.PARTS if parts or self.needs_parts else BankNeed.SUM  # a sum is one vector, whatever k is
 
     def needed_meta_init(self) -> str:
         """Where the MetaInit is; raises `MethodError` if the settings do not say."""
@@ -163,7 +173,7 @@ class GradientSettings(MethodSettings):
         return self.open_at(BoundMetaInit(lm, MetaInit.load(self.needed_meta_init())))
 
     def open_at(self, bound: BoundMetaInit) -> ReGrad:
-        """The method at a MetaInit that is already loaded, in place of the one that the settings name."""
+        """See `MethodSettings`."""
         return ReGrad(self, bound)
 
 
@@ -250,6 +260,14 @@ class ReGrad(Method):
             merged_P = self._merge(_single(atoms.parts), _scores(evidence, atoms.uses))
         update = self.bound.update(merged_P, self._gamma(evidence))
         return Plan(prompt, (update,), notes, atoms.uses, atoms.parts, atoms.bytes)
+
+    def contributions(
+        self, how: Contributions, plan: Plan, prompt: str, answer: str, ended: bool
+    ) -> Sequence[float] | None:
+        """See `Method`: none without the single gradients."""
+        if plan.parts is None:
+            return None
+        return self.norms(plan) if how == "norms" else self.leave_one_out(plan, prompt, answer, ended)
 
     def norms(self, plan: Plan) -> list[float]:
         """The norm of each passage's step, for a plan of this method that has the single gradients."""

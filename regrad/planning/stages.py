@@ -21,9 +21,8 @@ from regrad.inference.decoding import outcomes
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.meta_init import MetaInit
-from regrad.methods.atoms import BankAtoms, BankSettings
-from regrad.methods.base import AtomProvider, Evidence, Method, MethodSettings, NoAtoms, open_question
-from regrad.methods.regrad import BoundMetaInit, GradientSettings
+from regrad.methods.base import AtomProvider, BankNeed, Evidence, Method, MethodSettings, open_question
+from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.planning.profile import Bank, Curve, Memory, Point, Stages, Workload
 from regrad.planning.watching import private_bytes
@@ -55,7 +54,7 @@ class Served:
     @property
     def loads(self) -> bool:
         """Whether the server's bank is read for a question."""
-        return isinstance(self.method, GradientSettings) and not self.method.info.computes_gradients
+        return self.method.bank_need(parts=False) in (BankNeed.SUM, BankNeed.PARTS)
 
 
 @dataclass(frozen=True)
@@ -225,14 +224,11 @@ def _load_curve(
 
 def _opened(served: Served, lm: LanguageModel, bound: BoundMetaInit) -> tuple[Method, AtomProvider]:
     """The method as a server opens it, with the atoms of the server's bank where it takes them from there."""
-    if not isinstance(served.method, GradientSettings):
-        method = served.method.open(lm)
-        return method, method.open_atoms()
-    method = served.method.open_at(bound)
-    if not isinstance(served.method, BankSettings):
-        return method, NoAtoms()
-    own = served.method.model_copy(update={"bank": served.bank, "bank_version": served.bank_version})
-    return method, BankAtoms(own, bound.fingerprint)
+    settings = served.method
+    if served.loads:
+        settings = settings.model_copy(update={"bank": served.bank, "bank_version": served.bank_version})
+    method = settings.open_at(bound) if settings.FOLLOWS_RELEASE else settings.open(lm)
+    return method, method.open_atoms()
 
 
 def _requests(
