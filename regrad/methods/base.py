@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field
 from torch import Tensor
@@ -20,13 +20,13 @@ from regrad.data.passages import Passage
 from regrad.data.questions import Question
 from regrad.errors import MethodError, NothingFound
 from regrad.models.config import SubspaceConfig
-from regrad.models.subspace import Subspace, Update
+from regrad.models.subspace import Update
 from regrad.prompts import PromptFormat, StyleName
 from regrad.retrieval.config import RetrieverConfig
 from regrad.settings import Location, Settings
 
 if TYPE_CHECKING:  # transformers takes seconds to import, which processes without a model need not wait for
-    from regrad.methods.regrad import BoundMetaInit
+    from regrad.methods.bound_meta_init import BoundMetaInit
     from regrad.models.loading import LanguageModel
 
 UpdateSource = str
@@ -357,6 +357,17 @@ class MethodSettings(Settings):
         """Whether questions are answered without the atoms that the method's bank lacks."""
         return False
 
+    def needed(self, setting: str, described: str) -> str:
+        """Where a setting's artefact is; raises `MethodError`, which describes it, if the settings do not say."""
+        place: str | None = getattr(self, setting)
+        if place is None:
+            raise MethodError(
+                f"method {self.kind} ({self.name}) needs '{setting}', {described}, but none is given",
+                code="setting_missing",
+                setting=setting,
+            )
+        return place
+
     def bank_need(self, parts: bool) -> BankNeed:
         """What the method needs of a server's bank; `parts`: the passages' contributions are asked for."""
         return BankNeed.NOTHING
@@ -384,13 +395,3 @@ class MethodSettings(Settings):
     def open_at(self, bound: BoundMetaInit) -> Method:
         """The method at a release's MetaInit, which is loaded already; for those that follow releases."""
         raise NotImplementedError(f"{type(self).__name__} follows releases, and must have `open_at`")
-
-
-def subspace_of_card(card: Mapping[str, Any], uri: str) -> Subspace:
-    """The subspace that an artefact's card names; raises `MethodError` if it cannot be read."""
-    try:
-        return Subspace.from_json(card["subspace"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise MethodError(
-            f"the card at {uri} is damaged: its subspace cannot be read", code="card_damaged", uri=uri
-        ) from error
