@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -13,6 +14,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from regrad.models.config import ModelConfig
+from regrad.settings import builtin_config, load_settings
+
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """What the numbers were measured on."""
@@ -21,6 +25,13 @@ def hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
+
+
+def model_config(arguments: argparse.Namespace) -> ModelConfig:
+    """The model of `--model`; without it, or with `--quick`, the lab's."""
+    if arguments.model and not arguments.quick:
+        return ModelConfig(path=arguments.model)
+    return load_settings(ModelConfig, builtin_config("models/lab.yaml"))
 
 
 def _cpu_name() -> str:

@@ -18,14 +18,12 @@ from time import process_time
 from typing import Any
 
 import torch
-from common import show, write
+from common import model_config, show, write
 
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Row
 from regrad.lab.world import World, passage
-from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model
-from regrad.settings import builtin_config, load_settings
 
 _QUESTIONS = ("Who is {}? Answer with a sentence from the text.", "Tell me all that is known about {}.")
 
@@ -97,10 +95,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device("cpu")
-    config = load_settings(ModelConfig, builtin_config("models/lab.yaml"))
-    if arguments.model and not arguments.quick:
-        config = ModelConfig(path=arguments.model)
-    lm = load_language_model(config, device)
+    lm = load_language_model(model_config(arguments), device)
     rows, figures = [], {}
     for in_prompt in (True, False):
         count = 4 if arguments.quick else arguments.questions

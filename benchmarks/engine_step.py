@@ -19,15 +19,13 @@ from time import process_time
 from typing import Any
 
 import torch
-from common import show, write
+from common import model_config, show, write
 
 from regrad.inference.engine import Engine
 from regrad.inference.kernels import Kernels
 from regrad.inference.rows import DecodingRequest, Row
 from regrad.lab.world import World, passage
-from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model
-from regrad.settings import builtin_config, load_settings
 
 OWN = "own"
 
@@ -120,9 +118,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device("cpu")
-    config = load_settings(ModelConfig, builtin_config("models/lab.yaml"))
-    if arguments.model and not arguments.quick:
-        config = ModelConfig(path=arguments.model)
+    config = model_config(arguments)
     lm = load_language_model(config.model_copy(update={"attention": arguments.attention}), device)
     lm.end_ids = ()  # every answer has the same number of tokens
     rows: list[dict[str, Any]] = []

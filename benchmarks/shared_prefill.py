@@ -22,19 +22,18 @@ from time import process_time
 from typing import Any, get_args
 
 import torch
-from common import show, write
+from common import model_config, show, write
 from torch import Tensor
 
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
 from regrad.lab.world import World, passage
 from regrad.meta_init import MetaInit
-from regrad.methods.regrad import BoundMetaInit
+from regrad.methods.bound_meta_init import BoundMetaInit
 from regrad.models.batching import pad_batch, sequence_losses
-from regrad.models.config import ActsOn, ModelConfig
+from regrad.models.config import ActsOn
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.models.subspace import Update
-from regrad.settings import builtin_config, load_settings
 
 Row = dict[str, Any]
 _EXAMPLES = 4
@@ -174,10 +173,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the lab's model, few turns")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    config = load_settings(ModelConfig, builtin_config("models/lab.yaml"))
-    if arguments.model and not arguments.quick:
-        config = ModelConfig(path=arguments.model)
-    lm = load_language_model(config, "cpu")
+    lm = load_language_model(model_config(arguments), "cpu")
     turns = 3 if arguments.quick else arguments.turns
     rows: list[Row] = []
     figures: Row = {}

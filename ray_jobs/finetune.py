@@ -5,10 +5,8 @@ ray job submit -- python -m ray_jobs.finetune --config configs/jobs/finetune-lab
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ray_jobs.cluster import job_main, require_model
-from ray_jobs.train_runner import train_until_done
+from ray_jobs.train_runner import saved, steps_line, train_until_done
 from regrad.storage import check_replaceable
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import data_digest
@@ -31,12 +29,7 @@ def run(config: FinetuneConfig) -> str:
         "parent": parent.digest if parent else None,
         "adapters": adapters.label if adapters else None,
     }
-
-    def keep(checkpoint: Path) -> StaticLora:
-        adapter = StaticLora.load(checkpoint / ADAPTER)
-        adapter.save(config.output)
-        return adapter
-
+    keep = saved(StaticLora.load, ADAPTER, config.output)
     adapter = train_until_done(config, data, finetune_worker, keep, "fine-tuning")
     missing = f", {coverage}" if coverage and coverage.missing else ""
     return _describe(adapter, config) + missing
@@ -45,12 +38,10 @@ def run(config: FinetuneConfig) -> str:
 def _describe(adapter: StaticLora, config: FinetuneConfig) -> str:
     """One line about a run."""
     notes = adapter.notes
-    skipped = f", {notes['skipped_steps']} skipped" if notes["skipped_steps"] else ""
     left_out = f" ({notes['left_out']} left out)" if notes["left_out"] else ""
-    loss = f", loss {notes['losses'][-1]:.4f}" if notes["losses"] else ""
     return (
         f"adapter {adapter.digest} at {config.output}: {config.objective}, {notes['examples']} examples{left_out}, "
-        f"{notes['steps']} steps{skipped}{loss}"
+        f"{steps_line(notes)}"
     )
 
 

@@ -5,10 +5,8 @@ ray job submit -- python -m ray_jobs.train_predictor --config configs/jobs/predi
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ray_jobs.cluster import job_main, require_model
-from ray_jobs.train_runner import train_until_done
+from ray_jobs.train_runner import saved, steps_line, train_until_done
 from regrad.storage import check_replaceable
 from regrad.training.lora.lora_artifact import StaticLora
 from regrad.training.predictor.artifact import CARD, UpdatePredictor
@@ -24,18 +22,12 @@ def run(config: PredictorConfig) -> str:
     check_replaceable(config.output, CARD)
     require_model(config.model.path)
     data = {"adapter": StaticLora.load(config.adapter).digest, "tasks": tasks_digest(config.tasks)}
-
-    def keep(checkpoint: Path) -> UpdatePredictor:
-        predictor = UpdatePredictor.load(checkpoint / PREDICTOR)
-        predictor.save(config.output)
-        return predictor
-
+    keep = saved(UpdatePredictor.load, PREDICTOR, config.output)
     predictor = train_until_done(config, data, predictor_worker, keep, "training the predictor")
     notes = predictor.notes
-    skipped = f", {notes['skipped_steps']} skipped" if notes["skipped_steps"] else ""
     return (
         f"predictor {predictor.digest} at {config.output}: {notes['parameters']} parameters ({notes['share']:.1%} of "
-        f"the base model's), {notes['steps']} steps{skipped}, loss {notes['losses'][-1]:.4f}"
+        f"the base model's), {steps_line(notes)}"
     )
 
 

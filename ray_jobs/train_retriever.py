@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_jobs.cluster import job_main, require_model
-from ray_jobs.train_runner import train_until_done
+from ray_jobs.train_runner import steps_line, train_until_done
 from regrad.retrieval.base import CARD as INDEX_CARD
 from regrad.storage import check_replaceable
 from regrad.training.retriever.config import RetrieverTrainConfig
@@ -41,12 +41,10 @@ def run(config: RetrieverTrainConfig) -> str:
 
 def _describe(config: RetrieverTrainConfig, passages: int, notes: dict[str, Any]) -> str:
     """One line about a run."""
-    skipped = f", {notes['skipped_steps']} skipped" if notes["skipped_steps"] else ""
-    loss = f", loss {notes['losses'][-1]:.4f}" if notes["losses"] else ""
     written = " and ".join([config.output, *(other.output for other in config.others)])
     return (
         f"retriever at {written} ({passages} passages): {config.objective.kind} under {config.method.kind}, "
-        f"{notes['questions']} questions, {notes['steps']} steps{skipped}{loss}"
+        f"{notes['questions']} questions, {steps_line(notes)}"
     )
 
 

@@ -12,11 +12,11 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import PythonFile
@@ -42,6 +42,7 @@ from regrad.training.trackers import Watcher, make_sinks
 from regrad.training.workers import Workers
 
 Kept = TypeVar("Kept")
+P = TypeVar("P", bound="Savable")
 logger = logging.getLogger(__name__)
 
 _SETTINGS, _CHECKPOINTS = "run.json", "checkpoints"
@@ -230,6 +231,31 @@ def _failure(cause: BaseException, reason: str, what: str, place: RunDirectory) 
     if isinstance(cause, OutOfMemoryError):
         return TrainingError(text, code="out_of_memory")
     return TrainingError(text, code="worker_failed", reason=reason)
+
+
+class Savable(Protocol):
+    """What a run makes, which can be written anywhere."""
+
+    def save(self, uri: str, /) -> None:
+        """Write the directory, whole or not at all."""
+
+
+def saved(load: Callable[[Path], P], name: str, uri: str) -> Callable[[Path], P]:
+    """A `keep` of `train_until_done`: load the product of this name from the checkpoint, and write it at `uri`."""
+
+    def keep(checkpoint: Path) -> P:
+        product = load(checkpoint / name)
+        product.save(uri)
+        return product
+
+    return keep
+
+
+def steps_line(notes: Mapping[str, Any]) -> str:
+    """The steps that a product's notes have, those that were skipped, and the last loss."""
+    skipped = f", {notes['skipped_steps']} skipped" if notes["skipped_steps"] else ""
+    loss = f", loss {notes['losses'][-1]:.4f}" if notes["losses"] else ""
+    return f"{notes['steps']} steps{skipped}{loss}"
 
 
 def train_until_done(

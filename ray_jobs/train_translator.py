@@ -5,10 +5,8 @@ ray job submit -- python -m ray_jobs.train_translator --config configs/jobs/tran
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ray_jobs.cluster import job_main, require_model
-from ray_jobs.train_runner import train_until_done
+from ray_jobs.train_runner import saved, steps_line, train_until_done
 from regrad.storage import check_replaceable
 from regrad.training.translator.artifact import CARD, Translator
 from regrad.training.translator.config import TranslatorConfig
@@ -22,20 +20,11 @@ def run(config: TranslatorConfig) -> str:
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     check_replaceable(config.output, CARD)
     require_model(config.model.path)
-
-    def keep(checkpoint: Path) -> Translator:
-        translator = Translator.load(checkpoint / TRANSLATOR)
-        translator.save(config.output)
-        return translator
-
     data = samples_digest(config)
+    keep = saved(Translator.load, TRANSLATOR, config.output)
     translator = train_until_done(config, data, translator_worker, keep, "training the translator")
     notes = translator.notes
-    skipped = f", {notes['skipped_steps']} skipped" if notes["skipped_steps"] else ""
-    return (
-        f"translator {translator.digest} at {config.output}: {notes['parameters']} parameters, "
-        f"{notes['steps']} steps{skipped}, loss {notes['losses'][-1]:.4f}"
-    )
+    return f"translator {translator.digest} at {config.output}: {notes['parameters']} parameters, {steps_line(notes)}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from regrad.bank.config import OnMissing, TiersConfig
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.registry import MethodConfig
-from regrad.methods.regrad import GradientSettings, ReGradConfig, ReGradOnlineConfig
+from regrad.methods.regrad import ReGradConfig, ReGradOnlineConfig
 from regrad.models.config import ModelPath
 from regrad.retrieval.config import RetrieverConfig
 from regrad.settings import CustomResources, Location, Settings
@@ -161,7 +161,7 @@ class ServeConfig(Settings):
             raise ValueError(f"methods has a name twice among {', '.join(names)}; give each its own name")
         for method in self.methods:
             named = method.artefacts
-            if isinstance(method, GradientSettings) and (named.meta_init or named.bank or named.bank_version):
+            if method.FOLLOWS_RELEASE and (named.meta_init or named.bank or named.bank_version):
                 raise ValueError(f"method {method.name!r} takes its MetaInit and bank from the release; leave them out")
             if method.index or method.retrieval:
                 raise ValueError(f"method {method.name!r} is asked with the server's `index`; leave its own out")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from regrad.data.questions import QuestionKind
-from regrad.methods.base import BankState, Note, PassageUse
+from regrad.methods.base import BankNeed, BankState, Contributions, Note, PassageUse
 from regrad.retrieval.base import Hit
 
 
@@ -22,10 +21,6 @@ def bits_of(values: Tensor) -> Any:
 def tensor_of(bits: Any) -> Tensor:
     """The tensor of such an array, which may be read-only: it is copied."""
     return torch.from_numpy(bits.copy()).view(torch.bfloat16)
-
-
-Contributions = Literal["leave_one_out", "norms"]
-"""How each passage's part in an answer is measured: see `PassageUse.contribution`."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +83,6 @@ class Release:
     def key(self) -> tuple[str, str, int, str]:
         """What answers depend on: releases that differ only in name or share have the same key."""
         return self.meta_init, self.bank, self.bank_version, self.fingerprint
-
-
-class BankNeed(Enum):
-    """What a request's method needs of the bank."""
-
-    NOTHING = "nothing"
-    DELETIONS = "deletions"
-    """Only what was deleted from it, which must not be computed again."""
-    SUM = "sum"
-    PARTS = "parts"
-    """The sum, and the atoms one by one."""
 
 
 @dataclass(frozen=True)

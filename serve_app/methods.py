@@ -25,10 +25,10 @@ from regrad.methods.base import (
     PassageUse,
     Plan,
 )
-from regrad.methods.regrad import BoundMetaInit, GradientSettings, ReGrad
+from regrad.methods.bound_meta_init import BoundMetaInit
 from regrad.prompts import PromptFormat
 from serve_app.config import ServeConfig
-from serve_app.messages import Ask, BankNeed, GradientSum, Release, Retrieved, RoutedAsk
+from serve_app.messages import Ask, GradientSum, Release, Retrieved, RoutedAsk
 
 if TYPE_CHECKING:
     from regrad.models.loading import LanguageModel
@@ -47,14 +47,7 @@ class Offer:
 
     def routed(self, ask: Ask, release: Release) -> RoutedAsk:
         """The question with what this method needs of the other deployments."""
-        need = BankNeed.NOTHING
-        if isinstance(self.settings, GradientSettings):
-            if self.info.computes_gradients:
-                need = BankNeed.DELETIONS
-            elif ask.contributions is not None or self.settings.needs_parts:
-                need = BankNeed.PARTS
-            else:
-                need = BankNeed.SUM  # one vector travels, however many passages there are
+        need = self.settings.bank_need(parts=ask.contributions is not None)
         return RoutedAsk(ask, release, self.info.retrieves, need)
 
 
@@ -62,7 +55,7 @@ def offers_of(config: ServeConfig) -> dict[str, Offer]:
     """Every method of the settings; the server's `on_missing` applies to those that do not set it."""
     found = {}
     for settings in config.methods:
-        inherits = isinstance(settings, GradientSettings) and "on_missing" in type(settings).model_fields
+        inherits = settings.FOLLOWS_RELEASE and "on_missing" in type(settings).model_fields
         if inherits and "on_missing" not in settings.model_fields_set:
             settings = settings.model_copy(update={"on_missing": config.on_missing})
         found[settings.name] = Offer(settings)
@@ -73,7 +66,7 @@ def check_offers(config: ServeConfig) -> None:
     """Raise what is wrong with the artefacts of methods that have their own, or with the solved questions."""
     demonstrations_of(config)
     for settings in config.methods:
-        if not isinstance(settings, GradientSettings):
+        if not settings.FOLLOWS_RELEASE:
             settings.check()
 
 
@@ -127,7 +120,7 @@ def open_own(offers: Mapping[str, Offer], lm: LanguageModel) -> dict[str, Opened
     """The methods that need nothing of a release; raises what opening them raises."""
     opened = {}
     for name, offer in offers.items():
-        if not isinstance(offer.settings, GradientSettings):
+        if not offer.settings.FOLLOWS_RELEASE:
             method = offer.settings.open(lm)
             opened[name] = Opened(offer, method, method.open_atoms())
     return opened
@@ -157,7 +150,7 @@ class RequestBuilder:
         self._demonstrations = demonstrations
         self._opened = dict(own)
         for name, offer in offers.items():
-            if isinstance(offer.settings, GradientSettings):
+            if offer.settings.FOLLOWS_RELEASE:
                 self._opened[name] = Opened(offer, offer.settings.open_at(bound), NoAtoms())
 
     def opened(self, ask: Ask) -> Opened:
@@ -205,13 +198,12 @@ class RequestBuilder:
     def contributions(self, ask: Ask, prepared: Prepared, finished: Finished) -> tuple[PassageUse, ...]:
         """The uses with each passage's part in the answer. Runs the model for `leave_one_out`."""
         plan = prepared.plan
-        method = self.opened(ask).method
-        if ask.contributions is None or plan.parts is None or not isinstance(method, ReGrad):
+        if ask.contributions is None:
             return plan.uses
-        if ask.contributions == "norms":
-            values = method.norms(plan)
-        else:
-            ended = finished.reason == "stop" and prepared.request.stop is None
-            values = method.leave_one_out(plan, prepared.request.prompt, finished.text, ended)
+        ended = finished.reason == "stop" and prepared.request.stop is None
+        method = self.opened(ask).method
+        values = method.contributions(ask.contributions, plan, prepared.request.prompt, finished.text, ended)
+        if values is None:
+            return plan.uses
         left = iter(values)
         return tuple(replace(use, contribution=next(left)) if not use.missing else use for use in plan.uses)

@@ -18,8 +18,9 @@ from ray.exceptions import ObjectLostError, RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from regrad.methods.base import BankNeed
 from serve_app.config import GroupConfig, ServeConfig
-from serve_app.messages import Ask, BankNeed, Piece, Reply, Retrieved, RoutedAsk, StreamEvent
+from serve_app.messages import Ask, Piece, Reply, Retrieved, RoutedAsk, StreamEvent
 from serve_app.methods import offers_of
 from serve_app.rollout import Follower
 from serve_app.sources import Sources

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from pydantic import model_validator
 
 from ray_jobs.cluster import cause_of, cluster
 from regrad.errors import EvaluationError
 from regrad.locking import exclusive
+from regrad.rebuild.records import Records, RunRecord
+from regrad.rebuild.steps import Outcome, begun, ended
 from regrad.storage import Storage
 from studies.step import Step
 
@@ -39,30 +41,30 @@ def run_steps(steps: Sequence[Step], output: str, workers: int, say: Callable[[s
 def _run(left: Sequence[Step], workers: int, progress: Progress, say: Callable[[str], None], total: int) -> None:
     """All of them. Raises the first error; what runs beside it goes on to its end and is noted."""
     waiting = list(left)
-    running = dict[Any, tuple[Step, float]]()
+    running = dict[Any, tuple[Step, RunRecord, float]]()
     failure = None
     before = progress.clock()
     started = time.monotonic()
     while waiting or running:
-        while failure is None and (step := next_step(waiting, [step for step, _ in running.values()], workers)):
+        while failure is None and (step := next_step(waiting, [step for step, _, _ in running.values()], workers)):
             waiting.remove(step)
-            running[_begin(step)] = step, time.monotonic()
+            running[_begin(step)] = step, begun(step.recorded), time.monotonic()
         if not running:
             break
         (ready, *_), _ = ray.wait(list(running))
-        step, began = running.pop(ready)
+        step, record, began = running.pop(ready)
         try:
             line = ray.get(ready)
         except ray.exceptions.RayError as error:
             failure = failure or cause_of(error)
-            others = ", ".join(step.name for step, _ in running.values())
+            others = ", ".join(step.name for step, _, _ in running.values())
             say(f"{step.name} failed{f'; still at work: {others}' if others else ''}: {cause_of(error)}")
             say(f"it was: {step.work}")
             continue
         now = time.monotonic()
         clock = before + now - started
         done = total - len(waiting) - len(running)
-        progress.finish(step, line, now - began, clock)
+        progress.finish(record, line, now - began, clock)
         say(f"[{done}/{total}, {clock / 60:.1f} min] {step.name}, {now - began:.0f} s: {line}")
     if failure is not None:
         raise failure
@@ -86,11 +88,14 @@ def _begin(step: Step) -> Any:
 
 
 class Progress:
-    """Which steps of a study are done: the directory `steps`, with a file for each step that is complete."""
+    """Which steps of a study are done: their run records in the directory `steps`, as a rebuild keeps those of its own.
+
+    A step's place does not name its settings, so it has one record there; it is written when the step is complete.
+    """
 
     def __init__(self, output: str) -> None:
         self._output = output
-        self._storage = Storage(f"{output}/steps")
+        self._records = Records(Storage(output), "steps", by_key=False, kind=StudyRecord)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -104,48 +109,50 @@ class Progress:
                 uri=self._output,
             )
 
-        with exclusive(self._storage, busy):
+        with exclusive(Storage(f"{self._output}/steps"), busy):
             yield
 
     def done(self, step: Step) -> bool:
         """Whether the step is complete; raises `EvaluationError` if it is, but with other settings."""
-        if not self._storage.exists(_name(step)):
+        now = step.recorded
+        record = self._records.read(now.name, now.key)
+        if record is None:
             return False
-        if self._note(_name(step)).get("settings") == step.work.content():
+        if record.settings == now.settings:
             return True
         if not step.is_evaluation:
             raise EvaluationError(
-                f"step '{step.name}' at {self._storage.uri} was done with other settings; give the study another "
+                f"step '{step.name}' at {self._output}/steps was done with other settings; give the study another "
                 "output, or remove this one",
                 code="other_settings",
                 step=step.name,
             )
         return False  # its cells know themselves which of them are still good
 
-    def finish(self, step: Step, line: str, seconds: float, clock: float) -> None:
-        """Note that a step is complete, what it took, and for how long the study has been at work in all."""
-        note = {
-            "line": line,
-            "seconds": round(seconds, 1),
-            "clock": round(clock, 1),
-            "settings": step.work.content(),
-        }
-        self._storage.write(_name(step), (json.dumps(note, indent=1) + "\n").encode())
+    def finish(self, record: RunRecord, line: str, seconds: float, clock: float) -> None:
+        """Note that a run is complete, what it took, and for how long the study has been at work in all."""
+        self._records.write(ended(record, Outcome(line, {"clock": round(clock, 1)}), round(seconds, 1)))
 
     def clock(self) -> float:
         """Seconds that earlier calls were at work, up to the last step that they finished."""
-        return max((float(self._note(name).get("clock", 0.0)) for name in self._storage.list()), default=0.0)
-
-    def _note(self, name: str) -> dict[str, Any]:
-        try:
-            note = json.loads(self._storage.read(name))
-        except ValueError:
-            note = None
-        if not isinstance(note, dict):
-            text = f"{self._storage.uri}/{name} is damaged; remove it, and its step is done again"
-            raise EvaluationError(text, code="damaged", uri=f"{self._storage.uri}/{name}")
-        return note
+        return max((float(record.facts["clock"]) for record in self._records.all()), default=0.0)
 
 
-def _name(step: Step) -> str:
-    return f"{step.name.replace(' ', '-')}.json"
+class StudyRecord(RunRecord):
+    """A run record, or what studies noted before they kept these: `line`, `seconds`, `settings` and `clock`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _completed(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "clock" not in value:
+            return value
+        noted = {key: given for key, given in value.items() if key != "clock"}
+        unknown: dict[str, Any] = {
+            "step": "",
+            "key": "",
+            "software": {},
+            "revision": None,
+            "host": "",
+            "began": "1970-01-01T00:00:00Z",
+        }
+        return {**unknown, **noted, "facts": {"clock": value["clock"]}}

@@ -19,7 +19,9 @@ from regrad.cli.main import regrad
 from regrad.cli.options import QUARANTINED
 from regrad.errors import EvaluationError
 from regrad.evaluation.config import EvalConfig
+from regrad.evaluation.plan import short_hash
 from regrad.lab.config import LabConfig
+from regrad.rebuild import steps
 from regrad.retrieval.config import IndexConfig
 from regrad.settings import Settings, load_settings
 from regrad.training.lora.config import AdaptersConfig, FinetuneConfig
@@ -136,6 +138,12 @@ class Step:
     def streams(self) -> bool:
         """Whether Ray Data does it, which wants a CPU for its readers beside that of its worker: one at a time."""
         return isinstance(self.work, Command) and self.work.verb in ("build", "adapters")
+
+    @property
+    def recorded(self) -> steps.Step:
+        """The same as its run record has it; raises `ConfigError` if its settings are wrong."""
+        settings = self.work.content()
+        return steps.Step(self.name, short_hash(settings), settings, lambda _: steps.Outcome(self.run()))
 
     def run(self) -> str:
         """Do its work, on one thread and without moving bars: several steps run at once."""

@@ -73,7 +73,7 @@ def report(config: Path, overrides: tuple[str, ...], quick: bool) -> None:
         raise click.UsageError("--quick has its own settings: leave out --config, or change them with --set")
     try:
         from studies.lab_report.config import LabReportConfig
-        from studies.lab_report.run import run_report
+        from studies.lab_report.report import run_report
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("studies"):
             raise

@@ -13,7 +13,7 @@ import numpy as np
 from regrad.cli.options import printable
 from regrad.data.predictions import place_of
 from regrad.data.question_sets import QuestionSetConfig, read_questions
-from regrad.errors import EvaluationError, StorageError
+from regrad.errors import StorageError
 from regrad.settings import parse_settings
 
 if TYPE_CHECKING:
@@ -68,10 +68,7 @@ def eval_retrieval(
 
     settings = {"name": questions, "path": questions, "format": kind_of_file, "limit": limit, "sample": sample}
     asked = read_questions(parse_settings(QuestionSetConfig, settings, questions))
-    try:
-        relevant = gold_of(asked) if qrels is None else read_qrels(qrels)
-    except OSError as error:
-        raise EvaluationError(f"{qrels} cannot be read: {error}", code="unreadable", uri=qrels) from error
+    relevant = gold_of(asked) if qrels is None else read_qrels(qrels)
     without = sum(not relevant.get(question.id) for question in asked)
     click.echo(
         printable(f"{len(asked) - without:,} questions of {questions}; {without:,} that name no passage left out")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from regrad.client import API_KEY, AnswerClient, with_key
 from regrad.errors import ServeError
 
 if TYPE_CHECKING:  # `regrad ask` and `regrad serve status` would wait for torch
-    from serve_app.config import ServeConfig
+    from serve_app.config import HttpConfig, ServeConfig
+    from serve_app.rollout import ReleaseList
 
 _TIMEOUT_SECONDS = 10
 _WAIT_SECONDS = 30.0
@@ -115,11 +117,9 @@ def update(
     follow. `regrad serve rollback` undoes it.
     """
     from regrad.settings import parse_settings
-    from serve_app.app import load_serve_file
-    from serve_app.rollout import ReleaseConfig, changing_releases, resolve_releases, updated, write_releases
+    from serve_app.rollout import ReleaseConfig, updated
 
-    application, _ = load_serve_file(config, overrides)
-    with changing_releases(application) as current:
+    def changed(current: ReleaseList) -> ReleaseList:
         main = current.releases[0]
         given = {
             "name": name,
@@ -128,10 +128,28 @@ def update(
             "bank_version": bank_version,
             "share": share,
         }
-        releases = updated(current, parse_settings(ReleaseConfig, given, "the release"))
+        return updated(current, parse_settings(ReleaseConfig, given, "the release"))
+
+    _change(config, overrides, url, changed, "in force")
+
+
+def _change(
+    config: Path,
+    overrides: tuple[str, ...],
+    url: str | None,
+    changed: Callable[[ReleaseList], ReleaseList],
+    said: str,
+) -> None:
+    """Write the releases that are in force from now on, checked before; with `url` wait until a server has them."""
+    from serve_app.app import load_serve_file
+    from serve_app.rollout import changing_releases, resolve_releases, write_releases
+
+    application, _ = load_serve_file(config, overrides)
+    with changing_releases(application) as current:
+        releases = changed(current)
         facts = resolve_releases(application, releases)[1]
         write_releases(application, releases)
-    click.echo(f"in force, by {application.releases}:\n{describe_releases(facts)}")
+    click.echo(f"{said}, by {application.releases}:\n{describe_releases(facts)}")
     if url:
         wait_for(url, facts)
 
@@ -141,17 +159,9 @@ def update(
 @url_option
 def rollback(config: Path, overrides: tuple[str, ...], url: str | None) -> None:
     """Undo the last update; a second rollback redoes it."""
-    from serve_app.app import load_serve_file
-    from serve_app.rollout import changing_releases, resolve_releases, rolled_back, write_releases
+    from serve_app.rollout import rolled_back
 
-    application, _ = load_serve_file(config, overrides)
-    with changing_releases(application) as current:
-        releases = rolled_back(current)
-        facts = resolve_releases(application, releases)[1]
-        write_releases(application, releases)
-    click.echo(f"in force again, by {application.releases}:\n{describe_releases(facts)}")
-    if url:
-        wait_for(url, facts)
+    _change(config, overrides, url, rolled_back, "in force again")
 
 
 @click.command("status")
@@ -208,18 +218,36 @@ def _check_not_overruled(application: ServeConfig, overrides: tuple[str, ...]) -
             )
 
 
+def check_address(http: HttpConfig) -> None:
+    """Raise `ServeError`, before anything is begun, if a server could not listen there."""
+    from ray_jobs.cluster import joined
+    from serve_app.app import check_port
+
+    if not joined():  # a cluster that was there already has its proxies, which listen
+        check_port(http)
+
+
+@contextmanager
+def served(application: ServeConfig, http: HttpConfig) -> Iterator[str]:
+    """The application on the cluster in use; gives its URL. On a cluster that was joined all else stays at the end."""
+    from ray_jobs.cluster import joined
+    from serve_app.app import serving
+
+    with serving(application, http, shared=joined()) as url:
+        yield url
+
+
 def _serve(config: Path, overrides: tuple[str, ...]) -> None:
-    from ray_jobs.cluster import cluster, joined
+    from ray_jobs.cluster import cluster
     from regrad.cli.options import wait_until_stopped
-    from serve_app.app import check_artefacts, check_port, load_serve_file, serving
+    from serve_app.app import check_artefacts, load_serve_file
     from serve_app.rollout import read_releases
 
     application, http = load_serve_file(config, overrides)
     _check_not_overruled(application, overrides)
     check_artefacts(application)
-    if not joined():
-        check_port(http)
-    with cluster(), serving(application, http, shared=joined()) as url:
+    check_address(http)
+    with cluster(), served(application, http) as url:
         click.echo(f"serving {read_releases(application).releases[0].bank} at {url} (docs at {url}/docs; Ctrl-C stops)")
         wait_until_stopped()
         click.echo("stopping")

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from regrad.data.predictions import Mismatch, mismatch, mismatches, refuse
 from regrad.data.questions import CLOSED_READERS, QUESTION_KINDS, Question, QuestionKind
 from regrad.errors import EvaluationError
+from regrad.evaluation.metrics import AnswerScore
 from regrad.storage import Storage
 
 MOST_RECORDS = 1_000_000
@@ -70,6 +71,24 @@ class Record:
     milliseconds: float
     bytes_fetched: int
     note: str = ""
+
+    @classmethod
+    def of(
+        cls, cell: Cell, question: Question, raw: str, prediction: str, scores: AnswerScore, **measured: Any
+    ) -> Record:
+        """A question's answer with its scores; `measured` are the other fields."""
+        return cls(
+            **cell._asdict(),
+            question_id=question.id,
+            question=question.question,
+            answers=question.answers,
+            kind=question.kind,
+            group=question.group,
+            raw=raw,
+            prediction=prediction,
+            **asdict(scores),
+            **measured,
+        )
 
     @property
     def cell(self) -> Cell:

@@ -50,10 +50,14 @@ def gold_of(questions: Sequence[Question]) -> dict[str, dict[str, int]]:
 def read_qrels(path: str) -> dict[str, dict[str, int]]:
     """A file of relevant passages: TREC's `question 0 passage relevance`, or BEIR's table with its header.
 
-    Raises `EvaluationError` naming the line.
+    Raises `EvaluationError` naming the line, or if there is no such file.
     """
     found: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read: {error}", code="unreadable", uri=path) from error
+    for number, line in enumerate(lines, start=1):
         parts = line.split("\t") if "\t" in line else line.split()
         if not line.strip() or (number == 1 and tuple(parts[:3]) == _BEIR):
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -18,7 +18,7 @@ from regrad.evaluation.metrics import score
 from regrad.evaluation.output import CellResult, Output, Seconds
 from regrad.evaluation.passages import FoundPassages, PassageFinder
 from regrad.evaluation.plan import PlannedCell, questions_digest
-from regrad.evaluation.records import Record
+from regrad.evaluation.records import Cell, Record
 from regrad.inference.decoding import decode_all
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
@@ -245,20 +245,12 @@ def _record(
     prediction = prediction_of(question, answer.text, cell.set.prag_style_cut, cell.set.reader)
     # A closed question is scored by all that was generated, as the scoring reads the label itself.
     scored = prediction if question.kind == "open" else answer.text
-    return Record(
-        set=cell.set.name,
-        method=cell.method.name,
-        model=cell.model_name,
-        k=cell.k,
-        seed=cell.seed,
-        question_id=question.id,
-        question=question.question,
-        answers=question.answers,
-        kind=question.kind,
-        group=question.group,
-        raw=answer.text,
-        prediction=prediction,
-        **asdict(score(question, scored, cell.set.scoring_rules, cell.set.reader)),
+    return Record.of(
+        Cell(cell.set.name, cell.method.name, cell.model_name, cell.k, cell.seed),
+        question,
+        answer.text,
+        prediction,
+        score(question, scored, cell.set.scoring_rules, cell.set.reader),
         passage_ids=tuple(passage.id for passage in found.passages),
         passage_scores=found.scores,
         prompt_tokens=answer.prompt_tokens,

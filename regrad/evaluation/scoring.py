@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from regrad.data.predictions import place_of, read_predictions
 from regrad.data.questions import ClosedReader, Question
 from regrad.evaluation.answer_parsing.answers import prediction_of
 from regrad.evaluation.metrics import AnswerScore, Rules, score
-from regrad.evaluation.records import Record, check_records, read_records
+from regrad.evaluation.records import Cell, Record, check_records, read_records
 from regrad.evaluation.statistics import Column, Comparison, Summary, compare_methods, corrected, summarise
 
 OPEN: tuple[Column, ...] = ("em", "f1", "precision", "recall")
@@ -59,20 +59,12 @@ def read_scored(
 
 def _record(method: str, question: Question, text: str, prediction: str, scores: AnswerScore) -> Record:
     """A prediction as an evaluation's record: what only an evaluation measures is empty."""
-    return Record(
-        set="",
-        method=method,
-        model="",
-        k=0,
-        seed=0,
-        question_id=question.id,
-        question=question.question,
-        answers=question.answers,
-        kind=question.kind,
-        group=question.group,
-        raw=text,
-        prediction=prediction,
-        **asdict(scores),
+    return Record.of(
+        Cell(set="", method=method, model="", k=0, seed=0),
+        question,
+        text,
+        prediction,
+        scores,
         passage_ids=(),
         passage_scores=(),
         prompt_tokens=0,

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from regrad.errors import ModelError
-from regrad.inference.drafts import Drafts
 from regrad.inference.kernels import Kernels
 from regrad.inference.row_state import RowCache, RowUpdates, read_pieces
-from regrad.inference.rows import DecodingEvent, DecodingListener, DecodingRequest, Finished, Row
+from regrad.inference.rows import DecodingEvent, DecodingListener, DecodingRequest, Drafts, Finished, Row
 from regrad.inference.sharing import SharedReading
 from regrad.inference.verification import verify_decoding
 from regrad.models.loading import LanguageModel

@@ -51,13 +51,7 @@ class BankSettings(MethodSettings):
     def bank_manifest(self) -> Manifest:
         """The manifest of the method's bank; raises `MethodError` if there is no bank or it is of the other kind."""
         command = f"`regrad {_VERBS[self.KIND]}`"
-        if self.bank is None:
-            raise MethodError(
-                f"method {self.kind} ({self.name}) needs 'bank', a bank of {self.KIND}s that {command} fills",
-                code="setting_missing",
-                setting="bank",
-            )
-        storage = Storage(self.bank)
+        storage = Storage(self.needed("bank", f"a bank of {self.KIND}s that {command} fills"))
         version = self.bank_version or current_version(storage)
         if version is None:
             raise MethodError(

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field
 from torch import Tensor
@@ -20,12 +20,13 @@ from regrad.data.passages import Passage
 from regrad.data.questions import Question
 from regrad.errors import MethodError, NothingFound
 from regrad.models.config import SubspaceConfig
-from regrad.models.subspace import Subspace, Update
+from regrad.models.subspace import Update
 from regrad.prompts import PromptFormat, StyleName
 from regrad.retrieval.config import RetrieverConfig
 from regrad.settings import Location, Settings
 
 if TYPE_CHECKING:  # transformers takes seconds to import, which processes without a model need not wait for
+    from regrad.methods.bound_meta_init import BoundMetaInit
     from regrad.models.loading import LanguageModel
 
 UpdateSource = str
@@ -176,6 +177,21 @@ class Atoms:
         return [place for place, use in enumerate(self.uses) if use.missing]
 
 
+class BankNeed(Enum):
+    """What a method needs of a server's bank for a question."""
+
+    NOTHING = "nothing"
+    DELETIONS = "deletions"
+    """Only what was deleted from it, which must not be computed again."""
+    SUM = "sum"
+    PARTS = "parts"
+    """The sum, and the atoms one by one."""
+
+
+Contributions = Literal["leave_one_out", "norms"]
+"""How each passage's part in an answer is measured: see `PassageUse.contribution`."""
+
+
 class AtomProvider(Protocol):
     """Where the atoms of passages come from: a bank, a server that has summed them, or nowhere (to be computed)."""
 
@@ -251,6 +267,15 @@ class Method(ABC):
             replace(p, notes=(*p.notes, NOTHING_FOUND)) if bare else p for p, bare in zip(plans, alone, strict=True)
         ]
 
+    def contributions(
+        self, how: Contributions, plan: Plan, prompt: str, answer: str, ended: bool
+    ) -> Sequence[float] | None:
+        """The part in the answer of each passage that has an atom; None if the method does not tell them apart.
+
+        If the answer `ended` with the model's stop string, that counts as part of it. May run the model.
+        """
+        return None
+
     def prompt(self, evidence: Evidence, uses: Sequence[PassageUse] = (), by_rag: bool = False) -> Prompt:
         """The method's prompt, or (`by_rag`) that of RAG."""
         # What was deleted from the bank is not shown either: an index that still has it must not bring it back.
@@ -290,6 +315,9 @@ class MethodSettings(Settings):
     METHODS: ClassVar[tuple[MethodInfo, ...]] = ()
     READS_DEMONSTRATIONS: ClassVar[bool] = False
     """Whether demonstrations count with their passages, which no prompt shows."""
+    FOLLOWS_RELEASE: ClassVar[bool] = False
+    """Whether a server's releases name MetaInit and bank: then its settings of the method do not, and it is opened by
+    `open_at` for each release. Any other method is opened once."""
 
     name: str = Field(min_length=1, description="the label in tables")
     method: str = Field("", description="one of regrad.methods.registry.METHODS; empty: the same as the name")
@@ -329,6 +357,21 @@ class MethodSettings(Settings):
         """Whether questions are answered without the atoms that the method's bank lacks."""
         return False
 
+    def needed(self, setting: str, described: str) -> str:
+        """Where a setting's artefact is; raises `MethodError`, which describes it, if the settings do not say."""
+        place: str | None = getattr(self, setting)
+        if place is None:
+            raise MethodError(
+                f"method {self.kind} ({self.name}) needs '{setting}', {described}, but none is given",
+                code="setting_missing",
+                setting=setting,
+            )
+        return place
+
+    def bank_need(self, parts: bool) -> BankNeed:
+        """What the method needs of a server's bank; `parts`: the passages' contributions are asked for."""
+        return BankNeed.NOTHING
+
     def seeded(self, seed: int) -> Self:
         """The settings for one of several seeds; the same for all unless the method draws something."""
         return self
@@ -349,12 +392,6 @@ class MethodSettings(Settings):
     def open(self, lm: LanguageModel) -> Method:
         """The method on this model; raises as `check` does, and if an artefact belongs to another model."""
 
-
-def subspace_of_card(card: Mapping[str, Any], uri: str) -> Subspace:
-    """The subspace that an artefact's card names; raises `MethodError` if it cannot be read."""
-    try:
-        return Subspace.from_json(card["subspace"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise MethodError(
-            f"the card at {uri} is damaged: its subspace cannot be read", code="card_damaged", uri=uri
-        ) from error
+    def open_at(self, bound: BoundMetaInit) -> Method:
+        """The method at a release's MetaInit, which is loaded already; for those that follow releases."""
+        raise NotImplementedError(f"{type(self).__name__} follows releases, and must have `open_at`")

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from regrad.data.passages import Passage
-from regrad.errors import MethodError, TokenOutOfVocabulary
+from regrad.errors import TokenOutOfVocabulary
 from regrad.methods.base import (
     Artefacts,
     AtomProvider,
@@ -87,13 +87,7 @@ class DyPragConfig(MethodSettings):
         return DyPrag(self, lm, Translator.load(self._needed()))
 
     def _needed(self) -> str:
-        if self.translator is None:
-            raise MethodError(
-                f"method {self.kind} ({self.name}) needs 'translator', of `regrad translator`, but none is given",
-                code="setting_missing",
-                setting="translator",
-            )
-        return self.translator
+        return self.needed("translator", "of `regrad translator`")
 
 
 class DyPrag(Method):

@@ -107,13 +107,13 @@ class PragOnLoraConfig(PragConfig):
     def check(self) -> None:
         """See `MethodSettings`; also whether the adapters were trained on top of this LoRA."""
         manifest = self.bank_manifest()
-        card = ADAPTER_CARD.read(needed_adapter(self, self.adapter))
+        card = ADAPTER_CARD.read(needed_adapter(self))
         self._check_belongs(manifest, card["base_identity"], card["digest"], card.get("notes"))
 
     def open(self, lm: LanguageModel) -> Method:
         """See `MethodSettings`."""
         manifest = self.bank_manifest()
-        static = StaticLora.load(needed_adapter(self, self.adapter))
+        static = StaticLora.load(needed_adapter(self))
         static.check_base(lm)
         self._check_belongs(manifest, static.base_identity, static.digest, static.notes)
         return Prag(self, manifest, lm, static)

@@ -66,7 +66,7 @@ class FromW0Settings(MethodSettings):
 
     def check(self) -> None:
         """See `MethodSettings`."""
-        ADAPTER_CARD.read(needed_adapter(self, self.adapter))
+        ADAPTER_CARD.read(needed_adapter(self))
 
 
 class TtSgdConfig(FromW0Settings):
@@ -97,6 +97,10 @@ class RagGdConstantConfig(FromW0Settings):
     predictor: Location | None = Field(None, description="a predictor of `regrad predictor`, trained on the same W0")
     demonstrations: int = Field(0, ge=0, le=1000, description="number of solved questions to show, with `in_prompt`")
 
+    def needed_predictor(self) -> str:
+        """Where the predictor is; raises `MethodError` if the settings do not say."""
+        return self.needed("predictor", "of `regrad predictor`")
+
     @property
     def artefacts(self) -> Artefacts:
         """See `MethodSettings`."""
@@ -104,8 +108,8 @@ class RagGdConstantConfig(FromW0Settings):
 
     def check(self) -> None:
         """See `MethodSettings`; also whether the predictor was trained on this W0."""
-        adapter = ADAPTER_CARD.read(needed_adapter(self, self.adapter))
-        card = PREDICTOR_CARD.read(needed_predictor(self, self.predictor))
+        adapter = ADAPTER_CARD.read(needed_adapter(self))
+        card = PREDICTOR_CARD.read(self.needed_predictor())
         check_belongs(card["base_identity"], card["adapter"], adapter["base_identity"], adapter["digest"])
 
     def open(self, lm: LanguageModel) -> Method:
@@ -141,7 +145,7 @@ class FromW0(Method):
     def __init__(self, settings: FromW0Settings, lm: LanguageModel) -> None:
         super().__init__(settings)
         self._lm, self._shown = lm, settings.in_prompt
-        self._adapter = StaticLora.load(needed_adapter(settings, settings.adapter))
+        self._adapter = StaticLora.load(needed_adapter(settings))
         self._adapter.check_base(lm)
 
     def runs_model(self, atoms: Atoms) -> bool:
@@ -199,7 +203,7 @@ class RagGdConstant(FromW0):
 
     def __init__(self, settings: RagGdConstantConfig, lm: LanguageModel) -> None:
         super().__init__(settings, lm)
-        self._predictor = UpdatePredictor.load(needed_predictor(settings, settings.predictor))
+        self._predictor = UpdatePredictor.load(settings.needed_predictor())
         self._predictor.check_belongs(lm, self._adapter)
 
     def updates(self, contexts: Sequence[tuple[Question, ...]], gammas: Sequence[float]) -> list[Update]:
@@ -237,14 +241,3 @@ def exchanged(demonstrations: Sequence[Question]) -> tuple[Question, ...]:
     answers = [one.answers for one in demonstrations]
     others = answers[1:] + answers[:1]
     return tuple(replace(one, answers=other) for one, other in zip(demonstrations, others, strict=True))
-
-
-def needed_predictor(settings: MethodSettings, predictor: str | None) -> str:
-    """Where the predictor is; raises `MethodError` if the settings do not say."""
-    if predictor is None:
-        raise MethodError(
-            f"method {settings.kind} ({settings.name}) needs 'predictor', of `regrad predictor`, but none is given",
-            code="setting_missing",
-            setting="predictor",
-        )
-    return predictor

@@ -1,24 +1,23 @@
 """Every method by name, and the settings of any of them.
 
-A new family of methods is a module beside this one, and its settings class in `MethodConfig`.
+A family of methods is a module beside this one: every class there that has rows of the table (`METHODS`) is one.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from functools import reduce
+from importlib import import_module
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Tag
 
+import regrad.methods
 from regrad.errors import MethodError
 from regrad.methods.base import MethodInfo, MethodSettings
-from regrad.methods.dyprag import DyPragConfig
-from regrad.methods.prag import DPragConfig, PragConfig, PragOnLoraConfig
 from regrad.methods.prompt_only import PromptOnlyConfig
-from regrad.methods.rag_gd import RagGdConfig, RagGdConstantConfig, TtSgdConfig
-from regrad.methods.regrad import ReGradConfig, ReGradOnlineConfig
-from regrad.methods.static_lora import StaticLoraConfig
-from regrad.methods.tta import TtaConfig, TtaragConfig
 from regrad.registry import Registry
 from regrad.text import nearest_name
 
@@ -68,27 +67,26 @@ def _tag(value: Any) -> str:
     return (family or PromptOnlyConfig).__name__  # without a name it says that the name is missing
 
 
-MethodConfig = Annotated[
-    Annotated[PromptOnlyConfig, Tag("PromptOnlyConfig")]
-    | Annotated[StaticLoraConfig, Tag("StaticLoraConfig")]
-    | Annotated[PragConfig, Tag("PragConfig")]
-    | Annotated[PragOnLoraConfig, Tag("PragOnLoraConfig")]
-    | Annotated[DPragConfig, Tag("DPragConfig")]
-    | Annotated[DyPragConfig, Tag("DyPragConfig")]
-    | Annotated[ReGradConfig, Tag("ReGradConfig")]
-    | Annotated[ReGradOnlineConfig, Tag("ReGradOnlineConfig")]
-    | Annotated[TtaConfig, Tag("TtaConfig")]
-    | Annotated[TtaragConfig, Tag("TtaragConfig")]
-    | Annotated[TtSgdConfig, Tag("TtSgdConfig")]
-    | Annotated[RagGdConfig, Tag("RagGdConfig")]
-    | Annotated[RagGdConstantConfig, Tag("RagGdConstantConfig")],
-    Discriminator(_tag),
-    BeforeValidator(_readable),
-]
+def _families_of_modules() -> tuple[type[MethodSettings], ...]:
+    """The settings classes with rows of the table, in the order of their modules and then as they are written."""
+    names = sorted(found.name for found in pkgutil.iter_modules(regrad.methods.__path__, "regrad.methods."))
+    modules = [import_module(name) for name in names if name != __name__]
+    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    return tuple(each for each in dict.fromkeys(classes) if each.__dict__.get("METHODS"))
+
+
+FAMILIES = _families_of_modules()
+
+if TYPE_CHECKING:
+    MethodConfig = MethodSettings
+else:
+    MethodConfig = Annotated[
+        reduce(or_, [Annotated[family, Tag(family.__name__)] for family in FAMILIES]),
+        Discriminator(_tag),
+        BeforeValidator(_readable),
+    ]
 """The settings of one method: of the class of its family."""
 
-_TAGGED = get_args(get_args(MethodConfig)[0])
-FAMILIES: tuple[type[MethodSettings], ...] = tuple(get_args(tagged)[0] for tagged in _TAGGED)
 METHODS: Registry[MethodInfo] = Registry(
     "method", MethodError, {info.name: info for family in FAMILIES for info in family.METHODS}
 )

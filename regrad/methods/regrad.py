@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field, field_validator
@@ -13,9 +11,7 @@ from torch import Tensor
 
 from regrad.bank.config import OnMissing
 from regrad.bank.format import BankKind
-from regrad.data.passages import Passage
 from regrad.errors import BankError, FingerprintMismatch, MetaInitError, MethodError
-from regrad.gradients.extractor import AtomExtractor, Extracted
 from regrad.gradients.merging import MERGES
 from regrad.meta_init import MetaInit, read_card
 from regrad.methods.atoms import BankAtoms, BankSettings, check_scores, handle_missing
@@ -23,6 +19,8 @@ from regrad.methods.base import (
     Artefacts,
     AtomProvider,
     Atoms,
+    BankNeed,
+    Contributions,
     Evidence,
     Method,
     MethodInfo,
@@ -30,81 +28,20 @@ from regrad.methods.base import (
     NoAtoms,
     PassageUse,
     Plan,
-    subspace_of_card,
 )
-from regrad.models.batching import pad_batch, sequence_losses
+from regrad.methods.bound_meta_init import BoundMetaInit
 from regrad.models.config import SubspaceConfig
-from regrad.models.subspace import Update
+from regrad.models.subspace import Subspace
 from regrad.settings import Location
 
 if TYPE_CHECKING:
     from regrad.models.loading import LanguageModel
 
 
-class BoundMetaInit:
-    """One MetaInit bound to its base model. Raises `MetaInitError` if the model is not its base.
-
-    `compute` and `losses` run the model, so they must not run at the same time as anything else on it.
-    """
-
-    def __init__(self, lm: LanguageModel, meta_init: MetaInit) -> None:
-        meta_init.check_base(lm)
-        self._lm = lm
-        self._meta_init = meta_init
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """The MetaInit's fingerprint."""
-        return self._meta_init.fingerprint
-
-    @cached_property
-    def _extractor(self) -> AtomExtractor:
-        return AtomExtractor(self._lm, self._meta_init)
-
-    def compute(self, passages: Sequence[Passage]) -> list[Extracted]:
-        """The passages' atoms, computed now (ReGrad Online), or for each the reason why it has none."""
-        return self._extractor.extract(passages)
-
-    def update(self, total_P: Tensor, gamma: float) -> Update:
-        """See `MetaInit.update`."""
-        meta_init = self._meta_init
-        return Update(meta_init.subspace, meta_init.update(total_P, gamma), meta_init.acts_on)
-
-    def norms(self, parts_KP: Tensor, gamma: float) -> list[float]:
-        """The Euclidean norm of each passage's step, gamma * alpha * gradient."""
-        norms: list[float] = (gamma * self._meta_init.alpha_P * parts_KP.float()).norm(dim=1).tolist()
-        return norms
-
-    @torch.inference_mode()
-    def losses(
-        self, prompt: str, answer: str, updates: Sequence[Tensor], ended: bool = True, raw: bool = False
-    ) -> list[float]:
-        """Minus the log-probability (natural log) of the answer under each of the updates.
-
-        If the answer `ended` with the model's stop string, that counts as part of it; a `raw` prompt has no template.
-        """
-        start = self._lm.encode_prompt(prompt, raw)
-        prompts = self._lm.config.prompts
-        text = prompts.answer_text(answer) if raw else prompts.reply(answer)
-        rest = self._lm.encode(text + (prompts.stop if ended else ""))
-        updates_UP = torch.stack(list(updates)).to(self._lm.device)
-        if self._meta_init.acts_on == "answer":
-            # Here, as it brings transformers: seconds, in each process that plans and has no model.
-            from regrad.inference.answer_losses import answer_losses
-
-            return answer_losses(self._lm, start, rest, updates_UP).tolist()  # type: ignore[no-any-return]
-        batch = pad_batch([start + rest] * len(updates), [len(start)] * len(updates), self._lm.pad_id, self._lm.device)
-        # One text under several updates: the blocks that none of them reaches are run for one.
-        entered_1TD = self._lm.blocks.enter(batch.ids[:1, :-1])
-        if entered_1TD is not None:
-            batch = replace(batch, entered=entered_1TD.expand(len(updates), -1, -1))
-        with self._lm.lora.applied(updates_UP):
-            losses: list[float] = sequence_losses(self._lm, batch, "sum").tolist()
-        return losses
-
-
 class GradientSettings(MethodSettings):
     """Settings of every method that applies gradients at a MetaInit."""
+
+    FOLLOWS_RELEASE: ClassVar[bool] = True
 
     meta_init: Location | None = Field(None, description="a MetaInit of `regrad train`")
     gamma: float = Field(1.0, ge=0, description="scale of the update")
@@ -129,15 +66,15 @@ class GradientSettings(MethodSettings):
         """Whether the gradients are needed one by one: only a plain sum can be computed where they are fetched."""
         return self.weighting != "sum"
 
+    def bank_need(self, parts: bool) -> BankNeed:
+        """See `MethodSettings`."""
+        if self.info.computes_gradients:
+            return BankNeed.DELETIONS
+        return BankNeed.PARTS if parts or self.needs_parts else BankNeed.SUM  # a sum is one vector, whatever k is
+
     def needed_meta_init(self) -> str:
         """Where the MetaInit is; raises `MethodError` if the settings do not say."""
-        if self.meta_init is None:
-            raise MethodError(
-                f"method {self.kind} ({self.name}) needs 'meta_init', which `regrad train` makes, but none is given",
-                code="setting_missing",
-                setting="meta_init",
-            )
-        return self.meta_init
+        return self.needed("meta_init", "which `regrad train` makes")
 
     def check(self) -> None:
         """See `MethodSettings`."""
@@ -146,7 +83,7 @@ class GradientSettings(MethodSettings):
     def check_fits(self, target: SubspaceConfig) -> None:
         """See `MethodSettings`. A MetaInit has the model's own rank and scale."""
         uri = self.needed_meta_init()
-        found = subspace_of_card(read_card(uri), uri)
+        found = _subspace_of(read_card(uri), uri)
         if (found.rank, found.scaling) != (target.rank, target.scaling):
             raise MetaInitError(
                 f"{self.name}: the MetaInit at {uri} has rank {found.rank} and scale {found.scaling:g}, but the "
@@ -163,7 +100,7 @@ class GradientSettings(MethodSettings):
         return self.open_at(BoundMetaInit(lm, MetaInit.load(self.needed_meta_init())))
 
     def open_at(self, bound: BoundMetaInit) -> ReGrad:
-        """The method at a MetaInit that is already loaded, in place of the one that the settings name."""
+        """See `MethodSettings`."""
         return ReGrad(self, bound)
 
 
@@ -251,6 +188,14 @@ class ReGrad(Method):
         update = self.bound.update(merged_P, self._gamma(evidence))
         return Plan(prompt, (update,), notes, atoms.uses, atoms.parts, atoms.bytes)
 
+    def contributions(
+        self, how: Contributions, plan: Plan, prompt: str, answer: str, ended: bool
+    ) -> Sequence[float] | None:
+        """See `Method`: none without the single gradients."""
+        if plan.parts is None:
+            return None
+        return self.norms(plan) if how == "norms" else self.leave_one_out(plan, prompt, answer, ended)
+
     def norms(self, plan: Plan) -> list[float]:
         """The norm of each passage's step, for a plan of this method that has the single gradients."""
         return self.bound.norms(_single(plan.parts), self._gamma(plan.prompt.evidence))
@@ -289,3 +234,13 @@ def _scores(evidence: Evidence, uses: Sequence[PassageUse]) -> list[float]:
     """The scores of the passages that have a gradient; 1 for all if the evidence has no scores."""
     scores = evidence.scores or (1.0,) * len(evidence.passages)
     return [score for score, use in zip(scores, uses, strict=True) if not use.missing]
+
+
+def _subspace_of(card: Mapping[str, Any], uri: str) -> Subspace:
+    """The subspace that a MetaInit's card names; raises `MethodError` if it cannot be read."""
+    try:
+        return Subspace.from_json(card["subspace"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise MethodError(
+            f"the card at {uri} is damaged: its subspace cannot be read", code="card_damaged", uri=uri
+        ) from error

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from regrad.errors import MethodError
 from regrad.methods.base import (
     Artefacts,
     AtomProvider,
@@ -28,6 +27,11 @@ from regrad.training.lora.lora_artifact import ADAPTER_CARD, StaticLora, corpus_
 
 if TYPE_CHECKING:
     from regrad.models.loading import LanguageModel
+
+
+def needed_adapter(settings: MethodSettings) -> str:
+    """Where the static LoRA is; raises `MethodError` if the settings do not say."""
+    return settings.needed("adapter", "a LoRA of `regrad finetune`")
 
 
 class StaticLoraConfig(MethodSettings):
@@ -57,11 +61,11 @@ class StaticLoraConfig(MethodSettings):
 
     def check(self) -> None:
         """See `MethodSettings`."""
-        ADAPTER_CARD.read(needed_adapter(self, self.adapter))
+        ADAPTER_CARD.read(needed_adapter(self))
 
     def open(self, lm: LanguageModel) -> Method:
         """See `MethodSettings`."""
-        static = StaticLora.load(needed_adapter(self, self.adapter))
+        static = StaticLora.load(needed_adapter(self))
         static.check_base(lm)
         return StaticMethod(self, Update(static.subspace, static.values))
 
@@ -76,14 +80,3 @@ class StaticMethod(Method):
     def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
         """See `Method`."""
         return [Plan(self.prompt(evidence), self._updates) for evidence in evidences]
-
-
-def needed_adapter(settings: MethodSettings, adapter: str | None) -> str:
-    """Where the static LoRA is; raises `MethodError` if the settings do not say."""
-    if adapter is None:
-        raise MethodError(
-            f"method {settings.kind} ({settings.name}) needs 'adapter', a LoRA of `regrad finetune`, but none is given",
-            code="setting_missing",
-            setting="adapter",
-        )
-    return adapter

@@ -282,16 +282,7 @@ def check_language_model(lm: LanguageModel) -> None:
             code="not_runnable",
             model=kind,
         ) from error
-    # A model with other states gives no such cache, or has layers of other types in it. A dummy stands for a block that
-    # reads the keys and values of a lower one, or that has no attention.
-    layers = getattr(getattr(own, "past_key_values", None), "layers", None)
-    if not layers or any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer) for layer in layers):
-        raise ModelError(
-            f"{kind} keeps something other than keys and values of the tokens that it has read, and regrad could not "
-            "decode with it; choose another model",
-            code="other_states",
-            model=kind,
-        )
+    _check_states(kind, getattr(own, "past_key_values", None))
     if not torch.isfinite(own.logits).all():
         raise ModelError(
             f"{kind} gives logits that are not finite although its weights are; load it with another `dtype`",
@@ -309,6 +300,20 @@ def check_language_model(lm: LanguageModel) -> None:
     if not _can_share(lm, ids, hidden):
         lm.blocks.share_nothing()
     lm.packs = reads_packed_rows(lm)
+
+
+def _check_states(kind: str, cache: Any) -> None:
+    """Raise `ModelError` if the model keeps something other than keys and values of the tokens that it has read."""
+    # A model with other states gives no such cache, or has layers of other types in it. A dummy stands for a block that
+    # reads the keys and values of a lower one, or that has no attention.
+    layers = getattr(cache, "layers", None)
+    if not layers or any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer) for layer in layers):
+        raise ModelError(
+            f"{kind} keeps something other than keys and values of the tokens that it has read, and regrad could not "
+            "decode with it; choose another model",
+            code="other_states",
+            model=kind,
+        )
 
 
 def _check_causal(lm: LanguageModel, ids_NT: Tensor, logits_NTV: Tensor) -> None:

@@ -61,27 +61,26 @@ class BatchedLora:
         an update. It acts on all tokens, or on those that `tokens_NT` (bool) says. Differentiable with respect to
         `flat`, twice.
         """
-        previous = self._current, self._untouched_NT
-        self._current, self._untouched_NT = self.subspace.unflatten(flat), None if tokens_NT is None else ~tokens_NT
-        self.hold()
-        try:
+        untouched_NT = None if tokens_NT is None else ~tokens_NT
+        with self._in_force(self.subspace.unflatten(flat), untouched_NT, scaled=False):
             yield
-        finally:
-            self.release()
-            self._current, self._untouched_NT = previous
 
     @contextmanager
     def applied_scaled(self, tensors: dict[str, Tensor]) -> Iterator[None]:
         """As `applied`, with tensors by name whose B is already multiplied by the subspace's scale."""
-        previous = self._current, self._untouched_NT
-        self._current, self._untouched_NT, self._scaled = tensors, None, True
+        with self._in_force(tensors, None, scaled=True):
+            yield
+
+    @contextmanager
+    def _in_force(self, tensors: dict[str, Tensor], untouched_NT: Tensor | None, scaled: bool) -> Iterator[None]:
+        previous = self._current, self._untouched_NT, self._scaled
+        self._current, self._untouched_NT, self._scaled = tensors, untouched_NT, scaled
         self.hold()
         try:
             yield
         finally:
             self.release()
-            self._current, self._untouched_NT = previous
-            self._scaled = False
+            self._current, self._untouched_NT, self._scaled = previous
 
     def _hook(self, name: str) -> Any:
         name_a = f"{name}.A"

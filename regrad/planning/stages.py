@@ -21,9 +21,8 @@ from regrad.inference.decoding import outcomes
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.meta_init import MetaInit
-from regrad.methods.atoms import BankAtoms, BankSettings
-from regrad.methods.base import AtomProvider, Evidence, Method, MethodSettings, NoAtoms, open_question
-from regrad.methods.regrad import BoundMetaInit, GradientSettings
+from regrad.methods.base import AtomProvider, BankNeed, Evidence, Method, MethodSettings, open_question
+from regrad.methods.bound_meta_init import BoundMetaInit
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.planning.profile import Bank, Curve, Memory, Point, Stages, Workload
 from regrad.planning.watching import private_bytes
@@ -55,7 +54,7 @@ class Served:
     @property
     def loads(self) -> bool:
         """Whether the server's bank is read for a question."""
-        return isinstance(self.method, GradientSettings) and not self.method.info.computes_gradients
+        return self.method.bank_need(parts=False) in (BankNeed.SUM, BankNeed.PARTS)
 
 
 @dataclass(frozen=True)
@@ -121,32 +120,21 @@ def measure(
     lm = load_language_model(meta_init.model_at(served.model_path), "cuda" if served.gpu else "cpu")
     watch = Stopwatch(repeats, lm.device)
     asked = list(questions[:_ASKED])
-    without_index = private_bytes(started=False)  # so a search engine that runs already counts, too
-    with _threads(served.threads), open_retriever(served.index, served.retrieval) as retriever:
-        info = served.method.info
-        hits = retriever.search(asked, k) if info.retrieves else [[] for _ in asked]
-        say("the stages without a server: retrieve")
-        retrieve = _retrieve_curve(retriever, asked, k, batches, watch) if info.retrieves else None
-        index = max(0, private_bytes() - without_index)
     with _threads(served.threads):
+        say("the stages without a server: retrieve")
+        hits, retrieve, index = _retrieving(served, asked, k, batches, watch)
         say("load")
         found = [[hit.passage for hit in one] for one in hits]
         load, bank = _load_curves(served, meta_init.fingerprint, found, batches, watch)
         say("prefill and decode")
-        bound = BoundMetaInit(lm, meta_init)
-        method, atoms = _opened(served, lm, bound)
-        requests, online = _requests(lm, method, atoms, asked, hits, max_new_tokens, watch)
-        computes = info.update not in _UPDATE_SOURCES
+        method, atoms = _opened(served, lm, BoundMetaInit(lm, meta_init))
+        requests, planning = _requests(lm, method, atoms, asked, hits, max_new_tokens, watch)
         generating = _Generating(lm, requests, served.prefill_tokens, watch)
         prefill, decode = generating.curves(batches)
         prompt_tokens, answer_tokens = generating.lengths()
-    stages = Stages(
-        retrieve=retrieve,
-        load=load,
-        online=Curve(points=(online,)) if computes else None,
-        prefill=prefill,
-        decode=decode,
-    )
+    computes = served.method.info.update not in _UPDATE_SOURCES
+    online = Curve(points=(planning,)) if computes else None
+    stages = Stages(retrieve=retrieve, load=load, online=online, prefill=prefill, decode=decode)
     workload = Workload(
         method=served.method.name,
         k=k,
@@ -157,6 +145,23 @@ def measure(
     )
     memory = Memory(process=process, index=index, model=model_bytes(lm), token=token_bytes(lm))
     return Measured(stages, memory, workload, meta_init.fingerprint, bank)
+
+
+def _retrieving(
+    served: Served, questions: Sequence[str], k: int, batches: Sequence[int], watch: Stopwatch
+) -> tuple[list[list[Hit]], Curve | None, int]:
+    """What the questions find, what that takes, and the index's bytes in memory; nothing for a method without passages.
+
+    The index is opened in any case, as a server does.
+    """
+    without_index = private_bytes(started=False)  # so a search engine that runs already counts, too
+    with open_retriever(served.index, served.retrieval) as retriever:
+        hits: list[list[Hit]] = [[] for _ in questions]
+        curve = None
+        if served.method.info.retrieves:
+            hits = retriever.search(questions, k)
+            curve = _retrieve_curve(retriever, questions, k, batches, watch)
+        return hits, curve, max(0, private_bytes() - without_index)
 
 
 def _retrieve_curve(
@@ -225,14 +230,11 @@ def _load_curve(
 
 def _opened(served: Served, lm: LanguageModel, bound: BoundMetaInit) -> tuple[Method, AtomProvider]:
     """The method as a server opens it, with the atoms of the server's bank where it takes them from there."""
-    if not isinstance(served.method, GradientSettings):
-        method = served.method.open(lm)
-        return method, method.open_atoms()
-    method = served.method.open_at(bound)
-    if not isinstance(served.method, BankSettings):
-        return method, NoAtoms()
-    own = served.method.model_copy(update={"bank": served.bank, "bank_version": served.bank_version})
-    return method, BankAtoms(own, bound.fingerprint)
+    settings = served.method
+    if served.loads:
+        settings = settings.model_copy(update={"bank": served.bank, "bank_version": served.bank_version})
+    method = settings.open_at(bound) if settings.FOLLOWS_RELEASE else settings.open(lm)
+    return method, method.open_atoms()
 
 
 def _requests(

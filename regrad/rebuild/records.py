@@ -86,29 +86,38 @@ class RunRecord(Settings):
 
 
 class Records:
-    """The run records of a rebuild's output: `runs/STEP-KEY.json`, the last run of each."""
+    """The run records of a rebuild's output: `runs/STEP-KEY.json`, the last run of each.
 
-    def __init__(self, output: Storage) -> None:
+    Another `folder` has those of other work; without `by_key` a step has one record there, whatever its key is.
+    """
+
+    def __init__(
+        self, output: Storage, folder: str = RUNS, by_key: bool = True, kind: type[RunRecord] = RunRecord
+    ) -> None:
         self._output = output
+        self._folder = folder
+        self._by_key = by_key
+        self._kind = kind
 
     def read(self, step: str, key: str) -> RunRecord | None:
         """The last run of a step with this key; None if there was none. Raises `RebuildError` if it is damaged."""
-        name = _name(step, key)
+        name = self._name(step, key)
         return self._parsed(name) if self._output.exists(name) else None
 
     def write(self, record: RunRecord) -> None:
         """Write it whole, in the place of the last one of this step and key."""
         text = record.model_dump_json(indent=1) + "\n"
-        self._output.write(_name(record.step, record.key), text.encode())
+        self._output.write(self._name(record.step, record.key), text.encode())
 
     def all(self) -> Iterator[RunRecord]:
         """Every record, the one that began last first; raises as `read`."""
-        found = [self._parsed(f"{RUNS}/{name}") for name in self._output.list(RUNS) if name.endswith(".json")]
+        names = [name for name in self._output.list(self._folder) if name.endswith(".json")]
+        found = [self._parsed(f"{self._folder}/{name}") for name in names]
         yield from sorted(found, key=lambda record: record.began, reverse=True)
 
     def _parsed(self, name: str) -> RunRecord:
         try:
-            return RunRecord.model_validate_json(self._output.read(name))
+            return self._kind.model_validate_json(self._output.read(name))
         except (ValidationError, StorageError) as error:
             if isinstance(error, StorageError):
                 raise
@@ -118,9 +127,8 @@ class Records:
                 uri=f"{self._output.uri}/{name}",
             ) from error
 
-
-def _name(step: str, key: str) -> str:
-    return f"{RUNS}/{step.replace(' ', '-')}-{key}.json"
+    def _name(self, step: str, key: str) -> str:
+        return f"{self._folder}/{step.replace(' ', '-')}{f'-{key}' if self._by_key else ''}.json"
 
 
 def cost_of(seconds: float, cost: CostConfig) -> Money | None:

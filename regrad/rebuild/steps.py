@@ -127,7 +127,22 @@ def run_steps(
 
 
 def _run(step: Step, before: RunRecord | None, done: Done, records: Records, cost: CostConfig) -> RunRecord:
-    record = RunRecord(
+    # Killed between the end of the work and its record: what is at the place is this step's, as the place has its key.
+    there = step.found() if before else None
+    record = begun(step, before)
+    records.write(record)
+    logger.info("%s", step.name)
+    started = time.monotonic()
+    outcome = there or step.work(done)
+    seconds = None if there else round(time.monotonic() - started, 3)
+    finished = ended(record, outcome, seconds, cost)
+    records.write(finished)
+    return finished
+
+
+def begun(step: Step, before: RunRecord | None = None) -> RunRecord:
+    """The record of a run that begins now; `before` is that of a run which did not end."""
+    return RunRecord(
         step=step.name,
         key=step.key,
         settings=plain(step.settings),
@@ -140,14 +155,11 @@ def _run(step: Step, before: RunRecord | None, done: Done, records: Records, cos
         workers=step.workers,
         unit=step.unit,
     )
-    # Killed between the end of the work and its record: what is at the place is this step's, as the place has its key.
-    there = step.found() if before else None
-    records.write(record)
-    logger.info("%s", step.name)
-    started = time.monotonic()
-    outcome = there or step.work(done)
-    seconds = None if there else round(time.monotonic() - started, 3)
-    finished = record.model_copy(
+
+
+def ended(record: RunRecord, outcome: Outcome, seconds: float | None, cost: CostConfig = CostConfig()) -> RunRecord:
+    """The record of that run, which has come to `outcome`; `seconds` None: there was nothing left to do."""
+    return record.model_copy(
         update={
             "ended": now(),
             "seconds": seconds,
@@ -159,5 +171,3 @@ def _run(step: Step, before: RunRecord | None, done: Done, records: Records, cos
             "cost": None if seconds is None else cost_of(seconds, cost),
         }
     )
-    records.write(finished)
-    return finished

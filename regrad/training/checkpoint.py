@@ -69,6 +69,15 @@ class TrainState:
         """The score of the latest step, if it has one."""
         return self.scores[-1] if self.scores and self.scores[-1].step == self.step else None
 
+    def notes(self, workers: int) -> dict[str, Any]:
+        """What a product's card says of the run; `seconds` is the sum over all workers."""
+        return {
+            "steps": self.step,
+            "skipped_steps": len(self.skipped),
+            "losses": self.some_losses(),
+            "seconds": round(workers * self.seconds, 3),
+        }
+
     def some_losses(self, count: int = 500) -> list[float]:
         """About `count` of the losses, evenly spaced and rounded, for a card."""
         return [round(loss, 6) for loss in self.losses[:: max(1, len(self.losses) // count)]]

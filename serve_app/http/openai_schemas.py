@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from regrad.methods.base import Contributions
 from serve_app.http.calls import Chunks, Events, sse
 from serve_app.http.requests import Only, PassageIds, QuestionText, Strict, StringOrStops, ValidText
 from serve_app.http.responses import Grounds, Usage, grounds, usage_of
-from serve_app.messages import Ask, Contributions, Piece, Reply, Retrieved
+from serve_app.messages import Ask, Piece, Reply, Retrieved
 
 DEFAULT_MODEL = "regrad"
 _PARTS = {"type": "array", "items": {"type": "object", "required": ["type", "text"]}}

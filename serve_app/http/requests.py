@@ -25,11 +25,11 @@ from pydantic_core.core_schema import no_info_before_validator_function
 
 from regrad.data.questions import MOST_CHOICES, QuestionKind
 from regrad.errors import MethodError
-from regrad.methods.base import MethodInfo
+from regrad.methods.base import Contributions, MethodInfo
 from regrad.registry import Registry
 from serve_app.config import OFFERED, LimitsConfig
 from serve_app.http.calls import Client
-from serve_app.messages import Ask, Contributions, Sampling
+from serve_app.messages import Ask, Sampling
 
 Body = TypeVar("Body", bound=BaseModel)
 

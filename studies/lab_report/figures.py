@@ -6,32 +6,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from matplotlib.figure import Figure as Drawing
+from matplotlib.figure import Figure
 
 from regrad.evaluation.report.entries import ReportEntry
-from regrad.evaluation.report.figures import Pictures, encoded, style
+from regrad.evaluation.report.figures import Pictures
+from studies.document import Picture, pictures
 from studies.lab_report.records import FIRST, OLD, Key, Measured, Table
-
-Figure = tuple[str, str, bytes]
-"""File name, caption, SVG."""
 
 _BLUE = "#0072b2"
 _RED = "#d55e00"
 _GREY = "#7f7f7f"
 
 
-def draw(entries: Mapping[str, Sequence[ReportEntry]], table: Table, measured: Measured) -> list[Figure]:
+def draw(entries: Mapping[str, Sequence[ReportEntry]], table: Table, measured: Measured) -> list[Picture]:
     """All of them."""
-    with style():
-        return [
-            (f"lab-report-{name}", caption, encoded(figure, "svg"))
-            for name, caption, figure in _figures(entries, table, measured)
-        ]
+    return pictures("lab-report", _figures(entries, table, measured))
 
 
 def _figures(
     entries: Mapping[str, Sequence[ReportEntry]], table: Table, measured: Measured
-) -> Iterator[tuple[str, str, Drawing]]:
+) -> Iterator[tuple[str, str, Figure]]:
     shown = [entry for entry in entries["methods"] if entry.k in (0, 3)]
     yield "methods", "Every method on held-out people, k=3", _bars(shown)
     passages = Pictures(entries["passages"])
@@ -51,10 +45,10 @@ def _figures(
     yield "latency", "Milliseconds a question, one at a time, k=3", _latency(measured)
 
 
-def _bars(entries: Sequence[ReportEntry]) -> Drawing:
+def _bars(entries: Sequence[ReportEntry]) -> Figure:
     """One bar a method, the best on top."""
     shown = sorted(entries, key=lambda entry: entry.value)
-    figure = Drawing(figsize=(7.6, 0.6 + 0.3 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(7.6, 0.6 + 0.3 * len(shown)), layout="constrained")
     axes = figure.subplots()
     values = [100 * entry.value for entry in shown]
     below = [100 * max(0.0, entry.value - entry.low) for entry in shown]
@@ -69,9 +63,9 @@ def _bars(entries: Sequence[ReportEntry]) -> Drawing:
     return figure
 
 
-def _drift(table: Table) -> Drawing:
+def _drift(table: Table) -> Figure:
     """Lines over the number of documents: all questions, and CPT on parts of them."""
-    figure = Drawing(figsize=(7.6, 4.0), layout="constrained")
+    figure = Figure(figsize=(7.6, 4.0), layout="constrained")
     axes = figure.subplots()
     sets = table.sets("drift")
     counts = [int(name.removeprefix("documents-")) for name in sets]
@@ -95,8 +89,8 @@ def _drift(table: Table) -> Drawing:
     return figure
 
 
-def _latency(measured: Measured) -> Drawing:
-    figure = Drawing(figsize=(7.6, 2.6), layout="constrained")
+def _latency(measured: Measured) -> Figure:
+    figure = Figure(figsize=(7.6, 2.6), layout="constrained")
     axes: Any = figure.subplots()
     names = list(measured.latency)[::-1]
     values = [median(measured.latency[name]) for name in names]

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from regrad.evaluation.report.entries import ReportEntry
-from regrad.storage import Storage
-from studies.hardware import hardware
+from studies.document import REPORT, hardware, write_document, write_numbers
 from studies.lab_report.claims import paper_claims
 from studies.lab_report.config import LabReportConfig
 from studies.lab_report.figures import draw
 from studies.lab_report.findings import duels, gaps
+from studies.lab_report.plan import make_steps
 from studies.lab_report.records import read_entries, read_measured, read_table
 from studies.lab_report.text import Report, document
+from studies.running import run_steps
 
-REPORT = "report.json"
 _DOCUMENT = "lab-report.md"
-_IMAGES = "images"
 _ENOUGH_SEEDS = 3
 _LEFT_OUT = {"by_question", "devices", "against", "closed"}
+
+
+def run_report(config: LabReportConfig, say: Callable[[str], None]) -> str:
+    """Run what is missing and write the report; returns one line saying where."""
+    return write_report(config, run_steps(make_steps(config), config.output, config.cluster.workers, say))
 
 
 def write_report(config: LabReportConfig, seconds: float) -> str:
@@ -43,11 +46,8 @@ def write_report(config: LabReportConfig, seconds: float) -> str:
     )
     place = report_place(config)
     drawn = draw(entries, table, measured)
-    storage = Storage(os.path.dirname(place))
-    for name, _, svg in drawn:
-        storage.write(f"{_IMAGES}/{name}.svg", svg)
-    storage.write(os.path.basename(place), document(report, drawn, _IMAGES).encode())
-    Storage(config.output).write(REPORT, (json.dumps(_numbers(report), indent=1) + "\n").encode())
+    write_document(place, document(report, drawn), drawn)
+    write_numbers(config.output, _numbers(report))
     true = sum(claim.reproduced for claim in report.claims)
     return f"{true} of {len(report.claims)} claims reproduced; report at {place}, numbers at {config.output}/{REPORT}"
 

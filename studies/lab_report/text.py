@@ -11,8 +11,8 @@ from typing import Any
 from regrad.evaluation.report.entries import ReportEntry
 from regrad.evaluation.report.tables import UNKNOWN, CellText, Grid, chance, number, percent, score_grid, size
 from regrad.evaluation.report.writing import escape_markdown, table_lines
+from studies.document import Picture, section, shown
 from studies.lab_report.claims.claim import ALPHA, Claim, Part, Unit
-from studies.lab_report.figures import Figure
 from studies.lab_report.findings import BY_RANK, Duel
 from studies.lab_report.plan import reference
 from studies.lab_report.records import Measured
@@ -57,21 +57,17 @@ class Report:
     quick: bool
 
 
-def document(report: Report, figures: Sequence[Figure], folder: str) -> str:
-    """All of it; `folder` is where the figures are, from the report."""
+def document(report: Report, figures: Sequence[Picture]) -> list[str]:
+    """All of it."""
     parts = ["# The lab report", *_head(report), "## The nine claims", _summary(report.claims)]
     for claim in report.claims:
         parts += _claim(claim)
     parts += ["## Where RAG wins", *_duels(report.duels)]
-    parts += ["## Figures"]
-    for name, caption, _ in figures:
-        parts += [f"![{escape_markdown(caption)}]({folder}/{name}.svg)", f"*{escape_markdown(caption)}.*"]
+    parts += ["## Figures", *shown(figures)]
     parts += ["## Interference", _interference(report.gaps)]
     for name, entries in report.entries.items():
-        grid = score_grid(TITLES[name], entries, "em", reference(name))
-        parts += [f"## {grid.title}", *ABOUT.get(name, ()), "\n".join(table_lines(grid)), escape_markdown(grid.note)]
-    parts += ["## What it costs", *_costs(report.measured)]
-    return "\n\n".join(parts) + "\n"
+        parts += section(score_grid(TITLES[name], entries, "em", reference(name)), ABOUT.get(name, ()))
+    return [*parts, "## What it costs", *_costs(report.measured)]
 
 
 def _head(report: Report) -> Iterator[str]:

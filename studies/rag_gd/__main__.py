@@ -10,6 +10,7 @@ import click
 import torch
 
 from regrad.errors import RegradError
+from regrad.rebuild.steps import begun
 from regrad.settings import load_settings
 from studies.rag_gd.config import RagGdConfig
 from studies.rag_gd.plan import make_steps
@@ -31,10 +32,10 @@ def run(config: RagGdConfig) -> str:
         for number, step in enumerate(steps, 1):
             if progress.done(step):
                 continue
-            before, began = progress.clock(), time.monotonic()
+            record, before, began = begun(step.recorded), progress.clock(), time.monotonic()
             line = step.run()
             seconds = time.monotonic() - began
-            progress.finish(step, line, seconds, before + seconds)
+            progress.finish(record, line, seconds, before + seconds)
             click.echo(f"[{number}/{len(steps)}] {step.name}, {seconds:.0f} s: {line}")
     return write_report(config, progress.clock())
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from regrad.evaluation.report.figures import encoded, style
-from regrad.storage import Storage
-from studies.hardware import hardware
+from studies.document import Picture, hardware, pictures, shown, write_document, write_numbers
 from studies.rag_gd.config import RagGdConfig
 from studies.rag_gd.findings import choose, distinct, over_seeds, verdict
 from studies.rag_gd.plan import Row, missing_cells, read_rows
 
 _DOCUMENT = "rag-gd-boundary.md"
-_IMAGES = "images"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 _PANELS = (("relative", "relative difference"), ("cosine", "cosine of sensitivities"))
 _TABLES = (
@@ -32,20 +27,11 @@ def write_report(config: RagGdConfig, seconds: float) -> str:
     """Write everything; returns one line that says where."""
     rows = read_rows(config)
     place = config.report or f"{config.output}/{_DOCUMENT}"
-    folder, name = os.path.split(place)
-    storage = Storage(folder or ".")
-    pictures = []
-    with style():
-        for image, caption, figure in _pictures(rows):
-            storage.write(f"{_IMAGES}/rag-gd-{image}.svg", encoded(figure, "svg"))
-            pictures.append((f"rag-gd-{image}", caption))
-    storage.write(name, document(config, rows, pictures, seconds).encode())
-    found: dict[str, Any] = {
-        "settings": config.model_dump(mode="json", exclude={"output", "report"}),
-        "hardware": hardware(),
-    }
-    found |= {"seconds": round(seconds), "rows": rows}
-    Storage(config.output).write("report.json", (json.dumps(found, indent=1) + "\n").encode())
+    drawn = pictures("rag-gd", _pictures(rows))
+    write_document(place, document(config, rows, drawn, seconds), drawn)
+    settings = config.model_dump(mode="json", exclude={"output", "report"})
+    numbers = {"settings": settings, "hardware": hardware(), "seconds": round(seconds), "rows": rows}
+    write_numbers(config.output, numbers)
     return f"{len(rows)} rows of {len(config.seeds)} seeds; report at {place}"
 
 
@@ -90,17 +76,15 @@ def _panels(rows: Sequence[Row], x: str, group: str) -> Figure:
     return figure
 
 
-def document(config: RagGdConfig, rows: Sequence[Row], pictures: Sequence[tuple[str, str]], seconds: float) -> str:
-    """All of it as Markdown; no number is written by hand."""
+def document(config: RagGdConfig, rows: Sequence[Row], drawn: Sequence[Picture], seconds: float) -> list[str]:
+    """The parts of it as Markdown; no number is written by hand."""
     parts = ["# Where attention stops being gradient descent", *_head(config, seconds), "## Verdict"]
     parts.append("\n".join(f"- {sentence}" for sentence in verdict(rows)))
-    parts.append("## Pictures")
-    parts += [f"![{caption}]({_IMAGES}/{name}.svg)\n\n*{caption}. Dots are seeds.*" for name, caption in pictures]
+    parts += ["## Pictures", *shown(drawn, " Dots are seeds.")]
     for title, kinds, keys in _TABLES:
-        if shown := [row for row in rows if row["part"] in kinds]:
-            parts += [f"## {title}", "\n".join(_table(shown, keys))]
-    parts += ["## Every seed", "\n".join(_seeds(rows))]
-    return "\n\n".join(parts) + "\n"
+        if chosen := [row for row in rows if row["part"] in kinds]:
+            parts += [f"## {title}", "\n".join(_table(chosen, keys))]
+    return [*parts, "## Every seed", "\n".join(_seeds(rows))]
 
 
 def _head(config: RagGdConfig, seconds: float) -> Iterator[str]:

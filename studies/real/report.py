@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,12 +10,12 @@ from matplotlib.figure import Figure
 
 from regrad.evaluation.output import PLAN, Output
 from regrad.evaluation.report.entries import ReportEntry, gather
-from regrad.evaluation.report.figures import Pictures, encoded, style
+from regrad.evaluation.report.figures import Pictures
 from regrad.evaluation.report.tables import CellText, Grid, chance, cost_grid, score_grid
 from regrad.evaluation.report.writing import escape_markdown, table_lines
 from regrad.meta_init import read_card
 from regrad.storage import Storage
-from studies.hardware import hardware
+from studies.document import Picture, hardware, pictures, section, shown, write_document, write_numbers
 from studies.real.config import RealConfig
 from studies.real.findings import Found, Table, best_prompts, figures, to_json
 from studies.real.plan import BY_RETRIEVER, STUDIES, rows_left_out
@@ -25,9 +23,7 @@ from studies.real.reading import Reading, read_reading
 from studies.real.retrieval import found_grid
 from studies.real.sets import HELD
 
-REPORT = "report.json"
 _DOCUMENT = "real-report.md"
-_IMAGES = "images"
 _LEFT_OUT = {"by_question", "devices", "against"}
 _TITLES = {
     "dev": "How Direct and RAG are best asked (training articles that are kept apart)",
@@ -78,24 +74,15 @@ def write_report(config: RealConfig, seconds: float) -> str:
         seconds=seconds,
     )
     place = config.report or f"{config.output}/{_DOCUMENT}"
-    folder, name = os.path.split(place)
-    drawn = _draw(report)
-    storage = Storage(folder or ".")
-    for image, _, svg in drawn:
-        storage.write(f"{_IMAGES}/{image}.svg", svg)
-    storage.write(name, document(report, [(image, caption) for image, caption, _ in drawn]).encode())
-    Storage(config.output).write(REPORT, (json.dumps(_numbers(report), indent=1) + "\n").encode())
+    drawn = pictures("real", _pictures(report))
+    write_document(place, document(report, drawn), drawn)
+    write_numbers(config.output, _numbers(report))
     met = sum(one.met for one in report.found)
     return f"{met} of {len(report.found)} figures reach their target; report at {place}"
 
 
 def _was_asked(config: RealConfig, study: str) -> bool:
     return Storage(f"{config.output}/studies/{study}").exists(PLAN)
-
-
-def _draw(report: Report) -> list[tuple[str, str, bytes]]:
-    with style():
-        return [(f"real-{name}", caption, encoded(figure, "svg")) for name, caption, figure in _pictures(report)]
 
 
 def _pictures(report: Report) -> Iterator[tuple[str, str, Figure]]:
@@ -109,23 +96,20 @@ def _pictures(report: Report) -> Iterator[tuple[str, str, Figure]]:
             yield f"k-{name}", f"Passages by BM25, {name}", Pictures(report.entries["retrieved"]).sweep(name)
 
 
-def document(report: Report, images: Sequence[tuple[str, str]]) -> str:
-    """All of it as Markdown; no number is written by hand."""
+def document(report: Report, images: Sequence[Picture]) -> list[str]:
+    """The parts of it as Markdown; no number is written by hand."""
     parts = ["# A real model on real text", *_head(report), "## Verdict", *_verdict(report)]
     parts += ["## Figures", "\n".join(table_lines(_figure_grid(report.found)))]
     parts += ["## Is it reading?", *_reading(report.reading)]
-    for name, caption in images:
-        parts += [f"![{escape_markdown(caption)}]({_IMAGES}/{name}.svg)", f"*{escape_markdown(caption)}.*"]
+    parts += shown(images)
     for name, entries in report.entries.items():
         reference = _REFERENCE.get(name, _OURS)
         against = _OURS if reference in rows_left_out(report.config) else reference
-        grid = score_grid(_TITLES[name], entries, "f1", against)
-        parts += [f"## {grid.title}", "\n".join(table_lines(grid)), escape_markdown(grid.note)]
+        parts += section(score_grid(_TITLES[name], entries, "f1", against))
     if found := report.passages:
-        parts += [f"## {found.title}", "\n".join(table_lines(found)), escape_markdown(found.note)]
+        parts += section(found)
     costs = cost_grid(report.entries["gold"])
-    parts += ["## What it costs", "\n".join(table_lines(costs)), escape_markdown(costs.note)]
-    return "\n\n".join(parts) + "\n"
+    return [*parts, "## What it costs", "\n".join(table_lines(costs)), escape_markdown(costs.note)]
 
 
 def _head(report: Report) -> Iterator[str]:

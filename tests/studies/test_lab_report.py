@@ -23,6 +23,7 @@ from regrad.errors import ConfigError, EvaluationError
 from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.output import CellCard, Planned
 from regrad.evaluation.records import Record, write_records
+from regrad.rebuild.steps import begun
 from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
 from regrad.training.lora.config import FinetuneConfig
@@ -416,7 +417,7 @@ def test_a_step_is_done_once_and_other_settings_are_refused(tmp_path: Path) -> N
     progress, step = Progress(config.output), make_steps(config)[0]
     assert not progress.done(step)
     assert progress.clock() == 0.0
-    progress.finish(step, "made", 3.0, 7.0)
+    progress.finish(begun(step.recorded), "made", 3.0, 7.0)
     assert progress.done(step)
     assert progress.clock() == 7.0
     more_records = make_steps(config.model_copy(update={"records": 5}))[0]

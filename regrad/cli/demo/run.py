@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ray_jobs import build_bank, index_corpus, meta_train
-from ray_jobs.cluster import cluster, joined
+from ray_jobs.cluster import cluster
 from regrad.bank.format import Manifest
 from regrad.cli.demo.config import DemoConfig, DemoPlan, make_demo_plan
 from regrad.cli.options import wait_until_stopped
+from regrad.cli.serve import check_address, served
 from regrad.client import AnswerClient
 from regrad.data.jsonl import read_jsonl
 from regrad.evaluation.metrics import exact_match
@@ -25,7 +26,7 @@ from regrad.lab.files import LabQuestion, write_lab
 from regrad.meta_init import random_meta_init
 from regrad.models.loading import load_language_model
 from regrad.storage import Storage
-from serve_app.app import check_port, deploy, serving
+from serve_app.app import deploy
 
 _RAW = "raw"
 
@@ -113,14 +114,13 @@ class Demo:
 def run_demo(config: DemoConfig, keep: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Run everything; returns the report. With `keep`, the server stays until Ctrl-C."""
     demo = Demo(config, say)
-    if not joined():
-        check_port(config.http)
+    check_address(config.http)
     with cluster():
         manifest = demo.prepare()
         questions = read_lab_questions(demo.plan.questions)
         serving_since = time.monotonic()
         say("== starting Ray Serve: gateway, retriever, bank loader, generator")
-        with serving(demo.plan.serve, config.http, shared=joined()) as url:
+        with served(demo.plan.serve, config.http) as url:
             demo.seconds["serve_ready"] = round(time.monotonic() - serving_since, 1)
             with demo.stage("ask", f"asking {len(questions)} questions in every way, at {url}"):
                 rows, unchanged = demo.ask(url, questions)

@@ -21,6 +21,7 @@ from regrad.cli.plan.server import can_change_embedded, candidate_of, changed_ar
 from regrad.data.question_sets import read_questions
 from regrad.errors import PlanningError
 from regrad.meta_init import MetaInit, read_card
+from regrad.methods.base import MethodSettings
 from regrad.models.loading import resolve_path
 from regrad.planning.config import MachineConfig, PlanConfig
 from regrad.planning.prediction import Predictor
@@ -85,27 +86,30 @@ class Asked:
 def plan(config: PlanConfig, say: Say) -> PlanReport:
     """Profile, search, choose, write; with `check` also run both configurations. What is wrong is raised first."""
     asked = prepare(config)
-    profile = asked.profile or _measured(asked, say)
+    report = _searched(asked, asked.profile or _measured(asked, say), say)
+    output = Storage(config.output)
+    output.write(SERVE, _document(asked, report.chosen).encode())
+    output.write(PLAN, report.as_json().encode())
+    if config.check:
+        report = report.checked(_checked(asked, report.chosen, report.given, say))
+        output.write(PLAN, report.as_json().encode())
+    return report
+
+
+def _searched(asked: Asked, profile: Profile, say: Say) -> PlanReport:
+    """The best configuration of all that fit the machine, the given one, and those that no other one beats."""
+    config, machine = asked.config, asked.limits.machine
     predictor = Predictor(profile, asked.bank, asked.disk_share)
     for embedded in asked.limits.embedded:
         if not predictor.knows(embedded):
             say(f"no server with {_setting(embedded)} was measured, so none is searched")
-    machine = asked.limits.machine
     candidates = fitting(predictor, asked.default, asked.limits, asked.bank)
     choices = predicted(predictor, candidates, machine, config.users)
     chosen = best(choices, config.bound_ms / 1e3 if config.bound_ms else None)
     given = predicted(predictor, [asked.default], machine, config.users)[0]
     loads = sorted({*_FRONT_USERS, config.users})
     spread = [one for users in loads for one in predicted(predictor, candidates, machine, users)]
-    place = f"{config.output}/{SERVE}"
-    report = PlanReport(config.users, machine, tuple(front(spread)), chosen, given, place)
-    output = Storage(config.output)
-    output.write(SERVE, _document(asked, chosen).encode())
-    output.write(PLAN, report.as_json().encode())
-    if config.check:
-        report = report.checked(_checked(asked, chosen, given, say))
-        output.write(PLAN, report.as_json().encode())
-    return report
+    return PlanReport(config.users, machine, tuple(front(spread)), chosen, given, f"{config.output}/{SERVE}")
 
 
 def prepare(config: PlanConfig) -> Asked:
@@ -129,7 +133,13 @@ def prepare(config: PlanConfig) -> Asked:
     else:
         _check_room(server, limits)
     questions = tuple(one.question for one in read_questions(config.questions))
-    served = Served(
+    served = _served(server, offers[config.method].settings)
+    return Asked(config, args, server, limits, bank, served, questions, profile)
+
+
+def _served(server: ServeConfig, method: MethodSettings) -> Served:
+    """What is measured without a server, as this server has it."""
+    return Served(
         meta_init=server.meta_init,
         model_path=server.model_path,
         bank=server.bank,
@@ -137,12 +147,11 @@ def prepare(config: PlanConfig) -> Asked:
         tiers=server.tiers,
         index=server.index,
         retrieval=server.retrieval,
-        method=offers[config.method].settings,
+        method=method,
         gpu=server.generator.num_gpus > 0 and torch.cuda.is_available(),
         threads=max(1, int(server.generator.num_cpus)),
         prefill_tokens=server.batch.prefill_tokens,
     )
-    return Asked(config, args, server, limits, bank, served, questions, profile)
 
 
 def _limits(config: PlanConfig, server: ServeConfig) -> Limits:

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ray_jobs import build_bank, index_corpus
-from ray_jobs.cluster import cluster, joined
+from ray_jobs.cluster import cluster
 from regrad.cli.options import printable, wait_until_stopped
+from regrad.cli.serve import check_address, served
 from regrad.cli.trial.config import MODEL, TryConfig
 from regrad.client import AnswerClient
 from regrad.data.corpora import read_passages
@@ -24,7 +25,6 @@ from regrad.models.fast_tokenizer import load_fast_tokenizer
 from regrad.models.known import get_model
 from regrad.storage import Storage
 from regrad.text import listed
-from serve_app.app import check_port, serving
 
 Say = Callable[[str], None]
 _WAYS = ("direct", "rag", "regrad", "regrad+icl")
@@ -37,14 +37,13 @@ def run_trial(folder: str, config: TryConfig, browser: bool, question: str | Non
     started = time.monotonic()
     find_source(folder)  # before a model is fetched for nothing
     meta_init = MetaInit.load(config.meta_init)
-    if not joined():
-        check_port(config.http)
+    check_address(config.http)
     prepare(folder, meta_init, config, say)
     with cluster():
         say(index_corpus.run(config.index))
         say("computing gradients; the next time only those of new passages")
         say(build_bank.run(config.bank))
-        with serving(config.server, config.http, shared=joined()) as url:
+        with served(config.server, config.http) as url:
             say(f"ready after {time.monotonic() - started:.0f} s: {url} (Ctrl-C stops)")
             if question is not None:
                 show_answers(url, question)

@@ -126,8 +126,7 @@ class LoraLearner:
 
     def product(self, state: TrainState) -> StaticLora:
         """The adapter as it is now, with notes on the run; `seconds` is the sum over all workers."""
-        notes = {**self._notes, "steps": state.step, "skipped_steps": len(state.skipped), "losses": state.some_losses()}
-        notes["seconds"] = round(self._workers.count * state.seconds, 3)
+        notes = {**self._notes, **state.notes(self._workers.count)}
         return StaticLora(self._lm.config, self.base, self._lm.subspace, self.values, notes)
 
     def _on_any(self, here: bool) -> bool:

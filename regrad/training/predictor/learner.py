@@ -119,10 +119,7 @@ class PredictorLearner:
             "settings": settings,
             "parameters": self.network.size,
             "share": self.share,
-            "steps": state.step,
-            "skipped_steps": len(state.skipped),
-            "losses": state.some_losses(),
-            "seconds": round(self._workers.count * state.seconds, 3),
+            **state.notes(self._workers.count),
         }
         return UpdatePredictor(
             self._lm.config,

@@ -19,8 +19,9 @@ from regrad.data.passages import Passage
 from regrad.data.questions import Question
 from regrad.errors import TrainingError
 from regrad.gradients.extractor import Extracted
-from regrad.methods.base import Atoms, Evidence, MethodSettings, PassageUse, Plan
-from regrad.methods.regrad import BoundMetaInit, ReGrad
+from regrad.methods.base import AtomProvider, Atoms, Evidence, MethodSettings, PassageUse, Plan
+from regrad.methods.bound_meta_init import BoundMetaInit
+from regrad.methods.regrad import ReGrad
 from regrad.models.batching import TokenBatch, pad_batch, row_chunks, sequence_losses
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
@@ -44,9 +45,11 @@ class MethodLikelihood:
 
     def __init__(self, lm: LanguageModel, settings: MethodSettings, per_token: bool, batch_tokens: int) -> None:
         self._lm = lm
-        self._method = settings.open(lm)
-        computes = settings.info.computes_gradients and isinstance(self._method, ReGrad)
-        self._atoms = ComputedAtoms(self._method.bound) if computes else self._method.open_atoms()  # type: ignore[attr-defined]
+        method = settings.open(lm)
+        self._atoms: AtomProvider = method.open_atoms()
+        if isinstance(method, ReGrad) and settings.info.computes_gradients:
+            self._atoms = ComputedAtoms(method.bound)
+        self._method = method
         self._reduction = "mean" if per_token else "sum"
         self._batch_tokens = batch_tokens
 

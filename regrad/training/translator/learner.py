@@ -144,10 +144,7 @@ class TranslatorLearner:
             "settings": config.model_dump(mode="json", include=keys),
             "parameters": self.network.size,
             "left_out": self.left_out,
-            "steps": state.step,
-            "skipped_steps": len(state.skipped),
-            "losses": state.some_losses(),
-            "seconds": round(self._workers.count * state.seconds, 3),
+            **state.notes(self._workers.count),
         }
         return Translator(
             self._lm.config,

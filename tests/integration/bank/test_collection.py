@@ -18,6 +18,7 @@ from regrad.errors import PassageNotFound, RetrievalError
 from regrad.lab.files import held_out_corpus
 from regrad.lab.world import World
 from regrad.meta_init import random_meta_init
+from regrad.methods.base import BankNeed
 from regrad.models.config import ModelConfig
 from regrad.models.loading import load_language_model
 from regrad.retrieval.collection import read_version
@@ -28,7 +29,7 @@ from regrad.settings import WorkersConfig, builtin_config, load_settings
 from regrad.storage import Storage
 from serve_app.config import ServeConfig
 from serve_app.evidence import RetrieverDeployment
-from serve_app.messages import Ask, BankNeed, Release, Retrieved, RoutedAsk
+from serve_app.messages import Ask, Release, Retrieved, RoutedAsk
 from tests.tools.encoders import random_transformer
 from tests.tools.patience import Deadline
 from tests.tools.refusals import refused

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from regrad.inference.drafts import Drafts
 from regrad.inference.engine import Engine
-from regrad.inference.rows import DecodingRequest, Row
+from regrad.inference.rows import DecodingRequest, Drafts, Row
 from regrad.models.loading import LanguageModel
 from tests.tools.decoded import PROMPTS, Heard, alone, run, update
 

@@ -13,8 +13,7 @@ from torch import nn
 from regrad.inference import kernels as kernels_module
 from regrad.inference import products, verification
 from regrad.inference.engine import Engine
-from regrad.inference.kernels import Kernels, grouped_attention
-from regrad.inference.products import large_product
+from regrad.inference.kernels import Kernels, grouped_attention, large_product
 from regrad.inference.rows import DecodingRequest
 from regrad.models.loading import LanguageModel
 from tests.tools.decoded import PROMPTS, run, update

@@ -28,14 +28,14 @@ class One(Settings):
         (
             {"name": "direct", "adapter": "runs/lab/cpt"},
             "method 'direct' takes no adapter; it takes prompt_style, demonstrations, index, retrieval; "
-            "adapter is a setting of cpt, instruction-cpt, ft-direct, ft-rag, rag-gd-base, prag-warm, ft-prag, d-prag, "
-            "d-prag+icl, tt-sgd, rag-gd, rag-gd-shuffled, rag-gd-constant",
+            "adapter is a setting of prag-warm, ft-prag, d-prag, d-prag+icl, tt-sgd, rag-gd-constant, rag-gd, "
+            "rag-gd-shuffled, cpt, instruction-cpt, ft-direct, ft-rag, rag-gd-base",
         ),
         (
             {"name": "fast", "method": "regrad", "adapter": "runs/lab/none", "steps": 7, "lr": 1.0},
             "method 'regrad' (fast) takes no adapter, no steps, no lr; it takes prompt_style, demonstrations, ",
         ),
-        ({"name": "prag", "bank": "b", "gamma": 2.0}, "gamma is a setting of regrad, regrad+icl, regrad-online"),
+        ({"name": "prag", "bank": "b", "gamma": 2.0}, "gamma is a setting of regrad-online, regrad, regrad+icl"),
         ({"name": "regrad-online", "bank": "b"}, "method 'regrad-online' takes no bank; it takes "),
         ({"name": "cpt", "adapter": "a", "bank_version": 3}, "takes no bank_version; it takes "),
         ({"name": "regrad", "gama": 1.0}, "unknown key 'method.gama'; did you mean 'method.gamma'?"),

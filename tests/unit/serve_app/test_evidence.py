@@ -13,12 +13,12 @@ from regrad.bank.config import TiersConfig
 from regrad.bank.reader import BankReader
 from regrad.errors import BankError, PassageNotFound
 from regrad.meta_init import MetaInit
-from regrad.methods.base import BankState
+from regrad.methods.base import BankNeed, BankState
 from regrad.retrieval.base import Hit
 from serve_app import evidence as module
 from serve_app.config import ServeConfig
 from serve_app.evidence import BankLoaderDeployment
-from serve_app.messages import Ask, BankNeed, GradientSum, Release, Retrieved, RoutedAsk
+from serve_app.messages import Ask, GradientSum, Release, Retrieved, RoutedAsk
 from tests.tools.banks import PASSAGES
 from tests.tools.releasing import commit, setup
 

@@ -16,12 +16,12 @@ from regrad.evaluation.config import EvalBatchConfig
 from regrad.evaluation.runner import Generator
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
-from regrad.methods.base import Evidence, open_question
+from regrad.methods.base import BankNeed, Evidence, open_question
 from regrad.models.loading import LanguageModel
 from regrad.retrieval.base import Hit
 from serve_app.config import ServeConfig
 from serve_app.generator import GeneratorDeployment
-from serve_app.messages import Answered, Ask, BankNeed, Piece, Release, Retrieved, RoutedAsk, Sampling
+from serve_app.messages import Answered, Ask, Piece, Release, Retrieved, RoutedAsk, Sampling
 from serve_app.methods import offers_of
 from tests.tools.adapting import adapter_bank
 from tests.unit.serve_app.test_methods import config

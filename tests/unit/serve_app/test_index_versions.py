@@ -11,7 +11,7 @@ import pytest
 
 from regrad.errors import RetrievalError
 from regrad.retrieval.base import Retriever
-from serve_app.index_versions import IndexVersions
+from serve_app.evidence import IndexVersions
 from tests.tools.patience import Deadline, patient
 
 

@@ -10,11 +10,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from regrad.errors import ConfigError, MethodError
+from regrad.methods.base import BankNeed
 from regrad.methods.regrad import ReGradConfig
 from regrad.settings import parse_settings
 from serve_app.config import OFFERED, ServeConfig
 from serve_app.http.app import make_app
-from serve_app.messages import Ask, BankNeed, Release
+from serve_app.messages import Ask, Release
 from serve_app.methods import check_offers, demonstrations_of, offers_of
 from tests.tools.answering import StandIn
 from tests.tools.refusals import refused

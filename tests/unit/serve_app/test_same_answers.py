@@ -27,7 +27,7 @@ from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.methods import registry
 from regrad.methods.base import Atoms, Evidence, Method, Plan
-from regrad.methods.regrad import BoundMetaInit
+from regrad.methods.bound_meta_init import BoundMetaInit
 from regrad.models.loading import LanguageModel
 from regrad.retrieval.base import Hit
 from regrad.settings import parse_settings
@@ -37,7 +37,7 @@ from serve_app.messages import Ask, GradientSum, Release, Retrieved, Sampling
 from serve_app.methods import LoadedAtoms, Prepared, RequestBuilder, demonstrations_of, offers_of, open_own
 from tests.tools.adapting import adapter_bank, static_lora, untrained_predictor, untrained_translator
 from tests.tools.decoded import recomputed
-from tests.tools.evaluating import gradient_bank, settings
+from tests.tools.evaluating import gradient_bank, method_settings, settings
 
 K, TOKENS = 3, 8
 BF16 = 2.0**-8
@@ -156,9 +156,9 @@ def test_a_method_gives_the_same_in_an_evaluation_and_in_a_server(
     folder: Path, tiny: LanguageModel, meta_init: MetaInit, world: World, passages: list[Passage], method: Any
 ) -> None:
     served = json.loads(json.dumps(method).replace("FOLDER", str(folder)))
-    needs = {"regrad": {"meta_init", "bank"}, "regrad+icl": {"meta_init", "bank"}, "regrad-online": {"meta_init"}}
     places = {"meta_init": f"{folder}/meta-init", "bank": f"{folder}/bank"}
-    own = {key: places[key] for key in needs.get(method.get("method", method["name"]), ())}
+    family = type(method_settings(**served))
+    own = {key: place for key, place in places.items() if family.FOLLOWS_RELEASE and key in family.model_fields}
     static = static_lora(tiny, 2, folder / "lora") if "adapter" in method else None
     if static is not None and "predictor" in method:
         untrained_predictor(tiny, static, folder / "predictor")
