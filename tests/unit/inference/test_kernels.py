@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from regrad.inference import kernels as kernels_module
-from regrad.inference import products, verification
+from regrad.inference import verification
 from regrad.inference.engine import Engine
 from regrad.inference.kernels import Kernels, grouped_attention, large_product
 from regrad.inference.rows import DecodingRequest
@@ -29,7 +29,7 @@ def requests(lm: LanguageModel) -> list[DecodingRequest]:
 @pytest.fixture
 def all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even the layers of a tiny model count as large."""
-    monkeypatch.setattr(products, "_LEAST_NUMBERS", 1)
+    monkeypatch.setattr(kernels_module, "_LEAST_NUMBERS", 1)
 
 
 def test_each_choice_of_kernels_gives_the_same_tokens(all_layers: None, tiny: LanguageModel) -> None:
@@ -41,7 +41,7 @@ def test_each_choice_of_kernels_gives_the_same_tokens(all_layers: None, tiny: La
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 8, 9, 40])
-@pytest.mark.parametrize("outputs", [24, products._VOCABULARY])
+@pytest.mark.parametrize("outputs", [24, kernels_module._VOCABULARY])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_product_with_the_large_product_is_the_layer_s(tokens: int, outputs: int, bias: bool) -> None:
     """Up to the order of sums over 12 numbers in float32."""
