@@ -155,6 +155,13 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
+def node_name() -> str:
+    """This node as people know it: its address, and the beginning of its id, as several may have one address."""
+    if not ray.is_initialized():
+        return "here"
+    return f"{ray.util.get_node_ip_address()}/{ray.get_runtime_context().get_node_id()[:6]}"
+
+
 def device() -> str:
     """Where this worker computes: on the GPU that it was given, else on the CPU, even if the machine has GPUs."""
     return "cuda" if ray.get_gpu_ids() else "cpu"
