@@ -80,6 +80,11 @@ class RunRecord(Settings):
         return self.ended is not None and self.attempts == 1 and self.seconds is not None
 
     @property
+    def name(self) -> str:
+        """The name of its file, below the rebuild's output."""
+        return _name(self.step, self.key)
+
+    @property
     def bytes(self) -> int:
         """Of all outputs."""
         return sum(output.bytes for output in self.outputs)
@@ -99,7 +104,11 @@ class Records:
     def write(self, record: RunRecord) -> None:
         """Write it whole, in the place of the last one of this step and key."""
         text = record.model_dump_json(indent=1) + "\n"
-        self._output.write(_name(record.step, record.key), text.encode())
+        self._output.write(record.name, text.encode())
+
+    def remove(self, name: str) -> None:
+        """Remove the record with this name, if it is there: its step is then looked at again."""
+        self._output.remove_file(name)
 
     def all(self) -> Iterator[RunRecord]:
         """Every record, the one that began last first; raises as `read`."""
