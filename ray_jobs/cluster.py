@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -217,10 +218,11 @@ def _free_ports(count: int) -> list[int]:
     return found
 
 
-def job_main(kind: type[S], run: Callable[[S], str], description: str) -> None:
+def job_main(kind: type[S], run: Callable[[S], str], description: str, record: bool = True) -> None:
     """Run a job from a shell: `python -m ray_jobs.<job> --config FILE --set key=value`.
 
-    Prints the closing line of the job; a known error is one sentence and status 2.
+    Prints the closing line of the job; a known error is one sentence and status 2. Leaves a run record, unless the job
+    writes its own.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="YAML file, as those under configs/jobs")
@@ -231,7 +233,13 @@ def job_main(kind: type[S], run: Callable[[S], str], description: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         _check_version()
-        print(run(load_settings(kind, arguments.config, arguments.set)))
+        config = load_settings(kind, arguments.config, arguments.set)
+        if record:
+            from ray_jobs.job_records import recorded  # it knows all kinds of results: seconds of imports
+
+            print(recorded(config, run, Path(sys.argv[0]).stem))
+        else:
+            print(run(config))
     except RegradError as error:
         print(f"error: {error} [{error.code}]", file=sys.stderr)
         sys.exit(2)
