@@ -11,7 +11,8 @@ import os
 import random
 import socket
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -32,6 +33,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 _TRIES = 3
+_SECONDS_BETWEEN_LOOKS = 2.0
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -51,11 +53,11 @@ def cluster() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     try:
+        # The cluster's processes log to files only: a person sees our own lines.
+        silence_worker_logs()
         if address:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
         else:
-            # The processes of a local cluster log to files only: a person sees our own lines.
-            silence_worker_logs()
             prepare_serve_proxy()
             _start_local()
     except Exception as error:  # Ray raises a bare one if it does not come up in time
@@ -63,9 +65,47 @@ def cluster() -> Iterator[None]:
         verb = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ClusterError(f"cannot {verb}: {reason}", code="unreachable", address=address) from error
     try:
-        yield
+        with _nodes_told():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _nodes_told() -> Iterator[None]:
+    """Inside the block, the log of a job on a cluster of several says which nodes come and go."""
+    if not joined():
+        yield
+        return
+    known, stop = _nodes(), threading.Event()
+
+    def watch() -> None:
+        nonlocal known
+        while not stop.wait(_SECONDS_BETWEEN_LOOKS):
+            with suppress(Exception):  # a head that is busy: the next look tells
+                now = _nodes()
+                for line in changed_nodes(known, now):
+                    logger.info("%s", line)
+                known = now
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def changed_nodes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """A line for each node that came or went; nodes are their names by their ids."""
+    came = [f"node {name} has come" for node, name in now.items() if node not in before]
+    gone = [name for node, name in before.items() if node not in now]
+    return [*came, *(f"node {name} is gone; what was at work there is done again elsewhere" for name in gone)]
+
+
+def _nodes() -> dict[str, str]:
+    return {one["NodeID"]: _named(one["NodeManagerAddress"], one["NodeID"]) for one in ray.nodes() if one["Alive"]}
 
 
 def _start_local() -> None:
@@ -160,7 +200,11 @@ def node_name() -> str:
     """This node as people know it: its address, and the beginning of its id, as several may have one address."""
     if not ray.is_initialized():
         return "here"
-    return f"{ray.util.get_node_ip_address()}/{ray.get_runtime_context().get_node_id()[:6]}"
+    return _named(ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
+
+
+def _named(address: str, node: str) -> str:
+    return f"{address}/{node[:6]}"
 
 
 def device() -> str:

@@ -109,6 +109,7 @@ def test_a_node_that_comes_gets_work_and_one_that_goes_costs_nothing_but_its_blo
     cluster.kill(first)
     build.let_go()
     assert build.nodes() == {second.node_id[:6]: PASSAGES}, "what was at work on the other was done again here"
+    assert f"/{second.node_id[:6]} has come" in build.log
     assert build.content() == undisturbed
     assert verify(str(build.bank)) == []
 
@@ -140,20 +141,23 @@ class Training:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ray_jobs.meta_train", "--config", config, *options],
             env=environment(forked=True, RAY_ADDRESS=cluster.address),
-            stdout=subprocess.PIPE,
+            stdout=(folder / "log").open("wb"),
             stderr=subprocess.STDOUT,
-            text=True,
         )
+
+    @property
+    def log(self) -> str:
+        return (self._folder / "log").read_text()
 
     def checkpoint(self) -> int:
         """The step of the last complete checkpoint."""
-        assert self._process.poll() is None, self._process.communicate()
+        assert self._process.poll() is None, self.log
         listed = self._folder / "m.training" / "checkpoints" / "checkpoint_manager_snapshot.json"
         found = json.loads(listed.read_text())["latest_checkpoint_result"] if listed.exists() else None
         return int(found["metrics"]["step"]) if found else 0
 
     def result(self) -> MetaInit:
-        self.log, _ = finish(self._process, 300)
+        finish(self._process, 300)
         assert self._process.returncode == 0, self.log
         return MetaInit.load(self._folder / "m")
 
@@ -176,9 +180,12 @@ def test_training_whose_node_goes_resumes_where_there_is_room_with_the_same_resu
     assert cluster.workers(left, "TrainWorker")
     assert cluster.workers(goes, "TrainWorker")
     cluster.kill(goes)
+    wait_for(lambda: "waiting for 2 CPU, of which the cluster has 1" in training.log, 100)
     cluster.add()
     found = training.result()
-    print(training.log)
     assert found.notes["losses"] == undisturbed.notes["losses"]
     assert found.fingerprint == undisturbed.fingerprint
     assert "a worker was lost" in training.log
+    assert f"/{goes.node_id[:6]} is gone" in training.log
+    assert "has come" in training.log
+    assert "raylet" not in training.log, "Ray's own lines are in its files"
