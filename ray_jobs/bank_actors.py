@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from torch import Tensor
 
-from ray_jobs.cluster import device
+from ray_jobs.cluster import device, node_name
 from ray_jobs.corpus_blocks import encode_error
 from regrad.bank.builder import BUILT, BlockBuilder
 from regrad.bank.codecs import Codec, codec_for
@@ -35,7 +35,10 @@ from regrad.training.lora.config import AdaptersConfig
 from regrad.training.lora.examples import adapter_demonstrations
 from regrad.training.lora.lora_artifact import StaticLora
 
-_OF_BLOCK = {"read_bytes": pa.int64(), "computed": pa.int64(), "seconds": pa.float64(), "failure": pa.string()}
+_OF_BLOCK = {
+    **{"read_bytes": pa.int64(), "computed": pa.int64(), "seconds": pa.float64()},
+    **{"node": pa.string(), "failure": pa.string()},
+}
 _RESULT = pa.schema([*BUILT, *(pa.field(name, kind) for name, kind in _OF_BLOCK.items())])
 
 
@@ -88,7 +91,7 @@ class BlockActor(ABC):
 
     def _result(self, built: pa.Table, read_bytes: int, failure: str | None = None) -> pa.Table:
         """The rows, and one more for the block itself."""
-        values = (read_bytes, self._computed, self._seconds, failure)
+        values = (read_bytes, self._computed, self._seconds, node_name(), failure)
         block = table(_RESULT, {name: [value] for name, value in zip(_OF_BLOCK, values, strict=True)})
         return pa.concat_tables([built, block], promote_options="default").select(_RESULT.names)
 

@@ -7,8 +7,10 @@ Interrupted at any point, the same command continues: blocks that are done have 
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,15 +30,23 @@ from regrad.meta_init import read_card
 from regrad.storage import Storage
 from regrad.training.lora.config import AdaptersConfig
 
+logger = logging.getLogger(__name__)
+
 _SECONDS_BETWEEN_REPORTS = 0.5
+_TAKEN = ["read_bytes", "computed", "seconds", "node"]
+"""The columns that say what a block took."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """The current version of the bank after a build, and the number of passages that could not be used."""
+    """The current version of the bank after a build, and the number of passages that could not be used.
+
+    `nodes` are the passages that each node has computed, by its name.
+    """
 
     manifest: Manifest
     refused: int
+    nodes: dict[str, int]
 
 
 def run(config: BuildConfig) -> str:
@@ -80,8 +90,10 @@ def fill(
         require_workers(config.cluster)
         wait_for_room(config.cluster)
         with progress_bar(total) as show, progress_channel(show) as progress:
-            manifest, refused = run_task(_fill, config, layout, actor, base, add, keep, progress)
-    return Built(Manifest.model_validate(manifest), refused)
+            manifest, refused, nodes = run_task(_fill, config, layout, actor, base, add, keep, progress)
+    if len(nodes) > 1:
+        logger.info("passages by node: %s", ", ".join(f"{name} {count}" for name, count in nodes.items()))
+    return Built(Manifest.model_validate(manifest), refused, nodes)
 
 
 def _fill(
@@ -92,8 +104,8 @@ def _fill(
     add: bool,
     keep: bool,
     progress: Any,
-) -> tuple[dict[str, Any], int]:
-    """Compute all blocks, then commit; returns the manifest's content and the number of refused passages."""
+) -> tuple[dict[str, Any], int, dict[str, int]]:
+    """Compute all blocks, then commit; returns the manifest's content, the number of refused passages, and `nodes`."""
     storage = Storage(config.bank.uri)
     same = base if keep and base and base.layout == layout else None
     blocks = blocks_of_lines(config.corpus, config.bank.shard_passages)
@@ -104,7 +116,7 @@ def _fill(
         batch_format="pyarrow",
         **actor_pool(config.cluster),
     )
-    took = {"computed": 0.0, "seconds": 0.0}
+    took: list[dict[str, Any]] = []
     built = pa.concat_tables([BUILT.empty_table(), *_collect(results, progress, took)])
     change = assemble(storage, built, same, whole=not add)
     if same and changes_nothing(storage, change, same):
@@ -113,26 +125,37 @@ def _fill(
         manifest = commit_onto_newest(storage, layout, change)
     else:
         manifest = commit(storage, layout, change, base, fresh=same is None)
-    if took["computed"]:
-        noted = Preparation(passages=int(took["computed"]), seconds=took["seconds"])
+    noted = _preparation(took)
+    if noted.passages:
         note_preparation(config.bank.uri, manifest.version, noted)
     for name in sorted(set(built["receipt"].drop_null().to_pylist())):
         storage.remove_file(name)
-    return manifest.model_dump(mode="json"), len(change.quarantine)
+    return manifest.model_dump(mode="json"), len(change.quarantine), noted.nodes
 
 
-def _collect(results: Any, progress: Any, took: dict[str, float]) -> Iterator[pa.Table]:
-    """The tables of all blocks, adding up their costs in `took`; raises the first error that a worker reports."""
+def _preparation(blocks: Sequence[Mapping[str, Any]]) -> Preparation:
+    """What the blocks took together."""
+    nodes = Counter[str]()
+    for block in blocks:
+        nodes[block["node"]] += block["computed"]
+    computed = {name: count for name, count in sorted(nodes.items()) if count}
+    return Preparation(
+        passages=sum(computed.values()), seconds=sum(block["seconds"] for block in blocks), nodes=computed
+    )
+
+
+def _collect(results: Any, progress: Any, blocks: list[dict[str, Any]]) -> Iterator[pa.Table]:
+    """The tables of all blocks, and in `blocks` what each took; raises the first error that a worker reports."""
     count = read = 0
     reported = 0.0
     for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):
         for failure in batch["failure"].drop_null().to_pylist():
             raise decode_error(failure)
-        for name in took:
-            took[name] += sum(batch[name].drop_null().to_pylist())
+        done = batch.filter(batch["read_bytes"].is_valid()).select(_TAKEN).to_pylist()
+        blocks += done
         rows = batch.select(BUILT.names).cast(BUILT)
         rows = rows.filter(rows["passage_id"].is_valid())
-        count, read = count + len(rows), read + sum(batch["read_bytes"].drop_null().to_pylist())
+        count, read = count + len(rows), read + sum(block["read_bytes"] for block in done)
         if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
             reported = time.monotonic()
             progress.push.remote((count, read))

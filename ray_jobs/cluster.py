@@ -11,10 +11,12 @@ import os
 import random
 import socket
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -31,6 +33,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 _TRIES = 3
+_SECONDS_BETWEEN_LOOKS = 2.0
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -50,11 +53,11 @@ def cluster() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     try:
+        # The cluster's processes log to files only: a person sees our own lines.
+        silence_worker_logs()
         if address:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
         else:
-            # The processes of a local cluster log to files only: a person sees our own lines.
-            silence_worker_logs()
             prepare_serve_proxy()
             _start_local()
     except Exception as error:  # Ray raises a bare one if it does not come up in time
@@ -62,9 +65,47 @@ def cluster() -> Iterator[None]:
         verb = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ClusterError(f"cannot {verb}: {reason}", code="unreachable", address=address) from error
     try:
-        yield
+        with _nodes_told():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _nodes_told() -> Iterator[None]:
+    """Inside the block, the log of a job on a cluster of several says which nodes come and go."""
+    if not joined():
+        yield
+        return
+    known, stop = _nodes(), threading.Event()
+
+    def watch() -> None:
+        nonlocal known
+        while not stop.wait(_SECONDS_BETWEEN_LOOKS):
+            with suppress(Exception):  # a head that is busy: the next look tells
+                now = _nodes()
+                for line in changed_nodes(known, now):
+                    logger.info("%s", line)
+                known = now
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def changed_nodes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """A line for each node that came or went; nodes are their names by their ids."""
+    came = [f"node {name} has come" for node, name in now.items() if node not in before]
+    gone = [name for node, name in before.items() if node not in now]
+    return [*came, *(f"node {name} is gone; what was at work there is done again elsewhere" for name in gone)]
+
+
+def _nodes() -> dict[str, str]:
+    return {one["NodeID"]: _named(one["NodeManagerAddress"], one["NodeID"]) for one in ray.nodes() if one["Alive"]}
 
 
 def _start_local() -> None:
@@ -155,6 +196,17 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
+def node_name() -> str:
+    """This node as people know it: its address, and the beginning of its id, as several may have one address."""
+    if not ray.is_initialized():
+        return "here"
+    return _named(ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
+
+
+def _named(address: str, node: str) -> str:
+    return f"{address}/{node[:6]}"
+
+
 def device() -> str:
     """Where this worker computes: on the GPU that it was given, else on the CPU, even if the machine has GPUs."""
     return "cuda" if ray.get_gpu_ids() else "cpu"
@@ -210,10 +262,11 @@ def _free_ports(count: int) -> list[int]:
     return found
 
 
-def job_main(kind: type[S], run: Callable[[S], str], description: str) -> None:
+def job_main(kind: type[S], run: Callable[[S], str], description: str, record: bool = True) -> None:
     """Run a job from a shell: `python -m ray_jobs.<job> --config FILE --set key=value`.
 
-    Prints the closing line of the job; a known error is one sentence and status 2.
+    Prints the closing line of the job; a known error is one sentence and status 2. Leaves a run record, unless the job
+    writes its own.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="YAML file, as those under configs/jobs")
@@ -224,7 +277,13 @@ def job_main(kind: type[S], run: Callable[[S], str], description: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         _check_version()
-        print(run(load_settings(kind, arguments.config, arguments.set)))
+        config = load_settings(kind, arguments.config, arguments.set)
+        if record:
+            from ray_jobs.job_records import recorded  # it knows all kinds of results: seconds of imports
+
+            print(recorded(config, run, Path(sys.argv[0]).stem))
+        else:
+            print(run(config))
     except RegradError as error:
         print(f"error: {error} [{error.code}]", file=sys.stderr)
         sys.exit(2)

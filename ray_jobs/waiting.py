@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 import ray
+from ray.util import placement_group_table
 
 from ray_jobs.cluster import wants_gpu
 from regrad.settings import WorkersConfig
@@ -21,8 +24,7 @@ def wait_for_room(config: WorkersConfig) -> None:
 
     A job whose workers need not run together begins with one, and the others join it when there is room for them.
     """
-    wanted = {"CPU": config.cpus_per_worker, "GPU": float(wants_gpu(config)), **config.resources}
-    needs = {kind: amount for kind, amount in wanted.items() if amount}
+    needs = _needs(config)
     if not needs:
         return
     # A task as large as a worker finds out, and not the cluster's free resources: these are sums over nodes, none of
@@ -36,6 +38,43 @@ def wait_for_room(config: WorkersConfig) -> None:
     while not ray.wait([probe], timeout=seconds)[0]:
         logger.info("%s", waiting_line(needs, free, ray.cluster_resources()))
         seconds = _SECONDS_BETWEEN_LINES
+
+
+@contextmanager
+def reservation_told(config: WorkersConfig) -> Iterator[None]:
+    """Inside the block, the log says what is missing whenever workers that run together cannot be placed."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        seconds = _SECONDS_TO_FIRST_LINE
+        while not stop.wait(seconds):
+            seconds = _SECONDS_TO_FIRST_LINE
+            with suppress(ray.exceptions.RayError, RuntimeError):  # the head is busy, or the job ends: no line then
+                if _is_waiting():
+                    needs = {kind: amount * config.workers for kind, amount in _needs(config).items()}
+                    logger.info("%s", waiting_line(needs, ray.available_resources(), ray.cluster_resources()))
+                    seconds = _SECONDS_BETWEEN_LINES
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _is_waiting() -> bool:
+    """Whether a reservation of this job has no place; the id of a reservation ends with that of its job."""
+    job = ray.get_runtime_context().get_job_id()
+    groups = placement_group_table().values()
+    return any(g["state"] == "PENDING" and g["placement_group_id"].endswith(job) for g in groups)
+
+
+def _needs(config: WorkersConfig) -> dict[str, float]:
+    """What one worker takes."""
+    wanted = {"CPU": config.cpus_per_worker, "GPU": float(wants_gpu(config)), **config.resources}
+    return {kind: amount for kind, amount in wanted.items() if amount}
 
 
 def waiting_line(needs: Mapping[str, float], free: Mapping[str, float], there: Mapping[str, float]) -> str:

@@ -205,11 +205,13 @@ _NOTE = re.compile(r"(\d{8})\.json")
 class Preparation(Settings):
     """Passages that were computed for a version, and the working time of all workers together.
 
-    It counts neither loading the model nor what was taken over from the version before.
+    It counts neither loading the model nor what was taken over from the version before. `nodes` are the passages that
+    each node of the cluster has computed, by the node's name.
     """
 
     passages: int = Field(ge=0)
     seconds: float = Field(ge=0)
+    nodes: dict[str, int] = Field({})
 
     @property
     def milliseconds_per_passage(self) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -121,8 +121,15 @@ def _unknown(storage: Storage, newest: Manifest, passage_ids: Sequence[str]) -> 
     return left
 
 
-def gc(uri: str, keep: int = 1, grace_seconds: float = _HOUR, abandon: bool = False, dry_run: bool = False) -> Removed:
-    """Remove all versions except the newest `keep`, and the files that only they needed.
+def gc(
+    uri: str,
+    keep: int = 1,
+    grace_seconds: float = _HOUR,
+    abandon: bool = False,
+    dry_run: bool = False,
+    only: Collection[int] | None = None,
+) -> Removed:
+    """Remove all versions except the newest `keep`, or `only` some of these, and the files that only they needed.
 
     Files that no version names (of a writer that died, or is at work now) are removed when they are older than the
     grace. What unfinished builds have done is kept for them, unless they are abandoned: then it goes now. Files that
@@ -135,11 +142,11 @@ def gc(uri: str, keep: int = 1, grace_seconds: float = _HOUR, abandon: bool = Fa
     storage = Storage(uri)
     read_manifest(storage)  # there must be a bank
     numbers = versions(storage)
-    old = numbers[:-keep]
+    old = [number for number in numbers[:-keep] if only is None or number in only]
     # 1. What must stay: whatever the kept versions need, and what builds need to continue. A kept version that cannot
     # be read raises here, before anything is removed.
     needed: set[str] = set()
-    for number in numbers[-keep:]:
+    for number in sorted(set(numbers) - set(old)):
         needed |= _files_of(storage, number)
     builds = {f"{BUILDS}/{name}" for name in storage.list(BUILDS)}
     builds |= {shard_path(shard) for shard in unfinished(storage)}

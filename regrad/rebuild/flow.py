@@ -15,7 +15,7 @@ from typing import Any
 
 from regrad.rebuild.records import CostConfig, RunRecord
 from regrad.rebuild.steps import Done, Step, alone, check_writable, run_steps
-from regrad.rebuild.versions import PromotionConfig, Version, Versions, check_score
+from regrad.rebuild.versions import PRUNING, PromotionConfig, Version, Versions, check_score
 from regrad.storage import Storage
 
 Say = Callable[[str], None]
@@ -62,6 +62,7 @@ def rebuild(job: Rebuild, say: Say) -> str:
     """
     check_writable(job.output)
     with alone(job.output), ExitStack() as stack:
+        _finish_pruning(job.output)
         begun: list[bool] = []
 
         def begin() -> None:
@@ -98,8 +99,17 @@ def roll_back(output: Storage, serve: Callable[[Version], str | None]) -> str:
     Raises `RebuildError` if there is none, or while a rebuild is at work.
     """
     with alone(output):
+        _finish_pruning(output)
         versions = Versions(output)
         back = versions.rolled_back()
         serving = serve(versions.read(back.version))
         versions.put(back)
     return f"version {back.version} is in force again, instead of {back.left}{f'; {serving}' if serving else ''}"
+
+
+def _finish_pruning(output: Storage) -> None:
+    """What a prune that was killed has left: a step that was done must not be found whose result is half removed."""
+    if output.exists(PRUNING):
+        from regrad.rebuild.prune import finish  # which reads banks, and so takes seconds to import
+
+        finish(output)

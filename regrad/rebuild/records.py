@@ -107,7 +107,15 @@ class Records:
     def write(self, record: RunRecord) -> None:
         """Write it whole, in the place of the last one of this step and key."""
         text = record.model_dump_json(indent=1) + "\n"
-        self._output.write(self._name(record.step, record.key), text.encode())
+        self._output.write(self.name_of(record), text.encode())
+
+    def name_of(self, record: RunRecord) -> str:
+        """The name of its file, below the output."""
+        return self._name(record.step, record.key)
+
+    def remove(self, name: str) -> None:
+        """Remove the record with this name, if it is there: its step is then looked at again."""
+        self._output.remove_file(name)
 
     def all(self) -> Iterator[RunRecord]:
         """Every record, the one that began last first; raises as `read`."""

@@ -1,7 +1,7 @@
 """The versions that rebuilds have made, which of them is in force, and the one before it.
 
-`versions/ID.json` says what a version is made of, `current.json` which one is in force; both are written whole. Nothing
-here removes a version: to go back is to name the one before.
+`versions/ID.json` says what a version is made of, `current.json` which one is in force; both are written whole. To go
+back is to name the one before. Only `regrad/rebuild/prune.py` removes versions.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from regrad.settings import Settings
 from regrad.storage import Storage
 
 CURRENT, _FOLDER = "current.json", "versions"
+PRUNING = "pruning.json"
+"""What an interrupted prune has left to do."""
 OWN = "version://"
 """Begins the location of something that belongs to the version: `version://bank`."""
 
@@ -89,6 +91,10 @@ class Versions:
         version = Version(id=f"{number:04d}-{digest}", **content)
         self._write(f"{_FOLDER}/{version.id}.json", version)
         return version
+
+    def remove(self, name: str) -> None:
+        """Remove a version by its id, if it is there; its parts stay."""
+        self._output.remove_file(f"{_FOLDER}/{name}.json")
 
     def promote(self, version: Version) -> Current:
         """Put the version in force; the one that was is kept as the previous."""

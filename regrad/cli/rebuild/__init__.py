@@ -49,9 +49,38 @@ def status(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         click.echo(printable_lines(described(found)))
 
 
+@click.command("prune")
+@settings_options(_DEFAULT)
+@click.option(
+    "--keep",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="How many of the newest versions to keep.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
+def prune(config: Path, overrides: tuple[str, ...], keep: int, dry_run: bool) -> None:
+    """Remove old versions, with what nothing else needs of their parts, runs and banks.
+
+    The version in force, the one before it, those that servers of the settings' `serving` use, and what an unfinished
+    rebuild has done are kept, however old. If it is interrupted, the same command or the next rebuild goes on.
+    """
+    from regrad.rebuild.config import RebuildConfig
+
+    settings = load_settings(RebuildConfig, config, overrides)
+    from regrad.cli.rebuild.serving import in_use
+    from regrad.rebuild.prune import described, prune
+    from regrad.storage import Storage
+
+    used = in_use(settings.serving, lambda text: click.echo(printable(text), err=True))
+    click.echo(printable_lines(described(prune(Storage(settings.output), keep, used, dry_run), dry_run)))
+
+
 _VERBS = {
     "status": (f"{__name__}:status", "Show the versions and the runs of the steps."),
     "rollback": (f"{__name__}:rollback", "Restore the previous version."),
+    "prune": (f"{__name__}:prune", "Remove old versions and what only they needed."),
 }
 
 

@@ -40,4 +40,4 @@ def plan(config: RebuildConfig) -> Plan:
 
 
 if __name__ == "__main__":
-    job_main(RebuildConfig, run, __doc__ or "")
+    job_main(RebuildConfig, run, __doc__ or "", record=False)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from regrad.cli.serve import wait_for
+from regrad.bank.format import current_version
+from regrad.cli.serve import releases_at, wait_for
+from regrad.errors import ServeError
 from regrad.rebuild.config import ServingConfig
+from regrad.rebuild.prune import InUse
 from regrad.rebuild.versions import Version
 from regrad.retrieval.base import CARD as INDEX_CARD
-from regrad.retrieval.collection import CollectionBank, read_version
+from regrad.retrieval.collection import CollectionBank, location, read_version
 from regrad.retrieval.collection_changes import publish, replace_indexes
 from regrad.settings import parse_settings
 from regrad.storage import Storage
@@ -55,6 +58,37 @@ def take_up(serving: ServingConfig, version: Version, output: Storage) -> str:
             if serving.url is not None:
                 wait_for(serving.url, facts, say=lambda _: None)
     return f"servers that follow {serving.releases} answer from it"
+
+
+@contextmanager
+def in_use(serving: ServingConfig | None, say: Callable[[str], None]) -> Iterator[InUse]:
+    """What the servers of the settings answer from or may go back to, which `regrad serve` cannot change inside."""
+    if serving is None:
+        yield InUse()
+        return
+    # A server that follows the file has these settings, of which none but the file's place is read.
+    application = ServeConfig(meta_init="none", bank="none", index="none", releases=serving.releases)
+    with changing_releases(application) as current:
+        listed = [one for one in (*current.releases, *current.previous) if one.bank != application.bank]
+        locations = [place for one in listed for place in (one.meta_init, one.bank)]
+        banks = [(one.bank, one.bank_version or current_version(Storage(one.bank)) or 0) for one in listed]
+        if serving.collection is not None and Storage(serving.collection).exists(INDEX_CARD):
+            version = read_version(serving.collection)
+            locations += [location(serving.collection, index) for one in version.segments for index in one.indexes]
+            banks += [(version.bank.uri, version.bank.version)] if version.bank else []
+        yield InUse(locations, [*banks, *_answering(serving.url, say)])
+
+
+def _answering(url: str | None, say: Callable[[str], None]) -> list[tuple[str, int]]:
+    """The banks and their versions that the server at a URL answers from; none if no server is there."""
+    if url is None:
+        return []
+    try:
+        found = releases_at(url)
+    except ServeError as error:
+        say(f"{error}: what is in use is taken from the release list and the collection alone")
+        return []
+    return [(str(one["bank"]), int(str(one["bank_version"]).partition("-")[0])) for one in found]
 
 
 @contextmanager

@@ -301,7 +301,10 @@ def _output(output: Storage, place: str) -> MadeOutput:
 def _built(built: build_bank.Built, uri: str, place: str) -> Outcome:
     manifest = built.manifest
     noted = read_preparation(uri, manifest.version)
-    facts = {"bank_version": manifest.version, "passages": manifest.passages, "refused": built.refused}
+    facts = {
+        **{"bank_version": manifest.version, "passages": manifest.passages},
+        **{"refused": built.refused, "nodes": built.nodes},
+    }
     # The manifest has the checksum of every file of its version: a bank is not read again to know it.
     made = MadeOutput(place=place, bytes=manifest.passages * manifest.record_bytes, digest=manifest.label)
     line = build_bank.describe(manifest, uri)

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from ray_jobs import cluster as module
-from ray_jobs.cluster import cluster, require_model, require_workers
+from ray_jobs.cluster import changed_nodes, cluster, require_model, require_workers
 from ray_jobs.corpus_blocks import actor_pool
 from regrad.errors import ClusterError, ModelError
 from regrad.settings import WorkersConfig
@@ -40,6 +40,15 @@ def test_a_slow_start_is_tried_again(starts: list[Exception | None]) -> None:
     starts += [SLOW, SLOW, None]
     with cluster():
         assert not starts
+
+
+def test_nodes_that_come_and_go_are_named() -> None:
+    before, now = {"a": "10.0.0.1/a", "b": "10.0.0.2/b"}, {"b": "10.0.0.2/b", "c": "10.0.0.3/c"}
+    assert changed_nodes(before, now) == [
+        "node 10.0.0.3/c has come",
+        "node 10.0.0.1/a is gone; what was at work there is done again elsewhere",
+    ]
+    assert changed_nodes(now, now) == []
 
 
 def test_what_never_starts_is_one_sentence(starts: list[Exception | None]) -> None:

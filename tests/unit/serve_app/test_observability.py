@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -22,13 +23,14 @@ from regrad.errors import ConfigError
 from regrad.methods.base import Note, PassageUse
 from regrad.settings import parse_settings
 from serve_app.config import WatchingConfig
-from serve_app.http.errors import Problem
+from serve_app.http.errors import FULL, Problem
 from serve_app.messages import Answered, Ask, Reply, Retrieved
 from serve_app.observability import DEFINITIONS, Metrics, RequestLog, Tracing, Watch, open_tracing
 from tests.tools.recording import Recorded
 from tests.tools.refusals import refused
 
 DASHBOARD = Path(__file__).parents[3] / "docs" / "grafana" / "regrad.json"
+ALERTS = DASHBOARD.parents[1] / "prometheus" / "regrad-rules.yaml"
 SECRET = "Who is my doctor?\n{"
 ASK = Ask(SECRET, method="regrad", request_id="r-1")
 ANSWERED = Answered(
@@ -127,6 +129,36 @@ def exported() -> dict[str, set[str]]:
 def expressions() -> list[str]:
     panels = json.loads(DASHBOARD.read_text())["panels"]
     return [target["expr"] for panel in panels for target in panel["targets"]]
+
+
+def alerts() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    return list(group["rules"])
+
+
+def test_alerts_are_rules_of_prometheus_and_each_has_its_line_in_the_runbook() -> None:
+    assert all(
+        set(rule) == {"alert", "expr", "for", "labels", "annotations"}
+        and re.fullmatch(r"\d+m", rule["for"])
+        and rule["labels"]["severity"] in ("page", "ticket")
+        and rule["annotations"]["summary"]
+        for rule in alerts()
+    )
+    runbook = (ALERTS.parents[1] / "operations.md").read_text()
+    assert [rule["alert"] for rule in alerts()] == re.findall(r"^\| `(Regrad\w+)`", runbook, re.MULTILINE)
+
+
+def test_alerts_ask_for_metrics_tags_and_values_that_there_are() -> None:
+    stages = {"total", "retrieve", "load", "queue", "prefill", "decode"}
+    values = {"stage": stages, "tier": {"none", *(tier.value for tier in Tier)}, "kind": {FULL.type}}
+    for rule in alerts():
+        for name, filters in re.findall(r"\b(ray_\w+)(?:\{([^}]*)\})?", rule["expr"]):
+            assert name in exported(), rule["alert"]
+            for tag, value in re.findall(r'(\w+)=~?"([^"]*)"', filters):
+                assert tag in exported()[name], rule["alert"]
+                assert value in values.get(tag, {value}), rule["alert"]
+        grouped = {tag for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", rule["expr"]) for tag in group.split(", ")}
+        assert grouped <= {"application", "le"}, rule["alert"]
 
 
 def test_the_dashboard_shows_every_metric_and_no_other() -> None:
