@@ -33,6 +33,8 @@ from typing import Any, TextIO
 import psutil
 import pytest
 
+from tests.tools.ray_settings import QUIET
+
 PRELOADED = (
     "torch",
     "numpy",
@@ -73,7 +75,7 @@ class Fork:
 def forked_workers() -> Iterator[None]:
     """Inside the block, the workers of every Ray that this process and its children start are forked."""
     with fork_server(PRELOADED) as variables, pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
+        for name, value in (variables | QUIET).items():
             patch.setenv(name, value)
         yield
 
