@@ -6,9 +6,12 @@ that REGRAD_TEST_FORKS names is asked to do the same in a fork of itself, and th
 with a runtime environment that wants more than variables, Python goes on as ever.
 """
 
+import gc
 import os
 import sys
 from contextlib import suppress
+
+gc.set_threshold(100_000, 50, 100)  # a tenth of what imports take is a search for garbage that is not there
 
 _CONTEXT = "--serialized-runtime-env-context="
 
