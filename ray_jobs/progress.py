@@ -57,6 +57,8 @@ def progress_channel(show: Callable[[Any], None] = logger.info) -> Iterator[Any]
         stop.set()
         thread.join()
         _show_all(mailbox, waiting, show)
+        if ray.is_initialized():
+            ray.kill(mailbox)  # else its process is there for as long as anything in this one still knows the handle
 
 
 @contextmanager

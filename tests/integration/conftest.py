@@ -21,7 +21,7 @@ import fsspec
 import psutil
 import pytest
 
-from tests.tools.fork_server import FORKED
+from tests.tools.fork_server import family, joined
 from tests.tools.patience import Deadline, completed, patient
 
 if TYPE_CHECKING:
@@ -64,14 +64,11 @@ def free_port() -> int:
             return port
 
 
-def environment(forked: bool = False, **extra: str) -> dict[str, str]:
-    """This process's, with the virtual environment's programs first.
-
-    Workers of a Ray that is started with it are forked only if that is said: such are no children of their Ray, and a
-    test that kills a family of processes would not find them.
-    """
-    inherited = {name: value for name, value in os.environ.items() if forked or name != FORKED}
-    return {**inherited, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled", **extra}
+def environment(**extra: str) -> dict[str, str]:
+    """This process's, with the virtual environment's programs first, and what is given on PYTHONPATH beside its own."""
+    paths = joined(extra.pop("PYTHONPATH", None), os.environ.get("PYTHONPATH"))
+    own = {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled", "PYTHONPATH": paths}
+    return {**os.environ, **own, **extra}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -97,13 +94,11 @@ def local_cluster(s3: str) -> Iterator[str]:
 
 
 def search(index: str, question: str, k: int = 3) -> list[str]:
-    """Passage ids from an index, in a process of its own: this one starts and stops Ray."""
-    code = "import json, sys; from regrad.retrieval.base import open_retriever as R; "
-    code += "print(json.dumps([h.passage.id for h in R(sys.argv[1]).search([sys.argv[2]], int(sys.argv[3]))[0]]))"
-    command = [sys.executable, "-c", code, index, question, str(k)]
-    result = completed(command, 120)
-    assert result.returncode == 0, result.stderr
-    return [str(passage_id) for passage_id in json.loads(result.stdout.splitlines()[-1])]
+    """Passage ids from an index."""
+    from regrad.retrieval.base import open_retriever
+
+    with open_retriever(index) as retriever:
+        return [hit.passage.id for hit in retriever.search([question], k)[0]]
 
 
 @dataclass
@@ -130,7 +125,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
     process = subprocess.Popen(
         [str(BIN / "regrad"), "demo", "--keep", *options],
         cwd=folder,
-        env=environment(forked=True),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -159,12 +154,12 @@ def stop(process: subprocess.Popen[str]) -> int:
 
 def kill_all(process: subprocess.Popen[str]) -> None:
     """A driver and everything that it started, at once; nothing of it runs any more when this returns."""
-    family = psutil.Process(process.pid).children(recursive=True)
+    everything = family(process.pid)
     os.killpg(process.pid, signal.SIGKILL)
-    for child in family:
-        if child.is_running():
-            child.kill()
-    while any(_runs(child) for child in family):
+    for one in everything:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    while any(_runs(one) for one in everything):
         time.sleep(0.02)
     process.communicate()
 

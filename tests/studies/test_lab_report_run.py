@@ -29,7 +29,7 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         line,
         cwd=folder,
-        env=environment(forked=True),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=patient(1000),

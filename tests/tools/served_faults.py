@@ -26,6 +26,7 @@ from regrad.meta_init import MetaInit
 from serve_app.rollout import ReleaseConfig, ReleaseList
 from tests.integration.conftest import environment, free_port
 from tests.tools import served
+from tests.tools.fork_server import family
 from tests.tools.patience import Deadline, patient
 
 Question = dict[str, Any]
@@ -56,8 +57,9 @@ class Running:
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """The processes of a deployment's replicas, by their titles."""
-        everything = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in everything if f"ServeReplica:regrad:{deployment}" in _title(process)]
+        return [
+            process for process in family(self.process.pid) if f"ServeReplica:regrad:{deployment}" in _title(process)
+        ]
 
     def releases(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = requests.get(f"{self.url}/v1/bank", timeout=patient(30)).json()["releases"]

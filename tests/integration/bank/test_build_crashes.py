@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
-import psutil
 import pytest
 
+from ray_jobs import build_bank
+from regrad.bank.config import BuildConfig
 from regrad.bank.format import versions
 from regrad.bank.reader import BankReader
 from regrad.bank.verify import verify
@@ -25,7 +26,8 @@ from regrad.models.config import ModelConfig
 from regrad.models.loading import load_language_model
 from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
-from tests.integration.conftest import environment
+from tests.integration.conftest import environment, kill_all
+from tests.tools.fork_server import family
 from tests.tools.patience import Deadline, patient
 
 PASSAGES, BLOCK = 240, 12
@@ -41,12 +43,17 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, world: World) -> list[str]:
     return [f"meta_init={folder}/m", f"corpus={folder}/c.jsonl", f"bank.shard_passages={BLOCK}", "cluster.workers=1"]
 
 
-def start(inputs: list[str], uri: str) -> subprocess.Popen[str]:
+def config_of(inputs: list[str], uri: str) -> BuildConfig:
+    return load_settings(BuildConfig, builtin_config("jobs/build-lab.yaml"), [*inputs, f"bank.uri={uri}"])
+
+
+def start(inputs: list[str], uri: str, **variables: str) -> subprocess.Popen[str]:
+    """The command, with a Ray of its own unless RAY_ADDRESS is given."""
     options = [part for setting in [*inputs, f"bank.uri={uri}"] for part in ("--set", setting)]
     config = str(builtin_config("jobs/build-lab.yaml"))
     return subprocess.Popen(
         [sys.executable, "-m", "ray_jobs.build_bank", "--config", config, *options],
-        env=environment(),
+        env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -54,16 +61,11 @@ def start(inputs: list[str], uri: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=patient(200))
-    assert process.returncode == 0, output
-    return output
-
-
-def wait_for(done: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(done: Callable[[], bool], ended: Callable[[], object]) -> None:
+    """Wait for it, while the build goes on."""
     deadline = Deadline(120)
     while not done():
-        assert process.poll() is None, process.communicate()[0]
+        assert not ended()
         assert not deadline.over
         time.sleep(0.05)
 
@@ -78,10 +80,10 @@ def content(uri: str) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(inputs: list[str], local_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """A bank that was built in one go."""
     uri = str(tmp_path_factory.mktemp("whole") / "bank")
-    finish(start(inputs, uri))
+    build_bank.run(config_of(inputs, uri))
     return content(uri)
 
 
@@ -93,14 +95,14 @@ def check(uri: str, whole: dict[str, bytes]) -> None:
 
 def test_a_killed_worker_is_replaced(inputs: list[str], whole: dict[str, bytes], tmp_path: Path) -> None:
     uri = str(tmp_path / "bank")
-    process = start(inputs, uri)
-    wait_for(lambda: blocks_done(uri) >= 3, process)
-    below = psutil.Process(process.pid).children(recursive=True)
-    workers = [child for child in below if "GradientActor" in " ".join(child.cmdline())]
-    assert workers
-    for worker in workers:
-        worker.kill()
-    finish(process)
+    with ThreadPoolExecutor(1) as threads:
+        build = threads.submit(build_bank.run, config_of(inputs, uri))
+        wait_for(lambda: blocks_done(uri) >= 3, build.done)
+        workers = [one for one in family(os.getpid()) if "GradientActor" in " ".join(one.cmdline())]
+        assert workers
+        for worker in workers:
+            worker.kill()
+        build.result(patient(200))
     check(uri, whole)
 
 
@@ -109,34 +111,28 @@ def test_a_killed_driver_leaves_nothing_visible_and_is_resumed(
 ) -> None:
     uri = str(tmp_path / "bank")
     process = start(inputs, uri)
-    wait_for(lambda: blocks_done(uri) >= 3, process)
+    wait_for(lambda: blocks_done(uri) >= 3, process.poll)
     kill_all(process)
     assert versions(Storage(uri)) == []
     before = blocks_done(uri)
     assert 3 <= before < PASSAGES // BLOCK
     written = {name: seconds for name, (_, seconds) in Storage(uri).files("shards").items()}
-    finish(start(inputs, uri))
+    build_bank.run(config_of(inputs, uri))
     check(uri, whole)
     now = {name: seconds for name, (_, seconds) in Storage(uri).files("shards").items()}
     assert sum(now[name] == seconds for name, seconds in written.items()) >= before, "blocks were computed again"
 
 
-def kill_all(process: subprocess.Popen[str]) -> None:
-    """The driver and everything that it started, at once."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGKILL)
-    for child in family:
-        if child.is_running():
-            child.kill()
-    process.communicate()
-
-
 def test_an_s3_server_that_is_killed_costs_a_second_run(
-    inputs: list[str], whole: dict[str, bytes], s3: str, restart_s3: Callable[[Callable[[], None]], None]
+    inputs: list[str],
+    whole: dict[str, bytes],
+    s3: str,
+    restart_s3: Callable[[Callable[[], None]], None],
+    local_cluster: str,
 ) -> None:
     uri = f"{s3}/crash-bank"
-    process = start(inputs, uri)
-    wait_for(lambda: blocks_done(uri) >= 3, process)
+    process = start(inputs, uri, RAY_ADDRESS=local_cluster)
+    wait_for(lambda: blocks_done(uri) >= 3, process.poll)
 
     def wait() -> None:
         output, _ = process.communicate(timeout=patient(280))
@@ -146,5 +142,5 @@ def test_an_s3_server_that_is_killed_costs_a_second_run(
     restart_s3(wait)
     fsspec.filesystem("s3").invalidate_cache()
     assert versions(Storage(uri)) == []
-    finish(start(inputs, uri))
+    build_bank.run(config_of(inputs, uri))
     check(uri, whole)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from ray_jobs import index_corpus
-from ray_jobs.cluster import cluster
 from regrad.data.passages import encode_passages
 from regrad.lab.files import held_out_corpus
 from regrad.lab.world import World
@@ -19,19 +18,22 @@ from regrad.retrieval.bm25 import build_index
 from regrad.retrieval.config import DenseConfig, EncoderConfig, IndexConfig
 from regrad.retrieval.dense import build_dense_index
 from regrad.retrieval.encoder import Encoder
-from regrad.settings import builtin_config
+from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage, parts_uri
 from tests.integration.conftest import environment, kill_all
 from tests.tools.encoders import random_transformer
-from tests.tools.patience import Deadline, patient
+from tests.tools.patience import Deadline
 
 PASSAGES, BLOCK = 120, 4
 
 
-def start(output: Path, corpus: Path, encoder: str, workers: int) -> subprocess.Popen[str]:
-    settings = [f"output={output}", f"corpus={corpus}", f"dense.encoder.path={encoder}", f"cluster.workers={workers}"]
-    settings += [f"dense.part_passages={BLOCK}", "dense.encoder.batch_size=2"]
-    options = [part for setting in settings for part in ("--set", setting)]
+def settings(output: Path, corpus: Path, encoder: str, workers: int) -> list[str]:
+    values = [f"output={output}", f"corpus={corpus}", f"dense.encoder.path={encoder}", f"cluster.workers={workers}"]
+    return [*values, f"dense.part_passages={BLOCK}", "dense.encoder.batch_size=2"]
+
+
+def start(values: list[str]) -> subprocess.Popen[str]:
+    options = [part for value in values for part in ("--set", value)]
     config = str(builtin_config("jobs/index-lab.yaml"))
     return subprocess.Popen(
         [sys.executable, "-m", "ray_jobs.index_corpus", "--config", config, *options],
@@ -43,14 +45,16 @@ def start(output: Path, corpus: Path, encoder: str, workers: int) -> subprocess.
     )
 
 
-def test_a_killed_job_is_resumed_and_makes_the_index_of_one_process(tmp_path: Path, world: World) -> None:
+def test_a_killed_job_is_resumed_and_makes_the_index_of_one_process(
+    tmp_path: Path, world: World, local_cluster: str, caplog: pytest.LogCaptureFixture
+) -> None:
     passages = held_out_corpus(world)[:PASSAGES]
     output, corpus = tmp_path / "index", tmp_path / "corpus.jsonl"
     corpus.write_bytes(encode_passages(passages))
     encoder = random_transformer(tmp_path, layers=24)  # so slow that there is something to interrupt
     parts = Path(parts_uri(str(output)))
 
-    process, deadline = start(output, corpus, encoder, workers=1), Deadline(120)
+    process, deadline = start(settings(output, corpus, encoder, workers=1)), Deadline(120)
     while len(done := list(parts.glob("*.safetensors"))) < 3:
         assert process.poll() is None, process.communicate()[0]
         assert not deadline.over
@@ -60,11 +64,11 @@ def test_a_killed_job_is_resumed_and_makes_the_index_of_one_process(tmp_path: Pa
     done = list(parts.glob("*.safetensors"))
     assert 3 <= len(done) < PASSAGES // BLOCK
 
-    again = start(output, corpus, encoder, workers=2)
-    text, _ = again.communicate(timeout=patient(200))
-    assert again.returncode == 0, text
-    assert f"{BLOCK * len(done)} of {PASSAGES} passages were embedded by an earlier run" in text
-    assert text.splitlines()[-1] == f"DENSE index at {output}: {PASSAGES} passages"
+    values = settings(output, corpus, encoder, workers=2)
+    with caplog.at_level("INFO"):
+        line = index_corpus.run(load_settings(IndexConfig, builtin_config("jobs/index-lab.yaml"), values))
+    assert f"{BLOCK * len(done)} of {PASSAGES} passages were embedded by an earlier run" in caplog.text
+    assert line == f"DENSE index at {output}: {PASSAGES} passages"
     assert not parts.exists()
 
     config = EncoderConfig(path=encoder, batch_size=2)
@@ -77,18 +81,17 @@ def test_a_killed_job_is_resumed_and_makes_the_index_of_one_process(tmp_path: Pa
 
 
 def test_shards_of_a_lexical_index_are_built_by_tasks_and_found_by_a_second_run(
-    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, world: World, local_cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passages = held_out_corpus(world)[:40]
     (tmp_path / "corpus.jsonl").write_bytes(encode_passages(passages))
     config = IndexConfig(corpus=f"{tmp_path}/corpus.jsonl", output=f"{tmp_path}/index", shards=3)
-    with cluster():
-        with monkeypatch.context() as patch:
-            patch.setattr(Storage, "remove", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
-            with pytest.raises(KeyboardInterrupt):
-                index_corpus.run(config)
-        assert len(list(Path(parts_uri(config.output)).glob("*/shard.json"))) == 3
-        assert index_corpus.run(config) == f"BM25 index at {tmp_path}/index: 40 passages"
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "remove", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            index_corpus.run(config)
+    assert len(list(Path(parts_uri(config.output)).glob("*/shard.json"))) == 3
+    assert index_corpus.run(config) == f"BM25 index at {tmp_path}/index: 40 passages"
     assert not Path(parts_uri(config.output)).exists()
     build_index(passages, f"{tmp_path}/alone")
     asked = [passage.text for passage in passages[:5]]

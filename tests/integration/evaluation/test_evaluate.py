@@ -76,7 +76,7 @@ def unfinished(one_processor: object, local_cluster: str, folder: Path) -> Itera
     command = [sys.executable, str(BIN / "regrad"), "eval", "--config", str(write_config(folder))]
     process = subprocess.Popen(
         command,
-        env=environment(forked=True, RAY_ADDRESS=local_cluster),
+        env=environment(RAY_ADDRESS=local_cluster),
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,

@@ -24,7 +24,7 @@ def test_a_folder_is_asked_in_every_way_and_computed_once(demo: RunningDemo, tmp
     settings = [f"start={start}", "model=null", f"output={tmp_path}/out", f"http.port={free_port()}"]
     options = [part for setting in settings for part in ("--set", setting)]
     command = [BIN / "regrad", "try", folder, "--ask", QUESTION, *options]
-    result = completed(command, 300, env=environment(forked=True))
+    result = completed(command, 300, env=environment())
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     for piece in (
         f"{len(names)} passages of {len(names) + 1} files, 1 rejected",

@@ -51,12 +51,15 @@ def settings(*values: str) -> SynthesisConfig:
     return load_settings(SynthesisConfig, builtin_config("jobs/synth-lab.yaml"), values)
 
 
-def kill_after_first_part(values: list[str], parts: Path) -> int:
-    """Start the command, kill it as soon as a part is there; returns how many there are once all is quiet."""
+def kill_after_first_part(values: list[str], parts: Path, address: str) -> int:
+    """Start the command, kill it as soon as a part is there; returns how many there are once all is quiet.
+
+    It joins the cluster of this process, which ends the workers of a driver that is gone.
+    """
     options = [part for value in values for part in ("--set", value)]
     command = [sys.executable, "-m", "regrad.cli.main", "synth", *options]
-    alone = {key: value for key, value in environment().items() if key != "RAY_ADDRESS"}
-    process = subprocess.Popen(command, env=alone, stderr=subprocess.DEVNULL, start_new_session=True)
+    joining = environment(RAY_ADDRESS=address)
+    process = subprocess.Popen(command, env=joining, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = Deadline(120)
     while not (parts.exists() and any(parts.glob("*.jsonl"))):
         assert process.poll() is None
@@ -69,10 +72,10 @@ def kill_after_first_part(values: list[str], parts: Path) -> int:
 
 
 def test_a_run_that_was_killed_goes_on_and_gives_the_bytes_of_an_uninterrupted_one(
-    writer_path: str, corpus: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    writer_path: str, corpus: str, tmp_path: Path, local_cluster: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     values = overrides(writer_path, corpus, str(tmp_path / "killed"), workers=1)
-    there = kill_after_first_part(values, tmp_path / ".killed.parts")
+    there = kill_after_first_part(values, tmp_path / ".killed.parts", local_cluster)
     assert 1 <= there < PARTS
     assert not (tmp_path / "killed").exists()
     with caplog.at_level("INFO"):

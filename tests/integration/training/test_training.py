@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -37,10 +37,13 @@ from regrad.training.meta.trainer import MetaLearner, meta_loop, meta_train_in_p
 from regrad.training.sampler import Sampler, SampleSource
 from regrad.training.workers import Workers
 from tests.integration.conftest import BIN, environment
+from tests.tools.fork_server import forks
 from tests.tools.patience import Deadline, patient
 from tests.tools.refusals import refused
 
 STEPS = 60
+LONG = (f"optimizer.steps={STEPS}", "checkpoints.every=6", "watch.every=2")
+_MARK = "REGRAD_TEST_MARK"
 
 
 @pytest.fixture(scope="module")
@@ -269,12 +272,11 @@ class Run:
     def __init__(self, lab: Path, folder: Path) -> None:
         self.mark, self.folder = uuid.uuid4().hex, folder
         self.output: list[str] = []
-        values = [f"tasks={lab}/tasks.jsonl", "dev=null", f"output={folder}/m", f"optimizer.steps={STEPS}"]
-        values += ["strategy.name=graph", "checkpoints.every=6", "watch.every=2"]
+        values = [f"tasks={lab}/tasks.jsonl", "dev=null", f"output={folder}/m", "strategy.name=graph", *LONG]
         options = [part for value in values for part in ("--set", value)]
         self.process = subprocess.Popen(
             [str(BIN / "regrad"), "train", *options],
-            env=environment(REGRAD_TEST_MARK=self.mark),
+            env=environment(**{_MARK: self.mark}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -282,27 +284,12 @@ class Run:
         )
         threading.Thread(target=lambda: self.output.extend(self.process.stdout or ()), daemon=True).start()
 
-    def steps(self) -> list[int]:
-        """The steps that were shown."""
-        return [int(line.split("step ")[1].split("/")[0]) for line in self.output if "  loss " in line]
-
     def wait(self, done: Callable[[], bool], seconds: float = 240) -> None:
         deadline = Deadline(seconds)
         while not done():
             if deadline.over or (self.process.poll() is not None):
                 pytest.fail("the run did not get there:\n" + "".join(self.output[-20:]), pytrace=False)
             time.sleep(0.05)
-
-    def finish(self) -> str:
-        deadline = Deadline(300)
-        while self.process.poll() is None and not deadline.over:
-            time.sleep(0.2)
-        if deadline.over:
-            for process in self.processes():
-                process.kill()
-        time.sleep(0.5)
-        assert self.process.returncode == 0, "".join(self.output[-20:])
-        return "".join(self.output)
 
     def checkpoint(self) -> int:
         """The step of the last complete checkpoint."""
@@ -315,13 +302,14 @@ class Run:
         return [p for p in self.processes() if "TrainWorker" in " ".join(_command(p))]
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that this run started."""
-        return [p for p in psutil.process_iter() if _mark(p) == self.mark]
+        """Everything that this run started, and what was forked for it."""
+        forked = {fork.pid for fork in forks() if fork.environment.get(_MARK) == self.mark}
+        return [p for p in psutil.process_iter() if p.pid in forked or _mark(p) == self.mark]
 
 
 def _mark(process: psutil.Process) -> str | None:
     try:
-        return process.environ().get("REGRAD_TEST_MARK")
+        return process.environ().get(_MARK)
     except psutil.Error:
         return None
 
@@ -333,16 +321,22 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
+def shown(lines: Iterable[str]) -> list[int]:
+    """The steps of which these lines tell."""
+    return [int(line.split("step ")[1].split("/")[0]) for line in lines if "  loss " in line]
+
+
 @pytest.fixture(scope="module")
-def undisturbed(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> MetaInit:
+def undisturbed(lab: Path, local_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> MetaInit:
     folder = tmp_path_factory.mktemp("undisturbed")
-    Run(lab, folder).finish()
+    meta_train.run(settings(lab, folder, *LONG))
     return MetaInit.load(folder / "m")
 
 
 def test_after_a_killed_worker_and_a_killed_driver_the_result_is_the_same_to_the_last_bit(
-    lab: Path, tmp_path: Path, undisturbed: MetaInit
+    lab: Path, tmp_path: Path, undisturbed: MetaInit, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The runs that nobody kills are made in this process, on the cluster that is there."""
     run = Run(lab, tmp_path)
     try:
         run.wait(lambda: run.checkpoint() >= 12)
@@ -359,11 +353,12 @@ def test_after_a_killed_worker_and_a_killed_driver_the_result_is_the_same_to_the
         for process in run.processes():
             process.kill()
     assert "a worker was lost" in "".join(run.output), "and replaced"
-    assert sorted(step for step in run.steps() if step <= 12) == [2, 4, 6, 8, 10, 12], "none was done again"
+    assert sorted(step for step in shown(run.output) if step <= 12) == [2, 4, 6, 8, 10, 12], "none was done again"
     assert not (tmp_path / "m").exists()
-    again = Run(lab, tmp_path)
-    assert "resuming the unfinished run" in again.finish()
-    assert reached < min(again.steps()) < STEPS, "it began after the last checkpoint"
+    with caplog.at_level("INFO"):
+        meta_train.run(settings(lab, tmp_path, *LONG))
+    assert "resuming the unfinished run" in caplog.text
+    assert reached < min(shown(caplog.messages)) < STEPS, "it began after the last checkpoint"
     found = MetaInit.load(tmp_path / "m")
     assert found.notes["losses"] == undisturbed.notes["losses"]
     assert found.fingerprint == undisturbed.fingerprint

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private.workers import setup_worker
 
-from tests.tools.fork_server import fork_server
+from tests.tools.fork_server import SOCKET, family, fork_server, forks
 from tests.tools.patience import Deadline
 
 SCRIPT = """
@@ -18,6 +20,7 @@ import atexit, json, os, sys
 import helper
 atexit.register(lambda: open(sys.argv[1] + ".done", "w").close())
 found = {"name": __name__, "arguments": sys.argv, "folder": os.getcwd(), "value": os.environ.get("VALUE"),
+         "set": os.environ.get("SET"),
          "other": os.environ.get("OTHER"), "helper": helper.NAME, "loaded": "wave" in sys.modules, "pid": os.getpid()}
 print(json.dumps(found))
 sys.stdout.flush()
@@ -35,12 +38,13 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-def told(command: list[str], script: Path, tmp_path: Path) -> tuple[dict[str, Any], str]:
-    """What the script wrote into its file once it had ended, and what it printed."""
+def told(variables: dict[str, str], script: Path, tmp_path: Path, **context: Any) -> tuple[dict[str, Any], str]:
+    """What the script wrote into its file once it had ended, and what it printed: started as Ray starts a worker."""
     result, printed = tmp_path / "result", tmp_path / "printed"
+    environment = {"PATH": os.environ["PATH"], "VALUE": "given", **variables}
+    line = [sys.executable, setup_worker.__file__, str(script), str(result), "an argument"]
+    line += [f"--serialized-runtime-env-context={json.dumps(context)}", "--language=PYTHON"]
     with printed.open("w") as output:
-        environment = {"PATH": os.environ["PATH"], "VALUE": "given"}
-        line = [*command, str(script), str(result), "an argument"]
         subprocess.run(line, cwd=tmp_path, env=environment, stdout=output, check=False)
     deadline = Deadline(30)
     while not (tmp_path / "result.done").exists():
@@ -50,27 +54,51 @@ def told(command: list[str], script: Path, tmp_path: Path) -> tuple[dict[str, An
 
 def test_a_script_is_run_in_a_fork_as_by_itself(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTHER", "the server's")
-    with fork_server(["wave"]) as command:
-        deadline = Deadline(30)
-        while not Path(command[-1]).exists():
-            assert not deadline.over, "the server has not come up"
-        found, printed = told(command, script, tmp_path)
+    with fork_server(["wave"]) as variables:
+        monkeypatch.setenv(SOCKET, variables[SOCKET])
+        found, printed = told(variables, script, tmp_path, env_vars={"SET": "${VALUE} twice"})
         assert json.loads(printed) == found
-        assert found.pop("pid") != os.getpid()
-        assert found == {
-            "name": "__main__",
-            "arguments": [str(script), str(tmp_path / "result"), "an argument"],
-            "folder": str(tmp_path),
-            "value": "given",
-            "other": None,
-            "helper": "beside the script",
-            "loaded": True,
-        }
+        (fork,) = forks()
+        assert (fork.pid, fork.raylet) == (found.pop("pid"), os.getpid())
+        assert fork.environment["VALUE"] == "given"
+    assert found == {
+        "name": "__main__",
+        "arguments": [str(script), str(tmp_path / "result"), "an argument"],
+        "folder": str(tmp_path),
+        "value": "given",
+        "set": "given twice",
+        "other": None,
+        "helper": "beside the script",
+        "loaded": True,
+    }
 
 
-def test_without_a_server_it_runs_as_any_script(script: Path, tmp_path: Path) -> None:
-    with fork_server(["wave"]) as command:
-        pass
-    found, _ = told(command, script, tmp_path)
+def test_what_was_forked_for_a_process_is_of_its_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its parent is the server."""
+    (sleeper := tmp_path / "sleeper.py").write_text("import time\nprint('runs', flush=True)\ntime.sleep(600)\n")
+    with fork_server([]) as variables:
+        monkeypatch.setenv(SOCKET, variables[SOCKET])
+        line = f"{sys.executable} {setup_worker.__file__} {sleeper} --language=PYTHON; read -r end"
+        raylet = ["bash", "-c", line]
+        environment = {**os.environ, **variables}
+        with subprocess.Popen(raylet, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"runs\n"
+            (fork,) = forks()
+            (member,) = [member for member in family(os.getpid()) if member.pid == fork.pid]
+            assert fork.raylet == process.pid
+            member.kill()
+            member.wait()
+            assert fork.pid not in {member.pid for member in family(os.getpid())}
+            process.communicate()
+
+
+@pytest.mark.parametrize("context", [{}, {"py_executable": "/usr/bin/env python3"}, {"command_prefix": ["true", "&&"]}])
+def test_without_a_server_or_with_a_wish_it_has_not_heard_of_it_runs_as_any_script(
+    script: Path, tmp_path: Path, context: dict[str, Any]
+) -> None:
+    with fork_server(["wave"]) as variables:
+        found = told(variables, script, tmp_path, **context)[0] if context else None
+    found = found or told(variables, script, tmp_path)[0]
     assert not found["loaded"]
     assert found["arguments"][1:] == [str(tmp_path / "result"), "an argument"]
