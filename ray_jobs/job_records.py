@@ -19,10 +19,11 @@ from regrad.settings import Settings
 from regrad.storage import Storage
 
 S = TypeVar("S", bound=Settings)
+R = TypeVar("R")
 
 
-def recorded(config: S, run: Callable[[S], str], job: str) -> str:
-    """The line that the job ends with; its record has the settings, software, times and what was made.
+def recorded(config: S, run: Callable[[S], R], job: str, line: Callable[[R], str] = str) -> R:
+    """What the job returns; its record has the settings, software, times, what was made, and the result's line.
 
     Raises `StorageError` if the record cannot be written, and what the job raises, whose code the record then has.
     """
@@ -37,12 +38,12 @@ def recorded(config: S, run: Callable[[S], str], job: str) -> str:
     write(record)
     started = time.monotonic()
     try:
-        line = run(config)
+        result = run(config)
     except RegradError as error:
         write(_ended(record, started, f"error: {error}", facts={"error": error.code}))
         raise
-    write(_ended(record, started, line, outputs=_made(place)))
-    return line
+    write(_ended(record, started, line(result), outputs=_made(place)))
+    return result
 
 
 def _place(config: Settings) -> str:

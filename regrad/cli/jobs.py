@@ -152,19 +152,32 @@ def _command(verb: JobVerb) -> click.Command:
 
             click.echo(write_report(Output(settings.output)))
             return
-        result = _named(verb.job)(settings)
-        if isinstance(result, str):
-            click.echo(result)
-            return
-        # A job that fills a bank: its exit status says whether passages were quarantined.
-        from ray_jobs.build_bank import describe
+        job = _named(verb.job)
+        from ray_jobs.cluster import joined
 
-        click.echo(describe(result.manifest, settings.bank.uri))
-        sys.exit(QUARANTINED if result.refused else 0)
+        def line(result: Any) -> str:
+            return result if isinstance(result, str) else _described(result, settings.bank.uri)
+
+        if joined():
+            from ray_jobs.job_records import recorded
+
+            result = recorded(settings, job, verb.name, line)
+        else:
+            result = job(settings)
+        click.echo(line(result))
+        if not isinstance(result, str):
+            # A job that fills a bank: its exit status says whether passages were quarantined.
+            sys.exit(QUARANTINED if result.refused else 0)
 
     if verb.name == "eval":
         run = click.option("--report-only", is_flag=True, help="Only write the report from the finished cells.")(run)
     return click.command(verb.name, help=verb.help)(settings_options(verb.config)(run))
+
+
+def _described(built: Any, uri: str) -> str:
+    from ray_jobs.build_bank import describe
+
+    return describe(built.manifest, uri)
 
 
 def _named(target: str) -> Any:
