@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +24,20 @@ from regrad.meta_init import MetaInit
 from regrad.models.config import ModelConfig, SubspaceConfig
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.settings import builtin_config, load_settings
+from tests import DEFAULT_THRESHOLDS
 from tests.tools.fork_server import forked_workers
 from tests.tools.patience import watch
 
 torch.set_num_threads(1)
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile("fixed")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is there before the first test stays: the search for the tests' garbage need not go through it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*DEFAULT_THRESHOLDS)
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> bool:
