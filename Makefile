@@ -44,7 +44,7 @@ unit: $(STAMP)
 integration-%: $(STAMP)
 	$(BIN)/python -m pytest tests/integration/$* $(if $(filter evaluation,$*),tests/studies) -m integration --durations=10
 
-integration: integration-training integration-serving integration-evaluation integration-bank
+integration: integration-training integration-serving integration-evaluation integration-bank integration-nodes
 
 # Two halves side by side; a new folder is in the second.
 HALF := $(addprefix tests/unit/,bank cli evaluation project retrieval serve_app) tests/studies
@@ -66,11 +66,11 @@ gpu: $(STAMP)
 
 # Only the files that mark a test: to collect the other thousands takes longer than most of these.
 unit-slow: $(STAMP)
-	$(BIN)/python -m pytest $$(grep -rl 'mark\.slow' tests/unit tests/studies) -m "slow and not integration" || [ $$? -eq 5 ]  # 5: none is marked
+	$(BIN)/python -m pytest $$(grep -rl --include='*.py' 'mark\.slow' tests/unit tests/studies) -m "slow and not integration" || [ $$? -eq 5 ]  # 5: none is marked
 
 # The fast stage first, so that a mistake shows early; then two at a time, as they wait for much.
 test: test-fast
-	$(MAKE) --no-print-directory -j2 integration-training integration-serving integration-evaluation integration-bank unit-slow
+	$(MAKE) --no-print-directory -j2 integration-training integration-serving integration-evaluation integration-bank integration-nodes unit-slow
 
 s3:
 	tests/tools/s3_server.sh start $(CURDIR)/runs/s3
