@@ -48,6 +48,8 @@ PRELOADED = (
     "s3fs",
     "requests",
     "jsonschema",
+    "fastapi",
+    "uvicorn.config",
     "regrad.models.loading",
     "regrad.gradients.extractor",
     "regrad.inference.engine",

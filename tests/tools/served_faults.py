@@ -20,6 +20,7 @@ import pytest
 import requests
 from safetensors.torch import load_file
 
+from ray_jobs.cluster import SERVE_SETTINGS
 from regrad.bank.format import Manifest
 from regrad.data.passages import Passage
 from regrad.meta_init import MetaInit
@@ -182,9 +183,11 @@ def running(folder: Path, model: Path) -> Iterator[Running]:
     }
     (folder / "serve.json").write_text(json.dumps(config))
     port = free_port()
+    # Serve's proxy is given 5 s to start, and this server has none of the settings that ours start theirs with.
+    slow_start = {name: value for name, value in SERVE_SETTINGS.items() if "CHECK_TIMEOUT" in name}
     process = subprocess.Popen(
         [sys.executable, served.__file__, str(folder), str(port)],
-        env=environment(PYTHONPATH=str(Path(served.__file__).parents[2]), OMP_NUM_THREADS="1"),
+        env=environment(PYTHONPATH=str(Path(served.__file__).parents[2]), OMP_NUM_THREADS="1", **slow_start),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=(folder / "stderr.txt").open("w"),
