@@ -63,7 +63,7 @@ class Build:
         )
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.tools.held_build", str(settings)],
-            env=environment(forked=True, RAY_ADDRESS=cluster.address),
+            env=environment(RAY_ADDRESS=cluster.address),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -140,7 +140,7 @@ class Training:
         options = [part for value in values for part in ("--set", value)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ray_jobs.meta_train", "--config", config, *options],
-            env=environment(forked=True, RAY_ADDRESS=cluster.address),
+            env=environment(RAY_ADDRESS=cluster.address),
             stdout=(folder / "log").open("wb"),
             stderr=subprocess.STDOUT,
         )
