@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from tests.tools.visit import Visit
 
 BIN = Path(sys.executable).parent
-STEPS = 250
 
 # A shell starts what is to run in the background deaf to Ctrl-C, and so would be every command that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -113,17 +112,15 @@ class RunningDemo:
 
     @property
     def runs(self) -> Path:
-        return self.folder / "runs" / "demo"
+        return self.folder / "runs" / "demo-quick"
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
-    """`regrad demo --keep` with fewer steps, run as a user runs it: real Ray, DeepSpeed, Lucene and HTTP."""
+    """`regrad demo --quick --keep`, run as a user runs it: real Ray, DeepSpeed, Lucene and HTTP."""
     folder, port = tmp_path_factory.mktemp("demo"), free_port()
-    settings = [f"http.port={port}", f"train.optimizer.steps={STEPS}", "lab.questions=60", "raw_gammas=[1.0, 2.0]"]
-    options = [part for setting in settings for part in ("--set", setting)]
     process = subprocess.Popen(
-        [str(BIN / "regrad"), "demo", "--keep", *options],
+        [str(BIN / "regrad"), "demo", "--quick", "--keep", "--set", f"http.port={port}"],
         cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -135,7 +132,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
     threading.Thread(target=lambda: output.extend(process.stdout or ()), daemon=True).start()
     try:
         _wait_for(lambda: any(line.startswith("serving at") for line in output), process, output, 480)
-        report = json.loads((folder / "runs/demo/report.json").read_text())
+        report = json.loads((folder / "runs/demo-quick/report.json").read_text())
         yield RunningDemo(f"http://127.0.0.1:{port}", folder, report, process, output)
     finally:
         stop(process)

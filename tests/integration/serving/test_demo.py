@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.integration.conftest import BIN, STEPS, RunningDemo, environment, stop
+from tests.integration.conftest import BIN, RunningDemo, environment, stop
 from tests.tools.patience import completed, patient
 
 
@@ -32,8 +32,8 @@ def test_the_report_has_every_key_and_shows_the_effect(demo: RunningDemo) -> Non
     assert em["random"] <= 0.15
     assert em["rag_k1"] >= 0.95
     assert em["rag_k3"] >= 0.93
-    assert em["regrad_k1"] >= 0.90, f"after only {STEPS} steps"
-    assert em["regrad_k3"] >= 0.55, f"after only {STEPS} steps"
+    assert em["regrad_k1"] >= 0.90
+    assert em["regrad_k3"] >= 0.55
     assert em["regrad_icl"] >= 0.85
     assert 0 <= em["raw"] < em["regrad_k3"]
     assert set(demo.report["seconds"]) >= {"meta_train", "index", "build", "serve_ready", "total"}
