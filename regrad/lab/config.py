@@ -18,6 +18,9 @@ class LabConfig(Settings):
     output: Location = "runs/lab"
     variant: LabVariant = Field("people", description="the lab itself (people), or a harder one")
     seed: int = 0
+    people: int = Field(
+        400, ge=10, le=400, description="held-out people (or firms): the corpus and the questions are about them"
+    )
     questions: int = Field(200, ge=1)
     task_records: int = Field(4000, ge=1)
     people_per_record: int = Field(8, ge=3, le=50)

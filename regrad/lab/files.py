@@ -43,9 +43,9 @@ def write_lab(config: LabConfig) -> Storage:
     `config.augmented` also `augmented.jsonl`: the corpus with other wordings and that number of questions a passage.
     """
     world = World(config.seed)
-    storage = Storage(config.output)
-    storage.write(CORPUS, encode_passages(held_out_corpus(world)))
-    storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in held_out_questions(world, config.questions)))
+    people, storage = world.held_out[: config.people], Storage(config.output)
+    storage.write(CORPUS, encode_passages(corpus := held_out_corpus(world)[: config.people]))
+    storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in people_questions(people, config.questions)))
     training, dev = world.meta[:-DEV_PEOPLE], world.meta[-DEV_PEOPLE:]
     storage.write(TASKS, encode_jsonl(lab_tasks(training, config, config.task_records, seed=11)))
     dev_tasks = list(lab_tasks(dev, config, DEV_RECORDS, seed=12))
@@ -57,7 +57,7 @@ def write_lab(config: LabConfig) -> Storage:
     if config.documents:
         storage.write(DOCUMENTS, encode_passages(documents(training[: config.documents])))
     if config.augmented:
-        items = augmented_passages(world.held_out, held_out_corpus(world), config.augmented)
+        items = augmented_passages(people, corpus, config.augmented)
         storage.write(AUGMENTED, encode_augmented(items))
     return storage
 
@@ -156,8 +156,9 @@ def write_hard_lab(config: LabConfig) -> Storage:
     """
     lab = SETS[config.variant](World(config.seed))
     storage = Storage(config.output)
-    storage.write(CORPUS, encode_passages(set_corpus(lab)))
-    storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in set_questions(lab, config.questions)))
+    storage.write(CORPUS, encode_passages(set_corpus(lab, config.people)))
+    questions = set_questions(lab, config.questions, config.people)
+    storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in questions))
     size = config.people_per_record
     training = set_tasks(lab, lab.meta[:-DEV_PEOPLE], config.task_records, size, seed=11)
     dev = set_tasks(lab, lab.meta[-DEV_PEOPLE:], DEV_RECORDS, size, seed=12)
@@ -171,9 +172,9 @@ def write_hard_lab(config: LabConfig) -> Storage:
     return storage
 
 
-def set_corpus(lab: LabSet, seed: int = 21) -> list[Passage]:
-    """The passages about all held-out subjects."""
-    return passages_about(lab, lab.held_out, seed)
+def set_corpus(lab: LabSet, people: int | None = None) -> list[Passage]:
+    """The passages about that many held-out subjects, or about all."""
+    return passages_about(lab, lab.held_out[:people], seed=21)
 
 
 def passages_about(lab: LabSet, people: Sequence[Person], seed: int) -> list[Passage]:
@@ -188,10 +189,10 @@ def questions_about(lab: LabSet, people: Sequence[Person], seed: int) -> list[Se
     return [lab.ask(person, attribute, rng) for person in people for attribute in ATTRIBUTES]
 
 
-def set_questions(lab: LabSet, count: int, seed: int = 77) -> list[SetQuestion]:
-    """Questions about held-out subjects, cycling through them and through the attributes."""
-    rng, people = random.Random(seed), lab.held_out
-    return [lab.ask(people[(i * 7) % len(people)], ATTRIBUTES[i % len(ATTRIBUTES)], rng) for i in range(count)]
+def set_questions(lab: LabSet, count: int, people: int | None = None) -> list[SetQuestion]:
+    """Questions about that many held-out subjects, or about all, cycling through them and through the attributes."""
+    rng, subjects = random.Random(77), lab.held_out[:people]
+    return [lab.ask(subjects[(i * 7) % len(subjects)], ATTRIBUTES[i % len(ATTRIBUTES)], rng) for i in range(count)]
 
 
 def set_tasks(

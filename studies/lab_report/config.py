@@ -28,6 +28,7 @@ class LabReportConfig(Settings):
     report: Location | None = Field(None, description="the report; docs/lab-report.md in regrad's own checkout if null")
     quick: bool = Field(False, description="too little of everything for its numbers to be of use; the report says so")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="of meta-training, cpt, and what is drawn")
+    people: int = Field(400, ge=10, le=400, description="whose documents each lab has, and who are asked about")
     questions: int = Field(200, ge=2, le=2000, description="of each set")
     hard_questions: int = Field(150, ge=2, le=2000, description="of each harder lab")
     records: int = Field(4000, ge=1, description="task records of meta-training")
@@ -42,8 +43,8 @@ class LabReportConfig(Settings):
     @model_validator(mode="after")
     def _possible(self) -> LabReportConfig:
         rising = list(self.documents) == sorted(set(self.documents))
-        if not rising or not 1 <= self.documents[0] <= self.documents[-1] <= 400:
-            raise ValueError("documents are growing numbers from 1 to 400, the documents that the lab has")
+        if not rising or not 1 <= self.documents[0] <= self.documents[-1] <= self.people:
+            raise ValueError(f"documents are growing numbers from 1 to {self.people}, the documents that the lab has")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds has a number twice: {self.seeds}")
         return self

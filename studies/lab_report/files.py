@@ -10,7 +10,7 @@ from typing import Any
 from regrad.data.corpora import read_passages
 from regrad.data.jsonl import encode_jsonl, read_jsonl
 from regrad.data.passages import encode_passages
-from regrad.lab.files import CORPUS, QUESTIONS, TASKS, documents, held_out_corpus, held_out_questions, people_questions
+from regrad.lab.files import CORPUS, QUESTIONS, TASKS, documents, held_out_corpus, people_questions
 from regrad.lab.world import World
 from regrad.meta_init import random_meta_init
 from regrad.models.loading import load_language_model
@@ -33,7 +33,7 @@ _SAMPLE = 150
 def write_memorised(config: LabReportConfig) -> str:
     """Documents of the memorised people, and as many questions about them as about the others."""
     storage = Storage(f"{config.output}/memorised")
-    people = World().memorised
+    people = World().memorised[: config.people]
     storage.write(CORPUS, encode_passages(documents(people)))
     storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in people_questions(people, config.questions)))
     return f"questions about {len(people)} memorised people at {storage.uri}"
@@ -48,15 +48,16 @@ def write_documents(config: LabReportConfig) -> str:
     """
     storage = Storage(f"{config.output}/documents")
     world = World()
-    corpus = held_out_corpus(world)
-    old = documents(world.memorised)
+    corpus = held_out_corpus(world)[: config.people]
+    memorised = world.memorised[: config.people]
+    old = documents(memorised)
     for before, count in zip((0, *config.documents), config.documents, strict=False):
         storage.write(f"{count}.jsonl", encode_passages(corpus[before:count]))
         storage.write(f"{UNTIL}{count}.jsonl", encode_passages([*old, *corpus[:count]]))
     storage.write("all.jsonl", encode_passages([*old, *corpus]))
     asked = {
-        "new": held_out_questions(world, config.questions),
-        GROUP_OLD: people_questions(world.memorised, config.questions),
+        "new": people_questions(world.held_out[: config.people], config.questions),
+        GROUP_OLD: people_questions(memorised, config.questions),
     }
     storage.write(QUESTIONS, encode_jsonl(asdict(item) | {"group": group} for group in asked for item in asked[group]))
     return f"the first {', '.join(map(str, config.documents))} documents at {storage.uri}"

@@ -78,7 +78,7 @@ def measure(config: LabReportConfig) -> str:
 def _asked(corpus: Sequence[Passage], count: int) -> list[Evidence]:
     """Questions about held-out people, each with its person's passage and the next ones of the corpus."""
     place = {passage.id: number for number, passage in enumerate(corpus)}
-    questions = people_questions(World().held_out, count)
+    questions = people_questions(World().held_out[: len(corpus)], count)
     return [
         Evidence(
             open_question(item.question),

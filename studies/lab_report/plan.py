@@ -73,14 +73,15 @@ def _labs(config: LabReportConfig) -> Iterator[Step]:
 
 
 def _lab(config: LabReportConfig, name: str, questions: int, records: int, *changed: str) -> Step:
-    values = [f"questions={questions}", f"task_records={records}", *changed]
+    values = [f"people={config.people}", f"questions={questions}", f"task_records={records}", *changed]
     return _command(config, name, "lab world", PLACES[name], (), values)
 
 
 def _files(config: LabReportConfig) -> Iterator[Step]:
     out = config.output
-    yield Step("memorised", Function(write_memorised, config, ("output", "questions")), f"{out}/memorised")
-    yield Step("documents", Function(write_documents, config, ("output", "questions", "documents")), f"{out}/documents")
+    yield Step("memorised", Function(write_memorised, config, ("output", "people", "questions")), f"{out}/memorised")
+    dated = Function(write_documents, config, ("output", "people", "questions", "documents"))
+    yield Step("documents", dated, f"{out}/documents")
     samples = Function(write_samples, config, ("output", "records"))
     yield Step("samples", samples, f"{out}/fine-tuning", frozenset({"lab", "lab many", "lab firms"}))
     indexes = Function(write_indexes, config, ("output", "documents"))

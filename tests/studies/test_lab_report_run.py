@@ -17,9 +17,9 @@ from tests.tools.patience import patient
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]  # on an idle machine: minutes
 
 TINY = (
-    *("questions=8", "hard_questions=5", "records=40", "documents=[5,10]", "timed=3", "batched=32", "steps.epochs=1"),
+    *("people=20", "questions=8", "hard_questions=5", "records=40", "documents=[5,10]", "timed=3", "batched=32"),
     *("steps.regrad=3", "steps.icl=1", "steps.mixed=1", "steps.continued=1", "steps.notes=1", "steps.notes_icl=1"),
-    *("steps.fine_tuning=2", "steps.adapters=1"),
+    *("steps.fine_tuning=2", "steps.adapters=1", "steps.epochs=1"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from regrad.data.corpora import read_passages
@@ -37,6 +38,17 @@ def test_held_out_people_occur_in_no_training_file(world: World, tmp_path: Path)
     train = {p.id for task in read_tasks(str(tmp_path / "tasks.jsonl")) for p in task.passages}
     dev = {p.id for task in read_tasks(str(tmp_path / "dev.jsonl")) for p in task.passages}
     assert not train & dev
+
+
+def test_of_fewer_people_are_the_first_documents_and_all_questions(world: World, tmp_path: Path) -> None:
+    write_lab(LabConfig(output=str(tmp_path), task_records=5, people=12, questions=40, augmented=1))
+    corpus = list(read_passages(str(tmp_path / "corpus.jsonl")))
+    assert corpus == held_out_corpus(world)[:12]
+    asked = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
+    assert {one["passage_id"] for one in asked} == {passage.id for passage in corpus}
+    assert {one["other_passage_id"] for one in asked} <= {passage.id for passage in corpus}
+    augmented = [json.loads(line) for line in (tmp_path / "augmented.jsonl").read_text().splitlines()]
+    assert [one["id"] for one in augmented] == [passage.id for passage in corpus]
 
 
 def test_documents_without_questions_are_of_the_people_of_the_tasks(world: World, tmp_path: Path) -> None:

@@ -35,6 +35,12 @@ def test_the_same_seed_is_the_same_lab(lab: LabSet) -> None:
     assert set_corpus(type(lab)(World(seed=1))) != set_corpus(lab)
 
 
+def test_of_fewer_subjects_are_all_passages_and_questions(lab: LabSet) -> None:
+    few = {passage.id for passage in set_corpus(lab, 11)}
+    assert len(few) < len(set_corpus(lab))
+    assert few == {one for item in set_questions(lab, 44, 11) for one in (*item.passage_ids, *item.other_passage_ids)}
+
+
 def test_the_gold_passages_state_the_answer_and_the_control_does_not(lab: LabSet) -> None:
     corpus = {passage.id: passage.text for passage in set_corpus(lab)}
     assert len(corpus) == len(set_corpus(lab))
