@@ -12,7 +12,8 @@ import numpy as np
 
 from regrad.cli.options import printable
 from regrad.data.predictions import place_of
-from regrad.data.question_sets import QuestionSetConfig, read_questions
+from regrad.data.question_files import unpacked_name
+from regrad.data.question_sets import QuestionSetConfig, read_queries
 from regrad.errors import StorageError
 from regrad.settings import parse_settings
 
@@ -40,7 +41,11 @@ class _Ks(click.ParamType):
 @click.command("eval-retrieval")
 @click.argument("questions")
 @click.argument("indexes", nargs=-1, required=True)
-@click.option("--format", "kind_of_file", default="jsonl", show_default=True, help="The format of QUESTIONS.")
+@click.option(
+    "--format",
+    "kind_of_file",
+    help="The format of QUESTIONS (default: jsonl; with --qrels, beir for queries.jsonl and topics for .tsv).",
+)
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N of the file.")
 @click.option("--sample", type=click.IntRange(1), metavar="N", help="A sample of N of these, as in `regrad eval`.")
 @click.option("--qrels", metavar="FILE", help="Relevant passages in TREC's or BEIR's format (default: the questions').")
@@ -50,7 +55,7 @@ class _Ks(click.ParamType):
 def eval_retrieval(
     questions: str,
     indexes: tuple[str, ...],
-    kind_of_file: str,
+    kind_of_file: str | None,
     limit: int | None,
     sample: int | None,
     qrels: str | None,
@@ -66,8 +71,9 @@ def eval_retrieval(
     from regrad.evaluation.retrieval import gold_of, measure, read_qrels, trec_run
     from regrad.retrieval.base import open_retriever
 
-    settings = {"name": questions, "path": questions, "format": kind_of_file, "limit": limit, "sample": sample}
-    asked = read_questions(parse_settings(QuestionSetConfig, settings, questions))
+    kind = kind_of_file or (_searched(questions) if qrels else "jsonl")
+    settings = {"name": questions, "path": questions, "format": kind, "limit": limit, "sample": sample}
+    asked = read_queries(parse_settings(QuestionSetConfig, settings, questions))
     relevant = gold_of(asked) if qrels is None else read_qrels(qrels)
     without = sum(not relevant.get(question.id) for question in asked)
     click.echo(
@@ -86,6 +92,12 @@ def eval_retrieval(
         _write(json_file, json.dumps({index: _numbers(one) for index, one in found.items()}, indent=1) + "\n")
     if run_file:
         _write(run_file, trec_run(found[indexes[0]], "regrad"))
+
+
+def _searched(questions: str) -> str:
+    """The format of a file that comes with qrels, by its name as BEIR and TREC publish it."""
+    name = unpacked_name(questions)
+    return "beir" if name == "queries.jsonl" else "topics" if name.endswith(".tsv") else "jsonl"
 
 
 def _cells(found: Measured) -> list[str]:

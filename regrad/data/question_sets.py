@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from regrad.data.formats import jsonl, law, medicine, open_domain, regrad_release, squad
+from regrad.data.formats import jsonl, law, medicine, open_domain, regrad_release, searches, squad
 from regrad.data.question_files import QuestionFile, open_file, unpacked_name
 from regrad.data.questions import YES_NO, ClosedReader, Question, QuestionKind
 from regrad.errors import EvaluationError
@@ -122,6 +122,8 @@ READERS: Registry[QuestionReader] = Registry(
         "jsonl": jsonl.jsonl,
         "tasks": jsonl.tasks,
         "augmented": jsonl.augmented,
+        "beir": searches.beir,
+        "topics": searches.topics,
     },
 )
 """Every format by name. A new one is one function and one entry here."""
@@ -135,9 +137,29 @@ def read_questions(config: QuestionSetConfig) -> list[Question]:
 def read_set(config: QuestionSetConfig) -> tuple[list[Question], Counter[str]]:
     """The questions of a set, and how many of the file its reader leaves out, by the reason; raises as above.
 
+    Also raises `EvaluationError` for a question without answers, which nothing but a search can be measured by.
+
     `limit` takes from the beginning of the file. `sample` draws from these by a hash of seed and id, in the order of
     that hash: a larger sample begins with the smaller one, and the order of the file does not matter.
     """
+    asked, left_out = _read_set(config)
+    if without := next((question for question in asked if not question.answers), None):
+        raise EvaluationError(
+            f"{config.path}: question '{without.id:.60}' has no answer; the format '{config.format}' is of questions "
+            "to search for, which `regrad eval-retrieval` measures",
+            code="no_answers",
+            uri=config.path,
+            id=without.id,
+        )
+    return asked, left_out
+
+
+def read_queries(config: QuestionSetConfig) -> list[Question]:
+    """As `read_questions`, for what only searches: questions may be without answers."""
+    return _read_set(config)[0]
+
+
+def _read_set(config: QuestionSetConfig) -> tuple[list[Question], Counter[str]]:
     reader = READERS[config.format]
     stated = None if config.sha256 == "any" else config.sha256
     file = replace(open_file(config.path, stated, config.aliases, published_checksum(config)), kind=config.kind)

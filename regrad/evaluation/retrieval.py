@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytrec_eval
 
+from regrad.data.question_files import open_file
 from regrad.data.questions import Question
-from regrad.errors import EvaluationError, PassageNotFound
+from regrad.errors import EvaluationError
 from regrad.retrieval.base import Retriever
 
 Qrels = Mapping[str, Mapping[str, int]]
@@ -19,6 +19,8 @@ Qrels = Mapping[str, Mapping[str, int]]
 
 _BATCH = 64
 _BEIR = ("query-id", "corpus-id", "score")
+_MOST = 1000
+"""A relevance above it is no grade but a mistake, such as columns in another order."""
 
 
 @dataclass(frozen=True)
@@ -50,24 +52,20 @@ def gold_of(questions: Sequence[Question]) -> dict[str, dict[str, int]]:
 def read_qrels(path: str) -> dict[str, dict[str, int]]:
     """A file of relevant passages: TREC's `question 0 passage relevance`, or BEIR's table with its header.
 
-    Raises `EvaluationError` naming the line, or if there is no such file.
+    Any fsspec URI, plain or compressed. Raises `EvaluationError` naming the line, or if the file cannot be read.
     """
     found: dict[str, dict[str, int]] = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be read: {error}", code="unreadable", uri=path) from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(open_file(path).text.splitlines(), start=1):
         parts = line.split("\t") if "\t" in line else line.split()
         if not line.strip() or (number == 1 and tuple(parts[:3]) == _BEIR):
             continue
         fields = parts if len(parts) == 3 else [parts[0], *parts[2:]] if len(parts) == 4 else []
         try:
-            question, passage, relevance = fields[0], fields[1], int(fields[2])
+            question, passage, relevance = fields[0], fields[1], _relevance(fields[2])
         except (IndexError, ValueError) as error:
             raise EvaluationError(
                 f"{path} line {number}: 'question 0 passage relevance' (TREC) or 'question, passage, score' with tabs "
-                "(BEIR) is expected",
+                f"(BEIR) is expected, with whole numbers up to {_MOST} as relevance",
                 code="bad_qrels",
                 uri=path,
                 line=number,
@@ -77,8 +75,18 @@ def read_qrels(path: str) -> dict[str, dict[str, int]]:
     return found
 
 
+def _relevance(text: str) -> int:
+    """A whole number, as `1` or `1.0`; raises `ValueError`."""
+    value = float(text)
+    if not (abs(value) <= _MOST and value.is_integer()):
+        raise ValueError(text)
+    return int(value)
+
+
 def measure(retriever: Retriever, questions: Sequence[Question], qrels: Qrels, ks: Sequence[int]) -> Measured:
     """Search for every question that has relevant passages, in batches, and for some of them alone.
+
+    The first batch is searched for once before the clock starts: an index is slower until it was asked.
 
     Raises `EvaluationError` if there is none.
     """
@@ -90,6 +98,7 @@ def measure(retriever: Retriever, questions: Sequence[Question], qrels: Qrels, k
             code="no_gold",
             questions=len(questions),
         )
+    retriever.search_ids([question.question for question in asked[:_BATCH]], max(ks))
     run: dict[str, list[tuple[str, float]]] = {}
     started = time.perf_counter()
     for start in range(0, len(asked), _BATCH):
@@ -131,13 +140,9 @@ def _alone(retriever: Retriever, asked: Sequence[Question], k: int) -> list[floa
 
 
 def _unknown(retriever: Retriever, run: Mapping[str, object], qrels: Qrels) -> list[str]:
-    missing = []
-    for passage in dict.fromkeys(passage for question in run for passage in qrels[question]):
-        try:
-            retriever.passages([passage])
-        except PassageNotFound:
-            missing.append(passage)
-    return missing
+    relevant = list(dict.fromkeys(passage for question in run for passage in qrels[question]))
+    known = retriever.known(relevant)
+    return [passage for passage in relevant if passage not in known]
 
 
 def trec_run(measured: Measured, tag: str) -> str:

@@ -21,7 +21,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regrad.data.passages import Passage
-from regrad.data.question_sets import PUBLISHED, READERS, QuestionSetConfig, published_checksum, read_questions
+from regrad.data.question_sets import (
+    PUBLISHED,
+    READERS,
+    QuestionSetConfig,
+    published_checksum,
+    read_queries,
+    read_questions,
+)
 from regrad.data.questions import Question
 from regrad.errors import ConfigError, EvaluationError
 from regrad.lab.config import LabConfig
@@ -130,6 +137,8 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "jsonl": ("set.jsonl", {"question": "Q?", "answer": "A"}),
     "tasks": ("set.jsonl", TASK),
     "augmented": ("set.jsonl", {"id": "p", "title": "T", "text": "x", "rewrites": [], "pairs": AUGMENTED_PAIRS}),
+    "beir": ("queries.jsonl", {"_id": "q", "text": "Where?", "metadata": {}}),
+    "topics": ("topics.tsv", "12\tWhere is it?\n"),
 }
 """Of every format a file with one good record; a new reader needs one here."""
 
@@ -159,8 +168,11 @@ def test_every_reader_has_an_example_and_a_row_in_the_document() -> None:
 @pytest.mark.parametrize("format_", EXAMPLES)
 def test_a_good_record_of_every_format_is_read(tmp_path: Path, format_: str) -> None:
     name, content = EXAMPLES[format_]
-    questions = read(write(tmp_path / name, content), format_)
-    assert questions and all(one.question and one.answers for one in questions)
+    path = write(tmp_path / name, content)
+    searched = format_ in ("beir", "topics")
+    config = QuestionSetConfig(name="set", path=str(path), format=format_)
+    questions = read_queries(config) if searched else read(path, format_)
+    assert questions and all(one.question and (one.answers or searched) for one in questions)
 
 
 @pytest.mark.parametrize("name", ["q.jl", "q.jsonlines", "q.json", "q.txt", "q.ndjson"])

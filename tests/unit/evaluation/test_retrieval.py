@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from click.testing import CliRunner
 
 from regrad.cli.main import regrad
 from regrad.data.passages import Passage
+from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.questions import Question
 from regrad.errors import EvaluationError
 from regrad.evaluation.retrieval import gold_of, measure, read_qrels, scores_of, trec_run
@@ -72,6 +75,66 @@ def test_relevant_passages_are_read_in_both_forms(tmp_path: Path) -> None:
     (tmp_path / "qrels").write_text("q1 0 a 1\nq1 a\n")
     with refused(EvaluationError, "bad_qrels", line=2):
         read_qrels(str(tmp_path / "qrels"))
+
+
+def test_relevant_passages_may_be_compressed_marked_and_decimal(tmp_path: Path) -> None:
+    text = "\ufeffquery-id\tcorpus-id\tscore\nq1\ta\t1.0\n"
+    (tmp_path / "qrels.tsv.gz").write_bytes(gzip.compress(text.encode()))
+    assert read_qrels((tmp_path / "qrels.tsv.gz").as_uri()) == {"q1": {"a": 1}}
+
+
+@pytest.mark.parametrize("relevance", ["0.5", "99999999999999999999", "nan", "inf", "yes"])
+def test_a_relevance_that_is_none_is_refused(relevance: str, tmp_path: Path) -> None:
+    (tmp_path / "qrels").write_text(f"q1 0 a {relevance}\n")
+    with refused(EvaluationError, "bad_qrels", line=1):
+        read_qrels(str(tmp_path / "qrels"))
+
+
+@pytest.mark.parametrize(("content", "code"), [(b"q\xe9 0 a 1\n", "not_utf8"), (None, "unreadable")])
+def test_qrels_that_cannot_be_read_are_named(content: bytes | None, code: str, tmp_path: Path) -> None:
+    if content is None:
+        (tmp_path / "qrels").mkdir()
+    else:
+        (tmp_path / "qrels").write_bytes(content)
+    with refused(EvaluationError, code, uri=str(tmp_path / "qrels")):
+        read_qrels(str(tmp_path / "qrels"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("queries.jsonl", '{"_id": "q1", "text": "harbour town"}\n'),
+        ("topics.tsv", "q1\tharbour town\n"),
+    ],
+)
+def test_a_published_set_is_measured_as_it_is(name: str, text: str, index: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    (tmp_path / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\ta\t1\n")
+    arguments = ["eval-retrieval", str(tmp_path / name), index, "--qrels", str(tmp_path / "test.tsv"), "--k", "1"]
+    result = CliRunner().invoke(regrad, arguments)
+    assert result.exit_code == 0, result.output
+    assert "1.000" in result.output.splitlines()[-1]
+
+
+def test_questions_without_answers_are_not_for_scoring(tmp_path: Path) -> None:
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q1", "text": "harbour town"}\n')
+    with refused(EvaluationError, "no_answers", id="q1"):
+        read_questions(QuestionSetConfig(name="s", path=str(tmp_path / "queries.jsonl"), format="beir"))
+
+
+def test_times_are_of_an_index_that_was_asked_before(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_retriever(index) as retriever:
+        search, asked = retriever.search_ids, list[int]()
+
+        def slow_at_first(questions: list[str], k: int) -> list[list[tuple[str, float]]]:
+            time.sleep(0 if asked else 1.0)
+            asked.append(len(questions))
+            return search(questions, k)
+
+        monkeypatch.setattr(retriever, "search_ids", slow_at_first)
+        found = measure(retriever, QUESTIONS, gold_of(QUESTIONS), (1,))
+    assert found.batched_ms < 300
+    assert max(found.alone_ms) < 1000
 
 
 def test_an_id_with_a_space_is_in_no_run_file(index: str) -> None:
