@@ -200,7 +200,7 @@ class BankLoaderDeployment:
         return GradientSum(
             total.to(torch.bfloat16),
             reader.manifest.fingerprint,
-            reader.manifest.label,
+            reader.label,
             tuple(use_of(passage.id, item) for passage, item in zip(passages, found, strict=True)),
             (time.perf_counter() - started) * 1e3,
             reader.codec.decode(torch.stack(records)).to(torch.bfloat16) if parts else None,

@@ -192,7 +192,7 @@ def final_states(
         entered_NTD = None if entered_UTD is None else entered_UTD[readers_N]
     cache.aim(rows, positions_NT, length)
     inputs = _inputs(cache, positions_NT, length, lm.compute_dtype, windows)
-    with lm.blocks.skipped(entered_NTD):
+    with nullcontext() if entered_NTD is None else lm.blocks.skipped(entered_NTD):
         output = lm.model.base_model(input_ids=ids_NT, **inputs)  # type: ignore[operator]
     return output.last_hidden_state[row_numbers, last]  # type: ignore[no-any-return]
 
