@@ -26,6 +26,7 @@ from regrad.retrieval.base import Hit, Retriever, open_retriever
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, RoutedAsk
 from serve_app.observability import Watch
+from serve_app.rollout import opened_ahead
 from serve_app.scaling import InHand
 
 logger = logging.getLogger(__name__)
@@ -140,8 +141,9 @@ class RetrieverDeployment:
 class BankLoaderDeployment:
     """Reads the bank of the release that a request runs against; releases share the memory tier.
 
-    A request waits for a bank that is slow to open no longer than for an atom. An open bank is refreshed every
-    `follow_seconds`, so that deletions take effect; if the store does not answer, it is used as it is.
+    Those of the releases in force are open before the first request. A request waits for a bank that is slow to open no
+    longer than for an atom. An open bank is refreshed every `follow_seconds`, so that deletions take effect; if the
+    store does not answer, it is used as it is.
     """
 
     def __init__(self, config: ServeConfig) -> None:
@@ -153,6 +155,7 @@ class BankLoaderDeployment:
         self._users: Counter[BankReader] = Counter()
         self._watch = Watch(config.watching, "bank_loader")
         self._in_hand = InHand()
+        opened_ahead(config, self._open_now)
 
     async def load(
         self, routed: Sequence[RoutedAsk], found: Sequence[Retrieved | Exception | None]
@@ -241,6 +244,9 @@ class BankLoaderDeployment:
             raise StorageError("the store did not let the bank be opened in time", code="too_slow", uri=release.bank)
         return reader
 
+    def _open_now(self, release: Release) -> None:
+        self._open[release.key] = self._newest(None, release), time.monotonic()
+
     async def _refresh(self, old: BankReader | None, release: Release) -> BankReader:
         try:
             with self._used(old):
@@ -276,4 +282,6 @@ class BankLoaderDeployment:
     def _newest(self, reader: BankReader | None, release: Release) -> BankReader:
         if reader is not None and not reader.is_superseded():
             return reader
-        return BankReader(release.bank, release.fingerprint, release.bank_version, self._config.tiers, self._memory)
+        opened = BankReader(release.bank, release.fingerprint, release.bank_version, self._config.tiers, self._memory)
+        opened.prepare()
+        return opened

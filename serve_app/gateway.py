@@ -18,13 +18,14 @@ from regrad.errors import RegradError
 from regrad.settings import parse_settings
 from serve_app.auth.gate import current_caller
 from serve_app.config import ServeConfig
+from serve_app.embedded import Embedded
+from serve_app.evidence import BankLoaderDeployment, RetrieverDeployment
 from serve_app.http.errors import RequestRecord, current_record, problem_of
 from serve_app.messages import Ask, Piece, Reply, StreamEvent
 from serve_app.methods import offers_of
 from serve_app.observability import Watch
 from serve_app.rollout import Follower, ReleaseList
 from serve_app.router import Router
-from serve_app.sources import open_sources
 
 logger = logging.getLogger("ray.serve")
 
@@ -40,10 +41,16 @@ class Gateway:
         generator: DeploymentHandle,
     ) -> None:
         self._follower = Follower(config)
-        self._sources = open_sources(config, retriever, bank_loader)
-        self._router = Router(config, self._follower, self._sources, generator)
+        self._embedded: Embedded | None = None
+        needed = ["retriever", "bank_loader", "generator"]
+        called: tuple[Any, Any, Any] = retriever, bank_loader, generator.options(stream=True)
+        if retriever is None or bank_loader is None:
+            self._embedded = Embedded(RetrieverDeployment(config), BankLoaderDeployment(config))
+            needed = ["generator"]
+            called = self._embedded.handles(called[2])
+        self._router = Router(config, self._follower, *called)
         self._watch = Watch(config.watching, "gateway", offers_of(config))
-        self._readiness = Readiness(self._sources.needed)
+        self._readiness = Readiness(needed)
 
     async def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
         """Serve's `user_config`: `{"releases": [...]}` overrides the file of releases.
@@ -66,7 +73,8 @@ class Gateway:
         Raises if a retriever or bank loader of this process does not answer, so that Serve replaces the replica.
         """
         self._follower.start()
-        await self._sources.check_health()
+        if self._embedded:
+            await self._embedded.check_health()
 
     async def releases(self) -> list[dict[str, object]]:
         """The releases that questions are answered from."""

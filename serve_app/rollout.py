@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +18,7 @@ from regrad.meta_init import read_card
 from regrad.settings import Location, Settings, parse_settings
 from regrad.storage import Storage
 from serve_app.config import ServeConfig
-from serve_app.http.errors import UnknownRelease
-from serve_app.messages import Ask, Release
+from serve_app.messages import Release
 
 logger = logging.getLogger("ray.serve")
 
@@ -193,10 +191,21 @@ def resolve_releases(config: ServeConfig, releases: ReleaseList) -> tuple[list[R
     return [release for release, _ in found], [facts for _, facts in found]
 
 
-def choose_release(releases: Sequence[Release], key: str) -> Release:
-    """One of the releases by their shares; a key gets the same one as long as the list does not change."""
-    weights = [release.share for release in releases]
-    return random.Random(key).choices(releases, weights)[0]
+def opened_ahead(config: ServeConfig, open_one: Callable[[Release], None]) -> None:
+    """Open what the releases in force name, before a question comes: a replica calls this when it starts.
+
+    What cannot be opened is logged, and opened when it is needed: a replica starts without it, and answers degrade.
+    """
+    try:
+        releases, _ = resolve_releases(config, read_releases(config))
+    except (RegradError, OSError) as error:
+        logger.warning("the releases cannot be opened before the first question: %s", error)
+        return
+    for release in releases:
+        try:
+            open_one(release)
+        except (RegradError, OSError) as error:
+            logger.warning("release %s cannot be opened before its first question: %s", release.name, error)
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -205,7 +214,9 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 class Follower:
-    """The releases in force, read every `follow_seconds`. A wrong list is logged, and the last good one stays."""
+    """Knows the `releases` in force, read every `follow_seconds`. A wrong list is logged, the last good one stays."""
+
+    releases: list[Release]
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
@@ -217,17 +228,6 @@ class Follower:
         """Use this list instead of the file's (None: follow the file again). Raises as `resolve_releases`."""
         self._take(releases or read_releases(self._config))
         self._fixed = releases
-
-    def pick(self, ask: Ask) -> Release:
-        """The release of one request. Raises `UnknownRelease` if it names one that is not in force."""
-        if ask.release is None:
-            return choose_release(self._releases, ask.request_id)
-        for release in self._releases:
-            if release.name == ask.release:
-                return release
-        names = [release.name for release in self._releases]
-        text = f"there is no release {ask.release!r}; the releases are {', '.join(names)}"
-        raise UnknownRelease(text, name=ask.release, known=names)
 
     @property
     def facts(self) -> list[dict[str, Any]]:
@@ -257,4 +257,4 @@ class Follower:
                 failed = str(error)
 
     def _take(self, wanted: ReleaseList) -> None:
-        self._releases, self._facts = resolve_releases(self._config, wanted)
+        self.releases, self._facts = resolve_releases(self._config, wanted)

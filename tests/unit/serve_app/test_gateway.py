@@ -19,7 +19,6 @@ from serve_app.auth.gate import _caller
 from serve_app.config import ServeConfig
 from serve_app.gateway import Gateway, Readiness, without_replicas
 from serve_app.messages import Answered, Ask, Piece, Reply, StreamEvent
-from serve_app.sources import Deployments, Embedded
 from tests.tools.releasing import commit, meta_init, setup
 
 
@@ -124,8 +123,22 @@ def test_a_deployment_without_a_running_replica_is_missing(monkeypatch: pytest.M
     status = SimpleNamespace(applications={"mine": SimpleNamespace(deployments=deployments)})
     monkeypatch.setattr(gateway.serve, "status", lambda: status)
     monkeypatch.setattr(gateway.serve, "get_replica_context", lambda: SimpleNamespace(app_name="mine"))
-    assert without_replicas(Deployments.needed) == ["bank_loader", "generator"]
-    assert without_replicas(Embedded.needed) == ["generator"]
+    assert without_replicas(["retriever", "bank_loader", "generator"]) == ["bank_loader", "generator"]
+    assert without_replicas(["retriever"]) == []
+
+
+def test_a_gateway_with_both_in_its_process_needs_the_generator_alone(
+    config: ServeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RetrieverDeployment", "BankLoaderDeployment"):
+        monkeypatch.setattr(gateway, name, Mock())
+    monkeypatch.setattr(gateway.serve, "status", Mock(side_effect=RuntimeError("no controller")))
+
+    async def missing(*handles: Any) -> list[str]:
+        return await Gateway(config, *handles, Mock()).missing()
+
+    assert asyncio.run(missing(None, None)) == ["generator"]
+    assert asyncio.run(missing(Mock(), Mock())) == ["retriever", "bank_loader", "generator"]
 
 
 def test_it_looks_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
