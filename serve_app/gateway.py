@@ -16,7 +16,7 @@ from ray.serve.schema import ReplicaState
 
 from regrad.errors import RegradError
 from regrad.settings import parse_settings
-from serve_app.auth.gate import current_caller
+from serve_app.auth.gate import caller_at_hand
 from serve_app.config import ServeConfig
 from serve_app.embedded import Embedded
 from serve_app.evidence import BankLoaderDeployment, RetrieverDeployment
@@ -104,7 +104,7 @@ class Gateway:
     async def stream(self, ask: Ask) -> AsyncGenerator[StreamEvent]:
         """The passages, the text as it comes, the whole answer."""
         started = time.perf_counter()
-        caller = current_caller()
+        caller = caller_at_hand.get()
         first_token_seconds: float | None = None
         pieces = 0
         with self._observed(ask) as (ask, observe):
@@ -123,7 +123,7 @@ class Gateway:
     def _observed(self, ask: Ask) -> Iterator[tuple[Ask, Callable[..., None]]]:
         """Count, log and trace a request; gives it with its place in the trace, and what to call with the reply."""
         watch = self._watch
-        caller = current_caller()
+        caller = caller_at_hand.get()
         key_id = caller.key_id if caller else None
 
         def observe(reply: Reply, first_token_seconds: float | None = None, charged: int = 0) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from regrad.errors import BankError, ConfigError, RegradError
 from serve_app import gateway
-from serve_app.auth.gate import _caller
+from serve_app.auth.gate import caller_at_hand
 from serve_app.config import ServeConfig
 from serve_app.gateway import Gateway, Readiness, without_replicas
 from serve_app.messages import Answered, Ask, Piece, Reply, StreamEvent
@@ -93,7 +93,7 @@ def test_who_leaves_a_stream_pays_for_what_was_read(config: ServeConfig, read: i
 
     async def scenario(gateway: Gateway) -> None:
         gateway._router.stream = pieces  # type: ignore[method-assign, assignment]
-        _caller.set(tab)  # type: ignore[arg-type]
+        caller_at_hand.set(tab)  # type: ignore[arg-type]
         async with contextlib.aclosing(gateway.stream(Ask("Where?"))) as events:
             for _ in range(read):
                 await anext(events)
