@@ -25,9 +25,8 @@ from regrad.methods.base import BankNeed
 from regrad.retrieval.base import Hit, Retriever, open_retriever
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, RoutedAsk
-from serve_app.observability import Watch
+from serve_app.observability import InHand, Watch
 from serve_app.rollout import opened_ahead
-from serve_app.scaling import InHand
 
 logger = logging.getLogger(__name__)
 

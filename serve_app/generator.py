@@ -23,9 +23,8 @@ from regrad.models.loading import load_language_model
 from serve_app.config import ServeConfig
 from serve_app.messages import Answered, Ask, GradientSum, Piece, Release, Retrieved, RoutedAsk
 from serve_app.methods import Prepared, RequestBuilder, demonstrations_of, offers_of, open_own
-from serve_app.observability import Watch
+from serve_app.observability import InHand, Watch
 from serve_app.rollout import opened_ahead
-from serve_app.scaling import InHand
 
 logger = logging.getLogger("ray.serve")
 
