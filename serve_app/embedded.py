@@ -28,7 +28,7 @@ class Embedded:
     def handles(self, generator: Any) -> tuple[Any, Any, Any]:
         """Of the retriever, the bank loader and this generator, a deployment that is called when they have answered."""
         retriever = SimpleNamespace(retrieve=_Here(self._retrieve))
-        bank_loader = SimpleNamespace(load=_Here(self._bank_loader.load))
+        bank_loader = SimpleNamespace(load=_Here(self._bank_loader.load), open=_Here(self._bank_loader.open))
         answering = {name: _WhenFound(getattr(generator, name)) for name in ("answer", "stream")}
         return retriever, bank_loader, SimpleNamespace(**answering)
 

@@ -175,6 +175,11 @@ class BankLoaderDeployment:
         with self._in_hand.call(len(routed)):
             return await asyncio.gather(*map(load_one, routed, found))
 
+    async def open(self, releases: Sequence[Release]) -> None:
+        """Open the banks of these, before a request comes; raises `BankError` or `StorageError`."""
+        for release in releases:
+            await self._reader(release, time.monotonic() + _STALL_SECONDS)
+
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve asks a replica for: see `replicas_for_questions`."""
         return self._in_hand.averages()

@@ -21,13 +21,15 @@ from serve_app.config import ServeConfig
 from serve_app.embedded import Embedded
 from serve_app.evidence import BankLoaderDeployment, RetrieverDeployment
 from serve_app.http.errors import RequestRecord, current_record, problem_of
-from serve_app.messages import Ask, Piece, Reply, StreamEvent
+from serve_app.messages import Ask, Piece, Release, Reply, StreamEvent
 from serve_app.methods import offers_of
 from serve_app.observability import Watch
 from serve_app.rollout import Follower, ReleaseList
 from serve_app.router import Router
 
 logger = logging.getLogger("ray.serve")
+
+_OPEN_SECONDS = 10.0
 
 
 class Gateway:
@@ -40,7 +42,7 @@ class Gateway:
         bank_loader: DeploymentHandle | None,
         generator: DeploymentHandle,
     ) -> None:
-        self._follower = Follower(config)
+        self._follower = Follower(config, self._open_ahead)
         self._embedded: Embedded | None = None
         needed = ["retriever", "bank_loader", "generator"]
         called: tuple[Any, Any, Any] = retriever, bank_loader, generator.options(stream=True)
@@ -48,6 +50,7 @@ class Gateway:
             self._embedded = Embedded(RetrieverDeployment(config), BankLoaderDeployment(config))
             needed = ["generator"]
             called = self._embedded.handles(called[2])
+        self._opening = called[1], generator
         self._router = Router(config, self._follower, *called)
         self._watch = Watch(config.watching, "gateway", offers_of(config))
         self._readiness = Readiness(needed)
@@ -75,6 +78,20 @@ class Gateway:
         self._follower.start()
         if self._embedded:
             await self._embedded.check_health()
+
+    async def _open_ahead(self, releases: Sequence[Release]) -> None:
+        """Have a bank loader and a generator open these while the older ones answer, so that no question waits for it.
+
+        One replica of each is asked. Others open a release with their first question of it, as all do if this fails.
+        """
+        try:
+            calls = [handle.open.remote(releases) for handle in self._opening]
+            async with asyncio.timeout(_OPEN_SECONDS):
+                for call in calls:
+                    await call
+        except Exception as error:
+            names = ", ".join(release.name for release in releases)
+            logger.warning("%s cannot be opened before the first question: %s", names, type(error).__name__)
 
     async def releases(self) -> list[dict[str, object]]:
         """The releases that questions are answered from."""

@@ -118,6 +118,11 @@ class GeneratorDeployment:
                 async for event in events:
                     yield event
 
+    async def open(self, releases: Sequence[Release]) -> None:
+        """Open the MetaInits of these, before a question comes; raises `MetaInitError`."""
+        for release in releases:
+            await self._builder(release)
+
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve asks a replica for: see `replicas_for_questions`."""
         return self._in_hand.averages()

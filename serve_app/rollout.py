@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -214,12 +214,16 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 class Follower:
-    """Knows the `releases` in force, read every `follow_seconds`. A wrong list is logged, the last good one stays."""
+    """Knows the `releases` in force, read every `follow_seconds`. A wrong list is logged, the last good one stays.
+
+    `prepare` is given the new ones of a list and awaited before they are in force.
+    """
 
     releases: list[Release]
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, prepare: Callable[[Sequence[Release]], Awaitable[None]]) -> None:
         self._config = config
+        self._prepare = prepare
         self._fixed: ReleaseList | None = None
         self._task: asyncio.Task[None] | None = None
         self._take(read_releases(config))
@@ -249,12 +253,23 @@ class Follower:
         while True:
             await asyncio.sleep(self._config.follow_seconds)
             try:
-                await asyncio.to_thread(lambda: self._take(self._fixed or read_releases(self._config)))
+                await self._take_up()
                 failed = ""
             except (RegradError, OSError) as error:
                 if str(error) != failed:
                     logger.warning("the releases cannot be used, the last good ones stay: %s", error)
                 failed = str(error)
+
+    async def _take_up(self) -> None:
+        fixed = self._fixed
+        found = await asyncio.to_thread(
+            lambda: resolve_releases(self._config, fixed or read_releases(self._config)),
+        )
+        known = {release.key for release in self.releases}
+        if new := [release for release in found[0] if release.key not in known]:
+            await self._prepare(new)
+        if self._fixed is fixed:  # else another list was set meanwhile
+            self.releases, self._facts = found
 
     def _take(self, wanted: ReleaseList) -> None:
         self.releases, self._facts = resolve_releases(self._config, wanted)

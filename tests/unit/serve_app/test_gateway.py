@@ -113,6 +113,37 @@ def test_a_gateway_that_nobody_asks_follows_too(config: ServeConfig, tmp_path: P
     with_gateway(config, scenario)
 
 
+class Opened:
+    """A deployment that remembers what it was to open, and what was in force then."""
+
+    def __init__(self, follower: Callable[[], list[int]]) -> None:
+        self._follower = follower
+        self.asked: list[tuple[list[int], list[int]]] = []
+        self.open = SimpleNamespace(remote=self._open)
+
+    def options(self, **_: Any) -> Any:
+        return self
+
+    async def _open(self, releases: Any) -> None:
+        self.asked.append(([release.bank_version for release in releases], self._follower()))
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["open", "gone"])
+def test_a_new_version_is_opened_before_questions_go_to_it(config: ServeConfig, tmp_path: Path, fails: bool) -> None:
+    async def run() -> None:
+        loader, generator = (Opened(lambda: [one.bank_version for one in made._follower.releases]) for _ in range(2))
+        if fails:
+            loader.open = SimpleNamespace(remote=Mock(side_effect=RuntimeError("there is none")))
+        made = Gateway(config, Mock(), loader, generator)  # type: ignore[arg-type]
+        await made.check_health()
+        label = commit(tmp_path / "bank", meta_init(tmp_path / "again"), seed=2).label
+        while (await made.releases())[0]["bank_version"] != label:
+            await asyncio.sleep(0.02)
+        assert fails or loader.asked == generator.asked == [([2], [1])]
+
+    asyncio.run(run())
+
+
 def test_a_deployment_without_a_running_replica_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     states: dict[str, dict[str, int]] = {
         "retriever": {"RUNNING": 2},

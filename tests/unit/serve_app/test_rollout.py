@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 
 from regrad.errors import BankError, ConfigError, FingerprintMismatch, MetaInitError, ServeError
 from serve_app.config import ServeConfig
+from serve_app.messages import Release
 from serve_app.rollout import (
     Follower,
     ReleaseConfig,
@@ -117,6 +118,10 @@ def test_a_meta_init_on_another_base_is_refused(config: ServeConfig, tmp_path: P
         resolve_releases(config, ReleaseList(releases=(stranger,)))
 
 
+async def nothing(releases: Sequence[Release]) -> None:
+    """There is nothing to prepare."""
+
+
 def follow(follower: Follower, until: Callable[[], bool], seconds: float = 10.0) -> None:
     async def wait() -> None:
         follower.start()
@@ -129,7 +134,7 @@ def follow(follower: Follower, until: Callable[[], bool], seconds: float = 10.0)
 
 
 def test_a_follower_takes_a_new_version_up(config: ServeConfig, tmp_path: Path) -> None:
-    follower = Follower(config)
+    follower = Follower(config, nothing)
     assert follower.releases[0].bank_version == 1
     second = commit(tmp_path / "bank", meta_init(tmp_path / "again"), seed=2)
     follow(follower, lambda: follower.releases[0].bank_version == 2)
@@ -140,7 +145,7 @@ def test_a_follower_stays_with_the_last_good_list(
     config: ServeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_releases(config, ReleaseList(releases=(of(config, name="good"),)))
-    follower = Follower(config)
+    follower = Follower(config, nothing)
     for wrong in ("{", ReleaseList(releases=(of(config, bank=str(tmp_path / "none")),)).model_dump_json()):
         (tmp_path / "releases.json").write_text(wrong)
         caplog.clear()
@@ -150,8 +155,23 @@ def test_a_follower_stays_with_the_last_good_list(
     follow(follower, lambda: follower.releases[0].name == "better")
 
 
+def test_a_new_release_is_prepared_before_it_is_in_force(config: ServeConfig) -> None:
+    prepared: list[tuple[list[str], list[str]]] = []
+
+    async def prepare(releases: Sequence[Release]) -> None:
+        prepared.append(([one.name for one in releases], [one.name for one in follower.releases]))
+
+    follower = Follower(config, prepare)
+    write_releases(config, ReleaseList(releases=(of(config, name="renamed"),)))
+    follow(follower, lambda: follower.releases[0].name == "renamed")
+    assert prepared == [], "it is the same MetaInit and bank"
+    commit(Path(config.bank), meta_init(Path(config.meta_init)), seed=2)
+    follow(follower, lambda: follower.releases[0].bank_version == 2)
+    assert prepared == [(["renamed"], ["renamed"])]
+
+
 def test_a_list_that_is_set_overrides_the_file(config: ServeConfig) -> None:
-    follower = Follower(config)
+    follower = Follower(config, nothing)
     follower.set(ReleaseList(releases=(of(config, name="set"),)))
     assert follower.releases[0].name == "set"
     follower.set(None)

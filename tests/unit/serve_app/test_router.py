@@ -95,7 +95,7 @@ class Deployments:
         streams = SimpleNamespace(answer=self._call("answer", self._answer), stream=self._call("stream", self._stream))
         follower: Any = SimpleNamespace(releases=[RELEASE])
         if self.embedded:
-            objects: Any = SimpleNamespace(retrieve=self._retrieve_here, load=self._load_here)
+            objects: Any = SimpleNamespace(retrieve=self._retrieve_here, load=self._load_here, open=None)
             return Router(config, follower, *Embedded(objects, objects).handles(streams))
         retriever = SimpleNamespace(retrieve=self._call("retrieve", self._retrieve))
         loader = SimpleNamespace(load=self._call("load", self._load))
