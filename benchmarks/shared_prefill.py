@@ -29,7 +29,7 @@ from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
 from regrad.lab.world import World, passage
 from regrad.meta_init import MetaInit
-from regrad.methods.bound_meta_init import BoundMetaInit
+from regrad.methods.regrad import BoundMetaInit
 from regrad.models.batching import pad_batch, sequence_losses
 from regrad.models.config import ActsOn
 from regrad.models.loading import LanguageModel, load_language_model

@@ -77,18 +77,34 @@ def _nodes_told() -> Iterator[None]:
     if not joined():
         yield
         return
-    known, stop = _nodes(), threading.Event()
+    known = _nodes()
 
-    def watch() -> None:
+    def look() -> None:
         nonlocal known
-        while not stop.wait(_SECONDS_BETWEEN_LOOKS):
-            with suppress(Exception):  # a head that is busy: the next look tells
-                now = _nodes()
-                for line in changed_nodes(known, now):
-                    logger.info("%s", line)
-                known = now
+        now = _nodes()
+        for line in changed_nodes(known, now):
+            logger.info("%s", line)
+        known = now
 
-    thread = threading.Thread(target=watch, daemon=True)
+    with repeated(look, _SECONDS_BETWEEN_LOOKS):
+        yield
+
+
+@contextmanager
+def repeated(work: Callable[[], float | None], seconds: float) -> Iterator[None]:
+    """Calls `work` in a thread every `seconds` inside the block, or after as many as it last returned."""
+    stop = threading.Event()
+
+    def run() -> None:
+        pause = seconds
+        while not stop.wait(pause):
+            pause = seconds
+            try:
+                pause = work() or seconds
+            except Exception as error:  # the head is busy, or the job ends: the next time tells
+                logger.debug("it is tried again: %s", error)
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ray_jobs.cluster import this_node
+from ray_jobs.cluster import repeated, this_node
 
 logger = logging.getLogger(__name__)
 
@@ -41,21 +41,11 @@ class _Mailbox:
 def progress_channel(show: Callable[[Any], None] = logger.info) -> Iterator[Any]:
     """An actor handle to give to workers (`handle.push.remote(item)`); `show` gets the items as they come."""
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=this_node())(_Mailbox).remote()
-    stop = threading.Event()
-
     waiting: list[Any] = []
-
-    def poll() -> None:
-        while not stop.wait(_POLL_SECONDS):
-            _show_all(mailbox, waiting, show)
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
     try:
-        yield mailbox
+        with repeated(partial(_show_all, mailbox, waiting, show), _POLL_SECONDS):
+            yield mailbox
     finally:
-        stop.set()
-        thread.join()
         _show_all(mailbox, waiting, show)
         if ray.is_initialized():
             ray.kill(mailbox)  # else its process is there for as long as anything in this one still knows the handle

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import ray
 from ray.util import placement_group_table
 
-from ray_jobs.cluster import wants_gpu
+from ray_jobs.cluster import repeated, wants_gpu
 from regrad.settings import WorkersConfig
 
 logger = logging.getLogger(__name__)
@@ -43,25 +42,16 @@ def wait_for_room(config: WorkersConfig) -> None:
 @contextmanager
 def reservation_told(config: WorkersConfig) -> Iterator[None]:
     """Inside the block, the log says what is missing whenever workers that run together cannot be placed."""
-    stop = threading.Event()
 
-    def watch() -> None:
-        seconds = _SECONDS_TO_FIRST_LINE
-        while not stop.wait(seconds):
-            seconds = _SECONDS_TO_FIRST_LINE
-            with suppress(ray.exceptions.RayError, RuntimeError):  # the head is busy, or the job ends: no line then
-                if _is_waiting():
-                    needs = {kind: amount * config.workers for kind, amount in _needs(config).items()}
-                    logger.info("%s", waiting_line(needs, ray.available_resources(), ray.cluster_resources()))
-                    seconds = _SECONDS_BETWEEN_LINES
+    def look() -> float | None:
+        if not _is_waiting():
+            return None
+        needs = {kind: amount * config.workers for kind, amount in _needs(config).items()}
+        logger.info("%s", waiting_line(needs, ray.available_resources(), ray.cluster_resources()))
+        return _SECONDS_BETWEEN_LINES
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with repeated(look, _SECONDS_TO_FIRST_LINE):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _is_waiting() -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions
+from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy, HTTPOptions
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, LoggingConfig
 
 from regrad.errors import ConfigError, ServeError
@@ -27,8 +27,8 @@ from serve_app.gateway import Gateway
 from serve_app.generator import GeneratorDeployment
 from serve_app.http.app import make_app
 from serve_app.methods import check_offers
+from serve_app.observability import CALLS, QUESTIONS
 from serve_app.rollout import read_releases, resolve_releases
-from serve_app.scaling import replicas_for_questions
 
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 APPLICATION = "regrad"
@@ -85,6 +85,18 @@ def _deploy(cls: Any, name: str, config: ReplicaConfig) -> Any:
         health_check_period_s=config.health_check_seconds,
         ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "resources": config.resources},
     )
+
+
+def replicas_for_questions(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+    """A policy for Serve's autoscaling: so many replicas that each has `target_ongoing_requests` questions in hand.
+
+    Serve applies the delays and the bounds. While no replica has said anything a call counts as one question.
+    """
+    # Serve sends this function itself to its controller, which imports nothing of ours for it: it names constants only.
+    told = context.aggregated_metrics
+    questions, calls = (sum(told.get(name, {}).values()) for name in (QUESTIONS, CALLS))
+    questions_a_call = max(1.0, questions / calls) if calls > 0 else 1.0
+    return context.total_num_requests * questions_a_call / context.config.get_target_ongoing_requests(), {}
 
 
 def load_serve_file(path: Path, overrides: Sequence[str] = ()) -> tuple[ServeConfig, HttpConfig]:

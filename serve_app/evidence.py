@@ -25,8 +25,8 @@ from regrad.methods.base import BankNeed
 from regrad.retrieval.base import Hit, Retriever, open_retriever
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, RoutedAsk
-from serve_app.observability import Watch
-from serve_app.scaling import InHand
+from serve_app.observability import InHand, Watch
+from serve_app.rollout import opened_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +140,9 @@ class RetrieverDeployment:
 class BankLoaderDeployment:
     """Reads the bank of the release that a request runs against; releases share the memory tier.
 
-    A request waits for a bank that is slow to open no longer than for an atom. An open bank is refreshed every
-    `follow_seconds`, so that deletions take effect; if the store does not answer, it is used as it is.
+    Those of the releases in force are open before the first request. A request waits for a bank that is slow to open no
+    longer than for an atom. An open bank is refreshed every `follow_seconds`, so that deletions take effect; if the
+    store does not answer, it is used as it is.
     """
 
     def __init__(self, config: ServeConfig) -> None:
@@ -153,6 +154,7 @@ class BankLoaderDeployment:
         self._users: Counter[BankReader] = Counter()
         self._watch = Watch(config.watching, "bank_loader")
         self._in_hand = InHand()
+        opened_ahead(config, self._open_now)
 
     async def load(
         self, routed: Sequence[RoutedAsk], found: Sequence[Retrieved | Exception | None]
@@ -172,6 +174,11 @@ class BankLoaderDeployment:
 
         with self._in_hand.call(len(routed)):
             return await asyncio.gather(*map(load_one, routed, found))
+
+    async def open(self, releases: Sequence[Release]) -> None:
+        """Open the banks of these, before a request comes; raises `BankError` or `StorageError`."""
+        for release in releases:
+            await self._reader(release, time.monotonic() + _STALL_SECONDS)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve asks a replica for: see `replicas_for_questions`."""
@@ -200,7 +207,7 @@ class BankLoaderDeployment:
         return GradientSum(
             total.to(torch.bfloat16),
             reader.manifest.fingerprint,
-            reader.manifest.label,
+            reader.label,
             tuple(use_of(passage.id, item) for passage, item in zip(passages, found, strict=True)),
             (time.perf_counter() - started) * 1e3,
             reader.codec.decode(torch.stack(records)).to(torch.bfloat16) if parts else None,
@@ -241,6 +248,9 @@ class BankLoaderDeployment:
             raise StorageError("the store did not let the bank be opened in time", code="too_slow", uri=release.bank)
         return reader
 
+    def _open_now(self, release: Release) -> None:
+        self._open[release.key] = self._newest(None, release), time.monotonic()
+
     async def _refresh(self, old: BankReader | None, release: Release) -> BankReader:
         try:
             with self._used(old):
@@ -276,4 +286,6 @@ class BankLoaderDeployment:
     def _newest(self, reader: BankReader | None, release: Release) -> BankReader:
         if reader is not None and not reader.is_superseded():
             return reader
-        return BankReader(release.bank, release.fingerprint, release.bank_version, self._config.tiers, self._memory)
+        opened = BankReader(release.bank, release.fingerprint, release.bank_version, self._config.tiers, self._memory)
+        opened.prepare()
+        return opened

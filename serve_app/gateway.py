@@ -16,17 +16,20 @@ from ray.serve.schema import ReplicaState
 
 from regrad.errors import RegradError
 from regrad.settings import parse_settings
-from serve_app.auth.gate import current_caller
+from serve_app.auth.gate import caller_at_hand
 from serve_app.config import ServeConfig
+from serve_app.embedded import Embedded
+from serve_app.evidence import BankLoaderDeployment, RetrieverDeployment
 from serve_app.http.errors import RequestRecord, current_record, problem_of
-from serve_app.messages import Ask, Piece, Reply, StreamEvent
+from serve_app.messages import Ask, Piece, Release, Reply, StreamEvent
 from serve_app.methods import offers_of
 from serve_app.observability import Watch
 from serve_app.rollout import Follower, ReleaseList
 from serve_app.router import Router
-from serve_app.sources import open_sources
 
 logger = logging.getLogger("ray.serve")
+
+_OPEN_SECONDS = 10.0
 
 
 class Gateway:
@@ -39,11 +42,18 @@ class Gateway:
         bank_loader: DeploymentHandle | None,
         generator: DeploymentHandle,
     ) -> None:
-        self._follower = Follower(config)
-        self._sources = open_sources(config, retriever, bank_loader)
-        self._router = Router(config, self._follower, self._sources, generator)
+        self._follower = Follower(config, self._open_ahead)
+        self._embedded: Embedded | None = None
+        needed = ["retriever", "bank_loader", "generator"]
+        called: tuple[Any, Any, Any] = retriever, bank_loader, generator.options(stream=True)
+        if retriever is None or bank_loader is None:
+            self._embedded = Embedded(RetrieverDeployment(config), BankLoaderDeployment(config))
+            needed = ["generator"]
+            called = self._embedded.handles(called[2])
+        self._opening = called[1], generator
+        self._router = Router(config, self._follower, *called)
         self._watch = Watch(config.watching, "gateway", offers_of(config))
-        self._readiness = Readiness(self._sources.needed)
+        self._readiness = Readiness(needed)
 
     async def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
         """Serve's `user_config`: `{"releases": [...]}` overrides the file of releases.
@@ -66,7 +76,22 @@ class Gateway:
         Raises if a retriever or bank loader of this process does not answer, so that Serve replaces the replica.
         """
         self._follower.start()
-        await self._sources.check_health()
+        if self._embedded:
+            await self._embedded.check_health()
+
+    async def _open_ahead(self, releases: Sequence[Release]) -> None:
+        """Have a bank loader and a generator open these while the older ones answer, so that no question waits for it.
+
+        One replica of each is asked. Others open a release with their first question of it, as all do if this fails.
+        """
+        try:
+            calls = [handle.open.remote(releases) for handle in self._opening]
+            async with asyncio.timeout(_OPEN_SECONDS):
+                for call in calls:
+                    await call
+        except Exception as error:
+            names = ", ".join(release.name for release in releases)
+            logger.warning("%s cannot be opened before the first question: %s", names, type(error).__name__)
 
     async def releases(self) -> list[dict[str, object]]:
         """The releases that questions are answered from."""
@@ -96,7 +121,7 @@ class Gateway:
     async def stream(self, ask: Ask) -> AsyncGenerator[StreamEvent]:
         """The passages, the text as it comes, the whole answer."""
         started = time.perf_counter()
-        caller = current_caller()
+        caller = caller_at_hand.get()
         first_token_seconds: float | None = None
         pieces = 0
         with self._observed(ask) as (ask, observe):
@@ -115,7 +140,7 @@ class Gateway:
     def _observed(self, ask: Ask) -> Iterator[tuple[Ask, Callable[..., None]]]:
         """Count, log and trace a request; gives it with its place in the trace, and what to call with the reply."""
         watch = self._watch
-        caller = current_caller()
+        caller = caller_at_hand.get()
         key_id = caller.key_id if caller else None
 
         def observe(reply: Reply, first_token_seconds: float | None = None, charged: int = 0) -> None:

@@ -18,13 +18,13 @@ from regrad.inference.engine import DecodingLoop, Engine
 from regrad.inference.rows import DecodingEvent, DecodingRequest, Finished
 from regrad.meta_init import MetaInit
 from regrad.methods.base import BankNeed, Plan
-from regrad.methods.bound_meta_init import BoundMetaInit
+from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import load_language_model
 from serve_app.config import ServeConfig
 from serve_app.messages import Answered, Ask, GradientSum, Piece, Release, Retrieved, RoutedAsk
 from serve_app.methods import Prepared, RequestBuilder, demonstrations_of, offers_of, open_own
-from serve_app.observability import Watch
-from serve_app.scaling import InHand
+from serve_app.observability import InHand, Watch
+from serve_app.rollout import opened_ahead
 
 logger = logging.getLogger("ray.serve")
 
@@ -51,8 +51,9 @@ class GeneratorDeployment:
         self._offers = offers_of(config)
         self._demonstrations = demonstrations_of(config)
         self._own = open_own(self._offers, self._lm)
-        builder = self._open_builder(first)
-        self._builders = OrderedDict({builder.fingerprint: builder})
+        self._builders: OrderedDict[str, RequestBuilder] = OrderedDict()
+        self._keep(self._open_builder(first))
+        opened_ahead(config, self._open_now)
         self._watch = Watch(config.watching, "generator")
         self._in_hand = InHand()
         self._lock = asyncio.Lock()
@@ -117,6 +118,11 @@ class GeneratorDeployment:
                 async for event in events:
                     yield event
 
+    async def open(self, releases: Sequence[Release]) -> None:
+        """Open the MetaInits of these, before a question comes; raises `MetaInitError`."""
+        for release in releases:
+            await self._builder(release)
+
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve asks a replica for: see `replicas_for_questions`."""
         return self._in_hand.averages()
@@ -180,17 +186,24 @@ class GeneratorDeployment:
             ticket.cancel()
 
     async def _builder(self, release: Release) -> RequestBuilder:
-        """What makes requests at the release's MetaInit, which is loaded when it is first needed."""
+        """What makes requests at the release's MetaInit, which is loaded now if it came after this replica."""
         if release.fingerprint in self._builders:
             self._builders.move_to_end(release.fingerprint)
             return self._builders[release.fingerprint]
         async with self._lock:
             if release.fingerprint not in self._builders:  # another request may have loaded it while this one waited
-                builder = await asyncio.to_thread(lambda: self._open_builder(MetaInit.load(release.meta_init)))
-                self._builders[builder.fingerprint] = builder
-                while len(self._builders) > _RELEASES:
-                    self._builders.popitem(last=False)
+                self._keep(await asyncio.to_thread(lambda: self._open_builder(MetaInit.load(release.meta_init))))
         return self._builders[release.fingerprint]
+
+    def _open_now(self, release: Release) -> None:
+        if release.fingerprint not in self._builders:
+            self._keep(self._open_builder(MetaInit.load(release.meta_init)))
+
+    def _keep(self, builder: RequestBuilder) -> None:
+        """Keep it, and drop the one that was not used for longest if there are too many."""
+        self._builders[builder.fingerprint] = builder
+        while len(self._builders) > _RELEASES:
+            self._builders.popitem(last=False)
 
     def _open_builder(self, meta_init: MetaInit) -> RequestBuilder:
         bound = BoundMetaInit(self._lm, meta_init)

@@ -25,7 +25,7 @@ from regrad.methods.base import (
     PassageUse,
     Plan,
 )
-from regrad.methods.bound_meta_init import BoundMetaInit
+from regrad.methods.regrad import BoundMetaInit
 from regrad.prompts import PromptFormat
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, RoutedAsk

@@ -1,4 +1,4 @@
-"""What a server says about itself: metrics, a log line for each request, and traces.
+"""What a server says about itself: metrics, a log line for each request, traces, and how much a replica has in hand.
 
 Never a key, and a question only if the configuration says so.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
@@ -281,6 +283,57 @@ def _traceparent(span: Any) -> str:
     carrier: dict[str, str] = {}
     TraceContextTextMapPropagator().inject(carrier, context=set_span_in_context(span))
     return carrier[_HEADER]
+
+
+QUESTIONS = "questions"
+CALLS = "calls"
+
+
+class InHand:
+    """How many questions and calls a replica works on, on average over the time since it was asked last.
+
+    Any thread may count: Serve runs some methods in threads.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._now = {QUESTIONS: 0, CALLS: 0}
+        self._sums = {QUESTIONS: 0.0, CALLS: 0.0}
+        self._asked = self._changed = clock()
+
+    @contextmanager
+    def call(self, questions: int) -> Iterator[None]:
+        """A call with so many questions, for as long as the block takes."""
+        self._add(questions, 1)
+        try:
+            yield
+        finally:
+            self._add(-questions, -1)
+
+    def averages(self) -> dict[str, float]:
+        """What Serve's controller is told: `QUESTIONS` and `CALLS`."""
+        with self._lock:
+            self._pass_time()
+            elapsed = self._changed - self._asked
+            found = {
+                name: (self._sums[name] / elapsed if elapsed > 0 else float(self._now[name])) for name in self._now
+            }
+            self._sums = dict.fromkeys(self._sums, 0.0)
+            self._asked = self._changed
+            return found
+
+    def _add(self, questions: int, calls: int) -> None:
+        with self._lock:
+            self._pass_time()
+            self._now[QUESTIONS] += questions
+            self._now[CALLS] += calls
+
+    def _pass_time(self) -> None:
+        now = self._clock()
+        for name, count in self._now.items():
+            self._sums[name] += count * (now - self._changed)
+        self._changed = now
 
 
 class Watch:

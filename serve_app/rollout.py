@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +18,7 @@ from regrad.meta_init import read_card
 from regrad.settings import Location, Settings, parse_settings
 from regrad.storage import Storage
 from serve_app.config import ServeConfig
-from serve_app.http.errors import UnknownRelease
-from serve_app.messages import Ask, Release
+from serve_app.messages import Release
 
 logger = logging.getLogger("ray.serve")
 
@@ -193,10 +191,21 @@ def resolve_releases(config: ServeConfig, releases: ReleaseList) -> tuple[list[R
     return [release for release, _ in found], [facts for _, facts in found]
 
 
-def choose_release(releases: Sequence[Release], key: str) -> Release:
-    """One of the releases by their shares; a key gets the same one as long as the list does not change."""
-    weights = [release.share for release in releases]
-    return random.Random(key).choices(releases, weights)[0]
+def opened_ahead(config: ServeConfig, open_one: Callable[[Release], None]) -> None:
+    """Open what the releases in force name, before a question comes: a replica calls this when it starts.
+
+    What cannot be opened is logged, and opened when it is needed: a replica starts without it, and answers degrade.
+    """
+    try:
+        releases, _ = resolve_releases(config, read_releases(config))
+    except (RegradError, OSError) as error:
+        logger.warning("the releases cannot be opened before the first question: %s", error)
+        return
+    for release in releases:
+        try:
+            open_one(release)
+        except (RegradError, OSError) as error:
+            logger.warning("release %s cannot be opened before its first question: %s", release.name, error)
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -205,10 +214,16 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 class Follower:
-    """The releases in force, read every `follow_seconds`. A wrong list is logged, and the last good one stays."""
+    """Knows the `releases` in force, read every `follow_seconds`. A wrong list is logged, the last good one stays.
 
-    def __init__(self, config: ServeConfig) -> None:
+    `prepare` is given the new ones of a list and awaited before they are in force.
+    """
+
+    releases: list[Release]
+
+    def __init__(self, config: ServeConfig, prepare: Callable[[Sequence[Release]], Awaitable[None]]) -> None:
         self._config = config
+        self._prepare = prepare
         self._fixed: ReleaseList | None = None
         self._task: asyncio.Task[None] | None = None
         self._take(read_releases(config))
@@ -217,17 +232,6 @@ class Follower:
         """Use this list instead of the file's (None: follow the file again). Raises as `resolve_releases`."""
         self._take(releases or read_releases(self._config))
         self._fixed = releases
-
-    def pick(self, ask: Ask) -> Release:
-        """The release of one request. Raises `UnknownRelease` if it names one that is not in force."""
-        if ask.release is None:
-            return choose_release(self._releases, ask.request_id)
-        for release in self._releases:
-            if release.name == ask.release:
-                return release
-        names = [release.name for release in self._releases]
-        text = f"there is no release {ask.release!r}; the releases are {', '.join(names)}"
-        raise UnknownRelease(text, name=ask.release, known=names)
 
     @property
     def facts(self) -> list[dict[str, Any]]:
@@ -249,12 +253,23 @@ class Follower:
         while True:
             await asyncio.sleep(self._config.follow_seconds)
             try:
-                await asyncio.to_thread(lambda: self._take(self._fixed or read_releases(self._config)))
+                await self._take_up()
                 failed = ""
             except (RegradError, OSError) as error:
                 if str(error) != failed:
                     logger.warning("the releases cannot be used, the last good ones stay: %s", error)
                 failed = str(error)
 
+    async def _take_up(self) -> None:
+        fixed = self._fixed
+        found = await asyncio.to_thread(
+            lambda: resolve_releases(self._config, fixed or read_releases(self._config)),
+        )
+        known = {release.key for release in self.releases}
+        if new := [release for release in found[0] if release.key not in known]:
+            await self._prepare(new)
+        if self._fixed is fixed:  # else another list was set meanwhile
+            self.releases, self._facts = found
+
     def _take(self, wanted: ReleaseList) -> None:
-        self._releases, self._facts = resolve_releases(self._config, wanted)
+        self.releases, self._facts = resolve_releases(self._config, wanted)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -16,14 +17,13 @@ from typing import Any
 
 from ray.exceptions import ObjectLostError, RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
 
 from regrad.methods.base import BankNeed
 from serve_app.config import GroupConfig, ServeConfig
-from serve_app.messages import Ask, Piece, Reply, Retrieved, RoutedAsk, StreamEvent
+from serve_app.http.errors import UnknownRelease
+from serve_app.messages import Ask, Piece, Release, Reply, Retrieved, RoutedAsk, StreamEvent
 from serve_app.methods import offers_of
 from serve_app.rollout import Follower
-from serve_app.sources import Sources
 
 logger = logging.getLogger("ray.serve")
 
@@ -39,7 +39,7 @@ class _LoaderGone(Exception):
 
 @dataclass(frozen=True)
 class _Calls:
-    """The calls under way for these requests: responses (see `Sources`), None where no request needs the call."""
+    """The calls under way for these requests: responses of Serve, None where no request needs the call."""
 
     routed: Sequence[RoutedAsk]
     retrieved: Any
@@ -71,21 +71,26 @@ class _Calls:
 
 
 class Router:
-    """Takes questions through retriever, bank loader and generator, each under one release from end to end."""
+    """Takes questions through retriever, bank loader and generator, each under one release from end to end.
+
+    The three are Serve's handles, or what is called like them (`Embedded`).
+    """
 
     def __init__(
         self,
         config: ServeConfig,
         follower: Follower,
-        sources: Sources,
-        generator: DeploymentHandle,
+        retriever: Any,
+        bank_loader: Any,
+        generator: Any,
     ) -> None:
         self._max_in_flight = config.limits.max_in_flight
         self._in_flight = 0
         self._offers = offers_of(config)
         self._follower = follower
-        self._sources = sources
-        self._generator = generator.options(stream=True)
+        self._retriever = retriever
+        self._bank_loader = bank_loader
+        self._generator = generator
         self._microbatches = Microbatches(config.groups, self._together)
 
     @property
@@ -124,17 +129,16 @@ class Router:
             self._in_flight -= 1
 
     def _routed(self, ask: Ask) -> RoutedAsk:
-        return self._offers[ask.method].routed(ask, self._follower.pick(ask))
+        return self._offers[ask.method].routed(ask, release_for(ask, self._follower.releases))
 
     def _begin(self, routed: Sequence[RoutedAsk], streams: bool = False, asks_bank: bool = True) -> _Calls:
         """Begin the calls that these requests need."""
         retrieves = any(each.retrieves for each in routed)
-        retrieved = self._sources.retrieve(routed) if retrieves else None
+        retrieved = self._retriever.retrieve.remote(routed) if retrieves else None
         loads = asks_bank and any(each.bank is not BankNeed.NOTHING for each in routed)
-        gradients = self._sources.load(routed, retrieved) if loads else None
+        gradients = self._bank_loader.load.remote(routed, retrieved) if loads else None
         call = self._generator.stream if streams else self._generator.answer
-        answers = self._sources.generate(call, routed, retrieved, gradients)
-        return _Calls(routed, retrieved, gradients, answers)
+        return _Calls(routed, retrieved, gradients, call.remote(routed, retrieved, gradients))
 
     async def _together(
         self, routed: Sequence[RoutedAsk], searched: Callable[[], None]
@@ -199,6 +203,21 @@ class Router:
             for number, answered in finished:
                 failed = isinstance(answered, Exception)
                 yield number, answered if failed else Reply(calls.routed[number].ask, answered, retrieved[number])
+
+
+def release_for(ask: Ask, releases: Sequence[Release]) -> Release:
+    """The release that a request names, else one by their shares: the same for a request's id as long as they last.
+
+    Raises `UnknownRelease` for one that is not in force.
+    """
+    if ask.release is None:
+        return random.Random(ask.request_id).choices(releases, [release.share for release in releases])[0]
+    for release in releases:
+        if release.name == ask.release:
+            return release
+    names = [release.name for release in releases]
+    text = f"there is no release {ask.release!r}; the releases are {', '.join(names)}"
+    raise UnknownRelease(text, name=ask.release, known=names)
 
 
 Together = Callable[[Sequence[RoutedAsk], Callable[[], None]], AsyncGenerator[tuple[int, Reply | Exception]]]

@@ -43,6 +43,8 @@ from regrad.training.meta.trainer import meta_train_in_process
 meta_train_in_process(load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), ["optimizer.steps=1"]))
 """
 
+DEPLOYMENTS = ("gateway", "retriever", "bank_loader", "generator")
+
 _SECONDS = 600
 
 
@@ -76,8 +78,9 @@ def _question(walker: _Walker) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    quiet = ("--set", f"http.port={port}", "--set", "follow_seconds=3600")
-    with walker.running(("serve", *quiet), until="serving "), walker.on("question"):
+    by_itself = ("follow_seconds", *(f"{name}.health_check_seconds" for name in DEPLOYMENTS))
+    quiet = [part for name in by_itself for part in ("--set", f"{name}=3600")]
+    with walker.running(("serve", "--set", f"http.port={port}", *quiet), until="serving "), walker.on("question"):
         body = {"question": "In which city does Ada Lovelace live?", "method": "regrad", "k": 3}
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/answer", json.dumps(body).encode(), headers)

@@ -10,7 +10,7 @@ from regrad.bank.reader import BankReader
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.meta_init import MetaInit
-from regrad.methods.bound_meta_init import BoundMetaInit
+from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import load_language_model
 
 

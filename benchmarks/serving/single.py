@@ -16,8 +16,8 @@ from regrad.bank.writer import BankWriter
 from regrad.data.passages import Passage
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
-from regrad.methods.bound_meta_init import BoundMetaInit
 from regrad.methods.registry import METHODS
+from regrad.methods.regrad import BoundMetaInit
 from regrad.models.subspace import Update
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
-from regrad.bank.format import File, Part
+from regrad.bank.format import SHARD_FOLDER, File, Part
 from regrad.errors import BankError, StorageError
 from regrad.storage import Storage
 
@@ -201,6 +201,11 @@ class AtomLocation(NamedTuple):
     start: int
     crc32: int
     entry: IndexEntry
+
+    @property
+    def path(self) -> str:
+        """Where the shard's file is, from the bank's root."""
+        return f"{SHARD_FOLDER}/{self.shard}"
 
 
 class Catalog:

@@ -67,6 +67,7 @@ class BankReader:
         self.manifest = read_manifest(self._storage, version)
         if fingerprint is not None and fingerprint != self.manifest.fingerprint:
             raise FingerprintMismatch(self.manifest.fingerprint, fingerprint)
+        self.label = self.manifest.label  # a hash of the whole manifest, which every answer names
         self.codec = codec_for(self.manifest.codec, self.manifest.parsed_subspace())
         self._catalog = Catalog(self._storage, self.manifest.parts, self.codec.record_bytes)
         self._memory = memory or MemoryTier(tiers.memory_bytes)
@@ -88,6 +89,11 @@ class BankReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def prepare(self) -> None:
+        """Read now what the first look-up would read else: the newest version, and what was deleted up to it."""
+        self._check_open()
+        _ = self._forgotten
 
     def close(self) -> None:
         """Release threads and mapped files. Fetches that have begun still end; a new one raises `BankError`."""

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from regrad.bank.format import shard_path
 from regrad.bank.index import AtomLocation
 from regrad.errors import AtomDamaged, StorageError
 from regrad.storage import Storage
@@ -175,7 +174,7 @@ class StoreTier:
         end = location.start + self._record_bytes
         while True:
             try:
-                data = self._storage.read(shard_path(location.shard), location.start, end)
+                data = self._storage.read(location.path, location.start, end)
             except StorageError as error:
                 refused = isinstance(error.__cause__, PermissionError)
                 if refused or time.monotonic() + wait > deadline or self._is_gone(location):
@@ -197,6 +196,6 @@ class StoreTier:
     def _is_gone(self, location: AtomLocation) -> bool:
         """Whether the store answers, and says that there is no such shard: then there is nothing to wait for."""
         try:
-            return not self._storage.exists(shard_path(location.shard))
+            return not self._storage.exists(location.path)
         except StorageError:
             return False

@@ -56,7 +56,7 @@ def drop_lost(uri: str, damage: Sequence[Damage]) -> Manifest | None:
     lost = {passage_id for item in damage if not item.repaired for passage_id in item.passages}
     catalog = Catalog(storage, base.parts, base.record_bytes)
     shards = {item.file for item in damage}
-    still = [name for name in sorted(lost) if (at := catalog.find(name)) and shard_path(at.shard) in shards]
+    still = [name for name in sorted(lost) if (at := catalog.find(name)) and at.path in shards]
     return commit(storage, base.layout, Change(removed=still), base) if still else None
 
 

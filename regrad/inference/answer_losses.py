@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from regrad.inference.row_state import Readers, RowCache, final_states
+from regrad.inference.passes import Readers, RowCache, final_states
 from regrad.inference.verification import verify_decoding
 from regrad.models.loading import LanguageModel
 from regrad.models.token_losses import token_losses

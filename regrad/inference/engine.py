@@ -23,11 +23,11 @@ from torch import Tensor
 
 from regrad.errors import ModelError
 from regrad.inference.kernels import Kernels
-from regrad.inference.row_state import RowCache, RowUpdates, read_pieces
+from regrad.inference.passes import RowCache, SharedReading, read_pieces
 from regrad.inference.rows import DecodingEvent, DecodingListener, DecodingRequest, Drafts, Finished, Row
-from regrad.inference.sharing import SharedReading
 from regrad.inference.verification import verify_decoding
 from regrad.models.loading import LanguageModel
+from regrad.models.lora import RowUpdates
 from regrad.models.subspace import by_subspace
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from regrad.errors import ModelError
 from regrad.inference.kernels import Kernels
-from regrad.inference.row_state import Readers, RowCache, read_pieces
+from regrad.inference.passes import Readers, RowCache, read_pieces
 from regrad.models.loading import LanguageModel
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from regrad.retrieval.config import RetrieverConfig
 from regrad.settings import Location, Settings
 
 if TYPE_CHECKING:  # transformers takes seconds to import, which processes without a model need not wait for
-    from regrad.methods.bound_meta_init import BoundMetaInit
+    from regrad.methods.regrad import BoundMetaInit
     from regrad.models.loading import LanguageModel
 
 UpdateSource = str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,10 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 _GATED = ("gate_proj", "up_proj", "down_proj")
 _SPLIT = ("q_proj", "k_proj", "v_proj", "o_proj")
 
-_LOGITS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "logits_scaling": lambda scores, value: scores / value,
-    "logit_scale": lambda scores, value: scores * value,
-    "final_logit_softcapping": lambda scores, value: value * torch.tanh(scores / value),
+_LOGITS: dict[str, Callable[[float, Tensor], Tensor]] = {
+    "logits_scaling": lambda value, scores: scores / value,
+    "logit_scale": lambda value, scores: scores * value,
+    "final_logit_softcapping": lambda value, scores: value * torch.tanh(scores / value),
 }
 _FACTORS = {"logits_scaling", "logit_scale"}
 
@@ -72,19 +73,25 @@ class Architecture:
             blocks=likely,
         )
 
-    def scaled_logits(self, config: Any, scores: Tensor) -> Tensor:
-        """What the model does after its output embedding: divide (Granite), multiply (Cohere) or soft-cap (Gemma)."""
-        for name in self.logits:
-            if (value := getattr(config, name, None)) is not None:
-                scores = _LOGITS[name](scores, value)
-        return scores
+    def logit_steps(self, config: Any) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """What the model does after its output embedding, step by step; most families do nothing.
+
+        Granite divides, Cohere multiplies, Gemma soft-caps.
+        """
+        return tuple(partial(_LOGITS[name], value) for name, value in self._logit_values(config).items())
 
     def logit_factor(self, config: Any) -> float | None:
-        """What `scaled_logits` multiplies with; None if it does more than that."""
-        values = {name: value for name in self.logits if (value := getattr(config, name, None)) is not None}
+        """What these steps multiply with; None if they do more than that."""
+        values = self._logit_values(config)
         if not values.keys() <= _FACTORS:
             return None
-        return float(self.scaled_logits(config, torch.ones((), dtype=torch.float64)))
+        factor = torch.ones((), dtype=torch.float64)
+        for step in self.logit_steps(config):
+            factor = step(factor)
+        return float(factor)
+
+    def _logit_values(self, config: Any) -> dict[str, float]:
+        return {name: value for name in self.logits if (value := getattr(config, name, None)) is not None}
 
     def windows(self, config: Any) -> dict[str, int | None]:
         """For each kind of layer of this model, how many tokens back it sees; None: to the start.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,8 +47,8 @@ class LanguageModel:
 
     `lora` has the slots of the model's own subspace, that of its settings, where it is trained and its gradients are
     taken; `lora_for` makes the slots of others. `config` is what it was loaded with, everything `auto` resolved, so
-    that a MetaInit made from it loads the same model anywhere. `end_ids` are all tokens that end an answer; `eos` is
-    the one that passages and answers are trained with. `packs` says whether a row may hold several sequences.
+    that a MetaInit made from it loads the same model anywhere. `end_ids` are all tokens that end an answer, `eos` the
+    one to train with. `context_length` is None without a limit. `packs` says whether a row may hold several sequences.
     """
 
     model: nn.Module
@@ -57,6 +57,7 @@ class LanguageModel:
     config: ModelConfig
     blocks: Blocks
     end_ids: tuple[int, ...] = ()
+    context_length: int | None = None
     packs: bool = False
     other_loras: dict[Subspace, BatchedLora] = field(default_factory=dict, repr=False)
 
@@ -95,11 +96,6 @@ class LanguageModel:
     def text_config(self) -> Any:
         """The configuration of the language model itself; a multimodal checkpoint has it inside the whole's."""
         return self.model.config.get_text_config()  # type: ignore[operator,union-attr]
-
-    @property
-    def context_length(self) -> int | None:
-        """Tokens that a sequence may have; None if the model sets no limit."""
-        return context_length(self.model.config)
 
     def within(self, tokens: int) -> int:
         """`tokens`, or the model's context if that is less."""
@@ -144,7 +140,13 @@ class LanguageModel:
         """Vocabulary logits [..., V] of hidden states [..., D], scaled as the model scales them, in float32 or more."""
         scores: Tensor = self.model.get_output_embeddings()(hidden)  # type: ignore[operator]
         scores = scores if scores.dtype == torch.float64 else scores.float()
-        return self.architecture.scaled_logits(self.text_config, scores)
+        for step in self._logit_steps:
+            scores = step(scores)
+        return scores
+
+    @cached_property
+    def _logit_steps(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return self.architecture.logit_steps(self.text_config)
 
     def identity(self) -> str:
         """The weights' digest as they are in memory now, see `weights_digest`."""
@@ -213,7 +215,8 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
     lora = BatchedLora(model, find_subspace(model, config.subspace))
     lora.hold()  # for good: training and extraction apply an update in every pass
     blocks = Blocks(model, lora.subspace)
-    lm = LanguageModel(model, checkpoint.tokenizer, lora, resolved, blocks, checkpoint.end_ids)
+    limit = context_length(model.config)
+    lm = LanguageModel(model, checkpoint.tokenizer, lora, resolved, blocks, checkpoint.end_ids, limit)
     check_language_model(lm)
     if any(".shared_" in name for name, _, _ in lm.subspace.modules):
         logger.info(

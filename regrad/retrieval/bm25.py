@@ -210,6 +210,7 @@ class LuceneRetriever(Retriever):
         names = {name.partition("/")[0] for name in card.files}
         self.lucene_folders = [str(folder / name) for name in sorted(names) if name.partition("-")[0] == _FOLDER]
         self._settings = settings.bm25
+        self._weights = settings.bm25.weights
         if len(self.lucene_folders) > 1:
             self._shards: _LuceneJoined | None = _LuceneJoined([self.lucene_folders], self._settings)
             return
@@ -224,7 +225,7 @@ class LuceneRetriever(Retriever):
                 [(passage_id, score) for _, passage_id, score in hits] for hits in self._shards.ranked(questions, k)
             ]
         settings = self._settings
-        asked: dict[str, Any] = {"questions": [_bounded(one) for one in questions], "k": k, "weights": settings.weights}
+        asked: dict[str, Any] = {"questions": [_bounded(one) for one in questions], "k": k, "weights": self._weights}
         if settings.combine == "best":
             found = self._index.ask("search_best", tie=settings.tie, **asked)
         else:

@@ -1,6 +1,6 @@
-"""Who may ask, and how often: keys in headers, rate limits, CORS, security headers.
+"""Who may ask, and how often: keys in headers, rate limits, CORS.
 
-The application is wrapped by `protect`: security headers around CORS around the keys around its routes.
+The application is wrapped by `protect`: CORS around the keys around its routes.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ _IN_ADDRESS = Problem(
     "replace this one, since others may have seen it",
 )
 _NO_KEYS = "the server cannot read its keys at the moment; its log says more"
-_ALWAYS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
-_NO_FRAMES = "frame-ancestors 'none'"
 _EXPOSED = (
     *(f"x-ratelimit-{part}-{unit}" for unit in ("requests", "tokens") for part in ("limit", "remaining", "reset")),
     "retry-after",
@@ -96,12 +94,8 @@ class Caller:
         self._limits.charge(self._key, tokens)
 
 
-_caller: ContextVar[Caller | None] = ContextVar("regrad_caller", default=None)
-
-
-def current_caller() -> Caller | None:
-    """Whose key the current request came with, from anywhere in its tasks; None on an open server or page."""
-    return _caller.get()
+caller_at_hand: ContextVar[Caller | None] = ContextVar("regrad_caller", default=None)
+"""Whose key the current request came with, from anywhere in its tasks; None on an open server or page."""
 
 
 class KeyGate:
@@ -172,11 +166,11 @@ class KeyGate:
 
         # The application behind neither needs the key nor can log it.
         inner = {**scope, "headers": [header for header in scope["headers"] if header[0] not in SECRET_HEADERS]}
-        token = _caller.set(None if key is None else Caller(key, self._limits))
+        token = caller_at_hand.set(None if key is None else Caller(key, self._limits))
         try:
             await self._app(inner, receive, with_headers if headers else send)
         finally:
-            _caller.reset(token)
+            caller_at_hand.reset(token)
 
 
 def _route(scope: Scope) -> str:
@@ -282,10 +276,10 @@ def protect(
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
 ) -> ASGIApp:
-    """The application behind keys, rate limits, CORS and security headers.
+    """The application behind keys, rate limits and CORS.
 
     Raises `KeyFileError` or `StorageError` if the file of keys cannot be used; it is read again in the process that
-    serves, which may be another one. There, handlers find `gate.current_caller()`.
+    serves, which may be another one. There, handlers find who asks in `caller_at_hand`.
     """
     inner = app
     if config.keys is not None:
@@ -299,26 +293,4 @@ def protect(
             allow_headers=("*",),  # OpenAI's client in a browser sends a dozen that only it knows
             expose_headers=_EXPOSED,
         )
-    return _SecurityHeaders(inner, app)
-
-
-class _SecurityHeaders:
-    """Adds the security headers to every response. Shows the routes of the application, which Serve looks for."""
-
-    def __init__(self, app: ASGIApp, original: ASGIApp) -> None:
-        self._app = app
-        for name in ("routes", "router"):
-            if hasattr(original, name):
-                setattr(self, name, getattr(original, name))
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _ALWAYS.items():
-                    headers.setdefault(name, value)
-                if not any("frame-ancestors" in policy for policy in headers.getlist("content-security-policy")):
-                    headers.append("content-security-policy", _NO_FRAMES)
-            await send(message)
-
-        await self._app(scope, receive, with_headers)
+    return inner

@@ -40,6 +40,7 @@ from serve_app.methods import offers_of
 logger = logging.getLogger("ray.serve")
 
 REQUEST_ID = "x-request-id"
+_SECURITY = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 _SLOW = Problem("timeout", 408, "body", "the body did not come in the time that a request has")
 _ODD = re.compile(r"[^A-Za-z0-9._-]")
 _MAX_ID_CHARACTERS = 64
@@ -76,7 +77,7 @@ def make_app(config: ServeConfig, answering: Callable[[], Answering]) -> ASGIApp
     api.add_exception_handler(HTTPException, _refused)
     api.add_exception_handler(ClientDisconnect, _left)
     add_pages(api)
-    return Requests(protect(api, config.protection), config.limits.request_seconds, answering)
+    return Requests(protect(api, config.protection), api, config.limits.request_seconds, answering)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
@@ -119,14 +120,14 @@ async def _left(request: Request, error: Exception) -> Response:
 class Requests:
     """Gives a request its id (the caller's, if there is one), and counts and logs it if it is refused.
 
-    It is in front of everything, even of the keys. `seconds` is how long any request may take: routes find it and the
-    id in `request.state`. Errors that the gateway has counted already are not counted again.
+    It is in front of everything, even of the keys: every response gets the security headers here. `seconds` is how long
+    any request may take: routes find it and the id in `request.state`. Errors that the gateway has counted already are
+    not counted again. The routes of `api`, the application behind the keys, are shown as its own: Serve looks for them.
     """
 
-    def __init__(self, app: ASGIApp, seconds: float, answering: Callable[[], Answering]) -> None:
+    def __init__(self, app: ASGIApp, api: FastAPI, seconds: float, answering: Callable[[], Answering]) -> None:
         self._app, self._seconds, self._answering = app, seconds, answering
-        for name in ("routes", "router"):  # Serve looks for them
-            setattr(self, name, getattr(app, name))
+        self.routes, self.router = api.routes, api.router
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -138,9 +139,11 @@ class Requests:
         in_replica = _in_replica()
 
         async def sending(message: Message) -> None:
-            # In a replica Serve's own server adds the header to the response.
-            if message["type"] == "http.response.start" and not in_replica:
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                _secure(headers)
+                if not in_replica:  # there Serve's own server adds it
+                    headers[REQUEST_ID] = request_id
             await send(message)
 
         record = RequestRecord(request_id)
@@ -154,6 +157,14 @@ class Requests:
                     self._answering().refused(record)
                 except Exception as error:  # the client has its response; counting must not break it
                     logger.error("request %s: it cannot be counted: %s", record.request_id, type(error).__name__)
+
+
+def _secure(headers: MutableHeaders) -> None:
+    """Add the security headers; what a page says of itself stays."""
+    for name, value in _SECURITY.items():
+        headers.setdefault(name, value)
+    if not any("frame-ancestors" in policy for policy in headers.getlist("content-security-policy")):
+        headers.append("content-security-policy", "frame-ancestors 'none'")
 
 
 class Full:

@@ -69,10 +69,9 @@ def method_name(offered: Registry[MethodInfo]) -> Any:
 
     def known(name: str) -> str:
         try:
-            offered.check(name)
+            return offered[name].name
         except MethodError as error:
             raise ValueError(str(error)) from error
-        return name
 
     schema = WithJsonSchema({"type": "string", "enum": list(offered), "title": "Method"})
     return Annotated[str, AfterValidator(known), schema]

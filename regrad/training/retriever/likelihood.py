@@ -20,8 +20,7 @@ from regrad.data.questions import Question
 from regrad.errors import TrainingError
 from regrad.gradients.extractor import Extracted
 from regrad.methods.base import AtomProvider, Atoms, Evidence, MethodSettings, PassageUse, Plan
-from regrad.methods.bound_meta_init import BoundMetaInit
-from regrad.methods.regrad import ReGrad
+from regrad.methods.regrad import BoundMetaInit, ReGrad
 from regrad.models.batching import TokenBatch, pad_batch, row_chunks, sequence_losses
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace

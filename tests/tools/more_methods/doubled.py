@@ -15,7 +15,7 @@ from regrad.bank.format import BankKind
 from regrad.meta_init import MetaInit
 from regrad.methods.atoms import BankAtoms, BankSettings, handle_missing
 from regrad.methods.base import Artefacts, AtomProvider, BankNeed, Evidence, Method, MethodInfo, Plan
-from regrad.methods.bound_meta_init import BoundMetaInit
+from regrad.methods.regrad import BoundMetaInit
 from regrad.settings import Location
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from regrad.inference.rows import Finished
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.methods.base import NOTHING_FOUND
-from regrad.methods.bound_meta_init import BoundMetaInit
 from regrad.methods.registry import METHODS
+from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel, load_language_model
 from tests.tools.adapting import adapter_bank, static_lora
 from tests.tools.evaluating import settings, write_set

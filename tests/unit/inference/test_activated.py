@@ -13,8 +13,8 @@ from torch import Tensor
 from regrad.inference import verification
 from regrad.inference.answer_losses import answer_losses
 from regrad.inference.engine import Engine
+from regrad.inference.passes import SharedReading
 from regrad.inference.rows import DecodingRequest, Row
-from regrad.inference.sharing import SharedReading
 from regrad.models.batching import pad_batch, sequence_losses
 from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel

@@ -13,7 +13,7 @@ from regrad.inference import verification
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
 from regrad.meta_init import MetaInit
-from regrad.methods.bound_meta_init import BoundMetaInit
+from regrad.methods.regrad import BoundMetaInit
 from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import find_subspace

@@ -15,7 +15,7 @@ from regrad.evaluation.plan import PlannedCell, make_plan
 from regrad.evaluation.runner import CellRunner
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.meta_init import MetaInit
-from regrad.methods.bound_meta_init import BoundMetaInit
+from regrad.methods.regrad import BoundMetaInit
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel
 from tests.tools.evaluating import settings, write_set

@@ -86,10 +86,11 @@ def test_models_that_scale_things_give_their_own_logits(
 
 def test_soft_capped_and_multiplied_logits() -> None:
     scores = torch.tensor([1.0, 50.0])
-    capped = LIKE_LLAMA.scaled_logits(SimpleNamespace(final_logit_softcapping=30.0), scores)
-    torch.testing.assert_close(capped, 30 * torch.tanh(scores / 30))
-    halved = LIKE_LLAMA.scaled_logits(SimpleNamespace(logit_scale=0.5), scores)
-    torch.testing.assert_close(halved, scores / 2)
+    (cap,) = LIKE_LLAMA.logit_steps(SimpleNamespace(final_logit_softcapping=30.0))
+    torch.testing.assert_close(cap(scores), 30 * torch.tanh(scores / 30))
+    (halve,) = LIKE_LLAMA.logit_steps(SimpleNamespace(logit_scale=0.5))
+    torch.testing.assert_close(halve(scores), scores / 2)
+    assert LIKE_LLAMA.logit_steps(SimpleNamespace()) == ()
 
 
 def test_a_model_whose_logits_we_do_not_understand_is_refused(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from typing import Any
 
 import pytest
 import ray
 
 from ray_jobs import cluster as module
-from ray_jobs.cluster import changed_nodes, cluster, require_model, require_workers
+from ray_jobs.cluster import changed_nodes, cluster, repeated, require_model, require_workers
 from ray_jobs.corpus_blocks import actor_pool
 from regrad.errors import ClusterError, ModelError
 from regrad.settings import WorkersConfig
@@ -49,6 +51,27 @@ def test_nodes_that_come_and_go_are_named() -> None:
         "node 10.0.0.1/a is gone; what was at work there is done again elsewhere",
     ]
     assert changed_nodes(now, now) == []
+
+
+def test_what_is_repeated_goes_on_after_an_error_and_ends_with_the_block() -> None:
+    calls: list[float] = []
+    enough = threading.Event()
+
+    def look() -> float | None:
+        calls.append(time.monotonic())
+        if len(calls) == 1:
+            raise RuntimeError("the head is busy")
+        if len(calls) == 2:
+            return 0.2
+        enough.set()
+        return None
+
+    with repeated(look, 0.01):
+        assert enough.wait(30)
+    assert calls[2] - calls[1] >= 0.2, "it was told to wait longer, once"
+    ended = len(calls)
+    time.sleep(0.05)
+    assert len(calls) == ended
 
 
 def test_what_never_starts_is_one_sentence(starts: list[Exception | None]) -> None:

@@ -55,6 +55,37 @@ def only(loader: BankLoaderDeployment) -> BankReader:
     return reader
 
 
+def test_the_bank_of_a_release_in_force_is_open_before_the_first_request(
+    config: ServeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = BankLoaderDeployment(config.model_copy(update={"follow_seconds": 3600.0}))
+    monkeypatch.setattr(module, "BankReader", None)
+
+    async def run() -> None:
+        (found,) = await load(loader, release(config))
+        assert found and found.bank is BankState.READ and not found.uses[0].missing
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("lost", ["lookup", "manifests"])
+def test_a_loader_starts_without_a_bank_that_cannot_be_opened(
+    config: ServeConfig, tmp_path: Path, lost: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "bank" / lost).rename(tmp_path / "lost")
+    loader = BankLoaderDeployment(config)
+    assert "cannot be opened before" in caplog.text
+
+    async def run() -> None:
+        (found,) = await load(loader, release(config))
+        assert found and found.bank is BankState.UNREAD and found.uses[0].problem
+        (tmp_path / "lost").rename(tmp_path / "bank" / lost)
+        (found,) = await load(loader, release(config))
+        assert found and found.bank is BankState.READ
+
+    asyncio.run(run())
+
+
 def test_a_reader_that_was_replaced_is_closed_when_nobody_uses_it(config: ServeConfig, tmp_path: Path) -> None:
     async def run() -> None:
         loader = BankLoaderDeployment(config)

@@ -15,11 +15,10 @@ import pytest
 
 from regrad.errors import BankError, ConfigError, RegradError
 from serve_app import gateway
-from serve_app.auth.gate import _caller
+from serve_app.auth.gate import caller_at_hand
 from serve_app.config import ServeConfig
 from serve_app.gateway import Gateway, Readiness, without_replicas
 from serve_app.messages import Answered, Ask, Piece, Reply, StreamEvent
-from serve_app.sources import Deployments, Embedded
 from tests.tools.releasing import commit, meta_init, setup
 
 
@@ -94,7 +93,7 @@ def test_who_leaves_a_stream_pays_for_what_was_read(config: ServeConfig, read: i
 
     async def scenario(gateway: Gateway) -> None:
         gateway._router.stream = pieces  # type: ignore[method-assign, assignment]
-        _caller.set(tab)  # type: ignore[arg-type]
+        caller_at_hand.set(tab)  # type: ignore[arg-type]
         async with contextlib.aclosing(gateway.stream(Ask("Where?"))) as events:
             for _ in range(read):
                 await anext(events)
@@ -114,6 +113,37 @@ def test_a_gateway_that_nobody_asks_follows_too(config: ServeConfig, tmp_path: P
     with_gateway(config, scenario)
 
 
+class Opened:
+    """A deployment that remembers what it was to open, and what was in force then."""
+
+    def __init__(self, follower: Callable[[], list[int]]) -> None:
+        self._follower = follower
+        self.asked: list[tuple[list[int], list[int]]] = []
+        self.open = SimpleNamespace(remote=self._open)
+
+    def options(self, **_: Any) -> Any:
+        return self
+
+    async def _open(self, releases: Any) -> None:
+        self.asked.append(([release.bank_version for release in releases], self._follower()))
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["open", "gone"])
+def test_a_new_version_is_opened_before_questions_go_to_it(config: ServeConfig, tmp_path: Path, fails: bool) -> None:
+    async def run() -> None:
+        loader, generator = (Opened(lambda: [one.bank_version for one in made._follower.releases]) for _ in range(2))
+        if fails:
+            loader.open = SimpleNamespace(remote=Mock(side_effect=RuntimeError("there is none")))
+        made = Gateway(config, Mock(), loader, generator)  # type: ignore[arg-type]
+        await made.check_health()
+        label = commit(tmp_path / "bank", meta_init(tmp_path / "again"), seed=2).label
+        while (await made.releases())[0]["bank_version"] != label:
+            await asyncio.sleep(0.02)
+        assert fails or loader.asked == generator.asked == [([2], [1])]
+
+    asyncio.run(run())
+
+
 def test_a_deployment_without_a_running_replica_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     states: dict[str, dict[str, int]] = {
         "retriever": {"RUNNING": 2},
@@ -124,8 +154,22 @@ def test_a_deployment_without_a_running_replica_is_missing(monkeypatch: pytest.M
     status = SimpleNamespace(applications={"mine": SimpleNamespace(deployments=deployments)})
     monkeypatch.setattr(gateway.serve, "status", lambda: status)
     monkeypatch.setattr(gateway.serve, "get_replica_context", lambda: SimpleNamespace(app_name="mine"))
-    assert without_replicas(Deployments.needed) == ["bank_loader", "generator"]
-    assert without_replicas(Embedded.needed) == ["generator"]
+    assert without_replicas(["retriever", "bank_loader", "generator"]) == ["bank_loader", "generator"]
+    assert without_replicas(["retriever"]) == []
+
+
+def test_a_gateway_with_both_in_its_process_needs_the_generator_alone(
+    config: ServeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RetrieverDeployment", "BankLoaderDeployment"):
+        monkeypatch.setattr(gateway, name, Mock())
+    monkeypatch.setattr(gateway.serve, "status", Mock(side_effect=RuntimeError("no controller")))
+
+    async def missing(*handles: Any) -> list[str]:
+        return await Gateway(config, *handles, Mock()).missing()
+
+    assert asyncio.run(missing(None, None)) == ["generator"]
+    assert asyncio.run(missing(Mock(), Mock())) == ["retriever", "bank_loader", "generator"]
 
 
 def test_it_looks_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:

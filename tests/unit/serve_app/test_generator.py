@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from serve_app.config import ServeConfig
 from serve_app.generator import GeneratorDeployment
 from serve_app.messages import Answered, Ask, Piece, Release, Retrieved, RoutedAsk, Sampling
 from serve_app.methods import offers_of
+from serve_app.rollout import ReleaseConfig, ReleaseList, write_releases
 from tests.tools.adapting import adapter_bank
+from tests.tools.releasing import commit
 from tests.unit.serve_app.test_methods import config
 
 TOKENS = Sampling(4)
@@ -59,6 +62,23 @@ def answers(generator: GeneratorDeployment, *given: Any) -> dict[int, Answered |
         return {number: answer async for finished in generator.answer(*given) for number, answer in finished}
 
     return asyncio.run(run())
+
+
+def test_the_meta_init_of_a_release_in_force_is_open_before_the_first_question(
+    tmp_path: Path, meta_init: MetaInit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(meta_init, phi0=meta_init.phi0 + 1)
+    places = [str(tmp_path / name) for name in ("meta-init", "other")]
+    for place, made in zip(places, (meta_init, other), strict=True):
+        made.save(place)
+    bank = tmp_path / "bank"
+    commit(bank, other)
+    served = config(meta_init=places[0], bank=str(bank), releases=str(tmp_path / "releases.json"))
+    write_releases(served, ReleaseList(releases=(ReleaseConfig(meta_init=places[1], bank=str(bank)),)))
+    generator = GeneratorDeployment(served)
+    monkeypatch.setattr(MetaInit, "load", None)
+    release = Release("main", places[1], str(bank), 1, other.fingerprint)
+    assert isinstance(answers(generator, [direct(release, "Who?")], None, None)[0], Answered)
 
 
 def test_each_of_several_requests_gets_its_own_answer_or_error(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,14 +12,12 @@ import pytest
 
 from regrad.errors import BankError, ConfigError, FingerprintMismatch, MetaInitError, ServeError
 from serve_app.config import ServeConfig
-from serve_app.http.errors import UnknownRelease
-from serve_app.messages import Ask
+from serve_app.messages import Release
 from serve_app.rollout import (
     Follower,
     ReleaseConfig,
     ReleaseList,
     changing_releases,
-    choose_release,
     own_release,
     read_releases,
     resolve_release,
@@ -121,12 +118,8 @@ def test_a_meta_init_on_another_base_is_refused(config: ServeConfig, tmp_path: P
         resolve_releases(config, ReleaseList(releases=(stranger,)))
 
 
-def test_shares_are_kept_and_a_key_stays_with_its_release(config: ServeConfig) -> None:
-    listed = updated(own_release(config), of(config, name="next", share=0.2))
-    releases, _ = resolve_releases(config, listed)
-    chosen = {str(key): choose_release(releases, str(key)).name for key in range(2000)}
-    assert 0.16 < Counter(chosen.values())["next"] / 2000 < 0.24
-    assert all(choose_release(releases, key).name == name for key, name in chosen.items())
+async def nothing(releases: Sequence[Release]) -> None:
+    """There is nothing to prepare."""
 
 
 def follow(follower: Follower, until: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -141,10 +134,10 @@ def follow(follower: Follower, until: Callable[[], bool], seconds: float = 10.0)
 
 
 def test_a_follower_takes_a_new_version_up(config: ServeConfig, tmp_path: Path) -> None:
-    follower = Follower(config)
-    assert follower.pick(Ask("q")).bank_version == 1
+    follower = Follower(config, nothing)
+    assert follower.releases[0].bank_version == 1
     second = commit(tmp_path / "bank", meta_init(tmp_path / "again"), seed=2)
-    follow(follower, lambda: follower.pick(Ask("q")).bank_version == 2)
+    follow(follower, lambda: follower.releases[0].bank_version == 2)
     assert follower.facts[0]["bank_version"] == second.label
 
 
@@ -152,31 +145,37 @@ def test_a_follower_stays_with_the_last_good_list(
     config: ServeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_releases(config, ReleaseList(releases=(of(config, name="good"),)))
-    follower = Follower(config)
+    follower = Follower(config, nothing)
     for wrong in ("{", ReleaseList(releases=(of(config, bank=str(tmp_path / "none")),)).model_dump_json()):
         (tmp_path / "releases.json").write_text(wrong)
         caplog.clear()
         follow(follower, lambda: "the last good ones stay" in caplog.text)
-        assert follower.pick(Ask("q")).name == "good"
+        assert follower.releases[0].name == "good"
     write_releases(config, ReleaseList(releases=(of(config, name="better"),)))
-    follow(follower, lambda: follower.pick(Ask("q")).name == "better")
+    follow(follower, lambda: follower.releases[0].name == "better")
 
 
-def test_a_release_may_be_asked_for_by_name(config: ServeConfig) -> None:
-    write_releases(config, ReleaseList(releases=(of(config), of(config, name="hidden", share=0.0))))
-    follower = Follower(config)
-    assert {follower.pick(Ask("q", request_id=str(i))).name for i in range(50)} == {"main"}
-    assert follower.pick(Ask("q", release="hidden")).name == "hidden"
-    with refused(UnknownRelease, name="none", known=["main", "hidden"]):
-        follower.pick(Ask("q", release="none"))
+def test_a_new_release_is_prepared_before_it_is_in_force(config: ServeConfig) -> None:
+    prepared: list[tuple[list[str], list[str]]] = []
+
+    async def prepare(releases: Sequence[Release]) -> None:
+        prepared.append(([one.name for one in releases], [one.name for one in follower.releases]))
+
+    follower = Follower(config, prepare)
+    write_releases(config, ReleaseList(releases=(of(config, name="renamed"),)))
+    follow(follower, lambda: follower.releases[0].name == "renamed")
+    assert prepared == [], "it is the same MetaInit and bank"
+    commit(Path(config.bank), meta_init(Path(config.meta_init)), seed=2)
+    follow(follower, lambda: follower.releases[0].bank_version == 2)
+    assert prepared == [(["renamed"], ["renamed"])]
 
 
 def test_a_list_that_is_set_overrides_the_file(config: ServeConfig) -> None:
-    follower = Follower(config)
+    follower = Follower(config, nothing)
     follower.set(ReleaseList(releases=(of(config, name="set"),)))
-    assert follower.pick(Ask("q")).name == "set"
+    assert follower.releases[0].name == "set"
     follower.set(None)
-    assert follower.pick(Ask("q")).name == "main"
+    assert follower.releases[0].name == "main"
 
 
 def test_two_updates_at_once_both_happen(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import copy
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +21,9 @@ from regrad.errors import PassageNotFound, PromptTooLong, RetrievalError
 from regrad.methods.base import BankState, PassageUse
 from regrad.retrieval.base import Hit
 from serve_app import router as module
-from serve_app import sources
 from serve_app.config import ServeConfig
+from serve_app.embedded import Embedded
+from serve_app.http.errors import UnknownRelease
 from serve_app.messages import (
     Answered,
     Ask,
@@ -35,7 +37,8 @@ from serve_app.messages import (
     Sampling,
     StreamEvent,
 )
-from serve_app.router import Router
+from serve_app.router import Router, release_for
+from tests.tools.refusals import refused
 
 RELEASE = Release("main", "meta-init", "bank", 1, "f" * 16)
 LONG = Sampling(max_new_tokens=65)
@@ -90,17 +93,13 @@ class Deployments:
             }
         )
         streams = SimpleNamespace(answer=self._call("answer", self._answer), stream=self._call("stream", self._stream))
-        generator: Any = SimpleNamespace(options=lambda stream: streams if stream else None)
-        follower: Any = SimpleNamespace(pick=lambda ask: RELEASE)
-        return Router(config, follower, self._sources(), generator)
-
-    def _sources(self) -> sources.Sources:
+        follower: Any = SimpleNamespace(releases=[RELEASE])
         if self.embedded:
-            objects: Any = SimpleNamespace(retrieve=self._retrieve_here, load=self._load_here)
-            return sources.Embedded(objects, objects)
-        retriever: Any = SimpleNamespace(retrieve=self._call("retrieve", self._retrieve))
-        loader: Any = SimpleNamespace(load=self._call("load", self._load))
-        return sources.Deployments(retriever, loader)
+            objects: Any = SimpleNamespace(retrieve=self._retrieve_here, load=self._load_here, open=None)
+            return Router(config, follower, *Embedded(objects, objects).handles(streams))
+        retriever = SimpleNamespace(retrieve=self._call("retrieve", self._retrieve))
+        loader = SimpleNamespace(load=self._call("load", self._load))
+        return Router(config, follower, retriever, loader, streams)
 
     def _retrieve_here(self, routed: Sequence[RoutedAsk]) -> list[Any]:
         """Blocks, as a search does: it is called in a thread."""
@@ -378,6 +377,26 @@ def test_a_client_that_leaves_cancels_its_calls() -> None:
         deployments = Deployments(embedded=True)
         asyncio.run(leaving(deployments))
         assert deployments.calls["answer"] == deployments.calls["stream"] == [], "it was not begun"
+
+
+def releases(**shares: float) -> list[Release]:
+    return [replace(RELEASE, name=name, share=share) for name, share in shares.items()]
+
+
+def test_shares_are_kept_and_a_request_stays_with_its_release() -> None:
+    listed = releases(main=0.8, next=0.2)
+    asked = [Ask("q", request_id=str(number)) for number in range(2000)]
+    chosen = [release_for(ask, listed).name for ask in asked]
+    assert 0.16 < chosen.count("next") / 2000 < 0.24
+    assert [release_for(ask, listed).name for ask in asked] == chosen
+
+
+def test_a_release_may_be_asked_for_by_name() -> None:
+    listed = releases(main=1.0, hidden=0.0)
+    assert {release_for(Ask("q", request_id=str(i)), listed).name for i in range(50)} == {"main"}
+    assert release_for(Ask("q", release="hidden"), listed).name == "hidden"
+    with refused(UnknownRelease, name="none", known=["main", "hidden"]):
+        release_for(Ask("q", release="none"), listed)
 
 
 def test_a_sum_travels_in_bf16_and_arrives_as_it_left() -> None:

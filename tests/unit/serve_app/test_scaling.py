@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from ray.serve.config import AutoscalingConfig
 
-from serve_app.scaling import CALLS, QUESTIONS, InHand, replicas_for_questions
+from serve_app.app import replicas_for_questions
+from serve_app.observability import CALLS, QUESTIONS, InHand
 
 
 class Clock:

@@ -14,9 +14,8 @@ from regrad.errors import TrainingError
 from regrad.lab.sets import Many
 from regrad.lab.world import World
 from regrad.meta_init import random_meta_init
-from regrad.methods.bound_meta_init import BoundMetaInit
 from regrad.methods.prompt_only import PromptOnlyConfig
-from regrad.methods.regrad import ReGradOnlineConfig
+from regrad.methods.regrad import BoundMetaInit, ReGradOnlineConfig
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.settings import builtin_config, load_settings

@@ -1,9 +1,14 @@
-"""What the engine keeps for its rows: keys and values, with the pass that reads and writes them, and updates."""
+"""A pass of the engine: keys and values that it reads and writes, and what rows whose prompts begin alike read once.
+
+As far as no update reaches, the keys and values of such prompts are the base's. The whole model is shared by rows of
+which none has an update in force, as while the prompts of updates are read that act on the answer; else the blocks
+below the first adapted one are, and from there on each row is by itself. Nothing is kept beyond the pass.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +17,14 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from regrad.inference.kernels import Kernels
+from regrad.inference.rows import Row
+from regrad.models.blocks import Blocks
 from regrad.models.loading import LanguageModel
-from regrad.models.subspace import Subspace
+from regrad.models.subspace import by_subspace
 
 _FIRST_TOKENS = 64
-_FIRST_ROWS = 4
+# A pass of its own for fewer tokens costs more than reading them in every row.
+_LEAST_COMMON = 16
 
 
 class RowCache(Cache):
@@ -54,8 +62,8 @@ class RowCache(Cache):
         """Make room for this many rows, all that are in use, of this many tokens; what they hold is kept."""
         if rows <= self.rows and tokens <= self.tokens:
             return
-        grown_rows = grown(self.rows or 1, rows)
-        grown_tokens = grown(self.tokens or _FIRST_TOKENS, tokens)
+        grown_rows = _grown(self.rows or 1, rows)
+        grown_tokens = _grown(self.tokens or _FIRST_TOKENS, tokens)
         # Doubled until they suffice, or just enough where doubling would take more than is allowed.
         if grown_rows * grown_tokens > self._most:
             grown_rows = max(rows, min(grown_rows, self._most // tokens))
@@ -134,6 +142,90 @@ class Readers:
         return torch.tensor(reading, device=device), torch.tensor(numbers, device=device)
 
 
+@dataclass(frozen=True)
+class SharedReading:
+    """Which rows of a pass read the same, where the `whole` model or its lower blocks (None: never) can be shared."""
+
+    blocks: Blocks | None
+    whole: bool
+
+    def choose(self, rows: Sequence[Row], most: int) -> list[int]:
+        """The first rows with a prompt to read whose pieces, padded to the longest, keep within `most` tokens.
+
+        What several of them read alike, by the whole model, counts once. There is always one, if any has to read.
+        """
+        chosen: list[int] = []
+        apart: list[_Reading] = []
+        longest, bare = 0, self.whole
+        for number, row in enumerate(rows):
+            if not row.is_prefilling:
+                continue
+            reading = _Reading.of(row, row.next_tokens(most))
+            longest = max(longest, reading.tokens)
+            bare = bare and not row.in_force
+            if bare and not any(one.begins_with(reading) for one in apart):
+                apart = [*(one for one in apart if not reading.begins_with(one)), reading]
+            if chosen and longest * (len(apart) if bare else len(chosen) + 1) > most:
+                break
+            chosen.append(number)
+        return chosen
+
+    def common_tokens(self, rows: Sequence[Row], most: int) -> int:
+        """How many tokens all of these prompts begin with, at most `most`; 0 if that is not worth a pass of its own."""
+        if len(rows) < 2 or any(row.read for row in rows):
+            return 0
+        pieces = [row.next_tokens(most) for row in rows]
+        differ = (place for place, tokens in enumerate(zip(*pieces, strict=False)) if len(set(tokens)) > 1)
+        common = next(differ, min(map(len, pieces)))
+        if not _LEAST_COMMON <= common < max(map(len, pieces)) or not self._shareable(rows):
+            return 0
+        readers = self.readers(rows, pieces)
+        return 0 if readers and len(set(readers.places)) == 1 else common
+
+    def readers(self, rows: Sequence[Row], pieces: Sequence[list[int]]) -> Readers | None:
+        """Who reads for whom in a pass of these pieces; None if each row reads for itself.
+
+        A row reads for those whose prompts, to the end of their pieces, are its own or the beginning of its own.
+        """
+        if len(rows) < 2 or not all(row.is_prefilling for row in rows) or not self._shareable(rows):
+            return None
+        readings = [_Reading.of(*pair) for pair in zip(rows, pieces, strict=True)]
+        places, leading = list(range(len(rows))), list[int]()
+        for place in sorted(places, key=lambda place: -readings[place].tokens):
+            places[place] = next((one for one in leading if readings[one].begins_with(readings[place])), place)
+            if places[place] == place:
+                leading.append(place)
+        return Readers(places, self._bare(rows)) if len(leading) < len(rows) else None
+
+    def _shareable(self, rows: Sequence[Row]) -> bool:
+        """Whether the model, or its lower blocks, are without the updates of any of the rows, which a pass applies."""
+        blocks = self.blocks
+        if self._bare(rows):
+            return True
+        if blocks is None or not blocks.lower:
+            return False
+        return all(blocks.below(subspace) for row in rows for subspace in by_subspace(row.in_force))
+
+    def _bare(self, rows: Sequence[Row]) -> bool:
+        return self.whole and not any(row.in_force for row in rows)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A piece of `tokens` that begins at `start`, and the prompt to its end."""
+
+    start: int
+    tokens: int
+    prompt: list[int]
+
+    @staticmethod
+    def of(row: Row, piece: list[int]) -> _Reading:
+        return _Reading(row.read, len(piece), row.prompt[: row.read + len(piece)])
+
+    def begins_with(self, other: _Reading) -> bool:
+        return self.start == other.start and self.prompt[: len(other.prompt)] == other.prompt
+
+
 def read_pieces(
     lm: LanguageModel,
     cache: RowCache,
@@ -192,7 +284,7 @@ def final_states(
         entered_NTD = None if entered_UTD is None else entered_UTD[readers_N]
     cache.aim(rows, positions_NT, length)
     inputs = _inputs(cache, positions_NT, length, lm.compute_dtype, windows)
-    with lm.blocks.skipped(entered_NTD):
+    with nullcontext() if entered_NTD is None else lm.blocks.skipped(entered_NTD):
         output = lm.model.base_model(input_ids=ids_NT, **inputs)  # type: ignore[operator]
     return output.last_hidden_state[row_numbers, last]  # type: ignore[no-any-return]
 
@@ -225,124 +317,8 @@ def _masks(
     return masks.popitem()[1] if len(masks) == 1 else {kind: masks[window] for kind, window in reach.items()}
 
 
-def grown(size: int, needed: int) -> int:
+def _grown(size: int, needed: int) -> int:
     """The size, doubled until it is enough."""
     while size < needed:
         size *= 2
     return size
-
-
-class RowUpdates:
-    """What each row runs with: an update in one subspace or in several, or none.
-
-    A subspace takes memory only while a row has an update in it, and time only in passes of such a row.
-    """
-
-    def __init__(self, lm: LanguageModel) -> None:
-        self._lm = lm
-        self._dtype = lm.compute_dtype
-        # The model's own subspace is kept for good: most rows have their update there, and making room for it at every
-        # single request costs more than keeping it.
-        self._kept = {lm.subspace: _SubspaceRows(lm, lm.subspace, self._dtype, 1)}
-        self._rows = 0
-
-    def put(self, row: int, vectors: Mapping[Subspace, Tensor]) -> None:
-        """Replace a row's updates ([P] in each subspace)."""
-        self._rows = max(self._rows, row + 1)
-        for subspace in vectors:
-            if subspace not in self._kept:
-                self._kept[subspace] = _SubspaceRows(self._lm, subspace, self._dtype, self._rows)
-        for subspace, kept in self._kept.items():
-            kept.put(row, vectors.get(subspace))
-
-    def move(self, source: int, target: int) -> None:
-        """Copy a row over another."""
-        for kept in self._kept.values():
-            kept.move(source, target)
-
-    def truncate(self, rows: int) -> None:
-        """Only the first `rows` are in use from now on; what none of them needs is dropped."""
-        self._rows = rows
-        for kept in self._kept.values():
-            kept.truncate(rows)
-        for subspace in [subspace for subspace, kept in self._kept.items() if not kept.users]:
-            if subspace != self._lm.subspace:
-                self._kept.pop(subspace).release()
-
-    def release(self) -> None:
-        """Take the hooks off the model: no row is used any more."""
-        for kept in self._kept.values():
-            kept.release()
-        self._kept = {}
-
-    def applied(self, numbers: Sequence[int], rows: slice | Tensor) -> AbstractContextManager[None]:
-        """Inside the block, row i of a pass runs with the updates of row `numbers[i]`; `rows` is `numbers` as index."""
-        needed = [kept.applied(rows) for kept in self._kept.values() if not kept.users.isdisjoint(numbers)]
-        if len(needed) < 2:  # the usual case, and a stack costs a pass of a small model a few percent
-            return needed[0] if needed else nullcontext()
-        return _entered(needed)
-
-
-@contextmanager
-def _entered(contexts: Sequence[AbstractContextManager[None]]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
-
-
-class _SubspaceRows:
-    """Updates [S, P] in one subspace, in the model's precision, each B multiplied by the subspace's scale."""
-
-    # Rows without an update, which are not in `users`, are zeros, for which B A x is zero. So the rows of any pass are
-    # one view of the memory, and usually one that an earlier pass has made. There is room for all rows in use, whether
-    # or not they have an update here.
-
-    def __init__(self, lm: LanguageModel, subspace: Subspace, dtype: torch.dtype, rows: int) -> None:
-        self.users: set[int] = set()
-        self._subspace = subspace
-        self._lora = lm.lora_for(subspace)
-        self._dtype = dtype
-        self._lora.hold()
-        scales = [subspace.scaling if name.endswith(".B") else 1.0 for name in subspace.shapes]
-        self._scale_P = subspace.per_tensor(torch.tensor(scales, device=lm.device))
-        self._kept = self._blank(grown(_FIRST_ROWS, rows))
-        self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
-
-    def put(self, row: int, update_P: Tensor | None) -> None:
-        if row >= self._kept.shape[0]:
-            larger = self._blank(grown(self._kept.shape[0], row + 1))
-            larger[: self._kept.shape[0]] = self._kept
-            self._kept = larger
-            self._views = {}
-        if update_P is None:
-            self._kept[row].zero_()
-            self.users.discard(row)
-        else:
-            self._kept[row].copy_(update_P.float().to(self._scale_P.device) * self._scale_P)
-            self.users.add(row)
-
-    def move(self, source: int, target: int) -> None:
-        if source in self.users or target in self.users:
-            self._kept[target].copy_(self._kept[source])
-        self.users.discard(target)
-        if source in self.users:
-            self.users.add(target)
-
-    def truncate(self, rows: int) -> None:
-        self.users = {row for row in self.users if row < rows}
-
-    def release(self) -> None:
-        self._lora.release()
-
-    def applied(self, rows: slice | Tensor) -> AbstractContextManager[None]:
-        if isinstance(rows, Tensor):
-            return self._lora.applied_scaled(self._subspace.unflatten(self._kept[rows]))
-        key = (rows.start, rows.stop)
-        if key not in self._views:
-            one = rows.stop - rows.start == 1
-            self._views[key] = self._subspace.unflatten(self._kept[rows.start] if one else self._kept[rows])
-        return self._lora.applied_scaled(self._views[key])
-
-    def _blank(self, rows: int) -> Tensor:
-        return torch.zeros(rows, self._subspace.size, dtype=self._dtype, device=self._scale_P.device)
