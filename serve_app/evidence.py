@@ -134,7 +134,7 @@ class RetrieverDeployment:
                     hits = [Hit(passage, 0.0) for passage in retriever.passages(named)]
         except RegradError as error:
             return error
-        return Retrieved(tuple(hits), (time.perf_counter() - started) * 1e3)
+        return Retrieved(tuple(hits), (time.perf_counter() - started) * 1e3, retriever.bank)
 
 
 class BankLoaderDeployment:
@@ -193,7 +193,7 @@ class BankLoaderDeployment:
         started = time.perf_counter()
         most = min(self._config.tiers.deadline_seconds, _LOAD_FRACTION * routed.ask.seconds)
         deadline = time.monotonic() + max(_LEAST_SECONDS, most)
-        reader = await self._reader(routed.release, deadline)
+        reader = await self._reader_beside(routed.release, retrieved, deadline)
         passages = [hit.passage for hit in retrieved.hits]
         with self._watch.span("load", routed.ask.traceparent, passages=len(passages)), self._used(reader):
             read = reader.deletions if routed.bank is BankNeed.DELETIONS else reader.fetch
@@ -226,6 +226,17 @@ class BankLoaderDeployment:
             return await asyncio.wait_for(running, max(0.0, deadline - time.monotonic()) + _GRACE_SECONDS)
         except TimeoutError as error:
             raise StorageError("the store did not deliver the gradients in time", code="too_slow") from error
+
+    async def _reader_beside(self, release: Release, retrieved: Retrieved, deadline: float) -> BankReader:
+        """The version that goes with the index that was searched; the release's own if that one is gone."""
+        beside = release.beside(retrieved.bank)
+        if beside.bank_version == release.bank_version:
+            return await self._reader(release, deadline)
+        try:
+            return await self._reader(beside, deadline)
+        except BankError as error:
+            logger.warning("the bank's version of the index cannot be opened, the newest is used: %s", error)
+            return await self._reader(release, deadline)
 
     async def _reader(self, release: Release, deadline: float) -> BankReader:
         """The release's bank: the open one if it is fresh, or if a newer one cannot be opened in time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -70,7 +70,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Release:
-    """One consistent pair that requests run against: a MetaInit and a version of a bank that belongs to it."""
+    """One consistent pair that requests run against: a MetaInit and a version of a bank that belongs to it.
+
+    `pinned` says that an operator named the version; else it is the newest there was.
+    """
 
     name: str
     meta_init: str
@@ -78,11 +81,18 @@ class Release:
     bank_version: int
     fingerprint: str
     share: float = 1.0
+    pinned: bool = False
 
     @property
     def key(self) -> tuple[str, str, int, str]:
         """What answers depend on: releases that differ only in name or share have the same key."""
         return self.meta_init, self.bank, self.bank_version, self.fingerprint
+
+    def beside(self, bank: tuple[str, int] | None) -> Release:
+        """With the version that goes with an index, if that takes this release's bank along and none was named."""
+        if bank is None or self.pinned or bank[0] != self.bank:
+            return self
+        return replace(self, bank_version=bank[1])
 
 
 @dataclass(frozen=True)
@@ -97,10 +107,14 @@ class RoutedAsk:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """The passages for one question, best first, and how long the search took."""
+    """The passages for one question, best first, and how long the search took.
+
+    `bank` is the bank that the index takes along, and which version of it goes with what was found.
+    """
 
     hits: tuple[Hit, ...]
     milliseconds: float
+    bank: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)

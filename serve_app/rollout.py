@@ -152,7 +152,13 @@ def resolve_release(release: ReleaseConfig) -> tuple[Release, dict[str, Any]]:
     if manifest.fingerprint != fingerprint:
         raise FingerprintMismatch(manifest.fingerprint, fingerprint)
     found = Release(
-        release.name, release.meta_init, release.bank, manifest.version, manifest.fingerprint, release.share
+        release.name,
+        release.meta_init,
+        release.bank,
+        manifest.version,
+        manifest.fingerprint,
+        release.share,
+        pinned=release.bank_version is not None,
     )
     facts = {
         "name": release.name,

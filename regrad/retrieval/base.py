@@ -159,6 +159,11 @@ class Retriever(ABC):
         """Those of these ids that it has a passage of."""
         return self._store.known(ids)
 
+    @property
+    def bank(self) -> tuple[str, int] | None:
+        """The bank that this index takes along, if any, and which version of it goes with its passages."""
+        return None
+
     def newest(self) -> Retriever:
         """This one, or, if the index has changed since it was opened, another one of it as it is now."""
         return self

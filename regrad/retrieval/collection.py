@@ -149,6 +149,11 @@ class CollectionRetriever(Retriever):
         """Each of its indexes has a local copy of its own: an addition brings the new ones alone."""
         return cls(uri, card, settings)
 
+    @property
+    def bank(self) -> tuple[str, int] | None:
+        """See `Retriever`."""
+        return (self.version.bank.uri, self.version.bank.version) if self.version.bank else None
+
     def newest(self) -> Retriever:
         """See `Retriever`. Indexes that both versions have are shared, and stay open."""
         card = read_index_card(self._uri)

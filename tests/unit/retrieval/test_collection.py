@@ -13,7 +13,7 @@ from regrad.data.passages import Passage, encode_passages
 from regrad.errors import PassageNotFound, RetrievalError, StorageError
 from regrad.retrieval.base import CARD, Retriever, check_index, open_retriever
 from regrad.retrieval.bm25 import build_index
-from regrad.retrieval.collection import read_version
+from regrad.retrieval.collection import CollectionBank, read_version
 from regrad.retrieval.collection_changes import (
     changing,
     create_collection,
@@ -169,6 +169,14 @@ def test_who_is_killed_before_the_version_is_in_force_changes_nothing(tmp_path: 
     add(uri, PASSAGES[40:42])
     assert (read_version(uri).version, read_version(uri).passages) == (3, 42)
     assert known_ids(uri, read_version(uri), ["p39", "p41", "p42"]) == {"p39", "p41"}
+
+
+def test_an_open_collection_says_which_version_of_its_bank_goes_with_it(tmp_path: Path) -> None:
+    base, bank = index(tmp_path, PASSAGES), CollectionBank(uri="b", meta_init="m", codec="bf16", version=3)
+    create_collection(f"{tmp_path}/all", [base], bank=bank)
+    with open_retriever(f"{tmp_path}/all") as retriever, open_retriever(base) as plain:
+        assert retriever.bank == ("b", 3)
+        assert plain.bank is None
 
 
 def test_what_cannot_be_a_collection_is_refused(tmp_path: Path) -> None:

@@ -122,6 +122,33 @@ def test_the_reader_that_was_not_used_for_longest_is_closed(
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("index_has", "pinned", "expected"),
+    [
+        (None, False, 2),
+        (("bank", 1), False, 1),
+        (("other", 1), False, 2),
+        (("bank", 1), True, 2),
+        (("bank", 9), False, 2),
+    ],
+    ids=["no bank", "its bank", "another bank", "an operator named one", "a version that is gone"],
+)
+def test_gradients_are_of_the_version_that_goes_with_what_was_found(
+    config: ServeConfig, tmp_path: Path, index_has: tuple[str, int] | None, pinned: bool, expected: int
+) -> None:
+    commit(tmp_path / "bank", MetaInit.load(config.meta_init), seed=2)
+    in_force = replace(release(config, version=2), pinned=pinned)
+    found = replace(FOUND, bank=(str(tmp_path / index_has[0]), index_has[1]) if index_has else None)
+
+    async def run() -> None:
+        asked = RoutedAsk(Ask("Who?"), in_force, True, BankNeed.SUM)
+        (summed,) = await BankLoaderDeployment(config).load([asked], [found])
+        assert summed and summed.bank is BankState.READ
+        assert str(summed.bank_version).startswith(f"{expected}-")
+
+    asyncio.run(run())
+
+
 def test_each_request_of_several_gets_what_it_needs(config: ServeConfig) -> None:
     needs = [BankNeed.NOTHING, BankNeed.DELETIONS, BankNeed.SUM, BankNeed.PARTS]
     routed = [RoutedAsk(Ask("Who?"), release(config), True, need) for need in needs]
