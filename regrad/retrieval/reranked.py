@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,6 @@ def rerank_index(settings: RerankConfig, uri: str) -> int:
     Raises `RetrievalError` if one of the two cannot be opened.
     """
     inner = check_index(settings.index)
-    if inner.kind == "collection":
-        text = f"{uri} would not follow what changes in the collection at {settings.index}; name a plain index"
-        raise RetrievalError(text, code="bad_kinds", kinds=[inner.kind])
     CrossEncoder(settings)
     with directory_writer(uri, CARD) as folder:
         (folder / _FILE).write_text(settings.model_dump_json(indent=1) + "\n")
@@ -96,13 +94,15 @@ def _check_is_cross_encoder(config: Any, model: str) -> None:
 
 
 class RerankedRetriever(Retriever):
-    """Searches the index that it names, and reorders its first `depth` passages. Safe to use from many threads."""
+    """Searches the index that it names, and reorders its first `depth` passages. Safe to use from many threads.
+
+    Over a collection it follows that one's versions (`newest`).
+    """
 
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
-        self.card = card
         self._settings = RerankConfig.model_validate_json((folder / _FILE).read_text())
         inner = check_index(self._settings.index)
-        if inner.passages != card.passages:
+        if inner.passages != card.passages and inner.kind != "collection":
             raise RetrievalError(
                 f"the index at {self._settings.index} has {inner.passages:,} passages, and had {card.passages:,} when "
                 "this was made; make the reranked index again",
@@ -110,8 +110,30 @@ class RerankedRetriever(Retriever):
                 found=inner.passages,
                 expected=card.passages,
             )
-        self._inner = open_retriever(self._settings.index, settings)
         self._encoder = CrossEncoder(self._settings)
+        self._search(card, open_retriever(self._settings.index, settings))
+
+    def _search(self, card: IndexCard, inner: Retriever) -> None:
+        self.card = card.model_copy(update={"passages": inner.card.passages})
+        self._inner = inner
+
+    @property
+    def bank(self) -> tuple[str, int] | None:
+        """See `Retriever`."""
+        return self._inner.bank
+
+    def newest(self) -> Retriever:
+        """See `Retriever`. Both versions have one cross-encoder."""
+        inner = self._inner.newest()
+        if inner is self._inner:
+            return self
+        newer = copy(self)
+        newer._search(self.card, inner)
+        return newer
+
+    def retire(self) -> None:
+        """See `Retriever`."""
+        self._inner.retire()
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """See `Retriever`. Passages with equal scores stay in the order in which they were found."""

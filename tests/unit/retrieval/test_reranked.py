@@ -16,6 +16,8 @@ from ray_jobs.index_corpus import _index
 from regrad.data.passages import Passage
 from regrad.errors import ConfigError, ModelError, RetrievalError
 from regrad.retrieval.base import RETRIEVERS, Source, open_retriever, read_index_card
+from regrad.retrieval.bm25 import build_index
+from regrad.retrieval.collection_changes import changing, create_collection, publish, with_segment, write_segment
 from regrad.retrieval.config import IndexConfig, RerankConfig
 from regrad.retrieval.reranked import CrossEncoder, rerank_index
 from regrad.settings import parse_settings
@@ -111,6 +113,26 @@ def test_an_index_that_has_changed_since_is_named(tmp_path: Path, model: str) ->
     build_overlap_index(PASSAGES[:5], f"{tmp_path}/index")
     with refused(RetrievalError, "other_corpus", found=5, expected=12):
         open_retriever(uri)
+
+
+def test_over_a_collection_it_follows_what_changes_there(tmp_path: Path, model: str) -> None:
+    build_index(PASSAGES[:8], f"{tmp_path}/bm25")
+    uri = f"{tmp_path}/collection"
+    create_collection(uri, [f"{tmp_path}/bm25"])
+    rerank_index(RerankConfig(index=uri, model=model), f"{tmp_path}/reranked")
+    with open_retriever(f"{tmp_path}/reranked") as retriever:
+        assert retriever.newest() is retriever
+        with changing(uri) as version:
+            publish(uri, with_segment(uri, version, write_segment(uri, version, lambda: PASSAGES[8:])))
+        newer = retriever.newest()
+        assert [found for found, _ in retriever.search_ids(["fox"], 12)[0]] != []
+        found = {name for name, _ in newer.search_ids(["fox owl"], 12)[0]}
+        assert found == {passage.id for passage in PASSAGES}
+        assert newer.passages(["p11"]) == [PASSAGES[11]]
+        retriever.retire()
+        assert len(newer.search_ids(["fox owl"], 12)[0]) == 12, "what both versions have stays open"
+    with open_retriever(f"{tmp_path}/reranked") as again:
+        assert again.card.passages == 12
 
 
 def test_the_job_makes_one_and_settings_name_one_source(tmp_path: Path, model: str) -> None:
