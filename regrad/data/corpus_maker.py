@@ -19,10 +19,10 @@ from tokenizers import Tokenizer
 from regrad.data.chunks import ChunkConfig, Chunker
 from regrad.data.corpora import read_raw
 from regrad.data.corpus_parts import CorpusParts, Reached
-from regrad.data.documents import DOCUMENTS, directory_of, find_documents, name_in, read_document
-from regrad.data.files import CorpusFile, compression, corpus_files
+from regrad.data.documents import name_in, read_document
 from regrad.data.jsonl import RawLine, encode_jsonl, read_jsonl
 from regrad.data.passages import Passage, encode_passages
+from regrad.data.sources import SourceFile, find_source
 from regrad.errors import CorpusError
 from regrad.locking import exclusive
 from regrad.settings import Location
@@ -34,7 +34,6 @@ PASSAGES = "corpus.jsonl"
 REJECTED = "rejected.jsonl"
 _FORMAT = 1
 _EVERY_SECONDS = 10.0
-_BEIR = ("corpus.jsonl", "queries.jsonl")
 _HASH_BYTES = 16
 _PACKAGES = ("regrad", "semantic-text-splitter", "tokenizers", "beautifulsoup4", "markdownify", "pypdf")
 
@@ -56,20 +55,6 @@ class Rejected:
 
     where: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """One of a corpus's sources: its files, which are documents or hold records."""
-
-    uri: str
-    files: list[CorpusFile]
-    are_documents: bool
-
-    @property
-    def directory(self) -> str:
-        """Where the files are from."""
-        return directory_of(self.uri, self.files[0].uri)
 
 
 class CorpusMaker:
@@ -104,10 +89,12 @@ class CorpusMaker:
         check_replaceable(config.output, CARD)
         sources = [find_source(uri) for uri in config.sources]  # a wrong path stops before hours of work
         self._above = _shared([source.directory for source in sources])
-        files = [(file, source.are_documents) for source in sources for file in source.files]
+        files = [file for source in sources for file in source.files]
         with exclusive(Storage(config.output), self._busy):
             parts = CorpusParts(config.output, self._keys(files))
-            self._take_all(files, self._go_on(parts), parts)
+            reached = self._go_on(parts)
+            self._counts["left_out"] = sum(source.left_out for source in sources)
+            self._take_all(files, reached, parts)
             if not self._counts["passages"]:
                 parts.remove()
                 text = f"{', '.join(config.sources)}: no passage can be made of it"
@@ -127,7 +114,7 @@ class CorpusMaker:
             uri=uri,
         )
 
-    def _keys(self, files: Sequence[tuple[CorpusFile, bool]]) -> list[str]:
+    def _keys(self, files: Sequence[SourceFile]) -> list[str]:
         """Of all that the passages of the first 0, 1, 2, ... files depend on."""
         tokenizer = self._tokenizer.to_str() if self._tokenizer else ""
         settings = _key(_FORMAT, self._config.max_tokens, tokenizer, self._above, _software())
@@ -149,54 +136,54 @@ class CorpusMaker:
             self._say(f"going on after {self._summary()}, made by an earlier run")
         return reached
 
-    def _take_all(self, files: Sequence[tuple[CorpusFile, bool]], reached: Reached, parts: CorpusParts) -> None:
+    def _take_all(self, files: Sequence[SourceFile], reached: Reached, parts: CorpusParts) -> None:
         """What the files give, but for what an earlier run has taken, goes into parts."""
-        before = list(accumulate((file.bytes for file, _ in files), initial=0))
+        before = list(accumulate((source.file.bytes for source in files), initial=0))
         for number in range(reached.files, len(files)):
-            file, is_document = files[number]
+            source = files[number]
             done = reached.items if number == reached.files else 0
             self._counts["files"] += not done
             self._read_bytes = before[number]
-            for items, found in enumerate(self._items(file, is_document, done), start=1):
+            for items, found in enumerate(self._items(source, done), start=1):
                 for one in found:
-                    self._take(one, file, is_document, parts)
+                    self._take(one, source, parts)
                 if items > done and parts.full:
                     parts.write(self._reached(number, items))
                 if time.monotonic() - self._said > _EVERY_SECONDS:
                     self._said = time.monotonic()
-                    self._say(f"{self._read_bytes / max(1, before[-1]):.0%}, {file.uri}: {self._summary()}")
+                    self._say(f"{self._read_bytes / max(1, before[-1]):.0%}, {source.uri}: {self._summary()}")
         if reached.files < len(files):
             parts.write(self._reached(len(files), 0))
 
     def _reached(self, files: int, items: int) -> Reached:
         return Reached(files=files, items=items, counts=dict(self._counts), first=self._first)
 
-    def _items(self, file: CorpusFile, is_document: bool, done: int) -> Iterator[Iterable[Passage | Rejected]]:
+    def _items(self, source: SourceFile, done: int) -> Iterator[Iterable[Passage | Rejected]]:
         """What each record of a file gives, or the document that it is; of the first `done` of them nothing."""
-        if is_document:
-            yield self._document(file) if not done else ()
+        if source.is_document:
+            yield self._document(source) if not done else ()
             return
         number = 0
         try:
-            for number, line in enumerate(read_raw(file.uri), start=1):
+            for number, line in enumerate(read_raw(source.uri), start=1):
                 self._read_bytes += line.read_bytes
                 yield self._record(line) if number > done else ()
         except CorpusError as error:  # the file, from here on
-            yield [Rejected(file.uri, str(error))] if number >= done else ()
+            yield [Rejected(source.uri, str(error))] if number >= done else ()
 
-    def _document(self, file: CorpusFile) -> Iterator[Passage | Rejected]:
-        name = name_in(self._above, file.uri)
+    def _document(self, source: SourceFile) -> Iterator[Passage | Rejected]:
+        name = name_in(self._above, source.uri)
         empty = True
         try:
-            for document in read_document(name, file.uri):
+            for document in read_document(name, source.uri):
                 for passage in self._chunker.document(document):
                     empty = False
                     yield passage
         except CorpusError as error:
-            yield Rejected(file.uri, str(error))
+            yield Rejected(source.uri, str(error))
             return
         if empty:
-            yield Rejected(file.uri, "it has no words")
+            yield Rejected(source.uri, "it has no words")
 
     def _record(self, line: RawLine) -> Sequence[Passage | Rejected]:
         try:
@@ -209,17 +196,17 @@ class CorpusMaker:
             return [Rejected(line.where, "its text has no words")]
         return pieces
 
-    def _take(self, one: Passage | Rejected, file: CorpusFile, by_text: bool, parts: CorpusParts) -> None:
+    def _take(self, one: Passage | Rejected, source: SourceFile, parts: CorpusParts) -> None:
         """A passage goes into the corpus unless its words were there before; if only its id was, it is rejected."""
         if isinstance(one, Rejected):
             self._reject(one, parts)
             return
-        text = _hash(one.text if by_text else f"{one.title}\x00{one.text}")
+        text = _hash(one.text if source.is_document else f"{one.title}\x00{one.text}")
         identifier = _hash(one.id)
         if text in self._texts:
             self._counts["repeated"] += 1
         elif identifier in self._ids:
-            self._reject(Rejected(file.uri, f"id {one.id!r:.80} was already used for another text"), parts)
+            self._reject(Rejected(source.uri, f"id {one.id!r:.80} was already used for another text"), parts)
         else:
             self._texts.add(text)
             self._ids.add(identifier)
@@ -240,6 +227,8 @@ class CorpusMaker:
             parts.append(f"{counted(counts['cut'], 'long record')} cut")
         if counts["repeated"]:
             parts.append(f"{counts['repeated']:,} left out that repeat another")
+        if counts["left_out"]:
+            parts.append(f"{counted(counts['left_out'], 'file')} left out that hold no passages")
         if counts["rejected"]:
             parts.append(f"{counts['rejected']:,} rejected ({REJECTED} says why)")
         return ", ".join(parts)
@@ -247,44 +236,15 @@ class CorpusMaker:
     def _write_card(self, folder: Path) -> None:
         config = self._config
         settings = config.model_dump(mode="json", include={"sources", "tokenizer", "max_tokens"})
-        names = ("files", "records", "passages", "cut", "repeated", "rejected")
+        names = ("files", "records", "passages", "cut", "repeated", "left_out", "rejected")
         card = {"format": _FORMAT, **settings, **{name: self._counts[name] for name in names}}
         Storage(folder).write(CARD, (json.dumps(card, indent=2) + "\n").encode())
-
-
-def find_source(uri: str) -> Source:
-    """The files with records there, or, if there are none, the documents; of a BEIR data set its corpus alone.
-
-    Raises `CorpusError` if there is neither.
-    """
-    plain = uri.lower().removesuffix(compression(uri))
-    if plain.endswith(DOCUMENTS):
-        return Source(uri, find_documents(uri), True)
-    try:
-        files = corpus_files(uri)
-    except CorpusError as error:
-        if error.code != "corpus.no_file":
-            raise
-        return Source(uri, find_documents(uri), True)
-    return Source(uri, _without_queries(uri, files), False)
-
-
-def _without_queries(uri: str, files: list[CorpusFile]) -> list[CorpusFile]:
-    directory = directory_of(uri, files[0].uri)
-    names = {_unpacked(name_in(directory, file.uri)): file for file in files}
-    if names.keys() >= set(_BEIR):
-        return [file for name, file in names.items() if name == _BEIR[0]]
-    return files
 
 
 def _shared(directories: Sequence[str]) -> str:
     """The innermost directory that all of these are in; empty if there is none: one may be local and one in a store."""
     levels = zip(*(directory.split("/") for directory in directories), strict=False)
     return "/".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels))
-
-
-def _unpacked(name: str) -> str:
-    return name.lower().removesuffix(compression(name))
 
 
 def _hash(text: str) -> bytes:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from regrad.data.files import IS_UTF_16, UTF_16, CorpusFile, compression, files_with, read_whole
+from regrad.data.compression import compression, unpacked
+from regrad.data.files import IS_UTF_16, UTF_16, read_whole
 from regrad.errors import CorpusError
 
 MARKDOWN = (".md", ".markdown", ".mdown")
@@ -38,14 +39,6 @@ class Document:
     place: Callable[[int], str] | None = None
 
 
-def find_documents(uri: str) -> list[CorpusFile]:
-    """The documents below a directory, matching a glob, or the one file; hidden ones are left out, `.x` but not `_x`.
-
-    Raises `CorpusError` if there are none.
-    """
-    return files_with(uri, DOCUMENTS, "of text", hidden=(".",))
-
-
 def directory_of(uri: str, file: str) -> str:
     """Where a file was looked for: the place itself, the directory of the file that it is, or that of its pattern."""
     above = uri.rstrip("/") if file != uri else uri.rpartition("/")[0]
@@ -65,7 +58,7 @@ def read_document(name: str, uri: str) -> list[Document]:
     data = read_whole(uri, _MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise CorpusError(f"it is larger than {_MOST_BYTES >> 20} MiB; cut it into several", code="file_too_large")
-    plain = uri.lower().removesuffix(compression(uri))
+    plain = unpacked(uri)
     title = PurePosixPath(name.removesuffix(compression(name))).stem.replace("_", " ").replace("-", " ")
     if plain.endswith(PDF):
         return _pdf(name, title, data)
