@@ -228,7 +228,7 @@ class CorpusMaker:
         if counts["repeated"]:
             parts.append(f"{counts['repeated']:,} left out that repeat another")
         if counts["left_out"]:
-            parts.append(f"{counted(counts['left_out'], 'file')} left out that hold no passages")
+            parts.append(f"{counted(counts['left_out'], 'file')} left out (their names or endings are of no passages)")
         if counts["rejected"]:
             parts.append(f"{counts['rejected']:,} rejected ({REJECTED} says why)")
         return ", ".join(parts)

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 JSONL, TSV, PARQUET = "jsonl", "tsv", "parquet"
 _LINES = (".jsonl", ".ndjson", ".json-lines", ".jsonlines", ".jl")
 _FORMATS = {**dict.fromkeys(_LINES, JSONL), ".tsv": TSV, ".parquet": PARQUET}
+RECORDS = tuple(_FORMATS)
 # What stands beside data; anything else that a reader leaves out may be data, whatever its ending, and is named.
 _BESIDE_DATA = re.compile(
     r"(^|/)(readme|licen[cs]e|notice|changelog|citation|authors|makefile)(\.(md|rst|txt|cff|html?))?$"
@@ -74,8 +75,8 @@ def corpus_files(uri: str) -> list[CorpusFile]:
 
     What stands beside one and holds no passages (`regrad.data.beside`) is left out, but if it is named itself.
     """
-    found = find_files(uri, tuple(_FORMATS), passages=True)
-    check_found(uri, found, tuple(_FORMATS), "of a corpus")
+    found = find_files(uri, RECORDS, passages=True)
+    check_found(uri, found, RECORDS, "of a corpus")
     if not file_format(found.files[0].uri):
         raise CorpusError(f"{uri} {_misnamed(found.files[0].uri)}", code="wrong_ending", uri=uri)
     return found.files
@@ -153,12 +154,12 @@ def _misnamed(uri: str) -> str:
     if first == b"[":
         return AN_ARRAY
     advice = " (.jsonl if it has one JSON object a line)" if first == b"{" else ""
-    return f"is not a corpus file; give it the right one of these endings{advice}: {_known(tuple(_FORMATS))}"
+    return f"is not a corpus file; give it the right one of these endings{advice}: {_known(RECORDS)}"
 
 
 def file_format(path: str) -> str | None:
     """`jsonl`, `tsv` or `parquet`, as the name says, if it does; in capitals, too."""
-    ending = _ending(path, tuple(_FORMATS))
+    ending = _ending(path, RECORDS)
     return _FORMATS[ending] if ending else None
 
 
@@ -174,8 +175,8 @@ def _ending(path: str, endings: Sequence[str]) -> str | None:
     return None if packed and found and _FORMATS.get(found) == PARQUET else found
 
 
-def _may_be_data(name: str) -> bool:
-    """Whether a file with an ending that is not read may be data all the same."""
+def may_be_data(name: str) -> bool:
+    """Whether a file may be data as its name says, and is not about data, as README is."""
     return not _BESIDE_DATA.search(name)
 
 
@@ -184,7 +185,7 @@ def _tell_left_out(uri: str, found: Found, known: str) -> None:
 
     Once a process: a job looks its corpus up several times.
     """
-    _tell(uri, "not read, for the ending", tuple(filter(_may_be_data, found.others)), f" (read are {known})")
+    _tell(uri, "not read, for the ending", tuple(filter(may_be_data, found.others)), f" (read are {known})")
     _tell(uri, "not read, as it stands beside a corpus and holds no passages", found.beside)
 
 

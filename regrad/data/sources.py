@@ -1,13 +1,19 @@
-"""What a corpus is made of: the files at a place, records and documents."""
+"""What a corpus is made of: the files at a place, those with records and those that are documents."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from regrad.data.compression import unpacked
-from regrad.data.documents import DOCUMENTS, directory_of
-from regrad.data.files import CorpusFile, check_found, corpus_files, find_files
-from regrad.errors import CorpusError
+from regrad.data.documents import DOCUMENTS, directory_of, name_in
+from regrad.data.files import RECORDS, CorpusFile, check_found, corpus_files, find_files, may_be_data
+from regrad.text import listed
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Source:
-    """One of a corpus's sources: its files by path, and how many hold no passages, but stand beside one that does."""
+    """One of a corpus's sources: its files by path, and how many others may be data, but are not read."""
 
     uri: str
     files: list[SourceFile]
@@ -38,22 +44,45 @@ class Source:
 
 
 def find_source(uri: str) -> Source:
-    """The files with records there, or, if there are none, the documents: hidden ones are left out, `.x` but not `_x`.
+    """The files with records and the documents there. Hidden ones are left out: `.x`, and of records also `_x`.
 
-    What holds no passages (`regrad.data.beside`) is neither. Raises `CorpusError` if there is nothing else.
+    So is what holds no passages (`regrad.data.beside`) and, where there are records, what is said of them (README and
+    the like). Raises `CorpusError` if there is nothing else.
     """
-    try:
-        if unpacked(uri).endswith(DOCUMENTS):
-            return _documents(uri)
-        files = [SourceFile(file, False) for file in corpus_files(uri)]
-    except CorpusError as error:
-        if error.code != "corpus.no_file":
-            raise
-        return _documents(uri)
-    return Source(uri, files, len(find_files(uri, (), passages=True).beside))
+    found = find_files(uri, (*RECORDS, *DOCUMENTS), (".",), passages=True)
+    if [file.uri for file in found.files] == [uri]:
+        document = _is_document(uri)
+        return Source(uri, [SourceFile(file, document) for file in (found.files if document else corpus_files(uri))], 0)
+    files = [SourceFile(file, _is_document(file.uri)) for file in found.files]
+    files = [one for one in files if one.is_document or not _has_underscore(uri, one.uri)]
+    about = _about(files)
+    found = replace(found, files=[one.file for one in files if one not in about])
+    check_found(uri, found, (*RECORDS, *DOCUMENTS), "of records or of text")
+    if about:
+        names = listed([name_in(directory_of(uri, one.uri), one.uri) for one in about], _SHOWN)
+        logger.warning("%s: not read, as it tells of the records that it stands beside: %s", uri, names)
+    left_out = len(found.beside) + sum(map(may_be_data, found.others)) + len(about)
+    return Source(uri, [one for one in files if one not in about], left_out)
 
 
-def _documents(uri: str) -> Source:
-    found = find_files(uri, DOCUMENTS, (".",), passages=True)
-    check_found(uri, found, DOCUMENTS, "of text")
-    return Source(uri, [SourceFile(file, True) for file in found.files], len(found.beside))
+def _is_document(uri: str) -> bool:
+    return unpacked(uri).endswith(DOCUMENTS)
+
+
+def _has_underscore(uri: str, file: str) -> bool:
+    return any(part.startswith("_") for part in name_in(directory_of(uri, file), file).split("/"))
+
+
+def _about(files: Sequence[SourceFile]) -> list[SourceFile]:
+    """The documents that, by their names, are about records beside or below them."""
+    above = {directory for one in files if not one.is_document for directory in _directories(one.uri)}
+    return [one for one in files if one.is_document and not may_be_data(one.uri) and _directory(one.uri) in above]
+
+
+def _directory(uri: str) -> str:
+    return uri.rpartition("/")[0]
+
+
+def _directories(uri: str) -> Iterator[str]:
+    while uri := _directory(uri):
+        yield uri

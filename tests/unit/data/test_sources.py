@@ -13,6 +13,7 @@ from regrad.data.corpora import read_passages
 from regrad.data.corpus_maker import CARD, PASSAGES, CorpusConfig, CorpusMaker
 from regrad.data.sources import find_source
 from regrad.errors import CorpusError
+from tests.tools.pdf import pdf
 from tests.tools.refusals import refused
 
 
@@ -53,7 +54,7 @@ def test_of_beirs_data_sets_the_corpora_alone_are_read_wherever_they_lie(
     assert ids == ["one", "two"]
     left_out = (2 if queries else 0) + (0 if place == "*/*.jsonl*" else 2)
     assert (card["files"], card["left_out"], card["rejected"]) == (2, left_out, 0)
-    assert ("left out that hold no passages" in line) == bool(left_out)
+    assert ("of no passages" in line) == bool(left_out)
 
 
 @pytest.mark.parametrize("place", ["", "/", "/*"])
@@ -93,3 +94,36 @@ def test_a_folder_of_a_corpus_that_is_only_called_so_is_read_whole(tmp_path: Pat
     for name in ("corpus", "rejected"):
         (tmp_path / f"{name}.jsonl").write_text(lines({"id": name, "text": "Words."}))
     assert [passage.id for passage in read_passages(str(tmp_path))] == ["corpus", "rejected"]
+
+
+def test_of_a_folder_with_both_records_and_documents_are_taken(tmp_path: Path) -> None:
+    folder = tmp_path / "both"
+    (folder / "deep" / "_posts").mkdir(parents=True)
+    (folder / "docs.jsonl").write_text(lines({"id": "1", "text": "One."}))
+    (folder / "good.md").write_text("# Good\n\nTwo.\n")
+    (folder / "half.pdf").write_bytes(pdf("Three."))
+    (folder / "deep" / "_posts" / "a.txt").write_text("Four.")
+    (folder / "deep" / "_posts" / "a.jsonl").write_text(lines({"id": "hidden", "text": "As names of records are."}))
+    (folder / "deep" / "readme.md").write_text("Five.")
+    ids, card, line = made(tmp_path, folder)
+    assert ids == ["deep/_posts/a.txt:1", "deep/readme.md:1", "1", "good.md:1", "half.pdf:p1"]
+    assert (card["files"], card["records"], card["left_out"], card["rejected"]) == (5, 1, 0, 0)
+    assert "left out" not in line
+    assert made(tmp_path, f"{folder}/*")[0] == ids
+
+
+def test_what_is_not_read_of_a_folder_is_named_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "some"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "docs.jsonl").write_text(lines({"id": "1", "text": "One."}))
+    for name in ("README.md", "data/LICENSE.txt", "table.csv", "notes.docx", "picture.png"):
+        (folder / name).write_text("Words.")
+    with caplog.at_level(logging.WARNING):
+        ids, card, line = made(tmp_path, folder)
+    assert ids == ["1"]
+    assert (card["files"], card["left_out"], card["rejected"]) == (1, 4, 0)
+    assert "4 files left out" in line
+    assert "for the ending: notes.docx, table.csv (" in caplog.text
+    assert "beside: README.md, data/LICENSE.txt" in caplog.text
+    (folder / "data" / "docs.jsonl").unlink()
+    assert made(tmp_path, folder)[0] == ["README.md:1"]
