@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from regrad.data.documents import Document, check_text
+from regrad.data.documents import CHARACTER, LINE, PAGE, Document, check_text
 from regrad.data.passages import Passage
 from regrad.settings import Settings
 
@@ -51,7 +51,8 @@ class Chunker:
         for start, chunk in splitter.chunk_indices(document.text):
             if not _has_words(chunk) or start + len(chunk) <= headings.begin:
                 continue
-            where = document.place(start) if document.place else str(len(ids) + 1)
+            first, _ = document.span(start, start + len(chunk))
+            where = {LINE: str(first), PAGE: f"p{first}", CHARACTER: str(len(ids) + 1)}[document.unit]
             place = f"{document.name}:{where}"
             ids[place] = ids.get(place, 0) + 1
             identifier = place if ids[place] == 1 else f"{place}.{ids[place]}"
@@ -105,7 +106,7 @@ class _Headings:
             for match in _HEADING.finditer(text)
             if not any(start <= match.start() < end for start, end in fenced)
         ]
-        own = document.place is not None and self._found  # of an HTML page its <title> counts
+        own = document.unit != CHARACTER and self._found  # of an HTML page its <title> counts
         self._document = self._found[0][1] if own else document.title
         match = _FRONT_MATTER.match(text)
         self.begin = match.end() if match else 0

@@ -51,7 +51,7 @@ class CorpusConfig(ChunkConfig):
 
 @dataclass(frozen=True)
 class Rejected:
-    """A file or a record that gave no passage, and why."""
+    """A file, or a record or a page of one, that gave no passage, and why."""
 
     where: str
     reason: str
@@ -172,18 +172,16 @@ class CorpusMaker:
             yield [Rejected(source.uri, str(error))] if number >= done else ()
 
     def _document(self, source: SourceFile) -> Iterator[Passage | Rejected]:
-        name = name_in(self._above, source.uri)
-        empty = True
         try:
-            for document in read_document(name, source.uri):
+            for document in read_document(name_in(self._above, source.uri), source.uri):
+                empty = True
                 for passage in self._chunker.document(document):
                     empty = False
                     yield passage
+                if empty:
+                    yield Rejected(*document.wordless(source.uri))
         except CorpusError as error:
             yield Rejected(source.uri, str(error))
-            return
-        if empty:
-            yield Rejected(source.uri, "it has no words")
 
     def _record(self, line: RawLine) -> Sequence[Passage | Rejected]:
         try:

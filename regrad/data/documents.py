@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -25,18 +25,35 @@ _NO_TEXT_OF_A_PAGE = ("script", "style", "noscript", "template", "nav", "head")
 _INSTALL = "reading {} needs another library: pip install 'regrad[documents]'"
 
 
+LINE, PAGE, CHARACTER = "line", "page", "character"
+
+
 @dataclass(frozen=True)
 class Document:
-    """What a file says, or a page of it.
-
-    `place` is what a position in the text is called: a line, a page. None where positions have no names.
-    """
+    """What a file says, or a page of it. `unit` is what its places are counted in: of HTML only characters are left."""
 
     name: str
     title: str
     text: str
     is_markdown: bool = False
-    place: Callable[[int], str] | None = None
+    unit: str = LINE
+    page: int = 0
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """The first and the last unit, from 1, of the characters from `start` to before `end`."""
+        if self.unit == PAGE:
+            return self.page, self.page
+        if self.unit == CHARACTER:
+            return start + 1, end
+        first = self.text.count("\n", 0, start) + 1
+        return first, first + self.text.count("\n", start, end)
+
+    def wordless(self, uri: str) -> tuple[str, str]:
+        """Where there is nothing to read, and what is wrong there."""
+        if self.unit != PAGE:
+            return uri, "it has no words"
+        scanned = "it has no text layer (blank, or scanned?); run OCR on the file, for example ocrmypdf"
+        return f"{uri} page {self.page}", "it has no words" if self.text.strip() else scanned
 
 
 def directory_of(uri: str, file: str) -> str:
@@ -51,7 +68,7 @@ def name_in(directory: str, file: str) -> str:
 
 
 def read_document(name: str, uri: str) -> list[Document]:
-    """One, or of a PDF file one a page: no passage is of two pages, so that it can be cited.
+    """One, or of a PDF file one a page, with those that have no text: no passage is of two, so that it can be cited.
 
     Raises `CorpusError` for what is not text, or is larger than a document should be; the error does not name the file.
     """
@@ -65,7 +82,7 @@ def read_document(name: str, uri: str) -> list[Document]:
     if plain.endswith(HTML):
         return [_html(name, title, data)]
     text = _checked(_decoded(data))
-    return [Document(name, title, text, plain.endswith(MARKDOWN), lambda at: str(text.count("\n", 0, at) + 1))]
+    return [Document(name, title, text, plain.endswith(MARKDOWN))]
 
 
 def _decoded(data: bytes) -> str:
@@ -118,7 +135,7 @@ def _html(name: str, title: str, data: bytes) -> Document:
     except Exception as error:  # as of a PDF file
         reason = "its elements are nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise CorpusError(f"it cannot be read as HTML: {reason}", code="damaged") from error
-    return Document(name, heading or title, _checked(text), is_markdown=True)
+    return Document(name, heading or title, _checked(text), is_markdown=True, unit=CHARACTER)
 
 
 def _pdf(name: str, title: str, data: bytes) -> list[Document]:
@@ -142,11 +159,7 @@ def _pdf(name: str, title: str, data: bytes) -> list[Document]:
         text = f"its {many} have no text layer (scanned?); run OCR first, for example ocrmypdf"
         raise CorpusError(text, code="no_text_layer")
     title = str(heading).strip() or title
-    return [Document(name, title, _checked(page), place=_page(number)) for number, page in enumerate(pages, start=1)]
-
-
-def _page(number: int) -> Callable[[int], str]:
-    return lambda at: f"p{number}"
+    return [Document(name, title, _checked(page), unit=PAGE, page=number) for number, page in enumerate(pages, start=1)]
 
 
 def _within(pages: Iterator[str]) -> Iterator[str]:
