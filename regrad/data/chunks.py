@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from pydantic import Field
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
@@ -28,6 +29,14 @@ class ChunkConfig(Settings):
     max_tokens: int = Field(200, ge=16, description="the longest passage, in tokens")
 
 
+class Piece(NamedTuple):
+    """A passage, and which characters of the text that was cut it is: from `start` to before `end`."""
+
+    passage: Passage
+    start: int
+    end: int
+
+
 class Chunker:
     """Cuts texts into pieces of at most `max_tokens` tokens of a tokenizer; without one a token is a word."""
 
@@ -38,7 +47,7 @@ class Chunker:
             kind.from_huggingface_tokenizer(self._tokenizer, max_tokens) for kind in (TextSplitter, MarkdownSplitter)
         )
 
-    def document(self, document: Document) -> Iterator[Passage]:
+    def document(self, document: Document) -> Iterator[Piece]:
         """Those pieces that have words.
 
         The id is the document's name and the place (`march.md:12`, `report.pdf:p3`; `page.html:2` is the second piece),
@@ -51,23 +60,27 @@ class Chunker:
         for start, chunk in splitter.chunk_indices(document.text):
             if not _has_words(chunk) or start + len(chunk) <= headings.begin:
                 continue
-            first, _ = document.span(start, start + len(chunk))
+            end = start + len(chunk)
+            first, _ = document.span(start, end)
             where = {LINE: str(first), PAGE: f"p{first}", CHARACTER: str(len(ids) + 1)}[document.unit]
             place = f"{document.name}:{where}"
             ids[place] = ids.get(place, 0) + 1
             identifier = place if ids[place] == 1 else f"{place}.{ids[place]}"
-            yield Passage(identifier, headings.title(start), chunk)
+            yield Piece(Passage(identifier, headings.title(start), chunk), start, end)
 
-    def record(self, passage: Passage) -> list[Passage]:
+    def record(self, passage: Passage) -> list[Piece]:
         """The passage itself if it is short enough, else its pieces: their ids are its own with `#1`, `#2`, ...
 
         Raises `CorpusError` if the text is none.
         """
         check_text(passage.text)
         if self._is_short(passage.text):
-            return [passage]
-        chunks = [chunk for _, chunk in self._plain.chunk_indices(passage.text) if _has_words(chunk)]
-        return [replace(passage, id=f"{passage.id}#{n}", text=chunk) for n, chunk in enumerate(chunks, start=1)]
+            return [Piece(passage, 0, len(passage.text))]
+        chunks = [(start, chunk) for start, chunk in self._plain.chunk_indices(passage.text) if _has_words(chunk)]
+        return [
+            Piece(replace(passage, id=f"{passage.id}#{n}", text=chunk), start, start + len(chunk))
+            for n, (start, chunk) in enumerate(chunks, start=1)
+        ]
 
     def _is_short(self, text: str) -> bool:
         if len(text) < self._most and text.isascii():  # a token is a character or more, but for one at the start

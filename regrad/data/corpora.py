@@ -135,7 +135,9 @@ class TsvReader:
             record, problem = (b"", LINE_TOO_LONG) if cut else self._read(data)
             if record or problem:
                 read_bytes, self._read_bytes = self._read_bytes, 0
-                yield RawLine(self._uri, number, record or shown(data).encode(), read_bytes, problem)
+                yield RawLine(
+                    self._uri, number, record or shown(data).encode(), read_bytes, problem, last_line=self._number
+                )
 
     def _read(self, data: bytes) -> tuple[bytes, str]:
         """The record of the row that begins with this line, or what is wrong with it; neither for a header."""
@@ -209,3 +211,8 @@ def read_raw(uri: str) -> Iterator[RawLine]:
     if kind == PARQUET:
         return read_parquet(uri)
     return iter(TsvReader(uri, each_line(uri))) if kind == TSV else raw_lines(uri)
+
+
+def unit_of_records(uri: str) -> str:
+    """What the records of a file are counted in."""
+    return "row" if file_format(uri) == PARQUET else "line"

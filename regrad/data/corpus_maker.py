@@ -8,6 +8,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate, takewhile
@@ -21,6 +22,7 @@ from regrad.data.corpora import read_raw
 from regrad.data.corpus_parts import CorpusParts, Reached
 from regrad.data.documents import name_in, read_document
 from regrad.data.jsonl import RawLine, encode_jsonl, read_jsonl
+from regrad.data.passage_sources import SOURCES, PassageSource
 from regrad.data.passages import Passage, encode_passages
 from regrad.data.sources import SourceFile, find_source
 from regrad.errors import CorpusError
@@ -32,9 +34,12 @@ from regrad.text import counted
 CARD = "card.json"
 PASSAGES = "corpus.jsonl"
 REJECTED = "rejected.jsonl"
-_FORMAT = 1
+_JOINED = (PASSAGES, SOURCES, REJECTED)
+_FORMAT = 2
 _EVERY_SECONDS = 10.0
 _HASH_BYTES = 16
+_PLACE_BYTES = 10
+_LINES = 1 << 48  # more than a file has; what is above them is the number of the file
 _PACKAGES = ("regrad", "semantic-text-splitter", "tokenizers", "beautifulsoup4", "markdownify", "pypdf")
 
 
@@ -42,7 +47,7 @@ class CorpusConfig(ChunkConfig):
     """`regrad corpus`: what is read, and how it is cut."""
 
     sources: tuple[Location, ...] = Field(min_length=1, description="files, directories and globs, on any storage URI")
-    output: Location = Field(description="a directory: corpus.jsonl, rejected.jsonl and card.json")
+    output: Location = Field(description="a directory: corpus.jsonl, sources.jsonl, rejected.jsonl and card.json")
     tokenizer: str | None = Field(
         None, description="a model's directory or hub name, or a tokenizer.json; null: a token is a word"
     )
@@ -57,13 +62,17 @@ class Rejected:
     reason: str
 
 
+_Found = tuple[Passage, PassageSource] | Rejected
+"""What a file gives."""
+
+
 class CorpusMaker:
     """Writes `config.output`, whole or not at all; `say` hears how far it is.
 
     Documents are cut between sentences. A record that is short enough is kept as it is, a longer one is cut into pieces
     whose ids are its own with `#1`, `#2`, ... What says the same again is left out: of records title and text, of
-    documents the text. The corpus is streamed; kept in memory are two hashes of 16 bytes for each passage. Stopped at
-    any point, it goes on where the last run was (`regrad.data.corpus_parts`), to the same bytes.
+    documents the text. The corpus is streamed; kept in memory are two hashes of 16 bytes for each passage, and its
+    place. Stopped at any point, it goes on where the last run was (`regrad.data.corpus_parts`), to the same bytes.
     """
 
     def __init__(self, config: CorpusConfig, tokenizer: Tokenizer | None, say: Callable[[str], None]) -> None:
@@ -73,7 +82,8 @@ class CorpusMaker:
         self._say = say
         self._counts: Counter[str] = Counter()
         self._texts: set[bytes] = set()
-        self._ids: set[bytes] = set()
+        self._ids: dict[bytes, int] = {}  # and where each is from
+        self._files: list[SourceFile] = []
         self._above = ""  # the directory from which documents are named: the one that all sources are in
         self._first = ""  # what was wrong with the first that was rejected
         self._said = time.monotonic()
@@ -89,19 +99,19 @@ class CorpusMaker:
         check_replaceable(config.output, CARD)
         sources = [find_source(uri) for uri in config.sources]  # a wrong path stops before hours of work
         self._above = _shared([source.directory for source in sources])
-        files = [file for source in sources for file in source.files]
+        self._files = files = [file for source in sources for file in source.files]
         with exclusive(Storage(config.output), self._busy):
             parts = CorpusParts(config.output, self._keys(files))
             reached = self._go_on(parts)
             self._counts["left_out"] = sum(source.left_out for source in sources)
-            self._take_all(files, reached, parts)
+            self._take_all(reached, parts)
             if not self._counts["passages"]:
                 parts.remove()
                 text = f"{', '.join(config.sources)}: no passage can be made of it"
                 raise CorpusError(f"{text}; {self._first or 'it is empty'}", code="empty", uri=config.sources[0])
             with directory_writer(config.output, CARD, parts.uri) as folder:
-                with open(folder / PASSAGES, "wb") as passages, open(folder / REJECTED, "wb") as rejected:
-                    parts.join(passages, rejected)
+                with ExitStack() as stack:
+                    parts.join(*(stack.enter_context(open(folder / name, "wb")) for name in _JOINED))
                 self._write_card(folder)
             parts.remove()
         return f"corpus at {config.output}: {self._summary()}"
@@ -125,10 +135,10 @@ class CorpusMaker:
         reached = Reached()
         for part, hashes in parts.valid(self._config.strict):
             reached = part
-            for start in range(0, len(hashes), 2 * _HASH_BYTES):
-                middle = start + _HASH_BYTES
+            for start in range(0, len(hashes), 2 * _HASH_BYTES + _PLACE_BYTES):
+                middle, end = start + _HASH_BYTES, start + 2 * _HASH_BYTES
                 self._texts.add(hashes[start:middle])
-                self._ids.add(hashes[middle : middle + _HASH_BYTES])
+                self._ids[hashes[middle:end]] = int.from_bytes(hashes[end : end + _PLACE_BYTES])
         self._counts, self._first = Counter(reached.counts), reached.first
         if others := parts.discard_others():
             self._say(f"settings or files have changed: {counted(others, 'part')} of an earlier run will be made again")
@@ -136,8 +146,9 @@ class CorpusMaker:
             self._say(f"going on after {self._summary()}, made by an earlier run")
         return reached
 
-    def _take_all(self, files: Sequence[SourceFile], reached: Reached, parts: CorpusParts) -> None:
+    def _take_all(self, reached: Reached, parts: CorpusParts) -> None:
         """What the files give, but for what an earlier run has taken, goes into parts."""
+        files = self._files
         before = list(accumulate((source.file.bytes for source in files), initial=0))
         for number in range(reached.files, len(files)):
             source = files[number]
@@ -146,7 +157,7 @@ class CorpusMaker:
             self._read_bytes = before[number]
             for items, found in enumerate(self._items(source, done), start=1):
                 for one in found:
-                    self._take(one, source, parts)
+                    self._take(one, number, parts)
                 if items > done and parts.full:
                     parts.write(self._reached(number, items))
                 if time.monotonic() - self._said > _EVERY_SECONDS:
@@ -158,58 +169,68 @@ class CorpusMaker:
     def _reached(self, files: int, items: int) -> Reached:
         return Reached(files=files, items=items, counts=dict(self._counts), first=self._first)
 
-    def _items(self, source: SourceFile, done: int) -> Iterator[Iterable[Passage | Rejected]]:
+    def _items(self, source: SourceFile, done: int) -> Iterator[Iterable[_Found]]:
         """What each record of a file gives, or the document that it is; of the first `done` of them nothing."""
+        name = name_in(self._above, source.uri)
         if source.is_document:
-            yield self._document(source) if not done else ()
+            yield self._document(name, source.uri) if not done else ()
             return
         number = 0
         try:
             for number, line in enumerate(read_raw(source.uri), start=1):
                 self._read_bytes += line.read_bytes
-                yield self._record(line) if number > done else ()
+                yield self._record(name, line) if number > done else ()
         except CorpusError as error:  # the file, from here on
             yield [Rejected(source.uri, str(error))] if number >= done else ()
 
-    def _document(self, source: SourceFile) -> Iterator[Passage | Rejected]:
+    def _document(self, name: str, uri: str) -> Iterator[_Found]:
         try:
-            for document in read_document(name_in(self._above, source.uri), source.uri):
+            for document in read_document(name, uri):
                 empty = True
-                for passage in self._chunker.document(document):
+                for passage, start, end in self._chunker.document(document):
                     empty = False
-                    yield passage
+                    span = document.span(start, end)
+                    yield passage, PassageSource(passage.id, name, document.unit, *span, start, end)
                 if empty:
-                    yield Rejected(*document.wordless(source.uri))
+                    yield Rejected(*document.wordless(uri))
         except CorpusError as error:
-            yield Rejected(source.uri, str(error))
+            yield Rejected(uri, str(error))
 
-    def _record(self, line: RawLine) -> Sequence[Passage | Rejected]:
+    def _record(self, name: str, line: RawLine) -> Sequence[_Found]:
         try:
             pieces = self._chunker.record(Passage.from_record(line.decode(), line.where))
         except CorpusError as error:
             return [Rejected(line.where, str(error).removeprefix(line.where).lstrip(": "))]
         self._counts["records"] += 1
         self._counts["cut"] += len(pieces) > 1
-        if not any(any(map(str.isalnum, piece.text)) for piece in pieces):
+        if not any(any(map(str.isalnum, piece.passage.text)) for piece in pieces):
             return [Rejected(line.where, "its text has no words")]
-        return pieces
+        return [
+            (passage, PassageSource(passage.id, name, line.unit, line.number, line.last, start, end))
+            for passage, start, end in pieces
+        ]
 
-    def _take(self, one: Passage | Rejected, source: SourceFile, parts: CorpusParts) -> None:
+    def _take(self, one: _Found, number: int, parts: CorpusParts) -> None:
         """A passage goes into the corpus unless its words were there before; if only its id was, it is rejected."""
         if isinstance(one, Rejected):
             self._reject(one, parts)
             return
-        text = _hash(one.text if source.is_document else f"{one.title}\x00{one.text}")
-        identifier = _hash(one.id)
+        passage, place = one
+        file = self._files[number]
+        text = _hash(passage.text if file.is_document else f"{passage.title}\x00{passage.text}")
+        identifier = _hash(passage.id)
         if text in self._texts:
             self._counts["repeated"] += 1
         elif identifier in self._ids:
-            self._reject(Rejected(source.uri, f"id {one.id!r:.80} was already used for another text"), parts)
+            first, line = divmod(self._ids[identifier], _LINES)
+            reason = f"id {passage.id!r:.80} was already used for another text, at {self._files[first].where(line)}"
+            self._reject(Rejected(file.where(place.first), reason), parts)
         else:
             self._texts.add(text)
-            self._ids.add(identifier)
+            self._ids[identifier] = at = number * _LINES + place.first
             self._counts["passages"] += 1
-            parts.add(encode_passages([one]), text + identifier)
+            hashes = text + identifier + at.to_bytes(_PLACE_BYTES)
+            parts.add(encode_passages([passage]), place.encoded(), hashes)
 
     def _reject(self, one: Rejected, parts: CorpusParts) -> None:
         if self._config.strict:

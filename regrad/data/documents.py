@@ -56,6 +56,12 @@ class Document:
         return f"{uri} page {self.page}", "it has no words" if self.text.strip() else scanned
 
 
+def unit_of(uri: str) -> str:
+    """What the places of a document are counted in, as its name says."""
+    plain = unpacked(uri)
+    return PAGE if plain.endswith(PDF) else CHARACTER if plain.endswith(HTML) else LINE
+
+
 def directory_of(uri: str, file: str) -> str:
     """Where a file was looked for: the place itself, the directory of the file that it is, or that of its pattern."""
     above = uri.rstrip("/") if file != uri else uri.rpartition("/")[0]

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from regrad.data.compression import unpacked
-from regrad.data.documents import DOCUMENTS, directory_of, name_in
+from regrad.data.corpora import unit_of_records
+from regrad.data.documents import CHARACTER, DOCUMENTS, directory_of, name_in, unit_of
 from regrad.data.files import RECORDS, CorpusFile, check_found, corpus_files, find_files, may_be_data
 from regrad.text import listed
 
@@ -27,6 +28,11 @@ class SourceFile:
     def uri(self) -> str:
         """Where it is."""
         return self.file.uri
+
+    def where(self, number: int) -> str:
+        """The file, and its line, row or page of this number; of HTML, whose places have no numbers, the file alone."""
+        unit = unit_of(self.uri) if self.is_document else unit_of_records(self.uri)
+        return self.uri if unit == CHARACTER else f"{self.uri} {unit} {number}"
 
 
 @dataclass(frozen=True)
