@@ -211,8 +211,3 @@ def read_raw(uri: str) -> Iterator[RawLine]:
     if kind == PARQUET:
         return read_parquet(uri)
     return iter(TsvReader(uri, each_line(uri))) if kind == TSV else raw_lines(uri)
-
-
-def unit_of_records(uri: str) -> str:
-    """What the records of a file are counted in."""
-    return "row" if file_format(uri) == PARQUET else "line"

@@ -18,7 +18,6 @@ from pydantic import Field
 from tokenizers import Tokenizer
 
 from regrad.data.chunks import ChunkConfig, Chunker
-from regrad.data.corpora import read_raw
 from regrad.data.corpus_parts import CorpusParts, Reached
 from regrad.data.documents import name_in, read_document
 from regrad.data.jsonl import RawLine, encode_jsonl, read_jsonl
@@ -177,7 +176,7 @@ class CorpusMaker:
             return
         number = 0
         try:
-            for number, line in enumerate(read_raw(source.uri), start=1):
+            for number, line in enumerate(source.records(), start=1):
                 self._read_bytes += line.read_bytes
                 yield self._record(name, line) if number > done else ()
         except CorpusError as error:  # the file, from here on

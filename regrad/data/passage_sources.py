@@ -18,8 +18,9 @@ SOURCES = "sources.jsonl"
 class PassageSource:
     """The place of a passage.
 
-    `first` to `last`, from 1, are the lines, rows, pages or, as `unit` says, characters of the file (of HTML: of its
-    text) that it is from; `start` to before `end` are the characters of the document, the page or the record's text.
+    `first` to `last`, from 1, are the lines, rows, items, pages or, as `unit` says, characters of the file (of HTML: of
+    its text) that it is from; `start` to before `end` are the characters of the document, the page or the record's
+    text.
     """
 
     id: str

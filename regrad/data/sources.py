@@ -7,13 +7,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from regrad.data.compression import unpacked
-from regrad.data.corpora import unit_of_records
-from regrad.data.documents import CHARACTER, DOCUMENTS, directory_of, name_in, unit_of
-from regrad.data.files import RECORDS, CorpusFile, check_found, corpus_files, find_files, may_be_data
+from regrad.data.corpora import read_raw
+from regrad.data.documents import CHARACTER, DOCUMENTS, LINE, directory_of, name_in, unit_of
+from regrad.data.files import (
+    PARQUET,
+    RECORDS,
+    CorpusFile,
+    check_found,
+    corpus_files,
+    file_format,
+    find_files,
+    may_be_data,
+)
+from regrad.data.json_files import ITEM, JSON, is_json, read_json
+from regrad.data.jsonl import RawLine
 from regrad.text import listed
 
 logger = logging.getLogger(__name__)
 
+_READ = (*RECORDS, *JSON, *DOCUMENTS)
 _SHOWN = 5
 
 
@@ -29,9 +41,16 @@ class SourceFile:
         """Where it is."""
         return self.file.uri
 
+    def records(self) -> Iterator[RawLine]:
+        """Its records in order, good and bad; raises `CorpusError` if the file cannot be read."""
+        return read_json(self.uri) if is_json(self.uri) else read_raw(self.uri)
+
     def where(self, number: int) -> str:
-        """The file, and its line, row or page of this number; of HTML, whose places have no numbers, the file alone."""
-        unit = unit_of(self.uri) if self.is_document else unit_of_records(self.uri)
+        """The file, and its line, row, item or page of this number; HTML has no such places."""
+        if self.is_document:
+            unit = unit_of(self.uri)
+        else:
+            unit = ITEM if is_json(self.uri) else "row" if file_format(self.uri) == PARQUET else LINE
         return self.uri if unit == CHARACTER else f"{self.uri} {unit} {number}"
 
 
@@ -55,15 +74,16 @@ def find_source(uri: str) -> Source:
     So is what holds no passages (`regrad.data.beside`) and, where there are records, what is said of them (README and
     the like). Raises `CorpusError` if there is nothing else.
     """
-    found = find_files(uri, (*RECORDS, *DOCUMENTS), (".",), passages=True)
+    found = find_files(uri, _READ, (".",), passages=True)
     if [file.uri for file in found.files] == [uri]:
         document = _is_document(uri)
-        return Source(uri, [SourceFile(file, document) for file in (found.files if document else corpus_files(uri))], 0)
+        alone = found.files if document or is_json(uri) else corpus_files(uri)  # which refuses a wrong name
+        return Source(uri, [SourceFile(file, document) for file in alone], 0)
     files = [SourceFile(file, _is_document(file.uri)) for file in found.files]
     files = [one for one in files if one.is_document or not _has_underscore(uri, one.uri)]
     about = _about(files)
     found = replace(found, files=[one.file for one in files if one not in about])
-    check_found(uri, found, (*RECORDS, *DOCUMENTS), "of records or of text")
+    check_found(uri, found, _READ, "of records or of text")
     if about:
         names = listed([name_in(directory_of(uri, one.uri), one.uri) for one in about], _SHOWN)
         logger.warning("%s: not read, as it tells of the records that it stands beside: %s", uri, names)
@@ -80,8 +100,9 @@ def _has_underscore(uri: str, file: str) -> bool:
 
 
 def _about(files: Sequence[SourceFile]) -> list[SourceFile]:
-    """The documents that, by their names, are about records beside or below them."""
-    above = {directory for one in files if not one.is_document for directory in _directories(one.uri)}
+    """The documents that, by their names, are about records beside or below them; a .json file may be anything."""
+    records = [one for one in files if not one.is_document and not is_json(one.uri)]
+    above = {directory for one in records for directory in _directories(one.uri)}
     return [one for one in files if one.is_document and not may_be_data(one.uri) and _directory(one.uri) in above]
 
 
