@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 from pydantic import Field
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
 
 from regrad.data.documents import CHARACTER, LINE, PAGE, Document, check_text
 from regrad.data.passages import Passage
@@ -21,6 +20,10 @@ from regrad.settings import Settings
 _HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
 _FENCED = re.compile(r"^(`{3,}|~{3,}).*?(^\1|\Z)", re.MULTILINE | re.DOTALL)
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+# The long vowel of kana is of no script.
+_WITHOUT_SPACES = (
+    r"\p{Han}\p{Bopomofo}\p{Hiragana}\p{Katakana}\u30FC\uFF70\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+)
 
 
 class ChunkConfig(Settings):
@@ -97,10 +100,10 @@ def _counting(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _words() -> Tokenizer:
-    """A token for each word, and for each sign of a script without spaces."""
+    """A token for each word, and for each sign of a script without spaces between words, with its marks."""
     words = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    words.normalizer = BertNormalizer(clean_text=False, handle_chinese_chars=True, strip_accents=False, lowercase=False)
-    words.pre_tokenizer = WhitespaceSplit()
+    signs = Split(Regex(rf"[{_WITHOUT_SPACES}]\p{{M}}*"), "isolated")
+    words.pre_tokenizer = Sequence([WhitespaceSplit(), signs])  # type: ignore[assignment]
     return words
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
@@ -151,3 +153,29 @@ def test_a_script_without_spaces_is_cut_by_its_signs(tmp_path: Path) -> None:
     assert "".join(p["text"] for p in passages) == text
     assert 5 <= len(passages) <= 40
     assert all(p["text"].endswith("。") for p in passages)
+
+
+@pytest.mark.parametrize(
+    ("word", "signs"),
+    [
+        ("ภาษาไทยเป็นภาษาที่สวยงาม", 20),
+        ("ພາສາລາວ", 7),
+        ("ភាសាខ្មែរ", 5),
+        ("မြန်မာ", 3),
+        ("ひらがなカタカナー", 9),
+        ("ｶﾀｶﾅｰ", 5),
+        ("時々", 2),
+        ("བོད", 2),
+    ],
+    ids=["Thai", "Lao", "Khmer", "Myanmar", "kana", "half-width kana", "Chinese that repeats", "Tibetan"],
+)
+def test_of_a_script_without_spaces_each_sign_with_its_marks_is_a_token(tmp_path: Path, word: str, signs: int) -> None:
+    text = "".join(f"{word}{number}" for number in range(1000))
+    passages, _ = make(tmp_path, write(tmp_path / "a.jsonl", {"id": "1", "text": text}), max_tokens=100)
+    assert "".join(p["text"] for p in passages) == text
+    tokens = [
+        sum(unicodedata.category(sign)[0] == "L" for sign in p["text"]) + len(re.findall("[0-9]+", p["text"]))
+        for p in passages
+    ]
+    assert sum(tokens) >= (signs + 1) * 1000 and 80 < max(tokens) <= 100
+    assert len(passages) <= 13 * (signs + 1)
