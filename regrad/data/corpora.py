@@ -200,9 +200,17 @@ def read_passages(uri: str) -> Iterator[Passage]:
     for file in corpus_files(uri):
         for record in read_raw(file.uri):
             empty = False
-            yield Passage.from_record(record.decode(), record.where)
+            yield _passage(record)
     if empty:
         raise CorpusError(f"{uri}: the corpus is empty", code="empty", uri=uri)
+
+
+def _passage(record: RawLine) -> Passage:
+    try:
+        return Passage.from_record(record.decode(), record.where)
+    except CorpusError as error:
+        error.args = (f"{error}; mend the {record.unit}, or run the file through `regrad corpus`, which leaves it out",)
+        raise
 
 
 def read_raw(uri: str) -> Iterator[RawLine]:
