@@ -17,10 +17,11 @@ from regrad.settings import parse_settings
 def corpus(sources: tuple[str, ...], output: str, tokenizer: str | None, max_tokens: int, strict: bool) -> None:
     """Make passages from SOURCES: files, directories, globs and storage URIs.
 
-    Reads records (.jsonl, .tsv, .parquet; the layouts of DPR, BEIR, FlashRAG and Pyserini) and documents (text,
+    Reads records (.jsonl, .json, .tsv, .parquet; the layouts of DPR, BEIR, FlashRAG and Pyserini) and documents (text,
     Markdown, HTML, PDF). Documents and long records are split between sentences, duplicates are dropped, and what
     cannot be used is listed with the reason in rejected.jsonl. `regrad index` and `regrad build` take `corpus.jsonl` in
-    OUTPUT. Stopped at any point, the same command goes on where it was.
+    OUTPUT; `sources.jsonl` has the file and the lines of each passage. Stopped at any point, the same command goes on
+    where it was.
     """
     from regrad.data.corpus_maker import CorpusConfig, CorpusMaker
 

@@ -5,27 +5,39 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from pydantic import Field
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
 
-from regrad.data.documents import Document, check_text
+from regrad.data.documents import CHARACTER, LINE, PAGE, Document, check_text
 from regrad.data.passages import Passage
 from regrad.settings import Settings
 
 _HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
 _FENCED = re.compile(r"^(`{3,}|~{3,}).*?(^\1|\Z)", re.MULTILINE | re.DOTALL)
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+# The long vowel of kana is of no script.
+_WITHOUT_SPACES = (
+    r"\p{Han}\p{Bopomofo}\p{Hiragana}\p{Katakana}\u30FC\uFF70\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+)
 
 
 class ChunkConfig(Settings):
     """How texts are cut into passages."""
 
     max_tokens: int = Field(200, ge=16, description="the longest passage, in tokens")
+
+
+class Piece(NamedTuple):
+    """A passage, and which characters of the text that was cut it is: from `start` to before `end`."""
+
+    passage: Passage
+    start: int
+    end: int
 
 
 class Chunker:
@@ -38,7 +50,7 @@ class Chunker:
             kind.from_huggingface_tokenizer(self._tokenizer, max_tokens) for kind in (TextSplitter, MarkdownSplitter)
         )
 
-    def document(self, document: Document) -> Iterator[Passage]:
+    def document(self, document: Document) -> Iterator[Piece]:
         """Those pieces that have words.
 
         The id is the document's name and the place (`march.md:12`, `report.pdf:p3`; `page.html:2` is the second piece),
@@ -51,22 +63,27 @@ class Chunker:
         for start, chunk in splitter.chunk_indices(document.text):
             if not _has_words(chunk) or start + len(chunk) <= headings.begin:
                 continue
-            where = document.place(start) if document.place else str(len(ids) + 1)
+            end = start + len(chunk)
+            first, _ = document.span(start, end)
+            where = {LINE: str(first), PAGE: f"p{first}", CHARACTER: str(len(ids) + 1)}[document.unit]
             place = f"{document.name}:{where}"
             ids[place] = ids.get(place, 0) + 1
             identifier = place if ids[place] == 1 else f"{place}.{ids[place]}"
-            yield Passage(identifier, headings.title(start), chunk)
+            yield Piece(Passage(identifier, headings.title(start), chunk), start, end)
 
-    def record(self, passage: Passage) -> list[Passage]:
+    def record(self, passage: Passage) -> list[Piece]:
         """The passage itself if it is short enough, else its pieces: their ids are its own with `#1`, `#2`, ...
 
         Raises `CorpusError` if the text is none.
         """
         check_text(passage.text)
         if self._is_short(passage.text):
-            return [passage]
-        chunks = [chunk for _, chunk in self._plain.chunk_indices(passage.text) if _has_words(chunk)]
-        return [replace(passage, id=f"{passage.id}#{n}", text=chunk) for n, chunk in enumerate(chunks, start=1)]
+            return [Piece(passage, 0, len(passage.text))]
+        chunks = [(start, chunk) for start, chunk in self._plain.chunk_indices(passage.text) if _has_words(chunk)]
+        return [
+            Piece(replace(passage, id=f"{passage.id}#{n}", text=chunk), start, start + len(chunk))
+            for n, (start, chunk) in enumerate(chunks, start=1)
+        ]
 
     def _is_short(self, text: str) -> bool:
         if len(text) < self._most and text.isascii():  # a token is a character or more, but for one at the start
@@ -83,10 +100,10 @@ def _counting(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _words() -> Tokenizer:
-    """A token for each word, and for each sign of a script without spaces."""
+    """A token for each word, and for each sign of a script without spaces between words, with its marks."""
     words = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    words.normalizer = BertNormalizer(clean_text=False, handle_chinese_chars=True, strip_accents=False, lowercase=False)
-    words.pre_tokenizer = WhitespaceSplit()
+    signs = Split(Regex(rf"[{_WITHOUT_SPACES}]\p{{M}}*"), "isolated")
+    words.pre_tokenizer = Sequence([WhitespaceSplit(), signs])  # type: ignore[assignment]
     return words
 
 
@@ -105,7 +122,7 @@ class _Headings:
             for match in _HEADING.finditer(text)
             if not any(start <= match.start() < end for start, end in fenced)
         ]
-        own = document.place is not None and self._found  # of an HTML page its <title> counts
+        own = document.unit != CHARACTER and self._found  # of an HTML page its <title> counts
         self._document = self._found[0][1] if own else document.title
         match = _FRONT_MATTER.match(text)
         self.begin = match.end() if match else 0

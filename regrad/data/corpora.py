@@ -135,7 +135,9 @@ class TsvReader:
             record, problem = (b"", LINE_TOO_LONG) if cut else self._read(data)
             if record or problem:
                 read_bytes, self._read_bytes = self._read_bytes, 0
-                yield RawLine(self._uri, number, record or shown(data).encode(), read_bytes, problem)
+                yield RawLine(
+                    self._uri, number, record or shown(data).encode(), read_bytes, problem, last_line=self._number
+                )
 
     def _read(self, data: bytes) -> tuple[bytes, str]:
         """The record of the row that begins with this line, or what is wrong with it; neither for a header."""
@@ -198,9 +200,17 @@ def read_passages(uri: str) -> Iterator[Passage]:
     for file in corpus_files(uri):
         for record in read_raw(file.uri):
             empty = False
-            yield Passage.from_record(record.decode(), record.where)
+            yield _passage(record)
     if empty:
         raise CorpusError(f"{uri}: the corpus is empty", code="empty", uri=uri)
+
+
+def _passage(record: RawLine) -> Passage:
+    try:
+        return Passage.from_record(record.decode(), record.where)
+    except CorpusError as error:
+        error.args = (f"{error}; mend the {record.unit}, or run the file through `regrad corpus`, which leaves it out",)
+        raise
 
 
 def read_raw(uri: str) -> Iterator[RawLine]:

@@ -1,7 +1,8 @@
 """What `regrad corpus` has made so far: parts beside its output, so that a run that was stopped goes on after the last.
 
 A part is one file, written whole or not at all. Its first line says how far the corpus was made when it was written;
-then come the hashes of the passages since the part before, the passages themselves, and what was rejected. A part is
+then come the hashes of the passages since the part before, the passages themselves, where they are from, and what was
+rejected. A part is
 valid as long as all that it and those before it were made of is what it was: its `key` is a hash of the settings and of
 the versions of the files up to there. When all files are done, the parts are joined.
 """
@@ -35,11 +36,12 @@ class Reached(Settings):
 
 
 class _Head(Reached):
-    """The first line of a part, with the bytes of its hashes and of its passages."""
+    """The first line of a part, with the bytes of its hashes, of its passages and of where they are from."""
 
     key: str
     hashes: int
     passages: int
+    sources: int
 
 
 class CorpusParts:
@@ -53,7 +55,8 @@ class CorpusParts:
         self._begin()
 
     def _begin(self) -> None:
-        self._hashes, self._passages, self._rejected = bytearray(), bytearray(), bytearray()
+        self._hashes, self._passages = bytearray(), bytearray()
+        self._sources, self._rejected = bytearray(), bytearray()
         self._began = time.monotonic()
 
     def valid(self, strict: bool) -> Iterator[tuple[Reached, bytes]]:
@@ -78,9 +81,10 @@ class CorpusParts:
             self._storage.remove_file(name)
         return sum(name.endswith(_ENDING) for name in others)
 
-    def add(self, passage: bytes, hashes: bytes) -> None:
+    def add(self, passage: bytes, source: bytes, hashes: bytes) -> None:
         """Put a passage into the part that is being made."""
         self._passages += passage
+        self._sources += source
         self._hashes += hashes
 
     def reject(self, record: bytes) -> None:
@@ -90,26 +94,28 @@ class CorpusParts:
     @property
     def full(self) -> bool:
         """Whether it is time to write the part that is being made."""
-        size = len(self._passages) + len(self._rejected)
+        size = len(self._passages) + len(self._sources) + len(self._rejected)
         return size > _MOST_BYTES or time.monotonic() - self._began > _MOST_SECONDS
 
     def write(self, reached: Reached) -> None:
         """Write the part that is being made: the corpus is made as far as this."""
         key = self._keys[reached.files + (reached.items > 0)]
-        sizes = {"hashes": len(self._hashes), "passages": len(self._passages)}
+        sizes = {"hashes": len(self._hashes), "passages": len(self._passages), "sources": len(self._sources)}
         head = _Head(**reached.model_dump(), key=key, **sizes)
-        content = b"".join((self._hashes, self._passages, self._rejected))
+        content = b"".join((self._hashes, self._passages, self._sources, self._rejected))
         self._storage.write(_name(self._count), head.model_dump_json().encode() + b"\n" + content)
         self._count += 1
         self._begin()
 
-    def join(self, passages: IO[bytes], rejected: IO[bytes]) -> None:
+    def join(self, passages: IO[bytes], sources: IO[bytes], rejected: IO[bytes]) -> None:
         """Write all parts behind each other, down to the disk: they are removed next."""
         for number in range(self._count):
             head, content = self._read(_name(number))
-            passages.write(content[head.hashes : head.hashes + head.passages])
-            rejected.write(content[head.hashes + head.passages :])
-        for file in (passages, rejected):
+            at = head.hashes
+            for file, size in ((passages, head.passages), (sources, head.sources), (rejected, len(content))):
+                file.write(content[at : at + size])
+                at += size
+        for file in (passages, sources, rejected):
             file.flush()
             os.fsync(file.fileno())
 

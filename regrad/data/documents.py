@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from regrad.data.files import IS_UTF_16, UTF_16, CorpusFile, compression, files_with, read_whole
+from regrad.data.compression import compression, unpacked
+from regrad.data.files import IS_UTF_16, UTF_16, read_whole
 from regrad.errors import CorpusError
 
 MARKDOWN = (".md", ".markdown", ".mdown")
@@ -24,26 +25,41 @@ _NO_TEXT_OF_A_PAGE = ("script", "style", "noscript", "template", "nav", "head")
 _INSTALL = "reading {} needs another library: pip install 'regrad[documents]'"
 
 
+LINE, PAGE, CHARACTER = "line", "page", "character"
+
+
 @dataclass(frozen=True)
 class Document:
-    """What a file says, or a page of it.
-
-    `place` is what a position in the text is called: a line, a page. None where positions have no names.
-    """
+    """What a file says, or a page of it. `unit` is what its places are counted in: of HTML only characters are left."""
 
     name: str
     title: str
     text: str
     is_markdown: bool = False
-    place: Callable[[int], str] | None = None
+    unit: str = LINE
+    page: int = 0
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """The first and the last unit, from 1, of the characters from `start` to before `end`."""
+        if self.unit == PAGE:
+            return self.page, self.page
+        if self.unit == CHARACTER:
+            return start + 1, end
+        first = self.text.count("\n", 0, start) + 1
+        return first, first + self.text.count("\n", start, end)
+
+    def wordless(self, uri: str) -> tuple[str, str]:
+        """Where there is nothing to read, and what is wrong there."""
+        if self.unit != PAGE:
+            return uri, "it has no words"
+        scanned = "it has no text layer (blank, or scanned?); run OCR on the file, for example ocrmypdf"
+        return f"{uri} page {self.page}", "it has no words" if self.text.strip() else scanned
 
 
-def find_documents(uri: str) -> list[CorpusFile]:
-    """The documents below a directory, matching a glob, or the one file; hidden ones are left out, `.x` but not `_x`.
-
-    Raises `CorpusError` if there are none.
-    """
-    return files_with(uri, DOCUMENTS, "of text", hidden=(".",))
+def unit_of(uri: str) -> str:
+    """What the places of a document are counted in, as its name says."""
+    plain = unpacked(uri)
+    return PAGE if plain.endswith(PDF) else CHARACTER if plain.endswith(HTML) else LINE
 
 
 def directory_of(uri: str, file: str) -> str:
@@ -58,21 +74,21 @@ def name_in(directory: str, file: str) -> str:
 
 
 def read_document(name: str, uri: str) -> list[Document]:
-    """One, or of a PDF file one a page: no passage is of two pages, so that it can be cited.
+    """One, or of a PDF file one a page, with those that have no text: no passage is of two, so that it can be cited.
 
     Raises `CorpusError` for what is not text, or is larger than a document should be; the error does not name the file.
     """
     data = read_whole(uri, _MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise CorpusError(f"it is larger than {_MOST_BYTES >> 20} MiB; cut it into several", code="file_too_large")
-    plain = uri.lower().removesuffix(compression(uri))
+    plain = unpacked(uri)
     title = PurePosixPath(name.removesuffix(compression(name))).stem.replace("_", " ").replace("-", " ")
     if plain.endswith(PDF):
         return _pdf(name, title, data)
     if plain.endswith(HTML):
         return [_html(name, title, data)]
     text = _checked(_decoded(data))
-    return [Document(name, title, text, plain.endswith(MARKDOWN), lambda at: str(text.count("\n", 0, at) + 1))]
+    return [Document(name, title, text, plain.endswith(MARKDOWN))]
 
 
 def _decoded(data: bytes) -> str:
@@ -125,7 +141,7 @@ def _html(name: str, title: str, data: bytes) -> Document:
     except Exception as error:  # as of a PDF file
         reason = "its elements are nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise CorpusError(f"it cannot be read as HTML: {reason}", code="damaged") from error
-    return Document(name, heading or title, _checked(text), is_markdown=True)
+    return Document(name, heading or title, _checked(text), is_markdown=True, unit=CHARACTER)
 
 
 def _pdf(name: str, title: str, data: bytes) -> list[Document]:
@@ -149,11 +165,7 @@ def _pdf(name: str, title: str, data: bytes) -> list[Document]:
         text = f"its {many} have no text layer (scanned?); run OCR first, for example ocrmypdf"
         raise CorpusError(text, code="no_text_layer")
     title = str(heading).strip() or title
-    return [Document(name, title, _checked(page), place=_page(number)) for number, page in enumerate(pages, start=1)]
-
-
-def _page(number: int) -> Callable[[int], str]:
-    return lambda at: f"p{number}"
+    return [Document(name, title, _checked(page), unit=PAGE, page=number) for number, page in enumerate(pages, start=1)]
 
 
 def _within(pages: Iterator[str]) -> Iterator[str]:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import gzip
 import logging
-import lzma
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from lzma import LZMAError
 from typing import Any
 from zlib import error as ZlibError
 
 import fsspec
-import pyarrow as pa
 from botocore.exceptions import BotoCoreError
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import ArrowException
 
+from regrad.data.beside import without_passages
+from regrad.data.compression import COMPRESSIONS, DECODERS, PACKED, compression
 from regrad.errors import CorpusError
 from regrad.storage import file_version
 from regrad.text import listed
@@ -33,7 +31,7 @@ logger = logging.getLogger(__name__)
 JSONL, TSV, PARQUET = "jsonl", "tsv", "parquet"
 _LINES = (".jsonl", ".ndjson", ".json-lines", ".jsonlines", ".jl")
 _FORMATS = {**dict.fromkeys(_LINES, JSONL), ".tsv": TSV, ".parquet": PARQUET}
-COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+RECORDS = tuple(_FORMATS)
 # What stands beside data; anything else that a reader leaves out may be data, whatever its ending, and is named.
 _BESIDE_DATA = re.compile(
     r"(^|/)(readme|licen[cs]e|notice|changelog|citation|authors|makefile)(\.(md|rst|txt|cff|html?))?$"
@@ -63,38 +61,77 @@ class CorpusFile:
     version: tuple[Any, ...]
 
 
+@dataclass(frozen=True)
+class Found:
+    """The files at a place, and the paths from there of others: of what holds no passages, and of other endings."""
+
+    files: list[CorpusFile]
+    beside: tuple[str, ...]
+    others: tuple[str, ...]
+
+
 def corpus_files(uri: str) -> list[CorpusFile]:
-    """The files of a corpus, sorted by path; raises `CorpusError` if there is none."""
-    files = files_with(uri, tuple(_FORMATS), "of a corpus")
-    if not file_format(files[0].uri):
-        raise CorpusError(f"{uri} {_misnamed(files[0].uri)}", code="wrong_ending", uri=uri)
-    return files
+    """The files of a corpus, sorted by path; raises `CorpusError` if there is none.
+
+    What stands beside one and holds no passages (`regrad.data.beside`) is left out, but if it is named itself.
+    """
+    found = find_files(uri, RECORDS, passages=True)
+    check_found(uri, found, RECORDS, "of a corpus")
+    if not file_format(found.files[0].uri):
+        raise CorpusError(f"{uri} {_misnamed(found.files[0].uri)}", code="wrong_ending", uri=uri)
+    return found.files
 
 
-def files_with(uri: str, endings: Sequence[str], what: str, hidden: tuple[str, ...] = _HIDDEN) -> list[CorpusFile]:
+def files_with(uri: str, endings: Sequence[str], what: str) -> list[CorpusFile]:
     """The file at `uri`, whatever its name; or those with one of the endings below it or matching it, sorted by path.
 
-    The text formats may be compressed. Names that begin as `hidden` says are left out. Raises `CorpusError`, which
-    calls the files `what`, if there is none; others that may be data are named in one line of the log.
+    The text formats may be compressed. Raises `CorpusError`, which calls the files `what`, if there is none; others
+    that may be data are named in one line of the log.
     """
+    found = find_files(uri, endings)
+    check_found(uri, found, endings, what)
+    return found.files
+
+
+def find_files(uri: str, endings: Sequence[str], hidden: tuple[str, ...] = _HIDDEN, *, passages: bool = False) -> Found:
+    """As `files_with`, with the others; none at all is no error. Names that begin as `hidden` says are left out."""
     with reading(uri):
         fs, root = fsspec.core.url_to_fs(uri)
         fs.invalidate_cache()
         found = _look_up(fs, root, hidden)
+        # A directory is listed whole, a glob may match the one file and not the other.
+        more = partial(_listed, fs) if has_magic(root) else None
+        beside = without_passages(found, more) - {root} if passages else set()
     files = [
         CorpusFile(
             uri if path == root else _uri_of(path, uri, fs, root), int(info.get("size") or 0), _version(fs, path, info)
         )
         for path, info in sorted(found.items())
-        if path == root or _ending(path, endings)
+        if path == root or (_ending(path, endings) and path not in beside)
     ]
-    others = tuple(p.removeprefix(root).lstrip("/") for p in sorted(found) if p != root and not _ending(p, endings))
-    if not files:
-        has = f"; it has {listed(others, _SHOWN)}" if others else ""
+    others = found.keys() - beside - {root}
+    return Found(files, _named(beside, root), _named((path for path in others if not _ending(path, endings)), root))
+
+
+def _listed(fs: Any, directory: str) -> list[str]:
+    try:
+        return list(fs.ls(directory, detail=False))
+    except FileNotFoundError:
+        return []
+
+
+def _named(paths: Iterable[str], root: str) -> tuple[str, ...]:
+    return tuple(path.removeprefix(root).lstrip("/") for path in sorted(paths))
+
+
+def check_found(uri: str, found: Found, endings: Sequence[str], what: str) -> None:
+    """Raise `CorpusError`, which calls the files `what`, if there are none; log which others there are."""
+    if not found.files:
+        left = (*found.others, *found.beside)
+        has = f"; it has {listed(left, _SHOWN)}" if left else ""
         text = f"{uri} holds no file {what}; such a file ends in one of {_known(endings)}{has}"
         raise CorpusError(text, code="no_file", uri=uri)
-    _tell_left_out(uri, others, _known(endings))
-    return files
+    _tell_left_out(uri, found, _known(endings))
 
 
 def _version(fs: Any, path: str, info: dict[str, Any]) -> tuple[Any, ...]:
@@ -117,12 +154,12 @@ def _misnamed(uri: str) -> str:
     if first == b"[":
         return AN_ARRAY
     advice = " (.jsonl if it has one JSON object a line)" if first == b"{" else ""
-    return f"is not a corpus file; give it the right one of these endings{advice}: {_known(tuple(_FORMATS))}"
+    return f"is not a corpus file; give it the right one of these endings{advice}: {_known(RECORDS)}"
 
 
 def file_format(path: str) -> str | None:
     """`jsonl`, `tsv` or `parquet`, as the name says, if it does; in capitals, too."""
-    ending = _ending(path, tuple(_FORMATS))
+    ending = _ending(path, RECORDS)
     return _FORMATS[ending] if ending else None
 
 
@@ -138,20 +175,24 @@ def _ending(path: str, endings: Sequence[str]) -> str | None:
     return None if packed and found and _FORMATS.get(found) == PARQUET else found
 
 
-def compression(path: str) -> str:
-    """The ending that says how a file is compressed, in small letters, or nothing."""
-    return next((ending for ending in COMPRESSIONS if path.lower().endswith(ending)), "")
+def may_be_data(name: str) -> bool:
+    """Whether a file may be data as its name says, and is not about data, as README is."""
+    return not _BESIDE_DATA.search(name)
 
 
-@cache
-def _tell_left_out(uri: str, names: tuple[str, ...], known: str) -> None:
-    """Log in one line which of a directory's files may be data and are not read for their ending.
+def _tell_left_out(uri: str, found: Found, known: str) -> None:
+    """Log in one line which of a directory's files may be data and are not read, and in one which hold no passages.
 
     Once a process: a job looks its corpus up several times.
     """
-    data = [name for name in names if not _BESIDE_DATA.search(name)]
-    if data:
-        logger.warning("%s: not read, for the ending: %s (read are %s)", uri, listed(data, _SHOWN), known)
+    _tell(uri, "not read, for the ending", tuple(filter(may_be_data, found.others)), f" (read are {known})")
+    _tell(uri, "not read, as it stands beside a corpus and holds no passages", found.beside)
+
+
+@cache
+def _tell(uri: str, why: str, names: tuple[str, ...], more: str = "") -> None:
+    if names:
+        logger.warning("%s: %s: %s%s", uri, why, listed(names, _SHOWN), more)
 
 
 @contextmanager
@@ -236,22 +277,6 @@ _REMOTE_BLOCK = 8 * 1024 * 1024
 _KEPT = 4096
 
 
-def _zstd(raw: Any) -> Any:
-    # Arrow's, because the stream reader of `zstandard`, which fsspec would take, ends silently where a file was
-    # cut off.
-    return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
-
-
-_PACKED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh91AY&SY", ".xz": b"\xfd7zXZ"}
-_DECODERS: dict[str, Callable[[Any], Any]] = {
-    "": lambda raw: raw,
-    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
-    ".zst": _zstd,
-}
-
-
 Line = tuple[bytes, int, bool]
 """A line without its end; how much of the stored file was read for it; whether it was too long and was cut."""
 
@@ -264,7 +289,7 @@ def each_line(uri: str) -> Iterator[Line]:
             # A file of no bytes is an empty one, although no compressor would have written it.
             if raw.read(1):
                 raw.seek(0)
-                yield from _split(uri, _DECODERS[compression(path)](raw), raw.tell)
+                yield from _split(uri, DECODERS[compression(path)](raw), raw.tell)
 
 
 def read_whole(uri: str, most: int) -> bytes:
@@ -272,7 +297,7 @@ def read_whole(uri: str, most: int) -> bytes:
     with reading(uri):
         fs, path = fsspec.core.url_to_fs(uri)
         with fs.open(path, "rb", block_size=_REMOTE_BLOCK) as raw:
-            return bytes(_DECODERS[compression(path)](raw).read(most))
+            return bytes(DECODERS[compression(path)](raw).read(most))
 
 
 def _split(uri: str, stream: Any, position: Callable[[], int]) -> Iterator[Line]:
@@ -280,7 +305,7 @@ def _split(uri: str, stream: Any, position: Callable[[], int]) -> Iterator[Line]
     while data := stream.read(_CHUNK):
         if mark and data.startswith(UTF_16):
             raise CorpusError(f"{uri} {IS_UTF_16}", code="utf_16", uri=uri)
-        if mark and (packed := next((name for name, magic in _PACKED.items() if data.startswith(magic)), "")):
+        if mark and (packed := next((name for name, magic in PACKED.items() if data.startswith(magic)), "")):
             raise CorpusError(f"{uri} is compressed; add {packed} to its name", code="packed", uri=uri)
         first, *others = data.split(b"\n")
         held, cut = _capped(held + first.removeprefix(mark), cut)

@@ -33,6 +33,13 @@ class RawLine(NamedTuple):
     """How much of the stored file was read for this line and the blank ones before it."""
     problem: str = ""
     unit: str = "line"
+    last_line: int = 0
+    """Of a record of several lines; 0: of one."""
+
+    @property
+    def last(self) -> int:
+        """The number of its last line."""
+        return self.last_line or self.number
 
     @property
     def where(self) -> str:

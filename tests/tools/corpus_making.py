@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from regrad.data import corpus_parts
 from regrad.data.corpus_maker import CARD, PASSAGES, REJECTED, CorpusConfig, CorpusMaker
+from regrad.data.passage_sources import SOURCES
 from regrad.storage import Storage
 from tests.tools.dying import traced
 
@@ -62,7 +63,7 @@ def maker(folder: Path, output: str, said: list[str] | None = None, **settings: 
 
 def contents(output: str) -> dict[str, bytes]:
     """The files of a corpus."""
-    return {name: Storage(output).read(name) for name in (CARD, PASSAGES, REJECTED)}
+    return {name: Storage(output).read(name) for name in (CARD, PASSAGES, SOURCES, REJECTED)}
 
 
 def small_parts(set_to: Callable[[object, str, object], None] = setattr) -> None:

@@ -17,9 +17,10 @@ from regrad.cli.serve import check_address, served
 from regrad.cli.trial.config import MODEL, TryConfig
 from regrad.client import AnswerClient
 from regrad.data.corpora import read_passages
-from regrad.data.corpus_maker import PASSAGES, CorpusMaker, find_source, read_rejected
+from regrad.data.corpus_maker import PASSAGES, CorpusMaker, read_rejected
 from regrad.data.documents import directory_of, name_in
 from regrad.data.passages import encode_passages
+from regrad.data.sources import find_source
 from regrad.meta_init import MetaInit
 from regrad.models.fast_tokenizer import load_fast_tokenizer
 from regrad.models.known import get_model

@@ -202,6 +202,16 @@ def test_an_empty_file_is_fine_beside_others_and_an_empty_corpus_is_not(tmp_path
     assert list(read_passages(str(tmp_path))) == PASSAGES
 
 
+def test_the_first_bad_record_stops_the_reading_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_bytes(encode_passages(PASSAGES) + b"not json\n")
+    parquet(tmp_path / "c.parquet", {"id": ["a", "b"], "text": ["x", None]})
+    for place, code in (("c.jsonl line 4", "not_json"), ("c.parquet row 2", "wrong_field")):
+        name, unit, _ = place.split()
+        with refused(CorpusError, code, where=f"{tmp_path}/{place}") as error:
+            list(read_passages(f"{tmp_path}/{name}"))
+        assert f"; mend the {unit}, or run the file through `regrad corpus`" in str(error.value)
+
+
 def test_bad_lines_of_jsonl_are_items(tmp_path: Path) -> None:
     good = b'{"id": "a", "text": "x"}'
     bad = [

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
@@ -98,15 +100,25 @@ def test_what_cannot_be_used_is_listed_and_stops_nothing_unless_strict(tmp_path:
     assert [p["id"] for p in passages] == ["1"]
     assert (card["rejected"], card["repeated"]) == (5, 1)
     found = {one["where"].removeprefix(f"{tmp_path}/"): one["reason"] for one in rejected(tmp_path)}
-    assert list(found) == ["a.jsonl line 2", "a.jsonl line 3", "a.jsonl line 4", "a.jsonl", "b.jsonl.gz"]
+    assert list(found) == ["a.jsonl line 2", "a.jsonl line 3", "a.jsonl line 4", "a.jsonl line 5", "b.jsonl.gz"]
     assert found["a.jsonl line 2"].startswith("field 'text' is missing")
     assert found["a.jsonl line 4"].startswith("is not JSON")
-    assert found["a.jsonl"] == "id '1' was already used for another text"
+    assert found["a.jsonl line 5"] == f"id '1' was already used for another text, at {bad} line 1"
     before = (tmp_path / "out" / PASSAGES).read_bytes()
     with refused(CorpusError, "rejected", where=f"{bad} line 2"):
         make(tmp_path, bad, strict=True)
     assert (tmp_path / "out" / PASSAGES).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_of_an_id_that_comes_again_both_places_are_named(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", {"id": "0", "text": "Zero."}, {"id": "1", "text": "One."})
+    table = tmp_path / "b.parquet"
+    pq.write_table(pa.table({"id": ["2", "1", "c.pdf:p2"], "text": ["Two.", "Another.", "Three."]}), table)
+    (tmp_path / "c.pdf").write_bytes(pdf("Four.", "Five."))
+    make(tmp_path, first, table, tmp_path / "c.pdf")
+    places = [(one["where"], one["reason"].partition(", at ")[2]) for one in rejected(tmp_path)]
+    assert places == [(f"{table} row 2", f"{first} line 2"), (f"{tmp_path}/c.pdf page 2", f"{table} row 3")]
 
 
 def test_nothing_is_read_when_a_source_is_missing_or_the_output_is_something_else(tmp_path: Path) -> None:
@@ -141,3 +153,29 @@ def test_a_script_without_spaces_is_cut_by_its_signs(tmp_path: Path) -> None:
     assert "".join(p["text"] for p in passages) == text
     assert 5 <= len(passages) <= 40
     assert all(p["text"].endswith("。") for p in passages)
+
+
+@pytest.mark.parametrize(
+    ("word", "signs"),
+    [
+        ("ภาษาไทยเป็นภาษาที่สวยงาม", 20),
+        ("ພາສາລາວ", 7),
+        ("ភាសាខ្មែរ", 5),
+        ("မြန်မာ", 3),
+        ("ひらがなカタカナー", 9),
+        ("ｶﾀｶﾅｰ", 5),
+        ("時々", 2),
+        ("བོད", 2),
+    ],
+    ids=["Thai", "Lao", "Khmer", "Myanmar", "kana", "half-width kana", "Chinese that repeats", "Tibetan"],
+)
+def test_of_a_script_without_spaces_each_sign_with_its_marks_is_a_token(tmp_path: Path, word: str, signs: int) -> None:
+    text = "".join(f"{word}{number}" for number in range(1000))
+    passages, _ = make(tmp_path, write(tmp_path / "a.jsonl", {"id": "1", "text": text}), max_tokens=100)
+    assert "".join(p["text"] for p in passages) == text
+    tokens = [
+        sum(unicodedata.category(sign)[0] == "L" for sign in p["text"]) + len(re.findall("[0-9]+", p["text"]))
+        for p in passages
+    ]
+    assert sum(tokens) >= (signs + 1) * 1000 and 80 < max(tokens) <= 100
+    assert len(passages) <= 13 * (signs + 1)

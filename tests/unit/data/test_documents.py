@@ -155,11 +155,24 @@ def test_a_web_page_is_read_with_its_headings_and_without_its_scripts(tmp_path: 
 
 def test_a_pdf_is_cited_by_page(tmp_path: Path) -> None:
     (tmp_path / "report.pdf").write_bytes(pdf("The harbour was built in 1871.", "", "It burned down in 1902."))
-    found = read(tmp_path).passages
-    assert [(p.id, p.title, p.text) for p in found] == [
+    reading = read(tmp_path)
+    assert [(p.id, p.title, p.text) for p in reading.passages] == [
         ("report.pdf:p1", "report", "The harbour was built in 1871."),
         ("report.pdf:p3", "report", "It burned down in 1902."),
     ]
+    assert list(reading.left_out) == ["report.pdf page 2"]
+    assert "no text layer" in reading.left_out["report.pdf page 2"]
+
+
+def test_a_page_without_text_among_others_stops_a_strict_run_and_one_without_words_is_told_apart(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "report.pdf").write_bytes(pdf("Words.", "---", "Words."))
+    reading = read(tmp_path)
+    assert (reading.left_out, reading.repeated) == ({"report.pdf page 2": "it has no words"}, 1)
+    config = CorpusConfig(sources=(str(tmp_path),), output=str(tmp_path / "out"), strict=True)
+    with refused(CorpusError, "rejected", where=f"{tmp_path}/report.pdf page 2"):
+        CorpusMaker(config, None, lambda _: None).run()
 
 
 def test_a_pdf_without_text_a_damaged_one_and_a_deep_page_are_named(tmp_path: Path) -> None:
