@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -17,9 +16,10 @@ from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.registry import Registry
 from regrad.retrieval.config import RetrieverConfig
+from regrad.retrieval.index_files import IndexFile, index_file, local_index
 from regrad.retrieval.passage_store import PassageStore
 from regrad.settings import Settings
-from regrad.storage import Storage, local_directory
+from regrad.storage import Storage
 
 if TYPE_CHECKING:
     from regrad.retrieval.embedding import Embedding
@@ -39,13 +39,6 @@ RETRIEVERS: Registry[str] = Registry(
     },
 )
 """The class that opens each kind of index, as `module:class`: what one kind imports (a JVM) another does not need."""
-
-
-class IndexFile(Settings):
-    """One file of an index: its size, and the SHA-256 (hex) of its content."""
-
-    bytes: int
-    sha256: str
 
 
 class IndexCard(Settings):
@@ -121,7 +114,7 @@ class Retriever(ABC):
     @classmethod
     def open(cls, uri: str, card: IndexCard, settings: RetrieverConfig) -> Retriever:
         """Over a local copy of the index at `uri`."""
-        return cls(local_directory(uri), card, settings)
+        return cls(local_index(uri, card.files), card, settings)
 
     @abstractmethod
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
@@ -220,11 +213,8 @@ def write_card(
     folder: Path, kind: str, passages: int, fields: tuple[str, ...] = (), joins: tuple[str, ...] = ()
 ) -> None:
     """Make `folder` an index of this kind. To be called last: the card names every file there is."""
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.relative_to(folder).as_posix()] = IndexFile(bytes=path.stat().st_size, sha256=digest)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): index_file(path) for path in paths}
     card = IndexCard(kind=kind, passages=passages, fields=fields, joins=joins, files=files)
     (folder / CARD).write_text(card.model_dump_json(indent=1) + "\n")
 
@@ -257,8 +247,9 @@ def check_index(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> Inde
 
     Settings of another kind of index are refused, too: they would change nothing.
 
-    Nothing is downloaded, and only sizes are compared: opening an index should not read all of it. The content is
-    checked when it is read, a passage by its own checksum and Lucene's files by theirs.
+    Nothing is downloaded, and only sizes are compared: opening an index should not read all of it. What comes from an
+    object store is compared with its checksum as it arrives (`local_index`), a passage with its own at each look-up,
+    and everything where it lies by `regrad index --check`.
     """
     card, found = read_index_card(uri), Storage(uri).files()
     for name, file in card.files.items():

@@ -23,9 +23,10 @@ from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval.base import CARD, IndexCard, JoinedHit, JoinedSearch, Retriever, write_card
 from regrad.retrieval.config import Bm25SearchConfig, IndexField, RetrieverConfig
+from regrad.retrieval.index_files import IndexFile, index_file, local_index
 from regrad.retrieval.lucene_process import lucene
 from regrad.retrieval.passage_store import PassageStore, store_passages
-from regrad.storage import Storage, directory_writer, local_directory
+from regrad.storage import Storage, directory_writer
 
 if TYPE_CHECKING:
     from regrad.retrieval.embedding import Embedding
@@ -73,7 +74,8 @@ def build_shard(passages: Iterable[Passage], shard: Shard, uri: str, threads: in
         count = _index(iter(lambda: list(islice(stream, _BATCH)), []), f"{folder}/lucene", threads, fields)
         if named.name() != shard.name:
             raise RetrievalError("the corpus changed while it was indexed; run again", code="corpus_changed")
-        (folder / _SHARD_CARD).write_text(json.dumps({"passages": count}) + "\n")
+        files = {path.relative_to(folder).as_posix(): index_file(path).model_dump() for path in folder.glob("lucene/*")}
+        (folder / _SHARD_CARD).write_text(json.dumps({"passages": count, "files": files}) + "\n")
     return place
 
 
@@ -94,7 +96,9 @@ def build_sharded_index(
         if not count:
             raise RetrievalError("the corpus is empty: there is nothing to index", code="empty_corpus")
         for number, place in enumerate(build(_shards(folder, count, min(shards, count), fields))):
-            copytree(local_directory(place) / "lucene", folder / f"{_FOLDER}-{number:04d}")
+            files = json.loads(Storage(place).read(_SHARD_CARD)).get("files", {})
+            source = local_index(place, {name: IndexFile.model_validate(file) for name, file in files.items()})
+            copytree(source / "lucene", folder / f"{_FOLDER}-{number:04d}")
         write_card(folder, "bm25", count, fields)
     return count
 

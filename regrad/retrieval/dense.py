@@ -23,8 +23,9 @@ from regrad.retrieval.base import CARD, IndexCard, Retriever, read_index_card, w
 from regrad.retrieval.config import DenseConfig, EncoderConfig, RetrieverConfig
 from regrad.retrieval.embedding import Embedding, EncoderIdentity, embed
 from regrad.retrieval.encoder import Encoder, Vectors
+from regrad.retrieval.index_files import local_index
 from regrad.retrieval.passage_store import PassageStore, store_passages
-from regrad.storage import Storage, directory_writer, local_directory
+from regrad.storage import Storage, directory_writer
 
 logger = logging.getLogger(__name__)
 faiss: Any = _faiss  # its own annotations lack some of its classes
@@ -155,7 +156,8 @@ def with_question_encoder(index: str, encoder: Path, trained_for: str, uri: str,
     `RetrievalError` if the index's passages are of another.
     """
     check_passages_encoder(index, trained_for)
-    card, source = read_index_card(index), local_directory(index)
+    card = read_index_card(index)
+    source = local_index(index, card.files)
     described = json.loads((source / _ENCODER).read_text())
     with directory_writer(uri, CARD) as folder:
         for name in card.files:
