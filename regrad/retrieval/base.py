@@ -44,13 +44,15 @@ RETRIEVERS: Registry[str] = Registry(
 class IndexCard(Settings):
     """What an index says of itself: the kind of retriever that opens it, how many passages it has, and its files.
 
-    `fields` are what a lexical index can be searched by, `joins` the kinds of the indexes that a fused one asks.
+    `fields` are what a lexical index can be searched by and `language` that of its analyser (none: English), `joins`
+    the kinds of the indexes that a fused one asks.
     """
 
     format: int = FORMAT
     kind: str
     passages: int
     fields: tuple[str, ...] = ()
+    language: str = ""
     joins: tuple[str, ...] = ()
     files: dict[str, IndexFile]
 
@@ -210,12 +212,17 @@ class _JoinedByScore(JoinedSearch):
 
 
 def write_card(
-    folder: Path, kind: str, passages: int, fields: tuple[str, ...] = (), joins: tuple[str, ...] = ()
+    folder: Path,
+    kind: str,
+    passages: int,
+    fields: tuple[str, ...] = (),
+    joins: tuple[str, ...] = (),
+    language: str = "",
 ) -> None:
     """Make `folder` an index of this kind. To be called last: the card names every file there is."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): index_file(path) for path in paths}
-    card = IndexCard(kind=kind, passages=passages, fields=fields, joins=joins, files=files)
+    card = IndexCard(kind=kind, passages=passages, fields=fields, joins=joins, language=language, files=files)
     (folder / CARD).write_text(card.model_dump_json(indent=1) + "\n")
 
 

