@@ -36,6 +36,7 @@ RETRIEVERS: Registry[str] = Registry(
         "fused": "regrad.retrieval.fused:FusedRetriever",
         "reranked": "regrad.retrieval.reranked:RerankedRetriever",
         "collection": "regrad.retrieval.collection:CollectionRetriever",
+        "anserini": "regrad.retrieval.anserini:AnseriniRetriever",
     },
 )
 """The class that opens each kind of index, as `module:class`: what one kind imports (a JVM) another does not need."""
@@ -227,9 +228,17 @@ def write_card(
 
 
 def read_index_card(uri: str) -> IndexCard:
-    """The card of an index; raises `RetrievalError` if there is none, or of another format."""
+    """The card of an index; raises `RetrievalError` if there is none, or of another format.
+
+    A Lucene index of Anserini's has none: one is made for it.
+    """
+    uri = _located(uri)
     storage = Storage(uri)
     if not storage.exists(CARD):
+        from regrad.retrieval.anserini import anserini_card
+
+        if made := anserini_card(uri):
+            return made
         raise RetrievalError(
             f"there is no index at {uri}: {CARD} is missing; make one with `regrad index`", code="not_found", uri=uri
         )
@@ -249,6 +258,12 @@ def read_index_card(uri: str) -> IndexCard:
     return card
 
 
+def _located(uri: str) -> str:
+    from regrad.retrieval.anserini import located  # which is a kind of index, and imports this module
+
+    return located(uri)
+
+
 def check_index(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> IndexCard:
     """The card; raises `RetrievalError` unless there is a complete index at `uri` that this version can open.
 
@@ -258,6 +273,7 @@ def check_index(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> Inde
     object store is compared with its checksum as it arrives (`local_index`), a passage with its own at each look-up,
     and everything where it lies by `regrad index --check`.
     """
+    uri = _located(uri)
     card, found = read_index_card(uri), Storage(uri).files()
     for name, file in card.files.items():
         size = found[name][0] if name in found else 0
@@ -293,6 +309,7 @@ def _kinds(card: IndexCard) -> str:
 
 def open_retriever(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> Retriever:
     """The retriever that an index's card names, over a local copy of the index; raises `RetrievalError`."""
+    uri = _located(uri)
     card = check_index(uri, settings)
     module, _, name = RETRIEVERS[card.kind].partition(":")
     kind: type[Retriever] = getattr(importlib.import_module(module), name)

@@ -167,7 +167,7 @@ def _document(passage: Passage, fields: Sequence[IndexField]) -> str:
     return json.dumps({"id": passage.id, **{field: texts[field] for field in fields}})
 
 
-class _OpenIndex:
+class OpenIndex:
     """An index, or several as one, open in Lucene's process; opened again when that process was restarted.
 
     After `close` it is opened for each question and closed again: what is asked late leaves nothing in that process.
@@ -235,7 +235,7 @@ class LuceneRetriever(Retriever):
             return
         self._shards = None
         k1, b = self._settings.k1, self._settings.b
-        self._index = _OpenIndex("open", folder=self.lucene_folders[0], k1=k1, b=b, language=self.language)
+        self._index = OpenIndex("open", folder=self.lucene_folders[0], k1=k1, b=b, language=self.language)
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """Ties are in the order of their ids, as text; in an index of several shards, in the corpus's."""
@@ -244,7 +244,7 @@ class LuceneRetriever(Retriever):
                 [(passage_id, score) for _, passage_id, score in hits] for hits in self._shards.ranked(questions, k)
             ]
         settings = self._settings
-        asked: dict[str, Any] = {"questions": [_bounded(one) for one in questions], "k": k, "weights": settings.weights}
+        asked: dict[str, Any] = {"questions": [bounded(one) for one in questions], "k": k, "weights": settings.weights}
         if settings.combine == "best":
             found = self._index.ask("search_best", tie=settings.tie, **asked)
         else:
@@ -282,11 +282,11 @@ class _LuceneJoined(JoinedSearch):
         folders = [folder for folders in indexes for folder in folders]
         self._index_of = [number for number, folders in enumerate(indexes) for _ in folders]
         opening = {"folders": folders, "k1": settings.k1, "b": settings.b, "language": language}
-        self._index = _OpenIndex("open_together", **opening)
+        self._index = OpenIndex("open_together", **opening)
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[JoinedHit]]:
         """See `JoinedSearch`."""
-        asked = [_bounded(one) for one in questions]
+        asked = [bounded(one) for one in questions]
         tie = self._settings.tie if self._settings.combine == "best" else None
         found = self._index.ask("search_together", questions=asked, k=k, weights=self._settings.weights, tie=tie)
         return [[(self._index_of[place], passage_id, score) for place, passage_id, score in hits] for hits in found]
@@ -296,7 +296,7 @@ class _LuceneJoined(JoinedSearch):
         self._index.close()
 
 
-def _bounded(question: str) -> str:
+def bounded(question: str) -> str:
     """Each word costs time: of a very long question only the first distinct words count."""
     words = list(dict.fromkeys(re.findall(r"\w+", question)))
     return question if len(words) <= _MAX_WORDS else " ".join(words[:_MAX_WORDS])

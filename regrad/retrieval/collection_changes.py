@@ -71,6 +71,13 @@ def replace_indexes(uri: str, indexes: Sequence[str], bank: CollectionBank | Non
 def _first_segment(indexes: Sequence[str]) -> Segment:
     cards = [check_index(index) for index in indexes]
     kinds = [card.kind for card in cards]
+    if "anserini" in kinds:
+        raise RetrievalError(
+            f"{indexes[kinds.index('anserini')]} has no passage store, which a collection needs: make an index of its "
+            "corpus with `regrad index`",
+            code="bad_kinds",
+            kinds=kinds,
+        )
     if len(set(kinds)) < len(kinds) or set(kinds) & {KIND, "fused", "reranked"}:
         raise RetrievalError(
             f"a collection takes one index of each kind, and fuses them itself; found {', '.join(kinds)}",

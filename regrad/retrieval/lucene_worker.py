@@ -47,9 +47,7 @@ class Lucene:
         try:
             searcher = autoclass(_SEARCHER)(folder)
         except JavaException as error:
-            raise RetrievalError(
-                f"Lucene cannot read {folder}: {error}; make the index again", code="damaged", folder=folder
-            ) from error
+            raise _unreadable(folder, error) from error
         searcher.set_bm25(k1, b)
         searcher.set_analyzer(_analyzer(language))
         self._searchers[name] = searcher
@@ -62,12 +60,10 @@ class Lucene:
         from jnius import JavaException, autoclass
 
         autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_MAX_TERMS)
-        directory, reader = autoclass("org.apache.lucene.store.FSDirectory"), autoclass(_READER)
-        file = autoclass("java.io.File")
         readers: list[Any] = []
         try:
             for folder in folders:
-                readers.append(reader.open(directory.open(file(folder).toPath())))
+                readers.append(_reader(folder))
         except JavaException as error:
             for opened in readers:  # who follows a collection tries again and again
                 opened.close()
@@ -91,6 +87,36 @@ class Lucene:
         else:
             queries = [_best_field(weights, tie, words, question) for question in questions]
         return [together.best(query, k) for query in queries]
+
+    def describe(self, folder: str) -> dict[str, Any]:
+        """How many documents the index in a folder has, and which fields can be searched."""
+        from jnius import JavaException, autoclass
+
+        try:
+            reader = _reader(folder)
+        except JavaException as error:
+            raise _unreadable(folder, error) from error
+        fields = autoclass("org.apache.lucene.index.FieldInfos").getIndexedFields(reader).toArray()
+        found = {"documents": reader.numDocs(), "fields": sorted(str(field) for field in fields)}
+        reader.close()
+        return found
+
+    def stored(self, name: str, ids: list[str]) -> list[dict[str, str] | None]:
+        """What an index keeps of documents: `raw`, `contents`; nothing of an unknown one."""
+        searcher = self._searchers[name]
+        found = []
+        for document_id in ids:
+            document = searcher.doc(document_id)
+            texts = {field: document.get(field) for field in ("raw", "contents")} if document else {}
+            found.append({field: text for field, text in texts.items() if text is not None} if document else None)
+        return found
+
+    def prebuilt(self, name: str) -> dict[str, str] | None:
+        """The archive's name and MD5 of one of pyserini's prebuilt lexical indexes, if there is one of that name."""
+        from jnius import autoclass
+
+        entry = autoclass("io.anserini.index.prebuilt.PrebuiltInvertedIndex").get(name)
+        return entry and {"filename": str(entry.filename), "md5": str(entry.md5)}
 
     def is_open(self, name: str) -> bool:
         """Whether an index is open under that name, which it is not if this process had to be started again."""
@@ -169,6 +195,17 @@ class _Together:
     def close(self) -> None:
         """Release the indexes."""
         self._reader.close()
+
+
+def _reader(folder: str) -> Any:
+    from jnius import autoclass
+
+    path = autoclass("java.io.File")(folder).toPath()
+    return autoclass(_READER).open(autoclass("org.apache.lucene.store.FSDirectory").open(path))
+
+
+def _unreadable(folder: str, error: Exception) -> RetrievalError:
+    return RetrievalError(f"Lucene cannot read {folder}: {error}; make the index again", code="damaged", folder=folder)
 
 
 def _hits(found: Any) -> Hits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from regrad.errors import RetrievalError
 from regrad.retrieval.base import IndexCard, check_index
 from regrad.retrieval.collection import location, read_version
 from regrad.retrieval.index_files import check_content
@@ -30,6 +31,12 @@ def check_whole(uri: str) -> list[Checked]:
         place = waiting.pop(0)
         if place not in done:
             card = check_index(place)
+            if card.kind == "anserini":
+                raise RetrievalError(
+                    f"{place} has no checksums: Anserini made it; compare its archive with pyserini's MD5",
+                    code="no_checksums",
+                    uri=place,
+                )
             done[place] = Checked(place, card.kind, check_content(place, card.files))
             waiting += _named(place, card)
     return list(done.values())

@@ -22,6 +22,7 @@ from regrad.retrieval.dense import build_dense_index
 from regrad.retrieval.encoder import Encoder
 from regrad.retrieval.fused import fuse_indexes
 from regrad.retrieval.passage_store import FILE, PassageStore, store_passages
+from tests.tools.anserini import build_anserini_index
 from tests.tools.encoders import bag_of_words
 from tests.tools.overlap import build_overlap_index
 from tests.tools.refusals import refused
@@ -57,6 +58,7 @@ BUILDERS: dict[str, tuple[Callable[..., int], int]] = {
     "fused": (_fused, 150),
     "collection": (_collection, 198),
     "overlap": (build_overlap_index, 120),
+    "anserini": (build_anserini_index, 198),
 }
 """What builds an index of each kind, and of how many among 200 questions it must find the person first."""
 
