@@ -29,7 +29,7 @@ from regrad.storage import Storage, local_directory
 
 KIND = "anserini"
 _FIELD = "contents"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[a-z0-9]+-[A-Za-z0-9._-]+")  # all but `cacm`: what cannot be one starts no Java
 _ARCHIVES = (".tar.gz", ".tgz")
 
 
@@ -41,22 +41,23 @@ def located(uri: str) -> str:
     if uri.endswith(_ARCHIVES):
         text = f"{uri} is an archive: unpack it (`tar xzf`), and name the directory that has its files"
         raise RetrievalError(text, code="packed", uri=uri)
-    if not _NAME.fullmatch(uri) or Path(uri).exists():
+    name = uri.rpartition("/")[2]  # settings have made a path of it, from the directory that they were read in
+    if "://" in uri or not _NAME.fullmatch(name) or Path(uri).exists():
         return uri
     entry = None
     with suppress(JavaNotFound):  # then it is a mistyped directory, for one who has no lexical index
-        entry = lucene().ask("prebuilt", name=uri)
+        entry = lucene().ask("prebuilt", name=name)
     if entry is None:
         return uri
     cache = Path(os.environ.get("PYSERINI_CACHE") or Path.home() / ".cache" / "pyserini") / "indexes"
     place = cache / f"{entry['filename'].removesuffix('.tar.gz')}.{entry['md5']}"
     if not place.is_dir():
         raise RetrievalError(
-            f"pyserini has not fetched its index {uri}: {place} does not exist; fetch it with "
-            f"`python -c \"from pyserini.search.lucene import LuceneSearcher as S; S.from_prebuilt_index('{uri}')\"`, "
+            f"pyserini has not fetched its index {name}: {place} does not exist; fetch it with "
+            f"`python -c \"from pyserini.search.lucene import LuceneSearcher as S; S.from_prebuilt_index('{name}')\"`, "
             f"or unpack {entry['filename']} anywhere and name that directory",
             code="not_fetched",
-            uri=uri,
+            name=name,
             expected=str(place),
         )
     return str(place)

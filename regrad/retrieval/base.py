@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -242,20 +243,39 @@ def read_index_card(uri: str) -> IndexCard:
         raise RetrievalError(
             f"there is no index at {uri}: {CARD} is missing; make one with `regrad index`", code="not_found", uri=uri
         )
-    again = RetrievalError(
-        f"the index at {uri} is not of format {FORMAT}, which this version reads; make it again with `regrad index`",
-        code="other_format",
-        uri=uri,
-        expected=FORMAT,
-    )
+    data = storage.read(CARD)
+    found = _format(data)
+    if found != FORMAT:
+        raise RetrievalError(
+            f"the index at {uri} is of format {found}, and this version reads {FORMAT}; make it again with "
+            "`regrad index`",
+            code="other_format",
+            uri=uri,
+            expected=FORMAT,
+            found=found,
+        )
     try:
-        card = IndexCard.model_validate_json(storage.read(CARD))
+        card = IndexCard.model_validate_json(data)
     except ValidationError as error:
-        raise again from error
-    if card.format != FORMAT:
-        raise again
+        first = error.errors()[0]
+        raise RetrievalError(
+            f"{CARD} of the index at {uri} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}; restore it, "
+            "or make the index again with `regrad index`",
+            code="damaged",
+            uri=uri,
+            file=CARD,
+        ) from error
     RETRIEVERS.check(card.kind)
     return card
+
+
+def _format(data: bytes) -> object:
+    """What a card says of its format, whatever else is in it."""
+    try:
+        card = json.loads(data)
+    except ValueError:
+        return "unknown (it is not JSON)"
+    return card.get("format", "unknown") if isinstance(card, dict) else "unknown"
 
 
 def _located(uri: str) -> str:

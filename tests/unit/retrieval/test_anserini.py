@@ -118,12 +118,15 @@ def test_a_name_of_pyserinis_is_taken_from_its_cache_and_from_nowhere_else(
 ) -> None:
     monkeypatch.setenv("PYSERINI_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    with refused(RetrievalError, "not_fetched", uri="msmarco-v1-passage") as info:
+    with refused(RetrievalError, "not_fetched", name="msmarco-v1-passage") as info:
         open_retriever("msmarco-v1-passage")
     shutil.copytree(prebuilt, str(info.value.fields["expected"]))
     assert check_index("msmarco-v1-passage").passages == 3
     with open_retriever("msmarco-v1-passage") as index:
         assert index.card.kind == "anserini"
+    (of_settings,) = FuseConfig(indexes=("msmarco-v1-passage", "other")).indexes[:1]
+    assert of_settings == f"{tmp_path}/msmarco-v1-passage"
+    assert check_index(of_settings).passages == 3
     with refused(RetrievalError, "not_found", uri="no-such-index"):
         open_retriever("no-such-index")
     (tmp_path / "msmarco-v1-doc").mkdir()
