@@ -56,7 +56,8 @@ def _index(config: IndexConfig, progress: Any) -> int:
 
         return rerank_index(config.rerank, config.output)
     assert config.corpus is not None  # or `fuse` would not be None
-    return build_index(_counted(read_passages(config.corpus), progress), config.output, config.threads, config.fields)
+    passages = _counted(read_passages(config.corpus), progress)
+    return build_index(passages, config.output, config.threads, config.fields, config.language)
 
 
 def _counted(passages: Iterator[Passage], progress: Any) -> Iterator[Passage]:

@@ -24,7 +24,8 @@ def build_shards(config: IndexConfig, progress: Any) -> int:
     def build(shards: Sequence[Shard]) -> list[str]:
         return _build_all(config, shards, progress)
 
-    return build_sharded_index(read_passages(config.corpus), config.output, config.shards, build, config.fields)
+    how = (config.fields, config.language)
+    return build_sharded_index(read_passages(config.corpus), config.output, config.shards, build, *how)
 
 
 def _build_all(config: IndexConfig, shards: Sequence[Shard], progress: Any) -> list[str]:
@@ -49,4 +50,5 @@ def _build_all(config: IndexConfig, shards: Sequence[Shard], progress: Any) -> l
 
 def _build(config: IndexConfig, shard: Shard) -> str:
     assert config.corpus is not None
-    return build_shard(read_passages(config.corpus), shard, parts_uri(config.output), config.threads, config.fields)
+    how = (config.threads, config.fields, config.language)
+    return build_shard(read_passages(config.corpus), shard, parts_uri(config.output), *how)

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
@@ -60,6 +60,12 @@ class Storage:
         """The bytes of `name`, or of the half-open range [start, end)."""
         with self._errors("read", name):
             return bytes(self.fs.cat_file(self.path(name), start=start, end=end))
+
+    def chunks(self, name: str, size: int) -> Iterator[bytes]:
+        """The bytes of `name`, at most `size` at a time."""
+        with self._errors("read", name), self.fs.open(self.path(name), "rb", block_size=size) as file:
+            while chunk := file.read(size):
+                yield chunk
 
     def write(self, name: str, data: bytes) -> None:
         """Write `name` whole or not at all."""
@@ -282,27 +288,55 @@ def _upload(staging: Path, storage: Storage, card: str) -> None:
         storage.fs.put_file(str(path), storage.path(path.relative_to(staging).as_posix()))
 
 
-def local_directory(uri: str | os.PathLike[str]) -> Path:
-    """A local path with the content of the directory `uri`; a remote one is downloaded once for each state of it."""
+Check = Callable[[str, Path], None]
+"""Called with the name of a file that was downloaded and its local path; raises if it is not what it should be."""
+
+
+def local_directory(uri: str | os.PathLike[str], check: Check | None = None) -> Path:
+    """A local path with the content of the directory `uri`; a remote one is downloaded once for each state of it.
+
+    `check` sees each file as it arrives: if it raises, nothing is kept. What was downloaded without a check is
+    downloaded again with one.
+    """
     storage = Storage(uri)
     if storage.is_local:
         return Path(storage.root)
     with storage._errors("download"):
-        listing = {name: file_version(info) for name, info in storage.fs.find(storage.root, detail=True).items()}
-        if not listing:
+        target, names = _cached(storage, checked=check is not None)
+        if not names:
             raise FileNotFoundError(storage.uri)
-        # Named by the listing: a directory that has changed since is another one, and is downloaded again.
-        key = hashlib.sha256(repr((storage.uri, sorted(listing.items()))).encode()).hexdigest()[:24]
-        target = cache_directory() / key
         if not target.exists():
             with directory_writer(target, card="") as staging:
-                for name in listing:
+                for name in names:
                     relative = name[len(storage.root) :].lstrip("/")
                     if ".." in Path(relative).parts:
                         raise ValueError(f"{name} leads out of the directory")
                     (staging / relative).parent.mkdir(parents=True, exist_ok=True)
                     storage.fs.get_file(name, str(staging / relative))
+                    if check:
+                        check(relative, staging / relative)
     return target
+
+
+def checked_copy(uri: str | os.PathLike[str]) -> Path | None:
+    """Where `local_directory` has put the remote directory `uri` as it is now, with a check; None if it has not."""
+    storage = Storage(uri)
+    if storage.is_local:
+        return None
+    with storage._errors("list"):
+        target, _ = _cached(storage, checked=True)
+    return target if target.exists() else None
+
+
+def _cached(storage: Storage, checked: bool) -> tuple[Path, list[str]]:
+    """The place of a download, and the files' names on the store.
+
+    It is named by the listing: a directory that has changed since is another one, and is downloaded again.
+    """
+    storage.fs.invalidate_cache()
+    listing = {name: file_version(info) for name, info in storage.fs.find(storage.root, detail=True).items()}
+    named = (storage.uri, sorted(listing.items()), *(["checked"] if checked else []))
+    return cache_directory() / hashlib.sha256(repr(named).encode()).hexdigest()[:24], list(listing)
 
 
 def file_version(info: Mapping[str, Any]) -> tuple[Any, ...]:

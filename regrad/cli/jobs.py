@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from regrad.cli.options import QUARANTINED, settings_options
+from regrad.cli.options import QUARANTINED, printable, settings_options
 from regrad.settings import load_settings
 
 
@@ -144,7 +144,10 @@ REBUILD = JobVerb(
 
 
 def _command(verb: JobVerb) -> click.Command:
-    def run(config: Path, overrides: tuple[str, ...], report_only: bool = False) -> None:
+    def run(config: Path, overrides: tuple[str, ...], report_only: bool = False, check: str | None = None) -> None:
+        if check:
+            _check_index(check)
+            return
         settings = load_settings(_named(verb.settings), config, overrides)
         if report_only:
             from regrad.evaluation.output import Output
@@ -171,7 +174,16 @@ def _command(verb: JobVerb) -> click.Command:
 
     if verb.name == "eval":
         run = click.option("--report-only", is_flag=True, help="Only write the report from the finished cells.")(run)
+    if verb.name == "index":
+        run = click.option("--check", metavar="URI", help="Only read every byte of an index, to find damage.")(run)
     return click.command(verb.name, help=verb.help)(settings_options(verb.config)(run))
+
+
+def _check_index(uri: str) -> None:
+    from regrad.retrieval.whole_check import check_whole
+
+    for index in check_whole(uri):
+        click.echo(printable(f"{index.uri}: {index.kind.upper()} index, {index.bytes / 1e6:,.1f} MB as written"))
 
 
 def _described(built: Any, uri: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,10 @@ from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.registry import Registry
 from regrad.retrieval.config import RetrieverConfig
+from regrad.retrieval.index_files import IndexFile, index_file, local_index
 from regrad.retrieval.passage_store import PassageStore
 from regrad.settings import Settings
-from regrad.storage import Storage, local_directory
+from regrad.storage import Storage
 
 if TYPE_CHECKING:
     from regrad.retrieval.embedding import Embedding
@@ -36,28 +37,24 @@ RETRIEVERS: Registry[str] = Registry(
         "fused": "regrad.retrieval.fused:FusedRetriever",
         "reranked": "regrad.retrieval.reranked:RerankedRetriever",
         "collection": "regrad.retrieval.collection:CollectionRetriever",
+        "anserini": "regrad.retrieval.anserini:AnseriniRetriever",
     },
 )
 """The class that opens each kind of index, as `module:class`: what one kind imports (a JVM) another does not need."""
 
 
-class IndexFile(Settings):
-    """One file of an index: its size, and the SHA-256 (hex) of its content."""
-
-    bytes: int
-    sha256: str
-
-
 class IndexCard(Settings):
     """What an index says of itself: the kind of retriever that opens it, how many passages it has, and its files.
 
-    `fields` are what a lexical index can be searched by, `joins` the kinds of the indexes that a fused one asks.
+    `fields` are what a lexical index can be searched by and `language` that of its analyser (none: English), `joins`
+    the kinds of the indexes that a fused one asks.
     """
 
     format: int = FORMAT
     kind: str
     passages: int
     fields: tuple[str, ...] = ()
+    language: str = ""
     joins: tuple[str, ...] = ()
     files: dict[str, IndexFile]
 
@@ -121,7 +118,7 @@ class Retriever(ABC):
     @classmethod
     def open(cls, uri: str, card: IndexCard, settings: RetrieverConfig) -> Retriever:
         """Over a local copy of the index at `uri`."""
-        return cls(local_directory(uri), card, settings)
+        return cls(local_index(uri, card.files), card, settings)
 
     @abstractmethod
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
@@ -222,39 +219,74 @@ class _JoinedByScore(JoinedSearch):
 
 
 def write_card(
-    folder: Path, kind: str, passages: int, fields: tuple[str, ...] = (), joins: tuple[str, ...] = ()
+    folder: Path,
+    kind: str,
+    passages: int,
+    fields: tuple[str, ...] = (),
+    joins: tuple[str, ...] = (),
+    language: str = "",
 ) -> None:
     """Make `folder` an index of this kind. To be called last: the card names every file there is."""
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.relative_to(folder).as_posix()] = IndexFile(bytes=path.stat().st_size, sha256=digest)
-    card = IndexCard(kind=kind, passages=passages, fields=fields, joins=joins, files=files)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): index_file(path) for path in paths}
+    card = IndexCard(kind=kind, passages=passages, fields=fields, joins=joins, language=language, files=files)
     (folder / CARD).write_text(card.model_dump_json(indent=1) + "\n")
 
 
 def read_index_card(uri: str) -> IndexCard:
-    """The card of an index; raises `RetrievalError` if there is none, or of another format."""
+    """The card of an index; raises `RetrievalError` if there is none, or of another format.
+
+    A Lucene index of Anserini's has none: one is made for it.
+    """
+    uri = _located(uri)
     storage = Storage(uri)
     if not storage.exists(CARD):
+        from regrad.retrieval.anserini import anserini_card
+
+        if made := anserini_card(uri):
+            return made
         raise RetrievalError(
             f"there is no index at {uri}: {CARD} is missing; make one with `regrad index`", code="not_found", uri=uri
         )
-    again = RetrievalError(
-        f"the index at {uri} is not of format {FORMAT}, which this version reads; make it again with `regrad index`",
-        code="other_format",
-        uri=uri,
-        expected=FORMAT,
-    )
+    data = storage.read(CARD)
+    found = _format(data)
+    if found != FORMAT:
+        raise RetrievalError(
+            f"the index at {uri} is of format {found}, and this version reads {FORMAT}; make it again with "
+            "`regrad index`",
+            code="other_format",
+            uri=uri,
+            expected=FORMAT,
+            found=found,
+        )
     try:
-        card = IndexCard.model_validate_json(storage.read(CARD))
+        card = IndexCard.model_validate_json(data)
     except ValidationError as error:
-        raise again from error
-    if card.format != FORMAT:
-        raise again
+        first = error.errors()[0]
+        raise RetrievalError(
+            f"{CARD} of the index at {uri} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}; restore it, "
+            "or make the index again with `regrad index`",
+            code="damaged",
+            uri=uri,
+            file=CARD,
+        ) from error
     RETRIEVERS.check(card.kind)
     return card
+
+
+def _format(data: bytes) -> object:
+    """What a card says of its format, whatever else is in it."""
+    try:
+        card = json.loads(data)
+    except ValueError:
+        return "unknown (it is not JSON)"
+    return card.get("format", "unknown") if isinstance(card, dict) else "unknown"
+
+
+def _located(uri: str) -> str:
+    from regrad.retrieval.anserini import located  # which is a kind of index, and imports this module
+
+    return located(uri)
 
 
 def check_index(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> IndexCard:
@@ -262,9 +294,11 @@ def check_index(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> Inde
 
     Settings of another kind of index are refused, too: they would change nothing.
 
-    Nothing is downloaded, and only sizes are compared: opening an index should not read all of it. The content is
-    checked when it is read, a passage by its own checksum and Lucene's files by theirs.
+    Nothing is downloaded, and only sizes are compared: opening an index should not read all of it. What comes from an
+    object store is compared with its checksum as it arrives (`local_index`), a passage with its own at each look-up,
+    and everything where it lies by `regrad index --check`.
     """
+    uri = _located(uri)
     card, found = read_index_card(uri), Storage(uri).files()
     for name, file in card.files.items():
         size = found[name][0] if name in found else 0
@@ -300,6 +334,7 @@ def _kinds(card: IndexCard) -> str:
 
 def open_retriever(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> Retriever:
     """The retriever that an index's card names, over a local copy of the index; raises `RetrievalError`."""
+    uri = _located(uri)
     card = check_index(uri, settings)
     module, _, name = RETRIEVERS[card.kind].partition(":")
     kind: type[Retriever] = getattr(importlib.import_module(module), name)

@@ -22,10 +22,11 @@ from uuid import uuid4
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval.base import CARD, IndexCard, JoinedHit, JoinedSearch, Retriever, write_card
-from regrad.retrieval.config import Bm25SearchConfig, IndexField, RetrieverConfig
+from regrad.retrieval.config import Bm25SearchConfig, IndexField, Language, RetrieverConfig
+from regrad.retrieval.index_files import IndexFile, index_file, local_index
 from regrad.retrieval.lucene_process import lucene
 from regrad.retrieval.passage_store import PassageStore, store_passages
-from regrad.storage import Storage, directory_writer, local_directory
+from regrad.storage import Storage, directory_writer
 
 if TYPE_CHECKING:
     from regrad.retrieval.embedding import Embedding
@@ -36,30 +37,41 @@ _MAX_WORDS = 512
 
 
 def build_index(
-    passages: Iterable[Passage], uri: str, threads: int = 2, fields: tuple[IndexField, ...] = ("contents", "title")
+    passages: Iterable[Passage],
+    uri: str,
+    threads: int = 2,
+    fields: tuple[IndexField, ...] = ("contents", "title"),
+    language: Language = "en",
 ) -> int:
     """Index these fields of every passage at `uri`, whole or not at all; returns how many passages there were.
 
     Raises `RetrievalError` if there are none, an id occurs twice or Lucene fails.
     """
     with directory_writer(uri, CARD) as folder:
-        count = _index(store_passages(passages, folder), str(folder / "lucene"), threads, fields)
+        count = _index(store_passages(passages, folder), str(folder / "lucene"), threads, fields, language)
         if not count:
             raise RetrievalError("the corpus is empty: there is nothing to index", code="empty_corpus")
-        write_card(folder, "bm25", count, fields)
+        write_card(folder, "bm25", count, fields, language=language)
     return count
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The passages from place `start` to `stop` of a corpus. Its name is a hash of them and of the indexed fields."""
+    """The passages from place `start` to `stop` of a corpus. The name is a hash of them, fields and language."""
 
     start: int
     stop: int
     name: str
 
 
-def build_shard(passages: Iterable[Passage], shard: Shard, uri: str, threads: int, fields: Sequence[IndexField]) -> str:
+def build_shard(
+    passages: Iterable[Passage],
+    shard: Shard,
+    uri: str,
+    threads: int,
+    fields: Sequence[IndexField],
+    language: Language = "en",
+) -> str:
     """Index a shard's passages below `uri`, whole or not at all, unless that was done before; returns its address.
 
     `passages` are those of the whole corpus. Raises `RetrievalError` if they are not what the shard was named by.
@@ -67,13 +79,15 @@ def build_shard(passages: Iterable[Passage], shard: Shard, uri: str, threads: in
     place = f"{uri}/{shard.name}"
     if Storage(place).exists(_SHARD_CARD):
         return place
-    named = _ShardName(fields)
+    named = _ShardName(fields, language)
     with directory_writer(place, _SHARD_CARD) as folder:
         stream = named.watch(islice(passages, shard.start, shard.stop))
-        count = _index(iter(lambda: list(islice(stream, _BATCH)), []), f"{folder}/lucene", threads, fields)
+        batches = iter(lambda: list(islice(stream, _BATCH)), [])
+        count = _index(batches, f"{folder}/lucene", threads, fields, language)
         if named.name() != shard.name:
             raise RetrievalError("the corpus changed while it was indexed; run again", code="corpus_changed")
-        (folder / _SHARD_CARD).write_text(json.dumps({"passages": count}) + "\n")
+        files = {path.relative_to(folder).as_posix(): index_file(path).model_dump() for path in folder.glob("lucene/*")}
+        (folder / _SHARD_CARD).write_text(json.dumps({"passages": count, "files": files}) + "\n")
     return place
 
 
@@ -83,6 +97,7 @@ def build_sharded_index(
     shards: int,
     build: Callable[[Sequence[Shard]], Sequence[str]],
     fields: tuple[IndexField, ...] = ("contents", "title"),
+    language: Language = "en",
 ) -> int:
     """Index every passage at `uri`, whole or not at all, in that many shards; returns how many passages there were.
 
@@ -93,20 +108,22 @@ def build_sharded_index(
         count = sum(len(batch) for batch in store_passages(passages, folder))
         if not count:
             raise RetrievalError("the corpus is empty: there is nothing to index", code="empty_corpus")
-        for number, place in enumerate(build(_shards(folder, count, min(shards, count), fields))):
-            copytree(local_directory(place) / "lucene", folder / f"{_FOLDER}-{number:04d}")
-        write_card(folder, "bm25", count, fields)
+        for number, place in enumerate(build(_shards(folder, count, min(shards, count), fields, language))):
+            files = json.loads(Storage(place).read(_SHARD_CARD)).get("files", {})
+            source = local_index(place, {name: IndexFile.model_validate(file) for name, file in files.items()})
+            copytree(source / "lucene", folder / f"{_FOLDER}-{number:04d}")
+        write_card(folder, "bm25", count, fields, language=language)
     return count
 
 
-def _shards(folder: Path, count: int, shards: int, fields: Sequence[IndexField]) -> list[Shard]:
+def _shards(folder: Path, count: int, shards: int, fields: Sequence[IndexField], language: str) -> list[Shard]:
     """Of nearly the same number of passages each, one after the other, so that equal scores stay in corpus order."""
     store = PassageStore(folder)
     stream = (passage for block in store.blocks(_BATCH) for passage in block)
     found = []
     for number in range(shards):
         start, stop = count * number // shards, count * (number + 1) // shards
-        named = _ShardName(fields)
+        named = _ShardName(fields, language)
         deque(named.watch(islice(stream, stop - start)), maxlen=0)
         found.append(Shard(start, stop, named.name()))
     store.close()
@@ -116,8 +133,8 @@ def _shards(folder: Path, count: int, shards: int, fields: Sequence[IndexField])
 class _ShardName:
     """The name of a shard, from the passages that pass by."""
 
-    def __init__(self, fields: Sequence[IndexField]) -> None:
-        self._digest = hashlib.sha256(repr(list(fields)).encode())
+    def __init__(self, fields: Sequence[IndexField], language: str) -> None:
+        self._digest = hashlib.sha256(repr([*fields, language]).encode())
 
     def watch(self, passages: Iterable[Passage]) -> Iterator[Passage]:
         for passage in passages:
@@ -128,11 +145,13 @@ class _ShardName:
         return self._digest.hexdigest()[:32]
 
 
-def _index(batches: Iterable[Sequence[Passage]], folder: str, threads: int, fields: Sequence[IndexField]) -> int:
+def _index(
+    batches: Iterable[Sequence[Passage]], folder: str, threads: int, fields: Sequence[IndexField], language: str
+) -> int:
     count, process = 0, lucene()
     with process.alone():
         try:
-            process.ask("begin", folder=folder, threads=threads, fields=fields)
+            process.ask("begin", folder=folder, threads=threads, fields=fields, language=language)
             for batch in batches:
                 process.ask("add", documents=[_document(passage, fields) for passage in batch])
                 count += len(batch)
@@ -148,7 +167,7 @@ def _document(passage: Passage, fields: Sequence[IndexField]) -> str:
     return json.dumps({"id": passage.id, **{field: texts[field] for field in fields}})
 
 
-class _OpenIndex:
+class OpenIndex:
     """An index, or several as one, open in Lucene's process; opened again when that process was restarted.
 
     After `close` it is opened for each question and closed again: what is asked late leaves nothing in that process.
@@ -211,12 +230,13 @@ class LuceneRetriever(Retriever):
         self.lucene_folders = [str(folder / name) for name in sorted(names) if name.partition("-")[0] == _FOLDER]
         self._settings = settings.bm25
         self._weights = settings.bm25.weights
+        self.language = card.language or "en"
         if len(self.lucene_folders) > 1:
-            self._shards: _LuceneJoined | None = _LuceneJoined([self.lucene_folders], self._settings)
+            self._shards: _LuceneJoined | None = _LuceneJoined([self.lucene_folders], self._settings, self.language)
             return
         self._shards = None
         k1, b = self._settings.k1, self._settings.b
-        self._index = _OpenIndex("open", folder=self.lucene_folders[0], k1=k1, b=b)
+        self._index = OpenIndex("open", folder=self.lucene_folders[0], k1=k1, b=b, language=self.language)
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """Ties are in the order of their ids, as text; in an index of several shards, in the corpus's."""
@@ -225,7 +245,7 @@ class LuceneRetriever(Retriever):
                 [(passage_id, score) for _, passage_id, score in hits] for hits in self._shards.ranked(questions, k)
             ]
         settings = self._settings
-        asked: dict[str, Any] = {"questions": [_bounded(one) for one in questions], "k": k, "weights": self._weights}
+        asked: dict[str, Any] = {"questions": [bounded(one) for one in questions], "k": k, "weights": self._weights}
         if settings.combine == "best":
             found = self._index.ask("search_best", tie=settings.tie, **asked)
         else:
@@ -233,12 +253,21 @@ class LuceneRetriever(Retriever):
         return [[(passage_id, score) for passage_id, score in hits] for hits in found]
 
     def build_like(self, passages: Iterable[Passage], uri: str, embedding: Embedding | None = None) -> int:
-        """With the same fields."""
-        return build_index(passages, uri, fields=self.card.fields)  # type: ignore[arg-type]  # it names no others
+        """With the same fields and language."""
+        same: dict[str, Any] = {"fields": self.card.fields, "language": self.language}
+        return build_index(passages, uri, **same)
 
     def joined(self, others: Sequence[Self]) -> JoinedSearch:
-        """With the words' and texts' statistics of all of them."""
-        return _LuceneJoined([one.lucene_folders for one in (self, *others)], self._settings)
+        """With the words' and texts' statistics of all of them; raises `RetrievalError` if languages differ."""
+        languages = sorted({one.language for one in (self, *others)})
+        if len(languages) > 1:
+            raise RetrievalError(
+                f"indexes of different languages cannot be searched as one: there are {', '.join(languages)}; make "
+                "them again with one `language`",
+                code="other_language",
+                found=languages,
+            )
+        return _LuceneJoined([one.lucene_folders for one in (self, *others)], self._settings, self.language)
 
     def close(self) -> None:
         """Release the index and the store."""
@@ -249,15 +278,16 @@ class LuceneRetriever(Retriever):
 class _LuceneJoined(JoinedSearch):
     """Indexes as one, each of one folder of Lucene's or, in shards, of several."""
 
-    def __init__(self, indexes: Sequence[Sequence[str]], settings: Bm25SearchConfig) -> None:
+    def __init__(self, indexes: Sequence[Sequence[str]], settings: Bm25SearchConfig, language: str) -> None:
         self._settings = settings
         folders = [folder for folders in indexes for folder in folders]
         self._index_of = [number for number, folders in enumerate(indexes) for _ in folders]
-        self._index = _OpenIndex("open_together", folders=folders, k1=settings.k1, b=settings.b)
+        opening = {"folders": folders, "k1": settings.k1, "b": settings.b, "language": language}
+        self._index = OpenIndex("open_together", **opening)
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[JoinedHit]]:
         """See `JoinedSearch`."""
-        asked = [_bounded(one) for one in questions]
+        asked = [bounded(one) for one in questions]
         tie = self._settings.tie if self._settings.combine == "best" else None
         found = self._index.ask("search_together", questions=asked, k=k, weights=self._settings.weights, tie=tie)
         return [[(self._index_of[place], passage_id, score) for place, passage_id, score in hits] for hits in found]
@@ -267,7 +297,7 @@ class _LuceneJoined(JoinedSearch):
         self._index.close()
 
 
-def _bounded(question: str) -> str:
+def bounded(question: str) -> str:
     """Each word costs time: of a very long question only the first distinct words count."""
     words = list(dict.fromkeys(re.findall(r"\w+", question)))
     return question if len(words) <= _MAX_WORDS else " ".join(words[:_MAX_WORDS])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.locking import exclusive
-from regrad.retrieval.base import CARD, IndexCard, IndexFile, check_index, open_retriever, read_index_card
+from regrad.retrieval.base import CARD, IndexCard, check_index, open_retriever, read_index_card
 from regrad.retrieval.collection import (
     KIND,
     CollectionBank,
@@ -26,8 +26,9 @@ from regrad.retrieval.collection import (
     read_version,
 )
 from regrad.retrieval.config import FusionConfig
+from regrad.retrieval.index_files import IndexFile, local_index
 from regrad.retrieval.passage_store import PassageStore
-from regrad.storage import Storage, check_replaceable, local_directory
+from regrad.storage import Storage, check_replaceable
 
 if TYPE_CHECKING:
     from regrad.retrieval.embedding import Embedding
@@ -70,6 +71,13 @@ def replace_indexes(uri: str, indexes: Sequence[str], bank: CollectionBank | Non
 def _first_segment(indexes: Sequence[str]) -> Segment:
     cards = [check_index(index) for index in indexes]
     kinds = [card.kind for card in cards]
+    if "anserini" in kinds:
+        raise RetrievalError(
+            f"{indexes[kinds.index('anserini')]} has no passage store, which a collection needs: make an index of its "
+            "corpus with `regrad index`",
+            code="bad_kinds",
+            kinds=kinds,
+        )
     if len(set(kinds)) < len(kinds) or set(kinds) & {KIND, "fused", "reranked"}:
         raise RetrievalError(
             f"a collection takes one index of each kind, and fuses them itself; found {', '.join(kinds)}",
@@ -144,7 +152,7 @@ def without(uri: str, version: CollectionVersion, ids: Iterable[str]) -> Collect
 
 def with_segment(uri: str, version: CollectionVersion, added: Segment) -> CollectionVersion:
     """The version with an addition, whose passages take the places of those with the same ids."""
-    store = PassageStore(local_directory(location(uri, added.indexes[0])))
+    store = _store(location(uri, added.indexes[0]))
     changed = without(uri, version, store.ids())
     store.close()
     return changed.model_copy(update={"segments": (*changed.segments, added)})
@@ -156,10 +164,14 @@ def _places(uri: str, version: CollectionVersion, ids: Iterable[str]) -> list[se
     found = []
     for segment in version.segments:
         # The texts alone: opening the index would start a JVM or load an encoder.
-        store = PassageStore(local_directory(location(uri, segment.indexes[0])))
+        store = _store(location(uri, segment.indexes[0]))
         found.append(store.known(wanted) - set(segment.hidden))
         store.close()
     return found
+
+
+def _store(index: str) -> PassageStore:
+    return PassageStore(local_index(index, read_index_card(index).files))
 
 
 def _next_number(uri: str) -> int:

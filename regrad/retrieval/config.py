@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from regrad.models.config import ModelPath
 from regrad.settings import Location, Settings, WorkersConfig
 
 IndexField = Literal["contents", "title", "text"]
+
+Language = Literal[
+    "en", "ar", "bn", "da", "de", "es", "fa", "fi", "fr", "hi", "hu", "id", "it",
+    "ja", "ko", "nl", "no", "pl", "pt", "ru", "sv", "te", "th", "tr", "uk", "zh",
+]  # fmt: skip
+"""The languages that Anserini has an analyser of: how a text is split into words, which are left out, how they end."""
 
 PART_PASSAGES = 1000
 """How many passages are encoded at once, if no setting says otherwise."""
@@ -97,11 +103,19 @@ class IndexConfig(Settings):
         ("contents", "title"),
         description="what can be searched: contents (title and text as one), the title alone, the text alone",
     )
+    language: Language = Field(
+        "en", description="lexical index: whose stop words and endings are taken off, of passages and of questions"
+    )
     threads: int = Field(2, ge=1, description="lexical index: Lucene's threads per shard")
     shards: int = Field(1, ge=1, description="lexical index: parts that are built in parallel and searched as one")
     cluster: WorkersConfig = Field(
         WorkersConfig(), description="dense: replicas of the encoder; lexical: shards built at a time"
     )
+
+    @field_validator("language", mode="before")
+    @classmethod
+    def _norwegian(cls, value: object) -> object:
+        return "no" if value is False else value  # what YAML makes of `language: no`
 
     @model_validator(mode="after")
     def _some_fields(self) -> Self:
@@ -113,6 +127,8 @@ class IndexConfig(Settings):
             raise ValueError("'dense' makes an index of a corpus, 'fuse' and 'rerank' take one: make it first")
         if self.shards > 1 and (self.corpus is None or self.dense is not None):
             raise ValueError("shards: only a lexical index of a corpus has them")
+        if self.language != "en" and (self.corpus is None or self.dense is not None):
+            raise ValueError("language: only a lexical index of a corpus has one, an encoder brings its own")
         return self
 
 

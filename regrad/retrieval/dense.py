@@ -6,7 +6,6 @@ searched one by one, which is exact, straight from the file; beyond, by one of F
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,18 +19,20 @@ import numpy as np
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval.base import CARD, IndexCard, Retriever, read_index_card, write_card
-from regrad.retrieval.config import DenseConfig, EncoderConfig, RetrieverConfig
+from regrad.retrieval.config import DenseConfig, RetrieverConfig
 from regrad.retrieval.embedding import Embedding, EncoderIdentity, embed
 from regrad.retrieval.encoder import Encoder, Vectors
+from regrad.retrieval.encoder_card import FILE as _ENCODER
+from regrad.retrieval.encoder_card import EncoderCard, TrainedQuestions, read_encoder_card
+from regrad.retrieval.index_files import local_index
 from regrad.retrieval.passage_store import PassageStore, store_passages
-from regrad.storage import Storage, directory_writer, local_directory
+from regrad.storage import Storage, directory_writer
 
 logger = logging.getLogger(__name__)
 faiss: Any = _faiss  # its own annotations lack some of its classes
 
 _VECTORS = "vectors.f32"
 _FAISS = "vectors.faiss"
-_ENCODER = "encoder.json"
 _QUESTION_ENCODER = "question-encoder"
 # Where the exact search stops to be the right choice: a hundred milliseconds a question on one core, about.
 _EXACT_UP_TO, _GRAPH_UP_TO = 300_000, 3_000_000
@@ -84,13 +85,15 @@ def write_dense_index(
         kind = _kind(settings, count)
         if kind != "flat":
             _write_faiss(folder, kind, count, encoder.dimensions)
-        card = {
-            "encoder": encoder.config.model_dump(mode="json"),
-            "digest": encoder.digest,
-            "dimensions": encoder.dimensions,
-            "vectors": kind,
-        }
-        (folder / _ENCODER).write_text(json.dumps(card, indent=1) + "\n")
+        card = EncoderCard.model_validate(
+            {
+                "encoder": encoder.config,
+                "digest": encoder.digest,
+                "dimensions": encoder.dimensions,
+                "vectors": kind,
+            }
+        )
+        (folder / _ENCODER).write_text(card.encoded())
         write_card(folder, "dense", count)
     return count
 
@@ -133,7 +136,7 @@ def passages_encoder(index: str) -> str:
     """The digest of the encoder of an index's passages; empty if it is not dense. Reads cards only."""
     if read_index_card(index).kind != "dense":
         return ""
-    return str(json.loads(Storage(index).read(_ENCODER))["digest"])
+    return read_encoder_card(Storage(index).read(_ENCODER), index).digest
 
 
 def check_passages_encoder(index: str, expected: str) -> None:
@@ -155,18 +158,23 @@ def with_question_encoder(index: str, encoder: Path, trained_for: str, uri: str,
     `RetrievalError` if the index's passages are of another.
     """
     check_passages_encoder(index, trained_for)
-    card, source = read_index_card(index), local_directory(index)
-    described = json.loads((source / _ENCODER).read_text())
+    card = read_index_card(index)
+    source = local_index(index, card.files)
+    described = _described(source)
     with directory_writer(uri, CARD) as folder:
         for name in card.files:
             if name != _ENCODER and not name.startswith(f"{_QUESTION_ENCODER}/"):
                 shutil.copyfile(source / name, folder / name)
         shutil.copytree(encoder, folder / _QUESTION_ENCODER)
-        config = EncoderConfig.model_validate({**described["encoder"], "path": str(folder / _QUESTION_ENCODER)})
-        described["question_encoder"] = {"digest": Encoder(config, "cpu").digest(), "notes": dict(notes)}
-        (folder / _ENCODER).write_text(json.dumps(described, indent=1) + "\n")
+        config = described.encoder.model_copy(update={"path": str(folder / _QUESTION_ENCODER)})
+        trained = TrainedQuestions(digest=Encoder(config, "cpu").digest(), notes=dict(notes))
+        (folder / _ENCODER).write_text(described.model_copy(update={"question_encoder": trained}).encoded())
         write_card(folder, "dense", card.passages)
     return card.passages
+
+
+def _described(folder: Path) -> EncoderCard:
+    return read_encoder_card((folder / _ENCODER).read_bytes(), str(folder))
 
 
 class DenseRetriever(Retriever):
@@ -178,25 +186,27 @@ class DenseRetriever(Retriever):
 
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         super().__init__(folder, card, settings)
-        described = json.loads((folder / _ENCODER).read_text())
-        config, expected = EncoderConfig.model_validate(described["encoder"]), described["digest"]
-        if trained := described.get("question_encoder"):
+        described = _described(folder)
+        config, expected = described.encoder, described.digest
+        if described.question_encoder:
             config = config.model_copy(update={"path": str(folder / _QUESTION_ENCODER)})
-            expected = trained["digest"]
+            expected = described.question_encoder.digest
         if settings.dense.encoder:
             config = config.model_copy(update={"path": settings.dense.encoder})
         self.encoder = Encoder(config)
         if (found := self.encoder.digest()) != expected:
             raise RetrievalError(
-                f"the index was made with the encoder {expected[:16]}, and {config.path} is "
-                f"{found[:16]}: another model, or other settings of it; give the right one as `encoder`",
+                f"the index was made with the encoder {expected[:16]} of {described.dimensions} dimensions, and "
+                f"{config.path} is {found[:16]} of {self.encoder.dimensions}: another model, or other settings of it; "
+                "give the right one as `encoder`",
                 code="other_encoder",
                 expected=expected,
                 found=found,
             )
-        self.passages_digest = str(described["digest"])
-        self._folder, self._exactly = folder, described["vectors"] == "flat"
-        self._dimensions = int(described["dimensions"])
+        self.passages_digest = described.digest
+        self._folder, self._exactly = folder, described.vectors == "flat"
+        self._dimensions = described.dimensions
+        _same("dimensions", self._dimensions, self.encoder.dimensions, "its encoder gives")
         self._probes = settings.dense.probes
         self._nearest = self._exact(folder) if self._exactly else self._approximate(folder)
 
@@ -221,7 +231,19 @@ class DenseRetriever(Retriever):
 
     def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
         """Ties are in the corpus's order. A question without words has a vector, too, and finds what is near it."""
-        scores, rows = self._nearest(self.encoder.encode_questions(questions), k)
+        vectors = self.encoder.encode_questions(questions)
+        if not np.isfinite(vectors).all():
+            raise RetrievalError(
+                "the encoder gives a question a vector that is not finite; load it in float32", code="not_finite"
+            )
+        scores, rows = self._nearest(vectors, k)
+        if not np.isfinite(scores[rows >= 0]).all() or (self._exactly and (rows < 0).any()):
+            raise RetrievalError(
+                f"the vectors at {self._folder} are damaged: they give scores that are not finite; restore them "
+                "(`regrad index --check` names the file), or make the index again",
+                code="damaged",
+                file=_VECTORS if self._exactly else _FAISS,
+            )
         ids = self._store.ids_of_rows(sorted({int(row) for row in rows.ravel() if row >= 0}))
         return [
             [(ids[int(row)], float(score)) for score, row in zip(each_s, each_r, strict=True) if row >= 0]
@@ -230,19 +252,21 @@ class DenseRetriever(Retriever):
 
     def build_like(self, passages: Iterable[Passage], uri: str, embedding: Embedding | None = None) -> int:
         """With the same encoder, and the same one of questions beside it if that was trained."""
-        described = json.loads((self._folder / _ENCODER).read_text())
-        config = EncoderConfig.model_validate(described["encoder"])
+        described = _described(self._folder)
+        config = described.encoder
         # An approximate search learns from many vectors: an addition chooses by its own number.
         how = DenseConfig(encoder=config, vectors="flat" if self._exactly else "auto")
-        trained = described.get("question_encoder")
+        trained = described.question_encoder
         if not trained:
             return build_dense_index(passages, uri, self.encoder, how, embedding)
         with TemporaryDirectory() as folder:
             build_dense_index(passages, f"{folder}/index", Encoder(config), how, embedding)
             questions = self._folder / _QUESTION_ENCODER
-            return with_question_encoder(f"{folder}/index", questions, self.passages_digest, uri, trained["notes"])
+            return with_question_encoder(f"{folder}/index", questions, self.passages_digest, uri, trained.notes)
 
     def _exact(self, folder: Path) -> Any:
+        numbers = (folder / _VECTORS).stat().st_size / np.dtype(np.float32).itemsize
+        _same("dimensions", self._dimensions, numbers / self.card.passages, f"{_VECTORS} has, for each passage,")
         vectors = np.memmap(folder / _VECTORS, dtype=np.float32, mode="r", shape=(self.card.passages, self._dimensions))
 
         def nearest(questions: Vectors, k: int) -> tuple[Vectors, Any]:
@@ -254,7 +278,8 @@ class DenseRetriever(Retriever):
                     faiss.knn(questions, block, min(k + _MORE, len(block)), faiss.METRIC_INNER_PRODUCT)
                 ]
             ]
-            scores = np.concatenate([part for part, _ in best], axis=1).round(_DIGITS)
+            with np.errstate(over="ignore", invalid="ignore"):  # of damaged vectors, which `ranked` refuses
+                scores = np.concatenate([part for part, _ in best], axis=1).round(_DIGITS)
             rows = np.concatenate([part for _, part in best], axis=1)
             order = np.lexsort((rows, -scores), axis=1)[:, :k]
             return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
@@ -262,7 +287,17 @@ class DenseRetriever(Retriever):
         return nearest
 
     def _approximate(self, folder: Path) -> Any:
-        index = faiss.read_index(str(folder / _FAISS), faiss.IO_FLAG_MMAP)
+        try:
+            index = faiss.read_index(str(folder / _FAISS), faiss.IO_FLAG_MMAP)
+        except RuntimeError as error:  # whatever it meets in the file
+            reason = " ".join(str(error).split())[:200]
+            raise RetrievalError(
+                f"FAISS cannot read {folder / _FAISS}: {reason}; restore it, or make the index again",
+                code="damaged",
+                file=_FAISS,
+            ) from error
+        _same("dimensions", self._dimensions, index.d, f"{_FAISS} has")
+        _same("vectors", self.card.passages, index.ntotal, f"{_FAISS} has")
 
         def nearest(questions: Vectors, k: int) -> tuple[Vectors, Any]:
             inverted = isinstance(index, faiss.IndexIVF)
@@ -275,6 +310,17 @@ class DenseRetriever(Retriever):
             return found
 
         return nearest
+
+
+def _same(what: str, expected: int, found: float, where: str) -> None:
+    if expected != found:
+        raise RetrievalError(
+            f"the index should have {expected:,} {what}, and {where} {found:,.6g}: files of two indexes are mixed, or "
+            f"{_ENCODER} was changed; restore it, or make the index again",
+            code="other_dimensions",
+            expected=expected,
+            found=found,
+        )
 
 
 def _blocks(vectors: Vectors) -> Iterator[tuple[int, Vectors]]:

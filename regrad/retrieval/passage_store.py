@@ -72,7 +72,7 @@ def store_passages(passages: Iterable[Passage], folder: Path) -> Iterator[list[P
         store.close()
 
 
-def _is_text(passage_id: str) -> bool:
+def is_text(passage_id: str) -> bool:
     """Whether it can be a passage's: no text has a lone surrogate, and SQLite cannot be asked for one."""
     try:
         passage_id.encode()
@@ -116,7 +116,7 @@ class PassageStore:
         """Those of these ids that have a passage here."""
         with self._connection() as connection:
             find = "SELECT 1 FROM passages WHERE id = ?"
-            return {each for each in ids if _is_text(each) and connection.execute(find, [each]).fetchone()}
+            return {each for each in ids if is_text(each) and connection.execute(find, [each]).fetchone()}
 
     def ids(self) -> list[str]:
         """All ids, in the corpus's order."""

@@ -10,9 +10,9 @@ import pytest
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
-from regrad.retrieval.base import open_retriever
+from regrad.retrieval.base import CARD, open_retriever
 from regrad.retrieval.config import DenseConfig, DenseSearchConfig, EncoderConfig, IndexConfig, RetrieverConfig
-from regrad.retrieval.dense import build_dense_index
+from regrad.retrieval.dense import build_dense_index, passages_encoder
 from regrad.retrieval.encoder import Encoder, Vectors
 from tests.tools.encoders import bag_of_words
 from tests.tools.refusals import refused
@@ -64,11 +64,82 @@ def test_an_index_of_another_encoder_or_of_other_settings_is_refused(tmp_path: P
     other = bag_of_words(tmp_path / "other", CORPUS[:1])
     with refused(RetrievalError, "other_encoder"):
         open_retriever(index, RetrieverConfig(dense=DenseSearchConfig(encoder=other)))
-    described = json.loads((tmp_path / "index/encoder.json").read_text())
-    described["encoder"]["question_prefix"] = "query: "
-    (tmp_path / "index/encoder.json").write_text(json.dumps(described, indent=1) + "\n")
-    with pytest.raises(RetrievalError):
+    prefixed = {**encoder.model_dump(), "question_prefix": "query: "}
+    rewrite(index, "encoder.json", described(index, encoder=prefixed))
+    with refused(RetrievalError, "other_encoder"):
         open_retriever(index)
+
+
+def rewrite(index: str, file: str, content: bytes) -> None:
+    """A file with another content, and the size of that in the card."""
+    card = json.loads(Path(index, CARD).read_text())
+    card["files"][file]["bytes"] = len(content)
+    Path(index, CARD).write_text(json.dumps(card))
+    Path(index, file).write_bytes(content)
+
+
+def described(index: str, **changes: object) -> bytes:
+    return json.dumps({**json.loads(Path(index, "encoder.json").read_text()), **changes}).encode()
+
+
+@pytest.mark.parametrize("vectors", ["flat", "hnsw"])
+def test_other_dimensions_than_the_encoders_are_refused_with_both_numbers(
+    tmp_path: Path, encoder: EncoderConfig, vectors: str
+) -> None:
+    index = build(tmp_path / "index", encoder, vectors, CORPUS[:40])
+    rewrite(index, "encoder.json", described(index, dimensions=39))
+    with refused(RetrievalError, "other_dimensions", expected=39, found=40):
+        open_retriever(index)
+
+
+@pytest.mark.parametrize("vectors", ["flat", "hnsw"])
+def test_vectors_of_other_dimensions_than_the_card_says_are_refused(
+    tmp_path: Path, encoder: EncoderConfig, vectors: str
+) -> None:
+    index = build(tmp_path / "index", encoder, vectors, CORPUS[:40])
+    other = build(tmp_path / "other", encoder, vectors, CORPUS[:20])
+    name = {"flat": "vectors.f32", "hnsw": "vectors.faiss"}[vectors]
+    rewrite(index, name, Path(other, name).read_bytes())
+    # Half the vectors are half the dimensions to a file of plain numbers; FAISS's has both.
+    with refused(RetrievalError, "other_dimensions", expected=40, found=20):
+        open_retriever(index)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}"])
+def test_an_encoder_card_that_is_broken_is_refused(tmp_path: Path, encoder: EncoderConfig, content: bytes) -> None:
+    index = build(tmp_path / "index", encoder, passages=CORPUS[:3])
+    rewrite(index, "encoder.json", content)
+    with refused(RetrievalError, "damaged", file="encoder.json"):
+        open_retriever(index)
+    with refused(RetrievalError, "damaged", file="encoder.json"):
+        passages_encoder(index)
+
+
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
+def test_vectors_that_give_no_finite_score_are_refused(tmp_path: Path, encoder: EncoderConfig, number: float) -> None:
+    index = build(tmp_path / "index", encoder, passages=CORPUS[:40])
+    vectors = np.memmap(tmp_path / "index/vectors.f32", dtype=np.float32, mode="r+")
+    vectors[:] = number
+    vectors.flush()
+    with open_retriever(index) as retriever, refused(RetrievalError, "damaged", file="vectors.f32"):
+        retriever.search_ids(["word1"], 3)
+
+
+def test_what_faiss_cannot_read_is_refused(tmp_path: Path, encoder: EncoderConfig) -> None:
+    index = build(tmp_path / "index", encoder, "hnsw", CORPUS[:40])
+    rewrite(index, "vectors.faiss", b"no index of FAISS")
+    with refused(RetrievalError, "damaged", file="vectors.faiss"):
+        open_retriever(index)
+
+
+def test_a_question_without_a_finite_vector_is_refused(
+    tmp_path: Path, encoder: EncoderConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = build(tmp_path / "index", encoder, passages=CORPUS[:3])
+    nothing = np.full((1, 40), np.nan, np.float32)
+    with open_retriever(index) as retriever, refused(RetrievalError, "not_finite"):
+        monkeypatch.setattr(Encoder, "encode_questions", lambda self, questions: nothing)
+        retriever.search_ids(["word1"], 3)
 
 
 def test_a_vector_that_is_not_finite_is_refused_and_nothing_is_left(

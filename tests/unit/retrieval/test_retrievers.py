@@ -22,6 +22,7 @@ from regrad.retrieval.dense import build_dense_index
 from regrad.retrieval.encoder import Encoder
 from regrad.retrieval.fused import fuse_indexes
 from regrad.retrieval.passage_store import FILE, PassageStore, store_passages
+from tests.tools.anserini import build_anserini_index
 from tests.tools.encoders import bag_of_words
 from tests.tools.overlap import build_overlap_index
 from tests.tools.refusals import refused
@@ -57,6 +58,7 @@ BUILDERS: dict[str, tuple[Callable[..., int], int]] = {
     "fused": (_fused, 150),
     "collection": (_collection, 198),
     "overlap": (build_overlap_index, 120),
+    "anserini": (build_anserini_index, 198),
 }
 """What builds an index of each kind, and of how many among 200 questions it must find the person first."""
 
@@ -212,10 +214,17 @@ def test_what_lucene_cannot_read_is_refused_with_what_to_do(tmp_path: Path) -> N
 def test_what_is_no_index_of_this_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with refused(RetrievalError, "not_found", uri=str(tmp_path)):
         open_retriever(str(tmp_path))
-    for card in ({"format": 1, "passages": 3}, {"format": 2, "kind": "bm25", "passages": 3, "files": {}}, ["x"]):
+    old = ({"format": 1, "passages": 3}, {"format": 2, "kind": "bm25", "passages": 3, "files": {}})
+    for card, found in (*((one, one["format"]) for one in old), (["x"], "unknown"), ({}, "unknown")):
         (tmp_path / CARD).write_text(json.dumps(card))
-        with refused(RetrievalError, "other_format", uri=str(tmp_path)):
+        with refused(RetrievalError, "other_format", uri=str(tmp_path), found=found, expected=3):
             check_index(str(tmp_path))
+    (tmp_path / CARD).write_text('{"format": 3,')
+    with refused(RetrievalError, "other_format", found="unknown (it is not JSON)"):
+        check_index(str(tmp_path))
+    (tmp_path / CARD).write_text(json.dumps({"format": 3, "kind": "bm25", "passages": "many", "files": {}}))
+    with refused(RetrievalError, "damaged", file=CARD):
+        check_index(str(tmp_path))
     (tmp_path / CARD).write_text(json.dumps({"format": 3, "kind": "bm52", "passages": 3, "files": {}}))
     with refused(RetrievalError, "unknown_name", name="bm52", near="bm25"):
         check_index(str(tmp_path))
