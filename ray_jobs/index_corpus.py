@@ -44,7 +44,15 @@ def run(config: IndexConfig) -> str:
             else:
                 count = run_task(_index, config, progress, num_cpus=1)
     kind = read_index_card(config.output).kind
-    return f"{kind.upper()} index at {config.output}: {count} passages"
+    how = f", searched by {_how_searched(config.output)}" if kind == "dense" else ""
+    return f"{kind.upper()} index at {config.output}: {count} passages{how}"
+
+
+def _how_searched(index: str) -> str:
+    # Here, as in `run`: what needs FAISS.
+    from regrad.retrieval.dense import how_searched
+
+    return f"{how_searched(index)}; `dense.vectors` chooses another"
 
 
 def _index(config: IndexConfig, progress: Any) -> int:

@@ -36,6 +36,11 @@ _FAISS = "vectors.faiss"
 _QUESTION_ENCODER = "question-encoder"
 # Where the exact search stops to be the right choice: a hundred milliseconds a question on one core, about.
 _EXACT_UP_TO, _GRAPH_UP_TO = 300_000, 3_000_000
+_REASONS = {
+    "flat": f"exact: up to {_EXACT_UP_TO:,} passages",
+    "hnsw": f"a graph of neighbours: up to {_GRAPH_UP_TO:,} passages, all vectors in memory",
+    "ivf-pq": "cells of compressed vectors: more passages than a graph has memory for",
+}
 _TRAINED_ON = 200_000
 _BLOCK = 65_536
 # The last digits of a question's scores depend on what shares its batch, and must not decide the order of equals.
@@ -102,13 +107,14 @@ def _kind(settings: DenseConfig, count: int) -> str:
     if settings.vectors != "auto":
         return settings.vectors
     kind = "flat" if count <= _EXACT_UP_TO else "hnsw" if count <= _GRAPH_UP_TO else "ivf-pq"
-    reason = {
-        "flat": f"exact: up to {_EXACT_UP_TO:,} passages",
-        "hnsw": f"a graph of neighbours: up to {_GRAPH_UP_TO:,} passages, all vectors in memory",
-        "ivf-pq": "cells of compressed vectors: more passages than a graph has memory for",
-    }[kind]
-    logger.info("%s passages: %s (%s); `vectors` chooses another", f"{count:,}", kind, reason)
+    logger.info("%s passages: %s (%s); `vectors` chooses another", f"{count:,}", kind, _REASONS[kind])
     return kind
+
+
+def how_searched(index: str) -> str:
+    """How the vectors of a dense index are searched, and when that is chosen. Reads cards only."""
+    kind = read_encoder_card(Storage(index).read(_ENCODER), index).vectors
+    return f"{kind} ({_REASONS[kind]})"
 
 
 def _write_faiss(folder: Path, kind: str, count: int, dimensions: int) -> None:

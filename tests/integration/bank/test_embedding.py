@@ -68,7 +68,7 @@ def test_a_killed_job_is_resumed_and_makes_the_index_of_one_process(
     with caplog.at_level("INFO"):
         line = index_corpus.run(load_settings(IndexConfig, builtin_config("jobs/index-lab.yaml"), values))
     assert f"{BLOCK * len(done)} of {PASSAGES} passages were embedded by an earlier run" in caplog.text
-    assert line == f"DENSE index at {output}: {PASSAGES} passages"
+    assert line.startswith(f"DENSE index at {output}: {PASSAGES} passages, searched by flat (exact: up to 300,000")
     assert not parts.exists()
 
     config = EncoderConfig(path=encoder, batch_size=2)
