@@ -42,7 +42,7 @@ def test_searching_loads_none_of_pyserinis_other_searchers(tmp_path: object) -> 
         "import sys\n"
         "from regrad.retrieval.lucene_worker import Lucene\n"
         "lucene, folder = Lucene(), sys.argv[1]\n"
-        "lucene.begin(folder, 1, ['contents'])\n"
+        "lucene.begin(folder, 1, ['contents'], 'en')\n"
         'lucene.add([\'{"id": "a", "contents": "hello"}\'])\n'
         "lucene.finish(folder, 1)\n"
         "lucene.open('x', folder, 0.9, 0.4)\n"
