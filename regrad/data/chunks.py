@@ -103,7 +103,7 @@ def _words() -> Tokenizer:
     """A token for each word, and for each sign of a script without spaces between words, with its marks."""
     words = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     signs = Split(Regex(rf"[{_WITHOUT_SPACES}]\p{{M}}*"), "isolated")
-    words.pre_tokenizer = Sequence([WhitespaceSplit(), signs])  # type: ignore[assignment]
+    words.pre_tokenizer = Sequence([WhitespaceSplit(), signs])
     return words
 
 
