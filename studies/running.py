@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from pydantic import model_validator
 
 from ray_jobs.cluster import cause_of, cluster
 from regrad.errors import EvaluationError
@@ -95,7 +94,7 @@ class Progress:
 
     def __init__(self, output: str) -> None:
         self._output = output
-        self._records = Records(Storage(output), "steps", by_key=False, kind=StudyRecord)
+        self._records = Records(Storage(output), "steps", by_key=False)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -136,23 +135,3 @@ class Progress:
     def clock(self) -> float:
         """Seconds that earlier calls were at work, up to the last step that they finished."""
         return max((float(record.facts["clock"]) for record in self._records.all()), default=0.0)
-
-
-class StudyRecord(RunRecord):
-    """A run record, or what studies noted before they kept these: `line`, `seconds`, `settings` and `clock`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _completed(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or "clock" not in value:
-            return value
-        noted = {key: given for key, given in value.items() if key != "clock"}
-        unknown: dict[str, Any] = {
-            "step": "",
-            "key": "",
-            "software": {},
-            "revision": None,
-            "host": "",
-            "began": "1970-01-01T00:00:00Z",
-        }
-        return {**unknown, **noted, "facts": {"clock": value["clock"]}}

@@ -91,13 +91,10 @@ class Records:
     Another `folder` has those of other work; without `by_key` a step has one record there, whatever its key is.
     """
 
-    def __init__(
-        self, output: Storage, folder: str = RUNS, by_key: bool = True, kind: type[RunRecord] = RunRecord
-    ) -> None:
+    def __init__(self, output: Storage, folder: str = RUNS, by_key: bool = True) -> None:
         self._output = output
         self._folder = folder
         self._by_key = by_key
-        self._kind = kind
 
     def read(self, step: str, key: str) -> RunRecord | None:
         """The last run of a step with this key; None if there was none. Raises `RebuildError` if it is damaged."""
@@ -125,12 +122,13 @@ class Records:
 
     def _parsed(self, name: str) -> RunRecord:
         try:
-            return self._kind.model_validate_json(self._output.read(name))
+            return RunRecord.model_validate_json(self._output.read(name))
         except (ValidationError, StorageError) as error:
             if isinstance(error, StorageError):
                 raise
             raise RebuildError(
-                f"the run record {self._output.uri}/{name} is damaged; remove it, and its step is looked at again",
+                f"the run record {self._output.uri}/{name} is damaged, or of an earlier version; remove it, and its step "
+                "is looked at again",
                 code="record_damaged",
                 uri=f"{self._output.uri}/{name}",
             ) from error

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from regrad.errors import ConfigError, EvaluationError
+from regrad.errors import ConfigError, EvaluationError, RebuildError
 from regrad.rebuild.records import Records
 from regrad.rebuild.steps import begun
 from regrad.storage import Storage
@@ -13,7 +13,7 @@ from studies.rag_gd.__main__ import run
 from studies.rag_gd.config import RagGdConfig
 from studies.rag_gd.plan import make_steps
 from studies.real import plan
-from studies.running import Progress, StudyRecord, run_steps
+from studies.running import Progress, run_steps
 from studies.step import Command, Step
 from tests.tools.refusals import refused
 
@@ -37,15 +37,20 @@ def test_a_second_run_of_a_study_into_one_output_is_refused(tmp_path: Path) -> N
     assert run_steps([], output, 1, lambda _: None) == 0
 
 
-def test_a_run_is_recorded_as_that_of_a_rebuild_and_notes_from_before_count(tmp_path: Path) -> None:
-    config, said = RagGdConfig(output=str(tmp_path)), "made before"
-    old, new = make_steps(config)[:2]
-    note = {"line": said, "seconds": 3.0, "clock": 5.0, "settings": old.work.content()}
-    Storage(tmp_path).write(f"steps/{old.name.replace(' ', '-')}.json", json.dumps(note).encode())
-    progress = Progress(config.output)
-    assert (progress.done(old), progress.done(new), progress.clock()) == (True, False, 5.0)
-    progress.finish(begun(new.recorded), "made", 3.0, 8.0)
-    assert (progress.done(new), progress.clock()) == (True, 8.0)
-    records = {record.step: record for record in Records(Storage(tmp_path), "steps", kind=StudyRecord).all()}
-    assert (records[new.name].whole, records[new.name].settings) == (True, new.work.content())
-    assert records[""].line == said
+def test_a_run_is_recorded_as_that_of_a_rebuild(tmp_path: Path) -> None:
+    config = RagGdConfig(output=str(tmp_path))
+    step, progress = make_steps(config)[0], Progress(config.output)
+    assert (progress.done(step), progress.clock()) == (False, 0.0)
+    progress.finish(begun(step.recorded), "made", 3.0, 8.0)
+    assert (progress.done(step), progress.clock()) == (True, 8.0)
+    (record,) = Records(Storage(tmp_path), "steps").all()
+    assert (record.whole, record.settings, record.line) == (True, step.work.content(), "made")
+
+
+def test_a_note_of_an_earlier_version_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    config = RagGdConfig(output=str(tmp_path))
+    step = make_steps(config)[0]
+    note = {"line": "made", "seconds": 3.0, "clock": 5.0, "settings": step.work.content()}
+    Storage(tmp_path).write(f"steps/{step.name.replace(' ', '-')}.json", json.dumps(note).encode())
+    with refused(RebuildError, "record_damaged"):
+        Progress(config.output).done(step)
