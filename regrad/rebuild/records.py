@@ -127,8 +127,8 @@ class Records:
             if isinstance(error, StorageError):
                 raise
             raise RebuildError(
-                f"the run record {self._output.uri}/{name} is damaged, or of an earlier version; remove it, and its step "
-                "is looked at again",
+                f"the run record {self._output.uri}/{name} is damaged, or of an earlier version; remove it, and its "
+                "step is looked at again",
                 code="record_damaged",
                 uri=f"{self._output.uri}/{name}",
             ) from error
