@@ -148,7 +148,7 @@ class Lucene:
         words = searcher.get_analyzer()
         return [_hits(searcher.search(_best_field(weights, tie, words, question), k)) for question in questions]
 
-    def begin(self, folder: str, threads: int, fields: list[str], language: str) -> None:
+    def begin(self, folder: str, threads: int, fields: list[str], language: str = "en") -> None:
         """Begin an index; documents have an id and these fields, in this language."""
         from jnius import autoclass
 
