@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def config(pair: tuple[str, str]) -> EncoderConfig:
     return EncoderConfig(path=pair[0], question_path=pair[1], normalise=False)
 
 
-def with_transformers(path: str, kind: type, texts: list[str]) -> Vectors:
+def with_transformers(path: str, kind: Any, texts: list[str]) -> Vectors:
     """The vectors that DPR's own class gives."""
     tokenizer, model = AutoTokenizer.from_pretrained(path), kind.from_pretrained(path).eval()
     rows = []
