@@ -23,9 +23,15 @@ PART_PASSAGES = 1000
 
 
 class EncoderConfig(Settings):
-    """A text encoder that sentence-transformers loads: MiniLM, E5, BGE, DPR's two as two models."""
+    """A text encoder that sentence-transformers loads (MiniLM, E5, BGE), or DPR's pair.
+
+    Of DPR, `path` is the encoder of contexts and `question_path` that of questions, as transformers saves them.
+    """
 
     path: ModelPath
+    question_path: ModelPath | None = Field(
+        None, description="another encoder for questions, of the same dimensions; null: the same"
+    )
     question_prefix: str | None = Field(None, description="prepended to a question; null: the model's own")
     passage_prefix: str | None = Field(None, description="prepended to a passage; null: the model's own")
     normalise: bool = Field(True, description="scale vectors to length 1, so that the inner product is the cosine")
@@ -166,6 +172,7 @@ class DenseSearchConfig(Settings):
     """How an index of vectors is searched."""
 
     encoder: str = Field("", description="where the index's encoder is now, if it has been moved")
+    question_encoder: str = Field("", description="the same of the questions', if they have one of their own")
     probes: int = Field(64, ge=1, description="approximate search: cells (ivf-pq) or neighbours (hnsw) to visit")
 
 

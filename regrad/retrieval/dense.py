@@ -19,7 +19,7 @@ import numpy as np
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval.base import CARD, IndexCard, Retriever, read_index_card, write_card
-from regrad.retrieval.config import DenseConfig, RetrieverConfig
+from regrad.retrieval.config import DenseConfig, EncoderConfig, RetrieverConfig
 from regrad.retrieval.embedding import Embedding, EncoderIdentity, embed
 from regrad.retrieval.encoder import Encoder, Vectors
 from regrad.retrieval.encoder_card import FILE as _ENCODER
@@ -172,11 +172,16 @@ def with_question_encoder(index: str, encoder: Path, trained_for: str, uri: str,
             if name != _ENCODER and not name.startswith(f"{_QUESTION_ENCODER}/"):
                 shutil.copyfile(source / name, folder / name)
         shutil.copytree(encoder, folder / _QUESTION_ENCODER)
-        config = described.encoder.model_copy(update={"path": str(folder / _QUESTION_ENCODER)})
+        config = _with_trained(described.encoder, folder)
         trained = TrainedQuestions(digest=Encoder(config, "cpu").digest(), notes=dict(notes))
         (folder / _ENCODER).write_text(described.model_copy(update={"question_encoder": trained}).encoded())
         write_card(folder, "dense", card.passages)
     return card.passages
+
+
+def _with_trained(config: EncoderConfig, folder: Path) -> EncoderConfig:
+    """The settings of an index's trained question encoder, which takes the place of any other."""
+    return config.model_copy(update={"path": str(folder / _QUESTION_ENCODER), "question_path": None})
 
 
 def _described(folder: Path) -> EncoderCard:
@@ -195,10 +200,12 @@ class DenseRetriever(Retriever):
         described = _described(folder)
         config, expected = described.encoder, described.digest
         if described.question_encoder:
-            config = config.model_copy(update={"path": str(folder / _QUESTION_ENCODER)})
+            config = _with_trained(config, folder)
             expected = described.question_encoder.digest
         if settings.dense.encoder:
             config = config.model_copy(update={"path": settings.dense.encoder})
+        if settings.dense.question_encoder and config.question_path:
+            config = config.model_copy(update={"question_path": settings.dense.question_encoder})
         self.encoder = Encoder(config)
         if (found := self.encoder.digest()) != expected:
             raise RetrievalError(

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
-from regrad.models.loading import resolve_path
 from regrad.retrieval.config import EncoderConfig
+from regrad.retrieval.sentence_models import load_sentence_model
 
 Vectors = NDArray[np.float32]
 """[N, D], a row a text."""
@@ -31,27 +31,26 @@ class Encoder:
     """
 
     def __init__(self, config: EncoderConfig, device: str | None = None) -> None:
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ModuleNotFoundError as error:
-            raise RetrievalError(
-                "dense retrieval needs sentence-transformers: pip install 'regrad[dense]'", code="no_encoders"
-            ) from error
         self.config = config
-        path = resolve_path(config.path)
-        try:
-            # No code that comes with a model is run, and no pickled weights are read.
-            model = SentenceTransformer(
-                path, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
-            )
-        except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise RetrievalError(
-                f"no encoder could be loaded from {config.path}: {reason}", code="no_encoder", path=config.path
-            ) from error
-        if config.max_tokens is not None:
-            model.max_seq_length = config.max_tokens
-        self._model: Any = model.eval()
+        self._model = self._load(config.path, device)
+        self._of_questions = self._model
+        if config.question_path is not None:
+            self._of_questions = self._load(config.question_path, device)
+            expected, found = self.dimensions, int(self._of_questions.get_embedding_dimension())
+            if found != expected:
+                raise RetrievalError(
+                    f"the encoder of passages at {config.path} gives {expected} dimensions, and that of questions at "
+                    f"{config.question_path} {found}: they are no pair",
+                    code="other_dimensions",
+                    expected=expected,
+                    found=found,
+                )
+
+    def _load(self, path: str, device: str | None) -> Any:
+        model = load_sentence_model(path, device)
+        if self.config.max_tokens is not None:
+            model.max_seq_length = self.config.max_tokens
+        return model
 
     @property
     def dimensions(self) -> int:
@@ -61,8 +60,8 @@ class Encoder:
     def encode_questions(self, questions: Sequence[str]) -> Vectors:
         """One vector a question; of length 1 if the settings normalise."""
         if self.config.question_prefix is None:
-            return self._encode(self._model.encode_query, questions)
-        return self._encode(self._model.encode, [self.config.question_prefix + text for text in questions])
+            return self._encode(self._of_questions.encode_query, questions)
+        return self._encode(self._of_questions.encode, [self.config.question_prefix + text for text in questions])
 
     def encode_passages(self, passages: Sequence[Passage]) -> Vectors:
         """One vector a passage, of its title and text."""
@@ -73,48 +72,59 @@ class Encoder:
 
     @property
     def module(self) -> nn.Module:
-        """The network, for what trains it."""
-        return self._model  # type: ignore[no-any-return]
+        """The questions' network, for what trains it."""
+        return self._of_questions  # type: ignore[no-any-return]
 
     def question_vectors(self, questions: Sequence[str]) -> Tensor:
         """As `encode_questions`, in one batch and differentiable with respect to the weights: [N, D] float32."""
         prefix = self.config.question_prefix
         if prefix is None:
-            prefix = self._model.prompts.get("query") or ""
-        features = self._model.preprocess([prefix + text for text in questions])
+            prefix = self._of_questions.prompts.get("query") or ""
+        features = self._of_questions.preprocess([prefix + text for text in questions])
         features = {name: self._to_device(value) for name, value in features.items()}
-        vectors_ND: Tensor = self._model(features)["sentence_embedding"].float()
+        vectors_ND: Tensor = self._of_questions(features)["sentence_embedding"].float()
         return F.normalize(vectors_ND, dim=1) if self.config.normalise else vectors_ND
 
     def copy(self) -> Encoder:
-        """The same model and settings, with weights of its own."""
+        """The same models and settings, with weights of its own for questions."""
         other = copy.copy(self)
-        other._model = copy.deepcopy(self._model)
+        other._of_questions = copy.deepcopy(self._of_questions)
+        if self._of_questions is self._model:
+            other._model = other._of_questions
         return other
 
     def save(self, folder: Path) -> None:
-        """Write the model as it is now, in sentence-transformers' form; `Encoder` reads it with the same settings."""
-        self._model.save(str(folder), create_model_card=False, safe_serialization=True)
+        """Write the questions' model as it is now, in sentence-transformers' form.
+
+        `Encoder` reads it with the same settings, but for `question_path`.
+        """
+        self._of_questions.save(str(folder), create_model_card=False, safe_serialization=True)
 
     def digest(self) -> str:
         """SHA-256 (hex) of the weights and of all settings that change a vector: an index belongs to one of these."""
-        digest = hashlib.sha256(repr(sorted(self._settings().items())).encode())
-        for name, weights in sorted(self._model.state_dict().items()):
+        digest = self._digest_of(self._model)
+        if self._of_questions is not self._model:
+            digest = hashlib.sha256(f"{digest}|{self._digest_of(self._of_questions)}".encode()).hexdigest()
+        return digest
+
+    def _digest_of(self, model: Any) -> str:
+        digest = hashlib.sha256(repr(sorted(self._settings(model).items())).encode())
+        for name, weights in sorted(model.state_dict().items()):
             digest.update(f"{name}|{tuple(weights.shape)}|".encode())
             digest.update(weights.detach().float().cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
-    def _settings(self) -> dict[str, Any]:
-        modules = [(type(module).__name__, module.get_config_dict()) for module in self._model]
+    def _settings(self, model: Any) -> dict[str, Any]:
+        modules = [(type(module).__name__, module.get_config_dict()) for module in model]
         own = {
-            "prompts": repr(sorted(self._model.prompts.items())),
-            "max_tokens": self._model.max_seq_length,
+            "prompts": repr(sorted(model.prompts.items())),
+            "max_tokens": model.max_seq_length,
             "modules": repr(modules),
         }
-        return self.config.model_dump(exclude={"path", "batch_size"}) | own
+        return self.config.model_dump(exclude={"path", "question_path", "batch_size"}) | own
 
     def _to_device(self, value: Any) -> Any:
-        return value.to(self._model.device) if isinstance(value, Tensor) else value
+        return value.to(self._of_questions.device) if isinstance(value, Tensor) else value
 
     def _encode(self, encode: Any, texts: Sequence[str]) -> Vectors:
         with torch.inference_mode():

@@ -15,18 +15,18 @@ import signal
 import sys
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from regrad.errors import RetrievalError
-from regrad.retrieval.java import start_java
+from regrad.retrieval.java import java_threads, start_java
 
 Hits = list[tuple[str, float]]
+T = TypeVar("T")
 
-_SEARCHER = "io.anserini.search.SimpleSearcher"
 _INDEXER = "io.anserini.index.SimpleIndexer"
 _READER = "org.apache.lucene.index.DirectoryReader"
 _MAX_TERMS = 1 << 20
-_THREADS = 4
 
 
 class Lucene:
@@ -34,23 +34,22 @@ class Lucene:
 
     def __init__(self) -> None:
         start_java()
-        self._searchers: dict[str, Any] = {}
+        # A call into Java lets Python's other threads go on. These stay: pyjnius attaches each to the JVM for good. And
+        # they call methods of the same objects alone, a searcher and what reads its results: pyjnius notes whose a
+        # method is in a place that all threads share, so that two lists, say, would get each other's items.
+        self._threads = ThreadPoolExecutor(java_threads())
+        self._indexes: dict[str, _OpenIndex] = {}
         self._indexer: Any = None
 
     def open(self, name: str, folder: str, k1: float, b: float, language: str = "en") -> None:
         """Open the index in a folder under a name; `language` is whose analyser splits questions."""
-        from jnius import JavaException, autoclass
+        from jnius import JavaException
 
-        # Lucene refuses a question of more than 1024 terms. The number of words is bounded, but a script without spaces
-        # gives one word of any length, and Lucene makes a term of each of its characters.
-        autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_MAX_TERMS)
         try:
-            searcher = autoclass(_SEARCHER)(folder)
+            reader = _reader(folder)
         except JavaException as error:
             raise _unreadable(folder, error) from error
-        searcher.set_bm25(k1, b)
-        searcher.set_analyzer(_analyzer(language))
-        self._searchers[name] = searcher
+        self._indexes[name] = _OpenIndex(reader, [0], k1, b, _analyzer(language))
 
     def open_together(self, name: str, folders: list[str], k1: float, b: float, language: str = "en") -> None:
         """Open several indexes as one under a name: words are as rare, and texts as long, as they are in all of them.
@@ -59,7 +58,6 @@ class Lucene:
         """
         from jnius import JavaException, autoclass
 
-        autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_MAX_TERMS)
         readers: list[Any] = []
         try:
             for folder in folders:
@@ -71,22 +69,34 @@ class Lucene:
                 f"Lucene cannot read one of {', '.join(folders)}: {error}; make it again", code="damaged"
             ) from error
         both = autoclass("org.apache.lucene.index.MultiReader")(readers, True)
-        searcher = autoclass("org.apache.lucene.search.IndexSearcher")(both.getContext())
-        searcher.setSimilarity(autoclass("org.apache.lucene.search.similarities.BM25Similarity")(k1, b))
         begins = [sum(one.maxDoc() for one in readers[:place]) for place in range(len(readers))]
-        self._searchers[name] = _Together(both, searcher, begins, _analyzer(language))
+        self._indexes[name] = _OpenIndex(both, begins, k1, b, _analyzer(language))
+
+    def search(self, name: str, questions: list[str], k: int, weights: dict[str, float]) -> list[Hits]:
+        """Sum of the fields' BM25; ids and scores of the best `k` for each question."""
+        index = self._indexes[name]
+        queries = [index.words.sum(weights, question) for question in questions]
+        return self._each(lambda query: index.best(query, k), queries)
+
+    def search_best(self, name: str, questions: list[str], k: int, weights: dict[str, float], tie: float) -> list[Hits]:
+        """The best field's BM25, and `tie` times the others'."""
+        index = self._indexes[name]
+        queries = [index.words.best(weights, tie, question) for question in questions]
+        return self._each(lambda query: index.best(query, k), queries)
 
     def search_together(
         self, name: str, questions: list[str], k: int, weights: dict[str, float], tie: float | None
     ) -> list[list[tuple[int, str, float]]]:
         """As `search`, or with `tie` as `search_best`: which index, the id there, and the score."""
-        together = self._searchers[name]
-        words = together.analyzer
-        if tie is None:
-            queries = [_sum_of_fields(weights, words, question) for question in questions]
-        else:
-            queries = [_best_field(weights, tie, words, question) for question in questions]
-        return [together.best(query, k) for query in queries]
+        index, words = self._indexes[name], self._indexes[name].words
+        queries = [words.sum(weights, one) if tie is None else words.best(weights, tie, one) for one in questions]
+        return self._each(lambda query: index.best_of_several(query, k), queries)
+
+    def _each(self, search: Callable[[Any], T], queries: list[Any]) -> list[T]:
+        """The results of all queries, in their order, several of which are searched at once."""
+        if len(queries) == 1:
+            return [search(queries[0])]
+        return list(self._threads.map(search, queries))
 
     def describe(self, folder: str) -> dict[str, Any]:
         """How many documents the index in a folder has, and which fields can be searched."""
@@ -103,10 +113,10 @@ class Lucene:
 
     def stored(self, name: str, ids: list[str]) -> list[dict[str, str] | None]:
         """What an index keeps of documents: `raw`, `contents`; nothing of an unknown one."""
-        searcher = self._searchers[name]
+        index = self._indexes[name]
         found = []
         for document_id in ids:
-            document = searcher.doc(document_id)
+            document = index.document(document_id)
             texts = {field: document.get(field) for field in ("raw", "contents")} if document else {}
             found.append({field: text for field, text in texts.items() if text is not None} if document else None)
         return found
@@ -120,35 +130,18 @@ class Lucene:
 
     def is_open(self, name: str) -> bool:
         """Whether an index is open under that name, which it is not if this process had to be started again."""
-        return name in self._searchers
+        return name in self._indexes
 
     def opened(self) -> int:
         """How many indexes are open."""
-        return len(self._searchers)
+        return len(self._indexes)
 
     def close(self, name: str) -> None:
         """Release an index; one that is not open is no error."""
-        if searcher := self._searchers.pop(name, None):
-            searcher.close()
+        if index := self._indexes.pop(name, None):
+            index.close()
 
-    def search(self, name: str, questions: list[str], k: int, weights: dict[str, float]) -> list[Hits]:
-        """Sum of the fields' BM25; ids and scores of the best `k` for each question."""
-        searcher = self._searchers[name]
-        fields = _boosts(weights)
-        if len(questions) == 1:
-            return [_hits(searcher.search_fields(questions[0], fields, k))]
-        # Java's own threads search; only this thread hands over the batch and reads the results.
-        numbers = [str(number) for number in range(len(questions))]
-        found = searcher.batch_search_fields(_java_list(questions), _java_list(numbers), k, _THREADS, fields)
-        return [_hits(found.get(number)) for number in numbers]
-
-    def search_best(self, name: str, questions: list[str], k: int, weights: dict[str, float], tie: float) -> list[Hits]:
-        """The best field's BM25, and `tie` times the others'."""
-        searcher = self._searchers[name]
-        words = searcher.get_analyzer()
-        return [_hits(searcher.search(_best_field(weights, tie, words, question), k)) for question in questions]
-
-    def begin(self, folder: str, threads: int, fields: list[str], language: str) -> None:
+    def begin(self, folder: str, threads: int, fields: list[str], language: str = "en") -> None:
         """Begin an index; documents have an id and these fields, in this language."""
         from jnius import autoclass
 
@@ -164,37 +157,88 @@ class Lucene:
 
     def finish(self, folder: str, count: int) -> None:
         """End the index, which has to hold `count` documents."""
-        from jnius import autoclass
-
         self._indexer.close()
         # Lucene reports some failures (a full disk) only in its log: count what the index holds.
-        found = autoclass(_SEARCHER)(folder).get_total_num_docs() if count else 0
+        found = self.describe(folder)["documents"] if count else 0
         if found != count:
             raise RetrievalError(f"the index holds {found} of {count} passages (is the disk full?)", code="not_written")
 
 
-class _Together:
-    """Several indexes under one searcher of Lucene's."""
+class _OpenIndex:
+    """An index, or several as one, under one searcher of Lucene's. Searching is safe for threads."""
 
-    def __init__(self, reader: Any, searcher: Any, begins: list[int], analyzer: Any) -> None:
-        self.analyzer = analyzer
+    def __init__(self, reader: Any, begins: list[int], k1: float, b: float, analyzer: Any) -> None:
+        from jnius import autoclass
+
+        kind = autoclass("org.apache.lucene.search.IndexSearcher")
+        # Lucene refuses a question of more than 1024 terms. The number of words is bounded, but a script without spaces
+        # gives one word of any length, and Lucene makes a term of each of its characters.
+        kind.setMaxClauseCount(_MAX_TERMS)
         self._reader = reader
-        self._searcher = searcher
         self._begins = begins
         """The number of each index's first document: Lucene counts through, index after index."""
+        self._searcher = kind(reader.getContext())
+        self._searcher.setSimilarity(autoclass("org.apache.lucene.search.similarities.BM25Similarity")(k1, b))
+        self.words = _Words(analyzer)
+        order, ids = (
+            autoclass("org.apache.lucene.search.SortField"),
+            autoclass("org.apache.lucene.search.SortField$Type"),
+        )
+        self._by_score_and_id = autoclass("org.apache.lucene.search.Sort")(
+            order.FIELD_SCORE, order("id", ids.STRING_VAL)
+        )
+        self._ties = autoclass("io.anserini.rerank.lib.ScoreTiesAdjusterReranker")()
+        self._documents = autoclass("io.anserini.search.ScoredDocs")
+        self._look_up = autoclass("io.anserini.index.IndexReaderUtils")
 
-    def best(self, query: Any, k: int) -> list[tuple[int, str, float]]:
-        """Index, id and score of the best k."""
-        fields = self._searcher.storedFields()
-        found = []
-        for hit in self._searcher.search(query, k).scoreDocs:
-            index = bisect_right(self._begins, hit.doc) - 1
-            found.append((index, str(fields.document(hit.doc).get("id")), float(hit.score)))
-        return found
+    def best(self, query: Any, k: int) -> Hits:
+        """Ids and scores of the best k, as pyserini gives them: equals by id, their scores told apart."""
+        top = self._searcher.search(query, k, self._by_score_and_id, True)
+        found = self._ties.rerank(self._documents.fromTopDocs(top, self._searcher), None)
+        # The arrays as a whole: asking each hit for its fields took several times as long as the search.
+        return list(zip(found.docids, found.scores, strict=True))
+
+    def best_of_several(self, query: Any, k: int) -> list[tuple[int, str, float]]:
+        """Which index, id and score of the best k; equals in the order of the indexes."""
+        found = self._documents.fromTopDocs(self._searcher.search(query, k), self._searcher)
+        places = [bisect_right(self._begins, number) - 1 for number in found.lucene_docids]
+        return list(zip(places, found.docids, found.scores, strict=True))
+
+    def document(self, document_id: str) -> Any:
+        """What is stored of a document; None if there is none of this id."""
+        return self._look_up.document(self._reader, document_id)
 
     def close(self) -> None:
-        """Release the indexes."""
+        """Release the files."""
         self._reader.close()
+
+
+class _Words:
+    """Lucene's queries for a question, whose words an analyser tells apart. For one thread."""
+
+    def __init__(self, analyzer: Any) -> None:
+        from jnius import autoclass
+
+        self._analyzer = analyzer
+        self._maker = autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
+        self._map, self._list = autoclass("java.util.HashMap"), autoclass("java.util.ArrayList")
+        self._number = autoclass("java.lang.Float")
+        self._boosted = autoclass("org.apache.lucene.search.BoostQuery")
+        self._best = autoclass("org.apache.lucene.search.DisjunctionMaxQuery")
+
+    def sum(self, weights: dict[str, float], question: str) -> Any:
+        """The query that pyserini makes of fields and weights."""
+        fields = self._map()
+        for field, weight in weights.items():
+            fields.put(field, self._number(weight))
+        return self._maker.buildQuery(fields, self._analyzer, question)
+
+    def best(self, weights: dict[str, float], tie: float, question: str) -> Any:
+        """Lucene's query for the best of several fields, which is what Elasticsearch makes of `best_fields`."""
+        fields = self._list()
+        for field, weight in weights.items():
+            fields.add(self._boosted(self._maker.buildQuery(field, self._analyzer, question), weight))
+        return self._best(fields, tie)
 
 
 def _reader(folder: str) -> Any:
@@ -206,29 +250,6 @@ def _reader(folder: str) -> Any:
 
 def _unreadable(folder: str, error: Exception) -> RetrievalError:
     return RetrievalError(f"Lucene cannot read {folder}: {error}; make the index again", code="damaged", folder=folder)
-
-
-def _hits(found: Any) -> Hits:
-    return [(str(hit.docid), float(hit.score)) for hit in found]
-
-
-def _boosts(weights: dict[str, float]) -> Any:
-    """Java's map of fields to weights."""
-    from jnius import autoclass
-
-    fields, number = autoclass("java.util.HashMap")(), autoclass("java.lang.Float")
-    for field, weight in weights.items():
-        fields.put(field, number(weight))
-    return fields
-
-
-def _java_list(texts: list[str]) -> Any:
-    from jnius import autoclass
-
-    made = autoclass("java.util.ArrayList")()
-    for text in texts:
-        made.add(text)
-    return made
 
 
 def _analyzer(language: str) -> Any:
@@ -244,25 +265,6 @@ def _analyzer(language: str) -> Any:
         text = f"this Java runtime has nothing to split texts in {language!r} with: {error}; set REGRAD_JAVA_HOME"
         raise RetrievalError(" ".join(text.split())[:300], code="no_analyser", language=language) from error
     return found
-
-
-def _sum_of_fields(weights: dict[str, float], analyzer: Any, question: str) -> Any:
-    """The query that pyserini makes of fields and weights."""
-    from jnius import autoclass
-
-    words = autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
-    return words.buildQuery(_boosts(weights), analyzer, question)
-
-
-def _best_field(weights: dict[str, float], tie: float, analyzer: Any, question: str) -> Any:
-    """Lucene's query for the best of several fields, which is what Elasticsearch makes of `best_fields`."""
-    from jnius import autoclass
-
-    words = autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
-    boosted, fields = autoclass("org.apache.lucene.search.BoostQuery"), autoclass("java.util.ArrayList")()
-    for field, weight in weights.items():
-        fields.add(boosted(words.buildQuery(field, analyzer, question), weight))
-    return autoclass("org.apache.lucene.search.DisjunctionMaxQuery")(fields, tie)
 
 
 def reply_to(line: str, lucene: Callable[[], Lucene]) -> dict[str, Any]:

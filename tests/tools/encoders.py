@@ -41,3 +41,28 @@ def random_transformer(folder: Path, layers: int = 2) -> str:
     words = Transformer(str(folder / "bert"), max_seq_length=128)
     SentenceTransformer(modules=[words, Pooling(32)], device="cpu").save(str(folder / "encoder"))
     return str(folder / "encoder")
+
+
+def dpr_pair(folder: Path, projection: int = 0) -> tuple[str, str]:
+    """The paths of a small DPR of random weights, of contexts and of questions, as transformers saves the two."""
+    import torch
+    from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(Path(regrad.lab.__file__).parent / "base/tokenizer.json"), pad_token="<pad>"
+    )
+    config = DPRConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        projection_dim=projection,
+        initializer_range=0.5,  # with the usual 0.02 all texts have nearly the same vector
+    )
+    torch.manual_seed(0)
+    for kind, name in ((DPRContextEncoder, "contexts"), (DPRQuestionEncoder, "questions")):
+        kind(config).eval().save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return str(folder / "contexts"), str(folder / "questions")

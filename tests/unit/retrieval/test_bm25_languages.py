@@ -13,7 +13,7 @@ from regrad.errors import ConfigError, RetrievalError
 from regrad.retrieval.base import CARD, check_index, open_retriever
 from regrad.retrieval.bm25 import LuceneRetriever, build_index, build_shard, build_sharded_index
 from regrad.retrieval.collection_changes import changing, create_collection, publish, with_segment, write_segment
-from regrad.retrieval.config import Bm25SearchConfig, IndexConfig, Language, RetrieverConfig
+from regrad.retrieval.config import Bm25SearchConfig, IndexConfig, IndexField, Language, RetrieverConfig
 from regrad.settings import load_settings
 from tests.tools.refusals import refused
 
@@ -26,7 +26,7 @@ BEST = RetrieverConfig(bm25=Bm25SearchConfig(combine="best"))
 
 
 def sharded(uri: str, language: Language) -> None:
-    fields = ("contents", "title")
+    fields: tuple[IndexField, ...] = ("contents", "title")
     build_sharded_index(
         PASSAGES,
         uri,

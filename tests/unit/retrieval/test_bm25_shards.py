@@ -74,6 +74,21 @@ def test_shards_score_as_one_index_and_a_collection_of_them_as_well(tmp_path: Pa
         assert hits == sorted(hits, key=lambda hit: (-hit[1], int(hit[0][1:])))
 
 
+@pytest.mark.parametrize("settings", [RetrieverConfig(), BEST_FIELD], ids=["sum", "best-field"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_batch_by_several_threads_is_answered_as_each_question_alone(
+    tmp_path: Path, settings: RetrieverConfig, shards: int
+) -> None:
+    build_index(PASSAGES, f"{tmp_path}/one")
+    uri = f"{tmp_path}/one" if shards == 1 else sharded(tmp_path, PASSAGES, shards)
+    asked = [f"{animal} {number} river {number % 7}" for animal in ANIMALS for number in range(13)]
+    with open_retriever(uri, settings) as retriever:
+        alone = [retriever.search_ids([question], 20)[0] for question in asked]
+        assert len({str(hits) for hits in alone}) > 60, "each question has an answer of its own"
+        for _ in range(5):
+            assert retriever.search_ids(asked, 20) == alone
+
+
 def test_a_shard_is_built_once_and_only_of_the_passages_that_it_is_named_by(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
-from regrad.retrieval import lucene_process
+from regrad.retrieval import java, lucene_process
 from regrad.retrieval.base import open_retriever
 from regrad.retrieval.bm25 import LuceneRetriever, build_index
 from regrad.retrieval.lucene_process import LuceneProcess, lucene
@@ -131,3 +131,40 @@ def test_an_error_of_lucene_comes_with_its_code_and_fields(tmp_path: Path, proce
         process.ask("open", name="a", folder=str(tmp_path / "none"), k1=1.2, b=0.75)
     assert caught.value.fields["folder"] == str(tmp_path / "none")
     assert process.ask("is_open", name="a") is False
+
+
+@pytest.mark.parametrize(
+    ("variable", "wrong"),
+    [("REGRAD_JAVA_HEAP", ["", "1", "0g", "1gb", "-Xmx1g", "1.5g"]), ("REGRAD_JAVA_THREADS", ["", "0", "257", "two"])],
+)
+def test_what_the_environment_says_of_java_is_checked(
+    variable: str, wrong: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = {"REGRAD_JAVA_HEAP": java.java_heap, "REGRAD_JAVA_THREADS": java.java_threads}[variable]
+    monkeypatch.delenv(variable, raising=False)
+    assert read() in ("1g", 4)
+    for value in wrong:
+        monkeypatch.setenv(variable, value)
+        with refused(RetrievalError, "bad_environment", variable=variable, found=value):
+            read()
+
+
+def test_heap_and_threads_are_those_of_the_environment(
+    index: str, process: LuceneProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGRAD_JAVA_HEAP", "lots")
+    with refused(RetrievalError, "bad_environment", variable="REGRAD_JAVA_HEAP", found="lots"):
+        process.ask("opened")
+    process.stop()
+    monkeypatch.setenv("REGRAD_JAVA_HEAP", "96m")
+    monkeypatch.setenv("REGRAD_JAVA_THREADS", "3")
+    with open_retriever(index) as retriever:
+        retriever.search_ids(["word7"], 5)
+        assert process.pid is not None
+        before = psutil.Process(process.pid).num_threads()
+        retriever.search_ids(["word7"] * 40, 5)
+        assert 1 <= psutil.Process(process.pid).num_threads() - before <= 3
+    flags = subprocess.run(
+        [java.java_home() / "bin" / "jcmd", str(process.pid), "VM.flags"], check=True, capture_output=True, text=True
+    )
+    assert f"-XX:MaxHeapSize={96 << 20}" in flags.stdout
