@@ -20,8 +20,8 @@ def corpus(sources: tuple[str, ...], output: str, tokenizer: str | None, max_tok
     Reads records (.jsonl, .json, .tsv, .parquet; the layouts of DPR, BEIR, FlashRAG and Pyserini) and documents (text,
     Markdown, HTML, PDF). Documents and long records are split between sentences, duplicates are dropped, and what
     cannot be used is listed with the reason in rejected.jsonl. `regrad index` and `regrad build` take `corpus.jsonl` in
-    OUTPUT; `sources.jsonl` has the file and the lines of each passage. Stopped at any point, the same command goes on
-    where it was.
+    OUTPUT; `sources.jsonl` has the file and the lines of each passage. If interrupted, run the
+    same command to resume.
     """
     from regrad.data.corpus_maker import CorpusConfig, CorpusMaker
 

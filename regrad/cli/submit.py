@@ -48,8 +48,8 @@ _OPTIONS = (
 
 SUBMITTED = (*JOBS, REBUILD)
 _HELP = (
-    "The job goes on if this command is interrupted. Submitted twice, with the same configuration, it is found and not "
-    "run twice; one that failed or was stopped is resumed."
+    "The job goes on if this command is interrupted. A job that was submitted before with the same configuration is "
+    "found and not run twice; one that failed or was stopped is resumed."
 )
 
 

@@ -85,7 +85,7 @@ def read_part(parts: Storage, name: str, passages: int, encoder: EncoderIdentity
             raise ValueError("its vectors are not what was written")
     except (SafetensorError, KeyError, ValueError) as error:
         raise RetrievalError(
-            f"{parts.uri}/{name} is damaged: {error}; run again, and it is made again", code="damaged", file=name
+            f"{parts.uri}/{name} is damaged: {error}; run the command again to make it anew", code="damaged", file=name
         ) from error
     return vectors
 

@@ -85,7 +85,7 @@ class LuceneProcess:
             status = self._process.wait()
             self.stop()
             raise RetrievalError(
-                f"the process in which Lucene runs ended with status {status}; ask again: it is started again",
+                f"the process in which Lucene runs ended with status {status}; ask again, and another is started",
                 code="lucene_ended",
                 status=status,
             )
