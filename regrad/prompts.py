@@ -14,9 +14,9 @@ it, without passages or style, and its answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from string import Formatter
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -247,3 +247,18 @@ def _letters(question: Question) -> list[str]:
 def _either(words: Sequence[str]) -> str:
     """The words as in a sentence: yes, no or maybe."""
     return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
+T = TypeVar("T")
+
+
+def with_most_passages(most: int, write: Callable[[int], T], fits: Callable[[T], bool]) -> tuple[int, T]:
+    """What is written with as many passages as fit, and their number: the worst are left out first.
+
+    `write` writes it with this number of the best, at most `most`; without any it may still not fit.
+    """
+    for kept in range(most, 0, -1):
+        written = write(kept)
+        if fits(written):
+            return kept, written
+    return 0, write(0)

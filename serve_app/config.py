@@ -7,6 +7,7 @@ import re
 from pydantic import Field, field_validator, model_validator
 
 from regrad.bank.config import OnMissing, TiersConfig
+from regrad.methods.fitting import OnOverflow
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.registry import MethodConfig
 from regrad.methods.regrad import ReGradConfig, ReGradOnlineConfig
@@ -134,6 +135,11 @@ class ServeConfig(Settings):
     demonstrations: Location | None = Field(None, description="a file of solved questions, for methods that show some")
     on_missing: OnMissing = Field(
         "online", description="default of methods that apply gradients and do not set their own"
+    )
+    on_overflow: OnOverflow = Field(
+        "drop",
+        description="for a prompt that exceeds the context: drop its worst passages (the answer says so), or refuse it "
+        "(fail)",
     )
     tiers: TiersConfig = TiersConfig()
     index: Location

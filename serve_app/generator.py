@@ -18,6 +18,7 @@ from regrad.inference.engine import DecodingLoop, Engine
 from regrad.inference.rows import DecodingEvent, DecodingRequest, Finished
 from regrad.meta_init import MetaInit
 from regrad.methods.base import BankNeed, Plan
+from regrad.methods.fitting import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import load_language_model
 from serve_app.config import ServeConfig
@@ -105,8 +106,7 @@ class GeneratorDeployment:
     ) -> AsyncGenerator[Piece | Answered]:
         """One request: pieces of text as they come, and the answer.
 
-        Raises what `RequestBuilder.prepare` raises, and `PromptTooLong`. Closing the stream takes the request out of
-        the batch.
+        Raises what `RequestBuilder.prepare` raises. Closing the stream takes the request out of the batch.
         """
         (only,) = routed
         (found,) = retrieved or [None]
@@ -207,7 +207,8 @@ class GeneratorDeployment:
 
     def _open_builder(self, meta_init: MetaInit) -> RequestBuilder:
         bound = BoundMetaInit(self._lm, meta_init)
-        return RequestBuilder(bound, meta_init.model.prompts, self._offers, self._own, self._demonstrations)
+        fitter = PromptFitter(self._lm, meta_init.model.prompts, self._config.on_overflow)
+        return RequestBuilder(bound, fitter, self._offers, self._own, self._demonstrations)
 
     async def weights_digest(self) -> str:
         """SHA-256 of the base weights as they are in memory now."""

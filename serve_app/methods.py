@@ -25,8 +25,8 @@ from regrad.methods.base import (
     PassageUse,
     Plan,
 )
+from regrad.methods.fitting import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
-from regrad.prompts import PromptFormat
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, RoutedAsk
 
@@ -140,13 +140,13 @@ class RequestBuilder:
     def __init__(
         self,
         bound: BoundMetaInit,
-        prompts: PromptFormat,
+        fitter: PromptFitter,
         offers: Mapping[str, Offer],
         own: Mapping[str, Opened],
         demonstrations: Sequence[Question] = (),
     ) -> None:
         self.fingerprint = bound.fingerprint
-        self._prompts = prompts
+        self._fitter = fitter
         self._demonstrations = demonstrations
         self._opened = dict(own)
         for name, offer in offers.items():
@@ -166,7 +166,8 @@ class RequestBuilder:
         """The request as its method plans it.
 
         Raises `NothingFound` if the method needs passages and there are none, `FingerprintMismatch` or `BankError` for
-        gradients of something else, and what the method raises, such as `AtomNotFound` by the policy `fail`.
+        gradients of something else, `PromptTooLong` if the prompt cannot be made to fit, and what the method raises,
+        such as `AtomNotFound` by the policy `fail`.
         """
         opened = self.opened(ask)
         hits = retrieved.hits if retrieved else ()
@@ -182,8 +183,9 @@ class RequestBuilder:
         atoms = opened.atoms if gradients is None else LoadedAtoms(gradients, self.fingerprint)
         (plan,) = opened.method.answer_plans([evidence], atoms)
         sampling = ask.sampling
+        plan = self._fitter.fitted(plan, sampling.max_new_tokens)
         request = DecodingRequest(
-            plan.prompt.text(self._prompts),
+            self._fitter.text(plan),
             plan.updates,
             sampling.max_new_tokens,
             sampling.temperature,

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from regrad.data.question_sets import QuestionSetConfig
+from regrad.methods.fitting import OnOverflow
 from regrad.methods.registry import MethodConfig
 from regrad.models.config import ModelConfig
 from regrad.retrieval.config import RetrieverConfig
@@ -98,7 +99,7 @@ class EvalConfig(Settings):
     context_tokens: int | None = Field(
         None, ge=8, description="limit for prompt and answer together; null: the model's own"
     )
-    on_overflow: Literal["drop", "fail"] = Field(
+    on_overflow: OnOverflow = Field(
         "drop", description="for a prompt that exceeds the context: drop its worst passages (noted), or stop (fail)"
     )
     batch: EvalBatchConfig = EvalBatchConfig()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 
@@ -22,7 +22,8 @@ from regrad.evaluation.records import Cell, Record
 from regrad.inference.decoding import decode_all
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
-from regrad.methods.base import AtomProvider, Evidence, Method, Plan, Prompt
+from regrad.methods.base import AtomProvider, Evidence, Method, Note, Plan
+from regrad.methods.fitting import PromptFitter
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.models.subspace import Update
 from regrad.text import counted
@@ -88,59 +89,7 @@ class Generator:
         return decode_all(self._engine, requests, finished)
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A prompt that fits the context, and how many of its passages had to be dropped; or why it cannot be asked."""
-
-    prompt: str
-    dropped: int = 0
-    problem: str = ""
-
-
 _NOT_ASKED = Finished("", "stop", 0, 0, 0.0, 0.0, 0.0, 1)
-
-
-def fit_prompt(
-    lm: LanguageModel,
-    prompt: Prompt,
-    max_new_tokens: int,
-    most_tokens: int | None,
-    drop: bool,
-) -> Fitted:
-    """The prompt with as many of its passages as fit, best first; its demonstrations are never dropped.
-
-    Raises `EvaluationError` if passages must be dropped and may not be (`drop`), or if the question, with its
-    demonstrations, is too long without any passage. A prompt with a token that the model does not know has a problem
-    instead: it concerns that question alone, and no setting would help.
-    """
-    passages = len(prompt.passages)
-    demonstrations = len(prompt.evidence.demonstrations)
-    limits = [limit for limit in (most_tokens, lm.context_length) if limit is not None]
-    for kept in range(passages, -1, -1):
-        text = prompt.shortened(kept).text(lm.config.prompts)
-        try:
-            tokens = len(lm.encode_prompt(text)) + max_new_tokens
-        except TokenOutOfVocabulary as error:
-            return Fitted("", problem=str(error))
-        if not limits or tokens <= min(limits):
-            return Fitted(text, passages - kept)
-        if not drop:
-            break
-    if kept:
-        remedy = "set on_overflow=drop, or lower k"
-    elif demonstrations:
-        remedy = "ask for fewer demonstrations, which are never dropped, or shorter ones, or lower max_new_tokens"
-    else:
-        remedy = "lower max_new_tokens, or leave the question out"
-    shown = ", ".join([counted(kept, "passage")] + [counted(demonstrations, "demonstration")] * bool(demonstrations))
-    raise EvaluationError(
-        f"a prompt with {shown} and its answer take {tokens} tokens, but the context is {min(limits)}: {remedy}",
-        code="prompt_too_long",
-        passages=kept,
-        demonstrations=demonstrations,
-        tokens=tokens,
-        context=min(limits),
-    )
 
 
 class CellRunner:
@@ -150,6 +99,7 @@ class CellRunner:
         self._lm = lm
         self._config = config
         self._generator = Generator(lm, config.batch)
+        self._fitter = PromptFitter(lm, lm.config.prompts, config.on_overflow, config.context_tokens)
 
     def run(self, cell: PlannedCell, done: Done = unheard) -> CellResult:
         """Answer and score all questions; `done` is called every few seconds and after each batch of them.
@@ -170,8 +120,8 @@ class CellRunner:
 
         # 2. What is slow only the first time is not part of the times: opening the index, the first forward pass.
         [found] = finder.find(questions[:1], cell.k)
-        prompt = self._fitted(cell, method.prompt(_evidence(cell, questions[0], found))).prompt
-        self._generator.answers([prompt], [()], 1)
+        first, known = self._fitted(cell, Plan(method.prompt(_evidence(cell, questions[0], found))))
+        self._generator.answers([self._fitter.text(first) if known else ""], [()], 1)
 
         # 3. Answer in batches.
         seconds = Seconds()
@@ -204,21 +154,25 @@ class CellRunner:
         with answering.measured("update"):
             plans = method.answer_plans([_evidence(cell, *pair) for pair in zip(questions, found, strict=True)], atoms)
         with answering.measured("generation"):
-            fitted = [self._fitted(cell, plan.prompt) for plan in plans]
-            asked = [number for number, one in enumerate(fitted) if not one.problem]
-            prompts, updates = [fitted[n].prompt for n in asked], [plans[n].updates for n in asked]
+            fitted = [self._fitted(cell, plan) for plan in plans]
+            asked = [number for number, (_, known) in enumerate(fitted) if known]
+            plans = [plan for plan, _ in fitted]
+            prompts, updates = [self._fitter.text(plans[n]) for n in asked], [plans[n].updates for n in asked]
             told = self._generator.answers(prompts, updates, self._most(cell), pulse.one)
             found_answers = dict(zip(asked, told, strict=True))
             answers = [found_answers.get(number, _NOT_ASKED) for number in range(len(questions))]
         seconds.update += answering.update
         seconds.generation += answering.generation
         milliseconds = 1e3 * (answering.update + answering.generation) / len(questions)
-        rows = zip(questions, found, plans, fitted, answers, strict=True)
+        rows = zip(questions, found, plans, answers, strict=True)
         return [_record(cell, milliseconds, *row) for row in rows]
 
-    def _fitted(self, cell: PlannedCell, prompt: Prompt) -> Fitted:
-        drop = self._config.on_overflow == "drop"
-        return fit_prompt(self._lm, prompt, self._most(cell), self._config.context_tokens, drop)
+    def _fitted(self, cell: PlannedCell, plan: Plan) -> tuple[Plan, bool]:
+        """The plan with a prompt that fits, and whether the model knows all its tokens."""
+        try:
+            return self._fitter.fitted(plan, self._most(cell)), True
+        except TokenOutOfVocabulary as error:  # it concerns that question alone, and no setting would help
+            return replace(plan, notes=(*plan.notes, Note("not asked", str(error)))), False
 
     def _most(self, cell: PlannedCell) -> int:
         return cell.set.max_new_tokens or self._config.max_new_tokens
@@ -234,14 +188,8 @@ def _record(
     question: Question,
     found: FoundPassages,
     plan: Plan,
-    fitted: Fitted,
     answer: Finished,
 ) -> Record:
-    notes = [str(note) for note in plan.notes]
-    if fitted.problem:
-        notes.append(f"not asked: {fitted.problem}")
-    if fitted.dropped:
-        notes.append(f"{fitted.dropped} of {len(found.passages)} passages did not fit into the prompt")
     prediction = prediction_of(question, answer.text, cell.set.prag_style_cut, cell.set.reader)
     # A closed question is scored by all that was generated, as the scoring reads the label itself.
     scored = prediction if question.kind == "open" else answer.text
@@ -257,7 +205,7 @@ def _record(
         completion_tokens=answer.completion_tokens,
         milliseconds=milliseconds,
         bytes_fetched=plan.bytes_fetched,
-        note="; ".join(notes),
+        note="; ".join(map(str, plan.notes)),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from threading import Lock
 from typing import NamedTuple
 
 from jinja2 import TemplateError
@@ -13,6 +14,7 @@ from regrad.errors import ModelError, TokenOutOfVocabulary
 from regrad.prompts import PromptFormat
 
 _PLACE = "TheUsersMessageStandsHere"
+_ONE_AT_A_TIME = Lock()
 
 
 def token_ids(
@@ -68,7 +70,10 @@ def prompt_ids_of(
 def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], controls: bool) -> list[list[int]]:
     if not texts:
         return []
-    found = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=not controls, verbose=False)
+    # Whether control tokens are split is a state of the tokenizer, set by each call: of two threads' calls at once, one
+    # could read as the other asked, and a user's control token become a real one.
+    with _ONE_AT_A_TIME:
+        found = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=not controls, verbose=False)
     return [list(ids) for ids in found["input_ids"]]
 
 
@@ -147,8 +152,7 @@ def _chat_frame(tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat) -> _F
     controls = _controls(tokenizer)
     first = max((before.rfind(control) + len(control) for control in controls if control in before), default=0)
     last = min((after.find(control) for control in controls if control in after), default=len(after))
-    start = list(tokenizer.encode(before[:first], add_special_tokens=False))
-    end = list(tokenizer.encode(after[last:], add_special_tokens=False))
+    start, end = _encoded(tokenizer, [before[:first], after[last:]], controls=True)
     return _Frame(start, before[first:], after[:last], end)
 
 

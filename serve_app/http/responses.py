@@ -38,7 +38,10 @@ class AnswerPassage(BaseModel):
 class DegradedInfo(BaseModel):
     """Something that was done instead of what was asked for."""
 
-    policy: str
+    policy: str = Field(
+        description="online, fewer or rag: for passages without a gradient; no-passages: none was found; drop: for "
+        "passages that did not fit into the prompt"
+    )
     reason: str
     passage_ids: list[str]
 
@@ -227,7 +230,8 @@ _ASKING = {
     400: "the body is not JSON",
     404: "there is no such model, release or passage, or none was found and the method is set not to answer without",
     408: "the body did not arrive in time",
-    413: "the body is larger than the limit, or the prompt longer than the context (the message has the counts)",
+    413: "the body is larger than the limit, or the prompt longer than the context although passages may be left out "
+    "of it (the message has the counts)",
     415: "the body's content type is not application/json",
     **_READING,
 }

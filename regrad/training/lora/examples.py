@@ -19,6 +19,7 @@ from regrad.errors import TrainingError
 from regrad.gradients.extractor import encode_passage
 from regrad.models.batching import TokenBatch
 from regrad.models.packing import Begun, packed_batch
+from regrad.prompts import with_most_passages
 from regrad.training.lora.config import AdapterConfig, AdaptersConfig, FinetuneConfig
 
 if TYPE_CHECKING:
@@ -98,12 +99,11 @@ def question_example(
 
     The worst passages are left out until the example fits; it may still be too long without any.
     """
-    limit, shown = lm.within(max_tokens), list(passages)
-    while True:
-        example = _asked(lm, question, shown)
-        if not shown or len(example.ids) <= limit:
-            return example
-        shown = shown[:-1]
+    limit = lm.within(max_tokens)
+    _, example = with_most_passages(
+        len(passages), lambda kept: _asked(lm, question, passages[:kept]), lambda made: len(made.ids) <= limit
+    )
+    return example
 
 
 def _asked(

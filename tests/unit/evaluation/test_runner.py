@@ -10,7 +10,7 @@ import pytest
 
 from regrad.data.passages import Passage
 from regrad.data.question_sets import read_questions
-from regrad.errors import EvaluationError, NothingFound
+from regrad.errors import EvaluationError, NothingFound, PromptTooLong
 from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.output import CellResult
 from regrad.evaluation.passages import FoundPassages, PassageFinder
@@ -155,16 +155,16 @@ def test_passages_that_do_not_fit_are_dropped_worst_first_and_noted(folder: Path
     limit = max(record.prompt_tokens for record in whole) + 6
     short = run(tiny, only(folder, tiny, "rag", 3, context_tokens=limit))[0].records
     assert [record.raw for record in short] == [record.raw for record in whole]
-    assert {record.note for record in short} == {"2 of 3 passages did not fit into the prompt"}
+    assert {record.note for record in short} == {"drop: 2 of 3 passages did not fit into the prompt"}
 
 
 def test_a_prompt_that_is_too_long_can_stop_the_run(folder: Path, tiny: LanguageModel) -> None:
-    with refused(EvaluationError, "prompt_too_long", passages=3, context=40):
+    with refused(PromptTooLong, passages=3, context=40):
         run(tiny, only(folder, tiny, "rag", 3, context_tokens=40, on_overflow="fail"))
 
 
 def test_a_question_that_alone_is_too_long_is_an_error(folder: Path, tiny: LanguageModel) -> None:
-    with refused(EvaluationError, "prompt_too_long", passages=0, demonstrations=0):
+    with refused(PromptTooLong, passages=0, demonstrations=0):
         run(tiny, only(folder, tiny, "rag", 3, context_tokens=8))
 
 

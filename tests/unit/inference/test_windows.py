@@ -13,14 +13,14 @@ from regrad.data.passages import Passage
 from regrad.data.questions import Question
 from regrad.data.tasks import Task, TaskQuestion
 from regrad.errors import ModelError, PromptTooLong
-from regrad.evaluation.runner import fit_prompt
 from regrad.gradients import extractor
 from regrad.gradients.extractor import AtomExtractor, passage_batch
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
 from regrad.meta_init import random_meta_init
-from regrad.methods.base import Evidence, Prompt, open_question
+from regrad.methods.base import Evidence, Plan, Prompt, open_question
+from regrad.methods.fitting import PromptFitter
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.models.batching import TokenBatch
 from regrad.models.loading import LanguageModel
@@ -77,10 +77,10 @@ def test_the_context_is_what_the_model_has_positions_for(kind: str, tiny: Langua
 def test_no_passage_is_dropped_that_the_model_can_read(tiny: LanguageModel, tmp_path: Path) -> None:
     lm = loaded(model("gemma2"), tiny, tmp_path)
     passages = [Passage(str(i), "Ada", "Ada was born in London and lived there.") for i in range(3)]
-    prompt = Prompt(Evidence(open_question("Who?")), tuple(passages))
-    fitted = fit_prompt(lm, prompt, 8, None, drop=True)
-    assert len(lm.encode_prompt(fitted.prompt)) > WINDOW
-    assert fitted.dropped == 0
+    plan = Plan(Prompt(Evidence(open_question("Who?")), tuple(passages)))
+    fitter = PromptFitter(lm, lm.config.prompts, "drop")
+    assert len(lm.encode_prompt(fitter.text(plan))) > WINDOW
+    assert fitter.fitted(plan, 8) == plan
 
 
 MIDDLE = Passage("middle", "Ada", "Ada was born in London and lived there. " * 8)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from regrad.data.passages import Passage
-from regrad.errors import EvaluationError, MethodError
+from regrad.errors import EvaluationError, MethodError, PromptTooLong
 from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.plan import PlannedCell, make_plan
 from regrad.evaluation.runner import CellRunner
@@ -126,10 +126,10 @@ def test_passages_are_dropped_before_demonstrations_which_never_are(folder: Path
     alone = max(record.prompt_tokens for record in run("direct", None))
     whole = run("rag 1", None)
     limit = min(record.prompt_tokens for record in whole) - 1 + 6
-    assert {record.note for record in run("rag 1", limit)} == {"1 of 1 passages did not fit into the prompt"}
+    assert {record.note for record in run("rag 1", limit)} == {"drop: 1 of 1 passages did not fit into the prompt"}
     assert all(record.prompt_tokens > alone for record in run("rag 1", limit))
     assert run("direct", alone + 6)
-    with refused(EvaluationError, "prompt_too_long", passages=0, demonstrations=1):
+    with refused(PromptTooLong, passages=0, demonstrations=1):
         run("rag 1", alone + 6)
 
 

@@ -18,13 +18,11 @@ from regrad.data.augmented import Augmented, Pair
 from regrad.data.passages import Passage
 from regrad.data.tasks import Task, TaskQuestion
 from regrad.errors import CorpusError, ModelError, TokenOutOfVocabulary
-from regrad.evaluation.runner import fit_prompt
 from regrad.gradients.extractor import AtomExtractor
 from regrad.inference.decoding import GenerationRequest, draws, generate, sample
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
 from regrad.meta_init import random_meta_init
-from regrad.methods.base import Evidence, Prompt, open_question
 from regrad.methods.tta import TtaConfig, adapt_online
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.training.lora.batched import AdapterTrainer
@@ -398,12 +396,6 @@ def test_passages_with_such_a_token_stop_no_training_on_others(extended: Languag
     items = [Augmented(passage, (), (Pair("Where?", "Here"),)) for passage in (good, bad)]
     trained, refusal = AdapterTrainer(extended, AdapterConfig(rank=2, epochs=1)).train(items)
     assert trained.values is not None and refusal.values is None and "Zorblax" in refusal.problem
-
-
-def test_a_question_with_such_a_token_is_not_asked(extended: LanguageModel) -> None:
-    evidence = Evidence(open_question("What is a Zorblax?"), (), ())
-    fitted = fit_prompt(extended, Prompt(evidence, ()), 4, None, True)
-    assert "Zorblax" in fitted.problem and fitted.prompt == ""
 
 
 def test_models_that_are_loaded_at_once_leave_the_next_one_whole(tiny: LanguageModel, tiny_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def test_a_passage_cannot_end_its_own_atom(tiny: LanguageModel) -> None:
 )
 def test_ordinary_text_has_the_tokens_that_it_always_had(tiny: LanguageModel, text: str) -> None:
     assert tiny.encode(text) == tiny.tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_texts_that_several_threads_read_at_once_are_each_read_as_asked(tiny: LanguageModel) -> None:
+    text = WRITTEN * 20
+    expected = {controls: tiny.encode(text, controls) for controls in (True, False)}
+
+    def wrong(controls: bool) -> int:
+        return sum(tiny.encode(text, controls) != expected[controls] for _ in range(200))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(wrong, [True, False] * 2)) == [0] * 4
 
 
 def test_control_tokens_of_a_template_keep_their_meaning(tiny: LanguageModel) -> None:

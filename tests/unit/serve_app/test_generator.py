@@ -115,6 +115,22 @@ def test_without_the_bank_loader_nothing_is_computed_and_the_answer_says_so(
     assert note.policy == "fewer" and "the bank loader is gone" in note.reason
 
 
+def test_passages_that_do_not_fit_are_left_out_of_the_prompt_and_the_answer_says_so(
+    generator: GeneratorDeployment, release: Release, passages: list[Passage]
+) -> None:
+    long = [replace(passage, text=passage.text * 9) for passage in passages[:3]]
+    found = Retrieved(tuple(Hit(passage, 1.0) for passage in [passages[3], *long]), 1.0)
+    routed = RoutedAsk(Ask("Who?", "rag", sampling=TOKENS), release, True, BankNeed.NOTHING)
+    short = Retrieved(found.hits[:1], 1.0)
+    given = answers(generator, [routed, routed], [found, short], None)
+    answer, alone = given[0], given[1]
+    assert isinstance(answer, Answered) and isinstance(alone, Answered)
+    (note,) = answer.degraded
+    assert (note.policy, note.passage_ids) == ("drop", tuple(passage.id for passage in long))
+    assert (answer.text, answer.prompt_tokens) == (alone.text, alone.prompt_tokens)
+    assert alone.degraded == ()
+
+
 def test_methods_that_train_or_read_adapters_are_answered_like_any_other(
     tiny: LanguageModel, meta_init: MetaInit, world: World, tmp_path: Path
 ) -> None:

@@ -12,12 +12,13 @@ from torch import Tensor
 from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.data.questions import Question
-from regrad.errors import AtomNotFound, BankError, FingerprintMismatch, NothingFound
+from regrad.errors import AtomNotFound, BankError, FingerprintMismatch, NothingFound, PromptTooLong
 from regrad.gradients.extractor import AtomExtractor
 from regrad.inference.rows import Finished
 from regrad.lab.wording import LAB_PROMPTS
 from regrad.meta_init import MetaInit
 from regrad.methods.base import NOTHING_FOUND, PassageUse
+from regrad.methods.fitting import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.batching import pad_batch, sequence_losses
 from regrad.models.loading import LanguageModel
@@ -48,8 +49,10 @@ def atoms(tiny: LanguageModel, meta_init: MetaInit, three: list[Passage]) -> Ten
 
 def builder(lm: LanguageModel, meta_init: MetaInit, policy: str = "online", **settings: Any) -> RequestBuilder:
     args = {"meta_init": "m", "bank": "b", "index": "i", "on_missing": policy, **settings}
-    offers = offers_of(parse_settings(ServeConfig, args, "test"))
-    return RequestBuilder(BoundMetaInit(lm, meta_init), LAB_PROMPTS, offers, open_own(offers, lm))
+    config = parse_settings(ServeConfig, args, "test")
+    offers = offers_of(config)
+    fitter = PromptFitter(lm, LAB_PROMPTS, config.on_overflow)
+    return RequestBuilder(BoundMetaInit(lm, meta_init), fitter, offers, open_own(offers, lm))
 
 
 def retrieved(passages: list[Passage]) -> Retrieved:
@@ -304,3 +307,31 @@ def test_a_question_is_asked_with_the_prompt_of_its_kind(
     found = builder(tiny, meta_init).prepare(ask, retrieved(three), None)
     question = Question("", QUESTION, (), kind, choices)
     assert found.request.prompt == LAB_PROMPTS.prompt_for(question, three[::-1])
+
+
+@pytest.mark.parametrize(
+    ("policy", "words", "found", "shown"),
+    [("fail", 1, 3, 3), ("drop", 300, 3, 0), ("drop", 300, 0, 0)],
+    ids=["passages", "question", "question alone"],
+)
+def test_a_prompt_that_may_not_or_cannot_be_shortened_is_refused(
+    tiny: LanguageModel, meta_init: MetaInit, three: list[Passage], policy: str, words: int, found: int, shown: int
+) -> None:
+    here = builder(tiny, meta_init, on_overflow=policy)
+    long = [replace(passage, text=passage.text * 9) for passage in three[:found]]
+    with refused(PromptTooLong, passages=shown, context=tiny.context_length, max_new_tokens=20):
+        here.prepare(Ask("word " * words, "rag"), retrieved(long), None)
+
+
+def test_a_raw_prompt_is_measured_as_it_is_read(
+    tiny: LanguageModel, meta_init: MetaInit, three: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, hits = Ask("Once upon", "rag", raw=True), retrieved(three[:2])
+    whole = LAB_PROMPTS.context_text(three[1::-1]) + "Once upon"
+    tokens = len(tiny.encode_prompt(whole, raw=True)) + ask.sampling.max_new_tokens
+    monkeypatch.setattr(tiny, "context_length", tokens)
+    assert builder(tiny, meta_init).prepare(ask, hits, None).request.prompt == whole
+    monkeypatch.setattr(tiny, "context_length", tokens - 1)
+    found = builder(tiny, meta_init).prepare(ask, hits, None)
+    assert found.request.prompt == LAB_PROMPTS.context_text(three[:1]) + "Once upon"
+    assert [(note.policy, note.passage_ids) for note in found.plan.notes] == [("drop", (three[1].id,))]

@@ -27,6 +27,7 @@ from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.methods import registry
 from regrad.methods.base import Atoms, Evidence, Method, Plan
+from regrad.methods.fitting import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel
 from regrad.retrieval.base import Hit
@@ -95,7 +96,7 @@ class Served:
         self._release = Release("main", places["meta_init"], places["bank"], version, meta_init.fingerprint)
         self._builder = RequestBuilder(
             BoundMetaInit(lm, meta_init),
-            lm.config.prompts,
+            PromptFitter(lm, lm.config.prompts, config.on_overflow),
             self._offers,
             open_own(self._offers, lm),
             demonstrations_of(config),
@@ -197,6 +198,35 @@ def test_updates_that_act_on_the_answer_do_so_in_both(
         request = server.prepared(question.question, question.passages[: cell.k])[0].request
         assert [each.acts_on for each in request.updates] == ["answer"]
         assert recomputed(tiny, request.prompt, request.updates, TOKENS, stop=stop) == record.raw
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("name", ["rag", "regrad+icl"])
+def test_a_prompt_that_is_too_long_loses_the_same_passages_in_both_and_no_gradient(
+    folder: Path, tiny: LanguageModel, meta_init: MetaInit, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    places = {"meta_init": f"{folder}/meta-init", "bank": f"{folder}/bank"} if name == "regrad+icl" else {}
+    _, whole, plans = evaluated(folder, tiny, {"name": name} | places)
+    prompts = [plan.prompt.shortened(2).text(tiny.config.prompts) for plan in plans]
+    limit = max(len(tiny.encode_prompt(prompt)) for prompt in prompts) + TOKENS
+    assert limit < min(record.prompt_tokens for record in whole) + TOKENS
+    monkeypatch.setattr(tiny, "context_length", limit)
+    cell, records, _ = evaluated(folder, tiny, {"name": name} | places)
+    server, generator = Served(folder, tiny, meta_init, {"name": name}), Generator(tiny, EvalBatchConfig(rows=1))
+    rows = zip(read_questions(cell.set), records, plans, prompts, strict=True)
+    for question, record, plan, prompt in rows:
+        prepared, _ = server.prepared(question.question, question.passages)
+        assert prepared.request.prompt == prompt
+        assert record.prompt_tokens == len(tiny.encode_prompt(prompt))
+        assert record.note == "; ".join(map(str, prepared.plan.notes))
+        assert (prepared.plan.notes[-1].policy, prepared.plan.notes[-1].passage_ids) == (
+            "drop",
+            (question.passages[2].id,),
+        )
+        for found, expected in zip(prepared.request.updates, plan.updates, strict=True):
+            assert_same_update(found.vector, expected.vector, meta_init.phi0, rounded=True)
+        (answer,) = generator.answers([prompt], [prepared.request.updates], TOKENS)
+        assert answer.text == record.raw
 
 
 @pytest.mark.usefixtures("recorded")
