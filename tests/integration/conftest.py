@@ -53,11 +53,17 @@ def _mark_needs(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.browser)
 
 
+_GIVEN: set[int] = set()
+
+
 def free_port() -> int:
     """None of those that the system gives out itself, since what listens on it may only start minutes later; nor of
-    those that Ray keeps for its workers (to 19,999) or this project for its proxy (to 25,999)."""
+    those that Ray keeps for its workers (to 19,999) or this project for its proxy (to 25,999); nor the same one twice."""
     while True:
         port = random.SystemRandom().randrange(26_000, 32_000)
+        if port in _GIVEN:
+            continue
+        _GIVEN.add(port)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
