@@ -57,8 +57,8 @@ _GIVEN: set[int] = set()
 
 
 def free_port() -> int:
-    """None of those that the system gives out itself, since what listens on it may only start minutes later; nor of
-    those that Ray keeps for its workers (to 19,999) or this project for its proxy (to 25,999); nor the same one twice."""
+    """Another each time: what listens on it may only start minutes later. So none of those that the system gives out
+    itself, nor of those that Ray keeps for its workers (to 19,999) or this project for its proxy (to 25,999)."""
     while True:
         port = random.SystemRandom().randrange(26_000, 32_000)
         if port in _GIVEN:
