@@ -12,7 +12,7 @@ import random
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -24,6 +24,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_jobs._ray_compat.core import silence_worker_logs
+from ray_jobs.node_software import check_nodes, differences
 from regrad.errors import ClusterError, RegradError, StorageError
 from regrad.models.paths import place_of
 from regrad.settings import Settings, WorkersConfig, load_settings
@@ -43,10 +44,11 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")  # how long w
 
 
 @contextmanager
-def cluster() -> Iterator[None]:
+def cluster(*needs: str) -> Iterator[None]:
     """Connects to Ray for the block. A cluster that the block started is stopped at its end.
 
-    Raises `ClusterError` if `RAY_ADDRESS` names a cluster that does not answer.
+    Raises `ClusterError` if `RAY_ADDRESS` names a cluster that does not answer, or one of its nodes lacks what jobs
+    compute with, or one of the packages `needs`, or has another version than this process.
     """
     if ray.is_initialized():
         yield
@@ -65,26 +67,33 @@ def cluster() -> Iterator[None]:
         verb = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ClusterError(f"cannot {verb}: {reason}", code="unreachable", address=address) from error
     try:
-        with _nodes_told():
+        with _nodes_watched(needs):
             yield
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def _nodes_told() -> Iterator[None]:
-    """Inside the block, the log of a job on a cluster of several says which nodes come and go."""
+def _nodes_watched(needs: Sequence[str]) -> Iterator[None]:
+    """Inside the block, the log of a job on a cluster of several says which nodes come and go.
+
+    Those that are there must have this process's software; of one that comes later it is logged if it has not.
+    """
     if not joined():
         yield
         return
     known = _nodes()
+    check_nodes(known, needs)
 
     def look() -> None:
         nonlocal known
         now = _nodes()
         for line in changed_nodes(known, now):
             logger.info("%s", line)
+        come = {node: name for node, name in now.items() if node not in known}
         known = now
+        for error in differences(come, needs):
+            logger.warning("%s", error)
 
     with repeated(look, _SECONDS_BETWEEN_LOOKS):
         yield

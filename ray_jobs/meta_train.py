@@ -41,7 +41,7 @@ def run(config: MetaTrainConfig) -> str:
     dev = [check_dev_tasks(uri, lengths, config.shape, config.scoring.max_new_tokens) for uri in config.dev]
     start = load_start(config)
     parent = start.fingerprint if start else None
-    with cluster():
+    with cluster(*(["deepspeed"] if config.optimizer.zero_stage is not None else [])):
         require_workers(config.cluster)
         stream = open_stream(config)
         config = stream.plan.config

@@ -24,9 +24,9 @@ class Nodes:
         self._cluster = cluster
         self.address = str(cluster.address)
 
-    def add(self, cpus: int = 1) -> Any:
-        """A node that has joined."""
-        return _started(lambda: self._cluster.add_node(num_cpus=cpus))
+    def add(self, cpus: int = 1, **environment: str) -> Any:
+        """A node that has joined; its processes have these variables, too."""
+        return _started(lambda: self._cluster.add_node(num_cpus=cpus, env_vars=environment))
 
     def workers(self, node: Any, title: str) -> list[int]:
         """The processes of the actors on a node whose class has `title` in its name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -83,6 +84,12 @@ class Build:
         assert self._process.returncode == 0, self.log
         return {name.rpartition("/")[2]: count for name, count in json.loads(output.splitlines()[-1]).items()}
 
+    def error(self) -> str:
+        """Wait until it is refused; its last line."""
+        _, log = finish(self._process, 200)
+        assert self._process.returncode != 0
+        return str(log.splitlines()[-1])
+
     def content(self) -> dict[str, bytes]:
         storage = Storage(str(self.bank))
         return {name: storage.read(name) for name in storage.files() if not name.endswith(".tmp")}
@@ -127,6 +134,28 @@ def test_two_builds_at_once_on_a_full_cluster_both_finish(
     first.nodes()
     second.nodes()
     assert first.content() == second.content() == undisturbed
+
+
+def test_a_node_with_another_version_is_told_before_the_work_and_one_that_comes_later_in_the_log(
+    cluster: Nodes, inputs: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "other" / "transformers-0.0.1.dist-info").mkdir(parents=True)
+    metadata = "Metadata-Version: 2.1\nName: transformers\nVersion: 0.0.1\n"
+    (tmp_path / "other" / "transformers-0.0.1.dist-info" / "METADATA").write_text(metadata)
+    other = os.pathsep.join([f"{tmp_path}/other", *filter(None, [os.environ.get("PYTHONPATH")])])
+    cluster.empty()
+    cluster.add()
+    first = Build(cluster, inputs, tmp_path / "first", held=True)
+    wait_for(first.begun)
+    skewed = cluster.add(PYTHONPATH=other)
+    second = Build(cluster, inputs, tmp_path / "second")
+    error = second.error()
+    assert f"/{skewed.node_id[:6]} has transformers 0.0.1" in error and "ClusterError" in error
+    assert not list(Path(f"{tmp_path}/second.begun").iterdir())
+    first.let_go()
+    first.nodes()
+    assert f"/{skewed.node_id[:6]} has transformers 0.0.1" in first.log
+    assert first.content() == undisturbed
 
 
 class Training:
