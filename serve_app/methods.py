@@ -183,9 +183,10 @@ class RequestBuilder:
         atoms = opened.atoms if gradients is None else LoadedAtoms(gradients, self.fingerprint)
         (plan,) = opened.method.answer_plans([evidence], atoms)
         sampling = ask.sampling
-        plan = self._fitter.fitted(plan, sampling.max_new_tokens)
+        fitted = self._fitter.fitted(plan, sampling.max_new_tokens)
+        plan = fitted.plan
         request = DecodingRequest(
-            self._fitter.text(plan),
+            fitted.text,
             plan.updates,
             sampling.max_new_tokens,
             sampling.temperature,
@@ -194,6 +195,7 @@ class RequestBuilder:
             sampling.stop,
             ask.raw,
             () if plan.prompt.passages else tuple(hit.passage.text for hit in hits),
+            fitted.ids,
         )
         return Prepared(request, plan)
 

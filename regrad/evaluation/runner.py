@@ -25,7 +25,6 @@ from regrad.inference.rows import DecodingRequest, Finished
 from regrad.methods.base import AtomProvider, Evidence, Method, Note, Plan
 from regrad.methods.fitting import PromptFitter
 from regrad.models.loading import LanguageModel, load_language_model
-from regrad.models.subspace import Update
 from regrad.text import counted
 
 Done = Callable[[int, float], object]
@@ -74,18 +73,12 @@ class Generator:
         self._engine = Engine(lm, config.rows, config.cached_tokens)
 
     def answers(
-        self,
-        prompts: Sequence[str],
-        updates: Sequence[tuple[Update, ...]],
-        max_new_tokens: int,
-        finished: Callable[[], None] = lambda: None,
+        self, requests: Sequence[DecodingRequest], finished: Callable[[], None] = lambda: None
     ) -> list[Finished]:
         """The answers in order, each under its own updates; `finished` is called after each.
 
         Raises `PromptTooLong` for a prompt that does not fit, and of those that fail the error of the first in order.
         """
-        pairs = zip(prompts, updates, strict=True)
-        requests = [DecodingRequest(prompt, own, max_new_tokens) for prompt, own in pairs]
         return decode_all(self._engine, requests, finished)
 
 
@@ -120,8 +113,8 @@ class CellRunner:
 
         # 2. What is slow only the first time is not part of the times: opening the index, the first forward pass.
         [found] = finder.find(questions[:1], cell.k)
-        first, known = self._fitted(cell, Plan(method.prompt(_evidence(cell, questions[0], found))))
-        self._generator.answers([self._fitter.text(first) if known else ""], [()], 1)
+        _, request = self._fitted(cell, Plan(method.prompt(_evidence(cell, questions[0], found))))
+        self._generator.answers([replace(request or DecodingRequest(""), max_new_tokens=1)])
 
         # 3. Answer in batches.
         seconds = Seconds()
@@ -155,27 +148,23 @@ class CellRunner:
             plans = method.answer_plans([_evidence(cell, *pair) for pair in zip(questions, found, strict=True)], atoms)
         with answering.measured("generation"):
             fitted = [self._fitted(cell, plan) for plan in plans]
-            asked = [number for number, (_, known) in enumerate(fitted) if known]
             plans = [plan for plan, _ in fitted]
-            prompts, updates = [self._fitter.text(plans[n]) for n in asked], [plans[n].updates for n in asked]
-            told = self._generator.answers(prompts, updates, self._most(cell), pulse.one)
-            found_answers = dict(zip(asked, told, strict=True))
-            answers = [found_answers.get(number, _NOT_ASKED) for number in range(len(questions))]
+            asked = iter(self._generator.answers([request for _, request in fitted if request], pulse.one))
+            answers = [next(asked) if request else _NOT_ASKED for _, request in fitted]
         seconds.update += answering.update
         seconds.generation += answering.generation
         milliseconds = 1e3 * (answering.update + answering.generation) / len(questions)
         rows = zip(questions, found, plans, answers, strict=True)
         return [_record(cell, milliseconds, *row) for row in rows]
 
-    def _fitted(self, cell: PlannedCell, plan: Plan) -> tuple[Plan, bool]:
-        """The plan with a prompt that fits, and whether the model knows all its tokens."""
+    def _fitted(self, cell: PlannedCell, plan: Plan) -> tuple[Plan, DecodingRequest | None]:
+        """The plan with a prompt that fits, and what the model is asked: nothing if it does not know all its tokens."""
+        max_new_tokens = cell.set.max_new_tokens or self._config.max_new_tokens
         try:
-            return self._fitter.fitted(plan, self._most(cell)), True
+            fitted = self._fitter.fitted(plan, max_new_tokens)
         except TokenOutOfVocabulary as error:  # it concerns that question alone, and no setting would help
-            return replace(plan, notes=(*plan.notes, Note("not asked", str(error)))), False
-
-    def _most(self, cell: PlannedCell) -> int:
-        return cell.set.max_new_tokens or self._config.max_new_tokens
+            return replace(plan, notes=(*plan.notes, Note("not asked", str(error)))), None
+        return fitted.plan, DecodingRequest(fitted.text, fitted.plan.updates, max_new_tokens, ids=fitted.ids)
 
 
 def _evidence(cell: PlannedCell, question: Question, found: FoundPassages) -> Evidence:

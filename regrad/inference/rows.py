@@ -31,6 +31,7 @@ class DecodingRequest:
     strings that end the answer and are not part of it (in the answer's leading white space they do not count); None
     stands for the model's own stop string. A `raw` prompt is read as it is, without the model's chat template.
     `sources` are texts outside the prompt that the answer may quote: an engine that drafts takes drafts from them, too.
+    `ids` are the prompt's token ids where they are known already (they must be those of `LanguageModel.encode_prompt`).
     """
 
     prompt: str
@@ -42,6 +43,7 @@ class DecodingRequest:
     stop: tuple[str, ...] | None = None
     raw: bool = False
     sources: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
 
 
 class Drafts:
@@ -181,7 +183,7 @@ class Row:
     def __init__(self, lm: LanguageModel, request: DecodingRequest, listener: DecodingListener) -> None:
         self.request = request
         self.listener = listener
-        self.prompt = lm.encode_prompt(request.prompt, request.raw) or [lm.pad_id]
+        self.prompt = list(request.ids) or lm.encode_prompt(request.prompt, request.raw) or [lm.pad_id]
         lm.check_length(len(self.prompt), request.max_new_tokens)
 
         def decode(ids: Sequence[int]) -> str:

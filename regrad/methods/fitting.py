@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from regrad.errors import PromptTooLong
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 
 OnOverflow = Literal["drop", "fail"]
 """What is done with a prompt that exceeds the context: its worst passages are left out, or it is refused."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A plan whose prompt fits, and that prompt as text and as token ids, so that nothing has to write it again."""
+
+    plan: Plan
+    text: str
+    ids: tuple[int, ...]
 
 
 class PromptFitter:
@@ -33,11 +42,7 @@ class PromptFitter:
         limits = [limit for limit in (context_tokens, lm.context_length) if limit is not None]
         self._context = min(limits) if limits else None
 
-    def text(self, plan: Plan) -> str:
-        """The plan's prompt as these templates write it."""
-        return plan.prompt.text(self._prompts)
-
-    def fitted(self, plan: Plan, max_new_tokens: int) -> Plan:
+    def fitted(self, plan: Plan, max_new_tokens: int) -> Fitted:
         """The plan with as many of its prompt's passages as fit, best first, and a note if some had to be left out.
 
         Its updates stay those of all passages; its demonstrations are never left out. Raises `PromptTooLong` if the
@@ -46,23 +51,26 @@ class PromptFitter:
         """
         prompt, passages = plan.prompt, len(plan.prompt.passages)
 
-        def write(kept: int) -> list[int]:
-            return self._lm.encode_prompt(prompt.shortened(kept).text(self._prompts), prompt.evidence.raw)
+        def write(kept: int) -> tuple[str, list[int]]:
+            text = prompt.shortened(kept).text(self._prompts)
+            return text, self._lm.encode_prompt(text, prompt.evidence.raw)
 
-        def fits(ids: Sequence[int]) -> bool:
-            return self._context is None or len(ids) + max_new_tokens <= self._context
+        def fits(written: tuple[str, Sequence[int]]) -> bool:
+            return self._context is None or len(written[1]) + max_new_tokens <= self._context
 
         if self._policy == "drop":
-            kept, ids = with_most_passages(passages, write, fits)
+            kept, written = with_most_passages(passages, write, fits)
         else:
-            kept, ids = passages, write(passages)
-        if not fits(ids):
+            kept, written = passages, write(passages)
+        text, ids = written
+        if not fits(written):
             raise self._too_long(prompt.shortened(kept), len(ids), max_new_tokens)
         if kept == passages:
-            return plan
+            return Fitted(plan, text, tuple(ids))
         left_out = tuple(passage.id for passage in prompt.passages[kept:])
         note = Note("drop", f"{len(left_out)} of {passages} passages did not fit into the prompt", left_out)
-        return replace(plan, prompt=prompt.shortened(kept), notes=(*plan.notes, note))
+        plan = replace(plan, prompt=prompt.shortened(kept), notes=(*plan.notes, note))
+        return Fitted(plan, text, tuple(ids))
 
     def _too_long(self, prompt: Prompt, tokens: int, max_new_tokens: int) -> PromptTooLong:
         passages, demonstrations = len(prompt.passages), len(prompt.evidence.demonstrations)

@@ -22,6 +22,7 @@ from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.meta_init import MetaInit
 from regrad.methods.base import AtomProvider, BankNeed, Evidence, Method, MethodSettings, open_question
+from regrad.methods.fitting import OnOverflow, PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.planning.profile import Bank, Curve, Memory, Point, Stages, Workload
@@ -47,6 +48,7 @@ class Served:
     index: str
     retrieval: RetrieverConfig
     method: MethodSettings
+    on_overflow: OnOverflow
     gpu: bool
     threads: int
     prefill_tokens: int
@@ -128,7 +130,8 @@ def measure(
         load, bank = _load_curves(served, meta_init.fingerprint, found, batches, watch)
         say("prefill and decode")
         method, atoms = _opened(served, lm, BoundMetaInit(lm, meta_init))
-        requests, planning = _requests(lm, method, atoms, asked, hits, max_new_tokens, watch)
+        fitter = PromptFitter(lm, lm.config.prompts, served.on_overflow)
+        requests, planning = generator_requests(fitter, method, atoms, asked, hits, max_new_tokens, watch)
         generating = _Generating(lm, requests, served.prefill_tokens, watch)
         prefill, decode = generating.curves(batches)
         prompt_tokens, answer_tokens = generating.lengths()
@@ -237,8 +240,8 @@ def _opened(served: Served, lm: LanguageModel, bound: BoundMetaInit) -> tuple[Me
     return method, method.open_atoms()
 
 
-def _requests(
-    lm: LanguageModel,
+def generator_requests(
+    fitter: PromptFitter,
     method: Method,
     atoms: AtomProvider,
     questions: Sequence[str],
@@ -254,8 +257,8 @@ def _requests(
     plans = [plan for evidence in evidences for plan in method.answer_plans([evidence], atoms)]
     turns = cycle(evidences)
     planning = watch.point(1, lambda: method.answer_plans([next(turns)], atoms))
-    prompts = lm.config.prompts
-    return [DecodingRequest(plan.prompt.text(prompts), plan.updates, max_new_tokens) for plan in plans], planning
+    asked = [fitter.fitted(plan, max_new_tokens) for plan in plans]
+    return [DecodingRequest(one.text, one.plan.updates, max_new_tokens, ids=one.ids) for one in asked], planning
 
 
 class _Generating:

@@ -166,7 +166,7 @@ def _batches(lm: LanguageModel, method: MethodSettings, rows: int) -> Callable[[
 
     def answer(asked: Sequence[Evidence]) -> list[str]:
         made = requests(asked)
-        answers = generator.answers([prompt for prompt, _ in made], [updates for _, updates in made], _NEW_TOKENS)
+        answers = generator.answers([DecodingRequest(prompt, updates, _NEW_TOKENS) for prompt, updates in made])
         return [found.text for found in answers]
 
     return answer

@@ -148,6 +148,7 @@ def _served(server: ServeConfig, method: MethodSettings) -> Served:
         index=server.index,
         retrieval=server.retrieval,
         method=method,
+        on_overflow=server.on_overflow,
         gpu=server.generator.num_gpus > 0 and torch.cuda.is_available(),
         threads=max(1, int(server.generator.num_cpus)),
         prefill_tokens=server.batch.prefill_tokens,

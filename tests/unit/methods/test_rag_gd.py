@@ -16,6 +16,7 @@ from regrad.errors import MethodError
 from regrad.evaluation.config import EvalBatchConfig
 from regrad.evaluation.plan import demonstrations_digest
 from regrad.evaluation.runner import Generator
+from regrad.inference.rows import DecodingRequest
 from regrad.methods.base import Evidence, Method, NoAtoms, Plan, open_question
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.rag_gd import TtSgdConfig, exchanged
@@ -79,7 +80,8 @@ def test_other_rows_and_later_questions_do_not_notice(
 ) -> None:
     """To the last bit: the weights, a row of the base model beside it, and the same question asked again."""
     untrained_predictor(tiny, adapter, tmp_path / "predictor")
-    generator, prompts = Generator(tiny, EvalBatchConfig(rows=2)), ["Question: Who?\nAnswer:"] * 2
+    generator = Generator(tiny, EvalBatchConfig(rows=2))
+    base = DecodingRequest("Question: Who?\nAnswer:", (), TOKENS)
     weights, logits = tiny.identity(), tiny.model(input_ids=torch.tensor([[1, 5, 9]])).logits
     method = opened(name, tiny, tmp_path, **({"steps": {"lr": 1.0}} if name == "tt-sgd" else {}))
     (first,) = plans(method, shown)
@@ -87,9 +89,9 @@ def test_other_rows_and_later_questions_do_not_notice(
     (again,) = plans(method, shown)
     assert torch.equal(first.updates[0].vector, again.updates[0].vector)
     assert not torch.equal(first.updates[0].vector, other.updates[0].vector)
-    alone = generator.answers(prompts, [(), ()], TOKENS)
-    beside = generator.answers(prompts, [(), first.updates], TOKENS)
-    later = generator.answers(prompts, [(), ()], TOKENS)
+    alone = generator.answers([base, base])
+    beside = generator.answers([base, replace(base, updates=first.updates)])
+    later = generator.answers([base, base])
     assert alone[0].text == beside[0].text == later[0].text == later[1].text
     assert torch.equal(tiny.model(input_ids=torch.tensor([[1, 5, 9]])).logits, logits)
     assert (tiny.identity(), StaticLora.load(tmp_path / "lora").digest) == (weights, adapter.digest)

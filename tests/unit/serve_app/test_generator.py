@@ -15,6 +15,7 @@ from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound, PromptTooLong
 from regrad.evaluation.config import EvalBatchConfig
 from regrad.evaluation.runner import Generator
+from regrad.inference.rows import DecodingRequest
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.methods.base import BankNeed, Evidence, open_question
@@ -149,7 +150,8 @@ def test_methods_that_train_or_read_adapters_are_answered_like_any_other(
         assert isinstance(answered, Answered)
         method = offer.settings.open(tiny)
         (plan,) = method.plan([evidence], method.open_atoms())
-        (expected,) = alone.answers([plan.prompt.text(tiny.config.prompts)], [plan.updates], TOKENS.max_new_tokens)
+        prompt = plan.prompt.text(tiny.config.prompts)
+        (expected,) = alone.answers([DecodingRequest(prompt, plan.updates, TOKENS.max_new_tokens)])
         assert answered.text == expected.text, name
         assert [use.tier for use in answered.uses] == ([Tier.DISK, Tier.DISK] if name == "prag" else []), name
         texts.add(answered.text)

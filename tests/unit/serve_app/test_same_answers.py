@@ -23,6 +23,7 @@ from regrad.evaluation.config import EvalBatchConfig
 from regrad.evaluation.plan import PlannedCell, make_plan
 from regrad.evaluation.records import Record
 from regrad.evaluation.runner import CellRunner, Generator
+from regrad.inference.rows import DecodingRequest
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.methods import registry
@@ -178,7 +179,8 @@ def test_a_method_gives_the_same_in_an_evaluation_and_in_a_server(
         for found, expected in zip(prepared.request.updates, plan.updates, strict=True):
             assert found.subspace == expected.subspace
             assert_same_update(found.vector, expected.vector, meta_init.phi0, rounded=gradients is not None)
-        (answer,) = generator.answers([prepared.request.prompt], [prepared.request.updates], TOKENS)
+        assert list(prepared.request.ids) == tiny.encode_prompt(prepared.request.prompt)
+        (answer,) = generator.answers([DecodingRequest(prepared.request.prompt, prepared.request.updates, TOKENS)])
         assert answer.text == record.raw
 
 
@@ -225,7 +227,8 @@ def test_a_prompt_that_is_too_long_loses_the_same_passages_in_both_and_no_gradie
         )
         for found, expected in zip(prepared.request.updates, plan.updates, strict=True):
             assert_same_update(found.vector, expected.vector, meta_init.phi0, rounded=True)
-        (answer,) = generator.answers([prompt], [prepared.request.updates], TOKENS)
+        assert list(prepared.request.ids) == tiny.encode_prompt(prompt)
+        (answer,) = generator.answers([DecodingRequest(prompt, prepared.request.updates, TOKENS)])
         assert answer.text == record.raw
 
 
