@@ -28,6 +28,11 @@ class Nodes:
         """A node that has joined; its processes have these variables, too."""
         return _started(lambda: self._cluster.add_node(num_cpus=cpus, env_vars=environment))
 
+    def at(self, address: str) -> bool:
+        """Whether a node of this address is alive."""
+        table = self._cluster.global_state.node_table()
+        return any(node["NodeManagerAddress"] == address and node["Alive"] for node in table)
+
     def workers(self, node: Any, title: str) -> list[int]:
         """The processes of the actors on a node whose class has `title` in its name."""
         actors = self._cluster.global_state.actor_table(None, None, "ALIVE").values()
@@ -49,9 +54,9 @@ class Nodes:
 
 
 @contextmanager
-def nodes() -> Iterator[Nodes]:
-    """The head alone, at first."""
-    head = {"num_cpus": 0, "include_dashboard": False}
+def nodes(**options: Any) -> Iterator[Nodes]:
+    """The head alone, at first; `options` of Ray's for it."""
+    head = {"num_cpus": 0, "include_dashboard": False, **options}
     cluster = _started(lambda: Cluster(initialize_head=True, head_node_args=head))
     try:
         yield Nodes(cluster)

@@ -23,10 +23,13 @@ from regrad.settings import builtin_config, load_settings
 from regrad.storage import Storage
 from tests.integration.conftest import environment
 from tests.tools.nodes import Nodes, nodes, wait_for
+from tests.tools.partition import machine
 from tests.tools.patience import finish
 
 PASSAGES, BLOCK = 72, 6
 STEPS, EVERY = 16, 4
+_SOON = {"health_check_period_ms": 1000, "health_check_timeout_ms": 3000, "health_check_failure_threshold": 3}
+"""A node that does not answer counts as lost after some 10 s; by Ray's defaults after about 40."""
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +159,29 @@ def test_a_node_with_another_version_is_told_before_the_work_and_one_that_comes_
     first.nodes()
     assert f"/{skewed.node_id[:6]} has transformers 0.0.1" in first.log
     assert first.content() == undisturbed
+
+
+def test_a_build_goes_on_without_a_node_that_the_network_has_cut_off_and_that_writes_on(
+    inputs: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    with machine() as other:
+        if other is None:
+            pytest.skip("needs `ip` and the right to make network namespaces")
+        with nodes(node_ip_address=other.ours, _system_config=_SOON) as cluster:
+            here = cluster.add()
+            other.start_node(cluster.address, cpus=1)
+            wait_for(lambda: cluster.at(other.address))
+            build = Build(cluster, inputs, tmp_path / "bank", held=True)
+            wait_for(lambda: len(set(build.begun())) == 2)
+            other.cut()
+            build.let_go()  # there, too: what it computes nobody hears of, and it lies in the bank's folder
+            assert set(build.nodes()) == {here.node_id[:6]}, "a block that the other wrote meanwhile is taken as it is"
+            assert verify(str(build.bank)) == []
+            assert build.content() == undisturbed
+            other.mend()
+            wait_for(lambda: not other.running())  # it learns that it counts as dead, and ends
+            assert build.content() == undisturbed
+            assert verify(str(build.bank)) == []
 
 
 class Training:
