@@ -28,6 +28,7 @@ from ray_jobs.node_software import check_nodes, differences
 from regrad.errors import ClusterError, RegradError, StorageError
 from regrad.models.paths import place_of
 from regrad.settings import Settings, WorkersConfig, load_settings
+from regrad.text import first_line
 
 S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
@@ -63,9 +64,8 @@ def cluster(*needs: str) -> Iterator[None]:
             prepare_serve_proxy()
             _start_local()
     except Exception as error:  # Ray raises a bare one if it does not come up in time
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         verb = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
-        raise ClusterError(f"cannot {verb}: {reason}", code="unreachable", address=address) from error
+        raise ClusterError(f"cannot {verb}: {first_line(error)}", code="unreachable", address=address) from error
     try:
         with _nodes_watched(needs):
             yield
@@ -149,7 +149,7 @@ def _start_local() -> None:
                     left.kill()
             if not tries_left or isinstance(error, ValueError):
                 raise
-            logger.warning("Ray did not start (%s); trying again", (str(error).splitlines() or [""])[0])
+            logger.warning("Ray did not start (%s); trying again", first_line(error))
 
 
 def wants_gpu(config: WorkersConfig) -> bool:

@@ -30,6 +30,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from ray_jobs._ray_compat.core import is_shipped
 from ray_jobs.cluster import SUBMITTED_BY
 from regrad.errors import ClusterError
+from regrad.text import first_line, in_one_line
 
 T = TypeVar("T")
 for _name in ("dashboard_sdk", "job.sdk"):  # they tell of every upload and connection, between the lines of a job
@@ -251,7 +252,7 @@ class Jobs:
         if job is not None and "does not exist" in str(error):
             text = f"the cluster at {self.address} knows no job {job}; `regrad submit status` lists them"
             return ClusterError(text, code="job_not_found", job=job, address=self.address)
-        reason = " ".join(str(error).split())[:500]
+        reason = in_one_line(error, 500)
         text = f"the cluster at {self.address} refused: {reason}"
         return ClusterError(text, code="refused", address=self.address, reason=reason)
 
@@ -271,9 +272,9 @@ def _check_reachable(address: str) -> None:
 
 
 def _unreachable(address: str, error: Exception) -> ClusterError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return ClusterError(
-        f"no Ray dashboard answers at {address} ({reason}); `ray dashboard cluster.yaml` forwards that of a cluster",
+        f"no Ray dashboard answers at {address} ({first_line(error)}); "
+        "`ray dashboard cluster.yaml` forwards that of a cluster",
         code="no_dashboard",
         address=address,
     )

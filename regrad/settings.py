@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 
 from regrad.errors import ConfigError
-from regrad.text import counted, did_you_mean, nearest_name
+from regrad.text import counted, did_you_mean, in_one_line, nearest_name
 
 
 class Settings(BaseModel):
@@ -88,8 +88,7 @@ def read_yaml(path: Path, including: tuple[Path, ...] = (), files: list[Path] | 
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", code="unreadable", path=str(path)) from error
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not YAML: {reason}", code="not_yaml", path=str(path)) from error
+        raise ConfigError(f"{path} is not YAML: {in_one_line(error)}", code="not_yaml", path=str(path)) from error
     if data is None:
         return {}
     if not isinstance(data, dict):

@@ -23,6 +23,7 @@ from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
 from regrad.errors import StorageError
+from regrad.text import first_line
 
 
 class Storage:
@@ -185,7 +186,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         way_out = _WAYS_OUT.get(error.errno or 0)
         return f"{error.strerror}; {way_out}" if way_out else error.strerror
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)
 
 
 @contextmanager

@@ -30,6 +30,16 @@ def listed(items: Sequence[str], most: int) -> str:
     return ", ".join(items[:most]) + more
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that is not blank; the name of its class if there is none."""
+    return next((line for line in map(str.strip, str(error).splitlines()) if line), type(error).__name__)
+
+
+def in_one_line(error: BaseException, most: int | None = None) -> str:
+    """All of an error's text in one line of at most `most` characters; the name of its class if it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of columns that are as wide as their widest cell."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

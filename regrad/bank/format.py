@@ -20,6 +20,7 @@ from regrad.errors import BankConflict, BankError, BankFormatError, StorageError
 from regrad.models.subspace import Subspace
 from regrad.settings import Settings
 from regrad.storage import Storage
+from regrad.text import first_line
 
 # What a manifest says.
 
@@ -329,9 +330,8 @@ def read_table(storage: Storage, file: File, schema: pa.Schema) -> pa.Table:
         found = pq.read_table(io.BytesIO(data), schema=schema)
         found.validate(full=True)
     except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise BankError(
-            f"{storage.uri}/{file.name} is damaged: {reason}; `regrad bank verify` lists all damage",
+            f"{storage.uri}/{file.name} is damaged: {first_line(error)}; `regrad bank verify` lists all damage",
             code="damaged",
             file=file.name,
         ) from error

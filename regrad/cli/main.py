@@ -11,6 +11,7 @@ import click
 
 from regrad.cli.options import LazyGroup, printable
 from regrad.errors import RegradError
+from regrad.text import in_one_line
 
 _JOBS = "regrad.cli.jobs:COMMANDS"
 _VERBS = {
@@ -86,7 +87,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"no space left on the disk{f' for {error.filename}' if error.filename else ''}; free some and run again"
     code = f" [{error.code}]" if isinstance(error, RegradError) else ""
-    return printable(" ".join(str(error).split())) + code
+    return printable(in_one_line(error)) + code
 
 
 def _configure_logging(debug: bool) -> None:

@@ -17,6 +17,7 @@ from regrad.errors import ModelError
 from regrad.inference.kernels import Kernels
 from regrad.inference.passes import Readers, RowCache, read_pieces
 from regrad.models.loading import LanguageModel
+from regrad.text import in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def _compare(lm: LanguageModel, kernels: Kernels) -> None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error, 200)
         raise ModelError(
             f"the decoding engine cannot run {type(lm.model).__name__}: {type(error).__name__}: {reason}; choose "
             "another model",

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from regrad.errors import ModelError
 from regrad.models.checkpoint import LOADING
 from regrad.storage import cache_directory
-from regrad.text import listed
+from regrad.text import in_one_line, listed
 
 _MAGIC = b"GGUF"
 _CARD = "gguf.json"
@@ -84,7 +84,7 @@ def _convert(file: Path, target: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = in_one_line(error, 300)
         raise ModelError(
             f"{file} cannot be read as a language model: {reason}", code="gguf_unreadable", path=str(file)
         ) from error

@@ -33,6 +33,7 @@ from regrad.models.precision import require_bf16
 from regrad.models.subspace import Subspace, find_subspace
 from regrad.models.tokens import check_known, has_chat, prompt_ids, token_ids
 from regrad.storage import local_directory
+from regrad.text import in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -279,9 +280,8 @@ def check_language_model(lm: LanguageModel) -> None:
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{kind} cannot be run as other language models are: {reason}; choose another model",
+            f"{kind} cannot be run as other language models are: {in_one_line(error, 200)}; choose another model",
             code="not_runnable",
             model=kind,
         ) from error

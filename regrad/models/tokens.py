@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from regrad.errors import ModelError, TokenOutOfVocabulary
 from regrad.prompts import PromptFormat
+from regrad.text import in_one_line
 
 _PLACE = "TheUsersMessageStandsHere"
 _ONE_AT_A_TIME = Lock()
@@ -133,7 +134,7 @@ def _chat_frame(tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat) -> _F
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_arguments)
         )
     except (ValueError, TypeError, TemplateError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error, 200)
         raise ModelError(
             f"the model's chat template cannot be used: {reason}; set `prompts.chat: false`",
             code="chat_template_failed",

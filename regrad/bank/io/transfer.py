@@ -44,6 +44,7 @@ from regrad.data.passages import passage_id_of
 from regrad.errors import AtomNotFound, BankError, CorpusError, RegradError
 from regrad.models.subspace import Subspace
 from regrad.storage import Storage
+from regrad.text import first_line
 
 
 def read_tensors(path: Path) -> Any:
@@ -65,10 +66,7 @@ def read_tensors(path: Path) -> Any:
             reason=reason,
         ) from error
     except Exception as error:  # a damaged file can make the unpickler fail in any way
-        lines = str(error).strip().splitlines()
-        raise BadAtom(
-            f"{path} cannot be read: {lines[0] if lines else type(error).__name__}", code="unreadable", file=str(path)
-        ) from error
+        raise BadAtom(f"{path} cannot be read: {first_line(error)}", code="unreadable", file=str(path)) from error
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ ALLOWED = {
     "text": set(),
     "settings": {"errors", "text"},
     "registry": {"errors", "text"},
-    "storage": {"errors"},
+    "storage": {"errors", "text"},
     "locking": {"errors", "storage"},
     "data": {"errors", "text", "settings", "registry", "storage", "locking"},
     "prompts": {"settings", "data"},
