@@ -28,6 +28,7 @@ from regrad.bank.writer import commit, commit_onto_newest
 from regrad.data.files import corpus_files
 from regrad.meta_init import read_card
 from regrad.storage import Storage
+from regrad.text import readable_size
 from regrad.training.lora.config import AdaptersConfig
 
 logger = logging.getLogger(__name__)
@@ -56,11 +57,11 @@ def run(config: BuildConfig) -> str:
 
 def describe(manifest: Manifest, uri: str) -> str:
     """One line about a version of a bank."""
-    megabytes = manifest.passages * manifest.record_bytes / 1e6
+    size = readable_size(manifest.passages * manifest.record_bytes)
     bad = f", {manifest.quarantined} quarantined (regrad bank info --quarantine)" if manifest.quarantined else ""
     return (
         f"bank version {manifest.label} at {uri}: {manifest.passages} passages{bad}, "
-        f"{manifest.codec}, {manifest.record_bytes} bytes an atom, {megabytes:.1f} MB"
+        f"{manifest.codec}, {manifest.record_bytes} bytes an atom, {size}"
     )
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ray_jobs.cluster import repeated, this_node
+from regrad.text import counted, readable_duration
 
 logger = logging.getLogger(__name__)
 
@@ -117,15 +118,9 @@ class _Lines:
 
 def _left(seconds: float, others: int) -> str:
     if others:
-        untimed = f"{others} method{'s' * (others > 1)} not timed yet"
-        return f", at least {_duration(seconds)} left ({untimed})" if seconds else f", {untimed}"
-    return f", about {_duration(seconds)} left" if seconds else ""
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        untimed = f"{counted(others, 'method')} not timed yet"
+        return f", at least {readable_duration(seconds)} left ({untimed})" if seconds else f", {untimed}"
+    return f", about {readable_duration(seconds)} left" if seconds else ""
 
 
 def _show_all(mailbox: Any, waiting: list[Any], show: Callable[[Any], None]) -> None:

@@ -24,6 +24,18 @@ def readable_size(count: float) -> str:
     return f"{count:.1f} {unit}"
 
 
+def readable_duration(seconds: float) -> str:
+    """Seconds for people: `89 s`, `42 min`, `1.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def milliseconds(seconds: float) -> str:
+    """A short time that is compared with others: `1234 ms`."""
+    return f"{1e3 * seconds:.0f} ms"
+
+
 def listed(items: Sequence[str], most: int) -> str:
     """The first `most` items, and how many more there are."""
     more = f" and {len(items) - most:,} more" if len(items) > most else ""

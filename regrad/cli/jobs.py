@@ -12,6 +12,7 @@ import click
 
 from regrad.cli.options import QUARANTINED, printable, settings_options
 from regrad.settings import load_settings
+from regrad.text import readable_size
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def _check_index(uri: str) -> None:
     from regrad.retrieval.whole_check import check_whole
 
     for index in check_whole(uri):
-        click.echo(printable(f"{index.uri}: {index.kind.upper()} index, {index.bytes / 1e6:,.1f} MB as written"))
+        click.echo(printable(f"{index.uri}: {index.kind.upper()} index, {readable_size(index.bytes)} as written"))
 
 
 def _described(built: Any, uri: str) -> str:

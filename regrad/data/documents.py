@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from regrad.data.compression import compression, unpacked
 from regrad.data.files import IS_UTF_16, UTF_16, read_whole
 from regrad.errors import CorpusError
+from regrad.text import counted
 
 MARKDOWN = (".md", ".markdown", ".mdown")
 HTML = (".html", ".htm", ".xhtml")
@@ -161,8 +162,7 @@ def _pdf(name: str, title: str, data: bytes) -> list[Document]:
     except Exception as error:  # what a damaged file does to a parser is not limited to the parser's own errors
         raise CorpusError(f"it cannot be read as PDF: {error}", code="damaged") from error
     if not any(any(map(str.isalnum, page)) for page in pages):
-        many = f"{len(pages):,} page{'' if len(pages) == 1 else 's'}"
-        text = f"its {many} have no text layer (scanned?); run OCR first, for example ocrmypdf"
+        text = f"its {counted(len(pages), 'page')} have no text layer (scanned?); run OCR first, for example ocrmypdf"
         raise CorpusError(text, code="no_text_layer")
     title = str(heading).strip() or title
     return [Document(name, title, _checked(page), unit=PAGE, page=number) for number, page in enumerate(pages, start=1)]

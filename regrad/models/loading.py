@@ -33,7 +33,7 @@ from regrad.models.precision import require_bf16
 from regrad.models.subspace import Subspace, find_subspace
 from regrad.models.tokens import check_known, has_chat, prompt_ids, token_ids
 from regrad.storage import local_directory
-from regrad.text import in_one_line
+from regrad.text import in_one_line, readable_size
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ def _on_device(model: nn.Module, device: torch.device, name: str) -> nn.Module:
     except torch.OutOfMemoryError as error:
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         raise ModelError(
-            f"{name} has {size / 1e9:.1f} GB of weights, which do not fit into the memory of {device}; free it, or use "
+            f"{name} has {readable_size(size)} of weights, which do not fit in the memory of {device}; free it, or use "
             "a larger device",
             code="out_of_memory",
             path=name,

@@ -10,7 +10,7 @@ from itertools import chain, product
 from regrad.errors import PlanningError
 from regrad.planning.prediction import Prediction, Predictor
 from regrad.planning.profile import ROLES, Bank, Candidate, Machine
-from regrad.text import readable_size
+from regrad.text import milliseconds, readable_size
 
 _AT_ONCE = (1, 2, 4, 8)
 _CACHED = (0.0, 0.25, 0.5, 1.0)
@@ -155,8 +155,8 @@ def best(choices: Sequence[Choice], bound: float | None) -> Choice:
         fastest = min(choices, key=lambda one: one.predicted.p50)
         assert bound is not None
         raise PlanningError(
-            f"no configuration is predicted to answer {fastest.predicted.users} users in {1e3 * bound:.0f} ms (p50); "
-            f"the best that can be reached is {1e3 * fastest.predicted.p50:.0f} ms: raise bound_ms, lower users, or "
+            f"no configuration is predicted to answer {fastest.predicted.users} users in {milliseconds(bound)} (p50); "
+            f"the best that can be reached is {milliseconds(fastest.predicted.p50)}: raise bound_ms, lower users, or "
             "give more of the machine",
             code="bound_out_of_reach",
             bound_ms=1e3 * bound,

@@ -14,6 +14,7 @@ import torch
 from regrad.data.tasks import read_tasks
 from regrad.meta_init import MetaInit
 from regrad.models.loading import LanguageModel, load_language_model
+from regrad.text import readable_size
 from regrad.training.meta.reading import reading_sums
 from studies.real.plan import KNOWN
 from studies.real.reading import SHAPE, point_of
@@ -40,7 +41,7 @@ def main(start: str, target: Path, tasks: str) -> None:
     if after[0] - before[0] > _MOST_COST:
         raise click.ClickException(f"rounding costs {after[0] - before[0]:.3f} nats, more than {_MOST_COST}")
     rounded.save(target)
-    click.echo(f"MetaInit {rounded.fingerprint} at {target}, {size_of(target) / 1e6:.1f} MB")
+    click.echo(f"MetaInit {rounded.fingerprint} at {target}, {readable_size(size_of(target))}")
 
 
 def losses(lm: LanguageModel, start: MetaInit, tasks: str) -> tuple[float, float, float]:

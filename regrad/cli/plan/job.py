@@ -40,7 +40,7 @@ from regrad.planning.search import Choice, Limits, best, check_processors, fits,
 from regrad.planning.stages import Measured, Served, measure
 from regrad.settings import parse_settings
 from regrad.storage import Storage
-from regrad.text import hint
+from regrad.text import hint, milliseconds
 from serve_app.app import check_artefacts, parts_of
 from serve_app.config import ServeConfig
 from serve_app.methods import offers_of
@@ -262,7 +262,7 @@ def _document(asked: Asked, chosen: Choice) -> str:
     speed = chosen.predicted
     head = (
         f"# By `regrad plan`: predicted for {speed.users} users are {speed.rate:.1f} answers/s and a p50 of "
-        f"{1e3 * speed.p50:.0f} ms.\n"
+        f"{milliseconds(speed.p50)}.\n"
     )
     return head + yaml.safe_dump(document, sort_keys=False)
 

@@ -11,7 +11,7 @@ from typing import Any
 from regrad.planning.prediction import Prediction
 from regrad.planning.profile import Machine, Observed
 from regrad.planning.search import Choice
-from regrad.text import aligned, readable_size
+from regrad.text import aligned, milliseconds, readable_size
 
 _COLUMNS = (
     *("users", "first token", "p50", "answers/s", "a core", "bound by"),
@@ -86,8 +86,8 @@ class PlanReport:
         speed, one = choice.predicted, choice.candidate
         return (
             str(speed.users),
-            f"{1e3 * speed.first_token:.0f} ms",
-            f"{1e3 * speed.p50:.0f} ms",
+            milliseconds(speed.first_token),
+            milliseconds(speed.p50),
             f"{speed.rate:.1f}",
             f"{speed.rate / self.machine.cores:.1f}",
             speed.bottleneck,

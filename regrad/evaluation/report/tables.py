@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Literal
 
 from regrad.evaluation.report.entries import ReportEntry
+from regrad.text import readable_size
 
 Sign = Literal["", "+", "-"]
 """Significantly better, or worse, than the method that others are compared to."""
@@ -62,11 +63,7 @@ def size(value: float | None) -> str:
     """Bytes, or a dash."""
     if value is None:
         return UNKNOWN
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
+    return f"{value:.0f} B" if value < 1000 else readable_size(value)  # short, as a cell is narrow
 
 
 ALPHA = 0.05
