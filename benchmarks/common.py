@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +14,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from regrad.models.config import ModelConfig
+from regrad.models.precision import processor_name
 from regrad.settings import builtin_config, load_settings
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """What the numbers were measured on."""
     found: dict[str, Any] = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    found["cpu"] = _cpu_name()
+    found["cpu"] = processor_name()
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
@@ -32,14 +32,6 @@ def model_config(arguments: argparse.Namespace) -> ModelConfig:
     if arguments.model and not arguments.quick:
         return ModelConfig(path=arguments.model)
     return load_settings(ModelConfig, builtin_config("models/lab.yaml"))
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def in_turn(runs: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -215,6 +216,19 @@ def _sha256(chunks: Sequence[bytes | memoryview]) -> str:
 def _seconds(info: Mapping[str, Any]) -> float:
     value = info.get("mtime") or info.get("LastModified") or info.get("created") or 0.0
     return float(value.timestamp() if isinstance(value, datetime) else value)
+
+
+def safetensors_header(read: Callable[[int, int], bytes], most: int) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, of which `read(start, end)` gives bytes: an entry for each tensor, unchecked.
+
+    Also returns where the header ends: a file is 8 bytes with the header's length, the header, the tensors. At most
+    `most` bytes of the header are read. Raises `ValueError` for a file without one.
+    """
+    length = int.from_bytes(read(0, 8), "little")
+    header = json.loads(read(8, 8 + min(length, most)))
+    if not isinstance(header, dict):
+        raise ValueError(f"the header is not an object but {type(header).__name__}")
+    return header, 8 + length
 
 
 def parts_uri(output: str) -> str:

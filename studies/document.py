@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
@@ -16,6 +14,7 @@ from matplotlib.figure import Figure
 from regrad.evaluation.report.figures import encoded, style
 from regrad.evaluation.report.tables import Grid
 from regrad.evaluation.report.writing import escape_markdown, table_lines
+from regrad.models.precision import processor_name
 from regrad.storage import Storage
 
 REPORT = "report.json"
@@ -67,13 +66,4 @@ def hardware() -> str:
     """What this machine is, in words."""
     memory = psutil.virtual_memory().total / 1024**3
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{os.cpu_count()} cores ({_processor()}), {memory:.0f} GB of memory, {gpu}, torch {torch.__version__}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return f"{os.cpu_count()} cores ({processor_name()}), {memory:.0f} GB of memory, {gpu}, torch {torch.__version__}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow.compute as pc
@@ -21,12 +21,13 @@ from regrad.bank.format import (
     read_manifest,
     read_table,
     rows_in_use,
+    shard_path,
     versions,
 )
 from regrad.bank.index import key_of
 from regrad.bank.writer import whole_index
 from regrad.errors import BankError, StorageError
-from regrad.storage import Storage
+from regrad.storage import Storage, safetensors_header
 
 _HEADER_BYTES = 1 << 20
 
@@ -72,7 +73,7 @@ def remains(storage: Storage, newest: Manifest, there: Mapping[str, int]) -> Rem
     old = _known_to_versions(storage)
     built = unfinished(storage)
     for name, size in left.items():
-        rows = old.get(name) or built.get(name) or _rows_by_header(storage, name, size)
+        rows = old.get(name) or built.get(name) or _rows_by_header(storage, name)
         records += rows
         dead += rows
         dead_bytes += size
@@ -93,11 +94,10 @@ def _known_to_versions(storage: Storage) -> dict[str, int]:
     return known
 
 
-def _rows_by_header(storage: Storage, name: str, size: int) -> int:
+def _rows_by_header(storage: Storage, name: str) -> int:
     """The rows that a file's own header states; at least one, since its content is unknown."""
     with suppress(ValueError, KeyError, TypeError, StorageError):
-        data = storage.read(f"{SHARD_FOLDER}/{name}", 0, min(size, _HEADER_BYTES))
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header, _ = safetensors_header(partial(storage.read, shard_path(name)), _HEADER_BYTES)
         return max(1, int(header["atoms"]["shape"][0]))
     return 1
 

@@ -121,6 +121,7 @@ class DiskTier:
         temporary = path.with_name(f".{name}.{uuid.uuid4().hex}.tmp")
         try:
             self._root.mkdir(parents=True, exist_ok=True)
+            # Not by `Storage.write`, which waits for the disk: a record lost with the machine's power is fetched again.
             temporary.write_bytes(data)
             os.replace(temporary, path)
         except OSError as error:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from regrad.errors import ModelError
 from regrad.models.architectures import architecture_of
 from regrad.models.tokens import turn_end
+from regrad.storage import safetensors_header
 from regrad.text import listed
 
 _ADAPTER, _GENERATION = "adapter_config.json", "generation_config.json"
@@ -210,7 +211,7 @@ def _check_weight_file(file: Path, name: str) -> None:
         start = stream.read(len(_LFS_POINTER))
         if start == _LFS_POINTER:
             raise _not_fetched(file, name)
-        tensors, expected = _safetensors_header(start, stream)
+        tensors, expected = _tensor_types(stream)
     found = file.stat().st_size
     if expected is None or found != expected:
         sizes = "" if expected is None else f" ({found:,} bytes of {expected:,})"
@@ -234,18 +235,18 @@ def _not_fetched(file: Path, name: str) -> ModelError:
     )
 
 
-def _safetensors_header(start: bytes, stream: Any) -> tuple[dict[str, str], int | None]:
-    """The type of each tensor, and the size that the file must have; None for one without a proper header.
+def _tensor_types(stream: BinaryIO) -> tuple[dict[str, str], int | None]:
+    """The type of each tensor, and the size that the file must have; None for one without a proper header."""
 
-    A file is 8 bytes with the header's length, the header, the tensors.
-    """
-    length = int.from_bytes(start[:8], "little")
-    stream.seek(8)
+    def read(start: int, end: int) -> bytes:
+        stream.seek(start)
+        return stream.read(end - start)
+
     try:
-        header = json.loads(stream.read(min(length, 100 << 20)))
+        header, data_start = safetensors_header(read, 100 << 20)
         tensors = {key: entry for key, entry in header.items() if key != "__metadata__"}
         end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
-        return {key: str(entry["dtype"]) for key, entry in tensors.items()}, 8 + length + end
+        return {key: str(entry["dtype"]) for key, entry in tensors.items()}, data_start + end
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return {}, None
 

@@ -51,6 +51,7 @@ def dequantised(file: Path) -> Path:
     if (target / _CARD).exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Not storage's `directory_writer`, which replaces what is there: another process may be reading from it.
     staging = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
     try:
         _convert(file, staging)

@@ -82,14 +82,26 @@ def _probed(command: tuple[str, ...]) -> Bf16:
     return found
 
 
+def processor_name() -> str:
+    """The processor's model, as the system names it; its architecture where it has no name."""
+    return _cpu_lines().get("model name", "").partition(":")[2].strip() or platform.processor() or platform.machine()
+
+
 def _processor() -> str:
     """Model and instructions of the processor: virtual machines with one image move between several."""
+    named = _cpu_lines()
+    if not named:
+        return f"{platform.machine()} {platform.processor()}"
+    return "\n".join(named.get(key, "") for key in ("model name", "flags", "Features", "CPU part"))
+
+
+def _cpu_lines() -> dict[str, str]:
+    """The last line of each key in Linux's description of its processors; none on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    named = {line.split(":")[0].strip(): line for line in lines}
-    return "\n".join(named.get(key, "") for key in ("model name", "flags", "Features", "CPU part"))
+        return {}
+    return {line.split(":")[0].strip(): line for line in lines}
 
 
 def require_bf16(device: torch.device, setting: str) -> None:

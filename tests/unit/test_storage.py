@@ -5,11 +5,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from regrad import storage as module
 from regrad.errors import StorageError
-from regrad.storage import Storage, directory_writer, local_directory, parts_uri
+from regrad.storage import Storage, directory_writer, local_directory, parts_uri, safetensors_header
 from tests.tools.refusals import refused
 
 
@@ -111,3 +113,15 @@ def test_something_else_at_the_place_is_left_alone(tmp_path: Path) -> None:
 def test_what_names_no_directory_is_refused(uri: str) -> None:
     with refused(StorageError, "no_directory", uri=uri):
         Storage(uri)
+
+
+def test_a_safetensors_header_says_where_it_ends_and_what_has_none_is_refused() -> None:
+    file = save({"atoms": np.zeros((3, 5), np.uint8)})
+    header, end = safetensors_header(lambda start, stop: file[start:stop], most=1000)
+    assert header["atoms"]["shape"] == [3, 5]
+    assert end + 15 == len(file)
+    for damaged in (b"", b"\x02", (2).to_bytes(8, "little") + b"[]", file[:30]):
+        with pytest.raises(ValueError):
+            safetensors_header(lambda start, stop, data=damaged: data[start:stop], most=1000)
+    with pytest.raises(ValueError):
+        safetensors_header(lambda start, stop: file[start:stop], most=10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -102,3 +103,11 @@ def test_the_real_probe_gives_an_answer_or_dies_of_a_signal() -> None:
     assert found.reason
     if done.returncode == 0:
         assert found.right, found.reason
+
+
+def test_the_processor_has_a_name_wherever_python_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert precision.processor_name()
+    monkeypatch.setattr(precision, "_cpu_lines", dict)
+    assert precision.processor_name() in (platform.processor(), platform.machine())
+    monkeypatch.setattr(precision, "_cpu_lines", lambda: {"model name": "model name\t: Some CPU @ 2 GHz"})
+    assert precision.processor_name() == "Some CPU @ 2 GHz"
