@@ -17,15 +17,16 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
+import psutil
 import torch
 from common import show, write
 from serving.lab import Lab, lab
 
 from ray_jobs.cluster import cluster
 from regrad.planning.users import Outcome, Plan, run
-from regrad.planning.watching import resident_bytes
 from serve_app.app import anywhere, serving
 
 _TIMES, _USERS = 5.0, 32
@@ -76,9 +77,18 @@ def _memory(probe: Future[Any], start_at: float) -> list[tuple[float, int, int]]
     """Seconds since the start of the overload, and bytes, until the probe has ended."""
     samples = []
     while not probe.done():
-        samples.append((time.time() - start_at, *resident_bytes()))
+        samples.append((time.time() - start_at, *_resident_bytes()))
         time.sleep(1.0)
     return samples
+
+
+def _resident_bytes() -> tuple[int, int]:
+    """Memory of all processes that this one started: pages shared by several counted for each, and not counted."""
+    held = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            held.append(child.memory_info())
+    return sum(item.rss for item in held), sum(item.rss - item.shared for item in held)
 
 
 def recovery(probe: Sequence[Outcome], ended: float, usual: float) -> float | None:

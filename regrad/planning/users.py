@@ -54,7 +54,6 @@ class Outcome:
     answer: str = ""
     batch_size: int = 0
     tokens: int = 0
-    server_milliseconds: float = 0.0
 
 
 def run(plan: Plan) -> list[Outcome]:
@@ -114,16 +113,9 @@ def _outcome(body: int, due: float, seconds: float, status: int, content: bytes)
     if status != 200:
         return Outcome(body, due, seconds, status)
     found = json.loads(content)
-    used, stages = found.get("usage") or {}, found.get("milliseconds") or {}
+    used = found.get("usage") or {}
     return Outcome(
-        body,
-        due,
-        seconds,
-        status,
-        found["answer"],
-        found.get("batch_size", 0),
-        used.get("completion_tokens", 0),
-        stages.get("total", 0.0),
+        body, due, seconds, status, found["answer"], found.get("batch_size", 0), used.get("completion_tokens", 0)
     )
 
 

@@ -17,15 +17,11 @@ def processor_seconds() -> dict[int, float]:
     return {child.pid: sum(child.cpu_times()[:2]) for child in _alive()}
 
 
-def spent(before: Mapping[int, float]) -> float:
-    """Seconds that the processes have computed since then; what began and ended in between is not in it."""
-    return sum(seconds - before.get(pid, 0.0) for pid, seconds in processor_seconds().items())
-
-
 def spent_by_role(before: Mapping[int, float]) -> dict[str, float]:
-    """As `spent`, by Serve's deployments, whose replicas are known by their processes' titles; all others are `rest`.
+    """Seconds that the processes have computed since then; what began and ended in between is not in it.
 
-    What a replica has started, such as a search engine, counts as the replica.
+    By Serve's deployments, whose replicas are known by their processes' titles; all others are `rest`. What a replica
+    has started, such as a search engine, counts as the replica.
     """
     found: Counter[str] = Counter()
     for child in _alive():
@@ -40,12 +36,6 @@ def _role(process: psutil.Process) -> str:
         if match := _REPLICA.search(title):
             return match[1]
     return "rest"
-
-
-def resident_bytes() -> tuple[int, int]:
-    """Memory of all processes that this one started: pages shared by several counted for each, and not counted."""
-    held = [child.memory_info() for child in _alive()]
-    return sum(item.rss for item in held), sum(item.rss - item.shared for item in held)
 
 
 def private_bytes(started: bool = True) -> int:

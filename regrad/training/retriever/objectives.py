@@ -37,12 +37,6 @@ class Candidates:
     by_posterior: Tensor
     start: Tensor | None = None
 
-    @staticmethod
-    def all_present(prior: Tensor, posterior: Tensor, likelihood: Tensor) -> Candidates:
-        """Candidates of which each retriever found every one."""
-        everywhere = torch.ones_like(prior, dtype=torch.bool)
-        return Candidates(prior, posterior, likelihood, everywhere, everywhere, everywhere)
-
 
 @dataclass(frozen=True)
 class Objected:

@@ -16,10 +16,16 @@ def draws(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def all_present(prior: Tensor, posterior: Tensor, likelihood: Tensor) -> Candidates:
+    """Candidates of which each retriever found every one."""
+    everywhere = torch.ones_like(prior, dtype=torch.bool)
+    return Candidates(prior, posterior, likelihood, everywhere, everywhere, everywhere)
+
+
 def scores(seed: int = 0, rows: int = B) -> Candidates:
     prior, posterior, likelihood = torch.randn(3, B, K, dtype=torch.float64, generator=draws(seed))
     repeated = [part.repeat(rows // B, 1) for part in (prior, posterior, 2 * likelihood)]
-    return Candidates.all_present(repeated[0].requires_grad_(), repeated[1].requires_grad_(), repeated[2])
+    return all_present(repeated[0].requires_grad_(), repeated[1].requires_grad_(), repeated[2])
 
 
 def gradients(config: ObjectiveConfig, found: Candidates) -> tuple[Tensor, Tensor]:
@@ -47,7 +53,7 @@ def test_vrag_is_a_bound_that_is_tight_where_the_posterior_is_true() -> None:
     found = scores()
     exact = make_objective(MarginalConfig())(found, draws()).loss
     assert (make_objective(VragConfig())(found, draws()).loss > exact).all()
-    tight = Candidates.all_present(found.prior, true_posterior(found).log(), found.likelihood)
+    tight = all_present(found.prior, true_posterior(found).log(), found.likelihood)
     torch.testing.assert_close(make_objective(VragConfig())(tight, draws()).loss, exact)
 
 
@@ -97,7 +103,7 @@ def test_only_the_last_state_counts_if_asked_for_and_it_is_nearer_to_the_true_po
 def test_simplified_jsa_proposes_from_the_prior_and_trains_no_posterior() -> None:
     found = scores(rows=3 * 4000)
     prior, posterior = gradients(JsaConfig(proposals=5, simplified=True), found)
-    shares = expected_shares(Candidates.all_present(found.prior, found.prior, found.likelihood), 5)
+    shares = expected_shares(all_present(found.prior, found.prior, found.likelihood), 5)
     expected = found.prior[:B].softmax(1).detach() - shares
     torch.testing.assert_close(prior.reshape(-1, B, K).mean(0), expected, atol=0.03, rtol=0)
     assert not posterior.any()
@@ -120,7 +126,7 @@ def test_distillation_is_zero_where_the_prior_ranks_as_the_likelihoods_do(direct
     config = DistillConfig.model_validate({"direction": direction, "temperature": 2.0})
     found = scores()
     assert (make_objective(config)(found, draws()).loss > 0).all()
-    same = Candidates.all_present((found.likelihood / 2).requires_grad_(), found.posterior, found.likelihood)
+    same = all_present((found.likelihood / 2).requires_grad_(), found.posterior, found.likelihood)
     torch.testing.assert_close(make_objective(config)(same, draws()).loss, torch.zeros(B, dtype=torch.float64))
 
 
