@@ -28,7 +28,7 @@ from regrad.training.lora.examples import Example, example_batch, passage_exampl
 from regrad.training.lora.finetuning import LoraLearner, finetune_in_process, usable
 from regrad.training.sampler import batches_of
 from tests.tools.adapting import adapter_bank
-from tests.unit.training.lora.test_batched import Keeper
+from tests.unit.training.lora.test_finetuning import Keeper
 
 Settings = Callable[..., FinetuneConfig]
 ASKED = [

@@ -1,4 +1,4 @@
-"""The loop in one process: parameters, schedules, checkpoints, skipped steps, dev scores, and who watches."""
+"""The loop in one process: parameters, schedules, checkpoints and skipped steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 
 from regrad.data.tasks import Task
 from regrad.errors import ConfigError, MetaInitError, TrainingError
-from regrad.inference.decoding import Generation
 from regrad.lab.config import LabConfig
 from regrad.lab.files import lab_tasks
 from regrad.lab.world import World
@@ -22,14 +21,12 @@ from regrad.models.loading import LanguageModel
 from regrad.settings import parse_settings
 from regrad.training.callbacks import Silent, StepReport
 from regrad.training.checkpoint import DevScore, TrainCheckpoint, TrainState, load_train_checkpoint
-from regrad.training.config import WatchConfig
 from regrad.training.loop import Loop
-from regrad.training.meta.config import DevConfig, InnerConfig, MetaTrainConfig, OptimizerConfig
-from regrad.training.meta.objective import MetaGradient, Point
+from regrad.training.meta.config import InnerConfig, MetaTrainConfig, OptimizerConfig
+from regrad.training.meta.objective import MetaGradient
 from regrad.training.meta.optim import MetaParameters, PlainEngine
 from regrad.training.meta.task_plan import TasksInMemory
-from regrad.training.meta.trainer import META_INIT, MetaLearner, Sums, meta_loop, score_tasks
-from regrad.training.trackers import Sink, Watcher, make_sinks, score_line, step_line
+from regrad.training.meta.trainer import META_INIT, MetaLearner, meta_loop
 from tests.tools.refusals import refused
 
 
@@ -271,55 +268,6 @@ def test_training_lowers_the_loss_and_the_card_says_what_was_done(tiny: Language
     assert keeper.scores[0].step == 30
 
 
-def test_dev_tasks_are_scored_as_often_as_asked_each_with_a_checkpoint(
-    tiny: LanguageModel, tasks: list[Task], tmp_path: Path
-) -> None:
-    config = settings(tiny, scoring={"every": 2}, checkpoints={"every": 100})
-    keeper = Keeper(tmp_path)
-    Run(tiny, config, keeper, [tasks[:1]]).loop.run(steps_of(tasks, config))
-    assert [score.step for score in keeper.scores] == [2, 4, 6]
-    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 4, 6]
-    assert load(tmp_path / "4", tiny)[0].latest_score == keeper.scores[1]
-
-
-def test_sets_of_dev_tasks_count_alike_however_many_questions_each_has(
-    tiny: LanguageModel, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three right of the first set, one half right of the second: 0.75, where all four together have 0.875."""
-    found = iter([Sums(3, 3, 3), Sums(0, 0.5, 1)])
-    monkeypatch.setattr("regrad.training.meta.trainer.score_tasks", lambda *arguments: next(found))
-    run = Run(tiny, settings(tiny))
-    values = run.learner.score([tasks[:1], tasks[1:2]], 6).values
-    assert values == {"exact_match": 0.5, "f1": 0.75, "questions": 4}
-
-
-def test_dev_scores_are_by_the_rules_that_were_chosen(
-    tiny: LanguageModel, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """HotpotQA gives no partial credit where one of the two is "no"."""
-    told = replace(tasks[0], questions=(replace(tasks[0].questions[0], answer="no"),))
-    monkeypatch.setattr(
-        "regrad.training.meta.trainer.generate", lambda lm, requests: [Generation("no way", 1)] * len(requests)
-    )
-    point = Point(tiny.subspace.initial(0), torch.zeros(tiny.subspace.size))
-    assert score_tasks(tiny, point, [told], config=DevConfig()).f1 == pytest.approx(2 / 3)
-    assert score_tasks(tiny, point, [told], config=DevConfig(rules="hotpotqa")).f1 == 0
-
-
-def test_dev_tasks_are_scored_at_the_k_that_is_trained(
-    tiny: LanguageModel, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Task] = []
-    monkeypatch.setattr(
-        "regrad.training.meta.trainer.score_tasks", lambda lm, at, given, *rest: seen.extend(given) or Sums(1, 1, 1)
-    )
-    config = settings(tiny, shape={"k": 1, "questions": 1, "distractor_probability": 1.0})
-    Run(tiny, config, dev=[tasks[:1]]).loop.run(steps_of(tasks, config))
-    [task] = seen
-    assert len(task.questions) == len(tasks[0].questions)
-    assert {len(question.context) for question in task.questions} == {1}
-
-
 def test_the_strategy_that_auto_chose_is_kept_in_the_checkpoint(
     tiny: LanguageModel, tasks: list[Task], tmp_path: Path
 ) -> None:
@@ -340,18 +288,6 @@ def test_tasks_that_end_too_early_are_an_error(tiny: LanguageModel, tasks: list[
     config = settings(tiny)
     with refused(TrainingError, "batches_ended", step=2, steps=6):
         Run(tiny, config).loop.run(list(steps_of(tasks, config))[:2])
-
-
-def test_scores_use_gamma_and_the_same_update_as_training(lab_model: LanguageModel, world: World) -> None:
-    """With no update (gamma near zero) the lab's base knows none of the people; the sums add up over parts."""
-    records = [Task.from_record(r) for r in lab_tasks(world.meta[-20:], LabConfig(people_per_record=3), 4, seed=5)]
-    point = Point(lab_model.subspace.initial(0), torch.full((lab_model.subspace.size,), 5.0))
-    whole = score_tasks(lab_model, point, records)
-    parts = score_tasks(lab_model, point, records[:1]) + score_tasks(lab_model, point, records[1:])
-    assert whole == parts and whole.questions == 60
-    none = score_tasks(lab_model, point, records, config=DevConfig(gamma=1e-6))
-    assert none.exact_match < whole.exact_match, "raw gradients answer some"
-    assert whole.f1 >= whole.exact_match
 
 
 @pytest.mark.parametrize(
@@ -380,14 +316,6 @@ def test_tasks_may_be_one_place_or_weighted_sources(tiny: LanguageModel) -> None
     assert [(source.uri, source.weight) for source in mixed] == [("s3://b/general", None), ("s3://b/law", 2.0)]
 
 
-def test_dev_tasks_may_be_none_one_place_or_several(tiny: LanguageModel) -> None:
-    assert [settings(tiny, dev=dev).dev for dev in (None, "s3://b/dev", ["s3://b/a", "s3://b/c"])] == [
-        (),
-        ("s3://b/dev",),
-        ("s3://b/a", "s3://b/c"),
-    ]
-
-
 def test_an_update_with_a_step_size_for_each_number_survives_saving(meta_init: MetaInit, tmp_path: Path) -> None:
     full = replace(meta_init, step_sizes=torch.rand(meta_init.subspace.size), step_size_mode="full")
     full.save(tmp_path / "m")
@@ -404,59 +332,3 @@ def test_a_meta_init_for_several_inner_steps_has_no_bank(tiny: LanguageModel, me
     assert several.fingerprint != meta_init.fingerprint
     with refused(MetaInitError, "several_inner_steps", inner_steps=2):
         AtomExtractor(tiny, several)
-
-
-REPORT = StepReport(10, 20, 1.5, 3.0, 0.5, 1, {"tokens": 5.0}, {"step_size_low": 0.1, "gradient_error": 2e-6})
-SCORE = DevScore(20, {"exact_match": 0.5, "f1": 0.75, "questions": 8})
-
-
-def sinks(tmp_path: Path, **watch: Any) -> list[Sink]:
-    return make_sinks(WatchConfig(**watch), str(tmp_path / "m"), {"seed": 0})
-
-
-def test_watchers_see_lines_and_tensorboard_files(tmp_path: Path) -> None:
-    lines: list[str] = []
-    watcher = Watcher(lines.append, sinks(tmp_path))
-    for item in ("a note", REPORT, SCORE):
-        watcher(item)
-    watcher.close()
-    assert lines == ["a note", step_line(REPORT), score_line(SCORE)]
-    assert lines[1] == (
-        "step 10/20  loss 1.5000  step size low 0.1  gradient error 2e-06  5 tokens/s  0.50 GB  3 s  1 steps skipped"
-    )
-    assert lines[2] == "step 20  dev  exact match 0.5  f1 0.75  questions 8"
-    [events] = (tmp_path / "m.logs").iterdir()
-    content = events.read_bytes()
-    for tag in (b"train/loss", b"train/step_size_low", b"train/tokens_per_second", b"dev/f1", b"dev/exact_match"):
-        assert tag in content
-
-
-def test_trackers_that_are_not_installed_are_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    for name, key in (("wandb", "wandb_project"), ("mlflow", "mlflow_experiment")):
-        monkeypatch.setitem(sys.modules, name, None)
-        with refused(ConfigError, "tracker_not_installed", package=name):
-            sinks(tmp_path, tensorboard=False, **{key: "mine"})
-    assert sinks(tmp_path, tensorboard=False) == []
-
-
-def test_weights_and_biases_and_mlflow_get_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against stand-ins with the calls of the real clients that are used."""
-    import sys
-    from unittest.mock import MagicMock
-
-    wandb, mlflow = MagicMock(), MagicMock()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    made = sinks(tmp_path, wandb_project="p", mlflow_experiment="e", tensorboard=False)
-    watcher = Watcher(lambda _: None, made)
-    watcher(SCORE)
-    watcher.close()
-    expected = {"dev/exact_match": 0.5, "dev/f1": 0.75, "dev/questions": 8.0}
-    wandb.init.assert_called_once_with(project="p", config={"seed": 0})
-    wandb.init.return_value.log.assert_called_once_with(expected, step=20)
-    wandb.init.return_value.finish.assert_called_once()
-    mlflow.set_experiment.assert_called_once_with("e")
-    mlflow.log_metrics.assert_called_once_with(expected, step=20)
-    mlflow.end_run.assert_called_once()
