@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from regrad.data.passages import Passage
 from regrad.data.questions import YES_NO, Question, QuestionKind, label
-from regrad.settings import Settings
+from regrad.settings import Settings, invalid
 
 StyleName = Literal["default", "pe"]
 
@@ -53,7 +53,9 @@ def _checked(template: str, allowed: set[str], needed: Set[str] = frozenset()) -
     found = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
     if not found or not needed <= found <= allowed:
         wanted = f", {' and '.join(map(repr, sorted(needed)))} among them," if needed else ""
-        raise ValueError(f"a template with the fields {sorted(allowed)}{wanted} is expected, found {sorted(found)}")
+        raise invalid(
+            "wrong_fields", f"a template with the fields {sorted(allowed)}{wanted} is expected, found {sorted(found)}"
+        )
     return template
 
 

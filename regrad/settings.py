@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from regrad.errors import ConfigError
 from regrad.text import counted, did_you_mean, in_one_line, nearest_name
@@ -68,6 +68,15 @@ def parse_settings(kind: type[S], data: Mapping[str, Any], where: str) -> S:
         problems = [_explained(kind, details) for details in causes]
         text = "; ".join(text for text, _ in problems)
         raise ConfigError(f"{where}: {text}", code="invalid", problems=[fields for _, fields in problems]) from error
+
+
+def invalid(problem: str, sentence: str, near: str = "") -> PydanticCustomError:
+    """What a validator of settings raises: `problem` stays, for programs and tests; the sentence is for people.
+
+    `near` is the right name that is nearest to a wrong one. All three are in the fields of the `ConfigError`.
+    """
+    # Pydantic fills in a template: the sentence may have braces of its own.
+    return PydanticCustomError(problem, "{sentence}", {"sentence": sentence, "near": near})
 
 
 def read_yaml(path: Path, including: tuple[Path, ...] = (), files: list[Path] | None = None) -> dict[str, Any]:
@@ -145,7 +154,8 @@ def _position(items: list[Any], part: str, refuse: Callable[[str], ConfigError])
 
 
 def _explained(kind: type[BaseModel], details: ErrorDetails) -> tuple[str, dict[str, str]]:
-    """A problem that Pydantic found as a sentence, and as fields: the key, Pydantic's type, the nearest right name."""
+    """A problem that Pydantic found as a sentence, and as fields: the key, the nearest right name, and its type, which
+    is Pydantic's or was given to `invalid`."""
     keys, model = _place(kind, details["loc"])
     key = ".".join(keys)
     problem = details["type"]
@@ -166,7 +176,7 @@ def _explained(kind: type[BaseModel], details: ErrorDetails) -> tuple[str, dict[
             "problem": problem,
             "near": right[0] if len(right) == 1 else "",
         }
-    near = ""
+    near = details.get("ctx", {}).get("near", "")
     if problem == "literal_error" and isinstance(details["input"], str):
         near = nearest_name(details["input"], re.findall(r"'([^']+)'", details.get("ctx", {}).get("expected", "")))
     message = details["msg"].removeprefix("Value error, ")

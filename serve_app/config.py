@@ -13,7 +13,7 @@ from regrad.methods.registry import MethodConfig
 from regrad.methods.regrad import ReGradConfig, ReGradOnlineConfig
 from regrad.models.config import ModelPath
 from regrad.retrieval.config import RetrieverConfig
-from regrad.settings import CustomResources, Location, Settings
+from regrad.settings import CustomResources, Location, Settings, invalid
 
 
 class ReplicaConfig(Settings):
@@ -164,15 +164,23 @@ class ServeConfig(Settings):
     def _offerable(self) -> ServeConfig:
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names):
-            raise ValueError(f"methods has a name twice among {', '.join(names)}; give each its own name")
+            raise invalid("repeated", f"methods has a name twice among {', '.join(names)}; give each its own name")
         for method in self.methods:
             named = method.artefacts
             if method.FOLLOWS_RELEASE and (named.meta_init or named.bank or named.bank_version):
-                raise ValueError(f"method {method.name!r} takes its MetaInit and bank from the release; leave them out")
+                raise invalid(
+                    "release_decides",
+                    f"method {method.name!r} takes its MetaInit and bank from the release; leave them out",
+                )
             if method.index or method.retrieval:
-                raise ValueError(f"method {method.name!r} is asked with the server's `index`; leave its own out")
+                raise invalid(
+                    "server_decides", f"method {method.name!r} is asked with the server's `index`; leave its own out"
+                )
             if method.demonstrations and self.demonstrations is None:
-                raise ValueError(f"method {method.name!r} shows solved questions: name their file as `demonstrations`")
+                raise invalid(
+                    "demonstrations_missing",
+                    f"method {method.name!r} shows solved questions: name their file as `demonstrations`",
+                )
         return self
 
 

@@ -15,7 +15,7 @@ from regrad.bank.format import read_manifest
 from regrad.errors import ConfigError, FingerprintMismatch, RegradError, ServeError
 from regrad.locking import exclusive
 from regrad.meta_init import read_card
-from regrad.settings import Location, Settings, parse_settings
+from regrad.settings import Location, Settings, invalid, parse_settings
 from regrad.storage import Storage
 from serve_app.config import ServeConfig
 from serve_app.messages import Release
@@ -47,9 +47,9 @@ class ReleaseList(Settings):
     def _consistent(self) -> ReleaseList:
         names = [release.name for release in self.releases]
         if len(set(names)) < len(names):
-            raise ValueError("two releases have the same name")
+            raise invalid("repeated", "two releases have the same name")
         if not sum(release.share for release in self.releases) > 0:
-            raise ValueError("no release has a share of the traffic")
+            raise invalid("no_share", "no release has a share of the traffic")
         return self
 
 

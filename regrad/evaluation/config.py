@@ -12,7 +12,7 @@ from regrad.methods.fitting import OnOverflow
 from regrad.methods.registry import MethodConfig
 from regrad.models.config import ModelConfig
 from regrad.retrieval.config import RetrieverConfig
-from regrad.settings import Location, Settings, WorkersConfig
+from regrad.settings import Location, Settings, WorkersConfig, invalid
 
 PassageSource = Literal["index", "given", "gold", "random"]
 
@@ -47,13 +47,13 @@ class PassagesConfig(Settings):
     @model_validator(mode="after")
     def _complete(self) -> PassagesConfig:
         if self.distractors and self.source != "gold":
-            raise ValueError("`distractors` are added to `source: gold`")
+            raise invalid("distractors_without_gold", "`distractors` are added to `source: gold`")
         if (self.source == "index" or self.distractors == "retrieved") and self.index is None:
-            raise ValueError("`index` is required: a directory that `regrad index` made")
+            raise invalid("index_missing", "`index` is required: a directory that `regrad index` made")
         if "random" in (self.source, self.distractors) and self.corpus is None:
-            raise ValueError("`corpus` is required: random passages are drawn from it")
+            raise invalid("corpus_missing", "`corpus` is required: random passages are drawn from it")
         if self.source == "gold" and self.index is None and self.corpus is None:
-            raise ValueError("`index` or `corpus` is required: gold passages are looked up in it")
+            raise invalid("passages_missing", "`index` or `corpus` is required: gold passages are looked up in it")
         return self
 
 
@@ -112,10 +112,13 @@ class EvalConfig(Settings):
         _distinct("k", self.k)
         _distinct("seeds", self.seeds)
         if any(k < 1 for k in self.k):
-            raise ValueError("k is at least 1; a method that retrieves nothing runs once, whatever k is")
+            raise invalid("k_below_1", "k is at least 1; a method that retrieves nothing runs once, whatever k is")
         names = [one.name for one in self.methods]
         if self.compare_to is not None and self.compare_to not in names:
-            raise ValueError(f"compare_to is {self.compare_to!r:.60}, which is none of the methods {', '.join(names)}")
+            raise invalid(
+                "unknown_method",
+                f"compare_to is {self.compare_to!r:.60}, which is none of the methods {', '.join(names)}",
+            )
         return self
 
 
@@ -123,5 +126,5 @@ def _distinct(key: str, values: Iterable[object]) -> None:
     seen: set[object] = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"{key} has {value!r:.60} twice; make them distinct")
+            raise invalid("repeated", f"{key} has {value!r:.60} twice; make them distinct")
         seen.add(value)

@@ -19,6 +19,7 @@ from regrad.errors import MethodError
 from regrad.methods.base import MethodInfo, MethodSettings
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.registry import Registry
+from regrad.settings import invalid
 from regrad.text import nearest_name
 
 
@@ -33,13 +34,13 @@ def _readable(value: Any) -> Any:
     if isinstance(value, MethodSettings):
         return value
     if not isinstance(value, Mapping):
-        raise ValueError("a method's name or a mapping with its settings is expected")
+        raise invalid("not_a_method", "a method's name or a mapping with its settings is expected")
     if not isinstance(_kind(value), str):
         return value
     try:
         family = _families()[METHODS[_kind(value)].name]
     except MethodError as error:
-        raise ValueError(str(error)) from error
+        raise invalid("unknown_method", str(error), near=str(error.fields.get("near", ""))) from error
     _refuse_foreign(value, family)
     return value
 
@@ -52,10 +53,11 @@ def _refuse_foreign(value: Mapping[str, Any], family: type[MethodSettings]) -> N
     foreign = {key: takers(near) for key, near in meant.items() if near and near not in family.model_fields}
     if foreign:
         label = f" ({value['name']})" if value.get("name") not in (None, _kind(value)) else ""
-        raise ValueError(
+        raise invalid(
+            "foreign_setting",
             f"method {_kind(value)!r}{label} takes no {', no '.join(foreign)}; it takes "
             + ", ".join(name for name in family.model_fields if name not in ("name", "method"))
-            + "".join(f"; {meant[key]} is a setting of {', '.join(taken)}" for key, taken in foreign.items())
+            + "".join(f"; {meant[key]} is a setting of {', '.join(taken)}" for key, taken in foreign.items()),
         )
 
 

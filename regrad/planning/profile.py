@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from regrad.errors import PlanningError
-from regrad.settings import Settings
+from regrad.settings import Settings, invalid
 from regrad.storage import Storage
 
 ROLES = ("gateway", "retriever", "bank_loader", "generator")
@@ -38,7 +38,7 @@ class Curve(Settings):
     def _rising(self) -> Curve:
         batches = [point.batch for point in self.points]
         if batches != sorted(set(batches)):
-            raise ValueError("batch sizes must rise")
+            raise invalid("not_rising", "batch sizes must rise")
         return self
 
     def seconds(self, batch: float) -> float:
@@ -114,7 +114,7 @@ class Candidate(Settings):
     @model_validator(mode="after")
     def _one_each(self) -> Candidate:
         if self.embedded and {self.retriever, self.bank_loader} != {self.gateway}:
-            raise ValueError("an embedded server has a retriever and a bank loader for each gateway")
+            raise invalid("embedded_apart", "an embedded server has a retriever and a bank loader for each gateway")
         return self
 
     def replicas(self, role: str) -> int:
@@ -177,7 +177,7 @@ class Bank(Settings):
 def _rising_users(loads: tuple[Observed, ...]) -> tuple[Observed, ...]:
     users = [item.users for item in loads]
     if users != sorted(set(users)):
-        raise ValueError("the numbers of users must rise")
+        raise invalid("not_rising", "the numbers of users must rise")
     return loads
 
 
@@ -217,7 +217,7 @@ class Profile(Settings):
     @model_validator(mode="after")
     def _unlike(self) -> Profile:
         if self.other is not None and self.other.configuration.embedded == self.configuration.embedded:
-            raise ValueError("one of the two servers is embedded and the other is not")
+            raise invalid("embedded_apart", "one of the two servers is embedded and the other is not")
         return self
 
     @property

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
-from regrad.settings import Location, Settings, WorkersConfig
+from regrad.settings import Location, Settings, WorkersConfig, invalid
 
 SetName = Literal[
     "squad_dev",
@@ -69,13 +69,13 @@ class RealConfig(Settings):
     @model_validator(mode="after")
     def _possible(self) -> RealConfig:
         if "squad_dev" not in self.sets:
-            raise ValueError("sets: squad_dev must be among them, the figures are of it")
+            raise invalid("figures_set_missing", "sets: squad_dev must be among them, the figures are of it")
         if missing := [name for name in self.retrieved_sets if name not in self.sets]:
-            raise ValueError(f"retrieved_sets has {', '.join(missing)}, not among sets")
+            raise invalid("unknown_set", f"retrieved_sets has {', '.join(missing)}, not among sets")
         if "fused" in self.retrievers and len(set(self.retrievers)) < 3:
-            raise ValueError("retrievers: fused joins bm25 and dense, so they must be among them")
+            raise invalid("parts_missing", "retrievers: fused joins bm25 and dense, so they must be among them")
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds has a number twice: {self.seeds}")
+            raise invalid("repeated", f"seeds has a number twice: {self.seeds}")
         if self.start_icl and not self.start:
-            raise ValueError("start_icl is given, but not the plain start that it goes with: start")
+            raise invalid("plain_start_missing", "start_icl is given, but not the plain start that it goes with: start")
         return self

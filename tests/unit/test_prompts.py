@@ -43,7 +43,7 @@ def test_braces_in_a_passage_are_text() -> None:
 
 
 def wrong(key: str) -> dict[str, str]:
-    return {"key": key, "problem": "value_error", "near": ""}
+    return {"key": key, "problem": "wrong_fields", "near": ""}
 
 
 @pytest.mark.parametrize("template", ["no field", "{titel}", "{passage} {other}"])

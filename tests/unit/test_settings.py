@@ -81,7 +81,7 @@ def test_a_setting_that_got_another_name_is_named_with_it(override: str, right: 
 
 def test_an_error_of_a_whole_class_names_no_empty_key() -> None:
     overrides = ["inner.steps=2", "strategy.name=difference"]
-    with refused(ConfigError, "invalid", problems=[{"key": "", "problem": "value_error", "near": ""}]) as found:
+    with refused(ConfigError, "invalid", problems=[{"key": "", "problem": "steps_need_graph", "near": ""}]) as found:
         load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), overrides)
     assert ": inner.steps above 1 needs" in str(found.value) and "''" not in str(found.value)
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from regrad.bank.config import BankConfig, OnMissingInTraining
 from regrad.models.config import ModelConfig
-from regrad.settings import Location, Settings, WorkersConfig
+from regrad.settings import Location, Settings, WorkersConfig, invalid
 from regrad.training.config import Beta, ScheduleConfig, TrainConfig
 
 Objective = Literal["passages", "instruction", "questions", "questions-with-passages"]
@@ -76,11 +76,16 @@ class FinetuneConfig(TrainConfig):
     def _has_its_data(self) -> FinetuneConfig:
         wanted = "corpus" if self.objective in ("passages", "instruction") else "tasks"
         if getattr(self, wanted) is None:
-            raise ValueError(f"objective {self.objective} needs '{wanted}'")
+            raise invalid("data_missing", f"objective {self.objective} needs '{wanted}'")
         if self.adapters is not None and wanted != "tasks":
-            raise ValueError(f"objective {self.objective} has no questions whose 'adapters' could be applied")
+            raise invalid(
+                "adapters_without_questions",
+                f"objective {self.objective} has no questions whose 'adapters' could be applied",
+            )
         if self.questions_together is not None and wanted != "tasks":
-            raise ValueError(f"objective {self.objective} has no questions for 'questions_together'")
+            raise invalid(
+                "nothing_to_take_together", f"objective {self.objective} has no questions for 'questions_together'"
+            )
         return self
 
 
@@ -128,20 +133,26 @@ class AugmentConfig(Settings):
         try:
             found = {field for _, field, _, _ in Formatter().parse(prompt) if field is not None}
         except ValueError as error:
-            raise ValueError(f"not a template: {error}") from error
+            raise invalid("not_a_template", f"not a template: {error}") from error
         if "passage" not in found or not found <= {"passage", "pairs"}:
-            raise ValueError(f"a template with 'passage', and maybe 'pairs', is expected; it has {sorted(found)}")
+            raise invalid(
+                "wrong_fields", f"a template with 'passage', and maybe 'pairs', is expected; it has {sorted(found)}"
+            )
         return prompt
 
     @model_validator(mode="after")
     def _one_source(self) -> AugmentConfig:
         given = [name for name in ("corpus", "import_from", "tasks") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"exactly one of corpus, import_from and tasks is expected, found {given or 'none'}")
+            raise invalid(
+                "not_one_source", f"exactly one of corpus, import_from and tasks is expected, found {given or 'none'}"
+            )
         if self.corpus is not None and self.model is None:
-            raise ValueError("corpus needs 'model'")
+            raise invalid("model_missing", "corpus needs 'model'")
         if self.least_pairs > self.pairs:
-            raise ValueError(f"least_pairs is {self.least_pairs}, but pairs, the most of them, is {self.pairs}")
+            raise invalid(
+                "least_above_most", f"least_pairs is {self.least_pairs}, but pairs, the most of them, is {self.pairs}"
+            )
         return self
 
 
@@ -174,8 +185,9 @@ class AdapterConfig(AdamWConfig):
     @model_validator(mode="after")
     def _one_constraint(self) -> AdapterConfig:
         if self.hard_orthogonality and self.soft_orthogonality:
-            raise ValueError(
-                "soft_orthogonality is a penalty on what hard_orthogonality rules out: set one of the two, or none"
+            raise invalid(
+                "both_orthogonalities",
+                "soft_orthogonality is a penalty on what hard_orthogonality rules out: set one of the two, or none",
             )
         return self
 
@@ -207,8 +219,9 @@ class AdaptersConfig(Settings):
     @model_validator(mode="after")
     def _has_what_to_be_orthogonal_to(self) -> AdaptersConfig:
         if self.static is None and (self.adapter.hard_orthogonality or self.adapter.soft_orthogonality):
-            raise ValueError(
+            raise invalid(
+                "static_missing",
                 "adapters are kept orthogonal to a LoRA of `regrad finetune`, but 'static' names none; train one on "
-                "questions first (objective: questions)"
+                "questions first (objective: questions)",
             )
         return self

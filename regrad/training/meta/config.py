@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from regrad.evaluation.metrics import Rules
 from regrad.models.config import ActsOn, ModelConfig
-from regrad.settings import Location, Settings
+from regrad.settings import Location, Settings, invalid
 from regrad.training.config import Beta, ScheduleConfig, TrainConfig
 
 StrategyName = Literal["auto", "graph", "hvp", "difference", "first-order"]
@@ -154,14 +154,18 @@ class MetaTrainConfig(TrainConfig):
     def _possible(self) -> MetaTrainConfig:
         strategy = self.strategy
         if self.inner.steps > 1 and strategy.name not in ("auto", "graph"):
-            raise ValueError(f"inner.steps above 1 needs strategy.name graph, found {strategy.name}")
+            raise invalid("steps_need_graph", f"inner.steps above 1 needs strategy.name graph, found {strategy.name}")
         if strategy.activation_checkpointing and strategy.name not in ("difference", "first-order"):
-            raise ValueError("strategy.activation_checkpointing needs strategy.name difference or first-order")
+            raise invalid(
+                "checkpointing_unsupported",
+                "strategy.activation_checkpointing needs strategy.name difference or first-order",
+            )
         if self.optimizer.zero_stage == 3 and strategy.name not in ("auto", "difference", "first-order"):
-            raise ValueError(
+            raise invalid(
+                "sharding_unsupported",
                 f"optimizer.zero_stage 3 needs strategy.name difference (or first-order), found {strategy.name}: "
-                "DeepSpeed frees the sharded weights before the second backward pass"
+                "DeepSpeed frees the sharded weights before the second backward pass",
             )
         if self.inner.steps > 1 and self.optimizer.zero_stage == 3:
-            raise ValueError("inner.steps above 1 needs optimizer.zero_stage below 3")
+            raise invalid("steps_need_whole_weights", "inner.steps above 1 needs optimizer.zero_stage below 3")
         return self

@@ -7,7 +7,7 @@ from string import Formatter
 from pydantic import Field, field_validator
 
 from regrad.models.config import ModelConfig
-from regrad.settings import Location, Settings, WorkersConfig
+from regrad.settings import Location, Settings, WorkersConfig, invalid
 
 _FIELDS = {"context", "title", "text"}
 
@@ -46,7 +46,8 @@ class SynthesisConfig(Settings):
     def _known_fields(cls, prompt: str) -> str:
         found = {field for _, field, _, _ in Formatter().parse(prompt) if field is not None}
         if not found & {"context", "text"} or not found <= _FIELDS:
-            raise ValueError(
-                f"a template with 'context' or 'text', and maybe 'title', is expected; it has {sorted(found)}"
+            raise invalid(
+                "wrong_fields",
+                f"a template with 'context' or 'text', and maybe 'title', is expected; it has {sorted(found)}",
             )
         return prompt

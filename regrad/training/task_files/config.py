@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from regrad.data.question_files import unpacked_name
 from regrad.data.question_sets import QuestionSetConfig
 from regrad.retrieval.config import RetrieverConfig
-from regrad.settings import Location, Settings
+from regrad.settings import Location, Settings, invalid
 
 
 class TaskQuestionsConfig(QuestionSetConfig):
@@ -60,10 +60,11 @@ class TaskPassagesConfig(Settings):
     @model_validator(mode="after")
     def _complete(self) -> TaskPassagesConfig:
         if self.searches and self.index is None:
-            raise ValueError("`index` is required to retrieve: a directory that `regrad index` made")
+            raise invalid("index_missing", "`index` is required to retrieve: a directory that `regrad index` made")
         if self.source == "gold" and self.gold != "any":
-            raise ValueError(
-                f"`gold: {self.gold}` is for retrieved or given passages; with `source: gold` all are gold"
+            raise invalid(
+                "gold_needs_others",
+                f"`gold: {self.gold}` is for retrieved or given passages; with `source: gold` all are gold",
             )
         return self
 

@@ -125,8 +125,9 @@ def test_a_wrong_augmentation_is_named(
 )
 def test_no_reader_fails_in_another_way_than_with_its_own_error(tmp_path: Path, format_: str, content: str) -> None:
     for name in ("set.json", "set.jsonl", "set.csv", "set.tsv"):
-        with pytest.raises(EvaluationError, match=name):
+        with pytest.raises(EvaluationError) as error:
             read(write(tmp_path / name, content), format_)
+        assert any(str(tmp_path / name) in str(value) for value in error.value.fields.values())
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_a_file_of_questions_that_is_read_as_tasks_names_the_option(tmp_path: Pa
     train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     for path in (train, test):
         path.write_text('{"question": "Who was it?", "answer": "A"}\n')
-    with pytest.raises(EvaluationError, match=r"needs non-empty 'passages', .* say --train-format jsonl"):
+    with refused(EvaluationError, "not_tasks", path=str(train)):
         CliRunner().invoke(leaks, [str(train), str(test)], catch_exceptions=False)
     assert CliRunner().invoke(leaks, [str(train), str(test), "--train-format", "jsonl"]).exit_code == 1
     arguments = [str(train), str(test), "--train-format", "jsonl", "--test-format", "tasks"]

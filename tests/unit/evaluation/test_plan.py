@@ -10,7 +10,7 @@ import pytest
 
 from regrad.data.passages import Passage, encode_passages
 from regrad.data.question_sets import QuestionSetConfig
-from regrad.errors import ConfigError, EvaluationError, MetaInitError, MethodError, ModelError, RegradError
+from regrad.errors import EvaluationError, MetaInitError, MethodError, ModelError, RegradError
 from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.output import plan_of
 from regrad.evaluation.plan import make_plan
@@ -23,7 +23,7 @@ from regrad.retrieval.base import RETRIEVERS
 from regrad.settings import Location, parse_settings
 from tests.tools.evaluating import settings, write_bank, write_set
 from tests.tools.overlap import build_overlap_index
-from tests.tools.refusals import refused
+from tests.tools.refusals import refused, refused_settings
 
 
 @pytest.fixture
@@ -207,29 +207,35 @@ def test_a_gold_passage_that_the_corpus_lacks_is_found_before_the_run(
         make_plan(settings(folder, model))
 
 
+def one_source(**passages: str) -> dict[str, Any]:
+    return {"name": "a", "path": "a", "passages": passages}
+
+
 @pytest.mark.parametrize(
-    ("changes", "text"),
+    ("changes", "problem", "key", "near"),
     [
-        ({"metods": []}, "did you mean 'methods'"),
-        ({"methods": ["pe-rga"]}, "did you mean 'pe-rag'"),
-        ({"methods": [{"name": "rag", "in_prompt": False}]}, "method 'rag' takes no in_prompt; it takes"),
-        ({"k": [0]}, "k is at least 1"),
-        ({"k": [3, 3]}, "twice"),
-        ({"methods": ["rag", "rag"]}, "'rag' twice"),
-        ({"compare_to": "regrad"}, "none of the methods direct, rag"),
-        ({"sets": [{"name": "a", "path": "a", "passages": {"source": "index"}}]}, "regrad index"),
-        ({"sets": [{"name": "a", "path": "a", "passages": {"source": "random"}}]}, "`corpus` is required"),
+        ({"metods": []}, "extra_forbidden", "metods", "methods"),
+        ({"methods": ["pe-rga"]}, "unknown_method", "methods.0", "pe-rag"),
+        ({"methods": [{"name": "rag", "in_prompt": False}]}, "foreign_setting", "methods.0", ""),
+        ({"k": [0]}, "k_below_1", "", ""),
+        ({"k": [3, 3]}, "repeated", "", ""),
+        ({"methods": ["rag", "rag"]}, "repeated", "", ""),
+        ({"compare_to": "regrad"}, "unknown_method", "", ""),
+        ({"sets": [one_source(source="index")]}, "index_missing", "sets.0.passages", ""),
+        ({"sets": [one_source(source="random")]}, "corpus_missing", "sets.0.passages", ""),
         (
-            {"sets": [{"name": "a", "path": "a", "passages": {"source": "given", "distractors": "random"}}]},
-            "source: gold",
+            {"sets": [one_source(source="given", distractors="random")]},
+            "distractors_without_gold",
+            "sets.0.passages",
+            "",
         ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(
-    folder: Path, model: ModelConfig, changes: dict[str, Any], text: str
+    folder: Path, model: ModelConfig, changes: dict[str, Any], problem: str, key: str, near: str
 ) -> None:
     values = settings(folder, model).model_dump(mode="json") | changes
-    with pytest.raises(ConfigError, match=text):
+    with refused_settings(problem, key, near):
         parse_settings(EvalConfig, values, "test")
 
 

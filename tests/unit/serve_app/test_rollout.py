@@ -88,9 +88,9 @@ def test_garbage_is_a_configuration_error(config: ServeConfig, tmp_path: Path, t
 
 
 def test_a_list_without_traffic_or_with_a_name_twice_is_refused(config: ServeConfig) -> None:
-    with pytest.raises(ValueError, match="no release has a share"):
+    with pytest.raises(ValueError, match="type=no_share"):
         ReleaseList(releases=(of(config, share=0.0),))
-    with pytest.raises(ValueError, match="same name"):
+    with pytest.raises(ValueError, match="type=repeated"):
         ReleaseList(releases=(of(config), of(config)))
 
 

@@ -312,10 +312,10 @@ def test_what_is_no_damage_but_a_refusal_is_an_error(
     output, _ = planned(folder, tiny_path)
 
     def refuse(*arguments: Any) -> None:
-        raise StorageError("cannot read it")
+        raise StorageError("cannot read it", code="refused")
 
     monkeypatch.setattr(output.storage, "read", refuse)
-    with pytest.raises(StorageError, match="cannot read it"):
+    with refused(StorageError, "refused"):
         output.sound("any", "is run again")
 
 

@@ -21,7 +21,7 @@ from regrad.data.augmented import (
 )
 from regrad.data.passages import Passage, passage_id
 from regrad.data.tasks import Task, TaskQuestion, read_tasks
-from regrad.errors import ConfigError, CorpusError, TrainingError
+from regrad.errors import CorpusError, TrainingError
 from regrad.inference.decoding import Sampled, draws, sample
 from regrad.lab.config import LabConfig
 from regrad.lab.files import write_lab
@@ -34,7 +34,7 @@ from regrad.training.lora.config import AugmentConfig, FinetuneConfig
 from regrad.training.lora.examples import data_digest, read_examples
 from tests.tools.augmenting import augmented
 from tests.tools.chats import chat
-from tests.tools.refusals import refused
+from tests.tools.refusals import refused, refused_settings
 
 GOOD = '[{"question": "Who?", "answer": "me", "full_answer": "It is me."}, {"question": "Where?", "answer": "here"}]'
 
@@ -116,7 +116,7 @@ def test_a_passage_with_too_few_questions_is_asked_again_and_then_said(
     (found,) = Augmenter(tiny, config).write([Passage("one", "One", "something")])
     assert (found.augmented, found.reason, found.tries) == (None, NO_PAIRS, 4)
     assert found.detail == GOOD[:200]
-    with pytest.raises(ConfigError, match="least_pairs is 4, but pairs, the most of them, is 3"):
+    with refused_settings("least_above_most"):
         settings(tiny, least_pairs=4)
 
 
@@ -296,9 +296,9 @@ def test_the_digest_is_the_datas_and_wrong_settings_name_the_key(tiny: LanguageM
     (tmp_path / "augmented.jsonl").write_text("")
     with refused(TrainingError, "nothing_to_train_on", uri=str(tmp_path / "augmented.jsonl")):
         data_digest(finetuning(tiny, "instruction", corpus=str(tmp_path / "augmented.jsonl")))
-    with pytest.raises(ConfigError, match="objective questions needs 'tasks'"):
+    with refused_settings("data_missing"):
         finetuning(tiny, "questions", corpus="c")
-    with pytest.raises(ConfigError, match="exactly one of corpus, import_from and tasks is expected, found"):
+    with refused_settings("not_one_source"):
         settings(tiny, tasks="t")
-    with pytest.raises(ConfigError, match="a template with 'passage'"):
+    with refused_settings("wrong_fields", "pairs_prompt"):
         settings(tiny, pairs_prompt="{text}")

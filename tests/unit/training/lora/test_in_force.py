@@ -11,7 +11,7 @@ import torch
 
 from regrad.data.passages import Passage
 from regrad.data.tasks import Task, TaskQuestion
-from regrad.errors import AtomNotFound, ConfigError, MethodError
+from regrad.errors import AtomNotFound, MethodError
 from regrad.lab.world import World
 from regrad.methods.base import Evidence, open_question
 from regrad.models.batching import sequence_losses
@@ -24,7 +24,7 @@ from regrad.training.lora.in_force import Coverage, adapters_manifest, check_cov
 from regrad.training.lora.lora_artifact import join
 from tests.tools.adapting import adapter_bank, static_lora
 from tests.tools.evaluating import gradient_bank, method_settings
-from tests.tools.refusals import refused
+from tests.tools.refusals import refused, refused_settings
 
 Settings = Callable[..., FinetuneConfig]
 
@@ -108,7 +108,7 @@ def test_only_adapters_of_the_base_alone_can_be_in_force_and_only_with_questions
     for place, found in (("gradients", "gradient"), ("nothing", None)):
         with refused(MethodError, "wrong_bank", found=found):
             finetune_in_process(settings(adapters=f"{tmp_path}/{place}"))
-    with pytest.raises(ConfigError, match="objective passages has no questions whose 'adapters' could be applied"):
+    with refused_settings("adapters_without_questions"):
         settings(objective="passages", corpus="c")
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from regrad.data.passages import Passage
 from regrad.data.tasks import Task, TaskQuestion
-from regrad.errors import ConfigError
 from regrad.lab.world import World
 from regrad.models.batching import sequence_losses
 from regrad.models.loading import LanguageModel
@@ -28,6 +27,7 @@ from regrad.training.lora.examples import Example, example_batch, passage_exampl
 from regrad.training.lora.finetuning import LoraLearner, finetune_in_process, usable
 from regrad.training.sampler import batches_of
 from tests.tools.adapting import adapter_bank
+from tests.tools.refusals import refused_settings
 from tests.unit.training.lora.test_finetuning import Keeper
 
 Settings = Callable[..., FinetuneConfig]
@@ -177,5 +177,5 @@ def test_adapters_are_in_force_for_all_questions_of_an_example(
 
 
 def test_only_questions_can_be_taken_together(settings: Settings) -> None:
-    with pytest.raises(ConfigError, match="objective passages has no questions for 'questions_together'"):
+    with refused_settings("nothing_to_take_together"):
         settings(objective="passages", corpus="c", questions_together=4)

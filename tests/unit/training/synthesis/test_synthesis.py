@@ -13,7 +13,6 @@ import pytest
 
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage
-from regrad.errors import ConfigError
 from regrad.evaluation.metrics import exact_match
 from regrad.inference.decoding import Generation, GenerationRequest, Sampled, generate
 from regrad.lab.config import LabWriterConfig
@@ -24,6 +23,7 @@ from regrad.settings import load_settings
 from regrad.training.synthesis import writer as module
 from regrad.training.synthesis.config import SynthesisConfig
 from regrad.training.synthesis.writer import Draft, PairWriter, QuestionAnswer, Rejected, read_line
+from tests.tools.refusals import refused_settings
 
 ADA = Passage("ada", "Ada Dripen", "Ada Dripen was born in Girton. She enjoys chess.")
 BORN = " Where was Ada Dripen born?\nAnswer: Girton\n"
@@ -167,7 +167,7 @@ def test_the_key_is_of_what_drafts_depend_on(taught: LanguageModel, tiny: Langua
 
 
 def test_a_prompt_without_the_passage_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a template with 'context' or 'text'"):
+    with refused_settings("wrong_fields", "prompt"):
         load_settings(SynthesisConfig, None, ["model.path=m", "corpus=c", "output=o", "prompt='Question: {title}'"])
 
 
