@@ -29,7 +29,7 @@ _ANY_BANK = CollectionBank(uri="bank", meta_init="meta-init", codec="bf16", vers
 
 
 def add(uri: str, corpus: str, changes: Sequence[str] = ()) -> tuple[CollectionVersion, Built | None]:
-    """Index the passages of a corpus and compute their gradients; then a version that has both is in force.
+    """Index the passages of a corpus and compute their gradients; then a version that has both is current.
 
     Passages with the ids of older ones take their places. `changes` are overrides of the settings of `regrad build`.
     The bank's new version comes first, so whatever is found has its gradient; until the indexes follow, a replaced

@@ -140,7 +140,7 @@ class RetrieverDeployment:
 class BankLoaderDeployment:
     """Reads the bank of the release that a request runs against; releases share the memory tier.
 
-    Those of the releases in force are open before the first request. A request waits for a bank that is slow to open no
+    Those of the current releases are open before the first request. A request waits for a bank that is slow to open no
     longer than for an atom. An open bank is refreshed every `follow_seconds`, so that deletions take effect; if the
     store does not answer, it is used as it is.
     """

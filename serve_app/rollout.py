@@ -38,7 +38,7 @@ class ReleaseConfig(Settings):
 
 
 class ReleaseList(Settings):
-    """The releases in force, the main one first, and those before them (for a roll back)."""
+    """The current releases, the main one first, and those before them (for a roll back)."""
 
     releases: tuple[ReleaseConfig, ...] = Field(min_length=1, max_length=4)
     previous: tuple[ReleaseConfig, ...] = ()
@@ -60,7 +60,7 @@ def own_release(config: ServeConfig) -> ReleaseList:
 
 
 def read_releases(config: ServeConfig) -> ReleaseList:
-    """The list in force. Raises `ConfigError` for a file that is not one, `StorageError` if it cannot be read."""
+    """The current list. Raises `ConfigError` for a file that is not one, `StorageError` if it cannot be read."""
     if config.releases is None:
         return own_release(config)
     folder, name = _split(config.releases)
@@ -78,7 +78,7 @@ def read_releases(config: ServeConfig) -> ReleaseList:
 
 @contextmanager
 def changing_releases(config: ServeConfig) -> Iterator[ReleaseList]:
-    """The list in force, locked against other commands inside the block.
+    """The current list, locked against other commands inside the block.
 
     Raises as `read_releases`, and `ServeError` if another command holds the lock for longer than some seconds.
     """
@@ -99,7 +99,7 @@ def changing_releases(config: ServeConfig) -> Iterator[ReleaseList]:
 
 
 def write_releases(config: ServeConfig, releases: ReleaseList) -> None:
-    """Put a list in force, in one write: gateways see the old list or the new one."""
+    """Make a list current, in one write: gateways see the old list or the new one."""
     if config.releases is None:
         raise ServeError(
             "the server's settings have no 'releases' file to follow; set it and restart the server",
@@ -110,13 +110,13 @@ def write_releases(config: ServeConfig, releases: ReleaseList) -> None:
 
 
 def updated(current: ReleaseList, new: ReleaseConfig) -> ReleaseList:
-    """The list with `new` in force. With a share below 1, the main release keeps the rest; `rolled_back` undoes it.
+    """The list with `new` among its releases. With a share below 1, the main release keeps the rest.
 
-    Raises `ServeError` if that is the list as it is, or if a share is for a release with the main one's name.
+    `rolled_back` undoes it.     Raises `ServeError` if that is the list as it is, or if a share is for a release with the main one's name.
     """
     if (new,) == current.releases:
         raise ServeError(
-            "this release is in force already, so that nothing would change; name another with --meta-init, --bank or "
+            "this release is current already, so that nothing would change; name another with --meta-init, --bank or "
             "--bank-version",
             code="nothing_changes",
             name=new.name,
@@ -198,7 +198,7 @@ def resolve_releases(config: ServeConfig, releases: ReleaseList) -> tuple[list[R
 
 
 def opened_ahead(config: ServeConfig, open_one: Callable[[Release], None]) -> None:
-    """Open what the releases in force name, before a question comes: a replica calls this when it starts.
+    """Open what the current releases name, before a question comes: a replica calls this when it starts.
 
     What cannot be opened is logged, and opened when it is needed: a replica starts without it, and answers degrade.
     """
@@ -220,9 +220,9 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 class Follower:
-    """Knows the `releases` in force, read every `follow_seconds`. A wrong list is logged, the last good one stays.
+    """Knows the current `releases`, read every `follow_seconds`. A wrong list is logged, the last good one stays.
 
-    `prepare` is given the new ones of a list and awaited before they are in force.
+    `prepare` is given the new ones of a list and awaited before they are current.
     """
 
     releases: list[Release]
@@ -241,7 +241,7 @@ class Follower:
 
     @property
     def facts(self) -> list[dict[str, Any]]:
-        """The releases in force, for people."""
+        """The current releases, for people."""
         return self._facts
 
     @property

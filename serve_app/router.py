@@ -208,7 +208,7 @@ class Router:
 def release_for(ask: Ask, releases: Sequence[Release]) -> Release:
     """The release that a request names, else one by their shares: the same for a request's id as long as they last.
 
-    Raises `UnknownRelease` for one that is not in force.
+    Raises `UnknownRelease` for one that is not current.
     """
     if ask.release is None:
         return random.Random(ask.request_id).choices(releases, [release.share for release in releases])[0]

@@ -18,7 +18,7 @@ OnMissingAdapter = Literal["fewer", "rag", "fail"]
 """The same in a bank of adapters: training one takes longer than a question can wait."""
 
 OnMissingInTraining = Literal["fewer", "fail"]
-"""The same for adapters in force while a LoRA is trained on questions: their answers are given, so RAG has nothing to
+"""The same for adapters applied while a LoRA is trained on questions: their answers are given, so RAG has nothing to
 answer."""
 
 

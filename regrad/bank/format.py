@@ -158,7 +158,7 @@ def versions(storage: Storage) -> list[int]:
 
 
 def current_version(storage: Storage) -> int | None:
-    """The version in force, or None for a bank that does not exist yet. Raises `BankFormatError` for another format."""
+    """The current version, or None for a bank that does not exist yet. Raises `BankFormatError` for another format."""
     number = _pointed_at(storage)
     if number is None or not storage.exists(manifest_name(number)):
         return max(versions(storage), default=None)
@@ -199,7 +199,7 @@ def _check_format(storage: Storage, data: bytes) -> None:
 
 
 def read_manifest(storage: Storage, version: int | None = None) -> Manifest:
-    """The manifest of a version (the one in force by default); raises `BankError` if there is none or it is damaged."""
+    """The manifest of a version (the current one by default); raises `BankError` if there is none or it is damaged."""
     number = version if version is not None else current_version(storage)
     if number is None:
         raise BankError(
@@ -254,7 +254,7 @@ def _unreadable(storage: Storage, name: str, error: ValidationError) -> BankErro
 
 
 def publish(storage: Storage, manifest: Manifest) -> None:
-    """Make a version, for which all files are there, the one in force.
+    """Make a version, for which all files are there, the current one.
 
     Raises `BankConflict` if another writer has committed a version of that number.
     """

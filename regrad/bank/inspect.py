@@ -36,7 +36,7 @@ _HEADER_BYTES = 1 << 20
 class Remains:
     """Records in all shard files, by what the files' sizes say.
 
-    `dead` are those that no passage of the version in force has: 0 means that what was deleted is gone. Of these,
+    `dead` are those that no passage of the current version has: 0 means that what was deleted is gone. Of these,
     `of_builds` are in shards that only unfinished builds know, and `unowned` in files that neither a version nor a
     build names. `missing` are records that a passage should have and that are not there.
     """
@@ -57,7 +57,7 @@ def remains(storage: Storage, newest: Manifest, there: Mapping[str, int]) -> Rem
         if name.startswith(f"{SHARD_FOLDER}/")
     }
     records = missing = dead = dead_bytes = of_builds = unowned = 0
-    # 1. Shards of the version in force: rows that passages have, and rows whose passage is gone.
+    # 1. Shards of the current version: rows that passages have, and rows whose passage is gone.
     index, shards = whole_index(storage, newest)
     live = rows_in_use(index)
     for shard in shards.to_pylist():
@@ -106,7 +106,7 @@ def _rows_by_header(storage: Storage, name: str) -> int:
 class BankInfo:
     """Counts of a version, and of all files of the bank. Bytes and records are what is on disk now.
 
-    `dead_records` are atoms that are still in a shard file although the version in force has no passage for them,
+    `dead_records` are atoms that are still in a shard file although the current version has no passage for them,
     whichever version is described; 0 means that what was deleted is gone. See `Remains` for the others.
     """
 
@@ -135,7 +135,7 @@ class BankInfo:
 
 
 def info(uri: str, version: int | None = None) -> BankInfo:
-    """Describe a version (the one in force by default). Reads its whole index, and the listing of all files."""
+    """Describe a version (the current one by default). Reads its whole index, and the listing of all files."""
     storage = Storage(uri)
     manifest = read_manifest(storage, version)
     there = storage.files()

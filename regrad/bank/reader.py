@@ -274,7 +274,7 @@ class BankReader:
 
     @cached_property
     def _newest(self) -> Manifest:
-        """The version in force when it was first asked for."""
+        """The current version when it was first asked for."""
         number = current_version(self._storage)
         return self.manifest if number in (None, self.manifest.version) else read_manifest(self._storage, number)
 

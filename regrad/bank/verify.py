@@ -31,7 +31,7 @@ class Damage:
 def verify(
     uri: str, version: int | None = None, repair: bool = False, progress: Callable[[int, int], None] = lambda *_: None
 ) -> list[Damage]:
-    """All damage of a version (the one in force by default), empty if there is none.
+    """All damage of a version (the current one by default), empty if there is none.
 
     With `repair`, look-up files are made again from their index. `progress` is called with the number of shards read
     and of all. Raises `BankError` if there is no bank, or its manifest cannot be read, and `StorageError` if the store

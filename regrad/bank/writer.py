@@ -261,7 +261,7 @@ class BankWriter:
         self._refused.append((passage_id, reason))
 
     def commit(self) -> Manifest:
-        """Commit what was added, on top of the version in force by then; the writer is empty afterwards."""
+        """Commit what was added, on top of the current version by then; the writer is empty afterwards."""
         manifest = commit_onto_newest(self._storage, self._layout, self.change())
         self._indexes, self._shards, self._refused = [], [], []
         return manifest

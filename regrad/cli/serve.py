@@ -130,7 +130,7 @@ def update(
         }
         return updated(current, parse_settings(ReleaseConfig, given, "the release"))
 
-    _change(config, overrides, url, changed, "in force")
+    _change(config, overrides, url, changed, "current")
 
 
 def _change(
@@ -140,7 +140,7 @@ def _change(
     changed: Callable[[ReleaseList], ReleaseList],
     said: str,
 ) -> None:
-    """Write the releases that are in force from now on, checked before; with `url` wait until a server has them."""
+    """Write the releases that are current from now on, checked before; with `url` wait until a server has them."""
     from serve_app.app import load_serve_file
     from serve_app.rollout import changing_releases, resolve_releases, write_releases
 
@@ -161,7 +161,7 @@ def rollback(config: Path, overrides: tuple[str, ...], url: str | None) -> None:
     """Undo the last update; a second rollback redoes it."""
     from serve_app.rollout import rolled_back
 
-    _change(config, overrides, url, rolled_back, "in force again")
+    _change(config, overrides, url, rolled_back, "current again")
 
 
 @click.command("status")
@@ -199,7 +199,7 @@ def serve(context: click.Context, config: Path, overrides: tuple[str, ...]) -> N
 
 
 def _check_not_overruled(application: ServeConfig, overrides: tuple[str, ...]) -> None:
-    """Raise `ConfigError` if the releases in force have another MetaInit or bank than the command line asks for."""
+    """Raise `ConfigError` if the current releases have another MetaInit or bank than the command line asks for."""
     from regrad.errors import ConfigError
     from serve_app.rollout import read_releases
 
@@ -209,8 +209,8 @@ def _check_not_overruled(application: ServeConfig, overrides: tuple[str, ...]) -
         found = getattr(main, key)
         if given != found and any(override.startswith(f"{key}=") for override in overrides):
             raise ConfigError(
-                f"{key}={given} was asked for, but {application.releases} has {found} in force; put the new one in "
-                "force with `regrad serve update`, or give this server another file with --set releases=FILE",
+                f"{key}={given} was asked for, but {application.releases} has {found}; switch to the new one "
+                "with `regrad serve update`, or give this server another file with --set releases=FILE",
                 code="overruled_by_releases",
                 key=key,
                 given=given,

@@ -3,7 +3,7 @@
 At every step waiting requests join, prompts are read in pieces, every other row gets one token, and finished rows
 leave. An update is an input of the pass (see `BatchedLora`): the weights are never written, and nothing computed under
 one update is used under another, as each row has its own keys and values. Rows may have updates in different subspaces,
-and in several at once (see `RowUpdates`). An update that acts on the answer is put in force when all of its prompt but
+and in several at once (see `RowUpdates`). An update that acts on the answer is applied when all of its prompt but
 the last token has been read. Prompts that begin alike are read once as far as no update reaches (see `SharedReading`).
 """
 
@@ -161,7 +161,7 @@ class Engine:
             self._pass(numbers)
 
     def _activate(self, numbers: list[int]) -> None:
-        """Put in force the updates of these rows that act on the answer: what they read next is the prompt's end."""
+        """Apply the updates of these rows that act on the answer: what they read next is the prompt's end."""
         for number in numbers:
             row = self._rows[number]
             if row.awaits_updates:

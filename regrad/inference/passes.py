@@ -1,7 +1,7 @@
 """A pass of the engine: keys and values that it reads and writes, and what rows whose prompts begin alike read once.
 
 As far as no update reaches, the keys and values of such prompts are the base's. The whole model is shared by rows of
-which none has an update in force, as while the prompts of updates are read that act on the answer; else the blocks
+which none has an active update, as while the prompts of updates are read that act on the answer; else the blocks
 below the first adapted one are, and from there on each row is by itself. Nothing is kept beyond the pass.
 """
 
@@ -129,7 +129,7 @@ def _numbers(rows: slice | Tensor, device: torch.device) -> Tensor:
 class Readers:
     """Of each row of a pass the place of the row that reads for it, for most its own.
 
-    By the `whole` model, if no row has an update in force, or else by the blocks below the first adapted one.
+    By the `whole` model, if no row has an active update, or else by the blocks below the first adapted one.
     """
 
     places: Sequence[int]

@@ -220,7 +220,7 @@ class Row:
 
     @property
     def awaits_updates(self) -> bool:
-        """Whether some of its updates, those that act on the answer, are not in force yet."""
+        """Whether some of its updates, those that act on the answer, are not applied yet."""
         return len(self.in_force) < len(self.request.updates)
 
     @property

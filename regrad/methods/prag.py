@@ -75,7 +75,7 @@ class PragConfig(BankSettings):
 
 
 class PragOnLoraConfig(PragConfig):
-    """prag-warm, ft-prag: a static LoRA, and a bank of adapters that were trained on top of it, or in force with it.
+    """prag-warm, ft-prag: a static LoRA, and a bank of adapters that were trained on top of it, or applied with it.
 
     In the second case (`adapters` of `regrad finetune`, the paper's FT-PRAG) both were trained on the base model.
     """

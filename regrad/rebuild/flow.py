@@ -1,7 +1,7 @@
-"""A rebuild from end to end: its parts, the version that they make, its score, and whether it is put in force.
+"""A rebuild from end to end: its parts, the version that they make, its score, and whether it becomes current.
 
 The order is what makes it safe to kill: a version is written when its parts are verified, servers take it up when its
-score holds, and only then the one file that says what is in force is replaced.
+score holds, and only then the one file that says what is current is replaced.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Rebuild:
 
 
 def rebuild(job: Rebuild, say: Say) -> str:
-    """Do what is not done, and put the version in force if its score holds; returns one line about it.
+    """Do what is not done, and make the version current if its score holds; returns one line about it.
 
     Killed anywhere, the next call goes on, and ends with the same bytes. Raises `RebuildError` while another one is at
     work in the same place, `NotPromoted` if the score does not hold, and what the steps raise.
@@ -81,16 +81,16 @@ def rebuild(job: Rebuild, say: Say) -> str:
         score = scored(version)
         if current is not None and current.left == version.id:
             return (
-                f"version {version.id} is complete, but was rolled back, and {current.version} stays in force; "
+                f"version {version.id} is complete, but was rolled back, and {current.version} stays current; "
                 "`regrad rebuild rollback` takes it again"
             )
         if current is not None and current.version == version.id:
-            return f"version {version.id} is in force already: nothing has changed"
+            return f"version {version.id} is current already: nothing has changed"
         before = scored(versions.read(current.version)) if current else None
         held = check_score(job.promotion, version.id, score, current.version if current else None, before)
         serving = job.serve(version)
         versions.promote(version)
-    return f"version {version.id} is in force: {held}{f'; {serving}' if serving else ''}"
+    return f"version {version.id} is current: {held}{f'; {serving}' if serving else ''}"
 
 
 def roll_back(output: Storage, serve: Callable[[Version], str | None]) -> str:
@@ -104,7 +104,7 @@ def roll_back(output: Storage, serve: Callable[[Version], str | None]) -> str:
         back = versions.rolled_back()
         serving = serve(versions.read(back.version))
         versions.put(back)
-    return f"version {back.version} is in force again, instead of {back.left}{f'; {serving}' if serving else ''}"
+    return f"version {back.version} is current again, instead of {back.left}{f'; {serving}' if serving else ''}"
 
 
 def _finish_pruning(output: Storage) -> None:

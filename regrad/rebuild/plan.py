@@ -85,7 +85,7 @@ class Plan:
 
 
 def make_plan(job: Rebuild, rates: Mapping[str, float]) -> Plan:
-    """The plan of a rebuild, of its version's evaluation, and of that of the version in force if it has none yet.
+    """The plan of a rebuild, of its version's evaluation, and of that of the current version if it has none yet.
 
     `rates` are units a second and worker, by step. Raises `RebuildError` for a rate of no step.
     """

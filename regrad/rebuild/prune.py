@@ -64,7 +64,7 @@ class _Kept:
 
 
 def prune(output: Storage, keep: int, in_use: AbstractContextManager[InUse], dry_run: bool = False) -> Pruned:
-    """Remove all versions but the newest `keep`, the one in force, the one before it, and those that servers use.
+    """Remove all versions but the newest `keep`, the current one, the one before it, and those that servers use.
 
     Parts that an unfinished rebuild has begun or goes on from stay. `in_use` is entered until it is done. Raises
     `RebuildError` while a rebuild is at work, and for a damaged file, before anything is removed.
@@ -156,7 +156,7 @@ def _kept(
     kept = _Kept()
     for version in everything:
         if version.id == in_force:
-            kept.reasons[version.id] = "in force"
+            kept.reasons[version.id] = "current"
         elif version.id == before:
             kept.reasons[version.id] = "before it"
         elif _serves(version, output, used):

@@ -1,4 +1,4 @@
-"""What a rebuild's output has: the version in force, all versions, and the runs of the steps with what they took."""
+"""What a rebuild's output has: the current version, all versions, and the runs of the steps with what they took."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def state(output: Storage) -> dict[str, Any]:
 def described(found: dict[str, Any]) -> str:
     """The same in lines for people, the last run first."""
     current = found["current"] or {}
-    words = {current.get("previous"): "before it", current.get("version"): "in force"}
-    lines = [f"{found['output']}: {'nothing is in force yet' if not current else current['version'] + ' is in force'}"]
+    words = {current.get("previous"): "before it", current.get("version"): "current"}
+    lines = [f"{found['output']}: {'no version is current yet' if not current else current['version'] + ' is current'}"]
     for version in found["versions"]:
-        place = words.get(version["id"], "not in force")
+        place = words.get(version["id"], "not current")
         lines.append(f"  {version['id']}  {place}: {version['passages']:,} passages, bank {version['bank_version']}")
         lines += _scores(found["runs"], version["id"])
     return "\n".join([*lines, *(f"  {_run(RunRecord.model_validate(run))}" for run in found["runs"])])

@@ -1,6 +1,6 @@
 """The steps of a rebuild: each has a key of all that decides its result, and is skipped when that was done before.
 
-What a step makes lies at a place named by its key, so nothing that is in force is ever written to, and a step that was
+What a step makes lies at a place named by its key, so nothing that is current is ever written to, and a step that was
 killed finds what it had done: the jobs behind the steps resume by themselves.
 """
 

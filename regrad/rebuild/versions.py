@@ -1,6 +1,6 @@
-"""The versions that rebuilds have made, which of them is in force, and the one before it.
+"""The versions that rebuilds have made, which of them is current, and the one before it.
 
-`versions/ID.json` says what a version is made of, `current.json` which one is in force; both are written whole. To go
+`versions/ID.json` says what a version is made of, `current.json` which one is current; both are written whole. To go
 back is to name the one before. Only `regrad/rebuild/prune.py` removes versions.
 """
 
@@ -32,7 +32,7 @@ class PromotionConfig(Settings):
     metric: Literal["em", "f1"] = "f1"
     minimum: float = Field(0.0, ge=0, le=1, description="lowest score for a promotion")
     allowed_drop: float = Field(
-        0.0, ge=0, le=1, description="how far the score may be below that of the version in force"
+        0.0, ge=0, le=1, description="how far the score may be below that of the current version"
     )
 
 
@@ -56,7 +56,7 @@ class Version(Settings):
 
 
 class Current(Settings):
-    """The version in force and the one before it. `left` was in force and was rolled back: it is not taken again."""
+    """The current version and the one before it. `left` was current and was rolled back: it is not taken again."""
 
     version: str
     previous: str | None = None
@@ -70,7 +70,7 @@ class Versions:
         self._output = output
 
     def current(self) -> Current | None:
-        """The version in force; None if none was promoted yet."""
+        """The current version; None if none was promoted yet."""
         return self._parsed(Current, CURRENT) if self._output.exists(CURRENT) else None
 
     def ids(self) -> list[str]:
@@ -97,7 +97,7 @@ class Versions:
         self._output.remove_file(f"{_FOLDER}/{name}.json")
 
     def promote(self, version: Version) -> Current:
-        """Put the version in force; the one that was is kept as the previous."""
+        """Make the version current; the one that was is kept as the previous."""
         before = self.current()
         if before and before.version == version.id:
             return before
@@ -117,7 +117,7 @@ class Versions:
         return Current(version=current.previous, previous=current.version, left=current.version)
 
     def put(self, current: Current) -> None:
-        """Write which version is in force."""
+        """Write which version is current."""
         self._write(CURRENT, current)
 
     def _write(self, name: str, content: Settings) -> None:
@@ -162,7 +162,7 @@ def own_replaced(value: Any, parts: dict[str, str]) -> Any:
 def check_score(rule: PromotionConfig, version: str, score: float, against: str | None, before: float | None) -> str:
     """One line about a score that holds.
 
-    Raises `NotPromoted` if it is below the minimum, or further below that of the version in force than is allowed.
+    Raises `NotPromoted` if it is below the minimum, or further below that of the current version than is allowed.
     """
     figure = f"{rule.metric} of {rule.method}"
     # Differences of two decimal fractions are not exact: a drop that is just allowed must not fail by the last bit.

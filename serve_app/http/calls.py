@@ -31,7 +31,7 @@ class Answering(Protocol):
         ...
 
     async def releases(self) -> list[dict[str, object]]:
-        """The releases in force, with their banks' versions, counts and shares, the main one first."""
+        """The current releases, with their banks' versions, counts and shares, the main one first."""
         ...
 
     @property

@@ -130,7 +130,7 @@ class LimitsInfo(BaseModel):
 class BankResponse(BaseModel):
     """The answer to `GET /v1/bank`."""
 
-    releases: list[dict[str, Any]] = Field(description="the releases in force, the main one first")
+    releases: list[dict[str, Any]] = Field(description="the current releases, the main one first")
     limits: LimitsInfo
 
 

@@ -67,7 +67,7 @@ class Running:
         return found
 
     def release(self, *releases: ReleaseConfig) -> None:
-        """Put releases in force, and wait until the server says so."""
+        """Make releases current, and wait until the server says so."""
         found = ReleaseList(releases=releases).model_dump(mode="json")
         temporary = self.folder / "releases.tmp"
         temporary.write_text(json.dumps(found))

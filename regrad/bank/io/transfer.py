@@ -252,7 +252,7 @@ def copy_bank(
 ) -> Imported:
     """Copy the atoms of a version, or of some passages in it, into a new bank or an existing one.
 
-    Without `version` it is the one in force. Without `codec` it is the target's, or the source's for a new bank. With
+    Without `version` it is the current one. Without `codec` it is the target's, or the source's for a new bank. With
     the source's codec, records are checked but not decoded. If everything is copied into a new bank, the quarantine
     list goes along. Raises `BankError` if the target is the source or has another layout, `AtomNotFound` for a passage
     without an atom, `AtomDamaged`; then nothing is committed.

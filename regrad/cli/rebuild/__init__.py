@@ -35,7 +35,7 @@ def rollback(config: Path, overrides: tuple[str, ...]) -> None:
 @settings_options(_DEFAULT)
 @json_option
 def status(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show the versions, which one is in force, and the runs of the steps with their times and costs."""
+    """Show the versions, which one is current, and the runs of the steps with their times and costs."""
     from regrad.rebuild.config import RebuildConfig
 
     settings = load_settings(RebuildConfig, config, overrides)
@@ -63,7 +63,7 @@ def status(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 def prune(config: Path, overrides: tuple[str, ...], keep: int, dry_run: bool) -> None:
     """Remove old versions, with what nothing else needs of their parts, runs and banks.
 
-    The version in force, the one before it, those that servers of the settings' `serving` use, and what an unfinished
+    The current version, the one before it, those that servers of the settings' `serving` use, and what an unfinished
     rebuild has done are kept, however old. If it is interrupted, the same command or the next rebuild goes on.
     """
     from regrad.rebuild.config import RebuildConfig
@@ -90,10 +90,10 @@ _VERBS = {
 @json_option
 @click.pass_context
 def rebuild(context: click.Context, config: Path, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Meta-train, index, build, verify and evaluate; put the new version in force if its score holds.
+    """Meta-train, index, build, verify and evaluate; make the new version current if its score holds.
 
     Steps that are done are skipped; if it is interrupted, the same command resumes it. The previous version is kept,
-    for `regrad rebuild rollback`. The exit status is 3 if the version in force lacks passages that could not be used, 4
+    for `regrad rebuild rollback`. The exit status is 3 if the current version lacks passages that could not be used, 4
     if the score did not hold and the new version is kept aside.
     """
     if context.invoked_subcommand is not None:

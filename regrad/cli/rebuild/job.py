@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: RebuildConfig) -> str:
-    """Rebuild; returns one line about the version that is in force."""
+    """Rebuild; returns one line about the version that is current."""
     return rebuild_of(config, logger.info)[0]
 
 

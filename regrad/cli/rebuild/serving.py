@@ -21,9 +21,9 @@ from serve_app.rollout import ReleaseConfig, ReleaseList, changing_releases, res
 
 
 def take_up(serving: ServingConfig, version: Version, output: Storage) -> str:
-    """Put the version's MetaInit and bank in force for the servers that follow `releases`, then its indexes.
+    """Make the version's MetaInit and bank current for the servers that follow `releases`, then its indexes.
 
-    Returns a few words about it. If anything fails, also that a server does not follow, what was in force before is
+    Returns a few words about it. If anything fails, even that a server does not follow, what was current before is
     put back and the error raised.
     """
     places = version.places_in(output)
@@ -41,7 +41,7 @@ def take_up(serving: ServingConfig, version: Version, output: Storage) -> str:
         meta_init=release.meta_init, bank=release.bank, index=serving.collection or "", releases=serving.releases
     )
     with changing_releases(application) as current:
-        # The base that the servers hold is that of what is in force now: another one is refused.
+        # The base that the servers hold is that of what is current now: another one is refused.
         application = application.model_copy(update={"meta_init": current.releases[0].meta_init})
         new = ReleaseList(releases=(release,)) if current.releases == (release,) else updated(current, release)
         facts = resolve_releases(application, new)[1]

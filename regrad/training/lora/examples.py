@@ -31,7 +31,7 @@ _LEAST_WORDS = 3
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids; the first `start` are given, the others are predicted. `passages` are those with adapters in force.
+    """Token ids; the first `start` are given, the others are predicted. `passages` are those with adapters applied.
 
     `others` are more questions of its task, which make one example with it: its loss is the mean of theirs and its own.
     """

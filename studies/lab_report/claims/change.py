@@ -51,10 +51,10 @@ def _part_of(table: Table, name: str, what: str, sets: Sequence[str]) -> str:
 
 
 def _under_others(table: Table) -> list[str]:
-    """What an update by passages about others does to what the base knows, while it is in force."""
+    """What an update by passages about others does to what the base knows, while it is applied."""
     row = Key("general", "memorised", "regrad", K), Key("general", "memorised", "rag", K)
     return [
-        f"An update takes effect while it is in force: asked about memorised people with three passages about others, "
+        f"An update takes effect while it is applied: asked about memorised people with three passages about others, "
         f"ReGrad has {table.points(row[0])} and RAG {table.points(row[1])}."
     ]
 

@@ -129,7 +129,7 @@ def test_versions_on_s3_are_taken_up_rolled_back_and_pruned_under_a_live_server(
     # 1. Without a server yet: all steps, and then none of them.
     write_corpus(settings, passages[:12])
     line, refused = rebuild_of(config, lambda _: None)
-    assert "is in force" in line
+    assert "is current" in line
     assert refused == 0
     files = {name for name in output.files() if "lock" not in name}
     said: list[str] = []
@@ -184,7 +184,7 @@ def write_corpus(settings: dict[str, Any], passages: Sequence[Passage]) -> None:
 
 
 def application(settings: dict[str, Any]) -> ServeConfig:
-    """A server that follows what rebuilds put in force."""
+    """A server that follows what rebuilds make current."""
     places = settings["serving"]
     return ServeConfig(
         meta_init=settings["meta_init"],

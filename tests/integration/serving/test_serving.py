@@ -33,7 +33,7 @@ def process(s3: str, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def server(process: Running) -> Running:
-    """The server with version 1 of its own bank in force."""
+    """The server with version 1 of its own bank current."""
     process.release(process.of(str(process.folder / "bank")))
     return process
 

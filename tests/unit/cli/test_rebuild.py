@@ -34,9 +34,9 @@ def run(*arguments: str) -> Result:
 def test_the_status_says_whether_passages_could_not_be_used(
     monkeypatch: pytest.MonkeyPatch, refused: int, status: int
 ) -> None:
-    monkeypatch.setattr(job, "rebuild_of", lambda *_: ("version 0001 is in force", refused))
+    monkeypatch.setattr(job, "rebuild_of", lambda *_: ("version 0001 is current", refused))
     result = run()
-    assert (result.exit_code, result.stdout) == (status, "version 0001 is in force\n")
+    assert (result.exit_code, result.stdout) == (status, "version 0001 is current\n")
 
 
 def test_a_version_that_is_kept_aside_has_a_status_of_its_own_and_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_the_plan_of_the_example_counts_its_work_and_writes_nothing(lab: Path) -
 
 
 def test_status_shows_versions_and_runs(tmp_path: Path) -> None:
-    assert "nothing is in force yet" in run("status", "--set", f"output={tmp_path}").stdout
+    assert "no version is current yet" in run("status", "--set", f"output={tmp_path}").stdout
     rebuild(cheap_rebuild(str(tmp_path)), lambda _: None)
     shown = run("status", "--set", f"output={tmp_path}").stdout
     assert "bank is made" in shown

@@ -1,4 +1,4 @@
-"""A rebuild skips what is done, goes on where it was killed, and puts in force only what holds."""
+"""A rebuild skips what is done, goes on where it was killed, and makes current only what holds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_second_rebuild_does_nothing_and_changes_no_byte(tmp_path: Path) -> No
     ran: list[str] = []
     line = rebuild(cheap_rebuild(str(tmp_path), ran=ran), quiet)
     assert ran == ["meta-init", "index", "bank", "eval"]
-    assert "in force" in line
+    assert "is current" in line
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert "nothing has changed" in rebuild(cheap_rebuild(str(tmp_path), ran=ran), quiet)
     assert len(ran) == 4
@@ -128,7 +128,7 @@ def test_a_score_that_fell_is_refused_with_both_numbers_and_the_version_is_kept(
     assert current is not None
     assert (current.version, current.previous) == (first, None)
     assert served == []
-    # Kept aside, it can be put in force without any step, where the rule allows what it lost.
+    # Kept aside, it can be made current without any step, where the rule allows what it lost.
     ran: list[str] = []
     rule = PromotionConfig(allowed_drop=0.1)
     line = rebuild(cheap_rebuild(output, "another", 0.7, ran, promotion=rule), quiet)

@@ -1,4 +1,4 @@
-"""A prune keeps whole versions only, and never one that is in force, kept to go back to, in use or being made."""
+"""A prune keeps whole versions only, and never one that is current, kept to go back to, in use or being made."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_what_only_old_versions_had_goes_and_the_rest_is_whole(output: str) -> N
     planned = pruned(output, dry_run=True)
     assert files(output) == before
     assert pruned(output) == planned
-    assert numbers(planned) == {"0004": "in force", "0003": "before it"}
+    assert numbers(planned) == {"0004": "current", "0003": "before it"}
     assert [name[:4] for name in whole(output)] == ["0003", "0004"]
     places = Storage(output)
     assert bank_versions(Storage(f"{output}/artefacts/bank-m")) == [3]
@@ -80,10 +80,10 @@ def test_a_bank_of_which_no_version_is_left_goes_as_a_whole(output: str) -> None
 
 def test_the_version_in_force_and_the_one_before_stay_however_old(output: str) -> None:
     for _ in range(3):
-        roll_back(Storage(output), lambda _: None)  # 3 in force, 4 before it
+        roll_back(Storage(output), lambda _: None)  # 3 current, 4 before it
     rebuild(bank_rebuild(output, 2), quiet)  # promotes 2 again, which is done
     found = pruned(output)
-    assert numbers(found) == {"0002": "in force", "0003": "before it", "0004": "new"}
+    assert numbers(found) == {"0002": "current", "0003": "before it", "0004": "new"}
     assert [name[:4] for name in whole(output)] == ["0002", "0003", "0004"]
     roll_back(Storage(output), lambda _: None)
     current = Versions(Storage(output)).current()
@@ -97,7 +97,7 @@ def test_what_servers_use_stays(output: str) -> None:
     used = InUse([f"file://{bank}", index], [(f"file://{bank}/", 1)])
     assert numbers(pruned(output, used=used)) == {
         **{"0001": "servers use it", "0002": "servers use it"},
-        **{"0003": "before it", "0004": "in force"},
+        **{"0003": "before it", "0004": "current"},
     }
     assert len(whole(output)) == 4
     # A release that follows the newest version names a bank alone: it stays, whatever else goes.

@@ -114,7 +114,7 @@ def test_a_gateway_that_nobody_asks_follows_too(config: ServeConfig, tmp_path: P
 
 
 class Opened:
-    """A deployment that remembers what it was to open, and what was in force then."""
+    """A deployment that remembers what it was to open, and what was current then."""
 
     def __init__(self, follower: Callable[[], list[int]]) -> None:
         self._follower = follower
