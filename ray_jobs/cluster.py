@@ -294,7 +294,7 @@ def job_main(kind: type[S], run: Callable[[S], str], description: str, record: b
     writes its own.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", required=True, help="YAML file, as those under configs/jobs")
+    parser.add_argument("--config", required=True, help="YAML file, like those under configs/jobs")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. bank.codec=bf16"
     )

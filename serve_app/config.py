@@ -151,9 +151,9 @@ class ServeConfig(Settings):
     groups: GroupConfig = GroupConfig()
     embedded: bool = Field(
         False,
-        description="retriever and bank loader inside each gateway replica, instead of replicas that scale by "
-        "themselves: where one machine serves, as a call between processes costs more than a search; `regrad plan` "
-        "measures both",
+        description="retriever and bank loader inside each gateway replica, instead of replicas that scale "
+        "separately: for one machine, where a call between processes costs more than a search; `regrad plan` measures "
+        "both",
     )
     retriever: ReplicaConfig = ReplicaConfig()
     bank_loader: ReplicaConfig = ReplicaConfig()

@@ -112,7 +112,8 @@ def write_releases(config: ServeConfig, releases: ReleaseList) -> None:
 def updated(current: ReleaseList, new: ReleaseConfig) -> ReleaseList:
     """The list with `new` among its releases. With a share below 1, the main release keeps the rest.
 
-    `rolled_back` undoes it.     Raises `ServeError` if that is the list as it is, or if a share is for a release with the main one's name.
+    `rolled_back` undoes it. Raises `ServeError` if that is the list as it is, or if a share is for a release with the
+    main one's name.
     """
     if (new,) == current.releases:
         raise ServeError(

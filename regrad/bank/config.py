@@ -36,13 +36,13 @@ class TiersConfig(Settings):
     memory_bytes: int = Field(512 * 1024 * 1024, ge=0, description="encoded atoms kept in this process; 0: none")
     disk: Location | None = Field(None, description="a local directory that caches the atoms of a remote bank")
     disk_bytes: int = Field(
-        16 * 1024**3, ge=0, description="most bytes in `disk`; the least recently used atoms are evicted"
+        16 * 1024**3, ge=0, description="maximum number of bytes in `disk`; the least recently used atoms are evicted"
     )
     parallel_reads: int = Field(16, ge=1, le=256)
     inflight_bytes: int = Field(
         256 * 1024 * 1024,
         ge=1,
-        description="most bytes being fetched at a time; limits parallel_reads if atoms are large",
+        description="maximum number of bytes being fetched at a time; limits parallel_reads if atoms are large",
     )
     deadline_seconds: float = Field(10.0, gt=0, description="an atom that has not arrived by then counts as absent")
     backoff_seconds: float = Field(0.05, ge=0, description="wait before the first retry; doubled for each further one")

@@ -12,7 +12,7 @@ from regrad.settings import parse_settings
 @click.argument("sources", nargs=-1, required=True)
 @click.option("--output", "-o", required=True, metavar="DIRECTORY", help="Where to write the corpus, on any storage.")
 @click.option("--tokenizer", metavar="MODEL", help="Tokenizer used for --max-tokens; words are counted if omitted.")
-@click.option("--max-tokens", type=int, default=200, show_default=True, help="Limit for a passage.")
+@click.option("--max-tokens", type=int, default=200, show_default=True, help="Maximum number of tokens in a passage.")
 @click.option("--strict", is_flag=True, help="Stop at the first record or file that cannot be used.")
 def corpus(sources: tuple[str, ...], output: str, tokenizer: str | None, max_tokens: int, strict: bool) -> None:
     """Make passages from SOURCES: files, directories, globs and storage URIs.

@@ -86,7 +86,7 @@ JOBS = (
         "ray_jobs.train_retriever:run",
         """Train the question encoder of a dense index by how much the passages it finds help to answer.
 
-        Writes the index again with that encoder: every method, `regrad eval` and a server open it as any other.""",
+        Writes the index again with that encoder: every method, `regrad eval` and a server open it like any other.""",
     ),
     JobVerb(
         "augment",

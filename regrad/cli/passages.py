@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def passages() -> None:
     """Add passages and delete them everywhere at once: in every index and in the bank.
 
-    A collection is an index that changes. It can be given wherever an index can; a running server takes a change up
-    within seconds.
+    A collection is an index that changes. It can be given wherever an index can; a running server takes up a
+    change within seconds.
     """
 
 
@@ -78,7 +78,10 @@ def _bank(uri: str, meta_init: str) -> CollectionBank:
 @passages.command("add")
 @click.argument("collection", metavar="COLLECTION")
 @click.option(
-    "--corpus", required=True, metavar="URI", help="The passages, as `regrad index` and `regrad build` take them."
+    "--corpus",
+    required=True,
+    metavar="URI",
+    help="The passages, in any form that `regrad index` and `regrad build` read.",
 )
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="A setting of `regrad build`.")
 def add(collection: str, corpus: str, changes: tuple[str, ...]) -> None:

@@ -23,7 +23,9 @@ _TIMEOUT_SECONDS = 10
 _WAIT_SECONDS = 30.0
 _PAUSE_SECONDS = 0.2
 
-url_option = click.option("--url", metavar="URL", help="Wait until the server at this address answers from it.")
+url_option = click.option(
+    "--url", metavar="URL", help="Wait until the server at this address answers from the new release."
+)
 
 
 def releases_at(url: str) -> list[dict[str, Any]]:

@@ -29,7 +29,9 @@ class QuestionSetConfig(Settings):
     path: Location = Field(description="a file, plain or compressed (gz, bz2, xz, zip)")
     format: str = Field("jsonl", description="the name of a reader, such as hotpotqa")
     limit: int | None = Field(None, ge=1, description="at most this many questions, from the beginning of the file")
-    sample: int | None = Field(None, ge=1, description="at most this many of these, drawn by id, whatever their order")
+    sample: int | None = Field(
+        None, ge=1, description="at most this many of these, drawn by id, regardless of their order"
+    )
     seed: int = Field(0, description="seed of the sample")
     sha256: str | None = Field(
         None,
@@ -41,7 +43,7 @@ class QuestionSetConfig(Settings):
     rules: Literal["squad", "hotpotqa"] | None = Field(
         None,
         description="how open answers are scored: with hotpotqa, yes, no and noanswer get no partial credit; null: "
-        "hotpotqa for the formats hotpotqa and 2wikimultihopqa, as in their own scripts, else squad",
+        "hotpotqa for the formats hotpotqa and 2wikimultihopqa, as in their own scripts, otherwise squad",
     )
     prag_style_cut: bool = Field(
         False,
@@ -52,7 +54,7 @@ class QuestionSetConfig(Settings):
         description="how answers to closed questions are read; release: by the rules of the ReGrad release, which take "
         "the first yes or no for an answer ('no evidence')",
     )
-    aliases: Location | None = Field(None, description="2WikiMultihopQA's id_aliases.json, if you have it")
+    aliases: Location | None = Field(None, description="2WikiMultihopQA's id_aliases.json, if available")
 
     @property
     def scoring_rules(self) -> Literal["squad", "hotpotqa"]:

@@ -77,7 +77,7 @@ class TtSgdConfig(FromW0Settings):
     )
 
     steps: StepsConfig = StepsConfig()
-    k: int | None = Field(None, ge=1, description="most passages per demonstration; null: all of its own")
+    k: int | None = Field(None, ge=1, description="maximum number of passages per demonstration; null: all of its own")
     max_tokens: int = Field(
         1536, ge=16, description="limit for a demonstration; its worst passages are dropped until it fits"
     )

@@ -44,7 +44,7 @@ class TtaConfig(MethodSettings):
     steps: int = Field(3, ge=1, le=1000, description="passes over a question's passages: a gradient step each")
     lr: float = Field(1e-4, gt=0, description="learning rate of AdamW")
     weight_decay: float = Field(0.0, ge=0)
-    clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient; not clipped if null")
+    clip: float | None = Field(None, gt=0, description="maximum norm of a step's gradient; not clipped if null")
     adapt_on: Literal["passages", "suffixes"] = Field(
         "passages", description="predict all of a passage, or its second part from its first (TTARAG)"
     )
@@ -88,7 +88,7 @@ class TtaragConfig(TtaConfig):
     steps: int = Field(1, ge=1, le=1000, description="passes over a question's passages")
     lr: float = Field(1e-5, gt=0, description="learning rate of AdamW; published for all weights: a LoRA needs more")
     weight_decay: float = Field(0.01, ge=0)
-    clip: float | None = Field(0.1, gt=0, description="largest norm of a step's gradient; not clipped if null")
+    clip: float | None = Field(0.1, gt=0, description="maximum norm of a step's gradient; not clipped if null")
     adapt_on: Literal["passages", "suffixes"] = "suffixes"
     max_passages: int | None = Field(3, ge=1, description="train on the first N passages only; all if null")
     accumulation: int | None = Field(2, ge=1, description="see tta")

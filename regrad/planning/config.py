@@ -23,7 +23,7 @@ class MeasuringConfig(Settings):
     """How a profile is measured."""
 
     batches: tuple[int, ...] = Field((1, 2, 4, 8, 16, 32), min_length=1, description="batch sizes of each stage")
-    repeats: int = Field(5, ge=1, description="least number of repetitions of each batch size; the fastest counts")
+    repeats: int = Field(5, ge=1, description="minimum number of repetitions of each batch size; the fastest counts")
     users: tuple[int, ...] = Field(
         (1, 4, 8, 32, 64), min_length=1, description="concurrent users to measure, one load after another"
     )
@@ -55,12 +55,12 @@ class PlanConfig(Settings):
     bound_ms: float | None = Field(
         None, gt=0, description="limit of the predicted median latency; null: only the rate of answers counts"
     )
-    most_replicas: int = Field(4, ge=1, description="most replicas of a deployment that the search tries")
+    most_replicas: int = Field(4, ge=1, description="maximum number of replicas of a deployment that the search tries")
     most_rows: int = Field(64, ge=1, description="largest batch.max_size that the search tries")
     change_embedded: bool = Field(
         True,
         description="also measure and search the server with `embedded` the other way; false: only as the serve "
-        "configuration has it, as where several machines serve",
+        "configuration has it, for instance because several machines serve",
     )
     measuring: MeasuringConfig = MeasuringConfig()
     check: bool = Field(False, description="run the chosen and the given configuration under load afterwards")

@@ -63,7 +63,7 @@ class CheckpointConfig(Settings):
         2, ge=1, description="number of checkpoints kept: the best by dev F1, else the newest; always the newest"
     )
     location: Location | None = Field(None, description="a place that all nodes share; null: `<output>.training`")
-    max_failures: int = Field(3, ge=0, description="lost workers that are replaced before the run gives up")
+    max_failures: int = Field(3, ge=0, description="how many lost workers are replaced before the run gives up")
     resume: bool = Field(True, description="continue an unfinished run of this configuration; false: start again")
 
 

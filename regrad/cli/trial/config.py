@@ -24,12 +24,14 @@ class TryConfig(Settings):
 
     output: Location = "runs/try"
     model: ModelPath | None = Field(
-        f"models/{MODEL}", description=f"where {MODEL} is; it is fetched if it is not. null: where the MetaInit says"
+        f"models/{MODEL}", description=f"where {MODEL} is; it is downloaded if missing. null: where the MetaInit says"
     )
-    start: Location | None = Field(None, description="the MetaInit, of `model`; null: the one of the package")
+    start: Location | None = Field(
+        None, description="the MetaInit of `model`; null: the one that comes with the package"
+    )
     chunks: ChunkConfig = ChunkConfig()
     most_banked: int = Field(
-        500, ge=1, description="passages whose gradients are computed before serving, the others' when they are needed"
+        500, ge=1, description="passages whose gradients are computed before serving; others are computed when needed"
     )
     build: BuildConfig
     serve: ServeConfig

@@ -22,7 +22,7 @@ class AdamWConfig(Settings):
     lr: float = Field(3e-4, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
-    clip: float | None = Field(None, gt=0, description="largest norm of a LoRA's gradient; not clipped if null")
+    clip: float | None = Field(None, gt=0, description="maximum norm of a LoRA's gradient; not clipped if null")
     batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward and backward pass")
 
 
@@ -30,14 +30,14 @@ class SgdConfig(Settings):
     """Plain stochastic gradient descent over the numbers of a LoRA: no momentum, no decay."""
 
     lr: float = Field(1e-2, gt=0)
-    clip: float | None = Field(None, gt=0, description="largest norm of a LoRA's gradient; not clipped if null")
+    clip: float | None = Field(None, gt=0, description="maximum norm of a LoRA's gradient; not clipped if null")
     batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward and backward pass")
 
 
 class FinetuneOptimizerConfig(AdamWConfig, ScheduleConfig):
     """AdamW for one LoRA."""
 
-    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
+    clip: float | None = Field(1.0, gt=0, description="maximum norm of the gradient")
 
 
 class FinetuneConfig(TrainConfig):
@@ -59,16 +59,20 @@ class FinetuneConfig(TrainConfig):
     adapters_version: int | None = Field(None, ge=1, description="the current one if null")
     on_missing: OnMissingInTraining = Field(
         "fewer",
-        description="with adapters: for a passage without one: leave it out (fewer) and say how many, or stop (fail)",
+        description="with adapters: for a passage without one: leave it out (fewer), with a count, or stop (fail)",
     )
-    k: int | None = Field(None, ge=1, description="most passages in a prompt: the first of the question's context")
+    k: int | None = Field(
+        None, ge=1, description="maximum number of passages in a prompt: the first of the question's context"
+    )
     questions_together: int | None = Field(
         None,
         ge=1,
-        description="most questions of one task, on the same passages, that make one example (what batch_size counts): "
-        "its loss is their mean, and what their prompts begin with is read once; null: 1",
+        description="maximum number of questions of one task, on the same passages, that make one example (what "
+        "batch_size counts): its loss is their mean, and their prompts' common beginning is read once; null: 1",
     )
-    max_examples: int | None = Field(None, ge=1, description="most examples, sampled by the seed; null: all")
+    max_examples: int | None = Field(
+        None, ge=1, description="maximum number of examples, sampled by the seed; null: all"
+    )
     max_tokens: int = Field(1536, ge=16, description="longer examples are left out and counted")
     optimizer: FinetuneOptimizerConfig = FinetuneOptimizerConfig()
 
@@ -101,8 +105,10 @@ class AugmentConfig(Settings):
         None, description="instead of corpus: PRAG's data_aug or augmented passages, a file or a directory"
     )
     tasks: Location | None = Field(None, description="instead of corpus: tasks with questions; no rewrites")
-    pairs: int = Field(3, ge=1, description="most questions per passage")
-    least_pairs: int = Field(1, ge=1, description="least questions per passage; with fewer, the model is asked again")
+    pairs: int = Field(3, ge=1, description="maximum number of questions per passage")
+    least_pairs: int = Field(
+        1, ge=1, description="minimum number of questions per passage; with fewer, the model is asked again"
+    )
     full_answers: bool = Field(False, description="discard questions without a `full_answer`")
     rewrites: int = Field(1, ge=0, le=8, description="rewrites per passage")
     rewrite_prompt: str = (
@@ -164,7 +170,9 @@ class AdapterConfig(AdamWConfig):
     alpha: float = Field(32.0, gt=0)
     epochs: int = Field(1, ge=1)
     max_tokens: int = Field(3000, ge=16, description="limit for a sequence; longer ones are left out")
-    pairs: int | None = Field(None, ge=1, description="most questions per passage, the first ones; null: all")
+    pairs: int | None = Field(
+        None, ge=1, description="maximum number of questions per passage, the first ones; null: all"
+    )
     answers: Literal["short", "full"] = Field(
         "short", description="full: `full_answer`, sentences for reasoning; questions without one are left out"
     )

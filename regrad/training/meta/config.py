@@ -57,8 +57,10 @@ class ShapeConfig(Settings):
 
     MOVED: ClassVar[Mapping[str, str]] = {"order": "model.prompts.order (random: shape.shuffled)"}
 
-    k: int | None = Field(None, ge=1, description="most passages of a question: the first of its context")
-    questions: int | None = Field(None, ge=1, description="most questions of a task, drawn again for each draw")
+    k: int | None = Field(None, ge=1, description="maximum number of passages of a question: the first of its context")
+    questions: int | None = Field(
+        None, ge=1, description="maximum number of questions of a task, drawn again for each draw"
+    )
     in_prompt: bool = Field(False, description="passages also in the prompt of the outer loss: ReGrad + ICL")
     shuffled: bool = Field(False, description="passages in a random order in the prompt, drawn again each time")
     distractors: int = Field(2, ge=0, description="passages of other tasks added behind a question's own")
@@ -105,7 +107,7 @@ class OptimizerConfig(ScheduleConfig):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0, description="weight decay of phi0")
     step_size_weight_decay: float = Field(0.0, ge=0, description="weight decay of the step sizes, in their space")
-    clip: float = Field(0.5, gt=0, description="largest norm of the meta-gradient")
+    clip: float = Field(0.5, gt=0, description="maximum norm of the meta-gradient")
     zero_stage: Literal[0, 1, 2, 3] | None = Field(1, description="DeepSpeed's ZeRO stage; null: plain PyTorch DDP")
 
 
@@ -116,7 +118,7 @@ class ReadingConfig(Settings):
     """
 
     tasks: int = Field(
-        64, ge=0, description="most tasks of each dev set to measure at every dev score; 0: do not measure"
+        64, ge=0, description="maximum number of tasks of each dev set to measure at every dev score; 0: do not measure"
     )
     least_gap: float = Field(
         0.05, ge=0, description="nats that another task's passages must cost; a smaller gap leads to the warning"

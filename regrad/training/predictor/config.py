@@ -25,7 +25,9 @@ class ContextConfig(Settings):
     """What a context is, and how its demonstrations are written."""
 
     demonstrations: int = Field(3, ge=1, le=1000, description="N, the number of solved questions in a context")
-    k: int | None = Field(None, ge=1, description="most passages in a demonstration's prompt; all of its own if null")
+    k: int | None = Field(
+        None, ge=1, description="maximum number of passages in a demonstration's prompt; all of its own if null"
+    )
     max_tokens: int = Field(
         1536, ge=16, description="limit for one demonstration; its worst passages are dropped until it fits"
     )
@@ -49,7 +51,7 @@ class PredictorOptimizerConfig(AdamWConfig, ScheduleConfig):
 
     lr: float = Field(5e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
+    clip: float | None = Field(1.0, gt=0, description="maximum norm of the gradient")
     steps: int = Field(3000, ge=1)
     batch_size: int = Field(4, ge=1, description="contexts per step, over all workers")
     precision: Literal["model"] = "model"
@@ -65,7 +67,9 @@ class PredictorConfig(TrainConfig):
     tasks: tuple[Location, ...] = Field(
         min_length=1, description="questions, as for `regrad train`; the demonstrations of a context are of one of them"
     )
-    contexts: int = Field(4096, ge=1, description="different contexts, drawn by the seed; more draws begin again")
+    contexts: int = Field(
+        4096, ge=1, description="number of different contexts, drawn by the seed; further draws start over"
+    )
     context: ContextConfig = ContextConfig()
     inner: StepsConfig = StepsConfig()
     remember: int = Field(

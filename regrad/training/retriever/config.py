@@ -36,7 +36,7 @@ class JsaConfig(Settings):
     proposals: int = Field(50, ge=1, description="steps of a question's chain per training step")
     states: Literal["all", "last"] = Field("all", description="the states of a chain that enter the loss")
     keep_chain: bool = Field(
-        False, description="resume a question's chain from when the question was last drawn; needs one worker"
+        False, description="resume a question's chain where it ended when the question was last drawn; needs one worker"
     )
     simplified: bool = Field(False, description="propose from the prior: no posterior is trained")
     temperature_lm: float = Field(1.0, gt=0, description="divides the log-likelihoods in the acceptance ratio")
@@ -47,7 +47,7 @@ class DistillConfig(Settings):
 
     kind: Literal["distill"] = "distill"
     direction: Literal["to-prior", "from-prior"] = Field(
-        "to-prior", description="KL(likelihoods || prior), as Atlas, or KL(prior || likelihoods), as REPLUG"
+        "to-prior", description="KL(likelihoods || prior), as in Atlas, or KL(prior || likelihoods), as in REPLUG"
     )
     temperature: float = Field(1.0, gt=0, description="temperature of the softmax over log-likelihoods")
 
@@ -63,7 +63,7 @@ class RetrieverOptimizerConfig(ScheduleConfig):
     lr: float = Field(1e-5, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(0.01, ge=0)
-    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
+    clip: float | None = Field(1.0, gt=0, description="maximum norm of the gradient; null: no clipping")
 
 
 class OtherIndex(Settings):
@@ -87,14 +87,16 @@ class RetrieverTrainConfig(TrainConfig):
     )
     likelihood: Literal["sequence", "token-mean"] = Field(
         "sequence",
-        description="log p(answer): of the sequence, or divided by its tokens, as in the released code of JSA-RAG",
+        description="log p(answer): of the sequence, or divided by its number of tokens, as in JSA-RAG's released code",
     )
     objective: ObjectiveConfig = JsaConfig()
     k: int = Field(10, ge=1, description="number of candidates: each retriever's best passages")
     temperature: float = Field(0.1, gt=0, description="divides the scores before the softmax over candidates")
     separator: str = Field(" [SEP] ", description="between question and answer in the posterior's query")
     batch_tokens: int = Field(16384, ge=1, description="padded tokens per pass of the generator")
-    max_questions: int | None = Field(None, ge=1, description="most questions, sampled by the seed; null: all")
+    max_questions: int | None = Field(
+        None, ge=1, description="maximum number of questions, sampled by the seed; null: all"
+    )
     optimizer: RetrieverOptimizerConfig = RetrieverOptimizerConfig()
 
     @model_validator(mode="after")

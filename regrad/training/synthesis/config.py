@@ -22,7 +22,7 @@ class SynthesisConfig(Settings):
         None, description="an index of the corpus; with it, a question must find its passage"
     )
     candidates: int = Field(8, ge=1, description="questions sampled for each passage")
-    questions: int = Field(5, ge=1, description="most questions to keep per passage")
+    questions: int = Field(5, ge=1, description="maximum number of questions to keep per passage")
     prompt: str = Field("{context}Question:", description="what the model continues with a question and an answer")
     temperature: float = Field(0.8, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)

@@ -33,18 +33,19 @@ class TaskPassagesConfig(Settings):
         description="index: what is retrieved; gold: those that the question names, found beside it, in the corpus or "
         "the index; given: those that come with it, as in data_aug",
     )
-    k: int = Field(3, ge=1, description="most passages per question, distractors not counted")
+    k: int = Field(3, ge=1, description="maximum number of passages per question, distractors not counted")
     gold: Literal["any", "in", "required", "out"] = Field(
         "any",
-        description="with index or given; any: gold passages as they come; in: those that are missing take the place "
-        "of the worst; required: a question is left out if they are missing; out: they are taken away",
+        description="with index or given; any: gold passages as they come; in: missing ones replace the worst "
+        "passages; required: a question is left out if they are missing; out: they are removed",
     )
     max_words: int | None = Field(
         None, ge=1, description="longer passages are skipped; `regrad train` stops at dev tasks that are too long"
     )
     distractors: int = Field(0, ge=0, description="number of distractor passages to append")
     distractors_from: Literal["random", "retrieved"] = Field(
-        "random", description="any of the corpus (without one, of the passages of all questions); or the index's next"
+        "random",
+        description="any of the corpus (without one, any passage of any question); or the next best of the index",
     )
     index: Location | None = Field(None, description="made by `regrad index`")
     corpus: Location | None = Field(
@@ -80,11 +81,11 @@ class TasksConfig(Settings):
     questions_per_task: int = Field(
         1, ge=1, description="at most N questions on the same passages share a task, and so their gradients"
     )
-    limit: int | None = Field(None, ge=1, description="most questions for training, drawn by the seed")
+    limit: int | None = Field(None, ge=1, description="maximum number of questions for training, drawn by the seed")
     dev_fraction: float = Field(0.0, ge=0, lt=1, description="share of the questions kept for dev")
-    dev_limit: int | None = Field(None, ge=1, description="most questions for dev, drawn by the seed")
+    dev_limit: int | None = Field(None, ge=1, description="maximum number of questions for dev, drawn by the seed")
     split_by: Literal["article", "passage", "question"] = Field(
         "article",
-        description="what is never in both train and dev: the gold passage's title, the gold passage, or the question",
+        description="what train and dev never share: the gold passage's title, the gold passage, or the question",
     )
     seed: int = Field(0, description="seed of the split, the limits and random distractors")
