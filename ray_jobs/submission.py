@@ -98,7 +98,7 @@ class Submission:
         for key, place in _results(self.content):
             if isinstance(place, str) and "://" not in place and not place.startswith("/"):
                 raise ClusterError(
-                    f"{key} is {place}, in the job's copy of the working directory, which goes away with it; give a "
+                    f"{key} is {place}, in the job's copy of the working directory, which is deleted with it; give a "
                     f"URI, or a path that all machines see: --set {key}=s3://bucket/{place}",
                     code="result_lost",
                     key=key,

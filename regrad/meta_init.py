@@ -89,7 +89,8 @@ class MetaInit:
         if gradient_sum_P.shape != self.phi0.shape:
             expected, found = self.phi0.numel(), gradient_sum_P.numel()
             raise BankError(
-                f"expected a sum of {expected} numbers, as the MetaInit has, found {found}: the bank is of another",
+                f"expected a sum of {expected} numbers, as the MetaInit has, found {found}: the bank belongs to "
+                "another MetaInit",
                 code="wrong_size",
                 expected=expected,
                 found=found,

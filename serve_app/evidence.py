@@ -85,7 +85,7 @@ class IndexVersions:
             try:
                 self._look()
             except Exception as error:  # of whatever kind: a thread that ended here would never look again
-                logger.warning("the index cannot be looked at, and is used as it is: %s", error)
+                logger.warning("the index cannot be checked for changes, and is used as it is: %s", error)
 
     def _look(self) -> None:
         newer = self._newest.newest()

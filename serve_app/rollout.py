@@ -117,7 +117,7 @@ def updated(current: ReleaseList, new: ReleaseConfig) -> ReleaseList:
     """
     if (new,) == current.releases:
         raise ServeError(
-            "this release is current already, so that nothing would change; name another with --meta-init, --bank or "
+            "this release is current already, so nothing would change; name another with --meta-init, --bank or "
             "--bank-version",
             code="nothing_changes",
             name=new.name,

@@ -299,7 +299,7 @@ class Microbatches:
                 member.resolve(error)
         except Exception as error:
             logger.warning(
-                "a micro-batch of %d requests failed, they go on alone: %s", len(members), type(error).__name__
+                "a micro-batch of %d requests failed, they continue one by one: %s", len(members), type(error).__name__
             )
         finally:
             searched()

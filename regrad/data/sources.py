@@ -86,7 +86,7 @@ def find_source(uri: str) -> Source:
     check_found(uri, found, _READ, "of records or of text")
     if about:
         names = listed([name_in(directory_of(uri, one.uri), one.uri) for one in about], _SHOWN)
-        logger.warning("%s: not read, as it tells of the records that it stands beside: %s", uri, names)
+        logger.warning("%s: not read, since they only describe the records that they stand beside: %s", uri, names)
     left_out = len(found.beside) + sum(map(may_be_data, found.others)) + len(about)
     return Source(uri, [one for one in files if one not in about], left_out)
 

@@ -183,7 +183,7 @@ class Engine:
                 rows[0].fail(error)
                 return
             # One of them may be the cause. A pass that failed is repeated as it was: it has read nothing yet.
-            logger.warning("a pass of %d requests failed, they go on one by one: %s", len(rows), error)
+            logger.warning("a pass of %d requests failed, they continue one by one: %s", len(rows), error)
             for number in numbers:
                 self._pass([number], most)
             return

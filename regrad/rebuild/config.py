@@ -61,7 +61,7 @@ class RebuildConfig(Settings):
             raise ValueError("give `train`, or `meta_init` instead of it")
         self._check_places()
         if self.serving and self.serving.collection and not any(one.corpus for one in self.index):
-            raise ValueError("serving.collection takes the indexes that are made of the corpus, and none is")
+            raise ValueError("serving.collection takes the indexes that are made of the corpus, and there are none")
         _among(self.promotion.method, [one.name for one in self.eval.methods], "promotion.method")
         _among(self.promotion.set, [one.name for one in self.eval.sets], "promotion.set")
         _among(self.promotion.k, list(self.eval.k), "promotion.k")
@@ -80,7 +80,7 @@ class RebuildConfig(Settings):
             if not _INDEX_PLACE.fullmatch(index.output):
                 raise ValueError(f"{key} belongs to the version: {OWN}NAME is expected, found {index.output!r:.80}")
             if index.output in taken:
-                raise ValueError(f"{key} is {index.output}, which something else is; give each index its own name")
+                raise ValueError(f"{key} is {index.output}, which is taken; give each index its own name")
             taken.add(index.output)
 
 

@@ -177,8 +177,8 @@ def check_score(rule: PromotionConfig, version: str, score: float, against: str 
         )
     if before is not None and before - score > rule.allowed_drop + slack:
         raise NotPromoted(
-            f"version {version} is kept aside: its {figure} is {score:.4f}, and that of {against}, which stays in "
-            f"force, is {before:.4f}; promotion.allowed_drop is {rule.allowed_drop:g}",
+            f"version {version} is kept aside: its {figure} is {score:.4f}, and that of {against}, which stays "
+            f"current, is {before:.4f}; promotion.allowed_drop is {rule.allowed_drop:g}",
             code="score_fell",
             version=version,
             score=score,

@@ -96,7 +96,7 @@ def _check_distinct(passage_ids: Sequence[str]) -> None:
     if repeated or not passage_ids:
         found = f"twice {repeated[:3]}" if repeated else "none"
         raise BankError(
-            f"an update is of different passages, each named once; found {found}", code="bad_ids", repeated=repeated
+            f"the passages of an update are named once each; found {found}", code="bad_ids", repeated=repeated
         )
 
 

@@ -42,7 +42,7 @@ def run_trial(folder: str, config: TryConfig, browser: bool, question: str | Non
     prepare(folder, meta_init, config, say)
     with cluster():
         say(index_corpus.run(config.index))
-        say("computing gradients; the next time only those of new passages")
+        say("computing gradients; next time only those of new passages")
         say(build_bank.run(config.bank))
         with served(config.server, config.http) as url:
             say(f"ready after {time.monotonic() - started:.0f} s: {url} (Ctrl-C stops)")
@@ -76,7 +76,7 @@ def prepare(folder: str, meta_init: MetaInit, config: TryConfig, say: Say) -> No
     Storage(config.output).write("banked.jsonl", encode_passages(passages[: config.most_banked]))
     if len(passages) > config.most_banked:
         say(
-            f"gradients of the first {config.most_banked:,} are computed now, the others' when a question needs them; "
+            f"gradients of the first {config.most_banked:,} are computed now, the others when a question needs them; "
             f"`--set most_banked={len(passages)}` computes all"
         )
 

@@ -157,7 +157,7 @@ class AugmentConfig(Settings):
             raise invalid("model_missing", "corpus needs 'model'")
         if self.least_pairs > self.pairs:
             raise invalid(
-                "least_above_most", f"least_pairs is {self.least_pairs}, but pairs, the most of them, is {self.pairs}"
+                "least_above_most", f"least_pairs is {self.least_pairs}, but pairs, their maximum, is {self.pairs}"
             )
         return self
 

@@ -63,7 +63,7 @@ def choose_strategy(
             reason += "; differences are coarse in bf16, watch their estimated error"
         return _made("difference", config, inner), reason
     if batch is None:
-        raise ConfigError("strategy auto needs a batch to choose for", code="strategy_not_chosen")
+        raise ConfigError("strategy auto needs a batch to choose by", code="strategy_not_chosen")
     sharing = 1 if lm.device.type == "cuda" else workers_here
     free = config.memory_gb * 1e9 if config.memory_gb else 0.8 * free_bytes(lm.device) / sharing
     estimate = estimate_memory(lm, at, batch, config.chunk_tokens, inner.reduction)

@@ -29,7 +29,7 @@ class TranslatorNetwork(nn.Module):
             if sizes.setdefault(key, (size[0], size[1])) != (size[0], size[1]):
                 raise ModelError(
                     f"{name} has {size[0]} inputs and {size[1]} outputs, but other projections of its name have "
-                    f"{sizes[key][0]} and {sizes[key][1]}, so that they cannot share a network; set network.share to "
+                    f"{sizes[key][0]} and {sizes[key][1]}, so they cannot share a network; set network.share to "
                     "none",
                     code="projections_differ",
                     module=name,
