@@ -176,13 +176,14 @@ def _explained(kind: type[BaseModel], details: ErrorDetails) -> tuple[str, dict[
             "problem": problem,
             "near": right[0] if len(right) == 1 else "",
         }
-    near = details.get("ctx", {}).get("near", "")
+    near, hint = details.get("ctx", {}).get("near", ""), ""  # of `invalid`, whose sentence says it already
     if problem == "literal_error" and isinstance(details["input"], str):
         near = nearest_name(details["input"], re.findall(r"'([^']+)'", details.get("ctx", {}).get("expected", "")))
+        hint = did_you_mean(near)
     message = details["msg"].removeprefix("Value error, ")
     found = "" if isinstance(details["input"], dict) else f", found {details['input']!r:.80}"
     where = f"key '{key}': " if key else ""  # a validator of the whole class names the keys itself
-    return f"{where}{message}{found}{did_you_mean(near)}", {"key": key, "problem": problem, "near": near}
+    return f"{where}{message}{found}{hint}", {"key": key, "problem": problem, "near": near}
 
 
 def _keys_meant(name: str, model: type[BaseModel]) -> list[str]:

@@ -37,7 +37,7 @@ class ReplicaConfig(Settings):
     @model_validator(mode="after")
     def _ordered(self) -> ReplicaConfig:
         if self.min_replicas > self.max_replicas:
-            raise ValueError("min_replicas is above max_replicas")
+            raise invalid("least_above_most", "min_replicas is above max_replicas")
         return self
 
 
@@ -98,8 +98,9 @@ class ProtectionConfig(Settings):
     def _exact(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
             if not re.fullmatch(r"https?://[a-z0-9.\-\[\]:]+", origin):
-                raise ValueError(
-                    "an origin is the scheme, host and port of a web page, such as https://ask.example.org"
+                raise invalid(
+                    "not_an_origin",
+                    "an origin is the scheme, host and port of a web page, such as https://ask.example.org",
                 )
         return origins
 

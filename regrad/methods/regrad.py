@@ -39,7 +39,7 @@ from regrad.methods.base import (
 from regrad.models.batching import pad_batch, sequence_losses
 from regrad.models.config import SubspaceConfig
 from regrad.models.subspace import Subspace, Update
-from regrad.settings import Location
+from regrad.settings import Location, invalid
 
 if TYPE_CHECKING:
     from regrad.models.loading import LanguageModel
@@ -60,7 +60,7 @@ class GradientSettings(MethodSettings):
         try:
             MERGES.check(weighting)
         except MethodError as error:
-            raise ValueError(str(error)) from error
+            raise invalid("unknown_weighting", str(error), near=str(error.fields.get("near", ""))) from error
         return weighting
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from regrad.data.question_sets import QuestionSetConfig
-from regrad.settings import Location, Settings
+from regrad.settings import Location, Settings, invalid
 
 
 class MachineConfig(Settings):
@@ -34,7 +34,7 @@ class MeasuringConfig(Settings):
         for name in ("batches", "users"):
             values = getattr(self, name)
             if list(values) != sorted(set(values)) or values[0] != 1:
-                raise ValueError(f"{name} begin with 1 and rise, found {list(values)}")
+                raise invalid("not_rising", f"{name} begin with 1 and rise, found {list(values)}")
         return self
 
 

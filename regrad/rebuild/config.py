@@ -12,7 +12,7 @@ from regrad.evaluation.config import EvalConfig
 from regrad.rebuild.records import CostConfig
 from regrad.rebuild.versions import OWN, PromotionConfig
 from regrad.retrieval.config import IndexConfig
-from regrad.settings import Location, Settings
+from regrad.settings import Location, Settings, invalid
 from regrad.training.meta.config import MetaTrainConfig
 
 META_INIT, INDEX, BANK, EVALUATION = (f"{OWN}{name}" for name in ("meta-init", "index", "bank", "eval"))
@@ -58,10 +58,13 @@ class RebuildConfig(Settings):
     @model_validator(mode="after")
     def _possible(self) -> RebuildConfig:
         if (self.train is None) == (self.meta_init is None):
-            raise ValueError("give `train`, or `meta_init` instead of it")
+            raise invalid("not_one_start", "give `train`, or `meta_init` instead of it")
         self._check_places()
         if self.serving and self.serving.collection and not any(one.corpus for one in self.index):
-            raise ValueError("serving.collection takes the indexes that are made of the corpus, and there are none")
+            raise invalid(
+                "nothing_to_collect",
+                "serving.collection takes the indexes that are made of the corpus, and there are none",
+            )
         _among(self.promotion.method, [one.name for one in self.eval.methods], "promotion.method")
         _among(self.promotion.set, [one.name for one in self.eval.sets], "promotion.set")
         _among(self.promotion.k, list(self.eval.k), "promotion.k")
@@ -73,14 +76,20 @@ class RebuildConfig(Settings):
             fixed["train.output"] = (self.train.output, META_INIT)
         for key, (found, expected) in fixed.items():
             if found != expected:
-                raise ValueError(f"{key} belongs to the version: leave it out, or give {expected}; found {found!r:.80}")
+                raise invalid(
+                    "place_of_version",
+                    f"{key} belongs to the version: leave it out, or give {expected}; found {found!r:.80}",
+                )
         taken = {META_INIT, BANK, EVALUATION}
         for number, index in enumerate(self.index):
             key = f"index.{number}.output"
             if not _INDEX_PLACE.fullmatch(index.output):
-                raise ValueError(f"{key} belongs to the version: {OWN}NAME is expected, found {index.output!r:.80}")
+                raise invalid(
+                    "place_of_version",
+                    f"{key} belongs to the version: {OWN}NAME is expected, found {index.output!r:.80}",
+                )
             if index.output in taken:
-                raise ValueError(f"{key} is {index.output}, which is taken; give each index its own name")
+                raise invalid("repeated", f"{key} is {index.output}, which is taken; give each index its own name")
             taken.add(index.output)
 
 
@@ -111,4 +120,6 @@ def _index(one: dict[str, Any], corpus: Any) -> dict[str, Any]:
 
 def _among(name: Any, known: list[Any], key: str) -> None:
     if name is not None and name not in known:
-        raise ValueError(f"{key} is {name!r:.60}, which is none of the evaluation's: {', '.join(map(str, known))}")
+        raise invalid(
+            "unknown_name", f"{key} is {name!r:.60}, which is none of the evaluation's: {', '.join(map(str, known))}"
+        )

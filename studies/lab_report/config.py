@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from regrad.settings import Location, Settings, WorkersConfig
+from regrad.settings import Location, Settings, WorkersConfig, invalid
 
 
 class LabStepsConfig(Settings):
@@ -44,7 +44,9 @@ class LabReportConfig(Settings):
     def _possible(self) -> LabReportConfig:
         rising = list(self.documents) == sorted(set(self.documents))
         if not rising or not 1 <= self.documents[0] <= self.documents[-1] <= self.people:
-            raise ValueError(f"documents are growing numbers from 1 to {self.people}, the documents that the lab has")
+            raise invalid(
+                "not_rising", f"documents are growing numbers from 1 to {self.people}, the documents that the lab has"
+            )
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds has a number twice: {self.seeds}")
+            raise invalid("repeated", f"seeds has a number twice: {self.seeds}")
         return self

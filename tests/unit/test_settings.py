@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import field_validator
 
 from regrad.bank.config import BankConfig, BuildConfig
 from regrad.cli.demo.config import DemoConfig
@@ -11,10 +12,10 @@ from regrad.evaluation.config import EvalConfig
 from regrad.lab.config import LabWriterConfig
 from regrad.models.config import ModelConfig
 from regrad.retrieval.config import IndexConfig
-from regrad.settings import builtin_config, load_settings, parse_settings
+from regrad.settings import Settings, builtin_config, invalid, load_settings, parse_settings
 from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.synthesis.config import SynthesisConfig
-from tests.tools.refusals import refused
+from tests.tools.refusals import refused, refused_settings
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -184,3 +185,18 @@ def test_a_location_may_begin_with_the_home_directory(
     monkeypatch.setenv("HOME", "/home/user")
     assert parse_settings(BankConfig, {"uri": "~/bank"}, "x").uri == "/home/user/bank"
     assert parse_settings(BankConfig, {"uri": ""}, "x").uri == ""
+
+
+class Even(Settings):
+    name: str = ""
+
+    @field_validator("name")
+    @classmethod
+    def _is_even(cls, name: str) -> str:
+        raise invalid("not_even", f"{name} is not {{even}}; did you mean 'even'?", near="even")
+
+
+def test_what_a_validator_refuses_has_a_code_and_is_said_once_as_it_stands() -> None:
+    with refused_settings("not_even", "name", near="even") as info:
+        parse_settings(Even, {"name": "odd"}, "test")
+    assert str(info.value) == "test: key 'name': odd is not {even}; did you mean 'even'?, found 'odd'"

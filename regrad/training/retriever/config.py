@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, model_validator
 from regrad.data.question_sets import QuestionSetConfig
 from regrad.methods.registry import MethodConfig
 from regrad.models.config import ModelConfig
-from regrad.settings import Location, Settings
+from regrad.settings import Location, Settings, invalid
 from regrad.training.config import Beta, ScheduleConfig, TrainConfig
 
 
@@ -102,9 +102,14 @@ class RetrieverTrainConfig(TrainConfig):
     @model_validator(mode="after")
     def _holds_together(self) -> RetrieverTrainConfig:
         if (self.tasks is None) == (self.questions is None):
-            raise ValueError("training questions are of 'tasks' or of 'questions': give one of the two")
+            raise invalid("not_one_source", "training questions are of 'tasks' or of 'questions': give one of the two")
         if not self.method.info.retrieves or self.method.info.update == "static":
-            raise ValueError(f"method {self.method.kind} uses no passage, so none is better than another")
+            raise invalid(
+                "method_without_passages", f"method {self.method.kind} uses no passage, so none is better than another"
+            )
         if isinstance(self.objective, JsaConfig) and self.objective.keep_chain and self.cluster.workers > 1:
-            raise ValueError("objective.keep_chain needs cluster.workers 1: a question's chain is one worker's")
+            raise invalid(
+                "chain_needs_one_worker",
+                "objective.keep_chain needs cluster.workers 1: a question's chain is one worker's",
+            )
         return self

@@ -130,8 +130,7 @@ def test_a_weighting_is_chosen_by_name_and_sees_the_scores(
     assert seen == [[3.0, 1.0], [1.0, 1.0]], "the score of a passage without an atom is left out with it"
     with refused(MethodError, "scores_do_not_match", passages=3, scores=2):
         updates([asked(passages[:3], 2.0, 1.0)])
-    wrong = {"key": "method.weighting", "problem": "value_error", "near": ""}
-    with refused(ConfigError, "invalid", problems=[wrong]):
+    with refused_settings("unknown_weighting", "method.weighting", near="sum"):
         settings("regrad", weighting="summ")
 
 
