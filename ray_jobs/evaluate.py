@@ -51,7 +51,7 @@ def run(config: EvalConfig) -> str:
 def _say_what_is_kept(output: Output, planned: Planned) -> None:
     """Tell the person who interrupts a run what is kept, with a report of it if that takes only seconds."""
     done = output.done(planned)
-    kept = f"{len(done)} of {len(planned.cells)} cells are done and kept; the same command goes on with the rest"
+    kept = f"{len(done)} of {len(planned.cells)} cells are done and kept; the same command continues with the rest"
     report = "; --report-only makes a report of what there is" if done else ""
     if done and sum(card.questions for card in done) <= _QUICKLY_REPORTED:
         try:

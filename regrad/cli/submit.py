@@ -48,7 +48,7 @@ _OPTIONS = (
 
 SUBMITTED = (*JOBS, REBUILD)
 _HELP = (
-    "The job goes on if this command is interrupted. A job that was submitted before with the same configuration is "
+    "The job continues if this command is interrupted. A job that was submitted before with the same configuration is "
     "found and not run twice; one that failed or was stopped is resumed."
 )
 
@@ -113,7 +113,9 @@ def _follow(jobs: Any, name: str) -> None:
     try:
         jobs.follow(name, lambda text: click.echo(text, nl=False))
     except KeyboardInterrupt:
-        click.echo(f"\n{name} goes on: `regrad submit logs {name}` follows it, `regrad submit stop` ends it", err=True)
+        click.echo(
+            f"\n{name} continues: `regrad submit logs {name}` follows it, `regrad submit stop` ends it", err=True
+        )
         raise
 
 

@@ -47,7 +47,7 @@ def run(config: RagGdConfig) -> str:
 def main(quick: bool, partial: bool, overrides: tuple[str, ...]) -> None:
     """Train linear attention on tasks of both retrieval interfaces, compare it with the constructed layer, report.
 
-    Interrupted at any point, the same command goes on.
+    Interrupted at any point, the same command continues.
     """
     try:
         config = load_settings(RagGdConfig, _HERE / ("quick.yaml" if quick else "standard.yaml"), overrides)

@@ -25,7 +25,7 @@ _HERE = Path(__file__).parent
 def main(quick: bool, full: bool, overrides: tuple[str, ...]) -> None:
     """Meta-train SmolLM2 on SQuAD, ask it about articles that it never saw, compare, report.
 
-    Interrupted at any point, the same command goes on.
+    Interrupted at any point, the same command continues.
     """
     if quick and full:
         raise click.UsageError("--quick or --full, not both")

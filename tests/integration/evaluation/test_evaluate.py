@@ -134,7 +134,7 @@ def test_a_run_that_is_interrupted_says_what_is_kept_and_leaves_a_report(
     _, stderr = patience.finish(unfinished, 60)
     assert unfinished.returncode == 130
     (line,) = [line for line in stderr.splitlines() if "cells are done and kept" in line]
-    kept = f"{CELLS - 1} of {CELLS} cells are done and kept; the same command goes on with the rest; report at "
+    kept = f"{CELLS - 1} of {CELLS} cells are done and kept; the same command continues with the rest; report at "
     assert re.search(kept, line)
     assert f"1 of {CELLS} cells are not done yet" in (folder / "out" / "report.md").read_text()
 

@@ -47,12 +47,12 @@ def stop(config: EvalConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
 
 def test_an_interrupt_says_what_is_kept_and_leaves_a_report(config: EvalConfig, stop: Stop, tmp_path: Path) -> None:
     line = stop(1)
-    assert line.startswith("1 of 3 cells are done and kept; the same command goes on with the rest; report at ")
+    assert line.startswith("1 of 3 cells are done and kept; the same command continues with the rest; report at ")
     assert "2 of 3 cells are not done yet" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_before_the_first_cell_there_is_nothing_to_report(config: EvalConfig, stop: Stop, tmp_path: Path) -> None:
-    assert stop(0) == "0 of 3 cells are done and kept; the same command goes on with the rest"
+    assert stop(0) == "0 of 3 cells are done and kept; the same command continues with the rest"
     assert not (tmp_path / "out" / "report.md").exists()
 
 
