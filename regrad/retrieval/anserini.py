@@ -97,6 +97,17 @@ def _described(folder: str, commit: str) -> tuple[int, tuple[str, ...]]:
 class AnseriniRetriever(Retriever):
     """BM25 over an index of Anserini's, whose texts are what Lucene keeps. Safe to use from many threads."""
 
+    HAS_STORE = False
+
+    @classmethod
+    def check_content(cls, uri: str, card: IndexCard) -> int:
+        """See `Retriever`: there is nothing to compare with."""
+        raise RetrievalError(
+            f"{uri} has no checksums: Anserini made it; compare its archive with pyserini's MD5",
+            code="no_checksums",
+            uri=uri,
+        )
+
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         self.card = card
         self._folder = folder

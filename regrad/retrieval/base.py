@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import ValidationError
 
@@ -17,7 +17,7 @@ from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.registry import Registry
 from regrad.retrieval.config import RetrieverConfig
-from regrad.retrieval.index_files import IndexFile, index_file, local_index
+from regrad.retrieval.index_files import IndexFile, check_content, index_file, local_index
 from regrad.retrieval.passage_store import PassageStore
 from regrad.settings import Settings
 from regrad.storage import Storage
@@ -40,7 +40,10 @@ RETRIEVERS: Registry[str] = Registry(
         "anserini": "regrad.retrieval.anserini:AnseriniRetriever",
     },
 )
-"""The class that opens each kind of index, as `module:class`: what one kind imports (a JVM) another does not need."""
+"""The class of each kind of index, as `module:class`: it is asked what holds of the kind (`kind_of`), and opens it.
+
+Its module is imported for a card alone, too: what only searching needs (a model, a JVM) is imported where it is used.
+"""
 
 
 class IndexCard(Settings):
@@ -109,7 +112,37 @@ class Retriever(ABC):
 
     A subclass searches; the passages' texts come from the store beside its index. `open_retriever` makes one from the
     index's local folder, its card and the settings.
+
+    What else differs from kind to kind, the class says: three facts, and class methods that read cards and files and
+    open nothing.
     """
+
+    CHANGES: ClassVar[bool] = False
+    """Whether passages are added to such an index and deleted from it: others do not rely on what it has at a time."""
+    HAS_STORE: ClassVar[bool] = True
+    """Whether its folder has a passage store, which is read without opening the index."""
+    MAKES_VECTORS: ClassVar[bool] = False
+    """Whether `build_like` needs vectors, which many workers can make for it (`embedding`)."""
+
+    @classmethod
+    def named_indexes(cls, uri: str, card: IndexCard) -> tuple[str, ...]:
+        """Where the indexes are that this one searches, if it is made of others."""
+        return ()
+
+    @classmethod
+    def check(cls, uri: str, card: IndexCard) -> None:
+        """Raise `RetrievalError` for what is wrong beyond the files of the card; reads no more than other cards."""
+        return
+
+    @classmethod
+    def check_content(cls, uri: str, card: IndexCard) -> int:
+        """Compare every file with its checksum; returns the bytes. Raises `RetrievalError` at the first difference."""
+        return check_content(uri, card.files)
+
+    @classmethod
+    def how_searched(cls, uri: str) -> str:
+        """What was chosen for this index and what chooses otherwise, for whoever has just made it; empty: nothing."""
+        return ""
 
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         self.card = card
@@ -311,10 +344,7 @@ def check_index(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> Inde
                 bytes=size,
                 expected=file.bytes,
             )
-    if card.kind == "collection":
-        from regrad.retrieval.collection import check_segments, read_version
-
-        check_segments(uri, read_version(uri, card))
+    kind_of(card).check(uri, card)
     searched = {card.kind, *card.joins}
     if foreign := sorted(settings.given - searched):
         raise RetrievalError(
@@ -332,10 +362,21 @@ def _kinds(card: IndexCard) -> str:
     return f"{card.kind} (of {', '.join(card.joins)})" if card.joins else card.kind
 
 
+def kind_of(card: IndexCard) -> type[Retriever]:
+    """The class of an index's kind: what holds of the kind, and what opens such an index."""
+    module, _, name = RETRIEVERS[card.kind].partition(":")
+    kind: type[Retriever] = getattr(importlib.import_module(module), name)
+    return kind
+
+
+def may_change(uri: str, card: IndexCard) -> bool:
+    """Whether passages come and go in this index, or in one that it searches."""
+    kind = kind_of(card)
+    return kind.CHANGES or any(may_change(index, read_index_card(index)) for index in kind.named_indexes(uri, card))
+
+
 def open_retriever(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> Retriever:
     """The retriever that an index's card names, over a local copy of the index; raises `RetrievalError`."""
     uri = _located(uri)
     card = check_index(uri, settings)
-    module, _, name = RETRIEVERS[card.kind].partition(":")
-    kind: type[Retriever] = getattr(importlib.import_module(module), name)
-    return kind.open(uri, card, settings)
+    return kind_of(card).open(uri, card, settings)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,15 @@ from safetensors.numpy import load, save
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError, StorageError
 from regrad.retrieval.config import DenseConfig, EncoderConfig
-from regrad.retrieval.encoder import Encoder, Vectors
 from regrad.storage import Storage
 
+if TYPE_CHECKING:
+    from regrad.retrieval.encoder import Encoder
+
 _VECTORS, _SHA256 = "vectors", "sha256"
+
+Vectors = NDArray[np.float32]
+"""[N, D], a row a text."""
 
 
 @dataclass(frozen=True)
