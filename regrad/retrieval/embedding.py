@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from regrad.data.passages import Passage
+from regrad.digests import pieces_digest
 from regrad.errors import RetrievalError, StorageError
 from regrad.retrieval.config import DenseConfig, EncoderConfig
 from regrad.storage import Storage
@@ -69,10 +70,8 @@ def embed(passages: Sequence[Passage], encoder: Encoder) -> Vectors:
 def part_name(passages: Sequence[Passage], encoder: EncoderIdentity) -> str:
     """The file of these passages' vectors by this encoder."""
     # What shares a batch is padded to one length, which changes the last digits: the batch size counts, too.
-    digest = hashlib.sha256(f"{encoder.digest}|{encoder.config.batch_size}".encode())
-    for passage in passages:
-        digest.update(hashlib.sha256(passage.id.encode()).digest() + bytes.fromhex(passage.text_hash))
-    return f"{digest.hexdigest()}.safetensors"
+    made_by = f"{encoder.digest}|{encoder.config.batch_size}".encode()
+    return f"{pieces_digest([made_by, *(passage.digest for passage in passages)])}.safetensors"
 
 
 def encode_part(vectors: Vectors) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from contextlib import AbstractContextManager, nullcontext
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from regrad.data.question_sets import read_questions
 from regrad.data.questions import Question
 from regrad.data.tasks import read_tasks
+from regrad.digests import records_digest
 from regrad.errors import TrainingError
 from regrad.models.loading import load_language_model
 from regrad.retrieval.base import read_index_card
@@ -54,10 +54,8 @@ def _bare(question: Question) -> Question:
 
 def data_digest(config: RetrieverTrainConfig) -> str:
     """A hash of the questions and of the index, by its card: what a resumed run must find again."""
-    found = sha256(read_index_card(config.index).model_dump_json().encode())
-    for item in read_asked(config):
-        found.update(repr(item.question).encode())
-    return found.hexdigest()[:16]
+    card = read_index_card(config.index).model_dump_json().encode()
+    return records_digest((item.question for item in read_asked(config)), card)
 
 
 def retriever_worker(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import sha256
 from typing import Any
 
 import torch
 
 from regrad.data.jsonl import shown
 from regrad.data.passages import Passage, parse_passage
+from regrad.digests import json_digest
 from regrad.errors import CorpusError, ModelError, TokenOutOfVocabulary
 from regrad.evaluation.answer_parsing.statements import normalise
 from regrad.evaluation.metrics import exact_match
@@ -128,7 +127,7 @@ class PairWriter:
         """SHA-256 (hex) of what drafts depend on besides the passages: the weights, the prompts, the settings."""
         model = self._lm.config.model_dump(mode="json", include={"dtype", "attention", "prompts"})
         settings = self._config.model_dump(mode="json", include=set(_WRITING))
-        return sha256(json.dumps([self._lm.identity(), model, settings], sort_keys=True).encode()).hexdigest()
+        return json_digest([self._lm.identity(), model, settings], 64)
 
     def write(self, passages: Sequence[Passage]) -> list[Draft]:
         """One draft a passage, in order; that of a passage that cannot be used has a reason and no pairs."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from hashlib import sha256
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +13,7 @@ from regrad.data.corpora import read_passages
 from regrad.data.jsonl import encode_jsonl, parse_jsonl
 from regrad.data.passages import Passage
 from regrad.data.questions import Question
+from regrad.digests import json_digest
 from regrad.errors import PassageNotFound, TrainingError
 from regrad.retrieval.base import Retriever, open_retriever
 from regrad.storage import Storage
@@ -151,7 +150,7 @@ class TaskPassages:
         depth *= 2 if self._config.max_words else 1  # some of what is found will be passed over
         texts = [question.question for question in questions]
         made_of = [self._retriever.card.model_dump(), self._config.retrieval.model_dump(), depth, texts]
-        name = sha256(json.dumps(made_of).encode()).hexdigest() + ".jsonl"
+        name = f"{json_digest(made_of, 64, sort_keys=False)}.jsonl"  # the settings in the order of their classes
         if not self._parts.exists(name):
             ranked = self._retriever.search_ids(texts, depth)
             self._parts.write(name, encode_jsonl({"ids": [found for found, _ in one]} for one in ranked))

@@ -12,16 +12,17 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 # Each part of regrad and the other parts that it may import. The foundations are open to all.
-FOUNDATIONS = {"errors", "text", "settings", "registry", "storage", "locking", "data", "prompts"}
+FOUNDATIONS = {"errors", "text", "digests", "settings", "registry", "storage", "locking", "data", "prompts"}
 MODELS = FOUNDATIONS | {"models", "inference", "meta_init", "gradients"}
 ALLOWED = {
     "errors": set(),
     "text": set(),
+    "digests": set(),
     "settings": {"errors", "text"},
     "registry": {"errors", "text"},
-    "storage": {"errors"},
+    "storage": {"errors", "digests"},
     "locking": {"errors", "storage"},
-    "data": {"errors", "text", "settings", "registry", "storage", "locking"},
+    "data": {"errors", "text", "digests", "settings", "registry", "storage", "locking"},
     "prompts": {"settings", "data"},
     "client": {"errors"},
     "theory": {"errors"},
