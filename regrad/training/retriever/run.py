@@ -20,12 +20,19 @@ from regrad.retrieval.dense import check_passages_encoder, with_question_encoder
 from regrad.training.callbacks import Listener, Silent
 from regrad.training.loop import train_on
 from regrad.training.retriever.config import RetrieverTrainConfig
-from regrad.training.retriever.learner import CARD, ENCODER, Asked, RetrieverLearner, TrainedEncoder, open_dense
+from regrad.training.retriever.learner import (
+    CARD,
+    ENCODER,
+    NumberedQuestion,
+    RetrieverLearner,
+    TrainedEncoder,
+    open_dense,
+)
 from regrad.training.retriever.likelihood import MethodLikelihood
 from regrad.training.workers import Workers
 
 
-def read_asked(config: RetrieverTrainConfig) -> list[Asked]:
+def read_asked(config: RetrieverTrainConfig) -> list[NumberedQuestion]:
     """The training questions that have an answer, at most `max_questions`, drawn by the seed, in the files' order.
 
     Raises `CorpusError` or `EvaluationError` for a bad record, and `TrainingError` if there is none.
@@ -45,7 +52,7 @@ def read_asked(config: RetrieverTrainConfig) -> list[Asked]:
     if config.max_questions is not None and config.max_questions < len(answered):
         drawn = random.Random(f"{config.seed}/questions").sample(range(len(answered)), config.max_questions)
         answered = [answered[number] for number in sorted(drawn)]
-    return [Asked(number, question) for number, question in enumerate(answered)]
+    return [NumberedQuestion(number, question) for number, question in enumerate(answered)]
 
 
 def _bare(question: Question) -> Question:
