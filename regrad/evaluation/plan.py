@@ -76,7 +76,7 @@ def find_demonstrations(
     return tuple(found)
 
 
-class Coverage:
+class CoverageCheck:
     """Checks that banks have atoms of the passages of each set's first questions, which are looked up once a set."""
 
     def __init__(self, questions: Mapping[str, Sequence[Question]], k: int) -> None:
@@ -183,7 +183,7 @@ class _Planner:
             for method, one in product(config.methods, config.sets)
         }
         self._checked = cache(_checked)
-        self._coverage = Coverage(self._questions, max(config.k))
+        self._coverage = CoverageCheck(self._questions, max(config.k))
 
     def cell(self, name: str, method: MethodSettings, one: EvalSetConfig, k: int, seed: int) -> PlannedCell:
         config, model, demonstrations = self._config, self._config.models[name], self._shown[method.name, one.name]

@@ -63,7 +63,7 @@ class IndexCard(Settings):
 
 
 @dataclass(frozen=True)
-class Source:
+class HitSource:
     """What one of several indexes said of a passage: the passage's rank there, from 1, and its score there.
 
     `name` is the index's kind; of several of one kind with its place among them (`dense-2`), of an index inside another
@@ -84,10 +84,10 @@ class Hit:
 
     passage: Passage
     score: float
-    sources: tuple[Source, ...] = ()
+    sources: tuple[HitSource, ...] = ()
 
 
-SourcedHit = tuple[str, float, tuple[Source, ...]]
+SourcedHit = tuple[str, float, tuple[HitSource, ...]]
 """A passage's id, its score, and what the indexes said of it."""
 
 

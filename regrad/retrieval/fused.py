@@ -9,9 +9,9 @@ from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval.base import (
     CARD,
+    HitSource,
     IndexCard,
     Retriever,
-    Source,
     SourcedHit,
     check_index,
     may_change,
@@ -119,12 +119,12 @@ def source_names(kinds: Sequence[str]) -> list[str]:
     return [kind if kinds.count(kind) == 1 else f"{kind}-{place}" for kind, place in zip(kinds, places, strict=True)]
 
 
-def with_sources(name: str, ranking: Sequence[SourcedHit]) -> dict[str, tuple[Source, ...]]:
+def with_sources(name: str, ranking: Sequence[SourcedHit]) -> dict[str, tuple[HitSource, ...]]:
     """For each passage what the index of this name says of it, and then what those inside that index do."""
     return {
         passage_id: (
-            Source(name, rank, score),
-            *(Source(f"{name}/{inner.name}", inner.rank, inner.score) for inner in inside),
+            HitSource(name, rank, score),
+            *(HitSource(f"{name}/{inner.name}", inner.rank, inner.score) for inner in inside),
         )
         for rank, (passage_id, score, inside) in enumerate(ranking, start=1)
     }

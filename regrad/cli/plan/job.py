@@ -37,7 +37,7 @@ from regrad.planning.profile import (
     write_profile,
 )
 from regrad.planning.search import Choice, Limits, best, check_processors, fits, fitting, front, no_room, predicted
-from regrad.planning.stages import Measured, Served, measure
+from regrad.planning.stages import MeasuredStages, Served, measure
 from regrad.settings import parse_settings
 from regrad.storage import Storage
 from regrad.text import hint
@@ -233,7 +233,7 @@ def _other_server(checked: CheckedSettings, profile: Profile, say: Say) -> Serve
     return None
 
 
-def _profile(checked: CheckedSettings, found: Measured, given: ObservedServer) -> Profile:
+def _profile(checked: CheckedSettings, found: MeasuredStages, given: ObservedServer) -> Profile:
     alone = checked.config.max_new_tokens > checked.server.groups.max_new_tokens
     return Profile(
         made=datetime.now(UTC).isoformat(timespec="seconds"),

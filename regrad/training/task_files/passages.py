@@ -31,7 +31,7 @@ _POOL = 20_000
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenPassages:
     """The passages of a question, best first, and whether all of its gold ones are there; or the reason for none."""
 
     passages: tuple[Passage, ...] = ()
@@ -79,23 +79,23 @@ class TaskPassages:
         found = (own.get(name) or self._known.get(name) or self._indexed(name) for name in question.passage_ids)
         return [passage for passage in found if passage is not None]
 
-    def choose(self, questions: Sequence[Question]) -> list[Chosen]:
+    def choose(self, questions: Sequence[Question]) -> list[ChosenPassages]:
         """The passages of each of these questions."""
         hits = self._hits(questions) if self._config.searches else [()] * len(questions)
         return [self._chosen(question, found) for question, found in zip(questions, hits, strict=True)]
 
-    def _chosen(self, question: Question, hits: Sequence[Passage]) -> Chosen:
+    def _chosen(self, question: Question, hits: Sequence[Passage]) -> ChosenPassages:
         gold, names = self.gold(question), set(question.passage_ids)
         needs_gold = self._config.source == "gold" or self._config.gold in ("in", "required")
         if needs_gold and not names:
-            return Chosen(reason=NO_GOLD)
+            return ChosenPassages(reason=NO_GOLD)
         if self._config.source == "gold":
             found = gold
         else:
             found = list({p.id: p for p in (hits if self._config.source == "index" else question.passages)}.values())
         usable = [passage for passage in found if self._usable(passage)]
         if found and not usable:
-            return Chosen(reason=UNUSABLE)
+            return ChosenPassages(reason=UNUSABLE)
         found = usable
         if self._config.gold == "out":
             found = [passage for passage in found if passage.id not in names]
@@ -104,10 +104,10 @@ class TaskPassages:
             main = _with_gold(main, gold, self._config.k)
         has_gold = bool(names) and len(names & {p.id for p in main}) >= min(self._config.k, len(names))
         if needs_gold and not has_gold:
-            return Chosen(reason=GOLD_NOT_FOUND if self._config.gold == "required" else GOLD_NOWHERE)
+            return ChosenPassages(reason=GOLD_NOT_FOUND if self._config.gold == "required" else GOLD_NOWHERE)
         if not main:
-            return Chosen(reason=NOTHING_GIVEN if self._config.source == "given" else NOTHING_FOUND)
-        return Chosen((*main, *self._distractors(question, main, hits)), has_gold)
+            return ChosenPassages(reason=NOTHING_GIVEN if self._config.source == "given" else NOTHING_FOUND)
+        return ChosenPassages((*main, *self._distractors(question, main, hits)), has_gold)
 
     def _distractors(self, question: Question, main: Sequence[Passage], hits: Sequence[Passage]) -> Iterable[Passage]:
         taken, wanted = {passage.id for passage in main} | set(question.passage_ids), self._config.distractors

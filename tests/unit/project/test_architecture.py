@@ -113,6 +113,17 @@ def test_the_rules_know_every_part() -> None:
     assert {part_of(module_of(path)) for path in LIBRARY} == set(ALLOWED)
 
 
+def test_no_two_public_classes_have_one_name() -> None:
+    """One who reads or searches for a class finds the one that is meant."""
+    found: dict[str, list[str]] = {}
+    for path in (*REGRAD, *RAY_FILES):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert len(found) > 500, "or the walk does not see them"
+    assert {name: files for name, files in found.items() if len(files) > 1} == {}
+
+
 @pytest.mark.parametrize("path", RAY_FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_ray_file_is_thin_and_knows_neither_the_command_line_nor_the_other_folder(path: Path) -> None:
     other = {"ray_jobs": "serve_app", "serve_app": "ray_jobs"}[path.relative_to(ROOT).parts[0]]

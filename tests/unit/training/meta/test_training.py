@@ -22,7 +22,7 @@ from regrad.models.loading import LanguageModel
 from regrad.settings import parse_settings
 from regrad.training.callbacks import Silent, StepReport
 from regrad.training.checkpoint import DevScore, TrainCheckpoint, TrainState, load_train_checkpoint
-from regrad.training.config import WatchConfig
+from regrad.training.config import TrackingConfig
 from regrad.training.loop import Loop
 from regrad.training.meta.config import DevConfig, InnerConfig, MetaTrainConfig, OptimizerConfig
 from regrad.training.meta.objective import MetaGradient, Point
@@ -411,7 +411,7 @@ SCORE = DevScore(20, {"exact_match": 0.5, "f1": 0.75, "questions": 8})
 
 
 def sinks(tmp_path: Path, **watch: Any) -> list[Sink]:
-    return make_sinks(WatchConfig(**watch), str(tmp_path / "m"), {"seed": 0})
+    return make_sinks(TrackingConfig(**watch), str(tmp_path / "m"), {"seed": 0})
 
 
 def test_watchers_see_lines_and_tensorboard_files(tmp_path: Path) -> None:
