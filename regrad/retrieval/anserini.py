@@ -100,6 +100,16 @@ class AnseriniRetriever(Retriever):
     HAS_STORE = False
 
     @classmethod
+    def located(cls, uri: str) -> str:
+        """See `Retriever` and the function `located`."""
+        return located(uri)
+
+    @classmethod
+    def card_without_file(cls, uri: str) -> IndexCard | None:
+        """See `Retriever`."""
+        return anserini_card(uri)
+
+    @classmethod
     def check_content(cls, uri: str, card: IndexCard) -> int:
         """See `Retriever`: there is nothing to compare with."""
         raise RetrievalError(

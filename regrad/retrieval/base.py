@@ -45,6 +45,9 @@ RETRIEVERS: Registry[str] = Registry(
 Its module is imported for a card alone, too: what only searching needs (a model, a JVM) is imported where it is used.
 """
 
+FOREIGN = ("anserini",)
+"""The kinds of index that other programs make, without a card: each is asked for one, and where a name's index is."""
+
 
 class IndexCard(Settings):
     """What an index says of itself: the kind of retriever that opens it, how many passages it has, and its files.
@@ -123,6 +126,16 @@ class Retriever(ABC):
     """Whether its folder has a passage store, which is read without opening the index."""
     MAKES_VECTORS: ClassVar[bool] = False
     """Whether `build_like` needs vectors, which many workers can make for it (`embedding`)."""
+
+    @classmethod
+    def located(cls, uri: str) -> str:
+        """Where the index is that a `FOREIGN` kind knows by this name; any other address as it is."""
+        return uri
+
+    @classmethod
+    def card_without_file(cls, uri: str) -> IndexCard | None:
+        """The card of an index that has none, if it is one of this `FOREIGN` kind."""
+        return None
 
     @classmethod
     def named_indexes(cls, uri: str, card: IndexCard) -> tuple[str, ...]:
@@ -269,15 +282,14 @@ def write_card(
 def read_index_card(uri: str) -> IndexCard:
     """The card of an index; raises `RetrievalError` if there is none, or of another format.
 
-    A Lucene index of Anserini's has none: one is made for it.
+    For one that another program made (`FOREIGN`) it is made here.
     """
     uri = _located(uri)
     storage = Storage(uri)
     if not storage.exists(CARD):
-        from regrad.retrieval.anserini import anserini_card
-
-        if made := anserini_card(uri):
-            return made
+        for kind in FOREIGN:
+            if made := _class_of(kind).card_without_file(uri):
+                return made
         raise RetrievalError(
             f"there is no index at {uri}: {CARD} is missing; make one with `regrad index`", code="not_found", uri=uri
         )
@@ -317,9 +329,9 @@ def _format(data: bytes) -> object:
 
 
 def _located(uri: str) -> str:
-    from regrad.retrieval.anserini import located  # which is a kind of index, and imports this module
-
-    return located(uri)
+    for kind in FOREIGN:
+        uri = _class_of(kind).located(uri)
+    return uri
 
 
 def check_index(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> IndexCard:
@@ -364,7 +376,11 @@ def _kinds(card: IndexCard) -> str:
 
 def kind_of(card: IndexCard) -> type[Retriever]:
     """The class of an index's kind: what holds of the kind, and what opens such an index."""
-    module, _, name = RETRIEVERS[card.kind].partition(":")
+    return _class_of(card.kind)
+
+
+def _class_of(kind_name: str) -> type[Retriever]:
+    module, _, name = RETRIEVERS[kind_name].partition(":")
     kind: type[Retriever] = getattr(importlib.import_module(module), name)
     return kind
 

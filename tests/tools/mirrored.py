@@ -58,6 +58,21 @@ class MirroredRetriever(Retriever):
         self._inner.close()
 
 
+class UncardedRetriever(MirroredRetriever):
+    """The same as if another program made it: the directory is all there is, and `mirror-of:` before it a name."""
+
+    @classmethod
+    def located(cls, uri: str) -> str:
+        return uri.rpartition("mirror-of:")[2]
+
+    @classmethod
+    def card_without_file(cls, uri: str) -> IndexCard | None:
+        if not Storage(uri).exists(_NAMED):
+            return None
+        inner = check_index(Storage(uri).read(_NAMED).decode())
+        return IndexCard(kind="mirrored", passages=inner.passages, joins=(inner.kind,), files={})
+
+
 class ChangingRetriever(MirroredRetriever):
     """The same, of passages that come and go."""
 

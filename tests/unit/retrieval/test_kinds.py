@@ -12,7 +12,7 @@ import pytest
 from ray_jobs.index_corpus import run
 from regrad.data.passages import Passage, encode_passages
 from regrad.errors import RetrievalError
-from regrad.retrieval.base import CARD, RETRIEVERS, check_index, kind_of, may_change, open_retriever
+from regrad.retrieval.base import CARD, FOREIGN, RETRIEVERS, check_index, kind_of, may_change, open_retriever
 from regrad.retrieval.collection_changes import create_collection
 from regrad.retrieval.config import FuseConfig, IndexConfig
 from regrad.retrieval.fused import fuse_indexes
@@ -103,6 +103,21 @@ def test_what_changes_is_not_written_over(tmp_path: Path, changing_mirror: str) 
     (tmp_path / "corpus.jsonl").write_bytes(encode_passages(PASSAGES))
     with refused(RetrievalError, "exists", uri=changing_mirror):
         run(IndexConfig(corpus=str(tmp_path / "corpus.jsonl"), output=changing_mirror))
+
+
+def test_a_kind_that_another_program_makes_is_known_by_its_files_and_by_a_name(
+    tmp_path: Path, mirror: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mirror" / CARD).unlink()
+    with refused(RetrievalError, "not_found", uri=mirror):
+        open_retriever(mirror)
+    monkeypatch.setitem(RETRIEVERS, "mirrored", "tests.tools.mirrored:UncardedRetriever")
+    monkeypatch.setattr("regrad.retrieval.base.FOREIGN", (*FOREIGN, "mirrored"))
+    for uri in (mirror, f"mirror-of:{mirror}"):
+        with open_retriever(uri) as retriever:
+            assert [name for name, _ in retriever.search_ids(["fox owl"], 1)[0]] == ["one"]
+    with refused(RetrievalError, "not_found", uri=str(tmp_path)):
+        check_index(str(tmp_path))
 
 
 def test_a_kind_says_how_it_is_searched(inner: str, mirror: str) -> None:
