@@ -24,7 +24,7 @@ from regrad.gradients.extractor import AtomExtractor
 from regrad.gradients.merging import MERGES
 from regrad.inference.decoding import GenerationRequest, generate
 from regrad.lab.files import set_corpus, set_questions
-from regrad.lab.sets import FORMER, SETS, SetQuestion
+from regrad.lab.sets import FORMER, SETS, LabQuestion
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit, random_meta_init
 from regrad.models.config import ModelConfig
@@ -42,7 +42,7 @@ class Measured:
     """One lab's questions with what BM25 found, and one MetaInit."""
 
     def __init__(
-        self, lm: LanguageModel, meta_init: MetaInit, corpus: Sequence[Passage], questions: Sequence[SetQuestion]
+        self, lm: LanguageModel, meta_init: MetaInit, corpus: Sequence[Passage], questions: Sequence[LabQuestion]
     ) -> None:
         self._lm, self._meta_init, self._questions = lm, meta_init, questions
         with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +73,7 @@ class Measured:
             )
         return right / len(self._questions)
 
-    def _request(self, item: SetQuestion, hits: Sequence[Hit], method: str, merge: str) -> GenerationRequest:
+    def _request(self, item: LabQuestion, hits: Sequence[Hit], method: str, merge: str) -> GenerationRequest:
         prompts, update = self._lm.config.prompts, None
         passages = [hit.passage for hit in reversed(hits)] if method == "rag" else []
         while len(self._lm.encode(prompts.prompt(item.question, passages))) > 512 - _NEW_TOKENS - 1:

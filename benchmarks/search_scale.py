@@ -35,8 +35,8 @@ from regrad.retrieval.base import Retriever, open_retriever
 from regrad.retrieval.bm25 import build_index
 from regrad.retrieval.config import DenseConfig, EncoderConfig, IndexConfig
 from regrad.retrieval.dense import write_dense_index
-from regrad.retrieval.embedding import EncoderIdentity
-from regrad.retrieval.encoder import Encoder, Vectors
+from regrad.retrieval.embedding import EncoderIdentity, Vectors
+from regrad.retrieval.encoder import Encoder
 from regrad.retrieval.lucene_process import lucene
 from regrad.settings import WorkersConfig
 

@@ -29,7 +29,7 @@ from serving.engine import InProcess
 from serving.lab import Lab, lab
 
 from ray_jobs.cluster import cluster
-from regrad.planning.users import Outcome, Plan, run
+from regrad.planning.users import RequestOutcome, Traffic, run
 from regrad.planning.watching import processor_seconds, spent_by_role
 from regrad.retrieval.base import open_retriever
 from serve_app.app import anywhere, deploy, serving
@@ -46,12 +46,12 @@ class Bench:
     def __init__(self, bodies: Sequence[dict[str, Any]]) -> None:
         self._bodies = bodies
         self.rows: list[dict[str, Any]] = []
-        self.outcomes: dict[str, list[Outcome]] = {_OURS: [], _EMBEDDED: [], _THEIRS: []}
+        self.outcomes: dict[str, list[RequestOutcome]] = {_OURS: [], _EMBEDDED: [], _THEIRS: []}
 
     def load(self, system: str, url: str, seconds: float, users: int = 0, rate: float = 0.0) -> float:
         """One load; returns answers a second."""
         before = processor_seconds()
-        found = run(Plan(url, self._bodies, seconds, users, rate, seed=len(self.rows)))
+        found = run(Traffic(url, self._bodies, seconds, users, rate, seed=len(self.rows)))
         computed = sum(spent_by_role(before).values())
         self.rows.append(_row(system, f"{users} users" if users else f"{rate:.0f}/s", found, computed))
         self.outcomes[system] += found
@@ -60,7 +60,7 @@ class Bench:
 
     def alone(self, url: str) -> dict[int, str]:
         """Each question's answer when nothing else is asked."""
-        found = run(Plan(url, self._bodies, 600.0, users=1, once=True))
+        found = run(Traffic(url, self._bodies, 600.0, users=1, once=True))
         return {item.body: item.answer for item in found if item.status == 200}
 
     def authors_here(self, authors: Authors, found: Sequence[Sequence[str]], seconds: float) -> float:
@@ -68,7 +68,8 @@ class Bench:
         questions = [body["question"] for body in self._bodies]
         answers, each, processor = in_process(authors, questions, found, seconds)
         outcomes = [
-            Outcome(i % len(questions), 0.0, s, 200, a, 1) for i, (a, s) in enumerate(zip(answers, each, strict=True))
+            RequestOutcome(i % len(questions), 0.0, s, 200, a, 1)
+            for i, (a, s) in enumerate(zip(answers, each, strict=True))
         ]
         self.rows.append(_row(_IN_PROCESS, "1 user", outcomes, processor, sum(each)))
         print(self.rows[-1], flush=True)
@@ -81,14 +82,17 @@ class Bench:
         answers = engine.run(questions, found, _COMPARED, seconds)
         took, spent_here = time.perf_counter() - started, time.process_time() - processor
         outcomes = [
-            Outcome(i % len(questions), 0.0, float("nan"), 200, answer, _COMPARED) for i, answer in enumerate(answers)
+            RequestOutcome(i % len(questions), 0.0, float("nan"), 200, answer, _COMPARED)
+            for i, answer in enumerate(answers)
         ]
         self.rows.append(_row(_ENGINE, f"{_COMPARED} at a time", outcomes, spent_here, took))
         print(self.rows[-1], flush=True)
         return float(self.rows[-1]["answers/s"])
 
 
-def _row(system: str, load: str, found: Sequence[Outcome], processor: float, seconds: float = 0.0) -> dict[str, Any]:
+def _row(
+    system: str, load: str, found: Sequence[RequestOutcome], processor: float, seconds: float = 0.0
+) -> dict[str, Any]:
     right = [item for item in found if item.status == 200]
     times = sorted(item.seconds for item in right) or [float("nan")]
     return {

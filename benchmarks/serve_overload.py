@@ -26,7 +26,7 @@ from common import show, write
 from serving.lab import Lab, lab
 
 from ray_jobs.cluster import cluster
-from regrad.planning.users import Outcome, Plan, run
+from regrad.planning.users import RequestOutcome, Traffic, run
 from serve_app.app import anywhere, serving
 
 _TIMES, _USERS = 5.0, 32
@@ -39,13 +39,13 @@ def overload(url: str, world: Lab, arguments: argparse.Namespace) -> tuple[dict[
     """The numbers to quote, and a row for each few seconds."""
     bodies, seconds = world.bodies(), arguments.seconds
     capacity, usual = _capacity(url, bodies, arguments.measured)
-    run(Plan(url, bodies, 3.0, rate=_TIMES * capacity))  # what is made once, and kept, is made now
+    run(Traffic(url, bodies, 3.0, rate=_TIMES * capacity))  # what is made once, and kept, is made now
     time.sleep(3.0)
     start_at = time.time() + _START_SECONDS
     with ThreadPoolExecutor(2) as threads:
-        flood = threads.submit(run, Plan(url, bodies, seconds, rate=_TIMES * capacity, seed=1, start_at=start_at))
-        plan = Plan(url, bodies, seconds + arguments.after, users=1, start_at=start_at)
-        probe = threads.submit(run, plan)
+        flood = threads.submit(run, Traffic(url, bodies, seconds, rate=_TIMES * capacity, seed=1, start_at=start_at))
+        asking = Traffic(url, bodies, seconds + arguments.after, users=1, start_at=start_at)
+        probe = threads.submit(run, asking)
         memory = _memory(probe, start_at)
     found = flood.result()
     statuses = Counter(item.status for item in found)
@@ -67,9 +67,9 @@ def overload(url: str, world: Lab, arguments: argparse.Namespace) -> tuple[dict[
 
 def _capacity(url: str, bodies: Sequence[dict[str, Any]], seconds: float) -> tuple[float, float]:
     """Answers a second with many users, and the median seconds of one answer with one user."""
-    run(Plan(url, bodies, seconds, users=_USERS))
-    answered = [item for item in run(Plan(url, bodies, seconds, users=_USERS)) if item.status == 200]
-    alone = [item.seconds for item in run(Plan(url, bodies, seconds, users=1)) if item.status == 200]
+    run(Traffic(url, bodies, seconds, users=_USERS))
+    answered = [item for item in run(Traffic(url, bodies, seconds, users=_USERS)) if item.status == 200]
+    alone = [item.seconds for item in run(Traffic(url, bodies, seconds, users=1)) if item.status == 200]
     return len(answered) / max(item.due + item.seconds for item in answered), statistics.median(alone)
 
 
@@ -91,7 +91,7 @@ def _resident_bytes() -> tuple[int, int]:
     return sum(item.rss for item in held), sum(item.rss - item.shared for item in held)
 
 
-def recovery(probe: Sequence[Outcome], ended: float, usual: float) -> float | None:
+def recovery(probe: Sequence[RequestOutcome], ended: float, usual: float) -> float | None:
     """Seconds from the end of the overload until five answers in a row were about as fast as usual; None: never."""
     later = [item for item in probe if item.due + item.seconds >= ended]
     for start in range(len(later) - _IN_A_ROW + 1):
@@ -103,7 +103,10 @@ def recovery(probe: Sequence[Outcome], ended: float, usual: float) -> float | No
 
 
 def _rows(
-    found: Sequence[Outcome], probe: Sequence[Outcome], memory: Sequence[tuple[float, int, int]], every: float
+    found: Sequence[RequestOutcome],
+    probe: Sequence[RequestOutcome],
+    memory: Sequence[tuple[float, int, int]],
+    every: float,
 ) -> list[dict[str, Any]]:
     rows = []
     for number in range(int(memory[-1][0] / every) + 1):

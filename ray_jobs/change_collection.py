@@ -14,7 +14,7 @@ from regrad.bank.maintenance import delete, unknown_ids
 from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound
-from regrad.retrieval.base import read_index_card
+from regrad.retrieval.base import kind_of, read_index_card
 from regrad.retrieval.collection import CollectionBank, CollectionVersion, Segment, location
 from regrad.retrieval.collection_changes import changing, known_ids, publish, with_segment, without, write_segment
 from regrad.retrieval.config import PART_PASSAGES, DenseConfig, IndexConfig
@@ -22,8 +22,7 @@ from regrad.settings import WorkersConfig, apply_override, parse_settings
 from regrad.storage import Storage, parts_uri
 
 if TYPE_CHECKING:
-    from regrad.retrieval.embedding import EncoderIdentity
-    from regrad.retrieval.encoder import Vectors
+    from regrad.retrieval.embedding import EncoderIdentity, Vectors
 
 _ANY_BANK = CollectionBank(uri="bank", meta_init="meta-init", codec="bf16", version=1)
 
@@ -52,8 +51,9 @@ def add(uri: str, corpus: str, changes: Sequence[str] = ()) -> tuple[CollectionV
 
 def _index(uri: str, version: CollectionVersion, corpus: str, workers: WorkersConfig) -> Segment:
     """The indexes of an addition; more than one block of vectors is made by a pool of workers."""
-    kinds = {read_index_card(location(uri, index)).kind for index in version.segments[0].indexes}
-    if "dense" in kinds and any(True for _ in islice(read_passages(corpus), PART_PASSAGES, None)):
+    kinds = [kind_of(read_index_card(location(uri, index))) for index in version.segments[0].indexes]
+    vectors = any(kind.MAKES_VECTORS for kind in kinds)
+    if vectors and any(True for _ in islice(read_passages(corpus), PART_PASSAGES, None)):
         # Here, since only this kind needs the library of encoders, which is an extra.
         from ray_jobs.embedding import run_with_pool
 

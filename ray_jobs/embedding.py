@@ -20,8 +20,8 @@ from regrad.errors import RegradError, RetrievalError
 from regrad.retrieval.base import CARD
 from regrad.retrieval.config import EncoderConfig, IndexConfig
 from regrad.retrieval.dense import write_dense_index
-from regrad.retrieval.embedding import EncoderIdentity, embed, encode_part, has_part, part_name, read_part
-from regrad.retrieval.encoder import Encoder, Vectors
+from regrad.retrieval.embedding import EncoderIdentity, Vectors, embed, encode_part, has_part, part_name, read_part
+from regrad.retrieval.encoder import Encoder
 from regrad.settings import WorkersConfig
 from regrad.storage import Storage, check_replaceable, parts_uri
 

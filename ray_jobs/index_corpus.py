@@ -14,7 +14,7 @@ from ray_jobs.progress import progress_channel
 from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
-from regrad.retrieval.base import CARD, read_index_card
+from regrad.retrieval.base import CARD, kind_of, read_index_card
 from regrad.retrieval.bm25 import build_index
 from regrad.retrieval.config import IndexConfig
 from regrad.retrieval.fused import fuse_indexes
@@ -25,7 +25,7 @@ _REPORT_EVERY = 10_000
 
 def run(config: IndexConfig) -> str:
     """Index the corpus; returns one line saying what was made and where."""
-    if Storage(config.output).exists(CARD) and read_index_card(config.output).kind == "collection":
+    if Storage(config.output).exists(CARD) and kind_of(read_index_card(config.output)).CHANGES:
         text = f"there is a collection at {config.output}, with all that was added to it; name another output"
         raise RetrievalError(text, code="exists", uri=config.output)
     if config.corpus is not None:
@@ -43,16 +43,9 @@ def run(config: IndexConfig) -> str:
                 Storage(parts_uri(config.output)).remove()
             else:
                 count = run_task(_index, config, progress, num_cpus=1)
-    kind = read_index_card(config.output).kind
-    how = f", searched by {_how_searched(config.output)}" if kind == "dense" else ""
-    return f"{kind.upper()} index at {config.output}: {count} passages{how}"
-
-
-def _how_searched(index: str) -> str:
-    # Here, as in `run`: what needs FAISS.
-    from regrad.retrieval.dense import how_searched
-
-    return f"{how_searched(index)}; `dense.vectors` chooses another"
+    card = read_index_card(config.output)
+    how = kind_of(card).how_searched(config.output)
+    return f"{card.kind.upper()} index at {config.output}: {count} passages{f', searched by {how}' if how else ''}"
 
 
 def _index(config: IndexConfig, progress: Any) -> int:

@@ -5,13 +5,12 @@ It is begun before the work: a place that cannot be written to is found then, an
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from regrad.digests import json_digest
 from regrad.errors import RegradError
 from regrad.rebuild.inputs import content_digest, size_of
 from regrad.rebuild.records import MadeOutput, RunRecord, host, now, revision, software
@@ -54,7 +53,7 @@ def _place(config: Settings) -> str:
 
 def _begun(config: Settings, job: str, storage: Storage, name: str) -> RunRecord:
     settings = config.model_dump(mode="json")
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    key = json_digest(settings, 12)
     before = None
     if storage.exists(name):
         with suppress(ValueError):  # of another version of regrad, or of somebody else

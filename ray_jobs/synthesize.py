@@ -49,7 +49,7 @@ class PartWriter(RecordActor):
         read = [read_line(line, problem) for line, problem in zip(lines, problems, strict=True)]
         written = iter(self._writer.write([item for item in read if isinstance(item, Passage)]))
         for item in read:
-            yield asdict(next(written) if isinstance(item, Passage) else item)
+            yield (next(written) if isinstance(item, Passage) else item).to_record()
 
     def questions(self, record: dict[str, Any]) -> int:
         """See `RecordActor`: the pairs that were kept."""

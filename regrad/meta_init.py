@@ -8,7 +8,6 @@ changes, every atom is void.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from regrad.digests import SHORT, json_bytes, pieces_digest
 from regrad.errors import BankError, MetaInitError, ModelError
 from regrad.models.config import ActsOn, ModelConfig
 from regrad.models.subspace import Subspace, load_adapter, save_adapter
@@ -67,10 +67,9 @@ class MetaInit:
             **({"inner_steps": self.inner_steps} if self.inner_steps > 1 else {}),
             **({} if self.acts_on == "everything" else {"acts_on": self.acts_on}),
         }
-        digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-        for tensor in (self.phi0, self.step_sizes):
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        tensors = (self.phi0, self.step_sizes)
+        numbers = (tensor.detach().cpu().float().contiguous().numpy().tobytes() for tensor in tensors)
+        return pieces_digest([json_bytes(head), *numbers])[:SHORT]
 
     def model_at(self, path: str | None) -> ModelConfig:
         """The base model's settings, with `path`, if given, as the place of its weights."""

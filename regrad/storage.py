@@ -23,8 +23,11 @@ import fsspec
 from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
+from regrad.digests import pieces_digest
 from regrad.errors import StorageError
 from regrad.text import first_line
+
+_CHUNK = 1 << 24
 
 
 class Storage:
@@ -87,11 +90,11 @@ class Storage:
         """
         with self._errors("write", folder):
             if not self.is_local:
-                digest = _sha256(chunks)
+                digest = pieces_digest(chunks)
                 self.fs.pipe_file(self.path(f"{folder}/{digest[:32]}{suffix}"), b"".join(chunks))
             else:
                 with ThreadPoolExecutor(1) as thread:
-                    hashing = thread.submit(_sha256, chunks)
+                    hashing = thread.submit(pieces_digest, chunks)
                     target = Path(self.path(folder))
                     with _temporary(target / f"new{suffix}", chunks) as temporary:
                         digest = hashing.result()
@@ -206,16 +209,15 @@ def _temporary(target: Path, chunks: Sequence[bytes | memoryview]) -> Iterator[P
         temporary.unlink(missing_ok=True)
 
 
-def _sha256(chunks: Sequence[bytes | memoryview]) -> str:
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _seconds(info: Mapping[str, Any]) -> float:
     value = info.get("mtime") or info.get("LastModified") or info.get("created") or 0.0
     return float(value.timestamp() if isinstance(value, datetime) else value)
+
+
+def content_of(uri: str) -> Iterator[bytes]:
+    """The bytes of one file, some megabytes at a time."""
+    folder, _, name = uri.rstrip("/").rpartition("/")
+    return Storage(folder or "/").chunks(name, _CHUNK)
 
 
 def safetensors_header(read: Callable[[int, int], bytes], most: int) -> tuple[dict[str, Any], int]:

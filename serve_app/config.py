@@ -105,7 +105,7 @@ class ProtectionConfig(Settings):
         return origins
 
 
-class WatchingConfig(Settings):
+class ObservabilityConfig(Settings):
     """The request log and traces. Metrics are always exported.
 
     Each request is logged as one line of JSON, to a file or (None) to standard error, without its question unless
@@ -147,7 +147,7 @@ class ServeConfig(Settings):
     retrieval: RetrieverConfig = RetrieverConfig()
     limits: LimitsConfig = LimitsConfig()
     protection: ProtectionConfig = ProtectionConfig()
-    watching: WatchingConfig = WatchingConfig()
+    watching: ObservabilityConfig = ObservabilityConfig()
     batch: BatchConfig = BatchConfig()
     groups: GroupConfig = GroupConfig()
     embedded: bool = Field(

@@ -44,7 +44,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Ask:
-    """One validated question, the same for every protocol.
+    """One validated question, the same for every protocol: how to answer it, and no answers, unlike a `Question`.
 
     Passages are retrieved for `question`, and the prompt asks it; with `raw` it is the prompt itself, and passages, if
     the method puts any there, go in front of it. `turns` came before it. `seconds` is what is left of its time,

@@ -20,7 +20,7 @@ from ray.serve import metrics
 
 from regrad.bank.tiers import Tier
 from regrad.errors import ConfigError
-from serve_app.config import OFFERED, WatchingConfig
+from serve_app.config import OFFERED, ObservabilityConfig
 from serve_app.http.errors import Problem
 from serve_app.messages import Ask, Reply
 
@@ -150,7 +150,7 @@ class RequestLog:
     A log file that logrotate has moved is opened again. Several replicas on one machine may share it.
     """
 
-    def __init__(self, config: WatchingConfig) -> None:
+    def __init__(self, config: ObservabilityConfig) -> None:
         self._questions = config.log_questions
         self._logger = _logger(config.request_log) if config.log_requests else None
 
@@ -339,7 +339,7 @@ class InHand:
 class Watch:
     """Metrics, log and traces of one replica. Raises `ConfigError` if tracing is configured but not installed."""
 
-    def __init__(self, config: WatchingConfig, deployment: str, methods: Collection[str] = OFFERED) -> None:
+    def __init__(self, config: ObservabilityConfig, deployment: str, methods: Collection[str] = OFFERED) -> None:
         self.tracing = open_tracing(config.tracing, deployment)
         self.metrics = Metrics(methods)
         self._log = RequestLog(config)

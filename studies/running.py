@@ -13,7 +13,7 @@ from ray_jobs.cluster import cause_of, cluster
 from regrad.errors import EvaluationError
 from regrad.locking import exclusive
 from regrad.rebuild.records import Records, RunRecord
-from regrad.rebuild.steps import Outcome, begun, ended
+from regrad.rebuild.steps import StepOutcome, begun, ended
 from regrad.storage import Storage
 from studies.step import Step
 
@@ -130,7 +130,7 @@ class Progress:
 
     def finish(self, record: RunRecord, line: str, seconds: float, clock: float) -> None:
         """Note that a run is complete, what it took, and for how long the study has been at work in all."""
-        self._records.write(ended(record, Outcome(line, {"clock": round(clock, 1)}), round(seconds, 1)))
+        self._records.write(ended(record, StepOutcome(line, {"clock": round(clock, 1)}), round(seconds, 1)))
 
     def clock(self) -> float:
         """Seconds that earlier calls were at work, up to the last step that they finished."""

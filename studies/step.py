@@ -143,7 +143,7 @@ class Step:
     def recorded(self) -> steps.Step:
         """The same as its run record has it; raises `ConfigError` if its settings are wrong."""
         settings = self.work.content()
-        return steps.Step(self.name, short_hash(settings), settings, lambda _: steps.Outcome(self.run()))
+        return steps.Step(self.name, short_hash(settings), settings, lambda _: steps.StepOutcome(self.run()))
 
     def run(self) -> str:
         """Do its work, on one thread and without moving bars: several steps run at once."""

@@ -14,7 +14,7 @@ from ray.serve.schema import ReplicaState
 from serving.lab import Lab, lab
 
 from nodes.simulated import simulated
-from regrad.planning.users import Outcome, Plan, run
+from regrad.planning.users import RequestOutcome, Traffic, run
 from regrad.settings import builtin_config
 from serve_app.app import APPLICATION, anywhere, load_serve_file, serving
 from serve_app.config import ServeConfig
@@ -30,7 +30,7 @@ class Phase:
     users: int
     seconds: float
     began: float = 0.0
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[RequestOutcome] = field(default_factory=list)
 
 
 @dataclass
@@ -92,10 +92,10 @@ def elastic(phases: Sequence[Phase], replicas: int, target: float, calm_seconds:
         serving(production(world, replicas, target, calm_seconds), anywhere(), shared=True) as url,
         watched() as found,
     ):
-        run(Plan(url, world.bodies(), 3.0, users=1))
+        run(Traffic(url, world.bodies(), 3.0, users=1))
         for phase in phases:
             phase.began = time.time()
-            phase.outcomes = run(Plan(url, world.bodies(), phase.seconds, users=phase.users))
+            phase.outcomes = run(Traffic(url, world.bodies(), phase.seconds, users=phase.users))
     return found
 
 

@@ -13,7 +13,8 @@ from regrad.bank.format import Layout
 from regrad.bank.writer import BankWriter
 from regrad.data.passages import Passage
 from regrad.gradients.extractor import AtomExtractor
-from regrad.lab.files import LabQuestion, held_out_corpus, held_out_questions
+from regrad.lab.files import held_out_corpus, held_out_questions
+from regrad.lab.sets import LabQuestion
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit, random_meta_init
 from regrad.models.config import ModelConfig

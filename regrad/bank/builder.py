@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +20,7 @@ from regrad.bank.index import Catalog
 from regrad.bank.shards import write_shard
 from regrad.bank.writer import Change, whole_index
 from regrad.data.passages import Passage
+from regrad.digests import json_bytes, pieces_digest
 from regrad.errors import BankError, StorageError
 from regrad.settings import Settings
 from regrad.storage import Storage
@@ -43,10 +42,8 @@ RESULT = pa.schema(
 
 def receipt_name(settings: Mapping[str, Any], passages: Sequence[Passage]) -> str:
     """The file of the block of these passages in a build with these settings."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for passage in passages:
-        digest.update(hashlib.sha256(passage.id.encode()).digest() + bytes.fromhex(passage.text_hash))
-    return f"{BUILDS}/{digest.hexdigest()[:32]}.parquet"
+    digest = pieces_digest([json_bytes(settings), *(passage.digest for passage in passages)])
+    return f"{BUILDS}/{digest[:32]}.parquet"
 
 
 def read_receipt(storage: Storage, name: str) -> pa.Table | None:

@@ -18,7 +18,7 @@ from regrad.errors import StorageError
 from regrad.settings import parse_settings
 
 if TYPE_CHECKING:
-    from regrad.evaluation.retrieval import Measured
+    from regrad.evaluation.retrieval import MeasuredSearch
 
 _MOST_K = 1000
 _WIDTH = 9
@@ -79,7 +79,7 @@ def eval_retrieval(
     click.echo(
         printable(f"{len(asked) - without:,} questions of {questions}; {without:,} that name no passage left out")
     )
-    found: dict[str, Measured] = {}
+    found: dict[str, MeasuredSearch] = {}
     for index in dict.fromkeys(indexes):
         with open_retriever(index) as retriever:
             found[index] = measure(retriever, asked, relevant, ks)
@@ -100,12 +100,12 @@ def _searched(questions: str) -> str:
     return "beir" if name == "queries.jsonl" else "topics" if name.endswith(".tsv") else "jsonl"
 
 
-def _cells(found: Measured) -> list[str]:
+def _cells(found: MeasuredSearch) -> list[str]:
     times = [*np.percentile(found.alone_ms, [50, 99]), found.batched_ms]
     return [*(f"{value:.3f}" for value in found.means().values()), *(f"{value:.1f}" for value in times)]
 
 
-def _numbers(found: Measured) -> dict[str, object]:
+def _numbers(found: MeasuredSearch) -> dict[str, object]:
     p50, p99 = np.percentile(found.alone_ms, [50, 99])
     times = {"p50": float(p50), "p99": float(p99), "batched": found.batched_ms}
     return {"means": found.means(), "milliseconds": times, "unknown": list(found.unknown), "questions": found.scores}

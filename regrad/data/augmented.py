@@ -23,7 +23,8 @@ AUGMENTED = "augmented.jsonl"
 class Pair:
     """A question, its short answer and, where there is one, the answer as a sentence.
 
-    Of a closed question, kind, choices and answer are as in `regrad.data.tasks.TaskQuestion`.
+    Of a closed question, kind, choices and answer are as in `regrad.data.tasks.TaskQuestion`. It is no `Question`
+    (`asked` gives that), as it is learnt rather than asked: it has one answer, and that in two forms.
     """
 
     question: str

@@ -32,7 +32,7 @@ class ChunkConfig(Settings):
     max_tokens: int = Field(200, ge=16, description="the longest passage, in tokens")
 
 
-class Piece(NamedTuple):
+class TextPiece(NamedTuple):
     """A passage, and which characters of the text that was cut it is: from `start` to before `end`."""
 
     passage: Passage
@@ -50,7 +50,7 @@ class Chunker:
             kind.from_huggingface_tokenizer(self._tokenizer, max_tokens) for kind in (TextSplitter, MarkdownSplitter)
         )
 
-    def document(self, document: Document) -> Iterator[Piece]:
+    def document(self, document: Document) -> Iterator[TextPiece]:
         """Those pieces that have words.
 
         The id is the document's name and the place (`march.md:12`, `report.pdf:p3`; `page.html:2` is the second piece),
@@ -69,19 +69,19 @@ class Chunker:
             place = f"{document.name}:{where}"
             ids[place] = ids.get(place, 0) + 1
             identifier = place if ids[place] == 1 else f"{place}.{ids[place]}"
-            yield Piece(Passage(identifier, headings.title(start), chunk), start, end)
+            yield TextPiece(Passage(identifier, headings.title(start), chunk), start, end)
 
-    def record(self, passage: Passage) -> list[Piece]:
+    def record(self, passage: Passage) -> list[TextPiece]:
         """The passage itself if it is short enough, else its pieces: their ids are its own with `#1`, `#2`, ...
 
         Raises `CorpusError` if the text is none.
         """
         check_text(passage.text)
         if self._is_short(passage.text):
-            return [Piece(passage, 0, len(passage.text))]
+            return [TextPiece(passage, 0, len(passage.text))]
         chunks = [(start, chunk) for start, chunk in self._plain.chunk_indices(passage.text) if _has_words(chunk)]
         return [
-            Piece(replace(passage, id=f"{passage.id}#{n}", text=chunk), start, start + len(chunk))
+            TextPiece(replace(passage, id=f"{passage.id}#{n}", text=chunk), start, start + len(chunk))
             for n, (start, chunk) in enumerate(chunks, start=1)
         ]
 

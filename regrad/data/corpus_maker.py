@@ -21,7 +21,7 @@ from regrad.data.chunks import ChunkConfig, Chunker
 from regrad.data.corpus_parts import CorpusParts, Reached
 from regrad.data.documents import name_in, read_document
 from regrad.data.jsonl import RawLine, encode_jsonl, read_jsonl
-from regrad.data.passage_sources import SOURCES, PassageSource
+from regrad.data.passage_sources import SOURCES, PassageOrigin
 from regrad.data.passages import Passage, encode_passages
 from regrad.data.sources import SourceFile, find_source
 from regrad.errors import CorpusError
@@ -54,14 +54,14 @@ class CorpusConfig(ChunkConfig):
 
 
 @dataclass(frozen=True)
-class Rejected:
+class RejectedFile:
     """A file, or a record or a page of one, that gave no passage, and why."""
 
     where: str
     reason: str
 
 
-_Found = tuple[Passage, PassageSource] | Rejected
+_Found = tuple[Passage, PassageOrigin] | RejectedFile
 """What a file gives."""
 
 
@@ -180,7 +180,7 @@ class CorpusMaker:
                 self._read_bytes += line.read_bytes
                 yield self._record(name, line) if number > done else ()
         except CorpusError as error:  # the file, from here on
-            yield [Rejected(source.uri, str(error))] if number >= done else ()
+            yield [RejectedFile(source.uri, str(error))] if number >= done else ()
 
     def _document(self, name: str, uri: str) -> Iterator[_Found]:
         try:
@@ -189,29 +189,29 @@ class CorpusMaker:
                 for passage, start, end in self._chunker.document(document):
                     empty = False
                     span = document.span(start, end)
-                    yield passage, PassageSource(passage.id, name, document.unit, *span, start, end)
+                    yield passage, PassageOrigin(passage.id, name, document.unit, *span, start, end)
                 if empty:
-                    yield Rejected(*document.wordless(uri))
+                    yield RejectedFile(*document.wordless(uri))
         except CorpusError as error:
-            yield Rejected(uri, str(error))
+            yield RejectedFile(uri, str(error))
 
     def _record(self, name: str, line: RawLine) -> Sequence[_Found]:
         try:
             pieces = self._chunker.record(Passage.from_record(line.decode(), line.where))
         except CorpusError as error:
-            return [Rejected(line.where, str(error).removeprefix(line.where).lstrip(": "))]
+            return [RejectedFile(line.where, str(error).removeprefix(line.where).lstrip(": "))]
         self._counts["records"] += 1
         self._counts["cut"] += len(pieces) > 1
         if not any(any(map(str.isalnum, piece.passage.text)) for piece in pieces):
-            return [Rejected(line.where, "its text has no words")]
+            return [RejectedFile(line.where, "its text has no words")]
         return [
-            (passage, PassageSource(passage.id, name, line.unit, line.number, line.last, start, end))
+            (passage, PassageOrigin(passage.id, name, line.unit, line.number, line.last, start, end))
             for passage, start, end in pieces
         ]
 
     def _take(self, one: _Found, number: int, parts: CorpusParts) -> None:
         """A passage goes into the corpus unless its words were there before; if only its id was, it is rejected."""
-        if isinstance(one, Rejected):
+        if isinstance(one, RejectedFile):
             self._reject(one, parts)
             return
         passage, place = one
@@ -223,7 +223,7 @@ class CorpusMaker:
         elif identifier in self._ids:
             first, line = divmod(self._ids[identifier], _LINES)
             reason = f"id {passage.id!r:.80} was already used for another text, at {self._files[first].where(line)}"
-            self._reject(Rejected(file.where(place.first), reason), parts)
+            self._reject(RejectedFile(file.where(place.first), reason), parts)
         else:
             self._texts.add(text)
             self._ids[identifier] = at = number * _LINES + place.first
@@ -231,7 +231,7 @@ class CorpusMaker:
             hashes = text + identifier + at.to_bytes(_PLACE_BYTES)
             parts.add(encode_passages([passage]), place.encoded(), hashes)
 
-    def _reject(self, one: Rejected, parts: CorpusParts) -> None:
+    def _reject(self, one: RejectedFile, parts: CorpusParts) -> None:
         if self._config.strict:
             raise CorpusError(f"{one.where}: {one.reason}", code="rejected", where=one.where)
         self._first = self._first or f"{one.where}: {one.reason}"
@@ -285,6 +285,6 @@ def _version(package: str) -> str:
         return ""
 
 
-def read_rejected(uri: str) -> list[Rejected]:
+def read_rejected(uri: str) -> list[RejectedFile]:
     """What was left out of the corpus at `uri`, and why."""
-    return [Rejected(record["where"], record["reason"]) for _, record in read_jsonl(f"{uri}/{REJECTED}")]
+    return [RejectedFile(record["where"], record["reason"]) for _, record in read_jsonl(f"{uri}/{REJECTED}")]

@@ -62,7 +62,7 @@ class CorpusFile:
 
 
 @dataclass(frozen=True)
-class Found:
+class Listing:
     """The files at a place, and the paths from there of others: of what holds no passages, and of other endings."""
 
     files: list[CorpusFile]
@@ -93,7 +93,9 @@ def files_with(uri: str, endings: Sequence[str], what: str) -> list[CorpusFile]:
     return found.files
 
 
-def find_files(uri: str, endings: Sequence[str], hidden: tuple[str, ...] = _HIDDEN, *, passages: bool = False) -> Found:
+def find_files(
+    uri: str, endings: Sequence[str], hidden: tuple[str, ...] = _HIDDEN, *, passages: bool = False
+) -> Listing:
     """As `files_with`, with the others; none at all is no error. Names that begin as `hidden` says are left out."""
     with reading(uri):
         fs, root = fsspec.core.url_to_fs(uri)
@@ -110,7 +112,7 @@ def find_files(uri: str, endings: Sequence[str], hidden: tuple[str, ...] = _HIDD
         if path == root or (_ending(path, endings) and path not in beside)
     ]
     others = found.keys() - beside - {root}
-    return Found(files, _named(beside, root), _named((path for path in others if not _ending(path, endings)), root))
+    return Listing(files, _named(beside, root), _named((path for path in others if not _ending(path, endings)), root))
 
 
 def _listed(fs: Any, directory: str) -> list[str]:
@@ -124,7 +126,7 @@ def _named(paths: Iterable[str], root: str) -> tuple[str, ...]:
     return tuple(path.removeprefix(root).lstrip("/") for path in sorted(paths))
 
 
-def check_found(uri: str, found: Found, endings: Sequence[str], what: str) -> None:
+def check_found(uri: str, found: Listing, endings: Sequence[str], what: str) -> None:
     """Raise `CorpusError`, which calls the files `what`, if there are none; log which others there are."""
     if not found.files:
         left = (*found.others, *found.beside)
@@ -180,7 +182,7 @@ def may_be_data(name: str) -> bool:
     return not _BESIDE_DATA.search(name)
 
 
-def _tell_left_out(uri: str, found: Found, known: str) -> None:
+def _tell_left_out(uri: str, found: Listing, known: str) -> None:
     """Log in one line which of a directory's files may be data and are not read, and in one which hold no passages.
 
     Once a process: a job looks its corpus up several times.

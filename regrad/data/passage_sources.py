@@ -15,7 +15,7 @@ SOURCES = "sources.jsonl"
 
 
 @dataclass(frozen=True)
-class PassageSource:
+class PassageOrigin:
     """The place of a passage.
 
     `first` to `last`, from 1, are the lines, rows, items, pages or, as `unit` says, characters of the file (of HTML: of
@@ -36,13 +36,13 @@ class PassageSource:
         return encode_jsonl([asdict(self)])
 
 
-def read_sources(uri: str) -> Iterator[PassageSource]:
+def read_sources(uri: str) -> Iterator[PassageOrigin]:
     """Of each passage of the corpus that `regrad corpus` has made at `uri`, in order.
 
     Raises `CorpusError` if there is no such file, or for the first bad line.
     """
     for where, record in read_jsonl(f"{uri}/{SOURCES}"):
         try:
-            yield PassageSource(**record)
+            yield PassageOrigin(**record)
         except TypeError as error:
             raise CorpusError(f"{where} is not of a passage's source: {error}", code="bad_line", where=where) from error

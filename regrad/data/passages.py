@@ -26,6 +26,11 @@ class Passage:
         """SHA-256 (hex) of title and text: tells whether an atom still belongs to the words it came from."""
         return hashlib.sha256(f"{self.title}\x00{self.text}".encode()).hexdigest()
 
+    @property
+    def digest(self) -> bytes:
+        """64 bytes, the SHA-256 of the id and `text_hash`: what the names of files that are made of passages hash."""
+        return hashlib.sha256(self.id.encode()).digest() + bytes.fromhex(self.text_hash)
+
     @staticmethod
     def from_record(record: Any, where: str = "record") -> Passage:
         """Check one decoded record; raises `CorpusError` naming `where`.

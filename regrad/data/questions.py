@@ -29,7 +29,7 @@ MOST_CHOICES = 26
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its accepted answers.
+    """A question with its accepted answers: what every prompt is written of and every answer is scored by.
 
     For `choice`, `choices` are the options' texts, labelled A, B, C in their order, and `answers` the right labels. For
     `yes-no`, `choices` are the allowed words and `answers` the right one of them. `passage_ids` are the gold passages

@@ -55,7 +55,7 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
-class Source:
+class CorpusSource:
     """One of a corpus's sources: its files by path, and how many others may be data, but are not read."""
 
     uri: str
@@ -68,7 +68,7 @@ class Source:
         return directory_of(self.uri, self.files[0].uri)
 
 
-def find_source(uri: str) -> Source:
+def find_source(uri: str) -> CorpusSource:
     """The files with records and the documents there. Hidden ones are left out: `.x`, and of records also `_x`.
 
     So is what holds no passages (`regrad.data.beside`) and, where there are records, what is said of them (README and
@@ -78,7 +78,7 @@ def find_source(uri: str) -> Source:
     if [file.uri for file in found.files] == [uri]:
         document = _is_document(uri)
         alone = found.files if document or is_json(uri) else corpus_files(uri)  # which refuses a wrong name
-        return Source(uri, [SourceFile(file, document) for file in alone], 0)
+        return CorpusSource(uri, [SourceFile(file, document) for file in alone], 0)
     files = [SourceFile(file, _is_document(file.uri)) for file in found.files]
     files = [one for one in files if one.is_document or not _has_underscore(uri, one.uri)]
     about = _about(files)
@@ -88,7 +88,7 @@ def find_source(uri: str) -> Source:
         names = listed([name_in(directory_of(uri, one.uri), one.uri) for one in about], _SHOWN)
         logger.warning("%s: not read, since they only describe the records that they stand beside: %s", uri, names)
     left_out = len(found.beside) + sum(map(may_be_data, found.others)) + len(about)
-    return Source(uri, [one for one in files if one not in about], left_out)
+    return CorpusSource(uri, [one for one in files if one not in about], left_out)
 
 
 def _is_document(uri: str) -> bool:

@@ -32,7 +32,9 @@ class TaskQuestion:
     """A question, its answer, and the positions of its retrieved passages in the task.
 
     `answer` is what is trained on: the word of a yes-no question, the letter of a choice. `aliases` are the other
-    answers that count as right. Kind and choices are those of `Question`.
+    answers that count as right. Kind and choices are those of `Question`, which `asked` gives: what writes prompts and
+    scores takes that one. It is another class as a question of a task has no passages but positions, and one answer
+    before the others.
     """
 
     question: str

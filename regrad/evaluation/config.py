@@ -14,15 +14,13 @@ from regrad.models.config import ModelConfig
 from regrad.retrieval.config import RetrieverConfig
 from regrad.settings import Location, Settings, WorkersConfig, invalid
 
-PassageSource = Literal["index", "given", "gold", "random"]
-
 
 class PassagesConfig(Settings):
     """Where the passages of a set's questions come from; each question gets k of them, best first."""
 
     MOVED: ClassVar[Mapping[str, str]] = {"bm25": "retrieval", "fill": "distractors"}
 
-    source: PassageSource = Field(
+    source: Literal["index", "given", "gold", "random"] = Field(
         "index",
         description="index: retrieved from an index; given: those that come with the question; gold: those that the "
         "question names; random: any of the corpus (a control)",

@@ -5,8 +5,6 @@ If one of these things changes, the cells that used it get another key, and run 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +18,7 @@ from regrad.data.files import corpus_files
 from regrad.data.passages import Passage
 from regrad.data.question_sets import read_demonstrations, read_questions
 from regrad.data.questions import Question
+from regrad.digests import SHORT, json_digest, pieces_digest
 from regrad.errors import EvaluationError, MethodError
 from regrad.evaluation.config import EvalConfig, EvalSetConfig, PassagesConfig
 from regrad.evaluation.leaks import find_leaks
@@ -29,7 +28,7 @@ from regrad.methods.base import MethodSettings
 from regrad.models.config import ModelConfig
 from regrad.models.loading import resolve_path
 from regrad.retrieval.base import check_index, read_index_card
-from regrad.storage import Storage
+from regrad.storage import Storage, content_of
 from regrad.text import counted, listed
 
 _RESULTS = 3  # raise it when the same settings come to give other records
@@ -41,7 +40,6 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9.+_-]+")
 # Of a file of more than 16 MB, this many pieces of this size are hashed, and of a corpus everything.
 _PIECES = 256
 _PIECE = 1 << 16
-_MOST_READ = 1 << 24
 
 
 def find_demonstrations(
@@ -78,7 +76,7 @@ def find_demonstrations(
     return tuple(found)
 
 
-class Coverage:
+class CoverageCheck:
     """Checks that banks have atoms of the passages of each set's first questions, which are looked up once a set."""
 
     def __init__(self, questions: Mapping[str, Sequence[Question]], k: int) -> None:
@@ -185,7 +183,7 @@ class _Planner:
             for method, one in product(config.methods, config.sets)
         }
         self._checked = cache(_checked)
-        self._coverage = Coverage(self._questions, max(config.k))
+        self._coverage = CoverageCheck(self._questions, max(config.k))
 
     def cell(self, name: str, method: MethodSettings, one: EvalSetConfig, k: int, seed: int) -> PlannedCell:
         config, model, demonstrations = self._config, self._config.models[name], self._shown[method.name, one.name]
@@ -299,8 +297,8 @@ def _checked(method: MethodSettings) -> list[str]:
 
 
 def short_hash(value: Any) -> str:
-    """16 hex digits of a value that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+    """16 hex digits of a value that JSON can hold, with letters beyond ASCII as they are: keys on disk are of that."""
+    return json_digest(value, ensure_ascii=False)
 
 
 def questions_digest(questions: Sequence[Question]) -> str:
@@ -317,13 +315,7 @@ def demonstrations_digest(demonstrations: Sequence[Question], passages: bool = F
 
 def corpus_digest(uri: str) -> str:
     """The digest of the content of every file of a corpus."""
-    hasher = hashlib.sha256()
-    for file in corpus_files(uri):
-        folder, _, name = file.uri.rpartition("/")
-        storage = Storage(folder)
-        for start in range(0, file.bytes, _MOST_READ):
-            hasher.update(storage.read(name, start, min(file.bytes, start + _MOST_READ)))
-    return hasher.hexdigest()[:16]
+    return pieces_digest(piece for file in corpus_files(uri) for piece in content_of(file.uri))[:SHORT]
 
 
 def model_digest(path: str) -> str:
@@ -334,14 +326,15 @@ def model_digest(path: str) -> str:
 
 def directory_digest(uri: str) -> str:
     """The digest of every file's name, size and content; of a large file only of pieces at even distances."""
-    storage = Storage(uri)
-    hasher = hashlib.sha256()
+    return pieces_digest(_pieces(Storage(uri)))[:SHORT]
+
+
+def _pieces(storage: Storage) -> Iterator[bytes]:
     for name, (size, _) in sorted(storage.files().items()):
-        hasher.update(f"{name}|{size}|".encode())
+        yield f"{name}|{size}|".encode()
         starts: Iterable[int] = range(0, size, _PIECE)
         if size > _PIECE * _PIECES:
             step = (size - _PIECE) / (_PIECES - 1)
             starts = (int(step * number) for number in range(_PIECES))
         for start in starts:
-            hasher.update(storage.read(name, start, min(size, start + _PIECE)))
-    return hasher.hexdigest()[:16]
+            yield storage.read(name, start, min(size, start + _PIECE))

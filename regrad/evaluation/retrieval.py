@@ -24,7 +24,7 @@ _MOST = 1000
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSearch:
     """What one index found.
 
     `scores` are of each question by its id, `run` the (passage id, score) that it got, best first. `alone_ms` are the
@@ -83,7 +83,7 @@ def _relevance(text: str) -> int:
     return int(value)
 
 
-def measure(retriever: Retriever, questions: Sequence[Question], qrels: Qrels, ks: Sequence[int]) -> Measured:
+def measure(retriever: Retriever, questions: Sequence[Question], qrels: Qrels, ks: Sequence[int]) -> MeasuredSearch:
     """Search for every question that has relevant passages, in batches, and for some of them alone.
 
     The first batch is searched for once before the clock starts: an index is slower until it was asked.
@@ -107,7 +107,7 @@ def measure(retriever: Retriever, questions: Sequence[Question], qrels: Qrels, k
         run.update(zip((question.id for question in batch), found, strict=True))
     batched_ms = 1e3 * (time.perf_counter() - started) / len(asked)
     alone_ms = _alone(retriever, asked, max(ks))
-    return Measured(scores_of(run, qrels, ks), run, alone_ms, batched_ms, _unknown(retriever, run, qrels))
+    return MeasuredSearch(scores_of(run, qrels, ks), run, alone_ms, batched_ms, _unknown(retriever, run, qrels))
 
 
 def scores_of(
@@ -145,7 +145,7 @@ def _unknown(retriever: Retriever, run: Mapping[str, object], qrels: Qrels) -> l
     return [passage for passage in relevant if passage not in known]
 
 
-def trec_run(measured: Measured, tag: str) -> str:
+def trec_run(measured: MeasuredSearch, tag: str) -> str:
     """What was found as a run file of TREC: `question Q0 passage rank score tag`.
 
     Raises `EvaluationError` for an id with white space, which such a file cannot have.

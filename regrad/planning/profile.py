@@ -18,7 +18,7 @@ EMBEDDED = ("retriever", "bank_loader")
 """Those that an embedded server has in the gateways' processes."""
 
 
-class Point(Settings):
+class StagePoint(Settings):
     """One measurement of a stage: so many requests (or active rows) at once took so long.
 
     `seconds` are those of the clock, `busy` those of the processor, or of the GPU where it does the work.
@@ -32,7 +32,7 @@ class Point(Settings):
 class Curve(Settings):
     """A stage over batch sizes, the smallest first."""
 
-    points: tuple[Point, ...] = Field(min_length=1)
+    points: tuple[StagePoint, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _rising(self) -> Curve:

@@ -25,7 +25,7 @@ from regrad.methods.base import AtomProvider, BankNeed, Evidence, Method, Method
 from regrad.methods.fitting import OnOverflow, PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel, load_language_model
-from regrad.planning.profile import Bank, Curve, Memory, Point, Stages, Workload
+from regrad.planning.profile import Bank, Curve, Memory, StagePoint, Stages, Workload
 from regrad.planning.watching import private_bytes
 from regrad.retrieval.base import Hit, Retriever, open_retriever
 from regrad.retrieval.config import RetrieverConfig
@@ -60,7 +60,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredStages:
     """The curves, and what is known now of model, bank and questions."""
 
     stages: Stages
@@ -76,7 +76,7 @@ class Stopwatch:
     def __init__(self, repeats: int, device: torch.device) -> None:
         self._repeats, self._device = repeats, device
 
-    def point(self, batch: int, work: Callable[[], object]) -> Point:
+    def point(self, batch: int, work: Callable[[], object]) -> StagePoint:
         """The least of the clock and the mean of the processor, after one turn to warm up; a GPU is waited for."""
         work()
         seconds: list[float] = []
@@ -88,7 +88,7 @@ class Stopwatch:
             seconds.append(time.perf_counter() - started)
         busy = (_processor_seconds() - busy) / len(seconds)
         # Other work on the machine can only make it slower: on a busy one a median was ten times the least.
-        return Point(batch=batch, seconds=min(seconds), busy=busy)
+        return StagePoint(batch=batch, seconds=min(seconds), busy=busy)
 
     def wait(self) -> None:
         """Until the GPU is idle."""
@@ -115,7 +115,7 @@ def measure(
     batches: Sequence[int],
     repeats: int,
     say: Callable[[str], None],
-) -> Measured:
+) -> MeasuredStages:
     """Measure every stage that the method has. Raises what opening model, bank or index raises."""
     process = psutil.Process().memory_info().rss
     meta_init = MetaInit.load(served.meta_init)
@@ -147,7 +147,7 @@ def measure(
         atoms=k if served.loads else 0,
     )
     memory = Memory(process=process, index=index, model=model_bytes(lm), token=token_bytes(lm))
-    return Measured(stages, memory, workload, meta_init.fingerprint, bank)
+    return MeasuredStages(stages, memory, workload, meta_init.fingerprint, bank)
 
 
 def _retrieving(
@@ -248,7 +248,7 @@ def generator_requests(
     hits: Sequence[Sequence[Hit]],
     max_new_tokens: int,
     watch: Stopwatch,
-) -> tuple[list[DecodingRequest], Point]:
+) -> tuple[list[DecodingRequest], StagePoint]:
     """What a generator is asked for these questions, and what planning one of them takes."""
     evidences = [
         Evidence(open_question(question), tuple(hit.passage for hit in one), tuple(hit.score for hit in one))
@@ -272,8 +272,8 @@ class _Generating:
 
     def curves(self, batches: Sequence[int]) -> tuple[Curve, Curve]:
         """Of prefill (so many prompts and their first tokens) and of decode (one step of so many rows)."""
-        first: list[Point] = []
-        steps: list[Point] = []
+        first: list[StagePoint] = []
+        steps: list[StagePoint] = []
         for count in batches:
             prefill, step = self._points(count)
             first.append(prefill)
@@ -291,7 +291,7 @@ class _Generating:
             statistics.mean(one.completion_tokens for one in ends),
         )
 
-    def _points(self, count: int) -> tuple[Point, Point]:
+    def _points(self, count: int) -> tuple[StagePoint, StagePoint]:
         """In one step the engine reads prompts and then decodes a token: the first is the difference to the others."""
         endless = replace(self._lm, end_ids=())  # no row leaves while steps are timed
         engine = Engine(endless, max_rows=count, prefill_tokens=max(1 << 16, self._prefill_tokens))
@@ -314,8 +314,8 @@ class _Generating:
         step, first = _least(steps), _least(firsts)
         prefill = (max(0.0, first[0] - step[0]), max(0.0, first[1] - step[1]))
         return (
-            Point(batch=count, seconds=prefill[0], busy=prefill[1]),
-            Point(batch=count, seconds=step[0], busy=step[1]),
+            StagePoint(batch=count, seconds=prefill[0], busy=prefill[1]),
+            StagePoint(batch=count, seconds=step[0], busy=step[1]),
         )
 
     def _timed(self, engine: Engine) -> tuple[float, float]:

@@ -6,13 +6,12 @@ score holds, and only then the one file that says what is current is replaced.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from regrad.digests import json_digest
 from regrad.rebuild.records import CostConfig, RunRecord
 from regrad.rebuild.steps import Done, Step, alone, check_writable, run_steps
 from regrad.rebuild.versions import PRUNING, PromotionConfig, Version, Versions, check_score
@@ -46,7 +45,7 @@ class Rebuild:
     @property
     def digest(self) -> str:
         """12 hex digits of what the version is made of."""
-        return hashlib.sha256(json.dumps(dict(self.keys), sort_keys=True).encode()).hexdigest()[:12]
+        return json_digest(dict(self.keys), 12)
 
     def version(self, done: Done) -> Version:
         """The version of these finished steps, written if it is new."""

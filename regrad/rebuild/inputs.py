@@ -5,25 +5,25 @@ So the same corpus at another place is the same, and a corpus that has changed a
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
 from regrad.bank.format import current_version, read_manifest
+from regrad.digests import SHORT, pieces_digest
 from regrad.errors import RebuildError, StorageError
 from regrad.evaluation.plan import corpus_digest, directory_digest, model_digest
 from regrad.meta_init import CARD as META_INIT_CARD
 from regrad.meta_init import read_card
 from regrad.rebuild.versions import OWN
 from regrad.retrieval.base import CARD as INDEX_CARD
-from regrad.storage import Storage
+from regrad.retrieval.collection import card_digest
+from regrad.storage import Storage, content_of
 
 _DATA = frozenset({"corpus", "tasks", "dev", "uri"})
 """Keys of files of data that may be many: all of them are read."""
 _WORDS = "prompts"
 """The key of templates: whatever they look like, they are no locations."""
 _PACKAGE = "package:"
-_PIECE = 1 << 24
 
 
 class Inputs:
@@ -69,19 +69,11 @@ def content_digest(uri: str) -> str:
     if storage.exists("manifests") and current_version(storage):
         return read_manifest(storage).label
     if storage.exists(INDEX_CARD):
-        return hashlib.sha256(storage.read(INDEX_CARD)).hexdigest()[:16]
+        return card_digest(uri)[:SHORT]
     files = storage.files()
     if not files:
         raise RebuildError(f"there is nothing at {uri}, which the settings name", code="input_not_found", uri=uri)
-    return directory_digest(uri) if set(files) != {""} else _file_digest(uri, files[""][0])
-
-
-def _file_digest(uri: str, size: int) -> str:
-    folder, _, name = uri.rstrip("/").rpartition("/")
-    storage, hasher = Storage(folder or "/"), hashlib.sha256()
-    for start in range(0, size, _PIECE):
-        hasher.update(storage.read(name, start, min(size, start + _PIECE)))
-    return hasher.hexdigest()[:16]
+    return directory_digest(uri) if set(files) != {""} else pieces_digest(content_of(uri))[:SHORT]
 
 
 def size_of(uri: str) -> int:

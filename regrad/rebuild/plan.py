@@ -20,7 +20,7 @@ from regrad.text import aligned, readable_size
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StepEstimate:
     """What one step would take; None is unknown. A step that is `done` takes nothing."""
 
     step: str
@@ -35,15 +35,15 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RebuildPlan:
     """The estimates of all steps, in order."""
 
     output: str
     currency: str
-    estimates: tuple[Estimate, ...]
+    estimates: tuple[StepEstimate, ...]
 
     @property
-    def left(self) -> list[Estimate]:
+    def left(self) -> list[StepEstimate]:
         """The steps that are to be done."""
         return [one for one in self.estimates if not one.done]
 
@@ -70,7 +70,7 @@ class Plan:
         rows.append(("total", f"{len(self.left)} of {len(self.estimates)} steps", *shown, ""))
         return "\n".join(aligned(rows))
 
-    def _row(self, one: Estimate) -> tuple[str, ...]:
+    def _row(self, one: StepEstimate) -> tuple[str, ...]:
         if one.done:
             return one.step, "done before", "", "", "", ""
         work = f"{one.count:,} {one.unit}" if one.count is not None else f"{one.unit or 'work'}: unknown"
@@ -84,7 +84,7 @@ class Plan:
         )
 
 
-def make_plan(job: Rebuild, rates: Mapping[str, float]) -> Plan:
+def make_plan(job: Rebuild, rates: Mapping[str, float]) -> RebuildPlan:
     """The plan of a rebuild, of its version's evaluation, and of that of the current version if it has none yet.
 
     `rates` are units a second and worker, by step. Raises `RebuildError` for a rate of no step.
@@ -97,7 +97,7 @@ def make_plan(job: Rebuild, rates: Mapping[str, float]) -> Plan:
         raise RebuildError(text, code="unknown_rate", step=unknown[0], known=sorted(names))
     history = list(records.all())
     estimates = tuple(_estimate(step, records, history, rates.get(step.name), job.cost) for step in steps)
-    return Plan(job.output.uri, job.cost.currency, estimates)
+    return RebuildPlan(job.output.uri, job.cost.currency, estimates)
 
 
 def _evaluations(job: Rebuild, versions: Versions) -> Iterator[Step]:
@@ -113,10 +113,10 @@ def _evaluations(job: Rebuild, versions: Versions) -> Iterator[Step]:
 
 def _estimate(
     step: Step, records: Records, history: Iterable[RunRecord], rate: float | None, cost: CostConfig
-) -> Estimate:
+) -> StepEstimate:
     record = records.read(step.name, step.key)
     if record is not None and record.ended is not None:
-        return Estimate(step.name, step.key, True, step.unit)
+        return StepEstimate(step.name, step.key, True, step.unit)
     count = step.count()
     like = next((one for one in history if one.step == step.name and one.whole and one.like == step.like), None)
     seconds, measured = None, ""
@@ -130,7 +130,7 @@ def _estimate(
     if size is None and like is not None:
         size = like.bytes if not step.grows else _scaled(like, count)
     money = cost_of(seconds, cost) if seconds is not None else None
-    return Estimate(
+    return StepEstimate(
         *(step.name, step.key, False, step.unit, count, seconds, size), money.amount if money else None, measured
     )
 

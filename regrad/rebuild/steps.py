@@ -38,7 +38,7 @@ Done = Mapping[str, RunRecord]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """What a run of a step came to: a line for people, facts for the steps after it, and what it has made."""
 
     line: str
@@ -60,8 +60,8 @@ class Step:
     name: str
     key: str
     settings: Mapping[str, Any]
-    work: Callable[[Done], Outcome]
-    found: Callable[[], Outcome | None] = lambda: None
+    work: Callable[[Done], StepOutcome]
+    found: Callable[[], StepOutcome | None] = lambda: None
     like: Any = None
     workers: int = 1
     unit: str = ""
@@ -157,7 +157,7 @@ def begun(step: Step, before: RunRecord | None = None) -> RunRecord:
     )
 
 
-def ended(record: RunRecord, outcome: Outcome, seconds: float | None, cost: CostConfig = CostConfig()) -> RunRecord:
+def ended(record: RunRecord, outcome: StepOutcome, seconds: float | None, cost: CostConfig = CostConfig()) -> RunRecord:
     """The record of that run, which has come to `outcome`; `seconds` None: there was nothing left to do."""
     return record.model_copy(
         update={

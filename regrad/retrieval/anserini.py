@@ -97,6 +97,27 @@ def _described(folder: str, commit: str) -> tuple[int, tuple[str, ...]]:
 class AnseriniRetriever(Retriever):
     """BM25 over an index of Anserini's, whose texts are what Lucene keeps. Safe to use from many threads."""
 
+    HAS_STORE = False
+
+    @classmethod
+    def located(cls, uri: str) -> str:
+        """See `Retriever` and the function `located`."""
+        return located(uri)
+
+    @classmethod
+    def card_without_file(cls, uri: str) -> IndexCard | None:
+        """See `Retriever`."""
+        return anserini_card(uri)
+
+    @classmethod
+    def check_content(cls, uri: str, card: IndexCard) -> int:
+        """See `Retriever`: there is nothing to compare with."""
+        raise RetrievalError(
+            f"{uri} has no checksums: Anserini made it; compare its archive with pyserini's MD5",
+            code="no_checksums",
+            uri=uri,
+        )
+
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         self.card = card
         self._folder = folder

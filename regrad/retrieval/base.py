@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import ValidationError
 
@@ -17,7 +17,7 @@ from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.registry import Registry
 from regrad.retrieval.config import RetrieverConfig
-from regrad.retrieval.index_files import IndexFile, index_file, local_index
+from regrad.retrieval.index_files import IndexFile, check_content, index_file, local_index
 from regrad.retrieval.passage_store import PassageStore
 from regrad.settings import Settings
 from regrad.storage import Storage
@@ -40,7 +40,13 @@ RETRIEVERS: Registry[str] = Registry(
         "anserini": "regrad.retrieval.anserini:AnseriniRetriever",
     },
 )
-"""The class that opens each kind of index, as `module:class`: what one kind imports (a JVM) another does not need."""
+"""The class of each kind of index, as `module:class`: it is asked what holds of the kind (`kind_of`), and opens it.
+
+Its module is imported for a card alone, too: what only searching needs (a model, a JVM) is imported where it is used.
+"""
+
+FOREIGN = ("anserini",)
+"""The kinds of index that other programs make, without a card: each is asked for one, and where a name's index is."""
 
 
 class IndexCard(Settings):
@@ -60,7 +66,7 @@ class IndexCard(Settings):
 
 
 @dataclass(frozen=True)
-class Source:
+class HitSource:
     """What one of several indexes said of a passage: the passage's rank there, from 1, and its score there.
 
     `name` is the index's kind; of several of one kind with its place among them (`dense-2`), of an index inside another
@@ -81,10 +87,10 @@ class Hit:
 
     passage: Passage
     score: float
-    sources: tuple[Source, ...] = ()
+    sources: tuple[HitSource, ...] = ()
 
 
-SourcedHit = tuple[str, float, tuple[Source, ...]]
+SourcedHit = tuple[str, float, tuple[HitSource, ...]]
 """A passage's id, its score, and what the indexes said of it."""
 
 
@@ -109,7 +115,47 @@ class Retriever(ABC):
 
     A subclass searches; the passages' texts come from the store beside its index. `open_retriever` makes one from the
     index's local folder, its card and the settings.
+
+    What else differs from kind to kind, the class says: three facts, and class methods that read cards and files and
+    open nothing.
     """
+
+    CHANGES: ClassVar[bool] = False
+    """Whether passages are added to such an index and deleted from it: others do not rely on what it has at a time."""
+    HAS_STORE: ClassVar[bool] = True
+    """Whether its folder has a passage store, which is read without opening the index."""
+    MAKES_VECTORS: ClassVar[bool] = False
+    """Whether `build_like` needs vectors, which many workers can make for it (`embedding`)."""
+
+    @classmethod
+    def located(cls, uri: str) -> str:
+        """Where the index is that a `FOREIGN` kind knows by this name; any other address as it is."""
+        return uri
+
+    @classmethod
+    def card_without_file(cls, uri: str) -> IndexCard | None:
+        """The card of an index that has none, if it is one of this `FOREIGN` kind."""
+        return None
+
+    @classmethod
+    def named_indexes(cls, uri: str, card: IndexCard) -> tuple[str, ...]:
+        """Where the indexes are that this one searches, if it is made of others."""
+        return ()
+
+    @classmethod
+    def check(cls, uri: str, card: IndexCard) -> None:
+        """Raise `RetrievalError` for what is wrong beyond the files of the card; reads no more than other cards."""
+        return
+
+    @classmethod
+    def check_content(cls, uri: str, card: IndexCard) -> int:
+        """Compare every file with its checksum; returns the bytes. Raises `RetrievalError` at the first difference."""
+        return check_content(uri, card.files)
+
+    @classmethod
+    def how_searched(cls, uri: str) -> str:
+        """What was chosen for this index and what chooses otherwise, for whoever has just made it; empty: nothing."""
+        return ""
 
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         self.card = card
@@ -236,15 +282,14 @@ def write_card(
 def read_index_card(uri: str) -> IndexCard:
     """The card of an index; raises `RetrievalError` if there is none, or of another format.
 
-    A Lucene index of Anserini's has none: one is made for it.
+    For one that another program made (`FOREIGN`) it is made here.
     """
     uri = _located(uri)
     storage = Storage(uri)
     if not storage.exists(CARD):
-        from regrad.retrieval.anserini import anserini_card
-
-        if made := anserini_card(uri):
-            return made
+        for kind in FOREIGN:
+            if made := _class_of(kind).card_without_file(uri):
+                return made
         raise RetrievalError(
             f"there is no index at {uri}: {CARD} is missing; make one with `regrad index`", code="not_found", uri=uri
         )
@@ -284,9 +329,9 @@ def _format(data: bytes) -> object:
 
 
 def _located(uri: str) -> str:
-    from regrad.retrieval.anserini import located  # which is a kind of index, and imports this module
-
-    return located(uri)
+    for kind in FOREIGN:
+        uri = _class_of(kind).located(uri)
+    return uri
 
 
 def check_index(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> IndexCard:
@@ -311,10 +356,7 @@ def check_index(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> Inde
                 bytes=size,
                 expected=file.bytes,
             )
-    if card.kind == "collection":
-        from regrad.retrieval.collection import check_segments, read_version
-
-        check_segments(uri, read_version(uri, card))
+    kind_of(card).check(uri, card)
     searched = {card.kind, *card.joins}
     if foreign := sorted(settings.given - searched):
         raise RetrievalError(
@@ -332,10 +374,25 @@ def _kinds(card: IndexCard) -> str:
     return f"{card.kind} (of {', '.join(card.joins)})" if card.joins else card.kind
 
 
+def kind_of(card: IndexCard) -> type[Retriever]:
+    """The class of an index's kind: what holds of the kind, and what opens such an index."""
+    return _class_of(card.kind)
+
+
+def _class_of(kind_name: str) -> type[Retriever]:
+    module, _, name = RETRIEVERS[kind_name].partition(":")
+    kind: type[Retriever] = getattr(importlib.import_module(module), name)
+    return kind
+
+
+def may_change(uri: str, card: IndexCard) -> bool:
+    """Whether passages come and go in this index, or in one that it searches."""
+    kind = kind_of(card)
+    return kind.CHANGES or any(may_change(index, read_index_card(index)) for index in kind.named_indexes(uri, card))
+
+
 def open_retriever(uri: str, settings: RetrieverConfig = RetrieverConfig()) -> Retriever:
     """The retriever that an index's card names, over a local copy of the index; raises `RetrievalError`."""
     uri = _located(uri)
     card = check_index(uri, settings)
-    module, _, name = RETRIEVERS[card.kind].partition(":")
-    kind: type[Retriever] = getattr(importlib.import_module(module), name)
-    return kind.open(uri, card, settings)
+    return kind_of(card).open(uri, card, settings)

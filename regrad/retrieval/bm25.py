@@ -138,7 +138,7 @@ class _ShardName:
 
     def watch(self, passages: Iterable[Passage]) -> Iterator[Passage]:
         for passage in passages:
-            self._digest.update(hashlib.sha256(passage.id.encode()).digest() + bytes.fromhex(passage.text_hash))
+            self._digest.update(passage.digest)
             yield passage
 
     def name(self) -> str:

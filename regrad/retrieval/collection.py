@@ -128,6 +128,19 @@ def location(uri: str, index: str) -> str:
 class CollectionRetriever(Retriever):
     """Searches one version of a collection. Safe to use from many threads."""
 
+    CHANGES = True
+    HAS_STORE = False
+
+    @classmethod
+    def named_indexes(cls, uri: str, card: IndexCard) -> tuple[str, ...]:
+        """See `Retriever`: those of every segment."""
+        return tuple(location(uri, index) for each in read_version(uri, card).segments for index in each.indexes)
+
+    @classmethod
+    def check(cls, uri: str, card: IndexCard) -> None:
+        """See `Retriever` and `check_segments`."""
+        check_segments(uri, read_version(uri, card))
+
     def __init__(
         self, uri: str, card: IndexCard, settings: RetrieverConfig, opened: dict[str, Retriever] | None = None
     ) -> None:

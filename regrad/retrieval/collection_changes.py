@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.locking import exclusive
-from regrad.retrieval.base import CARD, IndexCard, check_index, open_retriever, read_index_card
+from regrad.retrieval.base import CARD, IndexCard, check_index, kind_of, open_retriever, read_index_card
 from regrad.retrieval.collection import (
     KIND,
     CollectionBank,
@@ -71,16 +71,16 @@ def replace_indexes(uri: str, indexes: Sequence[str], bank: CollectionBank | Non
 def _first_segment(indexes: Sequence[str]) -> Segment:
     cards = [check_index(index) for index in indexes]
     kinds = [card.kind for card in cards]
-    if "anserini" in kinds:
+    if len(set(kinds)) < len(kinds) or any(map(_made_of_others, indexes, cards)):
         raise RetrievalError(
-            f"{indexes[kinds.index('anserini')]} has no passage store, which a collection needs: make an index of its "
-            "corpus with `regrad index`",
+            f"a collection takes one index of each kind, and fuses them itself; found {', '.join(kinds)}",
             code="bad_kinds",
             kinds=kinds,
         )
-    if len(set(kinds)) < len(kinds) or set(kinds) & {KIND, "fused", "reranked"}:
+    if storeless := [index for index, card in zip(indexes, cards, strict=True) if not kind_of(card).HAS_STORE]:
         raise RetrievalError(
-            f"a collection takes one index of each kind, and fuses them itself; found {', '.join(kinds)}",
+            f"{storeless[0]} has no passage store, which a collection needs: make an index of its corpus with "
+            "`regrad index`",
             code="bad_kinds",
             kinds=kinds,
         )
@@ -94,6 +94,10 @@ def _first_segment(indexes: Sequence[str]) -> Segment:
         )
     digests = tuple(card_digest(index) for index in indexes)
     return Segment(indexes=tuple(indexes), cards=digests, passages=cards[0].passages)
+
+
+def _made_of_others(index: str, card: IndexCard) -> bool:
+    return bool(kind_of(card).named_indexes(index, card))
 
 
 @contextmanager

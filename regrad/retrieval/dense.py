@@ -11,25 +11,25 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import faiss as _faiss
 import numpy as np
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
-from regrad.retrieval.base import CARD, IndexCard, Retriever, read_index_card, write_card
+from regrad.retrieval.base import CARD, IndexCard, Retriever, kind_of, read_index_card, write_card
 from regrad.retrieval.config import DenseConfig, EncoderConfig, RetrieverConfig
-from regrad.retrieval.embedding import Embedding, EncoderIdentity, embed
-from regrad.retrieval.encoder import Encoder, Vectors
+from regrad.retrieval.embedding import Embedding, EncoderIdentity, Vectors, embed
 from regrad.retrieval.encoder_card import FILE as _ENCODER
 from regrad.retrieval.encoder_card import EncoderCard, TrainedQuestions, read_encoder_card
 from regrad.retrieval.index_files import local_index
 from regrad.retrieval.passage_store import PassageStore, store_passages
 from regrad.storage import Storage, directory_writer
 
+if TYPE_CHECKING:
+    from regrad.retrieval.encoder import Encoder
+
 logger = logging.getLogger(__name__)
-faiss: Any = _faiss  # its own annotations lack some of its classes
 
 _VECTORS = "vectors.f32"
 _FAISS = "vectors.faiss"
@@ -111,14 +111,22 @@ def _kind(settings: DenseConfig, count: int) -> str:
     return kind
 
 
-def how_searched(index: str) -> str:
-    """How the vectors of a dense index are searched, and when that is chosen. Reads cards only."""
-    kind = read_encoder_card(Storage(index).read(_ENCODER), index).vectors
-    return f"{kind} ({_REASONS[kind]})"
+# FAISS and the encoder's libraries are imported where they are used: a kind is asked where nothing is searched, too.
+def _faiss() -> Any:
+    import faiss
+
+    return faiss  # Any: its own annotations lack some of its classes
+
+
+def _encoder(config: EncoderConfig, device: str | None = None) -> Encoder:
+    from regrad.retrieval.encoder import Encoder
+
+    return Encoder(config, device)
 
 
 def _write_faiss(folder: Path, kind: str, count: int, dimensions: int) -> None:
     """An approximate index in place of the vectors."""
+    faiss = _faiss()
     vectors = np.memmap(folder / _VECTORS, dtype=np.float32, mode="r", shape=(count, dimensions))
     if kind == "hnsw":
         index = faiss.index_factory(dimensions, "HNSW32", faiss.METRIC_INNER_PRODUCT)
@@ -140,7 +148,7 @@ def _write_faiss(folder: Path, kind: str, count: int, dimensions: int) -> None:
 
 def passages_encoder(index: str) -> str:
     """The digest of the encoder of an index's passages; empty if it is not dense. Reads cards only."""
-    if read_index_card(index).kind != "dense":
+    if not issubclass(kind_of(read_index_card(index)), DenseRetriever):
         return ""
     return read_encoder_card(Storage(index).read(_ENCODER), index).digest
 
@@ -173,7 +181,7 @@ def with_question_encoder(index: str, encoder: Path, trained_for: str, uri: str,
                 shutil.copyfile(source / name, folder / name)
         shutil.copytree(encoder, folder / _QUESTION_ENCODER)
         config = _with_trained(described.encoder, folder)
-        trained = TrainedQuestions(digest=Encoder(config, "cpu").digest(), notes=dict(notes))
+        trained = TrainedQuestions(digest=_encoder(config, "cpu").digest(), notes=dict(notes))
         (folder / _ENCODER).write_text(described.model_copy(update={"question_encoder": trained}).encoded())
         write_card(folder, "dense", card.passages)
     return card.passages
@@ -195,6 +203,14 @@ class DenseRetriever(Retriever):
     `passages_digest` is the digest of the passages' encoder.
     """
 
+    MAKES_VECTORS = True
+
+    @classmethod
+    def how_searched(cls, uri: str) -> str:
+        """See `Retriever`: how vectors are searched, and when that is chosen."""
+        kind = read_encoder_card(Storage(uri).read(_ENCODER), uri).vectors
+        return f"{kind} ({_REASONS[kind]}); `dense.vectors` chooses another"
+
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         super().__init__(folder, card, settings)
         described = _described(folder)
@@ -206,7 +222,7 @@ class DenseRetriever(Retriever):
             config = config.model_copy(update={"path": settings.dense.encoder})
         if settings.dense.question_encoder and config.question_path:
             config = config.model_copy(update={"question_path": settings.dense.question_encoder})
-        self.encoder = Encoder(config)
+        self.encoder = _encoder(config)
         if (found := self.encoder.digest()) != expected:
             raise RetrievalError(
                 f"the index was made with the encoder {expected[:16]} of {described.dimensions} dimensions, and "
@@ -273,7 +289,7 @@ class DenseRetriever(Retriever):
         if not trained:
             return build_dense_index(passages, uri, self.encoder, how, embedding)
         with TemporaryDirectory() as folder:
-            build_dense_index(passages, f"{folder}/index", Encoder(config), how, embedding)
+            build_dense_index(passages, f"{folder}/index", _encoder(config), how, embedding)
             questions = self._folder / _QUESTION_ENCODER
             return with_question_encoder(f"{folder}/index", questions, self.passages_digest, uri, trained.notes)
 
@@ -281,6 +297,8 @@ class DenseRetriever(Retriever):
         numbers = (folder / _VECTORS).stat().st_size / np.dtype(np.float32).itemsize
         _same("dimensions", self._dimensions, numbers / self.card.passages, f"{_VECTORS} has, for each passage,")
         vectors = np.memmap(folder / _VECTORS, dtype=np.float32, mode="r", shape=(self.card.passages, self._dimensions))
+
+        faiss = _faiss()
 
         def nearest(questions: Vectors, k: int) -> tuple[Vectors, Any]:
             # Block by block, so that a file larger than memory is read through it and not into it.
@@ -300,6 +318,7 @@ class DenseRetriever(Retriever):
         return nearest
 
     def _approximate(self, folder: Path) -> Any:
+        faiss = _faiss()
         try:
             index = faiss.read_index(str(folder / _FAISS), faiss.IO_FLAG_MMAP)
         except RuntimeError as error:  # whatever it meets in the file

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from regrad.data.passages import Passage
+from regrad.digests import pieces_digest
 from regrad.errors import RetrievalError, StorageError
 from regrad.retrieval.config import DenseConfig, EncoderConfig
-from regrad.retrieval.encoder import Encoder, Vectors
 from regrad.storage import Storage
 
+if TYPE_CHECKING:
+    from regrad.retrieval.encoder import Encoder
+
 _VECTORS, _SHA256 = "vectors", "sha256"
+
+Vectors = NDArray[np.float32]
+"""[N, D], a row a text."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,8 @@ def embed(passages: Sequence[Passage], encoder: Encoder) -> Vectors:
 def part_name(passages: Sequence[Passage], encoder: EncoderIdentity) -> str:
     """The file of these passages' vectors by this encoder."""
     # What shares a batch is padded to one length, which changes the last digits: the batch size counts, too.
-    digest = hashlib.sha256(f"{encoder.digest}|{encoder.config.batch_size}".encode())
-    for passage in passages:
-        digest.update(hashlib.sha256(passage.id.encode()).digest() + bytes.fromhex(passage.text_hash))
-    return f"{digest.hexdigest()}.safetensors"
+    made_by = f"{encoder.digest}|{encoder.config.batch_size}".encode()
+    return f"{pieces_digest([made_by, *(passage.digest for passage in passages)])}.safetensors"
 
 
 def encode_part(vectors: Vectors) -> bytes:

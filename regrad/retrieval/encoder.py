@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval.config import EncoderConfig
+from regrad.retrieval.embedding import Vectors
 from regrad.retrieval.sentence_models import load_sentence_model
-
-Vectors = NDArray[np.float32]
-"""[N, D], a row a text."""
 
 
 class Encoder:

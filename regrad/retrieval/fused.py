@@ -9,16 +9,17 @@ from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval.base import (
     CARD,
+    HitSource,
     IndexCard,
     Retriever,
-    Source,
     SourcedHit,
     check_index,
+    may_change,
     open_retriever,
     write_card,
 )
 from regrad.retrieval.config import FuseConfig, FusionConfig, RetrieverConfig
-from regrad.storage import directory_writer
+from regrad.storage import Storage, directory_writer
 
 _FILE = "fused.json"
 
@@ -41,7 +42,7 @@ def fuse_indexes(settings: FuseConfig, uri: str) -> int:
 def _common(indexes: Sequence[str], uri: str, expected: int | None = None) -> tuple[int, tuple[str, ...]]:
     """How many passages each has, and of which kinds they are, each once."""
     cards = [check_index(index) for index in indexes]
-    if "collection" in (card.kind for card in cards):
+    if any(may_change(index, card) for index, card in zip(indexes, cards, strict=True)):
         raise RetrievalError(
             f"{uri} would not follow what changes in a collection; give all indexes to the collection, which fuses "
             "them itself (`regrad passages create`)",
@@ -67,12 +68,23 @@ def _settings_of(index: str, settings: RetrieverConfig) -> RetrieverConfig:
     return settings.only({card.kind, *card.joins})
 
 
+def _read(data: bytes) -> FuseConfig:
+    return FuseConfig.model_validate_json(data)
+
+
 class FusedRetriever(Retriever):
     """Asks every index, and joins what they find. The texts are the first one's."""
 
+    HAS_STORE = False
+
+    @classmethod
+    def named_indexes(cls, uri: str, card: IndexCard) -> tuple[str, ...]:
+        """See `Retriever`."""
+        return _read(Storage(uri).read(_FILE)).indexes
+
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         self.card = card
-        self._fuse = FuseConfig.model_validate_json((folder / _FILE).read_text())
+        self._fuse = _read((folder / _FILE).read_bytes())
         _common(self._fuse.indexes, str(folder), card.passages)
         self._indexes = [open_retriever(index, _settings_of(index, settings)) for index in self._fuse.indexes]
         self._names = source_names([index.card.kind for index in self._indexes])
@@ -107,12 +119,12 @@ def source_names(kinds: Sequence[str]) -> list[str]:
     return [kind if kinds.count(kind) == 1 else f"{kind}-{place}" for kind, place in zip(kinds, places, strict=True)]
 
 
-def with_sources(name: str, ranking: Sequence[SourcedHit]) -> dict[str, tuple[Source, ...]]:
+def with_sources(name: str, ranking: Sequence[SourcedHit]) -> dict[str, tuple[HitSource, ...]]:
     """For each passage what the index of this name says of it, and then what those inside that index do."""
     return {
         passage_id: (
-            Source(name, rank, score),
-            *(Source(f"{name}/{inner.name}", inner.rank, inner.score) for inner in inside),
+            HitSource(name, rank, score),
+            *(HitSource(f"{name}/{inner.name}", inner.rank, inner.score) for inner in inside),
         )
         for rank, (passage_id, score, inside) in enumerate(ranking, start=1)
     }

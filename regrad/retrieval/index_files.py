@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from regrad.digests import file_digest
 from regrad.errors import RetrievalError
 from regrad.settings import Settings
 from regrad.storage import Storage, checked_copy, local_directory
@@ -23,8 +24,7 @@ class IndexFile(Settings):
 
 def index_file(path: Path) -> IndexFile:
     """The size and the checksum of a local file."""
-    with path.open("rb") as file:
-        return IndexFile(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+    return IndexFile(bytes=path.stat().st_size, sha256=file_digest(path))
 
 
 def local_index(uri: str, files: Mapping[str, IndexFile]) -> Path:

@@ -8,15 +8,21 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
-from regrad.models.loading import resolve_path
-from regrad.retrieval.base import CARD, IndexCard, Retriever, SourcedHit, check_index, open_retriever, write_card
+from regrad.retrieval.base import (
+    CARD,
+    IndexCard,
+    Retriever,
+    SourcedHit,
+    check_index,
+    may_change,
+    open_retriever,
+    write_card,
+)
 from regrad.retrieval.config import RerankConfig, RetrieverConfig
 from regrad.retrieval.fused import with_sources
-from regrad.storage import directory_writer
+from regrad.storage import Storage, directory_writer
 
 _FILE = "reranked.json"
 
@@ -48,6 +54,11 @@ class CrossEncoder:
             raise RetrievalError(
                 "reranking needs sentence-transformers: pip install 'regrad[dense]'", code="no_encoders"
             ) from error
+        # Here, as the kind of an index is asked without loading a model.
+        from transformers import AutoConfig
+
+        from regrad.models.loading import resolve_path
+
         path = resolve_path(settings.model)
         try:
             _check_is_cross_encoder(AutoConfig.from_pretrained(path, trust_remote_code=False), settings.model)
@@ -93,16 +104,27 @@ def _check_is_cross_encoder(config: Any, model: str) -> None:
         )
 
 
+def _read(data: bytes) -> RerankConfig:
+    return RerankConfig.model_validate_json(data)
+
+
 class RerankedRetriever(Retriever):
     """Searches the index that it names, and reorders its first `depth` passages. Safe to use from many threads.
 
     Over a collection it follows that one's versions (`newest`).
     """
 
+    HAS_STORE = False
+
+    @classmethod
+    def named_indexes(cls, uri: str, card: IndexCard) -> tuple[str, ...]:
+        """See `Retriever`."""
+        return (_read(Storage(uri).read(_FILE)).index,)
+
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
-        self._settings = RerankConfig.model_validate_json((folder / _FILE).read_text())
+        self._settings = _read((folder / _FILE).read_bytes())
         inner = check_index(self._settings.index)
-        if inner.passages != card.passages and inner.kind != "collection":
+        if inner.passages != card.passages and not may_change(self._settings.index, inner):
             raise RetrievalError(
                 f"the index at {self._settings.index} has {inner.passages:,} passages, and had {card.passages:,} when "
                 "this was made; make the reranked index again",

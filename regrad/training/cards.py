@@ -5,7 +5,6 @@ An artefact's own file says what its card holds and which files its numbers are 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from regrad.digests import SHORT, json_bytes, pieces_digest
 from regrad.errors import MethodError, ModelError
 from regrad.storage import Storage, directory_writer, local_directory
 
@@ -86,7 +86,5 @@ class CardKind:
 
 def digest_of(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """The first 16 hex digits of SHA-256 over what an artefact is for, and its numbers, which are float32."""
-    found = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-    for name, value in sorted(tensors.items()):
-        found.update(name.encode() + value.numpy().tobytes())
-    return found.hexdigest()[:16]
+    numbers = (name.encode() + value.numpy().tobytes() for name, value in sorted(tensors.items()))
+    return pieces_digest([json_bytes(head), *numbers])[:SHORT]

@@ -8,7 +8,6 @@ it needs no state.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from regrad.digests import file_digest
 from regrad.errors import TrainingError
 from regrad.storage import directory_writer
 
@@ -106,7 +106,7 @@ class TrainCheckpoint:
         with directory_writer(folder, CARD) as staging:
             self.product.save(staging / self.product_name)
             save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, staging / _TENSORS)
-            card = {"format": _FORMAT, "kind": self.kind, "base": self.base, "tensors": _digest(staging / _TENSORS)}
+            card = {"format": _FORMAT, "kind": self.kind, "base": self.base, "tensors": file_digest(staging / _TENSORS)}
             (staging / CARD).write_text(json.dumps({**card, "state": asdict(self.state)}))
 
 
@@ -130,7 +130,7 @@ def load_train_checkpoint(folder: Path, kind: str, base: str) -> tuple[TrainStat
                 code="checkpoint_of_another_base",
                 uri=str(folder),
             )
-        if card["tensors"] != _digest(folder / _TENSORS):
+        if card["tensors"] != file_digest(folder / _TENSORS):
             raise ValueError(f"{_TENSORS} is not what was written")
         tensors = load_file(folder / _TENSORS)
         scores = [DevScore(**score) for score in card["state"].pop("scores")]
@@ -181,8 +181,3 @@ def module_step(
         parameter.grad = part.view_as(parameter)
     optimizer.param_groups[0]["lr"] = learning_rate
     optimizer.step()
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -67,7 +67,7 @@ class CheckpointConfig(Settings):
     resume: bool = Field(True, description="continue an unfinished run of this configuration; false: start again")
 
 
-class WatchConfig(Settings):
+class TrackingConfig(Settings):
     """What a run reports, and where."""
 
     every: int = Field(50, ge=1, description="steps")
@@ -82,6 +82,6 @@ class TrainConfig(Settings):
 
     output: Location
     checkpoints: CheckpointConfig = CheckpointConfig()
-    watch: WatchConfig = WatchConfig()
+    watch: TrackingConfig = TrackingConfig()
     seed: int = 0
     cluster: WorkersConfig = WorkersConfig()

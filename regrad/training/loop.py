@@ -20,7 +20,7 @@ from regrad.errors import TrainingError
 from regrad.text import counted
 from regrad.training.callbacks import Listener, Meter, Silent, StepReport, peak_memory
 from regrad.training.checkpoint import DevScore, Product, TrainCheckpoint, TrainState, load_train_checkpoint
-from regrad.training.config import CheckpointConfig, ScheduleConfig, WatchConfig
+from regrad.training.config import CheckpointConfig, ScheduleConfig, TrackingConfig
 from regrad.training.sampler import RunSettings, batches_of
 from regrad.training.workers import Workers
 
@@ -121,7 +121,7 @@ class Loop(Generic[Item]):
         learner: Learner[Item],
         schedule: ScheduleConfig,
         checkpoints: CheckpointConfig,
-        watch: WatchConfig,
+        watch: TrackingConfig,
         listener: Listener | None = None,
         scoring: Scoring | None = None,
         workers: Workers = Workers(),

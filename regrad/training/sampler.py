@@ -12,7 +12,7 @@ from itertools import islice
 from typing import NamedTuple, Protocol, TypeVar
 
 from regrad.errors import TrainingError
-from regrad.training.config import CheckpointConfig, ScheduleConfig, WatchConfig
+from regrad.training.config import CheckpointConfig, ScheduleConfig, TrackingConfig
 from regrad.training.workers import Workers
 
 Item = TypeVar("Item")
@@ -88,7 +88,7 @@ class RunSettings(Protocol):
         """How the run survives."""
 
     @property
-    def watch(self) -> WatchConfig:
+    def watch(self) -> TrackingConfig:
         """What it reports."""
 
     @property

@@ -13,7 +13,7 @@ from regrad.errors import ConfigError
 from regrad.storage import Storage
 from regrad.training.callbacks import StepReport
 from regrad.training.checkpoint import DevScore
-from regrad.training.config import WatchConfig
+from regrad.training.config import TrackingConfig
 
 
 class Sink(Protocol):
@@ -79,7 +79,7 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def make_sinks(watch: WatchConfig, output: str, settings: dict[str, Any]) -> list[Sink]:
+def make_sinks(watch: TrackingConfig, output: str, settings: dict[str, Any]) -> list[Sink]:
     """The sinks that `watch` asks for, for a run into `output` with these settings.
 
     Raises `ConfigError` if it names a tracker that is not installed.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -35,7 +34,7 @@ def write_memorised(config: LabReportConfig) -> str:
     storage = Storage(f"{config.output}/memorised")
     people = World().memorised[: config.people]
     storage.write(CORPUS, encode_passages(documents(people)))
-    storage.write(QUESTIONS, encode_jsonl(asdict(item) for item in people_questions(people, config.questions)))
+    storage.write(QUESTIONS, encode_jsonl(item.to_record() for item in people_questions(people, config.questions)))
     return f"questions about {len(people)} memorised people at {storage.uri}"
 
 
@@ -59,7 +58,9 @@ def write_documents(config: LabReportConfig) -> str:
         "new": people_questions(world.held_out[: config.people], config.questions),
         GROUP_OLD: people_questions(memorised, config.questions),
     }
-    storage.write(QUESTIONS, encode_jsonl(asdict(item) | {"group": group} for group in asked for item in asked[group]))
+    storage.write(
+        QUESTIONS, encode_jsonl(item.to_record() | {"group": group} for group in asked for item in asked[group])
+    )
     return f"the first {', '.join(map(str, config.documents))} documents at {storage.uri}"
 
 

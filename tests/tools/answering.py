@@ -17,7 +17,7 @@ from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.methods.base import PassageUse
 from regrad.methods.registry import METHODS
-from regrad.retrieval.base import Hit, Source
+from regrad.retrieval.base import Hit, HitSource
 from serve_app.config import ServeConfig
 from serve_app.http.app import make_app
 from serve_app.http.errors import RequestRecord
@@ -90,7 +90,7 @@ class StandIn:
 
 def reply(ask: Ask) -> Reply:
     method = METHODS[ask.method]
-    retrieved = Retrieved((Hit(PASSAGE, 2.5, (Source("bm25", 2, 7.25),)),), 1.5) if method.retrieves else None
+    retrieved = Retrieved((Hit(PASSAGE, 2.5, (HitSource("bm25", 2, 7.25),)),), 1.5) if method.retrieves else None
     answered = Answered(
         text="".join(WORDS),
         finish_reason="stop",

@@ -18,7 +18,7 @@ from regrad.bank.reader import BankReader
 from regrad.rebuild.flow import Rebuild
 from regrad.rebuild.prune import InUse, prune
 from regrad.rebuild.records import MadeOutput, Records, RunRecord
-from regrad.rebuild.steps import Done, Outcome, Step
+from regrad.rebuild.steps import Done, Step, StepOutcome
 from regrad.rebuild.versions import Version, Versions
 from regrad.storage import Storage
 from tests.tools import banks
@@ -38,29 +38,29 @@ def bank_rebuild(output: str, corpus: int, meta_init: str = "m", keep_aside: boo
     }
 
     def filed(name: str) -> Step:
-        def work(_: Done) -> Outcome:
+        def work(_: Done) -> StepOutcome:
             for number in range(2):
                 place.write(f"{places[name]}/{number}", f"{name} {number}".encode())
-            return Outcome(f"{name} is made", {}, (_made(places[name]),))
+            return StepOutcome(f"{name} is made", {}, (_made(places[name]),))
 
         return Step("train" if name == "meta-init" else name, keys[name], {}, work)
 
-    def build(_: Done) -> Outcome:
+    def build(_: Done) -> StepOutcome:
         manifest = banks.fill(f"{output}/{places['bank']}", scale=corpus)
         place.write(f"{places['bank']}.preparation/{manifest.version:08d}.json", b"{}")
         facts = {"bank_version": manifest.version, "passages": manifest.passages}
-        return Outcome("bank is made", facts, (_made(places["bank"]),))
+        return StepOutcome("bank is made", facts, (_made(places["bank"]),))
 
-    def verify(done: Done) -> Outcome:
+    def verify(done: Done) -> StepOutcome:
         read_manifest(Storage(f"{output}/{places['bank']}"), int(done["build"].facts["bank_version"]))
-        return Outcome("whole")
+        return StepOutcome("whole")
 
     def evaluation(version: Version) -> Step:
         folder = f"artefacts/eval-{'-'.join(version.keys.values())}"
 
-        def work(_: Done) -> Outcome:
+        def work(_: Done) -> StepOutcome:
             place.write(f"{folder}/scores", b"0.5")
-            return Outcome("scored", {"version": version.id}, (_made(folder),))
+            return StepOutcome("scored", {"version": version.id}, (_made(folder),))
 
         content = {name: f"{name}:{key}" for name, key in version.keys.items()}
         return Step("eval", folder.rpartition("/")[2], content, work)

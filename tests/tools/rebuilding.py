@@ -15,7 +15,7 @@ from typing import Any
 
 from regrad.rebuild.flow import Rebuild, rebuild
 from regrad.rebuild.records import MadeOutput, RunRecord
-from regrad.rebuild.steps import Done, Outcome, Step
+from regrad.rebuild.steps import Done, Step, StepOutcome
 from regrad.rebuild.versions import PromotionConfig, Version
 from regrad.storage import Storage
 from tests.tools.dying import traced
@@ -42,13 +42,13 @@ def cheap_rebuild(
     def step(name: str, key: str, facts: Mapping[str, Any] | None = None) -> Step:
         folder = f"artefacts/{name}-{key}"
 
-        def work(done: Done) -> Outcome:
+        def work(done: Done) -> StepOutcome:
             ran.append(name)
             for number in range(_FILES):
                 if not place.exists(f"{folder}/{number}"):
                     place.write(f"{folder}/{number}", f"{name} {key} {number} {sorted(done)}".encode() * 10)
             made = MadeOutput(place=folder, bytes=_FILES, digest=_short(folder))
-            return Outcome(f"{name} is made", dict(facts or {}), (made,), count=100, busy_seconds=0.0)
+            return StepOutcome(f"{name} is made", dict(facts or {}), (made,), count=100, busy_seconds=0.0)
 
         return Step(name, key, {"corpus": corpus}, work, like=name, unit="things", count=lambda: 200)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from regrad.training.callbacks import Silent
 from regrad.training.checkpoint import TrainCheckpoint, TrainState, load_module_tensors, module_tensors
-from regrad.training.config import CheckpointConfig, ScheduleConfig, WatchConfig
+from regrad.training.config import CheckpointConfig, ScheduleConfig, TrackingConfig
 from regrad.training.loop import Loop, StepResult, resume
 from regrad.training.sampler import Sampler, SampleSource
 
@@ -117,7 +117,7 @@ def newest(folder: Path) -> Path | None:
 def train(folder: Path, fatal: int | None = None) -> tuple[LineLearner, TrainState]:
     learner = LineLearner()
     state = resume(learner, nullcontext(newest(folder)))
-    loop = Loop(learner, SCHEDULE, CheckpointConfig(every=5), WatchConfig(every=10), Keeper(folder, fatal))
+    loop = Loop(learner, SCHEDULE, CheckpointConfig(every=5), TrackingConfig(every=10), Keeper(folder, fatal))
     return learner, loop.run(batches(state.step), state)
 
 

@@ -6,7 +6,6 @@ Below a directory, one PEFT adapter directory a passage: `data_<n>/passage_<m>/a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from regrad.bank.config import CodecName
 from regrad.bank.io.release import Keyed, group, read_names
 from regrad.bank.io.tensors import flat_atom, subspace_names
 from regrad.bank.io.transfer import BadAtom, Imported, layout_for, local_source, read_tensors, take_in
+from regrad.digests import json_digest
 from regrad.errors import BankError, ModelError
 from regrad.models.config import SubspaceConfig
 from regrad.models.subspace import Subspace, block_of
@@ -102,7 +102,7 @@ def read_base_weight(uri: str, subspace: Subspace) -> Tensor:
 def adapter_fingerprint(frame: Frame) -> str:
     """The first 16 hex digits of SHA-256 over what adapters depend on: their kind, base model and subspace."""
     head = {"kind": "adapter", "base": frame.base, "subspace": frame.subspace.to_json()}
-    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()[:16]
+    return json_digest(head)
 
 
 def _first_frame(folders: list[Path], base_identity: str | None) -> Frame:

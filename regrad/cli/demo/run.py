@@ -22,7 +22,8 @@ from regrad.cli.serve import check_address, served
 from regrad.client import AnswerClient
 from regrad.data.jsonl import read_jsonl
 from regrad.evaluation.metrics import exact_match
-from regrad.lab.files import LabQuestion, write_lab
+from regrad.lab.files import write_lab
+from regrad.lab.sets import LabQuestion
 from regrad.meta_init import random_meta_init
 from regrad.models.loading import load_language_model
 from regrad.storage import Storage
@@ -181,8 +182,7 @@ class VariantRow:
 
 def read_lab_questions(path: str) -> list[LabQuestion]:
     """The lab's question file."""
-    records = [record for _, record in read_jsonl(path)]
-    return [LabQuestion(r["question"], tuple(r["answers"]), r["passage_id"], r["other_passage_id"]) for r in records]
+    return [LabQuestion.from_record(record) for _, record in read_jsonl(path)]
 
 
 def ask_all(client: AnswerClient, variant: Variant, questions: Sequence[LabQuestion], concurrency: int) -> VariantRow:

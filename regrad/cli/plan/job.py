@@ -37,7 +37,7 @@ from regrad.planning.profile import (
     write_profile,
 )
 from regrad.planning.search import Choice, Limits, best, check_processors, fits, fitting, front, no_room, predicted
-from regrad.planning.stages import Measured, Served, measure
+from regrad.planning.stages import MeasuredStages, Served, measure
 from regrad.settings import parse_settings
 from regrad.storage import Storage
 from regrad.text import hint, milliseconds
@@ -53,7 +53,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Asked:
+class CheckedSettings:
     """The settings with everything that they name found and checked."""
 
     config: PlanConfig
@@ -85,34 +85,34 @@ class Asked:
 
 def plan(config: PlanConfig, say: Say) -> PlanReport:
     """Profile, search, choose, write; with `check` also run both configurations. What is wrong is raised first."""
-    asked = prepare(config)
-    report = _searched(asked, asked.profile or _measured(asked, say), say)
+    checked = prepare(config)
+    report = _searched(checked, checked.profile or _measured(checked, say), say)
     output = Storage(config.output)
-    output.write(SERVE, _document(asked, report.chosen).encode())
+    output.write(SERVE, _document(checked, report.chosen).encode())
     output.write(PLAN, report.as_json().encode())
     if config.check:
-        report = report.checked(_checked(asked, report.chosen, report.given, say))
+        report = report.checked(_checked(checked, report.chosen, report.given, say))
         output.write(PLAN, report.as_json().encode())
     return report
 
 
-def _searched(asked: Asked, profile: Profile, say: Say) -> PlanReport:
+def _searched(checked: CheckedSettings, profile: Profile, say: Say) -> PlanReport:
     """The best configuration of all that fit the machine, the given one, and those that no other one beats."""
-    config, machine = asked.config, asked.limits.machine
-    predictor = Predictor(profile, asked.bank, asked.disk_share)
-    for embedded in asked.limits.embedded:
+    config, machine = checked.config, checked.limits.machine
+    predictor = Predictor(profile, checked.bank, checked.disk_share)
+    for embedded in checked.limits.embedded:
         if not predictor.knows(embedded):
             say(f"no server with {_setting(embedded)} was measured, so none is searched")
-    candidates = fitting(predictor, asked.default, asked.limits, asked.bank)
+    candidates = fitting(predictor, checked.default, checked.limits, checked.bank)
     choices = predicted(predictor, candidates, machine, config.users)
     chosen = best(choices, config.bound_ms / 1e3 if config.bound_ms else None)
-    given = predicted(predictor, [asked.default], machine, config.users)[0]
+    given = predicted(predictor, [checked.default], machine, config.users)[0]
     loads = sorted({*_FRONT_USERS, config.users})
     spread = [one for users in loads for one in predicted(predictor, candidates, machine, users)]
     return PlanReport(config.users, machine, tuple(front(spread)), chosen, given, f"{config.output}/{SERVE}")
 
 
-def prepare(config: PlanConfig) -> Asked:
+def prepare(config: PlanConfig) -> CheckedSettings:
     """Everything that can be found wrong without measuring: raises the first of it."""
     args, _ = parts_of(config.serve, "serve")
     server = parse_settings(ServeConfig, args, "serve: args")
@@ -134,7 +134,7 @@ def prepare(config: PlanConfig) -> Asked:
         _check_room(server, limits)
     questions = tuple(one.question for one in read_questions(config.questions))
     served = _served(server, offers[config.method].settings)
-    return Asked(config, args, server, limits, bank, served, questions, profile)
+    return CheckedSettings(config, args, server, limits, bank, served, questions, profile)
 
 
 def _served(server: ServeConfig, method: MethodSettings) -> Served:
@@ -191,22 +191,22 @@ def _check_room(server: ServeConfig, limits: Limits) -> None:
         raise no_room(size, size, machine, on_gpu)
 
 
-def _measured(asked: Asked, say: Say) -> Profile:
+def _measured(checked: CheckedSettings, say: Say) -> Profile:
     """The profile of this machine, written as soon as it is complete."""
-    config, measuring = asked.config, asked.config.measuring
+    config, measuring = checked.config, checked.config.measuring
     found = measure(
-        asked.served, asked.questions, config.k, config.max_new_tokens, measuring.batches, measuring.repeats, say
+        checked.served, checked.questions, config.k, config.max_new_tokens, measuring.batches, measuring.repeats, say
     )
     with cluster():
-        profile = _profile(asked, found, _observed(asked, asked.server, say))
-        other = _other_server(asked, profile, say)
+        profile = _profile(checked, found, _observed(checked, checked.server, say))
+        other = _other_server(checked, profile, say)
         if other is not None:
-            profile = profile.model_copy(update={"other": _observed(asked, other, say)})
+            profile = profile.model_copy(update={"other": _observed(checked, other, say)})
     write_profile(f"{config.output}/{PROFILE}", profile)
     return profile
 
 
-def _observed(asked: Asked, server: ServeConfig, say: Say) -> ObservedServer:
+def _observed(checked: CheckedSettings, server: ServeConfig, say: Say) -> ObservedServer:
     """A server under every load.
 
     Both get all loads. Two for the second would not do: what embedding saves is no constant share. 1, 4, 16 and 64
@@ -214,27 +214,27 @@ def _observed(asked: Asked, server: ServeConfig, say: Say) -> ObservedServer:
     between the ends 4 users would be taken to get 1.3 times as many, which is as wrong as most choices are close. And
     in the same order each is as warm at a load as the other was.
     """
-    measuring, loads = asked.config.measuring, []
-    with loaded(server, asked.bodies) as load:
+    measuring, loads = checked.config.measuring, []
+    with loaded(server, checked.bodies) as load:
         for users in measuring.users:
             say(f"the server with {_setting(server.embedded)} under {users} users, {measuring.seconds:g} s")
             loads.append(load.observe(users, measuring.seconds))
     return ObservedServer(configuration=candidate_of(server), observed=tuple(loads))
 
 
-def _other_server(asked: Asked, profile: Profile, say: Say) -> ServeConfig | None:
+def _other_server(checked: CheckedSettings, profile: Profile, say: Say) -> ServeConfig | None:
     """The server with `embedded` the other way, if the plan may change that and this machine has room for it."""
-    other = asked.server.model_copy(update={"embedded": not asked.server.embedded})
-    if other.embedded not in asked.limits.embedded:
+    other = checked.server.model_copy(update={"embedded": not checked.server.embedded})
+    if other.embedded not in checked.limits.embedded:
         return None
-    if fits(Predictor(profile), candidate_of(other), replace(asked.limits, machine=profile.machine)):
+    if fits(Predictor(profile), candidate_of(other), replace(checked.limits, machine=profile.machine)):
         return other
     say(f"this machine has no room for the server with {_setting(other.embedded)}: it is not measured")
     return None
 
 
-def _profile(asked: Asked, found: Measured, given: ObservedServer) -> Profile:
-    alone = asked.config.max_new_tokens > asked.server.groups.max_new_tokens
+def _profile(checked: CheckedSettings, found: MeasuredStages, given: ObservedServer) -> Profile:
+    alone = checked.config.max_new_tokens > checked.server.groups.max_new_tokens
     return Profile(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware={"processor": platform.processor() or platform.machine(), "torch": torch.__version__},
@@ -242,7 +242,7 @@ def _profile(asked: Asked, found: Measured, given: ObservedServer) -> Profile:
         fingerprint=found.fingerprint,
         bank=found.bank,
         workload=found.workload.model_copy(update={"alone": alone}),
-        generator_on_gpu=asked.served.gpu,
+        generator_on_gpu=checked.served.gpu,
         stages=found.stages,
         memory=found.memory,
         configuration=given.configuration,
@@ -254,10 +254,10 @@ def _setting(embedded: bool) -> str:
     return f"`embedded: {str(embedded).lower()}`"
 
 
-def _document(asked: Asked, chosen: Choice) -> str:
+def _document(checked: CheckedSettings, chosen: Choice) -> str:
     """The serve configuration with the chosen values, and a line on what is predicted of it."""
-    document = {**asked.config.serve}
-    application = {**document["applications"][0], "args": changed_args(asked.args, chosen.candidate)}
+    document = {**checked.config.serve}
+    application = {**document["applications"][0], "args": changed_args(checked.args, chosen.candidate)}
     document["applications"] = [application]
     speed = chosen.predicted
     head = (
@@ -267,16 +267,16 @@ def _document(asked: Asked, chosen: Choice) -> str:
     return head + yaml.safe_dump(document, sort_keys=False)
 
 
-def _checked(asked: Asked, chosen: Choice, given: Choice, say: Say) -> list[CheckedRow]:
+def _checked(checked: CheckedSettings, chosen: Choice, given: Choice, say: Say) -> list[CheckedRow]:
     """Both configurations under the same load, in turn."""
-    config, rows = asked.config, []
+    config, rows = checked.config, []
     configurations: Mapping[str, Choice] = {"given": given, "chosen": chosen}
     with cluster():
         for turn in range(config.check_turns):
             for name, choice in configurations.items():
                 say(f"checking the {name} configuration: {config.users} users for {config.check_seconds:g} s")
-                args = changed_args(asked.args, choice.candidate)
-                with loaded(parse_settings(ServeConfig, args, "the plan"), asked.bodies) as load:
+                args = changed_args(checked.args, choice.candidate)
+                with loaded(parse_settings(ServeConfig, args, "the plan"), checked.bodies) as load:
                     measured = load.observe(config.users, config.check_seconds)
                 rows.append(CheckedRow(name, turn, choice.predicted, measured))
     return rows

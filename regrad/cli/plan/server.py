@@ -11,7 +11,7 @@ from typing import Any
 
 from regrad.errors import PlanningError
 from regrad.planning.profile import EMBEDDED, ROLES, Candidate, Observed
-from regrad.planning.users import Outcome, Plan, run
+from regrad.planning.users import RequestOutcome, Traffic, run
 from regrad.planning.watching import processor_seconds, spent_by_role
 from serve_app.app import anywhere, serving
 from serve_app.config import ProtectionConfig, ServeConfig
@@ -65,17 +65,17 @@ class Load:
 
     def warm(self) -> None:
         """Every question once: models have run and caches are full afterwards."""
-        run(Plan(self._url, self._bodies, 600.0, min(_WARMING_USERS, len(self._bodies)), once=True))
+        run(Traffic(self._url, self._bodies, 600.0, min(_WARMING_USERS, len(self._bodies)), once=True))
 
     def observe(self, users: int, seconds: float) -> Observed:
         """Load the server with concurrent users. Raises `PlanningError` if hardly anything was answered."""
         before, asking = processor_seconds(), _of_ended_children()
-        found = run(Plan(self._url, self._bodies, seconds, users))
+        found = run(Traffic(self._url, self._bodies, seconds, users))
         asking = _of_ended_children() - asking
         return observed(users, found, {**spent_by_role(before), "asking": asking})
 
 
-def observed(users: int, found: Sequence[Outcome], processor: Mapping[str, float]) -> Observed:
+def observed(users: int, found: Sequence[RequestOutcome], processor: Mapping[str, float]) -> Observed:
     """What a load came to; `processor` is in seconds, of all answers together."""
     right = [item for item in found if item.status == 200]
     if len(right) < 0.9 * len(found) or not right:

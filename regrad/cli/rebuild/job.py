@@ -13,7 +13,7 @@ from regrad.cli.rebuild.checks import check_before
 from regrad.cli.rebuild.steps import make_rebuild
 from regrad.rebuild.config import RebuildConfig
 from regrad.rebuild.flow import rebuild
-from regrad.rebuild.plan import Plan, make_plan
+from regrad.rebuild.plan import RebuildPlan, make_plan
 from regrad.rebuild.records import Records
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def rebuild_of(config: RebuildConfig, say: Callable[[str], None]) -> tuple[str, 
     return line, int(record.facts["refused"]) if record else 0
 
 
-def plan(config: RebuildConfig) -> Plan:
+def plan(config: RebuildConfig) -> RebuildPlan:
     """What a rebuild would do now, and what it would take; nothing is written."""
     return make_plan(make_rebuild(config), config.rates)
 

@@ -30,7 +30,7 @@ from regrad.rebuild.config import META_INIT, RebuildConfig
 from regrad.rebuild.flow import Rebuild
 from regrad.rebuild.inputs import Inputs, folder_digest, size_of
 from regrad.rebuild.records import MadeOutput, RunRecord
-from regrad.rebuild.steps import Done, Outcome, Step, remove_left_over
+from regrad.rebuild.steps import Done, Step, StepOutcome, remove_left_over
 from regrad.rebuild.versions import OWN, Version, own_replaced
 from regrad.retrieval.base import CARD as INDEX_CARD
 from regrad.retrieval.base import check_index
@@ -125,7 +125,7 @@ class Parts:
         key = short_hash(content)
         place = f"{_FOLDER}/eval-{key}"
 
-        def work(done: Done) -> Outcome:
+        def work(done: Done) -> StepOutcome:
             data = settings.model_dump(mode="json")
             for method in data["methods"]:
                 if method.get("bank", "").startswith(OWN) and method.get("bank_version") is None:
@@ -151,12 +151,12 @@ class Parts:
         key, place = self._placed(settings.output, content)
         uri = f"{self.output.uri}/{place}"
 
-        def made(line: str) -> Outcome:
+        def made(line: str) -> StepOutcome:
             card = read_card(uri)
             tasks = settings.optimizer.batch_size * card["notes"]["steps"]
-            return Outcome(line, {"fingerprint": card["fingerprint"]}, (_output(self.output, place),), tasks)
+            return StepOutcome(line, {"fingerprint": card["fingerprint"]}, (_output(self.output, place),), tasks)
 
-        def found() -> Outcome | None:
+        def found() -> StepOutcome | None:
             there = Storage(uri).exists(META_INIT_CARD)
             return made(f"MetaInit {read_card(uri)['fingerprint']} at {uri}") if there else None
 
@@ -180,13 +180,13 @@ class Parts:
         key, place = self._placed(settings.output, content)
         uri = f"{self.output.uri}/{place}"
 
-        def made(line: str) -> Outcome:
+        def made(line: str) -> StepOutcome:
             count = check_index(uri).passages
-            return Outcome(line, {"passages": count}, (_output(self.output, place),), count)
+            return StepOutcome(line, {"passages": count}, (_output(self.output, place),), count)
 
         one = self._made(IndexConfig, settings.model_dump(mode="json"), self._absolute(), place, "index")
 
-        def work(_: Done) -> Outcome:
+        def work(_: Done) -> StepOutcome:
             remove_left_over(self.output, place)
             return made(index_corpus.run(one))
 
@@ -210,7 +210,7 @@ class Parts:
         uri, key = f"{self.output.uri}/{place}", short_hash(content)
         self.places[_name(settings.bank.uri)], self.keys[_name(settings.bank.uri)] = place, key
 
-        def work(_: Done) -> Outcome:
+        def work(_: Done) -> StepOutcome:
             data = own_replaced(settings.model_dump(mode="json"), self._absolute())
             built = build_bank.build(parse_settings(BuildConfig, data, "build"))
             return _built(built, uri, place)
@@ -233,7 +233,7 @@ class Parts:
         bank = f"{self.output.uri}/{self.places[_name(self.config.build.bank.uri)]}"
         indexes = [f"{self.output.uri}/{self.places[_name(one.output)]}" for one in self.config.index]
 
-        def work(done: Done) -> Outcome:
+        def work(done: Done) -> StepOutcome:
             version = int(done[_BUILD].facts["bank_version"])
             damage = verify(bank, version)
             if damage:
@@ -247,7 +247,7 @@ class Parts:
             for index in indexes:
                 check_index(index)
             count = read_manifest(Storage(bank), version).passages
-            return Outcome(f"version {version} of the bank is as it was written", {}, (), count)
+            return StepOutcome(f"version {version} of the bank is as it was written", {}, (), count)
 
         like = self.config.build.bank.codec
         return Step("verify", short_hash(content), content, work, like=like, unit="passages", count=self._passages)
@@ -298,7 +298,7 @@ def _output(output: Storage, place: str) -> MadeOutput:
     return MadeOutput(place=place, bytes=size_of(uri), digest=folder_digest(uri))
 
 
-def _built(built: build_bank.Built, uri: str, place: str) -> Outcome:
+def _built(built: build_bank.Built, uri: str, place: str) -> StepOutcome:
     manifest = built.manifest
     noted = read_preparation(uri, manifest.version)
     facts = {
@@ -309,10 +309,10 @@ def _built(built: build_bank.Built, uri: str, place: str) -> Outcome:
     made = MadeOutput(place=place, bytes=manifest.passages * manifest.record_bytes, digest=manifest.label)
     line = build_bank.describe(manifest, uri)
     count, busy = (noted.passages, noted.seconds) if noted else (manifest.passages, None)
-    return Outcome(line, facts, (made,), count, busy)
+    return StepOutcome(line, facts, (made,), count, busy)
 
 
-def _evaluated(line: str, config: EvalConfig, place: str, version: str) -> Outcome:
+def _evaluated(line: str, config: EvalConfig, place: str, version: str) -> StepOutcome:
     output = Output(config.output)
     planned = output.planned()
     columns = ("model", "set", "method", "k", "em", "f1", "value", "low", "high", "questions")
@@ -320,7 +320,7 @@ def _evaluated(line: str, config: EvalConfig, place: str, version: str) -> Outco
     runs = [output.run_card(card) for card in planned.cells]
     busy = sum(run.retrieval + run.update + run.generation for run in runs if run)
     made = MadeOutput(place=place, bytes=size_of(config.output), digest=short_hash(json.loads(json.dumps(scores))))
-    return Outcome(
+    return StepOutcome(
         line, {"version": version, "scores": scores}, (made,), sum(card.questions for card in planned.cells), busy
     )
 

@@ -10,13 +10,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import sha256
 from typing import Any
 
 import torch
 
 from regrad.data.augmented import Augmented, Pair, pair_of
 from regrad.data.passages import Passage
+from regrad.digests import json_digest
 from regrad.errors import CorpusError, ModelError, TokenOutOfVocabulary
 from regrad.inference.decoding import draws, sample
 from regrad.models.loading import LanguageModel
@@ -59,7 +59,7 @@ class Augmenter:
         """SHA-256 (hex) of what the outcomes depend on besides the passages."""
         model = self._lm.config.model_dump(mode="json", include={"dtype", "attention", "prompts"})
         settings = self._config.model_dump(mode="json", include=_SETTINGS | {"seed"})
-        return sha256(json.dumps([self._lm.identity(), model, settings], sort_keys=True).encode()).hexdigest()
+        return json_digest([self._lm.identity(), model, settings], 64)
 
     def write(self, passages: Sequence[Passage]) -> list[AugmentOutcome]:
         """One outcome a passage, in order."""

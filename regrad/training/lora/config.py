@@ -13,7 +13,7 @@ from regrad.models.config import ModelConfig
 from regrad.settings import Location, Settings, WorkersConfig, invalid
 from regrad.training.config import Beta, ScheduleConfig, TrainConfig
 
-Objective = Literal["passages", "instruction", "questions", "questions-with-passages"]
+FinetuneObjective = Literal["passages", "instruction", "questions", "questions-with-passages"]
 
 
 class AdamWConfig(Settings):
@@ -44,7 +44,7 @@ class FinetuneConfig(TrainConfig):
     """`regrad finetune`: one LoRA for all questions: the continual-training and fine-tuning baselines."""
 
     model: ModelConfig
-    objective: Objective = Field(
+    objective: FinetuneObjective = Field(
         description="passages: continual pre-training; instruction: a passage with its questions; questions: prompt to "
         "answer; questions-with-passages: the same with the passages in the prompt"
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import sha256
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from regrad.data.augmented import Augmented, read_augmented
@@ -15,6 +14,7 @@ from regrad.data.passages import Passage
 from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.questions import Question
 from regrad.data.tasks import Task, TaskQuestion, read_tasks
+from regrad.digests import records_digest
 from regrad.errors import TrainingError
 from regrad.gradients.extractor import encode_passage
 from regrad.models.batching import TokenBatch
@@ -207,12 +207,9 @@ def data_digest(config: FinetuneConfig) -> str:
         records = read_augmented(config.corpus or "")
     else:
         records = read_tasks(config.tasks or "")
-    found = sha256()
-    empty = True
-    for record in records:
-        found.update(repr(record).encode())
-        empty = False
-    if empty:
+    stream = iter(records)
+    first = list(islice(stream, 1))
+    if not first:
         uri = config.corpus or config.tasks
         raise TrainingError(f"{uri} holds nothing to train on", code="nothing_to_train_on", uri=uri)
-    return found.hexdigest()[:16]
+    return records_digest(chain(first, stream))

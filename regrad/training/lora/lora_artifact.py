@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from regrad.digests import SHORT, json_bytes, pieces_digest
 from regrad.errors import MethodError
 from regrad.models.config import ModelConfig
 from regrad.models.subspace import Subspace, load_adapter, save_adapter
@@ -67,9 +66,8 @@ class StaticLora:
     @property
     def digest(self) -> str:
         """The first 16 hex digits of SHA-256 over base, subspace and numbers."""
-        head = json.dumps({"base": self.base_identity, "subspace": self.subspace.to_json()}, sort_keys=True)
-        numbers = self.values.detach().cpu().float().contiguous().numpy().tobytes()
-        return hashlib.sha256(head.encode() + numbers).hexdigest()[:16]
+        head = json_bytes({"base": self.base_identity, "subspace": self.subspace.to_json()})
+        return pieces_digest([head, self.values.detach().cpu().float().contiguous().numpy().tobytes()])[:SHORT]
 
     def check_base(self, lm: LanguageModel) -> None:
         """Raise `MethodError` unless `lm` has the weights that this LoRA was trained on."""

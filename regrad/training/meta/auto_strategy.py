@@ -29,7 +29,7 @@ _MARGIN = 1.3  # for what autograd frees late, fragmentation, and batches longer
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StrategyBytes:
     """Bytes that each strategy would need beyond the model, for one batch; `graph` is also the fastest."""
 
     graph: float
@@ -84,7 +84,7 @@ def free_bytes(device: torch.device) -> int:
 
 def estimate_memory(
     lm: LanguageModel, at: Point, batch: MetaBatch, chunk_tokens: int, reduction: str = "mean"
-) -> Estimate:
+) -> StrategyBytes:
     """Extrapolated from the activations that one passage keeps, per padded token, for one backward pass and for two."""
     batch = shared(lm, batch)
     probe = batch.passages.take(batch.passages.lengths.argmax().reshape(1))
@@ -97,7 +97,7 @@ def estimate_memory(
     updates, rows = batch.membership.shape
     in_chunk = max(1, chunk // batch.passages.ids.shape[1])
     kept = vector * (4 * updates + 4)
-    return Estimate(
+    return StrategyBytes(
         graph=_MARGIN * (twice * passages + once * questions + vector * (2 * rows + 4 * updates)),
         hvp=_MARGIN * (max(twice * chunk, once * question_chunk) + kept + vector * 3 * in_chunk),
         difference=_MARGIN * (once * max(chunk, question_chunk) + kept + vector * 3 * in_chunk),

@@ -7,8 +7,6 @@ it in one process.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from regrad.data.passages import Passage
 from regrad.data.tasks import Task, TaskQuestion, duplicates, read_tasks, scan_tasks, task_files
+from regrad.digests import SHORT, json_bytes, json_digest, pieces_digest
 from regrad.errors import CorpusError, TokenOutOfVocabulary
 from regrad.models.architectures import architecture_for, context_length
 from regrad.models.checkpoint import load_without_weights
@@ -163,12 +162,12 @@ def check_dev_tasks(uri: str, lengths: Lengths, shape: ShapeConfig, max_new_toke
 
     Raises `CorpusError` for these, and if none is left.
     """
-    digest, problems, count = hashlib.sha256(), dict[int, CorpusError](), 0
+    scored, problems, count = list[bytes](), dict[int, CorpusError](), 0
     for number, task in enumerate(read_tasks(uri)):
         count += 1
         try:
             lengths.check_dev(task, f"task {task.id}", shape, max_new_tokens)
-            digest.update(json.dumps(task.to_record()).encode())
+            scored.append(json_bytes(task.to_record(), sort_keys=False))
         except CorpusError as error:
             problems[number] = error
     texts = [str(error) for error in problems.values()]
@@ -186,7 +185,7 @@ def check_dev_tasks(uri: str, lengths: Lengths, shape: ShapeConfig, max_new_toke
         logger.warning("skipped: %s %s", uri, text)
     if problems:
         logger.warning("%d of %s of %s are skipped", len(problems), counted(count, "dev task"), uri)
-    return DevSet(uri, digest.hexdigest()[:16], frozenset(problems))
+    return DevSet(uri, pieces_digest(scored)[:SHORT], frozenset(problems))
 
 
 class TaskKey(NamedTuple):
@@ -236,7 +235,8 @@ def scan(file: int, uri: str, lengths: Lengths, shape: ShapeConfig) -> Iterator[
 
 
 def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    # As in the checkpoints that there are: the keys of a task's record in the order in which it writes them.
+    return json_digest(content, sort_keys=False)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from regrad.data.questions import Question
 from regrad.data.tasks import Task, TaskQuestion, read_tasks
+from regrad.digests import records_digest
 from regrad.errors import MethodError, ModelError, TokenOutOfVocabulary, TrainingError
 from regrad.models.subspace import Subspace
 from regrad.training.lora.batched import train_rows
@@ -162,11 +162,7 @@ def tasks_digest(tasks: Sequence[str]) -> str:
 
     Raises `CorpusError` for a bad record.
     """
-    found = sha256()
-    for uri in tasks:
-        for task in read_tasks(uri):
-            found.update(repr(task).encode())
-    return found.hexdigest()[:16]
+    return records_digest(task for uri in tasks for task in read_tasks(uri))
 
 
 def solved(task: Task, question: TaskQuestion) -> Question:

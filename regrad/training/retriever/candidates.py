@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regrad.retrieval.encoder import Vectors
+from regrad.retrieval.embedding import Vectors
 from regrad.training.retriever.chains import NO_STATE
 
 _BLOCK = 65_536

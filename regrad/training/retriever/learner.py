@@ -33,8 +33,8 @@ CARD = "question_encoder.json"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A training question and its number among all of them."""
+class NumberedQuestion:
+    """A training question and its number among all of them, by which its chain and its likelihoods are kept."""
 
     number: int
     question: Question
@@ -123,12 +123,12 @@ class RetrieverLearner:
         self._numbers: dict[str, float] = {}
         self._step = 0
 
-    def prepare(self, batch: Sequence[Asked], state: TrainState) -> str:
+    def prepare(self, batch: Sequence[NumberedQuestion], state: TrainState) -> str:
         """See `Learner`."""
         self._step = state.step
         return ""
 
-    def step(self, batch: Sequence[Asked], factor: float) -> StepResult:
+    def step(self, batch: Sequence[NumberedQuestion], factor: float) -> StepResult:
         """See `Learner`."""
         union, found = self.candidates(batch)
         # A step's draws follow from seed, step and worker alone, so a resumed run repeats them.
@@ -153,7 +153,7 @@ class RetrieverLearner:
         self._numbers = {"answer_log_likelihood": float(marginal_B.mean()), **sizes, **objected.numbers}
         return StepResult(float(self._workers.mean(loss.detach())), counts)
 
-    def candidates(self, batch: Sequence[Asked]) -> tuple[Union, Candidates]:
+    def candidates(self, batch: Sequence[NumberedQuestion]) -> tuple[Union, Candidates]:
         """The passages that each question may rest on, and all that an objective wants to know of them."""
         k, separator = self._config.k, self._config.separator
         texts = [item.question.question for item in batch]
@@ -175,7 +175,7 @@ class RetrieverLearner:
         masks = (union.present, union.by_prior, union.by_posterior)
         return union, Candidates(prior_BU, posterior_BU, likelihood_BU, *masks, union.start)
 
-    def _likelihoods(self, batch: Sequence[Asked], union: Union) -> Tensor:
+    def _likelihoods(self, batch: Sequence[NumberedQuestion], union: Union) -> Tensor:
         """[B, U], 0 where no passage is; what is not known yet is computed, all of it together."""
         places = [(b, u, int(union.rows[b, u])) for b, u in union.present.nonzero().tolist()]
         unknown = {(batch[b].number, row): b for b, _, row in places if (batch[b].number, row) not in self._known}

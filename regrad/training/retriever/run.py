@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from contextlib import AbstractContextManager, nullcontext
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from regrad.data.question_sets import read_questions
 from regrad.data.questions import Question
 from regrad.data.tasks import read_tasks
+from regrad.digests import records_digest
 from regrad.errors import TrainingError
 from regrad.models.loading import load_language_model
 from regrad.retrieval.base import read_index_card
@@ -20,12 +20,19 @@ from regrad.retrieval.dense import check_passages_encoder, with_question_encoder
 from regrad.training.callbacks import Listener, Silent
 from regrad.training.loop import train_on
 from regrad.training.retriever.config import RetrieverTrainConfig
-from regrad.training.retriever.learner import CARD, ENCODER, Asked, RetrieverLearner, TrainedEncoder, open_dense
+from regrad.training.retriever.learner import (
+    CARD,
+    ENCODER,
+    NumberedQuestion,
+    RetrieverLearner,
+    TrainedEncoder,
+    open_dense,
+)
 from regrad.training.retriever.likelihood import MethodLikelihood
 from regrad.training.workers import Workers
 
 
-def read_asked(config: RetrieverTrainConfig) -> list[Asked]:
+def read_asked(config: RetrieverTrainConfig) -> list[NumberedQuestion]:
     """The training questions that have an answer, at most `max_questions`, drawn by the seed, in the files' order.
 
     Raises `CorpusError` or `EvaluationError` for a bad record, and `TrainingError` if there is none.
@@ -45,7 +52,7 @@ def read_asked(config: RetrieverTrainConfig) -> list[Asked]:
     if config.max_questions is not None and config.max_questions < len(answered):
         drawn = random.Random(f"{config.seed}/questions").sample(range(len(answered)), config.max_questions)
         answered = [answered[number] for number in sorted(drawn)]
-    return [Asked(number, question) for number, question in enumerate(answered)]
+    return [NumberedQuestion(number, question) for number, question in enumerate(answered)]
 
 
 def _bare(question: Question) -> Question:
@@ -54,10 +61,8 @@ def _bare(question: Question) -> Question:
 
 def data_digest(config: RetrieverTrainConfig) -> str:
     """A hash of the questions and of the index, by its card: what a resumed run must find again."""
-    found = sha256(read_index_card(config.index).model_dump_json().encode())
-    for item in read_asked(config):
-        found.update(repr(item.question).encode())
-    return found.hexdigest()[:16]
+    card = read_index_card(config.index).model_dump_json().encode()
+    return records_digest((item.question for item in read_asked(config)), card)
 
 
 def retriever_worker(

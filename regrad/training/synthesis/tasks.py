@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from regrad.data.augmented import Pair
 from regrad.evaluation.answer_parsing.statements import normalise
 from regrad.training.synthesis.config import SynthesisConfig
-from regrad.training.synthesis.writer import Draft, QuestionAnswer, Rejected
+from regrad.training.synthesis.writer import Draft, Rejected
 
 AMBIGUOUS = "asked of several passages with different answers"
 SAME_ID = "passage id occurs more than once"
@@ -59,7 +60,7 @@ def select_pairs(drafts: Sequence[Draft], config: SynthesisConfig, hits: Hits | 
     return selected
 
 
-def _varied(pairs: Sequence[QuestionAnswer], count: int) -> list[QuestionAnswer]:
+def _varied(pairs: Sequence[Pair], count: int) -> list[Pair]:
     """The first pair of each answer, then the second of each, and so on, until there are enough."""
     turns: Counter[str] = Counter()
     ranked = []
@@ -82,7 +83,7 @@ def make_tasks(drafts: Sequence[Draft], config: SynthesisConfig, hits: Hits | No
             neighbours = config.neighbours if rng.random() < config.neighbours_fraction else 0
             members = [by_id[passage_id] for passage_id in ring]
             questions = [
-                {**asdict(pair), "context": _context(position, len(ring), neighbours)}
+                {"question": pair.question, "answer": pair.answer, "context": _context(position, len(ring), neighbours)}
                 for position, draft in enumerate(members)
                 for pair in draft.pairs
             ]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from hashlib import sha256
 from typing import Any
 
 import torch
 
+from regrad.data.augmented import Pair
 from regrad.data.jsonl import shown
 from regrad.data.passages import Passage, parse_passage
+from regrad.digests import json_digest
 from regrad.errors import CorpusError, ModelError, TokenOutOfVocabulary
 from regrad.evaluation.answer_parsing.statements import normalise
 from regrad.evaluation.metrics import exact_match
@@ -25,14 +25,6 @@ from regrad.training.synthesis.config import SynthesisConfig
 
 _QUESTION = r"(?:^|\n)[\s*#>-]*(?:\d+[.)]\s*)?\**(?:Question|Q)\s*\d*\s*\**:\**"
 _ANSWER = r"(?:^|\n|(?<=[?.!]))[\s*#>-]*(?:Answer|A)\s*\d*\s*\**:\**"
-
-
-@dataclass(frozen=True)
-class QuestionAnswer:
-    """A question and its answer."""
-
-    question: str
-    answer: str
 
 
 class PairParser:
@@ -54,14 +46,14 @@ class PairParser:
         found = self._answer.search(text)
         return found is not None and self._stop in text[found.end() :].lstrip()
 
-    def parse(self, text: str) -> QuestionAnswer | None:
+    def parse(self, text: str) -> Pair | None:
         """The first pair, or None if there is no answer or no question of one line."""
         found = self._answer.search(text)
         if found is None:
             return None
         question = self._question.split(text[: found.start()])[-1].strip().strip("*").strip()
         answer = text[found.end() :].lstrip().split(self._stop)[0].strip().strip("*").strip()
-        return QuestionAnswer(question, answer) if question and answer and "\n" not in question else None
+        return Pair(question, answer) if question and answer and "\n" not in question else None
 
 
 def _marker(general: str, template: str) -> re.Pattern[str]:
@@ -102,10 +94,15 @@ class Draft:
 
     passage: Passage
     candidates: int = 0
-    pairs: tuple[QuestionAnswer, ...] = ()
+    pairs: tuple[Pair, ...] = ()
     rejected: tuple[Rejected, ...] = ()
 
-    def without(self, dropped: Sequence[QuestionAnswer], reason: str) -> Draft:
+    def to_record(self) -> dict[str, Any]:
+        """What a part holds of it, the inverse of `draft_of`: of a pair question and answer, as no more is written."""
+        pairs = [{"question": pair.question, "answer": pair.answer} for pair in self.pairs]
+        return {**asdict(self), "pairs": pairs}
+
+    def without(self, dropped: Sequence[Pair], reason: str) -> Draft:
         """The draft with some of its pairs rejected for `reason`."""
         kept = tuple(pair for pair in self.pairs if pair not in dropped)
         rejected = tuple(Rejected(reason, pair.question, pair.answer) for pair in dropped)
@@ -128,7 +125,7 @@ class PairWriter:
         """SHA-256 (hex) of what drafts depend on besides the passages: the weights, the prompts, the settings."""
         model = self._lm.config.model_dump(mode="json", include={"dtype", "attention", "prompts"})
         settings = self._config.model_dump(mode="json", include=set(_WRITING))
-        return sha256(json.dumps([self._lm.identity(), model, settings], sort_keys=True).encode()).hexdigest()
+        return json_digest([self._lm.identity(), model, settings], 64)
 
     def write(self, passages: Sequence[Passage]) -> list[Draft]:
         """One draft a passage, in order; that of a passage that cannot be used has a reason and no pairs."""
@@ -174,7 +171,7 @@ class PairWriter:
         return self._checked(drafts, False, KNOWN)
 
     def _read(self, passage: Passage, texts: Sequence[Sampled]) -> Draft:
-        pairs: dict[tuple[str, str], QuestionAnswer] = {}
+        pairs: dict[tuple[str, str], Pair] = {}
         rejected: list[Rejected] = []
         for item in texts:
             pair = self._parser.parse(item.text)
@@ -188,7 +185,7 @@ class PairWriter:
                 pairs[key] = pair
         return Draft(passage, len(texts), tuple(pairs.values()), tuple(rejected))
 
-    def _fault(self, item: Sampled, pair: QuestionAnswer | None) -> str | None:
+    def _fault(self, item: Sampled, pair: Pair | None) -> str | None:
         if not item.complete:
             return TOO_LONG
         if pair is None or not normalise(pair.question) or not normalise(pair.answer):
@@ -235,14 +232,14 @@ def read_line(line: bytes, problem: str = "") -> Passage | Draft:
 
 
 def draft_of(record: dict[str, Any]) -> Draft:
-    """The draft from its record, the inverse of `asdict`."""
-    pairs = tuple(QuestionAnswer(**item) for item in record["pairs"])
+    """The draft from its record."""
+    pairs = tuple(Pair(**item) for item in record["pairs"])
     rejected = tuple(Rejected(**item) for item in record["rejected"])
     return Draft(Passage(**record["passage"]), record["candidates"], pairs, rejected)
 
 
 def _first_of_each_question(draft: Draft) -> Draft:
-    first: dict[str, QuestionAnswer] = {}
+    first: dict[str, Pair] = {}
     for pair in draft.pairs:
         first.setdefault(normalise(pair.question), pair)
     again = [pair for pair in draft.pairs if pair not in first.values()]

@@ -31,8 +31,8 @@ _TELL_SECONDS = 5
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A question with its passages."""
+class KeptQuestion:
+    """A question with the passages that were chosen for it: those of `Question` are the ones that its set gives it."""
 
     question: Question
     passages: tuple[Passage, ...]
@@ -88,12 +88,12 @@ class TaskMaker:
             found[question.id] = [titles.get(name) or ("id", name) for name in question.passage_ids]
         return found
 
-    def _kept(self, questions: Sequence[Question], limit: int | None, passages: TaskPassages) -> list[Kept]:
+    def _kept(self, questions: Sequence[Question], limit: int | None, passages: TaskPassages) -> list[KeptQuestion]:
         """Those that have passages, up to the limit, in the order of the set."""
         drawn = list(questions)
         if limit is not None:
             drawn.sort(key=lambda question: draw_key(self._config.seed, "limit", question.id))
-        kept: dict[str, Kept] = {}
+        kept: dict[str, KeptQuestion] = {}
         for start in range(0, len(drawn), _BATCH):
             some = drawn[start : start + _BATCH]
             for question, chosen in zip(some, passages.choose(some), strict=True):
@@ -102,7 +102,7 @@ class TaskMaker:
                 elif limit is not None and len(kept) == limit:
                     self._leave_out(question, OVER_LIMIT)
                 else:
-                    kept[question.id] = Kept(question, chosen.passages, chosen.has_gold)
+                    kept[question.id] = KeptQuestion(question, chosen.passages, chosen.has_gold)
             self._tell(min(start + _BATCH, len(drawn)), len(drawn))
             if limit is not None and len(kept) == limit:
                 for question in drawn[start + _BATCH :]:
@@ -119,10 +119,10 @@ class TaskMaker:
     def _leave_out(self, question: Question, reason: str) -> None:
         self._left_out.append({"id": question.id, "reason": reason})
 
-    def _tasks(self, kept: Iterable[Kept]) -> list[Task]:
+    def _tasks(self, kept: Iterable[KeptQuestion]) -> list[Task]:
         """One task a question, or one for several on the same passages, whatever their order."""
-        full: list[list[Kept]] = []
-        growing: dict[frozenset[str], list[Kept]] = {}
+        full: list[list[KeptQuestion]] = []
+        growing: dict[frozenset[str], list[KeptQuestion]] = {}
         for one in kept:
             key = frozenset(passage.id for passage in one.passages)
             group = growing.get(key)
@@ -132,7 +132,7 @@ class TaskMaker:
             group.append(one)
         return [self._task(group) for group in full]
 
-    def _task(self, group: Sequence[Kept]) -> Task:
+    def _task(self, group: Sequence[KeptQuestion]) -> Task:
         passages = {passage.id: passage for passage in group[0].passages}
         places = {name: number for number, name in enumerate(passages)}
         questions = tuple(_asked(one.question, tuple(places[p.id] for p in one.passages)) for one in group)
@@ -140,7 +140,7 @@ class TaskMaker:
         return Task(tuple(passages.values()), questions, name)
 
     def _report(
-        self, read: int, unread: Counter[str], kept: dict[str, list[Kept]], made: dict[str, list[Task]]
+        self, read: int, unread: Counter[str], kept: dict[str, list[KeptQuestion]], made: dict[str, list[Task]]
     ) -> dict[str, Any]:
         reasons = unread + Counter(item["reason"] for item in self._left_out)
         named = [one for side in kept.values() for one in side if one.question.passage_ids]
@@ -157,7 +157,7 @@ class TaskMaker:
             "settings": self._config.model_dump(mode="json"),
         }
 
-    def _write(self, made: dict[str, list[Task]], kept: Sequence[Kept], report: dict[str, Any]) -> None:
+    def _write(self, made: dict[str, list[Task]], kept: Sequence[KeptQuestion], report: dict[str, Any]) -> None:
         passages = {passage.id: passage for one in kept for passage in one.passages}
         with directory_writer(self._config.output, REPORT) as folder:
             for name, tasks in made.items():
@@ -174,7 +174,7 @@ def _asked(question: Question, context: tuple[int, ...]) -> TaskQuestion:
     return TaskQuestion(question.question, answer, context, question.kind, question.choices, tuple(aliases))
 
 
-def _kinds(kept: Iterable[Kept]) -> dict[str, int]:
+def _kinds(kept: Iterable[KeptQuestion]) -> dict[str, int]:
     return dict(Counter(one.question.kind for one in kept).most_common())
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from hashlib import sha256
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +13,7 @@ from regrad.data.corpora import read_passages
 from regrad.data.jsonl import encode_jsonl, parse_jsonl
 from regrad.data.passages import Passage
 from regrad.data.questions import Question
+from regrad.digests import json_digest
 from regrad.errors import PassageNotFound, TrainingError
 from regrad.retrieval.base import Retriever, open_retriever
 from regrad.storage import Storage
@@ -32,7 +31,7 @@ _POOL = 20_000
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenPassages:
     """The passages of a question, best first, and whether all of its gold ones are there; or the reason for none."""
 
     passages: tuple[Passage, ...] = ()
@@ -80,23 +79,23 @@ class TaskPassages:
         found = (own.get(name) or self._known.get(name) or self._indexed(name) for name in question.passage_ids)
         return [passage for passage in found if passage is not None]
 
-    def choose(self, questions: Sequence[Question]) -> list[Chosen]:
+    def choose(self, questions: Sequence[Question]) -> list[ChosenPassages]:
         """The passages of each of these questions."""
         hits = self._hits(questions) if self._config.searches else [()] * len(questions)
         return [self._chosen(question, found) for question, found in zip(questions, hits, strict=True)]
 
-    def _chosen(self, question: Question, hits: Sequence[Passage]) -> Chosen:
+    def _chosen(self, question: Question, hits: Sequence[Passage]) -> ChosenPassages:
         gold, names = self.gold(question), set(question.passage_ids)
         needs_gold = self._config.source == "gold" or self._config.gold in ("in", "required")
         if needs_gold and not names:
-            return Chosen(reason=NO_GOLD)
+            return ChosenPassages(reason=NO_GOLD)
         if self._config.source == "gold":
             found = gold
         else:
             found = list({p.id: p for p in (hits if self._config.source == "index" else question.passages)}.values())
         usable = [passage for passage in found if self._usable(passage)]
         if found and not usable:
-            return Chosen(reason=UNUSABLE)
+            return ChosenPassages(reason=UNUSABLE)
         found = usable
         if self._config.gold == "out":
             found = [passage for passage in found if passage.id not in names]
@@ -105,10 +104,10 @@ class TaskPassages:
             main = _with_gold(main, gold, self._config.k)
         has_gold = bool(names) and len(names & {p.id for p in main}) >= min(self._config.k, len(names))
         if needs_gold and not has_gold:
-            return Chosen(reason=GOLD_NOT_FOUND if self._config.gold == "required" else GOLD_NOWHERE)
+            return ChosenPassages(reason=GOLD_NOT_FOUND if self._config.gold == "required" else GOLD_NOWHERE)
         if not main:
-            return Chosen(reason=NOTHING_GIVEN if self._config.source == "given" else NOTHING_FOUND)
-        return Chosen((*main, *self._distractors(question, main, hits)), has_gold)
+            return ChosenPassages(reason=NOTHING_GIVEN if self._config.source == "given" else NOTHING_FOUND)
+        return ChosenPassages((*main, *self._distractors(question, main, hits)), has_gold)
 
     def _distractors(self, question: Question, main: Sequence[Passage], hits: Sequence[Passage]) -> Iterable[Passage]:
         taken, wanted = {passage.id for passage in main} | set(question.passage_ids), self._config.distractors
@@ -151,7 +150,7 @@ class TaskPassages:
         depth *= 2 if self._config.max_words else 1  # some of what is found will be passed over
         texts = [question.question for question in questions]
         made_of = [self._retriever.card.model_dump(), self._config.retrieval.model_dump(), depth, texts]
-        name = sha256(json.dumps(made_of).encode()).hexdigest() + ".jsonl"
+        name = f"{json_digest(made_of, 64, sort_keys=False)}.jsonl"  # the settings in the order of their classes
         if not self._parts.exists(name):
             ranked = self._retriever.search_ids(texts, depth)
             self._parts.write(name, encode_jsonl({"ids": [found for found, _ in one]} for one in ranked))

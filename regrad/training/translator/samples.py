@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from regrad.bank.reader import BankReader
 from regrad.data.augmented import Augmented, read_augmented
 from regrad.data.passages import Passage
+from regrad.digests import records_digest
 from regrad.errors import TokenOutOfVocabulary, TrainingError
 from regrad.models.loading import LanguageModel
 from regrad.training.lora.config import AdapterConfig
@@ -79,7 +79,5 @@ def samples_digest(config: TranslatorConfig) -> dict[str, str]:
     Reads all of them, so that their faults are known before a model is loaded. Raises `MethodError` if there is no bank
     of adapters, and `CorpusError` for a bad record.
     """
-    found = sha256()
-    for item in read_augmented(config.corpus):
-        found.update(repr(item).encode())
-    return {"bank": bank_of_adapters(config.bank, config.bank_version).label, "corpus": found.hexdigest()[:16]}
+    corpus = records_digest(read_augmented(config.corpus))
+    return {"bank": bank_of_adapters(config.bank, config.bank_version).label, "corpus": corpus}

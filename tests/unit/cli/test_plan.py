@@ -17,7 +17,7 @@ from regrad.cli.plan.server import can_change_embedded, candidate_of, changed_ar
 from regrad.errors import PlanningError, RegradError
 from regrad.meta_init import read_card
 from regrad.planning.profile import Bank, read_profile, write_profile
-from regrad.planning.users import Outcome
+from regrad.planning.users import RequestOutcome
 from regrad.storage import Storage
 from serve_app.app import load_serve_file
 from serve_app.config import ServeConfig
@@ -203,14 +203,14 @@ def test_what_retriever_or_loader_reserve_for_themselves_keeps_embedded_as_it_is
 
 
 def test_a_load_is_summed_up_and_one_that_was_refused_is_an_error() -> None:
-    outcomes = [Outcome(n, float(n), 0.5, 200, "a", batch_size=2) for n in range(10)]
+    outcomes = [RequestOutcome(n, float(n), 0.5, 200, "a", batch_size=2) for n in range(10)]
     found = observed(4, outcomes, {"gateway": 1.0, "rest": 2.0})
     assert found.rate == pytest.approx(10 / 9.5)
     assert found.p50 == 0.5
     assert found.processor["gateway"] == pytest.approx(0.1)
     assert found.processor["generator"] == 0
     with pytest.raises(PlanningError) as caught:
-        observed(4, [*outcomes, *[Outcome(0, 0.0, 0.1, 429)] * 10], {})
+        observed(4, [*outcomes, *[RequestOutcome(0, 0.0, 0.1, 429)] * 10], {})
     assert caught.value.code == "planning.not_answered"
 
 

@@ -14,7 +14,7 @@ from regrad.cli.plan import job
 from regrad.cli.plan.report import PlanReport
 from regrad.planning.config import PlanConfig
 from regrad.planning.profile import Observed, Profile, read_profile
-from regrad.planning.stages import Measured
+from regrad.planning.stages import MeasuredStages
 from regrad.settings import load_settings
 from serve_app.config import ServeConfig
 from tests.tools.releasing import setup
@@ -46,7 +46,7 @@ class Started:
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Started:
     started, profile = Started(), examples.profile_of()
-    measured = Measured(profile.stages, profile.memory, profile.workload, profile.fingerprint, profile.bank)
+    measured = MeasuredStages(profile.stages, profile.memory, profile.workload, profile.fingerprint, profile.bank)
     monkeypatch.setattr("serve_app.app.check_index", lambda *_: None)
     monkeypatch.setattr(job, "measure", lambda *_: measured)
     monkeypatch.setattr(job, "cluster", nullcontext)

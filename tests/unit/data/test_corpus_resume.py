@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from regrad.data import corpus_maker
-from regrad.data.chunks import Chunker, Piece
+from regrad.data.chunks import Chunker, TextPiece
 from regrad.data.corpus_maker import CARD
 from regrad.data.documents import Document, read_document
 from regrad.data.files import corpus_files
@@ -154,7 +154,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
         found.begin(name)
         return read_document(name, uri)
 
-    def recorded(self: Chunker, passage: Passage) -> list[Piece]:
+    def recorded(self: Chunker, passage: Passage) -> list[TextPiece]:
         found.begin(passage.id)
         return record(self, passage)
 

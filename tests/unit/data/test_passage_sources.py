@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from regrad.data.corpora import read_passages
 from regrad.data.corpus_maker import CorpusConfig, CorpusMaker
-from regrad.data.passage_sources import PassageSource, read_sources
+from regrad.data.passage_sources import PassageOrigin, read_sources
 from regrad.data.passages import Passage
 from regrad.errors import CorpusError
 from tests.tools.pdf import pdf
@@ -19,7 +19,7 @@ from tests.tools.refusals import refused
 LONG = " ".join(f"Sentence number {n} is short." for n in range(20))
 
 
-def made(tmp_path: Path, *sources: Path) -> list[tuple[Passage, PassageSource]]:
+def made(tmp_path: Path, *sources: Path) -> list[tuple[Passage, PassageOrigin]]:
     """The passages of these sources, each with where it is from."""
     output = str(tmp_path / "out")
     CorpusMaker(

@@ -11,6 +11,7 @@ from regrad.data.tasks import read_tasks
 from regrad.lab.config import LabConfig
 from regrad.lab.files import held_out_corpus, held_out_questions, write_lab
 from regrad.lab.pretraining import measure
+from regrad.lab.sets import LabQuestion
 from regrad.lab.tokenizer import check_single_tokens
 from regrad.lab.world import World
 from regrad.models.loading import LanguageModel, resolve_path
@@ -98,3 +99,11 @@ def test_the_shipped_base_is_small(lab_model: LanguageModel) -> None:
     folder = Path(resolve_path("package:regrad.lab/base"))
     assert sum(path.stat().st_size for path in folder.iterdir()) < 6_000_000
     assert 0.9e6 < sum(p.numel() for p in lab_model.model.parameters()) < 1.3e6
+
+
+def test_a_line_of_the_question_file_has_one_passage_and_one_control(world: World) -> None:
+    [asked] = held_out_questions(world, 1)
+    record = json.loads(json.dumps(asked.to_record()))
+    assert list(record) == ["question", "answers", "passage_id", "other_passage_id"]
+    assert (record["passage_id"], record["other_passage_id"]) == (asked.passage_ids[0], asked.other_passage_ids[0])
+    assert LabQuestion.from_record(record) == asked

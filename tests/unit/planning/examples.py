@@ -10,8 +10,8 @@ from regrad.planning.profile import (
     Memory,
     Observed,
     ObservedServer,
-    Point,
     Profile,
+    StagePoint,
     Stages,
     Workload,
 )
@@ -40,12 +40,12 @@ def observed(users: int, step: float = 0.0) -> Observed:
 
 def constant(each: float, at_most: int = 64) -> Curve:
     """So many seconds for each request, whatever the batch."""
-    return Curve(points=tuple(Point(batch=n, seconds=n * each, busy=n * each) for n in (1, at_most)))
+    return Curve(points=tuple(StagePoint(batch=n, seconds=n * each, busy=n * each) for n in (1, at_most)))
 
 
 def profile_of(step: float = 0.0) -> Profile:
     """Searching and loading take 1 ms each (5 ms from disk); `step` is the time of a decoding step of any rows."""
-    step_curve = Curve(points=tuple(Point(batch=n, seconds=step, busy=step) for n in (1, 64)))
+    step_curve = Curve(points=tuple(StagePoint(batch=n, seconds=step, busy=step) for n in (1, 64)))
     return Profile(
         machine=MACHINE,
         fingerprint="0123456789abcdef",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from regrad.planning.prediction import Predictor
-from regrad.planning.profile import Candidate, Curve, Machine, Point, Profile, interpolated
+from regrad.planning.profile import Candidate, Curve, Machine, Profile, StagePoint, interpolated
 from tests.unit.planning.examples import EMBEDDED_OWN, MACHINE, OWN, constant, observed, profile_of, with_embedded
 
 
@@ -159,7 +159,7 @@ def test_an_embedded_server_with_more_retrievers_than_gateways_is_refused() -> N
 
 
 def test_a_profile_whose_batches_do_not_rise_is_refused() -> None:
-    points = [Point(batch=2, seconds=1, busy=1), Point(batch=1, seconds=1, busy=1)]
+    points = [StagePoint(batch=2, seconds=1, busy=1), StagePoint(batch=1, seconds=1, busy=1)]
     with pytest.raises(ValueError, match="type=not_rising"):
         Curve(points=tuple(points))
     with pytest.raises(ValueError, match="type=not_rising"):

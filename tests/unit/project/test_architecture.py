@@ -12,16 +12,17 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 # Each part of regrad and the other parts that it may import. The foundations are open to all.
-FOUNDATIONS = {"errors", "text", "settings", "registry", "storage", "locking", "data", "prompts"}
+FOUNDATIONS = {"errors", "text", "digests", "settings", "registry", "storage", "locking", "data", "prompts"}
 MODELS = FOUNDATIONS | {"models", "inference", "meta_init", "gradients"}
 ALLOWED = {
     "errors": set(),
     "text": set(),
+    "digests": set(),
     "settings": {"errors", "text"},
     "registry": {"errors", "text"},
-    "storage": {"errors", "text"},
+    "storage": {"errors", "text", "digests"},
     "locking": {"errors", "storage"},
-    "data": {"errors", "text", "settings", "registry", "storage", "locking"},
+    "data": {"errors", "text", "digests", "settings", "registry", "storage", "locking"},
     "prompts": {"settings", "data"},
     "client": {"errors"},
     "theory": {"errors"},
@@ -110,6 +111,17 @@ def test_the_files_of_subfolders_are_checked_too() -> None:
 
 def test_the_rules_know_every_part() -> None:
     assert {part_of(module_of(path)) for path in LIBRARY} == set(ALLOWED)
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    """One who reads or searches for a class finds the one that is meant."""
+    found: dict[str, list[str]] = {}
+    for path in (*REGRAD, *RAY_FILES):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert len(found) > 500, "or the walk does not see them"
+    assert {name: files for name, files in found.items() if len(files) > 1} == {}
 
 
 @pytest.mark.parametrize("path", RAY_FILES, ids=lambda p: str(p.relative_to(ROOT)))

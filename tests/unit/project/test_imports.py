@@ -6,12 +6,14 @@ import sys
 
 import pytest
 
+from regrad.retrieval.base import RETRIEVERS
 from tests.tools.patience import completed
 
 BANK = [f"regrad.bank.{name}" for name in ("reader", "writer", "maintenance")]
 JOBS = ("meta_train", "finetune", "train_adapters", "build_bank", "synthesize", "evaluate")
 COMMANDS = ("serve", "trial", "demo", "jobs", "bank", "submit", "passages")
 LIGHT_JOBS = [f"ray_jobs.{name}" for name in ("progress", "waiting", "corpus_blocks", "index_corpus", "make_tasks")]
+KINDS = sorted({kind.partition(":")[0] for kind in RETRIEVERS.values()})
 REPLICAS = [f"serve_app.{name}" for name in ("config", "evidence", "gateway")]
 
 
@@ -27,6 +29,8 @@ REPLICAS = [f"serve_app.{name}" for name in ("config", "evidence", "gateway")]
         pytest.param([f"regrad.cli.{name}" for name in COMMANDS], "torch", id="a question at the command line"),
         pytest.param(REPLICAS, "transformers", id="a replica without a model"),
         pytest.param(["regrad.retrieval.lucene_worker"], "torch", id="a search engine"),
+        pytest.param(KINDS, "torch", id="a kind of index"),
+        pytest.param(KINDS, "faiss", id="a kind of index, without FAISS"),
     ],
 )
 def test_it_does_without(modules: list[str], unwanted: str) -> None:

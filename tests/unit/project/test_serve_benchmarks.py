@@ -12,11 +12,11 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 
 from serve_overload import recovery
 
-from regrad.planning.users import Outcome, arrivals
+from regrad.planning.users import RequestOutcome, arrivals
 
 
-def probe(*answers: tuple[float, float, int]) -> list[Outcome]:
-    return [Outcome(0, due, seconds, status) for due, seconds, status in answers]
+def probe(*answers: tuple[float, float, int]) -> list[RequestOutcome]:
+    return [RequestOutcome(0, due, seconds, status) for due, seconds, status in answers]
 
 
 def test_arrivals_come_at_the_rate_at_irregular_times_and_the_same_for_a_seed() -> None:

@@ -21,7 +21,8 @@ from regrad.retrieval.collection import location, read_version
 from regrad.retrieval.collection_changes import changing, create_collection, write_segment
 from regrad.retrieval.config import DenseConfig, EncoderConfig
 from regrad.retrieval.dense import build_dense_index, passages_encoder, with_question_encoder
-from regrad.retrieval.encoder import Encoder, Vectors
+from regrad.retrieval.embedding import Vectors
+from regrad.retrieval.encoder import Encoder
 from regrad.storage import Storage
 from tests.tools.blocks import SILENT, part_rows_here
 from tests.tools.encoders import random_transformer

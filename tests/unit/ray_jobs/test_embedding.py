@@ -20,8 +20,8 @@ from regrad.lab.files import held_out_corpus
 from regrad.lab.world import World
 from regrad.retrieval.config import DenseConfig, EncoderConfig
 from regrad.retrieval.dense import build_dense_index, write_dense_index
-from regrad.retrieval.embedding import EncoderIdentity
-from regrad.retrieval.encoder import Encoder, Vectors
+from regrad.retrieval.embedding import EncoderIdentity, Vectors
+from regrad.retrieval.encoder import Encoder
 from regrad.storage import Storage, parts_uri
 from tests.tools.blocks import SILENT, batch_of, row_of
 from tests.tools.encoders import random_transformer

@@ -10,7 +10,7 @@ import pytest
 
 from regrad.errors import RebuildError
 from regrad.rebuild.flow import Rebuild, rebuild
-from regrad.rebuild.plan import Estimate, make_plan
+from regrad.rebuild.plan import StepEstimate, make_plan
 from regrad.rebuild.records import CostConfig, MadeOutput, Records, RunRecord
 from regrad.storage import Storage
 from tests.tools.rebuilding import cheap_rebuild
@@ -39,7 +39,7 @@ def measured(output: Path, **changes: object) -> None:
     Records(Storage(output)).write(record.model_copy(update=changes))
 
 
-def planned(job: Rebuild, step: str = "bank", **rates: float) -> Estimate:
+def planned(job: Rebuild, step: str = "bank", **rates: float) -> StepEstimate:
     return next(one for one in make_plan(job, rates).estimates if one.step == step)
 
 

@@ -13,7 +13,8 @@ from regrad.errors import RetrievalError
 from regrad.retrieval.base import CARD, open_retriever
 from regrad.retrieval.config import DenseConfig, DenseSearchConfig, EncoderConfig, IndexConfig, RetrieverConfig
 from regrad.retrieval.dense import build_dense_index, passages_encoder
-from regrad.retrieval.encoder import Encoder, Vectors
+from regrad.retrieval.embedding import Vectors
+from regrad.retrieval.encoder import Encoder
 from tests.tools.encoders import bag_of_words
 from tests.tools.refusals import refused
 

@@ -15,7 +15,8 @@ from regrad.errors import RetrievalError
 from regrad.retrieval.base import open_retriever
 from regrad.retrieval.config import DenseConfig, DenseSearchConfig, EncoderConfig, RetrieverConfig
 from regrad.retrieval.dense import DenseRetriever, build_dense_index, passages_encoder, with_question_encoder
-from regrad.retrieval.encoder import Encoder, Vectors
+from regrad.retrieval.embedding import Vectors
+from regrad.retrieval.encoder import Encoder
 from tests.tools.encoders import bag_of_words, dpr_pair
 from tests.tools.refusals import refused
 

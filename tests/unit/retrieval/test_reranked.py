@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, P
 from ray_jobs.index_corpus import _index
 from regrad.data.passages import Passage
 from regrad.errors import ConfigError, ModelError, RetrievalError
-from regrad.retrieval.base import RETRIEVERS, Source, open_retriever, read_index_card
+from regrad.retrieval.base import RETRIEVERS, HitSource, open_retriever, read_index_card
 from regrad.retrieval.bm25 import build_index
 from regrad.retrieval.collection_changes import changing, create_collection, publish, with_segment, write_segment
 from regrad.retrieval.config import IndexConfig, RerankConfig
@@ -90,7 +90,7 @@ def test_only_what_the_index_finds_first_is_read(tmp_path: Path, model: str) -> 
         (hits,) = retriever.search([QUESTION], 2)
         for hit in hits:
             place = [name for name, _ in before].index(hit.passage.id)
-            assert hit.sources == (Source("overlap", place + 1, before[place][1]),)
+            assert hit.sources == (HitSource("overlap", place + 1, before[place][1]),)
         assert {name for name, _ in retriever.search_ids([QUESTION], 2)[0]} < first
         assert len(retriever.search_ids([QUESTION], 5)[0]) == 5, "k, if that is more"
 

@@ -22,7 +22,7 @@ from regrad.bank.tiers import Tier
 from regrad.errors import ConfigError
 from regrad.methods.base import Note, PassageUse
 from regrad.settings import parse_settings
-from serve_app.config import WatchingConfig
+from serve_app.config import ObservabilityConfig
 from serve_app.http.errors import FULL, Problem
 from serve_app.messages import Answered, Ask, Reply, Retrieved
 from serve_app.observability import DEFINITIONS, Metrics, RequestLog, Tracing, Watch, open_tracing
@@ -200,7 +200,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_request_is_one_line_without_the_question(log_path: Path) -> None:
-    log = RequestLog(WatchingConfig(request_log=str(log_path)))
+    log = RequestLog(ObservabilityConfig(request_log=str(log_path)))
     log.answered(REPLY, caller="0123456789ab")
     log.failed(ASK, Problem("overloaded", 429, None, f"full of {SECRET}"))
     log.failed(None, Problem("invalid_json", 400, "body", "the body is not JSON"))
@@ -228,21 +228,21 @@ def test_a_request_is_one_line_without_the_question(log_path: Path) -> None:
 
 
 def test_the_question_is_logged_if_that_is_asked_for(log_path: Path) -> None:
-    RequestLog(WatchingConfig(request_log=str(log_path), log_questions=True)).answered(REPLY)
+    RequestLog(ObservabilityConfig(request_log=str(log_path), log_questions=True)).answered(REPLY)
     assert lines(log_path)[0]["question"] == SECRET
     assert "Doctor No" not in log_path.read_text()
 
 
 def test_nobody_can_forge_a_line(log_path: Path) -> None:
     forged = replace(ASK, request_id='x"}\n{"status": 200}\u2028\x1b[2J', method="m\n" * 1000)
-    RequestLog(WatchingConfig(request_log=str(log_path))).failed(forged, Problem("timeout", 504, None, ""))
+    RequestLog(ObservabilityConfig(request_log=str(log_path))).failed(forged, Problem("timeout", 504, None, ""))
     (line,) = lines(log_path)
     assert line["request_id"] == forged.request_id and len(line["method"]) == 500
     assert log_path.read_text().isascii() and "\x1b" not in log_path.read_text()
 
 
 def test_a_log_that_was_moved_away_is_begun_again(log_path: Path) -> None:
-    log = RequestLog(WatchingConfig(request_log=str(log_path)))
+    log = RequestLog(ObservabilityConfig(request_log=str(log_path)))
     log.answered(REPLY)
     log_path.rename(log_path.with_suffix(".old"))
     log.answered(REPLY)
@@ -250,9 +250,9 @@ def test_a_log_that_was_moved_away_is_begun_again(log_path: Path) -> None:
 
 
 def test_standard_error_is_the_default_and_off_is_off(capsys: pytest.CaptureFixture[str]) -> None:
-    RequestLog(WatchingConfig(log_requests=False)).answered(REPLY)
+    RequestLog(ObservabilityConfig(log_requests=False)).answered(REPLY)
     assert capsys.readouterr().err == ""
-    RequestLog(WatchingConfig()).answered(REPLY)
+    RequestLog(ObservabilityConfig()).answered(REPLY)
     assert json.loads(capsys.readouterr().err)["status"] == 200
 
 
@@ -334,7 +334,7 @@ def test_without_tracing_the_context_is_passed_along() -> None:
 def test_tracing_without_opentelemetry_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with refused(ConfigError, "not_installed", package="opentelemetry"):
-        Watch(WatchingConfig(tracing="http://127.0.0.1:4318"), "gateway")
+        Watch(ObservabilityConfig(tracing="http://127.0.0.1:4318"), "gateway")
 
 
 @pytest.mark.parametrize(
@@ -366,12 +366,12 @@ def test_spans_are_sent_to_the_endpoint(monkeypatch: pytest.MonkeyPatch, endpoin
 @pytest.mark.parametrize("endpoint", ["collector:4318", "grpc://collector", "http://", "http://a b"])
 def test_an_endpoint_is_an_address(endpoint: str) -> None:
     with refused(ConfigError, "invalid") as error:
-        parse_settings(WatchingConfig, {"tracing": endpoint}, "args")
+        parse_settings(ObservabilityConfig, {"tracing": endpoint}, "args")
     assert [problem["key"] for problem in error.value.fields["problems"]] == ["tracing"]
 
 
 def test_a_watch_counts_and_logs(recorded: Recorded, log_path: Path) -> None:
-    watch = Watch(WatchingConfig(request_log=str(log_path)), "gateway")
+    watch = Watch(ObservabilityConfig(request_log=str(log_path)), "gateway")
     watch.observe(REPLY, caller="0123456789ab", first_token_seconds=0.5)
     watch.failed(ASK, Problem("timeout", 504, None, "late"))
     watch.failed(None, Problem("invalid_json", 400, "body", ""))

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from regrad.errors import PromptTooLong
 from serve_app.auth.keys import KeyStore, make_key
-from serve_app.config import LimitsConfig, ProtectionConfig, ServeConfig, WatchingConfig
+from serve_app.config import LimitsConfig, ObservabilityConfig, ProtectionConfig, ServeConfig
 from serve_app.gateway import Gateway, Readiness
 from serve_app.http.app import make_app
 from serve_app.messages import Answered, Ask, Reply
@@ -39,7 +39,7 @@ class Server:
     def _config(self, folder: Path) -> ServeConfig:
         parts = {
             "protection": ProtectionConfig(keys=str(folder / "keys.json")),
-            "watching": WatchingConfig(request_log=str(self._log)),
+            "watching": ObservabilityConfig(request_log=str(self._log)),
             "limits": LimitsConfig(max_body_bytes=2000),
         }
         return setup(folder).model_copy(update=parts)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from regrad.errors import TrainingError
 from regrad.training.callbacks import Best, Silent, StepReport
 from regrad.training.checkpoint import CARD, DevScore, TrainCheckpoint, TrainState, load_train_checkpoint
-from regrad.training.config import CheckpointConfig, WatchConfig
+from regrad.training.config import CheckpointConfig, TrackingConfig
 from regrad.training.loop import Loop, Scoring, resume
 from tests.tools.patience import completed
 from tests.tools.refusals import refused
@@ -101,7 +101,7 @@ class Told(Silent):
 def test_listeners_are_told_at_the_steps_that_the_settings_say() -> None:
     schedule, told = SCHEDULE.model_copy(update={"steps": 7}), Told()
     scoring = Scoring(lambda step: DevScore(step, {"loss": 1 / step}), every=3)
-    loop = Loop(LineLearner(), schedule, CheckpointConfig(every=5), WatchConfig(every=4), told, scoring)
+    loop = Loop(LineLearner(), schedule, CheckpointConfig(every=5), TrackingConfig(every=4), told, scoring)
     state = loop.run(batches(steps=schedule.steps))
     scores = ["scored 3", "checkpoint 3", "checkpoint 5", "scored 6", "checkpoint 6", "scored 7", "checkpoint 7"]
     assert told.events == ["4 points a step", *scores]
@@ -116,7 +116,7 @@ def test_the_best_by_score_is_kept_and_later_ones_that_are_worse_are_not() -> No
     found = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.9}
     scoring = Scoring(lambda step: DevScore(step, {"f1": found[step]}), every=1)
     learner = LineLearner()
-    Loop(learner, schedule, CheckpointConfig(), WatchConfig(), best, scoring).run(batches(steps=schedule.steps))
+    Loop(learner, schedule, CheckpointConfig(), TrackingConfig(), best, scoring).run(batches(steps=schedule.steps))
     assert isinstance(best.product, Line)
     assert not torch.equal(best.product.weights, learner.layer.weight), "that of step 2"
 
@@ -125,7 +125,7 @@ def test_steps_that_are_not_finite_are_skipped_until_there_are_too_many_in_a_row
     good = next(batches())
     bad = [(x, math.nan) for x, _ in good]
     schedule, told, learner = SCHEDULE.model_copy(update={"steps": 6}), Told(), LineLearner()
-    loop = Loop(learner, schedule, CheckpointConfig(every=2), WatchConfig(), told)
+    loop = Loop(learner, schedule, CheckpointConfig(every=2), TrackingConfig(), told)
     with refused(TrainingError, "not_finite", step=5, times=2):
         loop.run([good, bad, good, bad, bad, good])
     assert "step 2 is skipped: its loss or gradient is not finite" in told.events
@@ -133,6 +133,6 @@ def test_steps_that_are_not_finite_are_skipped_until_there_are_too_many_in_a_row
 
 
 def test_batches_that_end_too_early_are_an_error() -> None:
-    loop = Loop(LineLearner(), SCHEDULE.model_copy(update={"steps": 6}), CheckpointConfig(), WatchConfig())
+    loop = Loop(LineLearner(), SCHEDULE.model_copy(update={"steps": 6}), CheckpointConfig(), TrackingConfig())
     with refused(TrainingError, "batches_ended", step=2, steps=6):
         loop.run(list(batches())[:2])

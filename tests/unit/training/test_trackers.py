@@ -10,7 +10,7 @@ import pytest
 from regrad.errors import ConfigError
 from regrad.training.callbacks import StepReport
 from regrad.training.checkpoint import DevScore
-from regrad.training.config import WatchConfig
+from regrad.training.config import TrackingConfig
 from regrad.training.trackers import Sink, Watcher, make_sinks, score_line, step_line
 from tests.tools.refusals import refused
 
@@ -19,7 +19,7 @@ SCORE = DevScore(20, {"exact_match": 0.5, "f1": 0.75, "questions": 8})
 
 
 def sinks(tmp_path: Path, **watch: Any) -> list[Sink]:
-    return make_sinks(WatchConfig(**watch), str(tmp_path / "m"), {"seed": 0})
+    return make_sinks(TrackingConfig(**watch), str(tmp_path / "m"), {"seed": 0})
 
 
 def test_watchers_see_lines_and_tensorboard_files(tmp_path: Path) -> None:

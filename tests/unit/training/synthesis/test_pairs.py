@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from regrad.data.augmented import Pair
 from regrad.lab.wording import LAB_PROMPTS
 from regrad.prompts import PromptFormat
-from regrad.training.synthesis.writer import PairParser, QuestionAnswer
+from regrad.training.synthesis.writer import PairParser
 
-PAIR = QuestionAnswer("Where was Ada born?", "Girton")
+PAIR = Pair("Where was Ada born?", "Girton")
 
 
 @pytest.mark.parametrize(
@@ -49,11 +50,11 @@ def test_what_is_no_pair_is_none(text: str) -> None:
 def test_markers_of_the_models_own_template_are_understood() -> None:
     prompts = PromptFormat(question="Frage: {question}\nAntwort:", stop="\n")
     text = "Frage: Wo wurde Ada geboren?\nAntwort: Girton\nFrage: Wer"
-    assert PairParser(prompts).parse(text) == QuestionAnswer("Wo wurde Ada geboren?", "Girton")
+    assert PairParser(prompts).parse(text) == Pair("Wo wurde Ada geboren?", "Girton")
 
 
 def test_a_words_beginning_is_no_marker() -> None:
-    assert PairParser(LAB_PROMPTS).parse("Is plan A: good or bad?\nAnswer: good\n") == QuestionAnswer(
+    assert PairParser(LAB_PROMPTS).parse("Is plan A: good or bad?\nAnswer: good\n") == Pair(
         "Is plan A: good or bad?", "good"
     )
 

@@ -6,11 +6,11 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from regrad.data.augmented import Pair
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage
 from regrad.evaluation.metrics import exact_match
@@ -22,7 +22,7 @@ from regrad.models.loading import LanguageModel, load_language_model
 from regrad.settings import load_settings
 from regrad.training.synthesis import writer as module
 from regrad.training.synthesis.config import SynthesisConfig
-from regrad.training.synthesis.writer import Draft, PairWriter, QuestionAnswer, Rejected, read_line
+from regrad.training.synthesis.writer import Draft, PairWriter, Rejected, read_line
 from tests.tools.refusals import refused_settings
 
 ADA = Passage("ada", "Ada Dripen", "Ada Dripen was born in Girton. She enjoys chess.")
@@ -61,7 +61,7 @@ Q = "Where was Ada Dripen born?"
 
 
 def test_a_pair_that_the_passage_answers_and_the_model_does_not_know_is_kept(draft_of: Script) -> None:
-    assert draft_of([BORN], reads={Q: "girton."}, knows={Q: "Thomville"}).pairs == (QuestionAnswer(Q, "Girton"),)
+    assert draft_of([BORN], reads={Q: "girton."}, knows={Q: "Thomville"}).pairs == (Pair(Q, "Girton"),)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_question_is_kept_once(draft_of: Script) -> None:
     again = " where was Ada Dripen  born\nAnswer: girton\n"
     reads = {Q: "Girton", "where was Ada Dripen  born": "Girton"}
     draft = draft_of([BORN, BORN, again, " Where was Ada Dripen born?\nAnswer: Thomville\n"], reads, {})
-    assert draft.pairs == (QuestionAnswer(Q, "Girton"),)
+    assert draft.pairs == (Pair(Q, "Girton"),)
     assert Counter(item.reason for item in draft.rejected) == {"duplicate": 2, "not answered from the passage": 1}
 
 
@@ -127,8 +127,9 @@ def test_a_line_that_is_no_passage_becomes_a_draft_that_says_so() -> None:
 
 def test_drafts_survive_being_written() -> None:
     odd = Passage("ü\u2028", "T", "one\u0085two")
-    drafts = [Draft(odd, 3, (QuestionAnswer("q\u2028?", "a"),), (Rejected("r", detail="d\n"),)), Draft(ADA)]
-    written = encode_jsonl(asdict(draft) for draft in drafts)
+    drafts = [Draft(odd, 3, (Pair("q\u2028?", "a"),), (Rejected("r", detail="d\n"),)), Draft(ADA)]
+    assert drafts[0].to_record()["pairs"] == [{"question": "q\u2028?", "answer": "a"}]
+    written = encode_jsonl(draft.to_record() for draft in drafts)
     assert [module.draft_of(json.loads(line)) for line in written.split(b"\n") if line] == drafts
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from regrad.data.augmented import Pair
 from regrad.data.passages import Passage
 from regrad.models.config import ModelConfig
 from regrad.training.synthesis.config import SynthesisConfig
 from regrad.training.synthesis.tasks import make_tasks, select_pairs, synthesis_report
-from regrad.training.synthesis.writer import Draft, QuestionAnswer, Rejected
+from regrad.training.synthesis.writer import Draft, Rejected
 
 Record = dict[str, Any]
 
@@ -24,7 +25,7 @@ def config(**settings: Any) -> SynthesisConfig:
 
 
 def draft(passage_id: str, *pairs: tuple[str, str]) -> Draft:
-    return Draft(Passage(passage_id, passage_id.upper(), "text"), 8, tuple(QuestionAnswer(*pair) for pair in pairs))
+    return Draft(Passage(passage_id, passage_id.upper(), "text"), 8, tuple(Pair(*pair) for pair in pairs))
 
 
 def many(count: int, each: int = 2) -> list[Draft]:
@@ -41,7 +42,7 @@ def test_a_question_with_two_answers_in_the_corpus_is_dropped_everywhere() -> No
         draft("b", ("where was she born", "Rom")),
     ]
     settled = select_pairs(drafts, config())
-    assert [item.pairs for item in settled] == [(QuestionAnswer("Who is A?", "x"),), ()]
+    assert [item.pairs for item in settled] == [(Pair("Who is A?", "x"),), ()]
     assert reasons(settled) == {"asked of several passages with different answers": 2}
 
 
