@@ -68,9 +68,10 @@ gpu: $(STAMP)
 unit-slow: $(STAMP)
 	$(BIN)/python -m pytest $$(grep -rl --include='*.py' 'mark\.slow' tests/unit tests/studies) -m "slow and not integration" || [ $$? -eq 5 ]  # 5: none is marked
 
-# The fast stage first, so that a mistake shows early; then two at a time, as they wait for much.
+# The fast stage first, so that a mistake shows early; then three at a time also on two processors, as they wait for much.
+# The longest begin first, else one of them is left alone at the end.
 test: test-fast
-	$(MAKE) --no-print-directory -j2 integration-training integration-serving integration-evaluation integration-bank integration-nodes unit-slow
+	$(MAKE) --no-print-directory -j3 integration-serving integration-bank integration-training integration-evaluation unit-slow integration-nodes
 
 s3:
 	tests/tools/s3_server.sh start $(CURDIR)/runs/s3

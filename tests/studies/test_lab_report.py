@@ -185,6 +185,7 @@ def wrong() -> Iterator[tuple[int, Callable[[], Shares]]]:
     yield 7, changed((("domains", "firms", "trained on people", 3), 0.9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "shares"), list(wrong()), ids=lambda value: str(value))
 def test_a_claim_that_the_records_deny_is_not_reproduced(number: int, shares: Callable[[], Shares]) -> None:
     claims = paper_claims(table(shares()), measured())
@@ -206,6 +207,7 @@ def test_gaps_are_of_the_best_merge_that_does_not_trust_the_rank() -> None:
     assert found["k5_gap_relative"] == 0.0
 
 
+@pytest.mark.slow
 def test_duels_say_where_rag_wins() -> None:
     found = {(d.rag.study, d.rag.set, d.rag.k): d.verdict for d in duels(table(as_in_the_paper()))}
     assert found["notes", "many", 5] == "ReGrad"
@@ -223,6 +225,7 @@ def test_prag_is_met_where_it_is_best() -> None:
     assert not first.reproduced
 
 
+@pytest.mark.slow
 def test_parallel_is_neither_faster_nor_slower() -> None:
     shares = as_in_the_paper()
     for k in (1, 3, 5):

@@ -42,6 +42,7 @@ def drawn(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.slow
 def test_a_tiny_study_writes_its_report_and_does_nothing_twice(tmp_path: Path) -> None:
     config = TINY.model_copy(update={"output": str(tmp_path)})
     run(config)

@@ -70,6 +70,7 @@ def test_it_is_free_after_an_error(storage: Storage) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_who_waits_long_enough_is_let_in(storage: Storage) -> None:
     held, order = threading.Event(), []
 

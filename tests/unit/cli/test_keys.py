@@ -30,6 +30,7 @@ def regrad(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return completed(command, 120, cwd=cwd, env=environment)
 
 
+@pytest.mark.slow
 def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
     made = regrad("keys", "create", "--name", "the team", "--requests-per-minute", "7", "--expires", "30", cwd=tmp_path)
     assert made.returncode == 0
@@ -86,6 +87,7 @@ def _add(uri: str, name: str) -> None:
     KeyStore(uri).add(make_key(name, NOW)[1])
 
 
+@pytest.mark.slow
 def test_two_at_once_lose_no_key(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     uri, names = str(tmp_path / "keys.json"), [f"user {number}" for number in range(8)]

@@ -71,6 +71,7 @@ def plan(folder: Path, *settings: str, **args: Any) -> tuple[PlanReport, Profile
     return report, read_profile(f"{folder}/plan/profile.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("embedded", [False, True])
 def test_all_loads_are_put_on_the_given_server_and_then_on_the_other(
     tmp_path: Path, started: Started, embedded: bool

@@ -165,6 +165,7 @@ with changing_releases(ServeConfig(meta_init="m", bank="b", index="i", releases=
 """
 
 
+@pytest.mark.slow
 def test_an_update_goes_on_after_one_that_was_killed(config: ServeConfig, file: str) -> None:
     command = [sys.executable, "-c", HOLD, str(config.releases)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -201,6 +201,7 @@ def test_an_empty_file_is_fine_beside_others_and_an_empty_corpus_is_not(tmp_path
     assert list(read_passages(str(tmp_path))) == PASSAGES
 
 
+@pytest.mark.slow
 def test_the_bytes_read_add_up_to_the_size_of_the_file(tmp_path: Path) -> None:
     passages = [Passage(str(i), "T", os.urandom(400).hex()) for i in range(3000)]
     for name in ("c.jsonl", "c.tsv", *(f"c.jsonl{ending}" for ending in (".gz", ".bz2", ".xz", ".zst"))):

@@ -138,6 +138,7 @@ def test_a_corpus_without_a_usable_passage_is_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_text_of_a_million_characters_is_cut_and_one_without_words_is_rejected(tmp_path: Path) -> None:
     blob, words = {"id": "1", "text": "x" * 1_000_000}, {"id": "2", "text": "A word or two. " * 70_000}
     passages, _ = make(tmp_path, write(tmp_path / "a.jsonl", blob, words))

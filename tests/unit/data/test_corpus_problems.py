@@ -87,6 +87,7 @@ def test_bad_rows_of_parquet_are_items(tmp_path: Path) -> None:
             Passage.from_record(record.decode(), record.where)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["c.jsonl", "c.tsv", "c.jsonl.gz", "c.jsonl.zst"])
 @pytest.mark.parametrize("unclosed", [b"x", b'1\t"x'])
 def test_a_line_that_is_too_long_is_an_item_and_not_held_in_memory(tmp_path: Path, name: str, unclosed: bytes) -> None:
@@ -131,6 +132,7 @@ def test_a_compressed_file_whose_name_does_not_say_so_is_told_apart(tmp_path: Pa
 
 
 # Nothing can see in a zst file without checksums that its middle was overwritten.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "how"),
     [

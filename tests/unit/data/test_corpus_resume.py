@@ -64,6 +64,7 @@ def test_the_sources_have_something_of_everything(tmp_path: Path, sources: Path)
     assert card["files"] == 8
 
 
+@pytest.mark.slow
 def test_interrupted_at_any_point_it_completes_with_the_same_bytes(tmp_path: Path, sources: Path) -> None:
     out, whole = str(tmp_path / "out"), contents(str(tmp_path / "whole"))
     with interrupted(0) as lines:
@@ -100,6 +101,7 @@ def test_interrupted_again_and_again_over_an_older_corpus_it_gets_further_each_t
     assert not left(tmp_path)
 
 
+@pytest.mark.slow
 def test_killed_at_many_points_it_completes_with_the_same_bytes(tmp_path: Path, sources: Path) -> None:
     with interrupted(0) as lines:
         maker(sources, str(tmp_path / "out")).run()

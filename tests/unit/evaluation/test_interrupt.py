@@ -64,6 +64,7 @@ def test_a_long_report_is_left_to_another_command(
     assert not (tmp_path / "out" / "report.md").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_cell_that_was_not_run_again_is_not_counted(config: EvalConfig, stop: Stop, tmp_path: Path) -> None:
     stop(3)
     (tmp_path / "out" / "cells" / f"{make_plan(config)[1].name}.parquet").write_bytes(b"PAR1")

@@ -122,6 +122,7 @@ def test_questions_without_answers_are_not_for_scoring(tmp_path: Path) -> None:
         read_questions(QuestionSetConfig(name="s", path=str(tmp_path / "queries.jsonl"), format="beir"))
 
 
+@pytest.mark.slow
 def test_times_are_of_an_index_that_was_asked_before(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_retriever(index) as retriever:
         search, asked = retriever.search_ids, list[int]()

@@ -55,6 +55,7 @@ def test_records_are_of_the_questions_and_the_same_however_many_at_once(folder: 
     check_records(runs[0].records, read_questions(only(folder, tiny, "rag").sets[0]))
 
 
+@pytest.mark.slow
 def test_prag_on_all_blocks_and_regrad_on_the_upper_half_stand_in_one_table_as_if_each_were_alone(
     folder: Path, tiny: LanguageModel, world: World
 ) -> None:
@@ -100,6 +101,7 @@ def test_without_a_passage_the_policy_fail_refuses(
         run(tiny, settings(folder, tiny.config, methods=[prag], k=[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [{"name": "tta"}, {"name": "ttarag", "accumulation": 1, "clip": None}])
 def test_an_adapted_answer_does_not_depend_on_the_questions_before_it(
     folder: Path, tiny: LanguageModel, method: dict[str, Any]

@@ -60,6 +60,7 @@ def reading(engine: Engine, lm: LanguageModel, requests: list[DecodingRequest]) 
     return lower, upper
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_reading_all_again_for_each_token(tiny64: LanguageModel) -> None:
     """Whole prompts and pieces, few rows and many, with drafts and without; rows of all kinds come, go and move."""
     requests = requests_of(tiny64)
@@ -98,6 +99,7 @@ def test_drawn_answers_are_those_drawn_alone(tiny64: LanguageModel) -> None:
     assert [item.text for item in run(Engine(tiny64, draft_tokens=2), requests, [0, 3, 1, 0, 2])] == alone
 
 
+@pytest.mark.slow
 def test_a_cancelled_row_changes_nobody(tiny64: LanguageModel) -> None:
     requests = [DecodingRequest(EXAMPLES, updates, 6, stop=()) for updates in combinations(tiny64)]
     expected = expected_of(tiny64, requests)

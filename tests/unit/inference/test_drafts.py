@@ -50,6 +50,7 @@ def repeating(lm: LanguageModel) -> list[DecodingRequest]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [2, 15])
 def test_answers_with_drafts_are_those_without(tiny64: LanguageModel, most: int) -> None:
     """In float64, in which the number of tokens of a pass cannot tip a choice; beside others that come and go."""

@@ -64,6 +64,7 @@ def test_200_interleavings_give_each_what_it_gets_alone(tiny64: LanguageModel) -
     assert largest >= 5
 
 
+@pytest.mark.slow
 def test_one_engine_serves_a_long_stream_of_requests(tiny64: LanguageModel) -> None:
     """The same rows, keys and values are used again and again by others."""
     requests = pool(tiny64)
@@ -159,6 +160,7 @@ def test_an_update_of_another_size_is_refused(tiny: LanguageModel) -> None:
         tiny.subspace.updates(torch.zeros(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 def test_an_update_that_is_not_finite_harms_only_its_own_request(tiny64: LanguageModel, bad: float) -> None:
     """Neither those beside it nor the one that later gets its row, shorter than others are then."""

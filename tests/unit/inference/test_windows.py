@@ -50,6 +50,7 @@ def model(kind: str) -> PreTrainedModel:
     return random_model(kind.removesuffix("-full"), **SIZE, **settings.get(kind, {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mistral", "gemma2", "qwen2", "qwen2-full", "gemma3"])
 def test_beyond_the_window_the_engine_answers_as_transformers(kind: str, tiny: LanguageModel, tmp_path: Path) -> None:
     """Prompts within and beyond the window in one batch, read whole and in pieces, and answers that cross it."""

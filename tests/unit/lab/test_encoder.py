@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from regrad.data.passages import Passage
 from regrad.lab.config import LabEncoderConfig
@@ -16,6 +17,7 @@ def made(folder: Path, seed: int) -> Encoder:
     return Encoder(EncoderConfig(path=str(folder)), "cpu")
 
 
+@pytest.mark.slow
 def test_the_ordinary_loader_opens_it_and_texts_that_share_words_are_near(tmp_path: Path) -> None:
     encoder = made(tmp_path / "encoder", 0)
     notes = [Passage("a", "Anna", "works as a baker in the city."), Passage("b", "Boris", "studied at a university.")]

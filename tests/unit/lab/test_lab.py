@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from regrad.data.corpora import read_passages
 from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.tasks import read_tasks
@@ -87,6 +89,7 @@ def test_the_shipped_tokenizer_belongs_to_the_world(world: World, lab_model: Lan
     check_single_tokens(lab_model.tokenizer, world)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_shipped_base_reads_three_passages_and_knows_no_held_out_person(world: World) -> None:
     quality = measure(resolve_path("package:regrad.lab/base"), world, questions=150)
     assert quality["direct"] <= 0.10

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from regrad.lab.config import LabPretrainConfig
 from regrad.lab.contexts import ANSWER, CURRICULUM, ContextSampler
 from regrad.lab.pretraining import Pretrainer, Progress
@@ -44,6 +46,7 @@ def test_contexts_are_the_prompts_that_the_server_makes(world: World, lab_model:
         assert lab_model.tokenizer.decode(ids[end : end + 1]).strip() in world.values
 
 
+@pytest.mark.slow
 def test_pretraining_sees_only_its_own_people(world: World, lab_model: LanguageModel) -> None:
     sampler = ContextSampler(world, lab_model.tokenizer, random.Random(2))
     allowed = {person.name for person in [*world.reading, *world.memorised]}

@@ -27,6 +27,7 @@ def lab(request: pytest.FixtureRequest, world: World) -> LabSet:
     return SETS[request.param](world)
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_lab(lab: LabSet) -> None:
     again = type(lab)(World())
     assert set_corpus(again) == set_corpus(lab)
@@ -56,6 +57,7 @@ def test_nobody_of_the_corpus_is_in_the_tasks(lab: LabSet) -> None:
     assert not names & {person.name for person in lab.meta}
 
 
+@pytest.mark.slow
 def test_the_files_are_the_labs(lab: LabSet, tmp_path: Path) -> None:
     variant = next(name for name, kind in SETS.items() if kind is type(lab))
     config = LabConfig(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.tools.patience import completed
 
 ROOT = Path(__file__).parents[3]
@@ -20,6 +22,7 @@ sys.exit(pytest.main([cases.__file__, "-q", "-p", "no:cacheprovider", "-k", "dou
 """
 
 
+@pytest.mark.slow
 def test_a_module_beside_the_others_is_evaluated_and_served() -> None:
     run = completed([sys.executable, "-c", ADDED], 60, cwd=ROOT)
     assert run.returncode == 0, run.stdout

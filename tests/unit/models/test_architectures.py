@@ -95,6 +95,7 @@ def test_every_row_has_a_model_here_and_every_kind_is_one_of_transformers() -> N
     assert len(kinds) == len(set(kinds))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "kind"), LOADED)
 def test_a_family_is_adapted_decoded_and_trained_rightly(
     row: Architecture, kind: str, tiny: LanguageModel, tmp_path: Path

@@ -248,6 +248,7 @@ def test_what_cannot_be_trained_is_refused_before_a_cluster_starts(
         Lengths.of(tiny.config.model_copy(update={"path": str(folder)}))
 
 
+@pytest.mark.slow
 def test_models_that_are_loaded_at_once_leave_the_next_one_whole(tiny: LanguageModel, tiny_path: Path) -> None:
     config = tiny.config.model_copy(update={"path": str(tiny_path)})
     with ThreadPoolExecutor(4) as threads:

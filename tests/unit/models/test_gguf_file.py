@@ -39,6 +39,7 @@ def file(model: LlamaForCausalLM, tiny: LanguageModel, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["file", "directory"])
 def test_a_gguf_is_the_model_that_it_was_made_of_up_to_its_rounding(
     file: Path, given: str, model: LlamaForCausalLM, tiny: LanguageModel
@@ -55,6 +56,7 @@ def test_a_gguf_is_the_model_that_it_was_made_of_up_to_its_rounding(
         torch.testing.assert_close(found, weights, rtol=0, atol=float(weights.detach().abs().max()) / 127)
 
 
+@pytest.mark.slow
 def test_it_is_dequantised_once_and_has_one_identity(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig(path=str(file))
     identity = load_language_model(config, "cpu").identity()
@@ -64,6 +66,7 @@ def test_it_is_dequantised_once_and_has_one_identity(file: Path, cache: Path, mo
     assert len(list(cache.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_two_at_once_leave_one_directory(file: Path, cache: Path) -> None:
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.map(dequantised, [file, file])

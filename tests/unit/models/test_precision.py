@@ -96,6 +96,7 @@ def test_a_cache_that_cannot_be_written_does_not_matter(monkeypatch: pytest.Monk
     assert bf16_here(CPU) == Bf16(True, True, "products in bf16 are right here, and 2 times as fast as in float32")
 
 
+@pytest.mark.slow
 def test_the_real_probe_gives_an_answer_or_dies_of_a_signal() -> None:
     done = subprocess.run(precision.PROBE, capture_output=True, text=True, check=False)
     assert done.returncode <= 0, done.stderr[-1000:]

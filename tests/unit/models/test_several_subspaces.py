@@ -82,6 +82,7 @@ def test_logits_under_updates_in_several_subspaces_are_those_of_the_merged_weigh
     assert all((one - other).abs().max() > 1e-2 for i, one in enumerate(found) for other in found[:i])
 
 
+@pytest.mark.slow
 def test_rows_of_one_batch_with_updates_of_three_subspaces_answer_as_merged_weights(tiny64: LanguageModel) -> None:
     """Prompts are read whole and in pieces beside rows that are being decoded; rows come, go and move."""
     requests = requests_of(tiny64)

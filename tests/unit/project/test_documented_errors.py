@@ -56,6 +56,7 @@ def messages() -> list[tuple[list[str], list[str]]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_code_in_a_document_exists(document: Path) -> None:
     areas = {code.split(".")[0] for code in known_codes()}

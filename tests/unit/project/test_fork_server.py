@@ -93,6 +93,7 @@ def test_what_was_forked_for_a_process_is_of_its_family(tmp_path: Path, monkeypa
             process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [{}, {"py_executable": "/usr/bin/env python3"}, {"command_prefix": ["true", "&&"]}])
 def test_without_a_server_or_with_a_wish_it_has_not_heard_of_it_runs_as_any_script(
     script: Path, tmp_path: Path, context: dict[str, Any]

@@ -17,6 +17,7 @@ KINDS = sorted({kind.partition(":")[0] for kind in RETRIEVERS.values()})
 REPLICAS = [f"serve_app.{name}" for name in ("config", "evidence", "gateway")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "unwanted"),
     [
@@ -41,6 +42,7 @@ def test_it_does_without(modules: list[str], unwanted: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_searching_loads_none_of_pyserinis_other_searchers(tmp_path: object) -> None:
     code = (
         "import sys\n"

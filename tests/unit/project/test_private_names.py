@@ -47,12 +47,14 @@ def test_a_private_name_is_seen(source: str) -> None:
     assert private_names(source)
 
 
+@pytest.mark.slow
 def test_private_names_of_ray_stand_in_one_folder() -> None:
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     found = {str(path.parent.relative_to(ROOT)) for path in files if private_names(path.read_text())}
     assert found == {HOME}
 
 
+@pytest.mark.slow
 def test_the_private_name_of_transformers_that_is_written_stands_in_one_file() -> None:
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     private = re.compile(r".+\._attn_implementation\w*|transformers\.(.+\.)?_\w+")

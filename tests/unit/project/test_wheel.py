@@ -7,6 +7,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from tests.tools.patience import completed
 
 ROOT = Path(__file__).parents[3]
@@ -17,6 +19,7 @@ for name in ("jobs/demo.yaml", "jobs/train-lab.yaml", "serve/lab.yaml"):
 """
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_what_it_needs_and_works_in_an_empty_folder(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     built = completed(command, 120, cwd=ROOT)

@@ -114,6 +114,7 @@ def files(folder: str) -> dict[str, bytes]:
     return {name: storage.read(name) for name in storage.files()}
 
 
+@pytest.mark.slow
 def test_the_indexes_of_an_addition_are_those_of_one_process(
     collection: str, more: str, corpus: list[Passage], encoded: list[tuple[Encoder, int]]
 ) -> None:

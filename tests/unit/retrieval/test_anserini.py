@@ -67,6 +67,7 @@ def test_scores_are_those_of_an_index_of_regrads_own(prebuilt: str, tmp_path: Pa
         assert len(index.search_ids(questions, 3)[1]) == 3
 
 
+@pytest.mark.slow
 def test_contents_are_taken_where_raw_is_not_kept_and_an_index_without_texts_says_so(tmp_path: Path) -> None:
     with open_retriever(index_with_anserini(RECORDS, f"{tmp_path}/contents", "-storeContents")) as index:
         assert index.passages(["curie"]) == [Passage("curie", "Marie Curie", "She was a physicist and a chemist.")]

@@ -50,6 +50,7 @@ def found(retriever: Retriever, k: int = 60) -> list[dict[str, float]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [RetrieverConfig(), BEST_FIELD], ids=["sum", "best-field"])
 def test_shards_score_as_one_index_and_a_collection_of_them_as_well(tmp_path: Path, settings: RetrieverConfig) -> None:
     build_index(PASSAGES, f"{tmp_path}/one")
@@ -74,6 +75,7 @@ def test_shards_score_as_one_index_and_a_collection_of_them_as_well(tmp_path: Pa
         assert hits == sorted(hits, key=lambda hit: (-hit[1], int(hit[0][1:])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [RetrieverConfig(), BEST_FIELD], ids=["sum", "best-field"])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_batch_by_several_threads_is_answered_as_each_question_alone(

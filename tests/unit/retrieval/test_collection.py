@@ -82,6 +82,7 @@ def found(retriever: Retriever, k: int = 5) -> list[dict[str, float]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [RetrieverConfig(), BEST_FIELD], ids=["sum", "best-field"])
 def test_passages_that_were_added_one_by_one_score_as_in_one_index(tmp_path: Path, settings: RetrieverConfig) -> None:
     uri = collection(tmp_path, PASSAGES[:57])
@@ -95,6 +96,7 @@ def test_passages_that_were_added_one_by_one_score_as_in_one_index(tmp_path: Pat
         assert found(parts, 60) == found(one, 60)
 
 
+@pytest.mark.slow
 def test_dense_and_lexical_indexes_are_added_to_together_and_fused(tmp_path: Path) -> None:
     uri = collection(tmp_path, PASSAGES[:50], ("bm25", "dense"))
     add(uri, PASSAGES[50:])

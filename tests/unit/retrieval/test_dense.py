@@ -35,6 +35,7 @@ def build(folder: Path, encoder: EncoderConfig, vectors: str = "auto", passages:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectors", ["hnsw", "ivf-pq"])
 def test_an_approximate_index_finds_what_the_exact_one_finds(
     tmp_path: Path, encoder: EncoderConfig, vectors: str

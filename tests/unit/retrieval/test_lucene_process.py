@@ -49,6 +49,7 @@ def test_java_runs_in_another_process_that_is_shared(index: str) -> None:
     assert not any("libjvm" in mapped.path for mapped in psutil.Process().memory_maps())
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_no_search(index: str, process: LuceneProcess) -> None:
     with open_retriever(index) as retriever:
         before = retriever.search_ids(["word7", "what all share"], 5)
@@ -80,6 +81,7 @@ def test_closing_an_index_starts_nothing(index: str, process: LuceneProcess) -> 
     assert process.pid is None
 
 
+@pytest.mark.slow
 def test_a_process_killed_in_an_index_is_an_error_and_leaves_nothing(tmp_path: Path, process: LuceneProcess) -> None:
     def passages() -> Iterator[Passage]:
         for number in range(50_000):
@@ -94,6 +96,7 @@ def test_a_process_killed_in_an_index_is_an_error_and_leaves_nothing(tmp_path: P
     assert build_index(PASSAGES, str(tmp_path / "index")) == 20
 
 
+@pytest.mark.slow
 def test_what_interrupts_a_request_does_not_give_its_reply_to_the_next(
     index: str, process: LuceneProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +110,7 @@ def test_what_interrupts_a_request_does_not_give_its_reply_to_the_next(
         assert process.pid != before
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_one_who_asked(index: str) -> None:
     code = "import os, sys, time; from regrad.retrieval.base import open_retriever; open_retriever(sys.argv[1]); "
     code += "from regrad.retrieval.lucene_process import lucene; print(lucene().pid, flush=True); time.sleep(600)"
@@ -149,6 +153,7 @@ def test_what_the_environment_says_of_java_is_checked(
             read()
 
 
+@pytest.mark.slow
 def test_heap_and_threads_are_those_of_the_environment(
     index: str, process: LuceneProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:

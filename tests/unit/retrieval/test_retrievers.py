@@ -131,6 +131,7 @@ def test_a_question_with_a_character_that_is_in_no_text_is_searched_without_it(r
     assert same([odd], [plain])
 
 
+@pytest.mark.slow
 def test_many_threads_may_search_at_once(retriever: Retriever, world: World) -> None:
     questions = [item.question for item in held_out_questions(world, 100)] * 3
     alone = [retriever.search([text], 3) for text in questions]
@@ -175,6 +176,7 @@ def test_look_up_by_id(retriever: Retriever, world: World) -> None:
             retriever.passages([ids[0], unknown])
 
 
+@pytest.mark.slow
 def test_what_cannot_be_indexed_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     twice = [Passage("a", "t", "x"), Passage("a", "t", "y")]
     with refused(RetrievalError, "duplicate_id", passage_id="a"):

@@ -152,6 +152,7 @@ def test_every_method_is_asked_in_both() -> None:
     assert {method.get("method", method["name"]) for method in METHODS} == set(registry.METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
 def test_a_method_gives_the_same_in_an_evaluation_and_in_a_server(
@@ -184,6 +185,7 @@ def test_a_method_gives_the_same_in_an_evaluation_and_in_a_server(
         assert answer.text == record.raw
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize("name", ["regrad", "regrad+icl", "regrad-online"])
 def test_updates_that_act_on_the_answer_do_so_in_both(

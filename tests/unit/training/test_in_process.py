@@ -49,6 +49,7 @@ def meta_settings(tmp_path: Path, world: World) -> Callable[..., MetaTrainConfig
     return make
 
 
+@pytest.mark.slow
 def test_meta_training_is_the_loops_own(meta_settings: Callable[..., MetaTrainConfig]) -> None:
     config = meta_settings()
     made = meta_train_in_process(config)
@@ -123,6 +124,7 @@ def finetune_settings(folder: Path, *extra: str) -> FinetuneConfig:
     return load_settings(FinetuneConfig, builtin_config("jobs/finetune-lab.yaml"), values)
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_the_tuners_own_and_goes_on_from_what_it_made(passages: list[Passage], tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_bytes(encode_passages(passages[:8]))
     config = finetune_settings(tmp_path)

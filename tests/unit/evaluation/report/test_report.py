@@ -133,6 +133,7 @@ def test_costs_and_unparsable_answers_are_counted(folder: Path, tiny_path: Path)
     assert (row["preparation_ms"], row["storage_bytes"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_a_set_of_open_and_closed_questions_says_what_its_score_is_made_of(folder: Path, tiny_path: Path) -> None:
     output, cells = planned(folder, tiny_path, methods=["direct"])
     whole = result(cells[0], [True, False, True, True])
@@ -154,6 +155,7 @@ def test_a_set_of_open_and_closed_questions_says_what_its_score_is_made_of(folde
         assert ("mixes kinds" in report.read_text()) is (records is mixed)
 
 
+@pytest.mark.slow
 def test_closed_questions_have_both_readers_numbers_in_one_report(folder: Path, tiny_path: Path) -> None:
     output, cells = planned(folder, tiny_path, methods=["direct"])
     closed = result(cells[0], [True, True, False, False], kind="yes-no").records
@@ -233,6 +235,7 @@ def test_names_of_users_are_text_everywhere(folder: Path, tiny_path: Path) -> No
     assert r"50\% \$x\_1\$ \textbackslash{}[*]" in (folder / "out" / "report.tex").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_report(folder: Path, tiny_path: Path) -> None:
     output, cells = planned(folder, tiny_path, compare_to="direct")
     for cell in cells:
@@ -293,6 +296,7 @@ def test_a_damaged_cell_is_run_again(
     assert output.start(plan_of(config, cells), cells) == []
 
 
+@pytest.mark.slow
 @DAMAGES
 def test_a_report_leaves_a_damaged_cell_out_and_says_so(
     folder: Path, tiny_path: Path, damage: Damage, caplog: pytest.LogCaptureFixture

@@ -56,6 +56,7 @@ def test_a_refusal_for_tokens_costs_no_request() -> None:
     assert [limits.admit(key).what for _ in range(3)] == ["", "", "requests"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_minute", [1, 7, 59, 60, 601, 100_000])
 def test_who_waits_as_told_is_let_in(per_minute: int) -> None:
     clock = Clock()

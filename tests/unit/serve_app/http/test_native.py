@@ -137,6 +137,7 @@ def test_the_methods_of_a_comparison_run_at_once(standin: StandIn) -> None:
     assert (len(body["answers"]), body["errors"]) == (5, {})
 
 
+@pytest.mark.slow
 def test_a_comparison_gives_what_was_ready_in_time(standin: StandIn) -> None:
     class Slow(StandIn):
         async def _work(self, ask: Ask) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from ray import cloudpickle
@@ -21,6 +22,7 @@ from tests.tools.answering import StandIn, api_of, config
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", api_of(StandIn()))
 
 
+@pytest.mark.slow
 @SCHEMA.parametrize()
 @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_every_response_is_as_documented(case: Case) -> None:

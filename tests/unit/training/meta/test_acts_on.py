@@ -56,6 +56,7 @@ def naive(
     return everything.naive(lm, tasks, steps=steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps", "tolerance"), [("graph", 1, 1e-8), ("graph", 2, 1e-8), ("hvp", 1, 1e-8), ("difference", 1, 1e-6)]
 )
@@ -146,6 +147,7 @@ def test_dev_answers_are_written_under_updates_that_act_on_the_answer(
     assert score_tasks(tiny64, point, [right], InnerConfig()).exact_match < 2
 
 
+@pytest.mark.slow
 def test_a_run_writes_it_into_the_meta_init_and_goes_on_only_from_one_of_its_kind(
     meta_settings: Callable[..., MetaTrainConfig], tmp_path: Path
 ) -> None:

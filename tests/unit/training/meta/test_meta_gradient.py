@@ -145,6 +145,7 @@ def test_the_error_of_differences_is_estimated(tiny: LanguageModel, passages: li
     assert expected.error is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, 3])
 def test_several_inner_steps_equal_naive_autograd(tiny64: LanguageModel, passages: list[Passage], steps: int) -> None:
     tasks = make_tasks(passages, uneven=True)

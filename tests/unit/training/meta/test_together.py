@@ -39,6 +39,7 @@ def both_ways(lm: LanguageModel, of: list[Task]) -> tuple[MetaBatch, MetaBatch]:
     return packed, separate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acts_on", ["everything", "answer"])
 @pytest.mark.parametrize(
     ("name", "steps", "tolerance"),

@@ -251,6 +251,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, learner: MetaLearner, steps: set[int
     monkeypatch.setattr(learner, "_gradient", gradient)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_the_card_says_what_was_done(tiny: LanguageModel, tasks: list[Task]) -> None:
     config = settings(tiny, optimizer={"steps": 30, "batch_size": 2, "lr": 2e-2, "schedule": "cosine"})
     keeper = Keeper()

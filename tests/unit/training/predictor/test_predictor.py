@@ -63,6 +63,7 @@ def settings(tiny: LanguageModel, tmp_path: Path, tasks: Path, **changes: Any) -
     return parse_settings(PredictorConfig, values | changes, "test")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("space", "left"), [("factors", 0.2), ("products", 4.0)])
 def test_a_predictor_learns_one_context_by_heart_and_its_update_does_what_the_steps_do(
     space: UpdateSpace, left: float, tiny: LanguageModel, adapter: StaticLora, tmp_path: Path, tasks: Path

@@ -138,6 +138,7 @@ def taught(writer_path: str, lab_model: LanguageModel) -> LanguageModel:
     return load_language_model(lab_model.config.model_copy(update={"path": writer_path}), "cpu")
 
 
+@pytest.mark.slow
 def test_a_draft_does_not_depend_on_its_batch_or_on_the_order(taught: LanguageModel, passages: list[Passage]) -> None:
     one_batch = PairWriter(taught, config(taught, batch_passages=16)).write(passages)
     by_id = {draft.passage.id: draft for draft in one_batch}

@@ -52,6 +52,7 @@ def settings(tiny: LanguageModel, tmp_path: Path, **changes: Any) -> TranslatorC
     return parse_settings(TranslatorConfig, values | changes, "test")
 
 
+@pytest.mark.slow
 def test_a_translator_learns_two_adapters_by_heart_and_tells_their_passages_apart(
     tiny: LanguageModel, tmp_path: Path, world: World, bank: dict[str, Tensor]
 ) -> None:
