@@ -23,10 +23,11 @@ from regrad.text import counted, did_you_mean, in_one_line, nearest_name
 class Settings(BaseModel):
     """Base of every settings class: immutable, and unknown keys are errors.
 
-    `MOVED` names keys of earlier versions with the keys that took their place, for the error that they cause.
+    `MOVED` names keys of earlier versions with the key, or keys, that took their place, for the error that they cause:
+    keys of this class (`a.b` of a section), or with a `/` before them, of the whole file.
     """
 
-    MOVED: ClassVar[Mapping[str, str]] = {}
+    MOVED: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, allow_inf_nan=False
@@ -162,11 +163,11 @@ def _explained(kind: type[BaseModel], details: ErrorDetails) -> tuple[str, dict[
     if problem == "missing":
         return f"key '{key}' is required", {"key": key, "problem": problem}
     if problem == "extra_forbidden":
-        moved = getattr(model, "MOVED", {}).get(keys[-1])
-        meant = [moved] if moved else _keys_meant(keys[-1], model)
-        right = [".".join([*keys[:-1], name]) for name in meant]
+        moved = getattr(model, "MOVED", {}).get(keys[-1], ())
+        meant = [moved] if isinstance(moved, str) else list(moved) or _keys_meant(keys[-1], model)
+        right = [name[1:] if name[0] == "/" else ".".join([*keys[:-1], name]) for name in meant]
         if moved:
-            hint = f": it is '{right[0]}' now"
+            hint = f": it is {' or '.join(map(repr, right))} now"
         elif right:
             hint = f"; did you mean {' or '.join(map(repr, right))}?"
         else:
@@ -191,7 +192,7 @@ def _keys_meant(name: str, model: type[BaseModel]) -> list[str]:
     within = [
         f"{section}.{name}"
         for section, field in model.model_fields.items()
-        for inner in _models_in(field.annotation)
+        for inner in models_in(field.annotation)
         if name in inner.model_fields
     ]
     near = nearest_name(name, model.model_fields)
@@ -216,15 +217,16 @@ def _place(kind: type[BaseModel], location: Sequence[str | int]) -> tuple[list[s
             kind = models[0]
         field = kind.model_fields.get(str(part))
         if field:
-            models = list(_models_in(field.annotation)) or [kind]
+            models = list(models_in(field.annotation)) or [kind]
     return keys, kind
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The settings classes that a field's annotation names, those of a union and of a list among them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models_in(argument)
+        yield from models_in(argument)
 
 
 CustomResources = dict[

@@ -23,7 +23,7 @@ _HOTPOTQA_RULES = ("hotpotqa", "2wikimultihopqa")
 class QuestionSetConfig(Settings):
     """A question set: one file in one of the formats of `regrad.data.question_sets.READERS`."""
 
-    MOVED: ClassVar[Mapping[str, str]] = {"first": "limit", "cut": "prag_style_cut"}
+    MOVED: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"first": "limit", "cut": "prag_style_cut"}
 
     name: str = Field(min_length=1, description="the set's name in tables and records")
     path: Location = Field(description="a file, plain or compressed (gz, bz2, xz, zip)")

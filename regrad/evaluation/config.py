@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from regrad.data.question_sets import QuestionSetConfig
-from regrad.methods.fitting import OnOverflow
+from regrad.methods.policies import OnOverflow
 from regrad.methods.registry import MethodConfig
 from regrad.models.config import ModelConfig
 from regrad.retrieval.config import RetrieverConfig
@@ -18,7 +18,7 @@ from regrad.settings import Location, Settings, WorkersConfig, invalid
 class PassagesConfig(Settings):
     """Where the passages of a set's questions come from; each question gets k of them, best first."""
 
-    MOVED: ClassVar[Mapping[str, str]] = {"bm25": "retrieval", "fill": "distractors"}
+    MOVED: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"bm25": "retrieval.bm25", "fill": "distractors"}
 
     source: Literal["index", "given", "gold", "random"] = Field(
         "index",
@@ -79,7 +79,7 @@ class EvalConfig(Settings):
     In a method's locations `{model}`, `{set}` and `{seed}` are replaced by the names and the number.
     """
 
-    MOVED: ClassVar[Mapping[str, str]] = {"too_long": "on_overflow"}
+    MOVED: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"too_long": "on_overflow"}
 
     output: Location
     models: dict[str, ModelConfig] = Field(min_length=1, description="the models, by name")

@@ -35,7 +35,7 @@ ADAPT_ON: dict[str, Callable[[LanguageModel, Passage], Example]] = {
 class TtaConfig(MethodSettings):
     """tta: needs no files."""
 
-    MOVED: ClassVar[Mapping[str, str]] = {"first": "max_passages"}
+    MOVED: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"first": "max_passages"}
 
     METHODS: ClassVar = (
         MethodInfo("tta", "trained on the passages for this question", passages_in_prompt=True, update="adapting"),

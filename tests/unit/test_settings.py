@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 
 import pytest
-from pydantic import field_validator
+from pydantic import BaseModel, field_validator
 
+import regrad
 from regrad.bank.config import BankConfig, BuildConfig
 from regrad.cli.demo.config import DemoConfig
 from regrad.errors import ConfigError
@@ -12,7 +15,7 @@ from regrad.evaluation.config import EvalConfig
 from regrad.lab.config import LabWriterConfig
 from regrad.models.config import ModelConfig
 from regrad.retrieval.config import IndexConfig
-from regrad.settings import Settings, builtin_config, invalid, load_settings, parse_settings
+from regrad.settings import Settings, builtin_config, invalid, load_settings, models_in, parse_settings
 from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.synthesis.config import SynthesisConfig
 from tests.tools.refusals import refused, refused_settings
@@ -72,12 +75,48 @@ def test_a_key_of_several_sections_is_named_with_all_of_them() -> None:
         ("sets.0.cut=true", "sets.0.prag_style_cut"),
         ("sets.0.passages.fill=random", "sets.0.passages.distractors"),
         ("too_long=fail", "on_overflow"),
+        ("sets.0.passages.bm25={k1: 1}", "sets.0.passages.retrieval.bm25"),
     ],
 )
 def test_a_setting_that_got_another_name_is_named_with_it(override: str, right: str) -> None:
     with refused(ConfigError, "invalid") as found:
         load_settings(EvalConfig, builtin_config("jobs/eval-lab.yaml"), [override])
     assert f": it is '{right}' now" in str(found.value)
+
+
+def test_a_setting_that_became_two_is_named_with_both() -> None:
+    with refused(ConfigError, "invalid", problems=[unknown("shape.order", near="")]) as found:
+        load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), ["shape.order=best-first"])
+    assert "'shape.order': it is 'model.prompts.order' or 'shape.shuffled' now" in str(found.value)
+
+
+def has_key(kind: type[BaseModel], key: str) -> bool:
+    """Whether a settings class has the key, in a section or in any member of a union."""
+    name, _, rest = key.partition(".")
+    field = kind.model_fields.get(name)
+    return field is not None and (not rest or any(has_key(one, rest) for one in models_in(field.annotation)))
+
+
+def subclasses(kind: type[Settings]) -> set[type[Settings]]:
+    return {one for child in kind.__subclasses__() for one in (child, *subclasses(child))}
+
+
+def sections(kind: type[BaseModel]) -> list[type[BaseModel]]:
+    return [one for field in kind.model_fields.values() for one in models_in(field.annotation)]
+
+
+def test_what_took_a_settings_place_is_there() -> None:
+    """Of every class that has such settings; `/` is of a file that has a section of that class."""
+    for walked in walk_packages(regrad.__path__, "regrad."):
+        if walked.name.endswith((".config", ".question_sets")) or walked.name.startswith("regrad.methods."):
+            import_module(walked.name)
+    kinds = subclasses(Settings)
+    moved = [(kind, target) for kind in kinds for target in kind.MOVED.values()]
+    assert len(moved) >= 9
+    for kind, targets in moved:
+        for target in (targets,) if isinstance(targets, str) else targets:
+            places = [one for one in kinds if kind in sections(one)] if target[0] == "/" else [kind]
+            assert any(has_key(place, target.lstrip("/")) for place in places), (kind, target)
 
 
 def test_an_error_of_a_whole_class_names_no_empty_key() -> None:

@@ -96,7 +96,7 @@ class FinetuneConfig(TrainConfig):
 class AugmentConfig(Settings):
     """`regrad augment`: another wording and question-answer pairs for each passage (PRAG's document augmentation)."""
 
-    MOVED: ClassVar[Mapping[str, str]] = {"ready": "import_from"}
+    MOVED: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"ready": "import_from"}
 
     output: Location = Field(description="a directory: augmented.jsonl, failed.jsonl and report.json")
     corpus: Location | None = Field(None, description="passages that `model` rewrites and writes questions about")
@@ -203,7 +203,7 @@ class AdapterConfig(AdamWConfig):
 class AdaptersConfig(Settings):
     """`regrad adapters`: a LoRA for each passage, into a bank."""
 
-    MOVED: ClassVar[Mapping[str, str]] = {"keep": "reuse"}
+    MOVED: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"keep": "reuse"}
 
     model: ModelConfig = Field(description="its subspace names the blocks and projections; the rank is `adapter.rank`")
     static: Location | None = Field(None, description="a LoRA of `regrad finetune`; adapters are trained on top of it")

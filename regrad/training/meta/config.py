@@ -55,7 +55,7 @@ class StrategyConfig(Settings):
 class ShapeConfig(Settings):
     """How a task is shaped before it is trained on."""
 
-    MOVED: ClassVar[Mapping[str, str]] = {"order": "model.prompts.order (random: shape.shuffled)"}
+    MOVED: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"order": ("/model.prompts.order", "shuffled")}
 
     k: int | None = Field(None, ge=1, description="maximum number of passages of a question: the first of its context")
     questions: int | None = Field(
