@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from regrad.models.config import ModelPath
-from regrad.settings import Location, Settings, WorkersConfig
+from regrad.settings import Location, Settings, WorkersConfig, invalid
 
 IndexField = Literal["contents", "title", "text"]
 
@@ -76,9 +76,12 @@ class FuseConfig(FusionConfig):
     @model_validator(mode="after")
     def _one_weight_each(self) -> Self:
         if self.weights is not None and len(self.weights) != len(self.indexes):
-            raise ValueError(f"weights: one for each of the {len(self.indexes)} indexes, found {len(self.weights)}")
+            raise invalid(
+                "not_one_weight_each",
+                f"weights: one for each of the {len(self.indexes)} indexes, found {len(self.weights)}",
+            )
         if self.weights is not None and (min(self.weights) < 0 or max(self.weights) == 0):
-            raise ValueError("weights: none below 0, and not all 0")
+            raise invalid("no_weight", "weights: none below 0, and not all 0")
         return self
 
 
@@ -126,15 +129,22 @@ class IndexConfig(Settings):
     @model_validator(mode="after")
     def _some_fields(self) -> Self:
         if "contents" not in self.fields:
-            raise ValueError(f"fields: 'contents' must be among them, found {list(self.fields)}")
+            raise invalid("contents_missing", f"fields: 'contents' must be among them, found {list(self.fields)}")
         if sum(given is not None for given in (self.corpus, self.fuse, self.rerank)) != 1:
-            raise ValueError("an index is of a 'corpus', or 'fuse's or 'rerank's others: give one of the three")
+            raise invalid(
+                "not_one_source", "an index is of a 'corpus', or 'fuse's or 'rerank's others: give one of the three"
+            )
         if self.corpus is None and self.dense is not None:
-            raise ValueError("'dense' makes an index of a corpus, 'fuse' and 'rerank' take one: make it first")
+            raise invalid(
+                "dense_without_corpus",
+                "'dense' makes an index of a corpus, 'fuse' and 'rerank' take one: make it first",
+            )
         if self.shards > 1 and (self.corpus is None or self.dense is not None):
-            raise ValueError("shards: only a lexical index of a corpus has them")
+            raise invalid("shards_of_no_corpus", "shards: only a lexical index of a corpus has them")
         if self.language != "en" and (self.corpus is None or self.dense is not None):
-            raise ValueError("language: only a lexical index of a corpus has one, an encoder brings its own")
+            raise invalid(
+                "language_of_no_text", "language: only a lexical index of a corpus has one, an encoder brings its own"
+            )
         return self
 
 
@@ -158,7 +168,7 @@ class Bm25SearchConfig(Settings):
     @model_validator(mode="after")
     def _some_weight(self) -> Self:
         if not self.weights:
-            raise ValueError("contents, title and text are all 0: nothing would be searched")
+            raise invalid("no_weight", "contents, title and text are all 0: nothing would be searched")
         return self
 
     @property

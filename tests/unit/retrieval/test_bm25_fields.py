@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval.base import Retriever, open_retriever
 from regrad.retrieval.bm25 import build_index
 from regrad.retrieval.config import Bm25SearchConfig, IndexConfig, RetrieverConfig
-from tests.tools.refusals import refused
+from regrad.settings import parse_settings
+from tests.tools.refusals import refused, refused_settings
 
 ABOUT = Passage("about", "Marie Curie", "She was a physicist and a chemist.")
 MENTIONS = Passage("mentions", "Radium", "Marie Curie found it. Marie Curie named it. Curie weighed it.")
@@ -72,7 +72,7 @@ def test_a_field_that_the_index_lacks_is_named(tmp_path: Path) -> None:
 
 
 def test_settings_that_search_nothing_are_refused() -> None:
-    with pytest.raises(ValidationError, match="nothing would be searched"):
-        Bm25SearchConfig(contents=0.0, title=0.0)
-    with pytest.raises(ValidationError, match="'contents' must be among them"):
-        IndexConfig(corpus="a", output="b", fields=("title",))
+    with refused_settings("no_weight"):
+        parse_settings(Bm25SearchConfig, {"contents": 0.0, "title": 0.0}, "here")
+    with refused_settings("contents_missing"):
+        parse_settings(IndexConfig, {"corpus": "a", "output": "b", "fields": ["title"]}, "here")

@@ -14,8 +14,8 @@ from regrad.retrieval.base import CARD, check_index, open_retriever
 from regrad.retrieval.bm25 import LuceneRetriever, build_index, build_shard, build_sharded_index
 from regrad.retrieval.collection_changes import changing, create_collection, publish, with_segment, write_segment
 from regrad.retrieval.config import Bm25SearchConfig, IndexConfig, IndexField, Language, RetrieverConfig
-from regrad.settings import load_settings
-from tests.tools.refusals import refused
+from regrad.settings import load_settings, parse_settings
+from tests.tools.refusals import refused, refused_settings
 
 PASSAGES = [
     Passage("houses", "Bremen", "Die Häuser der Altstadt und der Fluss."),
@@ -102,5 +102,5 @@ def test_a_language_is_one_of_anserinis_and_of_a_lexical_index(tmp_path: Path) -
     assert "did you mean 'de'" in str(info.value)
     (tmp_path / "c.yaml").write_text("corpus: c\noutput: o\nlanguage: no\n")
     assert load_settings(IndexConfig, tmp_path / "c.yaml").language == "no"
-    with pytest.raises(ValueError, match="language"):
-        IndexConfig.model_validate({"output": "o", "fuse": {"indexes": ["a", "b"]}, "language": "de"})
+    with refused_settings("language_of_no_text"):
+        parse_settings(IndexConfig, {"output": "o", "fuse": {"indexes": ["a", "b"]}, "language": "de"}, "here")

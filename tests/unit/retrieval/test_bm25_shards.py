@@ -21,7 +21,8 @@ from regrad.retrieval.collection_changes import (
     write_segment,
 )
 from regrad.retrieval.config import Bm25SearchConfig, IndexConfig, RetrieverConfig
-from tests.tools.refusals import refused
+from regrad.settings import parse_settings
+from tests.tools.refusals import refused, refused_settings
 
 ANIMALS = ("fox", "owl", "hare", "wolf", "bear", "lynx", "newt", "crow", "mole", "toad")
 # Sorted by animal, so that a word is rare in all passages and frequent in one shard: its own statistics would mislead.
@@ -114,5 +115,5 @@ def test_no_shard_is_empty_and_only_lexical_indexes_have_them(tmp_path: Path) ->
         assert len(retriever.search_ids(["number"], 5)[0]) == 2
     dense = {"encoder": {"path": "e"}}
     for wrong in ({"corpus": "c", "dense": dense}, {"fuse": {"indexes": ["a", "b"]}}):
-        with pytest.raises(ValueError, match="shards"):
-            IndexConfig.model_validate({"output": "o", "shards": 2, **wrong})
+        with refused_settings("shards_of_no_corpus"):
+            parse_settings(IndexConfig, {"output": "o", "shards": 2, **wrong}, "here")

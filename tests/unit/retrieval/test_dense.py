@@ -15,8 +15,9 @@ from regrad.retrieval.config import DenseConfig, DenseSearchConfig, EncoderConfi
 from regrad.retrieval.dense import build_dense_index, passages_encoder
 from regrad.retrieval.embedding import Vectors
 from regrad.retrieval.encoder import Encoder
+from regrad.settings import parse_settings
 from tests.tools.encoders import bag_of_words
-from tests.tools.refusals import refused
+from tests.tools.refusals import refused, refused_settings
 
 WORDS = [f"word{number}" for number in range(40)]
 CORPUS = [
@@ -179,6 +180,11 @@ def test_auto_goes_by_the_number_of_passages_and_says_why(
 
 def test_an_index_is_of_a_corpus_or_of_indexes() -> None:
     fuse = {"indexes": ["a", "b"]}
-    for wrong in ({}, {"corpus": "c", "fuse": fuse}, {"fuse": fuse, "dense": {"encoder": {"path": "e"}}}):
-        with pytest.raises(ValueError, match=r"corpus|dense"):
-            IndexConfig.model_validate({"output": "o", **wrong})
+    both = {"fuse": fuse, "dense": {"encoder": {"path": "e"}}}
+    for wrong, problem in (
+        ({}, "not_one_source"),
+        ({"corpus": "c", "fuse": fuse}, "not_one_source"),
+        (both, "dense_without_corpus"),
+    ):
+        with refused_settings(problem):
+            parse_settings(IndexConfig, {"output": "o", **wrong}, "here")

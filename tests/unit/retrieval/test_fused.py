@@ -12,7 +12,7 @@ from regrad.retrieval.config import Bm25SearchConfig, FuseConfig, RetrieverConfi
 from regrad.retrieval.fused import fuse_indexes, fused
 from regrad.settings import parse_settings
 from tests.tools.overlap import build_overlap_index
-from tests.tools.refusals import refused
+from tests.tools.refusals import refused, refused_settings
 
 PASSAGES = [Passage("a", "", "harbour town"), Passage("b", "", "harbour"), Passage("c", "", "town of towers")]
 
@@ -132,7 +132,15 @@ def test_a_setting_outside_the_section_of_its_kind_is_named_with_its_place() -> 
         assert info.value.fields["problems"] == [{"key": key, "problem": "extra_forbidden", "near": place}]
 
 
-@pytest.mark.parametrize("wrong", [{"indexes": ["x"]}, {"weights": [1]}, {"weights": [0, 0]}, {"weights": [1, -1]}])
-def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"indexes|weights"):
-        settings(**wrong)
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"indexes": ["x"]}, "too_short"),
+        ({"weights": [1]}, "not_one_weight_each"),
+        ({"weights": [0, 0]}, "no_weight"),
+        ({"weights": [1, -1]}, "no_weight"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], problem: str) -> None:
+    with refused_settings(problem):
+        parse_settings(FuseConfig, {"indexes": ["x", "y"], **wrong}, "here")
