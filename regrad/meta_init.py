@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 CARD = "meta_init.json"
 _STEP_SIZES = "step_sizes.safetensors"
 _FORMAT = 1
+_REMEDY = "copy it again, or train it again with `regrad train`"
 
 
 @dataclass(frozen=True)
@@ -157,18 +158,21 @@ class MetaInit:
             )
         except (OSError, KeyError, SafetensorError, ValueError, ModelError, TypeError) as error:
             raise MetaInitError(
-                f"the MetaInit at {uri} is damaged: {type(error).__name__}: {error}", code="damaged", uri=str(uri)
+                f"the MetaInit at {uri} is damaged: {type(error).__name__}: {error}; {_REMEDY}",
+                code="damaged",
+                uri=str(uri),
             ) from error
         fits = step_sizes.shape in {(len(subspace.shapes),), (subspace.size,)}
         if not fits or not bool(torch.isfinite(step_sizes).all()):
             raise MetaInitError(
-                f"the MetaInit at {uri} is damaged: its step sizes do not fit its subspace",
+                f"the MetaInit at {uri} is damaged: its step sizes do not fit its subspace; {_REMEDY}",
                 code="damaged",
                 uri=str(uri),
             )
         if loaded.fingerprint != card["fingerprint"]:
             raise MetaInitError(
-                f"the MetaInit at {uri} says fingerprint {card['fingerprint']} but its content is {loaded.fingerprint}",
+                f"the MetaInit at {uri} says fingerprint {card['fingerprint']} but its content is "
+                f"{loaded.fingerprint}; {_REMEDY}",
                 code="other_fingerprint",
                 found=loaded.fingerprint,
                 expected=card["fingerprint"],
@@ -188,11 +192,19 @@ def read_card(uri: str | Path) -> dict[str, Any]:
     try:
         card = json.loads(storage.read(CARD))
     except ValueError as error:
-        raise MetaInitError(f"{uri}/{CARD} is not JSON", code="bad_card", uri=str(uri)) from error
-    if not isinstance(card, dict) or card.get("format") != _FORMAT or not isinstance(card.get("fingerprint"), str):
+        raise MetaInitError(f"{uri}/{CARD} is not JSON; {_REMEDY}", code="bad_card", uri=str(uri)) from error
+    if not isinstance(card, dict) or card.get("format") != _FORMAT:
+        found = card.get("format") if isinstance(card, dict) else None
         raise MetaInitError(
-            f"{uri}/{CARD} is not a MetaInit card of format {_FORMAT}", code="other_format", uri=str(uri)
+            f"{uri}/{CARD} has format {found!r:.40}, and this version of regrad reads format {_FORMAT}: train it again "
+            "with `regrad train`, or use the version that made it",
+            code="other_format",
+            uri=str(uri),
+            expected=_FORMAT,
+            found=found,
         )
+    if not isinstance(card.get("fingerprint"), str):
+        raise MetaInitError(f"{uri}/{CARD} has no fingerprint; {_REMEDY}", code="bad_card", uri=str(uri))
     return card
 
 

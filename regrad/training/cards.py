@@ -50,9 +50,10 @@ class CardKind:
             card = json.loads(storage.read(self.file))
         except ValueError as error:
             raise self.damaged(uri, f"{self.file} is not JSON") from error
-        known = isinstance(card, dict) and card.get("format") == self.format
-        if not known or not all(isinstance(card.get(name), str) for name in self.strings):
-            raise self.damaged(uri, f"{self.file} is not the card of a {self.name} of format {self.format}")
+        if not isinstance(card, dict) or card.get("format") != self.format:
+            raise self._other_format(uri, card.get("format") if isinstance(card, dict) else None)
+        if not all(isinstance(card.get(name), str) for name in self.strings):
+            raise self.damaged(uri, f"{self.file} lacks one of {', '.join(self.strings)}")
         found: dict[str, Any] = card
         return found
 
@@ -81,7 +82,21 @@ class CardKind:
 
     def damaged(self, uri: str | Path, reason: str = "its content is not what its card says") -> MethodError:
         """The error that says so."""
-        return MethodError(f"the {self.name} at {uri} is damaged: {reason}", code=f"{self.name}_damaged", uri=str(uri))
+        return MethodError(
+            f"the {self.name} at {uri} is damaged: {reason}; copy it again, or make it again with `{self.made_by}`",
+            code=f"{self.name}_damaged",
+            uri=str(uri),
+        )
+
+    def _other_format(self, uri: str | Path, found: object) -> MethodError:
+        return MethodError(
+            f"the {self.name} at {uri} has format {found!r:.40}, and this version of regrad reads format "
+            f"{self.format}: make it again with `{self.made_by}`, or use the version that made it",
+            code=f"{self.name}_other_format",
+            uri=str(uri),
+            expected=self.format,
+            found=found,
+        )
 
 
 def digest_of(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

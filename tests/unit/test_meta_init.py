@@ -104,6 +104,18 @@ def test_a_card_that_does_not_say_what_updates_act_on_means_everything(meta_init
     assert (loaded.acts_on, loaded.fingerprint) == ("everything", meta_init.fingerprint)
 
 
+def test_a_card_of_another_format_says_what_to_do(meta_init: MetaInit, tmp_path: Path) -> None:
+    meta_init.save(tmp_path)
+    card = json.loads((tmp_path / "meta_init.json").read_text())
+    (tmp_path / "meta_init.json").write_text(json.dumps({**card, "format": 2}))
+    with refused(MetaInitError, "other_format", expected=1, found=2) as info:
+        read_card(tmp_path)
+    assert "train it again with `regrad train`, or use the version that made it" in str(info.value)
+    (tmp_path / "meta_init.json").write_text(json.dumps({**card, "fingerprint": None}))
+    with refused(MetaInitError, "bad_card", uri=str(tmp_path)):
+        read_card(tmp_path)
+
+
 def test_the_update_is_equation_three(meta_init: MetaInit) -> None:
     total = torch.randn(meta_init.subspace.size)
     alpha = meta_init.subspace.per_tensor(meta_init.step_sizes)

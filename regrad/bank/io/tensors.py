@@ -168,9 +168,14 @@ def _read_card(folder: Path) -> ExportCard:
     try:
         data = json.loads(path.read_bytes())
     except ValueError as error:
-        raise BankError(f"{path} is not JSON", code="bad_card", file=CARD) from error
+        raise BankError(f"{path} is not JSON; export the atoms again", code="bad_card", file=CARD) from error
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
-        raise BankError(f"{path} is not the card of an export of format {_FORMAT}", code="bad_card", file=CARD)
+        raise BankError(
+            f"{path} is not the card of an export of format {_FORMAT}, which this version of regrad reads: export the "
+            "atoms again with this version",
+            code="bad_card",
+            file=CARD,
+        )
     return parse_settings(ExportCard, data, str(path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from contextlib import nullcontext
 from pathlib import Path
@@ -122,3 +123,8 @@ def test_an_adapter_is_saved_as_peft_reads_it_and_damage_is_found(
         StaticLora.load(tmp_path / "a")
     with refused(MethodError, "adapter_not_found"):
         StaticLora.load(tmp_path / "b")
+    card = tmp_path / "a" / "adapter.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "format": 0}))
+    with refused(MethodError, "adapter_other_format", found=0, expected=1) as info:
+        StaticLora.load(tmp_path / "a")
+    assert "make it again with `regrad finetune`" in str(info.value)
