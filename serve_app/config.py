@@ -7,7 +7,7 @@ import re
 from pydantic import Field, field_validator, model_validator
 
 from regrad.bank.config import OnMissing, TiersConfig
-from regrad.methods.fitting import OnOverflow
+from regrad.methods.policies import OnOverflow
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.registry import MethodConfig
 from regrad.methods.regrad import ReGradConfig, ReGradOnlineConfig

@@ -20,8 +20,8 @@ import torch
 from regrad.bank.reader import BankReader
 from regrad.bank.tiers import MemoryTier
 from regrad.errors import BankError, RegradError, StorageError
-from regrad.methods.atoms import use_of
 from regrad.methods.base import BankNeed
+from regrad.methods.policies import use_of
 from regrad.retrieval.base import Hit, Retriever, open_retriever
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, RoutedAsk

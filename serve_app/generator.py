@@ -18,7 +18,7 @@ from regrad.inference.engine import DecodingLoop, Engine
 from regrad.inference.rows import DecodingEvent, DecodingRequest, Finished
 from regrad.meta_init import MetaInit
 from regrad.methods.base import BankNeed, Plan
-from regrad.methods.fitting import PromptFitter
+from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import load_language_model
 from serve_app.config import ServeConfig

@@ -25,7 +25,7 @@ from regrad.methods.base import (
     PassageUse,
     Plan,
 )
-from regrad.methods.fitting import PromptFitter
+from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, RoutedAsk

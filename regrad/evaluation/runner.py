@@ -23,7 +23,7 @@ from regrad.inference.decoding import decode_all
 from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.methods.base import AtomProvider, Evidence, Method, Note, Plan
-from regrad.methods.fitting import PromptFitter
+from regrad.methods.policies import PromptFitter
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.text import counted
 

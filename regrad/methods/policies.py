@@ -1,14 +1,14 @@
-"""The atoms that a bank has for a question's passages, and the one policy for those that it lacks.
+"""Two policies that evaluation and server share: for atoms that a bank lacks, and for prompts that exceed the context.
 
 Evaluation reads a bank here (`BankAtoms`); a server's bank loader reads and sums atoms in its own process and passes
-the sum on as another provider. `handle_missing` is the same for both.
+the sum on as another provider. `handle_missing` (`on_missing`) and `PromptFitter` (`on_overflow`) are one for both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -20,14 +20,32 @@ from regrad.bank.format import BankKind, Manifest, current_version, read_manifes
 from regrad.bank.reader import BankReader, Fetched
 from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
-from regrad.errors import AtomNotFound, MethodError
+from regrad.errors import AtomNotFound, MethodError, PromptTooLong
 from regrad.gradients.extractor import Extracted
-from regrad.methods.base import Atoms, BankState, Evidence, MethodSettings, Note, PassageCosts, PassageUse
+from regrad.methods.base import (
+    Atoms,
+    BankState,
+    Evidence,
+    MethodSettings,
+    Note,
+    PassageCosts,
+    PassageUse,
+    Plan,
+    Prompt,
+)
+from regrad.prompts import PromptFormat, with_most_passages
 from regrad.settings import Location
 from regrad.storage import Storage
+from regrad.text import counted
+
+if TYPE_CHECKING:
+    from regrad.models.loading import LanguageModel
 
 _VERBS: dict[BankKind, str] = {"gradient": "build", "adapter": "adapters"}
 _PATIENT = TiersConfig(deadline_seconds=300.0)  # no user is waiting, and a late atom must not count as a missing one
+
+OnOverflow = Literal["drop", "fail"]
+"""What is done with a prompt that exceeds the context: its worst passages are left out, or it is refused."""
 
 Compute = Callable[[Sequence[Passage]], list[Extracted]]
 """Computes the atoms of passages now, or says for each why it has none."""
@@ -237,3 +255,77 @@ def check_scores(evidences: Sequence[Evidence]) -> None:
                 passages=len(item.passages),
                 scores=len(item.scores),
             )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A plan whose prompt fits, and that prompt as text and as token ids, so that nothing has to write it again."""
+
+    plan: Plan
+    text: str
+    ids: tuple[int, ...]
+
+
+class PromptFitter:
+    """Makes prompts fit a model's context, or `context_tokens` if that is less, for one policy.
+
+    `prompts` are the templates that the prompts are written by; the model's own may be others.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, prompts: PromptFormat, policy: OnOverflow, context_tokens: int | None = None
+    ) -> None:
+        self._lm = lm
+        self._prompts = prompts
+        self._policy = policy
+        limits = [limit for limit in (context_tokens, lm.context_length) if limit is not None]
+        self._context = min(limits) if limits else None
+
+    def fitted(self, plan: Plan, max_new_tokens: int) -> Fitted:
+        """The plan with as many of its prompt's passages as fit, best first, and a note if some had to be left out.
+
+        Its updates stay those of all passages; its demonstrations are never left out. Raises `PromptTooLong` if the
+        prompt does not fit without any passage, or with all of them under the policy `fail`; and
+        `TokenOutOfVocabulary`.
+        """
+        prompt, passages = plan.prompt, len(plan.prompt.passages)
+
+        def write(kept: int) -> tuple[str, list[int]]:
+            text = prompt.shortened(kept).text(self._prompts)
+            return text, self._lm.encode_prompt(text, prompt.evidence.raw)
+
+        def fits(written: tuple[str, Sequence[int]]) -> bool:
+            return self._context is None or len(written[1]) + max_new_tokens <= self._context
+
+        if self._policy == "drop":
+            kept, written = with_most_passages(passages, write, fits)
+        else:
+            kept, written = passages, write(passages)
+        text, ids = written
+        if not fits(written):
+            raise self._too_long(prompt.shortened(kept), len(ids), max_new_tokens)
+        if kept == passages:
+            return Fitted(plan, text, tuple(ids))
+        left_out = tuple(passage.id for passage in prompt.passages[kept:])
+        note = Note("drop", f"{len(left_out)} of {passages} passages did not fit into the prompt", left_out)
+        plan = replace(plan, prompt=prompt.shortened(kept), notes=(*plan.notes, note))
+        return Fitted(plan, text, tuple(ids))
+
+    def _too_long(self, prompt: Prompt, tokens: int, max_new_tokens: int) -> PromptTooLong:
+        passages, demonstrations = len(prompt.passages), len(prompt.evidence.demonstrations)
+        shown = [counted(passages, "passage")] + [counted(demonstrations, "demonstration")] * bool(demonstrations)
+        if passages:
+            remedy = "ask with fewer passages (k), or set on_overflow=drop"
+        elif demonstrations:
+            remedy = "show fewer demonstrations, which are never left out, or shorter ones, or lower max_new_tokens"
+        else:
+            remedy = "ask a shorter question, or lower max_new_tokens"
+        return PromptTooLong(
+            f"a prompt with {', '.join(shown)} has {tokens} tokens and {max_new_tokens} may be added, but the context "
+            f"is {self._context}: {remedy}",
+            passages=passages,
+            demonstrations=demonstrations,
+            prompt_tokens=tokens,
+            max_new_tokens=max_new_tokens,
+            context=self._context,
+        )

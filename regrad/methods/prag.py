@@ -21,8 +21,8 @@ from regrad.bank.config import OnMissingAdapter
 from regrad.bank.format import BankKind, Layout
 from regrad.bank.io.prag import Frame, adapter_fingerprint
 from regrad.errors import MethodError
-from regrad.methods.atoms import BankAtoms, BankSettings, handle_missing
 from regrad.methods.base import Artefacts, AtomProvider, Atoms, Evidence, Method, MethodInfo, Plan
+from regrad.methods.policies import BankAtoms, BankSettings, handle_missing
 from regrad.methods.static_lora import needed_adapter
 from regrad.models.subspace import Subspace, Update
 from regrad.settings import Location

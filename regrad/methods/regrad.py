@@ -21,7 +21,6 @@ from regrad.errors import BankError, FingerprintMismatch, MetaInitError, MethodE
 from regrad.gradients.extractor import AtomExtractor, Extracted
 from regrad.gradients.merging import MERGES
 from regrad.meta_init import MetaInit, read_card
-from regrad.methods.atoms import BankAtoms, BankSettings, check_scores, handle_missing
 from regrad.methods.base import (
     Artefacts,
     AtomProvider,
@@ -36,6 +35,7 @@ from regrad.methods.base import (
     PassageUse,
     Plan,
 )
+from regrad.methods.policies import BankAtoms, BankSettings, check_scores, handle_missing
 from regrad.models.batching import pad_batch, sequence_losses
 from regrad.models.config import SubspaceConfig
 from regrad.models.subspace import Subspace, Update

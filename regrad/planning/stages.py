@@ -22,7 +22,7 @@ from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.meta_init import MetaInit
 from regrad.methods.base import AtomProvider, BankNeed, Evidence, Method, MethodSettings, open_question
-from regrad.methods.fitting import OnOverflow, PromptFitter
+from regrad.methods.policies import OnOverflow, PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.planning.profile import Bank, Curve, Memory, StagePoint, Stages, Workload

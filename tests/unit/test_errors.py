@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[2]
 COMMAND = "python tests/unit/test_errors.py --write"
 
 
-@pytest.mark.slow
 def test_the_codes_are_those_that_were_agreed() -> None:
     diff = "\n".join(difflib.unified_diff(FILE.read_text().splitlines(), codes(), "agreed", "found", lineterm="", n=0))
     if diff:

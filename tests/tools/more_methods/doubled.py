@@ -13,8 +13,8 @@ from pydantic import Field
 from regrad.bank.config import OnMissing
 from regrad.bank.format import BankKind
 from regrad.meta_init import MetaInit
-from regrad.methods.atoms import BankAtoms, BankSettings, handle_missing
 from regrad.methods.base import Artefacts, AtomProvider, BankNeed, Evidence, Method, MethodInfo, Plan
+from regrad.methods.policies import BankAtoms, BankSettings, handle_missing
 from regrad.methods.regrad import BoundMetaInit
 from regrad.settings import Location
 

@@ -20,7 +20,7 @@ from regrad.inference.engine import Engine
 from regrad.inference.rows import DecodingRequest
 from regrad.meta_init import random_meta_init
 from regrad.methods.base import Evidence, Plan, Prompt, open_question
-from regrad.methods.fitting import PromptFitter
+from regrad.methods.policies import PromptFitter
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.models.batching import TokenBatch
 from regrad.models.loading import LanguageModel

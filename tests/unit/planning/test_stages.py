@@ -7,7 +7,7 @@ import pytest
 from regrad.data.passages import Passage
 from regrad.errors import PromptTooLong
 from regrad.methods.base import NoAtoms
-from regrad.methods.fitting import PromptFitter
+from regrad.methods.policies import PromptFitter
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.models.loading import LanguageModel
 from regrad.planning.stages import Stopwatch, generator_requests

@@ -132,7 +132,6 @@ def test_ray_file_is_thin_and_knows_neither_the_command_line_nor_the_other_folde
         assert module.split(".")[0] not in {"transformers", other}, f"{path} imports {module}"
 
 
-@pytest.mark.slow
 def test_nothing_imports_a_study_but_the_verb_that_runs_it() -> None:
     others = [path for folder in ("benchmarks", "tests/tools") for path in (ROOT / folder).rglob("*.py")]
     found = [path for path in (*REGRAD, *RAY_FILES, *others) if {"studies"} & {m.split(".")[0] for m in imports(path)}]

@@ -18,7 +18,7 @@ from regrad.inference.rows import Finished
 from regrad.lab.wording import LAB_PROMPTS
 from regrad.meta_init import MetaInit
 from regrad.methods.base import NOTHING_FOUND, PassageUse
-from regrad.methods.fitting import PromptFitter
+from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.batching import pad_batch, sequence_losses
 from regrad.models.loading import LanguageModel

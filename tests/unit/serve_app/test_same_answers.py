@@ -28,7 +28,7 @@ from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.methods import registry
 from regrad.methods.base import Atoms, Evidence, Method, Plan
-from regrad.methods.fitting import PromptFitter
+from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel
 from regrad.retrieval.base import Hit
