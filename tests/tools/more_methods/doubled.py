@@ -1,6 +1,6 @@
-"""A family of methods as docs/extending.md says how to add one: twice the sum of the passages' gradients.
+"""A family of methods added as docs/extending.md says: twice the sum of the passages' gradients.
 
-`tests/unit/methods/test_extending.py` puts this folder beside the package's own modules, and asks it like any other.
+`tests/unit/methods/test_extending.py` puts this folder beside the package's own modules, and asks them like any other.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 
 
 class DoubledConfig(BankSettings):
-    """doubled: a MetaInit and a bank of its gradients."""
+    """doubled, doubled+icl: a MetaInit and a bank of its gradients."""
 
     KIND: ClassVar[BankKind] = "gradient"
     FOLLOWS_RELEASE: ClassVar[bool] = True
-    METHODS: ClassVar = (MethodInfo("doubled", "twice the gradients", passages_in_prompt=False, update="doubled"),)
+    METHODS: ClassVar = (
+        MethodInfo("doubled", "twice the gradients", passages_in_prompt=False, update="doubled"),
+        MethodInfo("doubled+icl", "the same, with the passages", passages_in_prompt=True, update="gradients"),
+    )
 
     meta_init: Location = Field("", description="a MetaInit of `regrad train`")
     on_missing: OnMissing = "fewer"

@@ -9,7 +9,8 @@ import pytest
 
 from regrad.evaluation.config import EvalConfig
 from regrad.lab.config import LabConfig
-from regrad.methods.registry import METHODS
+from regrad.methods.prag import DPragConfig, PragConfig, PragOnLoraConfig
+from regrad.methods.static_lora import StaticLoraConfig
 from regrad.retrieval.config import IndexConfig
 from regrad.settings import Settings, builtin_config, load_settings
 from regrad.training.lora.config import AdaptersConfig, AugmentConfig, FinetuneConfig
@@ -78,7 +79,8 @@ def test_every_documented_command_reads_what_is_there_and_writes_where_nothing_i
         assert not makes(settings) & there
         there |= makes(settings)
     assert isinstance(settings, EvalConfig)
-    needing = {name for name, method in METHODS.items() if method.update in ("static", "adapters")}
+    families = (StaticLoraConfig, PragConfig, PragOnLoraConfig, DPragConfig)
+    needing = {info.name for family in families for info in family.METHODS}
     needing -= {"rag-gd-base"}  # asked in configs/jobs/eval-rag-gd-lab.yaml, with the demonstrations that it is for
     assert {one.kind for one in settings.methods} == {"direct", "rag"} | needing
 
