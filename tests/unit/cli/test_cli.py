@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from regrad.cli import main
+from regrad.cli.jobs import JOBS, REBUILD, JobVerb
 from tests.tools.commands import status_of
 from tests.tools.patience import completed
 
@@ -25,6 +26,19 @@ def test_help_lists_the_verbs(tmp_path: Path) -> None:
     assert result.returncode == 0
     for verb in ("lab", "synth", "train", "index", "build", "bank", "eval", "score", "serve", "leaks", "ask", "demo"):
         assert f"\n  {verb} " in result.stdout
+
+
+@pytest.mark.parametrize("job", [*JOBS, REBUILD], ids=lambda job: job.name)
+def test_a_jobs_line_in_the_list_of_verbs_is_that_of_its_row(job: JobVerb) -> None:
+    """Compared without blanks, since a line is broken at the hyphen of a word, too."""
+
+    def joined(*words: str) -> str:
+        return "".join(CliRunner().invoke(main.regrad, [*words, "--help"]).output.split())
+
+    summary, details = ("".join(text.split()) for text in (job.summary, job.details))
+    assert f"{job.name}{summary}" in joined()
+    if job is not REBUILD:
+        assert f"[OPTIONS]{summary}{details}Options:" in joined(job.name)
 
 
 @pytest.mark.parametrize(
