@@ -37,7 +37,10 @@ class PassageOrigin:
 
 
 def read_sources(uri: str) -> Iterator[PassageOrigin]:
-    """Of each passage of the corpus that `regrad corpus` has made at `uri`, in order.
+    """The origin of each passage of the corpus that `regrad corpus` has made at `uri`, in order.
+
+    For notebooks and programs of one's own that lead a reader from a passage back to its file; regrad itself does not
+    ask where a passage is from.
 
     Raises `CorpusError` if there is no such file, or for the first bad line.
     """

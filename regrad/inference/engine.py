@@ -24,7 +24,7 @@ from torch import Tensor
 from regrad.errors import ModelError
 from regrad.inference.kernels import Kernels
 from regrad.inference.passes import RowCache, SharedReading, read_pieces
-from regrad.inference.rows import DecodingEvent, DecodingListener, DecodingRequest, Drafts, Finished, Row
+from regrad.inference.rows import DecodingListener, DecodingRequest, Drafts, Row
 from regrad.inference.verification import verify_decoding
 from regrad.models.loading import LanguageModel
 from regrad.models.lora import RowUpdates
@@ -291,19 +291,6 @@ class DecodingLoop:
         if not self._put(enter):
             _report(listener, _ended())
         return ticket
-
-    def generate(self, request: DecodingRequest) -> Finished:
-        """Submit a request and wait for its answer."""
-        answer: Future[Finished] = Future()
-
-        def listen(event: DecodingEvent) -> None:
-            if isinstance(event, Exception):
-                answer.set_exception(event)
-            elif isinstance(event, Finished):
-                answer.set_result(event)
-
-        self.submit(request, listen)
-        return answer.result()
 
     def run(self, work: Callable[[], Result]) -> Future[Result]:
         """Run other work on the model, between two steps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrad.inference.engine import Engine
-from regrad.inference.rows import DecodingRequest, Finished
+from regrad.inference.engine import DecodingLoop, Engine
+from regrad.inference.rows import DecodingEvent, DecodingRequest, Finished
 from regrad.models.config import ActsOn
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace, Update
@@ -72,6 +73,20 @@ def run(engine: Engine, requests: Sequence[DecodingRequest], steps: Sequence[int
 
 def alone(lm: LanguageModel, request: DecodingRequest) -> str:
     return run(Engine(lm), [request])[0].text
+
+
+def answered(loop: DecodingLoop, request: DecodingRequest) -> Finished:
+    """The loop's answer, waited for."""
+    answer: Future[Finished] = Future()
+
+    def listen(event: DecodingEvent) -> None:
+        if isinstance(event, Exception):
+            answer.set_exception(event)
+        elif isinstance(event, Finished):
+            answer.set_result(event)
+
+    loop.submit(request, listen)
+    return answer.result()
 
 
 def vector(updates: tuple[Update, ...]) -> Tensor | None:

@@ -117,6 +117,6 @@ def write_indexes(config: RetrieverTrainConfig, trained: Path) -> int:
 def train_retriever_in_process(config: RetrieverTrainConfig, device: str = "cpu") -> TrainedEncoder:
     """The job with one worker and no cluster, from start to end; nothing is written, and there are no checkpoints.
 
-    Raises what a job raises.
+    For notebooks: the result's `encoder` can be asked at once. Raises what a job raises.
     """
     return retriever_worker(config, Silent(), device)

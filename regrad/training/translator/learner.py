@@ -180,5 +180,8 @@ def translator_worker(
 
 
 def translator_in_process(config: TranslatorConfig, device: str = "cpu") -> Translator:
-    """The job with one worker and no cluster, from start to end; nothing is written, and there are no checkpoints."""
+    """The job with one worker and no cluster, from start to end; nothing is written, and there are no checkpoints.
+
+    For notebooks: the result's `save` writes what the job would. Raises as `translator_worker` does.
+    """
     return translator_worker(config, Silent(), device)

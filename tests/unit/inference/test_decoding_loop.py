@@ -15,7 +15,7 @@ from regrad.inference.rows import DecodingRequest, Finished
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Subspace
 from tests.tools.answering import wait_until
-from tests.tools.decoded import PROMPTS, alone, update
+from tests.tools.decoded import PROMPTS, alone, answered, update
 from tests.tools.refusals import refused
 
 REQUEST = DecodingRequest(PROMPTS[0], (), 8)
@@ -36,7 +36,7 @@ def loop(engine: Engine) -> Iterator[DecodingLoop]:
 def test_many_threads_ask_at_once(tiny: LanguageModel, loop: DecodingLoop) -> None:
     requests = [DecodingRequest(PROMPTS[i % 5], update(tiny, i), 6) for i in range(12)]
     answers: dict[int, Finished] = {}
-    threads = [threading.Thread(target=lambda i=i: answers.update({i: loop.generate(requests[i])})) for i in range(12)]
+    threads = [threading.Thread(target=lambda i=i: answers.update({i: answered(loop, requests[i])})) for i in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -47,11 +47,11 @@ def test_many_threads_ask_at_once(tiny: LanguageModel, loop: DecodingLoop) -> No
 
 def test_a_wrong_request_gets_its_error_and_no_other(tiny: LanguageModel, loop: DecodingLoop) -> None:
     with pytest.raises(PromptTooLong):
-        loop.generate(DecodingRequest("word " * 300))
+        answered(loop, DecodingRequest("word " * 300))
     foreign = Subspace((("model.layers.7.mlp.up_proj", 32, 48),), 1, 1.0)
     with refused(ModelError, "not_linear", module="model.layers.7.mlp.up_proj", found=None):
-        loop.generate(DecodingRequest("a", foreign.updates(torch.zeros(80))))
-    assert loop.generate(REQUEST).text == alone(tiny, REQUEST)
+        answered(loop, DecodingRequest("a", foreign.updates(torch.zeros(80))))
+    assert answered(loop, REQUEST).text == alone(tiny, REQUEST)
 
 
 def test_a_failing_pass_ends_its_requests_and_the_loop_goes_on(
@@ -66,8 +66,8 @@ def test_a_failing_pass_ends_its_requests_and_the_loop_goes_on(
 
     engine._scores = failing  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="out of memory"):
-        loop.generate(REQUEST)
-    assert loop.generate(REQUEST).text == alone(tiny, REQUEST)
+        answered(loop, REQUEST)
+    assert answered(loop, REQUEST).text == alone(tiny, REQUEST)
     loop.check(60)
 
 
@@ -77,7 +77,7 @@ def test_a_listener_that_fails_harms_no_other_request(tiny: LanguageModel, loop:
 
     loop.submit(DecodingRequest(PROMPTS[0], (), 30, stop=()), broken)
     loop.submit(DecodingRequest("word " * 300), broken)
-    assert loop.generate(REQUEST).text == alone(tiny, REQUEST)
+    assert answered(loop, REQUEST).text == alone(tiny, REQUEST)
     wait_until(lambda: loop.load == (0, 0))
     loop.check(60)
 
@@ -91,7 +91,7 @@ def test_other_work_runs_between_steps(tiny: LanguageModel, engine: Engine, loop
     assert (name, before != name, active) == ("decoding", True, [1])
     with pytest.raises(ZeroDivisionError):
         loop.run(lambda: 1 / 0).result()
-    assert loop.generate(REQUEST).text == alone(tiny, REQUEST)
+    assert answered(loop, REQUEST).text == alone(tiny, REQUEST)
 
 
 def test_a_cancelled_ticket_hears_nothing_more(engine: Engine, loop: DecodingLoop) -> None:
