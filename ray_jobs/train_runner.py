@@ -32,7 +32,7 @@ from ray_jobs._ray_compat.core import allocator
 from ray_jobs._ray_compat.train import CHECKPOINT_LIST, TrainerWithoutCleaner
 from ray_jobs.cluster import cluster, joined, require_workers, wants_gpu
 from ray_jobs.progress import progress_channel
-from ray_jobs.waiting import reservation_told
+from ray_jobs.waiting import reservation_logged
 from regrad.errors import RegradError, TrainingError
 from regrad.locking import exclusive
 from regrad.storage import Storage, check_replaceable
@@ -211,7 +211,7 @@ def fit_until_done(
             worker, train_loop_config=settings, scaling_config=scaling, run_config=place.run_config(), **data
         )
         try:
-            with reservation_told(cluster):
+            with reservation_logged(cluster):
                 return trainer.fit()
         # Where memory runs out, Ray ends a worker, or the process that looks after all of them: then its own error
         # comes, which is none of training's.

@@ -40,7 +40,7 @@ def wait_for_room(config: WorkersConfig) -> None:
 
 
 @contextmanager
-def reservation_told(config: WorkersConfig) -> Iterator[None]:
+def reservation_logged(config: WorkersConfig) -> Iterator[None]:
     """Inside the block, the log says what is missing whenever workers that run together cannot be placed."""
 
     def look() -> float | None:

@@ -93,8 +93,8 @@ def replicas_for_questions(context: AutoscalingContext) -> tuple[float, dict[str
     Serve applies the delays and the bounds. While no replica has said anything a call counts as one question.
     """
     # Serve sends this function itself to its controller, which imports nothing of ours for it: it names constants only.
-    told = context.aggregated_metrics
-    questions, calls = (sum(told.get(name, {}).values()) for name in (QUESTIONS, CALLS))
+    metrics = context.aggregated_metrics
+    questions, calls = (sum(metrics.get(name, {}).values()) for name in (QUESTIONS, CALLS))
     questions_a_call = max(1.0, questions / calls) if calls > 0 else 1.0
     return context.total_num_requests * questions_a_call / context.config.get_target_ongoing_requests(), {}
 

@@ -113,7 +113,7 @@ class Refused(HTTPException):
         self.problem = problem
 
 
-def invalid(field: str, message: str) -> Refused:
+def invalid_request(field: str, message: str) -> Refused:
     """A field that cannot be accepted."""
     return Refused(Problem("invalid_request", 422, field, f"{field}: {message}"))
 

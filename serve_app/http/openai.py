@@ -23,7 +23,7 @@ from serve_app.http.calls import (
     opened,
     unless_client_leaves,
 )
-from serve_app.http.errors import Problem, Refused, invalid
+from serve_app.http.errors import Problem, Refused, invalid_request
 from serve_app.http.openai_schemas import (
     CHAT,
     TEXT_COMPLETION,
@@ -59,15 +59,15 @@ def chat_ask(request: ChatRequest, limits: LimitsConfig, client: Client) -> Ask:
     """The last message is the question; the messages before it are the turns."""
     *before, last = request.messages
     if last.role != "user":
-        raise invalid("messages", "the last one must be the user's")
+        raise invalid_request("messages", "the last one must be the user's")
     if not last.content.strip():
-        raise invalid("messages", "the question is blank")
+        raise invalid_request("messages", "the question is blank")
     if len(last.content) > limits.max_question_characters:
-        raise invalid("messages", f"the question is longer than {limits.max_question_characters} characters")
+        raise invalid_request("messages", f"the question is longer than {limits.max_question_characters} characters")
     if request.max_tokens and request.max_completion_tokens not in (None, request.max_tokens):
-        raise invalid("max_tokens", "differs from max_completion_tokens; give one of them")
+        raise invalid_request("max_tokens", "differs from max_completion_tokens; give one of them")
     if any(len(message.content) > limits.max_turn_characters for message in before):
-        raise invalid("messages", f"one is longer than {limits.max_turn_characters} characters")
+        raise invalid_request("messages", f"one is longer than {limits.max_turn_characters} characters")
     turns = tuple(Turn(_ROLES.get(message.role, message.role), message.content) for message in before)
     tokens = request.max_completion_tokens or request.max_tokens or limits.max_new_tokens
     return _ask(request, last.content, tokens, turns, False, client)
