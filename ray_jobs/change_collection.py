@@ -36,7 +36,7 @@ def add(uri: str, corpus: str, changes: Sequence[str] = ()) -> tuple[CollectionV
     was not found before, and the same call computes no gradient again. Raises `RetrievalError`, `CorpusError` or
     `BankError`.
     """
-    settings = _build_config(_ANY_BANK, corpus, changes)  # a wrong setting is told before anything is read
+    settings = _build_config(_ANY_BANK, corpus, changes)  # reports a wrong setting before anything is read
     with changing(uri) as version:
         segment = _index(uri, version, corpus, settings.cluster)
         built = None

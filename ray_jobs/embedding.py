@@ -104,7 +104,7 @@ def _show(item: str | tuple[int, int], bar: Callable[[tuple[int, int]], None]) -
 def _embed(config: IndexConfig, progress: Any) -> int:
     assert config.corpus is not None
     assert config.dense is not None
-    # First of all, and here: a wrong path is told before the corpus is read.
+    # First of all, and here, so that a wrong path is reported before the corpus is read.
     encoder = EncoderIdentity.of(Encoder(config.dense.encoder, "cpu"))
 
     def vectors(blocks: Iterator[Sequence[Passage]]) -> Iterator[Vectors]:

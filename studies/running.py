@@ -98,7 +98,7 @@ class Progress:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Nobody else runs steps into the output inside the block; raises `EvaluationError` if somebody does."""
+        """Holds the output's lock inside the block; raises `EvaluationError` if another run has it."""
 
         def busy(holder: str) -> EvaluationError:
             return EvaluationError(

@@ -209,7 +209,9 @@ def _passage(record: RawLine) -> Passage:
     try:
         return Passage.from_record(record.decode(), record.where)
     except CorpusError as error:
-        error.args = (f"{error}; mend the {record.unit}, or run the file through `regrad corpus`, which leaves it out",)
+        error.args = (
+            f"{error}; correct the {record.unit}, or run the file through `regrad corpus`, which leaves it out",
+        )
         raise
 
 

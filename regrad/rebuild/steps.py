@@ -72,7 +72,7 @@ class Step:
 
 @contextmanager
 def alone(output: Storage) -> Iterator[None]:
-    """Nobody else rebuilds into `output` inside the block; raises `RebuildError` if somebody does."""
+    """Holds the lock of `output` inside the block; raises `RebuildError` if another rebuild has it."""
 
     def busy(holder: str) -> RebuildError:
         return RebuildError(
@@ -96,7 +96,7 @@ def check_writable(output: Storage) -> None:
 def remove_left_over(output: Storage, place: str) -> None:
     """Remove what runs of a step that were killed had begun beside `place`: a directory is filled there, then renamed.
 
-    Nobody else fills it as long as this rebuild is `alone`.
+    No other rebuild fills it while this one is `alone`.
     """
     folder, _, name = place.rpartition("/")
     beside = Storage(f"{output.uri}/{folder}")

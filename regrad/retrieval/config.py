@@ -113,7 +113,8 @@ class IndexConfig(Settings):
         description="what can be searched: contents (title and text as one), the title alone, the text alone",
     )
     language: Language = Field(
-        "en", description="lexical index: whose stop words and endings are taken off, of passages and of questions"
+        "en",
+        description="lexical index: the language of passages and questions, for stop words and endings",
     )
     threads: int = Field(2, ge=1, description="lexical index: Lucene's threads per shard")
     shards: int = Field(1, ge=1, description="lexical index: parts that are built in parallel and searched as one")

@@ -73,7 +73,7 @@ def write_dense_index(
     """Write an index of passages and the vectors that `vectors` gives for blocks of them, whole or not at all.
 
     `vectors` is called with the blocks, of `part_passages` passages in the corpus's order, once all passages were read
-    and their ids found to be unique: what is wrong with a corpus is told before anything is encoded. It gives the
+    and their ids found to be unique: what is wrong with a corpus is reported before anything is encoded. It gives the
     vectors of the blocks in their order. They go to the file as they come, so neither corpus nor vectors are ever in
     memory as a whole (but for an approximate index, which FAISS makes in memory, of the mapped file). Returns how many
     passages there were. Raises `RetrievalError` if there are none or an id occurs twice.

@@ -134,13 +134,13 @@ def run_demo(config: DemoConfig, keep: bool, say: Callable[[str], None]) -> dict
                 say(sentence)
             ask = f'regrad ask "{questions[0].question}" --url {url}'
             if keep:
-                say(f"serving at {url} (docs at {url}/docs); Ctrl-C stops\nTo go on, in another terminal: {ask}")
+                say(f"serving at {url} (docs at {url}/docs); Ctrl-C stops\nTo ask it in another terminal: {ask}")
                 wait_until_stopped()
                 say("stopping")
             else:
                 plan = demo.plan.serve
                 settings = f"--set meta_init={plan.meta_init} --set bank={plan.bank} --set index={plan.index}"
-                say(f"To go on: regrad serve {settings}\n          {ask}")
+                say(f"To serve it again: regrad serve {settings}\n                    {ask}")
     say(f"report at {demo.plan.report}: {report['seconds']['total']:.0f} s in all")
     return report
 

@@ -26,7 +26,7 @@ def test_the_first_bad_record_stops_the_reading_with_what_to_do(tmp_path: Path) 
         name, unit, _ = place.split()
         with refused(CorpusError, code, where=f"{tmp_path}/{place}") as error:
             list(read_passages(f"{tmp_path}/{name}"))
-        assert f"; mend the {unit}, or run the file through `regrad corpus`" in str(error.value)
+        assert f"; correct the {unit}, or run the file through `regrad corpus`" in str(error.value)
 
 
 def test_bad_lines_of_jsonl_are_items(tmp_path: Path) -> None:
