@@ -138,13 +138,15 @@ def test_what_is_saved_is_what_is_loaded_and_damage_is_found(
     for changes in (
         {"space": "products"},
         {"states": 31},
-        {"format": 9},
         {"adapter": "other"},
         {"network": {"code": -1}},
     ):
         (tmp_path / "made" / CARD).write_text(json.dumps(card | changes))
         with refused(MethodError, "predictor_damaged"):
             UpdatePredictor.load(tmp_path / "made")
+    (tmp_path / "made" / CARD).write_text(json.dumps(card | {"format": 9}))
+    with refused(MethodError, "predictor_other_format", found=9, expected=1):
+        UpdatePredictor.load(tmp_path / "made")
     untrained_predictor(tiny, adapter, tmp_path / "nan", constant=made.constant * float("nan"))
     with refused(MethodError, "predictor_damaged"):
         UpdatePredictor.load(tmp_path / "nan")

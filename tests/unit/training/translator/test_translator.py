@@ -159,10 +159,13 @@ def test_what_is_saved_is_what_is_loaded_and_damage_is_found(
     assert (loaded.digest, loaded.notes, loaded.subspace) == (made.digest, {"steps": 1}, made.subspace)
     assert torch.equal(loaded.lora_of(tiny, passages[0]), made.lora_of(tiny, passages[0]))
     card = json.loads((tmp_path / "made" / CARD).read_text())
-    for changes in ({"scaled": False}, {"states": 31}, {"format": 9}, {"bank": "other"}, {"network": {"hidden": -1}}):
+    for changes in ({"scaled": False}, {"states": 31}, {"bank": "other"}, {"network": {"hidden": -1}}):
         (tmp_path / "made" / CARD).write_text(json.dumps(card | changes))
         with refused(MethodError, "translator_damaged"):
             Translator.load(tmp_path / "made")
+    (tmp_path / "made" / CARD).write_text(json.dumps(card | {"format": 9}))
+    with refused(MethodError, "translator_other_format", found=9, expected=1):
+        Translator.load(tmp_path / "made")
     with refused(MethodError, "translator_not_found"):
         Translator.load(tmp_path / "nowhere")
     torch.nn.init.constant_(made.network.perceptrons["up_proj/A"][0].weight, float("nan"))  # type: ignore[index]
