@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo         install, then the whole path on the lab world (about 6 minutes after installation)"
 	@echo "make test         install, then test-fast, then the slow unit tests and the integration tests"
-	@echo "make test-fast    lint, types and unit tests, without the slow ones (about 5 minutes)"
+	@echo "make test-fast    lint, types and unit tests, without the slow ones (about 3 minutes)"
 	@echo "make gpu          the tests that need a GPU, where there is one"
 	@echo "make real         a real chat model meta-trained and asked on real text; REAL='--quick --set data=DIRECTORY' for less"
 	@echo "make s3           a real S3 server on this machine, to try banks on (make s3-stop ends it)"
