@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from regrad.errors import ClusterError
+from regrad.rebuild.records import software
 
 logger = logging.getLogger(__name__)
 
-NEEDED = ("regrad", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
-"""What every job computes with."""
+NEEDED = ("regrad", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
+"""What every job computes with, of the software that run records name."""
 
 _SECONDS = 60.0  # a node that has just come starts its first worker, and may have an environment to install
 
@@ -30,7 +30,7 @@ def check_nodes(nodes: Mapping[str, str], needs: Sequence[str] = ()) -> None:
 
 def differences(nodes: Mapping[str, str], needs: Sequence[str] = ()) -> list[ClusterError]:
     """The first thing that is wrong with each of the nodes; a node that does not answer is left alone, and logged."""
-    here = {name: found for name in (*NEEDED, *needs) if (found := _installed(name)) is not None}
+    here = {name: found for name, found in software().items() if name in (*NEEDED, *needs)}
     ask = ray.remote(num_cpus=0, max_retries=0)(_question(tuple(here)))
     places = {node: NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes}
     tasks = {node: ask.options(scheduling_strategy=place).remote() for node, place in places.items()}
@@ -81,13 +81,6 @@ def compared(node: str, here: Mapping[str, str], there: Mapping[str, str]) -> li
 def _public(found: str) -> str:
     """Without the build: nodes with a GPU have another build of torch than those without."""
     return found.partition("+")[0]
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _question(packages: tuple[str, ...]) -> Callable[[], dict[str, str]]:
