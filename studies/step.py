@@ -24,7 +24,7 @@ from regrad.lab.config import LabConfig
 from regrad.rebuild import steps
 from regrad.retrieval.config import IndexConfig
 from regrad.settings import Settings, load_settings
-from regrad.training.lora.config import AdaptersConfig, FinetuneConfig
+from regrad.training.lora.config import AdaptersConfig, AugmentConfig, FinetuneConfig
 from regrad.training.lora.finetuning import finetune_in_process
 from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.meta.trainer import meta_train_in_process
@@ -36,6 +36,7 @@ VERBS: dict[str, type[Settings]] = {
     "tasks": TasksConfig,
     "train": MetaTrainConfig,
     "finetune": FinetuneConfig,
+    "augment": AugmentConfig,
     "adapters": AdaptersConfig,
     "build": BuildConfig,
     "eval": EvalConfig,

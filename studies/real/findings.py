@@ -106,6 +106,7 @@ def _wanted(prompts: Mapping[str, str]) -> Iterator[Wanted]:
     yield Wanted("f1_regrad_minus_direct", ours, gold(prompts["direct"], 0), "f1", 10)
     yield Wanted("f1_regrad_minus_ft_direct", ours, gold("ft-direct", 0), "f1", 10)
     yield Wanted("f1_regrad_minus_cpt", ours, Row("controls", "squad_dev", "cpt", 0), "f1", 0)
+    yield Wanted("f1_regrad_minus_prag", ours, Row("prag", "squad_dev", "prag"), "f1", 0)
     yield Wanted("f1_regrad_minus_rag", ours, gold(prompts["rag"]), "f1", 0)
     yield Wanted("f1_regrad_icl_minus_rag", icl, gold(prompts["rag"]), "f1", 0)
     yield Wanted("f1_regrad_icl_minus_ft_rag", icl, gold("ft-rag"), "f1", 0)

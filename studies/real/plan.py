@@ -16,7 +16,7 @@ from regrad.settings import load_settings, read_yaml
 from regrad.training.meta.config import MetaTrainConfig
 from studies.real.config import RealConfig, RetrieverName
 from studies.real.reading import measure_reading
-from studies.real.sets import HELD, MULTI_HOP, SAME_ARTICLE, TRAINING, write_sets
+from studies.real.sets import HELD, MULTI_HOP, OTHER_QUESTIONS, SAME_ARTICLE, TRAINING, write_sets
 from studies.step import Command, Function, Step
 
 KNOWN = "smollm2-135m"
@@ -27,7 +27,7 @@ BY_RETRIEVER: dict[RetrieverName, str] = {
     "fused": "retrieved-fused",
 }
 """The evaluation of each retriever."""
-STUDIES = ("dev", "gold", "hops", *BY_RETRIEVER.values(), "controls", "codecs")
+STUDIES = ("dev", "gold", "hops", *BY_RETRIEVER.values(), "controls", "prag", "codecs")
 """The evaluations: files of settings for `regrad eval` (evals/*.yaml; `hops` is `gold` with several passages)."""
 CODECS = ("bf16", "int8", "int4")
 ONE_WORKER = ("cluster.workers=1",)
@@ -39,7 +39,8 @@ _QUESTIONS = 4
 
 def make_steps(config: RealConfig) -> list[Step]:
     """All steps; what comes first is begun first."""
-    steps = [*_files(config), *_starts(config), *_rivals(config), *_banks(config), *_evaluations(config)]
+    steps = [*_files(config), *_starts(config), *_rivals(config), *_banks(config), *_prag(config)]
+    steps += _evaluations(config)
     return [*steps, _reading(config)]
 
 
@@ -151,6 +152,19 @@ def _bank(config: RealConfig, bank: str, start: str, of: str, codec: str) -> Ste
     return _command(config, f"bank {bank}", "build", f"banks/{bank}", ["sets", f"start {start}"], values)
 
 
+def _prag(config: RealConfig) -> Iterator[Step]:
+    """A LoRA for each passage that is asked about, trained as PRAG does, with questions that people wrote."""
+    if not config.steps.prag_epochs:
+        return
+    # PRAG's base writes its questions itself; this one wrote none that could be read (docs/real.md).
+    tasks = f"tasks={config.output}/sets/squad_dev/{OTHER_QUESTIONS}.jsonl"
+    yield _command(config, "augment prag", "augment", "prag", ["sets"], [tasks])
+    model = _model_settings(config) | {"subspace": {"layers": "all"}}  # as PRAG's; its rank is the adapter's
+    values = [f"model={json.dumps(model)}", f"corpus={config.output}/prag"]
+    values.append(f"adapter.epochs={config.steps.prag_epochs}")
+    yield _command(config, "bank prag", "adapters", "banks/prag", ["model", "augment prag"], values)
+
+
 def _has_icl(config: RealConfig) -> bool:
     """Whether ReGrad + ICL is among the rows."""
     return bool(config.start_icl or config.steps.icl)
@@ -164,6 +178,8 @@ def rows_left_out(config: RealConfig) -> set[str]:
         "ft-direct": bool(steps.ft_direct),
         "ft-rag": bool(steps.ft_rag),
         "cpt": bool(steps.cpt_epochs),
+        "prag": bool(steps.prag_epochs),
+        "prag+icl": bool(steps.prag_epochs),
     }
     return {name for name, there in trained.items() if not there}
 
@@ -191,6 +207,9 @@ def _evaluations(config: RealConfig) -> Iterator[Step]:
         yield _evaluation(config, BY_RETRIEVER[retriever], sets, needs, [f"k={list(config.k)}"])
     controls = [_given_passages(config, "squad_dev"), _random(config), _same_article(config)]
     yield _evaluation(config, "controls", controls, [*starts, *controls_need])
+    if config.steps.prag_epochs:
+        needs = [*starts, *rivals, "bank prag"]
+        yield _evaluation(config, "prag", [_given_passages(config, "squad_dev")], needs)
     banks = [f"bank {codec}" for codec in CODECS]
     yield _evaluation(config, "codecs", [_given_passages(config, "squad_dev")], [*banks, *starts])
 
@@ -271,10 +290,10 @@ def _command(
     config: RealConfig, name: str, verb: str, place: str, needs: Sequence[str], changed: Sequence[str]
 ) -> Step:
     makes = f"{config.output}/{place}"
-    values = [f"{'bank.uri' if verb == 'build' else 'output'}={makes}"]
+    values = [f"{'bank.uri' if verb in ('build', 'adapters') else 'output'}={makes}"]
     if verb in ("train", "finetune"):
         values.append(f"model={json.dumps(_model_settings(config))}")
-    if verb in ("train", "finetune", "build"):
+    if verb in ("train", "finetune", "build", "adapters"):
         values += ONE_WORKER
     work = Command(
         verb, _HERE / f"{verb.removesuffix('s') if verb == 'evals' else verb}.yaml", (*values, *changed), True

@@ -33,6 +33,7 @@ _TITLES = {
     "retrieved-dense": "Passages by dense retrieval",
     "retrieved-fused": "Passages by BM25 and dense retrieval, fused",
     "controls": "Passages without the answer",
+    "prag": "An adapter for each passage, trained as PRAG does on the passage's other questions, written by people",
     "codecs": "What a codec costs",
 }
 _REFERENCE = {"dev": "rag", **dict.fromkeys(BY_RETRIEVER.values(), "ft-rag"), "codecs": "bf16"}
@@ -165,6 +166,7 @@ _CLAIMS = {
     "f1_regrad_minus_direct": "ReGrad against the model alone at its best prompt",
     "f1_regrad_minus_ft_direct": "ReGrad against the model that was taught the task without the knowledge",
     "f1_regrad_minus_cpt": "ReGrad against continual training on the passages",
+    "f1_regrad_minus_prag": "ReGrad against an adapter for each passage, trained as PRAG does on people's questions",
     "f1_regrad_minus_rag": "ReGrad, with nothing in the prompt, against RAG at its best prompt",
     "f1_regrad_icl_minus_rag": "Gradient and passage together against RAG at its best prompt",
     "f1_regrad_icl_minus_ft_rag": "Gradient and passage together against fine-tuned RAG",

@@ -23,6 +23,8 @@ TRAINING = "squad_train"
 HELD = "squad_held"
 """Training articles that are kept apart: to choose by, and to watch the outer loss on."""
 SAME_ARTICLE = "same-article"
+OTHER_QUESTIONS = "other-questions"
+"""Tasks of squad_dev: what else people asked about the passages that are asked about. PRAG's adapters learn these."""
 SHOTS = 4
 _HELD_SHARE = 20
 _MOST_WORDS = 5
@@ -64,9 +66,9 @@ def write_sets(config: RealConfig) -> str:
         shown = demonstrations if name == "squad_dev" else _demonstrations(asked, rest)
         _write(config, name, asked, found, shown)
         if name == "squad_dev":
-            Storage(f"{config.output}/sets/{name}").write(
-                f"{SAME_ARTICLE}.jsonl", encode_jsonl(_same_article(asked, found))
-            )
+            storage = Storage(f"{config.output}/sets/{name}")
+            storage.write(f"{SAME_ARTICLE}.jsonl", encode_jsonl(_same_article(asked, found)))
+            storage.write(f"{OTHER_QUESTIONS}.jsonl", encode_jsonl(_other_questions(asked, rest)))
         counts.append(f"{name} {len(asked)}")
     return f"questions at {config.output}/sets: {', '.join(counts)}; {len(training)} to train on"
 
@@ -181,3 +183,16 @@ def _same_article(asked: Sequence[Asked], found: Sequence[Asked]) -> Iterator[di
         if other["id"] != own["id"]:
             line = _line("squad_dev", one, (other,))
             yield line | {"passage_ids": [other["id"]]}
+
+
+def _other_questions(asked: Sequence[Asked], rest: Sequence[Asked]) -> Iterator[dict[str, Any]]:
+    """A task for each passage that is asked about, of the questions about it that are not asked here."""
+    passages = {one.gold[0]["id"]: one.gold[0] for one in asked}
+    said = {normalise(one.question) for one in asked}
+    others = defaultdict[str, list[dict[str, Any]]](list)
+    for one in rest:
+        if one.gold[0]["id"] in passages and normalise(one.question) not in said:
+            pair = {"question": one.question, "answer": one.answers[0], "context": [0]}
+            others[one.gold[0]["id"]].append(pair)
+    for name, questions in others.items():
+        yield {"id": name, "passages": [passages[name]], "questions": questions}

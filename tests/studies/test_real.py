@@ -13,7 +13,9 @@ import pytest
 import torch
 
 import regrad
+from regrad.data.tasks import Task
 from regrad.errors import ConfigError, EvaluationError
+from regrad.evaluation.answer_parsing.statements import normalise
 from regrad.evaluation.output import CellCard, Planned
 from regrad.evaluation.records import Record, write_records
 from regrad.meta_init import MetaInit
@@ -25,7 +27,7 @@ from studies.real.findings import Row, Table, best_prompts, figures, to_json
 from studies.real.reading import Reading
 from studies.real.report import write_report
 from studies.real.retrieval import found_grid
-from studies.real.sets import HELD, SAME_ARTICLE, TRAINING, write_sets
+from studies.real.sets import HELD, OTHER_QUESTIONS, SAME_ARTICLE, TRAINING, write_sets
 from studies.step import Command
 from tests.tools.evaluating import record
 from tests.tools.refusals import refused
@@ -122,6 +124,18 @@ def test_the_control_has_another_passage_of_the_same_article(config: RealConfig)
         assert passage["id"] != gold["id"]
 
 
+def test_prag_learns_the_other_questions_of_the_passages_and_none_that_is_asked(config: RealConfig) -> None:
+    write_sets(config)
+    asked = read(config, "squad_dev")
+    tasks = [Task.from_record(line) for line in read(config, "squad_dev", OTHER_QUESTIONS)]
+    assert {task.passages[0].id for task in tasks} <= {name for line in asked for name in line["passage_ids"]}
+    taught = [question.question for task in tasks for question in task.questions]
+    # Two questions a passage: of those that are asked about, the other is taught unless it is asked, too.
+    both = len(asked) - len({line["passage_ids"][0] for line in asked})
+    assert len(taught) == len(asked) - 2 * both > 0
+    assert not {normalise(text) for text in taught} & {normalise(str(line["question"])) for line in asked}
+
+
 def test_a_demonstration_is_not_asked_even_about_another_passage(config: RealConfig) -> None:
     path = Path(config.data) / "boolq_dev.jsonl.gz"
     again = [
@@ -158,7 +172,7 @@ def test_every_step_has_valid_settings_and_needs_steps_before_it(name: str, tmp_
             assert str(tmp_path) in json.dumps(settings.model_dump(mode="json")), step.name
             assert "runs/real" not in json.dumps(step.work.content()).replace(str(tmp_path), ""), step.name
     retrieved = [plan.BY_RETRIEVER[retriever] for retriever in config.retrievers]
-    assert {f"study {study}" for study in ("dev", "gold", *retrieved, "controls", "codecs")} <= seen
+    assert {f"study {study}" for study in ("dev", "gold", *retrieved, "controls", "prag", "codecs")} <= seen
 
 
 def test_each_retriever_has_an_index_of_each_set_and_an_evaluation(tmp_path: Path) -> None:
@@ -219,10 +233,13 @@ def test_a_ready_start_is_taken_and_not_trained(tmp_path: Path) -> None:
 
 def test_rows_that_nothing_is_trained_for_are_left_out(tmp_path: Path) -> None:
     config = RealConfig(
-        output=str(tmp_path), start="a", steps=RealStepsConfig(icl=0, ft_direct=0, ft_rag=0, cpt_epochs=0), seeds=(1,)
+        output=str(tmp_path),
+        start="a",
+        steps=RealStepsConfig(icl=0, ft_direct=0, ft_rag=0, cpt_epochs=0, prag_epochs=0),
+        seeds=(1,),
     )
     steps = plan.make_steps(config)
-    assert not [step.name for step in steps if any(name in step.name for name in ("icl", "ft-", "cpt"))]
+    assert not [step.name for step in steps if any(name in step.name for name in ("icl", "ft-", "cpt", "prag"))]
     (gold,) = (step.work for step in steps if step.name == "study gold")
     assert isinstance(gold, Command)
     assert [step.work.settings for step in steps if isinstance(step.work, Command)]  # none names a row that is gone
