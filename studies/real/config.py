@@ -51,6 +51,7 @@ class RealConfig(Settings):
     start_icl: Location | None = Field(
         None, description="the same for ReGrad + ICL; null: trained on from the plain one"
     )
+    ft_rag: Location | None = Field(None, description="a ready LoRA of `regrad finetune` in place of ft-rag's training")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="of the meta-trained starts")
     sets: tuple[SetName, ...] = Field(SET_NAMES, min_length=1, description="what is asked; squad_dev is always among")
     questions: int = Field(160, ge=8, description="of each set, drawn by id")

@@ -13,6 +13,7 @@ from regrad.meta_init import MetaInit, random_meta_init
 from regrad.models.known import get_model
 from regrad.models.loading import load_language_model
 from regrad.settings import load_settings, read_yaml
+from regrad.training.lora.lora_artifact import StaticLora
 from regrad.training.meta.config import MetaTrainConfig
 from studies.real.config import RealConfig, RetrieverName
 from studies.real.reading import measure_reading
@@ -118,6 +119,9 @@ def _rivals(config: RealConfig) -> Iterator[Step]:
         # The questions of a passage together, so that it is read once for all of them.
         "ft-rag": ("questions-with-passages", config.steps.ft_rag, 1),
     }
+    if config.ft_rag:
+        del trained["ft-rag"]
+        yield Step("adapter ft-rag", Function(_ready_lora, config, ("output", "ft_rag")), ft_rag_place(config))
     for name, (objective, steps, size) in trained.items():
         if not steps:
             continue
@@ -176,7 +180,7 @@ def rows_left_out(config: RealConfig) -> set[str]:
     trained = {
         "regrad+icl": _has_icl(config),
         "ft-direct": bool(steps.ft_direct),
-        "ft-rag": bool(steps.ft_rag),
+        "ft-rag": bool(config.ft_rag or steps.ft_rag),
         "cpt": bool(steps.cpt_epochs),
         "prag": bool(steps.prag_epochs),
         "prag+icl": bool(steps.prag_epochs),
@@ -282,6 +286,11 @@ def _reading(config: RealConfig) -> Step:
     return Step("reading", Function(measure_reading, config, ("output", "seeds")), config.output, frozenset(needs))
 
 
+def ft_rag_place(config: RealConfig) -> str:
+    """Where the LoRA of fine-tuned RAG is."""
+    return f"{config.output}/adapters/ft-rag"
+
+
 def _start(config: RealConfig, name: str) -> str:
     return f"{config.output}/starts/{name}"
 
@@ -320,6 +329,12 @@ def _raw(config: RealConfig) -> str:
     uri = _start(config, "raw")
     random_meta_init(load_language_model(train.model, "cpu"), train.inner.initial_step_size).save(uri)
     return f"untrained MetaInit at {uri}"
+
+
+def _ready_lora(config: RealConfig) -> str:
+    """The LoRA as it is."""
+    StaticLora.load(str(config.ft_rag)).save(ft_rag_place(config))
+    return f"the LoRA {config.ft_rag}"
 
 
 def _given(config: RealConfig, *, uri: str, name: str) -> str:

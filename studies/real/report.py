@@ -15,10 +15,11 @@ from regrad.evaluation.report.tables import CellText, Grid, chance, cost_grid, s
 from regrad.evaluation.report.writing import escape_markdown, table_lines
 from regrad.meta_init import read_card
 from regrad.storage import Storage
+from regrad.training.lora.lora_artifact import ADAPTER_CARD
 from studies.document import Picture, hardware, pictures, section, shown, write_document, write_numbers
 from studies.real.config import RealConfig
 from studies.real.findings import Found, Table, best_prompts, figures, to_json
-from studies.real.plan import BY_RETRIEVER, STUDIES, rows_left_out
+from studies.real.plan import BY_RETRIEVER, STUDIES, ft_rag_place, rows_left_out
 from studies.real.reading import Reading, read_reading
 from studies.real.retrieval import found_grid
 from studies.real.sets import HELD
@@ -134,25 +135,38 @@ def _head(report: Report) -> Iterator[str]:
 
 
 def _trained(config: RealConfig) -> str:
+    seed = config.seeds[0]
+    before = f"once before ({_origin(config, f'regrad-{seed}')})" if config.start else f"{config.steps.regrad} steps"
     if config.start_icl:
-        return f"once before (the MetaInits {config.start} and {config.start_icl})"
-    before = f"once before ({_origin(config)})" if config.start else f"{config.steps.regrad} steps"
+        icl = f" (ReGrad + ICL: once before, with the passage in the prompt: {_origin(config, f'icl-{seed}')})"
+    elif config.steps.icl:
+        icl = f" (ReGrad + ICL: {config.steps.icl} steps more with the passage in the prompt)"
+    else:
+        icl = ""
     seeds = "one seed" if len(config.seeds) == 1 else f"{len(config.seeds)} seeds"
-    icl = f"ReGrad + ICL: {config.steps.icl} steps more with the passage in the prompt" if config.steps.icl else ""
-    return f"{before}, {config.batch_size} passages a step{f' ({icl})' if icl else ''}, {seeds}"
+    return f"{before}, {config.batch_size} passages a step{icl}, {seeds}"
 
 
 def _fine_tuned(config: RealConfig) -> str:
-    steps = {"ft-direct": config.steps.ft_direct, "ft-rag": config.steps.ft_rag}
+    steps = {"ft-direct": config.steps.ft_direct, "ft-rag": 0 if config.ft_rag else config.steps.ft_rag}
     trained = [f"{name} for {count} steps of {_RIVALS_BATCH}" for name, count in steps.items() if count]
+    if config.ft_rag:
+        card = ADAPTER_CARD.read(ft_rag_place(config))
+        trained.append(f"ft-rag once before (LoRA {card['digest']}, {_length(card['notes'])})")
     if not trained:
         return ""
     return f"Fine-tuned on questions of the same tasks, on the same blocks with the same rank: {', '.join(trained)}."
 
 
-def _origin(config: RealConfig) -> str:
-    card = read_card(f"{config.output}/starts/regrad-{config.seeds[0]}")
-    return f"MetaInit {card['fingerprint']}, {card['notes'].get('steps', 'an unknown number of')} steps"
+def _origin(config: RealConfig, name: str) -> str:
+    card = read_card(f"{config.output}/starts/{name}")
+    return f"MetaInit {card['fingerprint']}, {_length(card['notes'])}"
+
+
+def _length(notes: Mapping[str, Any]) -> str:
+    """How long something was trained, and what it continued."""
+    before = f" after {notes['parent']}" if notes.get("parent") else ""
+    return f"{notes.get('steps', 'an unknown number of')} steps{before}"
 
 
 def _verdict(report: Report) -> Iterator[str]:

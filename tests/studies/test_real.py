@@ -19,8 +19,10 @@ from regrad.evaluation.answer_parsing.statements import normalise
 from regrad.evaluation.output import CellCard, Planned
 from regrad.evaluation.records import Record, write_records
 from regrad.meta_init import MetaInit
+from regrad.models.loading import LanguageModel
 from regrad.settings import load_settings
 from regrad.storage import Storage
+from regrad.training.lora.lora_artifact import StaticLora
 from studies.real import plan
 from studies.real.config import RealConfig, RealStepsConfig
 from studies.real.findings import Row, Table, best_prompts, figures, to_json
@@ -33,6 +35,15 @@ from tests.tools.evaluating import record
 from tests.tools.refusals import refused
 
 HERE = Path(plan.__file__).parent
+
+
+@pytest.fixture
+def tiny_lora(tiny: LanguageModel) -> StaticLora:
+    """Not trained."""
+    values = tiny.subspace.initial(0)
+    return StaticLora(tiny.config, tiny.identity(), tiny.subspace, values, {"steps": 7, "parent": None})
+
+
 SETS = ("squad_dev", "boolq_dev", "musique_dev_gold")
 
 
@@ -229,6 +240,15 @@ def test_a_ready_start_is_taken_and_not_trained(tmp_path: Path) -> None:
     }
     with pytest.raises(ValueError, match="type=plain_start_missing"):
         RealConfig(start_icl="a")
+
+
+def test_a_ready_lora_stands_in_for_fine_tuned_rag(tmp_path: Path, tiny_lora: StaticLora) -> None:
+    tiny_lora.save(tmp_path / "ready")
+    config = RealConfig(output=str(tmp_path / "out"), ft_rag=str(tmp_path / "ready"), steps=RealStepsConfig(ft_rag=0))
+    (step,) = (step for step in plan.make_steps(config) if step.name == "adapter ft-rag")
+    step.run()
+    assert StaticLora.load(plan.ft_rag_place(config)).digest == tiny_lora.digest
+    assert "ft-rag" not in plan.rows_left_out(config)
 
 
 def test_rows_that_nothing_is_trained_for_are_left_out(tmp_path: Path) -> None:
