@@ -45,6 +45,8 @@ from regrad.training.predictor.learner import predictor_in_process
 KINDS = ("first", "second")
 CONTEXT = ContextConfig(demonstrations=3, k=2, max_tokens=400)
 ASKED, QUESTIONS, PEOPLE = 3, 32, 300
+CROSSED = ("rag-gd", "hypertuning")
+"""Asked with the other kind's demonstrations, too."""
 
 
 def write_tasks(folder: Path) -> None:
@@ -80,12 +82,12 @@ def base_adapter(folder: Path, seed: int) -> StaticLora:
     return made
 
 
-def predictor(folder: Path, seed: int, options: argparse.Namespace) -> UpdatePredictor:
-    """Trained on contexts of both kinds, each of one kind."""
+def predictor(folder: Path, seed: int, options: argparse.Namespace, objective: str = "steps") -> UpdatePredictor:
+    """Trained on contexts of both kinds, each of one kind; of objective `answers` with one more question of that."""
     values = [f"adapter={folder}/adapter", f"output={folder}/none", f"seed={seed}", f"space={options.space}"]
     values += [f"tasks=[{','.join(f'{folder}/train/{kind}.jsonl' for kind in KINDS)}]", f"contexts={options.contexts}"]
     values += [f"inner.lr={options.lr}", "context.k=2", "context.max_tokens=400", f"optimizer.steps={options.steps}"]
-    values += ["optimizer.lr=3e-3", "cluster.workers=1"]
+    values += ["optimizer.lr=3e-3", "cluster.workers=1", f"objective={objective}"]
     return predictor_in_process(load_settings(PredictorConfig, builtin_config("jobs/predictor-lab.yaml"), values))
 
 
@@ -111,15 +113,17 @@ def exchanged(context: Sequence[Example]) -> list[Example]:
 Updates = dict[str, Callable[[Sequence[Example]], tuple[Subspace, Tensor]]]
 
 
-def updates_of(lm: LanguageModel, adapter: StaticLora, made: UpdatePredictor, lr: float) -> Updates:
-    """What each method makes of a context."""
+def updates_of(
+    lm: LanguageModel, adapter: StaticLora, made: UpdatePredictor, tuned: UpdatePredictor, lr: float
+) -> Updates:
+    """What each method makes of a context; `tuned` is HyperTuning's predictor."""
 
     def stepped(context: Sequence[Example]) -> tuple[Subspace, Tensor]:
         end_P = steps_on(lm, context, adapter.subspace, adapter.values, StepsConfig(steps=5, lr=lr))
         return adapter.subspace, adapter.values if end_P is None else end_P
 
-    def predicted(context: Sequence[Example]) -> tuple[Subspace, Tensor]:
-        return added(adapter, made.predict(lm, adapter, [context])[0], made.space)
+    def predicted(context: Sequence[Example], by: UpdatePredictor = made) -> tuple[Subspace, Tensor]:
+        return added(adapter, by.predict(lm, adapter, [context])[0], by.space)
 
     return {
         "W0": lambda context: (adapter.subspace, adapter.values),
@@ -127,6 +131,9 @@ def updates_of(lm: LanguageModel, adapter: StaticLora, made: UpdatePredictor, lr
         "rag-gd": predicted,
         "rag-gd-shuffled": lambda context: predicted(exchanged(context)),
         "rag-gd-constant": lambda context: added(adapter, made.constant, "factors"),
+        "hypertuning": lambda context: predicted(context, tuned),
+        "hypertuning, shuffled": lambda context: predicted(exchanged(context), tuned),
+        "hypertuning, constant": lambda context: added(adapter, tuned.constant, "factors"),
     }
 
 
@@ -134,8 +141,10 @@ def one_seed(lm: LanguageModel, folder: Path, seed: int, options: argparse.Names
     """Scores of every method, by name, and what an update costs."""
     adapter = base_adapter(folder, seed)
     made = predictor(folder, seed, options)
-    updates = updates_of(lm, adapter, made, options.lr)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in [*updates, "rag-gd, other kind's context"]}
+    tuned = predictor(folder, seed, options, "answers")
+    updates = updates_of(lm, adapter, made, tuned, options.lr)
+    names = [*updates, *(f"{name}, other kind's context" for name in CROSSED)]
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     drawn = {}
     for kind in KINDS:
         file = [str(folder / "asked" / f"{kind}.jsonl")]
@@ -147,7 +156,8 @@ def one_seed(lm: LanguageModel, folder: Path, seed: int, options: argparse.Names
             rest = [example for example in asked if example not in context]
             for name, update in updates.items():
                 found[name].append(scored(lm, rest, *update(context)))
-            found["rag-gd, other kind's context"].append(scored(lm, rest, *updates["rag-gd"](wrong)))
+            for name in CROSSED:
+                found[f"{name}, other kind's context"].append(scored(lm, rest, *updates[name](wrong)))
     context = drawn["first"][0][0]
     runs = {"tt-sgd": lambda: updates["tt-sgd"](context), "rag-gd": lambda: updates["rag-gd"](context)}
     seconds = in_turn(runs, options.repeats, lm.device)
@@ -159,6 +169,8 @@ def one_seed(lm: LanguageModel, folder: Path, seed: int, options: argparse.Names
         "share": made.notes["share"],
         "first_loss": statistics.fmean(made.notes["losses"][:20]),
         "last_loss": statistics.fmean(made.notes["losses"][-20:]),
+        "first_nats": statistics.fmean(tuned.notes["losses"][:20]),
+        "last_nats": statistics.fmean(tuned.notes["losses"][-20:]),
     }
 
 
@@ -174,6 +186,9 @@ def figures_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "rag_gd_minus_shuffled": ("rag-gd", "rag-gd-shuffled"),
         "rag_gd_minus_other_context": ("rag-gd", "rag-gd, other kind's context"),
         "tt_sgd_minus_base": ("tt-sgd", "W0"),
+        "hypertuning_minus_base": ("hypertuning", "W0"),
+        "hypertuning_minus_constant_update": ("hypertuning", "hypertuning, constant"),
+        "hypertuning_minus_other_context": ("hypertuning", "hypertuning, other kind's context"),
     }
     figures: dict[str, Any] = {
         "rag_gd_cost_over_tt_sgd": statistics.fmean(row["rag_gd_ms"] / row["tt_sgd_ms"] for row in rows),
@@ -216,7 +231,7 @@ def main() -> None:
             for name in names
         ]
     )
-    shown = ("seed", "tt_sgd_ms", "rag_gd_ms", "share", "first_loss", "last_loss")
+    shown = ("seed", "tt_sgd_ms", "rag_gd_ms", "share", "first_loss", "last_loss", "first_nats", "last_nats")
     show([{key: row[key] for key in shown} for row in rows])
     show([{"figure": key, "value": value} for key, value in figures.items() if isinstance(value, float)])
 

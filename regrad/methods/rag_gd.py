@@ -5,6 +5,8 @@ passages in the prompt; alone it is `rag-gd-base`. `tt-sgd` takes gradient steps
 with a LoRA of the question's own, so nothing has to be reset. `rag-gd` predicts what the steps would give, by a network
 of `regrad predictor`: one pass over the demonstrations, and none backwards.
 
+`hypertuning` is the same with a network that was trained on answers, through the model, and not on steps.
+
 Two controls that the paper lacks: `rag-gd-shuffled` gives each demonstration the answer of another one, and
 `rag-gd-constant` adds the mean of the steps on all contexts of training, whatever the question.
 """
@@ -118,10 +120,16 @@ class RagGdConstantConfig(FromW0Settings):
 
 
 class RagGdConfig(RagGdConstantConfig):
-    """rag-gd, rag-gd-shuffled: W0, and a predictor that was trained on it."""
+    """rag-gd, rag-gd-shuffled, hypertuning: W0, and a predictor that was trained on it."""
 
     METHODS: ClassVar = (
         MethodInfo("rag-gd", "an update predicted from demonstrations", passages_in_prompt=True, update="predicted"),
+        MethodInfo(
+            "hypertuning",
+            "an update predicted from demonstrations, by a network trained on answers",
+            passages_in_prompt=True,
+            update="predicted",
+        ),
         MethodInfo(
             "rag-gd-shuffled",
             "RAG-GD with the demonstrations' answers exchanged (a control)",
@@ -133,6 +141,20 @@ class RagGdConfig(RagGdConstantConfig):
     demonstrations: int = Field(
         3, ge=0, le=1000, description="solved questions that the update is made of: the first of the set's file"
     )
+
+    def check(self) -> None:
+        """See `MethodSettings`; also whether the predictor was trained for what the method's name says."""
+        super().check()
+        card = PREDICTOR_CARD.read(self.needed_predictor())
+        expected = {"rag-gd": "steps", "hypertuning": "answers"}.get(self.kind)
+        if expected is not None and card.get("objective", "steps") != expected:
+            raise MethodError(
+                f"{self.kind} takes a predictor of `regrad predictor` with objective: {expected}, but the one at "
+                f"{self.predictor} was trained with another; train one, or use the method that it is for",
+                code="predictor_of_another_objective",
+                expected=expected,
+                uri=self.needed_predictor(),
+            )
 
     def open(self, lm: LanguageModel) -> Method:
         """See `MethodSettings`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,7 +16,7 @@ from regrad.models.config import ModelConfig
 from regrad.models.subspace import Subspace
 from regrad.training.cards import CardKind, digest_of
 from regrad.training.lora.lora_artifact import StaticLora, join
-from regrad.training.predictor.config import ContextConfig, NetworkConfig, UpdateSpace
+from regrad.training.predictor.config import ContextConfig, NetworkConfig, PredictorObjective, UpdateSpace
 from regrad.training.predictor.contexts import Context, states_of
 from regrad.training.predictor.network import UpdateNetwork
 
@@ -33,8 +33,9 @@ _CONSTANT = "constant"
 class UpdatePredictor:
     """A network that predicts updates of W0, the adapter of the digest `adapter`, and what it was trained for.
 
-    `constant` [P] is the mean of the steps on all contexts of training, in W0's own numbers: a control that knows no
-    context. `notes` is what the training records.
+    `constant` [P] is the mean of the updates in training, in the numbers of a LoRA such as W0: a control that knows no
+    context. Of objective `steps` these are the steps on the contexts, of `answers` what was predicted. `notes` is what
+    the training records.
     """
 
     model: ModelConfig
@@ -47,6 +48,7 @@ class UpdatePredictor:
     states: int
     constant: Tensor
     notes: Mapping[str, Any] = field(default_factory=dict)
+    objective: PredictorObjective = "steps"
 
     def tensors(self) -> dict[str, Tensor]:
         """All numbers, on the CPU in float32."""
@@ -60,6 +62,7 @@ class UpdatePredictor:
         """The first 16 hex digits of SHA-256 over what it is for, and its numbers."""
         head = {"base": self.base_identity, "adapter": self.adapter, "space": self.space, "states": self.states}
         head |= {"context": self.context.model_dump(mode="json"), "network": self.config.model_dump(mode="json")}
+        head |= {} if self.objective == "steps" else {"objective": self.objective}
         return digest_of(head | {"subspace": self.network.subspace.to_json()}, self.tensors())
 
     def check_belongs(self, lm: LanguageModel, adapter: StaticLora) -> None:
@@ -81,6 +84,7 @@ class UpdatePredictor:
             "base_identity": self.base_identity,
             "adapter": self.adapter,
             "space": self.space,
+            "objective": self.objective,
             "states": self.states,
             "context": self.context.model_dump(mode="json"),
             "network": self.config.model_dump(mode="json"),
@@ -110,10 +114,19 @@ class UpdatePredictor:
                 int(card["states"]),
                 constant,
                 card["notes"],
+                objective_of(card),
             )
             sound = loaded.digest == card["digest"] and constant.shape == (subspace.size,)
         PREDICTOR_CARD.check_content(uri, sound, loaded.tensors().values())
         return loaded
+
+
+def objective_of(card: Mapping[str, Any]) -> PredictorObjective:
+    """What a predictor was trained for, by its card; raises `ValueError` for a word that regrad does not know."""
+    found = card.get("objective", "steps")  # older cards do not say it
+    if found not in get_args(PredictorObjective):
+        raise ValueError(f"objective is one of {', '.join(get_args(PredictorObjective))}, found {found!r:.40}")
+    return found  # type: ignore[no-any-return]
 
 
 def check_belongs(base: str, adapter: str, found_base: str, found_adapter: str) -> None:

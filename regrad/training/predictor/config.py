@@ -15,6 +15,11 @@ UpdateSpace = Literal["factors", "products"]
 """Where an update lives: in the numbers of a LoRA's A and B, or in the matrices B A that they stand for."""
 
 
+PredictorObjective = Literal["steps", "answers"]
+"""What a predictor is trained for: to give what gradient steps on a context give (RAG-GD), or to make the answer to
+another question likely (HyperTuning)."""
+
+
 class StepsConfig(SgdConfig):
     """The gradient steps on a context's demonstrations: the update that is predicted (TT-SGD)."""
 
@@ -58,7 +63,7 @@ class PredictorOptimizerConfig(AdamWConfig, ScheduleConfig):
 
 
 class PredictorConfig(TrainConfig):
-    """`regrad predictor`: a network that predicts an update of a LoRA from solved questions (RAG-GD)."""
+    """`regrad predictor`: a network that predicts an update of a LoRA from solved questions (RAG-GD, HyperTuning)."""
 
     model: ModelConfig
     adapter: Location = Field(
@@ -66,6 +71,11 @@ class PredictorConfig(TrainConfig):
     )
     tasks: tuple[Location, ...] = Field(
         min_length=1, description="questions, as for `regrad train`; the demonstrations of a context are of one of them"
+    )
+    objective: PredictorObjective = Field(
+        "steps",
+        description="steps: the update is that of `inner` on the context (RAG-GD); answers: it lowers the loss on the "
+        "answer to another question of the same file (HyperTuning)",
     )
     contexts: int = Field(
         4096, ge=1, description="number of different contexts, drawn by the seed; further draws start over"
@@ -79,7 +89,9 @@ class PredictorConfig(TrainConfig):
         "factors", description="where the update lives and is compared; factors: W0's own numbers; products: B A"
     )
     norm_weight: float = Field(
-        0.1, ge=0, description="lambda: weight of the difference of log norms, relative to the direction's loss"
+        0.1,
+        ge=0,
+        description="lambda: weight of the difference of log norms, relative to the direction's (objective: steps)",
     )
     network: NetworkConfig = NetworkConfig()
     optimizer: PredictorOptimizerConfig = PredictorOptimizerConfig()

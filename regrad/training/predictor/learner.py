@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from regrad.training.checkpoint import TrainState, load_module_tensors, module_s
 from regrad.training.loop import StepResult, train_on
 from regrad.training.lora.examples import Example
 from regrad.training.lora.lora_artifact import StaticLora
+from regrad.training.predictor.answers import answer_gradients
 from regrad.training.predictor.artifact import UpdatePredictor
 from regrad.training.predictor.config import PredictorConfig
 from regrad.training.predictor.contexts import Context, TaskContexts, states_of, steps_on
@@ -25,14 +27,30 @@ from regrad.training.predictor.network import UpdateNetwork
 from regrad.training.workers import Workers
 
 PREDICTOR = "predictor"
+_NOTED = {"inner", "norm_weight", "optimizer", "tasks", "seed"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one worker found in one step: a scalar to differentiate, the mean loss, and updates [U, P].
+
+    Of objective `steps` the updates are the targets, of `answers` the predicted ones.
+    """
+
+    differentiable: Tensor
+    loss: Tensor
+    updates_UP: Tensor
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 class PredictorLearner:
     """One worker's side of training a predictor: a `Learner` of contexts.
 
-    A step computes the gradient steps on each context, which are the target, and its state; then the network learns to
-    tell the one from the other. Neither the base model nor W0 changes. Raises `MethodError` if W0 is another model's,
-    and `TrainingError` if the network is too large or the batch cannot be shared equally.
+    Objective `steps`: a step computes the gradient steps on each context, which are the target, and its state; then the
+    network learns to tell the one from the other. Objective `answers`: the last question of what was drawn is no part
+    of the context, and the network learns to make its answer likely. Neither the base model nor W0 changes. Raises
+    `MethodError` if W0 is another model's, and `TrainingError` if the network is too large or the batch cannot be
+    shared equally.
     """
 
     kind = "predictor"
@@ -55,7 +73,7 @@ class PredictorLearner:
         )
         self._sum_P = torch.zeros_like(self._start_P)
         self._summed = torch.zeros((), dtype=torch.float64)
-        self._latest = (float("nan"), float("nan"))
+        self._latest: Mapping[str, float] = {}
         self._known: dict[tuple[Example, ...], tuple[Tensor, Tensor]] = {}
         self._identity = lm.identity()
         self.base = f"{self._identity}+{adapter.digest}"
@@ -70,7 +88,7 @@ class PredictorLearner:
         if state.step:
             return ""
         with torch.no_grad():
-            found, _, _ = self._compared(batch)
+            found, _ = self._compared([self._split(drawn)[0] for drawn in batch])
             found_M = self._workers.mean(found.log_ratio.mean(0))
         # The scale is on both factors, so a product has its square.
         self.network.log_scale.data -= found_M if self._config.space == "factors" else 0.5 * found_M
@@ -78,9 +96,9 @@ class PredictorLearner:
 
     def step(self, batch: Sequence[Context], factor: float) -> StepResult:
         """See `Learner`."""
-        found, loss_U, steps_UP = self._compared(batch)
-        gradients = torch.autograd.grad(loss_U.mean(), list(self.network.parameters()))
-        flat = torch.cat([loss_U.detach().mean()[None], steps_UP.mean(0), parameters_to_vector(gradients)])
+        work = self._answered(batch) if self._config.objective == "answers" else self._imitated(batch)
+        gradients = torch.autograd.grad(work.differentiable, list(self.network.parameters()))
+        flat = torch.cat([work.loss[None], work.updates_UP.mean(0), parameters_to_vector(gradients)])
         flat = self._workers.mean(flat)
         counts = {"contexts": len(batch), "tokens": sum(len(one.ids) for context in batch for one in context)}
         if not bool(torch.isfinite(flat).all()):
@@ -91,15 +109,15 @@ class PredictorLearner:
         optimizer = self._config.optimizer
         module_step(self.network, self._optimizer, gradient, optimizer.lr * factor, optimizer.clip)
 
-        # 2. The mean of all targets, which is the control without a context.
+        # 2. The mean of all updates, which is the control without a context.
         self._sum_P += mean_P
         self._summed += 1
-        self._latest = (float(found.cosine.detach().mean()), float(found.log_ratio.detach().abs().mean()))
+        self._latest = work.numbers
         return StepResult(float(loss), counts)
 
     def numbers(self) -> Mapping[str, float]:
-        """Means over projections of the latest step on this worker, before the step."""
-        return {"cosine": self._latest[0], "log_norm_error": self._latest[1]}
+        """Means of the latest step on this worker, before the step."""
+        return self._latest
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Learner`."""
@@ -114,7 +132,7 @@ class PredictorLearner:
 
     def product(self, state: TrainState) -> UpdatePredictor:
         """The predictor as it is now, with notes on the run; `seconds` is the sum over all workers."""
-        settings = self._config.model_dump(mode="json", include={"inner", "norm_weight", "optimizer", "tasks", "seed"})
+        settings = self._config.model_dump(mode="json", include=_NOTED)
         notes = {
             "settings": settings,
             "parameters": self.network.size,
@@ -132,17 +150,41 @@ class PredictorLearner:
             self._states,
             self._sum_P / self._summed.clamp_min(1).to(self._sum_P),
             notes,
+            self._config.objective,
         )
 
-    def _compared(self, batch: Sequence[Context]) -> tuple[Likeness, Tensor, Tensor]:
-        """How like the targets the predictions are, each context's loss [U], and the targets' steps [U, P]."""
+    def _imitated(self, batch: Sequence[Context]) -> Work:
+        """RAG-GD: how far the predictions are from gradient steps on the contexts."""
+        found, steps_UP = self._compared(batch)
+        loss = found.loss(self._config.norm_weight).mean()
+        cosine, log_ratio = found.cosine.detach(), found.log_ratio.detach()
+        numbers = {"cosine": float(cosine.mean()), "log_norm_error": float(log_ratio.abs().mean())}
+        return Work(loss, loss.detach(), steps_UP, numbers)
+
+    def _answered(self, batch: Sequence[Context]) -> Work:
+        """HyperTuning: how likely the predictions make the answers to the questions that the contexts lack."""
+        contexts, asked = zip(*(self._split(drawn) for drawn in batch), strict=True)
+        states_UD = states_of(self._lm, contexts, {self._adapter.subspace: self._start_P})
+        updates_UP = self.network(states_UD)
+        losses_U, gradients_UP = answer_gradients(self._lm, self._adapter, self._config.space, updates_UP, asked)
+        # What the model did to the loss is in `gradients_UP`; of this product the network's gradient is that of the
+        # mean loss.
+        product = (gradients_UP * updates_UP).sum(-1).mean()
+        numbers = {"update_norm": float(updates_UP.detach().norm(dim=-1).mean())}
+        return Work(product, losses_U.mean(), updates_UP.detach(), numbers)
+
+    def _split(self, drawn: Context) -> tuple[Context, Example]:
+        """A context, and the question that it is to help with: the last one drawn, unless steps are imitated."""
+        return (drawn, drawn[-1]) if self._config.objective == "steps" else (drawn[:-1], drawn[-1])
+
+    def _compared(self, batch: Sequence[Context]) -> tuple[Likeness, Tensor]:
+        """How like the targets the predictions are, and the targets' steps [U, P]."""
         subspace, space = self._adapter.subspace, self._config.space
         worked = [self._worked(context) for context in batch]
         states_UD = torch.stack([state_D.to(self.device) for state_D, _ in worked])
         ends_UP = torch.stack([end_P.to(self.device) for _, end_P in worked])
         target = target_of(subspace, self._start_P, ends_UP, space)
-        found = likeness((subspace, self.network(states_UD)), target, space)
-        return found, found.loss(self._config.norm_weight), ends_UP - self._start_P
+        return likeness((subspace, self.network(states_UD)), target, space), ends_UP - self._start_P
 
     def _worked(self, context: Context) -> tuple[Tensor, Tensor]:
         """A context's state [D] and where the steps on it end [P], which are NaN if they failed."""
@@ -176,6 +218,17 @@ def check_size(lm: LanguageModel, network: UpdateNetwork, largest: float) -> flo
     return share
 
 
+def contexts_of(lm: LanguageModel, config: PredictorConfig) -> TaskContexts:
+    """What is drawn: contexts, and of objective `answers` one question more than a context has.
+
+    Raises `CorpusError` for bad data.
+    """
+    context = config.context
+    if config.objective == "answers":
+        context = context.model_copy(update={"demonstrations": context.demonstrations + 1})
+    return TaskContexts(lm, config.tasks, context, config.contexts, config.seed)
+
+
 def predictor_worker(
     config: PredictorConfig,
     listener: Listener,
@@ -190,7 +243,7 @@ def predictor_worker(
     adapter = StaticLora.load(config.adapter)
     lm = load_language_model(config.model, device)
     learner = PredictorLearner(lm, config, adapter, workers)
-    contexts = TaskContexts(lm, config.tasks, config.context, config.contexts, config.seed)
+    contexts = contexts_of(lm, config)
     return learner.product(train_on(learner, contexts, config, listener, workers, checkpoint))
 
 

@@ -49,7 +49,7 @@ def test_only_some_methods_put_passages_in_the_prompt() -> None:
     prompts = {name: Blind(settings(name)).prompt(question).text(PromptFormat()) for name in METHODS}
     read = {name for name, prompt in prompts.items() if "first" in prompt}
     assert read == {name for name, method in METHODS.items() if method.passages_in_prompt}
-    predicted = {"rag-gd", "rag-gd-base", "rag-gd-constant", "rag-gd-shuffled", "tt-sgd", "dyprag+icl"}
+    predicted = {"rag-gd", "rag-gd-base", "rag-gd-constant", "rag-gd-shuffled", "hypertuning", "tt-sgd", "dyprag+icl"}
     assert read >= predicted | {"rag", "pe-rag", "ft-rag", "prag+icl", "d-prag+icl", "regrad+icl", "tta", "ttarag"}
     adapted = {"cpt", "instruction-cpt", "ft-direct", "prag", "prag-warm", "ft-prag", "d-prag", "dyprag"}
     assert not read & (adapted | {"direct", "regrad", "regrad-online"})

@@ -42,7 +42,7 @@ def shown(passages: list[Passage]) -> tuple[Question, ...]:
 
 
 def opened(name: str, tiny: LanguageModel, folder: Path, **values: Any) -> Method:
-    if name.startswith("rag-gd") and name != "rag-gd-base":
+    if name.startswith(("rag-gd", "hypertuning")) and name != "rag-gd-base":
         values |= {"predictor": str(folder / "predictor")}
     settings = method_settings(name, adapter=str(folder / "lora"), **values)
     settings.check()
@@ -167,6 +167,14 @@ def test_what_does_not_belong_together_is_refused_before_any_work(
     untrained_predictor(tiny, adapter, tmp_path / "predictor", base_identity="e" * 64)
     with refused(MethodError, "predictor_of_another_base"):
         opened("rag-gd", tiny, tmp_path)
+    untrained_predictor(tiny, adapter, tmp_path / "predictor", objective="answers")
+    with refused(MethodError, "predictor_of_another_objective", expected="steps"):
+        opened("rag-gd", tiny, tmp_path)
+    opened("hypertuning", tiny, tmp_path)
+    opened("rag-gd-shuffled", tiny, tmp_path)  # a control of either
+    untrained_predictor(tiny, adapter, tmp_path / "predictor")
+    with refused(MethodError, "predictor_of_another_objective", expected="answers"):
+        opened("hypertuning", tiny, tmp_path)
     with refused(MethodError, "setting_missing", setting="predictor"):
         method_settings("rag-gd", adapter=str(tmp_path / "lora")).check()
     with refused(MethodError, "setting_missing", setting="adapter"):

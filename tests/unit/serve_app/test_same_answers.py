@@ -141,6 +141,7 @@ METHODS: list[dict[str, Any]] = [
     {"name": "tt-sgd", "adapter": "FOLDER/lora", "demonstrations": 2, "steps": {"lr": 0.1}},
     *({"name": name, **PREDICTED, "demonstrations": 2} for name in ("rag-gd", "rag-gd-shuffled")),
     {"name": "rag-gd-constant", **PREDICTED},
+    {"name": "hypertuning", **PREDICTED, "demonstrations": 2},
     *({"name": name, "translator": "FOLDER/translator"} for name in ("dyprag", "dyprag+icl")),
     {"name": "released", "method": "dyprag", "translator": "FOLDER/translator", "join": "released"},
     {"name": "shown, too", "method": "rag-gd", **PREDICTED, "demonstrations": 2, "in_prompt": True},
@@ -164,7 +165,8 @@ def test_a_method_gives_the_same_in_an_evaluation_and_in_a_server(
     own = {key: place for key, place in places.items() if family.FOLLOWS_RELEASE and key in family.model_fields}
     static = static_lora(tiny, 2, folder / "lora") if "adapter" in method else None
     if static is not None and "predictor" in method:
-        untrained_predictor(tiny, static, folder / "predictor")
+        objective = "answers" if method["name"] == "hypertuning" else "steps"
+        untrained_predictor(tiny, static, folder / "predictor", objective=objective)
     if "translator" in method:
         untrained_translator(tiny, folder / "translator")
     if "bank" in method:

@@ -22,10 +22,17 @@ from regrad.training.checkpoint import TrainCheckpoint
 from regrad.training.loop import resume, train_on
 from regrad.training.lora.examples import Example
 from regrad.training.lora.lora_artifact import StaticLora
+from regrad.training.predictor.answers import answer_gradients
 from regrad.training.predictor.artifact import CARD, UpdatePredictor, added
-from regrad.training.predictor.config import ContextConfig, PredictorConfig, StepsConfig, UpdateSpace
+from regrad.training.predictor.config import (
+    ContextConfig,
+    PredictorConfig,
+    PredictorObjective,
+    StepsConfig,
+    UpdateSpace,
+)
 from regrad.training.predictor.contexts import TaskContexts, context_of, states_of, steps_on
-from regrad.training.predictor.learner import PredictorLearner, predictor_in_process
+from regrad.training.predictor.learner import PredictorLearner, contexts_of, predictor_in_process
 from tests.tools.adapting import static_lora, untrained_predictor
 from tests.tools.refusals import refused
 
@@ -90,6 +97,45 @@ def test_a_predictor_learns_one_context_by_heart_and_its_update_does_what_the_st
     torch.testing.assert_close(made.constant, end_P - adapter.values, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ["factors", "products"])
+def test_with_objective_answers_the_update_of_a_context_makes_another_answer_likely(
+    space: UpdateSpace, tiny: LanguageModel, adapter: StaticLora, tmp_path: Path, tasks: Path
+) -> None:
+    """One context and one question: its loss falls below what W0 alone has, and the predicted update is why."""
+    optimizer = {"steps": 60, "batch_size": 1, "lr": 2e-2, "weight_decay": 0}
+    config = settings(tiny, tmp_path, tasks, objective="answers", space=space, contexts=1, optimizer=optimizer)
+    made = predictor_in_process(config)
+    (drawn,) = TaskContexts(tiny, config.tasks, config.context.model_copy(update={"demonstrations": 3}), 1)
+
+    def loss(update_P: Tensor) -> float:
+        (found,), _ = answer_gradients(tiny, adapter, space, update_P[None], [drawn[-1]])
+        return float(found)
+
+    (update_P,) = made.predict(tiny, adapter, [drawn[:-1]])
+    before = loss(torch.zeros_like(update_P))
+    assert loss(update_P) < 0.7 * before
+    assert made.notes["losses"][-1] < 0.7 * before
+    assert made.objective == "answers"
+    assert made.constant.norm() > 0
+
+
+@pytest.mark.parametrize("space", ["factors", "products"])
+def test_the_gradient_by_an_update_is_that_of_the_answers_loss(
+    space: UpdateSpace, tiny: LanguageModel, adapter: StaticLora, passages: list[Passage]
+) -> None:
+    """By central differences along a random direction, each question with its own update."""
+    asked = context_of(tiny, [Question("", f"Who is {p.title}?", (p.title,)) for p in passages[:2]], ContextConfig())
+    rng = torch.Generator().manual_seed(0)
+    updates_UP, direction_UP = (0.1 * torch.randn(2, adapter.subspace.size, generator=rng) for _ in range(2))
+    _, gradients_UP = answer_gradients(tiny, adapter, space, updates_UP, asked)
+    step = 1e-2
+    plus, minus = (
+        answer_gradients(tiny, adapter, space, updates_UP + sign * step * direction_UP, asked)[0] for sign in (1, -1)
+    )
+    torch.testing.assert_close((gradients_UP * direction_UP).sum(-1), (plus - minus) / (2 * step), rtol=2e-2, atol=1e-3)
+
+
 class Keeper(Silent):
     """Keeps the checkpoint of one step, and ends the run there."""
 
@@ -102,13 +148,14 @@ class Keeper(Silent):
             raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("objective", ["steps", "answers"])
 def test_a_run_that_was_stopped_gives_the_same_bits(
-    tiny: LanguageModel, adapter: StaticLora, tmp_path: Path, tasks: Path
+    objective: PredictorObjective, tiny: LanguageModel, adapter: StaticLora, tmp_path: Path, tasks: Path
 ) -> None:
     """Also the mean update, although what the first run remembered of the contexts is gone."""
-    config = settings(tiny, tmp_path, tasks, checkpoints={"every": 3})
+    config = settings(tiny, tmp_path, tasks, checkpoints={"every": 3}, objective=objective)
     whole = predictor_in_process(config)
-    contexts = TaskContexts(tiny, config.tasks, config.context, config.contexts, config.seed)
+    contexts = contexts_of(tiny, config)
 
     def run(listener: Silent, checkpoint: Path | None) -> UpdatePredictor:
         learner = PredictorLearner(tiny, config, adapter)
@@ -138,6 +185,8 @@ def test_what_is_saved_is_what_is_loaded_and_damage_is_found(
     for changes in (
         {"space": "products"},
         {"states": 31},
+        {"objective": "answers"},
+        {"objective": "guesses"},
         {"adapter": "other"},
         {"network": {"code": -1}},
     ):
