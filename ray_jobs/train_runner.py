@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import PythonFile
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import train
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import Checkpoint as RayCheckpoint
 from ray.train import CheckpointConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -32,6 +32,7 @@ from ray_jobs._ray_compat.core import allocator
 from ray_jobs._ray_compat.train import CHECKPOINT_LIST, TrainerWithoutCleaner
 from ray_jobs.cluster import cluster, joined, require_workers, wants_gpu
 from ray_jobs.progress import progress_channel
+from ray_jobs.reservations import release, reservations
 from ray_jobs.waiting import reservation_logged
 from regrad.errors import RegradError, TrainingError
 from regrad.locking import exclusive
@@ -205,6 +206,7 @@ def fit_until_done(
     if place.resumed:
         logger.info("resuming the unfinished run at %s", place.storage.uri)
     failures, mark = 0, place.mark()
+    earlier = reservations()
     while True:
         # A trainer fits once: another attempt needs another trainer, which finds the checkpoints of the last one.
         trainer = trainer_class(
@@ -213,15 +215,17 @@ def fit_until_done(
         try:
             with reservation_logged(cluster):
                 return trainer.fit()
-        # Where memory runs out, Ray ends a worker, or the process that looks after all of them: then its own error
-        # comes, which is none of training's.
-        except (TrainingFailedError, OutOfMemoryError) as error:
+        # Where memory runs out, Ray ends a worker, or the process that looks after all of them; that can be lost in
+        # other ways, too, with its node. Then the error is none of training's.
+        except (TrainingFailedError, OutOfMemoryError, RayActorError) as error:
             cause = _cause(error)
             reason = _reason(cause, leaner)
             failures = 1 if place.mark() != mark else failures + 1
             if isinstance(cause, RegradError) or failures > config.checkpoints.max_failures:
                 raise _failure(cause, reason, what, place) from error
             mark = place.mark()
+            # If the process that looks after the workers is gone, nobody else frees their room.
+            release(reservations() - earlier)
             logger.warning("a worker was lost (%s); resuming from the last checkpoint", reason)
 
 

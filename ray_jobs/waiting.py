@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
-from ray.util import placement_group_table
 
 from ray_jobs.cluster import repeated, wants_gpu
+from ray_jobs.reservations import reservations
 from regrad.settings import WorkersConfig
 
 logger = logging.getLogger(__name__)
@@ -55,10 +55,8 @@ def reservation_logged(config: WorkersConfig) -> Iterator[None]:
 
 
 def _is_waiting() -> bool:
-    """Whether a reservation of this job has no place; the id of a reservation ends with that of its job."""
-    job = ray.get_runtime_context().get_job_id()
-    groups = placement_group_table().values()
-    return any(g["state"] == "PENDING" and g["placement_group_id"].endswith(job) for g in groups)
+    """Whether a reservation of this job has no place."""
+    return bool(reservations(["PENDING"]))
 
 
 def _needs(config: WorkersConfig) -> dict[str, float]:
