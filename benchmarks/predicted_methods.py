@@ -85,7 +85,9 @@ def base_adapter(folder: Path, seed: int) -> StaticLora:
 def predictor(folder: Path, seed: int, options: argparse.Namespace, objective: str = "steps") -> UpdatePredictor:
     """Trained on contexts of both kinds, each of one kind; of objective `answers` with one more question of that."""
     values = [f"adapter={folder}/adapter", f"output={folder}/none", f"seed={seed}", f"space={options.space}"]
-    values += [f"tasks=[{','.join(f'{folder}/train/{kind}.jsonl' for kind in KINDS)}]", f"contexts={options.contexts}"]
+    # Steps on a context cost far more than reading it: without them every draw can be new.
+    contexts = options.contexts if objective == "steps" else 4 * options.steps
+    values += [f"tasks=[{','.join(f'{folder}/train/{kind}.jsonl' for kind in KINDS)}]", f"contexts={contexts}"]
     values += [f"inner.lr={options.lr}", "context.k=2", "context.max_tokens=400", f"optimizer.steps={options.steps}"]
     values += ["optimizer.lr=3e-3", "cluster.workers=1", f"objective={objective}"]
     return predictor_in_process(load_settings(PredictorConfig, builtin_config("jobs/predictor-lab.yaml"), values))
@@ -207,7 +209,7 @@ def main() -> None:
     parser.add_argument("--json", default="predicted_methods.json")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lr", type=float, default=0.1, help="of the steps on a context; the paper's is 0.01")
-    parser.add_argument("--contexts", type=int, default=30, help="that the predictor is trained on")
+    parser.add_argument("--contexts", type=int, default=30, help="that RAG-GD's predictor is trained on")
     parser.add_argument("--space", choices=("factors", "products"), default="factors")
     parser.add_argument("--steps", type=int, default=300, help="of the predictor's training")
     parser.add_argument("--repeats", type=int, default=3)
