@@ -52,7 +52,7 @@ _REASON = 300  # characters
 # What a resumed run may change: none of it changes a number, but by rounding.
 _FREE: dict[str, Any] = {
     **dict.fromkeys(("output", "checkpoints", "watch", "cluster"), True),
-    "optimizer": {"micro_batch"},
+    "optimizer": {"micro_batch", "batch_tokens"},
 }
 
 

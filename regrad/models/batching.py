@@ -16,6 +16,26 @@ if TYPE_CHECKING:
     from regrad.models.loading import LanguageModel
 
 
+_MOST_TOKENS = 8192
+_PROCESSOR_BYTES = 1 << 30
+
+
+def tokens_of_a_pass(lm: LanguageModel, wanted: int | None) -> int:
+    """Padded tokens of a forward and backward pass: as wanted, else 8192, and fewer on a processor if they are large.
+
+    What a pass keeps for its backward half is estimated. On a processor more than its caches hold makes it slower, and
+    8192 tokens of a model with 135 million parameters took 14 GB (both measured: see docs/benchmarks.md).
+    """
+    if wanted is not None:
+        return wanted
+    if lm.device.type != "cpu":
+        return _MOST_TOKENS
+    config = lm.text_config
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    each = lm.compute_dtype.itemsize * config.num_hidden_layers * (8 * config.hidden_size + 4 * inner)
+    return max(1, min(_MOST_TOKENS, _PROCESSOR_BYTES // each))
+
+
 @dataclass(frozen=True)
 class Packing:
     """How sequences that begin alike lie in the rows of a batch: the common beginning once, then the rest of each.

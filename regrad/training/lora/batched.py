@@ -18,7 +18,7 @@ from regrad.bank.io.prag import read_base_weight
 from regrad.data.augmented import Augmented
 from regrad.data.questions import Question
 from regrad.errors import TokenOutOfVocabulary
-from regrad.models.batching import final_hidden, losses_and_grads
+from regrad.models.batching import final_hidden, losses_and_grads, tokens_of_a_pass
 from regrad.models.half_weights import autocast
 from regrad.models.packing import packing_pays, row_length
 from regrad.models.subspace import Subspace, finite_rows
@@ -153,10 +153,11 @@ class RowTrainer:
             for example in items
             for part in ([example] if packing_pays(self._lm, [example.sequences]) else example.each)
         ]
-        # Chunks of similar length, so that little is padding: at most `batch_tokens` padded tokens, or one example.
+        # Chunks of similar length, so that little is padding: at most so many padded tokens, or one example.
+        most = tokens_of_a_pass(self._lm, self._config.batch_tokens)
         chunk: list[_Entry] = []
         for entry in sorted(entries, key=lambda entry: entry.length):
-            if chunk and (len(chunk) + 1) * entry.length > self._config.batch_tokens:
+            if chunk and (len(chunk) + 1) * entry.length > most:
                 self._add(chunk, losses_U, gradients_UP)
                 chunk = []
             chunk.append(entry)

@@ -16,6 +16,11 @@ from regrad.training.config import Beta, ScheduleConfig, TrainConfig
 FinetuneObjective = Literal["passages", "instruction", "questions", "questions-with-passages"]
 
 
+_BATCH_TOKENS = (
+    "padded tokens in one forward and backward pass; null: 8192, and on a processor as many as take a gigabyte or so"
+)
+
+
 class AdamWConfig(Settings):
     """AdamW over the numbers of a LoRA."""
 
@@ -23,7 +28,7 @@ class AdamWConfig(Settings):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     clip: float | None = Field(None, gt=0, description="maximum norm of a LoRA's gradient; not clipped if null")
-    batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward and backward pass")
+    batch_tokens: int | None = Field(None, ge=1, description=_BATCH_TOKENS)
 
 
 class SgdConfig(Settings):
@@ -31,7 +36,7 @@ class SgdConfig(Settings):
 
     lr: float = Field(1e-2, gt=0)
     clip: float | None = Field(None, gt=0, description="maximum norm of a LoRA's gradient; not clipped if null")
-    batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward and backward pass")
+    batch_tokens: int | None = Field(None, ge=1, description=_BATCH_TOKENS)
 
 
 class FinetuneOptimizerConfig(AdamWConfig, ScheduleConfig):
