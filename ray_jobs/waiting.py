@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import ray
 from ray.util import placement_group_table
 
-from ray_jobs.cluster import repeated, wants_gpu
+from ray_jobs.cluster import gpus_of, repeated
 from regrad.settings import WorkersConfig
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def _is_waiting() -> bool:
 
 def _needs(config: WorkersConfig) -> dict[str, float]:
     """What one worker takes."""
-    wanted = {"CPU": config.cpus_per_worker, "GPU": float(wants_gpu(config)), **config.resources}
+    wanted = {"CPU": config.cpus_per_worker, "GPU": float(gpus_of(config)), **config.resources}
     return {kind: amount for kind, amount in wanted.items() if amount}
 
 
