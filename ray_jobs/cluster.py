@@ -24,6 +24,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_jobs._ray_compat.core import silence_worker_logs
+from ray_jobs.node_hours import nodes_are
 from ray_jobs.node_software import check_nodes, differences
 from regrad.errors import ClusterError, RegradError, StorageError
 from regrad.models.paths import place_of
@@ -130,7 +131,9 @@ def changed_nodes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str
 
 
 def _nodes() -> dict[str, str]:
-    return {one["NodeID"]: _named(one["NodeManagerAddress"], one["NodeID"]) for one in ray.nodes() if one["Alive"]}
+    found = ray.nodes()
+    nodes_are(found)
+    return {one["NodeID"]: _named(one["NodeManagerAddress"], one["NodeID"]) for one in found if one["Alive"]}
 
 
 def _start_local() -> None:

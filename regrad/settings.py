@@ -238,6 +238,10 @@ An operator gives them to kinds of machines (`resources` in `cluster.yaml`, `--r
 runs beside at most seven others where there are 8. CPUs and GPUs are not among them: they have own settings."""
 
 
+OTHER_MACHINES = "machine"
+"""The kind of machines that have none, and the key of the price of kinds that have no price of their own."""
+
+
 class WorkersConfig(Settings):
     """How much of the cluster a job takes. `gpu: null` uses GPUs when the cluster has one for each worker."""
 
@@ -246,6 +250,10 @@ class WorkersConfig(Settings):
     gpu: bool | None = None
     gpus_per_worker: int = Field(1, ge=1, description="a base model is split over them, if it is too large for one")
     resources: CustomResources = Field({})
+    node_hour: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description="price of a machine for an hour by its kind, that of cluster.yaml, or `machine` for all others"
+    )
+    currency: str = "USD"
 
     @model_validator(mode="after")
     def _gpus_are_used(self) -> Self:
