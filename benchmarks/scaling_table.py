@@ -5,7 +5,9 @@
 Bytes are those of the codecs for the subspace, exactly. Times follow from counted operations (`flops.py`), bytes, and
 the makers' figures for GPUs, links and disks; `utilisation` is the share of a GPU's peak, and of its bandwidth, that is
 taken to be reached. A decoding step of B rows reads the weights once and each row's own update and keys and values, or
-computes 2 N B operations for N parameters, whichever takes longer. What bounds a server is what gives the fewest
+computes 2 N B operations for N parameters, whichever takes longer. A base that is too large for one GPU is split over
+the fewest that hold it (`regrad.models.placement`), whose blocks compute in turn: no faster than one GPU with enough
+memory would be. What bounds a server is what gives the fewest
 answers a second: the GPU, the disk or network that atoms come from, or the link that brings the sum to the GPU.
 """
 
@@ -21,6 +23,7 @@ from common import show, write
 from flops import Dimensions, flop_of
 
 from regrad.bank.codecs import CODECS, codec_for
+from regrad.models.placement import stages
 from regrad.models.subspace import Subspace
 
 PASSAGES = 21_015_324
@@ -49,11 +52,20 @@ class Base:
         return Subspace(modules, of.rank, 2.0)
 
     @property
+    def block(self) -> int:
+        """Parameters of a block, norms included."""
+        of = self.shape
+        return 2 * of.hidden * of.queries + 2 * of.hidden * of.keys + 3 * of.hidden * of.feed_forward + 2 * of.hidden
+
+    @property
+    def beside(self) -> int:
+        """Parameters outside of the blocks."""
+        return (1 if self.tied else 2) * self.shape.vocabulary * self.shape.hidden + self.shape.hidden
+
+    @property
     def parameters(self) -> int:
         """Of the base, norms included."""
-        of = self.shape
-        block = 2 * of.hidden * of.queries + 2 * of.hidden * of.keys + 3 * of.hidden * of.feed_forward + 2 * of.hidden
-        return of.blocks * block + (1 if self.tied else 2) * of.vocabulary * of.hidden + of.hidden
+        return self.shape.blocks * self.block + self.beside
 
     @property
     def token_bytes(self) -> int:
@@ -114,21 +126,22 @@ def codec_rows() -> Iterator[dict[str, Any]]:
 
 
 def build_rows(assumed: Assumed) -> Iterator[dict[str, Any]]:
-    """Time of all gradients on one GPU, and what a generator needs of its memory."""
+    """Time of all gradients on the fewest GPUs that hold the base, and what a generator needs of their memory."""
     for base in BASES:
         flop = flop_of(base.shape, assumed.tokens)
         for gpu in GPUS:
-            needed = generator_bytes(base, assumed)
-            hours = PASSAGES * flop / (assumed.utilisation * gpu.peak) / 3600
+            needed, gpus = generator_bytes(base, assumed), gpus_of(base, gpu, assumed)
+            hours = gpus * PASSAGES * flop / (assumed.utilisation * gpu.peak) / 3600
             yield {
                 "base": base.name,
                 "GPU": gpu.name,
+                "GPUs": str(gpus),
                 "TFLOP a gradient": f"{flop / 1e12:.2f}",
                 "GPU hours": f"{hours:,.0f}",
                 "gradients/s": f"{assumed.utilisation * gpu.peak / flop:,.0f}",
                 "bf16 written, GB/s": f"{assumed.utilisation * gpu.peak / flop * 2 * base.subspace.size / 1e9:.2f}",
                 "generator, GB": f"{needed / 1e9:.0f}",
-                "fits": "yes" if needed <= gpu.memory else "no",
+                "fullest GPU, GB": f"{fullest_gpu(base, gpus, assumed) / 1e9:.0f}",
             }
 
 
@@ -138,8 +151,23 @@ def generator_bytes(base: Base, assumed: Assumed) -> int:
     return 2 * base.parameters + assumed.rows * row
 
 
+def fullest_gpu(base: Base, gpus: int, assumed: Assumed) -> int:
+    """Bytes of a generator on the fullest of so many GPUs: of its blocks weights, updates, keys and values."""
+    of, kept = base.shape, (assumed.prompt + assumed.answer) * base.token_bytes // base.shape.blocks
+    loads = [2 * base.beside, *[0] * (gpus - 1)]
+    for block, gpu in enumerate(stages([base.block] * of.blocks, base.beside, gpus)):
+        update = 6 * base.subspace.size // of.upper if block >= of.blocks - of.upper else 0
+        loads[gpu] += 2 * base.block + assumed.rows * (update + kept)
+    return max(loads)
+
+
+def gpus_of(base: Base, gpu: Gpu, assumed: Assumed) -> int:
+    """The fewest GPUs that hold a generator."""
+    return next(count for count in range(1, base.shape.blocks + 1) if fullest_gpu(base, count, assumed) <= gpu.memory)
+
+
 def answers_of(base: Base, gpu: Gpu, assumed: Assumed) -> float:
-    """Answers a second of one GPU with a full batch: prompts read, then one step a token."""
+    """Answers a second of the GPUs of one generator with a full batch: prompts read, then one step a token."""
     flop_rate, byte_rate = assumed.utilisation * gpu.peak, assumed.utilisation * gpu.bandwidth
     own = 2 * base.subspace.size + (assumed.prompt + assumed.answer) * base.token_bytes
     step = max(2 * base.parameters * assumed.rows / flop_rate, (2 * base.parameters + assumed.rows * own) / byte_rate)
@@ -148,19 +176,15 @@ def answers_of(base: Base, gpu: Gpu, assumed: Assumed) -> float:
 
 
 _SERVING = (
-    *("base", "GPU", "codec", "answers/s of the GPU", "loading, GB/s", "answers/s of one disk"),
+    *("base", "GPU", "GPUs", "codec", "answers/s of them", "loading, GB/s", "answers/s of one disk"),
     *("answers/s of the network", "bound by"),
 )
 
 
 def serving_rows(assumed: Assumed) -> Iterator[dict[str, Any]]:
-    """What one GPU answers, what it loads for that, and what bounds it with one disk or the network."""
+    """What one generator answers, what it loads for that, and what bounds it with one disk or the network."""
     for base in BASES:
         for gpu in GPUS:
-            if generator_bytes(base, assumed) > gpu.memory:
-                place = {"base": base.name, "GPU": gpu.name, "bound by": "the GPU's memory"}
-                yield {**dict.fromkeys(_SERVING, ""), **place}
-                continue
             for codec in ("bf16", "int4", "lowrank16"):
                 record = codec_for(codec, base.subspace).record_bytes
                 answers = answers_of(base, gpu, assumed)
@@ -169,15 +193,14 @@ def serving_rows(assumed: Assumed) -> Iterator[dict[str, Any]]:
                     **{name: rate / (assumed.k * record) for name, rate in SOURCES.items()},
                     "link to the GPU": gpu.link / (2 * base.subspace.size),
                 }
-                yield _serving(base, gpu, codec, answers, answers * assumed.k * record, bounds)
+                place = (base.name, gpu.name, str(gpus_of(base, gpu, assumed)), codec)
+                yield _serving(place, answers, answers * assumed.k * record, bounds)
 
 
-def _serving(
-    base: Base, gpu: Gpu, codec: str, answers: float, loaded: float, bounds: Mapping[str, float]
-) -> dict[str, Any]:
+def _serving(place: tuple[str, ...], answers: float, loaded: float, bounds: Mapping[str, float]) -> dict[str, Any]:
     least = min(bounds, key=bounds.__getitem__)
     speeds = (f"{answers:,.0f}", f"{loaded / 1e9:.2f}", f"{bounds['disk']:,.0f}", f"{bounds['network']:,.0f}")
-    return dict(zip(_SERVING, (base.name, gpu.name, codec, *speeds, least), strict=True))
+    return dict(zip(_SERVING, (*place, *speeds, least), strict=True))
 
 
 def tables(assumed: Assumed) -> dict[str, list[dict[str, Any]]]:

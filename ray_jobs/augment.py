@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from ray_jobs.cluster import cluster, device, job_main, require_model, require_workers, run_task
+from ray_jobs.cluster import cluster, job_main, model_devices, require_model, require_workers, run_task
 from ray_jobs.corpus_blocks import check_corpus
 from ray_jobs.parts import RecordActor, part_records, write_parts
 from ray_jobs.progress import progress_channel
@@ -61,7 +61,7 @@ class PartAugmenter(RecordActor):
     def _augmenter(self) -> Augmenter:
         """Created on first use, which is in the actor: it loads the model."""
         assert self._config.model is not None
-        return Augmenter(load_language_model(self._config.model, device()), self._config)
+        return Augmenter(load_language_model(self._config.model, model_devices()), self._config)
 
 
 def run(config: AugmentConfig) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from torch import Tensor
 
-from ray_jobs.cluster import device, node_name
+from ray_jobs.cluster import model_devices, node_name
 from ray_jobs.corpus_blocks import encode_error
 from regrad.bank.builder import BUILT, BlockBuilder
 from regrad.bank.codecs import Codec, codec_for
@@ -132,7 +132,7 @@ class GradientActor(BlockActor):
     def _extractor(self) -> AtomExtractor:
         """Created when the first passage needs it: a build with nothing to compute loads no model."""
         config, meta_init = self._config, self._meta_init
-        lm = load_language_model(meta_init.model_at(config.model_path), device())
+        lm = load_language_model(meta_init.model_at(config.model_path), model_devices())
         return AtomExtractor(lm, meta_init, config.batch_tokens, config.max_passage_tokens)
 
     @cached_property
@@ -195,7 +195,7 @@ class AdapterActor(BlockActor):
     @cached_property
     def _trainer(self) -> AdapterTrainer:
         config = self._config
-        lm = load_language_model(config.model, device())
+        lm = load_language_model(config.model, model_devices())
         shown = self._demonstrations
         return AdapterTrainer(lm, config.adapter, self._static, config.seed, config.rows, shown, config.start_from)
 

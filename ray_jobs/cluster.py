@@ -24,11 +24,12 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_jobs._ray_compat.core import silence_worker_logs
+from ray_jobs.node_hours import nodes_are
 from ray_jobs.node_software import check_nodes, differences
 from regrad.errors import ClusterError, RegradError, StorageError
 from regrad.models.paths import place_of
 from regrad.settings import Settings, WorkersConfig, load_settings
-from regrad.text import first_line
+from regrad.text import counted, first_line
 
 S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
@@ -130,7 +131,9 @@ def changed_nodes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str
 
 
 def _nodes() -> dict[str, str]:
-    return {one["NodeID"]: _named(one["NodeManagerAddress"], one["NodeID"]) for one in ray.nodes() if one["Alive"]}
+    found = ray.nodes()
+    nodes_are(found)
+    return {one["NodeID"]: _named(one["NodeManagerAddress"], one["NodeID"]) for one in found if one["Alive"]}
 
 
 def _start_local() -> None:
@@ -153,22 +156,32 @@ def _start_local() -> None:
 
 
 def wants_gpu(config: WorkersConfig) -> bool:
-    """Whether each worker gets a GPU: as configured, else if the cluster has one for each."""
-    return config.gpu if config.gpu is not None else ray.cluster_resources().get("GPU", 0) >= config.workers
+    """Whether workers get GPUs: as configured, else if the cluster has one for each."""
+    if config.gpu is None and config.gpus_per_worker == 1:
+        return ray.cluster_resources().get("GPU", 0) >= config.workers
+    return config.gpu is not False
+
+
+def gpus_of(config: WorkersConfig) -> int:
+    """How many GPUs each worker gets."""
+    return config.gpus_per_worker if wants_gpu(config) else 0
 
 
 def require_workers(config: WorkersConfig) -> None:
     """Raise `ClusterError` if a cluster of this machine alone, which cannot grow, is too small for the workers."""
     there = ray.cluster_resources()
-    wanted = {"CPU": config.workers * config.cpus_per_worker, "GPU": config.workers if config.gpu else 0}
+    gpus = config.workers * config.gpus_per_worker if config.gpu or config.gpus_per_worker > 1 else 0
+    wanted = {"CPU": config.workers * config.cpus_per_worker, "GPU": gpus}
     own = {name: config.workers * amount for name, amount in config.resources.items()}
     for kind, count in {**wanted, **own}.items():
         if count > there.get(kind, 0) and not joined():
             # No machine has a resource that somebody made up, unless it was started with it.
             noun, less = (f"of '{kind}'", "cluster.resources={}") if kind in own else (f"{kind}s", "cluster.workers=1")
+            less = "cluster.gpus_per_worker=1" if kind == "GPU" and config.gpus_per_worker > 1 else less
+            workers = counted(config.workers, "worker")
             raise ClusterError(
-                f"{config.workers} workers need {count:g} {noun}, but this machine has "
-                f"{there.get(kind, 0):g}; use fewer with --set {less}",
+                f"for {workers} this needs {count:g} {noun}, but this machine has {there.get(kind, 0):g}; use fewer "
+                f"with --set {less}",
                 code="too_small",
                 resource=kind,
                 expected=count,
@@ -235,6 +248,13 @@ def _named(address: str, node: str) -> str:
 def device() -> str:
     """Where this worker computes: on the GPU that it was given, else on the CPU, even if the machine has GPUs."""
     return "cuda" if ray.get_gpu_ids() else "cpu"
+
+
+def model_devices() -> str | list[str]:
+    """Where this worker loads a base model: on its device, or, given several GPUs, split over all of them."""
+    # Ray shows a process only the GPUs that it was given, numbered from 0.
+    gpus = len(ray.get_gpu_ids())
+    return device() if gpus < 2 else [f"cuda:{number}" for number in range(gpus)]
 
 
 SERVE_SETTINGS = {

@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray.data
 
 from ray_jobs._ray_compat.data import cut_without_processors
-from ray_jobs.cluster import wants_gpu
+from ray_jobs.cluster import gpus_of
 from regrad import errors
 from regrad.data.corpora import read_raw
 from regrad.data.files import corpus_files
@@ -59,7 +59,7 @@ def actor_pool(workers: WorkersConfig) -> dict[str, Any]:
     return {
         "compute": ray.data.ActorPoolStrategy(size=workers.workers),
         "num_cpus": workers.cpus_per_worker,
-        "num_gpus": 1 if wants_gpu(workers) else 0,
+        "num_gpus": gpus_of(workers),
         "resources": workers.resources,
     }
 

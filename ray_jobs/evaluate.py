@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from ray_jobs.cell_actors import CellActor
-from ray_jobs.cluster import cause_of, cluster, job_main, require_workers, wants_gpu
+from ray_jobs.cluster import cause_of, cluster, gpus_of, job_main, require_workers
 from ray_jobs.progress import progress_bar, progress_channel
 from regrad.errors import ClusterError, RegradError
 from regrad.evaluation.config import EvalConfig
@@ -91,7 +91,7 @@ def _run(config: EvalConfig, shares: list[list[PlannedCell]], progress: Any) -> 
     workers = config.cluster
     options: dict[str, Any] = {
         "num_cpus": workers.cpus_per_worker,
-        "num_gpus": 1 if wants_gpu(workers) else 0,
+        "num_gpus": gpus_of(workers),
         "resources": workers.resources,
     }
     actor = ray.remote(max_restarts=_LOST_WORKERS, max_task_retries=_LOST_WORKERS, **options)(CellActor)

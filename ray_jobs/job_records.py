@@ -10,11 +10,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from ray_jobs.node_hours import NodeMeter, metered, money_of
 from regrad.digests import json_digest
 from regrad.errors import RegradError
 from regrad.rebuild.inputs import content_digest, size_of
 from regrad.rebuild.records import MadeOutput, RunRecord, host, now, revision, software
-from regrad.settings import Settings
+from regrad.settings import Settings, WorkersConfig
 from regrad.storage import Storage
 
 S = TypeVar("S", bound=Settings)
@@ -22,7 +23,7 @@ R = TypeVar("R")
 
 
 def recorded(config: S, run: Callable[[S], R], job: str, line: Callable[[R], str] = str) -> R:
-    """What the job returns; its record has the settings, software, times, what was made, and the result's line.
+    """What the job returns; its record has settings, software, times, cost, what was made, and the result's line.
 
     Raises `StorageError` if the record cannot be written, and what the job raises, whose code the record then has.
     """
@@ -36,13 +37,20 @@ def recorded(config: S, run: Callable[[S], R], job: str, line: Callable[[R], str
 
     write(record)
     started = time.monotonic()
-    try:
-        result = run(config)
-    except RegradError as error:
-        write(_ended(record, started, f"error: {error}", facts={"error": error.code}))
-        raise
-    write(_ended(record, started, line(result), outputs=_made(place)))
+    with metered() as meter:
+        try:
+            result = run(config)
+        except RegradError as error:
+            write(_ended(record, started, f"error: {error}", facts={"error": error.code}, **_paid(config, meter)))
+            raise
+        write(_ended(record, started, line(result), outputs=_made(place), **_paid(config, meter)))
     return result
+
+
+def _paid(config: Settings, meter: NodeMeter) -> dict[str, Any]:
+    """Hours of machines until now, and what they cost. Those of an attempt that was killed are in no record."""
+    hours = meter.hours()
+    return {"node_hours": hours, "cost": money_of(hours, getattr(config, "cluster", None) or WorkersConfig())}
 
 
 def _place(config: Settings) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-from ray_jobs.cluster import cluster, device, job_main, require_model, require_workers, run_task
+from ray_jobs.cluster import cluster, job_main, model_devices, require_model, require_workers, run_task
 from ray_jobs.corpus_blocks import check_corpus
 from ray_jobs.parts import RecordActor, part_records, write_parts
 from ray_jobs.progress import progress_channel
@@ -58,7 +58,7 @@ class PartWriter(RecordActor):
     @cached_property
     def _writer(self) -> PairWriter:
         """Created on first use, which is in the actor: it loads the model."""
-        return PairWriter(load_language_model(self._config.model, device()), self._config)
+        return PairWriter(load_language_model(self._config.model, model_devices()), self._config)
 
 
 def run(config: SynthesisConfig) -> str:

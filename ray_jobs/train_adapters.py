@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ray_jobs.bank_actors import AdapterActor
 from ray_jobs.build_bank import Built, describe, fill
-from ray_jobs.cluster import cluster, device, job_main, require_model, run_task
+from ray_jobs.cluster import cluster, job_main, model_devices, require_model, run_task
 from regrad.bank.format import Layout
 from regrad.data.augmented import augmented_file
 from regrad.methods.prag import adapters_base, adapters_layout
@@ -38,7 +38,7 @@ def train(config: AdaptersConfig) -> Built:
 def layout_of(config: AdaptersConfig) -> Layout:
     """The layout of the bank; loads the model, to whose weights adapters are bound. Raises as `AdapterTrainer`."""
     static = StaticLora.load(config.static) if config.static else None
-    lm = load_language_model(config.model, device())
+    lm = load_language_model(config.model, model_devices())
     subspace = AdapterTrainer(lm, config.adapter, static, config.seed, start_from=config.start_from).subspace
     fingerprint = adapters_layout(subspace, adapters_base(lm.identity(), static.digest if static else None))
     return Layout(kind="adapter", fingerprint=fingerprint, codec=config.bank.codec, subspace=subspace.to_json())

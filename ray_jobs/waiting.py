@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import ray
 
-from ray_jobs.cluster import repeated, wants_gpu
+from ray_jobs.cluster import gpus_of, repeated
 from ray_jobs.reservations import reservations
 from regrad.settings import WorkersConfig
 
@@ -61,7 +61,7 @@ def _is_waiting() -> bool:
 
 def _needs(config: WorkersConfig) -> dict[str, float]:
     """What one worker takes."""
-    wanted = {"CPU": config.cpus_per_worker, "GPU": float(wants_gpu(config)), **config.resources}
+    wanted = {"CPU": config.cpus_per_worker, "GPU": float(gpus_of(config)), **config.resources}
     return {kind: amount for kind, amount in wanted.items() if amount}
 
 

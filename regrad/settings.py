@@ -10,10 +10,10 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from regrad.errors import ConfigError
@@ -238,13 +238,33 @@ An operator gives them to kinds of machines (`resources` in `cluster.yaml`, `--r
 runs beside at most seven others where there are 8. CPUs and GPUs are not among them: they have own settings."""
 
 
+OTHER_MACHINES = "machine"
+"""The kind of machines that have none, and the key of the price of kinds that have no price of their own."""
+
+
 class WorkersConfig(Settings):
     """How much of the cluster a job takes. `gpu: null` uses GPUs when the cluster has one for each worker."""
 
     workers: int = Field(2, ge=1)
     cpus_per_worker: float = Field(1.0, gt=0)
     gpu: bool | None = None
+    gpus_per_worker: int = Field(1, ge=1, description="a base model is split over them, if it is too large for one")
     resources: CustomResources = Field({})
+    node_hour: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description="price of a machine for an hour by its kind, that of cluster.yaml, or `machine` for all others"
+    )
+    currency: str = "USD"
+
+    @model_validator(mode="after")
+    def _gpus_are_used(self) -> Self:
+        if self.gpu is False and self.gpus_per_worker > 1:
+            raise invalid("gpus_without_gpu", "gpus_per_worker: workers with `gpu: false` have none")
+        return self
+
+    def check_one_gpu(self, reason: str) -> None:
+        """Raise an error of settings, with the `reason`, if workers are to have several GPUs each."""
+        if self.gpus_per_worker > 1:
+            raise invalid("one_gpu_a_worker", f"cluster.gpus_per_worker has to be 1 here: {reason}")
 
 
 def builtin_config(name: str) -> Path:

@@ -12,6 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application
@@ -131,6 +132,7 @@ def serving(config: ServeConfig, http: HttpConfig, shared: bool = False) -> Iter
     """
     if not shared:
         check_port(http)
+        check_gpus(config)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     options = HTTPOptions(host=http.host, port=http.port)
     try:
@@ -170,6 +172,21 @@ def anywhere() -> HttpConfig:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return HttpConfig(port=int(probe.getsockname()[1]))
+
+
+def check_gpus(config: ServeConfig) -> None:
+    """Raise `ServeError` if this machine, which is the whole cluster, has too few GPUs for the fewest replicas."""
+    beside = [] if config.embedded else [config.retriever, config.bank_loader]
+    deployments = [config.generator, config.gateway, *beside]
+    wanted = sum(each.min_replicas * each.num_gpus for each in deployments)
+    there = ray.cluster_resources().get("GPU", 0.0)
+    if wanted > there:
+        raise ServeError(
+            f"the replicas reserve {wanted:g} GPUs, but this machine has {there:g}; lower num_gpus or min_replicas",
+            code="too_few_gpus",
+            expected=wanted,
+            found=there,
+        )
 
 
 def check_port(http: HttpConfig) -> None:

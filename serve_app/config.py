@@ -22,7 +22,7 @@ class ReplicaConfig(Settings):
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(0.25, ge=0)
-    num_gpus: float = Field(0.0, ge=0)
+    num_gpus: float = Field(0.0, ge=0, description="a share of one, or several, over which a generator's base is split")
     resources: CustomResources = Field({})
     max_ongoing_requests: int = Field(128, ge=1, description="requests that a replica works on at a time")
     max_queued_requests: int = Field(1024, ge=1, description="requests that wait for a replica; more are refused")
@@ -38,6 +38,11 @@ class ReplicaConfig(Settings):
     def _ordered(self) -> ReplicaConfig:
         if self.min_replicas > self.max_replicas:
             raise invalid("least_above_most", "min_replicas is above max_replicas")
+        if self.num_gpus > 1 and not self.num_gpus.is_integer():
+            raise invalid(
+                "share_of_several_gpus",
+                f"num_gpus: a replica has a share of one GPU, or whole ones, not {self.num_gpus:g}",
+            )
         return self
 
 

@@ -33,13 +33,19 @@ _RELEASES = 4
 _STALL_SECONDS = 300.0
 
 
+def model_devices() -> list[str]:
+    """Where the base model is: on the CPU, on the replica's GPU, or split over all that it was given."""
+    # Ray shows a process only the GPUs that it was given, numbered from 0.
+    return [f"cuda:{number}" for number in range(len(ray.get_gpu_ids()))] or ["cpu"]
+
+
 class GeneratorDeployment:
     """The base model of the configured MetaInit, shared by all releases: each has a MetaInit on this base."""
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
         first = MetaInit.load(config.meta_init)
-        self._lm = load_language_model(first.model_at(config.model_path), "cuda" if ray.get_gpu_ids() else "cpu")
+        self._lm = load_language_model(first.model_at(config.model_path), model_devices())
         batch = config.batch
         engine = Engine(
             self._lm,

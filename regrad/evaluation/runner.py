@@ -201,7 +201,7 @@ def _record(
 class Cells:
     """Runs cells and writes their records; keeps the model of the last one."""
 
-    def __init__(self, config: EvalConfig, device: str) -> None:
+    def __init__(self, config: EvalConfig, device: str | Sequence[str]) -> None:
         self._config = config
         self._device = device
         self._output = Output(config.output)

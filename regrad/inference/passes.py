@@ -56,7 +56,7 @@ class RowCache(Cache):
         self._positions_NT = positions_NT
         self._length = length
         self._shared = shared
-        self._row_numbers_N1: Tensor | None = None
+        self._places: dict[torch.device, _Places] = {}  # made once a pass, by the first layer of each device
 
     def reserve(self, rows: int, tokens: int) -> None:
         """Make room for this many rows, all that are in use, of this many tokens; what they hold is kept."""
@@ -98,13 +98,14 @@ class RowCache(Cache):
         if pair is None:
             pair = self._blank(key_states), self._blank(value_states)
             self._kept[layer_idx] = pair
-        if self._row_numbers_N1 is None:  # made once a pass, in its first layer
-            self._row_numbers_N1 = _numbers(self._rows, key_states.device)[:, None]
+        places = self._places.get(key_states.device)
+        if places is None:
+            places = _Places.of(self._rows, self._positions_NT, self._shared, key_states.device)
+            self._places[key_states.device] = places
         for kept, new_NHTD in zip(pair, (key_states, value_states), strict=True):
-            new_NHTD = new_NHTD if self._shared is None else new_NHTD[self._shared[1]]
-            kept[self._row_numbers_N1, :, self._positions_NT] = new_NHTD.transpose(1, 2)
-        seen = self._rows if self._shared is None else self._row_numbers_N1[self._shared[0], 0]
-        return pair[0][seen, :, : self._length], pair[1][seen, :, : self._length]
+            new_NHTD = new_NHTD if places.readers_N is None else new_NHTD[places.readers_N]
+            kept[places.rows_N1, :, places.positions_NT] = new_NHTD.transpose(1, 2)
+        return pair[0][places.seen, :, : self._length], pair[1][places.seen, :, : self._length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before those of the pass: meaningless here, as every pass gives its positions itself."""
@@ -121,8 +122,25 @@ class RowCache(Cache):
         return resized
 
 
-def _numbers(rows: slice | Tensor, device: torch.device) -> Tensor:
-    return torch.arange(rows.start, rows.stop, device=device) if isinstance(rows, slice) else rows
+@dataclass(frozen=True)
+class _Places:
+    """Which keys and values a pass writes and sees, on the device of the layers that have them."""
+
+    rows_N1: Tensor
+    positions_NT: Tensor
+    readers_N: Tensor | None
+    seen: slice | Tensor
+
+    @staticmethod
+    def of(
+        rows: slice | Tensor, positions_NT: Tensor, shared: tuple[Tensor, Tensor] | None, device: torch.device
+    ) -> _Places:
+        numbers_N = torch.arange(rows.start, rows.stop, device=device) if isinstance(rows, slice) else rows.to(device)
+        rows_N1, positions_NT = numbers_N[:, None], positions_NT.to(device)
+        if shared is None:
+            return _Places(rows_N1, positions_NT, None, rows if isinstance(rows, slice) else rows_N1[:, 0])
+        reading_U, readers_N = (each.to(device) for each in shared)
+        return _Places(rows_N1, positions_NT, readers_N, rows_N1[reading_U, 0])
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ class Blocks:
         try:
             self._model.base_model(input_ids=ids_NT, **({"use_cache": False} | inputs))  # type: ignore[operator]
         except _Reached as reached:
-            return reached.hidden if isinstance(reached.hidden, Tensor) else None
+            # Where it is read may be another device than that of `ids_NT`, with which callers choose rows of it.
+            return reached.hidden.to(ids_NT.device) if isinstance(reached.hidden, Tensor) else None
         finally:
             handle.remove()
         return None

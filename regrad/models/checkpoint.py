@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from regrad.errors import ModelError
 from regrad.models.architectures import architecture_of
+from regrad.models.placement import device_map_of
 from regrad.models.tokens import turn_end
 from regrad.storage import safetensors_header
 from regrad.text import listed
@@ -53,13 +54,17 @@ class Checkpoint:
     end_ids: tuple[int, ...]
 
 
-def load_checkpoint(path: str, name: str, dtype: torch.dtype, attention: str) -> Checkpoint:
+def load_checkpoint(
+    path: str, name: str, dtype: torch.dtype, attention: str, devices: Sequence[torch.device] = ()
+) -> Checkpoint:
     """Load from a local directory or a hub name; raises `ModelError`, which calls the checkpoint `name`.
 
+    With several `devices` each weight is read to its own (see `placement`), and nowhere is there a copy of all of them.
     Refused are weights that are missing, of another shape, of no use to the model, cut short, not fetched (a Git LFS
     pointer) or quantised, and adapters.
     """
     config, tokenizer = load_without_weights(path, name)
+    places = device_map_of(config, devices) if len(devices) > 1 else None
     transformers_logging.disable_progress_bar()
     try:
         with LOADING:
@@ -71,6 +76,7 @@ def load_checkpoint(path: str, name: str, dtype: torch.dtype, attention: str) ->
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 output_loading_info=True,
+                device_map=places,
             )
     except torch.OutOfMemoryError:
         raise

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,11 +29,12 @@ from regrad.models.half_weights import HalfWeights
 from regrad.models.lora import BatchedLora
 from regrad.models.packing import reads_packed_rows
 from regrad.models.paths import place_of
+from regrad.models.placement import connect, fitting
 from regrad.models.precision import require_bf16
 from regrad.models.subspace import Subspace, find_subspace
 from regrad.models.tokens import check_known, has_chat, prompt_ids, token_ids
 from regrad.storage import local_directory
-from regrad.text import in_one_line, readable_size
+from regrad.text import in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the weights are; of a model on several, where inputs and final states are (see `placement`)."""
         return next(self.model.parameters()).device
 
     @property
@@ -196,20 +197,29 @@ class LanguageModel:
         return (self.eos or self.bos or [0])[0]
 
 
-def load_language_model(config: ModelConfig, device: str | torch.device | None = None) -> LanguageModel:
+def load_language_model(
+    config: ModelConfig, device: str | torch.device | Sequence[str | torch.device] | None = None
+) -> LanguageModel:
     """Load, freeze, hook and check the model; raises `ModelError` if it is missing, unsuitable or lacks the subspace.
 
-    `device` defaults to the first GPU if there is one; `dtype: auto` is bfloat16 there and float32 on a CPU, whatever
-    the CPU can do: a base in another data type is another base.
+    `device` defaults to the first GPU if there is one; the model is split over several (see `placement`). `dtype: auto`
+    is bfloat16 on a GPU and float32 on a CPU, whatever the CPU can do: a base in another data type is another base.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    given = [device] if device is None or isinstance(device, str | torch.device) else device
+    devices = [torch.device(each or ("cuda" if torch.cuda.is_available() else "cpu")) for each in given]
+    device = devices[0]
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
     dtype = torch.bfloat16 if half else torch.float32
     if half:
         require_bf16(device, "model.dtype")
     path = resolve_path(config.path)
-    checkpoint = load_checkpoint(path, config.path, dtype, config.attention)
-    model = _on_device(checkpoint.model, device, config.path)
+    with fitting(config.path, devices):
+        checkpoint = load_checkpoint(path, config.path, dtype, config.attention, devices)
+        model = checkpoint.model
+        if len(devices) > 1:
+            connect(model)
+        else:
+            model.to(device)
     check_finite(model, config.path)
     prompts = config.prompts.model_copy(update={"chat": has_chat(checkpoint.tokenizer, config.prompts)})
     resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch."), "prompts": prompts})
@@ -227,20 +237,6 @@ def load_language_model(config: ModelConfig, device: str | torch.device | None =
             lm.subspace.modules[-1][0],
         )
     return lm
-
-
-def _on_device(model: nn.Module, device: torch.device, name: str) -> nn.Module:
-    try:
-        return model.to(device)
-    except torch.OutOfMemoryError as error:
-        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        raise ModelError(
-            f"{name} has {readable_size(size)} of weights, which do not fit in the memory of {device}; free it, or use "
-            "a larger device",
-            code="out_of_memory",
-            path=name,
-            bytes=size,
-        ) from error
 
 
 def resolve_path(path: str) -> str:

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from regrad.errors import ModelError
+from regrad.models.placement import DevicePart, device_of, parts_of
 from regrad.models.subspace import Subspace
 
 if TYPE_CHECKING:
@@ -68,12 +69,15 @@ class BatchedLora:
         `flat`, twice.
         """
         untouched_NT = None if tokens_NT is None else ~tokens_NT
-        with self._in_force(self.subspace.unflatten(flat), untouched_NT, scaled=False):
+        tensors = self.subspace.unflatten(flat)
+        # In a model that is split over devices each goes to that of its block, and its gradient comes back from there.
+        placed = {name: tensor.to(device_of(self._modules[name[:-2]])) for name, tensor in tensors.items()}
+        with self._in_force(placed, untouched_NT, scaled=False):
             yield
 
     @contextmanager
     def applied_scaled(self, tensors: dict[str, Tensor]) -> Iterator[None]:
-        """As `applied`, with tensors by name whose B is already multiplied by the subspace's scale."""
+        """As `applied`, with tensors by name, each on its block's device; B has the subspace's scale in it."""
         with self._in_force(tensors, None, scaled=True):
             yield
 
@@ -100,7 +104,8 @@ class BatchedLora:
             if self._scaled and a.dim() == 2:
                 return add_one(output, inputs[0], a, b)
             scaling = 1.0 if self._scaled else self.subspace.scaling
-            return add_lora(output, inputs[0], a, b, scaling, self._untouched_NT)
+            untouched_NT = None if self._untouched_NT is None else self._untouched_NT.to(output.device)
+            return add_lora(output, inputs[0], a, b, scaling, untouched_NT)
 
         return add_update
 
@@ -224,37 +229,27 @@ def _entered(contexts: Sequence[AbstractContextManager[None]]) -> Iterator[None]
 class _SubspaceRows:
     """Updates [S, P] in one subspace, in the model's precision, each B multiplied by the subspace's scale."""
 
-    # Rows without an update, which are not in `users`, are zeros, for which B A x is zero. So the rows of any pass are
-    # one view of the memory, and usually one that an earlier pass has made. There is room for all rows in use, whether
-    # or not they have an update here.
+    # Rows without an update, which are not in `users`, are zeros, for which B A x is zero. There is room for all rows
+    # in use, whether or not they have an update here.
 
     def __init__(self, lm: LanguageModel, subspace: Subspace, dtype: torch.dtype, rows: int) -> None:
         self.users: set[int] = set()
-        self._subspace = subspace
         self._lora = lm.lora_for(subspace)
-        self._dtype = dtype
         self._lora.hold()
-        scales = [subspace.scaling if name.endswith(".B") else 1.0 for name in subspace.shapes]
-        self._scale_P = subspace.per_tensor(torch.tensor(scales, device=lm.device))
-        self._kept = self._blank(_room(rows))
-        self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._parts = [_PartRows(part, dtype, _room(rows)) for part in parts_of(lm.model, subspace)]
 
     def put(self, row: int, update_P: Tensor | None) -> None:
-        if row >= self._kept.shape[0]:
-            larger = self._blank(_room(row + 1))
-            larger[: self._kept.shape[0]] = self._kept
-            self._kept = larger
-            self._views = {}
+        for part in self._parts:
+            part.put(row, update_P)
         if update_P is None:
-            self._kept[row].zero_()
             self.users.discard(row)
         else:
-            self._kept[row].copy_(update_P.float().to(self._scale_P.device) * self._scale_P)
             self.users.add(row)
 
     def move(self, source: int, target: int) -> None:
         if source in self.users or target in self.users:
-            self._kept[target].copy_(self._kept[source])
+            for part in self._parts:
+                part.move(source, target)
         self.users.discard(target)
         if source in self.users:
             self.users.add(target)
@@ -266,16 +261,50 @@ class _SubspaceRows:
         self._lora.release()
 
     def applied(self, rows: slice | Tensor) -> AbstractContextManager[None]:
+        first, *others = (part.tensors(rows) for part in self._parts)
+        for other in others:
+            first = first | other
+        return self._lora.applied_scaled(first)
+
+
+class _PartRows:
+    """Of the updates in one subspace what is on one device, beside the blocks that it changes."""
+
+    # The rows of any pass are one view of the memory, and usually one that an earlier pass has made.
+
+    def __init__(self, part: DevicePart, dtype: torch.dtype, rows: int) -> None:
+        self._part, self._dtype = part, dtype
+        scales = [part.subspace.scaling if name.endswith(".B") else 1.0 for name in part.subspace.shapes]
+        self._scale_P = part.subspace.per_tensor(torch.tensor(scales)).to(part.device)
+        self._kept = self._blank(rows)
+        self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
+
+    def put(self, row: int, update_P: Tensor | None) -> None:
+        if row >= self._kept.shape[0]:
+            larger = self._blank(_room(row + 1))
+            larger[: self._kept.shape[0]] = self._kept
+            self._kept = larger
+            self._views = {}
+        if update_P is None:
+            self._kept[row].zero_()
+        else:
+            self._kept[row].copy_(self._part.of(update_P).float().to(self._part.device) * self._scale_P)
+
+    def move(self, source: int, target: int) -> None:
+        self._kept[target].copy_(self._kept[source])
+
+    def tensors(self, rows: slice | Tensor) -> dict[str, Tensor]:
+        """Those of these rows by name."""
         if isinstance(rows, Tensor):
-            return self._lora.applied_scaled(self._subspace.unflatten(self._kept[rows]))
+            return self._part.subspace.unflatten(self._kept[rows.to(self._part.device)])
         key = (rows.start, rows.stop)
         if key not in self._views:
             one = rows.stop - rows.start == 1
-            self._views[key] = self._subspace.unflatten(self._kept[rows.start] if one else self._kept[rows])
-        return self._lora.applied_scaled(self._views[key])
+            self._views[key] = self._part.subspace.unflatten(self._kept[rows.start] if one else self._kept[rows])
+        return self._views[key]
 
     def _blank(self, rows: int) -> Tensor:
-        return torch.zeros(rows, self._subspace.size, dtype=self._dtype, device=self._scale_P.device)
+        return torch.zeros(rows, self._part.subspace.size, dtype=self._dtype, device=self._part.device)
 
 
 def _room(rows: int) -> int:

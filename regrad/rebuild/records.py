@@ -72,6 +72,7 @@ class RunRecord(Settings):
     line: str = ""
     facts: dict[str, Any] = Field({})
     outputs: tuple[MadeOutput, ...] = ()
+    node_hours: dict[str, float] = Field({}, description="of machines in the cluster meanwhile, by kind")
     cost: Money | None = None
 
     @property

@@ -142,6 +142,7 @@ class IndexConfig(Settings):
             )
         if self.shards > 1 and (self.corpus is None or self.dense is not None):
             raise invalid("shards_of_no_corpus", "shards: only a lexical index of a corpus has them")
+        self.cluster.check_one_gpu("an encoder is on one GPU")
         if self.language != "en" and (self.corpus is None or self.dense is not None):
             raise invalid(
                 "language_of_no_text", "language: only a lexical index of a corpus has one, an encoder brings its own"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from regrad.settings import Location, Settings, WorkersConfig
 
@@ -85,3 +85,8 @@ class TrainConfig(Settings):
     watch: TrackingConfig = TrackingConfig()
     seed: int = 0
     cluster: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _one_gpu_a_worker(self) -> Self:
+        self.cluster.check_one_gpu("several GPUs train as several workers, at ZeRO 3 also a base too large for one")
+        return self

@@ -67,5 +67,22 @@ def test_atoms_are_those_of_the_cpu(passages: list[Passage]) -> None:
         torch.testing.assert_close(one.atom.cpu(), other.atom, rtol=1e-3, atol=1e-5 * float(other.atom.abs().max()))
 
 
+@pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="there are no two GPUs here")
+def test_a_base_split_over_two_gpus_answers_as_on_one(passages: list[Passage]) -> None:
+    """The same kernels on the same kind of GPU: to the last bit, but for what chooses its algorithm by free memory."""
+    config = load_settings(ModelConfig, builtin_config("models/lab.yaml"), ["dtype=float32"])
+    one, both = lab(DEVICE), load_language_model(config, ["cuda:0", "cuda:1"] if DEVICE == "cuda" else [DEVICE] * 2)
+    places = {str(parameter.device) for parameter in both.model.parameters()}
+    assert places == ({"cuda:0", "cuda:1"} if DEVICE == "cuda" else {DEVICE})
+    assert both.identity() == one.identity()
+    expected = [item.text for item in run(Engine(one), requests_of(one))]
+    assert [item.text for item in run(Engine(both), requests_of(both))] == expected
+    found, atoms = (AtomExtractor(lm, start(lm)).extract(passages) for lm in (both, one))
+    for there, here in zip(found, atoms, strict=True):
+        assert there.atom is not None
+        assert here.atom is not None
+        torch.testing.assert_close(there.atom, here.atom, rtol=1e-4, atol=1e-6 * float(here.atom.abs().max()))
+
+
 def start(lm: LanguageModel) -> MetaInit:
     return random_meta_init(lm, 0.1, 3)

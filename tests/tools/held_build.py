@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ray_jobs.bank_actors import GradientActor
 from ray_jobs.build_bank import fill
+from ray_jobs.job_records import recorded
 from regrad.bank.config import BuildConfig
 from regrad.bank.format import Layout
 from regrad.data.passages import Passage
@@ -40,12 +41,12 @@ class HeldActor(GradientActor):
 
 
 def main() -> None:
-    """Build, and print how many passages each node has computed."""
+    """Build, leave the run record of the job, and print how many passages each node has computed."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = BuildConfig.model_validate(json.loads(Path(sys.argv[1]).read_text()))
     card = read_card(config.meta_init)
     layout = Layout(fingerprint=card["fingerprint"], codec=config.bank.codec, subspace=card["subspace"])
-    print(json.dumps(fill(config, layout, HeldActor).nodes), flush=True)
+    recorded(config, lambda _: print(json.dumps(fill(config, layout, HeldActor).nodes), flush=True), "build")
 
 
 if __name__ == "__main__":

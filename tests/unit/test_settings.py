@@ -239,3 +239,20 @@ def test_what_a_validator_refuses_has_a_code_and_is_said_once_as_it_stands() -> 
     with refused_settings("not_even", "name", near="even") as info:
         parse_settings(Even, {"name": "odd"}, "test")
     assert str(info.value) == "test: key 'name': odd is not {even}; did you mean 'even'?, found 'odd'"
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (IndexConfig, {"corpus": "c", "output": "o"}),
+        (MetaTrainConfig, load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml")).model_dump()),
+    ],
+)
+def test_workers_that_hold_no_whole_base_have_one_gpu(kind: type[Settings], values: dict[str, object]) -> None:
+    with refused_settings("one_gpu_a_worker"):
+        parse_settings(kind, values | {"cluster": {"gpus_per_worker": 2}}, "c.yaml")
+
+
+def test_several_gpus_for_workers_without_any_are_refused() -> None:
+    with refused_settings("gpus_without_gpu", "cluster"):
+        load_settings(BuildConfig, builtin_config("jobs/build-lab.yaml"), ["cluster={gpu: false, gpus_per_worker: 2}"])

@@ -112,10 +112,10 @@ def test_a_node_that_comes_gets_work_and_one_that_goes_costs_nothing_but_its_blo
     cluster: Nodes, inputs: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     cluster.empty()
-    first = cluster.add()
+    first = cluster.add(RAY_NODE_TYPE_NAME="a100_spot")
     build = Build(cluster, inputs, tmp_path / "bank", held=True)
     wait_for(build.begun)
-    second = cluster.add()
+    second = cluster.add(RAY_NODE_TYPE_NAME="a100")
     wait_for(lambda: set(build.begun()) == {first.node_id, second.node_id})
     cluster.kill(first)
     build.let_go()
@@ -123,6 +123,9 @@ def test_a_node_that_comes_gets_work_and_one_that_goes_costs_nothing_but_its_blo
     assert f"/{second.node_id[:6]} has come" in build.log
     assert build.content() == undisturbed
     assert verify(str(build.bank)) == []
+    hours = json.loads(Path(f"{build.bank}.run.json").read_text())["node_hours"]
+    assert set(hours) == {"a100_spot", "a100", "machine"}, "the head has no kind"
+    assert 0 < hours["a100_spot"] < hours["machine"] and 0 < hours["a100"] < hours["machine"]
 
 
 def test_two_builds_at_once_on_a_full_cluster_both_finish(

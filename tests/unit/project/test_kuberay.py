@@ -17,7 +17,8 @@ from ray.autoscaler._private.resource_demand_scheduler import _default_utilizati
 
 from ray_jobs.cluster import SERVE_SETTINGS
 from regrad.cli.jobs import JOBS, _named
-from regrad.settings import WorkersConfig, load_settings
+from regrad.retrieval.config import IndexConfig
+from regrad.settings import Settings, WorkersConfig, load_settings
 from serve_app.app import load_serve_file
 from serve_app.config import ReplicaConfig
 from tests.tools.kuberay_schema import MANIFESTS, ROOT, check, manifests
@@ -47,16 +48,34 @@ def test_the_check_can_fail(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RAY_JOBS, ids=named)
 def test_a_job_is_a_command_line_of_regrad_with_a_configuration_of_the_image(path: Path) -> None:
+    content = _settings_of(path).model_dump(mode="json")
+    results = [content.get("output"), content.get("bank", {}).get("uri")]
+    assert any(str(place).startswith("s3://") for place in results)  # not in a pod
+
+
+def _settings_of(path: Path) -> Settings:
     words = shlex.split(FILES[path]["spec"]["entrypoint"])
     assert words[0] == "regrad"
     verb = next(job for job in JOBS if job.name == words[1])
     options = list(zip(words[2::2], words[3::2], strict=True))
     assert {name for name, _ in options} == {"--config", "--set"}
     config = ROOT / dict(options)["--config"].removeprefix(f"{IN_IMAGE}/")
-    settings = load_settings(_named(verb.settings), config, [value for name, value in options if name == "--set"])
-    content = settings.model_dump(mode="json")
-    results = [content.get("output"), content.get("bank", {}).get("uri")]
-    assert any(str(place).startswith("s3://") for place in results)  # not in a pod
+    return load_settings(_named(verb.settings), config, [value for name, value in options if name == "--set"])
+
+
+def test_there_is_a_job_for_each_kind_of_work() -> None:
+    assert {path.stem for path in RAY_JOBS} == {"train", "index", "embed", "build", "evaluate"}
+    settings = _settings_of(MANIFESTS / "jobs/embed.yaml")
+    assert isinstance(settings, IndexConfig)
+    assert settings.dense is not None
+
+
+@pytest.mark.parametrize("path", RAY_JOBS, ids=named)
+def test_the_cluster_starts_pods_for_a_jobs_workers(path: Path) -> None:
+    workers: WorkersConfig = _settings_of(path).cluster  # type: ignore[attr-defined]
+    demand = {"CPU": workers.cpus_per_worker, "GPU": float(bool(workers.gpu)), **workers.resources}
+    expected = {"a100"} if workers.gpu else {"store"}
+    assert _launched(CLUSTER, {name: amount for name, amount in demand.items() if amount}) == expected
 
 
 @pytest.mark.parametrize("path", RAY_JOBS, ids=named)

@@ -12,7 +12,15 @@ import pytest
 import ray
 
 from ray_jobs import cluster as module
-from ray_jobs.cluster import changed_nodes, cluster, repeated, require_model, require_workers
+from ray_jobs.cluster import (
+    changed_nodes,
+    cluster,
+    gpus_of,
+    model_devices,
+    repeated,
+    require_model,
+    require_workers,
+)
 from ray_jobs.corpus_blocks import actor_pool
 from regrad.errors import ClusterError, ModelError
 from regrad.settings import WorkersConfig
@@ -136,6 +144,36 @@ def test_workers_take_what_is_configured_even_while_the_cluster_has_no_machine(m
     """A cluster that scales to zero starts machines for what the workers ask for."""
     monkeypatch.setattr(ray, "cluster_resources", dict)
     assert actor_pool(WorkersConfig(workers=8, gpu=False))["num_cpus"] == 1
+
+
+LARGE = WorkersConfig(workers=2, gpus_per_worker=2)
+
+
+def test_workers_with_a_base_over_several_gpus_ask_for_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the cluster has: on the CPU such a base would not be what was asked for."""
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    assert (gpus_of(LARGE), actor_pool(LARGE)["num_gpus"]) == (2, 2)
+    assert gpus_of(WorkersConfig()) == 0
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0})
+    assert gpus_of(WorkersConfig()) == 1
+
+
+def test_more_gpus_than_this_machine_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    with refused(ClusterError, "too_small", resource="GPU", expected=4, found=2):
+        require_workers(LARGE)
+    require_workers(LARGE.model_copy(update={"workers": 1}))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "devices"), [([], "cpu"), (["0"], "cuda"), ([0.5], "cuda"), (["4", "6"], ["cuda:0", "cuda:1"])]
+)
+def test_a_worker_loads_its_base_on_the_gpus_that_it_was_given(
+    gpus: list[str], devices: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: gpus)
+    assert model_devices() == devices
 
 
 def test_a_model_that_is_nowhere_is_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
