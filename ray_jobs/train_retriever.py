@@ -1,4 +1,4 @@
-"""Job: train a dense index's question encoder by whether its passages help to answer; the result is an index.
+"""Job: train a dense index's question encoder by whether its passages help to answer, and the generator beside it.
 
 ray job submit -- python -m ray_jobs.train_retriever --config configs/jobs/retriever-lab.yaml
 """
@@ -11,19 +11,23 @@ from typing import Any
 
 from ray_jobs.cluster import job_main, require_model
 from ray_jobs.train_runner import steps_line, train_until_done
-from regrad.retrieval.base import CARD as INDEX_CARD
-from regrad.storage import check_replaceable
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.learner import CARD, QUESTION_ENCODER, open_dense
-from regrad.training.retriever.run import check_others, data_digest, retriever_worker, write_indexes
+from regrad.training.retriever.run import (
+    check_others,
+    check_outputs,
+    data_digest,
+    retriever_worker,
+    write_generator,
+    write_indexes,
+)
 from regrad.training.workers import Workers
 
 
 def run(config: RetrieverTrainConfig) -> str:
     """Train, or resume an unfinished run, and write `config.output` and the others; returns one line about it."""
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
-    for uri in (config.output, *(other.output for other in config.others)):
-        check_replaceable(uri, INDEX_CARD)
+    check_outputs(config)
     config.method.check()
     require_model(config.model.path)
     with open_dense(config.index, config.k, "cpu") as retriever:
@@ -31,6 +35,7 @@ def run(config: RetrieverTrainConfig) -> str:
 
     def keep(checkpoint: Path) -> tuple[int, dict[str, Any]]:
         trained = checkpoint / QUESTION_ENCODER
+        write_generator(config, trained)
         return write_indexes(config, trained), json.loads((trained / CARD).read_text())["notes"]
 
     leaner = "use fewer workers (cluster.workers), a smaller batch_tokens or a smaller k"
@@ -42,9 +47,10 @@ def run(config: RetrieverTrainConfig) -> str:
 def _describe(config: RetrieverTrainConfig, passages: int, notes: dict[str, Any]) -> str:
     """One line about a run."""
     written = " and ".join([config.output, *(other.output for other in config.others)])
+    beside = f"; generator at {config.generator.output}" if config.generator else ""
     return (
         f"retriever at {written} ({passages} passages): {config.objective.kind} under {config.method.kind}, "
-        f"{notes['questions']} questions, {steps_line(notes)}"
+        f"{notes['questions']} questions, {steps_line(notes)}{beside}"
     )
 
 

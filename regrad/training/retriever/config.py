@@ -7,10 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, model_validator
 
 from regrad.data.question_sets import QuestionSetConfig
+from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.registry import MethodConfig
+from regrad.methods.regrad import ReGradOnlineConfig
 from regrad.models.config import ModelConfig
 from regrad.settings import Location, Settings, invalid
 from regrad.training.config import Beta, ScheduleConfig, TrainConfig
+from regrad.training.module_steps import ZeroStage
 
 
 class MarginalConfig(Settings):
@@ -57,13 +60,24 @@ ObjectiveConfig = Annotated[MarginalConfig | VragConfig | JsaConfig | DistillCon
 
 
 class RetrieverOptimizerConfig(ScheduleConfig):
-    """AdamW over the question encoders."""
+    """AdamW over all that is trained; the generator has a rate of its own."""
 
     steps: int = Field(300, ge=1)
     lr: float = Field(1e-5, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(0.01, ge=0)
     clip: float | None = Field(1.0, gt=0, description="maximum norm of the gradient; null: no clipping")
+    zero_stage: ZeroStage | None = Field(
+        None, description="DeepSpeed's ZeRO stage, 1 or 2; null: each worker has all moments and gradients"
+    )
+
+
+class GeneratorConfig(Settings):
+    """The generator, trained by the same objective: a LoRA beside `rag`, the MetaInit's phi0 under `regrad-online`."""
+
+    output: Location = Field(description="the trained LoRA (as of `regrad finetune`), or MetaInit")
+    start_from: Location | None = Field(None, description="a LoRA to continue from; null: a new one")
+    lr: float = Field(2e-5, gt=0, description="peak rate of the generator's parameters")
 
 
 class OtherIndex(Settings):
@@ -76,7 +90,8 @@ class OtherIndex(Settings):
 class RetrieverTrainConfig(TrainConfig):
     """`regrad retriever`: train the question encoder of a dense index by how much its passages help to answer."""
 
-    model: ModelConfig = Field(description="the generator, which is not trained")
+    model: ModelConfig = Field(description="the generator")
+    generator: GeneratorConfig | None = Field(None, description="train the generator, too; null: it stays as it is")
     index: Location = Field(description="a dense index (`vectors: flat`) with the passages of the training questions")
     others: tuple[OtherIndex, ...] = Field((), description="further indexes that get the trained question encoder")
     tasks: Location | None = Field(None, description="questions of tasks, as for `regrad train`")
@@ -107,9 +122,26 @@ class RetrieverTrainConfig(TrainConfig):
             raise invalid(
                 "method_without_passages", f"method {self.method.kind} uses no passage, so none is better than another"
             )
+        if self.generator is not None:
+            self._trains_generator(self.generator)
         if isinstance(self.objective, JsaConfig) and self.objective.keep_chain and self.cluster.workers > 1:
             raise invalid(
                 "chain_needs_one_worker",
                 "objective.keep_chain needs cluster.workers 1: a question's chain is one worker's",
             )
         return self
+
+    def _trains_generator(self, generator: GeneratorConfig) -> None:
+        if not isinstance(self.method, PromptOnlyConfig | ReGradOnlineConfig):
+            raise invalid(
+                "generator_of_method",
+                f"a generator is trained with rag or pe-rag (a LoRA) or regrad-online (phi0), not {self.method.kind}, "
+                "whose artefacts were made for the generator as it is",
+            )
+        if isinstance(self.objective, DistillConfig):
+            raise invalid(
+                "distill_trains_no_generator",
+                "objective distill takes the answer's likelihoods as they are: leave 'generator' out, or take another",
+            )
+        if generator.start_from is not None and isinstance(self.method, ReGradOnlineConfig):
+            raise invalid("start_from_twice", "generator.start_from is a LoRA; phi0 begins as method.meta_init has it")

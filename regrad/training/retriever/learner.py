@@ -1,4 +1,4 @@
-"""What one step of training a retriever computes and updates: its question encoders, beside passages that stay."""
+"""What one step of training a retriever computes and updates: its question encoders, and the generator if asked for."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from regrad.retrieval.base import Retriever, open_retriever
 from regrad.retrieval.dense import DenseRetriever
 from regrad.retrieval.encoder import Encoder
 from regrad.storage import directory_writer
-from regrad.training.checkpoint import TrainState, load_module_tensors, module_tensors
+from regrad.training.checkpoint import Product, TrainState
 from regrad.training.loop import StepResult
+from regrad.training.module_steps import AdamWSettings, ModuleSteps, make_steps
 from regrad.training.retriever.candidates import PassageVectors, Union, unite
 from regrad.training.retriever.chains import NO_STATE
 from regrad.training.retriever.config import JsaConfig, RetrieverTrainConfig
-from regrad.training.retriever.likelihood import Likelihood
+from regrad.training.retriever.generator import TrainedGenerator
+from regrad.training.retriever.likelihood import Asked, Likelihood
 from regrad.training.retriever.objectives import Candidates, log_softmax, make_objective
 from regrad.training.workers import Workers
 
 QUESTION_ENCODER = "question_encoder"
 ENCODER = "encoder"
+GENERATOR = "generator"
 CARD = "question_encoder.json"
 
 
@@ -42,16 +45,22 @@ class NumberedQuestion:
 
 @dataclass(frozen=True)
 class TrainedEncoder:
-    """A question encoder as it is now, the digest of the passages' encoder that it belongs to, and notes on the run."""
+    """A question encoder as it is now, the digest of the passages' encoder that it belongs to, and notes on the run.
+
+    `generator` is what was trained with it.
+    """
 
     encoder: Encoder
     passages_digest: str
     notes: Mapping[str, Any] = field(default_factory=dict)
+    generator: Product | None = None
 
     def save(self, uri: Path, /) -> None:
         """Write the directory, whole or not at all."""
         with directory_writer(uri, CARD) as folder:
             self.encoder.save(folder / ENCODER)
+            if self.generator is not None:
+                self.generator.save(folder / GENERATOR)
             card = {"passages_digest": self.passages_digest, "notes": dict(self.notes)}
             (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
 
@@ -83,8 +92,8 @@ class RetrieverLearner:
     """One worker's side of training a retriever: a `Learner` of questions.
 
     The prior's encoder is the index's own for questions; the posterior's, which reads question and answer, begins as a
-    copy of it. Passages, their vectors and the generator stay as they are, so a likelihood is computed once for each
-    question and passage.
+    copy of it. Passages and their vectors stay as they are. A likelihood is computed once for each question and passage
+    if the generator stays, too; one that is a `TrainedGenerator` takes part in every step.
     """
 
     kind, product_name = "retriever", QUESTION_ENCODER
@@ -94,7 +103,7 @@ class RetrieverLearner:
         self,
         config: RetrieverTrainConfig,
         retriever: DenseRetriever,
-        likelihood: Likelihood,
+        likelihood: Likelihood | TrainedGenerator,
         questions: int,
         device: torch.device,
         base: str = "",
@@ -107,14 +116,8 @@ class RetrieverLearner:
         self._vectors = PassageVectors(retriever.vectors, device)
         self._prior = retriever.encoder
         self._posterior = retriever.encoder.copy() if self._objective.needs_posterior else None
-        encoders = {"prior": self._prior.module}
-        if self._posterior is not None:
-            encoders["posterior"] = self._posterior.module
-        self._module = nn.ModuleDict(encoders)
-        optimizer = config.optimizer
-        self._optimizer = torch.optim.AdamW(
-            self._module.parameters(), optimizer.lr, optimizer.betas, weight_decay=optimizer.weight_decay
-        )
+        self._generator: TrainedGenerator | None = likelihood if hasattr(likelihood, "gradient") else None
+        self._steps = self._made_steps(workers)
         self.device, self._workers, self._notes = device, workers, notes or {}
         self.base = hashlib.sha256(f"{base}|{self._prior.digest()}|{retriever.passages_digest}".encode()).hexdigest()
         keeps = isinstance(config.objective, JsaConfig) and config.objective.keep_chain
@@ -123,6 +126,18 @@ class RetrieverLearner:
         self._numbers: dict[str, float] = {}
         self._step = 0
 
+    def _made_steps(self, workers: Workers) -> ModuleSteps:
+        config, optimizer = self._config, self._config.optimizer
+        parts = {"prior": self._prior.module}
+        if self._posterior is not None:
+            parts["posterior"] = self._posterior.module
+        groups = [([p for part in parts.values() for p in part.parameters()], optimizer.lr)]
+        if self._generator is not None and config.generator is not None:
+            parts["generator"] = self._generator.module
+            groups.append((list(self._generator.module.parameters()), config.generator.lr))
+        settings = AdamWSettings(optimizer.betas, optimizer.weight_decay, optimizer.clip, optimizer.zero_stage)
+        return make_steps(nn.ModuleDict(parts), groups, settings, workers)
+
     def prepare(self, batch: Sequence[NumberedQuestion], state: TrainState) -> str:
         """See `Learner`."""
         self._step = state.step
@@ -130,6 +145,7 @@ class RetrieverLearner:
 
     def step(self, batch: Sequence[NumberedQuestion], factor: float) -> StepResult:
         """See `Learner`."""
+        # 1. What the objective looks at, and what it says of it.
         union, found = self.candidates(batch)
         # A step's draws follow from seed, step and worker alone, so a resumed run repeats them.
         key = hashlib.sha256(f"{self._config.seed}/{self._step}/{self._workers.rank}".encode())
@@ -137,18 +153,26 @@ class RetrieverLearner:
         self._step += 1
         counts = {"questions": len(batch), "candidates": int(union.present.sum())}
         finite = torch.isfinite(found.prior).all() & torch.isfinite(found.posterior).all()
-        if not self._everywhere(finite):
+        if not self._steps.everywhere(finite):
             return StepResult(None, counts)
         objected = self._objective(found, draws)
         loss = objected.loss.mean()
-        self._optimizer.zero_grad()
+
+        # 2. Gradients of the encoders, and of the generator by what each likelihood counts for, and a step by both.
+        self._steps.forget_gradients()
         loss.backward()  # type: ignore[no-untyped-call]
-        if not self._updated(factor):
+        if self._generator is not None:
+            self._add_generators_gradient(self._generator, batch, union, found.likelihood.grad)
+        if not self._steps.step(factor):
             return StepResult(None, counts)
+        if self._generator is not None:
+            self._generator.moved()
+
+        # 3. What is kept of it.
         if len(self._chains) and objected.states is not None:
             rows_B = union.rows.gather(1, objected.states[:, None])[:, 0]
             self._chains[[item.number for item in batch]] = rows_B.cpu()
-        marginal_B = (log_softmax(found.prior, found.present).detach() + found.likelihood).logsumexp(1)
+        marginal_B = (log_softmax(found.prior, found.present) + found.likelihood).detach().logsumexp(1)
         sizes = {"candidates": counts["candidates"] / len(batch)}
         self._numbers = {"answer_log_likelihood": float(marginal_B.mean()), **sizes, **objected.numbers}
         return StepResult(float(self._workers.mean(loss.detach())), counts)
@@ -171,40 +195,40 @@ class RetrieverLearner:
             torch.einsum("bd,bud->bu", queries_BD, vectors_BUD) / self._config.temperature
             for queries_BD in (prior_BD, posterior_BD)
         )
-        likelihood_BU = self._likelihoods(batch, union).to(self.device)
+        likelihood_BU = self._likelihoods(batch, union).to(self.device).requires_grad_(self._generator is not None)
         masks = (union.present, union.by_prior, union.by_posterior)
         return union, Candidates(prior_BU, posterior_BU, likelihood_BU, *masks, union.start)
 
     def _likelihoods(self, batch: Sequence[NumberedQuestion], union: Union) -> Tensor:
         """[B, U], 0 where no passage is; what is not known yet is computed, all of it together."""
         places = [(b, u, int(union.rows[b, u])) for b, u in union.present.nonzero().tolist()]
+        if self._generator is not None:
+            self._known = {}  # by another generator
         unknown = {(batch[b].number, row): b for b, _, row in places if (batch[b].number, row) not in self._known}
-        ids = self._retriever.ids_of_rows(sorted({row for _, row in unknown}))
-        passages = dict(zip(ids, self._retriever.passages(list(ids.values())), strict=True))
-        pairs = [(batch[b].question, passages[row]) for (_, row), b in unknown.items()]
-        if pairs:
-            self._known.update(zip(unknown, self._likelihood.of(pairs).tolist(), strict=True))
+        if unknown:
+            asked = self._asked([(batch[b].question, row) for (_, row), b in unknown.items()])
+            self._known.update(zip(unknown, self._likelihood.of(asked).tolist(), strict=True))
         likelihood_BU = torch.zeros(union.rows.shape)
         for b, u, row in places:
             likelihood_BU[b, u] = self._known[batch[b].number, row]
         return likelihood_BU
 
-    def _updated(self, factor: float) -> bool:
-        """Share the gradients and take a step; False, and no step, if one is not finite on any worker."""
-        parameters = [parameter for parameter in self._module.parameters() if parameter.grad is not None]
-        for parameter in parameters:
-            parameter.grad = self._workers.mean(parameter.grad)  # type: ignore[arg-type]
-        settings = self._config.optimizer
-        norm = nn.utils.clip_grad_norm_(parameters, settings.clip or float("inf"))
-        if not self._everywhere(torch.isfinite(norm)):
-            return False
-        for group in self._optimizer.param_groups:
-            group["lr"] = settings.lr * factor
-        self._optimizer.step()
-        return True
+    def _asked(self, wanted: Sequence[tuple[Question, int]]) -> list[Asked]:
+        """Questions with the passages at these rows."""
+        ids = self._retriever.ids_of_rows(sorted({row for _, row in wanted}))
+        passages = dict(zip(ids, self._retriever.passages(list(ids.values())), strict=True))
+        return [(question, (passages[row],)) for question, row in wanted]
 
-    def _everywhere(self, here: Tensor) -> bool:
-        return bool(self._workers.mean(here.float()) == 1)
+    def _add_generators_gradient(
+        self, generator: TrainedGenerator, batch: Sequence[NumberedQuestion], union: Union, weights_BU: Tensor | None
+    ) -> None:
+        """The gradient of the objective by the generator's parameters, over the pairs that it depends on."""
+        # Where the objective does not look, the derivative is zero: nothing is read again for it.
+        counting = [] if weights_BU is None else (weights_BU * union.present).nonzero().tolist()
+        wanted = [(batch[b].question, int(union.rows[b, u])) for b, u in counting]
+        weights = [float(weights_BU[b, u]) for b, u in counting] if weights_BU is not None else []
+        (parameter,) = generator.module.parameters()
+        parameter.grad = generator.gradient(self._asked(wanted), weights).to(parameter)
 
     def numbers(self) -> dict[str, float]:
         """See `Learner`."""
@@ -212,14 +236,18 @@ class RetrieverLearner:
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Learner`; the states of kept chains, too."""
-        return {**module_tensors(self._module, self._optimizer), "chains": self._chains.clone()}
+        return {**self._steps.tensors(), "chains": self._chains.clone()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """See `Learner`."""
-        load_module_tensors(self._module, self._optimizer, tensors)
+        self._steps.load(tensors)
         self._chains = tensors["chains"].clone()
+        if self._generator is not None:
+            self._generator.moved()
 
     def product(self, state: TrainState) -> TrainedEncoder:
-        """The prior's encoder as it is now."""
+        """What was trained as it is now."""
         notes = {**self._notes, "steps": state.step, "skipped_steps": len(state.skipped), "losses": state.some_losses()}
-        return TrainedEncoder(self._prior, self._retriever.passages_digest, {**notes, "numbers": self._numbers})
+        notes |= {"numbers": self._numbers}
+        generator = self._generator.product(notes) if self._generator is not None else None
+        return TrainedEncoder(self._prior, self._retriever.passages_digest, notes, generator)

@@ -24,9 +24,10 @@ class Candidates:
     """The passages that B questions may rest on, K places each; all tensors are [B, K].
 
     `prior` and `posterior` are the scores, already divided by the temperature: p(h|x) and q(h|x, y) are their softmax
-    over the places that are `present` (unions differ in size). `likelihood` is log p(y|x, h), not differentiated.
-    `by_prior` and `by_posterior` say which places each retriever found among its own best. `start`, if given, is the
-    place of each chain's last state [B] (`chains.NO_STATE`: none).
+    over the places that are `present` (unions differ in size). `likelihood` is log p(y|x, h): if the generator is
+    trained, a leaf whose gradient says how much each pair counts. `by_prior` and `by_posterior` say which places each
+    retriever found among its own best. `start`, if given, is the place of each chain's last state [B]
+    (`chains.NO_STATE`: none).
     """
 
     prior: Tensor
@@ -122,7 +123,7 @@ class Jsa:
         """See `Objective`."""
         log_p_BK = log_softmax(found.prior, found.present)
         log_q_BK = log_p_BK if self._config.simplified else log_softmax(found.posterior, found.present)
-        target_BK = log_p_BK.detach() + found.likelihood / self._config.temperature_lm
+        target_BK = log_p_BK.detach() + found.likelihood.detach() / self._config.temperature_lm
         start_B = found.start if self._config.keep_chain else None
         chains = sample_chains(target_BK, log_q_BK.detach(), self._config.proposals, draws, start_B)
         last_B = chains.states[:, -1]

@@ -15,20 +15,25 @@ from regrad.data.tasks import read_tasks
 from regrad.digests import records_digest
 from regrad.errors import TrainingError
 from regrad.models.loading import load_language_model
+from regrad.retrieval.base import CARD as INDEX_CARD
 from regrad.retrieval.base import read_index_card
 from regrad.retrieval.dense import check_passages_encoder, with_question_encoder
+from regrad.storage import check_replaceable
 from regrad.training.callbacks import Listener, Silent
 from regrad.training.loop import train_on
+from regrad.training.lora.lora_artifact import ADAPTER_CARD
 from regrad.training.retriever.config import RetrieverTrainConfig
+from regrad.training.retriever.generator import generator_card, load_generator, make_generator
 from regrad.training.retriever.learner import (
     CARD,
     ENCODER,
+    GENERATOR,
     NumberedQuestion,
     RetrieverLearner,
     TrainedEncoder,
     open_dense,
 )
-from regrad.training.retriever.likelihood import MethodLikelihood
+from regrad.training.retriever.likelihood import Likelihood, MethodLikelihood
 from regrad.training.workers import Workers
 
 
@@ -81,8 +86,11 @@ def retriever_worker(
     with open_dense(config.index, config.k, device) as retriever:
         config.method.check()
         lm = load_language_model(config.model, device)
-        per_token = config.likelihood == "token-mean"
-        likelihood = MethodLikelihood(lm, config.method, per_token, config.batch_tokens)
+        if config.generator is not None:
+            likelihood: Likelihood = make_generator(lm, config)
+        else:
+            per_token = config.likelihood == "token-mean"
+            likelihood = MethodLikelihood(lm, config.method, per_token, config.batch_tokens)
         notes = {
             "objective": config.objective.model_dump(mode="json"),
             "method": config.method.kind,
@@ -99,6 +107,22 @@ def check_others(config: RetrieverTrainConfig, passages_digest: str) -> None:
     """Raise `RetrievalError` if one of the `others` has passages of another encoder; before anything is trained."""
     for other in config.others:
         check_passages_encoder(other.index, passages_digest)
+
+
+def check_outputs(config: RetrieverTrainConfig) -> None:
+    """Raise `StorageError` if something that is not ours is where a result goes; before anything is trained."""
+    for uri in (config.output, *(other.output for other in config.others)):
+        check_replaceable(uri, INDEX_CARD)
+    if config.generator is not None:
+        check_replaceable(config.generator.output, generator_card(config))
+        if config.generator.start_from is not None:
+            ADAPTER_CARD.read(config.generator.start_from)
+
+
+def write_generator(config: RetrieverTrainConfig, trained: Path) -> None:
+    """Write the generator that was trained, if one was, at its output."""
+    if config.generator is not None:
+        load_generator(config, str(trained / GENERATOR)).save(config.generator.output)
 
 
 def write_indexes(config: RetrieverTrainConfig, trained: Path) -> int:
