@@ -6,11 +6,14 @@ ray job submit -- python -m ray_jobs.train_retriever --config configs/jobs/retri
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.cluster import job_main, require_model
+from ray_jobs.cluster import cluster, job_main, require_model
+from ray_jobs.refreshing import RefresherBeside, index_anew, require_together, vectors_uri
 from ray_jobs.train_runner import steps_line, train_until_done
+from regrad.storage import Storage
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.learner import CARD, QUESTION_ENCODER, open_dense
 from regrad.training.retriever.run import (
@@ -18,8 +21,7 @@ from regrad.training.retriever.run import (
     check_outputs,
     data_digest,
     retriever_worker,
-    write_generator,
-    write_indexes,
+    write_trained,
 )
 from regrad.training.workers import Workers
 
@@ -35,12 +37,17 @@ def run(config: RetrieverTrainConfig) -> str:
 
     def keep(checkpoint: Path) -> tuple[int, dict[str, Any]]:
         trained = checkpoint / QUESTION_ENCODER
-        write_generator(config, trained)
-        return write_indexes(config, trained), json.loads((trained / CARD).read_text())["notes"]
+        notes = json.loads((trained / CARD).read_text())["notes"]
+        return write_trained(config, trained, partial(index_anew, config)), notes
 
     leaner = "use fewer workers (cluster.workers), a smaller batch_tokens or a smaller k"
     data = {"data": data_digest(config)}
-    passages, notes = train_until_done(config, data, retriever_worker, keep, "training the retriever", leaner)
+    worker = partial(retriever_worker, refresher=RefresherBeside)
+    with cluster():
+        if config.passages is not None:
+            require_together(config)
+        passages, notes = train_until_done(config, data, worker, keep, "training the retriever", leaner)
+    Storage(vectors_uri(config)).remove()
     return _describe(config, passages, notes)
 
 

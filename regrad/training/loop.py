@@ -39,6 +39,13 @@ class StepResult:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
+class Interrupted(TrainingError):
+    """What stops a run between two steps, raised by `Learner.step` on all workers before it has changed anything.
+
+    The state so far is kept in a checkpoint, wherever the last one was, and the same run goes on from it.
+    """
+
+
 class Learner(Protocol[Item_contra]):
     """One worker's side of what is trained. Every worker calls every method at the same steps.
 
@@ -142,7 +149,12 @@ class Loop(Generic[Item]):
             if not prepared and (note := self._learner.prepare(batch, state)):
                 self._listener.note(note)
             prepared = True
-            self._step(batch, state)
+            try:
+                self._step(batch, state)
+            except Interrupted:
+                if state.step % self._checkpoints.every:  # else it is there
+                    self._checkpoint(state)
+                raise
             last = state.step == self._schedule.steps
             # 2. A report, and a score, whose time does not count as training.
             if last or state.step % self._watch.every == 0:
@@ -155,11 +167,7 @@ class Loop(Generic[Item]):
                     self._listener.note(remark)
             # 3. A checkpoint; one for each score, since the best by score may become the result.
             if last or state.latest_score or state.step % self._checkpoints.every == 0:
-                learner, product = self._learner, self._learner.product(state)
-                tensors = learner.tensors()
-                self._listener.checkpoint(
-                    TrainCheckpoint(learner.kind, learner.base, state, tensors, learner.product_name, product)
-                )
+                self._checkpoint(state)
         if state.step != self._schedule.steps:
             raise TrainingError(
                 f"the batches ended at step {state.step} of {self._schedule.steps}",
@@ -168,6 +176,13 @@ class Loop(Generic[Item]):
                 steps=self._schedule.steps,
             )
         return state
+
+    def _checkpoint(self, state: TrainState) -> None:
+        learner, product = self._learner, self._learner.product(state)
+        tensors = learner.tensors()
+        self._listener.checkpoint(
+            TrainCheckpoint(learner.kind, learner.base, state, tensors, learner.product_name, product)
+        )
 
     def _step(self, batch: Sequence[Item], state: TrainState) -> None:
         started = time.perf_counter()

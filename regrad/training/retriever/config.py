@@ -11,7 +11,8 @@ from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.registry import MethodConfig
 from regrad.methods.regrad import ReGradOnlineConfig
 from regrad.models.config import ModelConfig
-from regrad.settings import Location, Settings, invalid
+from regrad.retrieval.config import PART_PASSAGES
+from regrad.settings import Location, Settings, WorkersConfig, invalid
 from regrad.training.config import Beta, ScheduleConfig, TrainConfig
 from regrad.training.module_steps import ZeroStage
 
@@ -80,11 +81,26 @@ class GeneratorConfig(Settings):
     lr: float = Field(2e-5, gt=0, description="peak rate of the generator's parameters")
 
 
+class PassageTrainingConfig(Settings):
+    """The passages' encoder, trained too: its index is made anew from time to time, and at the end."""
+
+    encoder: Location = Field(description="the trained encoder of passages, which the new indexes are made with")
+    corpus: Location = Field(description="the passages of `index`, for the workers that embed them")
+    every: int = Field(100, ge=1, description="steps between refreshes of the vectors that are searched")
+    delay: int = Field(
+        0, ge=0, description="steps on the old vectors while new ones are made; 0: training waits for them"
+    )
+    lr: float | None = Field(None, gt=0, description="peak rate of its parameters; null: optimizer.lr")
+    part_passages: int = Field(PART_PASSAGES, ge=1, description="passages that a worker encodes at once")
+    cluster: WorkersConfig = Field(WorkersConfig(workers=1), description="replicas of the encoder that embed")
+
+
 class OtherIndex(Settings):
     """An index that the questions of training are not about, such as that of the corpus to be served."""
 
     index: Location = Field(description="a dense index of the same passage encoder")
     output: Location = Field(description="the same index with the trained question encoder")
+    corpus: Location | None = Field(None, description="its passages; needed if the passages' encoder is trained")
 
 
 class RetrieverTrainConfig(TrainConfig):
@@ -94,6 +110,9 @@ class RetrieverTrainConfig(TrainConfig):
     generator: GeneratorConfig | None = Field(None, description="train the generator, too; null: it stays as it is")
     index: Location = Field(description="a dense index (`vectors: flat`) with the passages of the training questions")
     others: tuple[OtherIndex, ...] = Field((), description="further indexes that get the trained question encoder")
+    passages: PassageTrainingConfig | None = Field(
+        None, description="train the passages' encoder, too; null: it and the vectors stay as they are"
+    )
     tasks: Location | None = Field(None, description="questions of tasks, as for `regrad train`")
     questions: QuestionSetConfig | None = Field(None, description="instead of tasks: a question set with answers")
     method: MethodConfig = Field(
@@ -122,6 +141,8 @@ class RetrieverTrainConfig(TrainConfig):
             raise invalid(
                 "method_without_passages", f"method {self.method.kind} uses no passage, so none is better than another"
             )
+        if self.passages is not None:
+            self._trains_passages(self.passages)
         if self.generator is not None:
             self._trains_generator(self.generator)
         if isinstance(self.objective, JsaConfig) and self.objective.keep_chain and self.cluster.workers > 1:
@@ -145,3 +166,15 @@ class RetrieverTrainConfig(TrainConfig):
             )
         if generator.start_from is not None and isinstance(self.method, ReGradOnlineConfig):
             raise invalid("start_from_twice", "generator.start_from is a LoRA; phi0 begins as method.meta_init has it")
+
+    def _trains_passages(self, passages: PassageTrainingConfig) -> None:
+        if passages.delay >= passages.every:
+            raise invalid(
+                "delay_of_refresh",
+                f"passages.delay {passages.delay} must be below passages.every {passages.every}: one refresh at a time",
+            )
+        if bare := [other.index for other in self.others if other.corpus is None]:
+            raise invalid(
+                "corpus_missing",
+                f"passages: the index at {bare[0]} is made anew with its encoder, so 'corpus' is needed",
+            )

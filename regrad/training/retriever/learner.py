@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,13 @@ from regrad.training.retriever.config import JsaConfig, RetrieverTrainConfig
 from regrad.training.retriever.generator import TrainedGenerator
 from regrad.training.retriever.likelihood import Asked, Likelihood
 from regrad.training.retriever.objectives import Candidates, log_softmax, make_objective
+from regrad.training.retriever.passage_side import PassageSide, Refresher
 from regrad.training.workers import Workers
 
 QUESTION_ENCODER = "question_encoder"
 ENCODER = "encoder"
 GENERATOR = "generator"
+PASSAGES = "passages"
 CARD = "question_encoder.json"
 
 
@@ -47,13 +49,14 @@ class NumberedQuestion:
 class TrainedEncoder:
     """A question encoder as it is now, the digest of the passages' encoder that it belongs to, and notes on the run.
 
-    `generator` is what was trained with it.
+    `generator` and `passages`, the passages' encoder, are what was trained with it.
     """
 
     encoder: Encoder
     passages_digest: str
     notes: Mapping[str, Any] = field(default_factory=dict)
     generator: Product | None = None
+    passages: Encoder | None = None
 
     def save(self, uri: Path, /) -> None:
         """Write the directory, whole or not at all."""
@@ -61,6 +64,8 @@ class TrainedEncoder:
             self.encoder.save(folder / ENCODER)
             if self.generator is not None:
                 self.generator.save(folder / GENERATOR)
+            if self.passages is not None:
+                self.passages.save_passages(folder / PASSAGES)
             card = {"passages_digest": self.passages_digest, "notes": dict(self.notes)}
             (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
 
@@ -92,8 +97,9 @@ class RetrieverLearner:
     """One worker's side of training a retriever: a `Learner` of questions.
 
     The prior's encoder is the index's own for questions; the posterior's, which reads question and answer, begins as a
-    copy of it. Passages and their vectors stay as they are. A likelihood is computed once for each question and passage
-    if the generator stays, too; one that is a `TrainedGenerator` takes part in every step.
+    copy of it. Passages and their vectors stay as they are without a `refresher`; with one the passages' encoder is
+    trained, too. A likelihood is computed once for each question and passage if the generator stays as it is; one that
+    is a `TrainedGenerator` takes part in every step.
     """
 
     kind, product_name = "retriever", QUESTION_ENCODER
@@ -109,6 +115,7 @@ class RetrieverLearner:
         base: str = "",
         notes: Mapping[str, Any] | None = None,
         workers: Workers = Workers(),
+        refresher: Refresher | None = None,
     ) -> None:
         workers.check(config.optimizer.batch_size)
         self._config, self._retriever, self._likelihood = config, retriever, likelihood
@@ -116,6 +123,10 @@ class RetrieverLearner:
         self._vectors = PassageVectors(retriever.vectors, device)
         self._prior = retriever.encoder
         self._posterior = retriever.encoder.copy() if self._objective.needs_posterior else None
+        self._passages: PassageSide | None = None
+        if config.passages is not None and refresher is not None:
+            encoder = retriever.passages_encoder(str(device))
+            self._passages = PassageSide(encoder, self._vectors, config.passages, refresher, workers)
         self._generator: TrainedGenerator | None = likelihood if hasattr(likelihood, "gradient") else None
         self._steps = self._made_steps(workers)
         self.device, self._workers, self._notes = device, workers, notes or {}
@@ -132,6 +143,9 @@ class RetrieverLearner:
         if self._posterior is not None:
             parts["posterior"] = self._posterior.module
         groups = [([p for part in parts.values() for p in part.parameters()], optimizer.lr)]
+        if self._passages is not None and config.passages is not None:
+            parts["passages"] = self._passages.module
+            groups.append((list(self._passages.module.parameters()), config.passages.lr or optimizer.lr))
         if self._generator is not None and config.generator is not None:
             parts["generator"] = self._generator.module
             groups.append((list(self._generator.module.parameters()), config.generator.lr))
@@ -145,7 +159,11 @@ class RetrieverLearner:
 
     def step(self, batch: Sequence[NumberedQuestion], factor: float) -> StepResult:
         """See `Learner`."""
-        # 1. What the objective looks at, and what it says of it.
+        # 1. Vectors that are due, before anything is changed; then what the objective looks at, and what it says of it.
+        if self._passages is not None:
+            with torch.no_grad():
+                queries_BD = self._prior.question_vectors([item.question.question for item in batch])
+            self._passages.before(self._step, queries_BD, self._config.k)
         union, found = self.candidates(batch)
         # A step's draws follow from seed, step and worker alone, so a resumed run repeats them.
         key = hashlib.sha256(f"{self._config.seed}/{self._step}/{self._workers.rank}".encode())
@@ -175,6 +193,8 @@ class RetrieverLearner:
         marginal_B = (log_softmax(found.prior, found.present) + found.likelihood).detach().logsumexp(1)
         sizes = {"candidates": counts["candidates"] / len(batch)}
         self._numbers = {"answer_log_likelihood": float(marginal_B.mean()), **sizes, **objected.numbers}
+        if self._passages is not None:
+            self._numbers |= self._passages.numbers(self._step)
         return StepResult(float(self._workers.mean(loss.detach())), counts)
 
     def candidates(self, batch: Sequence[NumberedQuestion]) -> tuple[Union, Candidates]:
@@ -188,9 +208,10 @@ class RetrieverLearner:
             posterior_BD = self._posterior.question_vectors(answered)
         kept_B = self._chains[[item.number for item in batch]] if len(self._chains) else torch.full((len(batch),), -1)
         with torch.no_grad():
-            nearest = [self._vectors.nearest(queries_BD, k) for queries_BD in (prior_BD, posterior_BD)]
+            searched = self._passages.vectors if self._passages is not None else self._vectors
+            nearest = [searched.nearest(queries_BD, k) for queries_BD in (prior_BD, posterior_BD)]
         union = unite(nearest[0], nearest[1], kept_B.to(self.device))
-        vectors_BUD = self._vectors.of(union.rows)
+        vectors_BUD = self._vectors_of(union)
         prior_BU, posterior_BU = (
             torch.einsum("bd,bud->bu", queries_BD, vectors_BUD) / self._config.temperature
             for queries_BD in (prior_BD, posterior_BD)
@@ -198,6 +219,17 @@ class RetrieverLearner:
         likelihood_BU = self._likelihoods(batch, union).to(self.device).requires_grad_(self._generator is not None)
         masks = (union.present, union.by_prior, union.by_posterior)
         return union, Candidates(prior_BU, posterior_BU, likelihood_BU, *masks, union.start)
+
+    def _vectors_of(self, union: Union) -> Tensor:
+        """The candidates' vectors [B, U, D]: those of the index, or of the passages' encoder as it is now."""
+        if self._passages is None:
+            return self._vectors.of(union.rows)
+        # Where no passage is, the first one stands: nothing is read of that place.
+        first = int(union.rows[union.present][0])
+        rows_BU = union.rows.masked_fill(~union.present, first)
+        rows_N, places_BU = rows_BU.unique(return_inverse=True)
+        ids = self._retriever.ids_of_rows(rows_N.tolist())
+        return self._passages.of(self._retriever.passages(list(ids.values())))[places_BU]
 
     def _likelihoods(self, batch: Sequence[NumberedQuestion], union: Union) -> Tensor:
         """[B, U], 0 where no passage is; what is not known yet is computed, all of it together."""
@@ -236,7 +268,8 @@ class RetrieverLearner:
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Learner`; the states of kept chains, too."""
-        return {**self._steps.tensors(), "chains": self._chains.clone()}
+        beside = self._passages.tensors() if self._passages is not None else {}
+        return {**self._steps.tensors(), **beside, "chains": self._chains.clone()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """See `Learner`."""
@@ -244,10 +277,15 @@ class RetrieverLearner:
         self._chains = tensors["chains"].clone()
         if self._generator is not None:
             self._generator.moved()
+        if self._passages is not None:
+            self._passages.load(tensors)
 
     def product(self, state: TrainState) -> TrainedEncoder:
         """What was trained as it is now."""
         notes = {**self._notes, "steps": state.step, "skipped_steps": len(state.skipped), "losses": state.some_losses()}
         notes |= {"numbers": self._numbers}
         generator = self._generator.product(notes) if self._generator is not None else None
-        return TrainedEncoder(self._prior, self._retriever.passages_digest, notes, generator)
+        if self._passages is None:
+            return TrainedEncoder(self._prior, self._retriever.passages_digest, notes, generator)
+        notes["refreshes"] = [asdict(refresh) for refresh in self._passages.refreshes]
+        return TrainedEncoder(self._prior, self._retriever.passages_digest, notes, generator, self._passages.encoder)

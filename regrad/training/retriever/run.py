@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -17,8 +19,11 @@ from regrad.errors import TrainingError
 from regrad.models.loading import load_language_model
 from regrad.retrieval.base import CARD as INDEX_CARD
 from regrad.retrieval.base import read_index_card
-from regrad.retrieval.dense import check_passages_encoder, with_question_encoder
-from regrad.storage import check_replaceable
+from regrad.retrieval.config import EncoderConfig
+from regrad.retrieval.dense import DenseRetriever, check_passages_encoder, passages_encoder, with_question_encoder
+from regrad.retrieval.encoder_card import FILE as ENCODER_FILE
+from regrad.retrieval.encoder_card import read_encoder_card
+from regrad.storage import Storage, check_replaceable, directory_writer
 from regrad.training.callbacks import Listener, Silent
 from regrad.training.loop import train_on
 from regrad.training.lora.lora_artifact import ADAPTER_CARD
@@ -28,13 +33,17 @@ from regrad.training.retriever.learner import (
     CARD,
     ENCODER,
     GENERATOR,
+    PASSAGES,
     NumberedQuestion,
     RetrieverLearner,
     TrainedEncoder,
     open_dense,
 )
 from regrad.training.retriever.likelihood import Likelihood, MethodLikelihood
+from regrad.training.retriever.passage_side import Refresher, RefresherHere
 from regrad.training.workers import Workers
+
+_MODULES = "modules.json"  # what sentence-transformers begins to read
 
 
 def read_asked(config: RetrieverTrainConfig) -> list[NumberedQuestion]:
@@ -70,14 +79,24 @@ def data_digest(config: RetrieverTrainConfig) -> str:
     return records_digest((item.question for item in read_asked(config)), card)
 
 
+MakeRefresher = Callable[[RetrieverTrainConfig, DenseRetriever, Workers], Refresher]
+"""What makes new vectors of the index's passages for one worker."""
+
+
+def _refresher_here(config: RetrieverTrainConfig, retriever: DenseRetriever, workers: Workers) -> Refresher:
+    assert config.passages is not None
+    return RefresherHere(retriever.blocks(config.passages.part_passages))
+
+
 def retriever_worker(
     config: RetrieverTrainConfig,
     listener: Listener,
     device: torch.device | str,
     workers: Workers = Workers(),
     checkpoint: AbstractContextManager[Path | None] = nullcontext(),
+    refresher: MakeRefresher | None = None,
 ) -> TrainedEncoder:
-    """One worker's run, from the start or from a checkpoint.
+    """One worker's run, from the start or from a checkpoint; vectors are made anew in this process by default.
 
     Raises `RetrievalError` for an index that cannot be trained on, `TrainingError` as the loop does, and what the
     method and the questions raise.
@@ -97,8 +116,12 @@ def retriever_worker(
             "questions": len(asked),
             "settings": config.model_dump(mode="json", include={"k", "temperature", "likelihood", "optimizer", "seed"}),
         }
+        refreshing = None
+        if config.passages is not None:
+            refreshing = (refresher or _refresher_here)(config, retriever, workers)
+        place = torch.device(device)
         learner = RetrieverLearner(
-            config, retriever, likelihood, len(asked), torch.device(device), lm.identity(), notes, workers
+            config, retriever, likelihood, len(asked), place, lm.identity(), notes, workers, refreshing
         )
         return learner.product(train_on(learner, asked, config, listener, workers, checkpoint))
 
@@ -109,10 +132,40 @@ def check_others(config: RetrieverTrainConfig, passages_digest: str) -> None:
         check_passages_encoder(other.index, passages_digest)
 
 
+IndexAnew = Callable[[str, EncoderConfig, str], str]
+"""Makes an index of a corpus with an encoder (the last is for which output); gives the address of the index."""
+
+
+def write_trained(config: RetrieverTrainConfig, trained: Path, index_anew: IndexAnew) -> int:
+    """Write all results of a run: the indexes, the generator and the passages' encoder; gives the indexes' passages.
+
+    Indexes are made anew by `index_anew` if the passages' encoder was trained. Raises as that does, and
+    `RetrievalError` if another index's passages are of another encoder.
+    """
+    write_generator(config, trained)
+    if config.passages is None:
+        return write_indexes(config, trained)
+    with directory_writer(config.passages.encoder, _MODULES) as folder:
+        shutil.copytree(trained / PASSAGES, folder, dirs_exist_ok=True)
+    notes = json.loads((trained / CARD).read_text())["notes"]
+    count = 0
+    corpora = [(config.index, config.passages.corpus, config.output)]
+    corpora += [(other.index, other.corpus or "", other.output) for other in config.others]
+    for index, corpus, output in corpora:
+        # How passages are read stays as the index had it; what changes is the network.
+        described = read_encoder_card(Storage(index).read(ENCODER_FILE), index).encoder
+        encoder = described.model_copy(update={"path": config.passages.encoder, "question_path": None})
+        made = index_anew(corpus, encoder, output)
+        count += with_question_encoder(made, trained / ENCODER, passages_encoder(made), output, notes)
+    return count
+
+
 def check_outputs(config: RetrieverTrainConfig) -> None:
     """Raise `StorageError` if something that is not ours is where a result goes; before anything is trained."""
     for uri in (config.output, *(other.output for other in config.others)):
         check_replaceable(uri, INDEX_CARD)
+    if config.passages is not None:
+        check_replaceable(config.passages.encoder, _MODULES)
     if config.generator is not None:
         check_replaceable(config.generator.output, generator_card(config))
         if config.generator.start_from is not None:
