@@ -51,7 +51,7 @@ class AnswerBatch:
         return found
 
 
-class AnswerReader:
+class LikelihoodReader:
     """Reads answers with one model, at most `batch_tokens` padded tokens at a time."""
 
     def __init__(self, lm: LanguageModel, batch_tokens: int) -> None:
