@@ -14,10 +14,10 @@ from ray_jobs.cluster import cluster, job_main, require_model
 from ray_jobs.refreshing import RefresherBeside, index_anew, require_together, vectors_uri
 from ray_jobs.train_runner import steps_line, train_until_done
 from regrad.storage import Storage
+from regrad.training.retriever.artefact import CARD, TRAINED
 from regrad.training.retriever.config import RetrieverTrainConfig
-from regrad.training.retriever.learner import CARD, QUESTION_ENCODER, open_dense
 from regrad.training.retriever.run import (
-    check_others,
+    check_indexes,
     check_outputs,
     data_digest,
     retriever_worker,
@@ -32,11 +32,10 @@ def run(config: RetrieverTrainConfig) -> str:
     check_outputs(config)
     config.method.check()
     require_model(config.model.path)
-    with open_dense(config.index, config.k, "cpu") as retriever:
-        check_others(config, retriever.passages_digest)
+    check_indexes(config)
 
     def keep(checkpoint: Path) -> tuple[int, dict[str, Any]]:
-        trained = checkpoint / QUESTION_ENCODER
+        trained = checkpoint / TRAINED
         notes = json.loads((trained / CARD).read_text())["notes"]
         return write_trained(config, trained, partial(index_anew, config)), notes
 

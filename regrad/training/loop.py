@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from regrad.errors import TrainingError
+from regrad.errors import Interrupted, TrainingError
 from regrad.text import counted
 from regrad.training.callbacks import Listener, Meter, Silent, StepReport, peak_memory
 from regrad.training.checkpoint import DevScore, Product, TrainCheckpoint, TrainState, load_train_checkpoint
@@ -37,13 +37,6 @@ class StepResult:
 
     loss: float | None
     counts: Mapping[str, int] = field(default_factory=dict)
-
-
-class Interrupted(TrainingError):
-    """What stops a run between two steps, raised by `Learner.step` on all workers before it has changed anything.
-
-    The state so far is kept in a checkpoint, wherever the last one was, and the same run goes on from it.
-    """
 
 
 class Learner(Protocol[Item_contra]):
@@ -80,7 +73,10 @@ class Learner(Protocol[Item_contra]):
         """
 
     def step(self, batch: Sequence[Item_contra], factor: float) -> StepResult:
-        """One step on this worker's items, at `factor` times the peak learning rate."""
+        """One step on this worker's items, at `factor` times the peak learning rate.
+
+        Raises `Interrupted` on all workers, before anything has changed, if the run cannot go on but its state can.
+        """
 
     def numbers(self) -> Mapping[str, float]:
         """What to report about the latest step, besides the loss."""

@@ -10,7 +10,7 @@ from regrad.data.question_sets import QuestionSetConfig
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.registry import MethodConfig
 from regrad.methods.regrad import ReGradOnlineConfig
-from regrad.models.config import ModelConfig
+from regrad.models.config import ModelConfig, ModelPath
 from regrad.retrieval.config import PART_PASSAGES
 from regrad.settings import Location, Settings, WorkersConfig, invalid
 from regrad.training.config import Beta, ScheduleConfig, TrainConfig
@@ -56,7 +56,20 @@ class DistillConfig(Settings):
     temperature: float = Field(1.0, gt=0, description="temperature of the softmax over log-likelihoods")
 
 
-ObjectiveConfig = Annotated[MarginalConfig | VragConfig | JsaConfig | DistillConfig, Discriminator("kind")]
+class DroConfig(Settings):
+    """Expectation and maximisation over ordered lists of the candidates (DRO)."""
+
+    kind: Literal["dro"] = "dro"
+    samples: int = Field(8, ge=2, description="orderings drawn for each question; one alone would always weigh 1")
+    shown: int = Field(5, ge=1, description="passages of an ordering, which the generator reads together")
+    iteration: int = Field(
+        1,
+        ge=1,
+        description="steps between expectations: orderings are drawn and weighed by what was trained until then",
+    )
+
+
+ObjectiveConfig = Annotated[MarginalConfig | VragConfig | JsaConfig | DistillConfig | DroConfig, Discriminator("kind")]
 """The settings of one objective."""
 
 
@@ -79,6 +92,14 @@ class GeneratorConfig(Settings):
     output: Location = Field(description="the trained LoRA (as of `regrad finetune`), or MetaInit")
     start_from: Location | None = Field(None, description="a LoRA to continue from; null: a new one")
     lr: float = Field(2e-5, gt=0, description="peak rate of the generator's parameters")
+
+
+class SelectorConfig(Settings):
+    """A cross-encoder that orders what an index finds, trained in place of the question encoder."""
+
+    model: ModelPath = Field(description="a cross-encoder with one score, to begin with")
+    output: Location = Field(description="the trained cross-encoder; the indexes written are reranked by it")
+    max_tokens: int = Field(512, ge=8, description="limit for question and passage together")
 
 
 class PassageTrainingConfig(Settings):
@@ -108,7 +129,12 @@ class RetrieverTrainConfig(TrainConfig):
 
     model: ModelConfig = Field(description="the generator")
     generator: GeneratorConfig | None = Field(None, description="train the generator, too; null: it stays as it is")
-    index: Location = Field(description="a dense index (`vectors: flat`) with the passages of the training questions")
+    index: Location = Field(
+        description="a dense index (`vectors: flat`) with the passages of the training questions; any, with a selector"
+    )
+    selector: SelectorConfig | None = Field(
+        None, description="train a cross-encoder over the index's best k; null: the question encoder"
+    )
     others: tuple[OtherIndex, ...] = Field((), description="further indexes that get the trained question encoder")
     passages: PassageTrainingConfig | None = Field(
         None, description="train the passages' encoder, too; null: it and the vectors stay as they are"
@@ -143,6 +169,8 @@ class RetrieverTrainConfig(TrainConfig):
             )
         if self.passages is not None:
             self._trains_passages(self.passages)
+        if self.selector is not None:
+            self._trains_selector()
         if self.generator is not None:
             self._trains_generator(self.generator)
         if isinstance(self.objective, JsaConfig) and self.objective.keep_chain and self.cluster.workers > 1:
@@ -166,6 +194,17 @@ class RetrieverTrainConfig(TrainConfig):
             )
         if generator.start_from is not None and isinstance(self.method, ReGradOnlineConfig):
             raise invalid("start_from_twice", "generator.start_from is a LoRA; phi0 begins as method.meta_init has it")
+
+    def _trains_selector(self) -> None:
+        simplified = isinstance(self.objective, JsaConfig) and self.objective.simplified
+        if not (simplified or isinstance(self.objective, MarginalConfig | DistillConfig | DroConfig)):
+            raise invalid(
+                "selector_without_posterior",
+                "a selector has no posterior that sees the answer: take objective dro, marginal, distill, or jsa with "
+                "simplified: true",
+            )
+        if self.passages is not None:
+            raise invalid("selector_of_passages", "a selector orders what an index finds: leave 'passages' out")
 
     def _trains_passages(self, passages: PassageTrainingConfig) -> None:
         if passages.delay >= passages.every:

@@ -20,7 +20,7 @@ from regrad.data.questions import Question
 from regrad.errors import TrainingError
 from regrad.gradients.extractor import Extracted
 from regrad.methods.base import AtomProvider, Atoms, Evidence, Method, MethodSettings, PassageUse, Plan
-from regrad.methods.reading import AnswerReader
+from regrad.methods.reading import LikelihoodReader
 from regrad.methods.regrad import BoundMetaInit, ReGrad
 from regrad.models.loading import LanguageModel
 
@@ -46,7 +46,7 @@ class MethodLikelihood:
 
     def __init__(self, lm: LanguageModel, settings: MethodSettings, per_token: bool, batch_tokens: int) -> None:
         self.lm, self.settings = lm, settings
-        self.reader, self.reduction = AnswerReader(lm, batch_tokens), "mean" if per_token else "sum"
+        self.reader, self.reduction = LikelihoodReader(lm, batch_tokens), "mean" if per_token else "sum"
         self.use(settings.open(lm))
 
     def use(self, method: Method) -> None:
@@ -63,7 +63,9 @@ class MethodLikelihood:
 
     def plans(self, asked: Sequence[Asked]) -> list[Plan]:
         """How the method would answer, in order."""
-        evidences = [Evidence(question, passages, (1.0,) * len(passages)) for question, passages in asked]
+        evidences = [
+            Evidence(question, passages, (1.0,) * len(passages), turns=question.turns) for question, passages in asked
+        ]
         return self._method.answer_plans(evidences, self._atoms)
 
     def read(self, plans: Sequence[Plan], answers: Sequence[str]) -> Tensor:

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from regrad.data.passages import Passage
-from regrad.errors import RegradError
+from regrad.errors import Interrupted, RegradError
 from regrad.retrieval.embedding import Vectors, embed
 from regrad.retrieval.encoder import Encoder
-from regrad.training.loop import Interrupted
 from regrad.training.retriever.candidates import PassageVectors
 from regrad.training.retriever.config import PassageTrainingConfig
 from regrad.training.workers import Workers

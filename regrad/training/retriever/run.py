@@ -18,32 +18,27 @@ from regrad.digests import records_digest
 from regrad.errors import TrainingError
 from regrad.models.loading import load_language_model
 from regrad.retrieval.base import CARD as INDEX_CARD
-from regrad.retrieval.base import read_index_card
+from regrad.retrieval.base import check_index, read_index_card
 from regrad.retrieval.config import EncoderConfig
 from regrad.retrieval.dense import DenseRetriever, check_passages_encoder, passages_encoder, with_question_encoder
 from regrad.retrieval.encoder_card import FILE as ENCODER_FILE
 from regrad.retrieval.encoder_card import read_encoder_card
+from regrad.retrieval.reranked import rerank_index
 from regrad.storage import Storage, check_replaceable, directory_writer
 from regrad.training.callbacks import Listener, Silent
+from regrad.training.checkpoint import Product
 from regrad.training.loop import train_on
 from regrad.training.lora.lora_artifact import ADAPTER_CARD
-from regrad.training.retriever.config import RetrieverTrainConfig
+from regrad.training.retriever.artefact import CARD, ENCODER, GENERATOR, PASSAGES, SELECTOR
+from regrad.training.retriever.config import RetrieverTrainConfig, SelectorConfig
 from regrad.training.retriever.generator import generator_card, load_generator, make_generator
-from regrad.training.retriever.learner import (
-    CARD,
-    ENCODER,
-    GENERATOR,
-    PASSAGES,
-    NumberedQuestion,
-    RetrieverLearner,
-    TrainedEncoder,
-    open_dense,
-)
+from regrad.training.retriever.learner import NumberedQuestion, RetrieverLearner, open_trained_on
 from regrad.training.retriever.likelihood import Likelihood, MethodLikelihood
 from regrad.training.retriever.passage_side import Refresher, RefresherHere
+from regrad.training.retriever.selector import selector_settings
 from regrad.training.workers import Workers
 
-_MODULES = "modules.json"  # what sentence-transformers begins to read
+_MODULES, _SELECTOR_CARD = "modules.json", "config.json"  # what sentence-transformers begins to read
 
 
 def read_asked(config: RetrieverTrainConfig) -> list[NumberedQuestion]:
@@ -70,7 +65,8 @@ def read_asked(config: RetrieverTrainConfig) -> list[NumberedQuestion]:
 
 
 def _bare(question: Question) -> Question:
-    return Question("", question.question, question.answers, question.kind, question.choices)
+    turns = question.turns
+    return Question("", question.question, question.answers, question.kind, question.choices, turns=turns)
 
 
 def data_digest(config: RetrieverTrainConfig) -> str:
@@ -95,14 +91,14 @@ def retriever_worker(
     workers: Workers = Workers(),
     checkpoint: AbstractContextManager[Path | None] = nullcontext(),
     refresher: MakeRefresher | None = None,
-) -> TrainedEncoder:
+) -> Product:
     """One worker's run, from the start or from a checkpoint; vectors are made anew in this process by default.
 
     Raises `RetrievalError` for an index that cannot be trained on, `TrainingError` as the loop does, and what the
     method and the questions raise.
     """
     asked = read_asked(config)
-    with open_dense(config.index, config.k, device) as retriever:
+    with open_trained_on(config, device) as retriever:
         config.method.check()
         lm = load_language_model(config.model, device)
         if config.generator is not None:
@@ -117,7 +113,7 @@ def retriever_worker(
             "settings": config.model_dump(mode="json", include={"k", "temperature", "likelihood", "optimizer", "seed"}),
         }
         refreshing = None
-        if config.passages is not None:
+        if config.passages is not None and isinstance(retriever, DenseRetriever):
             refreshing = (refresher or _refresher_here)(config, retriever, workers)
         place = torch.device(device)
         learner = RetrieverLearner(
@@ -126,10 +122,17 @@ def retriever_worker(
         return learner.product(train_on(learner, asked, config, listener, workers, checkpoint))
 
 
-def check_others(config: RetrieverTrainConfig, passages_digest: str) -> None:
-    """Raise `RetrievalError` if one of the `others` has passages of another encoder; before anything is trained."""
-    for other in config.others:
-        check_passages_encoder(other.index, passages_digest)
+def check_indexes(config: RetrieverTrainConfig) -> None:
+    """Raise what opening the index raises, and `RetrievalError` if one of the `others` has passages of another encoder.
+
+    Before anything is trained. A selector goes with any index.
+    """
+    with open_trained_on(config, "cpu") as retriever:
+        for other in config.others:
+            if isinstance(retriever, DenseRetriever) and config.selector is None:
+                check_passages_encoder(other.index, retriever.passages_digest)
+            else:
+                check_index(other.index)
 
 
 IndexAnew = Callable[[str, EncoderConfig, str], str]
@@ -143,6 +146,8 @@ def write_trained(config: RetrieverTrainConfig, trained: Path, index_anew: Index
     `RetrievalError` if another index's passages are of another encoder.
     """
     write_generator(config, trained)
+    if config.selector is not None:
+        return _write_reranked(config, config.selector, trained)
     if config.passages is None:
         return write_indexes(config, trained)
     with directory_writer(config.passages.encoder, _MODULES) as folder:
@@ -160,12 +165,22 @@ def write_trained(config: RetrieverTrainConfig, trained: Path, index_anew: Index
     return count
 
 
+def _write_reranked(config: RetrieverTrainConfig, selector: SelectorConfig, trained: Path) -> int:
+    """The selector, and over each index one whose first passages it orders."""
+    with directory_writer(selector.output, _SELECTOR_CARD) as folder:
+        shutil.copytree(trained / SELECTOR, folder, dirs_exist_ok=True)
+    places = [(config.index, config.output), *((other.index, other.output) for other in config.others)]
+    return sum(rerank_index(selector_settings(config, index, selector.output), output) for index, output in places)
+
+
 def check_outputs(config: RetrieverTrainConfig) -> None:
     """Raise `StorageError` if something that is not ours is where a result goes; before anything is trained."""
     for uri in (config.output, *(other.output for other in config.others)):
         check_replaceable(uri, INDEX_CARD)
     if config.passages is not None:
         check_replaceable(config.passages.encoder, _MODULES)
+    if config.selector is not None:
+        check_replaceable(config.selector.output, _SELECTOR_CARD)
     if config.generator is not None:
         check_replaceable(config.generator.output, generator_card(config))
         if config.generator.start_from is not None:
@@ -191,9 +206,9 @@ def write_indexes(config: RetrieverTrainConfig, trained: Path) -> int:
     )
 
 
-def train_retriever_in_process(config: RetrieverTrainConfig, device: str = "cpu") -> TrainedEncoder:
+def train_retriever_in_process(config: RetrieverTrainConfig, device: str = "cpu") -> Product:
     """The job with one worker and no cluster, from start to end; nothing is written, and there are no checkpoints.
 
-    For notebooks: the result's `encoder` can be asked at once. Raises what a job raises.
+    For notebooks: the result's `encoder` (or `selector`) can be asked at once. Raises what a job raises.
     """
     return retriever_worker(config, Silent(), device)

@@ -12,6 +12,7 @@ import pytest
 from ray_jobs import train_retriever
 from regrad.data.corpora import read_passages
 from regrad.data.passages import encode_passages
+from regrad.errors import Interrupted
 from regrad.lab.config import LabConfig, LabEncoderConfig
 from regrad.lab.encoder import write_encoder
 from regrad.lab.files import write_hard_lab
@@ -20,7 +21,6 @@ from regrad.retrieval.config import DenseConfig, EncoderConfig
 from regrad.retrieval.dense import DenseRetriever, build_dense_index
 from regrad.retrieval.encoder import Encoder
 from regrad.settings import builtin_config, load_settings
-from regrad.training.loop import Interrupted
 from regrad.training.lora.lora_artifact import StaticLora
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.run import train_retriever_in_process

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from regrad.data.jsonl import encode_jsonl
-from regrad.errors import RetrievalError
+from regrad.errors import Interrupted, RetrievalError
 from regrad.lab.config import LabEncoderConfig
 from regrad.lab.encoder import write_encoder
 from regrad.retrieval.base import open_retriever
@@ -18,11 +18,13 @@ from regrad.retrieval.dense import DenseRetriever, build_dense_index
 from regrad.retrieval.embedding import Vectors
 from regrad.retrieval.encoder import Encoder
 from regrad.training.checkpoint import TrainState
-from regrad.training.loop import Interrupted, train_on
+from regrad.training.loop import train_on
+from regrad.training.retriever.artefact import TrainedEncoder
 from regrad.training.retriever.candidates import PassageVectors
 from regrad.training.retriever.config import RetrieverTrainConfig
+from regrad.training.retriever.finder import DenseFinder
 from regrad.training.retriever.learner import RetrieverLearner, open_dense
-from regrad.training.retriever.passage_side import RefresherHere
+from regrad.training.retriever.passage_side import PassageSide, RefresherHere
 from regrad.training.retriever.run import read_asked, write_trained
 from tests.tools.refusals import refused, refused_settings
 from tests.unit.training.retriever.test_learner import FACTS, NAMES, ByWord, Kept, corpus, found_first
@@ -75,10 +77,19 @@ def train(
     return learner, train_on(learner, asked, config, Kept(folder), checkpoint=nullcontext(checkpoint))
 
 
+def _side(learner: RetrieverLearner) -> PassageSide:
+    finder = learner._finder
+    assert isinstance(finder, DenseFinder) and finder.side is not None
+    return finder.side
+
+
+@pytest.mark.slow
 def test_vectors_are_made_every_so_many_steps_and_taken_in_after_the_delay(place: Path) -> None:
     refresher = Counting()
     learner, state = train(settings(place, 6, 2), refresher)
-    notes = learner.product(state).notes
+    product = learner.product(state)
+    assert isinstance(product, TrainedEncoder)
+    notes = product.notes
     assert refresher.begun == 3
     assert [(one["step"], one["made_at"]) for one in notes["refreshes"]] == [(8, 6), (14, 12)]
     assert all(0 <= one["overlap"] <= 1 for one in notes["refreshes"])
@@ -87,6 +98,7 @@ def test_vectors_are_made_every_so_many_steps_and_taken_in_after_the_delay(place
     assert learner.numbers()["top_k_overlap"] == notes["refreshes"][-1]["overlap"]
 
 
+@pytest.mark.slow
 def test_new_vectors_are_those_of_the_encoder_at_that_step(place: Path) -> None:
     class Seen(Counting):
         def read(self) -> Vectors:
@@ -96,8 +108,7 @@ def test_new_vectors_are_those_of_the_encoder_at_that_step(place: Path) -> None:
     refresher = Seen()
     learner, _ = train(settings(place, 10, 0, "optimizer.steps=11"), refresher)
     before = PassageVectors(open_dense(f"{place}/index-encoder", 1, "cpu").vectors, torch.device("cpu"))
-    side = learner._passages
-    assert side is not None
+    side = _side(learner)
     rows = torch.arange(len(corpus()))[None]
     assert torch.equal(side.vectors.of(rows)[0], torch.from_numpy(refresher.seen))
     assert not torch.allclose(side.vectors.of(rows), before.of(rows), atol=1e-3)
@@ -106,6 +117,7 @@ def test_new_vectors_are_those_of_the_encoder_at_that_step(place: Path) -> None:
     assert 0 < float((now - side.vectors.of(rows)[0]).abs().max()) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["004", "008", "012"])
 def test_a_run_that_was_stopped_goes_on_with_the_vectors_that_it_had(place: Path, tmp_path: Path, step: str) -> None:
     """Before the first refresh; while vectors are made that are not in use yet; with others in use."""
@@ -117,6 +129,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_vectors_that_it_had(place: Path
         assert torch.equal(resumed.tensors()[name], tensor), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refresh", [1, 2])
 def test_a_refresh_that_dies_is_an_error_and_the_state_is_kept(place: Path, tmp_path: Path, refresh: int) -> None:
     config = settings(place, 6, 1, "checkpoints.every=100")
@@ -128,6 +141,7 @@ def test_a_refresh_that_dies_is_an_error_and_the_state_is_kept(place: Path, tmp_
     assert state.losses == train(config, Counting())[1].losses
 
 
+@pytest.mark.slow
 def test_the_new_index_is_of_the_trained_encoder_and_finds_what_answers(place: Path, tmp_path: Path) -> None:
     config = settings(place, 10, 0, f"output={tmp_path}/trained", "optimizer.steps=40")
 
@@ -142,7 +156,7 @@ def test_the_new_index_is_of_the_trained_encoder_and_finds_what_answers(place: P
     assert found_first(config.output, config) > 0.8
     with open_retriever(config.output) as retriever:
         assert isinstance(retriever, DenseRetriever)
-        expected = learner._passages.of(corpus()).detach()  # type: ignore[union-attr]
+        expected = _side(learner).of(corpus()).detach()
         torch.testing.assert_close(torch.from_numpy(retriever.vectors.copy()), expected, atol=1e-5, rtol=1e-5)
         assert retriever.passages_encoder("cpu").digest() == retriever.passages_digest
 
