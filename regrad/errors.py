@@ -175,6 +175,12 @@ class TrainingError(RegradError):
     area = "training"
 
 
+class Interrupted(TrainingError):
+    """A run stopped between two steps, on all workers; its state is kept, and the same run goes on from it."""
+
+    area = "training"
+
+
 class SynthesisError(RegradError):
     """No question could be written for a corpus; the text names the most frequent reason."""
 

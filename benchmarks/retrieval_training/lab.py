@@ -37,7 +37,7 @@ from regrad.training.callbacks import Silent, StepReport
 from regrad.training.loop import train_on
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.learner import RetrieverLearner, open_dense
-from regrad.training.retriever.likelihood import Likelihood, MethodLikelihood
+from regrad.training.retriever.likelihood import Asked, Likelihood, MethodLikelihood
 from regrad.training.retriever.run import read_asked, write_indexes
 
 AT = (1, 3, 10)
@@ -69,12 +69,12 @@ class Remembered:
 
     def __init__(self, inner: Likelihood) -> None:
         self._inner = inner
-        self._known: dict[tuple[str, str], float] = {}
+        self._known: dict[tuple[str, ...], float] = {}
 
-    def of(self, pairs: Sequence[tuple[Question, Passage]]) -> Tensor:
+    def of(self, asked: Sequence[Asked]) -> Tensor:
         """See `Likelihood`."""
-        keys = [(question.question, passage.id) for question, passage in pairs]
-        unknown = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._known}
+        keys = [(question.question, *(passage.id for passage in passages)) for question, passages in asked]
+        unknown = {key: pair for key, pair in zip(keys, asked, strict=True) if key not in self._known}
         if unknown:
             self._known.update(zip(unknown, self._inner.of(list(unknown.values())).tolist(), strict=True))
         return torch.tensor([self._known[key] for key in keys])

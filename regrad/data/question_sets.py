@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from regrad.data.formats import jsonl, law, medicine, open_domain, regrad_release, searches, squad
+from regrad.data.formats import conversations, jsonl, law, medicine, open_domain, regrad_release, searches, squad
 from regrad.data.question_files import QuestionFile, open_file, unpacked_name
 from regrad.data.questions import YES_NO, ClosedReader, Question, QuestionKind
 from regrad.errors import EvaluationError
@@ -113,6 +113,9 @@ READERS: Registry[QuestionReader] = Registry(
         "popqa": open_domain.popqa,
         "nq": open_domain.natural_questions,
         "triviaqa": open_domain.triviaqa,
+        "ms-marco": open_domain.ms_marco,
+        "or-quac": conversations.or_quac,
+        "doqa": conversations.doqa,
         "pubmedqa": medicine.pubmedqa,
         "medqa": medicine.medqa,
         "bioasq": medicine.bioasq,

@@ -27,6 +27,10 @@ MOST_CHOICES = 26
 """Options have one letter each."""
 
 
+Turns = tuple[tuple[str, str], ...]
+"""What was said before, in order: (role, content), where the role is user or assistant."""
+
+
 @dataclass(frozen=True)
 class Question:
     """A question with its accepted answers: what every prompt is written of and every answer is scored by.
@@ -34,6 +38,7 @@ class Question:
     For `choice`, `choices` are the options' texts, labelled A, B, C in their order, and `answers` the right labels. For
     `yes-no`, `choices` are the allowed words and `answers` the right one of them. `passage_ids` are the gold passages
     in the corpus, where they are known; `passages` those that come with the question; `group` names a part of the set.
+    `turns` (role, content) of a conversation came before the question.
     """
 
     id: str
@@ -44,6 +49,13 @@ class Question:
     passage_ids: tuple[str, ...] = ()
     passages: tuple[Passage, ...] = ()
     group: str = ""
+    turns: Turns = ()
+
+    @property
+    def query(self) -> str:
+        """What is searched for: the question, and then what was said before it, the latest first."""
+        # An encoder, or a cross-encoder, reads the beginning of a long text: what is cut off is the oldest.
+        return "\n".join([self.question, *(content for _, content in reversed(self.turns))])
 
     def as_kind(self, kind: QuestionKind, where: str, words: tuple[str, ...] = YES_NO) -> Question:
         """The question asked in another way; raises `EvaluationError` naming `where` if it cannot be.

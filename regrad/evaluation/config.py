@@ -111,6 +111,8 @@ class EvalConfig(Settings):
         _distinct("seeds", self.seeds)
         if any(k < 1 for k in self.k):
             raise invalid("k_below_1", "k is at least 1; a method that retrieves nothing runs once, whatever k is")
+        if bare := [one.name for one in self.methods if one.one_by_one is not None and not one.info.retrieves]:
+            raise invalid("no_passages_to_read", f"method {bare[0]!r} reads no passages: leave its `one_by_one` out")
         names = [one.name for one in self.methods]
         if self.compare_to is not None and self.compare_to not in names:
             raise invalid(

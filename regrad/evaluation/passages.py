@@ -41,7 +41,7 @@ class PassageFinder:
         if not k or not questions:
             return [FoundPassages(())] * len(questions)
         if self._config.source == "index":
-            hits = self._retriever.search([question.question for question in questions], k)
+            hits = self._retriever.search([question.query for question in questions], k)
             found = [FoundPassages(tuple(h.passage for h in one), tuple(h.score for h in one)) for one in hits]
         elif self._config.source == "given":
             found = [FoundPassages(question.passages[:k]) for question in questions]
@@ -68,7 +68,7 @@ class PassageFinder:
         if self._config.distractors == "random":
             return self._drawn(question, count, gold)
         known = {passage.id for passage in gold} | set(question.passage_ids)
-        hits = self._retriever.search([question.question], count + len(known))[0]
+        hits = self._retriever.search([question.query], count + len(known))[0]
         return [hit.passage for hit in hits if hit.passage.id not in known][:count]
 
     def _drawn(self, question: Question, count: int, gold: Sequence[Passage]) -> list[Passage]:

@@ -196,7 +196,7 @@ class _Planner:
             "version": _RESULTS,
             "model": [model.model_dump(mode="json"), self._models[name]],
             "questions": self._asked[one.name],
-            "method": [resolved.model_dump(mode="json", exclude=_NOT_THE_METHODS), self._checked(resolved)],
+            "method": [resolved.model_dump(mode="json", exclude=_unhashed(resolved)), self._checked(resolved)],
             "passages": [of.model_dump(mode="json"), self._passages_digest(of)] if k else None,
             "asking": [one.name, name, k, seed, *limits],
             "scoring": _scoring(one, self._questions[one.name]),
@@ -217,6 +217,11 @@ class _Planner:
             retriever=_retriever(of) if k else "",
             demonstrations=demonstrations,
         )
+
+
+def _unhashed(method: MethodSettings) -> set[str]:
+    # Where passages are read together the settings are hashed as they were before there was another way.
+    return _NOT_THE_METHODS | ({"one_by_one"} if method.one_by_one is None else set())
 
 
 def resolve_method(method: MethodSettings, **names: Any) -> MethodSettings:
@@ -303,7 +308,9 @@ def short_hash(value: Any) -> str:
 
 def questions_digest(questions: Sequence[Question]) -> str:
     """The digest of everything in the questions."""
-    return short_hash([asdict(question) for question in questions])
+    # Without turns, as of nearly every set, the digest is what it was before there were any.
+    records = [asdict(question) for question in questions]
+    return short_hash([{k: v for k, v in record.items() if k != "turns" or v} for record in records])
 
 
 def demonstrations_digest(demonstrations: Sequence[Question], passages: bool = False) -> str:

@@ -98,12 +98,12 @@ def measure(retriever: Retriever, questions: Sequence[Question], qrels: Qrels, k
             code="no_gold",
             questions=len(questions),
         )
-    retriever.search_ids([question.question for question in asked[:_BATCH]], max(ks))
+    retriever.search_ids([question.query for question in asked[:_BATCH]], max(ks))
     run: dict[str, list[tuple[str, float]]] = {}
     started = time.perf_counter()
     for start in range(0, len(asked), _BATCH):
         batch = asked[start : start + _BATCH]
-        found = retriever.search_ids([question.question for question in batch], max(ks))
+        found = retriever.search_ids([question.query for question in batch], max(ks))
         run.update(zip((question.id for question in batch), found, strict=True))
     batched_ms = 1e3 * (time.perf_counter() - started) / len(asked)
     alone_ms = _alone(retriever, asked, max(ks))
@@ -134,7 +134,7 @@ def _alone(retriever: Retriever, asked: Sequence[Question], k: int) -> list[floa
     times = []
     for question in asked[:_BATCH]:
         started = time.perf_counter()
-        retriever.search_ids([question.question], k)
+        retriever.search_ids([question.query], k)
         times.append(1e3 * (time.perf_counter() - started))
     return times
 

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ from regrad.errors import EvaluationError, TokenOutOfVocabulary
 from regrad.evaluation.answer_parsing.answers import prediction_of
 from regrad.evaluation.config import EvalBatchConfig, EvalConfig
 from regrad.evaluation.metrics import score
+from regrad.evaluation.one_by_one import OneByOne
 from regrad.evaluation.output import CellResult, Output, Seconds
 from regrad.evaluation.passages import FoundPassages, PassageFinder
 from regrad.evaluation.plan import PlannedCell, questions_digest
@@ -144,13 +146,22 @@ class CellRunner:
         with seconds.measured("retrieval"):
             found = finder.find(questions, cell.k)
         answering = Seconds()
-        with answering.measured("update"):
-            plans = method.answer_plans([_evidence(cell, *pair) for pair in zip(questions, found, strict=True)], atoms)
-        with answering.measured("generation"):
-            fitted = [self._fitted(cell, plan) for plan in plans]
-            plans = [plan for plan, _ in fitted]
-            asked = iter(self._generator.answers([request for _, request in fitted if request], pulse.one))
-            answers = [next(asked) if request else _NOT_ASKED for _, request in fitted]
+        evidences = [_evidence(cell, *pair) for pair in zip(questions, found, strict=True)]
+        if cell.method.one_by_one is not None:
+            apart = OneByOne(self._lm, cell.method.one_by_one, method, atoms)
+            with answering.measured("update"):
+                each = apart.plans(evidences)
+            with answering.measured("generation"):
+                chosen = apart.answers(evidences, each, partial(self._fitted, cell), self._generator.answers)
+            plans, answers = [plan for plan, _ in chosen], [answer or _NOT_ASKED for _, answer in chosen]
+        else:
+            with answering.measured("update"):
+                plans = method.answer_plans(evidences, atoms)
+            with answering.measured("generation"):
+                fitted = [self._fitted(cell, plan) for plan in plans]
+                plans = [plan for plan, _ in fitted]
+                asked = iter(self._generator.answers([request for _, request in fitted if request], pulse.one))
+                answers = [next(asked) if request else _NOT_ASKED for _, request in fitted]
         seconds.update += answering.update
         seconds.generation += answering.generation
         milliseconds = 1e3 * (answering.update + answering.generation) / len(questions)
@@ -168,7 +179,7 @@ class CellRunner:
 
 
 def _evidence(cell: PlannedCell, question: Question, found: FoundPassages) -> Evidence:
-    return Evidence(question, found.passages, found.scores, cell.demonstrations)
+    return Evidence(question, found.passages, found.scores, cell.demonstrations, question.turns)
 
 
 def _record(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -133,6 +134,12 @@ class AtomExtractor:
         verify_extraction(lm, self._phi0)
         self._batch_tokens = batch_tokens
         self._max_tokens = lm.within(max_passage_tokens)
+
+    def at(self, phi0_P: Tensor) -> AtomExtractor:
+        """The same on the same model, which was checked, at another phi0."""
+        other = copy(self)
+        other._phi0 = phi0_P.to(self._lm.device)
+        return other
 
     def extract(self, passages: Sequence[Passage], encode: EncodeAtoms | None = None) -> list[Extracted]:
         """One result for each passage, in order. How they are batched changes an atom only by rounding.

@@ -22,7 +22,7 @@ from regrad.errors import MethodError, NothingFound
 from regrad.models.config import SubspaceConfig
 from regrad.models.subspace import Update
 from regrad.prompts import PromptFormat, StyleName
-from regrad.retrieval.config import RetrieverConfig
+from regrad.retrieval.config import OneByOneConfig, RetrieverConfig
 from regrad.settings import Location, Settings
 
 if TYPE_CHECKING:  # transformers takes seconds to import, which processes without a model need not wait for
@@ -332,6 +332,9 @@ class MethodSettings(Settings):
         None, description="evaluation: its own index in place of the set's, to compare retrievers in one table"
     )
     retrieval: RetrieverConfig | None = Field(None, description="how its own index is searched; null: as the set's")
+    one_by_one: OneByOneConfig | None = Field(
+        None, description="evaluation: answer with each passage alone and choose by p(answer); null: all together"
+    )
 
     @property
     def kind(self) -> str:

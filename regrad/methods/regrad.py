@@ -6,6 +6,7 @@ Settings, then a MetaInit on its base model, which computes gradients and makes 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -167,6 +168,14 @@ class BoundMetaInit:
     @cached_property
     def _extractor(self) -> AtomExtractor:
         return AtomExtractor(self._lm, self._meta_init)
+
+    def at(self, phi0_P: Tensor) -> BoundMetaInit:
+        """The same step sizes on the same model, which was checked, with another phi0."""
+        other = copy(self)
+        other._meta_init = replace(self._meta_init, phi0=phi0_P)
+        other.__dict__.pop("fingerprint", None)
+        other.__dict__["_extractor"] = self._extractor.at(phi0_P)
+        return other
 
     def compute(self, passages: Sequence[Passage]) -> list[Extracted]:
         """The passages' atoms, computed now (ReGrad Online), or for each the reason why it has none."""

@@ -206,3 +206,10 @@ class RetrieverConfig(Settings):
     def only(self, kinds: Collection[str]) -> RetrieverConfig:
         """The sections of these kinds alone."""
         return RetrieverConfig(**{kind: getattr(self, kind) for kind in self.given if kind in kinds})
+
+
+class OneByOneConfig(Settings):
+    """How answers that were decoded with one passage each are weighed."""
+
+    temperature: float = Field(1.0, gt=0, description="divides the retrieval scores before the softmax over passages")
+    per_token: bool = Field(False, description="divide the log-likelihood of an answer by its number of tokens")

@@ -254,6 +254,24 @@ class DenseRetriever(Retriever):
         shape = (self.card.passages, self._dimensions)
         return np.memmap(self._folder / _VECTORS, dtype=np.float32, mode="c", shape=shape)
 
+    def passages_encoder(self, device: str | None = None) -> Encoder:
+        """The encoder that made the vectors, loaded anew; raises `RetrievalError` if it is not there any more."""
+        config = _described(self._folder).encoder
+        encoder = _encoder(config, device)
+        if (found := encoder.digest()) != self.passages_digest:
+            raise RetrievalError(
+                f"the index was made with the encoder {self.passages_digest[:16]}, and {config.path} is {found[:16]}; "
+                "put the encoder back, or make the index again",
+                code="other_encoder",
+                expected=self.passages_digest,
+                found=found,
+            )
+        return encoder
+
+    def blocks(self, size: int) -> Iterator[list[Passage]]:
+        """All passages in the order of their vectors, `size` at a time."""
+        return self._store.blocks(size)
+
     def ids_of_rows(self, rows: Sequence[int]) -> dict[int, str]:
         """The ids of the passages at these rows of `vectors`."""
         return self._store.ids_of_rows(rows)

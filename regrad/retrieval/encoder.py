@@ -62,24 +62,40 @@ class Encoder:
 
     def encode_passages(self, passages: Sequence[Passage]) -> Vectors:
         """One vector a passage, of its title and text."""
-        texts = [f"{passage.title}\n{passage.text}".strip() for passage in passages]
+        texts = self._texts(passages)
         if self.config.passage_prefix is None:
             return self._encode(self._model.encode_document, texts)
         return self._encode(self._model.encode, [self.config.passage_prefix + text for text in texts])
+
+    @staticmethod
+    def _texts(passages: Sequence[Passage]) -> list[str]:
+        return [f"{passage.title}\n{passage.text}".strip() for passage in passages]
 
     @property
     def module(self) -> nn.Module:
         """The questions' network, for what trains it."""
         return self._of_questions  # type: ignore[no-any-return]
 
+    @property
+    def passages_module(self) -> nn.Module:
+        """The passages' network, for what trains it; that of questions, too, if there is one for both."""
+        return self._model  # type: ignore[no-any-return]
+
     def question_vectors(self, questions: Sequence[str]) -> Tensor:
         """As `encode_questions`, in one batch and differentiable with respect to the weights: [N, D] float32."""
-        prefix = self.config.question_prefix
+        return self._vectors(self._of_questions, questions, self.config.question_prefix, ("query",))
+
+    def passage_vectors(self, passages: Sequence[Passage]) -> Tensor:
+        """As `encode_passages`, in one batch and differentiable with respect to the weights: [N, D] float32."""
+        names = ("document", "passage", "corpus")
+        return self._vectors(self._model, self._texts(passages), self.config.passage_prefix, names)
+
+    def _vectors(self, model: Any, texts: Sequence[str], prefix: str | None, prompts: Sequence[str]) -> Tensor:
         if prefix is None:
-            prefix = self._of_questions.prompts.get("query") or ""
-        features = self._of_questions.preprocess([prefix + text for text in questions])
+            prefix = next((model.prompts[name] for name in prompts if model.prompts.get(name)), "")
+        features = model.preprocess([prefix + text for text in texts])
         features = {name: self._to_device(value) for name, value in features.items()}
-        vectors_ND: Tensor = self._of_questions(features)["sentence_embedding"].float()
+        vectors_ND: Tensor = model(features)["sentence_embedding"].float()
         return F.normalize(vectors_ND, dim=1) if self.config.normalise else vectors_ND
 
     def copy(self) -> Encoder:
@@ -96,6 +112,10 @@ class Encoder:
         `Encoder` reads it with the same settings, but for `question_path`.
         """
         self._of_questions.save(str(folder), create_model_card=False, safe_serialization=True)
+
+    def save_passages(self, folder: Path) -> None:
+        """As `save`, the passages' model."""
+        self._model.save(str(folder), create_model_card=False, safe_serialization=True)
 
     def digest(self) -> str:
         """SHA-256 (hex) of the weights and of all settings that change a vector: an index belongs to one of these."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
@@ -23,6 +24,9 @@ from regrad.retrieval.base import (
 from regrad.retrieval.config import RerankConfig, RetrieverConfig
 from regrad.retrieval.fused import with_sources
 from regrad.storage import Storage, directory_writer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _FILE = "reranked.json"
 
@@ -76,11 +80,38 @@ class CrossEncoder:
                 code="no_cross_encoder",
                 path=settings.model,
             ) from error
+        self._model.eval()
         self._batch = settings.batch_size
+
+    @property
+    def module(self) -> nn.Module:
+        """The network, for what trains it."""
+        return self._model  # type: ignore[no-any-return]
+
+    def logits(self, pairs: Sequence[tuple[str, Passage]]) -> Tensor:
+        """The scores of questions with passages [N], in one batch and differentiable: those that `scores` orders by."""
+        from torch import Tensor  # not where the kind of an index is asked
+
+        features = self._model.preprocess([(question, _text(passage)) for question, passage in pairs])
+        features = {k: v.to(self._model.device) if isinstance(v, Tensor) else v for k, v in features.items()}
+        found_N: Tensor = self._model(features)["scores"].float().reshape(-1)
+        return found_N
+
+    def save(self, folder: Path) -> None:
+        """Write the model as it is now, as the settings' `model` names it."""
+        self._model.save_pretrained(str(folder), safe_serialization=True)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the weights."""
+        digest = hashlib.sha256()
+        for name, weights in sorted(self._model.state_dict().items()):
+            digest.update(f"{name}|{tuple(weights.shape)}|".encode())
+            digest.update(weights.detach().float().cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def scores(self, question: str, passages: Sequence[Passage]) -> list[float]:
         """One score a passage, higher is better; raises `RetrievalError` for one that is not finite."""
-        pairs = [(question, f"{passage.title}\n{passage.text}".strip()) for passage in passages]
+        pairs = [(question, _text(passage)) for passage in passages]
         found = [float(score) for score in self._model.predict(pairs, batch_size=self._batch, show_progress_bar=False)]
         for passage, score in zip(passages, found, strict=True):
             if not math.isfinite(score):
@@ -90,6 +121,10 @@ class CrossEncoder:
                     passage_id=passage.id,
                 )
         return found
+
+
+def _text(passage: Passage) -> str:
+    return f"{passage.title}\n{passage.text}".strip()
 
 
 def _check_is_cross_encoder(config: Any, model: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from regrad.errors import TrainingError
+from regrad.errors import Interrupted, TrainingError
 from regrad.text import counted
 from regrad.training.callbacks import Listener, Meter, Silent, StepReport, peak_memory
 from regrad.training.checkpoint import DevScore, Product, TrainCheckpoint, TrainState, load_train_checkpoint
@@ -73,7 +73,10 @@ class Learner(Protocol[Item_contra]):
         """
 
     def step(self, batch: Sequence[Item_contra], factor: float) -> StepResult:
-        """One step on this worker's items, at `factor` times the peak learning rate."""
+        """One step on this worker's items, at `factor` times the peak learning rate.
+
+        Raises `Interrupted` on all workers, before anything has changed, if the run cannot go on but its state can.
+        """
 
     def numbers(self) -> Mapping[str, float]:
         """What to report about the latest step, besides the loss."""
@@ -142,7 +145,12 @@ class Loop(Generic[Item]):
             if not prepared and (note := self._learner.prepare(batch, state)):
                 self._listener.note(note)
             prepared = True
-            self._step(batch, state)
+            try:
+                self._step(batch, state)
+            except Interrupted:
+                if state.step % self._checkpoints.every:  # else it is there
+                    self._checkpoint(state)
+                raise
             last = state.step == self._schedule.steps
             # 2. A report, and a score, whose time does not count as training.
             if last or state.step % self._watch.every == 0:
@@ -155,11 +163,7 @@ class Loop(Generic[Item]):
                     self._listener.note(remark)
             # 3. A checkpoint; one for each score, since the best by score may become the result.
             if last or state.latest_score or state.step % self._checkpoints.every == 0:
-                learner, product = self._learner, self._learner.product(state)
-                tensors = learner.tensors()
-                self._listener.checkpoint(
-                    TrainCheckpoint(learner.kind, learner.base, state, tensors, learner.product_name, product)
-                )
+                self._checkpoint(state)
         if state.step != self._schedule.steps:
             raise TrainingError(
                 f"the batches ended at step {state.step} of {self._schedule.steps}",
@@ -168,6 +172,13 @@ class Loop(Generic[Item]):
                 steps=self._schedule.steps,
             )
         return state
+
+    def _checkpoint(self, state: TrainState) -> None:
+        learner, product = self._learner, self._learner.product(state)
+        tensors = learner.tensors()
+        self._listener.checkpoint(
+            TrainCheckpoint(learner.kind, learner.base, state, tensors, learner.product_name, product)
+        )
 
     def _step(self, batch: Sequence[Item], state: TrainState) -> None:
         started = time.perf_counter()

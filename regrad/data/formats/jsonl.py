@@ -15,16 +15,17 @@ from regrad.errors import CorpusError, EvaluationError
 
 _ID = ("id", "_id")
 """Not `docid`, which a passage may have: in a question's record it is the document that the question is about."""
-_KEYS = ("question", *ANSWERS, "id", "kind", "choices", *PASSAGE_IDS, "passages", "group")
+_KEYS = ("question", *ANSWERS, "id", "kind", "choices", *PASSAGE_IDS, "passages", "group", "turns")
 
 
 def jsonl(file: QuestionFile) -> Iterator[Question]:
     """Any JSON lines (or JSON list, or table) with `question` and `answer`, `answers` or FlashRAG's `golden_answers`.
 
     Optional are `id` (or `_id`), `kind` (open, yes-no or choice), `choices`, `passage_ids` or one `passage_id` (as in
-    the lab's own `questions.jsonl`) or a list `gold`, `passages` (objects with `id`, `title`, `text`) and `group`. With
-    `choices`, an answer is a text of theirs, else a letter or, as a number, a place from 0. Other keys are passed over,
-    but one that is nearly one of these is an error.
+    the lab's own `questions.jsonl`) or a list `gold`, `passages` (objects with `id`, `title`, `text`), `group`, and
+    `turns` that came before the question (objects with `role`, user or assistant, and `content`). With `choices`, an
+    answer is a text of theirs, else a letter or, as a number, a place from 0. Other keys are passed over, but one that
+    is nearly one of these is an error.
     """
     for record in file.records():
         check_keys(record, _KEYS)
@@ -38,7 +39,12 @@ def jsonl(file: QuestionFile) -> Iterator[Question]:
             record.maybe_texts(_gold(record)),
             _passages(record),
             record.maybe("group"),
+            tuple(_turn(item) for item in record.records("turns")) if record.has("turns") else (),
         )
+
+
+def _turn(record: Fields) -> tuple[str, str]:
+    return record.word("role", ("user", "assistant")), record.text("content")
 
 
 def _gold(record: Fields) -> str:

@@ -1,7 +1,7 @@
 """Open-domain questions with short answers.
 
-From one passage: PopQA, Natural Questions, TriviaQA. From several: 2WikiMultihopQA, HotpotQA, ComplexWebQuestions,
-MuSiQue, Bamboogle.
+From one passage: PopQA, Natural Questions, TriviaQA, MS MARCO. From several: 2WikiMultihopQA, HotpotQA,
+ComplexWebQuestions, MuSiQue, Bamboogle.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from regrad.data.formats.regrad_release import sampled
 from regrad.data.passages import Passage
 from regrad.data.question_files import QuestionFile, open_file
 from regrad.data.questions import Fields, Question
+
+NOT_ANSWERED = "has no answer (MS MARCO)"
+_NO_ANSWER = "No Answer Present."
 
 
 def popqa(file: QuestionFile) -> Iterator[Question]:
@@ -62,6 +65,52 @@ def triviaqa(file: QuestionFile) -> Iterator[Question]:
         if not names:
             raise answer.error("Aliases", "a list of names")
         yield Question(record.text("QuestionId"), record.text("Question"), names)
+
+
+def ms_marco(file: QuestionFile) -> Iterator[Question]:
+    """MS MARCO's question answering, version 2.1 (microsoft.github.io/msmarco): its one object, JSON lines, or rows.
+
+    The object has a column for each of `query`, `query_id`, `answers`, `passages` and more, in which a number names the
+    record; lines have the same fields. Passages are `passage_text` and `is_selected`, a list of objects, or as in the
+    hub's rows an object of lists; their ids are those of the query and a number, and those that are selected are gold.
+    Questions whose answer is "No Answer Present." are left out.
+    """
+    for record in _marco_records(file):
+        answers = tuple(text for text in record.maybe_texts("answers") if text != _NO_ANSWER)
+        if not record.has("answers"):
+            raise record.error("answers", "a list of answers")
+        if not answers:
+            file.left_out[NOT_ANSWERED] += 1
+            continue
+        name = record.text("query_id")
+        passages, selected = _marco_passages(name, record)
+        group = record.maybe("query_type")
+        yield Question(
+            name, record.text("query"), answers, passage_ids=tuple(selected), passages=tuple(passages), group=group
+        )
+
+
+def _marco_records(file: QuestionFile) -> Iterator[Fields]:
+    records = list(file.records())
+    columns = {record.key: record.fields for record in records if record.key}
+    if not {"query", "query_id"} <= set(columns):
+        yield from records
+        return
+    for number in columns["query_id"]:
+        row = {name: column[number] for name, column in columns.items() if number in column}
+        yield Fields(f"{file.uri} record {number}", row)
+
+
+def _marco_passages(name: str, record: Fields) -> tuple[list[Passage], list[str]]:
+    if not record.has("passages"):
+        return [], []
+    if isinstance(record.fields["passages"], dict):
+        columns = record.record("passages")
+        found = list(zip(columns.strings("passage_text"), columns.items("is_selected"), strict=False))
+    else:
+        found = [(one.text("passage_text"), one.fields.get("is_selected")) for one in record.records("passages")]
+    passages = [Passage(f"{name}/{number}", "", text) for number, (text, _) in enumerate(found)]
+    return passages, [passage.id for passage, (_, chosen) in zip(passages, found, strict=True) if chosen == 1]
 
 
 def hotpotqa(file: QuestionFile) -> Iterator[Question]:

@@ -1,6 +1,7 @@
 """DeepSpeed: ZeRO over the learned parameters and their moments; at stage 3 also over the frozen base model.
 
-What is private to DeepSpeed is used in this file alone, and `deepspeed` is pinned below its next minor release for it.
+What is private to DeepSpeed is used here and in `training/module_steps.py` alone, and `deepspeed` is pinned below its
+next minor release for it.
 """
 
 from __future__ import annotations

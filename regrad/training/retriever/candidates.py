@@ -18,14 +18,18 @@ class PassageVectors:
 
     def __init__(self, vectors: Vectors, device: torch.device) -> None:
         self._vectors_ND = torch.from_numpy(vectors)
-        self._device = device
+        self.device = device
+
+    def like(self, vectors: Vectors) -> PassageVectors:
+        """Others of the same passages."""
+        return PassageVectors(vectors, self.device)
 
     def nearest(self, queries_BD: Tensor, k: int) -> Tensor:
         """The rows of the k largest inner products [B, k], best first."""
         best_scores: list[Tensor] = []
         best_rows: list[Tensor] = []
         for start in range(0, len(self._vectors_ND), _BLOCK):
-            block_CD = self._vectors_ND[start : start + _BLOCK].to(self._device)
+            block_CD = self._vectors_ND[start : start + _BLOCK].to(self.device)
             scores_Bk, rows_Bk = (queries_BD @ block_CD.T).topk(min(k, len(block_CD)), 1)
             best_scores.append(scores_Bk)
             best_rows.append(rows_Bk + start)
@@ -34,7 +38,7 @@ class PassageVectors:
 
     def of(self, rows_BU: Tensor) -> Tensor:
         """Vectors of these rows [B, U, D]."""
-        return self._vectors_ND[rows_BU.cpu()].to(self._device)
+        return self._vectors_ND[rows_BU.cpu()].to(self.device)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, model_validator
 
 from regrad.data.question_sets import QuestionSetConfig
+from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.registry import MethodConfig
-from regrad.models.config import ModelConfig
-from regrad.settings import Location, Settings, invalid
+from regrad.methods.regrad import ReGradOnlineConfig
+from regrad.models.config import ModelConfig, ModelPath
+from regrad.retrieval.config import PART_PASSAGES
+from regrad.settings import Location, Settings, WorkersConfig, invalid
 from regrad.training.config import Beta, ScheduleConfig, TrainConfig
+from regrad.training.module_steps import ZeroStage
 
 
 class MarginalConfig(Settings):
@@ -52,18 +56,64 @@ class DistillConfig(Settings):
     temperature: float = Field(1.0, gt=0, description="temperature of the softmax over log-likelihoods")
 
 
-ObjectiveConfig = Annotated[MarginalConfig | VragConfig | JsaConfig | DistillConfig, Discriminator("kind")]
+class DroConfig(Settings):
+    """Expectation and maximisation over ordered lists of the candidates (DRO)."""
+
+    kind: Literal["dro"] = "dro"
+    samples: int = Field(8, ge=2, description="orderings drawn for each question; one alone would always weigh 1")
+    shown: int = Field(5, ge=1, description="passages of an ordering, which the generator reads together")
+    iteration: int = Field(
+        1,
+        ge=1,
+        description="steps between expectations: orderings are drawn and weighed by what was trained until then",
+    )
+
+
+ObjectiveConfig = Annotated[MarginalConfig | VragConfig | JsaConfig | DistillConfig | DroConfig, Discriminator("kind")]
 """The settings of one objective."""
 
 
 class RetrieverOptimizerConfig(ScheduleConfig):
-    """AdamW over the question encoders."""
+    """AdamW over all that is trained; the generator has a rate of its own."""
 
     steps: int = Field(300, ge=1)
     lr: float = Field(1e-5, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(0.01, ge=0)
     clip: float | None = Field(1.0, gt=0, description="maximum norm of the gradient; null: no clipping")
+    zero_stage: ZeroStage | None = Field(
+        None, description="DeepSpeed's ZeRO stage, 1 or 2; null: each worker has all moments and gradients"
+    )
+
+
+class GeneratorConfig(Settings):
+    """The generator, trained by the same objective: a LoRA beside `rag`, the MetaInit's phi0 under `regrad-online`."""
+
+    output: Location = Field(description="the trained LoRA (as of `regrad finetune`), or MetaInit")
+    start_from: Location | None = Field(None, description="a LoRA to continue from; null: a new one")
+    lr: float = Field(2e-5, gt=0, description="peak rate of the generator's parameters")
+
+
+class SelectorConfig(Settings):
+    """A cross-encoder that orders what an index finds, trained in place of the question encoder."""
+
+    model: ModelPath = Field(description="a cross-encoder with one score, to begin with")
+    output: Location = Field(description="the trained cross-encoder; the indexes written are reranked by it")
+    max_tokens: int = Field(512, ge=8, description="limit for question and passage together")
+
+
+class PassageTrainingConfig(Settings):
+    """The passages' encoder, trained too: its index is made anew from time to time, and at the end."""
+
+    encoder: Location = Field(description="the trained encoder of passages, which the new indexes are made with")
+    corpus: Location = Field(description="the passages of `index`, for the workers that embed them")
+    every: int = Field(100, ge=1, description="steps between refreshes of the vectors that are searched")
+    delay: int = Field(
+        0, ge=0, description="steps on the old vectors while new ones are made; 0: training waits for them"
+    )
+    lr: float | None = Field(None, gt=0, description="peak rate of its parameters; null: optimizer.lr")
+    part_passages: int = Field(PART_PASSAGES, ge=1, description="passages that a worker encodes at once")
+    cluster: WorkersConfig = Field(WorkersConfig(workers=1), description="replicas of the encoder that embed")
 
 
 class OtherIndex(Settings):
@@ -71,14 +121,24 @@ class OtherIndex(Settings):
 
     index: Location = Field(description="a dense index of the same passage encoder")
     output: Location = Field(description="the same index with the trained question encoder")
+    corpus: Location | None = Field(None, description="its passages; needed if the passages' encoder is trained")
 
 
 class RetrieverTrainConfig(TrainConfig):
     """`regrad retriever`: train the question encoder of a dense index by how much its passages help to answer."""
 
-    model: ModelConfig = Field(description="the generator, which is not trained")
-    index: Location = Field(description="a dense index (`vectors: flat`) with the passages of the training questions")
+    model: ModelConfig = Field(description="the generator")
+    generator: GeneratorConfig | None = Field(None, description="train the generator, too; null: it stays as it is")
+    index: Location = Field(
+        description="a dense index (`vectors: flat`) with the passages of the training questions; any, with a selector"
+    )
+    selector: SelectorConfig | None = Field(
+        None, description="train a cross-encoder over the index's best k; null: the question encoder"
+    )
     others: tuple[OtherIndex, ...] = Field((), description="further indexes that get the trained question encoder")
+    passages: PassageTrainingConfig | None = Field(
+        None, description="train the passages' encoder, too; null: it and the vectors stay as they are"
+    )
     tasks: Location | None = Field(None, description="questions of tasks, as for `regrad train`")
     questions: QuestionSetConfig | None = Field(None, description="instead of tasks: a question set with answers")
     method: MethodConfig = Field(
@@ -107,9 +167,53 @@ class RetrieverTrainConfig(TrainConfig):
             raise invalid(
                 "method_without_passages", f"method {self.method.kind} uses no passage, so none is better than another"
             )
+        if self.passages is not None:
+            self._trains_passages(self.passages)
+        if self.selector is not None:
+            self._trains_selector()
+        if self.generator is not None:
+            self._trains_generator(self.generator)
         if isinstance(self.objective, JsaConfig) and self.objective.keep_chain and self.cluster.workers > 1:
             raise invalid(
                 "chain_needs_one_worker",
                 "objective.keep_chain needs cluster.workers 1: a question's chain is one worker's",
             )
         return self
+
+    def _trains_generator(self, generator: GeneratorConfig) -> None:
+        if not isinstance(self.method, PromptOnlyConfig | ReGradOnlineConfig):
+            raise invalid(
+                "generator_of_method",
+                f"a generator is trained with rag or pe-rag (a LoRA) or regrad-online (phi0), not {self.method.kind}, "
+                "whose artefacts were made for the generator as it is",
+            )
+        if isinstance(self.objective, DistillConfig):
+            raise invalid(
+                "distill_trains_no_generator",
+                "objective distill takes the answer's likelihoods as they are: leave 'generator' out, or take another",
+            )
+        if generator.start_from is not None and isinstance(self.method, ReGradOnlineConfig):
+            raise invalid("start_from_twice", "generator.start_from is a LoRA; phi0 begins as method.meta_init has it")
+
+    def _trains_selector(self) -> None:
+        simplified = isinstance(self.objective, JsaConfig) and self.objective.simplified
+        if not (simplified or isinstance(self.objective, MarginalConfig | DistillConfig | DroConfig)):
+            raise invalid(
+                "selector_without_posterior",
+                "a selector has no posterior that sees the answer: take objective dro, marginal, distill, or jsa with "
+                "simplified: true",
+            )
+        if self.passages is not None:
+            raise invalid("selector_of_passages", "a selector orders what an index finds: leave 'passages' out")
+
+    def _trains_passages(self, passages: PassageTrainingConfig) -> None:
+        if passages.delay >= passages.every:
+            raise invalid(
+                "delay_of_refresh",
+                f"passages.delay {passages.delay} must be below passages.every {passages.every}: one refresh at a time",
+            )
+        if bare := [other.index for other in self.others if other.corpus is None]:
+            raise invalid(
+                "corpus_missing",
+                f"passages: the index at {bare[0]} is made anew with its encoder, so 'corpus' is needed",
+            )

@@ -1,14 +1,14 @@
-"""How likely an answer is with one passage: log p(y|x, h), by the same method that will answer.
+"""How likely an answer is with one passage, or an ordered list: log p(y|x, h), by the same method that will answer.
 
-A method plans a prompt and updates for a question with this passage alone, as it does in an evaluation, and the frozen
+A method plans a prompt and updates for a question with these passages alone, as it does in an evaluation, and the
 generator reads the answer behind it. `rag` puts the passage into the prompt; `regrad` applies its gradient.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -19,21 +19,23 @@ from regrad.data.passages import Passage
 from regrad.data.questions import Question
 from regrad.errors import TrainingError
 from regrad.gradients.extractor import Extracted
-from regrad.methods.base import AtomProvider, Atoms, Evidence, MethodSettings, PassageUse, Plan
+from regrad.methods.base import AtomProvider, Atoms, Evidence, Method, MethodSettings, PassageUse, Plan
+from regrad.methods.reading import LikelihoodReader
 from regrad.methods.regrad import BoundMetaInit, ReGrad
-from regrad.models.batching import TokenBatch, pad_batch, row_chunks, sequence_losses
 from regrad.models.loading import LanguageModel
-from regrad.models.subspace import Subspace
 
 _PLANNED = 64  # pairs whose updates are in memory at once
 _ATOM_BYTES = 1 << 28
 
+Asked = tuple[Question, tuple[Passage, ...]]
+"""A question and the passages, in order, with which its first answer is read."""
+
 
 class Likelihood(Protocol):
-    """Log-likelihoods of answers, each with one passage."""
+    """Log-likelihoods of answers, each with its passages."""
 
-    def of(self, pairs: Sequence[tuple[Question, Passage]]) -> Tensor:
-        """log p(first answer | question, passage) [N] float32, on the CPU."""
+    def of(self, asked: Sequence[Asked]) -> Tensor:
+        """log p(first answer | question, passages) [N] float32, on the CPU."""
 
 
 class MethodLikelihood:
@@ -43,74 +45,51 @@ class MethodLikelihood:
     """
 
     def __init__(self, lm: LanguageModel, settings: MethodSettings, per_token: bool, batch_tokens: int) -> None:
-        self._lm = lm
-        method = settings.open(lm)
-        self._atoms: AtomProvider = method.open_atoms()
-        if isinstance(method, ReGrad) and settings.info.computes_gradients:
-            self._atoms = ComputedAtoms(method.bound)
-        self._method = method
-        self._reduction = "mean" if per_token else "sum"
-        self._batch_tokens = batch_tokens
+        self.lm, self.settings = lm, settings
+        self.reader, self.reduction = LikelihoodReader(lm, batch_tokens), "mean" if per_token else "sum"
+        self.use(settings.open(lm))
 
-    def of(self, pairs: Sequence[tuple[Question, Passage]]) -> Tensor:
+    def use(self, method: Method) -> None:
+        """Plan by this method from now on, which is that of the settings at another MetaInit."""
+        self._method = method
+        self._atoms: AtomProvider = method.open_atoms()
+        if isinstance(method, ReGrad) and self.settings.info.computes_gradients:
+            self._atoms = ComputedAtoms(method.bound)
+
+    def of(self, asked: Sequence[Asked]) -> Tensor:
         """See `Likelihood`. Raises `TrainingError` if one is not finite, and `PromptTooLong`."""
-        parts = [self._of(pairs[start : start + _PLANNED]) for start in range(0, len(pairs), _PLANNED)]
+        parts = [self._of(some) for some in parts_of(asked)]
         return torch.cat(parts) if parts else torch.zeros(0)
 
-    def _of(self, pairs: Sequence[tuple[Question, Passage]]) -> Tensor:
-        evidences = [Evidence(question, (passage,), (1.0,)) for question, passage in pairs]
-        plans = self._method.answer_plans(evidences, self._atoms)
-        rows = [self._tokens(plan) for plan in plans]
-        batch = pad_batch([ids for ids, _ in rows], [start for _, start in rows], self._lm.pad_id, self._lm.device)
-        found_N = torch.empty(len(pairs))
-        with torch.no_grad():
-            for chunk in row_chunks(batch, self._batch_tokens):
-                some, tokens = [plans[row] for row in chunk.tolist()], batch.take(chunk)
-                with self._lm.applied(_stacked(some, self._lm.device), _acted_on(some, tokens)):
-                    found_N[chunk.cpu()] = -sequence_losses(self._lm, tokens, self._reduction).float().cpu()
+    def plans(self, asked: Sequence[Asked]) -> list[Plan]:
+        """How the method would answer, in order."""
+        evidences = [
+            Evidence(question, passages, (1.0,) * len(passages), turns=question.turns) for question, passages in asked
+        ]
+        return self._method.answer_plans(evidences, self._atoms)
+
+    def read(self, plans: Sequence[Plan], answers: Sequence[str]) -> Tensor:
+        """The log-likelihoods of answers under the plans [N], on the CPU."""
+        return self.reader.log_likelihoods(plans, answers, self.reduction)
+
+    def _of(self, asked: Sequence[Asked]) -> Tensor:
+        found_N = self.read(self.plans(asked), [question.answers[0] for question, _ in asked])
         if not bool(torch.isfinite(found_N).all()):
-            question, passage = pairs[int(torch.isfinite(found_N).logical_not().nonzero()[0])]
+            question, passages = asked[int(torch.isfinite(found_N).logical_not().nonzero()[0])]
+            passage_id = passages[0].id if passages else ""
             raise TrainingError(
-                f"the answer to {question.question!r:.80} has no finite likelihood with passage {passage.id!r:.80}; "
+                f"the answer to {question.question!r:.80} has no finite likelihood with passage {passage_id!r:.80}; "
                 "load the model in float32, or lower the method's gamma",
                 code="likelihood_not_finite",
                 question=question.question,
-                passage_id=passage.id,
+                passage_id=passage_id,
             )
         return found_N
 
-    def _tokens(self, plan: Plan) -> tuple[list[int], int]:
-        """Prompt and answer, and where the answer begins; a passage that does not fit is left out of the prompt."""
-        prompts, prompt = self._lm.config.prompts, plan.prompt
-        answer = [*self._lm.encode(prompts.reply(prompt.evidence.question.answers[0])), *self._lm.ending]
-        ids = self._lm.encode_prompt(prompt.text(prompts))
-        tokens = len(ids) + len(answer)
-        if prompt.passages and tokens > self._lm.within(tokens):
-            ids = self._lm.encode_prompt(replace(prompt, passages=()).text(prompts))
-        self._lm.check_length(len(ids), len(answer))
-        return [*ids, *answer], len(ids)
 
-
-def _stacked(plans: Sequence[Plan], device: torch.device) -> dict[Subspace, Tensor]:
-    """The plans' updates by subspace [N, P]; zeros, which change nothing, for a plan without one."""
-    subspaces = dict.fromkeys(update.subspace for plan in plans for update in plan.updates)
-    found = {}
-    for subspace in subspaces:
-        rows_NP = torch.zeros(len(plans), subspace.size)
-        for row, plan in enumerate(plans):
-            for update in plan.updates:
-                if update.subspace == subspace:
-                    rows_NP[row] += update.vector
-        found[subspace] = rows_NP.to(device)
-    return found
-
-
-def _acted_on(plans: Sequence[Plan], batch: TokenBatch) -> Tensor | None:
-    """The tokens that the plans' updates act on [N, T - 1]: a plan's all on the same. None if all act on everything."""
-    on_answer = [any(update.acts_on == "answer" for update in plan.updates) for plan in plans]
-    if not any(on_answer):
-        return None
-    return batch.predicted[:, 1:] | ~torch.tensor(on_answer, device=batch.ids.device)[:, None]
+def parts_of(asked: Sequence[Asked]) -> Iterator[Sequence[Asked]]:
+    """As many at a time as have their updates in memory together."""
+    return (asked[start : start + _PLANNED] for start in range(0, len(asked), _PLANNED))
 
 
 @dataclass
@@ -123,20 +102,24 @@ class ComputedAtoms:
         self._kept: OrderedDict[str, Extracted] = OrderedDict()
 
     def find(self, evidences: Sequence[Evidence], parts: bool) -> list[Atoms]:
-        """See `AtomProvider`: one passage for each question."""
-        asked = {evidence.passages[0].id: evidence.passages[0] for evidence in evidences}
+        """See `AtomProvider`."""
+        asked = {passage.id: passage for evidence in evidences for passage in evidence.passages}
         missing = [passage for name, passage in asked.items() if name not in self._kept]
         self._kept.update((item.passage.id, item) for item in self.bound.compute(missing))
-        found = []
-        for evidence in evidences:
-            item = self._kept[evidence.passages[0].id]
-            self._kept.move_to_end(item.passage.id)
-            tier = Tier.MISSING if item.atom is None else Tier.ONLINE
-            use = PassageUse(item.passage.id, tier, item.problem)
-            single = None if item.atom is None or not parts else item.atom[None]
-            found.append(Atoms((use,), item.atom, single))
+        found = [self._atoms(evidence, parts) for evidence in evidences]
         self._forget()
         return found
+
+    def _atoms(self, evidence: Evidence, parts: bool) -> Atoms:
+        items = [self._kept[passage.id] for passage in evidence.passages]
+        for item in items:
+            self._kept.move_to_end(item.passage.id)
+        uses = [PassageUse(i.passage.id, Tier.MISSING if i.atom is None else Tier.ONLINE, i.problem) for i in items]
+        atoms = [item.atom for item in items if item.atom is not None]
+        if not atoms:
+            return Atoms(tuple(uses))
+        parts_KP = torch.stack(atoms)
+        return Atoms(tuple(uses), parts_KP.sum(0), parts_KP if parts else None)
 
     def _forget(self) -> None:
         sizes = [0 if item.atom is None else 4 * item.atom.numel() for item in self._kept.values()]

@@ -1,4 +1,4 @@
-"""What a retriever is trained to do, given how likely the answer is with each passage: five objectives, one interface.
+"""What a retriever is trained to do, given how likely the answer is with each passage: six objectives, one interface.
 
 The model is p(y, h | x) = p(h|x) p(y|x, h) with a passage h, and an approximate posterior q(h|x, y). All objectives are
 functions of [B, K] tensors: for each of B questions the scores of K candidate passages and the log-likelihood of its
@@ -15,8 +15,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from regrad.training.retriever.chains import sample_chains
-from regrad.training.retriever.config import DistillConfig, JsaConfig, MarginalConfig, ObjectiveConfig, VragConfig
+from regrad.training.retriever.chains import NO_STATE, sample_chains
+from regrad.training.retriever.config import (
+    DistillConfig,
+    DroConfig,
+    JsaConfig,
+    MarginalConfig,
+    ObjectiveConfig,
+    VragConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,10 @@ class Candidates:
     """The passages that B questions may rest on, K places each; all tensors are [B, K].
 
     `prior` and `posterior` are the scores, already divided by the temperature: p(h|x) and q(h|x, y) are their softmax
-    over the places that are `present` (unions differ in size). `likelihood` is log p(y|x, h), not differentiated.
-    `by_prior` and `by_posterior` say which places each retriever found among its own best. `start`, if given, is the
-    place of each chain's last state [B] (`chains.NO_STATE`: none).
+    over the places that are `present` (unions differ in size). `likelihood` is log p(y|x, h): if the generator is
+    trained, a leaf whose gradient says how much each pair counts. `by_prior` and `by_posterior` say which places each
+    retriever found among its own best. `start`, if given, is the place of each chain's last state [B]
+    (`chains.NO_STATE`: none).
     """
 
     prior: Tensor
@@ -36,6 +44,19 @@ class Candidates:
     by_prior: Tensor
     by_posterior: Tensor
     start: Tensor | None = None
+    lists: Lists | None = None
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Ordered lists of each question's candidates, for objectives over these.
+
+    `orderings` [B, m, L] are places among the K, the first first (`chains.NO_STATE` where there are no more);
+    `likelihood` [B, m] is log p(y|x, list), a leaf if the generator is trained.
+    """
+
+    orderings: Tensor
+    likelihood: Tensor
 
 
 @dataclass(frozen=True)
@@ -122,7 +143,7 @@ class Jsa:
         """See `Objective`."""
         log_p_BK = log_softmax(found.prior, found.present)
         log_q_BK = log_p_BK if self._config.simplified else log_softmax(found.posterior, found.present)
-        target_BK = log_p_BK.detach() + found.likelihood / self._config.temperature_lm
+        target_BK = log_p_BK.detach() + found.likelihood.detach() / self._config.temperature_lm
         start_B = found.start if self._config.keep_chain else None
         chains = sample_chains(target_BK, log_q_BK.detach(), self._config.proposals, draws, start_B)
         last_B = chains.states[:, -1]
@@ -157,6 +178,54 @@ class Distill:
         return Objected(_mean_under(log_p_BK.exp(), log_p_BK - log_target_BK))
 
 
+def draw_orderings(scores_BK: Tensor, present_BK: Tensor, samples: int, length: int, draws: torch.Generator) -> Tensor:
+    """Lists [B, m, L] of the present places from Plackett and Luce's distribution, without repetition in a list."""
+    uniform_BmK = torch.rand(len(scores_BK), samples, scores_BK.shape[1], dtype=torch.float64, generator=draws)
+    # The order of scores with Gumbel noise is a draw of the whole list at once.
+    noise_BmK = -(-uniform_BmK.clamp_min(1e-300).log()).log().to(scores_BK.device)
+    keys_BmK = (scores_BK.double()[:, None] + noise_BmK).masked_fill(~present_BK[:, None], -torch.inf)
+    found = keys_BmK.topk(min(length, scores_BK.shape[1]), 2)
+    return found.indices.masked_fill(torch.isneginf(found.values), NO_STATE)
+
+
+def ordering_log_probability(scores_BK: Tensor, present_BK: Tensor, orderings_BmL: Tensor) -> Tensor:
+    """log p(z|x) of each list [B, m]: the product over its places of a softmax over what is left."""
+    left_BmK = present_BK[:, None].expand(-1, orderings_BmL.shape[1], -1)
+    total_Bm = scores_BK.new_zeros(orderings_BmL.shape[:2])
+    for place_Bm in orderings_BmL.unbind(2):
+        there_Bm, at_Bm1 = place_Bm != NO_STATE, place_Bm.clamp_min(0)[..., None]
+        log_p_BmK = scores_BK[:, None].masked_fill(~left_BmK, -torch.inf).log_softmax(2)
+        chosen_Bm = log_p_BmK.gather(2, at_Bm1)[..., 0]
+        total_Bm = total_Bm + chosen_Bm.masked_fill(~there_Bm, 0.0)
+        # Where nothing is left, all stay, so that no softmax is over nothing; nothing is chosen there.
+        left_BmK = torch.where(there_Bm[..., None], left_BmK.scatter(2, at_Bm1, False), left_BmK)
+        left_BmK = torch.where(left_BmK.any(2, keepdim=True), left_BmK, present_BK[:, None])
+    return total_Bm
+
+
+class Dro:
+    """Direct retrieval-augmented optimisation: -sum w(z) [log p(z|x) + log p(y|x, z)] over drawn lists z (DRO).
+
+    Lists come from the selector p(z|x) as it was at the expectation, so the weight of one is p(z|x, y) / p(z|x), which
+    is p(y|x, z) but for a constant: it is normalised over the lists of a question. With m lists the bias is O(1/m).
+    """
+
+    needs_posterior = False
+
+    def __init__(self, config: DroConfig) -> None:
+        self._config = config
+
+    def __call__(self, found: Candidates, draws: torch.Generator) -> Objected:
+        """See `Objective`."""
+        assert found.lists is not None  # whoever drew them gives them
+        lists = found.lists
+        weights_Bm = lists.likelihood.detach().softmax(1)
+        log_p_Bm = ordering_log_probability(found.prior, found.present, lists.orderings)
+        loss_B = -(weights_Bm * (log_p_Bm + lists.likelihood)).sum(1)
+        numbers = {"effective_lists": float((1 / weights_Bm.square().sum(1)).mean())}
+        return Objected(loss_B, numbers)
+
+
 def make_objective(config: ObjectiveConfig) -> Objective:
     """The objective that the settings describe."""
     match config:
@@ -168,3 +237,5 @@ def make_objective(config: ObjectiveConfig) -> Objective:
             return Jsa(config)
         case DistillConfig():
             return Distill(config)
+        case DroConfig():
+            return Dro(config)

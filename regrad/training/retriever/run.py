@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -15,21 +17,28 @@ from regrad.data.tasks import read_tasks
 from regrad.digests import records_digest
 from regrad.errors import TrainingError
 from regrad.models.loading import load_language_model
-from regrad.retrieval.base import read_index_card
-from regrad.retrieval.dense import check_passages_encoder, with_question_encoder
+from regrad.retrieval.base import CARD as INDEX_CARD
+from regrad.retrieval.base import check_index, read_index_card
+from regrad.retrieval.config import EncoderConfig
+from regrad.retrieval.dense import DenseRetriever, check_passages_encoder, passages_encoder, with_question_encoder
+from regrad.retrieval.encoder_card import FILE as ENCODER_FILE
+from regrad.retrieval.encoder_card import read_encoder_card
+from regrad.retrieval.reranked import rerank_index
+from regrad.storage import Storage, check_replaceable, directory_writer
 from regrad.training.callbacks import Listener, Silent
+from regrad.training.checkpoint import Product
 from regrad.training.loop import train_on
-from regrad.training.retriever.config import RetrieverTrainConfig
-from regrad.training.retriever.learner import (
-    CARD,
-    ENCODER,
-    NumberedQuestion,
-    RetrieverLearner,
-    TrainedEncoder,
-    open_dense,
-)
-from regrad.training.retriever.likelihood import MethodLikelihood
+from regrad.training.lora.lora_artifact import ADAPTER_CARD
+from regrad.training.retriever.artefact import CARD, ENCODER, GENERATOR, PASSAGES, SELECTOR
+from regrad.training.retriever.config import RetrieverTrainConfig, SelectorConfig
+from regrad.training.retriever.generator import generator_card, load_generator, make_generator
+from regrad.training.retriever.learner import NumberedQuestion, RetrieverLearner, open_trained_on
+from regrad.training.retriever.likelihood import Likelihood, MethodLikelihood
+from regrad.training.retriever.passage_side import Refresher, RefresherHere
+from regrad.training.retriever.selector import selector_settings
 from regrad.training.workers import Workers
+
+_MODULES, _SELECTOR_CARD = "modules.json", "config.json"  # what sentence-transformers begins to read
 
 
 def read_asked(config: RetrieverTrainConfig) -> list[NumberedQuestion]:
@@ -56,7 +65,8 @@ def read_asked(config: RetrieverTrainConfig) -> list[NumberedQuestion]:
 
 
 def _bare(question: Question) -> Question:
-    return Question("", question.question, question.answers, question.kind, question.choices)
+    turns = question.turns
+    return Question("", question.question, question.answers, question.kind, question.choices, turns=turns)
 
 
 def data_digest(config: RetrieverTrainConfig) -> str:
@@ -65,40 +75,122 @@ def data_digest(config: RetrieverTrainConfig) -> str:
     return records_digest((item.question for item in read_asked(config)), card)
 
 
+MakeRefresher = Callable[[RetrieverTrainConfig, DenseRetriever, Workers], Refresher]
+"""What makes new vectors of the index's passages for one worker."""
+
+
+def _refresher_here(config: RetrieverTrainConfig, retriever: DenseRetriever, workers: Workers) -> Refresher:
+    assert config.passages is not None
+    return RefresherHere(retriever.blocks(config.passages.part_passages))
+
+
 def retriever_worker(
     config: RetrieverTrainConfig,
     listener: Listener,
     device: torch.device | str,
     workers: Workers = Workers(),
     checkpoint: AbstractContextManager[Path | None] = nullcontext(),
-) -> TrainedEncoder:
-    """One worker's run, from the start or from a checkpoint.
+    refresher: MakeRefresher | None = None,
+) -> Product:
+    """One worker's run, from the start or from a checkpoint; vectors are made anew in this process by default.
 
     Raises `RetrievalError` for an index that cannot be trained on, `TrainingError` as the loop does, and what the
     method and the questions raise.
     """
     asked = read_asked(config)
-    with open_dense(config.index, config.k, device) as retriever:
+    with open_trained_on(config, device) as retriever:
         config.method.check()
         lm = load_language_model(config.model, device)
-        per_token = config.likelihood == "token-mean"
-        likelihood = MethodLikelihood(lm, config.method, per_token, config.batch_tokens)
+        if config.generator is not None:
+            likelihood: Likelihood = make_generator(lm, config)
+        else:
+            per_token = config.likelihood == "token-mean"
+            likelihood = MethodLikelihood(lm, config.method, per_token, config.batch_tokens)
         notes = {
             "objective": config.objective.model_dump(mode="json"),
             "method": config.method.kind,
             "questions": len(asked),
             "settings": config.model_dump(mode="json", include={"k", "temperature", "likelihood", "optimizer", "seed"}),
         }
+        refreshing = None
+        if config.passages is not None and isinstance(retriever, DenseRetriever):
+            refreshing = (refresher or _refresher_here)(config, retriever, workers)
+        place = torch.device(device)
         learner = RetrieverLearner(
-            config, retriever, likelihood, len(asked), torch.device(device), lm.identity(), notes, workers
+            config, retriever, likelihood, len(asked), place, lm.identity(), notes, workers, refreshing
         )
         return learner.product(train_on(learner, asked, config, listener, workers, checkpoint))
 
 
-def check_others(config: RetrieverTrainConfig, passages_digest: str) -> None:
-    """Raise `RetrievalError` if one of the `others` has passages of another encoder; before anything is trained."""
-    for other in config.others:
-        check_passages_encoder(other.index, passages_digest)
+def check_indexes(config: RetrieverTrainConfig) -> None:
+    """Raise what opening the index raises, and `RetrievalError` if one of the `others` has passages of another encoder.
+
+    Before anything is trained. A selector goes with any index.
+    """
+    with open_trained_on(config, "cpu") as retriever:
+        for other in config.others:
+            if isinstance(retriever, DenseRetriever) and config.selector is None:
+                check_passages_encoder(other.index, retriever.passages_digest)
+            else:
+                check_index(other.index)
+
+
+IndexAnew = Callable[[str, EncoderConfig, str], str]
+"""Makes an index of a corpus with an encoder (the last is for which output); gives the address of the index."""
+
+
+def write_trained(config: RetrieverTrainConfig, trained: Path, index_anew: IndexAnew) -> int:
+    """Write all results of a run: the indexes, the generator and the passages' encoder; gives the indexes' passages.
+
+    Indexes are made anew by `index_anew` if the passages' encoder was trained. Raises as that does, and
+    `RetrievalError` if another index's passages are of another encoder.
+    """
+    write_generator(config, trained)
+    if config.selector is not None:
+        return _write_reranked(config, config.selector, trained)
+    if config.passages is None:
+        return write_indexes(config, trained)
+    with directory_writer(config.passages.encoder, _MODULES) as folder:
+        shutil.copytree(trained / PASSAGES, folder, dirs_exist_ok=True)
+    notes = json.loads((trained / CARD).read_text())["notes"]
+    count = 0
+    corpora = [(config.index, config.passages.corpus, config.output)]
+    corpora += [(other.index, other.corpus or "", other.output) for other in config.others]
+    for index, corpus, output in corpora:
+        # How passages are read stays as the index had it; what changes is the network.
+        described = read_encoder_card(Storage(index).read(ENCODER_FILE), index).encoder
+        encoder = described.model_copy(update={"path": config.passages.encoder, "question_path": None})
+        made = index_anew(corpus, encoder, output)
+        count += with_question_encoder(made, trained / ENCODER, passages_encoder(made), output, notes)
+    return count
+
+
+def _write_reranked(config: RetrieverTrainConfig, selector: SelectorConfig, trained: Path) -> int:
+    """The selector, and over each index one whose first passages it orders."""
+    with directory_writer(selector.output, _SELECTOR_CARD) as folder:
+        shutil.copytree(trained / SELECTOR, folder, dirs_exist_ok=True)
+    places = [(config.index, config.output), *((other.index, other.output) for other in config.others)]
+    return sum(rerank_index(selector_settings(config, index, selector.output), output) for index, output in places)
+
+
+def check_outputs(config: RetrieverTrainConfig) -> None:
+    """Raise `StorageError` if something that is not ours is where a result goes; before anything is trained."""
+    for uri in (config.output, *(other.output for other in config.others)):
+        check_replaceable(uri, INDEX_CARD)
+    if config.passages is not None:
+        check_replaceable(config.passages.encoder, _MODULES)
+    if config.selector is not None:
+        check_replaceable(config.selector.output, _SELECTOR_CARD)
+    if config.generator is not None:
+        check_replaceable(config.generator.output, generator_card(config))
+        if config.generator.start_from is not None:
+            ADAPTER_CARD.read(config.generator.start_from)
+
+
+def write_generator(config: RetrieverTrainConfig, trained: Path) -> None:
+    """Write the generator that was trained, if one was, at its output."""
+    if config.generator is not None:
+        load_generator(config, str(trained / GENERATOR)).save(config.generator.output)
 
 
 def write_indexes(config: RetrieverTrainConfig, trained: Path) -> int:
@@ -114,9 +206,9 @@ def write_indexes(config: RetrieverTrainConfig, trained: Path) -> int:
     )
 
 
-def train_retriever_in_process(config: RetrieverTrainConfig, device: str = "cpu") -> TrainedEncoder:
+def train_retriever_in_process(config: RetrieverTrainConfig, device: str = "cpu") -> Product:
     """The job with one worker and no cluster, from start to end; nothing is written, and there are no checkpoints.
 
-    For notebooks: the result's `encoder` can be asked at once. Raises what a job raises.
+    For notebooks: the result's `encoder` (or `selector`) can be asked at once. Raises what a job raises.
     """
     return retriever_worker(config, Silent(), device)

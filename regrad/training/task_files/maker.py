@@ -21,6 +21,7 @@ from regrad.text import counted
 from regrad.training.task_files.config import TasksConfig
 from regrad.training.task_files.passages import TaskPassages
 
+IN_CONVERSATION = "rests on what was said before, which a task does not hold"
 TRAIN, DEV, CORPUS, LEFT_OUT, REPORT = "train.jsonl", "dev.jsonl", "corpus.jsonl", "left_out.jsonl", "report.json"
 
 OVER_LIMIT = "over `limit` or `dev_limit`"
@@ -97,7 +98,9 @@ class TaskMaker:
         for start in range(0, len(drawn), _BATCH):
             some = drawn[start : start + _BATCH]
             for question, chosen in zip(some, passages.choose(some), strict=True):
-                if chosen.reason:
+                if question.turns:
+                    self._leave_out(question, IN_CONVERSATION)
+                elif chosen.reason:
                     self._leave_out(question, chosen.reason)
                 elif limit is not None and len(kept) == limit:
                     self._leave_out(question, OVER_LIMIT)

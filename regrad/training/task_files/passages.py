@@ -148,7 +148,7 @@ class TaskPassages:
         assert self._retriever is not None
         depth = self._config.k + self._config.distractors + self._most_gold
         depth *= 2 if self._config.max_words else 1  # some of what is found will be passed over
-        texts = [question.question for question in questions]
+        texts = [question.query for question in questions]
         made_of = [self._retriever.card.model_dump(), self._config.retrieval.model_dump(), depth, texts]
         name = f"{json_digest(made_of, 64, sort_keys=False)}.jsonl"  # the settings in the order of their classes
         if not self._parts.exists(name):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ray_jobs import train_retriever
 from regrad.data.corpora import read_passages
 from regrad.data.passages import encode_passages
+from regrad.errors import Interrupted
 from regrad.lab.config import LabConfig, LabEncoderConfig
 from regrad.lab.encoder import write_encoder
 from regrad.lab.files import write_hard_lab
@@ -17,8 +21,10 @@ from regrad.retrieval.config import DenseConfig, EncoderConfig
 from regrad.retrieval.dense import DenseRetriever, build_dense_index
 from regrad.retrieval.encoder import Encoder
 from regrad.settings import builtin_config, load_settings
+from regrad.training.lora.lora_artifact import StaticLora
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.run import train_retriever_in_process
+from tests.tools.refusals import refused
 
 pytestmark = pytest.mark.usefixtures("local_cluster")
 
@@ -48,7 +54,7 @@ def test_a_job_that_failed_is_resumed_and_writes_indexes_with_the_encoder_of_one
 ) -> None:
     config = settings(lab, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(train_retriever, "write_indexes", _fail)  # after the last checkpoint, before there is a result
+        patch.setattr(train_retriever, "write_trained", _fail)  # after the last checkpoint, before there is a result
         with pytest.raises(RuntimeError, match="killed"):
             train_retriever.run(config)
     assert not (tmp_path / "trained").exists()
@@ -61,6 +67,32 @@ def test_a_job_that_failed_is_resumed_and_writes_indexes_with_the_encoder_of_one
             assert isinstance(retriever, DenseRetriever)
             assert retriever.encoder.digest() == alone
             assert len(retriever.search_ids(["Where was Anna born?"], 3)[0]) == 3
+
+
+def test_both_encoders_and_the_generator_are_trained_while_the_index_is_made_anew(lab: Path, tmp_path: Path) -> None:
+    """First its corpus is not there: the refresh is an error, and the same command goes on where it was."""
+    corpus = tmp_path / "documents.jsonl"
+    passages = f"{{encoder: {tmp_path}/encoder, corpus: {corpus}, every: 2, delay: 1, part_passages: 7}}"
+    extra = [f"passages={passages}", f"generator={{output: {tmp_path}/generator, lr: 0.001}}", "checkpoints.every=100"]
+    config = settings(lab, tmp_path, *extra, f"others.0.corpus={lab}/few.jsonl")
+    with refused(Interrupted, "refresh_failed", step=3):
+        train_retriever.run(config)
+    shutil.copyfile(lab / "documents.jsonl", corpus)
+    assert train_retriever.run(config).endswith(f"generator at {tmp_path}/generator")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(("trained.", ".trained"))]
+
+    alone = train_retriever_in_process(config)
+    assert alone.passages is not None
+    expected = alone.passages.encode_passages(list(read_passages(str(corpus))))
+    with open_retriever(f"{tmp_path}/trained") as retriever:
+        assert isinstance(retriever, DenseRetriever)
+        assert retriever.encoder.digest() == alone.encoder.digest()
+        assert np.allclose(retriever.vectors, expected, atol=1e-6)
+    with open_retriever(f"{tmp_path}/other") as retriever:
+        assert retriever.card.passages == 20
+    card = json.loads((tmp_path / "trained" / "encoder.json").read_text())
+    assert [one["made_at"] for one in card["question_encoder"]["notes"]["refreshes"]] == [2]
+    assert StaticLora.load(tmp_path / "generator").notes["steps"] == 4
 
 
 def _fail(*_: object) -> None:

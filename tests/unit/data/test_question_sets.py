@@ -93,6 +93,53 @@ TRIVIA = {
     "QuestionId": "tc_2",
     "Answer": {"Value": "David Seville", "Aliases": ["David Seville", "Ross Bagdasarian"], "NormalizedAliases": ["x"]},
 }
+MARCO = {
+    "query_id": 19,
+    "query": "how tall is the tower",
+    "query_type": "NUMERIC",
+    "answers": ["30 metres"],
+    "passages": [
+        {"is_selected": 0, "passage_text": "It is a tower.", "url": "http://a"},
+        {"is_selected": 1, "passage_text": "It is 30 metres tall.", "url": "http://b"},
+    ],
+    "wellFormedAnswers": [],
+}
+OR_QUAC = {
+    "qid": "C_ab_1_q#1",
+    "question": "When was that?",
+    "rewrite": "When was the tower built?",
+    "answer": {"text": "in 1912", "answer_start": 3},
+    "history": [{"question": "Who built it?", "answer": {"text": "the town", "answer_start": 0}}],
+    "evidences": ["It was built in 1912.", "It is a tower."],
+    "retrieval_labels": [1, 0],
+}
+DOQA_QAS = [
+    {
+        "id": "C_cd_q#0",
+        "question": "Can I freeze it?",
+        "answers": [{"text": "Yes, for a month.", "answer_start": 0, "input_text": "Yes"}],
+        "orig_answer": {"text": "Yes, for a month.", "answer_start": 0},
+        "followup": "y",
+        "yesno": "y",
+    },
+    {
+        "id": "C_cd_q#1",
+        "question": "And longer?",
+        "answers": [{"text": "CANNOTANSWER", "answer_start": 30}],
+        "orig_answer": {"text": "CANNOTANSWER", "answer_start": 30},
+        "followup": "n",
+        "yesno": "x",
+    },
+    {
+        "id": "C_cd_q#2",
+        "question": "How do I thaw it?",
+        "answers": [{"text": "slowly"}, {"text": "slowly"}],
+        "orig_answer": {"text": "slowly"},
+        "followup": "n",
+        "yesno": "x",
+    },
+]
+DOQA = {"title": "Bread", "background": "I bake.", "paragraphs": [{"context": "Yes, ... slowly", "qas": DOQA_QAS}]}
 TASK = {
     "id": "11-0",
     "passages": [{"id": "a", "title": "A", "text": "x"}, {"id": "b", "title": "B", "text": "y"}],
@@ -113,6 +160,9 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "popqa": ("set.tsv", 'id\tprop\tquestion\tpossible_answers\n1\toccupation\tQ?\t"[""A""]"\n'),
     "nq": ("set.jsonl", {"question": "q", "answer": ["A"]}),
     "triviaqa": ("set.json", {"Data": [TRIVIA]}),
+    "ms-marco": ("set.jsonl", MARCO),
+    "or-quac": ("dev.txt", OR_QUAC),
+    "doqa": ("set.json", {"data": [DOQA]}),
     "pubmedqa": ("set.json", {"21645374": PUBMED}),
     "medqa": ("set.jsonl", MEDQA),
     "bioasq": ("set.json", {"questions": [YES_NO]}),
@@ -258,6 +308,60 @@ def test_triviaqa(tmp_path: Path) -> None:
     held_back = {"Data": [{key: value for key, value in TRIVIA.items() if key != "Answer"}]}
     with refused(EvaluationError, "missing_field", where=f"{tmp_path}/test.json record 1", field="Answer"):
         read(write(tmp_path / "test.json", held_back), "triviaqa")
+
+
+def test_ms_marco_in_each_of_its_forms(tmp_path: Path) -> None:
+    without = {**MARCO, "query_id": 20, "answers": ["No Answer Present."]}
+    columns = {name: {"0": MARCO[name], "1": without[name]} for name in MARCO}
+    rows = [{**MARCO, "passages": {"is_selected": [0, 1], "passage_text": ["It is a tower.", "It is 30 metres tall."]}}]
+    expected = Question(
+        "19",
+        "how tall is the tower",
+        ("30 metres",),
+        passage_ids=("19/1",),
+        passages=(Passage("19/0", "", "It is a tower."), Passage("19/1", "", "It is 30 metres tall.")),
+        group="NUMERIC",
+    )
+    assert read(write(tmp_path / "dev_v2.1.json", columns), "ms-marco") == [expected]
+    assert read(write(tmp_path / "dev.jsonl", lines(without, MARCO)), "ms-marco") == [expected]
+    assert read(write(tmp_path / "rows.json", rows), "ms-marco") == [expected]
+    bare = {key: value for key, value in MARCO.items() if key != "answers"}
+    with refused(EvaluationError, "missing_field", field="answers"):
+        read(write(tmp_path / "eval.jsonl", bare), "ms-marco")
+
+
+def test_or_quac_brings_what_was_said_before(tmp_path: Path) -> None:
+    unanswerable = {**OR_QUAC, "qid": "C_ab_1_q#2", "answer": {"text": "CANNOTANSWER", "answer_start": 0}}
+    unanswered = {"question": "Is it old?", "answer": {"text": "CANNOTANSWER", "answer_start": 0}}
+    later = {**OR_QUAC, "qid": "C_ab_1_q#3", "history": [*OR_QUAC["history"], unanswered], "evidences": []}  # type: ignore[misc]
+    first, third = read(write(tmp_path / "dev.txt", lines(OR_QUAC, unanswerable, later)), "or-quac")
+    assert (first.id, first.answers, first.group) == ("C_ab_1_q#1", ("in 1912",), "C_ab_1")
+    assert first.turns == (("user", "Who built it?"), ("assistant", "the town"))
+    assert [passage.text for passage in first.passages] == OR_QUAC["evidences"]
+    assert first.passage_ids == (first.passages[0].id,)
+    assert third.turns == (*first.turns, ("user", "Is it old?")) and not third.passages
+    assert first.query == "When was that?\nthe town\nWho built it?"
+
+
+def test_doqa_as_it_is_published_and_as_rows(tmp_path: Path) -> None:
+    context = {"title": "Bread", "background": "I bake.", "context": "Yes, ... slowly"}
+    rows = [{**context, **qa, "answers": {"text": [one["text"] for one in qa["answers"]]}} for qa in DOQA_QAS]  # type: ignore[attr-defined, dict-item, index]
+    for path in (write(tmp_path / "d.json", {"data": [DOQA]}), write(tmp_path / "rows.jsonl", lines(*rows))):
+        first, last = read(path, "doqa")
+        assert (first.question, first.answers, first.turns) == ("Can I freeze it?", ("Yes, for a month.",), ())
+        assert (last.question, last.answers, last.group) == ("How do I thaw it?", ("slowly",), "C_cd")
+        said = (("user", "Can I freeze it?"), ("assistant", "Yes, for a month."), ("user", "And longer?"))
+        assert last.turns == said
+        assert last.passages[0].title == "Bread" and last.passage_ids == (last.passages[0].id,)
+
+
+def test_a_file_of_ones_own_may_have_turns(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada"}]
+    (found,) = read(write(tmp_path / "own.jsonl", {"question": "When?", "answer": "1840", "turns": turns}), "jsonl")
+    assert found.turns == (("user", "Who?"), ("assistant", "Ada"))
+    wrong = {"question": "When?", "answer": "1840", "turns": [{"role": "system", "content": "x"}]}
+    with refused(EvaluationError, "wrong_field", field="role"):
+        read(write(tmp_path / "wrong.jsonl", wrong), "jsonl")
 
 
 def test_pubmedqa(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from regrad.data.passages import Passage
 from regrad.data.question_sets import read_questions
@@ -76,6 +77,24 @@ def test_prag_on_all_blocks_and_regrad_on_the_upper_half_stand_in_one_table_as_i
         fresh = load_language_model(tiny.config, "cpu")
         (alone,) = run(fresh, settings(folder, tiny.config, methods=[method], **changes))
         assert [record.raw for record in alone.records] == together
+
+
+def test_passages_read_one_by_one_are_another_cell_and_with_one_passage_the_same_answers(
+    folder: Path, tiny: LanguageModel
+) -> None:
+    def config(k: int, **changes: Any) -> EvalConfig:
+        return settings(folder, tiny.config, methods=[{"name": "rag", **changes}], k=[k])
+
+    apart = {"one_by_one": {"temperature": 0.5}}
+    assert make_plan(config(3))[0].key != make_plan(config(3, **apart))[0].key
+    alone, one = (run(tiny, config(1, **changes))[0].records for changes in ({}, apart))
+    assert [record.raw for record in one] == [record.raw for record in alone]
+    three = run(tiny, config(3, **apart))[0].records
+    check_records(three, read_questions(config(3).sets[0]))
+    assert all(a.prompt_tokens < b.prompt_tokens for a, b in zip(alone, three, strict=True))
+    with pytest.raises(ValidationError) as caught:
+        settings(folder, tiny.config, methods=[{"name": "direct", **apart}])
+    assert [problem["type"] for problem in caught.value.errors()] == ["no_passages_to_read"]
 
 
 @pytest.mark.parametrize("method", ["rag", "regrad-online"])

@@ -114,8 +114,8 @@ def test_training_leaves_out_only_passages_beyond_the_context(sliding: LanguageM
 def test_a_likelihood_reads_a_passage_unless_it_is_beyond_the_context(sliding: LanguageModel) -> None:
     question = Question("", "Who?", ("Ada",))
     rag, direct = (MethodLikelihood(sliding, PromptOnlyConfig(name=name), False, 4096) for name in ("rag", "direct"))
-    [middle, long] = rag.of([(question, MIDDLE), (question, LONG)]).tolist()
-    [without] = direct.of([(question, LONG)]).tolist()
+    [middle, long] = rag.of([(question, (MIDDLE,)), (question, (LONG,))]).tolist()
+    [without] = direct.of([(question, (LONG,))]).tolist()
     assert long == pytest.approx(without, rel=1e-5), "it is left out"
     assert middle != pytest.approx(without, rel=1e-3)
 

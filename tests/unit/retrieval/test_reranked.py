@@ -37,11 +37,16 @@ def _overlap(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A cross-encoder with random weights: an order without a meaning, but always the same."""
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("cross-encoder")
-    _tokenizer().save_pretrained(folder)
-    BertForSequenceClassification(_config(num_labels=1)).save_pretrained(folder)
+    save_cross_encoder(folder)
     return str(folder)
+
+
+def save_cross_encoder(folder: Path, spread: float = 1.0) -> None:
+    """One that knows `WORDS`, with weights of this standard deviation."""
+    torch.manual_seed(0)
+    _tokenizer().save_pretrained(folder)
+    BertForSequenceClassification(_config(num_labels=1, spread=spread)).save_pretrained(folder)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -52,9 +57,9 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
-def _config(num_labels: int) -> BertConfig:
+def _config(num_labels: int, spread: float = 1.0) -> BertConfig:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    return BertConfig(vocab_size=16, num_labels=num_labels, initializer_range=1.0, **sizes)
+    return BertConfig(vocab_size=16, num_labels=num_labels, initializer_range=spread, **sizes)
 
 
 def reranked(folder: Path, model: str, **changes: int) -> str:

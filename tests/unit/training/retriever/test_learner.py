@@ -13,7 +13,6 @@ from torch import Tensor
 
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage
-from regrad.data.questions import Question
 from regrad.errors import ConfigError, EvaluationError, RetrievalError, TrainingError
 from regrad.lab.config import LabEncoderConfig
 from regrad.lab.encoder import write_encoder
@@ -28,7 +27,8 @@ from regrad.training.checkpoint import TrainCheckpoint, TrainState
 from regrad.training.loop import train_on
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.learner import RetrieverLearner, open_dense
-from regrad.training.retriever.run import check_others, read_asked, write_indexes
+from regrad.training.retriever.likelihood import Asked
+from regrad.training.retriever.run import check_indexes, read_asked, write_indexes
 from tests.tools.refusals import refused
 
 NAMES = ("Anna", "Boris", "Clara", "David", "Edith", "Frank")
@@ -47,9 +47,9 @@ class ByWord:
     def __init__(self) -> None:
         self.asked = 0
 
-    def of(self, pairs: Sequence[tuple[Question, Passage]]) -> Tensor:
-        self.asked += len(pairs)
-        return torch.tensor([0.0 if question.answers[0] in passage.text else -6.0 for question, passage in pairs])
+    def of(self, asked: Sequence[Asked]) -> Tensor:
+        self.asked += len(asked)
+        return torch.tensor([0.0 if question.answers[0] in shown[0].text else -6.0 for question, shown in asked])
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +199,8 @@ def test_an_index_that_cannot_be_trained_on_is_refused(place: Path, tmp_path: Pa
 def test_an_index_of_another_encoder_gets_no_question_encoder(place: Path, tmp_path: Path) -> None:
     others = f"others=[{{index: {place}/index-other-encoder, output: {tmp_path}/other}}]"
     config = settings(place, others, "optimizer.steps=1")
-    with open_dense(config.index, config.k, "cpu") as retriever, pytest.raises(RetrievalError) as caught:
-        check_others(config, retriever.passages_digest)
-    assert caught.value.code == "retrieval.other_encoder"
+    with refused(RetrievalError, "other_encoder"):
+        check_indexes(config)
 
 
 def test_questions_without_answers_are_nothing_to_train_on(place: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from regrad.methods.regrad import BoundMetaInit, ReGradOnlineConfig
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.settings import builtin_config, load_settings
-from regrad.training.retriever.likelihood import MethodLikelihood
+from regrad.training.retriever.likelihood import Asked, MethodLikelihood
 from tests.tools.refusals import refused
 
 PEOPLE = 3
@@ -46,18 +46,23 @@ def pairs() -> list[tuple[Question, Passage]]:
     return [*zip(asked, notes, strict=True), *zip(asked, [*notes[1:], notes[0]], strict=True)]
 
 
+def alone(pairs: list[tuple[Question, Passage]]) -> list[Asked]:
+    """Each question with its one passage."""
+    return [(question, (passage,)) for question, passage in pairs]
+
+
 def test_an_answer_is_likelier_with_the_passage_that_holds_it_in_the_prompt(
     lm: LanguageModel, pairs: list[tuple[Question, Passage]]
 ) -> None:
-    found = MethodLikelihood(lm, PromptOnlyConfig(name="rag"), False, 4096).of(pairs)
+    found = MethodLikelihood(lm, PromptOnlyConfig(name="rag"), False, 4096).of(alone(pairs))
     assert (found[:PEOPLE] > found[PEOPLE:] + 1).all()
 
 
 def test_the_likelihood_of_the_sequence_is_the_token_mean_times_the_tokens_whatever_the_batches(
     lm: LanguageModel, pairs: list[tuple[Question, Passage]]
 ) -> None:
-    whole = MethodLikelihood(lm, PromptOnlyConfig(name="rag"), False, 4096).of(pairs)
-    mean = MethodLikelihood(lm, PromptOnlyConfig(name="rag"), True, 1).of(pairs)
+    whole = MethodLikelihood(lm, PromptOnlyConfig(name="rag"), False, 4096).of(alone(pairs))
+    mean = MethodLikelihood(lm, PromptOnlyConfig(name="rag"), True, 1).of(alone(pairs))
     prompts = lm.config.prompts
     tokens = [len(lm.encode(prompts.reply(q.answers[0]))) + len(lm.ending) for q, _ in pairs]
     torch.testing.assert_close(whole, mean * torch.tensor(tokens), atol=1e-4, rtol=1e-4)
@@ -69,15 +74,15 @@ def test_under_the_gradient_it_is_what_the_executor_says_of_the_same_update(
     meta_init = random_meta_init(lm, 1.0)
     meta_init.save(tmp_path / "start")
     settings = ReGradOnlineConfig(name="regrad-online", meta_init=str(tmp_path / "start"), gamma=0.5)
-    found = MethodLikelihood(lm, settings, False, 4096).of(pairs)
+    found = MethodLikelihood(lm, settings, False, 4096).of(alone(pairs))
     bound = BoundMetaInit(lm, meta_init)
     for (question, passage), likelihood in zip(pairs, found.tolist(), strict=True):
         (item,) = bound.compute([passage])
         assert item.atom is not None
         update = bound.update(item.atom, 0.5).vector
         prompt = lm.config.prompts.prompt(question.question)
-        alone = _log_likelihood(lm, prompt, question.answers[0], update)
-        assert likelihood == pytest.approx(alone, abs=1e-3)
+        single = _log_likelihood(lm, prompt, question.answers[0], update)
+        assert likelihood == pytest.approx(single, abs=1e-3)
 
 
 def test_under_a_gradient_that_acts_on_the_answer_the_base_reads_the_prompt(
@@ -88,16 +93,16 @@ def test_under_a_gradient_that_acts_on_the_answer_the_base_reads_the_prompt(
     meta_init.save(tmp_path / "start")
     settings = ReGradOnlineConfig(name="regrad-online", meta_init=str(tmp_path / "start"), gamma=0.5)
     asked = [*pairs[:2], (pairs[2][0], Passage("empty", "", ""))]
-    found = MethodLikelihood(lm, settings, False, 4096).of(asked).tolist()
+    found = MethodLikelihood(lm, settings, False, 4096).of(alone(asked)).tolist()
     bound = BoundMetaInit(lm, meta_init)
     for (question, passage), likelihood in zip(asked[:2], found[:2], strict=True):
         (item,) = bound.compute([passage])
         assert item.atom is not None
         prompt, answer = lm.config.prompts.prompt(question.question), question.answers[0]
         update_P = bound.update(item.atom, 0.5).vector
-        whole, alone = (_log_likelihood(lm, prompt, answer, update_P, acts) for acts in ("everything", "answer"))
-        assert likelihood == pytest.approx(alone, abs=1e-4)
-        assert abs(alone - whole) > 1e-3
+        whole, single = (_log_likelihood(lm, prompt, answer, update_P, acts) for acts in ("everything", "answer"))
+        assert likelihood == pytest.approx(single, abs=1e-4)
+        assert abs(single - whole) > 1e-3
     prompt, answer = lm.config.prompts.prompt(asked[2][0].question), asked[2][0].answers[0]
     assert found[2] == pytest.approx(_log_likelihood(lm, prompt, answer, lm.subspace.initial(0)), abs=1e-3)
 
@@ -121,10 +126,10 @@ def test_a_passage_that_does_not_fit_is_left_out_of_the_prompt(
     question, passage = pairs[0]
     assert lm.context_length is not None
     long = Passage("long", passage.title, " ".join([passage.text] * (lm.context_length // 20)))
-    with_long = MethodLikelihood(lm, PromptOnlyConfig(name="rag"), False, 4096).of([(question, long)])
+    with_long = MethodLikelihood(lm, PromptOnlyConfig(name="rag"), False, 4096).of([(question, (long,))])
     prompt = lm.config.prompts.prompt(question.question)
-    alone = _log_likelihood(lm, prompt, question.answers[0], lm.subspace.initial(0))
-    assert float(with_long[0]) == pytest.approx(alone, abs=1e-3)
+    single = _log_likelihood(lm, prompt, question.answers[0], lm.subspace.initial(0))
+    assert float(with_long[0]) == pytest.approx(single, abs=1e-3)
 
 
 def test_a_likelihood_that_is_not_finite_names_question_and_passage(
@@ -134,4 +139,4 @@ def test_a_likelihood_that_is_not_finite_names_question_and_passage(
     settings = ReGradOnlineConfig(name="regrad-online", meta_init=str(tmp_path / "start"), gamma=1e6)
     question, passage = pairs[0]
     with refused(TrainingError, "likelihood_not_finite", question=question.question, passage_id=passage.id):
-        MethodLikelihood(lm, settings, False, 4096).of(pairs[:1])
+        MethodLikelihood(lm, settings, False, 4096).of(alone(pairs[:1]))

@@ -1,0 +1,118 @@
+"""Answers with passages one by one, against sums in plain numbers, on the lab's model."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from regrad.data.questions import Question
+from regrad.evaluation.config import EvalBatchConfig
+from regrad.evaluation.one_by_one import OneByOne, apart, marginal_scores
+from regrad.evaluation.runner import Generator
+from regrad.inference.rows import DecodingRequest, Finished
+from regrad.lab.sets import Many
+from regrad.lab.world import World
+from regrad.methods.base import Evidence, NoAtoms, Plan
+from regrad.methods.policies import PromptFitter
+from regrad.methods.prompt_only import PromptOnlyConfig
+from regrad.methods.reading import LikelihoodReader
+from regrad.models.config import ModelConfig
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.retrieval.config import OneByOneConfig
+from regrad.settings import builtin_config, load_settings
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return load_language_model(load_settings(ModelConfig, builtin_config("models/lab.yaml")), "cpu")
+
+
+@pytest.fixture(scope="module")
+def evidence() -> Evidence:
+    """A question about a person, with the note that answers it between notes of other people."""
+    world, rng = World(), random.Random(0)
+    lab, notes = Many(world), []
+    asked = lab.ask(world.meta[0], "employer", rng)
+    for person in world.meta[:3]:
+        item = lab.ask(person, "employer", rng)
+        notes.append(next(note for note in lab.passages(person, rng) if note.id == item.passage_ids[0]))
+    question = Question("", asked.question, asked.answers)
+    return Evidence(question, (notes[1], notes[0], notes[2]), (0.1, 0.3, 0.2))
+
+
+def answered(lm: LanguageModel, evidence: Evidence, settings: OneByOneConfig) -> tuple[Plan, Finished | None]:
+    fitter, generator = PromptFitter(lm, lm.config.prompts, "drop"), Generator(lm, EvalBatchConfig())
+
+    def fit(plan: Plan) -> tuple[Plan, DecodingRequest | None]:
+        fitted = fitter.fitted(plan, 8)
+        return fitted.plan, DecodingRequest(fitted.text, fitted.plan.updates, 8, ids=fitted.ids)
+
+    one_by_one = OneByOne(lm, settings, PromptOnlyConfig(name="rag").open(lm), NoAtoms())
+    (found,) = one_by_one.answers([evidence], one_by_one.plans([evidence]), fit, generator.answers)
+    return found
+
+
+def marginals(lm: LanguageModel, evidence: Evidence, texts: Sequence[str], temperature: float) -> list[float]:
+    """Of each text, passage by passage."""
+    method, reader = PromptOnlyConfig(name="rag").open(lm), LikelihoodReader(lm, 4096)
+    priors = [math.exp(score / temperature) for score in evidence.scores]
+    sums = [0.0] * len(texts)
+    for one, prior in zip(apart(evidence), priors, strict=True):
+        (plan,) = method.plan([one], NoAtoms())
+        for number, text in enumerate(texts):
+            sums[number] += prior / sum(priors) * math.exp(float(reader.log_likelihoods([plan], [text])[0]))
+    return sums
+
+
+def test_marginal_scores_are_the_logarithms_of_the_sums() -> None:
+    found = marginal_scores(torch.tensor([0.25, 0.75]).log(), torch.tensor([[0.5, 0.1], [0.2, 0.3]]).log())
+    torch.testing.assert_close(found.exp(), torch.tensor([0.25 * 0.5 + 0.75 * 0.1, 0.25 * 0.2 + 0.75 * 0.3]))
+
+
+def test_each_passage_stands_alone_with_its_score(evidence: Evidence) -> None:
+    parts = apart(evidence)
+    assert [part.passages for part in parts] == [(passage,) for passage in evidence.passages]
+    assert [part.scores for part in parts] == [(score,) for score in evidence.scores]
+    bare = replace(evidence, passages=(), scores=())
+    assert apart(bare) == [bare]
+    assert [part.scores for part in apart(replace(evidence, scores=()))] == [()] * 3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.02])
+def test_the_answer_has_the_largest_marginal_likelihood(
+    lm: LanguageModel, evidence: Evidence, temperature: float
+) -> None:
+    plan, given = answered(lm, evidence, OneByOneConfig(temperature=temperature))
+    assert given is not None and plan.prompt.evidence.question == evidence.question
+    each = [answered(lm, one, OneByOneConfig())[1] for one in apart(evidence)]
+    texts = list(dict.fromkeys(one.text for one in each if one is not None))
+    assert len(texts) > 1, "with other notes the answer is another one"
+    sums = marginals(lm, evidence, texts, temperature)
+    assert given.text == texts[sums.index(max(sums))]
+    assert given.prompt_tokens == sum(one.prompt_tokens for one in each if one is not None)
+
+
+def test_what_the_retriever_is_sure_of_decides(lm: LanguageModel, evidence: Evidence) -> None:
+    for place in (0, 1):
+        scores = tuple(50.0 if number == place else 0.0 for number in range(3))
+        _, given = answered(lm, replace(evidence, scores=scores), OneByOneConfig())
+        _, alone = answered(lm, apart(evidence)[place], OneByOneConfig())
+        assert given is not None and alone is not None and given.text == alone.text
+
+
+def test_without_passages_the_method_answers_as_it_does(lm: LanguageModel, evidence: Evidence) -> None:
+    bare = replace(evidence, passages=(), scores=())
+    plan, given = answered(lm, bare, OneByOneConfig())
+    assert given is not None and "no passage was found" in str(plan.notes[0])
+
+
+def test_a_question_that_the_model_cannot_be_asked_has_no_answer(lm: LanguageModel, evidence: Evidence) -> None:
+    one_by_one = OneByOne(lm, OneByOneConfig(), PromptOnlyConfig(name="rag").open(lm), NoAtoms())
+    plans = one_by_one.plans([evidence])
+    found = one_by_one.answers([evidence], plans, lambda plan: (plan, None), lambda requests: [])
+    assert [answer for _, answer in found] == [None]
