@@ -211,4 +211,6 @@ def train_retriever_in_process(config: RetrieverTrainConfig, device: str = "cpu"
 
     For notebooks: the result's `encoder` (or `selector`) can be asked at once. Raises what a job raises.
     """
-    return retriever_worker(config, Silent(), device)
+    # What DeepSpeed shares is shared among workers, and here is one.
+    alone = config.optimizer.model_copy(update={"zero_stage": None})
+    return retriever_worker(config.model_copy(update={"optimizer": alone}), Silent(), device)
