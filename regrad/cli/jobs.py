@@ -92,7 +92,7 @@ JOBS = (
         "jobs/retriever-lab.yaml",
         "regrad.training.retriever.config:RetrieverTrainConfig",
         "ray_jobs.train_retriever:run",
-        "Train a retriever by whether its passages help to answer: question encoder or selector (Ray Train, DeepSpeed).",
+        "Train a retriever by whether its passages help to answer: its encoders, or a selector (Ray Train).",
         """Also the passages' encoder, whose index is made anew meanwhile, and the generator.
 
         Writes the index again with what was trained: every method, `regrad eval` and a server open it like any other.
