@@ -29,7 +29,7 @@ def apart(evidence: Evidence) -> list[Evidence]:
     """The question with each of its passages alone; as it is if it has none."""
     if not evidence.passages:
         return [evidence]
-    scores = [(score,) for score in evidence.scores] or [()] * len(evidence.passages)
+    scores: list[tuple[float, ...]] = [(score,) for score in evidence.scores] or [()] * len(evidence.passages)
     pairs = zip(evidence.passages, scores, strict=True)
     return [replace(evidence, passages=(passage,), scores=score) for passage, score in pairs]
 
