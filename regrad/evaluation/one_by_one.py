@@ -34,9 +34,9 @@ def apart(evidence: Evidence) -> list[Evidence]:
     return [replace(evidence, passages=(passage,), scores=score) for passage, score in pairs]
 
 
-def marginal_scores(log_prior_K: Tensor, likelihood_AK: Tensor) -> Tensor:
-    """log p(y|x) of each answer [A]: log of the sum over passages of p(h|x) p(y|x, h)."""
-    return (log_prior_K + likelihood_AK).logsumexp(1)
+def marginal_scores(log_prior_K: Tensor, likelihood_NK: Tensor) -> Tensor:
+    """log p(y|x) of each answer [N]: log of the sum over passages of p(h|x) p(y|x, h)."""
+    return (log_prior_K + likelihood_NK).logsumexp(1)
 
 
 class OneByOne:
