@@ -42,7 +42,7 @@ def run(config: RetrieverTrainConfig) -> str:
     leaner = "use fewer workers (cluster.workers), a smaller batch_tokens or a smaller k"
     data = {"data": data_digest(config)}
     worker = partial(retriever_worker, refresher=RefresherBeside)
-    with cluster():
+    with cluster(*(["deepspeed"] if config.optimizer.zero_stage is not None else [])):
         if config.passages is not None:
             require_together(config)
         passages, notes = train_until_done(config, data, worker, keep, "training the retriever", leaner)

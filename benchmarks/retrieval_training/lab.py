@@ -48,6 +48,7 @@ OBJECTIVES = {
     "jsa, chain kept": "{kind: jsa, keep_chain: true}",
     "jsa, simplified": "{kind: jsa, simplified: true}",
     "distill": "{kind: distill}",
+    "dro": "{kind: dro, samples: 8, shown: 3}",
 }
 _K = 5
 _BATCH = 25

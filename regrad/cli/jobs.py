@@ -92,8 +92,11 @@ JOBS = (
         "jobs/retriever-lab.yaml",
         "regrad.training.retriever.config:RetrieverTrainConfig",
         "ray_jobs.train_retriever:run",
-        "Train a dense index's question encoder by whether its passages help to answer (Ray Train).",
-        "Writes the index again with that encoder: every method, `regrad eval` and a server open it like any other.",
+        "Train a retriever by whether its passages help to answer: its encoders, or a selector (Ray Train).",
+        """Also the passages' encoder, whose index is made anew meanwhile, and the generator.
+
+        Writes the index again with what was trained: every method, `regrad eval` and a server open it like any other.
+        If interrupted, run the same command to resume.""",
     ),
     JobVerb(
         "augment",

@@ -29,14 +29,14 @@ def apart(evidence: Evidence) -> list[Evidence]:
     """The question with each of its passages alone; as it is if it has none."""
     if not evidence.passages:
         return [evidence]
-    scores = [(score,) for score in evidence.scores] or [()] * len(evidence.passages)
+    scores: list[tuple[float, ...]] = [(score,) for score in evidence.scores] or [()] * len(evidence.passages)
     pairs = zip(evidence.passages, scores, strict=True)
     return [replace(evidence, passages=(passage,), scores=score) for passage, score in pairs]
 
 
-def marginal_scores(log_prior_K: Tensor, likelihood_AK: Tensor) -> Tensor:
-    """log p(y|x) of each answer [A]: log of the sum over passages of p(h|x) p(y|x, h)."""
-    return (log_prior_K + likelihood_AK).logsumexp(1)
+def marginal_scores(log_prior_K: Tensor, likelihood_NK: Tensor) -> Tensor:
+    """log p(y|x) of each answer [N]: log of the sum over passages of p(h|x) p(y|x, h)."""
+    return (log_prior_K + likelihood_NK).logsumexp(1)
 
 
 class OneByOne:

@@ -55,6 +55,10 @@ class TrainedSelector:
             _finish(folder, self.generator, {"notes": dict(self.notes)})
 
 
+Trained = TrainedEncoder | TrainedSelector
+"""What a run of training makes."""
+
+
 def _finish(folder: Path, generator: Product | None, card: Mapping[str, Any]) -> None:
     if generator is not None:
         generator.save(folder / GENERATOR)

@@ -16,7 +16,7 @@ from regrad.data.passages import Passage
 from regrad.data.questions import Question
 from regrad.retrieval.dense import DenseRetriever
 from regrad.training.checkpoint import Product
-from regrad.training.retriever.artefact import TrainedEncoder
+from regrad.training.retriever.artefact import Trained, TrainedEncoder
 from regrad.training.retriever.candidates import PassageVectors, Union, unite
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.passage_side import PassageSide, Refresher
@@ -63,7 +63,7 @@ class Finder(Protocol):
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `tensors` gave, once the parts have theirs."""
 
-    def product(self, notes: Mapping[str, Any], generator: Product | None) -> Product:
+    def product(self, notes: Mapping[str, Any], generator: Product | None) -> Trained:
         """What was trained as it is now."""
 
 
@@ -137,7 +137,7 @@ class DenseFinder:
             return self._vectors.of(union.rows)
         # Where no passage is, the first one stands: nothing is read of that place.
         rows_BU = union.rows.masked_fill(~union.present, int(union.rows[union.present][0]))
-        rows_N, places_BU = rows_BU.unique(return_inverse=True)
+        rows_N, places_BU = torch.unique(rows_BU, return_inverse=True)
         return self.side.of(list(self.passages(rows_N.tolist()).values()))[places_BU]
 
     def passages(self, rows: Sequence[int]) -> dict[int, Passage]:

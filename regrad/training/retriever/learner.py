@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ from regrad.data.questions import Question
 from regrad.errors import RetrievalError, TrainingError
 from regrad.retrieval.base import Retriever, open_retriever
 from regrad.retrieval.dense import DenseRetriever
-from regrad.training.checkpoint import Product, TrainState
+from regrad.training.checkpoint import TrainState
 from regrad.training.loop import StepResult
 from regrad.training.module_steps import AdamWSettings, ModuleSteps, make_steps
-from regrad.training.retriever.artefact import TRAINED
+from regrad.training.retriever.artefact import TRAINED, Trained
 from regrad.training.retriever.candidates import Union
 from regrad.training.retriever.chains import NO_STATE
 from regrad.training.retriever.config import DroConfig, JsaConfig, RetrieverTrainConfig
@@ -105,7 +105,9 @@ class RetrieverLearner:
             self._finder: Finder = DenseFinder(config, retriever, needs, device, workers, refresher)
         else:
             self._finder = SelectorFinder(config, retriever, device)
-        self._generator: TrainedGenerator | None = likelihood if hasattr(likelihood, "gradient") else None
+        self._generator: TrainedGenerator | None = None
+        if config.generator is not None:
+            self._generator = cast(TrainedGenerator, likelihood)
         self._steps = self._made_steps(workers)
         self._expectation: Expectation | None = None
         if isinstance(config.objective, DroConfig):
@@ -247,7 +249,7 @@ class RetrieverLearner:
         if self._expectation is not None:
             self._expectation.load(tensors)
 
-    def product(self, state: TrainState) -> Product:
+    def product(self, state: TrainState) -> Trained:
         """What was trained as it is now."""
         notes = {**self._notes, "steps": state.step, "skipped_steps": len(state.skipped), "losses": state.some_losses()}
         notes |= {"numbers": self._numbers}

@@ -26,10 +26,9 @@ from regrad.retrieval.encoder_card import read_encoder_card
 from regrad.retrieval.reranked import rerank_index
 from regrad.storage import Storage, check_replaceable, directory_writer
 from regrad.training.callbacks import Listener, Silent
-from regrad.training.checkpoint import Product
 from regrad.training.loop import train_on
 from regrad.training.lora.lora_artifact import ADAPTER_CARD
-from regrad.training.retriever.artefact import CARD, ENCODER, GENERATOR, PASSAGES, SELECTOR
+from regrad.training.retriever.artefact import CARD, ENCODER, GENERATOR, PASSAGES, SELECTOR, Trained
 from regrad.training.retriever.config import RetrieverTrainConfig, SelectorConfig
 from regrad.training.retriever.generator import generator_card, load_generator, make_generator
 from regrad.training.retriever.learner import NumberedQuestion, RetrieverLearner, open_trained_on
@@ -91,7 +90,7 @@ def retriever_worker(
     workers: Workers = Workers(),
     checkpoint: AbstractContextManager[Path | None] = nullcontext(),
     refresher: MakeRefresher | None = None,
-) -> Product:
+) -> Trained:
     """One worker's run, from the start or from a checkpoint; vectors are made anew in this process by default.
 
     Raises `RetrievalError` for an index that cannot be trained on, `TrainingError` as the loop does, and what the
@@ -206,9 +205,11 @@ def write_indexes(config: RetrieverTrainConfig, trained: Path) -> int:
     )
 
 
-def train_retriever_in_process(config: RetrieverTrainConfig, device: str = "cpu") -> Product:
+def train_retriever_in_process(config: RetrieverTrainConfig, device: str = "cpu") -> Trained:
     """The job with one worker and no cluster, from start to end; nothing is written, and there are no checkpoints.
 
     For notebooks: the result's `encoder` (or `selector`) can be asked at once. Raises what a job raises.
     """
-    return retriever_worker(config, Silent(), device)
+    # What DeepSpeed shares is shared among workers, and here is one.
+    alone = config.optimizer.model_copy(update={"zero_stage": None})
+    return retriever_worker(config.model_copy(update={"optimizer": alone}), Silent(), device)

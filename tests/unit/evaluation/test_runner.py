@@ -97,6 +97,20 @@ def test_passages_read_one_by_one_are_another_cell_and_with_one_passage_the_same
     assert [problem["type"] for problem in caught.value.errors()] == ["no_passages_to_read"]
 
 
+def test_what_was_said_before_a_question_is_in_its_prompt_and_in_its_cells_key(
+    folder: Path, tiny: LanguageModel
+) -> None:
+    config = only(folder, tiny, "rag")
+    plain, (cell,) = run(tiny, config)[0].records, make_plan(config)
+    path = folder / "questions.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    turns = [{"role": "user", "content": "Who is it?"}, {"role": "assistant", "content": "Somebody"}]
+    path.write_text("".join(json.dumps({**record, "turns": turns}) + "\n" for record in records))
+    said = run(tiny, config)[0].records
+    assert all(a.prompt_tokens < b.prompt_tokens for a, b in zip(plain, said, strict=True))
+    assert make_plan(config)[0].key != cell.key
+
+
 @pytest.mark.parametrize("method", ["rag", "regrad-online"])
 def test_without_a_passage_the_base_model_answers_and_the_record_says_so(
     folder: Path, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch, method: str
