@@ -5,7 +5,8 @@
 ARG BASE=python:3.12-slim
 FROM ${BASE}
 
-# KubeRay and `ray up` ask for these; libgomp is PyTorch's.
+# KubeRay and `ray up` ask for these; libgomp is PyTorch's. Their versions are the base's, so that they get its fixes.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates libgomp1 procps wget \
     && rm -rf /var/lib/apt/lists/*
@@ -22,6 +23,6 @@ COPY --chown=regrad configs /app/configs
 ARG TORCH_INDEX=""
 RUN pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} ".[dense,documents]"
 
-USER regrad
+USER 1000
 ENV RAY_USAGE_STATS_ENABLED=0 PYTHONUNBUFFERED=1
 CMD ["regrad", "--help"]

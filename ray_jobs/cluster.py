@@ -158,7 +158,7 @@ def _start_local() -> None:
 def wants_gpu(config: WorkersConfig) -> bool:
     """Whether workers get GPUs: as configured, else if the cluster has one for each."""
     if config.gpu is None and config.gpus_per_worker == 1:
-        return ray.cluster_resources().get("GPU", 0) >= config.workers
+        return bool(ray.cluster_resources().get("GPU", 0) >= config.workers)
     return config.gpu is not False
 
 

@@ -1,7 +1,7 @@
 """Machines that a job has had, by kind, and for how long: what it costs follows from that and their prices.
 
 A machine counts as long as it is in the cluster while the job runs, whoever else uses it: that is what is paid for. A
-kind is that of `cluster.yaml` or a worker group of KubeRay; a machine that no autoscaler has started is a `machine`.
+kind is that of `cluster.yaml` or a worker group of KubeRay; a machine without that label is a `machine`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 from regrad.rebuild.records import Money
 from regrad.settings import OTHER_MACHINES, WorkersConfig
 
-_GROUP = "ray.io/node-group"
+GROUP = "ray.io/node-group"
+"""Ray's label of a machine that has its kind."""
+
 _metering: list[NodeMeter] = []
 
 
@@ -57,7 +59,7 @@ def metered() -> Iterator[NodeMeter]:
 
 def nodes_are(nodes: Iterable[Mapping[str, Any]]) -> None:
     """Tell the meters of a cluster's nodes, as `ray.nodes` describes them."""
-    kinds = [str(one.get("Labels", {}).get(_GROUP) or OTHER_MACHINES) for one in nodes if one["Alive"]]
+    kinds = [str(one.get("Labels", {}).get(GROUP) or OTHER_MACHINES) for one in nodes if one["Alive"]]
     for meter in _metering:
         meter.there_are(kinds)
 

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from regrad.errors import ModelError
 from regrad.models.architectures import architecture_of
 from regrad.models.placement import device_map_of
+from regrad.models.sharded import whole
 from regrad.models.tokens import turn_end
 from regrad.storage import safetensors_header
 from regrad.text import listed
@@ -148,7 +149,9 @@ def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def check_finite(model: nn.Module, name: str) -> None:
     """Raise `ModelError` for the first weight that holds NaN or an infinity."""
     for tensor, weights in stored_tensors(model):
-        if not torch.isfinite(weights).all():
+        with whole(weights):
+            finite = bool(torch.isfinite(weights).all())
+        if not finite:
             raise ModelError(
                 f"{name}: the weight {tensor} has numbers that are not finite; download or convert the model again, "
                 "or load it with another `dtype`",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -31,6 +32,7 @@ from regrad.models.packing import reads_packed_rows
 from regrad.models.paths import place_of
 from regrad.models.placement import connect, fitting
 from regrad.models.precision import require_bf16
+from regrad.models.sharded import gather_in_passes, loading_sharded, whole, whole_shape
 from regrad.models.subspace import Subspace, find_subspace
 from regrad.models.tokens import check_known, has_chat, prompt_ids, token_ids
 from regrad.storage import local_directory
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 # Two rows, as the first dimension of what a block reads must be that of the rows.
 _CHECKED_IDS = [[0, 1, 2], [2, 1, 0]]
 _MOST_DIFFERENT = 1e-2
+Device = str | torch.device
 
 
 @dataclass
@@ -62,6 +65,7 @@ class LanguageModel:
     context_length: int | None = None
     packs: bool = False
     other_loras: dict[Subspace, BatchedLora] = field(default_factory=dict, repr=False)
+    gathering: list[RemovableHandle] = field(default_factory=list, repr=False)
 
     @property
     def subspace(self) -> Subspace:
@@ -166,8 +170,8 @@ class LanguageModel:
     def vocabulary_size(self) -> int:
         """Tokens that the model has a row for; the tokenizer may have been given more."""
         return min(
-            int(self.model.get_input_embeddings().weight.shape[0]),  # type: ignore[operator]
-            int(self.model.get_output_embeddings().weight.shape[0]),  # type: ignore[operator]
+            int(whole_shape(self.model.get_input_embeddings().weight)[0]),  # type: ignore[operator]
+            int(whole_shape(self.model.get_output_embeddings().weight)[0]),  # type: ignore[operator]
         )
 
     def _known(self, ids: list[int]) -> list[int]:
@@ -198,28 +202,26 @@ class LanguageModel:
 
 
 def load_language_model(
-    config: ModelConfig, device: str | torch.device | Sequence[str | torch.device] | None = None
+    config: ModelConfig, device: Device | Sequence[Device] | None = None, sharded: bool = False
 ) -> LanguageModel:
     """Load, freeze, hook and check the model; raises `ModelError` if it is missing, unsuitable or lacks the subspace.
 
-    `device` defaults to the first GPU if there is one; the model is split over several (see `placement`). `dtype: auto`
-    is bfloat16 on a GPU and float32 on a CPU, whatever the CPU can do: a base in another data type is another base.
+    `device` defaults to the first GPU if there is one. The model is split over several (see `placement`), or `sharded`
+    over a training's workers, for an engine of ZeRO 3. `dtype: auto` is bfloat16 on a GPU and float32 on a CPU,
+    whatever the CPU can do: a base in another data type is another base.
     """
-    given = [device] if device is None or isinstance(device, str | torch.device) else device
-    devices = [torch.device(each or ("cuda" if torch.cuda.is_available() else "cpu")) for each in given]
-    device = devices[0]
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device, *others = devices = list(map(torch.device, [device] if isinstance(device, Device) else device))
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
     dtype = torch.bfloat16 if half else torch.float32
     if half:
         require_bf16(device, "model.dtype")
     path = resolve_path(config.path)
-    with fitting(config.path, devices):
+    with fitting(config.path, devices), loading_sharded(device, dtype) if sharded else nullcontext():
         checkpoint = load_checkpoint(path, config.path, dtype, config.attention, devices)
-        model = checkpoint.model
-        if len(devices) > 1:
-            connect(model)
-        else:
-            model.to(device)
+        model = checkpoint.model if others else checkpoint.model.to(device)
+    if others:
+        connect(model)
     check_finite(model, config.path)
     prompts = config.prompts.model_copy(update={"chat": has_chat(checkpoint.tokenizer, config.prompts)})
     resolved = config.model_copy(update={"dtype": str(dtype).removeprefix("torch."), "prompts": prompts})
@@ -228,6 +230,7 @@ def load_language_model(
     blocks = Blocks(model, lora.subspace)
     limit = context_length(model.config)
     lm = LanguageModel(model, checkpoint.tokenizer, lora, resolved, blocks, checkpoint.end_ids, limit)
+    lm.gathering = gather_in_passes(model)
     check_language_model(lm)
     if any(".shared_" in name for name, _, _ in lm.subspace.modules):
         logger.info(
@@ -253,9 +256,10 @@ def resolve_path(path: str) -> str:
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 (hex) over all weights, sorted by name: name, dtype, shape, bytes."""
     digest = hashlib.sha256()
-    for name, weight in sorted(stored_tensors(model)):
-        digest.update(f"{name}|{weight.dtype}|{tuple(weight.shape)}|".encode())
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name, weight in sorted(stored_tensors(model), key=lambda item: item[0]):
+        with whole(weight):
+            digest.update(f"{name}|{weight.dtype}|{tuple(weight.shape)}|".encode())
+            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

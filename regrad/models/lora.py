@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from regrad.errors import ModelError
 from regrad.models.placement import DevicePart, device_of, parts_of
+from regrad.models.sharded import whole_shape
 from regrad.models.subspace import Subspace
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _projection(model: nn.Module, name: str, inputs: int, outputs: int) -> nn.Mo
             found=found,
         )
     # GPT-2's Conv1D is a linear module that keeps its weight as [in, out].
-    rows, columns = module.weight.shape
+    rows, columns = whole_shape(module.weight)
     sizes = (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
     if sizes != (inputs, outputs):
         raise ModelError(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from regrad.errors import ModelError
 from regrad.models.config import ActsOn, SubspaceConfig
+from regrad.models.sharded import whole_shape
 
 _BLOCK = re.compile(r"^(.*?)\.(\d+)\.")
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -206,7 +207,7 @@ def _linear_sizes(block: nn.Module, kind: type[nn.Module]) -> dict[str, tuple[in
     sizes: dict[str, tuple[int, int]] = {}
     for name, module in block.named_modules():
         if isinstance(module, kind):
-            rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
+            rows, columns = whole_shape(module.weight)  # type: ignore[arg-type]
             # The other kind, Conv1D, keeps its weight as [in, out].
             sizes[name] = (columns, rows) if kind is nn.Linear else (rows, columns)
     return sizes

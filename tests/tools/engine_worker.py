@@ -16,11 +16,14 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from regrad.data.tasks import Task
+from regrad.inference.verification import verify_decoding
 from regrad.lab.config import LabConfig
 from regrad.lab.files import lab_tasks
 from regrad.lab.world import Split, World
+from regrad.models.checkpoint import load_checkpoint
 from regrad.models.config import ModelConfig
-from regrad.models.loading import LanguageModel, load_language_model
+from regrad.models.loading import LanguageModel, load_language_model, resolve_path
+from regrad.models.sharded import loading_sharded, whole_shape
 from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.collate import collate
 from regrad.training.meta.config import InnerConfig, OptimizerConfig, StrategyConfig
@@ -36,8 +39,8 @@ def optimizer(stage: int | None) -> OptimizerConfig:
     return OptimizerConfig(zero_stage=stage, lr=1e-3, step_size_lr=1e-2, clip=0.05, steps=10)  # type: ignore[arg-type]
 
 
-def model() -> LanguageModel:
-    return load_language_model(load_settings(ModelConfig, builtin_config("models/lab.yaml")), "cpu")
+def model(sharded: bool = False) -> LanguageModel:
+    return load_language_model(load_settings(ModelConfig, builtin_config("models/lab.yaml")), "cpu", sharded)
 
 
 def tasks() -> list[Task]:
@@ -57,7 +60,7 @@ def main() -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    results = {}
+    results: dict[str, object] = {"halves": halves()}
     for name, stage in ENGINES.items():
         results[name] = check(name, stage, rank, folder)
     if rank == 0:
@@ -66,23 +69,39 @@ def main() -> None:
 
 
 def check(name: str, stage: int | None, rank: int, folder: Path) -> dict[str, object]:
-    lm, mine = model(), tasks()[rank::2]
+    lm, mine = model(sharded=stage == 3), tasks()[rank::2]
+    loaded, identity = held_by(lm), lm.identity()
+    verify_decoding(lm)
     engine = make_engine(lm, MetaParameters(lm.subspace, INNER, seed=0), optimizer(stage))
     found = gradient(lm, engine, mine)
     engine.apply(found, 1.0)
     state = engine.state()
     if rank == 0:
         save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
-    lm2 = model()
+    lm2 = model(sharded=stage == 3)
     other = make_engine(lm2, MetaParameters(lm2.subspace, INNER, seed=1), optimizer(stage))
     other.load(state)
     for each in (engine, other):
         each.apply(found, 0.5)
     same = all(torch.equal(value, other.state()[key]) for key, value in engine.state().items())
-    whole = sum(p.numel() for p in model().model.parameters())
-    held = sum(p.numel() + (p.ds_tensor.numel() if hasattr(p, "ds_tensor") else 0) for p in lm.model.parameters())
     total = engine.total([1.0, float(rank)])
-    return {"resumes": same, "held": held / whole, "total": total}
+    whole = model().identity()
+    return {"resumes": same, "loaded": loaded, "same": identity == whole, "held": held_by(lm), "total": total}
+
+
+def halves() -> list[str]:
+    """The types of the weights of a checkpoint of float32 that is loaded in bf16 and sharded."""
+    config = load_settings(ModelConfig, builtin_config("models/lab.yaml"))
+    with loading_sharded(torch.device("cpu"), torch.bfloat16):
+        loaded = load_checkpoint(resolve_path(config.path), config.path, torch.bfloat16, config.attention).model
+    return sorted({f"{weight.dtype} {weight.ds_tensor.dtype}" for weight in loaded.parameters()})  # type: ignore[attr-defined]
+
+
+def held_by(lm: LanguageModel) -> float:
+    """The share of the base's weights that this worker has."""
+    whole = sum(whole_shape(weight).numel() for weight in lm.model.parameters())
+    held = sum(p.numel() + (p.ds_tensor.numel() if hasattr(p, "ds_tensor") else 0) for p in lm.model.parameters())
+    return held / whole
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ next minor release for it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from regrad.models.loading import LanguageModel
+from regrad.models.sharded import deepspeed_on
 from regrad.training.meta.config import OptimizerConfig
 from regrad.training.meta.objective import MetaGradient, Point
 from regrad.training.meta.optim import MetaParameters, OptimizerEngine, make_optimizer
@@ -40,12 +40,10 @@ class DeepSpeedEngine(OptimizerEngine):
 
     def __init__(self, lm: LanguageModel, parameters: MetaParameters, config: OptimizerConfig) -> None:
         super().__init__(parameters, config)
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if parameters.phi0.is_cuda else "cpu")
-        import deepspeed
-
-        # DeepSpeed would compile a shared-memory all-reduce at the first start (a minute, and a compiler): gloo does.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed = deepspeed_on(parameters.phi0.device)
         self._deepspeed = deepspeed
+        for handle in lm.gathering:  # from now on the engine makes a module's weights whole
+            handle.remove()
         self.layer_wise = config.zero_stage == 3
         optimizer = make_optimizer(parameters, config)
         self._engine, *_ = deepspeed.initialize(

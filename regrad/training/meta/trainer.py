@@ -309,9 +309,9 @@ def meta_train_worker(
     Raises `ModelError` for a model that could not be decoded with, `MetaInitError` if `start_from` is another model's,
     and `TrainingError` as `load_start`, `Loop.run` and `resume` do.
     """
-    lm = load_language_model(config.model, device)
+    lm = load_language_model(config.model, device, sharded=config.optimizer.zero_stage == 3)
     verify_decoding(lm)  # before it is trained, a model is refused that the result could not be served or scored with
-    identity = lm.identity()  # now, while the weights are whole: at ZeRO 3 the engine shards them
+    identity = lm.identity()
     start = load_start(config)
     if start is not None:
         start.check_base(lm)

