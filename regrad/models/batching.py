@@ -31,8 +31,9 @@ def tokens_of_a_pass(lm: LanguageModel, wanted: int | None) -> int:
     if lm.device.type != "cpu":
         return _MOST_TOKENS
     config = lm.text_config
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    each = lm.compute_dtype.itemsize * config.num_hidden_layers * (8 * config.hidden_size + 4 * inner)
+    outer = int(config.hidden_size)
+    inner = int(getattr(config, "intermediate_size", None) or 4 * outer)
+    each = lm.compute_dtype.itemsize * int(config.num_hidden_layers) * (8 * outer + 4 * inner)
     return max(1, min(_MOST_TOKENS, _PROCESSOR_BYTES // each))
 
 
