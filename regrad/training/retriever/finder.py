@@ -114,7 +114,7 @@ class DenseFinder:
         prior_BD = self._prior.question_vectors([question.query for question in questions])
         posterior_BD = prior_BD
         if self._posterior is not None:
-            answered = [question.query + separator + question.answers[0] for question in questions]
+            answered = [question.query_with(separator + question.answers[0]) for question in questions]
             posterior_BD = self._posterior.question_vectors(answered)
         searched = self.side.vectors if self.side is not None else self._vectors
         with torch.no_grad():
