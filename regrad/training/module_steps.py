@@ -6,6 +6,7 @@ With DeepSpeed's ZeRO (stages 1 and 2) moments, and at 2 gradients, are kept in 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from regrad.models.sharded import deepspeed_on
 from regrad.training.checkpoint import load_module_tensors, module_tensors
 from regrad.training.workers import Workers
 from regrad.training.zero import ZeroState, zero_settings
@@ -107,7 +107,13 @@ class ZeroSteps(ModuleSteps):
         workers: Workers,
     ) -> None:
         super().__init__(module, groups, settings, workers)
-        self._engine, *_ = deepspeed_on(next(module.parameters()).device).initialize(
+        # As `models.sharded` sets it up, of which what all training shares knows nothing.
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if next(module.parameters()).is_cuda else "cpu")
+        import deepspeed
+
+        # DeepSpeed would compile a shared-memory all-reduce at the first start (a minute, and a compiler): gloo does.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self._engine, *_ = deepspeed.initialize(
             model=_Surrogate(module),
             optimizer=self._optimizer,
             dist_init_required=False,

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrad.models.sharded import whole_shape
-
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -50,7 +48,7 @@ class ZeroState:
         for name, parameter in self._module.named_parameters():
             for moment in _MOMENTS:
                 value = self._moment(parameter, moment).detach().float().cpu()
-                found[f"{name}.{moment}"] = value.reshape(whole_shape(parameter)).clone()
+                found[f"{name}.{moment}"] = value.reshape(_whole_shape(parameter)).clone()
             found[f"{name}.step"] = torch.tensor(steps[0])
         return found
 
@@ -69,7 +67,7 @@ class ZeroState:
                 safe_set_full_fp32_param(parameter, tensors[name].to(parameter.device))
             for moment in _MOMENTS if counts else ():
                 value = tensors.get(f"{name}.{moment}")
-                value = torch.zeros(whole_shape(parameter)) if value is None else value
+                value = torch.zeros(_whole_shape(parameter)) if value is None else value
                 self._set_moment(parameter, moment, value.to(parameter.device))
         for values in self._inner().state.values() if counts else ():
             values["step"] = torch.full_like(torch.as_tensor(values["step"]), max(counts))
@@ -104,6 +102,12 @@ class ZeroState:
 
     def _steps(self) -> list[float]:
         return [float(values["step"]) for values in self._inner().state.values() if "step" in values]
+
+
+def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of all shards together."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 def _is_fragmented(parameter: nn.Parameter) -> bool:
