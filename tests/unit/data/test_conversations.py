@@ -35,6 +35,12 @@ def test_doqa_as_it_is_published_and_as_rows(tmp_path: Path) -> None:
         assert last.passages[0].title == "Bread" and last.passage_ids == (last.passages[0].id,)
 
 
+def test_an_id_that_names_no_conversation_is_refused(tmp_path: Path) -> None:
+    rows = [{"title": "Bread", "context": "Yes.", **DOQA_QAS[0], "id": name} for name in ("a-0", "b-0")]
+    with refused(EvaluationError, "wrong_field", field="id"):
+        read(write(tmp_path / "rows.jsonl", lines(*rows)), "doqa")
+
+
 def test_a_file_of_ones_own_may_have_turns(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada"}]
     (found,) = read(write(tmp_path / "own.jsonl", {"question": "When?", "answer": "1840", "turns": turns}), "jsonl")
