@@ -104,9 +104,8 @@ class DenseFinder:
     def before(self, step: int, questions: Sequence[Question]) -> None:
         """See `Finder`: vectors are begun, and taken in."""
         if self.side is not None:
-            with torch.no_grad():
-                queries_BD = self._prior.question_vectors([question.query for question in questions])
-            self.side.before(step, queries_BD, self._config.k)
+            queries = [question.query for question in questions]
+            self.side.before(step, lambda: self._prior.question_vectors(queries), self._config.k)
 
     def find(self, questions: Sequence[Question], kept_B: Tensor) -> Found:
         """See `Finder`."""
