@@ -36,6 +36,12 @@ def vectors_uri(config: RetrieverTrainConfig) -> str:
     return f"{config.output}.vectors"
 
 
+def discard_vectors(config: RetrieverTrainConfig) -> None:
+    """Remove what a run's refreshes left. A run without any made nothing there, and may find what is not its own."""
+    if config.passages is not None:
+        Storage(vectors_uri(config)).remove()
+
+
 def index_config(config: RetrieverTrainConfig, corpus: str, encoder: EncoderConfig, output: str) -> IndexConfig:
     """How vectors are made for this run: exact ones, by its own pool."""
     assert config.passages is not None

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ray_jobs.cluster import cluster, job_main, require_model
-from ray_jobs.refreshing import RefresherBeside, index_anew, require_together, vectors_uri
+from ray_jobs.refreshing import RefresherBeside, discard_vectors, index_anew, require_together
 from ray_jobs.train_runner import steps_line, train_until_done
-from regrad.storage import Storage
 from regrad.training.retriever.artefact import CARD, TRAINED
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.run import (
@@ -46,7 +45,7 @@ def run(config: RetrieverTrainConfig) -> str:
         if config.passages is not None:
             require_together(config)
         passages, notes = train_until_done(config, data, worker, keep, "training the retriever", leaner)
-    Storage(vectors_uri(config)).remove()
+    discard_vectors(config)
     return _describe(config, passages, notes)
 
 

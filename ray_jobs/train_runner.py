@@ -53,6 +53,7 @@ _REASON = 300  # characters
 _FREE: dict[str, Any] = {
     **dict.fromkeys(("output", "checkpoints", "watch", "cluster"), True),
     "optimizer": {"micro_batch", "batch_tokens"},
+    "passages": {"cluster"},  # a refresh that failed for want of room is the reason to change it
 }
 
 

@@ -54,8 +54,12 @@ class Question:
     @property
     def query(self) -> str:
         """What is searched for: the question, and then what was said before it, the latest first."""
+        return self.query_with("")
+
+    def query_with(self, addition: str) -> str:
+        """As `query`, with more text directly behind the question."""
         # An encoder, or a cross-encoder, reads the beginning of a long text: what is cut off is the oldest.
-        return "\n".join([self.question, *(content for _, content in reversed(self.turns))])
+        return "\n".join([self.question + addition, *(content for _, content in reversed(self.turns))])
 
     def as_kind(self, kind: QuestionKind, where: str, words: tuple[str, ...] = YES_NO) -> Question:
         """The question asked in another way; raises `EvaluationError` naming `where` if it cannot be.

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from regrad.training.checkpoint import load_module_tensors, module_tensors
 from regrad.training.workers import Workers
+from regrad.training.zero import ZeroState, zero_settings
 
 ZeroStage = Literal[1, 2]
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class ZeroSteps(ModuleSteps):
         workers: Workers,
     ) -> None:
         super().__init__(module, groups, settings, workers)
-        cuda = next(module.parameters()).is_cuda
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
+        # As `models.sharded` sets it up, of which what all training shares knows nothing.
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if next(module.parameters()).is_cuda else "cpu")
         import deepspeed
 
         # DeepSpeed would compile a shared-memory all-reduce at the first start (a minute, and a compiler): gloo does.
@@ -117,16 +117,9 @@ class ZeroSteps(ModuleSteps):
             model=_Surrogate(module),
             optimizer=self._optimizer,
             dist_init_required=False,
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 1,
-                "gradient_clipping": settings.clip or 0.0,
-                "zero_optimization": {"stage": settings.zero_stage},
-                "zero_allow_untested_optimizer": True,
-                "steps_per_print": 10**9,
-                "wall_clock_breakdown": False,
-            },
+            config=zero_settings(settings.zero_stage, settings.clip),
         )
+        self._state = ZeroState(self._engine, module)
 
     def step(self, factor: float) -> bool:
         """See `ModuleSteps`."""
@@ -144,57 +137,18 @@ class ZeroSteps(ModuleSteps):
     def tensors(self) -> dict[str, Tensor]:
         """See `ModuleSteps`."""
         state = {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
-        steps = self._steps()
-        if not steps:
-            return state
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        self._link_moments()
-        for name, parameter in self.module.named_parameters():
-            for moment in _MOMENTS:
-                value = safe_get_full_optimizer_state(parameter, moment)
-                state[f"{name}.{moment}"] = value.detach().float().cpu().reshape(parameter.shape).clone()
-            state[f"{name}.step"] = torch.tensor(float(steps[0]))
-        return state
+        return state | self._state.moments()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """See `ModuleSteps`."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        resumed = any(name.endswith(".step") for name in tensors)
-        if resumed:  # only DeepSpeed knows which share of a moment belongs where, so it makes them: a step of nothing
+        if any(name.endswith(".step") for name in tensors):  # moments, which DeepSpeed has to make: a step of nothing
             self.forget_gradients()
             self.step(0.0)
-            self._link_moments()
-        buffers = {name: tensors[name] for name in self.module.state_dict()}
-        self.module.load_state_dict(buffers)
-        for name, parameter in self.module.named_parameters():
-            safe_set_full_fp32_param(parameter, tensors[name].to(parameter.device))
-            if not resumed:
-                continue
-            for moment in _MOMENTS:
-                value = tensors.get(f"{name}.{moment}", torch.zeros_like(parameter))
-                safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment)
-        if resumed:
-            count = max(float(value) for name, value in tensors.items() if name.endswith(".step"))
-            for values in self._inner().state.values():
-                values["step"] = torch.full_like(torch.as_tensor(values["step"]), count)
+        self.module.load_state_dict({name: tensors[name] for name in self.module.state_dict()})
+        self._state.load(tensors)
 
     def _gradient_of(self, parameter: nn.Parameter) -> Tensor:
         return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().clone()
-
-    def _link_moments(self) -> None:
-        """DeepSpeed links moments to parameters after the step of its first group, and never again."""
-        wrapper = self._engine.optimizer
-        # Private: the public `safe_get_full_optimizer_state` needs these links, and nothing public makes them.
-        wrapper._hp_optimizer_states_linked = False
-        wrapper._lazy_init_hp_params_optimizer_state()
-
-    def _inner(self) -> Any:
-        return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
-
-    def _steps(self) -> list[float]:
-        return [float(values["step"]) for values in self._inner().state.values() if "step" in values]
 
 
 def make_steps(

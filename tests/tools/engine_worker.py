@@ -33,6 +33,7 @@ from regrad.training.meta.strategies import make_strategy
 
 INNER = InnerConfig(initial_step_size=0.01)
 ENGINES: dict[str, int | None] = {"ddp": None, "zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3}
+ONE_NUMBER = {"zero1-same": 1, "zero2-same": 2}
 
 
 def optimizer(stage: int | None) -> OptimizerConfig:
@@ -63,23 +64,26 @@ def main() -> None:
     results: dict[str, object] = {"halves": halves()}
     for name, stage in ENGINES.items():
         results[name] = check(name, stage, rank, folder)
+    # Of one number for all step sizes only one worker has a part.
+    same = INNER.model_copy(update={"step_size_mode": "same"})
+    results |= {name: check(name, stage, rank, folder, same) for name, stage in ONE_NUMBER.items()}
     if rank == 0:
         (folder / "results.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
 
-def check(name: str, stage: int | None, rank: int, folder: Path) -> dict[str, object]:
+def check(name: str, stage: int | None, rank: int, folder: Path, inner: InnerConfig = INNER) -> dict[str, object]:
     lm, mine = model(sharded=stage == 3), tasks()[rank::2]
     loaded, identity = held_by(lm), lm.identity()
     verify_decoding(lm)
-    engine = make_engine(lm, MetaParameters(lm.subspace, INNER, seed=0), optimizer(stage))
+    engine = make_engine(lm, MetaParameters(lm.subspace, inner, seed=0), optimizer(stage))
     found = gradient(lm, engine, mine)
     engine.apply(found, 1.0)
     state = engine.state()
     if rank == 0:
         save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
     lm2 = model(sharded=stage == 3)
-    other = make_engine(lm2, MetaParameters(lm2.subspace, INNER, seed=1), optimizer(stage))
+    other = make_engine(lm2, MetaParameters(lm2.subspace, inner, seed=1), optimizer(stage))
     other.load(state)
     for each in (engine, other):
         each.apply(found, 0.5)

@@ -60,7 +60,9 @@ def doqa(file: QuestionFile) -> Iterator[Question]:
             passage = Passage(passage_id(text), title, text)
             for asked in paragraph.records("qas") if paragraph.has("qas") else [paragraph]:
                 name = asked.text("id")
-                dialogue = name.rpartition("_q#")[0]
+                dialogue, mark, _ = name.rpartition("_q#")
+                if not mark:  # else the turns of all conversations would be one's
+                    raise asked.error("id", "the conversation's, _q# and a number")
                 yield from _of_thread(file, asked, name, passage, tuple(before[dialogue]))
                 before[dialogue] += _turn(asked.text("question"), _given(asked))
 

@@ -203,6 +203,12 @@ class RetrieverTrainConfig(TrainConfig):
                 "a selector has no posterior that sees the answer: take objective dro, marginal, distill, or jsa with "
                 "simplified: true",
             )
+        if isinstance(self.objective, JsaConfig) and self.objective.keep_chain:
+            raise invalid(
+                "selector_keeps_no_chain",
+                "objective.keep_chain: a selector's chains begin anew in each step, as its candidates have no rows in "
+                "an index: leave it out",
+            )
         if self.passages is not None:
             raise invalid("selector_of_passages", "a selector orders what an index finds: leave 'passages' out")
 

@@ -104,9 +104,8 @@ class DenseFinder:
     def before(self, step: int, questions: Sequence[Question]) -> None:
         """See `Finder`: vectors are begun, and taken in."""
         if self.side is not None:
-            with torch.no_grad():
-                queries_BD = self._prior.question_vectors([question.query for question in questions])
-            self.side.before(step, queries_BD, self._config.k)
+            queries = [question.query for question in questions]
+            self.side.before(step, lambda: self._prior.question_vectors(queries), self._config.k)
 
     def find(self, questions: Sequence[Question], kept_B: Tensor) -> Found:
         """See `Finder`."""
@@ -114,7 +113,7 @@ class DenseFinder:
         prior_BD = self._prior.question_vectors([question.query for question in questions])
         posterior_BD = prior_BD
         if self._posterior is not None:
-            answered = [question.query + separator + question.answers[0] for question in questions]
+            answered = [question.query_with(separator + question.answers[0]) for question in questions]
             posterior_BD = self._posterior.question_vectors(answered)
         searched = self.side.vectors if self.side is not None else self._vectors
         with torch.no_grad():

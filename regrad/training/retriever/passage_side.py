@@ -106,10 +106,11 @@ class PassageSide:
         """The steps since the weights that the vectors in use were made of."""
         return step - self._in_use[0]
 
-    def before(self, step: int, queries_BD: Tensor, k: int) -> None:
+    def before(self, step: int, queries: Callable[[], Tensor], k: int) -> None:
         """What is due before this step: to begin new vectors, to take them in. Nothing else has happened in the step.
 
-        Raises `Interrupted` on all workers if the vectors could not be made.
+        `queries` gives vectors [B, D], with which old and new vectors are compared by their k nearest. Raises
+        `Interrupted` on all workers if the vectors could not be made.
         """
         if step and step % self._config.every == 0 and self._pending is None:
             self._pending = (step, self._weights())
@@ -119,6 +120,7 @@ class PassageSide:
         made_at, weights = self._pending
         fresh = self._finished(step)
         with torch.no_grad():
+            queries_BD = queries()
             old_Bk, new_Bk = self.vectors.nearest(queries_BD, k), fresh.nearest(queries_BD, k)
         same = (old_Bk[:, :, None] == new_Bk[:, None, :]).any(2).float().mean()
         self.refreshes.append(Refresh(step, made_at, float(self._workers.mean(same))))

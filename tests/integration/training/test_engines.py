@@ -54,7 +54,7 @@ def test_two_workers_have_the_meta_gradient_of_one_process(folder: Path, alone: 
     torch.testing.assert_close(state["raw"], alone["raw"], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", engine_worker.ENGINES)
+@pytest.mark.parametrize("name", [*engine_worker.ENGINES, *engine_worker.ONE_NUMBER])
 def test_another_engine_goes_on_from_the_state_with_the_same_bits(folder: Path, name: str) -> None:
     assert results(folder, name)["resumes"] is True
 

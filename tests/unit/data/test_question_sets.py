@@ -1,10 +1,12 @@
-"""Question sets: every published format in a file of its own making, and what must become of it."""
+"""Question sets: every published format in a file of its own making, and what must become of it.
+
+Those of conversations, medicine and law are in `test_conversations.py` and `test_medicine_and_law.py`.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -328,94 +330,6 @@ def test_ms_marco_in_each_of_its_forms(tmp_path: Path) -> None:
     bare = {key: value for key, value in MARCO.items() if key != "answers"}
     with refused(EvaluationError, "missing_field", field="answers"):
         read(write(tmp_path / "eval.jsonl", bare), "ms-marco")
-
-
-def test_or_quac_brings_what_was_said_before(tmp_path: Path) -> None:
-    unanswerable = {**OR_QUAC, "qid": "C_ab_1_q#2", "answer": {"text": "CANNOTANSWER", "answer_start": 0}}
-    unanswered = {"question": "Is it old?", "answer": {"text": "CANNOTANSWER", "answer_start": 0}}
-    later = {**OR_QUAC, "qid": "C_ab_1_q#3", "history": [*OR_QUAC["history"], unanswered], "evidences": []}  # type: ignore[misc]
-    first, third = read(write(tmp_path / "dev.txt", lines(OR_QUAC, unanswerable, later)), "or-quac")
-    assert (first.id, first.answers, first.group) == ("C_ab_1_q#1", ("in 1912",), "C_ab_1")
-    assert first.turns == (("user", "Who built it?"), ("assistant", "the town"))
-    assert [passage.text for passage in first.passages] == OR_QUAC["evidences"]
-    assert first.passage_ids == (first.passages[0].id,)
-    assert third.turns == (*first.turns, ("user", "Is it old?")) and not third.passages
-    assert first.query == "When was that?\nthe town\nWho built it?"
-
-
-def test_doqa_as_it_is_published_and_as_rows(tmp_path: Path) -> None:
-    context = {"title": "Bread", "background": "I bake.", "context": "Yes, ... slowly"}
-    rows = [{**context, **qa, "answers": {"text": [one["text"] for one in qa["answers"]]}} for qa in DOQA_QAS]  # type: ignore[attr-defined, dict-item, index]
-    for path in (write(tmp_path / "d.json", {"data": [DOQA]}), write(tmp_path / "rows.jsonl", lines(*rows))):
-        first, last = read(path, "doqa")
-        assert (first.question, first.answers, first.turns) == ("Can I freeze it?", ("Yes, for a month.",), ())
-        assert (last.question, last.answers, last.group) == ("How do I thaw it?", ("slowly",), "C_cd")
-        said = (("user", "Can I freeze it?"), ("assistant", "Yes, for a month."), ("user", "And longer?"))
-        assert last.turns == said
-        assert last.passages[0].title == "Bread" and last.passage_ids == (last.passages[0].id,)
-
-
-def test_a_file_of_ones_own_may_have_turns(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada"}]
-    (found,) = read(write(tmp_path / "own.jsonl", {"question": "When?", "answer": "1840", "turns": turns}), "jsonl")
-    assert found.turns == (("user", "Who?"), ("assistant", "Ada"))
-    wrong = {"question": "When?", "answer": "1840", "turns": [{"role": "system", "content": "x"}]}
-    with refused(EvaluationError, "wrong_field", field="role"):
-        read(write(tmp_path / "wrong.jsonl", wrong), "jsonl")
-
-
-def test_pubmedqa(tmp_path: Path) -> None:
-    (found,) = read(write(tmp_path / "ori_pqal.json", {"21645374": PUBMED}), "pubmedqa")
-    assert (found.kind, found.choices, found.answers) == ("yes-no", ("yes", "no", "maybe"), ("maybe",))
-    assert found.passages == (Passage("21645374", "", "Cells die. We looked."),)
-    assert found.passage_ids == ("21645374",)
-    with refused(EvaluationError, "no_object"):
-        read(write(tmp_path / "list.json", [PUBMED]), "pubmedqa")
-
-
-def test_medqa_closed_and_open(tmp_path: Path) -> None:
-    path = write(tmp_path / "test.jsonl", lines(MEDQA))
-    (found,) = read(path, "medqa")
-    assert (found.kind, found.answers, found.choices[1]) == ("choice", ("B",), "Nitrofurantoin")
-    (found,) = read(path, "medqa", kind="open")
-    assert (found.kind, found.answers, found.choices) == ("open", ("Nitrofurantoin",), ())
-
-
-def test_bioasq_takes_its_yes_no_questions(tmp_path: Path) -> None:
-    other = {**YES_NO, "id": "x", "type": "factoid", "exact_answer": [["a"], ["b"]]}
-    (found,) = read(write(tmp_path / "training12b.json", {"questions": [other, YES_NO]}), "bioasq")
-    assert (found.kind, found.choices, found.answers) == ("yes-no", ("yes", "no"), ("no",))
-    assert found.passage_ids == ("15829955", "6650562")
-    assert found.passages == (Passage("15829955/0", "", "It is complex."),)
-    with refused(EvaluationError, "no_questions"):
-        read(write(tmp_path / "none.json", {"questions": [other]}), "bioasq")
-
-
-def test_casehold_in_each_of_its_forms(tmp_path: Path) -> None:
-    holdings = ["h0", "h1", "h2", "h2", "h4"]
-    columns = "example_id,citing_prompt,holding_0,holding_1,holding_2,holding_3,holding_4,label"
-    csv = write(tmp_path / "test.csv", f'{columns}\n7,"It held, (<HOLDING>)",{",".join(holdings)},4\n')
-    (found,) = read(csv, "casehold")
-    assert found == Question("7", "It held, (<HOLDING>)", ("E",), "choice", tuple(holdings))
-    lex_glue = {"context": "It held, (<HOLDING>)", "endings": holdings, "label": 4}
-    (found,) = read(write(tmp_path / "lex.jsonl", lines(lex_glue)), "casehold")
-    assert (found.answers, found.choices) == (("E",), tuple(holdings))
-
-
-def test_learned_hands_family(tmp_path: Path) -> None:
-    text = 'index\tanswer\ttext\n0\tYes\t"He said ""no""."\n1\tNo\tThe HOA refuses.\n'
-    yes, no = read(write(tmp_path / "test.tsv", text), "learned-hands-family")
-    assert (yes.id, yes.answers, no.answers, yes.kind) == ("0", ("yes",), ("no",), "yes-no")
-    assert yes.question.startswith("Does the post discuss") and yes.question.endswith('\nPost: He said "no".')
-
-
-def test_housingqa_as_it_is_published(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "questions.json.zip", "w") as archive:
-        archive.writestr("questions.json", json.dumps([HOUSING]))
-    (found,) = read(tmp_path / "questions.json.zip", "housingqa")
-    assert (found.id, found.question, found.answers) == ("7", "In Alabama, as of 2021: Is there a law?", ("yes",))
-    assert (found.passage_ids, found.group) == (("431263",), "12")
-    assert found.passages == (Passage("431263", "ALA. CODE § 35-9A-441", "A landlord shall."),)
 
 
 def test_data_aug_of_both_releases(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 import ray
 
 from ray_jobs import refreshing
-from ray_jobs.refreshing import RefresherBeside, passages_identity
+from ray_jobs.refreshing import RefresherBeside, discard_vectors, passages_identity, vectors_uri
+from ray_jobs.train_runner import run_directory
 from regrad.errors import RetrievalError, TrainingError
 from regrad.lab.config import LabEncoderConfig
 from regrad.lab.encoder import write_encoder
@@ -36,11 +37,18 @@ def index(tmp_path: Path) -> DenseRetriever:
     return open_dense(f"{tmp_path}/index", 1, "cpu")
 
 
-def beside(folder: Path, index: DenseRetriever, rank: int = 0) -> RefresherBeside:
+def settings(folder: Path, *extra: str) -> RetrieverTrainConfig:
     values = [f"index={folder}/index", f"output={folder}/trained", "others=[]", "questions.path=unread.jsonl"]
-    values += [f"passages={{encoder: {folder}/new, corpus: {folder}/corpus.jsonl, part_passages: 5}}"]
-    config = load_settings(RetrieverTrainConfig, builtin_config("jobs/retriever-lab.yaml"), values)
-    return RefresherBeside(config, index, Workers(rank, 2, 2))
+    return load_settings(RetrieverTrainConfig, builtin_config("jobs/retriever-lab.yaml"), [*values, *extra])
+
+
+def refreshing_settings(folder: Path, *extra: str) -> RetrieverTrainConfig:
+    passages = f"passages={{encoder: {folder}/new, corpus: {folder}/corpus.jsonl, part_passages: 5}}"
+    return settings(folder, passages, *extra)
+
+
+def beside(folder: Path, index: DenseRetriever, rank: int = 0) -> RefresherBeside:
+    return RefresherBeside(refreshing_settings(folder), index, Workers(rank, 2, 2))
 
 
 @pytest.mark.parametrize(
@@ -90,3 +98,23 @@ def test_a_worker_reads_the_parts_of_its_own_passages_in_their_order(tmp_path: P
     Storage(place).write(damaged, b"no part")
     with refused(RetrievalError, "damaged", file=damaged):
         refresher.read()
+
+
+def test_a_run_removes_what_its_refreshes_left_and_nothing_if_it_made_none(tmp_path: Path) -> None:
+    plain, refreshing_run = settings(tmp_path), refreshing_settings(tmp_path)
+    assert vectors_uri(plain) == vectors_uri(refreshing_run)
+    Storage(vectors_uri(plain)).write("somebody-elses.txt", b"x")
+    discard_vectors(plain)
+    assert Storage(vectors_uri(plain)).exists("somebody-elses.txt")
+    discard_vectors(refreshing_run)
+    assert not Path(vectors_uri(plain)).exists()
+
+
+def test_a_run_whose_refresh_failed_may_go_on_with_other_workers_for_it(tmp_path: Path) -> None:
+    with run_directory(refreshing_settings(tmp_path, "passages.cluster.workers=4"), {}):
+        pass
+    with run_directory(refreshing_settings(tmp_path, "passages.cluster.workers=1"), {}) as place:
+        assert place.resumed
+    other = run_directory(refreshing_settings(tmp_path, "passages.every=7"), {})
+    with refused(TrainingError, "run_of_other_settings", keys=["passages.every"]), other:
+        pass

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage
+from regrad.data.questions import Question
 from regrad.errors import ConfigError, EvaluationError, RetrievalError, TrainingError
 from regrad.lab.config import LabEncoderConfig
 from regrad.lab.encoder import write_encoder
@@ -26,7 +27,7 @@ from regrad.training.callbacks import Silent
 from regrad.training.checkpoint import TrainCheckpoint, TrainState
 from regrad.training.loop import train_on
 from regrad.training.retriever.config import RetrieverTrainConfig
-from regrad.training.retriever.learner import RetrieverLearner, open_dense
+from regrad.training.retriever.learner import NumberedQuestion, RetrieverLearner, open_dense
 from regrad.training.retriever.likelihood import Asked
 from regrad.training.retriever.run import check_indexes, read_asked, write_indexes
 from tests.tools.refusals import refused
@@ -165,6 +166,23 @@ def test_a_question_encoder_that_is_differentiated_gives_the_vectors_that_are_se
         encoder.question_vectors(asked).detach(), torch.from_numpy(encoder.encode_questions(asked))
     )
     assert encoder.question_vectors(asked).requires_grad
+
+
+def test_the_posterior_reads_the_answer_behind_the_question(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not behind the turns, whose end an encoder does not read."""
+    read: list[str] = []
+
+    def vectors(encoder: Encoder, texts: Sequence[str]) -> Tensor:
+        read.extend(texts)
+        return torch.ones(len(texts), encoder.dimensions)
+
+    config = settings(place, "objective={kind: vrag}", "separator=' = '")
+    with open_dense(config.index, config.k, "cpu") as retriever:
+        learner = RetrieverLearner(config, retriever, ByWord(), 1, torch.device("cpu"))
+        monkeypatch.setattr(Encoder, "question_vectors", vectors)
+        turns = (("user", "Who?"), ("assistant", "Ada"))
+        learner.candidates([NumberedQuestion(0, Question("", "born Anna", ("Annaborn",), turns=turns))])
+    assert read == ["born Anna\nAda\nWho?", "born Anna = Annaborn\nAda\nWho?"]
 
 
 def test_scores_that_are_not_finite_change_nothing_and_stop_the_run(place: Path) -> None:

@@ -168,5 +168,7 @@ def test_what_a_selector_needs_is_checked_first(place: Path, tmp_path: Path) -> 
     for objective in ("{kind: vrag}", "{kind: jsa}"):
         with refused_settings("selector_without_posterior"):
             settings(place, f"objective={objective}")
+    with refused_settings("selector_keeps_no_chain"):
+        settings(place, "objective={kind: jsa, simplified: true, keep_chain: true}")
     with refused_settings("selector_of_passages"):
         settings(place, f"passages={{encoder: {place}/x, corpus: {place}/y}}")
