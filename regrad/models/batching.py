@@ -32,7 +32,7 @@ def tokens_of_a_pass(lm: LanguageModel, wanted: int | None) -> int:
         return _MOST_TOKENS
     config = lm.text_config
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    each = lm.compute_dtype.itemsize * config.num_hidden_layers * (8 * config.hidden_size + 4 * inner)
+    each: int = lm.compute_dtype.itemsize * config.num_hidden_layers * (8 * config.hidden_size + 4 * inner)
     return max(1, min(_MOST_TOKENS, _PROCESSOR_BYTES // each))
 
 
