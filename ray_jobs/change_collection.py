@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_jobs.build_bank import Built, build
 from ray_jobs.cluster import cluster, run_task
+from ray_jobs.waiting import ONE_CPU, wait_for_room
 from regrad.bank.config import BuildConfig
 from regrad.bank.format import read_manifest
 from regrad.bank.maintenance import delete, unknown_ids
@@ -59,6 +60,7 @@ def _index(uri: str, version: CollectionVersion, corpus: str, workers: WorkersCo
 
         return run_with_pool(corpus, workers, _index_with_pool, uri, version, corpus, workers)
     with cluster():
+        wait_for_room(ONE_CPU)
         return run_task(write_segment, uri, version, lambda: read_passages(corpus), num_cpus=1)
 
 

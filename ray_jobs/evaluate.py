@@ -16,6 +16,7 @@ import ray
 from ray_jobs.cell_actors import CellActor
 from ray_jobs.cluster import cause_of, cluster, gpus_of, job_main, require_workers
 from ray_jobs.progress import progress_bar, progress_channel
+from ray_jobs.waiting import wait_for_room
 from regrad.errors import ClusterError, RegradError
 from regrad.evaluation.config import EvalConfig
 from regrad.evaluation.output import Output, Planned, TimeLeft, plan_of
@@ -73,6 +74,7 @@ def run_cells(config: EvalConfig, cells: list[PlannedCell]) -> None:
 
     with cluster(), progress_bar(total, "questions", time_left.left) as show, progress_channel(count) as progress:
         require_workers(config.cluster)
+        wait_for_room(config.cluster)
         _run(config, _shares(cells, workers), progress)
 
 

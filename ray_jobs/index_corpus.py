@@ -11,6 +11,7 @@ from typing import Any
 from ray_jobs.cluster import cluster, job_main, require_workers, run_task
 from ray_jobs.lexical_shards import build_shards
 from ray_jobs.progress import progress_channel
+from ray_jobs.waiting import ONE_CPU, wait_for_room
 from regrad.data.corpora import read_passages
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
@@ -39,9 +40,11 @@ def run(config: IndexConfig) -> str:
         with cluster(), progress_channel() as progress:
             if config.shards > 1:
                 require_workers(config.cluster)
+                wait_for_room(config.cluster.model_copy(update={"gpu": False}))
                 count = run_task(build_shards, config, progress)
                 Storage(parts_uri(config.output)).remove()
             else:
+                wait_for_room(ONE_CPU)
                 count = run_task(_index, config, progress, num_cpus=1)
     card = read_index_card(config.output)
     how = kind_of(card).how_searched(config.output)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ray_jobs.cluster import cluster, job_main, run_task
 from ray_jobs.progress import progress_channel
+from ray_jobs.waiting import ONE_CPU, wait_for_room
 from regrad.data.question_sets import READERS
 from regrad.retrieval.base import check_index
 from regrad.storage import Storage, check_replaceable, parts_uri
@@ -30,6 +31,7 @@ def run(config: TasksConfig) -> str:
     if config.passages.index is not None:
         check_index(config.passages.index, config.passages.retrieval)
         with cluster(), progress_channel() as progress:
+            wait_for_room(ONE_CPU)
             report = run_task(_make, config, progress, num_cpus=1)
     else:
         report = TaskMaker(config, parts, logger.info).make()

@@ -48,12 +48,13 @@ class Submission:
     """A job as it goes to a cluster.
 
     `content` is its configuration with everything that it includes and overrides; `files` are those that it was read
-    from, `config` first. `working_dir` is copied to the cluster without what `excludes` and `.gitignore` name.
+    from, the one of `--config` first, and text where it is a URI, which the cluster reads itself. `working_dir` is
+    copied to the cluster without what `excludes` and `.gitignore` name.
     """
 
     verb: str
     module: str
-    files: Sequence[Path]
+    files: Sequence[str | Path]
     overrides: Sequence[str]
     content: Mapping[str, Any]
     working_dir: Path
@@ -69,9 +70,11 @@ class Submission:
     @property
     def entrypoint(self) -> str:
         """The command line that the cluster runs, in its copy of the working directory."""
-        config = self.files[0].resolve().relative_to(self.working_dir.resolve())
+        config = self.files[0]
+        if isinstance(config, Path):
+            config = config.resolve().relative_to(self.working_dir.resolve()).as_posix()
         changes = [part for change in self.overrides for part in ("--set", change)]
-        return shlex.join(["python", "-m", self.module, "--config", config.as_posix(), *changes])
+        return shlex.join(["python", "-m", self.module, "--config", config, *changes])
 
     @property
     def runtime_env(self) -> dict[str, Any]:
@@ -86,6 +89,8 @@ class Submission:
         """Raise `ClusterError` for a file that the cluster would not have, or a result that would be lost there."""
         folder = self.working_dir.resolve()
         for file in self.files:
+            if isinstance(file, str):
+                continue  # a URI
             path = file.resolve()
             if not path.is_relative_to(folder) or not is_shipped(path, folder, list(self.excludes)):
                 raise ClusterError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from ray_jobs.bank_actors import AdapterActor
 from ray_jobs.build_bank import Built, describe, fill
 from ray_jobs.cluster import cluster, job_main, model_devices, require_model, run_task
+from ray_jobs.waiting import ONE_CPU, wait_for_room
 from regrad.bank.format import Layout
 from regrad.data.augmented import augmented_file
 from regrad.methods.prag import adapters_base, adapters_layout
@@ -31,6 +32,7 @@ def train(config: AdaptersConfig) -> Built:
     adapter_demonstrations(config)  # a file that is wrong is found before a model is loaded
     config = config.model_copy(update={"corpus": augmented_file(config.corpus)})
     with cluster():
+        wait_for_room(ONE_CPU)
         layout = run_task(layout_of, config, num_cpus=1)
         return fill(config, layout, AdapterActor, keep=config.reuse)
 

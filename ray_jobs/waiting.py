@@ -14,6 +14,9 @@ from regrad.settings import WorkersConfig
 
 logger = logging.getLogger(__name__)
 
+ONE_CPU = WorkersConfig(gpu=False)
+"""What a task needs that is no worker."""
+
 _SECONDS_TO_FIRST_LINE = 3.0
 _SECONDS_BETWEEN_LINES = 30.0
 

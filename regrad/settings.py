@@ -7,6 +7,7 @@ A misspelt key is an error that names the nearest right one. Where a mapping is 
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from regrad.errors import ConfigError
+from regrad.errors import ConfigError, StorageError
 from regrad.text import counted, did_you_mean, in_one_line, nearest_name
 
 
@@ -47,11 +48,11 @@ Location = Annotated[str, AfterValidator(absolute_location)]
 
 
 def load_settings(kind: type[S], path: str | Path | None, overrides: Sequence[str] = ()) -> S:
-    """Settings from a YAML file (or defaults alone) and overrides such as `bank.codec=bf16`.
+    """Settings from a YAML file, at a path or a URI (or defaults alone), and overrides such as `bank.codec=bf16`.
 
     Raises `ConfigError` naming the file, the key and what was expected.
     """
-    data = read_yaml(Path(path)) if path is not None else {}
+    data = read_yaml(path) if path is not None else {}
     for override in overrides:
         apply_override(data, override)
     return parse_settings(kind, data, str(path) if path is not None else "the overrides")
@@ -80,21 +81,21 @@ def invalid(problem: str, sentence: str, near: str = "") -> PydanticCustomError:
     return PydanticCustomError(problem, "{sentence}", {"sentence": sentence, "near": near})
 
 
-def read_yaml(path: Path, including: tuple[Path, ...] = (), files: list[Path] | None = None) -> dict[str, Any]:
-    """A YAML mapping with its included files resolved; raises `ConfigError` for anything else.
+def read_yaml(
+    path: str | Path, including: tuple[str | Path, ...] = (), files: list[str | Path] | None = None
+) -> dict[str, Any]:
+    """A YAML mapping with its included files resolved, from a path or a URI; raises `ConfigError` for anything else.
 
-    `files`, if given, gets the path of every file that was read.
+    `files`, if given, gets the place of every file that was read: a URI as text.
     """
-    if path.resolve() in including:
+    path = str(path) if is_uri(path) else Path(path)
+    itself = path if isinstance(path, str) else path.resolve()
+    if itself in including:
         raise ConfigError(f"{path} includes itself", code="includes_itself", path=str(path))
     if files is not None:
         files.append(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        near = nearest_name(path.name, (other.name for other in path.parent.glob("*.yaml")))
-        hint = f"; did you mean {path.parent / near}?" if near else ""
-        raise ConfigError(f"{path} does not exist{hint}", code="not_found", path=str(path), near=near) from error
+        data = yaml.safe_load(_text_of(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", code="unreadable", path=str(path)) from error
     except yaml.YAMLError as error:
@@ -106,13 +107,47 @@ def read_yaml(path: Path, including: tuple[Path, ...] = (), files: list[Path] | 
         raise ConfigError(
             f"{path}: a mapping of settings is expected, found {found}", code="no_mapping", path=str(path), found=found
         )
-    chain = (*including, path.resolve())
+    chain = (*including, itself)
     return {str(key): _include(value, path, chain, files) for key, value in data.items()}
 
 
-def _include(value: Any, path: Path, chain: tuple[Path, ...], files: list[Path] | None) -> Any:
+def is_uri(place: str | Path) -> bool:
+    """Whether a place is a URI, and no path."""
+    return isinstance(place, str) and "://" in place
+
+
+def _text_of(place: str | Path) -> str:
+    """What a configuration file holds; raises `ConfigError` if there is none."""
+    if isinstance(place, str):
+        from regrad.storage import Storage  # seconds of imports, which most commands do without
+
+        folder, _, name = place.rpartition("/")
+        try:
+            return Storage(folder).read(name).decode()
+        except StorageError as error:
+            code = "not_found" if error.code == "storage.not_found" else "unreadable"
+            raise ConfigError(str(error), code=code, path=place, near="") from error
+    try:
+        return place.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        near = nearest_name(place.name, (other.name for other in place.parent.glob("*.yaml")))
+        hint = f"; did you mean {place.parent / near}?" if near else ""
+        raise ConfigError(f"{place} does not exist{hint}", code="not_found", path=str(place), near=near) from error
+
+
+def _beside(place: str | Path, name: str) -> str | Path:
+    """The place of a file that the one at `place` names."""
+    if is_uri(name):
+        return name
+    if isinstance(place, Path):
+        return place.parent / name
+    scheme, _, path = place.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(path), name))}"
+
+
+def _include(value: Any, path: str | Path, chain: tuple[str | Path, ...], files: list[str | Path] | None) -> Any:
     if isinstance(value, str) and value.endswith(".yaml"):
-        return read_yaml(path.parent / value, chain, files)
+        return read_yaml(_beside(path, value), chain, files)
     if isinstance(value, dict):
         return {str(key): _include(inner, path, chain, files) for key, inner in value.items()}
     if isinstance(value, list):  # a name that is an item itself may be a file of data, and stays
@@ -120,7 +155,7 @@ def _include(value: Any, path: Path, chain: tuple[Path, ...], files: list[Path] 
     return value
 
 
-def apply_override(data: dict[str, Any], override: str, files: list[Path] | None = None) -> None:
+def apply_override(data: dict[str, Any], override: str, files: list[str | Path] | None = None) -> None:
     """Set one `key.path=value` (the value is YAML) in nested mappings and lists; raises `ConfigError`.
 
     `files` is given the files that the value names.

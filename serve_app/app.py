@@ -100,7 +100,7 @@ def replicas_for_questions(context: AutoscalingContext) -> tuple[float, dict[str
     return context.total_num_requests * questions_a_call / context.config.get_target_ongoing_requests(), {}
 
 
-def load_serve_file(path: Path, overrides: Sequence[str] = ()) -> tuple[ServeConfig, HttpConfig]:
+def load_serve_file(path: str | Path, overrides: Sequence[str] = ()) -> tuple[ServeConfig, HttpConfig]:
     """The args of the one application in a Serve configuration file, and where to listen; raises `ConfigError`."""
     data = read_yaml(path)
     args, http = parts_of(data, str(path))

@@ -159,7 +159,9 @@ REBUILD = JobVerb(
 
 
 def _command(verb: JobVerb) -> click.Command:
-    def run(config: Path, overrides: tuple[str, ...], report_only: bool = False, check: str | None = None) -> None:
+    def run(
+        config: str | Path, overrides: tuple[str, ...], report_only: bool = False, check: str | None = None
+    ) -> None:
         if check:
             _check_index(check)
             return

@@ -21,7 +21,7 @@ def lab() -> None:
 
 @lab.command("world")
 @settings_options("jobs/lab-world.yaml")
-def world(config: Path, overrides: tuple[str, ...]) -> None:
+def world(config: str | Path, overrides: tuple[str, ...]) -> None:
     """Write corpus, questions, meta-training and dev tasks; for a harder lab use `--set variant=NAME`."""
     settings = load_settings(LabConfig, config, overrides)
     from regrad.lab.files import write_hard_lab, write_lab
@@ -32,7 +32,7 @@ def world(config: Path, overrides: tuple[str, ...]) -> None:
 
 @lab.command("pretrain")
 @settings_options("jobs/lab-pretrain.yaml")
-def pretrain(config: Path, overrides: tuple[str, ...]) -> None:
+def pretrain(config: str | Path, overrides: tuple[str, ...]) -> None:
     """Train the tiny Llama and its tokenizer from scratch (about 15 minutes on one core)."""
     settings = load_settings(LabPretrainConfig, config, overrides)
     from regrad.lab.pretraining import pretrain_base
@@ -42,7 +42,7 @@ def pretrain(config: Path, overrides: tuple[str, ...]) -> None:
 
 @lab.command("writer")
 @settings_options("jobs/lab-writer.yaml")
-def writer(config: Path, overrides: tuple[str, ...]) -> None:
+def writer(config: str | Path, overrides: tuple[str, ...]) -> None:
     """Teach a copy of the base to write questions, for `regrad synth` (half a minute on one core)."""
     settings = load_settings(LabWriterConfig, config, overrides)
     from regrad.lab import question_writer
@@ -52,7 +52,7 @@ def writer(config: Path, overrides: tuple[str, ...]) -> None:
 
 @lab.command("encoder")
 @settings_options("jobs/lab-encoder.yaml")
-def encoder(config: Path, overrides: tuple[str, ...]) -> None:
+def encoder(config: str | Path, overrides: tuple[str, ...]) -> None:
     """Write an untrained text encoder with the lab's words, for a dense index and `regrad retriever`."""
     settings = load_settings(LabEncoderConfig, config, overrides)
     from regrad.lab.encoder import write_encoder
@@ -63,7 +63,7 @@ def encoder(config: Path, overrides: tuple[str, ...]) -> None:
 @lab.command("report")
 @settings_options("jobs/lab-report.yaml")
 @click.option("--quick", is_flag=True, help="One seed, short trainings and few questions, to check that it runs.")
-def report(config: Path, overrides: tuple[str, ...], quick: bool) -> None:
+def report(config: str | Path, overrides: tuple[str, ...], quick: bool) -> None:
     """Run every method and study on the lab, and write a report with a verdict on each claim of the paper.
 
     If interrupted, run the same command to resume.

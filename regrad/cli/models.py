@@ -51,7 +51,7 @@ def meta_init() -> None:
 
 @meta_init.command("import")
 @settings_options("jobs/import-start.yaml")
-def import_(config: Path, overrides: tuple[str, ...]) -> None:
+def import_(config: str | Path, overrides: tuple[str, ...]) -> None:
     """Make a MetaInit from what the ReGrad authors' Meta.py learned.
 
     \b

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from regrad.settings import builtin_config
+from regrad.settings import builtin_config, is_uri
 from regrad.text import hint
 
 
@@ -39,14 +39,20 @@ def settings_options(default: str) -> Callable[[Callable[..., Any]], Callable[..
         )
         config = click.option(
             "--config",
-            type=click.Path(path_type=Path),
+            type=click.Path(),
+            callback=_place,
             default=builtin_config(default),
-            help=f"A YAML file; by default configs/{default}.",
+            help=f"A YAML file, at a path or a URI; by default configs/{default}.",
             show_default=False,
         )
         return config(overrides(function))
 
     return decorate
+
+
+def _place(context: click.Context, parameter: click.Parameter, value: str | Path) -> str | Path:
+    """A path as such; a URI stays text, as a path would lose one of its slashes."""
+    return value if is_uri(value) else Path(value)
 
 
 class LazyGroup(click.Group):

@@ -104,7 +104,7 @@ def describe_releases(releases: Sequence[dict[str, Any]]) -> str:
 )
 @url_option
 def update(
-    config: Path,
+    config: str | Path,
     overrides: tuple[str, ...],
     name: str,
     meta_init: str | None,
@@ -136,7 +136,7 @@ def update(
 
 
 def _change(
-    config: Path,
+    config: str | Path,
     overrides: tuple[str, ...],
     url: str | None,
     changed: Callable[[ReleaseList], ReleaseList],
@@ -159,7 +159,7 @@ def _change(
 @click.command("rollback")
 @settings_options("serve/lab.yaml")
 @url_option
-def rollback(config: Path, overrides: tuple[str, ...], url: str | None) -> None:
+def rollback(config: str | Path, overrides: tuple[str, ...], url: str | None) -> None:
     """Undo the last update; a second rollback redoes it."""
     from serve_app.rollout import rolled_back
 
@@ -186,7 +186,7 @@ _VERBS = {
 @click.group("serve", cls=LazyGroup, verbs=_VERBS, invoke_without_command=True, no_args_is_help=False)
 @settings_options("serve/lab.yaml")
 @click.pass_context
-def serve(context: click.Context, config: Path, overrides: tuple[str, ...]) -> None:
+def serve(context: click.Context, config: str | Path, overrides: tuple[str, ...]) -> None:
     """Serve a bank over HTTP; --set changes the application's args (bank=s3://bucket/bank) or http.port=9000.
 
     Without a verb it serves in the foreground, until Ctrl-C. The verbs change running servers through the file
@@ -239,7 +239,7 @@ def served(application: ServeConfig, http: HttpConfig) -> Iterator[str]:
         yield url
 
 
-def _serve(config: Path, overrides: tuple[str, ...]) -> None:
+def _serve(config: str | Path, overrides: tuple[str, ...]) -> None:
     from ray_jobs.cluster import cluster
     from regrad.cli.options import wait_until_stopped
     from serve_app.app import check_artefacts, load_serve_file

@@ -36,7 +36,7 @@ _OPTIONS = (
         type=click.Path(exists=True, file_okay=False, path_type=Path),
         default=Path(),
         show_default="the current one",
-        help="The directory to upload a copy of for the job; the configuration must be in it.",
+        help="The directory to upload a copy of for the job; the configuration must be in it, or at a URI.",
     ),
     click.option("--exclude", multiple=True, metavar="PATTERN", help="Files not to upload (.gitignore syntax)."),
     click.option(
@@ -54,7 +54,9 @@ _HELP = (
 
 
 def _command(verb: JobVerb) -> click.Command:
-    def run(config: Path, overrides: tuple[str, ...], address: str, detach: bool, again: bool, **upload: Any) -> None:
+    def run(
+        config: str | Path, overrides: tuple[str, ...], address: str, detach: bool, again: bool, **upload: Any
+    ) -> None:
         submission = _submission(verb, config, overrides, **upload)
         from ray_jobs.submission import Jobs
 
@@ -73,14 +75,14 @@ def _command(verb: JobVerb) -> click.Command:
 
 def _submission(
     verb: JobVerb,
-    config: Path,
+    config: str | Path,
     overrides: tuple[str, ...],
     working_dir: Path,
     exclude: tuple[str, ...],
     env: tuple[str, ...],
 ) -> Submission:
     """The job, checked: its settings before Ray is imported, then what would be uploaded."""
-    files: list[Path] = []
+    files: list[str | Path] = []
     content = read_yaml(config, files=files)
     for override in overrides:
         apply_override(content, override, files)

@@ -4,6 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
 
+import fsspec
 import pytest
 from pydantic import BaseModel, field_validator
 
@@ -15,7 +16,7 @@ from regrad.evaluation.config import EvalConfig
 from regrad.lab.config import LabWriterConfig
 from regrad.models.config import ModelConfig
 from regrad.retrieval.config import IndexConfig
-from regrad.settings import Settings, builtin_config, invalid, load_settings, models_in, parse_settings
+from regrad.settings import Settings, builtin_config, invalid, load_settings, models_in, parse_settings, read_yaml
 from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.synthesis.config import SynthesisConfig
 from tests.tools.refusals import refused, refused_settings
@@ -216,6 +217,27 @@ def test_files_that_include_each_other_are_a_clear_error(tmp_path: Path) -> None
     (tmp_path / "b.yaml").write_text("model: a.yaml\n")
     with refused(ConfigError, "includes_itself", path=str(tmp_path / "a.yaml")):
         load_settings(DemoConfig, tmp_path / "a.yaml")
+
+
+def test_a_configuration_and_what_it_includes_may_lie_in_an_object_store(tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe_file("/bucket/jobs/train.yaml", b"model: ../models/small.yaml\ntasks: t.jsonl\noutput: s3://b/x\n")
+    store.pipe_file("/bucket/models/small.yaml", b"path: s3://b/base\nprompts: prompts.yaml\n")
+    store.pipe_file("/bucket/models/prompts.yaml", b"question: 'Asked: {question}'\n")
+    place = "memory://bucket/jobs/train.yaml"
+    files: list[str | Path] = []
+    read_yaml(place, files=files)
+    assert files == [place, *(f"memory://bucket/models/{name}.yaml" for name in ("small", "prompts"))]
+    settings = load_settings(MetaTrainConfig, place)
+    assert settings.model.path == "s3://b/base" and settings.model.prompts.question == "Asked: {question}"
+    here = write(tmp_path, "train.yaml", "model: memory://bucket/models/small.yaml\ntasks: t.jsonl\noutput: s3://b/x\n")
+    assert load_settings(MetaTrainConfig, here).model == settings.model
+
+    with refused(ConfigError, "not_found", path="memory://bucket/jobs/none.yaml"):
+        load_settings(IndexConfig, "memory://bucket/jobs/none.yaml")
+    store.pipe_file("/bucket/models/prompts.yaml", b"prompts: ../jobs/train.yaml\n")
+    with refused(ConfigError, "includes_itself", path=place):
+        load_settings(MetaTrainConfig, place)
 
 
 def test_a_location_may_begin_with_the_home_directory(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command("add")
 @settings_options("jobs/build-lab.yaml")
-def add(config: Path, overrides: tuple[str, ...]) -> None:
+def add(config: str | Path, overrides: tuple[str, ...]) -> None:
     """Add or replace the passages of a corpus; all others stay. Settings are those of `regrad build`.
 
     The exit status is 3 if some of its passages could not be used: `regrad bank info --quarantine` lists them.

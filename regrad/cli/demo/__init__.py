@@ -16,7 +16,7 @@ QUICK = ("output=runs/demo-quick", "train.optimizer.steps=120", "lab.questions=6
 @settings_options("jobs/demo.yaml")
 @click.option("--quick", is_flag=True, help="A short training and 60 questions, to check that it runs.")
 @click.option("--keep", is_flag=True, help="Keep the server running at the end, until Ctrl-C.")
-def demo(config: Path, overrides: tuple[str, ...], quick: bool, keep: bool) -> None:
+def demo(config: str | Path, overrides: tuple[str, ...], quick: bool, keep: bool) -> None:
     """Meta-train, index, fill a bank, serve, and ask 200 questions about people that the model has never seen."""
     from regrad.cli.demo.config import DemoConfig
     from regrad.settings import load_settings

@@ -15,7 +15,7 @@ from regrad.settings import load_settings
 @settings_options("jobs/plan-lab.yaml")
 @click.option("--check", is_flag=True, help="Afterwards, run the given and the chosen configuration under load.")
 @json_option
-def plan(config: Path, overrides: tuple[str, ...], check: bool, as_json: bool) -> None:
+def plan(config: str | Path, overrides: tuple[str, ...], check: bool, as_json: bool) -> None:
     """Plan a server: measure its stages, search replicas, batches and caches, write the best configuration.
 
     Retriever and bank loader are tried as replicas of their own and inside the gateways (`embedded`).

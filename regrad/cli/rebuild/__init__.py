@@ -19,7 +19,7 @@ NOT_PROMOTED = 4
 
 @click.command("rollback")
 @settings_options(_DEFAULT)
-def rollback(config: Path, overrides: tuple[str, ...]) -> None:
+def rollback(config: str | Path, overrides: tuple[str, ...]) -> None:
     """Restore the previous version, also in the servers; a second rollback undoes it."""
     from regrad.rebuild.config import RebuildConfig
 
@@ -34,7 +34,7 @@ def rollback(config: Path, overrides: tuple[str, ...]) -> None:
 @click.command("status")
 @settings_options(_DEFAULT)
 @json_option
-def status(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def status(config: str | Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show the versions, which one is current, and the runs of the steps with their times and costs."""
     from regrad.rebuild.config import RebuildConfig
 
@@ -60,7 +60,7 @@ def status(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     help="How many of the newest versions to keep.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
-def prune(config: Path, overrides: tuple[str, ...], keep: int, dry_run: bool) -> None:
+def prune(config: str | Path, overrides: tuple[str, ...], keep: int, dry_run: bool) -> None:
     """Remove old versions, with what nothing else needs of their parts, runs and banks.
 
     The current version, the one before it, those that servers of the settings' `serving` use, and what an unfinished
@@ -89,7 +89,9 @@ _VERBS = {
 @click.option("--dry-run", is_flag=True, help="Print the plan only, with hours, bytes and money.")
 @json_option
 @click.pass_context
-def rebuild(context: click.Context, config: Path, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+def rebuild(
+    context: click.Context, config: str | Path, overrides: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:
     """Meta-train, index, build, verify and evaluate; make the new version current if its score holds.
 
     Steps that are done are skipped; if it is interrupted, the same command resumes it. The previous version is kept,

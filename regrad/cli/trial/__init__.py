@@ -16,7 +16,7 @@ from regrad.cli.options import settings_options
 @click.option(
     "--ask", "question", metavar="QUESTION", help="Ask this question in every way, print the answers and exit."
 )
-def try_(folder: str, config: Path, overrides: tuple[str, ...], browser: bool, question: str | None) -> None:
+def try_(folder: str, config: str | Path, overrides: tuple[str, ...], browser: bool, question: str | None) -> None:
     """Ask the text, Markdown, HTML and PDF files of FOLDER: by the model alone, by prompt, by gradients, by both.
 
     Indexes the passages, computes their gradients, and opens a page that answers each question in all four ways. Run it

@@ -18,7 +18,7 @@ ALLOWED = {
     "errors": set(),
     "text": set(),
     "digests": set(),
-    "settings": {"errors", "text"},
+    "settings": {"errors", "text", "storage"},
     "registry": {"errors", "text"},
     "storage": {"errors", "text", "digests"},
     "locking": {"errors", "storage"},

@@ -42,6 +42,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("embedding", "change_collection"):
         monkeypatch.setattr(f"ray_jobs.{module}.cluster", nullcontext)
         monkeypatch.setattr(f"ray_jobs.{module}.run_task", lambda call, *arguments, **options: call(*arguments))
+    monkeypatch.setattr("ray_jobs.change_collection.wait_for_room", lambda workers: None)
     for name in ("require_workers", "wait_for_room"):
         monkeypatch.setattr(f"ray_jobs.embedding.{name}", lambda workers: None)
     for name in ("progress_bar", "progress_channel"):

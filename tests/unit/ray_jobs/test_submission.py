@@ -10,12 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import ray
+from click.testing import CliRunner
 
 from ray_jobs import cluster as cluster_module
 from ray_jobs import submission as submission_module
 from ray_jobs.submission import Jobs, Submission
+from regrad.cli.submit import submit
 from regrad.errors import ClusterError
 from regrad.settings import read_yaml
 from tests.tools.refusals import refused
@@ -104,7 +107,7 @@ def submission(tmp_path: Path) -> Submission:
     (tmp_path / "configs").mkdir()
     config = tmp_path / "configs/index.yaml"
     config.write_text("corpus: s3://b/corpus.jsonl\noutput: s3://b/index\n")
-    files: list[Path] = []
+    files: list[str | Path] = []
     content = read_yaml(config, files=files)
     return Submission("index", "ray_jobs.index_corpus", files, ("k=2",), content, tmp_path)
 
@@ -194,13 +197,25 @@ def test_a_configuration_that_the_cluster_would_not_have_is_refused(submission: 
         submission.check()
 
 
+def test_a_configuration_in_an_object_store_is_read_there_by_the_cluster_too(
+    server: Server, submission: Submission, tmp_path: Path
+) -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe_file("/bucket/index.yaml", b"corpus: s3://b/c.jsonl\noutput: s3://b/index\n")
+    given = ["--config", "memory://bucket/index.yaml", "--working-dir", str(tmp_path), "--address", server.address]
+    shown = CliRunner().invoke(submit, ["index", *given, "--detach"], catch_exceptions=False)
+    assert shown.exit_code == 0, shown.output
+    (request,) = server.submitted
+    assert request["entrypoint"] == "python -m ray_jobs.index_corpus --config memory://bucket/index.yaml"
+
+
 def test_a_file_that_the_configuration_includes_has_to_get_there_too(submission: Submission, tmp_path: Path) -> None:
     (tmp_path / "configs/model.yaml").write_text("path: x\n")
     config = tmp_path / "configs/train.yaml"
     config.write_text("model: model.yaml\n")
-    files: list[Path] = []
+    files: list[str | Path] = []
     content = read_yaml(config, files=files)
-    assert [file.name for file in files] == ["train.yaml", "model.yaml"]
+    assert [Path(file).name for file in files] == ["train.yaml", "model.yaml"]
     with refused(ClusterError, "config_not_shipped", path=str(files[1])):
         replace(submission, files=files, content=content, excludes=["model.yaml"]).check()
 
