@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import ray
 
-from ray_jobs import refreshing
 from ray_jobs.refreshing import RefresherBeside, discard_vectors, passages_identity, vectors_uri
 from ray_jobs.train_runner import run_directory
 from regrad.errors import RetrievalError, TrainingError
@@ -74,7 +73,7 @@ def test_what_ends_the_task_is_an_error_of_ours(
             raise raised
         raise ray.exceptions.RayTaskError("embed", "traceback", raised)
 
-    monkeypatch.setattr(refreshing.ray, "get", get)
+    monkeypatch.setattr(ray, "get", get)
     refresher = beside(tmp_path, index)
     refresher._task = object()
     with refused(kind, code):
