@@ -32,7 +32,9 @@ def tokens_of_a_pass(lm: LanguageModel, wanted: int | None) -> int:
         return _MOST_TOKENS
     config = lm.text_config
     outer = int(config.hidden_size)
-    inner = int(getattr(config, "intermediate_size", None) or 4 * outer)
+    inner = getattr(config, "intermediate_size", None) or 4 * outer
+    if not isinstance(inner, int):  # some have a size for each block
+        inner = max(inner)
     each = lm.compute_dtype.itemsize * int(config.num_hidden_layers) * (8 * outer + 4 * inner)
     return max(1, min(_MOST_TOKENS, _PROCESSOR_BYTES // each))
 

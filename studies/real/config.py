@@ -35,7 +35,7 @@ class RealStepsConfig(Settings):
     ft_rag: int = Field(320, ge=0, description="the same with the passage in the prompt, which takes six times as long")
     cpt_epochs: int = Field(3, ge=0, description="of CPT over the passages that are asked about")
     prag_epochs: int = Field(
-        4, ge=0, description="of PRAG's adapters over a passage's other questions, which people wrote"
+        1, ge=0, description="of PRAG's adapters over a passage's other questions, which people wrote"
     )
 
 
