@@ -227,8 +227,13 @@ def check_writable(uri: str) -> None:
             above = above.parent
         storage = Storage(above)
     probe = f".{uuid.uuid4().hex}.tmp"
-    storage.write(probe, b"")
-    storage.remove_file(probe)
+    try:
+        storage.write(probe, b"")
+        storage.remove_file(probe)
+    except StorageError as error:
+        reason = _reason(error.__cause__) if isinstance(error.__cause__, Exception) else str(error)
+        text = f"nothing can be written at {uri}: {reason}"
+        raise StorageError(text, code="refused", uri=uri, verb="write") from error
 
 
 def content_of(uri: str) -> Iterator[bytes]:

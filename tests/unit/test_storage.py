@@ -45,7 +45,7 @@ def test_a_place_that_cannot_be_written_is_found_and_one_that_can_stays_as_it_wa
     assert list(tmp_path.iterdir()) == []
     assert Storage("memory://bucket").files() == {}
     (tmp_path / "file").write_text("")
-    with refused(StorageError, "refused", verb="write"):
+    with refused(StorageError, "refused", verb="write", uri=f"{tmp_path}/file/a/b"):
         check_writable(f"{tmp_path}/file/a/b")
 
 
