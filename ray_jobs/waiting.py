@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import ray
 
-from ray_jobs.cluster import gpus_of, repeated
+from ray_jobs.cluster import gpus_of, joined, repeated
 from ray_jobs.reservations import reservations
 from regrad.settings import WorkersConfig
 
@@ -38,7 +38,9 @@ def wait_for_room(config: WorkersConfig) -> None:
     probe = ray.remote(max_retries=-1, **options)(_nothing).remote()
     seconds = _SECONDS_TO_FIRST_LINE
     while not ray.wait([probe], timeout=seconds)[0]:
-        logger.info("%s", waiting_line(needs, free, ray.cluster_resources()))
+        if joined() or any(free.get(kind, 0.0) < amount for kind, amount in needs.items()):
+            # Else it is a machine of our own, where nothing but the start of a process takes so long.
+            logger.info("%s", waiting_line(needs, free, ray.cluster_resources()))
         seconds = _SECONDS_BETWEEN_LINES
 
 

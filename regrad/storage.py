@@ -214,6 +214,28 @@ def _seconds(info: Mapping[str, Any]) -> float:
     return float(value.timestamp() if isinstance(value, datetime) else value)
 
 
+def check_writable(uri: str) -> None:
+    """Raise `StorageError` unless what is to be made at `uri` can be written: found before the work, and not after it.
+
+    Nothing is left there. On a file system it is tried in the nearest directory that exists, in an object store below
+    `uri`, as that may be all that this user may write to.
+    """
+    storage = Storage(uri)
+    if storage.is_local:
+        above = Path(storage.root).parent
+        while not above.exists():
+            above = above.parent
+        storage = Storage(above)
+    probe = f".{uuid.uuid4().hex}.tmp"
+    try:
+        storage.write(probe, b"")
+        storage.remove_file(probe)
+    except StorageError as error:
+        reason = _reason(error.__cause__) if isinstance(error.__cause__, Exception) else str(error)
+        text = f"nothing can be written at {uri}: {reason}"
+        raise StorageError(text, code="refused", uri=uri, verb="write") from error
+
+
 def content_of(uri: str) -> Iterator[bytes]:
     """The bytes of one file, some megabytes at a time."""
     folder, _, name = uri.rstrip("/").rpartition("/")

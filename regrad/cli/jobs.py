@@ -174,6 +174,7 @@ def _command(verb: JobVerb) -> click.Command:
             return
         job = _named(verb.job)
         from ray_jobs.cluster import joined
+        from regrad.storage import check_writable
 
         def line(result: Any) -> str:
             return result if isinstance(result, str) else _described(result, settings.bank.uri)
@@ -183,6 +184,7 @@ def _command(verb: JobVerb) -> click.Command:
 
             result = recorded(settings, job, verb.name, line)
         else:
+            check_writable(settings.output if hasattr(settings, "output") else settings.bank.uri)
             result = job(settings)
         click.echo(line(result))
         if not isinstance(result, str):

@@ -11,7 +11,7 @@ from safetensors.numpy import save
 
 from regrad import storage as module
 from regrad.errors import StorageError
-from regrad.storage import Storage, directory_writer, local_directory, parts_uri, safetensors_header
+from regrad.storage import Storage, check_writable, directory_writer, local_directory, parts_uri, safetensors_header
 from tests.tools.refusals import refused
 
 
@@ -37,6 +37,16 @@ def test_ranges_and_listing(tmp_path: Path) -> None:
     assert storage.list("none") == []
     with refused(StorageError, "not_found", uri=f"file://{tmp_path}/y"):
         storage.read("y")
+
+
+def test_a_place_that_cannot_be_written_is_found_and_one_that_can_stays_as_it_was(tmp_path: Path) -> None:
+    check_writable(f"{tmp_path}/a/b")
+    check_writable("memory://bucket/a/b")
+    assert list(tmp_path.iterdir()) == []
+    assert Storage("memory://bucket").files() == {}
+    (tmp_path / "file").write_text("")
+    with refused(StorageError, "refused", verb="write", uri=f"{tmp_path}/file/a/b"):
+        check_writable(f"{tmp_path}/file/a/b")
 
 
 def test_an_interrupted_directory_is_absent(tmp_path: Path) -> None:

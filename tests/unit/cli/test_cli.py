@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from regrad.cli import main
 from regrad.cli.jobs import JOBS, REBUILD, JobVerb
+from regrad.errors import StorageError
 from tests.tools.commands import status_of
 from tests.tools.patience import completed
 
@@ -26,6 +27,20 @@ def test_help_lists_the_verbs(tmp_path: Path) -> None:
     assert result.returncode == 0
     for verb in ("lab", "synth", "train", "index", "build", "bank", "eval", "score", "serve", "leaks", "ask", "demo"):
         assert f"\n  {verb} " in result.stdout
+
+
+@pytest.mark.parametrize("verb", ["train", "index", "build"])
+def test_a_result_that_cannot_be_written_is_found_before_the_job(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    row = next(job for job in JOBS if job.name == verb)
+    module, _, name = row.job.partition(":")
+    monkeypatch.setattr(f"{module}.{name}", lambda settings: pytest.fail("it has begun"))
+    (tmp_path / "file").write_text("")
+    place = "bank.uri" if verb == "build" else "output"
+    result = CliRunner().invoke(main.regrad, [verb, "--set", f"{place}={tmp_path}/file/x"])
+    assert isinstance(result.exception, StorageError), result.output
 
 
 @pytest.mark.parametrize("job", [*JOBS, REBUILD], ids=lambda job: job.name)

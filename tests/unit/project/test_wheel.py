@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -20,15 +21,20 @@ for name in ("jobs/demo.yaml", "jobs/train-lab.yaml", "serve/lab.yaml"):
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_what_it_needs_and_works_in_an_empty_folder(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    built = completed(command, 120, cwd=ROOT)
+def test_the_wheel_of_the_sources_holds_what_it_needs_and_works_in_an_empty_folder(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path), "-t"]
+    built = completed([*build, "sdist"], 120, cwd=ROOT)
+    assert built.returncode == 0, built.stderr
+    (sources,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sources) as archive:
+        archive.extractall(tmp_path, filter="data")
+    built = completed([*build, "wheel"], 120, cwd=tmp_path / sources.name.removesuffix(".tar.gz"))
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        entry = next(archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
-        archive.extractall(tmp_path / "site")
+    with zipfile.ZipFile(wheel) as packed:
+        names = set(packed.namelist())
+        entry = next(packed.read(name).decode() for name in names if name.endswith("entry_points.txt"))
+        packed.extractall(tmp_path / "site")
     assert {
         "regrad/lab/base/model.safetensors",
         "regrad/lab/base/tokenizer.json",
