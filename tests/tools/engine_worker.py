@@ -6,13 +6,9 @@ moment after one unclipped step), and whether a second engine that loads the sta
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 
 from regrad.data.tasks import Task
@@ -30,6 +26,7 @@ from regrad.training.meta.config import InnerConfig, OptimizerConfig, StrategyCo
 from regrad.training.meta.objective import MetaGradient
 from regrad.training.meta.optim import MetaParameters, OptimizerEngine, make_engine
 from regrad.training.meta.strategies import make_strategy
+from tests.tools.gloo import work
 
 INNER = InnerConfig(initial_step_size=0.01)
 ENGINES: dict[str, int | None] = {"ddp": None, "zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3}
@@ -55,21 +52,13 @@ def gradient(lm: LanguageModel, engine: OptimizerEngine, part: list[Task]) -> Me
     return strategy(lm, engine.point(), collate(lm, part))
 
 
-def main() -> None:
-    rank, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+def check_all(rank: int, folder: Path) -> dict[str, object]:
     results: dict[str, object] = {"halves": halves()}
     for name, stage in ENGINES.items():
         results[name] = check(name, stage, rank, folder)
     # Of one number for all step sizes only one worker has a part.
     same = INNER.model_copy(update={"step_size_mode": "same"})
-    results |= {name: check(name, stage, rank, folder, same) for name, stage in ONE_NUMBER.items()}
-    if rank == 0:
-        (folder / "results.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
+    return results | {name: check(name, stage, rank, folder, same) for name, stage in ONE_NUMBER.items()}
 
 
 def check(name: str, stage: int | None, rank: int, folder: Path, inner: InnerConfig = INNER) -> dict[str, object]:
@@ -109,4 +98,4 @@ def held_by(lm: LanguageModel) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    work(check_all)

@@ -6,18 +6,15 @@ the state after two takes the same third step, and a gradient that is not finite
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 
 from regrad.training.module_steps import AdamWSettings, ModuleSteps, ZeroStage, make_steps
 from regrad.training.workers import Workers
+from tests.tools.gloo import work
 
 KINDS: dict[str, ZeroStage | None] = {"plain": None, "zero1": 1, "zero2": 2}
 
@@ -62,18 +59,9 @@ def check(name: str, rank: int, workers: Workers, folder: Path) -> dict[str, boo
     return {"resumes": same, "refused": refused, "unchanged": unchanged}
 
 
-def main() -> None:
-    rank, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    workers = Workers(rank, 2, 2)
-    results = {name: check(name, rank, workers, folder) for name in KINDS}
-    if rank == 0:
-        (folder / "results.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
+def check_all(rank: int, folder: Path) -> dict[str, dict[str, bool]]:
+    return {name: check(name, rank, Workers(rank, 2, 2), folder) for name in KINDS}
 
 
 if __name__ == "__main__":
-    main()
+    work(check_all)

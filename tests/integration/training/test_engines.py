@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,20 +12,12 @@ from torch import Tensor
 from regrad.training.meta.optim import MetaParameters, PlainEngine
 from tests.integration.conftest import environment, free_port
 from tests.tools import engine_worker
-from tests.tools.patience import finish
-
-SCRIPT = Path(engine_worker.__file__)
+from tests.tools.gloo import results, run_two
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, port = tmp_path_factory.mktemp("engines"), str(free_port())
-    variables = environment(PYTHONPATH=str(SCRIPT.parents[3]), DS_ACCELERATOR="cpu")
-    commands = [[sys.executable, str(SCRIPT), rank, port, str(folder)] for rank in ("0", "1")]
-    workers = [subprocess.Popen(c, env=variables, stderr=subprocess.PIPE, stdout=subprocess.PIPE) for c in commands]
-    outputs = [finish(worker, 300) for worker in workers]
-    assert all(worker.returncode == 0 for worker in workers), outputs[0][1].decode()[-3000:]
-    return folder
+    return run_two(engine_worker, tmp_path_factory.mktemp("engines"), free_port(), environment(), 300)
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +27,6 @@ def alone() -> dict[str, Tensor]:
     engine = PlainEngine(MetaParameters(lm.subspace, engine_worker.INNER, 0), engine_worker.optimizer(None))
     engine.apply(engine_worker.gradient(lm, engine, engine_worker.tasks()), 1.0)
     return engine.state()
-
-
-def results(folder: Path, name: str) -> Any:
-    return json.loads((folder / "results.json").read_text())[name]
 
 
 @pytest.mark.parametrize("name", engine_worker.ENGINES)

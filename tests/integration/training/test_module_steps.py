@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,20 +11,12 @@ from safetensors.torch import load_file
 from regrad.training.workers import Workers
 from tests.integration.conftest import environment, free_port
 from tests.tools import module_steps_worker as worker
-from tests.tools.patience import finish
-
-SCRIPT = Path(worker.__file__)
+from tests.tools.gloo import results, run_two
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, port = tmp_path_factory.mktemp("steps"), str(free_port())
-    variables = environment(PYTHONPATH=str(SCRIPT.parents[3]), DS_ACCELERATOR="cpu")
-    commands = [[sys.executable, str(SCRIPT), rank, port, str(folder)] for rank in ("0", "1")]
-    workers = [subprocess.Popen(c, env=variables, stderr=subprocess.PIPE, stdout=subprocess.PIPE) for c in commands]
-    outputs = [finish(one, 120) for one in workers]
-    assert all(one.returncode == 0 for one in workers), outputs[0][1].decode()[-3000:]
-    return folder
+    return run_two(worker, tmp_path_factory.mktemp("steps"), free_port(), environment(), 120)
 
 
 @pytest.mark.parametrize("name", worker.KINDS)
@@ -50,5 +39,4 @@ def test_two_workers_step_as_one_with_the_mean_of_their_gradients(folder: Path, 
 
 @pytest.mark.parametrize("name", worker.KINDS)
 def test_a_state_is_loaded_to_the_last_bit_and_what_is_not_finite_changes_nothing(folder: Path, name: str) -> None:
-    found = json.loads((folder / "results.json").read_text())[name]
-    assert found == {"resumes": True, "refused": True, "unchanged": True}
+    assert results(folder, name) == {"resumes": True, "refused": True, "unchanged": True}

@@ -59,13 +59,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, seed in (("encoder", 0), ("other-encoder", 1)):
         write_encoder(LabEncoderConfig(output=f"{folder}/{name}", dimensions=64, seed=seed))
         index(folder, name, f"index-{name}")
+    write_questions(folder)
+    return folder
+
+
+def write_questions(folder: Path) -> None:
+    """Each fact of each name."""
     asked = [
         {"id": f"{name}-{word}", "question": f"{word} {name}", "answers": [f"{name}{fact}"]}
         for name in NAMES
         for word, fact in FACTS.items()
     ]
     (folder / "questions.jsonl").write_bytes(encode_jsonl(asked))
-    return folder
 
 
 def index(folder: Path, encoder: str, name: str, vectors: str = "flat") -> None:

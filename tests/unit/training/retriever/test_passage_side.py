@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from regrad.data.jsonl import encode_jsonl
 from regrad.errors import Interrupted, RetrievalError
 from regrad.lab.config import LabEncoderConfig
 from regrad.lab.encoder import write_encoder
@@ -27,7 +26,7 @@ from regrad.training.retriever.learner import RetrieverLearner, open_dense
 from regrad.training.retriever.passage_side import PassageSide, RefresherHere
 from regrad.training.retriever.run import read_asked, write_trained
 from tests.tools.refusals import refused, refused_settings
-from tests.unit.training.retriever.test_learner import FACTS, NAMES, ByWord, Kept, corpus, found_first
+from tests.unit.training.retriever.test_learner import ByWord, Kept, corpus, found_first, write_questions
 from tests.unit.training.retriever.test_learner import settings as plain
 
 
@@ -38,12 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = EncoderConfig(path=f"{folder}/encoder")
     dense = DenseConfig(encoder=made, vectors="flat")
     build_dense_index(corpus(), f"{folder}/index-encoder", Encoder(made, "cpu"), dense)
-    asked = [
-        {"id": f"{name}-{word}", "question": f"{word} {name}", "answers": [f"{name}{fact}"]}
-        for name in NAMES
-        for word, fact in FACTS.items()
-    ]
-    (folder / "questions.jsonl").write_bytes(encode_jsonl(asked))
+    write_questions(folder)
     return folder
 
 
