@@ -32,8 +32,7 @@ from ray_jobs._ray_compat.core import allocator
 from ray_jobs._ray_compat.train import CHECKPOINT_LIST, TrainerWithoutCleaner
 from ray_jobs.cluster import cluster, joined, require_workers, wants_gpu
 from ray_jobs.progress import progress_channel
-from ray_jobs.reservations import release, reservations
-from ray_jobs.waiting import reservation_logged
+from ray_jobs.waiting import release, reservation_logged, reservations
 from regrad.errors import RegradError, TrainingError
 from regrad.locking import exclusive
 from regrad.storage import Storage, check_replaceable

@@ -1,15 +1,16 @@
-"""A job on a cluster without room for it says what it waits for, instead of standing still."""
+"""Room for a job: the log says what it waits for, and what a lost attempt has reserved is freed."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
+from ray.util import placement_group_table
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from ray_jobs.cluster import gpus_of, joined, repeated
-from ray_jobs.reservations import reservations
 from regrad.settings import WorkersConfig
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def reservation_logged(config: WorkersConfig) -> Iterator[None]:
     """Inside the block, the log says what is missing whenever workers that run together cannot be placed."""
 
     def look() -> float | None:
-        if not _is_waiting():
+        if not reservations(["PENDING"]):
             return None
         needs = {kind: amount * config.workers for kind, amount in _needs(config).items()}
         logger.info("%s", waiting_line(needs, ray.available_resources(), ray.cluster_resources()))
@@ -59,9 +60,21 @@ def reservation_logged(config: WorkersConfig) -> Iterator[None]:
         yield
 
 
-def _is_waiting() -> bool:
-    """Whether a reservation of this job has no place."""
-    return bool(reservations(["PENDING"]))
+def reservations(states: Iterable[str] = ("PENDING", "PREPARED", "CREATED", "RESCHEDULING")) -> set[str]:
+    """The ids of this job's placement groups that are in one of these states."""
+    job = ray.get_runtime_context().get_job_id()  # the id of a placement group ends with that of its job
+    found = {name: group["state"] for name, group in placement_group_table().items()}
+    return {name for name, state in found.items() if name.endswith(job) and state in states}
+
+
+def release(identifiers: Iterable[str]) -> None:
+    """Free these placement groups of this job; what still runs in them is ended.
+
+    Ray frees them with their job. Ray Train does as soon as a trainer's workers have stopped, but not where the process
+    that looks after these was ended itself, as it is when memory runs out.
+    """
+    for identifier in identifiers:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identifier))))
 
 
 def _needs(config: WorkersConfig) -> dict[str, float]:

@@ -7,6 +7,7 @@ that of `batch_tokens` tokens, however many there are.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -53,7 +54,7 @@ class Vector(nn.Module):
         self.values = nn.Parameter(values_P.detach().clone().float())
 
 
-class _Generator(MethodLikelihood):
+class _Generator(MethodLikelihood, ABC):
     """What both kinds share: a pass with gradients over the pairs that have a weight."""
 
     def __init__(self, lm: LanguageModel, config: RetrieverTrainConfig, values_P: Tensor) -> None:
@@ -64,9 +65,9 @@ class _Generator(MethodLikelihood):
     def values(self) -> Tensor:
         return self.module.values.detach()
 
+    @abstractmethod
     def updates(self, batch: AnswerBatch) -> tuple[Tensor, Mapping[Subspace, Tensor]]:
         """The leaf [P] or [n, P] whose gradient, summed over rows, is that of the parameters, and all updates."""
-        raise NotImplementedError
 
     def gradient(self, asked: Sequence[Asked], weights_N: Sequence[float]) -> Tensor:
         """See `TrainedGenerator`."""
