@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_timeout
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import settings
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -44,6 +45,13 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Setting
     """Instead of pytest-timeout's own timer, whose seconds are the same on every machine."""
     watch(item, settings)
     return True
+
+
+@pytest.fixture(autouse=True)
+def empty_memory() -> None:
+    """`memory://` is one store for a whole process: what a test left there would be another's."""
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture(scope="session")
