@@ -31,7 +31,8 @@ class DecodingRequest:
     strings that end the answer and are not part of it (in the answer's leading white space they do not count); None
     stands for the model's own stop string. A `raw` prompt is read as it is, without the model's chat template.
     `sources` are texts outside the prompt that the answer may quote: an engine that drafts takes drafts from them, too.
-    `ids` are the prompt's token ids where they are known already (they must be those of `LanguageModel.encode_prompt`).
+    `ids` are the prompt's token ids where they are known already: those of `LanguageModel.encode_prompt`, behind the
+    virtual tokens if there are any.
     """
 
     prompt: str

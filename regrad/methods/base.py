@@ -86,11 +86,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What goes into the generator; `passages` are those that it shows, best first."""
+    """What goes into the generator; `passages` are those that it shows, best first. `virtual` are ids of virtual tokens
+    that it is read behind (see `regrad.models.virtual_tokens`): they have no text.
+    """
 
     evidence: Evidence
     passages: tuple[Passage, ...] = ()
     style: StyleName = "default"
+    virtual: tuple[int, ...] = ()
 
     def text(self, prompts: PromptFormat) -> str:
         """The prompt as these templates write it, its passages in their order."""
@@ -110,9 +113,8 @@ class Prompt:
 class PassageUse:
     """How a passage was used for an answer: the tier of its atom, or why it has none.
 
-    `contribution` depends on what was asked for: for `leave_one_out`, the natural log of how much more probable the
-    answer is with the passage's gradient than without it; for `norms`, the Euclidean norm of its step,
-    gamma * alpha * gradient.
+    `contribution` depends on what was asked for: of `leave_one_out` the natural log of how much more probable the
+    answer is with the passage's gradient than without it, of `norms` the length of its step gamma * alpha * gradient.
     """
 
     id: str
@@ -262,10 +264,8 @@ class Method(ABC):
                 method=self._info.name,
                 question_id=question.id,
             )
-        plans = self.plan(evidences, atoms)
-        return [
-            replace(p, notes=(*p.notes, NOTHING_FOUND)) if bare else p for p, bare in zip(plans, alone, strict=True)
-        ]
+        pairs = zip(self.plan(evidences, atoms), alone, strict=True)
+        return [replace(p, notes=(*p.notes, NOTHING_FOUND)) if bare else p for p, bare in pairs]
 
     def contributions(
         self, how: Contributions, plan: Plan, prompt: str, answer: str, ended: bool

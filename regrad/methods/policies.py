@@ -259,7 +259,9 @@ def check_scores(evidences: Sequence[Evidence]) -> None:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A plan whose prompt fits, and that prompt as text and as token ids, so that nothing has to write it again."""
+    """A plan whose prompt fits, and that prompt as text and as token ids, virtual ones included, so that nothing has to
+    write it again.
+    """
 
     plan: Plan
     text: str
@@ -292,7 +294,7 @@ class PromptFitter:
 
         def write(kept: int) -> tuple[str, list[int]]:
             text = prompt.shortened(kept).text(self._prompts)
-            return text, self._lm.encode_prompt(text, prompt.evidence.raw)
+            return text, [*prompt.virtual, *self._lm.encode_prompt(text, prompt.evidence.raw)]
 
         def fits(written: tuple[str, Sequence[int]]) -> bool:
             return self._context is None or len(written[1]) + max_new_tokens <= self._context

@@ -95,9 +95,9 @@ class LikelihoodReader:
         """Prompt and answer, and where the answer begins."""
         prompts, prompt = self._lm.config.prompts, plan.prompt
         ending = [*self._lm.encode(prompts.reply(answer)), *self._lm.ending]
-        ids = self._lm.encode_prompt(prompt.text(prompts))
+        ids = [*prompt.virtual, *self._lm.encode_prompt(prompt.text(prompts))]
         tokens = len(ids) + len(ending)
         if prompt.passages and tokens > self._lm.within(tokens):
-            ids = self._lm.encode_prompt(replace(prompt, passages=()).text(prompts))
+            ids = [*prompt.virtual, *self._lm.encode_prompt(replace(prompt, passages=()).text(prompts))]
         self._lm.check_length(len(ids), len(ending))
         return [*ids, *ending], len(ids)
