@@ -162,7 +162,8 @@ def _train(config: MetaTrainConfig) -> str:
 
 
 def _finetune(config: FinetuneConfig) -> str:
-    adapter = finetune_in_process(config)
-    adapter.save(config.output)
-    notes = adapter.notes
-    return f"adapter {adapter.digest} at {config.output}: {notes['steps']} steps, loss {notes['losses'][-1]:.4f}"
+    made = finetune_in_process(config)
+    made.save(config.output)
+    notes = made.notes
+    place = f"{made.KIND.words} {made.digest} at {config.output}"
+    return f"{place}: {notes['steps']} steps, loss {notes['losses'][-1]:.4f}"

@@ -85,7 +85,7 @@ JOBS = (
         "jobs/finetune-lab.yaml",
         "regrad.training.lora.config:FinetuneConfig",
         "ray_jobs.finetune:run",
-        "Train one LoRA for all questions: the baselines CPT and fine-tuned RAG (Ray Train).",
+        "Train one LoRA for all questions: the baselines CPT and fine-tuned RAG; or a soft prompt (Ray Train).",
     ),
     JobVerb(
         "retriever",

@@ -28,7 +28,8 @@ _DAMAGE = (OSError, KeyError, SafetensorError, ValueError, ModelError, TypeError
 class CardKind:
     """The cards of one kind of artefact: `file` in its directory, of one format, made by one verb of the command line.
 
-    `strings` are the entries that any card of this kind has besides its format; all are texts.
+    Its `name` begins the codes of its errors; `strings` are the entries that any card of this kind has besides its
+    format; all are texts.
     """
 
     name: str
@@ -37,12 +38,17 @@ class CardKind:
     strings: tuple[str, ...]
     format: int = 1
 
+    @property
+    def words(self) -> str:
+        """The name in a sentence."""
+        return self.name.replace("_", " ")
+
     def read(self, uri: str | Path) -> dict[str, Any]:
         """The card alone (a few KB); raises `MethodError` if there is none or it is not one of ours."""
         storage = Storage(uri)
         if not storage.exists(self.file):
             raise MethodError(
-                f"there is no {self.name} at {uri}: {self.file} is missing; make one with `{self.made_by}`",
+                f"there is no {self.words} at {uri}: {self.file} is missing; make one with `{self.made_by}`",
                 code=f"{self.name}_not_found",
                 uri=str(uri),
             )
@@ -83,14 +89,14 @@ class CardKind:
     def damaged(self, uri: str | Path, reason: str = "its content is not what its card says") -> MethodError:
         """The error that says so."""
         return MethodError(
-            f"the {self.name} at {uri} is damaged: {reason}; copy it again, or make it again with `{self.made_by}`",
+            f"the {self.words} at {uri} is damaged: {reason}; copy it again, or make it again with `{self.made_by}`",
             code=f"{self.name}_damaged",
             uri=str(uri),
         )
 
     def _other_format(self, uri: str | Path, found: object) -> MethodError:
         return MethodError(
-            f"the {self.name} at {uri} has format {found!r:.40}, and this version of regrad reads format "
+            f"the {self.words} at {uri} has format {found!r:.40}, and this version of regrad reads format "
             f"{self.format}: make it again with `{self.made_by}`, or use the version that made it",
             code=f"{self.name}_other_format",
             uri=str(uri),

@@ -20,6 +20,7 @@ from regrad.models.subspace import Subspace
 from regrad.training.lora.batched import AdapterTrainer
 from regrad.training.lora.config import AdapterConfig
 from regrad.training.lora.lora_artifact import StaticLora
+from regrad.training.lora.soft_prompt import SoftPrompt
 from regrad.training.predictor.artifact import UpdatePredictor
 from regrad.training.predictor.config import ContextConfig, NetworkConfig
 from regrad.training.predictor.network import UpdateNetwork
@@ -38,6 +39,15 @@ def static_lora(lm: LanguageModel, rank: int, path: Path, seed: int = 4) -> Stat
     lora = StaticLora(small.config, small.identity(), small.subspace, values)
     lora.save(path)
     return lora
+
+
+def drawn_soft_prompt(lm: LanguageModel, path: Path, tokens: int = 4, seed: int = 6) -> SoftPrompt:
+    """A soft prompt that changes answers."""
+    weight = lm.model.get_input_embeddings().weight  # type: ignore[operator]
+    drawn_ND = torch.randn(tokens, weight.shape[1], generator=torch.Generator().manual_seed(seed))
+    made = SoftPrompt(lm.config, lm.identity(), drawn_ND * float(weight.std()))
+    made.save(path)
+    return made
 
 
 def untrained_predictor(lm: LanguageModel, static: StaticLora, path: Path, **changes: Any) -> UpdatePredictor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +38,9 @@ its own."""
 Penalty = Callable[[Tensor], Tensor]
 """From what is trained [..., p] to what is added to the loss of each row [...]. Differentiable."""
 
+Force = Callable[[Tensor], AbstractContextManager[None]]
+"""A block in which the model runs with what is trained [p], where that is no LoRA. Differentiable."""
+
 Beside = Callable[[Sequence[Example]], Sequence[tuple[Subspace, Tensor]]]
 """LoRAs [N, p] that are applied, and not trained, with each of N examples."""
 
@@ -58,7 +62,7 @@ class RowTrainer:
 
     Without a `lift` they are LoRAs of the model's own subspace. `reduce` turns what one worker computed into the mean
     over all workers; a single worker needs none. `beside` gives what else is applied with some examples, [N, p] each.
-    A `penalty` is added to the loss of each row.
+    A `penalty` is added to the loss of each row. A single row that is no LoRA has a `force` of its own.
     """
 
     def __init__(
@@ -70,10 +74,12 @@ class RowTrainer:
         reduce: Callable[[Tensor], Tensor] = lambda values: values,
         beside: Beside | None = None,
         penalty: Penalty | None = None,
+        force: Force | None = None,
     ) -> None:
         self._lm = lm
         self._config = config
         self._penalty = penalty
+        self._force = force
         self._lift = lift or (lambda rows: {lm.subspace: rows})
         self._reduce = reduce
         self._beside = beside
@@ -175,7 +181,7 @@ class RowTrainer:
         batch = example_batch(self._lm, [entry.example for entry in entries])
         weights_N = torch.tensor([entry.weight for entry in entries], device=self._lm.device)
         precision = autocast(self._lm, self.half)
-        with torch.enable_grad(), self._lm.applied(self._updates(leaf, entries)), precision:
+        with torch.enable_grad(), self._in_force(leaf, entries), precision:
             hidden_NTD = final_hidden(self._lm, batch)
             losses_S, grads_NTD = losses_and_grads(self._lm, hidden_NTD, batch)
             # `losses_and_grads` ran the backward pass of the logits; the weight scales what enters the rest of it.
@@ -189,11 +195,13 @@ class RowTrainer:
         else:
             gradients_UP.index_add_(0, where, gradient)
 
-    def _updates(self, leaf: Tensor, entries: Sequence[_Entry]) -> Mapping[Subspace, Tensor]:
+    def _in_force(self, leaf: Tensor, entries: Sequence[_Entry]) -> AbstractContextManager[None]:
+        if self._force is not None:
+            return self._force(leaf)
         updates = self._lift(leaf)
-        if self._beside is None:
-            return updates
-        return join([*updates.items(), *self._beside([entry.example for entry in entries])])
+        if self._beside is not None:
+            updates = join([*updates.items(), *self._beside([entry.example for entry in entries])])
+        return self._lm.applied(updates)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
-"""Settings of LoRA training (one for all questions, or one per passage) and of the augmentation of its data."""
+"""Settings of LoRA training (one for all questions, or one per passage), of soft prompts on the same data, and of the
+augmentation of that data.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from string import Formatter
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -45,8 +47,28 @@ class FinetuneOptimizerConfig(AdamWConfig, ScheduleConfig):
     clip: float | None = Field(1.0, gt=0, description="maximum norm of the gradient")
 
 
+class SoftPromptConfig(Settings):
+    """Prompt tuning (Lester et al. 2021): embeddings of virtual tokens before every prompt; the base is frozen.
+
+    Unless the settings say another, `optimizer.lr` is then 0.01. (The paper's 0.3 is Adafactor's, for T5's embeddings,
+    whose numbers are larger by far; a step of AdamW changes every number by about the rate.)
+    """
+
+    LR: ClassVar[float] = 1e-2
+
+    tokens: int = Field(20, ge=1, description="number of virtual tokens")
+    from_text: str | None = Field(
+        None,
+        min_length=1,
+        description="they begin as the embeddings of this text's tokens, repeated or cut to their number; null: of "
+        "tokens drawn by the seed from the vocabulary's first 5,000",
+    )
+
+
 class FinetuneConfig(TrainConfig):
-    """`regrad finetune`: one LoRA for all questions: the continual-training and fine-tuning baselines."""
+    """`regrad finetune`: one LoRA for all questions: the continual-training and fine-tuning baselines; or, on the same
+    data, a soft prompt.
+    """
 
     model: ModelConfig
     objective: FinetuneObjective = Field(
@@ -55,7 +77,12 @@ class FinetuneConfig(TrainConfig):
     )
     corpus: Location | None = Field(None, description="passages; for instruction the output of `regrad augment`")
     tasks: Location | None = Field(None, description="questions, as for `regrad train`")
-    start_from: Location | None = Field(None, description="an adapter to continue, for documents that came later")
+    soft_prompt: SoftPromptConfig | None = Field(
+        None, description="train a soft prompt instead of a LoRA; `model.subspace` then does not matter"
+    )
+    start_from: Location | None = Field(
+        None, description="an adapter (with soft_prompt: a soft prompt) to continue, for documents that came later"
+    )
     adapters: Location | None = Field(
         None,
         description="with questions: a bank of `regrad adapters`; those of a question's first k passages are applied "
@@ -81,6 +108,16 @@ class FinetuneConfig(TrainConfig):
     max_tokens: int = Field(1536, ge=16, description="longer examples are left out and counted")
     optimizer: FinetuneOptimizerConfig = FinetuneOptimizerConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_its_own(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("soft_prompt") is None:
+            return data
+        optimizer = data.get("optimizer", {})
+        if not isinstance(optimizer, Mapping) or "lr" in optimizer:
+            return data
+        return {**data, "optimizer": {**optimizer, "lr": SoftPromptConfig.LR}}
+
     @model_validator(mode="after")
     def _has_its_data(self) -> FinetuneConfig:
         wanted = "corpus" if self.objective in ("passages", "instruction") else "tasks"
@@ -90,6 +127,10 @@ class FinetuneConfig(TrainConfig):
             raise invalid(
                 "adapters_without_questions",
                 f"objective {self.objective} has no questions whose 'adapters' could be applied",
+            )
+        if self.adapters is not None and self.soft_prompt is not None:
+            raise invalid(
+                "adapters_beside_soft_prompt", "a soft prompt is trained on the base alone: leave out 'adapters'"
             )
         if self.questions_together is not None and wanted != "tasks":
             raise invalid(

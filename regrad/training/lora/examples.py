@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -50,6 +49,11 @@ class Example:
     def sequences(self) -> list[Begun]:
         """The ids of its questions, and how many of them are given."""
         return [(one.ids, one.start) for one in self.each]
+
+    def behind(self, virtual: Sequence[int]) -> Example:
+        """The same behind virtual tokens: the same tokens are predicted."""
+        start, others = len(virtual) + max(1, self.start), tuple(one.behind(virtual) for one in self.others)
+        return replace(self, ids=(*virtual, *self.ids), start=start, others=others) if virtual else self
 
     @property
     def predicts(self) -> bool:
@@ -162,19 +166,23 @@ class Examples(Sequence[Example]):
         return self._make(self._records[number])
 
 
-def read_examples(config: FinetuneConfig, lm: LanguageModel) -> Sequence[Example]:
-    """What the objective is trained on, in the order of the files; raises `CorpusError` for a bad record."""
+def read_examples(config: FinetuneConfig, lm: LanguageModel, virtual: Sequence[int] = ()) -> Sequence[Example]:
+    """What the objective is trained on, in the order of the files, behind `virtual` tokens if there are any.
+
+    Raises `CorpusError` for a bad record.
+    """
     if config.objective == "passages":
-        return Examples(read_passages(config.corpus or ""), partial(passage_example, lm))
+        return Examples(read_passages(config.corpus or ""), lambda one: passage_example(lm, one).behind(virtual))
     if config.objective == "instruction":
-        return Examples(read_augmented(config.corpus or ""), partial(instruction_example, lm))
+        return Examples(read_augmented(config.corpus or ""), lambda one: instruction_example(lm, one).behind(virtual))
+    room = lm.within(config.max_tokens) - len(virtual)
 
     def make(item: tuple[Task, Sequence[TaskQuestion]]) -> Example:
         task, questions = item
         found = tuple(task.passages[position] for position in questions[0].context[: config.k])
         shown = found if config.objective == "questions-with-passages" else ()
-        first, *others = [question_example(lm, one.asked, shown, config.max_tokens) for one in questions]
-        return replace(first, passages=found if config.adapters else (), others=tuple(others))
+        first, *others = [question_example(lm, one.asked, shown, room) for one in questions]
+        return replace(first, passages=found if config.adapters else (), others=tuple(others)).behind(virtual)
 
     tasks = read_tasks(config.tasks or "")
     return Examples(((task, some) for task in tasks for some in _together(task, config)), make)

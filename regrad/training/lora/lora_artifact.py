@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from regrad.errors import MethodError
 from regrad.models.config import ModelConfig
 from regrad.models.subspace import Subspace, load_adapter, save_adapter
 from regrad.training.cards import CardKind
-from regrad.training.lora.config import FinetuneConfig
 
 if TYPE_CHECKING:
     from regrad.models.loading import LanguageModel
@@ -56,6 +55,8 @@ ADAPTER_CARD = CardKind("adapter", CARD, "regrad finetune", ("digest", "base_ide
 @dataclass(frozen=True)
 class StaticLora:
     """A LoRA [P] with the base that it belongs to; `notes` is what its training records (objective, data, losses)."""
+
+    KIND: ClassVar = ADAPTER_CARD
 
     model: ModelConfig
     base_identity: str
@@ -114,11 +115,6 @@ class StaticLora:
         return loaded
 
 
-def parent_of(config: FinetuneConfig) -> StaticLora | None:
-    """The adapter that a run continues, if its settings name one; raises as `StaticLora.load`."""
-    return StaticLora.load(config.start_from) if config.start_from else None
-
-
 _ON_PASSAGES = ("passages", "instruction")
 
 
@@ -130,17 +126,22 @@ class CorpusCosts:
     storage_bytes: float
 
 
-def corpus_costs(uri: str | Path) -> CorpusCosts | None:
+def corpus_costs(
+    uri: str | Path,
+    kind: CardKind = ADAPTER_CARD,
+    numbers: Callable[[Mapping[str, Any]], int] = lambda card: Subspace.from_json(card["subspace"]).size,
+) -> CorpusCosts | None:
     """The costs of the adapter at `uri`; None if it was trained on questions, which costs nothing for any passage.
 
-    Without those of the adapter that it continued. Raises `MethodError` if the card is damaged.
+    Without those of the adapter that it continued. Of another `kind` of what `regrad finetune` makes, `numbers` says by
+    its card how many there are. Raises `MethodError` if the card is damaged.
     """
-    card = ADAPTER_CARD.read(uri)
+    card = kind.read(uri)
     try:
-        notes, size = card["notes"], Subspace.from_json(card["subspace"]).size
+        notes, size = card["notes"], numbers(card)
         if notes.get("objective") not in _ON_PASSAGES:
             return None
         passages, seconds = int(notes["examples"]), notes.get("seconds")
         return CorpusCosts(None if seconds is None else 1e3 * float(seconds) / passages, 4.0 * size / passages)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise ADAPTER_CARD.damaged(uri, f"{type(error).__name__}: {error}") from error
+        raise kind.damaged(uri, f"{type(error).__name__}: {error}") from error
