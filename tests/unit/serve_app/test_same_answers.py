@@ -37,7 +37,7 @@ from serve_app.config import ServeConfig
 from serve_app.evidence import BankLoaderDeployment
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, Sampling
 from serve_app.methods import LoadedAtoms, Prepared, RequestBuilder, demonstrations_of, offers_of, open_own
-from tests.tools.adapting import adapter_bank, static_lora, untrained_predictor, untrained_translator
+from tests.tools.adapting import adapter_bank, drawn_soft_prompt, static_lora, untrained_predictor, untrained_translator
 from tests.tools.decoded import recomputed
 from tests.tools.evaluating import gradient_bank, method_settings, settings
 
@@ -142,6 +142,7 @@ METHODS: list[dict[str, Any]] = [
     *({"name": name, **PREDICTED, "demonstrations": 2} for name in ("rag-gd", "rag-gd-shuffled")),
     {"name": "rag-gd-constant", **PREDICTED},
     {"name": "hypertuning", **PREDICTED, "demonstrations": 2},
+    {"name": "prompt-tuning", "soft_prompt": "FOLDER/soft-prompt", "demonstrations": 1},
     *({"name": name, "translator": "FOLDER/translator"} for name in ("dyprag", "dyprag+icl")),
     {"name": "released", "method": "dyprag", "translator": "FOLDER/translator", "join": "released"},
     {"name": "shown, too", "method": "rag-gd", **PREDICTED, "demonstrations": 2, "in_prompt": True},
@@ -169,6 +170,8 @@ def test_a_method_gives_the_same_in_an_evaluation_and_in_a_server(
         untrained_predictor(tiny, static, folder / "predictor", objective=objective)
     if "translator" in method:
         untrained_translator(tiny, folder / "translator")
+    if "soft_prompt" in method:
+        drawn_soft_prompt(tiny, folder / "soft-prompt")
     if "bank" in method:
         known = adapter_bank(tiny, world, served["bank"], static, layers="all")[2]
         write_questions(folder, [[known[0], passages[0]], [known[1]], [*known]])
@@ -182,8 +185,11 @@ def test_a_method_gives_the_same_in_an_evaluation_and_in_a_server(
         for found, expected in zip(prepared.request.updates, plan.updates, strict=True):
             assert found.subspace == expected.subspace
             assert_same_update(found.vector, expected.vector, meta_init.phi0, rounded=gradients is not None)
-        assert list(prepared.request.ids) == tiny.encode_prompt(prepared.request.prompt)
-        (answer,) = generator.answers([DecodingRequest(prepared.request.prompt, prepared.request.updates, TOKENS)])
+        virtual, request = plan.prompt.virtual, prepared.request
+        assert (len(virtual) > 0) == ("soft_prompt" in method)
+        assert list(request.ids) == [*virtual, *tiny.encode_prompt(request.prompt)]
+        assert record.prompt_tokens == len(request.ids)
+        (answer,) = generator.answers([DecodingRequest(request.prompt, request.updates, TOKENS, ids=request.ids)])
         assert answer.text == record.raw
 
 
