@@ -27,6 +27,7 @@ from regrad.training.lora.config import AdaptersConfig, AugmentConfig, FinetuneC
 from regrad.training.lora.examples import read_examples
 from regrad.training.lora.finetuning import LoraLearner, finetune_in_process, usable
 from regrad.training.lora.lora_artifact import StaticLora
+from regrad.training.lora.soft_prompt import SoftPrompt
 from regrad.training.predictor.artifact import UpdatePredictor
 from regrad.training.predictor.config import PredictorConfig
 from regrad.training.predictor.learner import predictor_in_process
@@ -91,6 +92,18 @@ def test_a_run_that_failed_goes_on_from_its_checkpoint(
         finetune.run(finetuning(lab, tmp_path / "again", "optimizer.lr=0.1", alone))
     finetune.run(finetuning(lab, tmp_path / "again", alone))
     assert torch.equal(StaticLora.load(tmp_path / "again").values, whole.values)
+
+
+def test_two_workers_train_a_soft_prompt_as_one_process_does(lab: Path, tmp_path: Path) -> None:
+    soft = ("soft_prompt.tokens=6", "optimizer.lr=0.03", "optimizer.steps=3")
+    whole = finetune_in_process(finetuning(lab, tmp_path / "whole", *soft, "cluster.workers=1"))
+    line = finetune.run(finetuning(lab, tmp_path / "soft", *soft))
+    made = SoftPrompt.load(tmp_path / "soft")
+    torch.testing.assert_close(made.values, whole.values, rtol=1e-3, atol=1e-4)
+    assert line.startswith(f"soft prompt {made.digest} at {tmp_path}/soft: instruction, {PASSAGES} examples, 3 steps, ")
+    assert line.endswith(", 6 virtual tokens in 3.1 kB")
+    with refused(StorageError, "occupied"):
+        finetune.run(finetuning(lab, tmp_path / "soft"))
 
 
 def _fail(*_: object) -> None:
