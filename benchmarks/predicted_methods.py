@@ -7,7 +7,8 @@ best ranked passage is right, of the other kind the second: what tells them apar
 trained on both kinds mixed, the predictor on contexts of three solved questions of one kind. Asked are questions about
 people that no training had, of the demonstrations' kind. Scores are teacher-forced: `right` says that every token of
 the answer, its end included, is the most probable one, so that greedy decoding gives the answer; `nats` is the mean
-loss of a token. Weights, draws and contexts differ between seeds; the lab does not.
+loss of a token. Prompt tuning is trained on W0's data and reads no context. Weights, draws and contexts differ between
+seeds; the lab does not.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ from regrad.models.subspace import Subspace
 from regrad.settings import builtin_config, load_settings
 from regrad.training.lora.config import FinetuneConfig
 from regrad.training.lora.examples import Example, example_batch
-from regrad.training.lora.finetuning import finetune_in_process
+from regrad.training.lora.finetuning import Trained, finetune_in_process
 from regrad.training.lora.lora_artifact import StaticLora
+from regrad.training.lora.soft_prompt import SoftPrompt
 from regrad.training.predictor.artifact import UpdatePredictor, added
 from regrad.training.predictor.config import ContextConfig, PredictorConfig, StepsConfig
 from regrad.training.predictor.contexts import TaskContexts, steps_on
@@ -73,12 +75,26 @@ def contradiction(lab: Conflict, person: Person, right: int, rng: random.Random)
     return {"id": person.passage_id, "passages": passages, "questions": [asked | {"context": [0, 1]}]}
 
 
+def on_both_kinds(folder: Path, seed: int, *more: str) -> Trained:
+    """What `regrad finetune` makes of the training tasks."""
+    values = [f"tasks={folder}/train", f"output={folder}/adapter", f"seed={seed}", "k=2", "cluster.workers=1"]
+    values += ["optimizer.batch_size=12", *more]
+    return finetune_in_process(load_settings(FinetuneConfig, builtin_config("jobs/finetune-rag-gd-lab.yaml"), values))
+
+
 def base_adapter(folder: Path, seed: int) -> StaticLora:
     """W0, of both kinds."""
-    values = [f"tasks={folder}/train", f"output={folder}/adapter", f"seed={seed}", "k=2", "cluster.workers=1"]
-    values += ["optimizer.steps=40", "optimizer.batch_size=12"]
-    made = finetune_in_process(load_settings(FinetuneConfig, builtin_config("jobs/finetune-rag-gd-lab.yaml"), values))
+    made = on_both_kinds(folder, seed, "optimizer.steps=40")
+    assert isinstance(made, StaticLora)
     made.save(folder / "adapter")
+    return made
+
+
+def soft_prompt(folder: Path, seed: int, options: argparse.Namespace) -> SoftPrompt:
+    """Of the same data, the base frozen, in more steps."""
+    steps = [f"optimizer.steps={options.prompt_steps}", f"optimizer.lr={options.prompt_lr}"]
+    made = on_both_kinds(folder, seed, "soft_prompt.tokens=20", *steps)
+    assert isinstance(made, SoftPrompt)
     return made
 
 
@@ -94,12 +110,13 @@ def predictor(folder: Path, seed: int, options: argparse.Namespace, objective: s
 
 
 @torch.no_grad()
-def scored(lm: LanguageModel, examples: Sequence[Example], subspace: Subspace, vector: Tensor) -> tuple[float, float]:
+def scored(lm: LanguageModel, examples: Sequence[Example], updates: Mapping[Subspace, Tensor]) -> tuple[float, float]:
     """The share of answers that are right, and the mean loss."""
     batch = example_batch(lm, examples)
-    with lm.applied({subspace: vector}):
+    with lm.applied(updates):
         scores = lm.logits(lm.hidden(batch.ids[:, :-1])).log_softmax(-1)
-    wanted, predicted = batch.ids[:, 1:], batch.predicted[:, 1:]
+    predicted = batch.predicted[:, 1:]
+    wanted = batch.ids[:, 1:].where(predicted, 0)  # a virtual token has no score
     losses = -(scores.gather(-1, wanted[..., None])[..., 0] * predicted).sum(1) / predicted.sum(1)
     right = ((scores.argmax(-1) == wanted) | ~predicted).all(1)
     return float(right.float().mean()), float(losses.mean())
@@ -128,7 +145,6 @@ def updates_of(
         return added(adapter, by.predict(lm, adapter, [context])[0], by.space)
 
     return {
-        "W0": lambda context: (adapter.subspace, adapter.values),
         "tt-sgd": stepped,
         "rag-gd": predicted,
         "rag-gd-shuffled": lambda context: predicted(exchanged(context)),
@@ -142,10 +158,15 @@ def updates_of(
 def one_seed(lm: LanguageModel, folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Scores of every method, by name, and what an update costs."""
     adapter = base_adapter(folder, seed)
-    made = predictor(folder, seed, options)
-    tuned = predictor(folder, seed, options, "answers")
-    updates = updates_of(lm, adapter, made, tuned, options.lr)
-    names = [*updates, *(f"{name}, other kind's context" for name in CROSSED)]
+    prompt = soft_prompt(folder, seed, options)
+    virtual = prompt.put(lm)
+    made = tuned = None
+    updates: Updates = {"W0": lambda context: (adapter.subspace, adapter.values)}
+    if not options.without_predictors:
+        made, tuned = predictor(folder, seed, options), predictor(folder, seed, options, "answers")
+        updates |= updates_of(lm, adapter, made, tuned, options.lr)
+    crossed = [name for name in CROSSED if name in updates]
+    names = [*updates, *(f"{name}, other kind's context" for name in crossed), "prompt-tuning", "no training"]
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     drawn = {}
     for kind in KINDS:
@@ -157,15 +178,26 @@ def one_seed(lm: LanguageModel, folder: Path, seed: int, options: argparse.Names
         for context, wrong in zip(contexts, drawn[other][0], strict=True):
             rest = [example for example in asked if example not in context]
             for name, update in updates.items():
-                found[name].append(scored(lm, rest, *update(context)))
-            for name in CROSSED:
-                found[f"{name}, other kind's context"].append(scored(lm, rest, *updates[name](wrong)))
+                found[name].append(scored(lm, rest, dict([update(context)])))
+            for name in crossed:
+                found[f"{name}, other kind's context"].append(scored(lm, rest, dict([updates[name](wrong)])))
+            found["prompt-tuning"].append(scored(lm, [example.behind(virtual) for example in rest], {}))
+            found["no training"].append(scored(lm, rest, {}))
+    row = {
+        "seed": seed,
+        "scores": {n: [statistics.fmean(column) for column in zip(*rows, strict=True)] for n, rows in found.items()},
+        "prompt_nats": statistics.fmean(prompt.notes["losses"][-20:]),
+        "base_nats": statistics.fmean(adapter.notes["losses"][-20:]),
+        "prompt_seconds": prompt.notes["seconds"],
+        "base_seconds": adapter.notes["seconds"],
+        "prompt_bytes": prompt.size_bytes,
+    }
+    if made is None or tuned is None:
+        return row
     context = drawn["first"][0][0]
     runs = {"tt-sgd": lambda: updates["tt-sgd"](context), "rag-gd": lambda: updates["rag-gd"](context)}
     seconds = in_turn(runs, options.repeats, lm.device)
-    return {
-        "seed": seed,
-        "scores": {n: [statistics.fmean(column) for column in zip(*rows, strict=True)] for n, rows in found.items()},
+    return row | {
         "tt_sgd_ms": 1e3 * seconds["tt-sgd"],
         "rag_gd_ms": 1e3 * seconds["rag-gd"],
         "share": made.notes["share"],
@@ -191,12 +223,16 @@ def figures_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "hypertuning_minus_base": ("hypertuning", "W0"),
         "hypertuning_minus_constant_update": ("hypertuning", "hypertuning, constant"),
         "hypertuning_minus_other_context": ("hypertuning", "hypertuning, other kind's context"),
+        "prompt_tuning_minus_base": ("prompt-tuning", "W0"),
+        "prompt_tuning_minus_no_training": ("prompt-tuning", "no training"),
     }
-    figures: dict[str, Any] = {
-        "rag_gd_cost_over_tt_sgd": statistics.fmean(row["rag_gd_ms"] / row["tt_sgd_ms"] for row in rows),
-        "predictor_over_backbone": rows[0]["share"],
-    }
+    figures: dict[str, Any] = {}
+    if "share" in rows[0]:
+        figures["rag_gd_cost_over_tt_sgd"] = statistics.fmean(row["rag_gd_ms"] / row["tt_sgd_ms"] for row in rows)
+        figures["predictor_over_backbone"] = rows[0]["share"]
     for name, (one, other) in pairs.items():
+        if not {one, other} <= rows[0]["scores"].keys():
+            continue
         differences = [right(row, one) - right(row, other) for row in rows]
         figures[name] = statistics.fmean(differences)
         figures[f"{name}_by_seed"] = differences
@@ -212,6 +248,9 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=30, help="that RAG-GD's predictor is trained on")
     parser.add_argument("--space", choices=("factors", "products"), default="factors")
     parser.add_argument("--steps", type=int, default=300, help="of the predictor's training")
+    parser.add_argument("--without-predictors", action="store_true", help="W0 and prompt tuning alone: far faster")
+    parser.add_argument("--prompt-steps", type=int, default=100, help="of prompt tuning")
+    parser.add_argument("--prompt-lr", type=float, default=0.01, help="of prompt tuning")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -233,8 +272,7 @@ def main() -> None:
             for name in names
         ]
     )
-    shown = ("seed", "tt_sgd_ms", "rag_gd_ms", "share", "first_loss", "last_loss", "first_nats", "last_nats")
-    show([{key: row[key] for key in shown} for row in rows])
+    show([{key: value for key, value in row.items() if key != "scores"} for row in rows])
     show([{"figure": key, "value": value} for key, value in figures.items() if isinstance(value, float)])
 
 
