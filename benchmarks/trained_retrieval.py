@@ -1,58 +1,95 @@
-"""Training a retriever by the answer's likelihood: bias and variance on a toy, recall and answers in the lab.
+"""Training a retriever by the answer's likelihood: a toy's bias and variance, recall and answers in the lab.
 
     python benchmarks/trained_retrieval.py --meta-init runs/lab/meta-init --json trained_retrieval.json
+    python benchmarks/trained_retrieval.py --parts texts --sets runs/real/sets --model FILE --encoder DIRECTORY
     python benchmarks/trained_retrieval.py --quick         # the toy alone, with few runs
     python benchmarks/trained_retrieval.py --figure docs/images/trained-retrieval.svg
 
 The toy (`retrieval_training/toy.py`) has an exact gradient. The lab's `many` (`retrieval_training/lab.py`) has five
 notes a person, which BM25 cannot tell apart: each objective trains the question encoder of a dense index, with the note
-in the prompt and, with `--meta-init`, under the note's gradient.
+in the prompt and, with `--meta-init`, under the note's gradient. The texts (`retrieval_training/texts.py`) are SQuAD's
+and Natural Questions', where the study of a real model (docs/real.md) has put them; a generator's settings in a YAML
+file and a pretrained encoder are given.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
 from common import show, write
-from retrieval_training import lab, toy
+from retrieval_training import lab, texts, toy
+from retrieval_training.trial import OBJECTIVES
 
 
 def main() -> None:
     """Measure, print the tables, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", default="", metavar="FILE")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--figure", default="", metavar="FILE")
-    parser.add_argument("--meta-init", default="", metavar="DIRECTORY", help="of the lab; without it only the prompt")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--people", type=int, default=40, help="whose notes are trained on")
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--questions", type=int, default=60, help="that are answered")
-    parser.add_argument("--dimensions", type=int, default=256, help="of the lab's encoder")
-    parser.add_argument("--objectives", nargs="*", default=list(lab.OBJECTIVES), choices=list(lab.OBJECTIVES))
-    parser.add_argument("--parts", nargs="*", default=["toy", "lab"], choices=["toy", "lab"])
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = _parser().parse_args()
+    torch.set_num_threads(arguments.threads)
     rows: list[dict[str, Any]] = []
     figures: dict[str, float] = {}
     if "toy" in arguments.parts:
         found = list(toy.rows(300 if arguments.quick else 4000))
-        show(found)
         figures |= toy.figures(found)
-        rows += found
         if arguments.figure:
             toy.draw(found, arguments.figure)
+        rows += _shown(found)
     if "lab" in arguments.parts and not arguments.quick:
-        numbers = (arguments.people, arguments.steps, arguments.questions, arguments.seeds, arguments.dimensions)
-        found = lab.rows(lab.Sizes(*numbers), arguments.meta_init, arguments.objectives)
-        show(found)
+        found = lab.rows(_lab_sizes(arguments), arguments.meta_init, arguments.objectives)
         figures |= lab.figures(found)
-        rows += found
+        rows += _shown(found)
+    if "texts" in arguments.parts:
+        found = texts.rows(*_texts(arguments), arguments.objectives)
+        figures |= texts.figures(found)
+        rows += _shown(found)
     show([figures])
     if arguments.json:
         write(arguments.json, figures, rows, torch.device("cpu"))
+
+
+def _shown(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    show(found)
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", default="", metavar="FILE")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--figure", default="", metavar="FILE")
+    parser.add_argument("--parts", nargs="*", default=["toy", "lab"], choices=["toy", "lab", "texts"])
+    parser.add_argument("--objectives", nargs="*", default=list(OBJECTIVES), choices=list(OBJECTIVES))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--questions", type=int, default=60, help="that are answered")
+    parser.add_argument("--k", type=int, default=5, help="candidates of a question")
+    parser.add_argument("--steps", type=int, default=80)
+    in_lab = parser.add_argument_group("the lab")
+    in_lab.add_argument("--meta-init", default="", metavar="DIRECTORY", help="of the lab; without it only the prompt")
+    in_lab.add_argument("--people", type=int, default=40, help="whose notes are trained on")
+    in_lab.add_argument("--dimensions", type=int, default=256, help="of the lab's encoder")
+    of_texts = parser.add_argument_group("the texts")
+    of_texts.add_argument("--sets", default="runs/real/sets", metavar="DIRECTORY", help="sets of the real study")
+    of_texts.add_argument("--model", type=Path, metavar="FILE", help="the generator's settings")
+    of_texts.add_argument("--adapter", default="", metavar="DIRECTORY", help="its LoRA of ft-rag, if it has one")
+    of_texts.add_argument("--encoder", default="models/all-minilm-l6-v2", metavar="DIRECTORY", help="of passages")
+    of_texts.add_argument("--articles", type=int, default=60, help="of SQuAD whose passages are trained on")
+    of_texts.add_argument("--training", type=int, default=480, help="questions that are trained on")
+    of_texts.add_argument("--lr", type=float, default=2e-5)
+    of_texts.add_argument("--searched", type=int, default=1200, help="questions whose passages are searched for")
+    return parser
+
+
+def _lab_sizes(given: argparse.Namespace) -> lab.Sizes:
+    return lab.Sizes(given.people, given.k, given.steps, given.questions, given.seeds, given.dimensions)
+
+
+def _texts(given: argparse.Namespace) -> tuple[texts.Texts, texts.Sizes]:
+    what = texts.Texts(given.sets, given.model, given.adapter, given.encoder)
+    numbers = (given.articles, given.training, given.k, given.steps, given.lr, given.seeds)
+    return what, texts.Sizes(*numbers, given.searched, given.questions)
 
 
 if __name__ == "__main__":

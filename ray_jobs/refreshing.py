@@ -25,7 +25,7 @@ from regrad.retrieval.encoder import Encoder
 from regrad.storage import Storage, directory_writer, parts_uri
 from regrad.text import first_line
 from regrad.training.retriever.config import RetrieverTrainConfig
-from regrad.training.retriever.passage_side import mapped
+from regrad.training.retriever.passage_side import mapped, other_corpus
 from regrad.training.workers import Workers
 
 _MODULES = "modules.json"
@@ -125,12 +125,7 @@ class RefresherBeside:
             for block in self._retriever.blocks(size):
                 name = part_name(block, identity)
                 if not parts.exists(name):
-                    raise TrainingError(
-                        f"passages.corpus is not the corpus of the index at {self._config.index}: from passage "
-                        f"{block[0].id!r:.80} on it has others, or in another order",
-                        code="other_corpus",
-                        passage_id=block[0].id,
-                    )
+                    raise other_corpus(self._config.index, block[0].id)
                 yield read_part(parts, name, len(block), identity)
 
         return mapped(blocks(), identity.dimensions)

@@ -163,10 +163,11 @@ class RetrieverTrainConfig(TrainConfig):
     def _holds_together(self) -> RetrieverTrainConfig:
         if (self.tasks is None) == (self.questions is None):
             raise invalid("not_one_source", "training questions are of 'tasks' or of 'questions': give one of the two")
-        if not self.method.info.retrieves or self.method.info.update == "static":
+        if not self.method.info.retrieves:
             raise invalid(
                 "method_without_passages", f"method {self.method.kind} uses no passage, so none is better than another"
             )
+        self._has_places_apart()
         if self.passages is not None:
             self._trains_passages(self.passages)
         if self.selector is not None:
@@ -179,6 +180,22 @@ class RetrieverTrainConfig(TrainConfig):
                 "objective.keep_chain needs cluster.workers 1: a question's chain is one worker's",
             )
         return self
+
+    def _has_places_apart(self) -> None:
+        """No result may take the place of another, or of what is read."""
+        others = list(enumerate(self.others))
+        read = [("index", self.index), *((f"others.{number}.index", other.index) for number, other in others)]
+        made = [("output", self.output), *((f"others.{number}.output", other.output) for number, other in others)]
+        if self.passages is not None:
+            made.append(("passages.encoder", self.passages.encoder))
+        if self.selector is not None:
+            made.append(("selector.output", self.selector.output))
+        if self.generator is not None:
+            made.append(("generator.output", self.generator.output))
+        taken = {place.rstrip("/"): key for key, place in read}
+        for key, place in made:
+            if (other := taken.setdefault(place.rstrip("/"), key)) != key:
+                raise invalid("repeated", f"{key} is {place:.200}, and so is {other}: give each result its own place")
 
     def _trains_generator(self, generator: GeneratorConfig) -> None:
         if not isinstance(self.method, PromptOnlyConfig | ReGradOnlineConfig):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from regrad.data.passages import Passage
-from regrad.errors import Interrupted, RegradError
+from regrad.errors import Interrupted, RegradError, TrainingError
 from regrad.retrieval.embedding import Vectors, embed
 from regrad.retrieval.encoder import Encoder
 from regrad.training.retriever.candidates import PassageVectors
@@ -71,6 +71,16 @@ class RefresherHere:
         """See `Refresher`."""
         assert self._made is not None
         return self._made
+
+
+def other_corpus(index: str, passage_id: str) -> TrainingError:
+    """The error for a corpus that parts from that of its index at this passage."""
+    return TrainingError(
+        f"passages.corpus is not the corpus of the index at {index}: from passage {passage_id!r:.80} on it has others, "
+        "or in another order",
+        code="other_corpus",
+        passage_id=passage_id,
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from regrad.data.corpora import read_passages
 from regrad.data.question_sets import read_questions
 from regrad.data.questions import Question
 from regrad.data.tasks import read_tasks
@@ -33,10 +35,11 @@ from regrad.training.retriever.config import RetrieverTrainConfig, SelectorConfi
 from regrad.training.retriever.generator import generator_card, load_generator, make_generator
 from regrad.training.retriever.learner import NumberedQuestion, RetrieverLearner, open_trained_on
 from regrad.training.retriever.likelihood import Likelihood, MethodLikelihood
-from regrad.training.retriever.passage_side import Refresher, RefresherHere
+from regrad.training.retriever.passage_side import Refresher, RefresherHere, other_corpus
 from regrad.training.retriever.selector import selector_settings
 from regrad.training.workers import Workers
 
+_CORPUS_BLOCK, _COMPARED_PASSAGES = 1_000, 10_000
 _MODULES, _SELECTOR_CARD = "modules.json", "config.json"  # what sentence-transformers begins to read
 
 
@@ -124,14 +127,25 @@ def retriever_worker(
 def check_indexes(config: RetrieverTrainConfig) -> None:
     """Raise what opening the index raises, and `RetrievalError` if one of the `others` has passages of another encoder.
 
-    Before anything is trained. A selector goes with any index.
+    Before anything is trained. A selector goes with any index. `CorpusError` or `TrainingError` if `passages.corpus`
+    cannot be read, or is not the index's by its first 10,000 passages; a refresh compares all.
     """
     with open_trained_on(config, "cpu") as retriever:
+        if config.passages is not None and isinstance(retriever, DenseRetriever):
+            _check_corpus(config.passages.corpus, config.index, retriever)
         for other in config.others:
             if isinstance(retriever, DenseRetriever) and config.selector is None:
                 check_passages_encoder(other.index, retriever.passages_digest)
             else:
                 check_index(other.index)
+
+
+def _check_corpus(corpus: str, index: str, retriever: DenseRetriever) -> None:
+    indexed = itertools.chain.from_iterable(retriever.blocks(_CORPUS_BLOCK))
+    pairs = itertools.zip_longest(indexed, read_passages(corpus))
+    for ours, given in itertools.islice(pairs, _COMPARED_PASSAGES):
+        if ours != given:
+            raise other_corpus(index, (ours or given).id)
 
 
 IndexAnew = Callable[[str, EncoderConfig, str], str]

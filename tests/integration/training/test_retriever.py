@@ -69,13 +69,16 @@ def test_a_job_that_failed_is_resumed_and_writes_indexes_with_the_encoder_of_one
             assert len(retriever.search_ids(["Where was Anna born?"], 3)[0]) == 3
 
 
-def test_both_encoders_and_the_generator_are_trained_while_the_index_is_made_anew(lab: Path, tmp_path: Path) -> None:
-    """First its corpus is not there: the refresh is an error, and the same command goes on where it was."""
-    corpus = tmp_path / "documents.jsonl"
+def test_both_encoders_and_the_generator_are_trained_while_the_index_is_made_anew(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First its corpus is lost on the way: the refresh is an error, and the same command goes on where it was."""
+    corpus = Path(shutil.copy(lab / "documents.jsonl", tmp_path))
     passages = f"{{encoder: {tmp_path}/encoder, corpus: {corpus}, every: 2, delay: 1, part_passages: 7}}"
     extra = [f"passages={passages}", f"generator={{output: {tmp_path}/generator, lr: 0.001}}", "checkpoints.every=100"]
     config = settings(lab, tmp_path, *extra, "others=[]")
-    with refused(Interrupted, "refresh_failed", step=3):
+    with monkeypatch.context() as patch, refused(Interrupted, "refresh_failed", step=3):
+        patch.setattr(train_retriever, "require_together", lambda _: corpus.unlink())  # after all that is checked
         train_retriever.run(config)
     shutil.copyfile(lab / "documents.jsonl", corpus)
     assert train_retriever.run(config).endswith(f"generator at {tmp_path}/generator")

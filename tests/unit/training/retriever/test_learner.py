@@ -30,7 +30,7 @@ from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.learner import NumberedQuestion, RetrieverLearner, open_dense
 from regrad.training.retriever.likelihood import Asked
 from regrad.training.retriever.run import check_indexes, read_asked, write_indexes
-from tests.tools.refusals import refused
+from tests.tools.refusals import refused, refused_settings
 
 NAMES = ("Anna", "Boris", "Clara", "David", "Edith", "Frank")
 FACTS = {"born": "native", "employs": "staff", "study": "alumnus"}
@@ -240,3 +240,26 @@ def test_settings_that_do_not_hold_together_are_refused(place: Path) -> None:
     ):
         with pytest.raises(ConfigError):
             settings(place, *extra)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "output={index}",
+        "others=[{{index: {other}, output: {output}/}}]",
+        "others=[{{index: {other}, output: {other}}}]",
+        "generator={{output: {output}}}",
+        "passages={{encoder: {index}, corpus: x}}",
+    ],
+)
+def test_a_result_in_the_place_of_another_or_of_what_is_read_is_refused(place: Path, extra: str) -> None:
+    config = settings(place)
+    places = {"index": config.index, "output": config.output, "other": f"{place}/index-other-encoder"}
+    with refused_settings("repeated"):
+        settings(place, extra.format(**places))
+
+
+def test_the_generator_may_be_one_with_a_lora_of_its_own(place: Path) -> None:
+    assert settings(place, f"method={{name: ft-rag, adapter: {place}/lora}}").method.kind == "ft-rag"
+    with refused_settings("method_without_passages"):
+        settings(place, f"method={{name: cpt, adapter: {place}/lora}}")

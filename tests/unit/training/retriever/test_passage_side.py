@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from regrad.errors import Interrupted, RetrievalError
+from regrad.data.passages import Passage, encode_passages
+from regrad.errors import CorpusError, Interrupted, RetrievalError, TrainingError
 from regrad.lab.config import LabEncoderConfig
 from regrad.lab.encoder import write_encoder
 from regrad.retrieval.base import open_retriever
@@ -24,7 +25,7 @@ from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.finder import DenseFinder
 from regrad.training.retriever.learner import RetrieverLearner, open_dense
 from regrad.training.retriever.passage_side import PassageSide, RefresherHere
-from regrad.training.retriever.run import read_asked, write_trained
+from regrad.training.retriever.run import check_indexes, read_asked, write_trained
 from tests.tools.refusals import refused, refused_settings
 from tests.unit.training.retriever.test_learner import ByWord, Kept, corpus, found_first, write_questions
 from tests.unit.training.retriever.test_learner import settings as plain
@@ -160,3 +161,25 @@ def test_settings_of_refreshes_that_do_not_hold_together_are_refused(place: Path
         settings(place, 6, 6)
     with refused_settings("corpus_missing"):
         settings(place, 6, 0, f"others=[{{index: {place}/index-encoder, output: {place}/other}}]")
+
+
+@pytest.mark.parametrize("wrong", ["shorter", "longer", "other order"])
+def test_a_corpus_that_is_not_the_indexes_is_found_before_anything_is_trained(
+    place: Path, tmp_path: Path, wrong: str
+) -> None:
+    config = settings(place, 6, 0, f"passages.corpus={tmp_path}/corpus.jsonl")
+    with pytest.raises(CorpusError):
+        check_indexes(config)
+    right = corpus()
+    (tmp_path / "corpus.jsonl").write_bytes(encode_passages(right))
+    check_indexes(config)
+    first, *rest = right
+    added = Passage("new", "", "text")
+    made, at = {
+        "shorter": ([first], rest[0].id),
+        "longer": ([*right, added], added.id),
+        "other order": ([rest[0], first, *rest[1:]], first.id),
+    }[wrong]
+    (tmp_path / "corpus.jsonl").write_bytes(encode_passages(made))
+    with refused(TrainingError, "other_corpus", passage_id=at):
+        check_indexes(config)

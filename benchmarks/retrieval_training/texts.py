@@ -1,0 +1,132 @@
+"""SQuAD and Natural Questions: recall and F1 of BM25, a pretrained dense encoder, and one trained by each objective.
+
+Trained is on questions of some of SQuAD's training articles; asked are SQuAD dev and Natural Questions, each with the
+passages of its own set. The files are those that `python -m studies.real` writes below `sets/` of its output.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regrad.data.corpora import read_passages
+from regrad.data.jsonl import encode_jsonl, read_jsonl
+from regrad.data.question_sets import QuestionSetConfig, read_questions
+from regrad.evaluation.metrics import f1
+from regrad.methods.base import MethodSettings
+from regrad.methods.prompt_only import PromptOnlyConfig
+from regrad.methods.static_lora import StaticLoraConfig
+from regrad.models.config import ModelConfig
+from regrad.models.loading import load_language_model
+from regrad.retrieval.bm25 import build_index
+from regrad.retrieval.config import DenseConfig, EncoderConfig
+from regrad.retrieval.dense import build_dense_index
+from regrad.retrieval.encoder import Encoder
+from regrad.settings import load_settings
+from regrad.training.retriever.config import RetrieverTrainConfig
+from regrad.training.retriever.likelihood import MethodLikelihood
+from retrieval_training.trial import Answers, Remembered, TestSet, Trial, mean_of
+
+ASKED = {"squad": "squad_dev", "nq": "nq_open_oracle"}
+_TRAINING = "squad_train"
+_MOST_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The study's sets, the generator (with its LoRA for passages in the prompt, if one is given), and the encoder."""
+
+    sets: str
+    model: Path
+    adapter: str
+    encoder: str
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Articles and questions that are trained on, k, steps, the learning rate, seeds; questions of a set that are
+    searched for, and those that are answered."""
+
+    articles: int
+    training: int
+    k: int
+    steps: int
+    lr: float
+    seeds: int
+    searched: int
+    answered: int
+
+
+def rows(texts: Texts, sizes: Sizes, objectives: Sequence[str]) -> list[dict[str, Any]]:
+    """BM25, the encoder as it is, and each objective, for each set."""
+    with tempfile.TemporaryDirectory() as folder:
+        return list(_trial(Path(folder), texts, sizes).rows(objectives, sizes.seeds))
+
+
+def _trial(folder: Path, texts: Texts, sizes: Sizes) -> Trial:
+    _draw(folder, texts, sizes)
+    config = DenseConfig(encoder=EncoderConfig(path=texts.encoder), vectors="flat")
+    _index(f"{folder}/train.jsonl", f"{folder}/train-index", config)
+    asked = [_asked(folder, texts, sizes, config, name) for name in ASKED]
+    model = json.dumps(load_settings(ModelConfig, texts.model).model_dump(mode="json", exclude_none=True))
+
+    def configured(objective: str, seed: int) -> RetrieverTrainConfig:
+        """The settings of one run; its steps go through the same questions, by seed in another order."""
+        others = [{"index": one.indexes["untrained"], "output": one.trained} for one in asked]
+        values = [f"model={model}", f"index={folder}/train-index", f"output={folder}/trained-train"]
+        values += [f"others={json.dumps(others)}", f"questions={{name: squad, path: {folder}/questions.jsonl}}"]
+        values += [f"objective={objective}", "method=rag", f"k={sizes.k}", "temperature=0.05", f"seed={seed}"]
+        values += [f"optimizer={{steps: {sizes.steps}, batch_size: 8, lr: {sizes.lr}}}", "cluster.workers=1"]
+        return load_settings(RetrieverTrainConfig, None, values)
+
+    lm = load_language_model(configured("{kind: jsa}", 0).model, "cpu")
+    method: MethodSettings = PromptOnlyConfig(name="rag")
+    if texts.adapter:
+        method = StaticLoraConfig(name="ft-rag", adapter=texts.adapter)
+    likelihoods = {"prompt": Remembered(MethodLikelihood(lm, method, False, 1664))}
+    answers = {"prompt": Answers(lm, method, f1, _MOST_TOKENS)}
+    return Trial(folder, configured, likelihoods, answers, "f1", asked)
+
+
+def _draw(folder: Path, texts: Texts, sizes: Sizes) -> None:
+    """The passages of some training articles, and some of the questions about them."""
+    found = [raw for _, raw in read_jsonl(f"{texts.sets}/{_TRAINING}/questions.jsonl")]
+    drawn, articles = random.Random(0), sorted({raw["group"] for raw in found})
+    chosen = set(drawn.sample(articles, min(sizes.articles, len(articles))))
+    found = [raw for raw in found if raw["group"] in chosen]
+    passages = {passage["id"]: passage for raw in found for passage in raw["passages"]}
+    asked = drawn.sample(found, min(sizes.training, len(found)))
+    _write(folder / "train.jsonl", passages.values())
+    _write(folder / "questions.jsonl", ({k: raw[k] for k in ("id", "question", "answers")} for raw in asked))
+
+
+def _write(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    path.write_bytes(encode_jsonl(records))
+
+
+def _index(corpus: str, place: str, config: DenseConfig) -> None:
+    build_dense_index(read_passages(corpus), place, Encoder(config.encoder, "cpu"), config)
+
+
+def _asked(folder: Path, texts: Texts, sizes: Sizes, config: DenseConfig, name: str) -> TestSet:
+    source = f"{texts.sets}/{ASKED[name]}"
+    _index(f"{source}/corpus.jsonl", f"{folder}/{name}-index", config)
+    build_index(read_passages(f"{source}/corpus.jsonl"), f"{folder}/{name}-bm25")
+    questions = read_questions(QuestionSetConfig(name=name, path=f"{source}/questions.jsonl", limit=sizes.searched))
+    indexes = {"bm25": f"{folder}/{name}-bm25", "untrained": f"{folder}/{name}-index"}
+    return TestSet(name, questions, indexes, f"{folder}/{name}-trained", sizes.answered)
+
+
+def figures(found: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """JSA's gains over the encoder as it was, means over the seeds: recall at 1, and F1 with the best passage."""
+
+    def gain(of: str, score: str) -> float:
+        return mean_of(found, of, "jsa", "prompt", score) - mean_of(found, of, "untrained", "", score)
+
+    made = {f"{name}_recall1_gain": gain(name, "recall@1") for name in ASKED}
+    return made | {f"{name}_f1_gain": gain(name, "f1, prompt") for name in ASKED}
