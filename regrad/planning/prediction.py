@@ -168,8 +168,19 @@ class Predictor:
 
     def model_bytes(self, candidate: Candidate) -> int:
         """Of one generator: the model, and keys and values of a full batch."""
-        work, memory = self._profile.workload, self._profile.memory
-        return memory.model + math.ceil(candidate.rows * (work.prompt_tokens + work.max_new_tokens) * memory.token)
+        memory = self._profile.memory
+        return memory.model + math.ceil(self._cached_tokens(candidate) * memory.token)
+
+    def gpu_bytes(self, candidate: Candidate) -> int:
+        """Of one generator, the same on the fullest of its GPUs."""
+        parts, tokens = self._profile.memory.parts, self._cached_tokens(candidate)
+        if not parts:
+            return self.model_bytes(candidate)
+        return max(part.model + math.ceil(tokens * part.token) for part in parts)
+
+    def _cached_tokens(self, candidate: Candidate) -> float:
+        work = self._profile.workload
+        return candidate.rows * (work.prompt_tokens + work.max_new_tokens)
 
     def _demands(self, fitted: _Fitted, candidate: Candidate, batches: Batches, users: int) -> dict[str, float]:
         """Seconds of the processor for an answer, by role."""
