@@ -6,6 +6,7 @@ ray job submit -- python -m ray_jobs.finetune --config configs/jobs/finetune-lab
 from __future__ import annotations
 
 from ray_jobs.cluster import job_main, require_model
+from ray_jobs.run_settings import finished_line, is_finished
 from ray_jobs.train_runner import saved, steps_line, train_until_done
 from regrad.storage import check_replaceable
 from regrad.training.lora.config import FinetuneConfig
@@ -17,7 +18,10 @@ from regrad.training.workers import Workers
 
 
 def run(config: FinetuneConfig) -> str:
-    """Train, or resume an unfinished run, and write `config.output`; returns one line about it."""
+    """Train, or resume an unfinished run, and write `config.output`; returns one line about it.
+
+    A finished result of the same settings is left as it is. Raises `TrainingError` for one of others.
+    """
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     check_replaceable(config.output, CARD)
     require_model(config.model.path)
@@ -29,10 +33,11 @@ def run(config: FinetuneConfig) -> str:
         "parent": parent.digest if parent else None,
         "adapters": adapters.label if adapters else None,
     }
-    keep = saved(StaticLora.load, ADAPTER, config.output)
-    adapter = train_until_done(config, data, finetune_worker, keep, "fine-tuning")
     missing = f", {coverage}" if coverage and coverage.missing else ""
-    return _describe(adapter, config) + missing
+    if is_finished(config, data):
+        return finished_line(_describe(StaticLora.load(config.output), config) + missing)
+    keep = saved(StaticLora.load, ADAPTER, config, data)
+    return _describe(train_until_done(config, data, finetune_worker, keep, "fine-tuning"), config) + missing
 
 
 def _describe(adapter: StaticLora, config: FinetuneConfig) -> str:
