@@ -306,6 +306,6 @@ class _Between:
             if at <= right:
                 share = (at - left) / (right - left)
                 if self._by_ratio and min(y, next_y) > 0:
-                    return y * (next_y / y) ** share
+                    return float(y * (next_y / y) ** share)
                 return y + (next_y - y) * share
         return points[-1][1]
