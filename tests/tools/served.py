@@ -38,6 +38,7 @@ from regrad.retrieval.base import open_retriever
 from regrad.retrieval.bm25 import build_index
 from regrad.settings import parse_settings
 from serve_app.config import HttpConfig, ServeConfig
+from tests.tools.nodes import started
 from tests.tools.patience import patient
 
 PASSAGES, QUESTIONS, TOKENS = 40, 48, 10
@@ -149,7 +150,8 @@ def main() -> None:
 
     app._START_SECONDS = round(patient(app._START_SECONDS))
     prepare_serve_proxy()
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    options: Any = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False}
+    started(lambda: ray.init("local", object_store_memory=100 << 20, **options))
     with app.serving(_config(folder / "serve.json"), HttpConfig(port=port)):
         print("serving", flush=True)
         for line in sys.stdin:
