@@ -262,6 +262,8 @@ SERVE_SETTINGS = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
     "RAY_SERVE_LOG_TO_STDERR": "1",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
+    "RAY_SERVE_HAPROXY_RETRIES": "6",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
@@ -272,7 +274,13 @@ Serve's own proxy, in Python, needs as much computing as all the rest of a short
 slowly than it comes. Processes of Serve read these settings from the environment of the Ray that they belong to: a
 cluster that was already there has them in `cluster.yaml` (see docs/operations.md). Without gRPC between deployments,
 sums go from loader to generator past the gateway. A busy machine needs more than the 5 s that Serve gives a proxy to
-start. On one machine no client has to be told that a replica leaves, so it drains for a short time only."""
+start. On one machine no client has to be told that a replica leaves, so it drains for a short time only.
+
+Answering changes nothing, so HAProxy gives a request whose gateway died before it said anything to another one, where
+it would by itself close the client's connection without a word. For that it must have the whole request before it sends
+any of it; Ray has no setting for this, so the line follows in the one for `retry-on`, which Ray writes into HAProxy's
+configuration as it is. A gateway counts as dead after three connections that failed, and only then is Serve's proxy in
+Python asked in its place: where there is one gateway, the usual three tries are over by then."""
 
 _PORT_RANGE = range(20_000, 26_000)
 _PORTS = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")

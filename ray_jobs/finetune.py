@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from ray_jobs.cluster import job_main, require_model
+from ray_jobs.run_settings import finished_line, is_finished
 from ray_jobs.train_runner import saved, steps_line, train_until_done
 from regrad.storage import check_replaceable
 from regrad.text import counted, readable_size
@@ -21,7 +22,10 @@ from regrad.training.workers import Workers
 
 
 def run(config: FinetuneConfig) -> str:
-    """Train, or resume an unfinished run, and write `config.output`; returns one line about it."""
+    """Train, or resume an unfinished run, and write `config.output`; returns one line about it.
+
+    A finished result of the same settings is left as it is. Raises `TrainingError` for one of others.
+    """
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     card = kind_of(config).KIND
     check_replaceable(config.output, card.file)
@@ -34,17 +38,20 @@ def run(config: FinetuneConfig) -> str:
         "parent": parent.digest if parent else None,
         "adapters": adapters.label if adapters else None,
     }
-    keep = saved(partial(load_trained, config), card.name, config.output)
-    made = train_until_done(config, data, finetune_worker, keep, "fine-tuning")
     missing = f", {coverage}" if coverage and coverage.missing else ""
-    return f"{card.words} {made.digest} at {config.output}: {_describe(made, config)}{missing}"
+    load = partial(load_trained, config)
+    if is_finished(config, data):
+        return finished_line(_describe(load(config.output), config) + missing)
+    keep = saved(load, card.name, config, data)
+    return _describe(train_until_done(config, data, finetune_worker, keep, "fine-tuning"), config) + missing
 
 
 def _describe(made: Trained, config: FinetuneConfig) -> str:
     """One line about a run, and about the size of a soft prompt."""
     notes = made.notes
     left_out = f" ({notes['left_out']} left out)" if notes["left_out"] else ""
-    line = f"{config.objective}, {notes['examples']} examples{left_out}, {steps_line(notes)}"
+    what = f"{kind_of(config).KIND.words} {made.digest} at {config.output}"
+    line = f"{what}: {config.objective}, {notes['examples']} examples{left_out}, {steps_line(notes)}"
     if isinstance(made, SoftPrompt):
         line += f", {counted(len(made.values), 'virtual token')} in {readable_size(made.size_bytes)}"
     return line

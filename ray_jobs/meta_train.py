@@ -13,6 +13,7 @@ from ray import train
 from ray.train import DataConfig, Result
 
 from ray_jobs.cluster import cluster, job_main, require_workers
+from ray_jobs.run_settings import finished_line, is_finished, note_finished
 from ray_jobs.task_stream import open_stream, worker_steps
 from ray_jobs.train_runner import (
     WorkerReporter,
@@ -32,8 +33,12 @@ from regrad.training.meta.trainer import META_INIT, load_start, meta_train_worke
 from regrad.training.workers import Workers
 
 
-def run(config: MetaTrainConfig) -> str:
-    """Train, or resume an unfinished run, and write `config.output`; returns one line about it."""
+def run(config: MetaTrainConfig, replaces: bool = False) -> str:
+    """Train, or resume an unfinished run, and write `config.output`; returns one line about it.
+
+    A finished result of the same settings is left as it is. Raises `TrainingError` for one of others, unless this one
+    `replaces` it.
+    """
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     check_replaceable(config.output, CARD)
     lengths = Lengths.of(config.model)
@@ -47,6 +52,8 @@ def run(config: MetaTrainConfig) -> str:
         config = stream.plan.config
         notes = {"tasks": stream.plan.summary, "parent": parent, "seed": config.seed, "workers": config.cluster.workers}
         data = {"tasks": stream.plan.digest, "dev": [one.digest for one in dev], "parent": parent}
+        if is_finished(config, data, replaces):
+            return finished_line(_describe(MetaInit.load(config.output), config))
         best_by = "dev_f1" if config.dev else None
         with run_directory(config, data, best_by) as place, watching(config) as progress:
             result = fit_until_done(
@@ -65,6 +72,7 @@ def run(config: MetaTrainConfig) -> str:
             )
             meta_init = _chosen(result, config)
             meta_init.save(config.output)
+            note_finished(config, data)
             place.remove()
     return _describe(meta_init, config)
 

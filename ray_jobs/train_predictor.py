@@ -6,6 +6,7 @@ ray job submit -- python -m ray_jobs.train_predictor --config configs/jobs/predi
 from __future__ import annotations
 
 from ray_jobs.cluster import job_main, require_model
+from ray_jobs.run_settings import finished_line, is_finished
 from ray_jobs.train_runner import saved, steps_line, train_until_done
 from regrad.storage import check_replaceable
 from regrad.training.lora.lora_artifact import StaticLora
@@ -17,13 +18,22 @@ from regrad.training.workers import Workers
 
 
 def run(config: PredictorConfig) -> str:
-    """Train, or resume an unfinished run, and write `config.output`; returns one line about it."""
+    """Train, or resume an unfinished run, and write `config.output`; returns one line about it.
+
+    A finished result of the same settings is left as it is. Raises `TrainingError` for one of others.
+    """
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     check_replaceable(config.output, CARD)
     require_model(config.model.path)
     data = {"adapter": StaticLora.load(config.adapter).digest, "tasks": tasks_digest(config.tasks)}
-    keep = saved(UpdatePredictor.load, PREDICTOR, config.output)
-    predictor = train_until_done(config, data, predictor_worker, keep, "training the predictor")
+    if is_finished(config, data):
+        return finished_line(_describe(UpdatePredictor.load(config.output), config))
+    keep = saved(UpdatePredictor.load, PREDICTOR, config, data)
+    return _describe(train_until_done(config, data, predictor_worker, keep, "training the predictor"), config)
+
+
+def _describe(predictor: UpdatePredictor, config: PredictorConfig) -> str:
+    """One line about a run."""
     notes = predictor.notes
     return (
         f"predictor {predictor.digest} at {config.output}: {notes['parameters']} parameters ({notes['share']:.1%} of "

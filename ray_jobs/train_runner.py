@@ -7,7 +7,6 @@ are resumed in the same way: by fitting again on the same directory.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import tempfile
@@ -32,6 +31,7 @@ from ray_jobs._ray_compat.core import allocator
 from ray_jobs._ray_compat.train import CHECKPOINT_LIST, TrainerWithoutCleaner
 from ray_jobs.cluster import cluster, joined, require_workers, wants_gpu
 from ray_jobs.progress import progress_channel
+from ray_jobs.run_settings import UNFINISHED, as_written, check_unfinished, note_finished, run_storage, settings_of
 from ray_jobs.waiting import release, reservation_logged, reservations
 from regrad.errors import RegradError, TrainingError
 from regrad.locking import exclusive
@@ -46,14 +46,8 @@ Kept = TypeVar("Kept")
 P = TypeVar("P", bound="Savable")
 logger = logging.getLogger(__name__)
 
-_SETTINGS, _CHECKPOINTS = "run.json", "checkpoints"
+_CHECKPOINTS = "checkpoints"
 _REASON = 300  # characters
-# What a resumed run may change: none of it changes a number, but by rounding.
-_FREE: dict[str, Any] = {
-    **dict.fromkeys(("output", "checkpoints", "watch", "cluster"), True),
-    "optimizer": {"micro_batch", "batch_tokens"},
-    "passages": {"cluster"},  # a refresh that failed for want of room is the reason to change it
-}
 
 
 @contextmanager
@@ -62,7 +56,7 @@ def run_directory(config: TrainConfig, data: dict[str, Any], best_by: str | None
 
     The checkpoints with the highest `best_by` are kept; without it, the newest.
     """
-    storage = Storage(config.checkpoints.location or f"{config.output}.training")
+    storage = run_storage(config)
 
     def busy(holder: str) -> TrainingError:
         return TrainingError(
@@ -72,7 +66,7 @@ def run_directory(config: TrainConfig, data: dict[str, Any], best_by: str | None
         )
 
     with exclusive(storage, busy):
-        check_replaceable(storage.uri, _SETTINGS)
+        check_replaceable(storage.uri, UNFINISHED)
         yield RunDirectory(config, data, storage, best_by)
 
 
@@ -83,14 +77,14 @@ class RunDirectory:
         self._keep = config.checkpoints.keep
         self._best_by = best_by
         self.storage = storage
-        settings = {**config.model_dump(mode="json", exclude=_FREE), "data": data}
+        settings = settings_of(config, data)
         if not config.checkpoints.resume:
             self.remove()
-        self.resumed = storage.exists(_SETTINGS)
+        self.resumed = storage.exists(UNFINISHED)
         if self.resumed:
-            self._check_same(settings)
+            check_unfinished(storage, settings)
         else:
-            storage.write(_SETTINGS, json.dumps(settings, indent=1).encode())
+            storage.write(UNFINISHED, as_written(settings))
 
     def run_config(self) -> RunConfig:
         """Where Ray Train puts checkpoints, and which it keeps."""
@@ -110,7 +104,7 @@ class RunDirectory:
     def remove(self) -> None:
         """Remove the files of the run, and the directory if it has no others."""
         Storage(f"{self.storage.uri}/{_CHECKPOINTS}").remove()
-        self.storage.remove_file(_SETTINGS)
+        self.storage.remove_file(UNFINISHED)
         if not self.storage.list():
             self.storage.remove()
 
@@ -118,37 +112,6 @@ class RunDirectory:
         """Changes when a new checkpoint is complete: Ray's list of them, without what a failed upload left."""
         name = f"{_CHECKPOINTS}/{CHECKPOINT_LIST}"
         return self.storage.read(name) if self.storage.exists(name) else b""
-
-    def _check_same(self, settings: dict[str, Any]) -> None:
-        try:
-            before = json.loads(self.storage.read(_SETTINGS))
-        except ValueError:
-            before = None
-        if not isinstance(before, dict):
-            raise TrainingError(
-                f"{self.storage.uri}/{_SETTINGS} is damaged; discard the run with --set checkpoints.resume=false",
-                code="run_damaged",
-                uri=self.storage.uri,
-            )
-        differences = list(_differences(before, settings))
-        if differences:
-            shown = "; ".join(f"{key} was {old!r:.60}, is {new!r:.60}" for key, old, new in differences[:8])
-            raise TrainingError(
-                f"an unfinished run at {self.storage.uri} has other settings: {shown}. Finish it with its "
-                "own settings, or discard it with --set checkpoints.resume=false",
-                code="run_of_other_settings",
-                uri=self.storage.uri,
-                keys=[key for key, _, _ in differences],
-            )
-
-
-def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The keys whose values differ, with their old and new values."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted({*before, *now}):
-            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
-    elif before != now:
-        yield key, before, now
 
 
 class WholeFiles(FSSpecHandler):  # type: ignore[misc]
@@ -246,12 +209,13 @@ class Savable(Protocol):
         """Write the directory, whole or not at all."""
 
 
-def saved(load: Callable[[Path], P], name: str, uri: str) -> Callable[[Path], P]:
-    """A `keep` of `train_until_done`: load the product of this name from the checkpoint, and write it at `uri`."""
+def saved(load: Callable[[Path], P], name: str, config: TrainConfig, data: dict[str, Any]) -> Callable[[Path], P]:
+    """A `keep` of `train_until_done`: the product of this name in the checkpoint, written at the run's output."""
 
     def keep(checkpoint: Path) -> P:
         product = load(checkpoint / name)
-        product.save(uri)
+        product.save(config.output)
+        note_finished(config, data)
         return product
 
     return keep

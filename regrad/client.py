@@ -9,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import requests
+from urllib3.exceptions import ProtocolError
 
 from regrad.errors import ServeError
 
 API_KEY = "REGRAD_API_KEY"
 _TIMEOUT_SECONDS = 120
+_TRIES = 3
 
 
 def with_key(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -31,20 +33,27 @@ class AnswerClient:
         self._local = threading.local()  # a session is not safe to share between threads
 
     def answer(self, question: str, **options: Any) -> dict[str, Any]:
-        """The server's answer as a mapping; raises `ServeError` with the server's own message."""
-        try:
-            response = self._session().post(
-                f"{self._url}/v1/answer", json={"question": question, **options}, timeout=_TIMEOUT_SECONDS
-            )
-        except requests.ConnectionError as error:
-            raise ServeError(
-                f"no server answers at {self._url}; start one with `regrad serve`", code="no_server", url=self._url
-            ) from error
-        except requests.RequestException as error:
-            raise ServeError(
-                f"the request to {self._url} failed: {error}", code="request_failed", url=self._url
-            ) from error
-        return _checked(response)
+        """The server's answer as a mapping; raises `ServeError` with the server's own message.
+
+        Answering changes nothing, so a request whose connection ends before the answer is there is made again, twice
+        at most: a gateway that dies, or goes while a server becomes smaller, costs no answer.
+        """
+        body = {"question": question, **options}
+        failure = requests.RequestException()
+        for _ in range(_TRIES):
+            try:
+                return _checked(self._session().post(f"{self._url}/v1/answer", json=body, timeout=_TIMEOUT_SECONDS))
+            except requests.RequestException as error:
+                failure = error
+                if not _cut_off(error):
+                    break
+        raise self._failed(failure) from failure
+
+    def _failed(self, error: requests.RequestException) -> ServeError:
+        if isinstance(error, requests.ConnectionError) and not _cut_off(error):
+            text = f"no server answers at {self._url}; start one with `regrad serve`"
+            return ServeError(text, code="no_server", url=self._url)
+        return ServeError(f"the request to {self._url} failed: {error}", code="request_failed", url=self._url)
 
     def answer_many(
         self, requests_: Sequence[dict[str, Any]], concurrency: int, done: Callable[[], None] = lambda: None
@@ -66,6 +75,11 @@ class AnswerClient:
             self._local.session.auth = with_key
         session: requests.Session = self._local.session
         return session
+
+
+def _cut_off(error: requests.RequestException) -> bool:
+    """Whether the connection was there, and ended without the whole answer."""
+    return bool(error.args) and isinstance(error.args[0], ProtocolError)
 
 
 def _checked(response: requests.Response) -> dict[str, Any]:

@@ -148,17 +148,25 @@ class Observed(Settings):
     processor: dict[str, Annotated[float, Field(ge=0)]]
 
 
+class GpuPart(Settings):
+    """Of a base that is split over several GPUs, the bytes on one of them: weights, and one token's keys and values."""
+
+    model: int = Field(ge=1)
+    token: int = Field(ge=0)
+
+
 class Memory(Settings):
     """Bytes of a process without model, index and atoms, of the model, and of the keys and values of one token.
 
     `index` is what an open index takes by itself, with its search engine's process, but without the pages of its files:
-    all that have it open share those.
+    all that have it open share those. `parts` are those of a base over several GPUs.
     """
 
     process: int = Field(ge=0)
     index: int = Field(0, ge=0)
     model: int = Field(ge=1)
     token: int = Field(ge=0)
+    parts: tuple[GpuPart, ...] = ()
 
 
 class Bank(Settings):
@@ -208,6 +216,7 @@ class Profile(Settings):
     bank: Bank
     workload: Workload
     generator_on_gpu: bool = False
+    generator_gpus: int = Field(1, ge=1, description="GPUs that its base was split over, if it ran on GPUs")
     stages: Stages
     memory: Memory
     configuration: Candidate
@@ -253,14 +262,20 @@ def write_profile(uri: str, profile: Profile) -> None:
     Storage(folder).write(name, (profile.model_dump_json(indent=1) + "\n").encode())
 
 
-def check_profile(profile: Profile, fingerprint: str, bank: Bank, method: str, k: int, embedded: bool) -> None:
-    """Raise `PlanningError` if a profile is of another model, bank, kind of question or server than is planned from."""
+def check_profile(
+    profile: Profile, fingerprint: str, bank: Bank, method: str, k: int, embedded: bool, gpus: int
+) -> None:
+    """Raise `PlanningError` if a profile is of another model, bank, kind of question or server than is planned from.
+
+    `gpus` are those that a generator has, 0 on the processor.
+    """
     facts = (
         ("MetaInit", profile.fingerprint, fingerprint),
         ("codec", profile.bank.codec, bank.codec),
         ("bytes an atom", profile.bank.record_bytes, bank.record_bytes),
         ("method", profile.workload.method, method),
         ("passages a question (k)", profile.workload.k, k),
+        ("GPUs of a generator", profile.generator_gpus if profile.generator_on_gpu else 0, gpus),
         ("`embedded`", embedded if embedded in profile.servers else not embedded, embedded),
     )
     for what, found, expected in facts:

@@ -62,8 +62,9 @@ def fitting(predictor: Predictor, default: Candidate, limits: Limits, bank: Bank
     roomy = [one for one in found if _has_room(predictor, one, machine, limits)]
     if not roomy:
         least = min(predictor.memory_bytes(one) for one in found)
-        model = min(predictor.model_bytes(one) for one in found)
-        raise no_room(least, model, machine, any(limits.gpus.values()))
+        on_gpu = any(limits.gpus.values())
+        model = min(predictor.gpu_bytes(one) if on_gpu else predictor.model_bytes(one) for one in found)
+        raise no_room(least, model, machine, on_gpu)
     return roomy
 
 
@@ -90,12 +91,16 @@ def check_processors(default: Candidate, limits: Limits) -> None:
 
 
 def no_room(least: int, model: int, machine: Machine, on_gpu: bool) -> PlanningError:
-    """The error of a model that does not fit: bytes that the smallest configuration needs, and those of the model."""
+    """The error of a model that does not fit: bytes that the smallest configuration needs, and those of the model.
+
+    On GPUs those of the model are what the fullest of its GPUs would have of it.
+    """
     on_card = f", of each GPU {readable_size(machine.gpu_bytes)} (machine.gpu_bytes)" if on_gpu else ""
+    where = " on a GPU" if on_gpu else ""
     return PlanningError(
         f"there is no room: the smallest configuration needs {readable_size(least)}, with {readable_size(model)} for "
-        f"the model; the memory given is {readable_size(machine.memory_bytes)} (machine.memory_bytes){on_card}; give "
-        "more, or serve a smaller model",
+        f"the model{where}; the memory given is {readable_size(machine.memory_bytes)} (machine.memory_bytes){on_card}; "
+        "give more, or serve a smaller model",
         code="no_room",
         needed=least,
         model=model,
@@ -137,7 +142,7 @@ def _has_processors(limits: Limits, candidate: Candidate) -> bool:
 def _has_room(predictor: Predictor, candidate: Candidate, machine: Machine, limits: Limits) -> bool:
     on_gpu = any(limits.gpus.values())
     fits = predictor.memory_bytes(candidate) <= machine.memory_bytes
-    return fits and not (on_gpu and predictor.model_bytes(candidate) > machine.gpu_bytes)
+    return fits and not (on_gpu and predictor.gpu_bytes(candidate) > machine.gpu_bytes)
 
 
 def predicted(predictor: Predictor, candidates: Sequence[Candidate], machine: Machine, users: int) -> list[Choice]:

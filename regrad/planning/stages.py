@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +26,8 @@ from regrad.methods.base import AtomProvider, BankNeed, Evidence, Method, Method
 from regrad.methods.policies import OnOverflow, PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel, load_language_model
-from regrad.planning.profile import Bank, Curve, Memory, StagePoint, Stages, Workload
+from regrad.models.placement import device_of
+from regrad.planning.profile import Bank, Curve, GpuPart, Memory, StagePoint, Stages, Workload
 from regrad.planning.watching import private_bytes
 from regrad.retrieval.base import Hit, Retriever, open_retriever
 from regrad.retrieval.config import RetrieverConfig
@@ -38,7 +40,10 @@ _STEPS = 6
 
 @dataclass(frozen=True)
 class Served:
-    """What a server answers from, and how one question is asked of it."""
+    """What a server answers from, and how one question is asked of it.
+
+    `devices` are where a generator has its base: the processor, a GPU, or several over which it is split.
+    """
 
     meta_init: str
     model_path: str | None
@@ -49,7 +54,7 @@ class Served:
     retrieval: RetrieverConfig
     method: MethodSettings
     on_overflow: OnOverflow
-    gpu: bool
+    devices: tuple[str, ...]
     threads: int
     prefill_tokens: int
 
@@ -91,7 +96,7 @@ class Stopwatch:
         return StagePoint(batch=batch, seconds=min(seconds), busy=busy)
 
     def wait(self) -> None:
-        """Until the GPU is idle."""
+        """Until the GPU is idle; of a base over several it is the first, which waits for the last one's states."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
@@ -119,7 +124,7 @@ def measure(
     """Measure every stage that the method has. Raises what opening model, bank or index raises."""
     process = psutil.Process().memory_info().rss
     meta_init = MetaInit.load(served.meta_init)
-    lm = load_language_model(meta_init.model_at(served.model_path), "cuda" if served.gpu else "cpu")
+    lm = load_language_model(meta_init.model_at(served.model_path), served.devices)
     watch = Stopwatch(repeats, lm.device)
     asked = list(questions[:_ASKED])
     with _threads(served.threads):
@@ -146,7 +151,7 @@ def measure(
         answer_tokens=max(1.0, answer_tokens),
         atoms=k if served.loads else 0,
     )
-    memory = Memory(process=process, index=index, model=model_bytes(lm), token=token_bytes(lm))
+    memory = Memory(process=process, index=index, model=model_bytes(lm), token=token_bytes(lm), parts=gpu_parts(lm))
     return MeasuredStages(stages, memory, workload, meta_init.fingerprint, bank)
 
 
@@ -344,6 +349,19 @@ def _threads(count: int) -> Iterator[None]:
 def model_bytes(lm: LanguageModel) -> int:
     """Of the weights."""
     return sum(one.numel() * one.element_size() for one in lm.model.parameters())
+
+
+def gpu_parts(lm: LanguageModel) -> tuple[GpuPart, ...]:
+    """Of a base over several devices what each has, in the order of its blocks; nothing of one that is whole."""
+    blocks = list(lm.architecture.block_list(lm.model)[1].children())
+    held = Counter({lm.device: 0})
+    for parameter in lm.model.parameters():
+        held[parameter.device] += parameter.numel() * parameter.element_size()
+    if len(held) == 1:
+        return ()
+    cached = Counter(device_of(block) for block in blocks)  # as many tokens in every block
+    a_block = token_bytes(lm) // len(blocks)
+    return tuple(GpuPart(model=size, token=cached[device] * a_block) for device, size in held.items())
 
 
 def token_bytes(lm: LanguageModel) -> int:

@@ -26,7 +26,7 @@ class Nodes:
 
     def add(self, cpus: int = 1, **environment: str) -> Any:
         """A node that has joined; its processes have these variables, too."""
-        return _started(lambda: self._cluster.add_node(num_cpus=cpus, env_vars=environment))
+        return started(lambda: self._cluster.add_node(num_cpus=cpus, env_vars=environment))
 
     def at(self, address: str) -> bool:
         """Whether a node of this address is alive."""
@@ -57,14 +57,14 @@ class Nodes:
 def nodes(**options: Any) -> Iterator[Nodes]:
     """The head alone, at first; `options` of Ray's for it."""
     head = {"num_cpus": 0, "include_dashboard": False, **options}
-    cluster = _started(lambda: Cluster(initialize_head=True, head_node_args=head))
+    cluster = started(lambda: Cluster(initialize_head=True, head_node_args=head))
     try:
         yield Nodes(cluster)
     finally:
         cluster.shutdown()
 
 
-def _started(start: Callable[[], T]) -> T:
+def started(start: Callable[[], T]) -> T:
     """What it starts: Ray gives its processes 30 seconds, which no setting changes and a busy machine can exceed."""
     here = psutil.Process()
     before = set(here.children())

@@ -1,5 +1,9 @@
 """A small server for tests, and what it must answer. Run as a script it serves FOLDER at PORT until its input ends.
 
+It stands behind HAProxy, as the servers of `regrad serve` do. A line of its input is the name of another application,
+which is then served beside it, below /NAME, as FOLDER/NAME.json says, or, if there is no such file, no longer; of an
+empty one nothing is changed. It answers each with a line, ANSWER and as JSON how many replicas run of each deployment.
+
 The model is the random one of the tests, so answers are no sense, but they hang on every number of the update. What
 each question must give is computed by transformers' `generate` and the MetaInit, without engine, server or Ray.
 """
@@ -34,11 +38,14 @@ from regrad.retrieval.base import open_retriever
 from regrad.retrieval.bm25 import build_index
 from regrad.settings import parse_settings
 from serve_app.config import HttpConfig, ServeConfig
+from tests.tools.nodes import started
+from tests.tools.patience import patient
 
 PASSAGES, QUESTIONS, TOKENS = 40, 48, 10
 METHODS = ("direct", "rag", "regrad", "regrad+icl", "regrad-online")
 SCALES = {1: 1.0, 2: -1.0}
 """A version of the bank, and by what its atoms are multiplied."""
+ANSWER = "answer: "
 _LEAST_MARGIN = 2e-3
 
 
@@ -138,14 +145,47 @@ def main() -> None:
     folder, port = Path(sys.argv[1]), int(sys.argv[2])
     import ray
 
-    from serve_app.app import serving
+    from ray_jobs.cluster import prepare_serve_proxy
+    from serve_app import app
 
-    config = parse_settings(ServeConfig, json.loads((folder / "serve.json").read_text()), "serve.json")
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
-    with serving(config, HttpConfig(port=port)):
+    app._START_SECONDS = round(patient(app._START_SECONDS))
+    prepare_serve_proxy()
+    options: Any = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False}
+    started(lambda: ray.init("local", object_store_memory=100 << 20, **options))
+    with app.serving(_config(folder / "serve.json"), HttpConfig(port=port)):
         print("serving", flush=True)
-        sys.stdin.read()
+        for line in sys.stdin:
+            if name := line.strip():
+                _beside(folder, name)
+            print(f"{ANSWER}{json.dumps(_running())}", flush=True)
     ray.shutdown()
+
+
+def _beside(folder: Path, name: str) -> None:
+    """Serve another application, or no longer."""
+    from ray import serve
+
+    from serve_app.app import deploy
+
+    if (path := folder / f"{name}.json").exists():
+        deploy(_config(path), name, f"/{name}")
+    else:
+        serve.delete(name)
+
+
+def _running() -> dict[str, dict[str, int]]:
+    """By application and deployment."""
+    from ray import serve
+    from ray.serve.schema import ReplicaState
+
+    return {
+        name: {one: int(of.replica_states.get(ReplicaState.RUNNING, 0)) for one, of in application.deployments.items()}
+        for name, application in serve.status().applications.items()
+    }
+
+
+def _config(path: Path) -> ServeConfig:
+    return parse_settings(ServeConfig, json.loads(path.read_text()), path.name)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import pytest
 import requests
 from safetensors.torch import load_file
 
-from ray_jobs.cluster import SERVE_SETTINGS
 from regrad.bank.format import Manifest
 from regrad.data.passages import Passage
 from regrad.meta_init import MetaInit
@@ -32,6 +31,12 @@ from tests.tools.patience import Deadline, patient
 
 Question = dict[str, Any]
 APPLIED = ("regrad", "regrad+icl")
+_COUNTED = {
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR": "0.02",
+}
+"""For autoscaling requests are counted, and told, every second instead of every six and ten."""
 
 
 @dataclass
@@ -42,6 +47,8 @@ class Running:
     folder: Path
     process: subprocess.Popen[str]
     questions: list[Question]
+    application: str = "regrad"
+    said: list[str] = field(default_factory=list)
 
     def post(self, body: Any, seconds: float | None = None, **options: Any) -> requests.Response:
         timeout = seconds or patient(60)
@@ -58,9 +65,38 @@ class Running:
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """The processes of a deployment's replicas, by their titles."""
-        return [
-            process for process in family(self.process.pid) if f"ServeReplica:regrad:{deployment}" in _title(process)
-        ]
+        title = f"ServeReplica:{self.application}:{deployment}"
+        return [process for process in family(self.process.pid) if title in _title(process)]
+
+    @contextmanager
+    def beside(self, name: str, **changes: Any) -> Iterator[Running]:
+        """Another application of the same server's, with other settings, in the block."""
+        path = self.folder / f"{name}.json"
+        path.write_text(json.dumps(json.loads((self.folder / "serve.json").read_text()) | changes))
+        self._tell(name)
+        try:
+            yield replace(self, url=f"{self.url}/{name}", application=name)
+        finally:
+            path.unlink()
+            self._tell(name)
+
+    def running(self, deployment: str) -> int:
+        """How many replicas of a deployment run, as Serve has it."""
+        return int(self._tell("")[self.application][deployment])
+
+    def _tell(self, line: str) -> dict[str, dict[str, int]]:
+        """What the server's process answers to a line when it has done what that says."""
+
+        def answers() -> list[str]:
+            return [one for one in self.said if one.startswith(served.ANSWER)]
+
+        assert self.process.stdin is not None
+        before = len(answers())
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        self.wait(lambda: len(answers()) > before, seconds=120)
+        found: dict[str, dict[str, int]] = json.loads(answers()[-1].removeprefix(served.ANSWER))
+        return found
 
     def releases(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = requests.get(f"{self.url}/v1/bank", timeout=patient(30)).json()["releases"]
@@ -183,11 +219,9 @@ def running(folder: Path, model: Path) -> Iterator[Running]:
     }
     (folder / "serve.json").write_text(json.dumps(config))
     port = free_port()
-    # Serve's proxy is given 5 s to start, and this server has none of the settings that ours start theirs with.
-    slow_start = {name: value for name, value in SERVE_SETTINGS.items() if "CHECK_TIMEOUT" in name}
     process = subprocess.Popen(
         [sys.executable, served.__file__, str(folder), str(port)],
-        env=environment(PYTHONPATH=str(Path(served.__file__).parents[2]), OMP_NUM_THREADS="1", **slow_start),
+        env=environment(PYTHONPATH=str(Path(served.__file__).parents[2]), OMP_NUM_THREADS="1", **_COUNTED),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=(folder / "stderr.txt").open("w"),
@@ -199,8 +233,10 @@ def running(folder: Path, model: Path) -> Iterator[Running]:
         while (line := process.stdout.readline()) != "serving\n":
             if not line:
                 pytest.fail((folder / "stderr.txt").read_text()[-3000:], pytrace=False)
-        threading.Thread(target=lambda: list(process.stdout or ()), daemon=True).start()
-        yield Running(f"http://127.0.0.1:{port}", folder, process, json.loads((folder / "expected.json").read_text()))
+        questions = json.loads((folder / "expected.json").read_text())
+        server = Running(f"http://127.0.0.1:{port}", folder, process, questions)
+        threading.Thread(target=lambda: server.said.extend(process.stdout or ()), daemon=True).start()
+        yield server
     finally:
         if process.stdin:
             process.stdin.close()

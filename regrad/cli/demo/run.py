@@ -55,7 +55,7 @@ class Demo:
         with self.stage("lab", "writing the lab world: documents and questions about people the base has never seen"):
             write_lab(plan.lab)
         with self.stage("meta_train", "meta-training with Ray Train and DeepSpeed"):
-            self.say(meta_train.run(plan.train))
+            self.say(meta_train.run(plan.train, replaces=True))  # the folder is the demo's own
         with self.stage("index", "indexing with Lucene"):
             self.say(index_corpus.run(plan.index))
         with self.stage("build", "filling the Gradient Bank with Ray Data"):

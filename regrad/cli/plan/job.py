@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -40,7 +41,7 @@ from regrad.planning.search import Choice, Limits, best, check_processors, fits,
 from regrad.planning.stages import MeasuredStages, Served, measure
 from regrad.settings import parse_settings
 from regrad.storage import Storage
-from regrad.text import hint, milliseconds
+from regrad.text import counted, hint, milliseconds
 from serve_app.app import check_artefacts, parts_of
 from serve_app.config import ServeConfig
 from serve_app.methods import offers_of
@@ -129,8 +130,9 @@ def prepare(config: PlanConfig) -> CheckedSettings:
     if config.profile is not None:
         profile = read_profile(config.profile)
         fingerprint = str(read_card(server.meta_init)["fingerprint"])
-        check_profile(profile, fingerprint, bank, config.method, config.k, server.embedded)
+        check_profile(profile, fingerprint, bank, config.method, config.k, server.embedded, _gpus(server))
     else:
+        _check_gpus(server)
         _check_room(server, limits)
     questions = tuple(one.question for one in read_questions(config.questions))
     served = _served(server, offers[config.method].settings)
@@ -149,10 +151,15 @@ def _served(server: ServeConfig, method: MethodSettings) -> Served:
         retrieval=server.retrieval,
         method=method,
         on_overflow=server.on_overflow,
-        gpu=server.generator.num_gpus > 0 and torch.cuda.is_available(),
+        devices=tuple(f"cuda:{number}" for number in range(_gpus(server))) or ("cpu",),
         threads=max(1, int(server.generator.num_cpus)),
         prefill_tokens=server.batch.prefill_tokens,
     )
+
+
+def _gpus(server: ServeConfig) -> int:
+    """How many GPUs a generator computes on; a share of one is one."""
+    return math.ceil(server.generator.num_gpus)
 
 
 def _limits(config: PlanConfig, server: ServeConfig) -> Limits:
@@ -180,15 +187,27 @@ def machine_of(config: MachineConfig) -> Machine:
     )
 
 
+def _check_gpus(server: ServeConfig) -> None:
+    """Refuse to measure where a generator does not get the GPUs that it has, over which its base would be split."""
+    wanted, here = _gpus(server), torch.cuda.device_count()
+    if wanted > here:
+        raise PlanningError(
+            f"a generator has {counted(wanted, 'GPU')} (generator.num_gpus), and this machine, on which it would be "
+            f"measured, has {here}; measure on one that has them, or give a profile that was measured there (profile)",
+            code="too_few_gpus",
+            expected=wanted,
+            found=here,
+        )
+
+
 def _check_room(server: ServeConfig, limits: Limits) -> None:
     """Refuse a model whose files alone are larger than the memory: in memory it is at least as large."""
     path = Path(resolve_path(MetaInit.load(server.meta_init).model_at(server.model_path).path))
     files = [path] if path.is_file() else [file for file in path.glob("*") if file.suffix in _WEIGHTS]
     size = sum(file.stat().st_size for file in files)
-    on_gpu = any(limits.gpus.values())
-    machine = limits.machine
-    if size > (machine.gpu_bytes if on_gpu else machine.memory_bytes):
-        raise no_room(size, size, machine, on_gpu)
+    gpus, machine = _gpus(server), limits.machine
+    if size > (gpus * machine.gpu_bytes if gpus else machine.memory_bytes):
+        raise no_room(size, size // max(1, gpus), machine, gpus > 0)
 
 
 def _measured(checked: CheckedSettings, say: Say) -> Profile:
@@ -242,7 +261,8 @@ def _profile(checked: CheckedSettings, found: MeasuredStages, given: ObservedSer
         fingerprint=found.fingerprint,
         bank=found.bank,
         workload=found.workload.model_copy(update={"alone": alone}),
-        generator_on_gpu=checked.served.gpu,
+        generator_on_gpu=_gpus(checked.server) > 0,
+        generator_gpus=max(1, _gpus(checked.server)),
         stages=found.stages,
         memory=found.memory,
         configuration=given.configuration,

@@ -64,6 +64,29 @@ def test_a_killed_replica_costs_no_answer_and_comes_back(server: Running, deploy
     assert result.slowest < patient(30)
 
 
+def test_a_killed_gateway_costs_no_answer_and_comes_back(server: Running) -> None:
+    """The only one: until it is back Serve's own proxy holds the requests."""
+    check_killed_gateway(server)
+
+
+def check_killed_gateway(server: Running) -> None:
+    """Kill a gateway that has requests in flight: another one, or the next, answers them."""
+    long = {"question": "Who?", "method": "direct", "max_new_tokens": 200, "stop": []}
+    probe = {"body": {"question": "Who?", "method": "direct", "max_new_tokens": 1}}
+    before = server.replicas("gateway")
+    with ThreadPoolExecutor(16) as threads:
+        asked = [threads.submit(server.post, long) for _ in range(16)]
+        server.wait(lambda: server.answer(probe)["batch_size"] > 2)
+        before[0].kill()
+        in_flight = sum(not one.done() for one in asked)
+        statuses = Counter(one.result().status_code for one in asked)
+    assert in_flight > len(asked) / 2, "it was killed too late"
+    assert statuses == {200: len(asked)}
+    for question in server.questions[:8]:
+        check(question, server.answer(question))
+    server.wait(lambda: before[0] not in server.replicas("gateway") and server.running("gateway") == len(before))
+
+
 def test_without_a_generator_it_is_alive_and_not_ready(server: Running) -> None:
     def status(path: str) -> int:
         return requests.get(f"{server.url}{path}", timeout=patient(30)).status_code
@@ -228,3 +251,33 @@ def test_what_takes_too_long_is_a_504(server: Running) -> None:
     assert (response.status_code, response.json()["error"]["type"]) == (504, "timeout")
     question = server.asking("regrad")[0]
     check(question, server.answer(question))
+
+
+@pytest.fixture(scope="module")
+def elastic(process: Running) -> Iterator[Running]:
+    """Another application of that server: one or two generators, as its load needs, and two gateways that search and
+    load themselves."""
+    generator = {"max_replicas": 2, "num_cpus": 0.1, "target_ongoing_requests": 6.0, "drain_seconds": 5.0}
+    generator |= {"upscale_delay_seconds": 1.0, "downscale_delay_seconds": 2.0}
+    gateway = {"min_replicas": 2, "max_replicas": 2, "num_cpus": 0.1, "max_ongoing_requests": 512}
+    with process.beside("elastic", embedded=True, generator=generator, gateway=gateway) as server:
+        yield server
+
+
+def test_it_scales_out_under_load_and_in_after_it(elastic: Running) -> None:
+    """12 users, where 6 a generator are meant, and then one; Serve goes by the mean of its last 30 seconds."""
+    assert elastic.running("generator") == 1
+    with load(elastic, elastic.questions, threads=12) as result:
+        elastic.wait(lambda: elastic.running("generator") == 2)
+        grown = len(result.answers)
+        elastic.wait(lambda: len(result.answers) > grown + 40)
+    result.check(failures=0)
+    with load(elastic, elastic.questions, threads=1) as after:
+        elastic.wait(lambda: elastic.running("generator") == 1)
+        back = len(after.answers)
+        elastic.wait(lambda: len(after.answers) > back + 10)
+    after.check(failures=0)
+
+
+def test_one_of_two_gateways_is_killed_and_costs_no_answer(elastic: Running) -> None:
+    check_killed_gateway(elastic)

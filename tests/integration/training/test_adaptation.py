@@ -70,6 +70,11 @@ def test_two_workers_finetune_what_one_process_does_and_a_foreign_directory_is_l
         f"adapter {made.digest} at {tmp_path}/lora: instruction, {PASSAGES} examples, 5 steps, loss "
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lora", "lora.logs"], "the numbers"
+    kept = made.notes["seconds"]
+    assert finetune.run(config).startswith(f"finished already: {line}; ")
+    with refused(TrainingError, "finished_with_other_settings", keys=["optimizer.lr"]):
+        finetune.run(finetuning(lab, tmp_path / "lora", "optimizer.lr=0.1"))
+    assert StaticLora.load(tmp_path / "lora").notes["seconds"] == kept, "it was not trained again"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")
     with refused(StorageError, "occupied"):

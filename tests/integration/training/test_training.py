@@ -261,9 +261,17 @@ def test_a_run_that_was_killed_after_its_last_step_only_has_to_be_saved(
         meta_train.run(config)
     done = MetaInit.load(config.output)
     shutil.rmtree(config.output)
-    meta_train.run(config)
-    assert MetaInit.load(config.output).fingerprint == done.fingerprint
+    line = meta_train.run(config)
+    found = MetaInit.load(config.output)
+    assert found.fingerprint == done.fingerprint
     assert not (tmp_path / "m.training").exists()
+    assert meta_train.run(config).startswith(f"finished already: {line}; ")
+    other = config.model_copy(update={"seed": config.seed + 1})
+    with refused(TrainingError, "finished_with_other_settings", keys=["seed"]):
+        meta_train.run(other)
+    assert MetaInit.load(config.output).notes == found.notes, "it was not trained again"
+    meta_train.run(other, replaces=True)
+    assert MetaInit.load(config.output).fingerprint != found.fingerprint
 
 
 class Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,14 @@ import yaml
 
 from regrad.cli.plan import job
 from regrad.cli.plan.report import PlanReport
+from regrad.errors import PlanningError
+from regrad.planning import stages
 from regrad.planning.config import PlanConfig
 from regrad.planning.profile import Observed, Profile, read_profile
 from regrad.planning.stages import MeasuredStages
 from regrad.settings import load_settings
 from serve_app.config import ServeConfig
+from tests.tools.refusals import refused
 from tests.tools.releasing import setup
 from tests.unit.planning import examples
 
@@ -43,12 +47,15 @@ class Started:
         return found
 
 
+def measured(profile: Profile) -> MeasuredStages:
+    return MeasuredStages(profile.stages, profile.memory, profile.workload, profile.fingerprint, profile.bank)
+
+
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Started:
-    started, profile = Started(), examples.profile_of()
-    measured = MeasuredStages(profile.stages, profile.memory, profile.workload, profile.fingerprint, profile.bank)
+    started = Started()
     monkeypatch.setattr("serve_app.app.check_index", lambda *_: None)
-    monkeypatch.setattr(job, "measure", lambda *_: measured)
+    monkeypatch.setattr(job, "measure", lambda *_: measured(examples.profile_of()))
     monkeypatch.setattr(job, "cluster", nullcontext)
     monkeypatch.setattr(job, "loaded", started.loaded)
     monkeypatch.setattr(job, "_check_room", lambda *_: None)
@@ -97,6 +104,40 @@ def test_the_other_server_is_not_measured_where_it_has_no_room(tmp_path: Path, s
     _, profile = plan(tmp_path, embedded=True, retriever={"num_cpus": 10_000})
     assert {embedded for embedded, _ in started.loads} == {True}
     assert profile.other is None
+
+
+def two_gpus(monkeypatch: pytest.MonkeyPatch, here: int = 2) -> list[str]:
+    """Settings of a generator over two GPUs, on a machine that has so many."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: here)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=1 << 34))
+    return ["machine.gpus=2"]
+
+
+def test_a_base_over_several_gpus_is_measured_as_the_server_loads_it(
+    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loaded(Exception):
+        pass
+
+    def load(_: Any, devices: tuple[str, ...]) -> None:
+        raise Loaded(*devices)
+
+    monkeypatch.setattr(job, "measure", lambda *_: measured(examples.profile_of(step=0.01)))
+    _, profile = plan(tmp_path, *two_gpus(monkeypatch), generator={"num_gpus": 2})
+    assert (profile.generator_on_gpu, profile.generator_gpus) == (True, 2)
+    monkeypatch.setattr("regrad.planning.stages.load_language_model", load)
+    monkeypatch.setattr(job, "measure", stages.measure)
+    with pytest.raises(Loaded) as caught:
+        plan(tmp_path, *two_gpus(monkeypatch), generator={"num_gpus": 2})
+    assert caught.value.args == ("cuda:0", "cuda:1")
+
+
+def test_what_has_more_gpus_than_are_here_is_not_measured_here(
+    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with refused(PlanningError, "too_few_gpus", expected=2, found=1):
+        plan(tmp_path, *two_gpus(monkeypatch, here=1), generator={"num_gpus": 2})
+    assert not started.servers
 
 
 def test_a_check_runs_the_chosen_server_embedded_as_it_is_planned(tmp_path: Path, started: Started) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from regrad.errors import PlanningError
 from regrad.planning.prediction import Predictor
-from regrad.planning.profile import Bank, Machine, Profile, check_profile, read_profile, write_profile
+from regrad.planning.profile import Bank, GpuPart, Machine, Profile, check_profile, read_profile, write_profile
 from regrad.planning.search import Choice, Limits, best, check_processors, fits, fitting, front, predicted
 from tests.tools.refusals import refused
 from tests.unit.planning.examples import BANK, EMBEDDED_OWN, MACHINE, OWN, profile_of, with_embedded
@@ -106,6 +106,22 @@ def test_a_model_that_does_not_fit_the_memory_is_refused_with_what_it_needs(memo
     assert choices(limits=Limits(Machine(cores=2, memory_bytes=1500), CPUS, {}))
 
 
+def test_of_a_base_over_several_gpus_each_has_room_for_its_part() -> None:
+    profile = profile_of(step=0.01)
+    parts = (GpuPart(model=600, token=1), GpuPart(model=400, token=1))
+    memory = profile.memory.model_copy(update={"parts": parts})
+    profile = profile.model_copy(update={"memory": memory, "generator_on_gpu": True, "generator_gpus": 2})
+
+    def of(gpu_bytes: int) -> list[Choice]:
+        machine = Machine(cores=2, gpus=2, memory_bytes=1 << 34, gpu_bytes=gpu_bytes)
+        return choices(limits=replace(LIMITS, machine=machine, gpus={"generator": 2.0}), profile=profile)
+
+    fullest = 600 + 50  # with the keys and values of one row
+    assert {one.candidate.rows for one in of(fullest)} == {1}
+    with refused(PlanningError, "no_room", model=fullest):
+        of(fullest - 1)
+
+
 def test_too_few_cores_or_gpus_for_one_replica_each_are_refused() -> None:
     with pytest.raises(PlanningError) as caught:
         check_processors(OWN, Limits(Machine(cores=1, memory_bytes=1 << 34), CPUS, {}))
@@ -122,11 +138,13 @@ def test_too_few_cores_or_gpus_for_one_replica_each_are_refused() -> None:
         ({"method": "rag"}, "method"),
         ({"k": 5}, "passages a question (k)"),
         ({"embedded": True}, "`embedded`"),
+        ({"gpus": 1}, "GPUs of a generator"),
     ],
 )
 def test_a_profile_of_another_server_is_refused(change: dict, what: str) -> None:
     profile = profile_of()
-    right = {"fingerprint": profile.fingerprint, "bank": profile.bank, "method": "regrad", "k": 3, "embedded": False}
+    right = {"fingerprint": profile.fingerprint, "bank": profile.bank, "method": "regrad", "k": 3}
+    right |= {"embedded": False, "gpus": 0}
     check_profile(profile, **right)
     with pytest.raises(PlanningError) as caught:
         check_profile(profile, **{**right, **change})
@@ -137,13 +155,13 @@ def test_a_profile_of_another_server_is_refused(change: dict, what: str) -> None
 @pytest.mark.parametrize("embedded", [False, True])
 def test_a_profile_of_both_servers_holds_for_either(embedded: bool) -> None:
     profile = with_embedded(profile_of(), 0.8)
-    check_profile(profile, profile.fingerprint, profile.bank, "regrad", 3, embedded)
+    check_profile(profile, profile.fingerprint, profile.bank, "regrad", 3, embedded, 0)
 
 
 def test_a_bank_that_has_grown_is_planned_for_with_the_same_profile() -> None:
     profile = profile_of()
     grown = Bank(codec="float32", record_bytes=1000, passages=800)
-    check_profile(profile, profile.fingerprint, grown, "regrad", 3, embedded=False)
+    check_profile(profile, profile.fingerprint, grown, "regrad", 3, embedded=False, gpus=0)
     same_cache = Predictor(profile, grown).predict(OWN, MACHINE, 16)
     assert same_cache.demand > Predictor(profile).predict(OWN, MACHINE, 16).demand
 

@@ -6,6 +6,7 @@ Whether a cloud takes them is not tested: none is at hand.
 from __future__ import annotations
 
 import copy
+import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,12 @@ def test_every_node_starts_with_serves_settings(path: Path) -> None:
     config = read(path)
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
         (start,) = (command for command in config[commands] if "/ray start " in command)
-        assert {part for part in start.split() if part.startswith("RAY_SERVE_")} == {
-            f"{name}={SERVE_SETTINGS[name]}" for name in here
-        }
+        settings, _, _ = start.partition(" /home/ubuntu/venv/bin/ray start ")
+        said = subprocess.run(
+            ["bash", "-c", f"{settings} env -0"], stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+        found = dict(variable.split("=", 1) for variable in said.split("\0") if variable.startswith("RAY_SERVE_"))
+        assert found == {name: SERVE_SETTINGS[name] for name in here}
 
 
 @both

@@ -1,0 +1,110 @@
+"""What a training was given: kept beside its checkpoints until it is finished, and then in the directory of its result.
+
+With the first an interrupted training is resumed, with the second a finished one is left as it is; in both cases only
+if settings and data are the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from regrad.errors import TrainingError
+from regrad.storage import Storage
+from regrad.training.config import TrainConfig
+
+UNFINISHED = "run.json"
+"""In the run's own directory, beside its checkpoints."""
+FINISHED = "training.json"
+"""In the directory of the result, which is written with it."""
+
+# What a resumed run may change: none of it changes a number, but by rounding.
+_FREE: dict[str, Any] = {
+    **dict.fromkeys(("output", "checkpoints", "watch", "cluster"), True),
+    "optimizer": {"micro_batch", "batch_tokens"},
+    "passages": {"cluster"},  # a refresh that failed for want of room is the reason to change it
+}
+
+
+def run_storage(config: TrainConfig) -> Storage:
+    """The directory of an unfinished run."""
+    return Storage(config.checkpoints.location or f"{config.output}.training")
+
+
+def settings_of(config: TrainConfig, data: Mapping[str, Any]) -> dict[str, Any]:
+    """All that decides a training's numbers; `data` are hashes of what the settings name."""
+    return {**config.model_dump(mode="json", exclude=_FREE), "data": dict(data)}
+
+
+def as_written(settings: Mapping[str, Any]) -> bytes:
+    """The file of these settings."""
+    return json.dumps(settings, indent=1).encode()
+
+
+def check_unfinished(storage: Storage, settings: Mapping[str, Any]) -> None:
+    """Raise `TrainingError` unless the unfinished run there has these settings."""
+    differences = _differing(storage, UNFINISHED, settings, "discard the run with --set checkpoints.resume=false")
+    if differences:
+        raise TrainingError(
+            f"an unfinished run at {storage.uri} has other settings: {_shown(differences)}. Finish it with its "
+            "own settings, or discard it with --set checkpoints.resume=false",
+            code="run_of_other_settings",
+            uri=storage.uri,
+            keys=[key for key, _, _ in differences],
+        )
+
+
+def note_finished(config: TrainConfig, data: Mapping[str, Any]) -> None:
+    """Say in the directory of the result, which is complete, what it was trained with."""
+    Storage(config.output).write(FINISHED, as_written(settings_of(config, data)))
+
+
+def is_finished(config: TrainConfig, data: Mapping[str, Any], replaces: bool = False) -> bool:
+    """Whether `config.output` is the result of just these settings and data, so that nothing is left to do.
+
+    Raises `TrainingError` if it is that of others, unless the new one `replaces` it. An unfinished run goes first,
+    `checkpoints.resume` false takes up nothing, and what was not made by a training's job says nothing of itself.
+    """
+    output = Storage(config.output)
+    if not config.checkpoints.resume or run_storage(config).exists(UNFINISHED) or not output.exists(FINISHED):
+        return False
+    settings = settings_of(config, data)
+    differences = _differing(output, FINISHED, settings, "remove it, or have it replaced with checkpoints.resume=false")
+    if differences and not replaces:
+        raise TrainingError(
+            f"the result at {output.uri} was trained with other settings: {_shown(differences)}. Choose another "
+            "output, remove this one, or have it replaced with --set checkpoints.resume=false",
+            code="finished_with_other_settings",
+            uri=output.uri,
+            keys=[key for key, _, _ in differences],
+        )
+    return not differences
+
+
+def finished_line(described: str) -> str:
+    """What a job says of a result that it left as it is."""
+    return f"finished already: {described}; --set output=... or remove it to train anew"
+
+
+def _differing(storage: Storage, name: str, settings: Mapping[str, Any], remedy: str) -> list[tuple[str, Any, Any]]:
+    """The keys whose values differ between the file and the settings, with the old and the new values."""
+    try:
+        before = json.loads(storage.read(name))
+    except ValueError:
+        before = None
+    if not isinstance(before, dict):
+        raise TrainingError(f"{storage.uri}/{name} is damaged; {remedy}", code="run_damaged", uri=storage.uri)
+    return list(_differences(before, settings))
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted({*before, *now}):
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield key, before, now
+
+
+def _shown(differences: list[tuple[str, Any, Any]]) -> str:
+    return "; ".join(f"{key} was {old!r:.60}, is {new!r:.60}" for key, old, new in differences[:8])

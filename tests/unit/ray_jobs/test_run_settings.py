@@ -1,0 +1,76 @@
+"""When a training is finished already, and when what is there is another's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ray_jobs.run_settings import FINISHED, is_finished, note_finished, run_storage
+from ray_jobs.train_runner import run_directory
+from regrad.errors import TrainingError
+from regrad.settings import builtin_config, load_settings
+from regrad.training.config import TrainConfig
+from regrad.training.meta.config import MetaTrainConfig
+from tests.tools.refusals import refused
+
+DATA = {"tasks": "0123"}
+
+
+def config(folder: Path, *changes: str) -> TrainConfig:
+    values = [f"output={folder}/out", *changes]
+    return load_settings(MetaTrainConfig, builtin_config("jobs/train-lab.yaml"), values)
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A folder with the result of a training."""
+    assert not is_finished(config(tmp_path), DATA)
+    note_finished(config(tmp_path), DATA)
+    return tmp_path
+
+
+def test_the_same_settings_and_data_have_nothing_left_to_do(finished: Path) -> None:
+    free = ["cluster.workers=7", "watch.every=9", "checkpoints.every=3", "optimizer.micro_batch=1"]
+    assert is_finished(config(finished), DATA)
+    assert is_finished(config(finished, *free), DATA)
+    (finished / "out").rename(finished / "moved")
+    assert is_finished(config(finished, f"output={finished}/moved"), DATA)
+    assert not is_finished(config(finished), DATA)
+
+
+def test_a_result_of_others_is_kept_unless_it_is_to_be_replaced(finished: Path) -> None:
+    for settings, data, keys in (
+        (config(finished, "optimizer.lr=0.5", "optimizer.steps=3"), DATA, ["optimizer.lr", "optimizer.steps"]),
+        (config(finished), {"tasks": "4567"}, ["data.tasks"]),
+    ):
+        with refused(TrainingError, "finished_with_other_settings", keys=keys, uri=f"{finished}/out"):
+            is_finished(settings, data)
+        assert not is_finished(settings, data, replaces=True)
+    assert is_finished(config(finished), DATA)
+
+
+def test_who_takes_up_nothing_trains_anew(finished: Path) -> None:
+    assert not is_finished(config(finished, "checkpoints.resume=false"), DATA)
+    assert not is_finished(config(finished, "checkpoints.resume=false", "optimizer.lr=0.5"), DATA)
+
+
+def test_an_unfinished_run_into_the_same_place_goes_on(finished: Path) -> None:
+    """It was begun to replace what is there."""
+    other = config(finished, "optimizer.lr=0.5")
+    with run_directory(other, DATA):
+        pass
+    assert run_storage(other).uri == f"{finished}/out.training"
+    assert not is_finished(other, DATA)
+    with run_directory(other, DATA) as place:
+        assert place.resumed
+        place.remove()
+    with refused(TrainingError, "finished_with_other_settings", keys=["optimizer.lr"]):
+        is_finished(other, DATA)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_a_damaged_note_is_said(finished: Path, content: bytes) -> None:
+    (finished / "out" / FINISHED).write_bytes(content)
+    with refused(TrainingError, "run_damaged", uri=f"{finished}/out"):
+        is_finished(config(finished), DATA)
