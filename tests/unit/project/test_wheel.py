@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -26,8 +26,7 @@ def test_the_wheel_of_the_sources_holds_what_it_needs_and_works_in_an_empty_fold
     built = completed([*build, "sdist"], 120, cwd=ROOT)
     assert built.returncode == 0, built.stderr
     (sources,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(sources) as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(sources, tmp_path)  # Python 3.11.2, which Debian 12 has, knows no filters yet
     built = completed([*build, "wheel"], 120, cwd=tmp_path / sources.name.removesuffix(".tar.gz"))
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
