@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     of_texts.add_argument("--model", type=Path, metavar="FILE", help="the generator's settings")
     of_texts.add_argument("--adapter", default="", metavar="DIRECTORY", help="its LoRA of ft-rag, if it has one")
     of_texts.add_argument("--encoder", default="models/all-minilm-l6-v2", metavar="DIRECTORY", help="of passages")
+    of_texts.add_argument("--likelihoods", default="", metavar="FILE", help="keeps them for another run with the same")
     of_texts.add_argument("--articles", type=int, default=60, help="of SQuAD whose passages are trained on")
     of_texts.add_argument("--training", type=int, default=480, help="questions that are trained on")
     of_texts.add_argument("--lr", type=float, default=2e-5)
@@ -87,7 +88,7 @@ def _lab_sizes(given: argparse.Namespace) -> lab.Sizes:
 
 
 def _texts(given: argparse.Namespace) -> tuple[texts.Texts, texts.Sizes]:
-    what = texts.Texts(given.sets, given.model, given.adapter, given.encoder)
+    what = texts.Texts(given.sets, given.model, given.adapter, given.encoder, given.likelihoods)
     numbers = (given.articles, given.training, given.k, given.steps, given.lr, given.seeds)
     return what, texts.Sizes(*numbers, given.searched, given.questions)
 

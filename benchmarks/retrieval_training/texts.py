@@ -39,12 +39,14 @@ _MOST_TOKENS = 16
 
 @dataclass(frozen=True)
 class Texts:
-    """The study's sets, the generator (with its LoRA for passages in the prompt, if one is given), and the encoder."""
+    """The study's sets, the generator (with its LoRA for passages in the prompt, if one is given), the encoder, and a
+    file that keeps the likelihoods, if one is given."""
 
     sets: str
     model: Path
     adapter: str
     encoder: str
+    likelihoods: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def _trial(folder: Path, texts: Texts, sizes: Sizes) -> Trial:
     method: MethodSettings = PromptOnlyConfig(name="rag")
     if texts.adapter:
         method = StaticLoraConfig(name="ft-rag", adapter=texts.adapter)
-    likelihoods = {"prompt": Remembered(MethodLikelihood(lm, method, False, 1664))}
+    likelihoods = {"prompt": Remembered(MethodLikelihood(lm, method, False, 1664), texts.likelihoods)}
     answers = {"prompt": Answers(lm, method, f1, _MOST_TOKENS)}
     return Trial(folder, configured, likelihoods, answers, "f1", asked)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,18 +45,27 @@ Score = Callable[[str, Sequence[str]], float]
 
 
 class Remembered:
-    """Likelihoods that are computed once for all objectives: generator, questions and notes are the same for all."""
+    """Likelihoods that are computed once for all objectives: generator, questions and passages are the same for all.
 
-    def __init__(self, inner: Likelihood) -> None:
-        self._inner = inner
+    With a `file` they are kept there, too, for further runs with the same generator and passages.
+    """
+
+    def __init__(self, inner: Likelihood, file: str = "") -> None:
+        self._inner, self._file = inner, Path(file) if file else None
         self._known: dict[tuple[str, ...], float] = {}
+        if self._file is not None and self._file.is_file():
+            self._known = {tuple(key): value for key, value in map(json.loads, self._file.read_text().splitlines())}
 
     def of(self, asked: Sequence[Asked]) -> Tensor:
         """See `Likelihood`."""
         keys = [(question.question, *(passage.id for passage in passages)) for question, passages in asked]
         unknown = {key: pair for key, pair in zip(keys, asked, strict=True) if key not in self._known}
         if unknown:
-            self._known.update(zip(unknown, self._inner.of(list(unknown.values())).tolist(), strict=True))
+            found = dict(zip(unknown, self._inner.of(list(unknown.values())).tolist(), strict=True))
+            self._known |= found
+            if self._file is not None:
+                with self._file.open("a") as kept:
+                    kept.writelines(f"{json.dumps(pair)}\n" for pair in found.items())
         return torch.tensor([self._known[key] for key in keys])
 
 
