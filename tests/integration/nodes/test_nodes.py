@@ -178,7 +178,7 @@ def test_a_build_goes_on_without_a_node_that_the_network_has_cut_off_and_that_wr
             other.start_node(cluster.address, cpus=1)
             wait_for(lambda: cluster.at(other.address))
             build = Build(cluster, inputs, tmp_path / "bank", held=True)
-            wait_for(lambda: len(set(build.begun())) == 2)
+            wait_for(lambda: len(set(build.begun())) == 2, 150)  # beside other tests each takes long to start
             other.cut()
             build.let_go()  # there, too: what it computes nobody hears of, and it lies in the bank's folder
             assert set(build.nodes()) == {here.node_id[:6]}, "a block that the other wrote meanwhile is taken as it is"
