@@ -26,7 +26,10 @@ from retrieval_training.trial import OBJECTIVES
 
 def main() -> None:
     """Measure, print the tables, write the JSON."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    if "texts" in arguments.parts and arguments.model is None:
+        parser.error("the texts need --model, a generator's settings")
     torch.set_num_threads(arguments.threads)
     rows: list[dict[str, Any]] = []
     figures: dict[str, float] = {}
@@ -38,13 +41,14 @@ def main() -> None:
         rows += _shown(found)
     if "lab" in arguments.parts and not arguments.quick:
         found = lab.rows(_lab_sizes(arguments), arguments.meta_init, arguments.objectives)
-        figures |= lab.figures(found)
+        figures |= lab.figures(found) if "jsa" in arguments.objectives else {}
         rows += _shown(found)
     if "texts" in arguments.parts:
         found = texts.rows(*_texts(arguments), arguments.objectives)
-        figures |= texts.figures(found)
+        figures |= texts.figures(found) if "jsa" in arguments.objectives else {}
         rows += _shown(found)
-    show([figures])
+    if figures:
+        show([figures])
     if arguments.json:
         write(arguments.json, figures, rows, torch.device("cpu"))
 
