@@ -3,7 +3,8 @@
 Files are jsonl (plain or compressed) or Parquet, one or a directory of them, on any storage URI. One task a record:
 `{"id": ..., "passages": [{id, title, text}], "questions": [{question, answer, context: [0, 2]}]}`;
 `context` are positions in `passages`, best first (all of them if absent); `id` may be left out. A question that is not
-open has a `kind` (yes-no or choice) and `choices`, and may have several `answers`, as in a file of questions.
+open has a `kind` (yes-no or choice) and `choices`, and may have several `answers`, as in a file of questions. With
+`"in_prompt": false` the task's prompts have no passages, even where those of others have (`shape.in_prompt`).
 """
 
 from __future__ import annotations
@@ -60,11 +61,12 @@ class TaskQuestion:
 
 @dataclass(frozen=True)
 class Task:
-    """Passages and the questions about them."""
+    """Passages and the questions about them; `in_prompt`: whether its prompts may have the passages."""
 
     passages: tuple[Passage, ...]
     questions: tuple[TaskQuestion, ...]
     id: str = ""
+    in_prompt: bool = True
 
     @staticmethod
     def from_record(record: Any, where: str = "record") -> Task:
@@ -79,12 +81,16 @@ class Task:
         questions = tuple(
             _question(item, len(passages), f"{where} question {i}") for i, item in enumerate(record["questions"])
         )
-        return Task(passages, questions, identifier)
+        in_prompt = fields.get("in_prompt", True)
+        if not isinstance(in_prompt, bool):
+            raise CorpusError(f"{where}: 'in_prompt' has to be true or false", code="no_task", where=where)
+        return Task(passages, questions, identifier, in_prompt)
 
     def to_record(self) -> dict[str, Any]:
         """The inverse of `from_record`."""
         questions = [question.to_record() for question in self.questions]
-        return {"id": self.id, "passages": [asdict(passage) for passage in self.passages], "questions": questions}
+        record = {"id": self.id, "passages": [asdict(passage) for passage in self.passages], "questions": questions}
+        return record if self.in_prompt else record | {"in_prompt": False}
 
 
 _KEYS = ("question", *ANSWERS, "context", "kind", "choices")

@@ -119,5 +119,5 @@ def encode_question(lm: LanguageModel, task: Task, question: TaskQuestion, shape
 
 
 def prompt_passages(task: Task, question: TaskQuestion, shape: ShapeConfig) -> list[Passage]:
-    """The passages that a question has in its prompt, best first; none unless `shape.in_prompt`."""
-    return [task.passages[position] for position in question.context] if shape.in_prompt else []
+    """The passages that a question has in its prompt, best first; none unless `shape.in_prompt` and the task's."""
+    return [task.passages[position] for position in question.context] if shape.in_prompt and task.in_prompt else []

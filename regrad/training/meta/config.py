@@ -62,6 +62,13 @@ class ShapeConfig(Settings):
         None, ge=1, description="maximum number of questions of a task, drawn again for each draw"
     )
     in_prompt: bool = Field(False, description="passages also in the prompt of the outer loss: ReGrad + ICL")
+    in_prompt_probability: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="with in_prompt: the share of draws whose prompts have them; below 1 a start for both, ReGrad and "
+        "ReGrad + ICL",
+    )
     shuffled: bool = Field(False, description="passages in a random order in the prompt, drawn again each time")
     distractors: int = Field(2, ge=0, description="passages of other tasks added behind a question's own")
     distractor_probability: float = Field(0.0, ge=0, le=1, description="the share of draws that get distractors")

@@ -127,7 +127,8 @@ class Lengths:
         prompts, end = self.model.prompts, self._end
         asked = []
         for question in questions:
-            context = [task.passages[i] for i in question.context[: shape.k]] if shape.in_prompt else []
+            shown = question.context[: shape.k] if shape.in_prompt and task.in_prompt else ()
+            context = [task.passages[i] for i in shown]
             asked.append(prompts.prompt_for(question.asked, context))
         replies = [prompts.reply(question.answer) for question in questions]
         read = prompt_ids_of(self.tokenizer, prompts, asked)
@@ -345,7 +346,8 @@ class TasksInMemory:
 
 
 def shape_task(task: Task, shape: ShapeConfig, pool: Sequence[Passage], seed: int, position: int) -> Task:
-    """The task for the draw at `position`: fewer passages or questions, distractors from `pool`, another order.
+    """The task for the draw at `position`: fewer passages or questions, distractors from `pool`, another order, and
+    perhaps none of the passages in the prompt.
 
     A function of the task, the settings, the seed and the position, so it does not matter where it is called.
     """
@@ -368,4 +370,7 @@ def shape_task(task: Task, shape: ShapeConfig, pool: Sequence[Passage], seed: in
     used = sorted({position for question in questions for position in question.context})
     number = {old: new for new, old in enumerate(used)}
     questions = [replace(q, context=tuple(number[i] for i in q.context)) for q in questions]
-    return replace(task, passages=tuple(passages[i] for i in used), questions=tuple(questions))
+    # Drawn last, and only if it is open, so that what other settings draw stays as it was.
+    in_prompt = task.in_prompt and (shape.in_prompt_probability == 1 or rng.random() < shape.in_prompt_probability)
+    passages = tuple(passages[i] for i in used)
+    return replace(task, passages=passages, questions=tuple(questions), in_prompt=in_prompt)

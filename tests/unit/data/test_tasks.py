@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +174,22 @@ def test_all_bad_dev_tasks_are_named_at_once_or_left_out(
         check_dev_tasks(path, lengths, ShapeConfig(max_passage_tokens=40, bad_tasks="skip"), 5)
 
 
+def test_a_task_may_keep_its_passages_out_of_the_prompt() -> None:
+    record = {"id": "t", "passages": [PASSAGE], "questions": [{"question": "q", "answer": "a"}], "in_prompt": False}
+    task = Task.from_record(record)
+    assert not task.in_prompt and Task.from_record(task.to_record()) == task
+    assert "in_prompt" not in replace(task, in_prompt=True).to_record(), "as files had it before"
+    with refused(CorpusError, "no_task", where="here"):
+        Task.from_record({**record, "in_prompt": "no"}, "here")
+
+
 def test_lengths_count_what_training_sees(tiny: Any, tiny_path: Path) -> None:
-    """With passages in the prompt, too."""
+    """With passages in the prompt, too, and where a task keeps them out."""
     task = Task.from_record(
         {"passages": [PASSAGE, {**PASSAGE, "id": "b"}], "questions": [{"question": "q", "answer": "a"}]}
     )
-    shapes = (ShapeConfig(), ShapeConfig(in_prompt=True))
-    for lm, shape in itertools.product((tiny, without_end_token(tiny)), shapes):
+    shapes, tasks = (ShapeConfig(), ShapeConfig(in_prompt=True)), (task, replace(task, in_prompt=False))
+    for lm, shape, task in itertools.product((tiny, without_end_token(tiny)), shapes, tasks):
         lengths, batch = Lengths.of(lm.config), collate(lm, [task], shape)
         assert int(batch.questions.lengths[0]) == lengths.question(task, task.questions[0], shape)
         assert int(batch.passages.lengths[0]) == lengths.passage(task.passages[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from regrad.data.passages import Passage
@@ -74,6 +76,20 @@ def test_the_order_of_passages_in_a_prompt(order: str, expected: list[str]) -> N
     ranked = prompt_passages(TASK, TASK.questions[0], ShapeConfig(in_prompt=True))
     assert [passage.id for passage in prompts.ordered(ranked)] == expected
     assert prompt_passages(TASK, TASK.questions[0], ShapeConfig()) == []
+
+
+def test_a_share_of_the_draws_has_no_passage_in_the_prompt(tiny: LanguageModel) -> None:
+    """Their gradients they all have; and nothing else is drawn otherwise."""
+    shape = {"in_prompt": True, "questions": 1, "shuffled": True}
+    always = [shaped(position, **shape) for position in range(500)]
+    seldom = [shaped(position, **shape, in_prompt_probability=0.3) for position in range(500)]
+    assert all(task.in_prompt for task in always)
+    assert 110 <= sum(task.in_prompt for task in seldom) <= 190
+    assert [replace(task, in_prompt=True) for task in seldom] == always
+    without = next(task for task in seldom if not task.in_prompt)
+    drawn, plain = (collate(tiny, [without], ShapeConfig(in_prompt=shown)) for shown in (True, False))
+    assert drawn.questions.ids.equal(plain.questions.ids)
+    assert int(drawn.membership.sum()) == len(without.questions[0].context)
 
 
 def test_a_shuffled_order_is_another_one_for_other_draws() -> None:
