@@ -7,10 +7,11 @@ if settings and data are the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from regrad.errors import TrainingError
+from regrad.settings import settings_changed
 from regrad.storage import Storage
 from regrad.training.config import TrainConfig
 
@@ -32,19 +33,15 @@ def run_storage(config: TrainConfig) -> Storage:
     return Storage(config.checkpoints.location or f"{config.output}.training")
 
 
-def settings_of(config: TrainConfig, data: Mapping[str, Any]) -> dict[str, Any]:
-    """All that decides a training's numbers; `data` are hashes of what the settings name."""
-    return {**config.model_dump(mode="json", exclude=_FREE), "data": dict(data)}
+def as_written(config: TrainConfig, data: Mapping[str, Any]) -> bytes:
+    """The file of all that decides a training's numbers; `data` are hashes of what the settings name."""
+    return json.dumps(_settings_of(config, data), indent=1).encode()
 
 
-def as_written(settings: Mapping[str, Any]) -> bytes:
-    """The file of these settings."""
-    return json.dumps(settings, indent=1).encode()
-
-
-def check_unfinished(storage: Storage, settings: Mapping[str, Any]) -> None:
-    """Raise `TrainingError` unless the unfinished run there has these settings."""
-    differences = _differing(storage, UNFINISHED, settings, "discard the run with --set checkpoints.resume=false")
+def check_unfinished(storage: Storage, config: TrainConfig, data: Mapping[str, Any]) -> None:
+    """Raise `TrainingError` unless the unfinished run there has these settings and data."""
+    remedy = "discard the run with --set checkpoints.resume=false"
+    differences = _differing(storage, UNFINISHED, config, data, remedy)
     if differences:
         raise TrainingError(
             f"an unfinished run at {storage.uri} has other settings: {_shown(differences)}. Finish it with its "
@@ -57,7 +54,7 @@ def check_unfinished(storage: Storage, settings: Mapping[str, Any]) -> None:
 
 def note_finished(config: TrainConfig, data: Mapping[str, Any]) -> None:
     """Say in the directory of the result, which is complete, what it was trained with."""
-    Storage(config.output).write(FINISHED, as_written(settings_of(config, data)))
+    Storage(config.output).write(FINISHED, as_written(config, data))
 
 
 def is_finished(config: TrainConfig, data: Mapping[str, Any], replaces: bool = False) -> bool:
@@ -69,8 +66,8 @@ def is_finished(config: TrainConfig, data: Mapping[str, Any], replaces: bool = F
     output = Storage(config.output)
     if not config.checkpoints.resume or run_storage(config).exists(UNFINISHED) or not output.exists(FINISHED):
         return False
-    settings = settings_of(config, data)
-    differences = _differing(output, FINISHED, settings, "remove it, or have it replaced with checkpoints.resume=false")
+    remedy = "remove it, or have it replaced with checkpoints.resume=false"
+    differences = _differing(output, FINISHED, config, data, remedy)
     if differences and not replaces:
         raise TrainingError(
             f"the result at {output.uri} was trained with other settings: {_shown(differences)}. Choose another "
@@ -87,7 +84,14 @@ def finished_line(described: str) -> str:
     return f"finished already: {described}; --set output=... or remove it to train anew"
 
 
-def _differing(storage: Storage, name: str, settings: Mapping[str, Any], remedy: str) -> list[tuple[str, Any, Any]]:
+def _settings_of(config: TrainConfig, data: Mapping[str, Any], exclude_defaults: bool = False) -> dict[str, Any]:
+    dumped = config.model_dump(mode="json", exclude=_FREE, exclude_defaults=exclude_defaults)
+    return {**dumped, "data": dict(data)}
+
+
+def _differing(
+    storage: Storage, name: str, config: TrainConfig, data: Mapping[str, Any], remedy: str
+) -> list[tuple[str, Any, Any]]:
     """The keys whose values differ between the file and the settings, with the old and the new values."""
     try:
         before = json.loads(storage.read(name))
@@ -95,15 +99,7 @@ def _differing(storage: Storage, name: str, settings: Mapping[str, Any], remedy:
         before = None
     if not isinstance(before, dict):
         raise TrainingError(f"{storage.uri}/{name} is damaged; {remedy}", code="run_damaged", uri=storage.uri)
-    return list(_differences(before, settings))
-
-
-def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted({*before, *now}):
-            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
-    elif before != now:
-        yield key, before, now
+    return list(settings_changed(before, _settings_of(config, data), _settings_of(config, data, exclude_defaults=True)))
 
 
 def _shown(differences: list[tuple[str, Any, Any]]) -> str:

@@ -31,7 +31,7 @@ from ray_jobs._ray_compat.core import allocator
 from ray_jobs._ray_compat.train import CHECKPOINT_LIST, TrainerWithoutCleaner
 from ray_jobs.cluster import cluster, joined, require_workers, wants_gpu
 from ray_jobs.progress import progress_channel
-from ray_jobs.run_settings import UNFINISHED, as_written, check_unfinished, note_finished, run_storage, settings_of
+from ray_jobs.run_settings import UNFINISHED, as_written, check_unfinished, note_finished, run_storage
 from ray_jobs.waiting import release, reservation_logged, reservations
 from regrad.errors import RegradError, TrainingError
 from regrad.locking import exclusive
@@ -77,14 +77,13 @@ class RunDirectory:
         self._keep = config.checkpoints.keep
         self._best_by = best_by
         self.storage = storage
-        settings = settings_of(config, data)
         if not config.checkpoints.resume:
             self.remove()
         self.resumed = storage.exists(UNFINISHED)
         if self.resumed:
-            check_unfinished(storage, settings)
+            check_unfinished(storage, config, data)
         else:
-            storage.write(UNFINISHED, as_written(settings))
+            storage.write(UNFINISHED, as_written(config, data))
 
     def run_config(self) -> RunConfig:
         """Where Ray Train puts checkpoints, and which it keeps."""

@@ -72,6 +72,23 @@ def parse_settings(kind: type[S], data: Mapping[str, Any], where: str) -> S:
         raise ConfigError(f"{where}: {text}", code="invalid", problems=[fields for _, fields in problems]) from error
 
 
+def settings_changed(before: Any, now: Any, beyond_defaults: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The keys whose values differ between recorded settings and those of now, with the old and the new values.
+
+    Both are dumped whole; `beyond_defaults` are those of now that are not at their defaults (`exclude_defaults`). A
+    setting that the record does not know is newer than it, and counts if it is not at its default: a new version of
+    this package goes on with what an older one began.
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        given = beyond_defaults if isinstance(beyond_defaults, dict) else {}
+        for name in sorted({*before, *now}):
+            if name in before or name in given:
+                place = f"{key}.{name}" if key else name
+                yield from settings_changed(before.get(name), now.get(name), given.get(name), place)
+    elif before != now:
+        yield key, before, now
+
+
 def invalid(problem: str, sentence: str, near: str = "") -> PydanticCustomError:
     """What a validator of settings raises: `problem` stays, for programs and tests; the sentence is for people.
 

@@ -14,8 +14,11 @@ from regrad.errors import EvaluationError
 from regrad.locking import exclusive
 from regrad.rebuild.records import Records, RunRecord
 from regrad.rebuild.steps import StepOutcome, begun, ended
+from regrad.settings import settings_changed
 from regrad.storage import Storage
 from studies.step import Step
+
+_SHOWN = 8  # of the keys
 
 
 def run_steps(steps: Sequence[Step], output: str, workers: int, say: Callable[[str], None]) -> float:
@@ -117,14 +120,17 @@ class Progress:
         record = self._records.read(now.name, now.key)
         if record is None:
             return False
-        if record.settings == now.settings:
+        changed = list(settings_changed(record.settings, now.settings, step.work.content(exclude_defaults=True)))
+        if not changed:
             return True
         if not step.is_evaluation:
+            keys = [key for key, _, _ in changed]
             raise EvaluationError(
-                f"step '{step.name}' at {self._output}/steps was done with other settings; give the study another "
-                "output, or remove this one",
+                f"step '{step.name}' at {self._output}/steps was done with other settings "
+                f"({', '.join(keys[:_SHOWN])}); give the study another output, or remove this one",
                 code="other_settings",
                 step=step.name,
+                keys=keys,
             )
         return False  # its cells know themselves which of them are still good
 

@@ -76,9 +76,10 @@ class Command:
         """What the verb reads; raises `ConfigError` as it would."""
         return load_settings(VERBS[self.verb], self.config, self.changes)
 
-    def content(self) -> dict[str, Any]:
+    def content(self, exclude_defaults: bool = False) -> dict[str, Any]:
         """The settings that decide the result."""
-        return self.settings.model_dump(mode="json", exclude={"cluster", "watch"})  # type: ignore[no-any-return]
+        settings, free = self.settings, {"cluster", "watch"}
+        return settings.model_dump(mode="json", exclude=free, exclude_defaults=exclude_defaults)  # type: ignore[no-any-return]
 
     def run(self) -> str:
         """Do it in this process; returns the line that it ends with."""
@@ -106,10 +107,10 @@ class Function:
     def __str__(self) -> str:
         return f"{self.function.__module__}.{self.function.__qualname__}"
 
-    def content(self) -> dict[str, Any]:
+    def content(self, exclude_defaults: bool = False) -> dict[str, Any]:
         """The settings that decide the result."""
-        found = self.settings.model_dump(mode="json")
-        return {key: found[key] for key in self.keys}
+        found = self.settings.model_dump(mode="json", exclude_defaults=exclude_defaults)
+        return {key: found[key] for key in self.keys if key in found}
 
     def run(self) -> str:
         """Do it in this process; returns one line about it."""

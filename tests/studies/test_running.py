@@ -47,6 +47,19 @@ def test_a_run_is_recorded_as_that_of_a_rebuild(tmp_path: Path) -> None:
     assert (record.whole, record.settings, record.line) == (True, step.work.content(), "made")
 
 
+def test_a_step_of_other_settings_is_refused_and_they_are_named(tmp_path: Path) -> None:
+    """One that an older version did, which did not know all of today's settings, is done."""
+    config = Path(plan.__file__).parent / "train.yaml"
+    first, other = (Command("train", config, (f"seed={seed}",)) for seed in (0, 1))
+    before = first.content()
+    del before["shape"]["in_prompt_probability"]
+    progress = Progress(str(tmp_path))
+    progress.finish(begun(Step("start", first, "").recorded).model_copy(update={"settings": before}), "made", 1.0, 1.0)
+    assert progress.done(Step("start", first, ""))
+    with refused(EvaluationError, "other_settings", step="start", keys=["seed"]):
+        progress.done(Step("start", other, ""))
+
+
 def test_a_note_of_an_earlier_version_is_refused_in_one_sentence(tmp_path: Path) -> None:
     config = RagGdConfig(output=str(tmp_path))
     step = make_steps(config)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,18 @@ def test_a_result_of_others_is_kept_unless_it_is_to_be_replaced(finished: Path) 
             is_finished(settings, data)
         assert not is_finished(settings, data, replaces=True)
     assert is_finished(config(finished), DATA)
+
+
+def test_a_setting_that_is_newer_than_the_run_counts_if_it_is_not_at_its_default(finished: Path) -> None:
+    """Else no run could be taken up after this package was updated."""
+    place = finished / "out" / FINISHED
+    settings = json.loads(place.read_text())
+    del settings["shape"]["in_prompt_probability"], settings["inner"]["acts_on"]
+    place.write_text(json.dumps(settings))
+    assert is_finished(config(finished), DATA)
+    other = config(finished, "shape.in_prompt_probability=0.5")
+    with refused(TrainingError, "finished_with_other_settings", keys=["shape.in_prompt_probability"]):
+        is_finished(other, DATA)
 
 
 def test_who_takes_up_nothing_trains_anew(finished: Path) -> None:
