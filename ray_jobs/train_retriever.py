@@ -12,13 +12,16 @@ from typing import Any
 
 from ray_jobs.cluster import cluster, job_main, require_model
 from ray_jobs.refreshing import RefresherBeside, discard_vectors, index_anew, require_together
+from ray_jobs.run_settings import finished_line, is_finished, note_finished
 from ray_jobs.train_runner import steps_line, train_until_done
+from regrad.storage import Storage
 from regrad.training.retriever.artefact import CARD, TRAINED
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.run import (
     check_indexes,
     check_outputs,
     data_digest,
+    results_of,
     retriever_worker,
     write_trained,
 )
@@ -26,20 +29,27 @@ from regrad.training.workers import Workers
 
 
 def run(config: RetrieverTrainConfig) -> str:
-    """Train, or resume an unfinished run, and write `config.output` and the others; returns one line about it."""
+    """Train, or resume an unfinished run, and write `config.output` and the others; returns one line about it.
+
+    Results of the same settings and data are left as they are. Raises `TrainingError` for those of others.
+    """
     Workers(count=config.cluster.workers).check(config.optimizer.batch_size)
     check_outputs(config)
     config.method.check()
     require_model(config.model.path)
     check_indexes(config)
+    data = {"data": data_digest(config)}
+    if is_finished(config, data) and all(Storage(uri).exists(card) for uri, card in results_of(config)):
+        return finished_line(f"retriever at {_places(config)}")
 
     def keep(checkpoint: Path) -> tuple[int, dict[str, Any]]:
         trained = checkpoint / TRAINED
         notes = json.loads((trained / CARD).read_text())["notes"]
-        return write_trained(config, trained, partial(index_anew, config)), notes
+        passages = write_trained(config, trained, partial(index_anew, config))
+        note_finished(config, data)
+        return passages, notes
 
     leaner = "use fewer workers (cluster.workers), a smaller batch_tokens or a smaller k"
-    data = {"data": data_digest(config)}
     worker = partial(retriever_worker, refresher=RefresherBeside)
     with cluster(*(["deepspeed"] if config.optimizer.zero_stage is not None else [])):
         if config.passages is not None:
@@ -51,12 +61,15 @@ def run(config: RetrieverTrainConfig) -> str:
 
 def _describe(config: RetrieverTrainConfig, passages: int, notes: dict[str, Any]) -> str:
     """One line about a run."""
-    written = " and ".join([config.output, *(other.output for other in config.others)])
     beside = f"; generator at {config.generator.output}" if config.generator else ""
     return (
-        f"retriever at {written} ({passages} passages): {config.objective.kind} under {config.method.kind}, "
+        f"retriever at {_places(config)} ({passages} passages): {config.objective.kind} under {config.method.kind}, "
         f"{notes['questions']} questions, {steps_line(notes)}{beside}"
     )
+
+
+def _places(config: RetrieverTrainConfig) -> str:
+    return " and ".join([config.output, *(other.output for other in config.others)])
 
 
 if __name__ == "__main__":

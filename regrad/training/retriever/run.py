@@ -188,16 +188,22 @@ def _write_reranked(config: RetrieverTrainConfig, selector: SelectorConfig, trai
 
 def check_outputs(config: RetrieverTrainConfig) -> None:
     """Raise `StorageError` if something that is not ours is where a result goes; before anything is trained."""
-    for uri in (config.output, *(other.output for other in config.others)):
-        check_replaceable(uri, INDEX_CARD)
+    for uri, card in results_of(config):
+        check_replaceable(uri, card)
+    if config.generator is not None and config.generator.start_from is not None:
+        ADAPTER_CARD.read(config.generator.start_from)
+
+
+def results_of(config: RetrieverTrainConfig) -> list[tuple[str, str]]:
+    """All that a run writes: directories, each with the file that shows that it is there."""
+    results = [(uri, INDEX_CARD) for uri in (config.output, *(other.output for other in config.others))]
     if config.passages is not None:
-        check_replaceable(config.passages.encoder, _MODULES)
+        results.append((config.passages.encoder, _MODULES))
     if config.selector is not None:
-        check_replaceable(config.selector.output, _SELECTOR_CARD)
+        results.append((config.selector.output, _SELECTOR_CARD))
     if config.generator is not None:
-        check_replaceable(config.generator.output, generator_card(config))
-        if config.generator.start_from is not None:
-            ADAPTER_CARD.read(config.generator.start_from)
+        results.append((config.generator.output, generator_card(config)))
+    return results
 
 
 def write_generator(config: RetrieverTrainConfig, trained: Path) -> None:

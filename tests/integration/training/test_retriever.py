@@ -12,7 +12,7 @@ import pytest
 from ray_jobs import train_retriever
 from regrad.data.corpora import read_passages
 from regrad.data.passages import encode_passages
-from regrad.errors import Interrupted
+from regrad.errors import Interrupted, TrainingError
 from regrad.lab.config import LabConfig, LabEncoderConfig
 from regrad.lab.encoder import write_encoder
 from regrad.lab.files import write_hard_lab
@@ -67,6 +67,12 @@ def test_a_job_that_failed_is_resumed_and_writes_indexes_with_the_encoder_of_one
             assert isinstance(retriever, DenseRetriever)
             assert retriever.encoder.digest() == alone
             assert len(retriever.search_ids(["Where was Anna born?"], 3)[0]) == 3
+    finished = f"finished already: retriever at {tmp_path}/trained and {tmp_path}/other"
+    assert train_retriever.run(config).startswith(finished)
+    with refused(TrainingError, "finished_with_other_settings", keys=["optimizer.lr"]):
+        train_retriever.run(settings(lab, tmp_path, "optimizer.lr=0.5"))
+    shutil.rmtree(tmp_path / "other")
+    assert train_retriever.run(config) == line, "one of its results was lost"
 
 
 def test_both_encoders_and_the_generator_are_trained_while_the_index_is_made_anew(
