@@ -8,7 +8,7 @@ trained on both kinds mixed, the predictor on contexts of three solved questions
 people that no training had, of the demonstrations' kind. Scores are teacher-forced: `right` says that every token of
 the answer, its end included, is the most probable one, so that greedy decoding gives the answer; `nats` is the mean
 loss of a token. Prompt tuning is trained on W0's data and reads no context. Weights, draws and contexts differ between
-seeds; the lab does not.
+seeds; the lab does not. With `--held-out` no training has a question of these attributes, and asked are those alone.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from regrad.lab.files import DEV_PEOPLE
 from regrad.lab.sets import Conflict
+from regrad.lab.wording import ATTRIBUTES
 from regrad.lab.world import Person, World, passage, question
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model
@@ -51,24 +52,37 @@ CROSSED = ("rag-gd", "hypertuning")
 """Asked with the other kind's demonstrations, too."""
 
 
-def write_tasks(folder: Path) -> None:
-    """A file of training tasks for each kind, and one of other people to be asked about."""
+def write_tasks(folder: Path, held_out: Sequence[str] = ()) -> None:
+    """A file of training tasks for each kind, and one of other people to be asked about.
+
+    Of attributes that are `held_out` no training has a question, and all that are asked are about them.
+    """
     world = World()
     lab = Conflict(world)
-    for part, people in (("train", world.meta[:PEOPLE]), ("asked", world.meta[-DEV_PEOPLE:])):
+    trained = [name for name in ATTRIBUTES if name not in held_out]
+    parts = ("train", world.meta[:PEOPLE], trained), ("asked", world.meta[-DEV_PEOPLE:], held_out or trained)
+    for part, people, attributes in parts:
         (folder / part).mkdir(exist_ok=True)
         for kind in KINDS:
             rng = random.Random(f"{part}/{kind}")
-            records = [json.dumps(contradiction(lab, person, KINDS.index(kind), rng)) for person in people]
-            (folder / part / f"{kind}.jsonl").write_text("\n".join(records))
+            made = [contradiction(lab, person, KINDS.index(kind), attributes, rng) for person in people]
+            (folder / part / f"{kind}.jsonl").write_text("\n".join(json.dumps(task) for task in made if task))
 
 
-def contradiction(lab: Conflict, person: Person, right: int, rng: random.Random) -> dict[str, Any]:
-    """A task: two versions of a person in random order, and a question that passage number `right` answers."""
+def contradiction(
+    lab: Conflict, person: Person, right: int, attributes: Sequence[str], rng: random.Random
+) -> dict[str, Any] | None:
+    """A task: two versions of a person in random order, and a question that passage number `right` answers.
+
+    About one of `attributes` in which the versions differ; nothing if they do not.
+    """
     versions = [person, lab.former(person)]
     rng.shuffle(versions)
     shown = [replace(passage(version, rng), id=f"{person.passage_id}.{n}") for n, version in enumerate(versions)]
-    changed = [name for name, value in versions[0].values.items() if versions[1].values[name] != value]
+    values = versions[0].values.items()
+    changed = [name for name, value in values if name in attributes and versions[1].values[name] != value]
+    if not changed:
+        return None
     attribute = rng.choice(changed)
     asked = {"question": question(person, attribute, rng), "answer": versions[right].values[attribute]}
     passages = [{"id": item.id, "title": item.title, "text": item.text} for item in shown]
@@ -251,12 +265,13 @@ def main() -> None:
     parser.add_argument("--without-predictors", action="store_true", help="W0 and prompt tuning alone: far faster")
     parser.add_argument("--prompt-steps", type=int, default=100, help="of prompt tuning")
     parser.add_argument("--prompt-lr", type=float, default=0.01, help="of prompt tuning")
+    parser.add_argument("--held-out", nargs="*", default=(), choices=ATTRIBUTES, help="attributes to ask about alone")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_tasks(folder)
+        write_tasks(folder, options.held_out)
         lm = load_language_model(load_settings(ModelConfig, builtin_config("models/lab.yaml")), "cpu")
         rows = []
         for seed in range(options.seeds):
