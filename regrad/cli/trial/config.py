@@ -15,8 +15,9 @@ from regrad.settings import Location, Settings
 from serve_app.config import HttpConfig, ServeConfig
 
 MODEL = "smollm2-135m"
-START = Path(__file__).parents[2] / "starts" / MODEL
-"""A MetaInit for the model of this name, which comes with the package."""
+START = Path(__file__).parents[2] / "starts" / f"{MODEL}-both"
+"""A MetaInit for this model that comes with the package, trained with and without the passages in the prompt: the page
+answers in both ways. That of the model's own name was trained without."""
 
 
 class TryConfig(Settings):

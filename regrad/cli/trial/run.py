@@ -30,7 +30,7 @@ from regrad.text import listed
 Say = Callable[[str], None]
 _WAYS = ("direct", "rag", "regrad", "regrad+icl")
 _SHOWN = 5
-_ASKED_K = 1  # what the start that comes with the package was trained with
+_ASKED_K = 1  # one passage is what a small model reads best
 
 
 def run_trial(folder: str, config: TryConfig, browser: bool, question: str | None, say: Say) -> None:
