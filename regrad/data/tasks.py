@@ -10,7 +10,7 @@ open has a `kind` (yes-no or choice) and `choices`, and may have several `answer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import fsspec
@@ -66,7 +66,7 @@ class Task:
     passages: tuple[Passage, ...]
     questions: tuple[TaskQuestion, ...]
     id: str = ""
-    in_prompt: bool = True
+    in_prompt: bool = field(default=True, repr=False)  # a repr is hashed where no prompt depends on it (records_digest)
 
     @staticmethod
     def from_record(record: Any, where: str = "record") -> Task:
