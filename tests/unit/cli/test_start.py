@@ -1,4 +1,4 @@
-"""The MetaInits that come with the package, of which `regrad try` answers with one."""
+"""The MetaInits in the sources: that of `regrad try`, and that of the study."""
 
 from __future__ import annotations
 

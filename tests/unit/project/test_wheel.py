@@ -37,6 +37,7 @@ def test_the_wheel_of_the_sources_holds_what_it_needs_and_works_in_an_empty_fold
     assert {
         "regrad/lab/base/model.safetensors",
         "regrad/lab/base/tokenizer.json",
+        "regrad/starts/smollm2-135m-both/adapter_model.safetensors",
         "regrad/configs/jobs/demo.yaml",
         "regrad/configs/serve/lab.yaml",
         "ray_jobs/meta_train.py",
