@@ -81,7 +81,9 @@ class Task:
         questions = tuple(
             _question(item, len(passages), f"{where} question {i}") for i, item in enumerate(record["questions"])
         )
-        in_prompt = fields.get("in_prompt", True)
+        in_prompt = fields.get("in_prompt")
+        if in_prompt is None:  # as Parquet has it where other records say something
+            in_prompt = True
         if not isinstance(in_prompt, bool):
             raise CorpusError(f"{where}: 'in_prompt' has to be true or false", code="no_task", where=where)
         return Task(passages, questions, identifier, in_prompt)

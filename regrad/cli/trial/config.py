@@ -17,8 +17,7 @@ from serve_app.config import HttpConfig, ServeConfig
 MODEL = "smollm2-135m"
 START = Path(__file__).parents[2] / "starts" / f"{MODEL}-both"
 """A MetaInit for this model that comes with the package, trained with and without the passages in the prompt: the page
-answers in both ways. That of the model's own name was trained without, for
-the study, and is in the sources alone."""
+answers in both ways. That of the model's own name was trained without, for the study, and is in the sources alone."""
 
 
 class TryConfig(Settings):

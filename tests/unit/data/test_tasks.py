@@ -179,6 +179,7 @@ def test_a_task_may_keep_its_passages_out_of_the_prompt() -> None:
     task = Task.from_record(record)
     assert not task.in_prompt and Task.from_record(task.to_record()) == task
     assert "in_prompt" not in replace(task, in_prompt=True).to_record(), "as files had it before"
+    assert Task.from_record({**record, "in_prompt": None}).in_prompt, "Parquet's word for: nothing was said"
     with refused(CorpusError, "no_task", where="here"):
         Task.from_record({**record, "in_prompt": "no"}, "here")
 
