@@ -281,9 +281,10 @@ Answering changes nothing, so HAProxy gives a request whose gateway died before 
 it would by itself close the client's connection without a word. For that it must have the whole request before it sends
 any of it; Ray has no setting for this, so the line follows in the one for `retry-on`, which Ray writes into HAProxy's
 configuration as it is. A gateway counts as dead after three connections that failed, and only then is Serve's proxy in
-Python asked in its place: where there is one gateway, the usual three tries are over by then. At every change of the replicas another process of
-HAProxy takes over, and the one before it finishes what it holds: for an hour, as long as HAProxy waits for a client at
-all, since after Ray's two minutes it would cut off answers that a busy machine is still working on."""
+Python asked in its place: where there is one gateway, the usual three tries are over by then. At every change of the
+replicas another process of HAProxy takes over, and the one before it finishes what it holds: for an hour, as long as
+HAProxy waits for a client at all, since after Ray's two minutes it would cut off answers that a busy machine is still
+working on."""
 
 _PORT_RANGE = range(20_000, 26_000)
 _PORTS = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
