@@ -18,12 +18,20 @@ from regrad.inference.engine import DecodingLoop, Engine
 from regrad.inference.rows import DecodingEvent, DecodingRequest, Finished
 from regrad.meta_init import MetaInit
 from regrad.methods.base import BankNeed, Plan
+from regrad.methods.demonstrations import DemonstrationPool
 from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import load_language_model
 from serve_app.config import ServeConfig
 from serve_app.messages import Answered, Ask, GradientSum, Piece, Release, Retrieved, RoutedAsk
-from serve_app.methods import Prepared, RequestBuilder, demonstrations_of, offers_of, open_own
+from serve_app.methods import (
+    Prepared,
+    RequestBuilder,
+    demonstrations_of,
+    offers_of,
+    open_own,
+    searches_demonstrations,
+)
 from serve_app.observability import InHand, Watch
 from serve_app.rollout import opened_ahead
 
@@ -56,7 +64,7 @@ class GeneratorDeployment:
         )
         self._loop = DecodingLoop(engine)
         self._offers = offers_of(config)
-        self._demonstrations = demonstrations_of(config)
+        self._pool = DemonstrationPool(demonstrations_of(config), searches_demonstrations(config))
         self._own = open_own(self._offers, self._lm)
         self._builders: OrderedDict[str, RequestBuilder] = OrderedDict()
         self._keep(self._open_builder(first))
@@ -163,13 +171,17 @@ class GeneratorDeployment:
         self, builder: RequestBuilder, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None
     ) -> Prepared:
         """The request, made where its plan can be made: between decoding steps, in a thread, or right here."""
+        if builder.opened(ask).offer.settings.searches_demonstrations:
+            searching = asyncio.to_thread(builder.demonstrations, ask)
+            shown = await asyncio.wait_for(searching, ask.seconds)
+        else:
+            shown = builder.demonstrations(ask)
+        prepare = partial(builder.prepare, ask, retrieved, gradients, shown)
         if builder.needs_model(ask, gradients):
-            work = self._loop.run(lambda: builder.prepare(ask, retrieved, gradients))
-            return await asyncio.wait_for(asyncio.wrap_future(work), ask.seconds)
+            return await asyncio.wait_for(asyncio.wrap_future(self._loop.run(prepare)), ask.seconds)
         if builder.opened(ask).waits:
-            reading = asyncio.to_thread(builder.prepare, ask, retrieved, gradients)
-            return await asyncio.wait_for(reading, ask.seconds)
-        return builder.prepare(ask, retrieved, gradients)
+            return await asyncio.wait_for(asyncio.to_thread(prepare), ask.seconds)
+        return prepare()
 
     async def _decode(self, request: DecodingRequest, seconds: float) -> AsyncGenerator[str | Finished]:
         here = asyncio.get_running_loop()
@@ -214,7 +226,7 @@ class GeneratorDeployment:
     def _open_builder(self, meta_init: MetaInit) -> RequestBuilder:
         bound = BoundMetaInit(self._lm, meta_init)
         fitter = PromptFitter(self._lm, meta_init.model.prompts, self._config.on_overflow)
-        return RequestBuilder(bound, fitter, self._offers, self._own, self._demonstrations)
+        return RequestBuilder(bound, fitter, self._offers, self._own, self._pool)
 
     async def weights_digest(self) -> str:
         """SHA-256 of the base weights as they are in memory now."""

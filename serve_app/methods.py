@@ -25,6 +25,7 @@ from regrad.methods.base import (
     PassageUse,
     Plan,
 )
+from regrad.methods.demonstrations import DemonstrationPool, repeats
 from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from serve_app.config import ServeConfig
@@ -71,20 +72,32 @@ def check_offers(config: ServeConfig) -> None:
 
 
 def demonstrations_of(config: ServeConfig) -> Sequence[Question]:
-    """As many solved questions as any method shows; raises `ConfigError` if the file has fewer."""
+    """The solved questions that methods choose from; raises `ConfigError` if the file has fewer than one asks for."""
     wanted = max((settings.demonstrations for settings in config.methods), default=0)
     if not wanted or config.demonstrations is None:
         return ()
-    found = read_questions(QuestionSetConfig(name="demonstrations", path=config.demonstrations, limit=wanted))
-    if len(found) < wanted:
-        raise ConfigError(
-            f"a method shows {wanted} demonstrations, but {config.demonstrations} has {len(found)}",
-            code="too_few_demonstrations",
-            path=config.demonstrations,
-            expected=wanted,
-            found=len(found),
-        )
+    limit = None if searches_demonstrations(config) else wanted
+    found = read_questions(QuestionSetConfig(name="demonstrations", path=config.demonstrations, limit=limit))
+    # What is nearest to a question must not be the question: any of the file may be asked.
+    itself = repeats([one.normalised for one in found])
+    for settings in config.methods:
+        there = len(found) - (itself if settings.searches_demonstrations else 0)
+        if there < settings.demonstrations:
+            raise ConfigError(
+                f"method {settings.name!r} asks for {settings.demonstrations} demonstrations, but "
+                f"{config.demonstrations} has {there}{' beside one that is asked' if there < len(found) else ''}; add "
+                "some to it, or ask for fewer",
+                code="too_few_demonstrations",
+                path=config.demonstrations,
+                expected=settings.demonstrations,
+                found=there,
+            )
     return found
+
+
+def searches_demonstrations(config: ServeConfig) -> bool:
+    """Whether any method's demonstrations are those nearest to the question."""
+    return any(settings.searches_demonstrations for settings in config.methods)
 
 
 class LoadedAtoms:
@@ -134,6 +147,11 @@ class Prepared:
     plan: Plan
 
 
+def _question(ask: Ask) -> Question:
+    turns = tuple((turn.role, turn.content) for turn in ask.turns)
+    return Question("", ask.question, (), ask.kind, ask.choices, turns=turns)
+
+
 class RequestBuilder:
     """Makes the requests of one release: the methods that need nothing of it, and the others at its MetaInit."""
 
@@ -143,11 +161,11 @@ class RequestBuilder:
         fitter: PromptFitter,
         offers: Mapping[str, Offer],
         own: Mapping[str, Opened],
-        demonstrations: Sequence[Question] = (),
+        pool: DemonstrationPool,
     ) -> None:
         self.fingerprint = bound.fingerprint
         self._fitter = fitter
-        self._demonstrations = demonstrations
+        self._pool = pool
         self._opened = dict(own)
         for name, offer in offers.items():
             if offer.settings.FOLLOWS_RELEASE:
@@ -162,7 +180,18 @@ class RequestBuilder:
         atoms = LoadedAtoms(gradients, self.fingerprint).atoms if gradients else Atoms(())
         return self.opened(ask).method.runs_model(atoms)
 
-    def prepare(self, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None) -> Prepared:
+    def demonstrations(self, ask: Ask) -> tuple[Question, ...]:
+        """Those that the request's method gets; raises `MethodError` or `RetrievalError` if they cannot be found."""
+        settings = self.opened(ask).offer.settings
+        return self._pool.chosen(settings, [_question(ask)])[0] if settings.demonstrations else ()
+
+    def prepare(
+        self,
+        ask: Ask,
+        retrieved: Retrieved | None,
+        gradients: GradientSum | None,
+        demonstrations: tuple[Question, ...] = (),
+    ) -> Prepared:
         """The request as its method plans it.
 
         Raises `NothingFound` if the method needs passages and there are none, `FingerprintMismatch` or `BankError` for
@@ -171,12 +200,13 @@ class RequestBuilder:
         """
         opened = self.opened(ask)
         hits = retrieved.hits if retrieved else ()
+        question = _question(ask)
         evidence = Evidence(
-            Question("", ask.question, (), ask.kind, ask.choices),
+            question,
             tuple(hit.passage for hit in hits),
             tuple(hit.score for hit in hits),
-            tuple(self._demonstrations[: opened.offer.settings.demonstrations]),
-            tuple((turn.role, turn.content) for turn in ask.turns),
+            demonstrations,
+            question.turns,
             ask.raw,
             ask.gamma,
         )

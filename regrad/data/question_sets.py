@@ -189,8 +189,8 @@ def _words(questions: Iterable[Question]) -> tuple[str, ...]:
     return (*YES_NO, "maybe") if "maybe" in answers else YES_NO
 
 
-def read_demonstrations(config: QuestionSetConfig, path: str, count: int) -> list[Question]:
-    """At most `count` solved questions from the beginning of a file, in the format of the set that they are shown in.
+def read_demonstrations(config: QuestionSetConfig, path: str, count: int | None) -> list[Question]:
+    """Solved questions, all or at most `count` from the beginning of a file, in the format of the set that gets them.
 
     Raises `EvaluationError` as `read_questions`.
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
@@ -25,6 +27,15 @@ YES_NO = ("yes", "no")
 
 MOST_CHOICES = 26
 """Options have one letter each."""
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise(text: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces (the SQuAD evaluation script's rules)."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 Turns = tuple[tuple[str, str], ...]
@@ -50,6 +61,11 @@ class Question:
     passages: tuple[Passage, ...] = ()
     group: str = ""
     turns: Turns = ()
+
+    @property
+    def normalised(self) -> str:
+        """What two questions have in common that ask the same: the normalised text, of a choice with its options."""
+        return normalise(" ".join((self.question, *(self.choices if self.kind == "choice" else ()))))
 
     @property
     def query(self) -> str:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from regrad.data.questions import Question
-from regrad.evaluation.answer_parsing.statements import normalise
 
 _GRAM = 5
 
@@ -39,11 +38,11 @@ def find_leaks(train: Iterable[Question], test: Iterable[Question], threshold: f
         raise ValueError(f"a threshold is above 0 and at most 1, found {threshold}")
     seen: dict[str, Question] = {}
     for question in train:
-        seen.setdefault(_text(question), question)
+        seen.setdefault(question.normalised, question)
     near = NearTexts(list(seen), threshold)
     leaks = []
     for question in test:
-        text = _text(question)
+        text = question.normalised
         if text in seen:
             leaks.append(Leak(question, seen[text], "exact", 1.0))
         elif best := max(near.to(text), default=None):
@@ -84,7 +83,3 @@ def similarity(one: str, other: str) -> float:
 
 def _grams(text: str) -> set[str]:
     return {text[start : start + _GRAM] for start in range(max(1, len(text) - _GRAM + 1))}
-
-
-def _text(question: Question) -> str:
-    return normalise(" ".join((question.question, *(question.choices if question.kind == "choice" else ()))))

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from regrad.data.questions import CLOSED_READERS, ClosedReader, Question
+from regrad.data.questions import CLOSED_READERS, ClosedReader, Question, normalise
 from regrad.errors import EvaluationError
 from regrad.evaluation.answer_parsing.answers import accepted_answers, parse_answer
-from regrad.evaluation.answer_parsing.statements import normalise
 
 Rules = Literal["squad", "hotpotqa"]
 RULES: tuple[Rules, ...] = ("squad", "hotpotqa")

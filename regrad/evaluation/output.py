@@ -90,7 +90,11 @@ class TimeLeft:
 
 
 class CellCard(Settings):
-    """A cell as the plan has it. `preparation_ms` and `storage_bytes` are for one passage, if they are known."""
+    """A cell as the plan has it.
+
+    `demonstrations` says how many and which; `preparation_ms` and `storage_bytes` are for one passage, if they are
+    known.
+    """
 
     name: str = Field(pattern=r"^[^/\\]+$")
     model: str
@@ -100,6 +104,7 @@ class CellCard(Settings):
     seed: int
     questions: int
     retriever: str = ""
+    demonstrations: str = ""
     preparation_ms: float | None = None
     storage_bytes: float | None = None
 
@@ -220,6 +225,7 @@ def plan_of(config: EvalConfig, cells: Sequence[PlannedCell]) -> Planned:
             seed=cell.seed,
             questions=cell.questions,
             retriever=cell.retriever,
+            demonstrations=cell.method.demonstrations_named,
             **asdict(cell.method.costs()),
         )
         cards.append(card)

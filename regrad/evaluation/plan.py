@@ -16,12 +16,12 @@ from typing import Any
 from regrad.bank.format import read_manifest
 from regrad.data.files import corpus_files
 from regrad.data.passages import Passage
-from regrad.data.question_sets import read_demonstrations, read_questions
+from regrad.data.question_sets import read_questions
 from regrad.data.questions import Question
 from regrad.digests import SHORT, json_digest, pieces_digest
 from regrad.errors import EvaluationError, MethodError
 from regrad.evaluation.config import EvalConfig, EvalSetConfig, PassagesConfig
-from regrad.evaluation.leaks import find_leaks
+from regrad.evaluation.demonstrations import ChosenDemonstrations, choose_demonstrations
 from regrad.evaluation.passages import PassageFinder, check_passages
 from regrad.meta_init import read_card
 from regrad.methods.base import MethodSettings
@@ -29,7 +29,6 @@ from regrad.models.config import ModelConfig
 from regrad.models.loading import resolve_path
 from regrad.retrieval.base import check_index, read_index_card
 from regrad.storage import Storage, content_of
-from regrad.text import counted, listed
 
 _RESULTS = 3  # raise it when the same settings come to give other records
 _READING = 3  # raise it when answers of closed questions come to be read in another way
@@ -40,40 +39,6 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9.+_-]+")
 # Of a file of more than 16 MB, this many pieces of this size are hashed, and of a corpus everything.
 _PIECES = 256
 _PIECE = 1 << 16
-
-
-def find_demonstrations(
-    method: MethodSettings, one: EvalSetConfig, questions: Sequence[Question]
-) -> tuple[Question, ...]:
-    """The first of the set's demonstrations, as many as the method asks for, the same for every question.
-
-    Raises `MethodError` if the set has none or too few, and `EvaluationError` if the file cannot be read or if one of
-    those that would be shown is also one of the questions.
-    """
-    count = method.demonstrations
-    if not count:
-        return ()
-    found = read_demonstrations(one, one.demonstrations, count) if one.demonstrations else []
-    if len(found) < count:
-        lack = f"{one.demonstrations} has {len(found)}" if one.demonstrations else f"set {one.name!r} has none"
-        raise MethodError(
-            f"method {method.kind} ({method.name}) asks for {counted(count, 'demonstration')}, but {lack}; name a file "
-            "of enough solved questions as the set's `demonstrations`",
-            code="too_few_demonstrations",
-            set=one.name,
-            expected=count,
-            found=len(found),
-        )
-    leaks = {leak.train.id: leak.test.id for leak in find_leaks(found, questions, 1.0)}
-    if leaks:
-        shown = listed([f"{train!r} (question {test})" for train, test in leaks.items()], 5)
-        raise EvaluationError(
-            f"set {one.name!r}: {counted(len(leaks), 'demonstration')} of {one.demonstrations} also asked in the test: "
-            f"{shown}; take them out of one of the two files",
-            code="demonstrations_in_test",
-            demonstrations=leaks,
-        )
-    return tuple(found)
 
 
 class CoverageCheck:
@@ -140,8 +105,8 @@ class PlannedCell:
     questions: int
     questions_digest: str
     key: str
+    demonstrations: ChosenDemonstrations
     retriever: str = ""
-    demonstrations: tuple[Question, ...] = ()
 
     @property
     def name(self) -> str:
@@ -178,15 +143,14 @@ class _Planner:
         self._asked = {name: questions_digest(found) for name, found in self._questions.items()}
         self._passages_digest = cache(_passages_digest)
         self._models = {name: model_digest(model.path) for name, model in config.models.items()}
-        self._shown = {
-            (method.name, one.name): find_demonstrations(method, one, self._questions[one.name])
-            for method, one in product(config.methods, config.sets)
+        self._chosen = {
+            one.name: choose_demonstrations(config.methods, one, self._questions[one.name]) for one in config.sets
         }
         self._checked = cache(_checked)
         self._coverage = CoverageCheck(self._questions, max(config.k))
 
     def cell(self, name: str, method: MethodSettings, one: EvalSetConfig, k: int, seed: int) -> PlannedCell:
-        config, model, demonstrations = self._config, self._config.models[name], self._shown[method.name, one.name]
+        config, model, demonstrations = self._config, self._config.models[name], self._chosen[one.name][method.name]
         resolved = resolve_method(method, model=name, set=one.name, seed=seed)
         asked_with = set_of_method(one, resolved)
         of = asked_with.passages
@@ -196,11 +160,11 @@ class _Planner:
             "version": _RESULTS,
             "model": [model.model_dump(mode="json"), self._models[name]],
             "questions": self._asked[one.name],
-            "method": [resolved.model_dump(mode="json", exclude=_unhashed(resolved)), self._checked(resolved)],
+            "method": [hashed_settings(resolved), self._checked(resolved)],
             "passages": [of.model_dump(mode="json"), self._passages_digest(of)] if k else None,
             "asking": [one.name, name, k, seed, *limits],
             "scoring": _scoring(one, self._questions[one.name]),
-            "demonstrations": demonstrations_digest(demonstrations, method.READS_DEMONSTRATIONS),
+            "demonstrations": demonstrations.digest,
         }
         resolved.check_fits(model.subspace)
         self._coverage.check(resolved, asked_with, seed)
@@ -219,9 +183,12 @@ class _Planner:
         )
 
 
-def _unhashed(method: MethodSettings) -> set[str]:
-    # Where passages are read together the settings are hashed as they were before there was another way.
-    return _NOT_THE_METHODS | ({"one_by_one"} if method.one_by_one is None else set())
+def hashed_settings(method: MethodSettings) -> dict[str, Any]:
+    """Those of a method that are in the keys of its cells as they are."""
+    # Passages that are read together, and the first demonstrations, are hashed as before there was another way.
+    later = {"one_by_one": method.one_by_one is None, "which_demonstrations": not method.searches_demonstrations}
+    exclude = _NOT_THE_METHODS | {key for key, as_before in later.items() if as_before}
+    return method.model_dump(mode="json", exclude=exclude)
 
 
 def resolve_method(method: MethodSettings, **names: Any) -> MethodSettings:
@@ -311,13 +278,6 @@ def questions_digest(questions: Sequence[Question]) -> str:
     # Without turns, as of nearly every set, the digest is what it was before there were any.
     records = [asdict(question) for question in questions]
     return short_hash([{k: v for k, v in record.items() if k != "turns" or v} for record in records])
-
-
-def demonstrations_digest(demonstrations: Sequence[Question], passages: bool = False) -> str:
-    """The digest of everything that prompts show of them, in order; with `passages` also of their passages."""
-    shown = [[one.kind, one.question, one.choices, one.answers[0]] for one in demonstrations]
-    read = [[asdict(passage) for passage in one.passages] for one in demonstrations] if passages else []
-    return short_hash([*shown, *read])
 
 
 def corpus_digest(uri: str) -> str:

@@ -71,6 +71,8 @@ class Record:
     milliseconds: float
     bytes_fetched: int
     note: str = ""
+    demonstration_ids: tuple[str, ...] = ()
+    """The ids, in their file, of those that the question had; the last is next to it in a prompt."""
 
     @classmethod
     def of(
@@ -118,9 +120,13 @@ RECORD = pa.schema(
         _field("milliseconds", pa.float64()),
         _field("bytes_fetched", pa.int64()),
         _field("note", pa.string()),
+        _field("demonstration_ids", _TEXTS),
     ]
 )
 """The columns of a file of records."""
+
+_LATER = {"demonstration_ids"}
+"""Lists that files of earlier versions lack: they are read as empty."""
 
 _SCORES = ("em", "f1", "precision", "recall")
 _COUNTS = ("k", "prompt_tokens", "completion_tokens", "milliseconds", "bytes_fetched")
@@ -187,9 +193,12 @@ def read_record_table(storage: Storage, name: str) -> pa.Table:
                 records=rows,
             )
         missing = [column for column in RECORD.names if column not in file.schema_arrow.names]
-        refuse(f"{where} is not a file of records", mismatch("columns missing", missing), "columns_missing")
-        table = file.read(columns=RECORD.names)
+        needed = [column for column in missing if column not in _LATER]
+        refuse(f"{where} is not a file of records", mismatch("columns missing", needed), "columns_missing")
+        table = file.read(columns=[column for column in RECORD.names if column not in missing])
         notes = table.schema.metadata
+        for column in missing:
+            table = table.append_column(RECORD.field(column), pa.array([[]] * rows, RECORD.field(column).type))
         return table.select(RECORD.names).cast(RECORD).replace_schema_metadata(notes)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise EvaluationError(

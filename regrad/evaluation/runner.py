@@ -119,7 +119,7 @@ class CellRunner:
         self._generator.answers([replace(request or DecodingRequest(""), max_new_tokens=1)])
 
         # 3. Answer in batches.
-        seconds = Seconds()
+        seconds = Seconds(retrieval=cell.demonstrations.seconds)
         records = []
         pulse = Pulse(done)
         size = self._config.batch.questions
@@ -179,7 +179,8 @@ class CellRunner:
 
 
 def _evidence(cell: PlannedCell, question: Question, found: FoundPassages) -> Evidence:
-    return Evidence(question, found.passages, found.scores, cell.demonstrations, question.turns)
+    shown = cell.demonstrations.of.get(question.id, ())
+    return Evidence(question, found.passages, found.scores, shown, question.turns)
 
 
 def _record(
@@ -206,6 +207,7 @@ def _record(
         milliseconds=milliseconds,
         bytes_fetched=plan.bytes_fetched,
         note="; ".join(map(str, plan.notes)),
+        demonstration_ids=tuple(one.id for one in cell.demonstrations.of.get(question.id, ())),
     )
 
 

@@ -19,11 +19,12 @@ from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.data.questions import Question
 from regrad.errors import MethodError, NothingFound
+from regrad.methods.demonstrations import DemonstrationSettings
 from regrad.models.config import SubspaceConfig
 from regrad.models.subspace import Update
 from regrad.prompts import PromptFormat, StyleName
 from regrad.retrieval.config import OneByOneConfig, RetrieverConfig
-from regrad.settings import Location, Settings
+from regrad.settings import Location
 
 if TYPE_CHECKING:  # transformers takes seconds to import, which processes without a model need not wait for
     from regrad.methods.regrad import BoundMetaInit
@@ -306,7 +307,7 @@ class PassageCosts:
     storage_bytes: float | None = None
 
 
-class MethodSettings(Settings):
+class MethodSettings(DemonstrationSettings):
     """Settings that every method has. Each family of methods has its own class, in its own module.
 
     `METHODS` are the family's rows of the table.
@@ -322,12 +323,6 @@ class MethodSettings(Settings):
     name: str = Field(min_length=1, description="the label in tables")
     method: str = Field("", description="one of regrad.methods.registry.METHODS; empty: the same as the name")
     prompt_style: StyleName | None = Field(None, description="null: the method's own")
-    demonstrations: int = Field(
-        0,
-        ge=0,
-        le=1000,
-        description="number of solved questions shown before a question: the first of the set's file",
-    )
     index: Location | None = Field(
         None, description="evaluation: its own index in place of the set's, to compare retrievers in one table"
     )

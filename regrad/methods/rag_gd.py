@@ -56,9 +56,7 @@ class FromW0Settings(MethodSettings):
     adapter: Location | None = Field(
         None, description="W0, a LoRA of `regrad finetune` (objective questions-with-passages)"
     )
-    demonstrations: int = Field(
-        3, ge=0, le=1000, description="solved questions that the update is made of: the first of the set's file"
-    )
+    demonstrations: int = Field(3, ge=0, le=1000, description="number of solved questions that the update is made of")
     in_prompt: bool = Field(False, description="show the demonstrations in the prompt, too, without their passages")
 
     @property
@@ -138,9 +136,7 @@ class RagGdConfig(RagGdConstantConfig):
         ),
     )
 
-    demonstrations: int = Field(
-        3, ge=0, le=1000, description="solved questions that the update is made of: the first of the set's file"
-    )
+    demonstrations: int = Field(3, ge=0, le=1000, description="number of solved questions that the update is made of")
 
     def check(self) -> None:
         """See `MethodSettings`; also whether the predictor was trained for what the method's name says."""
@@ -155,6 +151,11 @@ class RagGdConfig(RagGdConstantConfig):
                 expected=expected,
                 uri=self.needed_predictor(),
             )
+
+    def check_demonstrations(self, chosen: Sequence[Question]) -> None:
+        """See `DemonstrationSettings`: of those with one answer between them none can be exchanged."""
+        if self.kind == "rag-gd-shuffled":
+            exchanged(chosen)
 
     def open(self, lm: LanguageModel) -> Method:
         """See `MethodSettings`."""
@@ -184,7 +185,7 @@ class FromW0(Method):
 
     def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
         """See `Method`. Raises `MethodError` for a question without demonstrations, or with one that is too long."""
-        # Questions of one set have the same demonstrations: each context is worked on once.
+        # Those that have the same demonstrations (by `first` all of a set): each context is worked on once.
         asked = [(evidence.demonstrations, evidence.gamma) for evidence in evidences]
         different = list(dict.fromkeys(asked))
         found = self.updates([context for context, _ in different], [gamma for _, gamma in different])

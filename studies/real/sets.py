@@ -14,8 +14,8 @@ from typing import Any
 
 from regrad.data.jsonl import encode_jsonl, read_jsonl
 from regrad.data.question_sets import QuestionSetConfig, read_questions
+from regrad.data.questions import normalise
 from regrad.errors import EvaluationError
-from regrad.evaluation.answer_parsing.statements import normalise
 from regrad.storage import Storage
 from studies.real.config import RealConfig
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import regrad
+from regrad.data.questions import normalise
 from regrad.data.tasks import Task
 from regrad.errors import ConfigError, EvaluationError
-from regrad.evaluation.answer_parsing.statements import normalise
 from regrad.evaluation.output import CellCard, Planned
 from regrad.evaluation.records import Record, write_records
 from regrad.meta_init import MetaInit

@@ -18,7 +18,8 @@ from regrad.bank.io.prag import Frame, adapter_fingerprint
 from regrad.data.passages import Passage, encode_passages
 from regrad.data.questions import Question
 from regrad.digests import file_digest, json_digest, pieces_digest, records_digest
-from regrad.evaluation.plan import corpus_digest, demonstrations_digest, questions_digest, short_hash
+from regrad.evaluation.demonstrations import demonstrations_digest, nearest_digest
+from regrad.evaluation.plan import corpus_digest, questions_digest, short_hash
 from regrad.models.config import ModelConfig
 from regrad.models.subspace import Subspace
 from regrad.rebuild.flow import Rebuild
@@ -72,6 +73,7 @@ def stored(folder: Path) -> dict[str, str]:
         "cell": short_hash(VALUE),
         "questions": questions_digest([question]),
         "demonstrations": demonstrations_digest([question], passages=True),
+        "nearest demonstrations": nearest_digest({"q": [question], "é": []}),
         "corpus of a set": corpus_digest(corpus),
         "input of a rebuild": content_digest(corpus),
         "version of a rebuild": cast("Any", Rebuild.digest).fget(SimpleNamespace(keys={"tasks": "1", "meta": "2"})),
@@ -93,6 +95,7 @@ FROZEN = {
     "cell": "3695dce35f2340c8",
     "questions": "3fbc16e7ccfea81b",
     "demonstrations": "b7208cd6888b76f0",
+    "nearest demonstrations": "95332f050ab71fd3",
     "corpus of a set": "d67c8ee011d50cf4",
     "input of a rebuild": "d67c8ee011d50cf4",
     "version of a rebuild": "e67d493fb887",

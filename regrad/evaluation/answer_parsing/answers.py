@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Protocol
 
-from regrad.data.questions import QUESTION_KINDS, YES_NO, ClosedReader, Question
+from regrad.data.questions import QUESTION_KINDS, YES_NO, ClosedReader, Question, normalise
 from regrad.errors import EvaluationError
 from regrad.evaluation.answer_parsing.release import release_answer
 from regrad.evaluation.answer_parsing.statements import (
@@ -25,7 +25,6 @@ from regrad.evaluation.answer_parsing.statements import (
     is_denied_word,
     is_determiner,
     is_unsure,
-    normalise,
     plain,
     sentences,
 )

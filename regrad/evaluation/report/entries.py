@@ -31,8 +31,9 @@ class ReportEntry:
 
     `value` is the chosen metric with its interval, and `by_question` has it for each question; `kinds` counts the
     questions of each kind, `noted` the records with a note; `readers` scores the closed questions alone, by each of the
-    readers, and is empty without any; `retriever` is the kind of index, or where else the passages are from; `against`
-    is the comparison with the method that the others are compared to.
+    readers, and is empty without any; `retriever` is the kind of index, or where else the passages are from;
+    `demonstrations` says how many and which, and is empty for none; `against` is the comparison with the method that
+    the others are compared to.
     """
 
     model: str
@@ -63,12 +64,18 @@ class ReportEntry:
     kinds: Mapping[str, int]
     readers: Mapping[str, ReaderScore]
     retriever: str = ""
+    demonstrations: str = ""
     against: Comparison | None = None
 
     @property
     def key(self) -> EntryKey:
         """Model, set, method and k."""
         return self.model, self.set, self.method, self.k
+
+    @property
+    def searches(self) -> bool:
+        """Whether something is searched for: passages, or demonstrations that are not the first of their file."""
+        return self.k > 0 or self.demonstrations.endswith("nearest")
 
 
 _Cells = list[tuple[CellCard, list[Record], RunCard | None]]
@@ -121,6 +128,7 @@ def _entry(cells: _Cells, metric: Column) -> ReportEntry:
         kinds=dict(Counter({record.question_id: record.kind for record in records}.values())),
         readers=_readers([record for record in records if record.kind != "open"]),
         retriever=card.retriever,
+        demonstrations=card.demonstrations,
     )
 
 

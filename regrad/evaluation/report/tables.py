@@ -100,16 +100,19 @@ def score_grid(title: str, entries: Sequence[ReportEntry], metric: str, compare_
 
 def detail_grid(entries: Sequence[ReportEntry], compare_to: str | None) -> Grid:
     """One row an entry, with everything about its score."""
-    head = ("model", "set", "method", "passages by", "k", "questions", "EM", "F1", "precision", "recall", "unparsable")
+    # Most runs show none.
+    some = any(entry.demonstrations for entry in entries)
+    head = ("model", "set", "method", "passages by", *["demonstrations"] * some, "k")
+    head += ("questions", "EM", "F1", "precision", "recall", "unparsable")
     against = (f"against {compare_to}", "p, t-test", "p, bootstrap") if compare_to else ()
-    rows = [(*_details(entry), *(_against(entry) if compare_to else ())) for entry in entries]
+    rows = [(*_details(entry, some), *(_against(entry) if compare_to else ())) for entry in entries]
     note = (
         "EM, F1, precision and recall in points; of closed questions all four are the accuracy. Unparsable: answers "
         "that name none of the allowed ones (or are empty); they count as wrong. 200 × 3 questions are 200 with three "
         "seeds; intervals and tests are over questions, each with its mean over the seeds. p is after Holm's "
         "correction over all comparisons of the report."
     )
-    return Grid("Details", note, (*head, *against), tuple(rows), names=4)
+    return Grid("Details", note, (*head, *against), tuple(rows), names=4 + some)
 
 
 def reader_grid(entries: Sequence[ReportEntry]) -> Grid:
@@ -149,7 +152,8 @@ def cost_grid(entries: Sequence[ReportEntry]) -> Grid:
     devices = sorted({device for entry in entries for device in entry.devices})
     note = (
         "Milliseconds are the time of a batch (making the updates, and decoding) divided by its questions, so they say "
-        "throughput, not the latency of one question alone; retrieval is apart. Loading models is in none of them. "
+        "throughput, not the latency of one question alone; retrieval (of passages, and of the nearest demonstrations) "
+        "is apart. Loading models is in none of them. "
         f"{UNKNOWN}: not known. Measured on: {'; '.join(devices) or 'unknown'}."
     )
     return Grid("Costs", note, head, tuple(rows), names=2)
@@ -195,13 +199,14 @@ def _score_note(entries: Sequence[ReportEntry], metric: str, compare_to: str | N
     return note
 
 
-def _details(entry: ReportEntry) -> Iterator[CellText]:
+def _details(entry: ReportEntry, demonstrations: bool) -> Iterator[CellText]:
     count = f"{entry.questions}" + (f" × {entry.seeds}" if entry.seeds > 1 else "")
     yield from (
         CellText(entry.model),
         CellText(entry.set),
         CellText(entry.method),
         CellText(entry.retriever or UNKNOWN),
+        *[CellText(entry.demonstrations or UNKNOWN)] * demonstrations,
         CellText(_k(entry.k)),
         CellText(count),
     )
@@ -222,7 +227,8 @@ def _against(entry: ReportEntry) -> Iterator[CellText]:
 def _costs(method: str, k: int, entries: Sequence[ReportEntry]) -> Iterator[CellText]:
     yield from (CellText(method), CellText(_k(k)))
     yield CellText(number(fmean(entry.milliseconds for entry in entries)))
-    yield CellText(number(_known(entry.retrieval_ms for entry in entries) if k else None))
+    searched = any(entry.searches for entry in entries)
+    yield CellText(number(_known(entry.retrieval_ms for entry in entries) if searched else None))
     yield CellText(number(fmean(entry.prompt_tokens for entry in entries)))
     yield CellText(number(fmean(entry.completion_tokens for entry in entries)))
     yield CellText(size(fmean(entry.bytes_fetched for entry in entries)))

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from regrad.data.augmented import Pair
-from regrad.evaluation.answer_parsing.statements import normalise
+from regrad.data.questions import normalise
 from regrad.training.synthesis.config import SynthesisConfig
 from regrad.training.synthesis.writer import Draft, Rejected
 

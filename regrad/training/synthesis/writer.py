@@ -14,9 +14,9 @@ import torch
 from regrad.data.augmented import Pair
 from regrad.data.jsonl import shown
 from regrad.data.passages import Passage, parse_passage
+from regrad.data.questions import normalise
 from regrad.digests import json_digest
 from regrad.errors import CorpusError, ModelError, TokenOutOfVocabulary
-from regrad.evaluation.answer_parsing.statements import normalise
 from regrad.evaluation.metrics import exact_match
 from regrad.inference.decoding import GenerationRequest, Sampled, check_fits, draws, generate, sample
 from regrad.models.loading import LanguageModel

@@ -9,9 +9,8 @@ from typing import get_args
 
 import pytest
 
-from regrad.data.questions import ClosedReader, Question
+from regrad.data.questions import ClosedReader, Question, normalise
 from regrad.errors import EvaluationError
-from regrad.evaluation.answer_parsing.statements import normalise
 from regrad.evaluation.metrics import RULES, Rules, exact_match, f1, score
 from tests.tools.official_scores import OFFICIAL, official_exact_match
 from tests.tools.questions import posed

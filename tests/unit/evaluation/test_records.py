@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,18 @@ def test_records_come_back_as_they_were(uri: str, tmp_path: Path) -> None:
     assert read_records(storage, "cells/one.parquet") == RECORDS
     assert read_metadata(storage, "cells/one.parquet") == {"settings": "3f"}
     assert read_record_table(storage, "cells/one.parquet").schema.equals(RECORD)
+
+
+def test_records_of_before_demonstrations_were_noted_are_read(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    write_records(
+        storage, "one.parquet", [replace(one, demonstration_ids=("d",)) for one in RECORDS], {"settings": "3f"}
+    )
+    earlier = read_record_table(storage, "one.parquet").drop_columns(["demonstration_ids"])
+    (tmp_path / "one.parquet").write_bytes(_parquet(earlier))
+    assert read_records(storage, "one.parquet") == RECORDS
+    assert read_record_table(storage, "one.parquet").schema.equals(RECORD)
+    assert read_metadata(storage, "one.parquet") == {"settings": "3f"}
 
 
 def test_the_columns_are_the_fields() -> None:

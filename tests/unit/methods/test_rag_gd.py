@@ -14,7 +14,7 @@ from regrad.data.passages import Passage
 from regrad.data.questions import Question
 from regrad.errors import MethodError
 from regrad.evaluation.config import EvalBatchConfig
-from regrad.evaluation.plan import demonstrations_digest
+from regrad.evaluation.demonstrations import demonstrations_digest
 from regrad.evaluation.runner import Generator
 from regrad.inference.rows import DecodingRequest
 from regrad.methods.base import Evidence, Method, NoAtoms, Plan, open_question

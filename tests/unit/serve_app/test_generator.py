@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,27 @@ def test_each_of_several_requests_gets_its_own_answer_or_error(
         1: PassageNotFound,
         2: PromptTooLong,
     }
+
+
+def test_each_request_has_the_solved_questions_that_are_nearest_to_its_own(
+    tmp_path: Path, meta_init: MetaInit, tiny: LanguageModel, release: Release
+) -> None:
+    meta_init.save(tmp_path / "meta-init")
+    asked = ["Who taught the painter?", "Which river passes Olm?", "Which river passes Zalt?"]
+    rows = [{"id": f"d{n}", "question": text, "answers": [f"a{n}"]} for n, text in enumerate(asked)]
+    (tmp_path / "solved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    method = {"name": "direct", "demonstrations": 1, "which_demonstrations": "nearest"}
+    places = {"meta_init": str(tmp_path / "meta-init"), "demonstrations": str(tmp_path / "solved.jsonl")}
+    served = GeneratorDeployment(config(**places, methods=[method]))
+    routed = [direct(release, text) for text in ("Who was the painter?", asked[1], "Why?")]
+    found = answers(served, routed, None, None)
+    for number, shown in enumerate((0, 2, 0)):
+        prompts = tiny.config.prompts
+        prompt = f"{prompts.prompt(asked[shown])} a{shown}\n{prompts.prompt(routed[number].ask.question)}"
+        (expected,) = Generator(tiny, EvalBatchConfig(rows=1)).answers([DecodingRequest(prompt, (), 4)])
+        answer = found[number]
+        assert isinstance(answer, Answered), answer
+        assert (answer.text, answer.prompt_tokens) == (expected.text, expected.prompt_tokens)
 
 
 def test_a_stream_ends_with_the_answer_of_a_whole_request(generator: GeneratorDeployment, release: Release) -> None:

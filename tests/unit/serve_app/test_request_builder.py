@@ -18,6 +18,7 @@ from regrad.inference.rows import Finished
 from regrad.lab.wording import LAB_PROMPTS
 from regrad.meta_init import MetaInit
 from regrad.methods.base import NOTHING_FOUND, PassageUse
+from regrad.methods.demonstrations import DemonstrationPool
 from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.batching import pad_batch, sequence_losses
@@ -52,7 +53,9 @@ def builder(lm: LanguageModel, meta_init: MetaInit, policy: str = "online", **se
     config = parse_settings(ServeConfig, args, "test")
     offers = offers_of(config)
     fitter = PromptFitter(lm, LAB_PROMPTS, config.on_overflow)
-    return RequestBuilder(BoundMetaInit(lm, meta_init), fitter, offers, open_own(offers, lm))
+    return RequestBuilder(
+        BoundMetaInit(lm, meta_init), fitter, offers, open_own(offers, lm), DemonstrationPool([], False)
+    )
 
 
 def retrieved(passages: list[Passage]) -> Retrieved:

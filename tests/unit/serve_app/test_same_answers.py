@@ -28,6 +28,7 @@ from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.methods import registry
 from regrad.methods.base import Atoms, Evidence, Method, Plan
+from regrad.methods.demonstrations import DemonstrationPool
 from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel
@@ -36,7 +37,15 @@ from regrad.settings import parse_settings
 from serve_app.config import ServeConfig
 from serve_app.evidence import BankLoaderDeployment
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, Sampling
-from serve_app.methods import LoadedAtoms, Prepared, RequestBuilder, demonstrations_of, offers_of, open_own
+from serve_app.methods import (
+    LoadedAtoms,
+    Prepared,
+    RequestBuilder,
+    demonstrations_of,
+    offers_of,
+    open_own,
+    searches_demonstrations,
+)
 from tests.tools.adapting import adapter_bank, drawn_soft_prompt, static_lora, untrained_predictor, untrained_translator
 from tests.tools.decoded import recomputed
 from tests.tools.evaluating import gradient_bank, method_settings, settings
@@ -53,9 +62,9 @@ def folder(tmp_path: Path, tiny: LanguageModel, meta_init: MetaInit, passages: l
     gradient_bank(tiny, meta_init, [p for n, p in enumerate(passages[:9]) if n % 3 != 1], str(tmp_path / "bank"))
     write_questions(tmp_path, [passages[start : start + 3] for start in (0, 3, 6)])
     solved = [
-        {"id": f"d{n}", "question": f"Who taught number {n}?", "answers": [f"t{n}"]}
+        {"id": f"d{n}", "question": question, "answers": [f"t{n}"]}
         | {"passages": [{"id": p.id, "title": p.title, "text": p.text} for p in passages[9 : 9 + n]]}
-        for n in range(2)
+        for n, question in enumerate(["Who taught one?", "Who taught two?", f"Who employs {passages[3].title}, then?"])
     ]
     (tmp_path / "solved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in solved))
     return tmp_path
@@ -81,7 +90,8 @@ def evaluated(folder: Path, lm: LanguageModel, method: dict[str, Any]) -> tuple[
     opened = cell.method.open(lm)
     atoms, plans = opened.open_atoms(), list[Plan]()
     for question in read_questions(cell.set):
-        plans += opened.plan([Evidence(question, question.passages[:K], (), cell.demonstrations)], atoms)
+        shown = cell.demonstrations.of.get(question.id, ())
+        plans += opened.plan([Evidence(question, question.passages[:K], (), shown)], atoms)
     return cell, CellRunner(lm, config).run(cell).records, plans
 
 
@@ -100,7 +110,7 @@ class Served:
             PromptFitter(lm, lm.config.prompts, config.on_overflow),
             self._offers,
             open_own(self._offers, lm),
-            demonstrations_of(config),
+            DemonstrationPool(demonstrations_of(config), searches_demonstrations(config)),
         )
 
     @property
@@ -114,7 +124,7 @@ class Served:
         routed = self._offers[self._method].routed(ask, self._release)
         found = Retrieved(tuple(Hit(passage, 1.0) for passage in passages), 0.0) if routed.retrieves else None
         (gradients,) = asyncio.run(self._loader.load([routed], [found]))
-        return self._builder.prepare(ask, found, gradients), gradients
+        return self._builder.prepare(ask, found, gradients, self._builder.demonstrations(ask)), gradients
 
 
 def assert_same_update(found: Tensor, expected: Tensor, phi0: Tensor, rounded: bool) -> None:
@@ -125,6 +135,7 @@ def assert_same_update(found: Tensor, expected: Tensor, phi0: Tensor, rounded: b
 
 
 PREDICTED = {"adapter": "FOLDER/lora", "predictor": "FOLDER/predictor"}
+NEAREST = {"demonstrations": 2, "which_demonstrations": "nearest"}
 METHODS: list[dict[str, Any]] = [
     *({"name": name} for name in ("direct", "rag", "pe-rag", "regrad", "regrad+icl", "regrad-online", "tta", "ttarag")),
     *({"name": name, "method": "regrad", "weighting": name} for name in ("mean", "first", "orthogonal")),
@@ -145,6 +156,9 @@ METHODS: list[dict[str, Any]] = [
     {"name": "prompt-tuning", "soft_prompt": "FOLDER/soft-prompt", "demonstrations": 1},
     *({"name": name, "translator": "FOLDER/translator"} for name in ("dyprag", "dyprag+icl")),
     {"name": "released", "method": "dyprag", "translator": "FOLDER/translator", "join": "released"},
+    {"name": "the nearest", "method": "rag", **NEAREST},
+    {"name": "steps on the nearest", "method": "tt-sgd", "adapter": "FOLDER/lora", **NEAREST},
+    *({"name": f"{name}, nearest", "method": name, **PREDICTED, **NEAREST} for name in ("rag-gd", "hypertuning")),
     {"name": "shown, too", "method": "rag-gd", **PREDICTED, "demonstrations": 2, "in_prompt": True},
 ]
 """With all else at its default; a method that applies gradients gets MetaInit and bank from its place."""
@@ -166,7 +180,7 @@ def test_a_method_gives_the_same_in_an_evaluation_and_in_a_server(
     own = {key: place for key, place in places.items() if family.FOLLOWS_RELEASE and key in family.model_fields}
     static = static_lora(tiny, 2, folder / "lora") if "adapter" in method else None
     if static is not None and "predictor" in method:
-        objective = "answers" if method["name"] == "hypertuning" else "steps"
+        objective = "answers" if "hypertuning" in (method["name"], method.get("method")) else "steps"
         untrained_predictor(tiny, static, folder / "predictor", objective=objective)
     if "translator" in method:
         untrained_translator(tiny, folder / "translator")

@@ -21,7 +21,7 @@ from regrad.evaluation.output import CellResult, Output, Seconds, plan_of
 from regrad.evaluation.plan import PlannedCell, make_plan
 from regrad.evaluation.records import Record
 from regrad.evaluation.report.entries import gather
-from regrad.evaluation.report.tables import CellText, Grid, detail_grid, number, score_grid, size
+from regrad.evaluation.report.tables import CellText, Grid, cost_grid, detail_grid, number, score_grid, size
 from regrad.evaluation.report.writing import latex, markdown, write_report
 from regrad.models.config import ModelConfig
 from tests.tools.evaluating import record, settings, write_set
@@ -112,6 +112,23 @@ def test_methods_with_retrievers_of_their_own_are_told_apart_by_a_column(folder:
     assert [row[1].text for row in grid.rows] == ["-", "bm25", "dense"]
     assert score_grid("one", entries[:2], "f1", None).head == ("method", "k", "people")
     assert [row[3].text for row in detail_grid(entries, None).rows] == ["-", "bm25", "dense"]
+
+
+def test_how_demonstrations_are_chosen_is_a_column_where_there_are_any(folder: Path, tiny_path: Path) -> None:
+    """And what searching for them takes is a cost of methods without passages, too."""
+    output, cells = planned(folder, tiny_path, methods=["direct", "rag", "pe-rag"], k=[1])
+    for cell in cells:
+        output.save(cell, result(cell, [True, False] * 3), rows=32)
+    plan = plan_of(settings(folder, ModelConfig(path=str(tiny_path)), k=[1]), cells)
+    chosen = ("3 nearest", "3 first", "")
+    cards = [card.model_copy(update={"demonstrations": how}) for card, how in zip(plan.cells, chosen, strict=True)]
+    without, entries = gather(output, plan), gather(output, plan.model_copy(update={"cells": tuple(cards)}))
+    grid = detail_grid(entries, None)
+    assert (grid.head[4], grid.names) == ("demonstrations", 5)
+    assert [row[4].text for row in grid.rows] == ["3 nearest", "3 first", "-"]
+    assert "demonstrations" not in detail_grid(without, None).head
+    times = [[row[4].text for row in cost_grid(found).rows] for found in (without, entries)]
+    assert times == [["-", "100", "100"], ["100", "100", "100"]]
 
 
 def test_seeds_are_averaged_by_question_before_anything_is_tested(folder: Path, tiny_path: Path) -> None:
