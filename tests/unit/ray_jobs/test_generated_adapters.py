@@ -25,7 +25,7 @@ from regrad.data.augmented import AUGMENTED
 from regrad.data.passages import Passage
 from regrad.errors import BankError, MethodError
 from regrad.lab.world import World
-from regrad.methods.base import Evidence, Plan, open_question
+from regrad.methods.base import Evidence, Method, Plan, open_question
 from regrad.methods.prag import adapters_layout
 from regrad.models.loading import LanguageModel
 from regrad.settings import parse_settings
@@ -70,7 +70,7 @@ def filled(config: AdaptersConfig, passages: list[Passage]) -> Manifest:
 def plan(tiny: LanguageModel, name: str, passages: list[Passage], **values: Any) -> Plan:
     config = method_settings(name, **values)
     config.check()
-    method = config.open(tiny)
+    method: Method = config.open(tiny)
     return method.answer_plans([Evidence(open_question("Who?"), tuple(passages))], method.open_atoms())[0]
 
 
@@ -94,8 +94,8 @@ def test_stored_loras_answer_as_those_that_are_generated_for_the_question(
         assert found.updates[0].subspace == now.subspace
         torch.testing.assert_close(found.updates[0].vector, now.vector, rtol=rtol, atol=0)
     (released,) = plan(tiny, "dyprag", asked, join="released", **place).updates
-    (found,) = plan(tiny, "dyprag", asked, join="released", **place, **stored).updates
-    torch.testing.assert_close(found.vector, released.vector, rtol=0, atol=1e-2 if rtol else 0)
+    (fetched,) = plan(tiny, "dyprag", asked, join="released", **place, **stored).updates
+    torch.testing.assert_close(fetched.vector, released.vector, rtol=0, atol=1e-2 if rtol else 0)
     assert (manifest.translator, manifest.parsed_subspace()) == (made.digest, made.subspace)
 
 
