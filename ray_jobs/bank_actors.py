@@ -1,4 +1,4 @@
-"""The actors that fill a bank: blocks of passages in, shards with gradients or trained adapters out.
+"""The actors that fill a bank: blocks of passages in, shards with gradients or adapters out.
 
 They are used by two jobs, and a job's main module is pickled by value, so they are not in either of them.
 """
@@ -25,15 +25,16 @@ from regrad.data.augmented import Augmented, parse_augmented
 from regrad.data.jsonl import shown
 from regrad.data.passages import Passage, parse_passage
 from regrad.data.questions import Question
-from regrad.errors import CorpusError, RegradError
+from regrad.errors import BankError, CorpusError, ModelError, RegradError
 from regrad.gradients.extractor import AtomExtractor
 from regrad.meta_init import MetaInit, read_card
-from regrad.models.loading import load_language_model
+from regrad.models.loading import LanguageModel, load_language_model
 from regrad.storage import Storage
 from regrad.training.lora.batched import AdapterTrainer
 from regrad.training.lora.config import AdaptersConfig
 from regrad.training.lora.examples import adapter_demonstrations
 from regrad.training.lora.lora_artifact import StaticLora
+from regrad.training.translator.artifact import Translator
 
 _OF_BLOCK = {
     **{"read_bytes": pa.int64(), "computed": pa.int64(), "seconds": pa.float64()},
@@ -202,3 +203,37 @@ class AdapterActor(BlockActor):
     @cached_property
     def _codec(self) -> Codec:
         return codec_for(self._config.bank.codec, self._trainer.subspace)
+
+
+class TranslatorActor(BlockActor):
+    """Generates an adapter for each passage of a block, in the way that `dyprag` does for a question."""
+
+    def __init__(self, settings: dict[str, Any], base: int | None) -> None:
+        self._config = AdaptersConfig.model_validate(settings)
+        super().__init__(self._config.bank.uri, base)
+
+    def settings(self) -> dict[str, Any]:
+        """See `BlockActor`."""
+        model = self._config.model.model_dump(mode="json")
+        return {"translator": self._translator.digest, "model": model, "codec": self._config.bank.codec}
+
+    def extract(self, passages: Sequence[Passage]) -> list[tuple[Tensor | None, str]]:
+        """See `BlockActor`."""
+        lm, translator = self._lm, self._translator
+        codec = codec_for(self._config.bank.codec, translator.subspace)
+
+        def generated(passage: Passage) -> tuple[Tensor | None, str]:
+            try:
+                return codec.encode(translator.lora_of(lm, passage)[None])[0], ""
+            except (ModelError, BankError) as error:  # a token that the model lacks, or a number that is not finite
+                return None, str(error)
+
+        return [generated(passage) for passage in passages]
+
+    @cached_property
+    def _lm(self) -> LanguageModel:
+        return load_language_model(self._config.model, model_devices())
+
+    @cached_property
+    def _translator(self) -> Translator:
+        return Translator.load(self._config.translator or "")

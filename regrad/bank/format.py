@@ -61,10 +61,14 @@ class Part(Settings):
 
 
 class Layout(Settings):
-    """What the atoms of a bank are: banks of the same layout can exchange records."""
+    """What the atoms of a bank are: banks of the same layout can exchange records.
+
+    `translator` is the digest of the translator that generated the adapters; None if they were trained.
+    """
 
     kind: BankKind = "gradient"
     fingerprint: str
+    translator: str | None = None
     codec: CodecName
     subspace: dict[str, Any]
 
@@ -102,7 +106,7 @@ class Manifest(Layout):
     @property
     def layout(self) -> Layout:
         """What kind of atoms there are, without saying which."""
-        return Layout(kind=self.kind, fingerprint=self.fingerprint, codec=self.codec, subspace=self.subspace)
+        return Layout(**{name: getattr(self, name) for name in Layout.model_fields})
 
     @property
     def files(self) -> list[File]:
@@ -117,12 +121,14 @@ class Manifest(Layout):
 
     def encoded(self) -> bytes:
         """The content of the manifest's file."""
-        return self.model_dump_json(indent=1).encode()
+        # The key is only there if it says something, so that all other manifests keep their bytes and their labels.
+        absent = {"translator"} if self.translator is None else None
+        return self.model_dump_json(indent=1, exclude=absent).encode()
 
 
 def check_same_layout(found: Layout, wanted: Layout, uri: str) -> None:
     """Raise `BankError` unless atoms of `wanted` may be added to a bank of `found`."""
-    for name in ("kind", "fingerprint", "codec", "subspace"):
+    for name in Layout.model_fields:
         if getattr(found, name) != getattr(wanted, name):
             raise BankError(
                 f"the bank at {uri} has {name} {getattr(found, name)!r:.60}, but the new atoms have "

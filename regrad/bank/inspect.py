@@ -115,6 +115,7 @@ class BankInfo:
     versions: list[int]
     kind: str
     fingerprint: str
+    translator: str | None
     codec: str
     numbers: int
     record_bytes: int
@@ -151,6 +152,7 @@ def info(uri: str, version: int | None = None) -> BankInfo:
         versions=versions(storage),
         kind=manifest.kind,
         fingerprint=manifest.fingerprint,
+        translator=manifest.translator,
         codec=manifest.codec,
         numbers=manifest.size,
         record_bytes=manifest.record_bytes,

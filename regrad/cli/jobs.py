@@ -112,7 +112,8 @@ JOBS = (
         "regrad.training.lora.config:AdaptersConfig",
         "ray_jobs.train_adapters:train",
         "Train a LoRA for each passage, into a bank (Ray Data).",
-        """Makes a version of the bank with a LoRA for every passage that `regrad augment` wrote about.
+        """Makes a version of the bank with a LoRA for every passage that `regrad augment` wrote about. With
+        `--set translator=PATH`, of `regrad translator`, they are generated, for any corpus.
 
         Passages that are not in the corpus are dropped. If interrupted, run the same command to resume. The exit
         status is 3 if some passages could not be used: `regrad bank info --quarantine` lists them.""",

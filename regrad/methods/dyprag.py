@@ -1,8 +1,11 @@
 """DyPRAG (arXiv 2503.23895): the LoRAs of the retrieved passages, generated for the question by a trained network.
 
-As PRAG, but nothing is kept for a passage: `regrad translator` has learned from a bank of PRAG's adapters what
-training on a passage gives, and the method reads each passage once instead. So passages that no training has seen have
-an update, too.
+As PRAG, but no passage is trained on: `regrad translator` has learned from a bank of PRAG's adapters what training on
+a passage gives, and the method reads each passage once instead. So passages that no training has seen have an update,
+too.
+
+With a `bank` that `regrad adapters` has filled by the same translator, the LoRAs of its passages are fetched, and those
+of other passages are generated. The update is the same, to the precision of the bank's codec.
 
 How several LoRAs become one is a setting. `sum` is the sum of their products with alpha / rank, as PRAG adds its
 adapters. `released` is what DyPRAG's code does (github.com/Trae1ounG/DyPRAG at 8c999be): the mean of the A and the mean
@@ -12,15 +15,19 @@ passage's B and another's A.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from regrad.bank.config import OnMissing
+from regrad.bank.format import BankKind
 from regrad.data.passages import Passage
-from regrad.errors import TokenOutOfVocabulary
+from regrad.errors import MethodError, TokenOutOfVocabulary
+from regrad.gradients.extractor import Extracted
 from regrad.methods.base import (
     Artefacts,
     AtomProvider,
@@ -28,11 +35,11 @@ from regrad.methods.base import (
     Evidence,
     Method,
     MethodInfo,
-    MethodSettings,
-    Note,
+    NoAtoms,
     PassageCosts,
     Plan,
 )
+from regrad.methods.policies import BankAtoms, BankSettings, handle_missing
 from regrad.models.subspace import Subspace, Update
 from regrad.settings import Location
 from regrad.training.lora.lora_artifact import join
@@ -44,9 +51,10 @@ if TYPE_CHECKING:
 Join = Literal["sum", "released"]
 
 
-class DyPragConfig(MethodSettings):
-    """dyprag, dyprag+icl: a translator; no bank."""
+class DyPragConfig(BankSettings):
+    """dyprag, dyprag+icl: a translator, and maybe a bank of LoRAs that it has generated."""
 
+    KIND: ClassVar[BankKind] = "adapter"
     METHODS: ClassVar = (
         MethodInfo(
             "dyprag",
@@ -63,6 +71,14 @@ class DyPragConfig(MethodSettings):
     )
 
     translator: Location | None = Field(None, description="a translator of `regrad translator`")
+    bank: Location | None = Field(
+        None, description="a bank of LoRAs that `regrad adapters` generated with this translator; null: none are stored"
+    )
+    on_missing: OnMissing = Field(
+        "online",
+        description="for a passage that the bank lacks: generate its LoRA now, leave it out (fewer), answer by RAG or "
+        "stop (fail)",
+    )
     join: Join = Field(
         "sum",
         description="how several LoRAs become one; sum: of their products, with alpha / rank; released: the product of "
@@ -72,56 +88,91 @@ class DyPragConfig(MethodSettings):
     @property
     def artefacts(self) -> Artefacts:
         """See `MethodSettings`."""
-        return Artefacts(others={"translator": self.translator} if self.translator else {})
+        others = {"translator": self.translator} if self.translator else {}
+        return Artefacts(bank=self.bank, bank_version=self.bank_version, others=others)
 
     def costs(self) -> PassageCosts:
-        """See `MethodSettings`: nothing is prepared and nothing kept for a passage."""
-        return PassageCosts(0.0, 0.0)
+        """See `MethodSettings`: without a bank nothing is prepared and nothing kept for a passage."""
+        return super().costs() if self.bank else PassageCosts(0.0, 0.0)
 
     def check(self) -> None:
-        """See `MethodSettings`."""
-        TRANSLATOR_CARD.read(self._needed())
+        """See `MethodSettings`; also whether this translator has filled the bank."""
+        card = TRANSLATOR_CARD.read(self._needed())
+        self._check_bank(card["digest"])
 
     def open(self, lm: LanguageModel) -> Method:
         """See `MethodSettings`. Raises `MethodError` or `ModelError` if the translator is another model's."""
-        return DyPrag(self, lm, Translator.load(self._needed()))
+        translator = Translator.load(self._needed())
+        self._check_bank(translator.digest)
+        return DyPrag(self, lm, translator)
+
+    def _check_bank(self, digest: str) -> None:
+        if self.bank is None or (found := self.bank_manifest().translator) == digest:
+            return
+        made = f"that translator {found} generated" if found else "that were trained"
+        raise MethodError(
+            f"the bank at {self.bank} holds adapters {made}, but the translator at {self.translator} is {digest}; fill "
+            "a bank with `regrad adapters` and this translator, or leave out 'bank'",
+            code="bank_of_another_translator",
+            uri=self.bank,
+            expected=digest,
+            found=found,
+        )
 
     def _needed(self) -> str:
         return self.needed("translator", "of `regrad translator`")
 
 
 class DyPrag(Method):
-    """What the translator makes of each of a question's passages, joined."""
+    """What the translator makes of each of a question's passages, or has made of it for the bank, joined."""
 
     def __init__(self, settings: DyPragConfig, lm: LanguageModel, translator: Translator) -> None:
         super().__init__(settings)
         translator.check_base(lm)
         lm.lora_for(translator.subspace)
-        self._lm, self._translator, self._join = lm, translator, settings.join
+        self._lm, self._translator, self._settings = lm, translator, settings
+
+    def open_atoms(self) -> AtomProvider:
+        """See `Method`."""
+        return BankAtoms(self._settings) if self._settings.bank else NoAtoms()
 
     def runs_model(self, atoms: Atoms) -> bool:
+        """See `Method`. With a bank it may: which passages are missing is known when it is read."""
+        return self._settings.bank is None or self._settings.on_missing == "online"
+
+    @property
+    def needs_passages(self) -> bool:
         """See `Method`."""
-        return True
+        return self._settings.bank is not None and self._settings.on_missing == "fail"
 
     def plan(self, evidences: Sequence[Evidence], atoms: AtomProvider) -> list[Plan]:
         """See `Method`. Raises `ModelError` if a state is not finite."""
         # Questions that are asked together share passages: each is read once.
-        different = dict.fromkeys(passage for evidence in evidences for passage in evidence.passages)
-        loras = {passage: self._lora(passage) for passage in different}
-        return [self._plan(evidence, [loras[passage] for passage in evidence.passages]) for evidence in evidences]
+        generate = cache(self._generated)
+        found = atoms.find(evidences, parts=True)
+        return [self._plan(*pair, generate) for pair in zip(evidences, found, strict=True)]
 
-    def _lora(self, passage: Passage) -> Tensor | None:
+    def _generated(self, passage: Passage) -> Extracted:
         try:
-            return self._translator.lora_of(self._lm, passage)
+            return Extracted(passage, self._translator.lora_of(self._lm, passage))
         except TokenOutOfVocabulary:
-            return None
+            return Extracted(passage, problem="the model lacks a token of the passage")
 
-    def _plan(self, evidence: Evidence, loras: Sequence[Tensor | None]) -> Plan:
-        found = [lora for lora in loras if lora is not None]
-        left_out = [passage.id for passage, lora in zip(evidence.passages, loras, strict=True) if lora is None]
-        notes = (Note("fewer", "the model lacks a token of the passage", tuple(left_out)),) if left_out else ()
-        updates = (joined(self._translator.subspace, found, self._join, evidence.gamma),) if found else ()
-        return Plan(self.prompt(evidence), updates, notes)
+    def _plan(self, evidence: Evidence, found: Atoms, generate: Callable[[Passage], Extracted]) -> Plan:
+        settings = self._settings
+        policy = settings.on_missing if settings.bank else "online"
+        handled = handle_missing(
+            found, evidence.passages, policy, "adapter", lambda missing: [generate(passage) for passage in missing]
+        )
+        atoms = handled.atoms
+        updates: tuple[Update, ...] = ()
+        if atoms.parts is not None and not handled.by_rag:
+            updates = (joined(self._translator.subspace, list(atoms.parts), settings.join, evidence.gamma),)
+        prompt = self.prompt(evidence, atoms.uses, handled.by_rag)
+        if settings.bank:
+            return Plan(prompt, updates, handled.notes, atoms.uses, bytes_fetched=atoms.bytes)
+        # Where nothing is stored, that a LoRA was generated now is no deviation.
+        return Plan(prompt, updates, tuple(note for note in handled.notes if note.policy != "online"))
 
 
 def joined(subspace: Subspace, loras: Sequence[Tensor], how: Join, gamma: float = 1.0) -> Update:

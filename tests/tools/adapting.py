@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +76,17 @@ def untrained_translator(lm: LanguageModel, path: Path, subspace: Subspace | Non
     made = replace(made, **changes)
     made.save(path)
     return made
+
+
+def generated_bank(lm: LanguageModel, made: Translator, uri: str, passages: Sequence[Passage]) -> list[Passage]:
+    """What a translator makes of passages in a bank, in float32; the passages."""
+    fingerprint, subspace = adapters_layout(made.subspace, lm.identity()), made.subspace.to_json()
+    layout = Layout(kind="adapter", fingerprint=fingerprint, translator=made.digest, codec="float32", subspace=subspace)
+    writer = BankWriter(uri, layout)
+    for passage in passages:
+        writer.add_atom(passage.id, passage.text_hash, made.lora_of(lm, passage))
+    writer.commit()
+    return list(passages)
 
 
 def adapter_bank(

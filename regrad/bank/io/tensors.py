@@ -103,6 +103,7 @@ class ExportCard(Settings):
     format: int = _FORMAT
     kind: BankKind
     fingerprint: str
+    translator: str | None = None
     subspace: dict[str, Any]
     codec: CodecName
     version: str
@@ -127,6 +128,7 @@ def export_tensors(uri: str, output: str, version: int | None = None, passage_id
     card = ExportCard(
         kind=manifest.kind,
         fingerprint=manifest.fingerprint,
+        translator=manifest.translator,
         subspace=manifest.subspace,
         codec=manifest.codec,
         version=manifest.label,
@@ -141,7 +143,7 @@ def export_tensors(uri: str, output: str, version: int | None = None, passage_id
                 line = {"id": row["passage_id"], "file": name, "text_hash": hash_of(row) or None}
                 listing.write(encode_jsonl([line]))
             count += len(rows)
-        (folder / CARD).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (folder / CARD).write_text(card.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
     return count
 
 
@@ -157,7 +159,7 @@ def import_tensors(folder: str, uri: str, codec: CodecName | None = None) -> Imp
             subspace = Layout(**{name: getattr(card, name) for name in Layout.model_fields}).parsed_subspace()
         except ValueError as error:
             raise BankError(f"{source.path / CARD}: {error}", code="bad_card", file=CARD) from error
-        layout = layout_for(uri, card.kind, card.fingerprint, subspace, codec)
+        layout = layout_for(uri, card.kind, card.fingerprint, subspace, codec, card.translator)
         return take_in(uri, layout, source.renamed(_incoming(source.path, subspace)))
 
 

@@ -143,11 +143,18 @@ class Imported:
     left_out: int = 0
 
 
-def layout_for(uri: str, kind: BankKind, fingerprint: str, subspace: Subspace, codec: CodecName | None) -> Layout:
+def layout_for(
+    uri: str,
+    kind: BankKind,
+    fingerprint: str,
+    subspace: Subspace,
+    codec: CodecName | None,
+    translator: str | None = None,
+) -> Layout:
     """The layout of atoms to be added to the bank at `uri`; without a codec the bank's, or float32 for a new bank."""
     found = layout_at(uri)
     chosen = codec or (found.codec if found else "float32")
-    return Layout(kind=kind, fingerprint=fingerprint, codec=chosen, subspace=subspace.to_json())
+    return Layout(kind=kind, fingerprint=fingerprint, translator=translator, codec=chosen, subspace=subspace.to_json())
 
 
 def writer_for(uri: str, layout: Layout) -> BankWriter:

@@ -247,16 +247,23 @@ class AdapterConfig(AdamWConfig):
 
 
 class AdaptersConfig(Settings):
-    """`regrad adapters`: a LoRA for each passage, into a bank."""
+    """`regrad adapters`: a LoRA for each passage, trained or generated, into a bank."""
 
     MOVED: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"keep": "reuse"}
 
     model: ModelConfig = Field(description="its subspace names the blocks and projections; the rank is `adapter.rank`")
+    translator: Location | None = Field(
+        None,
+        description="a translator of `regrad translator`, which generates the adapters; nothing is trained, and "
+        "`adapter`, `rows` and `seed` are not read",
+    )
     static: Location | None = Field(None, description="a LoRA of `regrad finetune`; adapters are trained on top of it")
     start_from: Location | None = Field(
         None, description="the PEFT adapter that all start from, such as PRAG's base_weight; null: random, by `seed`"
     )
-    corpus: Location = Field(description="the output of `regrad augment`: its directory, or the file")
+    corpus: Location = Field(
+        description="the output of `regrad augment`: its directory, or the file; with a translator any corpus"
+    )
     demonstrations: Location | None = Field(
         None,
         description="solved questions (format jsonl), all of them shown before every question, as when answering",
@@ -269,6 +276,16 @@ class AdaptersConfig(Settings):
     )
     seed: int = 42
     cluster: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _trained_or_generated(self) -> AdaptersConfig:
+        trained = [name for name in ("static", "start_from", "demonstrations") if getattr(self, name) is not None]
+        if self.translator is not None and trained:
+            raise invalid(
+                "trained_and_generated",
+                f"'{trained[0]}' says how adapters are trained, but 'translator' generates them: leave one of them out",
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_what_to_be_orthogonal_to(self) -> AdaptersConfig:

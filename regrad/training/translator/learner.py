@@ -18,11 +18,11 @@ from regrad.training.callbacks import Listener, Silent
 from regrad.training.checkpoint import TrainState, load_module_tensors, module_step, module_tensors
 from regrad.training.loop import StepResult, train_on
 from regrad.training.lora.examples import example_batch
-from regrad.training.lora.in_force import bank_of_adapters, check_trained_on_base_alone
+from regrad.training.lora.in_force import check_trained_on_base_alone
 from regrad.training.translator.artifact import Translator, state_of
 from regrad.training.translator.config import TranslatorConfig
 from regrad.training.translator.network import TranslatorNetwork
-from regrad.training.translator.samples import Sample, Samples
+from regrad.training.translator.samples import Sample, Samples, adapters_to_imitate
 from regrad.training.workers import Workers
 
 TRANSLATOR = "translator"
@@ -67,7 +67,7 @@ class TranslatorLearner:
 
     def __init__(self, lm: LanguageModel, config: TranslatorConfig, workers: Workers = Workers()) -> None:
         workers.check(config.optimizer.batch_size)
-        manifest = bank_of_adapters(config.bank, config.bank_version)
+        manifest = adapters_to_imitate(config)
         check_trained_on_base_alone(lm, config.bank, manifest)
         self._lm, self._config, self._workers = lm, config, workers
         self._subspace, self._bank = manifest.parsed_subspace(), manifest.fingerprint

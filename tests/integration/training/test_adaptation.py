@@ -32,6 +32,7 @@ from regrad.training.predictor.artifact import UpdatePredictor
 from regrad.training.predictor.config import PredictorConfig
 from regrad.training.predictor.learner import predictor_in_process
 from regrad.training.sampler import batches_of
+from tests.tools.adapting import untrained_translator
 from tests.tools.refusals import refused
 
 pytestmark = pytest.mark.usefixtures("local_cluster")
@@ -120,7 +121,7 @@ def adapters(lab: Path, bank: Path, *extra: str) -> AdaptersConfig:
     return load_settings(AdaptersConfig, builtin_config("jobs/adapters-lab.yaml"), values)
 
 
-def test_adapters_are_trained_into_a_bank_that_prag_reads(lab: Path, tmp_path: Path) -> None:
+def test_adapters_are_trained_into_a_bank_that_prag_reads_or_generated_into_another(lab: Path, tmp_path: Path) -> None:
     config = adapters(lab, tmp_path / "bank")
     line = train_adapters.run(config)
     assert line.startswith(f"bank version 1-{BankReader(config.bank.uri).manifest.label[2:]} at {config.bank.uri}: ")
@@ -138,6 +139,15 @@ def test_adapters_are_trained_into_a_bank_that_prag_reads(lab: Path, tmp_path: P
     (plan,) = method.plan([evidence], method.open_atoms())
     assert len(plan.updates) == 1
     assert plan.notes == ()
+    made = untrained_translator(lm, tmp_path / "translator", bank.manifest.parsed_subspace())
+    generated = adapters(lab, tmp_path / "generated", f"translator={tmp_path}/translator")
+    assert train_adapters.train(generated).manifest.translator == made.digest
+    stored = BankReader(generated.bank.uri)
+    assert len(stored) == PASSAGES
+    # The workers have another number of threads than this process: rounding of float32.
+    asked = [item.passage for item in items[:2]]
+    expected = torch.stack([made.lora_of(lm, passage) for passage in asked])
+    torch.testing.assert_close(stored.read(asked), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_stopped_job_trains_no_block_twice_and_other_questions_are_other_adapters(lab: Path, tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ def test_each_passage_is_read_alone_and_once_and_is_in_the_prompt_only_if_the_me
     assert passages[0].text not in alone.prompt.text(tiny.config.prompts)
     assert passages[0].text in shown.prompt.text(tiny.config.prompts)
     read: list[Passage] = []
-    lora = method._lora  # type: ignore[attr-defined]
-    monkeypatch.setattr(method, "_lora", lambda passage: read.append(passage) or lora(passage))
+    lora = method._generated  # type: ignore[attr-defined]
+    monkeypatch.setattr(method, "_generated", lambda passage: read.append(passage) or lora(passage))
     method.plan([Evidence(open_question("Who?"), tuple(passages[:2]))] * 3, NoAtoms())
     assert read == passages[:2]
     (bare,) = [plan(method, [])]

@@ -46,7 +46,14 @@ from serve_app.methods import (
     open_own,
     searches_demonstrations,
 )
-from tests.tools.adapting import adapter_bank, drawn_soft_prompt, static_lora, untrained_predictor, untrained_translator
+from tests.tools.adapting import (
+    adapter_bank,
+    drawn_soft_prompt,
+    generated_bank,
+    static_lora,
+    untrained_predictor,
+    untrained_translator,
+)
 from tests.tools.decoded import recomputed
 from tests.tools.evaluating import gradient_bank, method_settings, settings
 
@@ -159,6 +166,7 @@ METHODS: list[dict[str, Any]] = [
     {"name": "the nearest", "method": "rag", **NEAREST},
     {"name": "steps on the nearest", "method": "tt-sgd", "adapter": "FOLDER/lora", **NEAREST},
     *({"name": f"{name}, nearest", "method": name, **PREDICTED, **NEAREST} for name in ("rag-gd", "hypertuning")),
+    {"name": "stored", "method": "dyprag", "translator": "FOLDER/translator", "bank": "FOLDER/generated"},
     {"name": "shown, too", "method": "rag-gd", **PREDICTED, "demonstrations": 2, "in_prompt": True},
 ]
 """With all else at its default; a method that applies gradients gets MetaInit and bank from its place."""
@@ -182,12 +190,15 @@ def test_a_method_gives_the_same_in_an_evaluation_and_in_a_server(
     if static is not None and "predictor" in method:
         objective = "answers" if "hypertuning" in (method["name"], method.get("method")) else "steps"
         untrained_predictor(tiny, static, folder / "predictor", objective=objective)
-    if "translator" in method:
-        untrained_translator(tiny, folder / "translator")
+    made = untrained_translator(tiny, folder / "translator") if "translator" in method else None
     if "soft_prompt" in method:
         drawn_soft_prompt(tiny, folder / "soft-prompt")
     if "bank" in method:
-        known = adapter_bank(tiny, world, served["bank"], static, layers="all")[2]
+        known = (
+            generated_bank(tiny, made, served["bank"], passages[1:4])
+            if made
+            else adapter_bank(tiny, world, served["bank"], static, layers="all")[2]
+        )
         write_questions(folder, [[known[0], passages[0]], [known[1]], [*known]])
     cell, records, plans = evaluated(folder, tiny, served | own)
     server, generator = Served(folder, tiny, meta_init, served), Generator(tiny, EvalBatchConfig(rows=1))
