@@ -5,11 +5,15 @@
 `leave one out`: the answer's loss under all of k gradients and without each one, k + 1 updates over one text, shared
 and row by row. `methods`: one question by direct, regrad, rag and regrad+icl together, as `/v1/compare` asks it, to the
 first token. `demonstrations`: questions with the same solved examples before them, each with an update of its own, to
-the first token. The first two are measured for each of `--acts-on`: with updates that act on everything the blocks
-below the first adapted one are shared, with those that act on the answer (`activated`) the whole model is. The ways
-take turns; ratios of processor time, median and quartiles. `same`: how far the losses are the same, and how many
-answers have the same tokens; the figure `exact` is true if all losses are the same to the last bit, under updates that
-act on everything: the others are sums in another order.
+the first token. `one after the other`: questions behind one system text, each asked when the one before is answered,
+from the third on, to the first token, by an engine that keeps what prompts begin with and by one that does not; and
+such as have nothing in common (`apart`), to see what looking for it costs.
+
+The first two are measured for each of `--acts-on`: with updates that act on everything the blocks below the first
+adapted one are shared, with those that act on the answer (`activated`) the whole model is. The ways take turns; ratios
+of processor time, median and quartiles. `same`: how far the losses are the same, and how many answers have the same
+tokens; the figure `exact` is true if all losses are the same to the last bit, under updates that act on everything: the
+others are sums in another order.
 """
 
 from __future__ import annotations
@@ -160,12 +164,64 @@ def demonstrations(lm: LanguageModel, count: int, tokens: int) -> list[DecodingR
     return [DecodingRequest("".join(solved) + one, update(lm, i), tokens, stop=()) for i, one in enumerate(asked)]
 
 
+_SYSTEM = (
+    "You answer questions about people. Use what you know of them and what the passages say, if there are any. "
+    "Give the name of a place, a person or a profession and nothing else: no sentence, no explanation, no full stop. "
+    "If somebody has had several professions, give the one that the person is known for. If a place has changed its "
+    "name, give the name that it has today. Dates are written as day, month and year. If you do not know the answer, "
+    "write that it is not known; do not guess. Never repeat the question, and never mention these rules. "
+)
+
+
+def behind_system_text(
+    lm: LanguageModel, kind: str, number: int, tokens: int, static: tuple[Update, ...]
+) -> DecodingRequest:
+    """A question of its own behind the system text, or (`apart`) behind one that begins in another way."""
+    acts_on: dict[str, ActsOn] = {"updates": "everything", "activated": "answer"}
+    one = update(lm, number, acts_on[kind]) if kind in acts_on else static if kind == "one update" else ()
+    head = f"{number} {_SYSTEM}" if kind == "apart" else _SYSTEM
+    return DecodingRequest(head + lm.config.prompts.prompt(person(number)[0]), one, tokens, stop=())
+
+
+def one_after_the_other(lm: LanguageModel, kind: str, turns: int, tokens: int) -> Row:
+    """Two questions a turn, after two to begin with, by an engine that keeps what prompts begin with and by another."""
+    engines = {True: Engine(lm, max_rows=4, prefix_bytes=1 << 28), False: Engine(lm, max_rows=4)}
+    static, ratios_found, same = update(lm, 0), list[float](), list[bool]()
+
+    def answered(kept: bool, request: DecodingRequest) -> tuple[float, list[int]]:
+        """Processor time to the first token, and all tokens."""
+        started, engine = process_time(), engines[kept]
+        row = engine.submit(request, lambda _: None)
+        while not row.written:
+            engine.step()
+        took = process_time() - started
+        while engine.step():
+            pass
+        return took, row.written
+
+    for turn in range(turns + 1):
+        two = [behind_system_text(lm, kind, 2 * turn + each, tokens, static) for each in range(2)]
+        found = {kept: [answered(kept, one) for one in two] for kept in ((True, False) if turn % 2 else (False, True))}
+        took = {kept: sum(seconds for seconds, _ in each) for kept, each in found.items()}
+        same += [one[1] == other[1] for one, other in zip(found[True], found[False], strict=True)]
+        ratios_found += [took[False] / took[True]] if turn else []
+    for engine in engines.values():
+        engine.close()
+    lower, median, upper = statistics.quantiles(ratios_found, n=4)
+    row: Row = {"case": f"one after the other, {kind}", "rows": 1, "speedup": median}
+    return row | {"quartiles": f"{lower:.2f} {upper:.2f}", "same": f"tokens of {sum(same)}/{len(same)}"}
+
+
+CASES = ("leave-one-out", "methods", "demonstrations", "one-after-the-other")
+
+
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="as `model.path`; without it the lab's")
     parser.add_argument("--k", type=int, nargs="+", default=[1, 3, 5])
     parser.add_argument("--acts-on", nargs="+", choices=get_args(ActsOn), default=[*get_args(ActsOn)])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
@@ -180,14 +236,23 @@ def main() -> None:
     tokens = arguments.new_tokens
     for acts_on in arguments.acts_on:
         ending = "" if acts_on == "everything" else "_activated"
-        left_out = [leave_one_out(lm, k, turns, acts_on) for k in arguments.k]
-        asked = decoded(lm, named("methods", acts_on), methods(lm, tokens, acts_on), turns)
-        figures |= {f"leave_one_out_speedup_k{k}{ending}": left_out[i]["speedup"] for i, k in enumerate(arguments.k)}
-        figures[f"methods_speedup{ending}"] = asked["speedup"]
-        if acts_on == "everything":
-            figures["exact"] = all(row["same"] == "to the bit" for row in left_out)
-        rows += [*left_out, asked]
-    rows += [decoded(lm, "demonstrations", demonstrations(lm, n, tokens), turns) for n in (2, 4)]
+        if "leave-one-out" in arguments.cases:
+            left_out = [leave_one_out(lm, k, turns, acts_on) for k in arguments.k]
+            figures |= {
+                f"leave_one_out_speedup_k{k}{ending}": left_out[i]["speedup"] for i, k in enumerate(arguments.k)
+            }
+            if acts_on == "everything":
+                figures["exact"] = all(row["same"] == "to the bit" for row in left_out)
+            rows += left_out
+        if "methods" in arguments.cases:
+            rows.append(decoded(lm, named("methods", acts_on), methods(lm, tokens, acts_on), turns))
+            figures[f"methods_speedup{ending}"] = rows[-1]["speedup"]
+    if "demonstrations" in arguments.cases:
+        rows += [decoded(lm, "demonstrations", demonstrations(lm, n, tokens), turns) for n in (2, 4)]
+    if "one-after-the-other" in arguments.cases:
+        for kind in ("no update", "updates", "activated", "one update", "apart"):
+            rows.append(one_after_the_other(lm, kind, turns, tokens))
+            figures[f"one_after_the_other_{kind.replace(' ', '_')}"] = rows[-1]["speedup"]
     show(rows)
     if arguments.json:
         write(arguments.json, figures, rows, torch.device("cpu"))

@@ -67,6 +67,9 @@ class BatchConfig(Settings):
     max_cached_tokens: int = Field(1 << 18, ge=1, description="requests times the tokens of the longest")
     prefill_tokens: int = Field(2048, ge=1, description="prompt tokens read in one pass, between two decoding steps")
     draft_tokens: int = Field(0, ge=0, description="tokens drafted from prompt and passages, while few are decoded")
+    prefix_bytes: int = Field(
+        1 << 28, ge=0, description="bytes of what prompts begin with, kept for the next ones; 0: none"
+    )
 
 
 class GroupConfig(Settings):

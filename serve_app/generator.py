@@ -61,6 +61,7 @@ class GeneratorDeployment:
             batch.max_cached_tokens,
             batch.prefill_tokens,
             draft_tokens=batch.draft_tokens,
+            prefix_bytes=batch.prefix_bytes,
         )
         self._loop = DecodingLoop(engine)
         self._offers = offers_of(config)
@@ -164,6 +165,7 @@ class GeneratorDeployment:
                         measured = self._loop.run(partial(builder.contributions, ask, prepared, finished))
                         plan = replace(plan, uses=await asyncio.wrap_future(measured))
                     self._watch.metrics.batch(finished.largest_batch)
+                    self._watch.metrics.prefix(finished.given_tokens, self._loop.prefix_bytes)
                     yield _answered(finished, plan, gradients, routed.release, preparing_milliseconds)
         self._watch.metrics.queue(self._loop.load[0])
 

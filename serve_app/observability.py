@@ -61,6 +61,9 @@ DEFINITIONS = {
     "regrad_tokens": Definition("counter", "Tokens of prompts (in) and of answers (out).", ("direction",)),
     "regrad_decode_batch_size": Definition("histogram", "Requests decoded together in a step.", (), _SIZES),
     "regrad_generator_queue": Definition("gauge", "Requests that wait for a place in a generator's batch."),
+    "regrad_prefix_hits": Definition("counter", "Requests whose prompt begins with what a generator has kept."),
+    "regrad_prefix_tokens": Definition("counter", "Tokens of prompts that were kept from earlier requests."),
+    "regrad_prefix_bytes": Definition("gauge", "Bytes of what prompts begin with that a generator keeps."),
     "regrad_atoms": Definition("counter", "Atoms that went into answers, by the tier they came from.", ("tier",)),
     "regrad_atom_bytes": Definition("counter", "Bytes of atoms read, by the tier they came from.", ("tier",)),
     "regrad_degraded": Definition("counter", "Answers that were degraded, by policy.", ("policy",)),
@@ -113,6 +116,12 @@ class Metrics:
     def queue(self, length: int) -> None:
         """`length` requests wait for a place in the batch now."""
         self._metrics["regrad_generator_queue"].set(length)
+
+    def prefix(self, tokens: int, kept: int) -> None:
+        """Of a request's prompt `tokens` were kept from earlier ones; `kept` bytes of such are in memory now."""
+        self._add("regrad_prefix_hits", 1 if tokens else 0)
+        self._add("regrad_prefix_tokens", tokens)
+        self._metrics["regrad_prefix_bytes"].set(kept)
 
     def read(self, tier: Tier, size: int) -> None:
         """`size` bytes of atoms were read from a tier."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from regrad.errors import ModelError
 from regrad.inference.kernels import Kernels
 from regrad.inference.passes import RowCache, SharedReading, read_pieces
+from regrad.inference.prefixes import PrefixCache
 from regrad.inference.rows import DecodingListener, DecodingRequest, Drafts, Row
 from regrad.inference.verification import verify_decoding
 from regrad.models.loading import LanguageModel
@@ -43,7 +44,8 @@ class Engine:
     fit beside the others waits, and a single one is always taken. A pass reads at most `prefill_tokens` of prompts.
     Without `kernels` it takes the fastest that give the model's own logits. With `draft_tokens` a pass also reads up to
     so many drafted tokens of a row (see `Drafts`), while few rows are decoded: answers are the same in fewer passes.
-    With `share_prompts` what prompts begin with alike is read once as far as no update reaches.
+    With `share_prompts` what prompts begin with alike is read once as far as no update reaches; with `prefix_bytes` so
+    much of it is kept for later requests (see `PrefixCache`), within `max_cached_tokens`, and gives way to rows.
     Raises `ModelError` for a model that it would decode differently from the model itself (see `verify_decoding`).
     """
 
@@ -56,6 +58,7 @@ class Engine:
         kernels: Kernels | None = None,
         draft_tokens: int = 0,
         share_prompts: bool = True,
+        prefix_bytes: int = 0,
     ) -> None:
         self._lm = lm
         self._max_rows = max_rows
@@ -66,9 +69,10 @@ class Engine:
         self._windows = lm.architecture.windows(lm.text_config)
         verified = verify_decoding(lm)
         self._kernels = kernels or verified.kernels
-        self._shared = SharedReading(
-            lm.blocks if verified.shares and share_prompts else None, verified.shares_whole and share_prompts
-        )
+        blocks = lm.blocks if verified.shares and share_prompts else None
+        whole = verified.shares_whole and share_prompts
+        self._shared = SharedReading(blocks, whole)
+        self._prefixes = PrefixCache(lm, blocks, whole, prefix_bytes)
         self._updates = RowUpdates(lm)
         self._rows: list[Row] = []
         self._waiting: deque[Row] = deque()
@@ -82,6 +86,11 @@ class Engine:
     def active(self) -> int:
         """Requests in the batch."""
         return len(self._rows)
+
+    @property
+    def prefix_bytes(self) -> int:
+        """What is kept of prompts for later requests takes so many."""
+        return self._prefixes.bytes
 
     def submit(self, request: DecodingRequest, listener: DecodingListener) -> Row:
         """Queue a request; `listener` receives its text and its end, from inside `step`.
@@ -106,6 +115,7 @@ class Engine:
         if not self._rows:
             self._cache.clear()
             return False
+        self._prefixes.begin(self._rows, self._cache)
 
         # 2. Of the prompts that are not read yet, the first whose pieces, padded to the longest, keep within the limit.
         prefilling = self._shared.choose(self._rows, self._prefill_tokens)
@@ -125,6 +135,7 @@ class Engine:
     def close(self) -> None:
         """Free what is kept for rows, and leave the model as it was."""
         self._cache.clear()
+        self._prefixes.clear()
         self._updates.release()
 
     def fail(self, error: Exception, waiting: bool = False) -> None:
@@ -141,8 +152,11 @@ class Engine:
     def _join(self) -> None:
         while self._waiting and len(self._rows) < self._max_rows:
             longest = max([row.most_tokens for row in self._rows] + [self._waiting[0].most_tokens])
-            if self._rows and (len(self._rows) + 1) * longest > self._max_cached:
+            needed = (len(self._rows) + 1) * longest
+            if self._rows and needed > self._max_cached:
                 break
+            self._prefixes.release(self._max_cached - needed)
+            self._cache.most = self._max_cached - self._prefixes.tokens
             row = self._waiting.popleft()
             row.entered = time.perf_counter()
             self._rows.append(row)
@@ -153,10 +167,16 @@ class Engine:
 
     def _prefill(self, numbers: list[int]) -> None:
         """The next piece of these rows' prompts; where that is cheaper, what all begin with in a pass of its own."""
+        given = [i for i in numbers if self._rows[i].given_next is not None]
+        if given:
+            self._pass(given)
+            numbers = [i for i in numbers if i not in given]
         common = self._shared.common_tokens([self._rows[i] for i in numbers], self._prefill_tokens)
         if common:
             self._pass(numbers, common)
-            numbers = [i for i in numbers if self._rows[i].is_prefilling and not self._rows[i].cancelled]
+            # What is left of a prompt may be more than what was chosen, if that was to end where it is kept.
+            chosen = self._shared.choose(self._rows, self._prefill_tokens)
+            numbers = [i for i in numbers if i in chosen and not self._rows[i].cancelled]
         if numbers:
             self._pass(numbers)
 
@@ -190,10 +210,11 @@ class Engine:
         # numpy's argmax has vector instructions, torch's on a CPU has none; both take the first of equal ones.
         best = (scores_MV.numpy() if scores_MV.device.type == "cpu" else scores_MV).argmax(-1).tolist()
         start = 0
-        for row, piece in zip(rows, pieces, strict=True):
+        for number, row, piece in zip(numbers, rows, pieces, strict=True):
             draft = [] if row.is_prefilling else piece[1:]
             end = start + 1 + len(draft)
             row.read += len(piece) - len(draft)
+            self._prefixes.keep(number, row, self._cache, self._max_cached - self._cache.rows * self._cache.tokens)
             if row.has_read_prompt:
                 row.take(scores_MV[start:end], best[start:end], self._lm.end_ids, draft)
             start = end
@@ -204,13 +225,17 @@ class Engine:
         rows: slice | Tensor = slice(numbers[0], numbers[-1] + 1)
         if numbers[-1] - numbers[0] + 1 != len(numbers):
             rows = torch.tensor(numbers, device=self._lm.device)
-        starts = [self._rows[i].read for i in numbers]
-        scored = [1 if self._rows[i].is_prefilling else len(piece) for i, piece in zip(numbers, pieces, strict=True)]
-        readers = self._shared.readers([self._rows[i] for i in numbers], pieces)
-        with self._updates.applied(numbers, rows):
-            return read_pieces(
-                self._lm, self._cache, self._windows, rows, pieces, starts, self._kernels, scored, readers
+        reading = [self._rows[i] for i in numbers]
+        starts = [row.read for row in reading]
+        scored = [1 if row.is_prefilling else len(piece) for row, piece in zip(reading, pieces, strict=True)]
+        given_NTD = self._prefixes.given(reading, pieces)
+        readers = None if given_NTD is not None else self._shared.readers(reading, pieces)
+        with self._updates.applied(numbers, rows), self._prefixes.watched(reading) as seen:
+            scores_MV = read_pieces(
+                self._lm, self._cache, self._windows, rows, pieces, starts, self._kernels, scored, readers, given_NTD
             )
+        self._prefixes.note(reading, pieces, seen, readers)
+        return scores_MV
 
     def _remove(self, gone: Callable[[Row], bool]) -> None:
         """Take rows out of the batch."""
@@ -265,6 +290,11 @@ class DecodingLoop:
     def load(self) -> tuple[int, int]:
         """How many requests wait, and how many are in the batch."""
         return self._engine.waiting + self._todo.qsize(), self._engine.active
+
+    @property
+    def prefix_bytes(self) -> int:
+        """As `Engine.prefix_bytes`."""
+        return self._engine.prefix_bytes
 
     def check(self, stall_seconds: float) -> None:
         """Raise `ModelError` if the thread has ended, or has been busy with one step for more than `stall_seconds`."""

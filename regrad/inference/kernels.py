@@ -106,6 +106,11 @@ def computed(products: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor]]]) -
             layer.__dict__.pop("forward", None)
 
 
+def attention_of(lm: LanguageModel) -> str:
+    """The name of the attention that the model's own passes run."""
+    return str(lm.text_config._attn_implementation)
+
+
 class Kernels:
     """What computes the passes of an engine: the model's own attention and layers, or those that are faster here."""
 

@@ -2,7 +2,7 @@
 
 As far as no update reaches, the keys and values of such prompts are the base's. The whole model is shared by rows of
 which none has an active update, as while the prompts of updates are read that act on the answer; else the blocks
-below the first adapted one are, and from there on each row is by itself. Nothing is kept beyond the pass.
+below the first adapted one are, and from there on each row is by itself. Beyond the pass `prefixes.py` keeps some.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RowCache(Cache):
     """Keys and values [S, H, L, D] for each layer, S rows of at most L tokens; both grow by doubling when needed.
 
     Before a forward pass `aim` says which rows its batch stands for, and at which positions its tokens are. Rows times
-    tokens stay within `most_tokens` as long as what is reserved does.
+    tokens stay within `most` as long as what is reserved does.
     """
 
     # What a row holds beyond its own length is left from other requests or passes, and the mask of a pass hides it.
@@ -40,7 +40,7 @@ class RowCache(Cache):
     def __init__(self, layers: int, most_tokens: int) -> None:
         super().__init__(layers=[])
         self._kept: list[tuple[Tensor, Tensor] | None] = [None] * layers
-        self._most = most_tokens
+        self.most = most_tokens
         self.rows = 0
         self.tokens = 0
 
@@ -65,8 +65,8 @@ class RowCache(Cache):
         grown_rows = _grown(self.rows or 1, rows)
         grown_tokens = _grown(self.tokens or _FIRST_TOKENS, tokens)
         # Doubled until they suffice, or just enough where doubling would take more than is allowed.
-        if grown_rows * grown_tokens > self._most:
-            grown_rows = max(rows, min(grown_rows, self._most // tokens))
+        if grown_rows * grown_tokens > self.most:
+            grown_rows = max(rows, min(grown_rows, self.most // tokens))
             grown_tokens = tokens
         self.rows = grown_rows
         self.tokens = grown_tokens
@@ -89,6 +89,29 @@ class RowCache(Cache):
         for pair in self._kept if stop > start else ():
             for kept in pair or ():
                 kept[start:stop].zero_()
+
+    def token_bytes(self, layers: int | None = None) -> int:
+        """What one token takes in a row, in the first so many layers or in all, once a pass has written them."""
+        kept = (each for pair in self._kept[:layers] for each in pair or ())
+        return sum(each.shape[1] * each.shape[3] * each.element_size() for each in kept)
+
+    def copied(self, row: int, tokens: int, layers: int | None = None) -> list[tuple[Tensor, Tensor] | None]:
+        """Copies of the row's first keys and values [H, n, D], in the first so many layers or in all."""
+        # A clone of a part has memory of its own: a view would hold that of all rows.
+        return [
+            pair and (pair[0][row, :, :tokens].clone(), pair[1][row, :, :tokens].clone())
+            for pair in self._kept[:layers]
+        ]
+
+    def put(self, row: int, tokens: int, pairs: Sequence[tuple[Tensor, Tensor] | None]) -> None:
+        """Write the first `tokens` of what `copied` gave into a row, in the first layers."""
+        for layer, pair in enumerate(pairs):
+            if pair is None:
+                continue
+            kept = self._kept[layer] or (self._blank(pair[0][None]), self._blank(pair[1][None]))
+            self._kept[layer] = kept
+            for into, copied in zip(kept, pair, strict=True):
+                into[row, :, :tokens] = copied[:, :tokens]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -153,10 +176,14 @@ class Readers:
     places: Sequence[int]
     whole: bool
 
+    def number(self, place: int) -> int:
+        """The number of a row's reader among those that read."""
+        return sorted(set(self.places)).index(self.places[place])
+
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The places of those that read [U], and of each row the number of its reader among them [N]."""
         reading = sorted(set(self.places))
-        numbers = [reading.index(place) for place in self.places]
+        numbers = [self.number(place) for place in range(len(self.places))]
         return torch.tensor(reading, device=device), torch.tensor(numbers, device=device)
 
 
@@ -254,16 +281,18 @@ def read_pieces(
     kernels: Kernels,
     scored: Sequence[int] | None = None,
     readers: Readers | None = None,
+    given_NTD: Tensor | None = None,
 ) -> Tensor:
     """One forward pass: the next piece of each prompt, or one token. Logits [N, V] after each piece's last token.
 
     With `scored` [M, V] after the last `scored[i]` tokens of each. Piece i continues the i-th of the cache's `rows` at
     position `starts[i]`; `windows` is what `Architecture.windows` returns. With `readers`, rows for which another reads
-    have read the same and read the beginning of the same piece.
+    have read the same and read the beginning of the same piece. With `given_NTD` the blocks below the first adapted one
+    are left out, as the cache has their keys and values, and that block reads this.
     """
     # The vocabulary is most of a small model, so only for these tokens.
     with kernels.used():
-        return lm.logits(final_states(lm, cache, windows, rows, pieces, starts, scored, readers))
+        return lm.logits(final_states(lm, cache, windows, rows, pieces, starts, scored, readers, given_NTD))
 
 
 def final_states(
@@ -275,6 +304,7 @@ def final_states(
     starts: Sequence[int],
     scored: Sequence[int] | None = None,
     readers: Readers | None = None,
+    given_NTD: Tensor | None = None,
 ) -> Tensor:
     """The pass of `read_pieces`, with the kernels in use: the final states [M, D] of which it gives the logits."""
     device = lm.device
@@ -289,7 +319,7 @@ def final_states(
     positions_NT = positions_NT.clamp(max=length - 1)
     numbers = [(i, at) for i, of in enumerate(lengths) for at in range(of - (scored[i] if scored else 1), of)]
     row_numbers, last = torch.tensor(numbers, device=device).unbind(1)
-    entered_NTD = None
+    entered_NTD = given_NTD
     if readers is not None:
         # What a longer piece writes behind the end of a shorter one is hidden there, as padding is.
         reading_U, readers_N = readers.tensors(device)

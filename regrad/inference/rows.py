@@ -14,6 +14,7 @@ from torch import Tensor
 from regrad.models.subspace import Update
 
 if TYPE_CHECKING:
+    from regrad.inference.prefixes import Beginning
     from regrad.models.loading import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ class Drafts:
 class Finished:
     """An answer: its text, why it ended, how many tokens were read and written, and how long each part took.
 
-    `largest_batch` is the largest number of requests in any step that it took part in, itself included.
+    `largest_batch` is the largest number of requests in any step that it took part in, itself included. Of
+    `given_tokens` of the prompt keys and values, of all blocks or of the lower ones, were kept from earlier requests.
     """
 
     text: str
@@ -96,6 +98,7 @@ class Finished:
     prefill_milliseconds: float
     decode_milliseconds: float
     largest_batch: int
+    given_tokens: int = 0
 
 
 DecodingEvent = str | Finished | Exception
@@ -193,6 +196,8 @@ class Row:
 
         self.stream = TextStream(decode, (lm.config.prompts.stop,) if request.stop is None else request.stop)
         self.read = 0  # tokens whose keys and values are kept
+        self.given = 0  # tokens at its beginning that other requests have read for it, at least in the lower blocks
+        self.beginning: Beginning | None = None
         # Of its updates those that run in its passes now: at first the ones that act on everything.
         self.in_force = tuple(update for update in request.updates if update.acts_on == "everything")
         self._prefilled = len(self.prompt) - int(self.awaits_updates)
@@ -233,6 +238,11 @@ class Row:
         return self.read < self._prefilled
 
     @property
+    def given_next(self) -> Tensor | None:
+        """What the first adapted block is given of the tokens that come next, if the blocks below need not run."""
+        return self.beginning.left(self.read) if self.beginning else None
+
+    @property
     def has_read_prompt(self) -> bool:
         """Whether all of the prompt has been read, so that a token can be written."""
         return self.read >= len(self.prompt)
@@ -240,7 +250,9 @@ class Row:
     def next_tokens(self, most: int, most_drafted: int = 0) -> list[int]:
         """What the next pass reads: a piece of the prompt, or the latest token and a draft of those after it."""
         if self.is_prefilling:
-            return self.prompt[self.read : min(self.read + most, self._prefilled)]
+            end = min(self.read + most, self._prefilled)
+            limit = self.beginning.end(self.read) if self.beginning else None
+            return self.prompt[self.read : end if limit is None else min(end, limit)]
         # The last token of an answer is never read, so a draft of it is of no use.
         left = min(most_drafted, self.request.max_new_tokens - len(self.written) - 1)
         latest = self.written[-1:] or self.prompt[-1:]
@@ -331,5 +343,6 @@ class Row:
                 (self.first_token - self.entered) * 1e3,
                 (now - self.first_token) * 1e3,
                 self.largest_batch,
+                self.given,
             )
         )

@@ -74,6 +74,20 @@ class Blocks:
         return None
 
     @contextmanager
+    def watched(self) -> Iterator[list[Tensor]]:
+        """Inside the block, what the first adapted block reads in each pass is put into the list."""
+        seen: list[Tensor] = []
+
+        def note(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+            seen.append(positional[0] if positional else named["hidden_states"])
+
+        handle = self.upper[0].register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    @contextmanager
     def skipped(self, hidden: Tensor | None) -> Iterator[None]:
         """Inside the block, the lower blocks compute nothing and the first adapted one reads `hidden`."""
         if hidden is None:

@@ -35,6 +35,7 @@ class VirtualTokens:
         self._embedding, self._own = embedding, embedding.forward
         weight: Tensor = embedding.weight  # type: ignore[assignment]
         self._table_VD = weight.new_zeros(0, int(whole_shape(weight)[1]))
+        self.changes = 0  # how often an id came to stand for something else
         # An instance's own `forward` hides the class's; hooks on the module run as ever.
         embedding.forward = self._read  # type: ignore[method-assign]
 
@@ -74,10 +75,12 @@ class VirtualTokens:
         before, start = self._table_VD, ids[0] - _FIRST
         parts = before[:start].to(values_ND), values_ND, before[start + len(ids) :].to(values_ND)
         self._table_VD = torch.cat(parts)
+        self.changes += 1
         try:
             yield
         finally:
             self._table_VD = before
+            self.changes += 1
 
     def _read(self, ids_NT: Tensor) -> Tensor:
         """The embeddings [N, T, D] of ids of both kinds."""
@@ -113,6 +116,12 @@ def virtual_tokens(lm: LanguageModel) -> VirtualTokens:
             raise
         _OF_MODEL[lm.model] = tokens
     return _OF_MODEL[lm.model]
+
+
+def changes_of_virtual_tokens(lm: LanguageModel) -> int:
+    """How often a virtual token of this model came to stand for something else."""
+    known = _OF_MODEL.get(lm.model)
+    return 0 if known is None else known.changes
 
 
 @torch.no_grad()

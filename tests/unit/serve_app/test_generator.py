@@ -28,6 +28,7 @@ from serve_app.messages import Answered, Ask, Piece, Release, Retrieved, RoutedA
 from serve_app.methods import offers_of
 from serve_app.rollout import ReleaseConfig, ReleaseList, write_releases
 from tests.tools.adapting import adapter_bank
+from tests.tools.recording import Recorded
 from tests.tools.releasing import commit
 from tests.unit.serve_app.test_methods import config
 
@@ -114,6 +115,17 @@ def test_each_request_has_the_solved_questions_that_are_nearest_to_its_own(
         answer = found[number]
         assert isinstance(answer, Answered), answer
         assert (answer.text, answer.prompt_tokens) == (expected.text, expected.prompt_tokens)
+
+
+def test_what_questions_begin_with_is_kept_and_counted(
+    generator: GeneratorDeployment, release: Release, recorded: Recorded
+) -> None:
+    for number in range(3):
+        answers(generator, [direct(release, f"{'word ' * 40}{number}")], None, None)
+    assert recorded.of("regrad_prefix_hits") == [(1,)]
+    assert recorded.of("regrad_prefix_tokens")[0][0] >= 40
+    kept = [size for (size,) in recorded.of("regrad_prefix_bytes")]
+    assert kept[0] == 0 < kept[1] == kept[2]
 
 
 def test_a_stream_ends_with_the_answer_of_a_whole_request(generator: GeneratorDeployment, release: Release) -> None:

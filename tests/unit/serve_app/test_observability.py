@@ -95,11 +95,17 @@ def test_the_other_stages_count_what_they_know(recorded: Recorded) -> None:
     metrics.batch(4)
     metrics.queue(7)
     metrics.queue(0)
+    metrics.prefix(0, 0)
+    metrics.prefix(120, 4096)
     metrics.read(Tier.DISK, 1024)
     assert recorded.calls == [
         ("regrad_decode_batch_size", 4, {}),
         ("regrad_generator_queue", 7, {}),
         ("regrad_generator_queue", 0, {}),
+        ("regrad_prefix_bytes", 0, {}),
+        ("regrad_prefix_hits", 1, {}),
+        ("regrad_prefix_tokens", 120, {}),
+        ("regrad_prefix_bytes", 4096, {}),
         ("regrad_atom_bytes", 1024, {"tier": "disk"}),
     ]
 
@@ -110,6 +116,7 @@ def test_outside_a_replica_the_metrics_do_nothing() -> None:
     metrics.failed("timeout", 504)
     metrics.batch(1)
     metrics.queue(1)
+    metrics.prefix(1, 1)
     metrics.read(Tier.STORE, 1)
     with metrics.working():
         pass
