@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -25,7 +25,7 @@ from regrad.training.retriever.expectation import Expectation
 from regrad.training.retriever.finder import DenseFinder, Finder
 from regrad.training.retriever.generator import TrainedGenerator
 from regrad.training.retriever.likelihood import Asked, Likelihood
-from regrad.training.retriever.objectives import Candidates, Lists, log_softmax, make_objective
+from regrad.training.retriever.objectives import Candidates, log_softmax, make_objective
 from regrad.training.retriever.passage_side import Refresher
 from regrad.training.retriever.selector import SelectorFinder
 from regrad.training.workers import Workers
@@ -144,7 +144,8 @@ class RetrieverLearner:
     def step(self, batch: Sequence[NumberedQuestion], factor: float) -> StepResult:
         """See `Learner`."""
         # 1. What is due before anything is changed; then what the objective looks at, and what it says of it.
-        self._finder.before(self._step, [item.question for item in batch])
+        if self._finder.before(self._step, [item.question for item in batch]) and self._expectation is not None:
+            self._expectation.forget()
         union, found = self.candidates(batch)
         # A step's draws follow from seed, step and worker alone, so a resumed run repeats them.
         key = hashlib.sha256(f"{self._config.seed}/{self._step}/{self._workers.rank}".encode())
@@ -184,7 +185,7 @@ class RetrieverLearner:
         if self._expectation is not None:
             union, lists = self._expectation.of([(item.number, item.question) for item in batch], self._step)
             prior_BU = self._finder.score(questions, union)
-            lists = Lists(lists.orderings, lists.likelihood.clone().requires_grad_(trained))
+            lists = replace(lists, likelihood=lists.likelihood.clone().requires_grad_(trained))
             nothing_BU = torch.zeros_like(prior_BU.detach())
             masks = (union.present, union.by_prior, union.by_posterior)
             return union, Candidates(prior_BU, prior_BU, nothing_BU, *masks, lists=lists)

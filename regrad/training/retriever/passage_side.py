@@ -116,17 +116,17 @@ class PassageSide:
         """The steps since the weights that the vectors in use were made of."""
         return step - self._in_use[0]
 
-    def before(self, step: int, queries: Callable[[], Tensor], k: int) -> None:
+    def before(self, step: int, queries: Callable[[], Tensor], k: int) -> bool:
         """What is due before this step: to begin new vectors, to take them in. Nothing else has happened in the step.
 
-        `queries` gives vectors [B, D], with which old and new vectors are compared by their k nearest. Raises
+        Gives whether others are in use from this step on. `queries` gives vectors [B, D], with which old and new vectors are compared by their k nearest. Raises
         `Interrupted` on all workers if the vectors could not be made.
         """
         if step and step % self._config.every == 0 and self._pending is None:
             self._pending = (step, self._weights())
             self._all(lambda: self._refresher.start(self.encoder), step)
         if self._pending is None or step < self._pending[0] + self._config.delay:
-            return
+            return False
         made_at, weights = self._pending
         fresh = self._finished(step)
         with torch.no_grad():
@@ -135,6 +135,7 @@ class PassageSide:
         same = (old_Bk[:, :, None] == new_Bk[:, None, :]).any(2).float().mean()
         self.refreshes.append(Refresh(step, made_at, float(self._workers.mean(same))))
         self.vectors, self._in_use, self._pending = fresh, (made_at, weights), None
+        return True
 
     def of(self, passages: Sequence[Passage]) -> Tensor:
         """The passages' vectors by the encoder as it is now [N, D], differentiable."""

@@ -48,8 +48,9 @@ class SelectorFinder:
         """See `Finder`."""
         return {"selector": (self._encoder.module, self._config.optimizer.lr)}
 
-    def before(self, step: int, questions: Sequence[Question]) -> None:
+    def before(self, step: int, questions: Sequence[Question]) -> bool:
         """See `Finder`: nothing."""
+        return False
 
     def find(self, questions: Sequence[Question], kept_B: Tensor) -> Found:
         """See `Finder`. Raises `TrainingError` for a question of which the index finds nothing."""

@@ -125,6 +125,20 @@ def test_a_run_that_was_stopped_goes_on_with_the_vectors_that_it_had(place: Path
 
 
 @pytest.mark.slow
+def test_a_run_that_was_stopped_within_an_iteration_after_a_refresh_draws_the_same_lists(
+    place: Path, tmp_path: Path
+) -> None:
+    """Lists that were drawn from the old vectors are not there in a resumed run, so no run uses them on."""
+    objective = "objective={kind: dro, samples: 4, shown: 2, iteration: 20}"
+    config = settings(place, 5, 0, objective, "checkpoints.every=6", "optimizer.lr=0.1")
+    whole, whole_state = train(config, Counting(), tmp_path)
+    resumed, state = train(config, Counting(), None, tmp_path / "006")
+    assert state.losses == whole_state.losses
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(resumed.tensors()[name], tensor), name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("refresh", [1, 2])
 def test_a_refresh_that_dies_is_an_error_and_the_state_is_kept(place: Path, tmp_path: Path, refresh: int) -> None:
     config = settings(place, 6, 1, "checkpoints.every=100")
