@@ -68,7 +68,7 @@ class Expectation:
         return _stacked(drawn)
 
     def forget(self) -> None:
-        """To be called when other vectors are searched: what is drawn from now on is of these, in a resumed run, too."""
+        """To be called when other vectors are searched: a resumed run can draw from these alone."""
         self._drawn = {}
 
     def asked(self, question: Question, rows_U: Tensor, ordering_L: Tensor) -> Asked:

@@ -119,8 +119,8 @@ class PassageSide:
     def before(self, step: int, queries: Callable[[], Tensor], k: int) -> bool:
         """What is due before this step: to begin new vectors, to take them in. Nothing else has happened in the step.
 
-        Gives whether others are in use from this step on. `queries` gives vectors [B, D], with which old and new vectors are compared by their k nearest. Raises
-        `Interrupted` on all workers if the vectors could not be made.
+        Gives whether others are in use from this step on. `queries` gives vectors [B, D], with which old and new ones
+        are compared by their k nearest. Raises `Interrupted` on all workers if the vectors could not be made.
         """
         if step and step % self._config.every == 0 and self._pending is None:
             self._pending = (step, self._weights())
