@@ -118,9 +118,9 @@ class Expectation:
             yield
             return
         now = self._now()
-        self._module.load_state_dict(self._weights)
-        self._changed()
         try:
+            self._module.load_state_dict(self._weights)
+            self._changed()
             yield
         finally:
             self._module.load_state_dict(now)

@@ -83,7 +83,7 @@ class DenseFinder:
         refresher: Refresher | None,
     ) -> None:
         self._config, self._retriever = config, retriever
-        self._vectors = PassageVectors(retriever.vectors, device)
+        self._vectors = PassageVectors(retriever.vectors, device, config.index)
         self._prior = retriever.encoder
         self._posterior = retriever.encoder.copy() if needs_posterior else None
         self.digest = f"{self._prior.digest()}|{retriever.passages_digest}"

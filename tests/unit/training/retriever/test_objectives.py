@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -136,6 +137,33 @@ def test_a_kept_chain_goes_on_from_its_state_and_a_new_one_does_not() -> None:
     assert keeping.states is not None and keeping.states.tolist() == [4, 4, 4]
     starting = make_objective(JsaConfig())(rare, draws())
     assert starting.states is not None and 4 not in starting.states.tolist()
+
+
+def test_the_temperature_of_the_generator_divides_its_log_likelihoods_in_the_chain_alone() -> None:
+    found = scores(rows=3 * 4000)
+    prior, _ = (part.reshape(-1, B, K).mean(0) for part in gradients(JsaConfig(temperature_lm=4.0), found))
+    colder = all_present(found.prior, found.posterior, found.likelihood / 4)
+    expected = found.prior[:B].softmax(1).detach() - expected_shares(colder, 50)
+    torch.testing.assert_close(prior, expected, atol=0.03, rtol=0)
+    # What the chain leaves out of the loss is no part of it.
+    plain = found.prior[:B].softmax(1).detach() - expected_shares(found, 50)
+    assert float((plain - expected).abs().max()) > 0.1
+    trained = replace(found, likelihood=found.likelihood.clone().requires_grad_())
+    loss = make_objective(JsaConfig(temperature_lm=4.0))(trained, draws()).loss.sum()
+    (generator,) = torch.autograd.grad(loss, trained.likelihood)
+    torch.testing.assert_close(-generator.sum(1), torch.ones(len(generator), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 2.0])
+def test_beta_weighs_the_divergence_of_vrag(beta: float) -> None:
+    found = scores()
+    q, log_q, log_p = (
+        found.posterior.softmax(1),
+        found.posterior.log_softmax(1),
+        found.prior.log_softmax(1),
+    )
+    expected = -(q * found.likelihood).sum(1) + beta * (q * (log_q - log_p)).sum(1)
+    torch.testing.assert_close(make_objective(VragConfig(beta=beta))(found, draws()).loss, expected)
 
 
 @pytest.mark.parametrize("direction", ["to-prior", "from-prior"])
