@@ -1,11 +1,11 @@
-"""Training a retriever by the answer's likelihood: a toy's bias and variance, recall and answers in the lab.
+"""Training a retriever by the answer's likelihood: bias and variance on toys, recall and answers in the lab.
 
     python benchmarks/trained_retrieval.py --meta-init runs/lab/meta-init --json trained_retrieval.json
     python benchmarks/trained_retrieval.py --parts texts --sets runs/real/sets --model FILE --encoder DIRECTORY
-    python benchmarks/trained_retrieval.py --quick         # the toy alone, with few runs
+    python benchmarks/trained_retrieval.py --quick         # two toys, with few runs
     python benchmarks/trained_retrieval.py --figure docs/images/trained-retrieval.svg
 
-The toy (`retrieval_training/toy.py`) has an exact gradient. The lab's `many` (`retrieval_training/lab.py`) has five
+The toys (`retrieval_training/toy.py`) have an exact gradient. The lab's `many` (`retrieval_training/lab.py`) has five
 notes a person, which BM25 cannot tell apart: each objective trains the question encoder of a dense index, with the note
 in the prompt and, with `--meta-init`, under the note's gradient. The texts (`retrieval_training/texts.py`) are SQuAD's
 and Natural Questions', where the study of a real model (docs/real.md) has put them; a generator's settings in a YAML
@@ -34,13 +34,13 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     figures: dict[str, float] = {}
     if "toy" in arguments.parts:
-        found = list(toy.rows(300 if arguments.quick else 4000))
+        found = list(toy.rows(300 if arguments.quick else 4000, 2 if arguments.quick else toy.TOYS))
         figures |= toy.figures(found)
         if arguments.figure:
             toy.draw(found, arguments.figure)
         rows += _shown(found)
     if "lab" in arguments.parts and not arguments.quick:
-        found = lab.rows(_lab_sizes(arguments), arguments.meta_init, arguments.objectives)
+        found = lab.rows(_lab_sizes(arguments), arguments.meta_init, arguments.under, arguments.objectives)
         figures |= lab.figures(found) if "jsa" in arguments.objectives else {}
         rows += _shown(found)
     if "texts" in arguments.parts:
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _shown(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    show(found)
+    show([{name: value for name, value in row.items() if not name.endswith("of each")} for row in found])
     return found
 
 
@@ -72,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=80)
     in_lab = parser.add_argument_group("the lab")
     in_lab.add_argument("--meta-init", default="", metavar="DIRECTORY", help="of the lab; without it only the prompt")
+    in_lab.add_argument("--under", nargs="*", default=["prompt", "gradient"], choices=["prompt", "gradient"])
+    in_lab.add_argument("--lab-lr", type=float, default=1e-2)
     in_lab.add_argument("--people", type=int, default=40, help="whose notes are trained on")
     in_lab.add_argument("--dimensions", type=int, default=256, help="of the lab's encoder")
     of_texts = parser.add_argument_group("the texts")
@@ -88,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _lab_sizes(given: argparse.Namespace) -> lab.Sizes:
-    return lab.Sizes(given.people, given.k, given.steps, given.questions, given.seeds, given.dimensions)
+    numbers = (given.people, given.k, given.steps, given.lab_lr, given.questions, given.seeds, given.dimensions)
+    return lab.Sizes(*numbers)
 
 
 def _texts(given: argparse.Namespace) -> tuple[texts.Texts, texts.Sizes]:

@@ -30,23 +30,25 @@ from retrieval_training.trial import Answers, Remembered, TestSet, Trial, mean_o
 
 @dataclass(frozen=True)
 class Sizes:
-    """People whose notes are trained on, k, steps, questions that are answered, seeds, and D of the encoder."""
+    """People whose notes are trained on, k, steps, the learning rate, questions that are answered, seeds, and D of the
+    encoder."""
 
     people: int
     k: int
     steps: int
+    lr: float
     questions: int
     seeds: int
     dimensions: int
 
 
-def rows(sizes: Sizes, meta_init: str, objectives: Sequence[str]) -> list[dict[str, Any]]:
-    """BM25, the untrained encoder, and each objective under each likelihood."""
+def rows(sizes: Sizes, meta_init: str, trained: Sequence[str], objectives: Sequence[str]) -> list[dict[str, Any]]:
+    """BM25, the untrained encoder, and each objective under each likelihood of `trained`: `prompt`, `gradient`."""
     with tempfile.TemporaryDirectory() as folder:
-        return list(_trial(Path(folder), sizes, meta_init).rows(objectives, sizes.seeds))
+        return list(_trial(Path(folder), sizes, meta_init, trained).rows(objectives, sizes.seeds))
 
 
-def _trial(folder: Path, sizes: Sizes, meta_init: str) -> Trial:
+def _trial(folder: Path, sizes: Sizes, meta_init: str, trained: Sequence[str]) -> Trial:
     write_hard_lab(LabConfig(output=str(folder), variant="many", documents=sizes.people, task_records=1))
     write_encoder(LabEncoderConfig(output=f"{folder}/encoder", dimensions=sizes.dimensions))
     config = DenseConfig(encoder=EncoderConfig(path=f"{folder}/encoder"), vectors="flat")
@@ -60,13 +62,18 @@ def _trial(folder: Path, sizes: Sizes, meta_init: str) -> Trial:
         values = [f"index={folder}/train-index", f"output={folder}/trained-train", f"objective={objective}"]
         values += [f"others=[{{index: {folder}/index, output: {folder}/trained}}]", f"seed={seed}", f"k={sizes.k}"]
         values += [f"questions.path={folder}/document-questions.jsonl", f"optimizer.steps={sizes.steps}"]
+        values += [f"optimizer.lr={sizes.lr}"]
         return load_settings(RetrieverTrainConfig, builtin_config("jobs/retriever-lab.yaml"), values)
 
     lm = load_language_model(configured("{kind: jsa}", 0).model, "cpu")
     methods: dict[str, MethodSettings] = {"prompt": PromptOnlyConfig(name="rag")}
     if meta_init:
         methods["gradient"] = ReGradOnlineConfig(name="regrad-online", meta_init=meta_init)
-    likelihoods = {name: Remembered(MethodLikelihood(lm, method, False, 16384)) for name, method in methods.items()}
+    likelihoods = {
+        name: Remembered(MethodLikelihood(lm, method, False, 16384))
+        for name, method in methods.items()
+        if name in trained
+    }
     answers = {name: Answers(lm, method, exact_match, 4) for name, method in methods.items()}
     questions = read_questions(QuestionSetConfig(name="many", path=f"{folder}/questions.jsonl"))
     indexes = {"bm25": f"{folder}/bm25", "untrained": f"{folder}/index"}
@@ -81,14 +88,13 @@ def figures(found: Sequence[dict[str, Any]]) -> dict[str, float]:
     def mean(retriever: str, likelihood: str, score: str) -> float:
         return mean_of(found, "many", retriever, likelihood, score)
 
-    recall = mean("jsa", "prompt", "recall@3")
-    made = {
-        "many_recall3_bm25": mean("bm25", "", "recall@3"),
-        "many_recall3_jsa": recall,
-        "many_recall3_gain": recall - mean("bm25", "", "recall@3"),
-        "many_em_gain": mean("jsa", "prompt", "em, prompt") - mean("bm25", "", "em, prompt"),
-    }
-    if any(row["likelihood"] == "gradient" for row in found):
+    made = {"many_recall3_bm25": mean("bm25", "", "recall@3")}
+    trained = {row["likelihood"] for row in found}
+    if "prompt" in trained:
+        made["many_recall3_jsa"] = mean("jsa", "prompt", "recall@3")
+        made["many_recall3_gain"] = made["many_recall3_jsa"] - made["many_recall3_bm25"]
+        made["many_em_gain"] = mean("jsa", "prompt", "em, prompt") - mean("bm25", "", "em, prompt")
+    if "gradient" in trained:
         made["many_recall3_jsa_gradient"] = mean("jsa", "gradient", "recall@3")
         gain = mean("jsa", "gradient", "em, gradient") - mean("bm25", "", "em, gradient")
         made["many_em_gain_under_gradient"] = gain

@@ -36,6 +36,7 @@ OBJECTIVES = {
     "jsa, simplified": "{kind: jsa, simplified: true}",
     "distill": "{kind: distill}",
     "dro": "{kind: dro, samples: 8, shown: 3}",
+    "dro, no baseline": "{kind: dro, samples: 8, shown: 3, baseline: false}",
 }
 _BATCH = 25
 
@@ -52,20 +53,30 @@ class Remembered:
 
     def __init__(self, inner: Likelihood, file: str = "") -> None:
         self._inner, self._file = inner, Path(file) if file else None
+        self.asked, self.computed = 0, 0
+        """Pairs or lists that were asked for, and those that had to be computed."""
+        self.spent, self.computing = 0.0, 0.0
+        """Seconds in here, and those of the computed ones."""
         self._known: dict[tuple[str, ...], float] = {}
         if self._file is not None and self._file.is_file():
             self._known = {tuple(key): value for key, value in map(json.loads, self._file.read_text().splitlines())}
 
     def of(self, asked: Sequence[Asked]) -> Tensor:
         """See `Likelihood`."""
+        began = time.perf_counter()
         keys = [(question.question, *(passage.id for passage in passages)) for question, passages in asked]
         unknown = {key: pair for key, pair in zip(keys, asked, strict=True) if key not in self._known}
         if unknown:
+            computing = time.perf_counter()
             found = dict(zip(unknown, self._inner.of(list(unknown.values())).tolist(), strict=True))
+            self.computing += time.perf_counter() - computing
+            self.computed += len(found)
             self._known |= found
             if self._file is not None:
                 with self._file.open("a") as kept:
                     kept.writelines(f"{json.dumps(pair)}\n" for pair in found.items())
+        self.asked += len(keys)
+        self.spent += time.perf_counter() - began
         return torch.tensor([self._known[key] for key in keys])
 
 
@@ -148,16 +159,18 @@ class Trial:
         return recalls | {f"{self._scored}, {name}": a.mean(asked, best) for name, a in self._answers.items()}
 
     def train(self, objective: str, likelihood: str, seed: int) -> dict[str, Any]:
-        """Train, and write each set's index with the encoder; gives what the training cost and said."""
+        """Train, and write each set's index with the encoder; gives what the training cost and said.
+
+        Costs are as if no other run had computed any of its likelihoods.
+        """
         config, reports = self._configured(OBJECTIVES[objective], seed), Reports()
         asked = read_asked(config)
-        started = time.perf_counter()
+        remembered = self._likelihoods[likelihood]
+        asked_before, spent_before = remembered.asked, remembered.spent
         with open_dense(config.index, config.k, "cpu") as retriever:
-            remembered = self._likelihoods[likelihood]
             learner = RetrieverLearner(config, retriever, remembered, len(asked), torch.device("cpu"), "benchmark")
             watch = config.watch.model_copy(update={"every": max(1, config.optimizer.steps // 4)})
             state = train_on(learner, asked, config.model_copy(update={"watch": watch}), reports)
-            seconds = time.perf_counter() - started
             learner.product(state).save(self._folder / "question-encoder")
         write_indexes(config, self._folder / "question-encoder")
         over = {
@@ -165,7 +178,14 @@ class Trial:
             for name in ("acceptance", "effective_sample")
             if name in reports.kept[0].numbers
         }
-        return {"ms a step": 1e3 * seconds / config.optimizer.steps, "over training": over}
+        # What a step costs does not depend on which run came first and computed a likelihood for all: what a step asks
+        # for, the mean cost of one over all that were computed so far, and the rest of the step.
+        steps = config.optimizer.steps
+        own = 1e3 * (state.seconds - (remembered.spent - spent_before)) / steps
+        pairs = (remembered.asked - asked_before) / steps
+        each = 1e3 * remembered.computing / max(1, remembered.computed)
+        costs = {"ms a step": own + pairs * each, "of it, retriever": own, "likelihoods a step": pairs}
+        return {**costs, "over training": over}
 
     def rows(self, objectives: Sequence[str], seeds: int) -> Iterator[dict[str, Any]]:
         """Each set's indexes as they are, then with each trained encoder; printed as they come."""
@@ -183,7 +203,8 @@ class Trial:
         self, one: TestSet, retriever: str, likelihood: str, seed: int, index: str, costs: dict[str, Any]
     ) -> dict[str, Any]:
         row = {"set": one.name, "retriever": retriever, "likelihood": likelihood, "seed": seed}
-        row |= {**self.scores(one, index), "ms a step": 0.0, "over training": {}, **costs}
+        nothing = {"ms a step": 0.0, "of it, retriever": 0.0, "likelihoods a step": 0.0, "over training": {}}
+        row |= {**self.scores(one, index), **nothing, **costs}
         print(row, flush=True)
         return row
 

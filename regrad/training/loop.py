@@ -39,6 +39,17 @@ class StepResult:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
+class Unchanged(Exception):
+    """A step that could not be taken, on all workers, before anything had changed: the run ends with `error`.
+
+    The state before the step is whole, so it is kept.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class Learner(Protocol[Item_contra]):
     """One worker's side of what is trained. Every worker calls every method at the same steps.
 
@@ -75,7 +86,8 @@ class Learner(Protocol[Item_contra]):
     def step(self, batch: Sequence[Item_contra], factor: float) -> StepResult:
         """One step on this worker's items, at `factor` times the peak learning rate.
 
-        Raises `Interrupted` on all workers, before anything has changed, if the run cannot go on but its state can.
+        Raises `Interrupted`, or `Unchanged` with any other error, on all workers before anything has changed, if the
+        run cannot go on but its state can.
         """
 
     def numbers(self) -> Mapping[str, float]:
@@ -132,14 +144,16 @@ class Loop(Generic[Item]):
         self._learner, self._schedule, self._checkpoints, self._watch = learner, schedule, checkpoints, watch
         self._listener: Listener = listener or Silent()
         self._scoring, self._workers, self._meter = scoring, workers, Meter()
+        self._kept_at = 0
 
     def run(self, batches: Iterable[Sequence[Item]], state: TrainState | None = None) -> TrainState:
         """Train until the last step; `batches` are this worker's items of each remaining step.
 
-        Raises `TrainingError` if too many steps in a row are not finite, or the batches end too early.
+        Raises `TrainingError` if too many steps in a row are not finite, or the batches end too early, and what a step
+        raises; the state is checkpointed before, unless the step may have left it half changed.
         """
         state = state or TrainState()
-        scoring, prepared = self._scoring, False
+        scoring, prepared, self._kept_at = self._scoring, False, state.step
         for batch in batches:
             # 1. A step. What the learner decides once needs a batch to decide on.
             if not prepared and (note := self._learner.prepare(batch, state)):
@@ -147,10 +161,17 @@ class Loop(Generic[Item]):
             prepared = True
             try:
                 self._step(batch, state)
+            except Unchanged as stopped:
+                self._keep(state)
+                raise stopped.error from stopped.error.__cause__
             except Interrupted:
-                if state.step % self._checkpoints.every:  # else it is there
-                    self._checkpoint(state)
+                self._keep(state)
                 raise
+            if state.skipped_in_a_row >= self._schedule.max_bad_steps:
+                # No worker has updated anything in these steps; what diverged before must not displace what is good.
+                if all(bool(tensor.isfinite().all()) for tensor in self._learner.tensors().values()):
+                    self._keep(state)
+                raise self._not_finite(state)
             last = state.step == self._schedule.steps
             # 2. A report, and a score, whose time does not count as training.
             if last or state.step % self._watch.every == 0:
@@ -173,7 +194,13 @@ class Loop(Generic[Item]):
             )
         return state
 
+    def _keep(self, state: TrainState) -> None:
+        """A checkpoint, unless this step has one or is the beginning of the run."""
+        if state.step != self._kept_at:
+            self._checkpoint(state)
+
     def _checkpoint(self, state: TrainState) -> None:
+        self._kept_at = state.step
         learner, product = self._learner, self._learner.product(state)
         tensors = learner.tensors()
         self._listener.checkpoint(
@@ -190,17 +217,18 @@ class Loop(Generic[Item]):
             state.losses.append(result.loss)
             return
         state.skipped.append(state.step)
-        limit = self._schedule.max_bad_steps
-        if state.skipped_in_a_row >= limit:
-            raise TrainingError(
-                f"the loss or its gradient is not finite at step {state.step}, {counted(limit, 'time')} in a row; "
-                f"{self._learner.remedy} and start again with checkpoints.resume=false (the last checkpoint is intact: "
-                f"copy its {self._learner.product_name} first if you want to start from it)",
-                code="not_finite",
-                step=state.step,
-                times=limit,
-            )
         self._listener.note(f"step {state.step} is skipped: its loss or gradient is not finite")
+
+    def _not_finite(self, state: TrainState) -> TrainingError:
+        limit = self._schedule.max_bad_steps
+        return TrainingError(
+            f"the loss or its gradient is not finite at step {state.step}, {counted(limit, 'time')} in a row; "
+            f"{self._learner.remedy} and start again with checkpoints.resume=false (the last checkpoint is intact: "
+            f"copy its {self._learner.product_name} first if you want to start from it)",
+            code="not_finite",
+            step=state.step,
+            times=limit,
+        )
 
     def _report(self, state: TrainState) -> StepReport:
         recent = state.losses[-self._watch.every :]

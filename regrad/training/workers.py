@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from regrad.errors import TrainingError
+from regrad.errors import RegradError, TrainingError
+from regrad.text import first_line
 
 Item = TypeVar("Item")
 
@@ -42,6 +43,26 @@ class Workers:
         if self.count > 1:
             dist.all_reduce(values)
         return values / self.count
+
+    def failure(self, here: Exception | None, device: torch.device) -> Exception | None:
+        """What this worker has to raise, if anything went wrong on any of them; a collective.
+
+        What went wrong here, or else an error that the first one has that failed.
+        """
+        if float(self.mean(torch.tensor([float(here is not None)], device=device))) == 0:
+            return None
+        found: list[Exception | None] = [None] * self.count
+        if self.count > 1:
+            # A failure of a kind that is not ours may not be one to send.
+            dist.all_gather_object(found, _sent(here))
+        return here or next(error for error in found if error is not None)
+
+
+def _sent(error: Exception | None) -> Exception | None:
+    if error is None or isinstance(error, RegradError):
+        return error
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return TrainingError(f"another worker failed: {reason}", code="worker_failed", reason=reason)
 
 
 def total(values: Sequence[float], device: torch.device) -> list[float]:

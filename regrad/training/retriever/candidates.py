@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regrad.errors import RetrievalError
 from regrad.retrieval.embedding import Vectors
 from regrad.training.retriever.chains import NO_STATE
 
@@ -14,18 +15,22 @@ _BLOCK = 65_536
 
 
 class PassageVectors:
-    """The vectors [N, D] of an index; they are read from their file, so they need not fit in memory."""
+    """The vectors [N, D] of the index at `uri`; they are read from their file, so they need not fit in memory."""
 
-    def __init__(self, vectors: Vectors, device: torch.device) -> None:
+    def __init__(self, vectors: Vectors, device: torch.device, uri: str) -> None:
         self._vectors_ND = torch.from_numpy(vectors)
-        self.device = device
+        self.device, self._uri = device, uri
 
     def like(self, vectors: Vectors) -> PassageVectors:
         """Others of the same passages."""
-        return PassageVectors(vectors, self.device)
+        return PassageVectors(vectors, self.device, self._uri)
 
     def nearest(self, queries_BD: Tensor, k: int) -> Tensor:
-        """The rows of the k largest inner products [B, k], best first."""
+        """The rows of the k largest inner products [B, k], best first.
+
+        Raises `RetrievalError` if the vector of one of them is not finite; a passage whose score is no number always is
+        one of them. A question's vector that is not finite is the encoder's fault, and passes.
+        """
         best_scores: list[Tensor] = []
         best_rows: list[Tensor] = []
         for start in range(0, len(self._vectors_ND), _BLOCK):
@@ -33,8 +38,23 @@ class PassageVectors:
             scores_Bk, rows_Bk = (queries_BD @ block_CD.T).topk(min(k, len(block_CD)), 1)
             best_scores.append(scores_Bk)
             best_rows.append(rows_Bk + start)
-        order_Bk = torch.cat(best_scores, 1).topk(k, 1).indices
-        return torch.cat(best_rows, 1).gather(1, order_Bk)
+        scores_Bk, order_Bk = torch.cat(best_scores, 1).topk(k, 1)
+        rows_Bk = torch.cat(best_rows, 1).gather(1, order_Bk)
+        if not bool(torch.isfinite(scores_Bk).all()):
+            self._check(rows_Bk)
+        return rows_Bk
+
+    def _check(self, rows_Bk: Tensor) -> None:
+        rows = torch.unique(rows_Bk.cpu())
+        broken = rows[~torch.isfinite(self._vectors_ND[rows]).all(1)]
+        if len(broken):
+            raise RetrievalError(
+                f"the vectors of the index at {self._uri} are damaged: that of passage {int(broken[0])}, from 0, is "
+                "not finite; restore them (`regrad index --check` names the file), or make the index again",
+                code="damaged",
+                uri=self._uri,
+                row=int(broken[0]),
+            )
 
     def of(self, rows_BU: Tensor) -> Tensor:
         """Vectors of these rows [B, U, D]."""

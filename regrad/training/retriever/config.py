@@ -67,6 +67,9 @@ class DroConfig(Settings):
         ge=1,
         description="steps between expectations: orderings are drawn and weighed by what was trained until then",
     )
+    baseline: bool = Field(
+        True, description="subtract from each ordering's weight what it weighs by chance; false: the loss as published"
+    )
 
 
 ObjectiveConfig = Annotated[MarginalConfig | VragConfig | JsaConfig | DistillConfig | DroConfig, Discriminator("kind")]

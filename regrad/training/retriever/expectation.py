@@ -20,18 +20,20 @@ from regrad.training.retriever.chains import NO_STATE
 from regrad.training.retriever.config import DroConfig
 from regrad.training.retriever.finder import Finder
 from regrad.training.retriever.likelihood import Asked, Likelihood
-from regrad.training.retriever.objectives import Lists, draw_orderings
+from regrad.training.retriever.objectives import Lists, draw_orderings, ordering_log_probability
 
 _PREFIX = "expectation."
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A question's candidates [U], lists of places among them [m, L], and the answer's log-likelihood with each [m]."""
+    """A question's candidates [U], lists of places among them [m, L], and for each list the answer's log-likelihood and
+    the list's own log-probability [m]."""
 
     rows: Tensor
     orderings: Tensor
     likelihood: Tensor
+    log_drawn: Tensor
 
 
 class Expectation:
@@ -65,6 +67,10 @@ class Expectation:
         drawn = [self._drawn[number] for number, _ in numbered]
         return _stacked(drawn)
 
+    def forget(self) -> None:
+        """To be called when other vectors are searched: a resumed run can draw from these alone."""
+        self._drawn = {}
+
     def asked(self, question: Question, rows_U: Tensor, ordering_L: Tensor) -> Asked:
         """The question with the passages of one list."""
         rows = [int(rows_U[place]) for place in ordering_L.tolist() if place != NO_STATE]
@@ -83,23 +89,24 @@ class Expectation:
         self._weights = found
 
     def _draw(self, missing: Sequence[tuple[int, Question]]) -> None:
-        none_B = torch.full((len(missing),), NO_STATE)
-        found = self._finder.find([question for _, question in missing], none_B)
+        none_1 = torch.full((1,), NO_STATE)
         asked: list[Asked] = []
-        places: list[Tensor] = []
-        for row, (number, question) in enumerate(missing):
+        drawn: list[tuple[Tensor, Tensor, Tensor]] = []
+        for number, question in missing:
+            # Each question by itself: beside others its scores round otherwise, and a resumed run meets it with others.
+            found = self._finder.find([question], none_1)
             key = hashlib.sha256(f"{self._seed}/{self._began}/{number}".encode()).digest()
             draws = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
-            one = slice(row, row + 1)
-            (orderings_mL,) = draw_orderings(
-                found.prior[one], found.union.by_prior[one], self._config.samples, self._config.shown, draws
-            )
-            places.append(orderings_mL)
-            asked += [self.asked(question, found.union.rows[row], ordering_L) for ordering_L in orderings_mL]
+            scored = (found.prior, found.union.by_prior)
+            orderings_1mL = draw_orderings(*scored, self._config.samples, self._config.shown, draws)
+            rows_U = found.union.rows[0].masked_fill(~found.union.by_prior[0], NO_STATE)
+            drawn.append((rows_U, orderings_1mL[0], ordering_log_probability(*scored, orderings_1mL)[0]))
+            asked += [self.asked(question, found.union.rows[0], ordering_L) for ordering_L in orderings_1mL[0]]
         likelihood_Bm = self._likelihood.of(asked).reshape(len(missing), -1)
-        for row, (number, _) in enumerate(missing):
-            rows_U = found.union.rows[row].masked_fill(~found.union.by_prior[row], NO_STATE)
-            self._drawn[number] = _Drawn(rows_U, places[row], likelihood_Bm[row])
+        for (number, _), (rows_U, orderings_mL, log_drawn_m), likelihood_m in zip(
+            missing, drawn, likelihood_Bm, strict=True
+        ):
+            self._drawn[number] = _Drawn(rows_U, orderings_mL, likelihood_m, log_drawn_m)
 
     def _now(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in self._module.state_dict().items()}
@@ -111,9 +118,9 @@ class Expectation:
             yield
             return
         now = self._now()
-        self._module.load_state_dict(self._weights)
-        self._changed()
         try:
+            self._module.load_state_dict(self._weights)
+            self._changed()
             yield
         finally:
             self._module.load_state_dict(now)
@@ -128,7 +135,8 @@ def _stacked(drawn: Sequence[_Drawn]) -> tuple[Union, Lists]:
     present_BU = rows_BU != NO_STATE
     none_B = torch.full((len(drawn),), NO_STATE, device=rows_BU.device)
     union = Union(rows_BU.clamp_min(0), present_BU, present_BU, present_BU, none_B)
-    return union, Lists(orderings_BmL, torch.stack([one.likelihood for one in drawn]).to(rows_BU.device))
+    likelihood_Bm = torch.stack([one.likelihood for one in drawn]).to(rows_BU.device)
+    return union, Lists(orderings_BmL, likelihood_Bm, torch.stack([one.log_drawn for one in drawn]))
 
 
 def _padded(values: Tensor, length: int) -> Tensor:

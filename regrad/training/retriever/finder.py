@@ -42,8 +42,9 @@ class Finder(Protocol):
     def parts(self) -> Mapping[str, tuple[nn.Module, float]]:
         """What is trained, by name, and at which rate."""
 
-    def before(self, step: int, questions: Sequence[Question]) -> None:
-        """What is due before a step, and changes nothing that is trained; raises `Interrupted`."""
+    def before(self, step: int, questions: Sequence[Question]) -> bool:
+        """What is due before a step, and changes nothing that is trained; gives whether other vectors are searched from
+        now on. Raises `Interrupted`."""
 
     def find(self, questions: Sequence[Question], kept_B: Tensor) -> Found:
         """The candidates; `kept_B` are rows that are among them in any case (`NO_STATE`: none)."""
@@ -82,7 +83,7 @@ class DenseFinder:
         refresher: Refresher | None,
     ) -> None:
         self._config, self._retriever = config, retriever
-        self._vectors = PassageVectors(retriever.vectors, device)
+        self._vectors = PassageVectors(retriever.vectors, device, config.index)
         self._prior = retriever.encoder
         self._posterior = retriever.encoder.copy() if needs_posterior else None
         self.digest = f"{self._prior.digest()}|{retriever.passages_digest}"
@@ -101,11 +102,12 @@ class DenseFinder:
             parts["passages"] = (self.side.module, self._config.passages.lr or lr)
         return parts
 
-    def before(self, step: int, questions: Sequence[Question]) -> None:
+    def before(self, step: int, questions: Sequence[Question]) -> bool:
         """See `Finder`: vectors are begun, and taken in."""
-        if self.side is not None:
-            queries = [question.query for question in questions]
-            self.side.before(step, lambda: self._prior.question_vectors(queries), self._config.k)
+        if self.side is None:
+            return False
+        queries = [question.query for question in questions]
+        return self.side.before(step, lambda: self._prior.question_vectors(queries), self._config.k)
 
     def find(self, questions: Sequence[Question], kept_B: Tensor) -> Found:
         """See `Finder`."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from regrad.errors import RetrievalError, TrainingError
 from regrad.retrieval.base import Retriever, open_retriever
 from regrad.retrieval.dense import DenseRetriever
 from regrad.training.checkpoint import TrainState
-from regrad.training.loop import StepResult
+from regrad.training.loop import StepResult, Unchanged
 from regrad.training.module_steps import AdamWSettings, ModuleSteps, make_steps
 from regrad.training.retriever.artefact import TRAINED, Trained
 from regrad.training.retriever.candidates import Union
@@ -25,10 +26,13 @@ from regrad.training.retriever.expectation import Expectation
 from regrad.training.retriever.finder import DenseFinder, Finder
 from regrad.training.retriever.generator import TrainedGenerator
 from regrad.training.retriever.likelihood import Asked, Likelihood
-from regrad.training.retriever.objectives import Candidates, Lists, log_softmax, make_objective
+from regrad.training.retriever.objectives import Candidates, Objected, log_softmax, make_objective
 from regrad.training.retriever.passage_side import Refresher
 from regrad.training.retriever.selector import SelectorFinder
 from regrad.training.workers import Workers
+
+T = TypeVar("T")
+_MOST_KNOWN = 1 << 20  # likelihoods, some 200 bytes each
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ def _check_enough(uri: str, retriever: Retriever, k: int) -> None:
 class RetrieverLearner:
     """One worker's side of training a retriever: a `Learner` of questions.
 
-    A likelihood is computed once for each question and passage if the generator stays as it is; one that is a
-    `TrainedGenerator` takes part in every step.
+    A likelihood is computed once for each question and passage if the generator stays as it is, and the latest million
+    are kept; one that is a `TrainedGenerator` takes part in every step.
     """
 
     kind, product_name = "retriever", TRAINED
@@ -144,8 +148,9 @@ class RetrieverLearner:
     def step(self, batch: Sequence[NumberedQuestion], factor: float) -> StepResult:
         """See `Learner`."""
         # 1. What is due before anything is changed; then what the objective looks at, and what it says of it.
-        self._finder.before(self._step, [item.question for item in batch])
-        union, found = self.candidates(batch)
+        if self._finder.before(self._step, [item.question for item in batch]) and self._expectation is not None:
+            self._expectation.forget()
+        union, found = self._everywhere(lambda: self.candidates(batch))
         # A step's draws follow from seed, step and worker alone, so a resumed run repeats them.
         key = hashlib.sha256(f"{self._config.seed}/{self._step}/{self._workers.rank}".encode())
         draws = torch.Generator().manual_seed(int.from_bytes(key.digest()[:8], "big") >> 1)
@@ -154,14 +159,9 @@ class RetrieverLearner:
         finite = torch.isfinite(found.prior).all() & torch.isfinite(found.posterior).all()
         if not self._steps.everywhere(finite):
             return StepResult(None, counts)
-        objected = self._objective(found, draws)
-        loss = objected.loss.mean()
 
         # 2. Gradients of what finds, and of the generator by what each likelihood counts for, and a step by both.
-        self._steps.forget_gradients()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self._generator is not None:
-            self._add_generators_gradient(self._generator, batch, union, found)
+        objected, loss = self._everywhere(lambda: self._differentiated(batch, union, found, draws))
         if not self._steps.step(factor):
             return StepResult(None, counts)
         self._changed()
@@ -176,7 +176,32 @@ class RetrieverLearner:
             **objected.numbers,
             **self._finder.numbers(self._step),
         }
-        return StepResult(float(self._workers.mean(loss.detach())), counts)
+        return StepResult(float(self._workers.mean(loss)), counts)
+
+    def _everywhere(self, action: Callable[[], T]) -> T:
+        """What it gives here; if it fails on one worker, all raise `Unchanged`, and none waits for that one."""
+        found: list[T] = []
+        problem: Exception | None = None
+        try:
+            found.append(action())
+        except Exception as error:  # whatever it is, the parameters are as they were before the step
+            problem = error
+        failure = self._workers.failure(problem, self.device)
+        if failure is not None:
+            raise Unchanged(failure)
+        return found[0]
+
+    def _differentiated(
+        self, batch: Sequence[NumberedQuestion], union: Union, found: Candidates, draws: torch.Generator
+    ) -> tuple[Objected, Tensor]:
+        """What the objective says, and its loss, by which all parameters have their gradients."""
+        objected = self._objective(found, draws)
+        loss = objected.loss.mean()
+        self._steps.forget_gradients()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self._generator is not None:
+            self._add_generators_gradient(self._generator, batch, union, found)
+        return objected, loss.detach()
 
     def candidates(self, batch: Sequence[NumberedQuestion]) -> tuple[Union, Candidates]:
         """The passages that each question may rest on, and all that an objective wants to know of them."""
@@ -184,7 +209,7 @@ class RetrieverLearner:
         if self._expectation is not None:
             union, lists = self._expectation.of([(item.number, item.question) for item in batch], self._step)
             prior_BU = self._finder.score(questions, union)
-            lists = Lists(lists.orderings, lists.likelihood.clone().requires_grad_(trained))
+            lists = replace(lists, likelihood=lists.likelihood.clone().requires_grad_(trained))
             nothing_BU = torch.zeros_like(prior_BU.detach())
             masks = (union.present, union.by_prior, union.by_posterior)
             return union, Candidates(prior_BU, prior_BU, nothing_BU, *masks, lists=lists)
@@ -209,6 +234,8 @@ class RetrieverLearner:
         likelihood_BU = torch.zeros(union.rows.shape)
         for b, u, row in places:
             likelihood_BU[b, u] = self._known[batch[b].number, row]
+        for pair in list(itertools.islice(self._known, max(0, len(self._known) - _MOST_KNOWN))):
+            del self._known[pair]
         return likelihood_BU
 
     def _asked(self, wanted: Sequence[tuple[Question, int]]) -> list[Asked]:

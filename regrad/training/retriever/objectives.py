@@ -1,4 +1,4 @@
-"""What a retriever is trained to do, given how likely the answer is with each passage: six objectives, one interface.
+"""What a retriever is trained to do, given how likely the answer is with each passage: five objectives, one interface.
 
 The model is p(y, h | x) = p(h|x) p(y|x, h) with a passage h, and an approximate posterior q(h|x, y). All objectives are
 functions of [B, K] tensors: for each of B questions the scores of K candidate passages and the log-likelihood of its
@@ -52,11 +52,13 @@ class Lists:
     """Ordered lists of each question's candidates, for objectives over these.
 
     `orderings` [B, m, L] are places among the K, the first first (`chains.NO_STATE` where there are no more);
-    `likelihood` [B, m] is log p(y|x, list), a leaf if the generator is trained.
+    `likelihood` [B, m] is log p(y|x, list), a leaf if the generator is trained; `log_drawn` [B, m] the log-probability
+    that the list had when it was drawn.
     """
 
     orderings: Tensor
     likelihood: Tensor
+    log_drawn: Tensor
 
 
 @dataclass(frozen=True)
@@ -206,8 +208,16 @@ def ordering_log_probability(scores_BK: Tensor, present_BK: Tensor, orderings_Bm
 class Dro:
     """Direct retrieval-augmented optimisation: -sum w(z) [log p(z|x) + log p(y|x, z)] over drawn lists z (DRO).
 
-    Lists come from the selector p(z|x) as it was at the expectation, so the weight of one is p(z|x, y) / p(z|x), which
-    is p(y|x, z) but for a constant: it is normalised over the lists of a question. With m lists the bias is O(1/m).
+    Lists come from the selector as it was at the expectation, p0(z|x), so the weight of one is p0(z|x, y) / p0(z|x),
+    which is p(y|x, z) but for a constant: it is normalised over a question's lists. With m lists the bias is O(1/m).
+
+    The weights add up to one, so sum w grad log p(z|x) is mostly noise: each list is made more probable, whatever it is
+    worth. With `baseline` the log-probability counts by w - r, where r is p(z|x) / p0(z|x), normalised like w: the loss
+    is the cross-entropy of the lists drawn, between the posterior and the selector by their importance weights, and
+    where the two agree nothing moves. At the step of the expectation r is 1/m, and what is subtracted, the mean of
+    grad log p(z|x) over draws from p itself, is zero in expectation for every m: no bias is added. At later steps of an
+    `iteration` lists are of p0: their plain mean would pull p back to p0, and importance weights put that right. Not
+    normalised they would be exact, and have no bound where p has moved far; normalised the bias is O(1/m), as w's is.
     """
 
     needs_posterior = False
@@ -221,7 +231,8 @@ class Dro:
         lists = found.lists
         weights_Bm = lists.likelihood.detach().softmax(1)
         log_p_Bm = ordering_log_probability(found.prior, found.present, lists.orderings)
-        loss_B = -(weights_Bm * (log_p_Bm + lists.likelihood)).sum(1)
+        counted_Bm = (log_p_Bm - lists.log_drawn).log_softmax(1) if self._config.baseline else log_p_Bm
+        loss_B = -(weights_Bm * (counted_Bm + lists.likelihood)).sum(1)
         numbers = {"effective_lists": float((1 / weights_Bm.square().sum(1)).mean())}
         return Objected(loss_B, numbers)
 

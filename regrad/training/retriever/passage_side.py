@@ -116,25 +116,32 @@ class PassageSide:
         """The steps since the weights that the vectors in use were made of."""
         return step - self._in_use[0]
 
-    def before(self, step: int, queries: Callable[[], Tensor], k: int) -> None:
+    def before(self, step: int, queries: Callable[[], Tensor], k: int) -> bool:
         """What is due before this step: to begin new vectors, to take them in. Nothing else has happened in the step.
 
-        `queries` gives vectors [B, D], with which old and new vectors are compared by their k nearest. Raises
-        `Interrupted` on all workers if the vectors could not be made.
+        Gives whether others are in use from this step on. `queries` gives vectors [B, D], with which old and new ones
+        are compared by their k nearest. Raises `Interrupted` on all workers if the vectors could not be made.
         """
-        if step and step % self._config.every == 0 and self._pending is None:
+        # A run that stopped in this very step may have taken its vectors in already.
+        if step and step % self._config.every == 0 and self._pending is None and self._in_use[0] != step:
             self._pending = (step, self._weights())
             self._all(lambda: self._refresher.start(self.encoder), step)
         if self._pending is None or step < self._pending[0] + self._config.delay:
-            return
+            return False
         made_at, weights = self._pending
         fresh = self._finished(step)
-        with torch.no_grad():
-            queries_BD = queries()
-            old_Bk, new_Bk = self.vectors.nearest(queries_BD, k), fresh.nearest(queries_BD, k)
-        same = (old_Bk[:, :, None] == new_Bk[:, None, :]).any(2).float().mean()
-        self.refreshes.append(Refresh(step, made_at, float(self._workers.mean(same))))
+        shared: list[Tensor] = []
+        self._all(lambda: shared.append(self._same(fresh, queries, k)), step)
+        self.refreshes.append(Refresh(step, made_at, float(self._workers.mean(shared[0]))))
         self.vectors, self._in_use, self._pending = fresh, (made_at, weights), None
+        return True
+
+    @torch.no_grad()
+    def _same(self, fresh: PassageVectors, queries: Callable[[], Tensor], k: int) -> Tensor:
+        """The share of the k nearest that vectors in use and fresh ones have in common."""
+        queries_BD = queries()
+        old_Bk, new_Bk = self.vectors.nearest(queries_BD, k), fresh.nearest(queries_BD, k)
+        return (old_Bk[:, :, None] == new_Bk[:, None, :]).any(2).float().mean()
 
     def of(self, passages: Sequence[Passage]) -> Tensor:
         """The passages' vectors by the encoder as it is now [N, D], differentiable."""
@@ -189,18 +196,18 @@ class PassageSide:
         problem: Exception | None = None
         try:
             action()
-        except (RegradError, OSError) as error:
+        except Exception as error:  # whatever it is: the others wait for this worker, and the state is whole
             problem = error
-        failed = self._workers.mean(torch.tensor([float(problem is not None)], device=self.vectors.device))
-        if float(failed) > 0:
-            reason = str(problem) if problem else "another worker says why"
+        found = self._workers.failure(problem, self.vectors.device)
+        if found is not None:
+            reason = str(found) if isinstance(found, RegradError | OSError) else f"{type(found).__name__}: {found}"
             raise Interrupted(
                 f"the index could not be refreshed at step {step}: {reason}; the state of training is kept: run the "
                 "same command again to go on from it",
                 code="refresh_failed",
                 step=step,
                 reason=reason,
-            ) from problem
+            ) from found
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> Weights:

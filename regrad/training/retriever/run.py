@@ -20,7 +20,7 @@ from regrad.digests import records_digest
 from regrad.errors import TrainingError
 from regrad.models.loading import load_language_model
 from regrad.retrieval.base import CARD as INDEX_CARD
-from regrad.retrieval.base import check_index, read_index_card
+from regrad.retrieval.base import Retriever, check_index, read_index_card
 from regrad.retrieval.config import EncoderConfig
 from regrad.retrieval.dense import DenseRetriever, check_passages_encoder, passages_encoder, with_question_encoder
 from regrad.retrieval.encoder_card import FILE as ENCODER_FILE
@@ -36,10 +36,11 @@ from regrad.training.retriever.generator import generator_card, load_generator, 
 from regrad.training.retriever.learner import NumberedQuestion, RetrieverLearner, open_trained_on
 from regrad.training.retriever.likelihood import Likelihood, MethodLikelihood
 from regrad.training.retriever.passage_side import Refresher, RefresherHere, other_corpus
-from regrad.training.retriever.selector import selector_settings
+from regrad.training.retriever.selector import nothing_found, selector_settings
 from regrad.training.workers import Workers
 
 _CORPUS_BLOCK, _COMPARED_PASSAGES = 1_000, 10_000
+_ASKED_BLOCK, _COMPARED_QUESTIONS = 256, 10_000
 _MODULES, _SELECTOR_CARD = "modules.json", "config.json"  # what sentence-transformers begins to read
 
 
@@ -127,17 +128,29 @@ def retriever_worker(
 def check_indexes(config: RetrieverTrainConfig) -> None:
     """Raise what opening the index raises, and `RetrievalError` if one of the `others` has passages of another encoder.
 
-    Before anything is trained. A selector goes with any index. `CorpusError` or `TrainingError` if `passages.corpus`
+    Before anything is trained. A selector goes with any index, which has to find something for the first 10,000
+    questions: `TrainingError` if not; a step looks at its own. `CorpusError` or `TrainingError` if `passages.corpus`
     cannot be read, or is not the index's by its first 10,000 passages; a refresh compares all.
     """
     with open_trained_on(config, "cpu") as retriever:
         if config.passages is not None and isinstance(retriever, DenseRetriever):
             _check_corpus(config.passages.corpus, config.index, retriever)
+        if config.selector is not None and not isinstance(retriever, DenseRetriever):  # a dense index finds something
+            _check_found(config, retriever)
         for other in config.others:
             if isinstance(retriever, DenseRetriever) and config.selector is None:
                 check_passages_encoder(other.index, retriever.passages_digest)
             else:
                 check_index(other.index)
+
+
+def _check_found(config: RetrieverTrainConfig, retriever: Retriever) -> None:
+    questions = [item.question for item in read_asked(config)[:_COMPARED_QUESTIONS]]
+    for start in range(0, len(questions), _ASKED_BLOCK):
+        some = questions[start : start + _ASKED_BLOCK]
+        for question, hits in zip(some, retriever.search_ids([one.query for one in some], 1), strict=True):
+            if not hits:
+                raise nothing_found(config.index, question)
 
 
 def _check_corpus(corpus: str, index: str, retriever: DenseRetriever) -> None:

@@ -28,6 +28,16 @@ def selector_settings(config: RetrieverTrainConfig, index: str, model: str) -> R
     return RerankConfig(index=index, model=model, depth=config.k, max_tokens=config.selector.max_tokens)
 
 
+def nothing_found(index: str, question: Question) -> TrainingError:
+    """The error for a question that has no candidates."""
+    return TrainingError(
+        f"the index at {index} finds no passage for the question {question.question!r:.80}: there is nothing to choose "
+        "from; leave the question out, or take an index that finds something",
+        code="nothing_found",
+        question=question.question,
+    )
+
+
 class SelectorFinder:
     """Candidates are the index's best k, always the same; the scores, by which they are ordered, are trained.
 
@@ -48,8 +58,9 @@ class SelectorFinder:
         """See `Finder`."""
         return {"selector": (self._encoder.module, self._config.optimizer.lr)}
 
-    def before(self, step: int, questions: Sequence[Question]) -> None:
+    def before(self, step: int, questions: Sequence[Question]) -> bool:
         """See `Finder`: nothing."""
+        return False
 
     def find(self, questions: Sequence[Question], kept_B: Tensor) -> Found:
         """See `Finder`. Raises `TrainingError` for a question of which the index finds nothing."""
@@ -67,12 +78,7 @@ class SelectorFinder:
         hits = self._retriever.search([question.query for question in questions], self._config.k) if questions else []
         for question, found in zip(questions, hits, strict=True):
             if not found:
-                raise TrainingError(
-                    f"the index at {self._config.index} finds no passage for the question {question.question!r:.80}: "
-                    "there is nothing to choose from; leave the question out, or take an index that finds something",
-                    code="nothing_found",
-                    question=question.question,
-                )
+                raise nothing_found(self._config.index, question)
             for hit in found:
                 if hit.passage.id not in self._rows:
                     self._rows[hit.passage.id] = len(self._passages)

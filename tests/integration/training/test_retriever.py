@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ray_jobs import train_retriever
+from ray_jobs import refreshing, train_retriever
+from ray_jobs.cluster import cluster
+from ray_jobs.refreshing import RefresherBeside
 from regrad.data.corpora import read_passages
+from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import encode_passages
-from regrad.errors import Interrupted, TrainingError
+from regrad.errors import Interrupted, PromptTooLong, TrainingError
 from regrad.lab.config import LabConfig, LabEncoderConfig
 from regrad.lab.encoder import write_encoder
 from regrad.lab.files import write_hard_lab
@@ -21,9 +26,12 @@ from regrad.retrieval.config import DenseConfig, EncoderConfig
 from regrad.retrieval.dense import DenseRetriever, build_dense_index
 from regrad.retrieval.encoder import Encoder
 from regrad.settings import builtin_config, load_settings
+from regrad.training.callbacks import Silent
+from regrad.training.checkpoint import TrainCheckpoint
 from regrad.training.lora.lora_artifact import StaticLora
 from regrad.training.retriever.config import RetrieverTrainConfig
-from regrad.training.retriever.run import train_retriever_in_process
+from regrad.training.retriever.run import read_asked, retriever_worker, train_retriever_in_process
+from regrad.training.sampler import batches_of
 from tests.tools.refusals import refused
 
 pytestmark = pytest.mark.usefixtures("local_cluster")
@@ -100,6 +108,55 @@ def test_both_encoders_and_the_generator_are_trained_while_the_index_is_made_ane
     card = json.loads((tmp_path / "trained" / "encoder.json").read_text())
     assert [one["made_at"] for one in card["question_encoder"]["notes"]["refreshes"]] == [2]
     assert StaticLora.load(tmp_path / "generator").notes["steps"] == 4
+
+
+def test_what_one_worker_cannot_read_ends_the_run_of_both_with_that_error_and_after_a_checkpoint(
+    lab: Path, tmp_path: Path
+) -> None:
+    questions = [json.loads(line) for line in (lab / "document-questions.jsonl").read_text().splitlines()][:16]
+    longest = questions[-1]
+    longest["question"] = " ".join(["Where was Anna born?"] * 1000)
+    (tmp_path / "asked.jsonl").write_bytes(encode_jsonl(questions))
+    extra = [f"questions.path={tmp_path}/asked.jsonl", "others=[]", "cluster.workers=2", "checkpoints.every=100"]
+
+    def drawn(config: RetrieverTrainConfig) -> list[tuple[int, int]]:
+        """The steps, and in each the worker, at which the long question comes up."""
+        steps = enumerate(batches_of(read_asked(config), config))
+        places = [(step, at, item.question) for step, batch in steps for at, item in enumerate(batch)]
+        return [(step, at % 2) for step, at, asked in places if asked.question == longest["question"]]
+
+    # Of the second worker, so that what the first one raises is not its own; and not in the first step.
+    candidates = (settings(lab, tmp_path, *extra, f"seed={seed}") for seed in range(50))
+    config, step = next(
+        (config, drawn(config)[0][0]) for config in candidates if drawn(config)[:1] in ([(2, 1)], [(3, 1)])
+    )
+    with pytest.raises(PromptTooLong):
+        train_retriever.run(config)
+    (card,) = (tmp_path / "trained.training").rglob("checkpoint.json")
+    assert json.loads(card.read_text())["state"]["step"] == step
+
+
+def test_an_embedding_process_that_is_killed_is_an_error_of_the_refresh_and_the_state_is_kept(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training here and embedding in a process of Ray's, as beside a job's worker."""
+    passages = f"{{encoder: {tmp_path}/encoder, corpus: {lab}/documents.jsonl, every: 2, part_passages: 7}}"
+    config = settings(lab, tmp_path, f"passages={passages}", "checkpoints.every=100", "others=[]")
+    kept: list[int] = []
+
+    def killed(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    class Kept(Silent):
+        def checkpoint(self, checkpoint: TrainCheckpoint) -> None:
+            kept.append(checkpoint.state.step)
+
+    monkeypatch.setattr(refreshing, "_embedded", killed)
+    with cluster(), refused(Interrupted, "refresh_failed", step=2) as raised:
+        retriever_worker(config, Kept(), "cpu", refresher=RefresherBeside)
+    cause = raised.value.__cause__
+    assert isinstance(cause, TrainingError) and cause.code == "training.refresh_died"
+    assert kept == [2]
 
 
 def _fail(*_: object) -> None:

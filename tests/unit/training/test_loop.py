@@ -6,6 +6,7 @@ import json
 import math
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from regrad.errors import TrainingError
 from regrad.training.callbacks import Best, Silent, StepReport
 from regrad.training.checkpoint import CARD, DevScore, TrainCheckpoint, TrainState, load_train_checkpoint
 from regrad.training.config import CheckpointConfig, TrackingConfig
-from regrad.training.loop import Loop, Scoring, resume
+from regrad.training.loop import Loop, Scoring, StepResult, Unchanged, resume
 from tests.tools.patience import completed
 from tests.tools.refusals import refused
-from tests.tools.regression import SCHEDULE, Line, LineLearner, batches, newest, train
+from tests.tools.regression import SCHEDULE, Line, LineLearner, Point, batches, newest, train
 
 ROOT = Path(__file__).parents[3]
 
@@ -130,6 +131,44 @@ def test_steps_that_are_not_finite_are_skipped_until_there_are_too_many_in_a_row
         loop.run([good, bad, good, bad, bad, good])
     assert "step 2 is skipped: its loss or gradient is not finite" in told.events
     assert bool(torch.isfinite(learner.layer.weight).all())
+    assert [event for event in told.events if event.startswith("checkpoint")][-1] == "checkpoint 5"
+
+
+def test_a_run_that_stops_as_too_much_was_not_finite_keeps_no_state_that_is_not() -> None:
+    class Diverged(LineLearner):
+        def step(self, batch: Sequence[Point], factor: float) -> StepResult:
+            found = super().step(batch, factor)
+            self.layer.weight.data[:] = math.inf
+            return found
+
+    told = Told()
+    loop = Loop(Diverged(), SCHEDULE.model_copy(update={"steps": 6}), CheckpointConfig(), TrackingConfig(), told)
+    with refused(TrainingError, "not_finite", step=3, times=2):
+        loop.run(batches(steps=6))
+    assert not [event for event in told.events if event.startswith("checkpoint")]
+
+
+@pytest.mark.parametrize("at", [0, 2, 3, 4])
+@pytest.mark.parametrize(
+    "error", [TrainingError("no", code="nothing_found"), RuntimeError("no")], ids=["ours", "other"]
+)
+def test_a_step_that_fails_before_it_changes_anything_keeps_the_state_before_it(at: int, error: Exception) -> None:
+    class Failing(LineLearner):
+        taken = 0
+
+        def step(self, batch: Sequence[Point], factor: float) -> StepResult:
+            if self.taken == at:
+                raise Unchanged(error)
+            self.taken += 1
+            return super().step(batch, factor)
+
+    told = Told()
+    loop = Loop(Failing(), SCHEDULE.model_copy(update={"steps": 6}), CheckpointConfig(every=2), TrackingConfig(), told)
+    with pytest.raises(type(error), match="no") as raised:
+        loop.run(batches(steps=6))
+    assert raised.value is error
+    kept = [event for event in told.events if event.startswith("checkpoint")]
+    assert kept == [f"checkpoint {step}" for step in (2, 3, 4) if step == at or (step < at and step % 2 == 0)]
 
 
 def test_batches_that_end_too_early_are_an_error() -> None:

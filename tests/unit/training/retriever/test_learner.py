@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch import Tensor
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage
 from regrad.data.questions import Question
-from regrad.errors import ConfigError, EvaluationError, RetrievalError, TrainingError
+from regrad.errors import ConfigError, EvaluationError, PromptTooLong, RetrievalError, TrainingError
 from regrad.lab.config import LabEncoderConfig
 from regrad.lab.encoder import write_encoder
 from regrad.retrieval.base import open_retriever
@@ -26,9 +28,11 @@ from regrad.settings import builtin_config, load_settings
 from regrad.training.callbacks import Silent
 from regrad.training.checkpoint import TrainCheckpoint, TrainState
 from regrad.training.loop import train_on
+from regrad.training.retriever import run
+from regrad.training.retriever.candidates import PassageVectors
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.learner import NumberedQuestion, RetrieverLearner, open_dense
-from regrad.training.retriever.likelihood import Asked
+from regrad.training.retriever.likelihood import Asked, MethodLikelihood
 from regrad.training.retriever.run import check_indexes, read_asked, write_indexes
 from tests.tools.refusals import refused, refused_settings
 
@@ -164,6 +168,95 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(place: Path, 
     assert not kept.numel() or (kept >= 0).any()
 
 
+class Fails(ByWord):
+    """At its nth call."""
+
+    def __init__(self, at: int, error: Exception) -> None:
+        super().__init__()
+        self._left, self._error = at, error
+
+    def of(self, asked: Sequence[Asked]) -> Tensor:
+        self._left -= 1
+        if self._left == 0:
+            raise self._error
+        return super().of(asked)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TrainingError("inf", code="likelihood_not_finite"), PromptTooLong("4000 tokens"), torch.OutOfMemoryError("full")],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("objective", ["{kind: jsa, keep_chain: true}", "{kind: dro, samples: 4, iteration: 3}"])
+def test_a_step_that_fails_loses_no_step_before_it(
+    place: Path, tmp_path: Path, objective: str, error: Exception
+) -> None:
+    config = settings(place, f"objective={objective}", "optimizer.steps=8", "checkpoints.every=100")
+    with pytest.raises(type(error)) as raised:
+        train(config, tmp_path, likelihood=Fails(3, error))
+    assert raised.value is error
+    (kept,) = tmp_path.iterdir()
+    assert int(kept.name) > 0
+    resumed, state = train(config, None, kept)
+    whole, whole_state = train(config)
+    assert state.losses == whole_state.losses
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(resumed.tensors()[name], tensor), name
+
+
+def test_a_failure_in_the_gradient_leaves_the_parameters_as_they_were(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(place, "optimizer.steps=4", "checkpoints.every=2")
+    whole, _ = train(config, tmp_path)
+    calls = iter(range(10))
+
+    def failing(learner: RetrieverLearner, *rest: Any) -> Any:
+        if next(calls) == 2:
+            raise RuntimeError("no kernel")
+        return differentiated(learner, *rest)
+
+    differentiated = RetrieverLearner._differentiated
+    monkeypatch.setattr(RetrieverLearner, "_differentiated", failing)
+    (tmp_path / "failed").mkdir()
+    with pytest.raises(RuntimeError, match="no kernel"):
+        train(config, tmp_path / "failed")
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "failed").iterdir()] == ["002"]
+    resumed, _ = train(config, None, tmp_path / "failed" / "002")
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(resumed.tensors()[name], tensor), name
+
+
+def test_a_vector_of_the_index_that_is_not_finite_is_the_indexs_damage(place: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(place / "index-encoder", tmp_path / "damaged"))
+    vectors = np.fromfile(damaged / "vectors.f32", np.float32).reshape(len(corpus()), -1)
+    vectors[5, 3] = np.nan
+    vectors.tofile(damaged / "vectors.f32")
+    config = settings(place, f"index={damaged}")
+    with refused(RetrievalError, "damaged", uri=str(damaged), row=5):
+        train(config)
+
+
+def test_a_question_that_is_not_finite_is_no_damage_of_the_index() -> None:
+    vectors = PassageVectors(np.eye(4, dtype=np.float32), torch.device("cpu"), "index")
+    queries = torch.eye(4)[:2]
+    queries[1] = float("nan")
+    assert vectors.nearest(queries, 1)[0].tolist() == [0]
+
+
+def test_likelihoods_that_are_kept_have_a_bound_and_it_changes_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(place, "optimizer.steps=20")
+    expected = train(config)[1].losses
+    monkeypatch.setattr("regrad.training.retriever.learner._MOST_KNOWN", 20)
+    likelihood = ByWord()
+    learner, state = train(config, likelihood=likelihood)
+    assert state.losses == expected
+    assert len(learner._known) <= 20 < likelihood.asked
+
+
 def test_a_question_encoder_that_is_differentiated_gives_the_vectors_that_are_searched_with(place: Path) -> None:
     encoder = Encoder(EncoderConfig(path=f"{place}/encoder"), "cpu")
     asked = [item.question.question for item in read_asked(settings(place))]
@@ -230,6 +323,32 @@ def test_questions_without_answers_are_nothing_to_train_on(place: Path, tmp_path
     (tmp_path / "bare.jsonl").write_bytes(encode_jsonl([{"id": "1", "question": "who?", "answers": []}]))
     with pytest.raises((EvaluationError, TrainingError)):
         read_asked(settings(place, f"questions.path={tmp_path}/bare.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_run_weighs_by_the_mean_over_tokens_if_that_is_asked_for(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, dict[tuple[str, str], float]] = {"sequence": {}, "token-mean": {}}
+    tokens: dict[str, int] = {}
+
+    class Seen(MethodLikelihood):
+        def of(self, asked: Sequence[Asked]) -> Tensor:
+            found = super().of(asked)
+            for (question, (passage,)), value in zip(asked, found.tolist(), strict=True):
+                seen[kind][question.question, passage.id] = value
+                reply = self.lm.config.prompts.reply(question.answers[0])
+                tokens[question.question] = len(self.lm.encode(reply)) + len(self.lm.ending)
+            return found
+
+    monkeypatch.setattr(run, "MethodLikelihood", Seen)
+    for kind in seen:
+        run.train_retriever_in_process(settings(place, f"likelihood={kind}", "optimizer.steps=1"))
+    assert seen["sequence"].keys() == seen["token-mean"].keys() and len(seen["sequence"]) >= 24
+    for (question, passage_id), whole in seen["sequence"].items():
+        mean = seen["token-mean"][question, passage_id]
+        assert mean * tokens[question] == pytest.approx(whole, rel=1e-3, abs=1e-3)
+    assert min(tokens.values()) > 1
 
 
 def test_settings_that_do_not_hold_together_are_refused(place: Path) -> None:

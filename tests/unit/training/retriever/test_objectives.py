@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -138,6 +139,33 @@ def test_a_kept_chain_goes_on_from_its_state_and_a_new_one_does_not() -> None:
     assert starting.states is not None and 4 not in starting.states.tolist()
 
 
+def test_the_temperature_of_the_generator_divides_its_log_likelihoods_in_the_chain_alone() -> None:
+    found = scores(rows=3 * 4000)
+    prior, _ = (part.reshape(-1, B, K).mean(0) for part in gradients(JsaConfig(temperature_lm=4.0), found))
+    colder = all_present(found.prior, found.posterior, found.likelihood / 4)
+    expected = found.prior[:B].softmax(1).detach() - expected_shares(colder, 50)
+    torch.testing.assert_close(prior, expected, atol=0.03, rtol=0)
+    # What the chain leaves out of the loss is no part of it.
+    plain = found.prior[:B].softmax(1).detach() - expected_shares(found, 50)
+    assert float((plain - expected).abs().max()) > 0.1
+    trained = replace(found, likelihood=found.likelihood.clone().requires_grad_())
+    loss = make_objective(JsaConfig(temperature_lm=4.0))(trained, draws()).loss.sum()
+    (generator,) = torch.autograd.grad(loss, trained.likelihood)
+    torch.testing.assert_close(-generator.sum(1), torch.ones(len(generator), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 2.0])
+def test_beta_weighs_the_divergence_of_vrag(beta: float) -> None:
+    found = scores()
+    q, log_q, log_p = (
+        found.posterior.softmax(1),
+        found.posterior.log_softmax(1),
+        found.prior.log_softmax(1),
+    )
+    expected = -(q * found.likelihood).sum(1) + beta * (q * (log_q - log_p)).sum(1)
+    torch.testing.assert_close(make_objective(VragConfig(beta=beta))(found, draws()).loss, expected)
+
+
 @pytest.mark.parametrize("direction", ["to-prior", "from-prior"])
 def test_distillation_is_zero_where_the_prior_ranks_as_the_likelihoods_do(direction: str) -> None:
     config = DistillConfig.model_validate({"direction": direction, "temperature": 2.0})
@@ -217,8 +245,11 @@ def test_a_list_has_no_place_that_is_not_there_and_ends_where_there_are_no_more(
     torch.testing.assert_close(log_p, expected)
 
 
-def listed(found: Candidates, orderings: Tensor, likelihood: Tensor) -> Candidates:
-    return Candidates(**{**vars(found), "lists": Lists(orderings, likelihood)})
+def listed(found: Candidates, orderings: Tensor, likelihood: Tensor, drawn_from: Tensor | None = None) -> Candidates:
+    """With lists that were drawn by these scores [B, K], or by those of the prior as it is."""
+    scores_BK = found.prior if drawn_from is None else drawn_from
+    log_drawn = ordering_log_probability(scores_BK, found.present, orderings).detach()
+    return Candidates(**{**vars(found), "lists": Lists(orderings, likelihood, log_drawn)})
 
 
 def test_with_many_lists_the_gradient_of_dro_is_that_of_the_answers_likelihood() -> None:
@@ -238,6 +269,56 @@ def test_with_many_lists_the_gradient_of_dro_is_that_of_the_answers_likelihood()
         # A generator learns from each list by its weight.
         torch.testing.assert_close(generator, -likelihood.detach().softmax(1))
     assert errors[1] < 0.03 < errors[0]
+
+
+def of_every_pair_of_lists(config: DroConfig, seed: int) -> tuple[Tensor, Tensor]:
+    """Mean [K] and summed variance of the prior's gradient with two lists, over all pairs that can be drawn."""
+    one, value = torch.randn(K, dtype=torch.float64, generator=draws(seed)), torch.randn(20, generator=draws(seed + 1))
+    lists = every_list(2)[0]
+    first, second = torch.cartesian_prod(torch.arange(len(lists)), torch.arange(len(lists))).unbind(1)
+    prior = one.repeat(len(first), 1).requires_grad_()
+    which = torch.stack([first, second], 1)
+    found = listed(all_present(prior, prior, torch.zeros_like(prior)), lists[which], 3 * value[which].double())
+    (gradient,) = torch.autograd.grad(make_objective(config)(found, draws()).loss.sum(), prior)
+    assert found.lists is not None
+    often = found.lists.log_drawn.sum(1, keepdim=True).exp()
+    torch.testing.assert_close(often.sum(), torch.ones((), dtype=torch.float64))
+    mean = (often * gradient).sum(0)
+    return mean, (often * (gradient - mean).square()).sum()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_dros_baseline_leaves_the_expected_gradient_as_it_is_and_takes_variance_from_it(seed: int) -> None:
+    mean, variance = of_every_pair_of_lists(DroConfig(samples=2), seed)
+    as_published, more = of_every_pair_of_lists(DroConfig(samples=2, baseline=False), seed)
+    torch.testing.assert_close(mean, as_published)
+    assert variance < 0.6 * more
+
+
+def test_later_in_an_iteration_the_gradient_of_dro_is_that_of_its_maximisation() -> None:
+    """Lists are then of another distribution; the baseline must not pull the selector back to it."""
+    found, value = scores(), torch.randn(B, 20, dtype=torch.float64, generator=draws(7))
+    began = found.prior.detach() + torch.randn(B, K, dtype=torch.float64, generator=draws(8))
+    posterior = (ordering_log_probability(began, found.present, every_list(2)) + value).softmax(1)
+    exact = (posterior * ordering_log_probability(found.prior, found.present, every_list(2))).sum()
+    (expected,) = torch.autograd.grad(-exact, found.prior)
+    drawn = draw_orderings(began, found.present, 20_000, 2, draws(3))
+    which = (drawn[:, :, None] == every_list(2)[:, None]).all(3).int().argmax(2)
+    for baseline in (True, False):
+        loss = make_objective(DroConfig(baseline=baseline))(
+            listed(found, drawn, value.gather(1, which), began), draws()
+        )
+        (gradient,) = torch.autograd.grad(loss.loss.sum(), found.prior)
+        # 20,000 lists: an error of about 1 in the root of that for each of a few numbers.
+        assert float((gradient - expected).norm() / expected.norm()) < 0.04
+
+
+def test_lists_that_answer_alike_move_nothing() -> None:
+    found = scores()
+    drawn = draw_orderings(found.prior.detach(), found.present, 8, 2, draws())
+    loss = make_objective(DroConfig())(listed(found, drawn, torch.full((B, 8), -3.0).double()), draws()).loss.sum()
+    (gradient,) = torch.autograd.grad(loss, found.prior)
+    assert float(gradient.abs().max()) < 1e-12
 
 
 def test_a_single_list_would_always_weigh_one_and_is_refused() -> None:

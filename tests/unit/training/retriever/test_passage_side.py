@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,9 +52,10 @@ def settings(place: Path, every: int, delay: int, *extra: str) -> RetrieverTrain
 class Counting(RefresherHere):
     """Says at which calls it was asked, and dies if it is told to."""
 
-    def __init__(self, dies_at: int = 0) -> None:
+    def __init__(self, dies_at: int = 0, error: Exception | None = None) -> None:
         super().__init__([corpus()])
         self.begun, self._dies_at = 0, dies_at
+        self._error = error or RetrievalError("its machine is gone", code="damaged")
 
     def start(self, encoder: Encoder) -> None:
         self.begun += 1
@@ -60,7 +63,7 @@ class Counting(RefresherHere):
 
     def wait(self) -> None:
         if self.begun == self._dies_at:
-            raise RetrievalError("its machine is gone", code="damaged")
+            raise self._error
 
 
 def train(
@@ -102,7 +105,7 @@ def test_new_vectors_are_those_of_the_encoder_at_that_step(place: Path) -> None:
 
     refresher = Seen()
     learner, _ = train(settings(place, 10, 0, "optimizer.steps=11"), refresher)
-    before = PassageVectors(open_dense(f"{place}/index-encoder", 1, "cpu").vectors, torch.device("cpu"))
+    before = PassageVectors(open_dense(f"{place}/index-encoder", 1, "cpu").vectors, torch.device("cpu"), "index")
     side = _side(learner)
     rows = torch.arange(len(corpus()))[None]
     assert torch.equal(side.vectors.of(rows)[0], torch.from_numpy(refresher.seen))
@@ -125,6 +128,20 @@ def test_a_run_that_was_stopped_goes_on_with_the_vectors_that_it_had(place: Path
 
 
 @pytest.mark.slow
+def test_a_run_that_was_stopped_within_an_iteration_after_a_refresh_draws_the_same_lists(
+    place: Path, tmp_path: Path
+) -> None:
+    """Lists that were drawn from the old vectors are not there in a resumed run, so no run uses them on."""
+    objective = "objective={kind: dro, samples: 4, shown: 2, iteration: 20}"
+    config = settings(place, 5, 0, objective, "checkpoints.every=6", "optimizer.lr=0.1")
+    whole, whole_state = train(config, Counting(), tmp_path)
+    resumed, state = train(config, Counting(), None, tmp_path / "006")
+    assert state.losses == whole_state.losses
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(resumed.tensors()[name], tensor), name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("refresh", [1, 2])
 def test_a_refresh_that_dies_is_an_error_and_the_state_is_kept(place: Path, tmp_path: Path, refresh: int) -> None:
     config = settings(place, 6, 1, "checkpoints.every=100")
@@ -134,6 +151,55 @@ def test_a_refresh_that_dies_is_an_error_and_the_state_is_kept(place: Path, tmp_
     assert [path.name for path in tmp_path.iterdir()] == [f"{at:03}"], "a checkpoint of that very step"
     _, state = train(config, Counting(), None, tmp_path / f"{at:03}")
     assert state.losses == train(config, Counting())[1].losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [RuntimeError("no kernel"), torch.OutOfMemoryError("full"), MemoryError()])
+def test_whatever_ends_a_refresh_it_is_that_error_and_the_state_is_kept(
+    place: Path, tmp_path: Path, error: Exception
+) -> None:
+    config = settings(place, 6, 1, "checkpoints.every=100")
+    reason = f"{type(error).__name__}: {error}"
+    with refused(Interrupted, "refresh_failed", step=7, reason=reason):
+        train(config, Counting(1, error), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["007"]
+
+
+@pytest.mark.slow
+def test_new_vectors_that_cannot_be_compared_are_a_refresh_that_failed(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Counting):
+        def read(self) -> Vectors:
+            made = super().read()
+            made[2] = np.nan
+            return made
+
+    with refused(Interrupted, "refresh_failed", step=6) as raised:
+        train(settings(place, 6, 0, "checkpoints.every=100"), Broken(), tmp_path)
+    assert isinstance(raised.value.__cause__, RetrievalError)
+    assert [path.name for path in tmp_path.iterdir()] == ["006"]
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_when_it_has_taken_new_vectors_in_makes_them_once(place: Path, tmp_path: Path) -> None:
+    config = settings(place, 6, 0, "checkpoints.every=100", "objective={kind: jsa}")
+    asked = read_asked(config)
+
+    class Fails(RetrieverLearner):
+        def candidates(self, batch: Any) -> Any:
+            if self._step == 6:
+                raise MemoryError
+            return super().candidates(batch)
+
+    retriever = open_dense(config.index, config.k, "cpu")
+    learner = Fails(config, retriever, ByWord(), len(asked), torch.device("cpu"), refresher=Counting())
+    with pytest.raises(MemoryError):
+        train_on(learner, asked, config, Kept(tmp_path))
+    resumed, state = train(config, Counting(), None, tmp_path / "006")
+    whole, whole_state = train(config, Counting())
+    assert state.losses == whole_state.losses
+    assert _side(resumed).refreshes == _side(whole).refreshes
 
 
 @pytest.mark.slow

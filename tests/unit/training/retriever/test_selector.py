@@ -20,7 +20,7 @@ from regrad.training.loop import train_on
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.learner import RetrieverLearner, open_trained_on
 from regrad.training.retriever.likelihood import Asked
-from regrad.training.retriever.run import read_asked, write_trained
+from regrad.training.retriever.run import check_indexes, read_asked, write_trained
 from tests.tools.overlap import build_overlap_index
 from tests.tools.refusals import refused, refused_settings
 from tests.unit.retrieval.test_reranked import save_cross_encoder
@@ -156,7 +156,24 @@ def test_a_question_of_which_the_index_finds_nothing_is_refused(place: Path, tmp
     (tmp_path / "asked.jsonl").write_bytes(encode_jsonl(asked))
     config = settings(place, f"questions.path={tmp_path}/asked.jsonl")
     with refused(TrainingError, "nothing_found", question="xyzzy"):
+        check_indexes(config)
+    with refused(TrainingError, "nothing_found", question="xyzzy"):
         train(config)
+    check_indexes(settings(place))
+
+
+def test_a_question_of_which_nothing_is_found_later_loses_no_step(place: Path, tmp_path: Path) -> None:
+    """As where the index, or a question beyond those that are looked at first, is to blame."""
+    asked = [{"id": str(n), "question": f"where is the {COLOURS[n % 3]} {n}", "answers": ["fox"]} for n in range(15)]
+    asked.append({"id": "none", "question": "xyzzy", "answers": ["fox"]})
+    (tmp_path / "asked.jsonl").write_bytes(encode_jsonl(asked))
+    late = ["objective={kind: marginal}", "checkpoints.every=100", "seed=1"]
+    config = settings(place, f"questions.path={tmp_path}/asked.jsonl", *late)
+    (tmp_path / "kept").mkdir()
+    with refused(TrainingError, "nothing_found", question="xyzzy"):
+        train(config, tmp_path / "kept")
+    (kept,) = (tmp_path / "kept").iterdir()
+    assert int(kept.name) > 0
 
 
 def test_what_a_selector_needs_is_checked_first(place: Path, tmp_path: Path) -> None:
