@@ -16,7 +16,24 @@ from regrad.cli.options import settings_options
 @click.option(
     "--ask", "question", metavar="QUESTION", help="Ask this question in every way, print the answers and exit."
 )
-def try_(folder: str, config: str | Path, overrides: tuple[str, ...], browser: bool, question: str | None) -> None:
+@click.option(
+    "--questions",
+    metavar="FILE",
+    help='Ask all questions of a file of {"question": ..., "answers": [...]} lines, print how many each way gets '
+    "right and exit.",
+)
+@click.option(
+    "-k", type=click.IntRange(1, 100), default=1, show_default=True, help="Passages for --ask and --questions."
+)
+def try_(
+    folder: str,
+    config: str | Path,
+    overrides: tuple[str, ...],
+    browser: bool,
+    question: str | None,
+    questions: str | None,
+    k: int,
+) -> None:
     """Ask the text, Markdown, HTML and PDF files of FOLDER: by the model alone, by prompt, by gradients, by both.
 
     Indexes the passages, computes their gradients, and opens a page that answers each question in all four ways. Run it
@@ -26,6 +43,8 @@ def try_(folder: str, config: str | Path, overrides: tuple[str, ...], browser: b
     from regrad.settings import load_settings
 
     settings = load_settings(TryConfig, config, overrides)
-    from regrad.cli.trial.run import run_trial
+    from regrad.cli.trial.asking import read_asked
+    from regrad.cli.trial.run import Wanted, run_trial
 
-    run_trial(folder, settings, browser, question, click.echo)
+    asked = read_asked(questions) if questions else []  # before anything is computed
+    run_trial(folder, settings, Wanted(question, asked, k, browser), click.echo)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import time
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from ray_jobs import build_bank, index_corpus
 from ray_jobs.cluster import cluster
 from regrad.cli.options import printable, wait_until_stopped
 from regrad.cli.serve import check_address, served
+from regrad.cli.trial.asking import ANSWERS, ask_all, show_answers
 from regrad.cli.trial.config import MODEL, TryConfig
-from regrad.client import AnswerClient
 from regrad.data.corpora import read_passages
 from regrad.data.corpus_maker import PASSAGES, CorpusMaker, read_rejected
 from regrad.data.documents import directory_of, name_in
 from regrad.data.passages import encode_passages
+from regrad.data.questions import Question
 from regrad.data.sources import find_source
 from regrad.meta_init import MetaInit
 from regrad.models.fast_tokenizer import load_fast_tokenizer
@@ -28,13 +27,21 @@ from regrad.storage import Storage
 from regrad.text import listed
 
 Say = Callable[[str], None]
-_WAYS = ("direct", "rag", "regrad", "regrad+icl")
 _SHOWN = 5
-_ASKED_K = 1  # one passage is what a small model reads best
 
 
-def run_trial(folder: str, config: TryConfig, browser: bool, question: str | None, say: Say) -> None:
-    """Prepare, serve, and stay until Ctrl-C; with a question, ask it instead and end."""
+@dataclass(frozen=True)
+class Wanted:
+    """What to do once the server is up: ask one question, all of a file, or (neither) stay and open the page."""
+
+    question: str | None = None
+    questions: Sequence[Question] = ()
+    k: int = 1
+    browser: bool = False
+
+
+def run_trial(folder: str, config: TryConfig, wanted: Wanted, say: Say) -> None:
+    """Prepare, serve, and stay until Ctrl-C; with questions, ask them instead and end."""
     started = time.monotonic()
     find_source(folder)  # before a model is fetched for nothing
     meta_init = MetaInit.load(config.meta_init)
@@ -46,10 +53,14 @@ def run_trial(folder: str, config: TryConfig, browser: bool, question: str | Non
         say(build_bank.run(config.bank))
         with served(config.server, config.http) as url:
             say(f"ready after {time.monotonic() - started:.0f} s: {url} (Ctrl-C stops)")
-            if question is not None:
-                show_answers(url, question)
+            if wanted.question is not None:
+                show_answers(url, wanted.question, wanted.k)
+            if wanted.questions:
+                ask_all(url, wanted.questions, wanted.k, config.output)
+                say(f"every reply is in {config.output}/{ANSWERS}")
+            if wanted.question is not None or wanted.questions:
                 return
-            if browser:
+            if wanted.browser:
                 webbrowser.open(url)
             wait_until_stopped()
             say("stopping")
@@ -79,17 +90,3 @@ def prepare(folder: str, meta_init: MetaInit, config: TryConfig, say: Say) -> No
             f"gradients of the first {config.most_banked:,} are computed now, the others when a question needs them; "
             f"`--set most_banked={len(passages)}` computes all"
         )
-
-
-def show_answers(url: str, question: str) -> None:
-    """One question in every way, with the passages that each saw."""
-    client = AnswerClient(url)
-    table = Table(title=printable(question), title_justify="left")
-    for heading in ("way", "answer", "from", "prompt", "ms"):
-        table.add_column(heading, justify="right" if heading in ("prompt", "ms") else "left", overflow="fold")
-    for way in _WAYS:
-        answer = client.answer(question, method=way, k=_ASKED_K)
-        found = "\n".join(printable(passage["id"]) for passage in answer["passages"])
-        tokens, milliseconds = answer["usage"]["prompt_tokens"], answer["milliseconds"]["total"]
-        table.add_row(way, printable(answer["answer"].strip()), found, str(tokens), f"{milliseconds:.0f}")
-    Console().print(table)

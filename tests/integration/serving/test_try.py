@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from regrad.data.corpora import read_passages
@@ -23,7 +24,9 @@ def test_a_folder_is_asked_in_every_way_and_computed_once(demo: RunningDemo, tmp
     start = f"{demo.runs}/meta-init"
     settings = [f"start={start}", "model=null", f"output={tmp_path}/out", f"http.port={free_port()}"]
     options = [part for setting in settings for part in ("--set", setting)]
-    command = [BIN / "regrad", "try", folder, "--ask", QUESTION, *options]
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps({"question": QUESTION, "answers": ["Thomville"]}) + "\n")
+    command = [BIN / "regrad", "try", folder, "--ask", QUESTION, "--questions", asked, *options]
     result = completed(command, 300, env=environment())
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     for piece in (
@@ -35,3 +38,6 @@ def test_a_folder_is_asked_in_every_way_and_computed_once(demo: RunningDemo, tmp
     ):
         assert piece in result.stdout, result.stdout
     assert result.stdout.count("Thomville") >= 2, result.stdout
+    assert "1 question, k=1" in result.stdout
+    kept = json.loads((tmp_path / "out" / "answers.jsonl").read_text())
+    assert kept["replies"]["regrad"]["holds_answer"] and not kept["replies"]["direct"]["holds_answer"], kept

@@ -19,10 +19,11 @@ STARTS = pytest.mark.parametrize("place", [PLAIN, START], ids=lambda place: plac
 @STARTS
 def test_it_is_whole_small_and_names_no_machine(place: Path) -> None:
     start = MetaInit.load(place)
-    assert start.model.path == f"models/{MODEL}" and MODEL in KNOWN_MODELS
     assert start.phi0.equal(start.phi0.bfloat16().float())
     assert sum(file.stat().st_size for file in place.iterdir()) < 3.5e6
     card = json.loads((place / CARD).read_text())
+    # As it is written: read where there is such a folder, as after `regrad try`, it becomes that folder's full path.
+    assert card["model"]["path"] == f"models/{MODEL}" and MODEL in KNOWN_MODELS
     assert not any(isinstance(value, str) and value.startswith("/") for value in _values(card))
 
 
