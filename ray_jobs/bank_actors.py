@@ -208,8 +208,9 @@ class AdapterActor(BlockActor):
 class TranslatorActor(BlockActor):
     """Generates an adapter for each passage of a block, in the way that `dyprag` does for a question."""
 
-    def __init__(self, settings: dict[str, Any], base: int | None) -> None:
+    def __init__(self, settings: dict[str, Any], base: int | None, digest: str) -> None:
         self._config = AdaptersConfig.model_validate(settings)
+        self._digest = digest
         super().__init__(self._config.bank.uri, base)
 
     def settings(self) -> dict[str, Any]:
@@ -236,4 +237,16 @@ class TranslatorActor(BlockActor):
 
     @cached_property
     def _translator(self) -> Translator:
-        return Translator.load(self._config.translator or "")
+        """The one that the bank's manifest will name: it may have been trained anew since the job began."""
+        uri = self._config.translator or ""
+        translator = Translator.load(uri)
+        if translator.digest != self._digest:
+            raise BankError(
+                f"the translator at {uri} was {self._digest} when this job began and is {translator.digest} now; "
+                "run the same command again",
+                code="translator_changed",
+                uri=uri,
+                expected=self._digest,
+                found=translator.digest,
+            )
+        return translator

@@ -110,9 +110,10 @@ def _fill(
     storage = Storage(config.bank.uri)
     same = base if keep and base and base.layout == layout else None
     blocks = blocks_of_lines(config.corpus, config.bank.shard_passages)
+    of_translator = (layout.translator,) if layout.translator else ()
     results = blocks.map_batches(
         actor,
-        fn_constructor_args=(config.model_dump(mode="json"), same.version if same else None),
+        fn_constructor_args=(config.model_dump(mode="json"), same.version if same else None, *of_translator),
         batch_size=config.bank.shard_passages,
         batch_format="pyarrow",
         **actor_pool(config.cluster),

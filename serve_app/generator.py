@@ -178,10 +178,14 @@ class GeneratorDeployment:
             shown = await asyncio.wait_for(searching, ask.seconds)
         else:
             shown = builder.demonstrations(ask)
-        prepare = partial(builder.prepare, ask, retrieved, gradients, shown)
-        if builder.needs_model(ask, gradients):
+        read = None
+        if waits := builder.opened(ask).waits:  # for a bank: all who are decoded would wait with it
+            reading = asyncio.to_thread(builder.read_atoms, ask, retrieved)
+            read = await asyncio.wait_for(reading, ask.seconds)
+        prepare = partial(builder.prepare, ask, retrieved, gradients, shown, read)
+        if builder.needs_model(ask, gradients, read):
             return await asyncio.wait_for(asyncio.wrap_future(self._loop.run(prepare)), ask.seconds)
-        if builder.opened(ask).waits:
+        if waits:
             return await asyncio.wait_for(asyncio.to_thread(prepare), ask.seconds)
         return prepare()
 

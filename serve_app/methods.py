@@ -100,7 +100,18 @@ def searches_demonstrations(config: ServeConfig) -> bool:
     return any(settings.searches_demonstrations for settings in config.methods)
 
 
-class LoadedAtoms:
+class FoundAtoms:
+    """The atoms of one question, where they are known already."""
+
+    def __init__(self, atoms: Atoms) -> None:
+        self.atoms = atoms
+
+    def find(self, evidences: Sequence[Evidence], parts: bool) -> list[Atoms]:
+        """See `AtomProvider`."""
+        return [self.atoms for _ in evidences]
+
+
+class LoadedAtoms(FoundAtoms):
     """The atoms of one question as the bank loader summed them. Raises `FingerprintMismatch` for another MetaInit's."""
 
     def __init__(self, gradients: GradientSum, fingerprint: str) -> None:
@@ -108,11 +119,7 @@ class LoadedAtoms:
             raise FingerprintMismatch(gradients.fingerprint, fingerprint)
         found_any = any(not use.missing for use in gradients.uses)
         total = gradients.total.float() if found_any else None
-        self.atoms = Atoms(gradients.uses, total, gradients.parts, bank=gradients.bank)
-
-    def find(self, evidences: Sequence[Evidence], parts: bool) -> list[Atoms]:
-        """See `AtomProvider`."""
-        return [self.atoms for _ in evidences]
+        super().__init__(Atoms(gradients.uses, total, gradients.parts, bank=gradients.bank))
 
 
 @dataclass(frozen=True)
@@ -175,10 +182,18 @@ class RequestBuilder:
         """The request's method."""
         return self._opened[ask.method]
 
-    def needs_model(self, ask: Ask, gradients: GradientSum | None) -> bool:
+    def read_atoms(self, ask: Ask, retrieved: Retrieved | None) -> FoundAtoms:
+        """What the bank of the method's own has of the passages, for `prepare`. It waits for files: not on a loop."""
+        passages = tuple(hit.passage for hit in retrieved.hits) if retrieved else ()
+        if not passages:
+            return FoundAtoms(Atoms(()))
+        (found,) = self.opened(ask).atoms.find([Evidence(_question(ask), passages)], parts=True)
+        return FoundAtoms(found)
+
+    def needs_model(self, ask: Ask, gradients: GradientSum | None, read: FoundAtoms | None = None) -> bool:
         """Whether `prepare` will run the model: call it between decoding steps then."""
-        atoms = LoadedAtoms(gradients, self.fingerprint).atoms if gradients else Atoms(())
-        return self.opened(ask).method.runs_model(atoms)
+        known = LoadedAtoms(gradients, self.fingerprint) if gradients else read
+        return self.opened(ask).method.runs_model(known.atoms if known else Atoms(()))
 
     def demonstrations(self, ask: Ask) -> tuple[Question, ...]:
         """Those that the request's method gets; raises `MethodError` or `RetrievalError` if they cannot be found."""
@@ -191,8 +206,9 @@ class RequestBuilder:
         retrieved: Retrieved | None,
         gradients: GradientSum | None,
         demonstrations: tuple[Question, ...] = (),
+        read: FoundAtoms | None = None,
     ) -> Prepared:
-        """The request as its method plans it.
+        """The request as its method plans it; `read` is what `read_atoms` gave, of a method with a bank of its own.
 
         Raises `NothingFound` if the method needs passages and there are none, `FingerprintMismatch` or `BankError` for
         gradients of something else, `PromptTooLong` if the prompt cannot be made to fit, and what the method raises,
@@ -210,7 +226,7 @@ class RequestBuilder:
             ask.raw,
             ask.gamma,
         )
-        atoms = opened.atoms if gradients is None else LoadedAtoms(gradients, self.fingerprint)
+        atoms = (read or opened.atoms) if gradients is None else LoadedAtoms(gradients, self.fingerprint)
         (plan,) = opened.method.answer_plans([evidence], atoms)
         sampling = ask.sampling
         fitted = self._fitter.fitted(plan, sampling.max_new_tokens)

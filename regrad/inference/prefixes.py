@@ -8,11 +8,12 @@ common, such as a static LoRA, serve rows with the same. What a row is given is,
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from regrad.models.blocks import Blocks
 from regrad.models.loading import LanguageModel
 from regrad.models.subspace import Update, by_subspace
 from regrad.models.virtual_tokens import changes_of_virtual_tokens
+
+logger = logging.getLogger(__name__)
 
 _LEAST = 32  # tokens: a piece of its own for fewer costs as much as it saves
 _RECENT = 32  # prompts that a new one is compared with
@@ -54,6 +57,11 @@ class Beginning:
     def left(self, read: int) -> Tensor | None:
         """What the first adapted block is given after so many tokens; None if nothing."""
         return None if self.given is None or read >= len(self.given) else self.given[read:]
+
+    def forget(self, read: int) -> None:
+        """What was given is not needed any more once it is read."""
+        if self.given is not None and read >= len(self.given):
+            self.given = None
 
     def taken(self, length: int) -> Tensor | None:
         """What the first adapted block has read of all these tokens, if that was noted; nothing more is to be kept."""
@@ -166,7 +174,10 @@ class PrefixCache:
     def keep(self, number: int, row: Row, cache: RowCache, room: int) -> None:
         """Copy what row `number` has read, if that is what is to be kept, into the memory of at most `room` tokens."""
         beginning = row.beginning
-        if beginning is None or not 0 < beginning.keep == row.read:
+        if beginning is None:
+            return
+        beginning.forget(row.read)
+        if not 0 < beginning.keep == row.read:
             return
         whole, ids, entered = beginning.whole, row.prompt[: row.read], beginning.taken(row.read)
         owner = beginning.owner if whole else ()
@@ -179,12 +190,22 @@ class PrefixCache:
         tokens = -(-size // cache.token_bytes())
         if size > self._most_bytes or tokens > room:
             return
-        new = _Prefix(ids, owner, whole, cache.copied(number, len(ids), layers), entered, size, tokens)
+        new = _Prefix(ids, owner, whole, [], entered, size, tokens)
         self._kept = [each for each in self._kept if not new.serves(each) and all(ref() for ref in each.owner)]
         while self._kept and (self.bytes + size > self._most_bytes or len(self._kept) >= _MOST):
             del self._kept[0]
         self.release(room - tokens)
-        self._kept.append(new)
+        with self._without():
+            self._kept.append(replace(new, pairs=cache.copied(number, len(ids), layers)))
+
+    @contextmanager
+    def _without(self) -> Iterator[None]:
+        """If there is no memory for what the block copies, everything is dropped: no request needs it."""
+        try:
+            yield
+        except RuntimeError as error:  # torch's for want of memory, on any device
+            logger.warning("what prompts begin with is not kept any more, as it cannot be copied: %s", error)
+            self.clear()
 
     def _begin(self, number: int, row: Row, cache: RowCache) -> None:
         ids, last = row.prompt, len(row.prompt) - 1  # the last token is always read: what follows it is wanted
@@ -201,16 +222,23 @@ class PrefixCache:
             return
         self._kept.remove(prefix)
         self._kept.append(prefix)
+        with self._without():
+            cache.put(
+                number, length, prefix.pairs if own or self._blocks is None else prefix.pairs[: self._blocks.first]
+            )
+            self._give(row, beginning, length, prefix.entered, own is not None)
+
+    @staticmethod
+    def _give(row: Row, beginning: Beginning, length: int, entered: Tensor | None, whole: bool) -> None:
+        """So many tokens are in the cache: of all blocks if `whole`, else of those below the first adapted one."""
         row.given = length
-        entered = None if prefix.entered is None else prefix.entered[:length]
-        if own:
-            cache.put(number, length, prefix.pairs)
-            row.read = length
-            if entered is not None and beginning.keep:
-                beginning.entered[0] = entered
-        elif self._blocks:
-            cache.put(number, length, prefix.pairs[: self._blocks.first])
+        entered = None if entered is None else entered[:length]
+        if not whole:
             beginning.given = entered
+            return
+        row.read = length
+        if entered is not None and beginning.keep:
+            beginning.entered[0] = entered
 
     def _beginning(self, row: Row) -> Beginning:
         spaces = by_subspace(row.in_force)

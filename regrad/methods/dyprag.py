@@ -137,8 +137,8 @@ class DyPrag(Method):
         return BankAtoms(self._settings) if self._settings.bank else NoAtoms()
 
     def runs_model(self, atoms: Atoms) -> bool:
-        """See `Method`. With a bank it may: which passages are missing is known when it is read."""
-        return self._settings.bank is None or self._settings.on_missing == "online"
+        """See `Method`. With a bank it does for what that lacks."""
+        return self._settings.bank is None or (self._settings.on_missing == "online" and bool(atoms.missing))
 
     @property
     def needs_passages(self) -> bool:

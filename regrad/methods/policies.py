@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -113,7 +113,8 @@ class BankSettings(MethodSettings):
 
     def covers_nothing(self, passages: Sequence[Passage]) -> MethodError:
         """The error of a bank without an atom of any of these passages."""
-        online = ", or set on_missing=online, which computes what is missing" if self.KIND == "gradient" else ""
+        computes = "online" in get_args(type(self).model_fields["on_missing"].annotation)
+        online = ", or set on_missing=online, which computes what is missing" if computes else ""
         return MethodError(
             f"{self.name}: the bank at {self.bank} has no atom of any of the {len(passages)} passages of the first "
             f"questions (the first is {passages[0].id!r:.80}), or only atoms of other texts, so every question would "

@@ -22,9 +22,7 @@ from regrad.cli.options import settings_options
     help='Ask all questions of a file of {"question": ..., "answers": [...]} lines, print how many each way gets '
     "right and exit.",
 )
-@click.option(
-    "-k", type=click.IntRange(1, 100), default=1, show_default=True, help="Passages for --ask and --questions."
-)
+@click.option("-k", type=click.IntRange(1), default=1, show_default=True, help="Passages for --ask and --questions.")
 def try_(
     folder: str,
     config: str | Path,
@@ -43,8 +41,12 @@ def try_(
     from regrad.settings import load_settings
 
     settings = load_settings(TryConfig, config, overrides)
-    from regrad.cli.trial.asking import read_asked
+    from regrad.cli.trial.asking import check_limits, read_asked
     from regrad.cli.trial.run import Wanted, run_trial
 
-    asked = read_asked(questions) if questions else []  # before anything is computed
+    asked = []
+    if question is not None or questions is not None:  # what is wrong is found before anything is computed
+        check_limits(k, settings.serve.limits)
+    if questions is not None:
+        asked = read_asked(questions, settings.serve.limits)
     run_trial(folder, settings, Wanted(question, asked, k, browser), click.echo)

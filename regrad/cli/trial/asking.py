@@ -17,9 +17,11 @@ from regrad.client import AnswerClient
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.questions import Question, normalise
+from regrad.errors import ConfigError, EvaluationError
 from regrad.evaluation.metrics import score
 from regrad.storage import Storage
 from regrad.text import counted
+from serve_app.config import LimitsConfig
 
 WAYS = ("direct", "rag", "regrad", "regrad+icl")
 ANSWERS = "answers.jsonl"
@@ -52,9 +54,45 @@ class WayReply:
         return any(f" {words} " in said for words in map(normalise, question.answers) if words)
 
 
-def read_asked(path: str) -> list[Question]:
-    """The solved questions of a file of JSON lines; raises `EvaluationError` or `StorageError`."""
-    return read_questions(QuestionSetConfig(name="questions", path=path, format="jsonl"))
+def read_asked(path: str, limits: LimitsConfig) -> list[Question]:
+    """The solved questions of a file of JSON lines, each of which a server with these limits takes.
+
+    Raises `EvaluationError` or `StorageError`: also for a question that is answered with one of given words, or that
+    has turns, as those are for `regrad eval`.
+    """
+    questions = read_questions(QuestionSetConfig(name="questions", path=path, format="jsonl"))
+    for one in questions:
+        if one.kind != "open" or one.turns:
+            what = "turns before it" if one.turns else f"the kind '{one.kind}'"
+            raise EvaluationError(
+                f"{path}: question {one.id:.60} has {what}; here only open questions by themselves are asked: use "
+                "`regrad eval` for others",
+                code="not_open",
+                uri=path,
+                id=one.id,
+            )
+        if len(one.question) > limits.max_question_characters:
+            raise EvaluationError(
+                f"{path}: question {one.id:.60} has {len(one.question):,} characters, and the server takes "
+                f"{limits.max_question_characters:,} (serve.limits.max_question_characters)",
+                code="question_too_long",
+                uri=path,
+                id=one.id,
+            )
+    return questions
+
+
+def check_limits(k: int, limits: LimitsConfig) -> None:
+    """Raise `ConfigError` if a server with these limits would refuse what is asked of it."""
+    for name, wanted, most in (("max_k", k, limits.max_k), ("max_new_tokens", _TOKENS, limits.max_new_tokens)):
+        if wanted > most:
+            raise ConfigError(
+                f"{wanted} is above serve.limits.{name}, which is {most}; set that higher",
+                code="above_the_servers_limit",
+                key=f"serve.limits.{name}",
+                value=wanted,
+                most=most,
+            )
 
 
 def show_answers(url: str, question: str, k: int) -> None:
@@ -71,17 +109,27 @@ def show_answers(url: str, question: str, k: int) -> None:
 
 
 def ask_all(url: str, questions: Sequence[Question], k: int, output: str) -> None:
-    """Every question in every way: who was right, and the replies as lines of `answers.jsonl` in `output`."""
+    """Every question in every way: who was right, and the replies as lines of `answers.jsonl` in `output`.
+
+    If it is interrupted, or the server fails, what was answered until then is written and shown.
+    """
     client = AnswerClient(url)
-    asked = [
-        (one, [WayReply.to(client, one.question, way, k) for way in WAYS])
-        for one in track(questions, "asking", console=Console(stderr=True), transient=True)
-    ]
-    Storage(output).write(ANSWERS, encode_jsonl([_record(one, replies) for one, replies in asked]))
+    asked: list[tuple[Question, list[WayReply]]] = []
+    try:
+        for one in track(questions, "asking", console=Console(stderr=True), transient=True):
+            asked.append((one, [WayReply.to(client, one.question, way, k) for way in WAYS]))
+    finally:
+        if asked:
+            Storage(output).write(ANSWERS, encode_jsonl([_record(one, replies) for one, replies in asked]))
+            _show(asked, k, f"{output}/{ANSWERS}")
+
+
+def _show(asked: Sequence[tuple[Question, Sequence[WayReply]]], k: int, place: str) -> None:
     console = Console()
     if len(asked) <= _SHOWN_QUESTIONS:
         console.print(_replies_table(asked))
     console.print(_scores_table(asked, k))
+    console.print(Text(f"the replies are in {place}"))
 
 
 def _record(question: Question, replies: Sequence[WayReply]) -> dict[str, Any]:

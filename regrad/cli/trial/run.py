@@ -12,7 +12,7 @@ from ray_jobs import build_bank, index_corpus
 from ray_jobs.cluster import cluster
 from regrad.cli.options import printable, wait_until_stopped
 from regrad.cli.serve import check_address, served
-from regrad.cli.trial.asking import ANSWERS, ask_all, show_answers
+from regrad.cli.trial.asking import ask_all, show_answers
 from regrad.cli.trial.config import MODEL, TryConfig
 from regrad.data.corpora import read_passages
 from regrad.data.corpus_maker import PASSAGES, CorpusMaker, read_rejected
@@ -57,7 +57,6 @@ def run_trial(folder: str, config: TryConfig, wanted: Wanted, say: Say) -> None:
                 show_answers(url, wanted.question, wanted.k)
             if wanted.questions:
                 ask_all(url, wanted.questions, wanted.k, config.output)
-                say(f"every reply is in {config.output}/{ANSWERS}")
             if wanted.question is not None or wanted.questions:
                 return
             if wanted.browser:

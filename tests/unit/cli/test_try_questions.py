@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from regrad.cli.main import regrad
 from regrad.cli.trial.asking import ANSWERS, WAYS, WayReply, ask_all, read_asked
 from regrad.data.questions import Question
-from regrad.errors import EvaluationError
+from regrad.errors import ConfigError, EvaluationError, ServeError
+from serve_app.config import LimitsConfig
 from tests.tools.refusals import refused
 
 
@@ -54,7 +55,7 @@ def test_every_question_is_asked_in_every_way_and_what_each_gets_right_is_counte
     monkeypatch.setenv("COLUMNS", "200")
     lines = [{"question": "Who built it?", "answers": ["Ann Li"]}, {"question": "And who else?", "answers": ["Bo Ek"]}]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    ask_all("http://server", read_asked(f"{tmp_path}/asked.jsonl"), 3, str(tmp_path / "out"))
+    ask_all("http://server", read_asked(f"{tmp_path}/asked.jsonl", LimitsConfig()), 3, str(tmp_path / "out"))
     assert requests == [(line["question"], way, 3) for line in lines for way in WAYS]
 
     shown = capsys.readouterr().out
@@ -72,20 +73,66 @@ def test_every_question_is_asked_in_every_way_and_what_each_gets_right_is_counte
     assert kept[0]["replies"]["rag"] == expected
 
 
-def test_a_file_that_is_not_of_solved_questions_is_refused_before_anything_is_computed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ({"question": "Who?"}, "missing_field"),
+        ({"question": "Is it?", "answers": ["no"], "kind": "yes-no"}, "not_open"),
+        ({"question": "Which?", "answers": ["A"], "kind": "choice", "choices": ["x", "y"]}, "not_open"),
+        ({"question": "Who?", "answers": ["Ann"], "turns": [{"role": "user", "content": "Hm"}]}, "not_open"),
+        ({"question": "Who? " * 1000, "answers": ["Ann"]}, "question_too_long"),
+    ],
+)
+def test_a_file_with_what_is_not_asked_here_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: Any, code: str
 ) -> None:
+    (tmp_path / "asked.jsonl").write_text(json.dumps(line) + "\n")
+    with refused(EvaluationError, code):
+        started(tmp_path, monkeypatch, "--questions", f"{tmp_path}/asked.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [(["-k", "11"], "serve.limits.max_k"), (["--set", "serve.limits.max_new_tokens=8"], "serve.limits.max_new_tokens")],
+)
+def test_what_the_server_would_refuse_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], key: str
+) -> None:
+    with refused(ConfigError, "above_the_servers_limit", key=key):
+        started(tmp_path, monkeypatch, "--ask", "Who?", *options)
+
+
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    """The command, which must not come to its work."""
     monkeypatch.setattr("regrad.cli.trial.run.prepare", lambda *_: pytest.fail("prepared"))
     (tmp_path / "note.txt").write_text("A note.")
-    (tmp_path / "asked.jsonl").write_text('{"question": "Who?"}\n')
-    with refused(EvaluationError, "missing_field"):
-        arguments = ["try", str(tmp_path), "--questions", f"{tmp_path}/asked.jsonl"]
-        CliRunner().invoke(regrad, arguments, catch_exceptions=False)
+    CliRunner().invoke(regrad, ["try", str(tmp_path), *options], catch_exceptions=False)
+
+
+def test_what_was_answered_before_the_server_failed_is_kept_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Failing:
+        def __init__(self, url: str) -> None:
+            pass
+
+        def answer(self, question: str, method: str, **options: int) -> dict[str, Any]:
+            if question == "3" and method == "rag":
+                raise ServeError("gone", code="request_failed")
+            return {"answer": "Bo", "passages": [], "usage": {"prompt_tokens": 7}, "milliseconds": {"total": 1.0}}
+
+    monkeypatch.setattr("regrad.cli.trial.asking.AnswerClient", Failing)
+    questions = [Question(str(number), str(number), ("Bo",)) for number in range(1, 5)]
+    with refused(ServeError, "request_failed"):
+        ask_all("http://server", questions, 1, str(tmp_path))
+    assert len((tmp_path / ANSWERS).read_text().splitlines()) == 2
+    shown = capsys.readouterr().out
+    assert "2 questions, k=1" in shown and "2 of 2" in shown and ANSWERS in shown
 
 
 def test_the_questions_of_the_example_stand_in_its_notes() -> None:
     examples = Path(__file__).parents[3] / "examples"
     notes = " ".join((examples / "notes" / path.name).read_text() for path in (examples / "notes").iterdir())
     words = " ".join(notes.split())
-    for question in read_asked(f"{examples}/questions.jsonl"):
+    for question in read_asked(f"{examples}/questions.jsonl", LimitsConfig()):
         assert question.answers[0] in words, question

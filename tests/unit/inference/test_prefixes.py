@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from regrad.inference.engine import Engine
+from regrad.inference.passes import RowCache
 from regrad.inference.rows import DecodingRequest
 from regrad.models.config import SubspaceConfig
 from regrad.models.loading import LanguageModel
@@ -260,3 +262,48 @@ def test_a_pass_that_fails_is_repeated_and_what_is_kept_is_whole(tiny64: Languag
     heard = [*run(engine, requests[:3]), *run(engine, requests[3:])]
     assert failed and [item.text for item in heard] == expected
     assert min(given(heard)[3:]) > 32
+
+
+@pytest.mark.parametrize("kind", ["none", "updates"])
+@pytest.mark.parametrize("copying", ["copied", "put"])
+def test_without_memory_for_a_copy_nothing_is_kept_and_every_request_is_answered(
+    tiny64: LanguageModel, monkeypatch: pytest.MonkeyPatch, kind: str, copying: str
+) -> None:
+    requests = requests_of(kinds(tiny64, kind))
+    expected = [alone(tiny64, request) for request in requests]
+    engine = Engine(tiny64, prefix_bytes=MOST)
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> None:
+            raise torch.OutOfMemoryError("no memory")
+
+        patch.setattr(RowCache, copying, full)
+        heard = in_turn(engine, requests)
+    assert [item.text for item in heard] == expected
+    assert max(given(heard)) == 0
+    again = in_turn(engine, requests)
+    assert [item.text for item in again] == expected and max(given(again)) > 0, "memory is there again"
+
+
+def test_room_is_made_before_a_prefix_is_copied_and_what_was_read_is_let_go(
+    tiny64: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = kinds(tiny64, "updates")
+    first = requests_of(updates)
+    second = [replace(one, prompt=f"{PROMPTS[0]} {one.prompt}") for one in first]  # they begin otherwise
+    engine = Engine(tiny64, prefix_bytes=MOST)
+    in_turn(engine, first[:3])
+    one = engine.prefix_bytes
+    engine, copied, most = Engine(tiny64, prefix_bytes=one + one // 2), RowCache.copied, []
+
+    def noting(*arguments: Any) -> Any:
+        most.append(engine.prefix_bytes)
+        return copied(*arguments)
+
+    monkeypatch.setattr(RowCache, "copied", noting)
+    in_turn(engine, [*first[:3], *second[:3]])
+    assert most == [0, 0], "the first prefix is gone before the second is copied"
+    row = engine.submit(second[3], Heard())
+    while not row.written:
+        engine.step()
+    assert row.given > 0 and row.beginning is not None and row.beginning.given is None

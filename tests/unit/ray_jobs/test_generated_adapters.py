@@ -14,6 +14,7 @@ import torch
 
 from ray_jobs import bank_actors, train_adapters
 from ray_jobs.bank_actors import AdapterActor, TranslatorActor
+from ray_jobs.corpus_blocks import decode_error
 from ray_jobs.train_adapters import layout_of
 from regrad.bank.builder import BUILT, assemble
 from regrad.bank.config import CodecName
@@ -57,9 +58,14 @@ def block(passages: list[Passage]) -> pa.Table:
     return pa.table({"line": lines, "problem": [""] * len(lines), "read_bytes": [1] * len(lines)})
 
 
+def actor(config: AdaptersConfig) -> TranslatorActor:
+    """As the job starts it."""
+    return TranslatorActor(config.model_dump(mode="json"), None, layout_of(config).translator or "")
+
+
 def filled(config: AdaptersConfig, passages: list[Passage]) -> Manifest:
     """The bank, as the job makes it of one block."""
-    done = TranslatorActor(config.model_dump(mode="json"), None)(block(passages))
+    done = actor(config)(block(passages))
     assert done["failure"].drop_null().to_pylist() == []
     built = done.select(BUILT.names).cast(BUILT)
     storage = Storage(config.bank.uri)
@@ -125,15 +131,15 @@ def test_a_stopped_job_generates_no_block_twice_and_another_translator_makes_oth
 ) -> None:
     made = untrained_translator(tiny, tmp_path / "translator")
     config = settings(tiny, tmp_path)
-    first = TranslatorActor(config.model_dump(mode="json"), None)(block(passages[:3]))
+    first = actor(config)(block(passages[:3]))
     read: list[Passage] = []
     lora_of = Translator.lora_of
     monkeypatch.setattr(Translator, "lora_of", lambda self, lm, one: read.append(one) or lora_of(self, lm, one))
-    again = TranslatorActor(config.model_dump(mode="json"), None)(block(passages[:3]))
+    again = actor(config)(block(passages[:3]))
     assert again["shard"].to_pylist() == first["shard"].to_pylist()
     assert read == []
     replace(made, max_tokens=made.max_tokens - 1).save(tmp_path / "translator")
-    TranslatorActor(config.model_dump(mode="json"), None)(block(passages[:3]))
+    actor(config)(block(passages[:3]))
     assert read == passages[:3]
 
 
@@ -170,6 +176,20 @@ def test_what_does_not_belong_together_is_refused(tiny: LanguageModel, tmp_path:
         settings(tiny, tmp_path, static=str(tmp_path / "lora"))
     with refused(MethodError, "translator_not_found"):
         train_adapters.train(config.model_copy(update={"translator": str(tmp_path / "none")}))
+
+
+def test_a_translator_that_was_trained_anew_while_the_bank_is_filled_is_refused(
+    tiny: LanguageModel, tmp_path: Path, passages: list[Passage]
+) -> None:
+    made = untrained_translator(tiny, tmp_path / "translator")
+    begun = actor(settings(tiny, tmp_path))
+    other = replace(made, max_tokens=made.max_tokens - 1)
+    other.save(tmp_path / "translator")
+    (failure,) = begun(block(passages[:2]))["failure"].drop_null().to_pylist()
+    error = decode_error(failure)
+    assert isinstance(error, BankError) and error.code == "bank.translator_changed"
+    assert (error.fields["expected"], error.fields["found"]) == (made.digest, other.digest)
+    assert not Storage(f"{tmp_path}/bank").list("")
 
 
 def test_a_corpus_is_taken_as_it_is_and_of_augmented_passages_their_file(

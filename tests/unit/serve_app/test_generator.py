@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 
+from regrad.bank.reader import BankReader
 from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound, PromptTooLong
@@ -22,12 +24,13 @@ from regrad.meta_init import MetaInit
 from regrad.methods.base import BankNeed, Evidence, open_question
 from regrad.models.loading import LanguageModel
 from regrad.retrieval.base import Hit
+from regrad.training.translator.artifact import Translator
 from serve_app.config import ServeConfig
 from serve_app.generator import GeneratorDeployment
 from serve_app.messages import Answered, Ask, Piece, Release, Retrieved, RoutedAsk, Sampling
 from serve_app.methods import offers_of
 from serve_app.rollout import ReleaseConfig, ReleaseList, write_releases
-from tests.tools.adapting import adapter_bank
+from tests.tools.adapting import adapter_bank, generated_bank, untrained_translator
 from tests.tools.recording import Recorded
 from tests.tools.releasing import commit
 from tests.unit.serve_app.test_methods import config
@@ -190,3 +193,44 @@ def test_methods_that_train_or_read_adapters_are_answered_like_any_other(
         assert [use.tier for use in answered.uses] == ([Tier.DISK, Tier.DISK] if name == "prag" else []), name
         texts.add(answered.text)
     assert len(texts) > 1
+
+
+def test_a_bank_is_read_beside_the_decoding_and_only_what_it_lacks_is_generated_between_two_steps(
+    tiny: LanguageModel,
+    meta_init: MetaInit,
+    passages: list[Passage],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A slow store would hold up every request that is being decoded."""
+    meta_init.save(tmp_path / "meta-init")
+    made = untrained_translator(tiny, tmp_path / "translator")
+    passages = passages[:3]
+    generated_bank(tiny, made, str(tmp_path / "bank"), passages[:2])
+    method = {"name": "dyprag", "translator": str(tmp_path / "translator"), "bank": str(tmp_path / "bank")}
+    served = config(meta_init=str(tmp_path / "meta-init"), methods=[method])
+    release = Release("main", served.meta_init, "b", 1, meta_init.fingerprint)
+    generator, alone = GeneratorDeployment(served), Generator(tiny, EvalBatchConfig(rows=1))
+    (offer,) = offers_of(served).values()
+    opened = offer.settings.open(tiny)
+    done: list[tuple[str, bool]] = []
+
+    def noting(name: str, action: Any) -> Any:
+        def act(*arguments: Any) -> Any:
+            done.append((name, threading.current_thread().name == "decoding"))
+            return action(*arguments)
+
+        return act
+
+    monkeypatch.setattr(BankReader, "fetch", noting("read", BankReader.fetch))
+    monkeypatch.setattr(Translator, "lora_of", noting("generated", Translator.lora_of))
+    for shown, expected in ((passages[:2], [("read", False)]), (passages, [("read", False), ("generated", True)])):
+        done.clear()
+        routed = offer.routed(Ask("Who?", "dyprag", sampling=TOKENS), release)
+        found = Retrieved(tuple(Hit(one, 1.0) for one in shown), 0.0)
+        (answered,) = answers(generator, [routed], [found], None).values()
+        assert isinstance(answered, Answered) and done == expected
+        (plan,) = opened.plan([Evidence(open_question("Who?"), tuple(shown))], opened.open_atoms())
+        prompt = plan.prompt.text(tiny.config.prompts)
+        (text,) = alone.answers([DecodingRequest(prompt, plan.updates, TOKENS.max_new_tokens)])
+        assert answered.text == text.text
