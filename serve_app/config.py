@@ -185,11 +185,9 @@ class ServeConfig(Settings):
                 raise invalid(
                     "server_decides", f"method {method.name!r} is asked with the server's `index`; leave its own out"
                 )
-            if method.one_by_one is not None:
+            if method.one_by_one is not None and not method.info.retrieves:
                 raise invalid(
-                    "read_together",
-                    f"method {method.name!r} reads passages one by one, which evaluations do and servers do not; leave "
-                    "`one_by_one` out",
+                    "no_passages_to_read", f"method {method.name!r} reads no passages: leave its `one_by_one` out"
                 )
             if method.demonstrations and self.demonstrations is None:
                 raise invalid(

@@ -7,18 +7,21 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any, TypeVar
 
 import ray
 
+from regrad.data.questions import Question
 from regrad.errors import RegradError
 from regrad.inference.engine import DecodingLoop, Engine
 from regrad.inference.rows import DecodingEvent, DecodingRequest, Finished
 from regrad.meta_init import MetaInit
 from regrad.methods.base import BankNeed, Plan
 from regrad.methods.demonstrations import DemonstrationPool
+from regrad.methods.one_by_one import AnswerChooser
 from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import load_language_model
@@ -36,6 +39,7 @@ from serve_app.observability import InHand, Watch
 from serve_app.rollout import opened_ahead
 
 logger = logging.getLogger("ray.serve")
+T = TypeVar("T")
 
 _RELEASES = 4
 _STALL_SECONDS = 300.0
@@ -151,7 +155,13 @@ class GeneratorDeployment:
             gradients = GradientSum.unread(retrieved, routed.release, "the bank loader is gone")
         with self._watch.span("generate", ask.traceparent, method=ask.method):
             builder = await self._builder(routed.release)
-            prepared = await self._prepared(builder, ask, retrieved, gradients)
+            shown = await self._demonstrations(builder, ask)
+            if builder.opened(ask).offer.settings.one_by_one is not None and retrieved is not None and retrieved.hits:
+                finished, plan, seconds = await self._one_by_one(builder, ask, retrieved, gradients, shown)
+                yield Piece(finished.text)
+                yield self._answered(finished, plan, gradients, routed.release, 1e3 * seconds)
+                return
+            prepared = await self._prepared(builder, ask, retrieved, gradients, shown)
             preparing_milliseconds = (time.perf_counter() - arrived) * 1e3
             async with contextlib.aclosing(self._decode(prepared.request, ask.seconds)) as events:
                 async for event in events:
@@ -164,20 +174,61 @@ class GeneratorDeployment:
                         # On the decoding thread, which alone may run the model.
                         measured = self._loop.run(partial(builder.contributions, ask, prepared, finished))
                         plan = replace(plan, uses=await asyncio.wrap_future(measured))
-                    self._watch.metrics.batch(finished.largest_batch)
-                    self._watch.metrics.prefix(finished.given_tokens, self._loop.prefix_bytes)
-                    yield _answered(finished, plan, gradients, routed.release, preparing_milliseconds)
-        self._watch.metrics.queue(self._loop.load[0])
+                    yield self._answered(finished, plan, gradients, routed.release, preparing_milliseconds)
+
+    def _answered(
+        self,
+        finished: Finished,
+        plan: Plan,
+        gradients: GradientSum | None,
+        release: Release,
+        preparing_milliseconds: float,
+    ) -> Answered:
+        metrics = self._watch.metrics
+        metrics.batch(finished.largest_batch)
+        metrics.prefix(finished.given_tokens, self._loop.prefix_bytes)
+        metrics.queue(self._loop.load[0])
+        return _answered(finished, plan, gradients, release, preparing_milliseconds)
+
+    async def _one_by_one(
+        self,
+        builder: RequestBuilder,
+        ask: Ask,
+        retrieved: Retrieved,
+        gradients: GradientSum | None,
+        shown: tuple[Question, ...],
+    ) -> tuple[Finished, Plan, float]:
+        """An answer with each passage alone, all decoded at once, then the best; and the seconds before decoding."""
+        began = time.perf_counter()
+        parts = [replace(retrieved, hits=(hit,)) for hit in retrieved.hits]
+        sums = [None] * len(parts) if gradients is None else gradients.apart()
+        pairs = zip(parts, sums, strict=True)
+        prepared = await _all(self._prepared(builder, ask, part, total, shown) for part, total in pairs)
+        seconds = time.perf_counter() - began
+        answers = await _all(self._whole(one.request, ask.seconds) for one in prepared)
+        # On the decoding thread, which alone may run the model.
+        choosing = self._loop.run(partial(builder.chosen, ask, parts, prepared, answers))
+        finished, plan = await asyncio.wait_for(asyncio.wrap_future(choosing), ask.seconds)
+        return finished, plan, seconds
+
+    async def _whole(self, request: DecodingRequest, seconds: float) -> Finished:
+        async with contextlib.aclosing(self._decode(request, seconds)) as events:
+            return [event async for event in events if isinstance(event, Finished)][-1]
+
+    async def _demonstrations(self, builder: RequestBuilder, ask: Ask) -> tuple[Question, ...]:
+        if not builder.opened(ask).offer.settings.searches_demonstrations:
+            return builder.demonstrations(ask)
+        return await asyncio.wait_for(asyncio.to_thread(builder.demonstrations, ask), ask.seconds)
 
     async def _prepared(
-        self, builder: RequestBuilder, ask: Ask, retrieved: Retrieved | None, gradients: GradientSum | None
+        self,
+        builder: RequestBuilder,
+        ask: Ask,
+        retrieved: Retrieved | None,
+        gradients: GradientSum | None,
+        shown: tuple[Question, ...],
     ) -> Prepared:
         """The request, made where its plan can be made: between decoding steps, in a thread, or right here."""
-        if builder.opened(ask).offer.settings.searches_demonstrations:
-            searching = asyncio.to_thread(builder.demonstrations, ask)
-            shown = await asyncio.wait_for(searching, ask.seconds)
-        else:
-            shown = builder.demonstrations(ask)
         read = None
         if waits := builder.opened(ask).waits:  # for a bank: all who are decoded would wait with it
             reading = asyncio.to_thread(builder.read_atoms, ask, retrieved)
@@ -232,7 +283,8 @@ class GeneratorDeployment:
     def _open_builder(self, meta_init: MetaInit) -> RequestBuilder:
         bound = BoundMetaInit(self._lm, meta_init)
         fitter = PromptFitter(self._lm, meta_init.model.prompts, self._config.on_overflow)
-        return RequestBuilder(bound, fitter, self._offers, self._own, self._pool)
+        chooser = AnswerChooser(self._lm, meta_init.model.prompts)
+        return RequestBuilder(bound, fitter, self._offers, self._own, self._pool, chooser)
 
     async def weights_digest(self) -> str:
         """SHA-256 of the base weights as they are in memory now."""
@@ -241,6 +293,16 @@ class GeneratorDeployment:
     async def check_health(self) -> None:
         """Raises if decoding has ended or hangs, so that Serve replaces the replica."""
         self._loop.check(_STALL_SECONDS)
+
+
+async def _all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Their results in order; the first error ends them all."""
+    tasks = [asyncio.create_task(each) for each in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _answered(

@@ -138,6 +138,17 @@ class GradientSum:
         uses = tuple(PassageUse(hit.passage.id, problem=problem) for hit in retrieved.hits)
         return cls(torch.zeros(0), release.fingerprint, None, uses, 0.0)
 
+    def apart(self) -> list[GradientSum]:
+        """One for each passage; `parts` are there."""
+        rows = iter(self.parts if self.parts is not None else ())
+        found = []
+        for use in self.uses:
+            # Without an atom, or with a bank that could not be read, there is nothing to add up.
+            row = self.total.new_zeros(0) if use.missing else next(rows)
+            part = None if use.missing else row[None]
+            found.append(replace(self, total=row, uses=(use,), parts=part))
+        return found
+
     @property
     def bank(self) -> BankState:
         """Whether the bank was read."""

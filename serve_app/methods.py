@@ -26,8 +26,10 @@ from regrad.methods.base import (
     Plan,
 )
 from regrad.methods.demonstrations import DemonstrationPool, repeats
+from regrad.methods.one_by_one import AnswerChooser, together
 from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
+from regrad.retrieval.config import OneByOneConfig
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, RoutedAsk
 
@@ -48,7 +50,8 @@ class Offer:
 
     def routed(self, ask: Ask, release: Release) -> RoutedAsk:
         """The question with what this method needs of the other deployments."""
-        need = self.settings.bank_need(parts=ask.contributions is not None)
+        apart = ask.contributions is not None or self.settings.one_by_one is not None
+        need = self.settings.bank_need(parts=apart)
         return RoutedAsk(ask, release, self.info.retrieves, need)
 
 
@@ -169,8 +172,10 @@ class RequestBuilder:
         offers: Mapping[str, Offer],
         own: Mapping[str, Opened],
         pool: DemonstrationPool,
+        chooser: AnswerChooser,
     ) -> None:
         self.fingerprint = bound.fingerprint
+        self._chooser = chooser
         self._fitter = fitter
         self._pool = pool
         self._opened = dict(own)
@@ -244,6 +249,15 @@ class RequestBuilder:
             fitted.ids,
         )
         return Prepared(request, plan)
+
+    def chosen(
+        self, ask: Ask, parts: Sequence[Retrieved | None], prepared: Sequence[Prepared], answers: Sequence[Finished]
+    ) -> tuple[Finished, Plan]:
+        """Of answers with one passage each the best, and one plan that stands for all. Runs the model."""
+        settings = self.opened(ask).offer.settings.one_by_one or OneByOneConfig()
+        scores = [part.hits[0].score if part and part.hits else 0.0 for part in parts]
+        plans = [one.plan for one in prepared]
+        return self._chooser.best(settings, scores, plans, answers), together(plans)
 
     def contributions(self, ask: Ask, prepared: Prepared, finished: Finished) -> tuple[PassageUse, ...]:
         """The uses with each passage's part in the answer. Runs the model for `leave_one_out`."""

@@ -328,7 +328,7 @@ class MethodSettings(DemonstrationSettings):
     )
     retrieval: RetrieverConfig | None = Field(None, description="how its own index is searched; null: as the set's")
     one_by_one: OneByOneConfig | None = Field(
-        None, description="evaluation: answer with each passage alone and choose by p(answer); null: all together"
+        None, description="answer with each passage alone and choose by p(answer); null: all together"
     )
 
     @property

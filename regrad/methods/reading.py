@@ -19,6 +19,7 @@ from regrad.models.subspace import Subspace
 
 if TYPE_CHECKING:
     from regrad.models.loading import LanguageModel
+    from regrad.prompts import PromptFormat
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class AnswerBatch:
 
 
 class LikelihoodReader:
-    """Reads answers with one model, at most `batch_tokens` padded tokens at a time."""
+    """Reads answers with one model, at most `batch_tokens` padded tokens at a time; its own prompts without others."""
 
-    def __init__(self, lm: LanguageModel, batch_tokens: int) -> None:
-        self._lm, self._batch_tokens = lm, batch_tokens
+    def __init__(self, lm: LanguageModel, batch_tokens: int, prompts: PromptFormat | None = None) -> None:
+        self._lm, self._batch_tokens, self._prompts = lm, batch_tokens, prompts or lm.config.prompts
 
     def batches(self, plans: Sequence[Plan], answers: Sequence[str]) -> Iterator[AnswerBatch]:
         """Rows of similar length together; a passage that does not fit is left out of the prompt.
@@ -93,7 +94,7 @@ class LikelihoodReader:
 
     def _tokens(self, plan: Plan, answer: str) -> tuple[list[int], int]:
         """Prompt and answer, and where the answer begins."""
-        prompts, prompt = self._lm.config.prompts, plan.prompt
+        prompts, prompt = self._prompts, plan.prompt
         ending = [*self._lm.encode(prompts.reply(answer)), *self._lm.ending]
         ids = [*prompt.virtual, *self._lm.encode_prompt(prompt.text(prompts))]
         tokens = len(ids) + len(ending)

@@ -12,12 +12,13 @@ import torch
 
 from regrad.data.questions import Question
 from regrad.evaluation.config import EvalBatchConfig
-from regrad.evaluation.one_by_one import OneByOne, apart, marginal_scores
+from regrad.evaluation.one_by_one import OneByOne
 from regrad.evaluation.runner import Generator
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.lab.sets import Many
 from regrad.lab.world import World
 from regrad.methods.base import Evidence, NoAtoms, Plan
+from regrad.methods.one_by_one import apart, marginal_scores
 from regrad.methods.policies import PromptFitter
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.reading import LikelihoodReader

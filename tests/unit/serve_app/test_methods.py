@@ -63,7 +63,7 @@ def test_a_method_asks_the_others_for_what_it_needs() -> None:
         ({"methods": [{"name": "regrad-online", "meta_init": "m"}]}, "release_decides", ""),
         ({"methods": ["rag", {"name": "rag", "prompt_style": "pe"}]}, "repeated", ""),
         ({"methods": [{"name": "rag", "demonstrations": 2}]}, "demonstrations_missing", ""),
-        ({"methods": [{"name": "rag", "one_by_one": {}}]}, "read_together", ""),
+        ({"methods": [{"name": "direct", "one_by_one": {}}]}, "no_passages_to_read", ""),
         ({"methods": ["regrat"]}, "unknown_method", "regrad"),
         ({"methods": []}, "too_short", ""),
     ],
