@@ -21,7 +21,7 @@ from regrad.inference.rows import DecodingEvent, DecodingRequest, Finished
 from regrad.meta_init import MetaInit
 from regrad.methods.base import BankNeed, Plan
 from regrad.methods.demonstrations import DemonstrationPool
-from regrad.methods.one_by_one import AnswerChooser
+from regrad.methods.one_by_one import ReplyReader, different
 from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import load_language_model
@@ -206,10 +206,12 @@ class GeneratorDeployment:
         prepared = await _all(self._prepared(builder, ask, part, total, shown) for part, total in pairs)
         seconds = time.perf_counter() - began
         answers = await _all(self._whole(one.request, ask.seconds) for one in prepared)
-        # On the decoding thread, which alone may run the model.
-        choosing = self._loop.run(partial(builder.chosen, ask, parts, prepared, answers))
-        finished, plan = await asyncio.wait_for(asyncio.wrap_future(choosing), ask.seconds)
-        return finished, plan, seconds
+        # On the decoding thread, which alone may run the model; text by text, so that others go on in between.
+        texts, read = different(answers), []
+        for text in texts if len(texts) > 1 else ():
+            reading = self._loop.run(partial(builder.likelihoods, ask, prepared, text))
+            read.append(await asyncio.wait_for(asyncio.wrap_future(reading), ask.seconds))
+        return *builder.chosen(ask, retrieved, prepared, answers, read), seconds
 
     async def _whole(self, request: DecodingRequest, seconds: float) -> Finished:
         async with contextlib.aclosing(self._decode(request, seconds)) as events:
@@ -283,8 +285,8 @@ class GeneratorDeployment:
     def _open_builder(self, meta_init: MetaInit) -> RequestBuilder:
         bound = BoundMetaInit(self._lm, meta_init)
         fitter = PromptFitter(self._lm, meta_init.model.prompts, self._config.on_overflow)
-        chooser = AnswerChooser(self._lm, meta_init.model.prompts)
-        return RequestBuilder(bound, fitter, self._offers, self._own, self._pool, chooser)
+        reader = ReplyReader(self._lm, meta_init.model.prompts)
+        return RequestBuilder(bound, fitter, self._offers, self._own, self._pool, reader)
 
     async def weights_digest(self) -> str:
         """SHA-256 of the base weights as they are in memory now."""

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.data.questions import Question
 from regrad.errors import ConfigError, FingerprintMismatch
@@ -26,7 +29,7 @@ from regrad.methods.base import (
     Plan,
 )
 from regrad.methods.demonstrations import DemonstrationPool, repeats
-from regrad.methods.one_by_one import AnswerChooser, together
+from regrad.methods.one_by_one import ReplyReader, best_of, together
 from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.retrieval.config import OneByOneConfig
@@ -172,10 +175,10 @@ class RequestBuilder:
         offers: Mapping[str, Offer],
         own: Mapping[str, Opened],
         pool: DemonstrationPool,
-        chooser: AnswerChooser,
+        reader: ReplyReader,
     ) -> None:
         self.fingerprint = bound.fingerprint
-        self._chooser = chooser
+        self._reader = reader
         self._fitter = fitter
         self._pool = pool
         self._opened = dict(own)
@@ -250,14 +253,23 @@ class RequestBuilder:
         )
         return Prepared(request, plan)
 
+    def likelihoods(self, ask: Ask, prepared: Sequence[Prepared], text: str) -> Tensor:
+        """log p(answer) [K] of a text with each of the passages, which were prepared one by one. Runs the model."""
+        return self._reader.likelihoods(self._one_by_one(ask), [one.plan for one in prepared], [text])[0]
+
     def chosen(
-        self, ask: Ask, parts: Sequence[Retrieved | None], prepared: Sequence[Prepared], answers: Sequence[Finished]
+        self, ask: Ask, found: Retrieved, prepared: Sequence[Prepared], answers: Sequence[Finished], read: list[Tensor]
     ) -> tuple[Finished, Plan]:
-        """Of answers with one passage each the best, and one plan that stands for all. Runs the model."""
-        settings = self.opened(ask).offer.settings.one_by_one or OneByOneConfig()
-        scores = [part.hits[0].score if part and part.hits else 0.0 for part in parts]
-        plans = [one.plan for one in prepared]
-        return self._chooser.best(settings, scores, plans, answers), together(plans)
+        """Of answers with one passage each the best, and one plan that stands for all.
+
+        `read` are the likelihoods of the different texts, none if there is only one.
+        """
+        scores = [hit.score for hit in found.hits]
+        best = best_of(self._one_by_one(ask), scores, answers, torch.stack(read) if read else None)
+        return best, together([one.plan for one in prepared])
+
+    def _one_by_one(self, ask: Ask) -> OneByOneConfig:
+        return self.opened(ask).offer.settings.one_by_one or OneByOneConfig()
 
     def contributions(self, ask: Ask, prepared: Prepared, finished: Finished) -> tuple[PassageUse, ...]:
         """The uses with each passage's part in the answer. Runs the model for `leave_one_out`."""

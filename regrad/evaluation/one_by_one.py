@@ -7,7 +7,7 @@ from itertools import islice
 
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.methods.base import AtomProvider, Evidence, Method, Plan
-from regrad.methods.one_by_one import AnswerChooser, apart, together
+from regrad.methods.one_by_one import ReplyReader, apart, best_of, different, together
 from regrad.models.loading import LanguageModel
 from regrad.retrieval.config import OneByOneConfig
 
@@ -20,7 +20,7 @@ class OneByOne:
 
     def __init__(self, lm: LanguageModel, settings: OneByOneConfig, method: Method, atoms: AtomProvider) -> None:
         self._settings, self._method, self._atoms = settings, method, atoms
-        self._chooser = AnswerChooser(lm)
+        self._reader = ReplyReader(lm)
 
     def plans(self, evidences: Sequence[Evidence]) -> list[list[Plan]]:
         """For each question a plan with each of its passages alone, in order; raises what the method raises."""
@@ -46,7 +46,12 @@ class OneByOne:
             asked = [place for place, (_, request) in enumerate(some) if request]
             answers = [next(made) for _ in asked]
             scores = evidence.scores or [0.0] * len(some)
-            own = [some[place][0] for place in asked], [scores[place] for place in asked]
-            best = self._chooser.best(self._settings, own[1], own[0], answers) if answers else None
+            pairs = [(scores[place], some[place][0]) for place in asked]
+            best = self._best(pairs, answers) if answers else None
             chosen.append((together([plan for plan, _ in some]), best))
         return chosen
+
+    def _best(self, pairs: Sequence[tuple[float, Plan]], answers: Sequence[Finished]) -> Finished:
+        texts, plans = different(answers), [plan for _, plan in pairs]
+        read = self._reader.likelihoods(self._settings, plans, texts) if len(texts) > 1 else None
+        return best_of(self._settings, [score for score, _ in pairs], answers, read)

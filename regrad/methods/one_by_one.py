@@ -46,30 +46,40 @@ def marginal_scores(log_prior_K: Tensor, likelihood_NK: Tensor) -> Tensor:
     return (log_prior_K + likelihood_NK).logsumexp(1)
 
 
-class AnswerChooser:
-    """Chooses among answers that were decoded with one passage each. It runs the model."""
+def different(answers: Sequence[Finished]) -> list[str]:
+    """The answers' texts, each once."""
+    return list(dict.fromkeys(answer.text for answer in answers))
+
+
+def best_of(
+    settings: OneByOneConfig, scores: Sequence[float], answers: Sequence[Finished], likelihood_NK: Tensor | None
+) -> Finished:
+    """The answer with the largest marginal likelihood; its tokens are those of all.
+
+    The retrieval `scores` [K] of the passages and the answers with one of them each are in one order; `likelihood_NK`
+    of the N different texts with each passage may be None if there is only one.
+    """
+    texts, best = different(answers), 0
+    if likelihood_NK is not None:
+        log_prior_K = (torch.tensor(scores) / settings.temperature).log_softmax(0)
+        best = int(marginal_scores(log_prior_K, likelihood_NK).argmax())
+    given = next(answer for answer in answers if answer.text == texts[best])
+    return replace(
+        given,
+        prompt_tokens=sum(answer.prompt_tokens for answer in answers),
+        completion_tokens=sum(answer.completion_tokens for answer in answers),
+    )
+
+
+class ReplyReader:
+    """Reads answers with each of the passages. It runs the model."""
 
     def __init__(self, lm: LanguageModel, prompts: PromptFormat | None = None) -> None:
         self._reader = LikelihoodReader(lm, _BATCH_TOKENS, prompts)
 
-    def best(
-        self, settings: OneByOneConfig, scores: Sequence[float], plans: Sequence[Plan], answers: Sequence[Finished]
-    ) -> Finished:
-        """That with the largest marginal likelihood; its tokens are those of all.
-
-        The retrieval `scores` of the passages, the plans with one of them each and the answers are in one order.
-        """
-        texts = list(dict.fromkeys(answer.text for answer in answers))
-        best = 0
-        if len(texts) > 1:
-            log_prior_K = (torch.tensor(scores) / settings.temperature).log_softmax(0)
-            pairs = [(plan, text) for text in texts for plan in plans]
-            reduction = "mean" if settings.per_token else "sum"
-            read = self._reader.log_likelihoods([plan for plan, _ in pairs], [text for _, text in pairs], reduction)
-            best = int(marginal_scores(log_prior_K, read.reshape(len(texts), -1)).argmax())
-        given = next(answer for answer in answers if answer.text == texts[best])
-        return replace(
-            given,
-            prompt_tokens=sum(answer.prompt_tokens for answer in answers),
-            completion_tokens=sum(answer.completion_tokens for answer in answers),
-        )
+    def likelihoods(self, settings: OneByOneConfig, plans: Sequence[Plan], texts: Sequence[str]) -> Tensor:
+        """log p(y|x, h) [N, K] of N texts under K plans with one passage each."""
+        pairs = [(plan, text) for text in texts for plan in plans]
+        reduction = "mean" if settings.per_token else "sum"
+        read = self._reader.log_likelihoods([plan for plan, _ in pairs], [text for _, text in pairs], reduction)
+        return read.reshape(len(texts), len(plans))

@@ -19,7 +19,7 @@ from regrad.lab.wording import LAB_PROMPTS
 from regrad.meta_init import MetaInit
 from regrad.methods.base import NOTHING_FOUND, PassageUse
 from regrad.methods.demonstrations import DemonstrationPool
-from regrad.methods.one_by_one import AnswerChooser
+from regrad.methods.one_by_one import ReplyReader
 from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.batching import pad_batch, sequence_losses
@@ -54,8 +54,8 @@ def builder(lm: LanguageModel, meta_init: MetaInit, policy: str = "online", **se
     config = parse_settings(ServeConfig, args, "test")
     offers = offers_of(config)
     fitter = PromptFitter(lm, LAB_PROMPTS, config.on_overflow)
-    pool, chooser = DemonstrationPool([], False), AnswerChooser(lm, LAB_PROMPTS)
-    return RequestBuilder(BoundMetaInit(lm, meta_init), fitter, offers, open_own(offers, lm), pool, chooser)
+    pool, reader = DemonstrationPool([], False), ReplyReader(lm, LAB_PROMPTS)
+    return RequestBuilder(BoundMetaInit(lm, meta_init), fitter, offers, open_own(offers, lm), pool, reader)
 
 
 def retrieved(passages: list[Passage]) -> Retrieved:

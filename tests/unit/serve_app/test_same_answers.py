@@ -29,7 +29,7 @@ from regrad.meta_init import MetaInit
 from regrad.methods import registry
 from regrad.methods.base import Atoms, Evidence, Method, Plan
 from regrad.methods.demonstrations import DemonstrationPool
-from regrad.methods.one_by_one import AnswerChooser
+from regrad.methods.one_by_one import ReplyReader
 from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel
@@ -119,7 +119,7 @@ class Served:
             self._offers,
             open_own(self._offers, lm),
             DemonstrationPool(demonstrations_of(config), searches_demonstrations(config)),
-            AnswerChooser(lm),
+            ReplyReader(lm),
         )
 
     @property
