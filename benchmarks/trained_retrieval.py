@@ -44,7 +44,7 @@ def main() -> None:
         figures |= lab.figures(found) if "jsa" in arguments.objectives else {}
         rows += _shown(found)
     if "texts" in arguments.parts:
-        found = texts.rows(*_texts(arguments), arguments.objectives)
+        found = texts.rows(*_texts(arguments), arguments.under, arguments.objectives)
         figures |= texts.figures(found) if "jsa" in arguments.objectives else {}
         rows += _shown(found)
     if figures:
@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--figure", default="", metavar="FILE")
     parser.add_argument("--parts", nargs="*", default=["toy", "lab"], choices=["toy", "lab", "texts"])
     parser.add_argument("--objectives", nargs="*", default=list(OBJECTIVES), choices=list(OBJECTIVES))
+    parser.add_argument("--under", nargs="*", default=["prompt", "gradient"], choices=["prompt", "gradient"])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--questions", type=int, default=60, help="that are answered")
@@ -72,7 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=80)
     in_lab = parser.add_argument_group("the lab")
     in_lab.add_argument("--meta-init", default="", metavar="DIRECTORY", help="of the lab; without it only the prompt")
-    in_lab.add_argument("--under", nargs="*", default=["prompt", "gradient"], choices=["prompt", "gradient"])
     in_lab.add_argument("--lab-lr", type=float, default=1e-2)
     in_lab.add_argument("--people", type=int, default=40, help="whose notes are trained on")
     in_lab.add_argument("--dimensions", type=int, default=256, help="of the lab's encoder")
@@ -80,8 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     of_texts.add_argument("--sets", default="runs/real/sets", metavar="DIRECTORY", help="sets of the real study")
     of_texts.add_argument("--model", type=Path, metavar="FILE", help="the generator's settings")
     of_texts.add_argument("--adapter", default="", metavar="DIRECTORY", help="its LoRA of ft-rag, if it has one")
+    of_texts.add_argument("--start", default="", metavar="DIRECTORY", help="its MetaInit, if it has one")
     of_texts.add_argument("--encoder", default="models/all-minilm-l6-v2", metavar="DIRECTORY", help="of passages")
-    of_texts.add_argument("--likelihoods", default="", metavar="FILE", help="keeps them for another run with the same")
+    of_texts.add_argument("--likelihoods", default="", metavar="FILE", help="keeps them (FILE.prompt, FILE.gradient)")
     of_texts.add_argument("--articles", type=int, default=60, help="of SQuAD whose passages are trained on")
     of_texts.add_argument("--training", type=int, default=480, help="questions that are trained on")
     of_texts.add_argument("--lr", type=float, default=2e-5)
@@ -95,7 +96,7 @@ def _lab_sizes(given: argparse.Namespace) -> lab.Sizes:
 
 
 def _texts(given: argparse.Namespace) -> tuple[texts.Texts, texts.Sizes]:
-    what = texts.Texts(given.sets, given.model, given.adapter, given.encoder, given.likelihoods)
+    what = texts.Texts(given.sets, given.model, given.adapter, given.start, given.encoder, given.likelihoods)
     numbers = (given.articles, given.training, given.k, given.steps, given.lr, given.seeds)
     return what, texts.Sizes(*numbers, given.searched, given.questions)
 

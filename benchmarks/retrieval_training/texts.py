@@ -20,6 +20,7 @@ from regrad.data.question_sets import QuestionSetConfig, read_questions
 from regrad.evaluation.metrics import f1
 from regrad.methods.base import MethodSettings
 from regrad.methods.prompt_only import PromptOnlyConfig
+from regrad.methods.regrad import ReGradOnlineConfig
 from regrad.methods.static_lora import StaticLoraConfig
 from regrad.models.config import ModelConfig
 from regrad.models.loading import load_language_model
@@ -39,12 +40,14 @@ _MOST_TOKENS = 16
 
 @dataclass(frozen=True)
 class Texts:
-    """The study's sets, the generator (with its LoRA for passages in the prompt, if one is given), the encoder, and a
-    file that keeps the likelihoods, if one is given."""
+    """The study's sets, the generator (with its LoRA for passages in the prompt, and a MetaInit for their gradients, if
+    these are given), the encoder, and a file that keeps the likelihoods (those under gradients beside it), if one is
+    given."""
 
     sets: str
     model: Path
     adapter: str
+    meta_init: str
     encoder: str
     likelihoods: str = ""
 
@@ -64,13 +67,13 @@ class Sizes:
     answered: int
 
 
-def rows(texts: Texts, sizes: Sizes, objectives: Sequence[str]) -> list[dict[str, Any]]:
-    """BM25, the encoder as it is, and each objective, for each set."""
+def rows(texts: Texts, sizes: Sizes, trained: Sequence[str], objectives: Sequence[str]) -> list[dict[str, Any]]:
+    """BM25, the encoder as it is, and each objective under each likelihood of `trained`, for each set."""
     with tempfile.TemporaryDirectory() as folder:
-        return list(_trial(Path(folder), texts, sizes).rows(objectives, sizes.seeds))
+        return list(_trial(Path(folder), texts, sizes, trained).rows(objectives, sizes.seeds))
 
 
-def _trial(folder: Path, texts: Texts, sizes: Sizes) -> Trial:
+def _trial(folder: Path, texts: Texts, sizes: Sizes, trained: Sequence[str]) -> Trial:
     _draw(folder, texts, sizes)
     config = DenseConfig(encoder=EncoderConfig(path=texts.encoder), vectors="flat")
     _index(f"{folder}/train.jsonl", f"{folder}/train-index", config)
@@ -87,12 +90,23 @@ def _trial(folder: Path, texts: Texts, sizes: Sizes) -> Trial:
         return load_settings(RetrieverTrainConfig, None, values)
 
     lm = load_language_model(configured("{kind: jsa}", 0).model, "cpu")
-    method: MethodSettings = PromptOnlyConfig(name="rag")
-    if texts.adapter:
-        method = StaticLoraConfig(name="ft-rag", adapter=texts.adapter)
-    likelihoods = {"prompt": Remembered(MethodLikelihood(lm, method, False, 1664), texts.likelihoods)}
-    answers = {"prompt": Answers(lm, method, f1, _MOST_TOKENS)}
+    likelihoods, answers = {}, {}
+    for name, method in _methods(texts).items():
+        kept = f"{texts.likelihoods}.{name}" if texts.likelihoods else ""
+        if name in trained:
+            likelihoods[name] = Remembered(MethodLikelihood(lm, method, False, 1664), kept)
+        answers[name] = Answers(lm, method, f1, _MOST_TOKENS)
     return Trial(folder, configured, likelihoods, answers, "f1", asked)
+
+
+def _methods(texts: Texts) -> dict[str, MethodSettings]:
+    """How a passage is read, by where it is: in the prompt, or as its gradient."""
+    methods: dict[str, MethodSettings] = {"prompt": PromptOnlyConfig(name="rag")}
+    if texts.adapter:
+        methods["prompt"] = StaticLoraConfig(name="ft-rag", adapter=texts.adapter)
+    if texts.meta_init:
+        methods["gradient"] = ReGradOnlineConfig(name="regrad-online", meta_init=texts.meta_init)
+    return methods
 
 
 def _draw(folder: Path, texts: Texts, sizes: Sizes) -> None:
@@ -125,10 +139,13 @@ def _asked(folder: Path, texts: Texts, sizes: Sizes, config: DenseConfig, name: 
 
 
 def figures(found: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """JSA's gains over the encoder as it was, means over the seeds: recall at 1, and F1 with the best passage."""
-
-    def gain(of: str, score: str) -> float:
-        return mean_of(found, of, "jsa", "prompt", score) - mean_of(found, of, "untrained", "", score)
-
-    made = {f"{name}_recall1_gain": gain(name, "recall@1") for name in ASKED}
-    return made | {f"{name}_f1_gain": gain(name, "f1, prompt") for name in ASKED}
+    """JSA's gains over the encoder as it was, means over the seeds: recall at 1, and F1 with the best passage, read in
+    the way that was trained with."""
+    made = {}
+    for under in dict.fromkeys(row["likelihood"] for row in found if row["likelihood"]):
+        end = "" if under == "prompt" else f"_under_{under}"
+        for name in ASKED:
+            for figure, score in (("recall1", "recall@1"), ("f1", f"f1, {under}")):
+                gain = mean_of(found, name, "jsa", under, score) - mean_of(found, name, "untrained", "", score)
+                made[f"{name}_{figure}_gain{end}"] = gain
+    return made

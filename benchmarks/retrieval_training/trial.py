@@ -37,6 +37,7 @@ OBJECTIVES = {
     "distill": "{kind: distill}",
     "dro": "{kind: dro, samples: 8, shown: 3}",
     "dro, no baseline": "{kind: dro, samples: 8, shown: 3, baseline: false}",
+    "dro, lists of one": "{kind: dro, samples: 8, shown: 1}",
 }
 _BATCH = 25
 
