@@ -134,7 +134,8 @@ class RetrieverDeployment:
                     hits = [Hit(passage, 0.0) for passage in retriever.passages(named)]
         except RegradError as error:
             return error
-        return Retrieved(tuple(hits), (time.perf_counter() - started) * 1e3, retriever.bank)
+        milliseconds = (time.perf_counter() - started) * 1e3
+        return Retrieved(tuple(hits), milliseconds, retriever.bank, retriever.temperature)
 
 
 class BankLoaderDeployment:

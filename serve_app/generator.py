@@ -21,7 +21,7 @@ from regrad.inference.rows import DecodingEvent, DecodingRequest, Finished
 from regrad.meta_init import MetaInit
 from regrad.methods.base import BankNeed, Plan
 from regrad.methods.demonstrations import DemonstrationPool
-from regrad.methods.one_by_one import ReplyReader, different
+from regrad.methods.one_by_one import ReplyReader
 from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import load_language_model
@@ -207,8 +207,8 @@ class GeneratorDeployment:
         seconds = time.perf_counter() - began
         answers = await _all(self._whole(one.request, ask.seconds) for one in prepared)
         # On the decoding thread, which alone may run the model; text by text, so that others go on in between.
-        texts, read = different(answers), []
-        for text in texts if len(texts) > 1 else ():
+        read = []
+        for text in builder.texts_to_read(ask, answers):
             reading = self._loop.run(partial(builder.likelihoods, ask, prepared, text))
             read.append(await asyncio.wait_for(asyncio.wrap_future(reading), ask.seconds))
         return *builder.chosen(ask, retrieved, prepared, answers, read), seconds

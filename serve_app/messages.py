@@ -109,12 +109,14 @@ class RoutedAsk:
 class Retrieved:
     """The passages for one question, best first, and how long the search took.
 
-    `bank` is the bank that the index takes along, and which version of it goes with what was found.
+    `bank` is the bank that the index takes along, and which version of it goes with what was found; `temperature` what
+    the scores were divided by where the index was trained.
     """
 
     hits: tuple[Hit, ...]
     milliseconds: float
     bank: tuple[str, int] | None = None
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from regrad.methods.base import (
     Plan,
 )
 from regrad.methods.demonstrations import DemonstrationPool, repeats
-from regrad.methods.one_by_one import ReplyReader, best_of, together
+from regrad.methods.one_by_one import ReplyReader, best_of, different, log_prior, together, without_each
 from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.retrieval.config import OneByOneConfig
@@ -257,16 +257,31 @@ class RequestBuilder:
         """log p(answer) [K] of a text with each of the passages, which were prepared one by one. Runs the model."""
         return self._reader.likelihoods(self._one_by_one(ask), [one.plan for one in prepared], [text])[0]
 
+    def texts_to_read(self, ask: Ask, answers: Sequence[Finished]) -> list[str]:
+        """The texts whose likelihoods decide between answers with one passage each, or tell what each one did."""
+        texts = different(answers)
+        alone = len(texts) == 1 and (ask.contributions != "leave_one_out" or len(answers) == 1)
+        return [] if alone else texts
+
     def chosen(
         self, ask: Ask, found: Retrieved, prepared: Sequence[Prepared], answers: Sequence[Finished], read: list[Tensor]
     ) -> tuple[Finished, Plan]:
-        """Of answers with one passage each the best, and one plan that stands for all.
+        """Of answers with one passage each the best, and one plan that stands for all, with what each passage did.
 
-        `read` are the likelihoods of the different texts, none if there is only one.
+        `read` are the likelihoods of `texts_to_read`. Left out, a passage takes its answer's likelihood with it, and
+        the others share its weight; `norms` are those of the method.
         """
-        scores = [hit.score for hit in found.hits]
-        best = best_of(self._one_by_one(ask), scores, answers, torch.stack(read) if read else None)
-        return best, together([one.plan for one in prepared])
+        prior_K = log_prior(self._one_by_one(ask), [hit.score for hit in found.hits], found.temperature)
+        best = best_of(prior_K, answers, torch.stack(read) if read else None)
+        if ask.contributions == "leave_one_out" and read:
+            values = without_each(prior_K, read[different(answers).index(best.text)])
+            uses = [_contributing(one.plan.uses, value) for one, value in zip(prepared, values, strict=True)]
+        elif ask.contributions == "norms":
+            uses = [self.contributions(ask, one, best) for one in prepared]
+        else:
+            uses = [one.plan.uses for one in prepared]
+        plans = [replace(one.plan, uses=each) for one, each in zip(prepared, uses, strict=True)]
+        return best, together(plans)
 
     def _one_by_one(self, ask: Ask) -> OneByOneConfig:
         return self.opened(ask).offer.settings.one_by_one or OneByOneConfig()
@@ -283,3 +298,7 @@ class RequestBuilder:
             return plan.uses
         left = iter(values)
         return tuple(replace(use, contribution=next(left)) if not use.missing else use for use in plan.uses)
+
+
+def _contributing(uses: Sequence[PassageUse], value: float) -> tuple[PassageUse, ...]:
+    return tuple(replace(use, contribution=value) for use in uses)

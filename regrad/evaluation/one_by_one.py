@@ -7,7 +7,7 @@ from itertools import islice
 
 from regrad.inference.rows import DecodingRequest, Finished
 from regrad.methods.base import AtomProvider, Evidence, Method, Plan
-from regrad.methods.one_by_one import ReplyReader, apart, best_of, different, together
+from regrad.methods.one_by_one import ReplyReader, apart, best_of, different, log_prior, together
 from regrad.models.loading import LanguageModel
 from regrad.retrieval.config import OneByOneConfig
 
@@ -16,10 +16,17 @@ Fit = Callable[[Plan], tuple[Plan, DecodingRequest | None]]
 
 
 class OneByOne:
-    """Plans and answers of one method whose passages are read apart."""
+    """Plans and answers of one method whose passages are read apart; `trained_at` is the index's temperature."""
 
-    def __init__(self, lm: LanguageModel, settings: OneByOneConfig, method: Method, atoms: AtomProvider) -> None:
-        self._settings, self._method, self._atoms = settings, method, atoms
+    def __init__(
+        self,
+        lm: LanguageModel,
+        settings: OneByOneConfig,
+        method: Method,
+        atoms: AtomProvider,
+        trained_at: float | None = None,
+    ) -> None:
+        self._settings, self._method, self._atoms, self._trained_at = settings, method, atoms, trained_at
         self._reader = ReplyReader(lm)
 
     def plans(self, evidences: Sequence[Evidence]) -> list[list[Plan]]:
@@ -34,10 +41,12 @@ class OneByOne:
         plans: Sequence[Sequence[Plan]],
         fit: Fit,
         decode: Callable[[Sequence[DecodingRequest]], list[Finished]],
+        finished: Callable[[], None] = lambda: None,
     ) -> list[tuple[Plan, Finished | None]]:
         """For each question the answer with the largest marginal likelihood, and one plan that stands for all.
 
-        The answer's tokens are those of all passages; None if the model could be asked with none of them.
+        The answer's tokens are those of all passages; None if the model could be asked with none of them. `finished` is
+        called after each question that was asked.
         """
         fitted = [[fit(plan) for plan in some] for some in plans]
         made = iter(decode([request for some in fitted for _, request in some if request]))
@@ -48,10 +57,12 @@ class OneByOne:
             scores = evidence.scores or [0.0] * len(some)
             pairs = [(scores[place], some[place][0]) for place in asked]
             best = self._best(pairs, answers) if answers else None
+            if best is not None:
+                finished()
             chosen.append((together([plan for plan, _ in some]), best))
         return chosen
 
     def _best(self, pairs: Sequence[tuple[float, Plan]], answers: Sequence[Finished]) -> Finished:
         texts, plans = different(answers), [plan for _, plan in pairs]
         read = self._reader.likelihoods(self._settings, plans, texts) if len(texts) > 1 else None
-        return best_of(self._settings, [score for score, _ in pairs], answers, read)
+        return best_of(log_prior(self._settings, [score for score, _ in pairs], self._trained_at), answers, read)

@@ -62,6 +62,11 @@ class PassageFinder:
             shuffled.append(FoundPassages(tuple(one.passages[place] for place in order), scores))
         return shuffled
 
+    @property
+    def temperature(self) -> float | None:
+        """What the scores of an index were divided by where it was trained, if it was."""
+        return self._retriever.temperature if self._config.source == "index" else None
+
     def _distractors(self, question: Question, count: int, gold: Sequence[Passage]) -> Iterable[Passage]:
         if self._config.distractors is None or count < 1:
             return ()

@@ -123,6 +123,8 @@ class CellRunner:
         records = []
         pulse = Pulse(done)
         size = self._config.batch.questions
+        if cell.method.one_by_one is not None:  # as many prompts, and updates, as of another method
+            size = max(1, size // max(1, cell.k))
         for start in range(0, len(questions), size):
             batch = questions[start : start + size]
             pulse.begin()
@@ -148,11 +150,12 @@ class CellRunner:
         answering = Seconds()
         evidences = [_evidence(cell, *pair) for pair in zip(questions, found, strict=True)]
         if cell.method.one_by_one is not None:
-            apart = OneByOne(self._lm, cell.method.one_by_one, method, atoms)
+            apart = OneByOne(self._lm, cell.method.one_by_one, method, atoms, finder.temperature)
             with answering.measured("update"):
                 each = apart.plans(evidences)
             with answering.measured("generation"):
-                chosen = apart.answers(evidences, each, partial(self._fitted, cell), self._generator.answers)
+                decode = self._generator.answers
+                chosen = apart.answers(evidences, each, partial(self._fitted, cell), decode, pulse.one)
             plans, answers = [plan for plan, _ in chosen], [answer or _NOT_ASKED for _, answer in chosen]
         else:
             with answering.measured("update"):

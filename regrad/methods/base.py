@@ -115,7 +115,8 @@ class PassageUse:
     """How a passage was used for an answer: the tier of its atom, or why it has none.
 
     `contribution` depends on what was asked for: of `leave_one_out` the natural log of how much more probable the
-    answer is with the passage's gradient than without it, of `norms` the length of its step gamma * alpha * gradient.
+    answer is with the passage's gradient than without it (of passages that are read one by one, with the passage than
+    without it), of `norms` the length of its step gamma * alpha * gradient.
     """
 
     id: str

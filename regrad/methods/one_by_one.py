@@ -41,6 +41,11 @@ def together(plans: Sequence[Plan]) -> Plan:
     return replace(plans[0], notes=notes, uses=uses, bytes_fetched=sum(plan.bytes_fetched for plan in plans))
 
 
+def log_prior(settings: OneByOneConfig, scores: Sequence[float], trained_at: float | None) -> Tensor:
+    """log p(h|x) [K]: a softmax of the retrieval scores over the settings' temperature, or the index's own, or 1."""
+    return (torch.tensor(scores) / (settings.temperature or trained_at or 1.0)).log_softmax(0)
+
+
 def marginal_scores(log_prior_K: Tensor, likelihood_NK: Tensor) -> Tensor:
     """log p(y|x) of each answer [N]: log of the sum over passages of p(h|x) p(y|x, h)."""
     return (log_prior_K + likelihood_NK).logsumexp(1)
@@ -51,17 +56,25 @@ def different(answers: Sequence[Finished]) -> list[str]:
     return list(dict.fromkeys(answer.text for answer in answers))
 
 
-def best_of(
-    settings: OneByOneConfig, scores: Sequence[float], answers: Sequence[Finished], likelihood_NK: Tensor | None
-) -> Finished:
+def without_each(log_prior_K: Tensor, likelihood_K: Tensor) -> list[float]:
+    """How much log p(y|x) of one answer loses (nats) if each of at least two passages is left out, and p(h|x) of the
+    others sums to 1 again."""
+    total = float(marginal_scores(log_prior_K, likelihood_K[None]))
+    left = []
+    for place in range(len(log_prior_K)):
+        kept = [other for other in range(len(log_prior_K)) if other != place]
+        left.append(float(marginal_scores(log_prior_K[kept].log_softmax(0), likelihood_K[None, kept])))
+    return [total - one for one in left]
+
+
+def best_of(log_prior_K: Tensor, answers: Sequence[Finished], likelihood_NK: Tensor | None) -> Finished:
     """The answer with the largest marginal likelihood; its tokens are those of all.
 
-    The retrieval `scores` [K] of the passages and the answers with one of them each are in one order; `likelihood_NK`
-    of the N different texts with each passage may be None if there is only one.
+    Passages and the answers with one of them each are in one order; `likelihood_NK` of the N different texts with each
+    passage may be None if there is only one.
     """
     texts, best = different(answers), 0
     if likelihood_NK is not None:
-        log_prior_K = (torch.tensor(scores) / settings.temperature).log_softmax(0)
         best = int(marginal_scores(log_prior_K, likelihood_NK).argmax())
     given = next(answer for answer in answers if answer.text == texts[best])
     return replace(

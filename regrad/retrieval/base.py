@@ -207,6 +207,11 @@ class Retriever(ABC):
         """The bank that this index takes along, if any, and which version of it goes with its passages."""
         return None
 
+    @property
+    def temperature(self) -> float | None:
+        """What its scores were divided by where it was trained to tell how likely passages are; None: it was not."""
+        return None
+
     def newest(self) -> Retriever:
         """This one, or, if the index has changed since it was opened, another one of it as it is now."""
         return self

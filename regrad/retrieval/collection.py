@@ -167,6 +167,12 @@ class CollectionRetriever(Retriever):
         """See `Retriever`."""
         return (self.version.bank.uri, self.version.bank.version) if self.version.bank else None
 
+    @property
+    def temperature(self) -> float | None:
+        """See `Retriever`: that of its indexes, if they are of one kind and have the same."""
+        found = {index.temperature for kind in self._kinds for index in kind}
+        return found.pop() if len(self._kinds) == 1 and len(found) == 1 else None
+
     def newest(self) -> Retriever:
         """See `Retriever`. Indexes that both versions have are shared, and stay open."""
         card = read_index_card(self._uri)

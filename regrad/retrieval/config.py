@@ -211,5 +211,10 @@ class RetrieverConfig(Settings):
 class OneByOneConfig(Settings):
     """How answers that were decoded with one passage each are weighed."""
 
-    temperature: float = Field(1.0, gt=0, description="divides the retrieval scores before the softmax over passages")
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        description="divides the retrieval scores before the softmax over passages; null: that with which the index's "
+        "question encoder was trained, or 1",
+    )
     per_token: bool = Field(False, description="divide the log-likelihood of an answer by its number of tokens")

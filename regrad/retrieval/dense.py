@@ -232,7 +232,7 @@ class DenseRetriever(Retriever):
                 expected=expected,
                 found=found,
             )
-        self.passages_digest = described.digest
+        self.passages_digest, self._trained = described.digest, described.question_encoder
         self._folder, self._exactly = folder, described.vectors == "flat"
         self._dimensions = described.dimensions
         _same("dimensions", self._dimensions, self.encoder.dimensions, "its encoder gives")
@@ -253,6 +253,11 @@ class DenseRetriever(Retriever):
         # Copy-on-write: what shares this memory and expects to write to it cannot reach the file.
         shape = (self.card.passages, self._dimensions)
         return np.memmap(self._folder / _VECTORS, dtype=np.float32, mode="c", shape=shape)
+
+    @property
+    def temperature(self) -> float | None:
+        """See `Retriever`: that of `regrad retriever`, whatever encoder the settings name now."""
+        return self._trained.temperature if self._trained else None
 
     def passages_encoder(self, device: str | None = None) -> Encoder:
         """The encoder that made the vectors, loaded anew; raises `RetrievalError` if it is not there any more."""

@@ -19,6 +19,13 @@ class TrainedQuestions(Settings):
     digest: str
     notes: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def temperature(self) -> float | None:
+        """What the training divided scores by before the softmax over candidates, if it noted that."""
+        settings = self.notes.get("settings")
+        found = settings.get("temperature") if isinstance(settings, dict) else None
+        return float(found) if isinstance(found, int | float) and found > 0 else None
+
 
 class EncoderCard(Settings):
     """Which encoder made the vectors (settings, digest), how many dimensions they have, how they are searched."""

@@ -18,7 +18,7 @@ from regrad.inference.rows import DecodingRequest, Finished
 from regrad.lab.sets import Many
 from regrad.lab.world import World
 from regrad.methods.base import Evidence, NoAtoms, Plan
-from regrad.methods.one_by_one import apart, marginal_scores
+from regrad.methods.one_by_one import apart, log_prior, marginal_scores, without_each
 from regrad.methods.policies import PromptFitter
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.reading import LikelihoodReader
@@ -73,6 +73,46 @@ def marginals(lm: LanguageModel, evidence: Evidence, texts: Sequence[str], tempe
 def test_marginal_scores_are_the_logarithms_of_the_sums() -> None:
     found = marginal_scores(torch.tensor([0.25, 0.75]).log(), torch.tensor([[0.5, 0.1], [0.2, 0.3]]).log())
     torch.testing.assert_close(found.exp(), torch.tensor([0.25 * 0.5 + 0.75 * 0.1, 0.25 * 0.2 + 0.75 * 0.3]))
+
+
+def test_the_temperature_is_the_settings_or_the_indexs_or_1() -> None:
+    scores = (0.1, 0.3)
+    for settings, trained_at, expected in (
+        (OneByOneConfig(temperature=2.0), 0.05, 2.0),
+        (OneByOneConfig(), 0.05, 0.05),
+        (OneByOneConfig(), None, 1.0),
+    ):
+        found = log_prior(settings, scores, trained_at)
+        torch.testing.assert_close(found, (torch.tensor(scores) / expected).log_softmax(0))
+
+
+def test_what_a_passage_did_is_what_the_answer_loses_without_it() -> None:
+    prior, likelihood = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.9, 0.1, 0.05])
+    whole = math.log(0.5 * 0.9 + 0.3 * 0.1 + 0.2 * 0.05)
+    without = [(0.3 * 0.1 + 0.2 * 0.05) / 0.5, (0.5 * 0.9 + 0.2 * 0.05) / 0.7, (0.5 * 0.9 + 0.3 * 0.1) / 0.8]
+    found = without_each(prior.log(), likelihood.log())
+    assert found == pytest.approx([whole - math.log(one) for one in without], abs=1e-6)
+    assert found[0] > 0 > found[2]
+
+
+def test_an_evaluation_takes_the_temperature_of_the_index_that_it_searches(
+    lm: LanguageModel, evidence: Evidence
+) -> None:
+    fitter, generator = PromptFitter(lm, lm.config.prompts, "drop"), Generator(lm, EvalBatchConfig())
+
+    def fit(plan: Plan) -> tuple[Plan, DecodingRequest | None]:
+        fitted = fitter.fitted(plan, 8)
+        return fitted.plan, DecodingRequest(fitted.text, fitted.plan.updates, 8, ids=fitted.ids)
+
+    texts = []
+    for settings, trained_at in ((OneByOneConfig(temperature=1e-3), None), (OneByOneConfig(), 1e-3)):
+        one_by_one = OneByOne(lm, settings, PromptOnlyConfig(name="rag").open(lm), NoAtoms(), trained_at)
+        ((_, given),) = one_by_one.answers([evidence], one_by_one.plans([evidence]), fit, generator.answers)
+        assert given is not None
+        texts.append(given.text)
+    # So cold, the best scored note alone decides, which is not what a temperature of 1 gives.
+    _, alone = answered(lm, apart(evidence)[1], OneByOneConfig())
+    assert alone is not None and texts == [alone.text] * 2
 
 
 def test_each_passage_stands_alone_with_its_score(evidence: Evidence) -> None:

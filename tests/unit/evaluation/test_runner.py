@@ -232,6 +232,20 @@ def test_progress_is_told_by_time_inside_a_batch(
     assert set(told) == {1}
 
 
+def test_questions_that_are_read_one_by_one_are_told_one_by_one_too(
+    folder: Path, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    method = {"name": "rag", "one_by_one": {}}
+    config = settings(folder, tiny.config, methods=[method], k=[3], batch={"questions": 6})
+    CellRunner(tiny, config).run(make_plan(config)[0], lambda questions, seconds: told.append(questions))
+    assert told == [2, 2, 2]  # as many prompts a batch as of another method
+    told.clear()
+    monkeypatch.setattr("regrad.evaluation.runner._TOLD_SECONDS", 0.0)
+    CellRunner(tiny, config).run(make_plan(config)[0], lambda questions, seconds: told.append(questions))
+    assert told == [1] * 6
+
+
 def test_the_time_of_a_question_is_that_of_making_and_applying_its_update(folder: Path, tiny: LanguageModel) -> None:
     result = run(tiny, only(folder, tiny, "regrad-online"))[0]
     total = sum(record.milliseconds for record in result.records)

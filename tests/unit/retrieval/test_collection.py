@@ -109,14 +109,16 @@ def test_dense_and_lexical_indexes_are_added_to_together_and_fused(tmp_path: Pat
 
 def test_an_addition_to_an_index_with_a_trained_question_encoder_is_asked_by_that_one(tmp_path: Path) -> None:
     plain, trained = index(tmp_path, PASSAGES[:50], "dense"), f"{tmp_path}/trained"
-    with_question_encoder(plain, tmp_path / "encoder", passages_encoder(plain), trained, {"steps": 3})
+    notes = {"steps": 3, "settings": {"temperature": 0.05}}
+    with_question_encoder(plain, tmp_path / "encoder", passages_encoder(plain), trained, notes)
     uri = f"{tmp_path}/collection"
     create_collection(uri, [trained])
     add(uri, PASSAGES[50:])
     (added,) = read_version(uri).segments[1].indexes
     described = json.loads((tmp_path / "collection" / added / "encoder.json").read_text())
-    assert described["question_encoder"]["notes"] == {"steps": 3}
+    assert described["question_encoder"]["notes"] == notes
     with open_retriever(uri) as retriever:
+        assert retriever.temperature == 0.05
         assert retriever.search([QUESTIONS[0]], 1)[0][0].passage == PASSAGES[50]
 
 

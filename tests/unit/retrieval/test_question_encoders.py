@@ -99,6 +99,29 @@ def test_a_trained_question_encoder_takes_the_place_of_the_pairs(pair: tuple[str
     assert passages_encoder(str(tmp_path / "more")) == passages_encoder(plain)
 
 
+@pytest.mark.parametrize(
+    ("notes", "expected"),
+    [
+        ({"settings": {"temperature": 0.05}}, 0.05),
+        ({"settings": {"temperature": 1}}, 1.0),
+        ({"settings": {"temperature": "warm"}}, None),
+        ({"settings": {"temperature": 0}}, None),
+        ({"settings": 3}, None),
+        ({}, None),
+    ],
+)
+def test_an_index_knows_the_temperature_of_its_training(
+    pair: tuple[str, str], tmp_path: Path, notes: dict[str, Any], expected: float | None
+) -> None:
+    plain, trained = str(tmp_path / "plain"), str(tmp_path / "trained")
+    encoder = Encoder(config(pair), "cpu")
+    build_dense_index(PASSAGES, plain, encoder, DenseConfig(encoder=config(pair)))
+    encoder.save(tmp_path / "saved")
+    with_question_encoder(plain, tmp_path / "saved", passages_encoder(plain), trained, notes)
+    with open_retriever(plain) as before, open_retriever(trained) as after:
+        assert (before.temperature, after.temperature) == (None, expected)
+
+
 def test_a_copy_for_training_shares_no_weights_of_questions(pair: tuple[str, str]) -> None:
     encoder = Encoder(config(pair), "cpu")
     before = encoder.encode_questions(QUESTIONS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from regrad.inference.rows import DecodingRequest
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.methods.base import AtomProvider, Atoms, Evidence, Method, Plan, open_question
+from regrad.methods.one_by_one import ReplyReader, apart
 from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel
@@ -135,6 +137,47 @@ def test_a_passage_without_an_atom_is_one_that_its_policy_decides(
     piece, whole = asyncio.run(streamed())
     assert isinstance(piece, Piece) and isinstance(whole, Answered)
     assert piece.text == whole.text == answered.text
+
+
+def test_contributions_are_what_the_answer_loses_without_a_passage_and_norms_are_the_methods(
+    tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage], tmp_path: Path
+) -> None:
+    meta_init.save(tmp_path / "meta-init")
+    three = passages[:3]
+    served = config(meta_init=str(tmp_path / "meta-init"), methods=[{"name": "regrad", "one_by_one": {}}])
+    release = Release("main", served.meta_init, "b", 1, meta_init.fingerprint)
+    hits = tuple(Hit(*pair) for pair in zip(three, SCORES, strict=True))
+    extracted = [item.atom for item in AtomExtractor(tiny, meta_init).extract(three)]
+    atoms = torch.stack([atom for atom in extracted if atom is not None])
+    gradients = loaded(meta_init, three, atoms, [None, None, None])
+    (offer,) = offers_of(served).values()
+    generator = GeneratorDeployment(served)
+    bound = BoundMetaInit(tiny, meta_init)
+    method = offer.settings.open_at(bound)
+    evidence = Evidence(open_question("Who?"), tuple(three), SCORES)
+    plans = method.answer_plans(apart(evidence), Apart(gradients))
+
+    def asked(found: Retrieved, total: GradientSum = gradients, **changes: Any) -> Answered:
+        routed = offer.routed(Ask("Who?", "regrad", sampling=TOKENS, **changes), release)
+        (answered,) = answers(generator, [routed], [found], [total]).values()
+        assert isinstance(answered, Answered), answered
+        return answered
+
+    for temperature in (None, 0.05):
+        whole = asked(Retrieved(hits, 0.0, temperature=temperature), contributions="leave_one_out")
+        weights = torch.tensor(SCORES).div(temperature or 1.0).softmax(0)
+        read = ReplyReader(tiny, meta_init.model.prompts).likelihoods(OneByOneConfig(), plans, [whole.text])[0].exp()
+        total = float((weights * read).sum())
+        expected = []
+        for place in range(3):
+            kept = torch.arange(3) != place
+            expected.append(math.log(total / float((weights[kept] * read[kept]).sum() / weights[kept].sum())))
+        assert [use.contribution for use in whole.uses] == pytest.approx(expected, abs=1e-3)
+    norms = [use.contribution for use in asked(Retrieved(hits, 0.0), contributions="norms").uses]
+    assert norms == pytest.approx(method.bound.norms(atoms.bfloat16().float(), 1.0), rel=1e-3)
+    assert [use.contribution for use in asked(Retrieved(hits, 0.0)).uses] == [None] * 3
+    alone = asked(Retrieved(hits[:1], 0.0), gradients.apart()[0], contributions="leave_one_out")
+    assert [use.contribution for use in alone.uses] == [None]  # nothing is left that could be compared
 
 
 def test_a_question_without_passages_is_answered_as_without_the_setting(
