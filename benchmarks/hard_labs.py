@@ -29,8 +29,9 @@ from regrad.lab.world import World
 from regrad.meta_init import MetaInit, random_meta_init
 from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model
-from regrad.retrieval.base import Hit, open_retriever
+from regrad.retrieval.base import open_retriever
 from regrad.retrieval.bm25 import build_index
+from regrad.retrieval.hits import Hit
 from regrad.settings import builtin_config, load_settings
 
 KS = {"many": (3, 5, 10), "long": (1, 3, 5), "conflict": (2,), "unseen": (1, 3), "firms": (1, 3)}

@@ -22,7 +22,8 @@ from regrad.bank.tiers import MemoryTier
 from regrad.errors import BankError, RegradError, StorageError
 from regrad.methods.base import BankNeed
 from regrad.methods.policies import use_of
-from regrad.retrieval.base import Hit, Retriever, open_retriever
+from regrad.retrieval.base import Retriever, open_retriever
+from regrad.retrieval.hits import Hit
 from serve_app.config import ServeConfig
 from serve_app.messages import Ask, GradientSum, Release, Retrieved, RoutedAsk
 from serve_app.observability import InHand, Watch

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regrad.data.questions import QuestionKind
 from regrad.methods.base import BankNeed, BankState, Contributions, Note, PassageUse
-from regrad.retrieval.base import Hit
+from regrad.retrieval.hits import Hit
 
 
 def bits_of(values: Tensor) -> Any:

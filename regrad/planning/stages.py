@@ -29,8 +29,9 @@ from regrad.models.loading import LanguageModel, load_language_model
 from regrad.models.placement import device_of
 from regrad.planning.profile import Bank, Curve, GpuPart, Memory, StagePoint, Stages, Workload
 from regrad.planning.watching import private_bytes
-from regrad.retrieval.base import Hit, Retriever, open_retriever
+from regrad.retrieval.base import Retriever, open_retriever
 from regrad.retrieval.config import RetrieverConfig
+from regrad.retrieval.hits import Hit
 
 _ASKED = 64
 _LEAST_SECONDS, _MOST_REPEATS = 0.3, 300

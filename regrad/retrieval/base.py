@@ -6,7 +6,6 @@ import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -17,6 +16,7 @@ from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.registry import Registry
 from regrad.retrieval.config import RetrieverConfig
+from regrad.retrieval.hits import Hit, SourcedHit
 from regrad.retrieval.index_files import IndexFile, check_content, index_file, local_index
 from regrad.retrieval.passage_store import PassageStore
 from regrad.settings import Settings
@@ -63,35 +63,6 @@ class IndexCard(Settings):
     language: str = ""
     joins: tuple[str, ...] = ()
     files: dict[str, IndexFile]
-
-
-@dataclass(frozen=True)
-class HitSource:
-    """What one of several indexes said of a passage: the passage's rank there, from 1, and its score there.
-
-    `name` is the index's kind; of several of one kind with its place among them (`dense-2`), of an index inside another
-    after that one's (`fused/bm25`).
-    """
-
-    name: str
-    rank: int
-    score: float
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A retrieved passage and its score (higher is better; the scale is the retriever's own).
-
-    `sources` are those of an index that is made of others: the ones that found the passage.
-    """
-
-    passage: Passage
-    score: float
-    sources: tuple[HitSource, ...] = ()
-
-
-SourcedHit = tuple[str, float, tuple[HitSource, ...]]
-"""A passage's id, its score, and what the indexes said of it."""
 
 
 JoinedHit = tuple[int, str, float]

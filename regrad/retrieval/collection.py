@@ -21,9 +21,10 @@ from pydantic import Field, ValidationError
 
 from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound, RetrievalError
-from regrad.retrieval.base import CARD, IndexCard, Retriever, SourcedHit, check_index, open_retriever, read_index_card
+from regrad.retrieval.base import CARD, IndexCard, Retriever, check_index, open_retriever, read_index_card
 from regrad.retrieval.config import FusionConfig, RetrieverConfig
 from regrad.retrieval.fused import fused_with_sources
+from regrad.retrieval.hits import SourcedHit
 from regrad.settings import Settings
 from regrad.storage import Storage
 

@@ -7,18 +7,9 @@ from pathlib import Path
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
-from regrad.retrieval.base import (
-    CARD,
-    HitSource,
-    IndexCard,
-    Retriever,
-    SourcedHit,
-    check_index,
-    may_change,
-    open_retriever,
-    write_card,
-)
+from regrad.retrieval.base import CARD, IndexCard, Retriever, check_index, may_change, open_retriever, write_card
 from regrad.retrieval.config import FuseConfig, FusionConfig, RetrieverConfig
+from regrad.retrieval.hits import HitSource, SourcedHit
 from regrad.storage import Storage, directory_writer
 
 _FILE = "fused.json"

@@ -11,18 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
-from regrad.retrieval.base import (
-    CARD,
-    IndexCard,
-    Retriever,
-    SourcedHit,
-    check_index,
-    may_change,
-    open_retriever,
-    write_card,
-)
+from regrad.retrieval.base import CARD, IndexCard, Retriever, check_index, may_change, open_retriever, write_card
 from regrad.retrieval.config import RerankConfig, RetrieverConfig
 from regrad.retrieval.fused import with_sources
+from regrad.retrieval.hits import SourcedHit
 from regrad.storage import Storage, directory_writer
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from regrad.methods.base import PassageUse
-from regrad.retrieval.base import Hit
+from regrad.retrieval.hits import Hit
 from serve_app.http.errors import ErrorBody, ErrorResponse
 from serve_app.messages import Ask, Reply
 

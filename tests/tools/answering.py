@@ -17,7 +17,7 @@ from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.methods.base import PassageUse
 from regrad.methods.registry import METHODS
-from regrad.retrieval.base import Hit, HitSource
+from regrad.retrieval.hits import Hit, HitSource
 from serve_app.config import ServeConfig
 from serve_app.http.app import make_app
 from serve_app.http.errors import RequestRecord

@@ -12,7 +12,7 @@ from regrad.methods.policies import PromptFitter
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.models.loading import LanguageModel
 from regrad.planning.stages import Stopwatch, _Generating, generator_requests, gpu_parts, model_bytes, token_bytes
-from regrad.retrieval.base import Hit
+from regrad.retrieval.hits import Hit
 from tests.tools.refusals import refused
 from tests.tools.second_device import second_device, split
 

@@ -15,10 +15,11 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, P
 from ray_jobs.index_corpus import _index
 from regrad.data.passages import Passage
 from regrad.errors import ConfigError, ModelError, RetrievalError
-from regrad.retrieval.base import RETRIEVERS, HitSource, open_retriever, read_index_card
+from regrad.retrieval.base import RETRIEVERS, open_retriever, read_index_card
 from regrad.retrieval.bm25 import build_index
 from regrad.retrieval.collection_changes import changing, create_collection, publish, with_segment, write_segment
 from regrad.retrieval.config import IndexConfig, RerankConfig
+from regrad.retrieval.hits import HitSource
 from regrad.retrieval.reranked import CrossEncoder, rerank_index
 from regrad.settings import parse_settings
 from tests.tools.overlap import build_overlap_index

@@ -14,13 +14,14 @@ from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound, RetrievalError
 from regrad.lab.files import held_out_corpus, held_out_questions
 from regrad.lab.world import World
-from regrad.retrieval.base import CARD, RETRIEVERS, Hit, Retriever, check_index, open_retriever
+from regrad.retrieval.base import CARD, RETRIEVERS, Retriever, check_index, open_retriever
 from regrad.retrieval.bm25 import build_index
 from regrad.retrieval.collection_changes import changing, create_collection, publish, with_segment, write_segment
 from regrad.retrieval.config import DenseConfig, EncoderConfig, FuseConfig
 from regrad.retrieval.dense import build_dense_index
 from regrad.retrieval.encoder import Encoder
 from regrad.retrieval.fused import fuse_indexes
+from regrad.retrieval.hits import Hit
 from regrad.retrieval.passage_store import FILE, PassageStore, store_passages
 from tests.tools.anserini import build_anserini_index
 from tests.tools.encoders import bag_of_words

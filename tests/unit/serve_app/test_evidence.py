@@ -14,7 +14,7 @@ from regrad.bank.reader import BankReader
 from regrad.errors import BankError, PassageNotFound
 from regrad.meta_init import MetaInit
 from regrad.methods.base import BankNeed, BankState
-from regrad.retrieval.base import Hit
+from regrad.retrieval.hits import Hit
 from serve_app import evidence as module
 from serve_app.config import ServeConfig
 from serve_app.evidence import BankLoaderDeployment

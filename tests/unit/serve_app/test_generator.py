@@ -23,7 +23,7 @@ from regrad.lab.world import World
 from regrad.meta_init import MetaInit
 from regrad.methods.base import BankNeed, Evidence, open_question
 from regrad.models.loading import LanguageModel
-from regrad.retrieval.base import Hit
+from regrad.retrieval.hits import Hit
 from regrad.training.translator.artifact import Translator
 from serve_app.config import ServeConfig
 from serve_app.generator import GeneratorDeployment

@@ -27,8 +27,8 @@ from regrad.methods.one_by_one import ReplyReader, apart
 from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel
-from regrad.retrieval.base import Hit
 from regrad.retrieval.config import OneByOneConfig
+from regrad.retrieval.hits import Hit
 from serve_app.generator import GeneratorDeployment
 from serve_app.messages import Answered, Ask, GradientSum, Piece, Release, Retrieved, Sampling
 from serve_app.methods import LoadedAtoms, offers_of

@@ -18,7 +18,7 @@ from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound, PromptTooLong, RetrievalError
 from regrad.methods.base import BankState, PassageUse
-from regrad.retrieval.base import Hit
+from regrad.retrieval.hits import Hit
 from serve_app import router as module
 from serve_app.config import ServeConfig
 from serve_app.embedded import Embedded

@@ -33,7 +33,7 @@ from regrad.methods.one_by_one import ReplyReader
 from regrad.methods.policies import PromptFitter
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel
-from regrad.retrieval.base import Hit
+from regrad.retrieval.hits import Hit
 from regrad.settings import parse_settings
 from serve_app.config import ServeConfig
 from serve_app.evidence import BankLoaderDeployment
