@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from common import show, write
 from retrieval_training import lab, texts, toy
-from retrieval_training.trial import OBJECTIVES
+from retrieval_training.trial import OBJECTIVES, SELECTORS
 
 
 def main() -> None:
@@ -40,7 +40,8 @@ def main() -> None:
             toy.draw(found, arguments.figure)
         rows += _shown(found)
     if "lab" in arguments.parts and not arguments.quick:
-        found = lab.rows(_lab_sizes(arguments), arguments.meta_init, arguments.under, arguments.objectives)
+        objectives = [name for name in arguments.objectives if name in OBJECTIVES]
+        found = lab.rows(_lab_sizes(arguments), arguments.meta_init, arguments.under, objectives)
         figures |= lab.figures(found) if "jsa" in arguments.objectives else {}
         rows += _shown(found)
     if "texts" in arguments.parts:
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--figure", default="", metavar="FILE")
     parser.add_argument("--parts", nargs="*", default=["toy", "lab"], choices=["toy", "lab", "texts"])
-    parser.add_argument("--objectives", nargs="*", default=list(OBJECTIVES), choices=list(OBJECTIVES))
+    parser.add_argument("--objectives", nargs="*", default=list(OBJECTIVES), choices=[*OBJECTIVES, *SELECTORS])
     parser.add_argument("--under", nargs="*", default=["prompt", "gradient"], choices=["prompt", "gradient"])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     of_texts.add_argument("--likelihoods", default="", metavar="FILE", help="keeps them (FILE.prompt, FILE.gradient)")
     of_texts.add_argument("--articles", type=int, default=60, help="of SQuAD whose passages are trained on")
     of_texts.add_argument("--training", type=int, default=480, help="questions that are trained on")
+    of_texts.add_argument("--selected", type=int, default=8, help="of BM25's passages that a selector orders")
     of_texts.add_argument("--lr", type=float, default=2e-5)
     of_texts.add_argument("--searched", type=int, default=1200, help="questions whose passages are searched for")
     return parser
@@ -98,7 +100,7 @@ def _lab_sizes(given: argparse.Namespace) -> lab.Sizes:
 def _texts(given: argparse.Namespace) -> tuple[texts.Texts, texts.Sizes]:
     what = texts.Texts(given.sets, given.model, given.adapter, given.start, given.encoder, given.likelihoods)
     numbers = (given.articles, given.training, given.k, given.steps, given.lr, given.seeds)
-    return what, texts.Sizes(*numbers, given.searched, given.questions)
+    return what, texts.Sizes(*numbers, given.searched, given.questions, given.selected)
 
 
 if __name__ == "__main__":

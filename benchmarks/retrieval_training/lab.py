@@ -25,7 +25,7 @@ from regrad.retrieval.encoder import Encoder
 from regrad.settings import builtin_config, load_settings
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.likelihood import MethodLikelihood
-from retrieval_training.trial import Answers, Remembered, TestSet, Trial, mean_of
+from retrieval_training.trial import OBJECTIVES, Answers, Remembered, TestSet, Trial, mean_of
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ def _trial(folder: Path, sizes: Sizes, meta_init: str, trained: Sequence[str]) -
         build_dense_index(passages, f"{folder}/{index}", Encoder(config.encoder, "cpu"), config)
     build_index(read_passages(f"{folder}/corpus.jsonl"), f"{folder}/bm25")
 
-    def configured(objective: str, seed: int) -> RetrieverTrainConfig:
+    def configured(name: str, seed: int) -> RetrieverTrainConfig:
         """The lab's settings, with those of one run."""
-        values = [f"index={folder}/train-index", f"output={folder}/trained-train", f"objective={objective}"]
+        values = [f"index={folder}/train-index", f"output={folder}/trained-train", f"objective={OBJECTIVES[name]}"]
         values += [f"others=[{{index: {folder}/index, output: {folder}/trained}}]", f"seed={seed}", f"k={sizes.k}"]
         values += [f"questions.path={folder}/document-questions.jsonl", f"optimizer.steps={sizes.steps}"]
         values += [f"optimizer.lr={sizes.lr}"]
         return load_settings(RetrieverTrainConfig, builtin_config("jobs/retriever-lab.yaml"), values)
 
-    lm = load_language_model(configured("{kind: jsa}", 0).model, "cpu")
+    lm = load_language_model(configured("jsa", 0).model, "cpu")
     methods: dict[str, MethodSettings] = {"prompt": PromptOnlyConfig(name="rag")}
     if meta_init:
         methods["gradient"] = ReGradOnlineConfig(name="regrad-online", meta_init=meta_init)

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
 from regrad.data.corpora import read_passages
 from regrad.data.jsonl import encode_jsonl, read_jsonl
 from regrad.data.question_sets import QuestionSetConfig, read_questions
@@ -31,7 +34,7 @@ from regrad.retrieval.encoder import Encoder
 from regrad.settings import load_settings
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.likelihood import MethodLikelihood
-from retrieval_training.trial import Answers, Remembered, TestSet, Trial, mean_of
+from retrieval_training.trial import OBJECTIVES, SELECTORS, Answers, Remembered, TestSet, Trial, mean_of
 
 ASKED = {"squad": "squad_dev", "nq": "nq_open_oracle"}
 _TRAINING = "squad_train"
@@ -55,7 +58,7 @@ class Texts:
 @dataclass(frozen=True)
 class Sizes:
     """Articles and questions that are trained on, k, steps, the learning rate, seeds; questions of a set that are
-    searched for, and those that are answered."""
+    searched for, and those that are answered; k of a selector."""
 
     articles: int
     training: int
@@ -65,6 +68,7 @@ class Sizes:
     seeds: int
     searched: int
     answered: int
+    selected: int
 
 
 def rows(texts: Texts, sizes: Sizes, trained: Sequence[str], objectives: Sequence[str]) -> list[dict[str, Any]]:
@@ -77,19 +81,28 @@ def _trial(folder: Path, texts: Texts, sizes: Sizes, trained: Sequence[str]) -> 
     _draw(folder, texts, sizes)
     config = DenseConfig(encoder=EncoderConfig(path=texts.encoder), vectors="flat")
     _index(f"{folder}/train.jsonl", f"{folder}/train-index", config)
+    build_index(read_passages(f"{folder}/train.jsonl"), f"{folder}/train-bm25")
+    _write_cross_encoder(texts.encoder, f"{folder}/cross-encoder")
     asked = [_asked(folder, texts, sizes, config, name) for name in ASKED]
     model = json.dumps(load_settings(ModelConfig, texts.model).model_dump(mode="json", exclude_none=True))
 
-    def configured(objective: str, seed: int) -> RetrieverTrainConfig:
+    def configured(name: str, seed: int) -> RetrieverTrainConfig:
         """The settings of one run; its steps go through the same questions, by seed in another order."""
-        others = [{"index": one.indexes["untrained"], "output": one.trained} for one in asked]
-        values = [f"model={model}", f"index={folder}/train-index", f"output={folder}/trained-train"]
-        values += [f"others={json.dumps(others)}", f"questions={{name: squad, path: {folder}/questions.jsonl}}"]
-        values += [f"objective={objective}", "method=rag", f"k={sizes.k}", "temperature=0.05", f"seed={seed}"]
+        trained = "bm25" if name in SELECTORS else "untrained"
+        others = [{"index": one.indexes[trained], "output": one.trained} for one in asked]
+        values = [f"model={model}", f"output={folder}/trained-train", f"others={json.dumps(others)}"]
+        values += [f"questions={{name: squad, path: {folder}/questions.jsonl}}", "method=rag", f"seed={seed}"]
+        if name in SELECTORS:
+            selector = {"model": f"{folder}/cross-encoder", "output": f"{folder}/selector", "max_tokens": 320}
+            values += [f"index={folder}/train-bm25", f"objective={SELECTORS[name]}", "temperature=1"]
+            values += [f"selector={json.dumps(selector)}", f"k={sizes.selected}"]
+        else:
+            values += [f"index={folder}/train-index", f"objective={OBJECTIVES[name]}", "temperature=0.05"]
+            values += [f"k={sizes.k}"]
         values += [f"optimizer={{steps: {sizes.steps}, batch_size: 8, lr: {sizes.lr}}}", "cluster.workers=1"]
         return load_settings(RetrieverTrainConfig, None, values)
 
-    lm = load_language_model(configured("{kind: jsa}", 0).model, "cpu")
+    lm = load_language_model(configured("jsa", 0).model, "cpu")
     likelihoods, answers = {}, {}
     for name, method in _methods(texts).items():
         kept = f"{texts.likelihoods}.{name}" if texts.likelihoods else ""
@@ -127,6 +140,13 @@ def _write(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def _index(corpus: str, place: str, config: DenseConfig) -> None:
     build_dense_index(read_passages(corpus), place, Encoder(config.encoder, "cpu"), config)
+
+
+def _write_cross_encoder(encoder: str, place: str) -> None:
+    """The encoder's network with a new head of one score: nothing here was trained to rank."""
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=1).save_pretrained(place)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(place)
 
 
 def _asked(folder: Path, texts: Texts, sizes: Sizes, config: DenseConfig, name: str) -> TestSet:
