@@ -22,7 +22,7 @@ FINISHED = "training.json"
 
 # What a resumed run may change: none of it changes a number, but by rounding.
 _FREE: dict[str, Any] = {
-    **dict.fromkeys(("output", "checkpoints", "watch", "cluster"), True),
+    **dict.fromkeys(("output", "checkpoints", "watch", "cluster", "batch_tokens"), True),
     "optimizer": {"micro_batch", "batch_tokens"},
     "passages": {"cluster"},  # a refresh that failed for want of room is the reason to change it
 }

@@ -131,7 +131,11 @@ class TokenBatch:
 
 def row_chunks(batch: TokenBatch, tokens: int) -> list[Tensor]:
     """Row numbers in groups of similar length, each of at most `tokens` padded tokens (or of one row)."""
-    lengths = batch.lengths.tolist()
+    return [torch.tensor(group, device=batch.ids.device) for group in length_groups(batch.lengths.tolist(), tokens)]
+
+
+def length_groups(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """As `row_chunks`, of sequences of these lengths: their numbers, the shortest first."""
     groups: list[list[int]] = [[]]
     longest = 0
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -140,7 +144,7 @@ def row_chunks(batch: TokenBatch, tokens: int) -> list[Tensor]:
             groups.append([])
             longest = lengths[row]
         groups[-1].append(row)
-    return [torch.tensor(group, device=batch.ids.device) for group in groups if group]
+    return [group for group in groups if group]
 
 
 def share_lower_blocks(lm: LanguageModel, batch: TokenBatch, tokens: int) -> TokenBatch:

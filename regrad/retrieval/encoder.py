@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError
 from regrad.retrieval.config import EncoderConfig
+from regrad.retrieval.differentiable import network_output
 from regrad.retrieval.embedding import Vectors
 from regrad.retrieval.sentence_models import load_sentence_model
 
@@ -81,21 +82,26 @@ class Encoder:
         """The passages' network, for what trains it; that of questions, too, if there is one for both."""
         return self._model  # type: ignore[no-any-return]
 
-    def question_vectors(self, questions: Sequence[str]) -> Tensor:
-        """As `encode_questions`, in one batch and differentiable with respect to the weights: [N, D] float32."""
-        return self._vectors(self._of_questions, questions, self.config.question_prefix, ("query",))
+    def question_vectors(self, questions: Sequence[str], batch_tokens: int | None = None) -> Tensor:
+        """As `encode_questions`, and differentiable with respect to the weights: [N, D] float32.
 
-    def passage_vectors(self, passages: Sequence[Passage]) -> Tensor:
-        """As `encode_passages`, in one batch and differentiable with respect to the weights: [N, D] float32."""
+        At most `batch_tokens` padded tokens are in a pass (None: all), with the gradients of one (`network_output`).
+        """
+        prefix = self.config.question_prefix
+        return self._vectors(self._of_questions, questions, prefix, ("query",), batch_tokens)
+
+    def passage_vectors(self, passages: Sequence[Passage], batch_tokens: int | None = None) -> Tensor:
+        """As `encode_passages`, and differentiable like `question_vectors`: [N, D] float32."""
         names = ("document", "passage", "corpus")
-        return self._vectors(self._model, self._texts(passages), self.config.passage_prefix, names)
+        return self._vectors(self._model, self._texts(passages), self.config.passage_prefix, names, batch_tokens)
 
-    def _vectors(self, model: Any, texts: Sequence[str], prefix: str | None, prompts: Sequence[str]) -> Tensor:
+    def _vectors(
+        self, model: Any, texts: Sequence[str], prefix: str | None, prompts: Sequence[str], batch_tokens: int | None
+    ) -> Tensor:
         if prefix is None:
             prefix = next((model.prompts[name] for name in prompts if model.prompts.get(name)), "")
-        features = model.preprocess([prefix + text for text in texts])
-        features = {name: self._to_device(value) for name, value in features.items()}
-        vectors_ND: Tensor = model(features)["sentence_embedding"].float()
+        prefixed = [prefix + text for text in texts]
+        vectors_ND = network_output(model, prefixed, "sentence_embedding", batch_tokens).float()
         return F.normalize(vectors_ND, dim=1) if self.config.normalise else vectors_ND
 
     def copy(self) -> Encoder:
@@ -139,9 +145,6 @@ class Encoder:
             "modules": repr(modules),
         }
         return self.config.model_dump(exclude={"path", "question_path", "batch_size"}) | own
-
-    def _to_device(self, value: Any) -> Any:
-        return value.to(self._of_questions.device) if isinstance(value, Tensor) else value
 
     def _encode(self, encode: Any, texts: Sequence[str]) -> Vectors:
         with torch.inference_mode():

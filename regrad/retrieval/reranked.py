@@ -80,14 +80,15 @@ class CrossEncoder:
         """The network, for what trains it."""
         return self._model  # type: ignore[no-any-return]
 
-    def logits(self, pairs: Sequence[tuple[str, Passage]]) -> Tensor:
-        """The scores of questions with passages [N], in one batch and differentiable: those that `scores` orders by."""
-        from torch import Tensor  # not where the kind of an index is asked
+    def logits(self, pairs: Sequence[tuple[str, Passage]], batch_tokens: int | None = None) -> Tensor:
+        """The scores of questions with passages [N], differentiable: those that `scores` orders by.
 
-        features = self._model.preprocess([(question, _text(passage)) for question, passage in pairs])
-        features = {k: v.to(self._model.device) if isinstance(v, Tensor) else v for k, v in features.items()}
-        found_N: Tensor = self._model(features)["scores"].float().reshape(-1)
-        return found_N
+        At most `batch_tokens` padded tokens are in a pass (None: all), with the gradients of one (`network_output`).
+        """
+        from regrad.retrieval.differentiable import network_output  # loads torch, not needed for an index's kind
+
+        texts = [(question, _text(passage)) for question, passage in pairs]
+        return network_output(self._model, texts, "scores", batch_tokens).float().reshape(-1)
 
     def save(self, folder: Path) -> None:
         """Write the model as it is now, as the settings' `model` names it."""

@@ -65,8 +65,13 @@ class ModuleSteps:
         """Whether it is true on all workers; a collective."""
         return bool(self.workers.mean(here.float()) == 1)
 
+    def differentiate(self, loss: Tensor, beside: Sequence[Tensor] = ()) -> None:
+        """Put the gradients of a loss into `grad`: of all parameters, and of the leaves `beside` that it depends on."""
+        self.forget_gradients()
+        loss.backward()  # type: ignore[no-untyped-call]
+
     def forget_gradients(self) -> None:
-        """To be called before the backward pass of a step."""
+        """No parameter has a gradient."""
         for parameter in self.module.parameters():
             parameter.grad = None
 
@@ -120,6 +125,16 @@ class ZeroSteps(ModuleSteps):
             config=zero_settings(settings.zero_stage, settings.clip),
         )
         self._state = ZeroState(self._engine, module)
+
+    def differentiate(self, loss: Tensor, beside: Sequence[Tensor] = ()) -> None:
+        """See `ModuleSteps`."""
+        self.forget_gradients()
+        # DeepSpeed takes up what a backward pass accumulates at a parameter, and refuses the surrogate's as a second
+        # one. What is asked for here is not accumulated.
+        leaves = [leaf for leaf in (*self.module.parameters(), *beside) if leaf.requires_grad]
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
 
     def step(self, factor: float) -> bool:
         """See `ModuleSteps`."""

@@ -27,10 +27,14 @@ def made(stage: ZeroStage | None, workers: Workers, seed: int = 0) -> ModuleStep
 
 
 def give_gradients(steps: ModuleSteps, step: int, rank: int) -> None:
-    """Other ones at each step on each worker."""
+    """Other ones at each step on each worker, and those of a leaf beside the parameters."""
     draws = torch.Generator().manual_seed(10 * step + rank)
-    for parameter in steps.module.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=draws)
+    beside = torch.ones(2, requires_grad=True)
+    products = [
+        (parameter * torch.randn(parameter.shape, generator=draws)).sum() for parameter in steps.module.parameters()
+    ]
+    steps.differentiate(torch.stack(products).sum() + 3 * beside.sum(), [beside])
+    assert beside.grad is not None and beside.grad.tolist() == [3, 3]
 
 
 def check(name: str, rank: int, workers: Workers, folder: Path) -> dict[str, bool]:

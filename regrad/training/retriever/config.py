@@ -156,7 +156,11 @@ class RetrieverTrainConfig(TrainConfig):
     k: int = Field(10, ge=1, description="number of candidates: each retriever's best passages")
     temperature: float = Field(0.1, gt=0, description="divides the scores before the softmax over candidates")
     separator: str = Field(" [SEP] ", description="between question and answer in the posterior's query")
-    batch_tokens: int = Field(16384, ge=1, description="padded tokens per pass of the generator")
+    batch_tokens: int = Field(
+        16384,
+        ge=1,
+        description="padded tokens per pass of the generator, and of an encoder or a selector that is trained",
+    )
     max_questions: int | None = Field(
         None, ge=1, description="maximum number of questions, sampled by the seed; null: all"
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from regrad.data.passages import Passage
 from regrad.data.questions import Question
 from regrad.retrieval.dense import DenseRetriever
+from regrad.retrieval.encoder import Encoder
 from regrad.training.checkpoint import Product
 from regrad.training.retriever.artefact import Trained, TrainedEncoder
 from regrad.training.retriever.candidates import PassageVectors, Union, unite
@@ -107,16 +108,16 @@ class DenseFinder:
         if self.side is None:
             return False
         queries = [question.query for question in questions]
-        return self.side.before(step, lambda: self._prior.question_vectors(queries), self._config.k)
+        return self.side.before(step, lambda: self._question_vectors(self._prior, queries), self._config.k)
 
     def find(self, questions: Sequence[Question], kept_B: Tensor) -> Found:
         """See `Finder`."""
         k, separator = self._config.k, self._config.separator
-        prior_BD = self._prior.question_vectors([question.query for question in questions])
+        prior_BD = self._question_vectors(self._prior, [question.query for question in questions])
         posterior_BD = prior_BD
         if self._posterior is not None:
             answered = [question.query_with(separator + question.answers[0]) for question in questions]
-            posterior_BD = self._posterior.question_vectors(answered)
+            posterior_BD = self._question_vectors(self._posterior, answered)
         searched = self.side.vectors if self.side is not None else self._vectors
         with torch.no_grad():
             nearest = [searched.nearest(queries_BD, k) for queries_BD in (prior_BD, posterior_BD)]
@@ -126,8 +127,11 @@ class DenseFinder:
 
     def score(self, questions: Sequence[Question], union: Union) -> Tensor:
         """See `Finder`."""
-        queries_BD = self._prior.question_vectors([question.query for question in questions])
+        queries_BD = self._question_vectors(self._prior, [question.query for question in questions])
         return self._scores(queries_BD, self._vectors_of(union))
+
+    def _question_vectors(self, encoder: Encoder, queries: Sequence[str]) -> Tensor:
+        return encoder.question_vectors(queries, self._config.batch_tokens)
 
     def _scores(self, queries_BD: Tensor, vectors_BUD: Tensor) -> Tensor:
         return torch.einsum("bd,bud->bu", queries_BD, vectors_BUD) / self._config.temperature
@@ -139,7 +143,8 @@ class DenseFinder:
         # Where no passage is, the first one stands: nothing is read of that place.
         rows_BU = union.rows.masked_fill(~union.present, int(union.rows[union.present][0]))
         rows_N, places_BU = torch.unique(rows_BU, return_inverse=True)
-        return self.side.of(list(self.passages(rows_N.tolist()).values()))[places_BU]
+        passages = list(self.passages(rows_N.tolist()).values())
+        return self.side.of(passages, self._config.batch_tokens)[places_BU]
 
     def passages(self, rows: Sequence[int]) -> dict[int, Passage]:
         """See `Finder`."""

@@ -197,8 +197,8 @@ class RetrieverLearner:
         """What the objective says, and its loss, by which all parameters have their gradients."""
         objected = self._objective(found, draws)
         loss = objected.loss.mean()
-        self._steps.forget_gradients()
-        loss.backward()  # type: ignore[no-untyped-call]
+        likelihood = found.likelihood if found.lists is None else found.lists.likelihood
+        self._steps.differentiate(loss, [likelihood])
         if self._generator is not None:
             self._add_generators_gradient(self._generator, batch, union, found)
         return objected, loss.detach()

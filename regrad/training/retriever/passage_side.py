@@ -143,9 +143,9 @@ class PassageSide:
         old_Bk, new_Bk = self.vectors.nearest(queries_BD, k), fresh.nearest(queries_BD, k)
         return (old_Bk[:, :, None] == new_Bk[:, None, :]).any(2).float().mean()
 
-    def of(self, passages: Sequence[Passage]) -> Tensor:
-        """The passages' vectors by the encoder as it is now [N, D], differentiable."""
-        return self.encoder.passage_vectors(passages)
+    def of(self, passages: Sequence[Passage], batch_tokens: int | None = None) -> Tensor:
+        """The passages' vectors by the encoder as it is now [N, D], as `Encoder.passage_vectors`."""
+        return self.encoder.passage_vectors(passages, batch_tokens)
 
     def numbers(self, step: int) -> dict[str, float]:
         """How old the vectors in use are, and what the last ones changed, for the log."""

@@ -89,7 +89,7 @@ class SelectorFinder:
         """See `Finder`."""
         places = union.present.nonzero()
         pairs = [(questions[b].query, self._passages[int(union.rows[b, u])]) for b, u in places.tolist()]
-        logits_N = self._encoder.logits(pairs) / self._config.temperature
+        logits_N = self._encoder.logits(pairs, self._config.batch_tokens) / self._config.temperature
         return logits_N.new_zeros(union.rows.shape).index_put((places[:, 0], places[:, 1]), logits_N)
 
     def passages(self, rows: Sequence[int]) -> dict[int, Passage]:

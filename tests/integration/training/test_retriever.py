@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from ray_jobs import refreshing, train_retriever
 from ray_jobs.cluster import cluster
@@ -29,12 +31,16 @@ from regrad.settings import builtin_config, load_settings
 from regrad.training.callbacks import Silent
 from regrad.training.checkpoint import TrainCheckpoint
 from regrad.training.lora.lora_artifact import StaticLora
+from regrad.training.retriever.artefact import TrainedSelector
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.run import read_asked, retriever_worker, train_retriever_in_process
 from regrad.training.sampler import batches_of
 from tests.tools.refusals import refused
+from tests.unit.retrieval.test_reranked import save_cross_encoder
 
 pytestmark = pytest.mark.usefixtures("local_cluster")
+
+_WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +96,7 @@ def test_both_encoders_and_the_generator_are_trained_while_the_index_is_made_ane
     corpus = Path(shutil.copy(lab / "documents.jsonl", tmp_path))
     passages = f"{{encoder: {tmp_path}/encoder, corpus: {corpus}, every: 2, delay: 1, part_passages: 7}}"
     extra = [f"passages={passages}", f"generator={{output: {tmp_path}/generator, lr: 0.001}}", "checkpoints.every=100"]
+    extra.append("batch_tokens=100")  # a step is of several passes of each
     config = settings(lab, tmp_path, *extra, "others=[]")
     with monkeypatch.context() as patch, refused(Interrupted, "refresh_failed", step=3):
         patch.setattr(train_retriever, "require_together", lambda _: corpus.unlink())  # after all that is checked
@@ -108,6 +115,28 @@ def test_both_encoders_and_the_generator_are_trained_while_the_index_is_made_ane
     card = json.loads((tmp_path / "trained" / "encoder.json").read_text())
     assert [one["made_at"] for one in card["question_encoder"]["notes"]["refreshes"]] == [2]
     assert StaticLora.load(tmp_path / "generator").notes["steps"] == 4
+
+
+def test_two_workers_that_share_with_deepspeed_take_small_passes_to_what_one_has_of_a_large_one(
+    lab: Path, tmp_path: Path
+) -> None:
+    """With a selector, whose pairs are many and whose activations are computed again."""
+    save_cross_encoder(tmp_path / "begin", 0.1)
+    selector = f"selector={{model: {tmp_path}/begin, output: {tmp_path}/selector}}"
+    extra = [selector, "others=[]", "objective={kind: marginal}", "temperature=1", "optimizer.steps=2"]
+    small = settings(lab, tmp_path, *extra, "cluster.workers=2", "optimizer.zero_stage=2", "batch_tokens=60")
+    train_retriever.run(small)
+    alone = train_retriever_in_process(settings(lab, tmp_path, *extra, "batch_tokens=1000000"))
+    assert isinstance(alone, TrainedSelector)
+    before, found = load_file(tmp_path / "begin" / _WEIGHTS), load_file(tmp_path / "selector" / _WEIGHTS)
+    alone.selector.save(tmp_path / "alone")
+    expected = load_file(tmp_path / "alone" / _WEIGHTS)
+    assert max(float((expected[name] - before[name]).abs().max()) for name in expected) > 1e-2
+    # AdamW divides a gradient by its size, so each of two steps changes a number by about lr, and rounding shows in
+    # the smallest: a tenth of lr. Those of biases that change no softmax are nothing but rounding.
+    for name, weights in expected.items():
+        if not name.endswith(("key.bias", "classifier.bias")):
+            torch.testing.assert_close(found[name], weights, rtol=0, atol=0.1 * small.optimizer.lr)
 
 
 def test_what_one_worker_cannot_read_ends_the_run_of_both_with_that_error_and_after_a_checkpoint(

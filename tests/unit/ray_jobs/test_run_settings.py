@@ -13,6 +13,7 @@ from regrad.errors import TrainingError
 from regrad.settings import builtin_config, load_settings
 from regrad.training.config import TrainConfig
 from regrad.training.meta.config import MetaTrainConfig
+from regrad.training.retriever.config import RetrieverTrainConfig
 from tests.tools.refusals import refused
 
 DATA = {"tasks": "0123"}
@@ -38,6 +39,17 @@ def test_the_same_settings_and_data_have_nothing_left_to_do(finished: Path) -> N
     (finished / "out").rename(finished / "moved")
     assert is_finished(config(finished, f"output={finished}/moved"), DATA)
     assert not is_finished(config(finished), DATA)
+
+
+def test_a_retriever_is_trained_on_with_other_passes(tmp_path: Path) -> None:
+    """As where the memory ran out: the way on is a smaller `batch_tokens`."""
+
+    def retriever(*changes: str) -> TrainConfig:
+        values = [f"output={tmp_path}/out", *changes]
+        return load_settings(RetrieverTrainConfig, builtin_config("jobs/retriever-lab.yaml"), values)
+
+    note_finished(retriever(), DATA)
+    assert is_finished(retriever("batch_tokens=512"), DATA)
 
 
 def test_a_result_of_others_is_kept_unless_it_is_to_be_replaced(finished: Path) -> None:

@@ -270,7 +270,7 @@ def test_the_posterior_reads_the_answer_behind_the_question(place: Path, monkeyp
     """Not behind the turns, whose end an encoder does not read."""
     read: list[str] = []
 
-    def vectors(encoder: Encoder, texts: Sequence[str]) -> Tensor:
+    def vectors(encoder: Encoder, texts: Sequence[str], batch_tokens: int | None = None) -> Tensor:
         read.extend(texts)
         return torch.ones(len(texts), encoder.dimensions)
 

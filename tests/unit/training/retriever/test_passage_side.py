@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from regrad.training.retriever.learner import RetrieverLearner, open_dense
 from regrad.training.retriever.passage_side import PassageSide, RefresherHere
 from regrad.training.retriever.run import check_indexes, read_asked, write_trained
 from tests.tools.refusals import refused, refused_settings
+from tests.unit.retrieval.test_differentiable import observed
 from tests.unit.training.retriever.test_learner import ByWord, Kept, corpus, found_first, write_questions
 from tests.unit.training.retriever.test_learner import settings as plain
 
@@ -220,6 +221,30 @@ def test_the_new_index_is_of_the_trained_encoder_and_finds_what_answers(place: P
         expected = _side(learner).of(corpus()).detach()
         torch.testing.assert_close(torch.from_numpy(retriever.vectors.copy()), expected, atol=1e-5, rtol=1e-5)
         assert retriever.passages_encoder("cpu").digest() == retriever.passages_digest
+
+
+@pytest.mark.parametrize("objective", ["{kind: jsa}", "{kind: dro, samples: 4, shown: 2}"])
+def test_a_step_with_many_passages_is_the_same_in_passes_of_few_tokens(place: Path, objective: str) -> None:
+    def stepped(batch_tokens: int) -> tuple[list[torch.Tensor], list[int]]:
+        config = settings(place, 6, 0, f"objective={objective}", f"batch_tokens={batch_tokens}")
+        asked = read_asked(config)
+        with open_dense(config.index, config.k, "cpu") as retriever:
+            refresher = Counting()
+            learner = RetrieverLearner(
+                config, retriever, ByWord(), len(asked), torch.device("cpu"), refresher=refresher
+            )
+            parts = [module for module, _ in learner._finder.parts().values()]
+            with ExitStack() as stack:
+                observing = [stack.enter_context(observed(module)) for module in parts]
+                assert learner.step(asked[:6], 1.0).loss is not None
+        gradients = [p.grad for module in parts for p in module.parameters() if p.grad is not None]
+        return gradients, [tokens for one in observing for tokens in one.tokens]
+
+    expected, whole = stepped(10**6)
+    found, passes = stepped(30)
+    assert max(whole) > 100 and max(passes) <= 30
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_settings_of_refreshes_that_do_not_hold_together_are_refused(place: Path) -> None:

@@ -23,6 +23,7 @@ from regrad.training.retriever.likelihood import Asked
 from regrad.training.retriever.run import check_indexes, read_asked, write_trained
 from tests.tools.overlap import build_overlap_index
 from tests.tools.refusals import refused, refused_settings
+from tests.unit.retrieval.test_differentiable import observed
 from tests.unit.retrieval.test_reranked import save_cross_encoder
 from tests.unit.training.retriever.test_learner import Kept, found_first
 from tests.unit.training.retriever.test_learner import place as dense_place  # noqa: F401  (a fixture)
@@ -149,6 +150,27 @@ def test_dro_trains_a_question_encoder_as_the_other_objectives_do(dense_place: P
     write_trained(config, tmp_path / "product", _no_index)
     assert found_first(config.index, config) < 0.6
     assert found_first(config.output, config) > 0.8
+
+
+@pytest.mark.parametrize("objective", ["{kind: dro, samples: 8, shown: 2}", "{kind: marginal}"])
+def test_a_step_with_many_pairs_is_the_same_in_passes_of_few_tokens(place: Path, objective: str) -> None:
+    """Those that draw lists too, in which nothing is differentiated."""
+
+    def stepped(batch_tokens: int) -> tuple[list[Tensor], list[int]]:
+        config = settings(place, f"objective={objective}", f"batch_tokens={batch_tokens}")
+        asked = read_asked(config)
+        with open_trained_on(config, "cpu") as retriever:
+            learner = RetrieverLearner(config, retriever, FirstIs(), len(asked), torch.device("cpu"))
+            module = learner._finder.parts()["selector"][0]
+            with observed(module) as passes:
+                assert learner.step(asked, 1.0).loss is not None
+        return [p.grad for p in module.parameters() if p.grad is not None], passes.tokens
+
+    expected, whole = stepped(10**6)
+    found, passes = stepped(16)
+    assert max(whole) > 100 and max(passes) <= 16
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_a_question_of_which_the_index_finds_nothing_is_refused(place: Path, tmp_path: Path) -> None:
