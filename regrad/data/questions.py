@@ -191,6 +191,20 @@ class Fields:
             raise self.error(field, "a list")
         return value
 
+    def flag(self, field: str) -> bool:
+        """A zero or a one."""
+        value = self.fields.get(field)
+        if isinstance(value, str) or value not in (0, 1):
+            raise self.error(field, "0 or 1")
+        return bool(value)
+
+    def flags(self, field: str, count: int) -> list[bool]:
+        """That many zeros and ones."""
+        values = self.items(field)
+        if len(values) != count or any(isinstance(value, str) or value not in (0, 1) for value in values):
+            raise self.error(field, f"a list of {count} zeros and ones, one for each passage")
+        return [value == 1 for value in values]
+
     def records(self, field: str) -> list[Fields]:
         """A list of objects, as records."""
         return [self._inner(f"{field}[{i}]", item) for i, item in enumerate(self.items(field))]

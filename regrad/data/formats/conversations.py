@@ -30,8 +30,8 @@ def or_quac(file: QuestionFile) -> Iterator[Question]:
             turns += _turn(turn.text("question"), turn.record("answer").maybe("text") if turn.has("answer") else "")
         texts = record.strings("evidences") if record.fields.get("evidences") else ()
         passages = tuple(Passage(passage_id(text), "", text) for text in texts)
-        labels = record.items("retrieval_labels") if passages else []
-        gold = [passage.id for passage, label in zip(passages, labels, strict=False) if label == 1]
+        labels = record.flags("retrieval_labels", len(passages)) if passages else []
+        gold = [passage.id for passage, label in zip(passages, labels, strict=True) if label]
         name = record.text("qid")
         yield Question(
             name,
@@ -52,6 +52,7 @@ def doqa(file: QuestionFile) -> Iterator[Question]:
     conversation it is of, its id says up to `_q#`. The paragraph is the gold passage, its id a hash of its text.
     """
     before: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    last: dict[str, int] = {}
     for record in file.records("data"):
         title = record.maybe("title")
         paragraphs = record.records("paragraphs") if record.has("paragraphs") else [record]
@@ -60,9 +61,12 @@ def doqa(file: QuestionFile) -> Iterator[Question]:
             passage = Passage(passage_id(text), title, text)
             for asked in paragraph.records("qas") if paragraph.has("qas") else [paragraph]:
                 name = asked.text("id")
-                dialogue, mark, _ = name.rpartition("_q#")
-                if not mark:  # else the turns of all conversations would be one's
+                dialogue, mark, number = name.rpartition("_q#")
+                if not (mark and number.isdecimal()):  # else the turns of all conversations would be one's
                     raise asked.error("id", "the conversation's, _q# and a number")
+                if int(number) <= last.get(dialogue, -1):  # else a later turn would be among the earlier ones
+                    raise asked.error("id", f"after {dialogue}{mark}{last[dialogue]}, in the conversation's order")
+                last[dialogue] = int(number)
                 yield from _of_thread(file, asked, name, passage, tuple(before[dialogue]))
                 before[dialogue] += _turn(asked.text("question"), _given(asked))
 

@@ -106,11 +106,14 @@ def _marco_passages(name: str, record: Fields) -> tuple[list[Passage], list[str]
         return [], []
     if isinstance(record.fields["passages"], dict):
         columns = record.record("passages")
-        found = list(zip(columns.strings("passage_text"), columns.items("is_selected"), strict=False))
+        texts = columns.strings("passage_text")
+        chosen = columns.flags("is_selected", len(texts))
     else:
-        found = [(one.text("passage_text"), one.fields.get("is_selected")) for one in record.records("passages")]
-    passages = [Passage(f"{name}/{number}", "", text) for number, (text, _) in enumerate(found)]
-    return passages, [passage.id for passage, (_, chosen) in zip(passages, found, strict=True) if chosen == 1]
+        objects = record.records("passages")
+        texts = tuple(one.text("passage_text") for one in objects)
+        chosen = [one.has("is_selected") and one.flag("is_selected") for one in objects]
+    passages = [Passage(f"{name}/{number}", "", text) for number, text in enumerate(texts)]
+    return passages, [passage.id for passage, gold in zip(passages, chosen, strict=True) if gold]
 
 
 def hotpotqa(file: QuestionFile) -> Iterator[Question]:

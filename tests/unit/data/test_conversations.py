@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from regrad.data.questions import Question
 from regrad.errors import EvaluationError
 from tests.tools.refusals import refused
@@ -39,6 +41,19 @@ def test_an_id_that_names_no_conversation_is_refused(tmp_path: Path) -> None:
     rows = [{"title": "Bread", "context": "Yes.", **DOQA_QAS[0], "id": name} for name in ("a-0", "b-0")]
     with refused(EvaluationError, "wrong_field", field="id"):
         read(write(tmp_path / "rows.jsonl", lines(*rows)), "doqa")
+
+
+def test_turns_out_of_order_are_refused_since_a_later_one_would_be_history(tmp_path: Path) -> None:
+    rows = [{"title": "Bread", "context": "Yes.", **qa} for qa in (DOQA_QAS[2], DOQA_QAS[0])]
+    with refused(EvaluationError, "wrong_field", field="id"):
+        read(write(tmp_path / "rows.jsonl", lines(*rows)), "doqa")
+
+
+@pytest.mark.parametrize("labels", [[1], [1, 0, 0], ["1", "0"], [1, 2]])
+def test_labels_that_are_not_one_for_each_passage_are_refused(tmp_path: Path, labels: list[object]) -> None:
+    record = {**OR_QUAC, "retrieval_labels": labels}
+    with refused(EvaluationError, "wrong_field", field="retrieval_labels"):
+        read(write(tmp_path / "dev.txt", lines(record)), "or-quac")
 
 
 def test_a_file_of_ones_own_may_have_turns(tmp_path: Path) -> None:

@@ -327,6 +327,12 @@ def test_ms_marco_in_each_of_its_forms(tmp_path: Path) -> None:
     assert read(write(tmp_path / "dev_v2.1.json", columns), "ms-marco") == [expected]
     assert read(write(tmp_path / "dev.jsonl", lines(without, MARCO)), "ms-marco") == [expected]
     assert read(write(tmp_path / "rows.json", rows), "ms-marco") == [expected]
+    for selected in ([1], [0, 1, 0], ["0", "1"]):
+        uneven = {**MARCO, "passages": {"is_selected": selected, "passage_text": ["It is a tower.", "It is tall."]}}
+        with refused(EvaluationError, "wrong_field", field="is_selected"):
+            read(write(tmp_path / "uneven.jsonl", lines(uneven)), "ms-marco")
+    unmarked = {**MARCO, "passages": [{"passage_text": "It is a tower."}]}
+    assert read(write(tmp_path / "unmarked.jsonl", lines(unmarked)), "ms-marco")[0].passage_ids == ()
     bare = {key: value for key, value in MARCO.items() if key != "answers"}
     with refused(EvaluationError, "missing_field", field="answers"):
         read(write(tmp_path / "eval.jsonl", bare), "ms-marco")
