@@ -130,7 +130,7 @@ class RetrieverDeployment:
         try:
             with self._watch.span("retrieve", ask.traceparent, k=ask.k if named is None else len(named)):
                 if named is None:
-                    (hits,) = retriever.search([ask.question], ask.k)
+                    (hits,) = retriever.search([ask.query], ask.k)
                 else:
                     hits = [Hit(passage, 0.0) for passage in retriever.passages(named)]
         except RegradError as error:

@@ -13,6 +13,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 import ray
+import torch
+from torch import Tensor
 
 from regrad.data.questions import Question
 from regrad.errors import RegradError
@@ -43,6 +45,7 @@ T = TypeVar("T")
 
 _RELEASES = 4
 _STALL_SECONDS = 300.0
+_READ_TOKENS = 2048  # in one pass of reading, during which nothing is decoded
 
 
 def model_devices() -> list[str]:
@@ -203,15 +206,22 @@ class GeneratorDeployment:
         parts = [replace(retrieved, hits=(hit,)) for hit in retrieved.hits]
         sums = [None] * len(parts) if gradients is None else gradients.apart()
         pairs = zip(parts, sums, strict=True)
-        prepared = await _all(self._prepared(builder, ask, part, total, shown) for part, total in pairs)
-        seconds = time.perf_counter() - began
-        answers = await _all(self._whole(one.request, ask.seconds) for one in prepared)
-        # On the decoding thread, which alone may run the model; text by text, so that others go on in between.
-        read = []
-        for text in builder.texts_to_read(ask, answers):
-            reading = self._loop.run(partial(builder.likelihoods, ask, prepared, text))
-            read.append(await asyncio.wait_for(asyncio.wrap_future(reading), ask.seconds))
+        async with asyncio.timeout(ask.seconds):
+            prepared = await _all(self._prepared(builder, ask, part, total, shown) for part, total in pairs)
+            seconds = time.perf_counter() - began
+            answers = await _all(self._whole(one.request, ask.seconds) for one in prepared)
+            texts = builder.texts_to_read(ask, answers)
+            read = [await self._read(builder, ask, prepared, text) for text in texts]
         return *builder.chosen(ask, retrieved, prepared, answers, read), seconds
+
+    async def _read(self, builder: RequestBuilder, ask: Ask, prepared: Sequence[Prepared], text: str) -> Tensor:
+        """The text's likelihood with each passage [K]: on the decoding thread, which alone may run the model, and pass
+        by pass, so that others go on in between."""
+        found_K = torch.empty(len(prepared))
+        for reading in builder.readings(prepared, text):
+            likelihood_n: Tensor = await asyncio.wrap_future(self._loop.run(partial(builder.read, ask, reading)))
+            found_K[list(reading.places)] = likelihood_n
+        return found_K
 
     async def _whole(self, request: DecodingRequest, seconds: float) -> Finished:
         async with contextlib.aclosing(self._decode(request, seconds)) as events:
@@ -285,7 +295,7 @@ class GeneratorDeployment:
     def _open_builder(self, meta_init: MetaInit) -> RequestBuilder:
         bound = BoundMetaInit(self._lm, meta_init)
         fitter = PromptFitter(self._lm, meta_init.model.prompts, self._config.on_overflow)
-        reader = ReplyReader(self._lm, meta_init.model.prompts)
+        reader = ReplyReader(self._lm, meta_init.model.prompts, _READ_TOKENS)
         return RequestBuilder(bound, fitter, self._offers, self._own, self._pool, reader)
 
     async def weights_digest(self) -> str:

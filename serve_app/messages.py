@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from regrad.data.questions import QuestionKind
+from regrad.data.questions import Question, QuestionKind, Turns
 from regrad.methods.base import BankNeed, BankState, Contributions, Note, PassageUse
 from regrad.retrieval.hits import Hit
 
@@ -46,8 +46,8 @@ class Sampling:
 class Ask:
     """One validated question, the same for every protocol: how to answer it, and no answers, unlike a `Question`.
 
-    Passages are retrieved for `question`, and the prompt asks it; with `raw` it is the prompt itself, and passages, if
-    the method puts any there, go in front of it. `turns` came before it. `seconds` is what is left of its time,
+    The prompt asks `question`; with `raw` it is the prompt itself, and passages, if the method puts any there, go in
+    front of it. `turns` came before it. `seconds` is what is left of its time,
     `traceparent` the W3C trace context that it belongs to.
     """
 
@@ -66,6 +66,16 @@ class Ask:
     request_id: str = ""
     seconds: float = 60.0
     traceparent: str = ""
+
+    @property
+    def said(self) -> Turns:
+        """The turns without instructions (of role `system`), as the questions of an evaluation have them."""
+        return tuple((turn.role, turn.content) for turn in self.turns if turn.role != "system")
+
+    @property
+    def query(self) -> str:
+        """What passages are searched for, as in an evaluation: the question and then what was said before it."""
+        return Question("", self.question, (), turns=self.said).query
 
 
 @dataclass(frozen=True)

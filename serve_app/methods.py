@@ -31,6 +31,7 @@ from regrad.methods.base import (
 from regrad.methods.demonstrations import DemonstrationPool, repeats
 from regrad.methods.one_by_one import ReplyReader, best_of, different, log_prior, together, without_each
 from regrad.methods.policies import PromptFitter
+from regrad.methods.reading import AnswerBatch
 from regrad.methods.regrad import BoundMetaInit
 from regrad.retrieval.config import OneByOneConfig
 from serve_app.config import ServeConfig
@@ -206,7 +207,9 @@ class RequestBuilder:
     def demonstrations(self, ask: Ask) -> tuple[Question, ...]:
         """Those that the request's method gets; raises `MethodError` or `RetrievalError` if they cannot be found."""
         settings = self.opened(ask).offer.settings
-        return self._pool.chosen(settings, [_question(ask)])[0] if settings.demonstrations else ()
+        return (
+            self._pool.chosen(settings, [replace(_question(ask), turns=ask.said)])[0] if settings.demonstrations else ()
+        )
 
     def prepare(
         self,
@@ -253,9 +256,13 @@ class RequestBuilder:
         )
         return Prepared(request, plan)
 
-    def likelihoods(self, ask: Ask, prepared: Sequence[Prepared], text: str) -> Tensor:
-        """log p(answer) [K] of a text with each of the passages, which were prepared one by one. Runs the model."""
-        return self._reader.likelihoods(self._one_by_one(ask), [one.plan for one in prepared], [text])[0]
+    def readings(self, prepared: Sequence[Prepared], text: str) -> list[AnswerBatch]:
+        """A text with each of the passages, which were prepared one by one, in passes for `read`."""
+        return self._reader.batches([one.plan for one in prepared], text)
+
+    def read(self, ask: Ask, reading: AnswerBatch) -> Tensor:
+        """log p(answer) [n] of one pass. Runs the model."""
+        return self._reader.read(self._one_by_one(ask), reading)
 
     def texts_to_read(self, ask: Ask, answers: Sequence[Finished]) -> list[str]:
         """The texts whose likelihoods decide between answers with one passage each, or tell what each one did."""
@@ -269,10 +276,10 @@ class RequestBuilder:
         """Of answers with one passage each the best, and one plan that stands for all, with what each passage did.
 
         `read` are the likelihoods of `texts_to_read`. Left out, a passage takes its answer's likelihood with it, and
-        the others share its weight; `norms` are those of the method.
+        the others share its weight; `norms` are those of the method. Raises `ModelError` as `best_of` does.
         """
         prior_K = log_prior(self._one_by_one(ask), [hit.score for hit in found.hits], found.temperature)
-        best = best_of(prior_K, answers, torch.stack(read) if read else None)
+        best = best_of(_question(ask), prior_K, answers, torch.stack(read) if read else None)
         if ask.contributions == "leave_one_out" and read:
             values = without_each(prior_K, read[different(answers).index(best.text)])
             uses = [_contributing(one.plan.uses, value) for one, value in zip(prepared, values, strict=True)]
@@ -301,4 +308,4 @@ class RequestBuilder:
 
 
 def _contributing(uses: Sequence[PassageUse], value: float) -> tuple[PassageUse, ...]:
-    return tuple(replace(use, contribution=value) for use in uses)
+    return tuple(use if use.missing else replace(use, contribution=value) for use in uses)

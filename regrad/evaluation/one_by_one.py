@@ -56,13 +56,14 @@ class OneByOne:
             answers = [next(made) for _ in asked]
             scores = evidence.scores or [0.0] * len(some)
             pairs = [(scores[place], some[place][0]) for place in asked]
-            best = self._best(pairs, answers) if answers else None
+            best = self._best(evidence, pairs, answers) if answers else None
             if best is not None:
                 finished()
             chosen.append((together([plan for plan, _ in some]), best))
         return chosen
 
-    def _best(self, pairs: Sequence[tuple[float, Plan]], answers: Sequence[Finished]) -> Finished:
+    def _best(self, evidence: Evidence, pairs: Sequence[tuple[float, Plan]], answers: Sequence[Finished]) -> Finished:
         texts, plans = different(answers), [plan for _, plan in pairs]
         read = self._reader.likelihoods(self._settings, plans, texts) if len(texts) > 1 else None
-        return best_of(log_prior(self._settings, [score for score, _ in pairs], self._trained_at), answers, read)
+        prior_K = log_prior(self._settings, [score for score, _ in pairs], self._trained_at)
+        return best_of(evidence.question, prior_K, answers, read)

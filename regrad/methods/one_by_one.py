@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from regrad.data.questions import Question
+from regrad.errors import ModelError
 from regrad.inference.rows import Finished
 from regrad.methods.base import Evidence, Plan
-from regrad.methods.reading import LikelihoodReader
+from regrad.methods.reading import AnswerBatch, LikelihoodReader
 from regrad.retrieval.config import OneByOneConfig
 
 if TYPE_CHECKING:
     from regrad.models.loading import LanguageModel
     from regrad.prompts import PromptFormat
-
-_BATCH_TOKENS = 16384
 
 
 def apart(evidence: Evidence) -> list[Evidence]:
@@ -67,14 +67,23 @@ def without_each(log_prior_K: Tensor, likelihood_K: Tensor) -> list[float]:
     return [total - one for one in left]
 
 
-def best_of(log_prior_K: Tensor, answers: Sequence[Finished], likelihood_NK: Tensor | None) -> Finished:
+def best_of(
+    question: Question, log_prior_K: Tensor, answers: Sequence[Finished], likelihood_NK: Tensor | None
+) -> Finished:
     """The answer with the largest marginal likelihood; its tokens are those of all.
 
     Passages and the answers with one of them each are in one order; `likelihood_NK` of the N different texts with each
-    passage may be None if there is only one.
+    passage may be None if there is only one. Raises `ModelError` if one is not finite.
     """
     texts, best = different(answers), 0
     if likelihood_NK is not None:
+        if not bool(log_prior_K.isfinite().all() and likelihood_NK.isfinite().all()):
+            raise ModelError(
+                f"the answers to {question.question!r:.80} with one passage each have no finite likelihoods; load the "
+                "model in float32, or lower the method's gamma",
+                code="likelihood_not_finite",
+                question=question.question,
+            )
         best = int(marginal_scores(log_prior_K, likelihood_NK).argmax())
     given = next(answer for answer in answers if answer.text == texts[best])
     return replace(
@@ -85,14 +94,25 @@ def best_of(log_prior_K: Tensor, answers: Sequence[Finished], likelihood_NK: Ten
 
 
 class ReplyReader:
-    """Reads answers with each of the passages. It runs the model."""
+    """Reads answers with each of the passages, at most `batch_tokens` padded tokens in a pass. It runs the model."""
 
-    def __init__(self, lm: LanguageModel, prompts: PromptFormat | None = None) -> None:
-        self._reader = LikelihoodReader(lm, _BATCH_TOKENS, prompts)
+    def __init__(self, lm: LanguageModel, prompts: PromptFormat | None = None, batch_tokens: int = 16384) -> None:
+        self._reader = LikelihoodReader(lm, batch_tokens, prompts, decoded=True)
 
     def likelihoods(self, settings: OneByOneConfig, plans: Sequence[Plan], texts: Sequence[str]) -> Tensor:
         """log p(y|x, h) [N, K] of N texts under K plans with one passage each."""
         pairs = [(plan, text) for text in texts for plan in plans]
-        reduction = "mean" if settings.per_token else "sum"
-        read = self._reader.log_likelihoods([plan for plan, _ in pairs], [text for _, text in pairs], reduction)
-        return read.reshape(len(texts), len(plans))
+        found = torch.empty(len(pairs))
+        for batch in self._reader.batches([plan for plan, _ in pairs], [text for _, text in pairs]):
+            found[list(batch.places)] = self.read(settings, batch)
+        return found.reshape(len(texts), len(plans))
+
+    def batches(self, plans: Sequence[Plan], text: str) -> list[AnswerBatch]:
+        """What is read of a text with each of the passages, pass by pass; it does not run the model."""
+        return list(self._reader.batches(plans, [text] * len(plans)))
+
+    def read(self, settings: OneByOneConfig, batch: AnswerBatch) -> Tensor:
+        """log p(y|x, h) [n] of one pass, on the CPU."""
+        with torch.no_grad():
+            losses_n = self._reader.losses(batch, batch.updates(), "mean" if settings.per_token else "sum")
+        return -losses_n.float().cpu()

@@ -53,17 +53,27 @@ class AnswerBatch:
 
 
 class LikelihoodReader:
-    """Reads answers with one model, at most `batch_tokens` padded tokens at a time; its own prompts without others."""
+    """Reads answers with one model, at most `batch_tokens` padded tokens at a time; its own prompts without others.
 
-    def __init__(self, lm: LanguageModel, batch_tokens: int, prompts: PromptFormat | None = None) -> None:
+    `decoded` answers were made with one of the plans each, whose prompts are known to fit. A passage stays in its
+    prompt then, and an answer is read as far as it fits behind the longest of its prompts, lest reading fail where
+    decoding did not: written anew, and with its end, it may have a token more.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, batch_tokens: int, prompts: PromptFormat | None = None, decoded: bool = False
+    ) -> None:
         self._lm, self._batch_tokens, self._prompts = lm, batch_tokens, prompts or lm.config.prompts
+        self._decoded = decoded
 
     def batches(self, plans: Sequence[Plan], answers: Sequence[str]) -> Iterator[AnswerBatch]:
         """Rows of similar length together; a passage that does not fit is left out of the prompt.
 
-        Raises `PromptTooLong` where question and answer alone do not fit.
+        Raises `PromptTooLong` where question and answer alone do not fit; of `decoded` answers see the class.
         """
         rows = [self._tokens(*pair) for pair in zip(plans, answers, strict=True)]
+        if self._decoded:
+            rows = self._cut(rows, answers)
         batch = pad_batch([ids for ids, _ in rows], [start for _, start in rows], self._lm.pad_id, self._lm.device)
         for chunk in row_chunks(batch, self._batch_tokens):
             places = tuple(chunk.tolist())
@@ -94,11 +104,22 @@ class LikelihoodReader:
 
     def _tokens(self, plan: Plan, answer: str) -> tuple[list[int], int]:
         """Prompt and answer, and where the answer begins."""
-        prompts, prompt = self._prompts, plan.prompt
-        ending = [*self._lm.encode(prompts.reply(answer)), *self._lm.ending]
-        ids = [*prompt.virtual, *self._lm.encode_prompt(prompt.text(prompts))]
+        prompts, prompt, raw = self._prompts, plan.prompt, plan.prompt.evidence.raw
+        text = prompts.answer_text(answer) if raw else prompts.reply(answer)
+        ending = [*self._lm.encode(text), *self._lm.ending]
+        ids = [*prompt.virtual, *self._lm.encode_prompt(prompt.text(prompts), raw)]
         tokens = len(ids) + len(ending)
+        if self._decoded:
+            return [*ids, *ending], len(ids)
         if prompt.passages and tokens > self._lm.within(tokens):
-            ids = [*prompt.virtual, *self._lm.encode_prompt(replace(prompt, passages=()).text(prompts))]
+            ids = [*prompt.virtual, *self._lm.encode_prompt(replace(prompt, passages=()).text(prompts), raw)]
         self._lm.check_length(len(ids), len(ending))
         return [*ids, *ending], len(ids)
+
+    def _cut(self, rows: Sequence[tuple[list[int], int]], answers: Sequence[str]) -> list[tuple[list[int], int]]:
+        """Each answer's tokens up to the number that fits behind all of its prompts."""
+        room: dict[str, int] = {}
+        for (ids, start), answer in zip(rows, answers, strict=True):
+            fits = self._lm.within(len(ids)) - start
+            room[answer] = min(fits, room.get(answer, fits))
+        return [(ids[: start + room[answer]], start) for (ids, start), answer in zip(rows, answers, strict=True)]

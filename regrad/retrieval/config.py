@@ -95,6 +95,12 @@ class RerankConfig(Settings):
         512, ge=8, description="limit for question and passage together; longer passages are truncated"
     )
     batch_size: int = Field(32, ge=1)
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        description="of a model that `regrad retriever` has trained: what divided its scores, which are logits then; "
+        "null: scores as the model's own settings say",
+    )
 
 
 class IndexConfig(Settings):
@@ -215,6 +221,6 @@ class OneByOneConfig(Settings):
         None,
         gt=0,
         description="divides the retrieval scores before the softmax over passages; null: that with which the index's "
-        "question encoder was trained, or 1",
+        "question encoder or selector was trained, or 1",
     )
     per_token: bool = Field(False, description="divide the log-likelihood of an answer by its number of tokens")

@@ -51,6 +51,7 @@ class CrossEncoder:
                 "reranking needs sentence-transformers: pip install 'regrad[dense]'", code="no_encoders"
             ) from error
         # Here, as the kind of an index is asked without loading a model.
+        from torch.nn import Identity
         from transformers import AutoConfig
 
         from regrad.models.loading import resolve_path
@@ -74,6 +75,8 @@ class CrossEncoder:
             ) from error
         self._model.eval()
         self._batch = settings.batch_size
+        # The model's own (None), often a sigmoid, squeezes the scores whose softmax was trained.
+        self._activation = Identity() if settings.temperature is not None else None
 
     @property
     def module(self) -> nn.Module:
@@ -105,7 +108,10 @@ class CrossEncoder:
     def scores(self, question: str, passages: Sequence[Passage]) -> list[float]:
         """One score a passage, higher is better; raises `RetrievalError` for one that is not finite."""
         pairs = [(question, _text(passage)) for passage in passages]
-        found = [float(score) for score in self._model.predict(pairs, batch_size=self._batch, show_progress_bar=False)]
+        predicted = self._model.predict(
+            pairs, batch_size=self._batch, show_progress_bar=False, activation_fn=self._activation
+        )
+        found = [float(score) for score in predicted]
         for passage, score in zip(passages, found, strict=True):
             if not math.isfinite(score):
                 raise RetrievalError(
@@ -171,6 +177,11 @@ class RerankedRetriever(Retriever):
     def bank(self) -> tuple[str, int] | None:
         """See `Retriever`."""
         return self._inner.bank
+
+    @property
+    def temperature(self) -> float | None:
+        """See `Retriever`."""
+        return self._settings.temperature
 
     def newest(self) -> Retriever:
         """See `Retriever`. Both versions have one cross-encoder."""

@@ -184,7 +184,8 @@ class ChatRequest(Completing):
 
     messages: list[Message] = Field(
         min_length=1,
-        description="the last one is the user's question; passages are retrieved for it",
+        description="the last one is the user's question; passages are searched for by it and the messages before it, "
+        "but for those of role system or developer",
         examples=[[{"role": "user", "content": "Where was Ada Lovelace born?"}]],
     )
     max_completion_tokens: int | None = Field(None, ge=1)

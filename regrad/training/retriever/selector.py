@@ -25,7 +25,13 @@ from regrad.training.retriever.finder import Found
 def selector_settings(config: RetrieverTrainConfig, index: str, model: str) -> RerankConfig:
     """Those of an index that this run's selector reranks: the model at `model` over `index`, as deep as was trained."""
     assert config.selector is not None
-    return RerankConfig(index=index, model=model, depth=config.k, max_tokens=config.selector.max_tokens)
+    return RerankConfig(
+        index=index,
+        model=model,
+        depth=config.k,
+        max_tokens=config.selector.max_tokens,
+        temperature=config.temperature,
+    )
 
 
 def nothing_found(index: str, question: Question) -> TrainingError:

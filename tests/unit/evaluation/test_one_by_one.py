@@ -10,7 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from regrad.data.passages import Passage
 from regrad.data.questions import Question
+from regrad.errors import ModelError
 from regrad.evaluation.config import EvalBatchConfig
 from regrad.evaluation.one_by_one import OneByOne
 from regrad.evaluation.runner import Generator
@@ -18,7 +20,7 @@ from regrad.inference.rows import DecodingRequest, Finished
 from regrad.lab.sets import Many
 from regrad.lab.world import World
 from regrad.methods.base import Evidence, NoAtoms, Plan
-from regrad.methods.one_by_one import apart, log_prior, marginal_scores, without_each
+from regrad.methods.one_by_one import ReplyReader, apart, best_of, log_prior, marginal_scores, without_each
 from regrad.methods.policies import PromptFitter
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.reading import LikelihoodReader
@@ -26,6 +28,7 @@ from regrad.models.config import ModelConfig
 from regrad.models.loading import LanguageModel, load_language_model
 from regrad.retrieval.config import OneByOneConfig
 from regrad.settings import builtin_config, load_settings
+from tests.tools.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +160,59 @@ def test_a_question_that_the_model_cannot_be_asked_has_no_answer(lm: LanguageMod
     plans = one_by_one.plans([evidence])
     found = one_by_one.answers([evidence], plans, lambda plan: (plan, None), lambda requests: [])
     assert [answer for _, answer in found] == [None]
+
+
+def finished(text: str) -> Finished:
+    return Finished(text, "stop", 1, 1, 0.0, 0.0, 0.0, 1)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_answers_without_finite_likelihoods_are_refused_with_their_question(broken: float) -> None:
+    question, prior = Question("", "Who?", ()), torch.zeros(2).log_softmax(0)
+    answers = [finished("a"), finished("b")]
+    with refused(ModelError, "likelihood_not_finite", question="Who?"):
+        best_of(question, prior, answers, torch.tensor([[-1.0, -2.0], [broken, -1.0]]))
+    with refused(ModelError, "likelihood_not_finite", question="Who?"):
+        best_of(question, torch.tensor([broken, 0.0]), answers, torch.tensor([[-1.0, -2.0], [-3.0, -1.0]]))
+
+
+def test_an_answer_that_was_decoded_can_be_read_however_little_room_is_left(lm: LanguageModel) -> None:
+    """The end of an answer, and what another tokenisation adds to it, need not fit behind a prompt that does."""
+    fitter, method, tokens = PromptFitter(lm, lm.config.prompts, "drop"), PromptOnlyConfig(name="rag").open(lm), 4
+    most = lm.context_length
+    assert most is not None
+    fitting = []
+    for words in range(most):
+        passages = (Passage("a", "", "word " * words), Passage("b", "", "short"))
+        plans = method.answer_plans(apart(Evidence(Question("", "Who?", ()), passages)), NoAtoms())
+        fitted = [fitter.fitted(plan, tokens) for plan in plans]
+        if not fitted[0].plan.prompt.passages:
+            break
+        fitting = fitted
+    assert most - tokens - 2 < len(fitting[0].ids) <= most - tokens, "the longest that fits"
+    text = "one two three four five six"
+    reader = ReplyReader(lm)
+    (batch,) = reader.batches([one.plan for one in fitting], text)
+    assert batch.tokens.ids.shape[1] <= most
+    rows = {place: batch.tokens.take(torch.tensor([row])) for row, place in enumerate(batch.places)}
+    answered = {place: int(row.predicted.sum()) for place, row in rows.items()}
+    assert answered[0] == answered[1] == most - len(fitting[0].ids), "as many tokens behind each prompt"
+    for place, row in rows.items():
+        ids = row.ids[0][row.ids[0] != lm.pad_id].tolist()
+        assert ids[: len(fitting[place].ids)] == list(fitting[place].ids), "with the passage, as it was decoded"
+    found = reader.likelihoods(OneByOneConfig(), [one.plan for one in fitting], [text])
+    assert found.shape == (1, 2) and bool(found.isfinite().all())
+
+
+def test_a_raw_prompt_is_read_as_it_was_decoded(lm: LanguageModel) -> None:
+    lm.tokenizer.chat_template = "{% for m in messages %}Question: {{ m['content'] }}\nAnswer:{% endfor %}"
+    prompts = lm.config.prompts.model_copy(update={"chat": True})
+    chat = replace(lm, config=lm.config.model_copy(update={"prompts": prompts}))
+    evidence = Evidence(Question("", "Anna lives in", ()), (Passage("1", "", "Anna was born in Rome."),), raw=True)
+    plans = PromptOnlyConfig(name="rag").open(chat).answer_plans([evidence], NoAtoms())
+    fitted = PromptFitter(chat, prompts, "drop").fitted(plans[0], 6)
+    (batch,) = ReplyReader(chat).batches([fitted.plan], "Rome")
+    start = len(fitted.ids)
+    assert batch.tokens.ids[0, :start].tolist() == list(fitted.ids)
+    read = lm.tokenizer.decode(batch.tokens.ids[0, start:].tolist())
+    assert read.strip().startswith("Rome"), read

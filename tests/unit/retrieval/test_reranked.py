@@ -101,6 +101,21 @@ def test_only_what_the_index_finds_first_is_read(tmp_path: Path, model: str) -> 
         assert len(retriever.search_ids([QUESTION], 5)[0]) == 5, "k, if that is more"
 
 
+def test_a_model_that_was_trained_here_scores_as_in_its_training(tmp_path: Path, model: str) -> None:
+    pairs = [(QUESTION, passage) for passage in PASSAGES]
+    logits = CrossEncoder(RerankConfig(index="any", model=model)).logits(pairs).tolist()
+    trained = RerankConfig(index=f"{tmp_path}/index", model=model, temperature=0.5)
+    build_overlap_index(PASSAGES, trained.index)
+    rerank_index(trained, f"{tmp_path}/trained")
+    with open_retriever(f"{tmp_path}/trained") as retriever:
+        (found,) = retriever.search_ids([QUESTION], 12)
+        assert retriever.temperature == 0.5
+    expected = {passage.id: pytest.approx(logit, abs=1e-5) for passage, logit in zip(PASSAGES, logits, strict=True)}
+    assert dict(found) == expected and min(logits) < 0, "no sigmoid is below 0"
+    with open_retriever(reranked(tmp_path, model)) as retriever:
+        assert retriever.temperature is None
+
+
 def test_a_model_that_is_no_cross_encoder_is_refused(tmp_path: Path, model: str) -> None:
     _tokenizer().save_pretrained(tmp_path / "encoder")
     BertModel(_config(num_labels=1)).save_pretrained(tmp_path / "encoder")

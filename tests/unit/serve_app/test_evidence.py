@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from regrad.bank.config import TiersConfig
 from regrad.bank.reader import BankReader
+from regrad.data.questions import Question
 from regrad.errors import BankError, PassageNotFound
 from regrad.meta_init import MetaInit
 from regrad.methods.base import BankNeed, BankState
+from regrad.retrieval.base import Retriever
 from regrad.retrieval.hits import Hit
 from serve_app import evidence as module
 from serve_app.config import ServeConfig
-from serve_app.evidence import BankLoaderDeployment
-from serve_app.messages import Ask, GradientSum, Release, Retrieved, RoutedAsk
+from serve_app.evidence import BankLoaderDeployment, RetrieverDeployment
+from serve_app.messages import Ask, GradientSum, Release, Retrieved, RoutedAsk, Turn
 from tests.tools.banks import PASSAGES
 from tests.tools.releasing import commit, setup
 
@@ -162,3 +165,35 @@ def test_each_request_of_several_gets_what_it_needs(config: ServeConfig) -> None
     assert [each.uses[0].missing for each in (deletions, total, parts, unread)] == [True, False, False, True]
     assert (total.parts is None, parts.parts is None) == (True, False)
     assert unread.uses[0].problem
+
+
+class Searched(Retriever):
+    """Gives one passage, and remembers what was searched for."""
+
+    def __init__(self) -> None:
+        self.queries: list[str] = []
+
+    def ranked(self, questions: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
+        raise NotImplementedError
+
+    def search(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
+        self.queries += questions
+        return [[Hit(PASSAGES[0], 1.0)] for _ in questions]
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_conversation_is_searched_for_as_in_an_evaluation(
+    config: ServeConfig, monkeypatch: pytest.MonkeyPatch, recorded: Any
+) -> None:
+    searched = Searched()
+    monkeypatch.setattr(module, "open_retriever", lambda *_: searched)
+    retriever = RetrieverDeployment(config)
+    said = (Turn("system", "Be brief."), Turn("user", "Who is Anna?"), Turn("assistant", "A painter."))
+    ask = Ask("Where was she born?", turns=said)
+    (found,) = retriever.retrieve([RoutedAsk(ask, release(config), True, BankNeed.NOTHING)])
+    retriever.index.close()
+    assert isinstance(found, Retrieved) and found.temperature is None
+    evaluated = Question("", ask.question, (), turns=(("user", "Who is Anna?"), ("assistant", "A painter.")))
+    assert searched.queries == [evaluated.query]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from regrad.meta_init import MetaInit
 from regrad.methods.base import AtomProvider, Atoms, Evidence, Method, Plan, open_question
 from regrad.methods.one_by_one import ReplyReader, apart
 from regrad.methods.policies import PromptFitter
+from regrad.methods.reading import AnswerBatch
 from regrad.methods.regrad import BoundMetaInit
 from regrad.models.loading import LanguageModel
 from regrad.retrieval.config import OneByOneConfig
@@ -195,3 +197,31 @@ def test_a_question_without_passages_is_answered_as_without_the_setting(
         assert isinstance(answered, Answered), answered
         texts.append((answered.text, answered.degraded))
     assert texts[0] == texts[1] and "no passage was found" in str(texts[0][1][0])
+
+
+def test_one_deadline_holds_for_all_of_it_and_a_late_request_reads_no_further(
+    tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta_init.save(tmp_path / "meta-init")
+    served = config(meta_init=str(tmp_path / "meta-init"), methods=[{"name": "rag", **APART}])
+    release = Release("main", served.meta_init, "b", 1, meta_init.fingerprint)
+    found = Retrieved(tuple(Hit(*pair) for pair in zip(passages[:3], SCORES, strict=True)), 0.0)
+    read, readings = ReplyReader.read, []
+
+    def slowly(self: ReplyReader, settings: OneByOneConfig, batch: AnswerBatch) -> torch.Tensor:
+        readings.append(batch.places)
+        time.sleep(1.0)
+        return read(self, settings, batch)
+
+    monkeypatch.setattr(ReplyReader, "read", slowly)
+    (offer,) = offers_of(served).values()
+    generator = GeneratorDeployment(served)
+
+    def asked(seconds: float) -> Answered | Exception:
+        readings.clear()
+        routed = offer.routed(Ask("Who?", "rag", sampling=TOKENS, seconds=seconds), release)
+        (answered,) = answers(generator, [routed], [found], None).values()
+        return answered
+
+    assert isinstance(asked(60.0), Answered) and len(readings) >= 2, "each reading would be in time"
+    assert isinstance(asked(1.5), TimeoutError) and len(readings) <= 2
