@@ -7,7 +7,7 @@ if settings and data are the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from regrad.errors import TrainingError
@@ -52,19 +52,30 @@ def check_unfinished(storage: Storage, config: TrainConfig, data: Mapping[str, A
         )
 
 
-def note_finished(config: TrainConfig, data: Mapping[str, Any]) -> None:
-    """Say in the directory of the result, which is complete, what it was trained with."""
-    Storage(config.output).write(FINISHED, as_written(config, data))
+def note_finished(config: TrainConfig, data: Mapping[str, Any], others: Sequence[str] = ()) -> None:
+    """Say in the directories of the result and of the `others`, which are complete, what they were trained with."""
+    for uri in (config.output, *others):
+        Storage(uri).write(FINISHED, as_written(config, data))
 
 
-def is_finished(config: TrainConfig, data: Mapping[str, Any], replaces: bool = False) -> bool:
-    """Whether `config.output` is the result of just these settings and data, so that nothing is left to do.
+def is_finished(
+    config: TrainConfig, data: Mapping[str, Any], replaces: bool = False, others: Sequence[str] = ()
+) -> bool:
+    """Whether `config.output` is the result of just these settings and data, so that nothing is left to do; and the
+    results of the run at `others`, if it has several.
 
-    Raises `TrainingError` if it is that of others, unless the new one `replaces` it. An unfinished run goes first,
+    Raises `TrainingError` if one is that of others, unless the new one `replaces` it. An unfinished run goes first,
     `checkpoints.resume` false takes up nothing, and what was not made by a training's job says nothing of itself.
     """
-    output = Storage(config.output)
-    if not config.checkpoints.resume or run_storage(config).exists(UNFINISHED) or not output.exists(FINISHED):
+    if not config.checkpoints.resume or run_storage(config).exists(UNFINISHED):
+        return False
+    # All of them, so that one of other settings is refused even if another is missing.
+    found = [_is_result(Storage(uri), config, data, replaces) for uri in (config.output, *others)]
+    return all(found)
+
+
+def _is_result(output: Storage, config: TrainConfig, data: Mapping[str, Any], replaces: bool) -> bool:
+    if not output.exists(FINISHED):
         return False
     remedy = "remove it, or have it replaced with checkpoints.resume=false"
     differences = _differing(output, FINISHED, config, data, remedy)

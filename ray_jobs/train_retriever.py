@@ -20,7 +20,7 @@ from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.run import (
     check_indexes,
     check_outputs,
-    data_digest,
+    data_digests,
     results_of,
     retriever_worker,
     write_trained,
@@ -38,15 +38,17 @@ def run(config: RetrieverTrainConfig) -> str:
     config.method.check()
     require_model(config.model.path)
     check_indexes(config)
-    data = {"data": data_digest(config)}
-    if is_finished(config, data) and all(Storage(uri).exists(card) for uri, card in results_of(config)):
+    data = data_digests(config)
+    results = results_of(config)
+    others = [uri for uri, _ in results if uri != config.output]
+    if is_finished(config, data, others=others) and all(Storage(uri).exists(card) for uri, card in results):
         return finished_line(f"retriever at {_places(config)}")
 
     def keep(checkpoint: Path) -> tuple[int, dict[str, Any]]:
         trained = checkpoint / TRAINED
         notes = json.loads((trained / CARD).read_text())["notes"]
         passages = write_trained(config, trained, partial(index_anew, config))
-        note_finished(config, data)
+        note_finished(config, data, others)
         return passages, notes
 
     leaner = "use fewer workers (cluster.workers), a smaller batch_tokens or a smaller k"

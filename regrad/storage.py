@@ -236,6 +236,12 @@ def check_writable(uri: str) -> None:
         raise StorageError(text, code="refused", uri=uri, verb="write") from error
 
 
+def same_place(uri: str) -> str:
+    """A location in one of its forms, by which two that are the same are known."""
+    local = uri.removeprefix("file://")
+    return local.rstrip("/") if "://" in local else os.path.abspath(local)
+
+
 def content_of(uri: str) -> Iterator[bytes]:
     """The bytes of one file, some megabytes at a time."""
     folder, _, name = uri.rstrip("/").rpartition("/")

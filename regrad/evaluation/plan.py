@@ -6,29 +6,26 @@ If one of these things changes, the cells that used it get another key, and run 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-from regrad.bank.format import read_manifest
-from regrad.data.files import corpus_files
+from regrad.data.content_digests import corpus_digest
 from regrad.data.passages import Passage
 from regrad.data.question_sets import read_questions
 from regrad.data.questions import Question
-from regrad.digests import SHORT, json_digest, pieces_digest
+from regrad.digests import json_digest
 from regrad.errors import EvaluationError, MethodError
 from regrad.evaluation.config import EvalConfig, EvalSetConfig, PassagesConfig
 from regrad.evaluation.demonstrations import ChosenDemonstrations, choose_demonstrations
 from regrad.evaluation.passages import PassageFinder, check_passages
-from regrad.meta_init import read_card
+from regrad.methods.artefact_files import artefact_digests
 from regrad.methods.base import MethodSettings
 from regrad.models.config import ModelConfig
-from regrad.models.loading import resolve_path
+from regrad.models.content import model_digest
 from regrad.retrieval.base import check_index, read_index_card
-from regrad.storage import Storage, content_of
 
 _RESULTS = 3  # raise it when the same settings come to give other records
 _READING = 3  # raise it when answers of closed questions come to be read in another way
@@ -36,9 +33,6 @@ _COVERED_QUESTIONS = 64
 _NOT_THE_METHODS = {"demonstrations", "index", "retrieval"}
 """Keys of a method that are hashed where they take effect: with the prompts, and with the set's passages."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+_-]+")
-# Of a file of more than 16 MB, this many pieces of this size are hashed, and of a corpus everything.
-_PIECES = 256
-_PIECE = 1 << 16
 
 
 class CoverageCheck:
@@ -146,7 +140,7 @@ class _Planner:
         self._chosen = {
             one.name: choose_demonstrations(config.methods, one, self._questions[one.name]) for one in config.sets
         }
-        self._checked = cache(_checked)
+        self._digests = cache(artefact_digests)
         self._coverage = CoverageCheck(self._questions, max(config.k))
 
     def cell(self, name: str, method: MethodSettings, one: EvalSetConfig, k: int, seed: int) -> PlannedCell:
@@ -160,7 +154,7 @@ class _Planner:
             "version": _RESULTS,
             "model": [model.model_dump(mode="json"), self._models[name]],
             "questions": self._asked[one.name],
-            "method": [hashed_settings(resolved), self._checked(resolved)],
+            "method": [hashed_settings(resolved), self._digests(resolved)],
             "passages": [of.model_dump(mode="json"), self._passages_digest(of)] if k else None,
             "asking": [one.name, name, k, seed, *limits],
             "scoring": _scoring(one, self._questions[one.name]),
@@ -245,29 +239,6 @@ def _passages_digest(config: PassagesConfig) -> list[str]:
     return found + ([corpus_digest(config.corpus)] if config.corpus else [])
 
 
-def _checked(method: MethodSettings) -> list[str]:
-    """Hashes of the files that the method uses, once they are known to exist and to fit."""
-    method.check()
-    uses = method.artefacts
-    found = []
-    if uses.meta_init:
-        found.append(str(read_card(uses.meta_init)["fingerprint"]))
-    if uses.bank:
-        found.append(read_manifest(Storage(uses.bank), uses.bank_version).label)
-    if uses.adapter:
-        found.append(directory_digest(uses.adapter))
-    for name, uri in sorted(uses.others.items()):
-        if not Storage(uri).files():
-            raise MethodError(
-                f"method {method.kind} ({method.name}) needs {name!r}, but there are no files at {uri}",
-                code="artefact_not_found",
-                artefact=name,
-                uri=uri,
-            )
-        found.append(f"{name}:{directory_digest(uri)}")
-    return found
-
-
 def short_hash(value: Any) -> str:
     """16 hex digits of a value that JSON can hold, with letters beyond ASCII as they are: keys on disk are of that."""
     return json_digest(value, ensure_ascii=False)
@@ -278,30 +249,3 @@ def questions_digest(questions: Sequence[Question]) -> str:
     # Without turns, as of nearly every set, the digest is what it was before there were any.
     records = [asdict(question) for question in questions]
     return short_hash([{k: v for k, v in record.items() if k != "turns" or v} for record in records])
-
-
-def corpus_digest(uri: str) -> str:
-    """The digest of the content of every file of a corpus."""
-    return pieces_digest(piece for file in corpus_files(uri) for piece in content_of(file.uri))[:SHORT]
-
-
-def model_digest(path: str) -> str:
-    """The digest of a base model's files if it is a directory, else of its name."""
-    local = resolve_path(path)
-    return directory_digest(local) if Path(local).is_dir() else short_hash(path)
-
-
-def directory_digest(uri: str) -> str:
-    """The digest of every file's name, size and content; of a large file only of pieces at even distances."""
-    return pieces_digest(_pieces(Storage(uri)))[:SHORT]
-
-
-def _pieces(storage: Storage) -> Iterator[bytes]:
-    for name, (size, _) in sorted(storage.files().items()):
-        yield f"{name}|{size}|".encode()
-        starts: Iterable[int] = range(0, size, _PIECE)
-        if size > _PIECE * _PIECES:
-            step = (size - _PIECE) / (_PIECES - 1)
-            starts = (int(step * number) for number in range(_PIECES))
-        for start in starts:
-            yield storage.read(name, start, min(size, start + _PIECE))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from regrad.errors import PromptTooLong
 from regrad.methods.base import Plan
 from regrad.models.batching import TokenBatch, pad_batch, row_chunks, sequence_losses
 from regrad.models.subspace import Subspace
@@ -113,7 +114,13 @@ class LikelihoodReader:
             return [*ids, *ending], len(ids)
         if prompt.passages and tokens > self._lm.within(tokens):
             ids = [*prompt.virtual, *self._lm.encode_prompt(replace(prompt, passages=()).text(prompts), raw)]
-        self._lm.check_length(len(ids), len(ending))
+        try:
+            self._lm.check_length(len(ids), len(ending))
+        except PromptTooLong as error:
+            asked = prompt.evidence.question.question
+            raise PromptTooLong(
+                f"the question {asked!r:.80} does not fit, even without passages; leave it out: {error}", question=asked
+            ) from error
         return [*ids, *ending], len(ids)
 
     def _cut(self, rows: Sequence[tuple[list[int], int]], answers: Sequence[str]) -> list[tuple[list[int], int]]:

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from regrad.bank.format import current_version, read_manifest
+from regrad.data.content_digests import corpus_digest, directory_digest
 from regrad.digests import SHORT, pieces_digest
 from regrad.errors import RebuildError, StorageError
-from regrad.evaluation.plan import corpus_digest, directory_digest, model_digest
 from regrad.meta_init import CARD as META_INIT_CARD
 from regrad.meta_init import read_card
+from regrad.models.content import model_digest
 from regrad.rebuild.versions import OWN
 from regrad.retrieval.base import CARD as INDEX_CARD
 from regrad.retrieval.collection import card_digest

@@ -167,7 +167,7 @@ class Loop(Generic[Item]):
             except Interrupted:
                 self._keep(state)
                 raise
-            if state.skipped_in_a_row >= self._schedule.max_bad_steps:
+            if state.skipped_in_a_row >= self._most_bad:
                 # No worker has updated anything in these steps; what diverged before must not displace what is good.
                 if all(bool(tensor.isfinite().all()) for tensor in self._learner.tensors().values()):
                     self._keep(state)
@@ -219,8 +219,13 @@ class Loop(Generic[Item]):
         state.skipped.append(state.step)
         self._listener.note(f"step {state.step} is skipped: its loss or gradient is not finite")
 
+    @property
+    def _most_bad(self) -> int:
+        # A run that is shorter than the limit, and has not one good step, has trained nothing.
+        return min(self._schedule.max_bad_steps, self._schedule.steps)
+
     def _not_finite(self, state: TrainState) -> TrainingError:
-        limit = self._schedule.max_bad_steps
+        limit = self._most_bad
         return TrainingError(
             f"the loss or its gradient is not finite at step {state.step}, {counted(limit, 'time')} in a row; "
             f"{self._learner.remedy} and start again with checkpoints.resume=false (the last checkpoint is intact: "

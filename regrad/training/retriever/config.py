@@ -7,14 +7,19 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, model_validator
 
 from regrad.data.question_sets import QuestionSetConfig
+from regrad.methods.artefact_files import artefact_places
 from regrad.methods.prompt_only import PromptOnlyConfig
 from regrad.methods.registry import MethodConfig
 from regrad.methods.regrad import ReGradOnlineConfig
 from regrad.models.config import ModelConfig, ModelPath
 from regrad.retrieval.config import PART_PASSAGES
 from regrad.settings import Location, Settings, WorkersConfig, invalid
+from regrad.storage import same_place
 from regrad.training.config import Beta, ScheduleConfig, TrainConfig
 from regrad.training.module_steps import ZeroStage
+
+_FOR_ANSWERS = ("demonstrations", "one_by_one", "index", "retrieval")
+"""Settings of a method that say how it is asked, and not how one passage is read."""
 
 
 class MarginalConfig(Settings):
@@ -174,6 +179,12 @@ class RetrieverTrainConfig(TrainConfig):
             raise invalid(
                 "method_without_passages", f"method {self.method.kind} uses no passage, so none is better than another"
             )
+        if ignored := [key for key in _FOR_ANSWERS if getattr(self.method, key)]:
+            raise invalid(
+                "ignored_in_training",
+                f"method.{ignored[0]} has no effect here, where an answer is read with one passage that the index in "
+                "training has found: leave it out",
+            )
         self._has_places_apart()
         if self.passages is not None:
             self._trains_passages(self.passages)
@@ -191,17 +202,22 @@ class RetrieverTrainConfig(TrainConfig):
     def _has_places_apart(self) -> None:
         """No result may take the place of another, or of what is read."""
         others = list(enumerate(self.others))
-        read = [("index", self.index), *((f"others.{number}.index", other.index) for number, other in others)]
+        read = [("index", self.index), ("model.path", self.model.path)]
+        read += [(f"others.{number}.index", other.index) for number, other in others]
+        read += [(f"method.{key}", place) for key, place in artefact_places(self.method.artefacts).items()]
         made = [("output", self.output), *((f"others.{number}.output", other.output) for number, other in others)]
         if self.passages is not None:
             made.append(("passages.encoder", self.passages.encoder))
+            read.append(("passages.corpus", self.passages.corpus))
         if self.selector is not None:
             made.append(("selector.output", self.selector.output))
+            read.append(("selector.model", self.selector.model))
         if self.generator is not None:
             made.append(("generator.output", self.generator.output))
-        taken = {place.rstrip("/"): key for key, place in read}
+            read.append(("generator.start_from", self.generator.start_from or ""))
+        taken = {same_place(place): key for key, place in read if place}
         for key, place in made:
-            if (other := taken.setdefault(place.rstrip("/"), key)) != key:
+            if (other := taken.setdefault(same_place(place), key)) != key:
                 raise invalid("repeated", f"{key} is {place:.200}, and so is {other}: give each result its own place")
 
     def _trains_generator(self, generator: GeneratorConfig) -> None:

@@ -156,7 +156,9 @@ class Jsa:
         loss_B = -_mean_under(shares_BK, log_p_BK) - _mean_under(shares_BK, found.likelihood)
         if not self._config.simplified:
             loss_B = loss_B - _mean_under(shares_BK, log_q_BK)
-        numbers = {"acceptance": float(chains.accepted.mean()), "effective_sample": float(chains.effective.mean())}
+        numbers = {"effective_sample": float(chains.effective.mean())}
+        if self._config.proposals > 1 or self._config.keep_chain:  # what a new chain starts from is not judged
+            numbers = {"acceptance": float(chains.accepted.mean()), **numbers}
         return Objected(loss_B, numbers, last_B)
 
 

@@ -9,15 +9,19 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from regrad.data.content_digests import directory_digest
 from regrad.data.corpora import read_passages
 from regrad.data.question_sets import read_questions
 from regrad.data.questions import Question
 from regrad.data.tasks import read_tasks
-from regrad.digests import records_digest
+from regrad.digests import json_digest, records_digest
 from regrad.errors import TrainingError
+from regrad.methods.artefact_files import artefact_digests
+from regrad.models.content import model_digest
 from regrad.models.loading import load_language_model
 from regrad.retrieval.base import CARD as INDEX_CARD
 from regrad.retrieval.base import Retriever, check_index, read_index_card
@@ -26,7 +30,7 @@ from regrad.retrieval.dense import DenseRetriever, check_passages_encoder, passa
 from regrad.retrieval.encoder_card import FILE as ENCODER_FILE
 from regrad.retrieval.encoder_card import read_encoder_card
 from regrad.retrieval.reranked import rerank_index
-from regrad.storage import Storage, check_replaceable, directory_writer
+from regrad.storage import Storage, check_replaceable, directory_writer, same_place
 from regrad.training.callbacks import Listener, Silent
 from regrad.training.loop import train_on
 from regrad.training.lora.lora_artifact import ADAPTER_CARD
@@ -72,10 +76,18 @@ def _bare(question: Question) -> Question:
     return Question("", question.question, question.answers, question.kind, question.choices, turns=turns)
 
 
-def data_digest(config: RetrieverTrainConfig) -> str:
-    """A hash of the questions and of the index, by its card: what a resumed run must find again."""
+def data_digests(config: RetrieverTrainConfig) -> dict[str, Any]:
+    """Digests of what the settings name, which a resumed run must find again: the questions and the index, by its card;
+    the other indexes; and what the method, the generator and the selector begin with. Raises as reading those does."""
     card = read_index_card(config.index).model_dump_json().encode()
-    return records_digest((item.question for item in read_asked(config)), card)
+    start = config.generator.start_from if config.generator else None
+    return {
+        "data": records_digest((item.question for item in read_asked(config)), card),
+        "others": [json_digest(read_index_card(other.index).model_dump(mode="json")) for other in config.others],
+        "method": artefact_digests(config.method),
+        "start_from": directory_digest(start) if start else None,
+        "selector": model_digest(config.selector.model) if config.selector else None,
+    }
 
 
 MakeRefresher = Callable[[RetrieverTrainConfig, DenseRetriever, Workers], Refresher]
@@ -132,6 +144,7 @@ def check_indexes(config: RetrieverTrainConfig) -> None:
     questions: `TrainingError` if not; a step looks at its own. `CorpusError` or `TrainingError` if `passages.corpus`
     cannot be read, or is not the index's by its first 10,000 passages; a refresh compares all.
     """
+    _check_encoders(config)
     with open_trained_on(config, "cpu") as retriever:
         if config.passages is not None and isinstance(retriever, DenseRetriever):
             _check_corpus(config.passages.corpus, config.index, retriever)
@@ -142,6 +155,24 @@ def check_indexes(config: RetrieverTrainConfig) -> None:
                 check_passages_encoder(other.index, retriever.passages_digest)
             else:
                 check_index(other.index)
+
+
+def _check_encoders(config: RetrieverTrainConfig) -> None:
+    """Raise `TrainingError` if a result would take the place of an encoder that an index was made with."""
+    made = {same_place(uri): uri for uri, _ in results_of(config)}
+    for index in (config.index, *(other.index for other in config.others)):
+        if not Storage(index).exists(ENCODER_FILE):
+            continue
+        encoder = read_encoder_card(Storage(index).read(ENCODER_FILE), index).encoder
+        for path in (encoder.path, encoder.question_path):
+            if path and same_place(path) in made:
+                raise TrainingError(
+                    f"{made[same_place(path)]} is to be a result of this run, and the index at {index} was made with "
+                    "the encoder there: give the result a place of its own",
+                    code="encoder_in_use",
+                    uri=path,
+                    index=index,
+                )
 
 
 def _check_found(config: RetrieverTrainConfig, retriever: Retriever) -> None:

@@ -63,6 +63,17 @@ def test_a_result_of_others_is_kept_unless_it_is_to_be_replaced(finished: Path) 
     assert is_finished(config(finished), DATA)
 
 
+def test_every_result_of_a_run_is_kept_from_a_run_with_other_settings(finished: Path) -> None:
+    beside = f"{finished}/beside"
+    assert not is_finished(config(finished), DATA, others=[beside])
+    note_finished(config(finished), DATA, [beside])
+    assert is_finished(config(finished), DATA, others=[beside])
+    other = config(finished, f"output={finished}/other", "seed=1")
+    with refused(TrainingError, "finished_with_other_settings", uri=beside, keys=["seed"]):
+        is_finished(other, DATA, others=[beside])
+    assert not is_finished(config(finished, "checkpoints.resume=false", "seed=1"), DATA, others=[beside])
+
+
 def test_a_setting_that_is_newer_than_the_run_counts_if_it_is_not_at_its_default(finished: Path) -> None:
     """Else no run could be taken up after this package was updated."""
     place = finished / "out" / FINISHED

@@ -19,6 +19,8 @@ from regrad.data.questions import Question
 from regrad.errors import ConfigError, EvaluationError, PromptTooLong, RetrievalError, TrainingError
 from regrad.lab.config import LabEncoderConfig
 from regrad.lab.encoder import write_encoder
+from regrad.meta_init import random_meta_init
+from regrad.models.loading import load_language_model
 from regrad.retrieval.base import open_retriever
 from regrad.retrieval.config import DenseConfig, EncoderConfig, FuseConfig
 from regrad.retrieval.dense import build_dense_index
@@ -369,13 +371,67 @@ def test_settings_that_do_not_hold_together_are_refused(place: Path) -> None:
         "others=[{{index: {other}, output: {other}}}]",
         "generator={{output: {output}}}",
         "passages={{encoder: {index}, corpus: x}}",
+        "passages={{encoder: x, corpus: ./x}}",
+        "method={{name: regrad-online, meta_init: {output}/}}",
+        "generator={{output: {other}, start_from: {other}/../index-other-encoder}}",
+        "selector={{model: {other}, output: {other}}}",
     ],
 )
 def test_a_result_in_the_place_of_another_or_of_what_is_read_is_refused(place: Path, extra: str) -> None:
     config = settings(place)
     places = {"index": config.index, "output": config.output, "other": f"{place}/index-other-encoder"}
     with refused_settings("repeated"):
-        settings(place, extra.format(**places))
+        settings(place, extra.format(**places), "objective={kind: dro}")
+
+
+def test_the_encoder_that_an_index_was_made_with_is_never_replaced(place: Path) -> None:
+    others = f"others=[{{index: {place}/index-other-encoder, output: x, corpus: {place}/corpus.jsonl}}]"
+    for encoder in ("encoder", "other-encoder"):
+        passages = f"passages={{encoder: {place}/./{encoder}, corpus: {place}/corpus.jsonl}}"
+        with refused(TrainingError, "encoder_in_use"):
+            run.check_indexes(settings(place, others, passages))
+
+
+@pytest.mark.parametrize("key", ["demonstrations: 2", "one_by_one: {}", "index: x", "retrieval: {bm25: {k1: 1}}"])
+def test_settings_of_a_method_that_would_change_nothing_are_refused(place: Path, key: str) -> None:
+    with refused_settings("ignored_in_training"):
+        settings(place, f"method={{name: rag, {key}}}")
+
+
+def test_what_a_run_was_given_is_known_by_its_content(place: Path, tmp_path: Path) -> None:
+    """So that a resumed run does not go on with another start, and a finished one is not taken for that of another."""
+    lm = load_language_model(settings(place).model, "cpu")
+    random_meta_init(lm, 1.0).save(tmp_path / "start")
+    build_dense_index(corpus(), f"{tmp_path}/other", *_encoder(place))
+    others = f"others=[{{index: {tmp_path}/other, output: {tmp_path}/out}}]"
+    config = settings(place, f"method={{name: regrad-online, meta_init: {tmp_path}/start}}", others)
+    before = run.data_digests(config)
+    assert run.data_digests(config) == before
+    random_meta_init(lm, 2.0).save(tmp_path / "start")
+    build_dense_index(corpus()[:5], f"{tmp_path}/other", *_encoder(place))
+    after = run.data_digests(config)
+    assert {key for key, value in after.items() if value != before[key]} == {"method", "others"}
+
+
+def _encoder(place: Path) -> tuple[Encoder, DenseConfig]:
+    settings = EncoderConfig(path=f"{place}/encoder")
+    return Encoder(settings, "cpu"), DenseConfig(encoder=settings, vectors="flat")
+
+
+def test_a_run_without_a_single_good_step_has_trained_nothing(place: Path) -> None:
+    """However few they are."""
+
+    class Broken(RetrieverLearner):
+        def candidates(self, batch: Any) -> Any:
+            union, found = super().candidates(batch)
+            found.prior.data[0, 0] = float("nan")
+            return union, found
+
+    config = settings(place, "optimizer.steps=2")
+    retriever = open_dense(config.index, config.k, "cpu")
+    learner = Broken(config, retriever, ByWord(), 18, torch.device("cpu"))
+    with refused(TrainingError, "not_finite", step=2, times=2):
+        train_on(learner, read_asked(config), config)
 
 
 def test_the_generator_may_be_one_with_a_lora_of_its_own(place: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from regrad.data.passages import Passage
 from regrad.data.questions import Question
-from regrad.errors import TrainingError
+from regrad.errors import PromptTooLong, TrainingError
 from regrad.lab.sets import Many
 from regrad.lab.world import World
 from regrad.meta_init import random_meta_init
@@ -140,3 +140,11 @@ def test_a_likelihood_that_is_not_finite_names_question_and_passage(
     question, passage = pairs[0]
     with refused(TrainingError, "likelihood_not_finite", question=question.question, passage_id=passage.id):
         MethodLikelihood(lm, settings, False, 4096).of(alone(pairs[:1]))
+
+
+def test_a_question_that_does_not_fit_is_named(lm: LanguageModel, pairs: list[tuple[Question, Passage]]) -> None:
+    question, passage = pairs[0]
+    long = replace(question, question="word " * 2000)
+    with refused(PromptTooLong, "", question=long.question) as caught:
+        MethodLikelihood(lm, PromptOnlyConfig(name="rag"), False, 4096).of([(long, (passage,))])
+    assert "leave it out" in str(caught.value)

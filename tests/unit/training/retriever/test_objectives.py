@@ -324,3 +324,9 @@ def test_lists_that_answer_alike_move_nothing() -> None:
 def test_a_single_list_would_always_weigh_one_and_is_refused() -> None:
     with pytest.raises(ValidationError):
         DroConfig(samples=1)
+
+
+@pytest.mark.parametrize(("config", "judged"), [(JsaConfig(proposals=1), False), (JsaConfig(proposals=2), True)])
+def test_what_a_new_chain_starts_from_counts_in_no_acceptance_rate(config: JsaConfig, judged: bool) -> None:
+    numbers = make_objective(config)(scores(), draws()).numbers
+    assert ("acceptance" in numbers) == judged and numbers["effective_sample"] >= 1
