@@ -17,7 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_jobs.cluster import cause_of, joined
 from ray_jobs.embedding import embed_corpus, embedded_parts
 from ray_jobs.parts import finished
-from regrad.errors import ClusterError, RegradError, TrainingError
+from ray_jobs.run_settings import UNFINISHED, run_storage
+from regrad.errors import ClusterError, RegradError, StorageError, TrainingError
 from regrad.retrieval.config import DenseConfig, EncoderConfig, IndexConfig
 from regrad.retrieval.dense import DenseRetriever
 from regrad.retrieval.embedding import EncoderIdentity, Vectors, part_name, read_part
@@ -34,6 +35,19 @@ _MODULES = "modules.json"
 def vectors_uri(config: RetrieverTrainConfig) -> str:
     """Where encoders and vectors of a run lie until it is done: beside its output."""
     return f"{config.output}.vectors"
+
+
+def check_vectors_place(config: RetrieverTrainConfig) -> None:
+    """Raise `StorageError` if there is something where a run's vectors go that no unfinished run has put there."""
+    uri = vectors_uri(config)
+    if config.passages is None or run_storage(config).exists(UNFINISHED) or not Storage(uri).files():
+        return
+    raise StorageError(
+        f"{uri} exists, where this run would keep its vectors and remove them afterwards: move it away, or choose "
+        "another output",
+        code="occupied",
+        uri=uri,
+    )
 
 
 def discard_vectors(config: RetrieverTrainConfig) -> None:

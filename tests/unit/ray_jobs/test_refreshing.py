@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import ray
 
-from ray_jobs.refreshing import RefresherBeside, discard_vectors, passages_identity, vectors_uri
+from ray_jobs.refreshing import RefresherBeside, check_vectors_place, discard_vectors, passages_identity, vectors_uri
+from ray_jobs.run_settings import UNFINISHED, run_storage
 from ray_jobs.train_runner import run_directory
-from regrad.errors import RetrievalError, TrainingError
+from regrad.errors import RetrievalError, StorageError, TrainingError
 from regrad.lab.config import LabEncoderConfig
 from regrad.lab.encoder import write_encoder
 from regrad.retrieval.config import DenseConfig, EncoderConfig
@@ -107,6 +108,17 @@ def test_a_run_removes_what_its_refreshes_left_and_nothing_if_it_made_none(tmp_p
     assert Storage(vectors_uri(plain)).exists("somebody-elses.txt")
     discard_vectors(refreshing_run)
     assert not Path(vectors_uri(plain)).exists()
+
+
+def test_what_is_not_a_runs_own_is_not_in_the_place_of_its_vectors(tmp_path: Path) -> None:
+    config = refreshing_settings(tmp_path)
+    check_vectors_place(config)
+    Storage(vectors_uri(config)).write("somebody-elses.txt", b"x")
+    with refused(StorageError, "occupied", uri=vectors_uri(config)):
+        check_vectors_place(config)
+    check_vectors_place(config.model_copy(update={"passages": None}))
+    run_storage(config).write(UNFINISHED, b"{}")
+    check_vectors_place(config)
 
 
 def test_a_run_whose_refresh_failed_may_go_on_with_other_workers_for_it(tmp_path: Path) -> None:
