@@ -14,6 +14,8 @@ from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError, TrainingError
 from regrad.retrieval.base import RETRIEVERS, open_retriever
+from regrad.retrieval.config import RerankConfig
+from regrad.retrieval.reranked import rerank_index
 from regrad.settings import builtin_config, load_settings
 from regrad.training.checkpoint import TrainState
 from regrad.training.loop import train_on
@@ -72,6 +74,17 @@ def train(
     retriever = open_trained_on(config, "cpu")
     learner = RetrieverLearner(config, retriever, FirstIs(), len(asked), torch.device("cpu"))
     return learner, train_on(learner, asked, config, Kept(folder), checkpoint=nullcontext(checkpoint))
+
+
+def test_what_an_index_names_is_not_replaced(place: Path, tmp_path: Path) -> None:
+    """The cross-encoder of a reranked index, and the index that it is over, are read with it."""
+    save_cross_encoder(tmp_path / "other", 0.1)
+    rerank_index(RerankConfig(index=f"{place}/index", model=f"{tmp_path}/other"), f"{tmp_path}/reranked")
+    over = f"index={tmp_path}/reranked"
+    for result in (f"selector.output={tmp_path}/./other", f"output={place}/index", f"output={place}/index/trained"):
+        with refused(TrainingError, "encoder_in_use", index=f"{tmp_path}/reranked"):
+            check_indexes(settings(place, over, result))
+    check_indexes(settings(place, over))
 
 
 def _no_index(corpus: str, encoder: object, output: str) -> str:
