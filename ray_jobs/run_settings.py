@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from regrad.errors import TrainingError
+from regrad.errors import StorageError, TrainingError
 from regrad.settings import settings_changed
 from regrad.storage import Storage
 from regrad.training.config import TrainConfig
@@ -88,6 +88,25 @@ def _is_result(output: Storage, config: TrainConfig, data: Mapping[str, Any], re
             keys=[key for key, _, _ in differences],
         )
     return not differences
+
+
+def check_made_by_training(config: TrainConfig, results: Sequence[tuple[str, str]]) -> None:
+    """Raise `StorageError` if a result's place, with the file that shows that one is there, has what no job trained.
+
+    For results of a kind that is also made otherwise, or downloaded. An unfinished run may have written some of its
+    own, and `checkpoints.resume` false replaces what is there.
+    """
+    if not config.checkpoints.resume or run_storage(config).exists(UNFINISHED):
+        return
+    for uri, card in results:
+        if Storage(uri).exists(card) and not Storage(uri).exists(FINISHED):
+            raise StorageError(
+                f"{uri} exists, and does not say that a training made it ({FINISHED}): choose another place, or have "
+                "it replaced with --set checkpoints.resume=false",
+                code="occupied",
+                uri=uri,
+                card=card,
+            )
 
 
 def finished_line(described: str) -> str:
