@@ -24,7 +24,7 @@ from regrad.methods.artefact_files import artefact_digests
 from regrad.models.content import model_digest
 from regrad.models.loading import load_language_model
 from regrad.retrieval.base import CARD as INDEX_CARD
-from regrad.retrieval.base import Retriever, check_index, kind_of, read_index_card
+from regrad.retrieval.base import IndexCard, Retriever, check_index, kind_of, read_index_card
 from regrad.retrieval.config import EncoderConfig
 from regrad.retrieval.dense import DenseRetriever, check_passages_encoder, passages_encoder, with_question_encoder
 from regrad.retrieval.encoder_card import FILE as ENCODER_FILE
@@ -78,16 +78,32 @@ def _bare(question: Question) -> Question:
 
 def data_digests(config: RetrieverTrainConfig) -> dict[str, Any]:
     """Digests of what the settings name, which a resumed run must find again: the questions and the index, by its card;
-    the other indexes; and what the method, the generator and the selector begin with. Raises as reading those does."""
-    card = read_index_card(config.index).model_dump_json().encode()
+    the other indexes; and what the method, the generator and the selector begin with. An index that names others is
+    known by their cards, too. What is not used is None, so that a run that did not note it goes on. Raises as reading
+    those does."""
+    cards = [card.model_dump_json().encode() for _, card in _with_named(config.index)]
     start = config.generator.start_from if config.generator else None
     return {
-        "data": records_digest((item.question for item in read_asked(config)), card),
-        "others": [json_digest(read_index_card(other.index).model_dump(mode="json")) for other in config.others],
-        "method": artefact_digests(config.method),
+        "data": records_digest((item.question for item in read_asked(config)), b"".join(cards)),
+        "others": [_cards_digest(other.index) for other in config.others] or None,
+        "method": artefact_digests(config.method) or None,
         "start_from": directory_digest(start) if start else None,
         "selector": model_digest(config.selector.model) if config.selector else None,
     }
+
+
+def _cards_digest(index: str) -> str:
+    return json_digest([card.model_dump(mode="json") for _, card in _with_named(index)])
+
+
+def _with_named(index: str) -> Iterator[tuple[str, IndexCard]]:
+    """An index, those that it names, and those that these name, each with its card."""
+    waiting = [index]
+    while waiting:
+        place = waiting.pop(0)
+        card = read_index_card(place)
+        yield place, card
+        waiting += kind_of(card).named_indexes(place, card)
 
 
 MakeRefresher = Callable[[RetrieverTrainConfig, DenseRetriever, Workers], Refresher]
@@ -175,13 +191,9 @@ def _check_in_use(config: RetrieverTrainConfig) -> None:
 
 def _needed_by(index: str) -> Iterator[str]:
     """The models and indexes that an index names, and those that these name."""
-    waiting = [index]
-    while waiting:
-        place = waiting.pop()
-        card = read_index_card(place)
-        named = kind_of(card).named_indexes(place, card)
-        yield from (*kind_of(card).named_models(place, card), *named)
-        waiting += named
+    for place, card in _with_named(index):
+        kind = kind_of(card)
+        yield from (*kind.named_models(place, card), *kind.named_indexes(place, card))
 
 
 def _check_found(config: RetrieverTrainConfig, retriever: Retriever) -> None:

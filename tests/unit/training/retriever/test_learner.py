@@ -421,6 +421,7 @@ def test_what_a_run_was_given_is_known_by_its_content(place: Path, tmp_path: Pat
     config = settings(place, f"method={{name: regrad-online, meta_init: {tmp_path}/start}}", others)
     before = run.data_digests(config)
     assert run.data_digests(config) == before
+    assert [key for key, value in run.data_digests(settings(place)).items() if value is not None] == ["data"]
     random_meta_init(lm, 2.0).save(tmp_path / "start")
     build_dense_index(corpus()[:5], f"{tmp_path}/other", *_encoder(place))
     after = run.data_digests(config)
