@@ -67,11 +67,20 @@ def is_finished(
     Raises `TrainingError` if one is that of others, unless the new one `replaces` it. An unfinished run goes first,
     `checkpoints.resume` false takes up nothing, and what was not made by a training's job says nothing of itself.
     """
+    check_others(config, data, others)
     if not config.checkpoints.resume or run_storage(config).exists(UNFINISHED):
         return False
-    # All of them, so that one of other settings is refused even if another is missing.
-    found = [_is_result(Storage(uri), config, data, replaces) for uri in (config.output, *others)]
-    return all(found)
+    return all(_is_result(Storage(uri), config, data, replaces) for uri in (config.output, *others))
+
+
+def check_others(config: TrainConfig, data: Mapping[str, Any], others: Sequence[str]) -> None:
+    """Raise `TrainingError` if one of the `others` is the result of other settings, which a run would write over.
+
+    Unlike `config.output` they are not locked by their run: another may have finished there since this one began.
+    """
+    if config.checkpoints.resume:
+        for uri in others:
+            _is_result(Storage(uri), config, data, replaces=False)
 
 
 def _is_result(output: Storage, config: TrainConfig, data: Mapping[str, Any], replaces: bool) -> bool:

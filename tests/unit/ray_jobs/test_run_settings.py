@@ -12,6 +12,7 @@ from ray_jobs.run_settings import (
     UNFINISHED,
     as_written,
     check_made_by_training,
+    check_others,
     is_finished,
     note_finished,
     run_storage,
@@ -81,6 +82,23 @@ def test_every_result_of_a_run_is_kept_from_a_run_with_other_settings(finished: 
     with refused(TrainingError, "finished_with_other_settings", uri=beside, keys=["seed"]):
         is_finished(other, DATA, others=[beside])
     assert not is_finished(config(finished, "checkpoints.resume=false", "seed=1"), DATA, others=[beside])
+
+
+def test_what_another_run_finished_while_one_was_interrupted_is_kept(finished: Path) -> None:
+    """Only `output` is locked by its run, and begun to be replaced."""
+    beside, interrupted = f"{finished}/beside", config(finished, f"output={finished}/other", "seed=1")
+    with run_directory(interrupted, DATA):
+        pass
+    assert not is_finished(interrupted, DATA, others=[beside])
+    note_finished(config(finished), DATA, [beside])
+    with refused(TrainingError, "finished_with_other_settings", uri=beside, keys=["seed"]):
+        is_finished(interrupted, DATA, others=[beside])
+    with refused(TrainingError, "finished_with_other_settings", uri=beside):
+        check_others(interrupted, DATA, [beside])
+    replacing = config(finished, f"output={finished}/other", "seed=1", "checkpoints.resume=false")
+    check_others(replacing, DATA, [beside])
+    note_finished(interrupted, DATA, [beside])
+    check_others(interrupted, DATA, [beside])
 
 
 def test_what_no_training_has_made_is_not_replaced_unasked(finished: Path) -> None:
