@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from regrad.errors import TrainingError
+from regrad.errors import StorageError, TrainingError
 from regrad.settings import settings_changed
 from regrad.storage import Storage
 from regrad.training.config import TrainConfig
@@ -67,11 +67,20 @@ def is_finished(
     Raises `TrainingError` if one is that of others, unless the new one `replaces` it. An unfinished run goes first,
     `checkpoints.resume` false takes up nothing, and what was not made by a training's job says nothing of itself.
     """
+    check_others(config, data, others)
     if not config.checkpoints.resume or run_storage(config).exists(UNFINISHED):
         return False
-    # All of them, so that one of other settings is refused even if another is missing.
-    found = [_is_result(Storage(uri), config, data, replaces) for uri in (config.output, *others)]
-    return all(found)
+    return all(_is_result(Storage(uri), config, data, replaces) for uri in (config.output, *others))
+
+
+def check_others(config: TrainConfig, data: Mapping[str, Any], others: Sequence[str]) -> None:
+    """Raise `TrainingError` if one of the `others` is the result of other settings, which a run would write over.
+
+    Unlike `config.output` they are not locked by their run: another may have finished there since this one began.
+    """
+    if config.checkpoints.resume:
+        for uri in others:
+            _is_result(Storage(uri), config, data, replaces=False)
 
 
 def _is_result(output: Storage, config: TrainConfig, data: Mapping[str, Any], replaces: bool) -> bool:
@@ -88,6 +97,25 @@ def _is_result(output: Storage, config: TrainConfig, data: Mapping[str, Any], re
             keys=[key for key, _, _ in differences],
         )
     return not differences
+
+
+def check_made_by_training(config: TrainConfig, results: Sequence[tuple[str, str]]) -> None:
+    """Raise `StorageError` if a result's place, with the file that shows that one is there, has what no job trained.
+
+    For results of a kind that is also made otherwise, or downloaded. An unfinished run may have written some of its
+    own, and `checkpoints.resume` false replaces what is there.
+    """
+    if not config.checkpoints.resume or run_storage(config).exists(UNFINISHED):
+        return
+    for uri, card in results:
+        if Storage(uri).exists(card) and not Storage(uri).exists(FINISHED):
+            raise StorageError(
+                f"{uri} exists, and does not say that a training made it ({FINISHED}): choose another place, or have "
+                "it replaced with --set checkpoints.resume=false",
+                code="occupied",
+                uri=uri,
+                card=card,
+            )
 
 
 def finished_line(described: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray_jobs.cluster import cluster, job_main, require_model
 from ray_jobs.refreshing import RefresherBeside, check_vectors_place, discard_vectors, index_anew, require_together
-from ray_jobs.run_settings import finished_line, is_finished, note_finished
+from ray_jobs.run_settings import check_made_by_training, check_others, finished_line, is_finished, note_finished
 from ray_jobs.train_runner import steps_line, train_until_done
 from regrad.storage import Storage
 from regrad.training.retriever.artefact import CARD, TRAINED
@@ -44,11 +44,13 @@ def run(config: RetrieverTrainConfig) -> str:
     if is_finished(config, data, others=others) and all(Storage(uri).exists(card) for uri, card in results):
         return finished_line(f"retriever at {_places(config)}")
 
+    check_made_by_training(config, results)
     check_vectors_place(config)
 
     def keep(checkpoint: Path) -> tuple[int, dict[str, Any]]:
         trained = checkpoint / TRAINED
         notes = json.loads((trained / CARD).read_text())["notes"]
+        check_others(config, data, others)
         passages = write_trained(config, trained, partial(index_anew, config))
         note_finished(config, data, others)
         discard_vectors(config)  # while the run counts as unfinished, so that a kill here leaves nothing for ever

@@ -237,9 +237,9 @@ def check_writable(uri: str) -> None:
 
 
 def same_place(uri: str) -> str:
-    """A location in one of its forms, by which two that are the same are known."""
+    """A location in one of its forms, by which two that are the same are known, through symbolic links, too."""
     local = uri.removeprefix("file://")
-    return local.rstrip("/") if "://" in local else os.path.abspath(local)
+    return local.rstrip("/") if "://" in local else os.path.realpath(local)
 
 
 def content_of(uri: str) -> Iterator[bytes]:

@@ -114,6 +114,11 @@ class Retriever(ABC):
         return ()
 
     @classmethod
+    def named_models(cls, uri: str, card: IndexCard) -> tuple[str, ...]:
+        """The paths of the models that a search loads from outside the index."""
+        return ()
+
+    @classmethod
     def check(cls, uri: str, card: IndexCard) -> None:
         """Raise `RetrievalError` for what is wrong beyond the files of the card; reads no more than other cards."""
         return

@@ -211,6 +211,12 @@ class DenseRetriever(Retriever):
         kind = read_encoder_card(Storage(uri).read(_ENCODER), uri).vectors
         return f"{kind} ({_REASONS[kind]}); `dense.vectors` chooses another"
 
+    @classmethod
+    def named_models(cls, uri: str, card: IndexCard) -> tuple[str, ...]:
+        """See `Retriever`: the passages' encoder, and one of questions that does not lie beside the vectors."""
+        encoder = read_encoder_card(Storage(uri).read(_ENCODER), uri).encoder
+        return (encoder.path, *((encoder.question_path,) if encoder.question_path else ()))
+
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         super().__init__(folder, card, settings)
         described = _described(folder)

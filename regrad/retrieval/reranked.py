@@ -155,6 +155,11 @@ class RerankedRetriever(Retriever):
         """See `Retriever`."""
         return (_read(Storage(uri).read(_FILE)).index,)
 
+    @classmethod
+    def named_models(cls, uri: str, card: IndexCard) -> tuple[str, ...]:
+        """See `Retriever`."""
+        return (_read(Storage(uri).read(_FILE)).model,)
+
     def __init__(self, folder: Path, card: IndexCard, settings: RetrieverConfig) -> None:
         self._settings = _read((folder / _FILE).read_bytes())
         inner = check_index(self._settings.index)

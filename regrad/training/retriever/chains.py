@@ -20,8 +20,8 @@ NO_STATE = -1
 class Chains:
     """The m states of each of B chains, as places among its K candidates, and how the proposals did.
 
-    `states` is [B, m]; `accepted` [B] the share of accepted proposals, without that which a new chain starts from;
-    `effective` [B] the effective sample size of the m proposals by their weights, from 1 to m.
+    `states` is [B, m]; `accepted` [B] the share of accepted proposals, without that which a new chain starts from (nan
+    if it was the only one); `effective` [B] the effective sample size of the m proposals by their weights, from 1 to m.
     """
 
     states: Tensor
@@ -74,6 +74,6 @@ def sample_chains(
     shares_Bm = weights_Bm.softmax(1)
     return Chains(
         torch.stack(states, 1),
-        ((accepted_Bm.sum(1) - new_B.double()) / judged_B.clamp_min(1)).float(),
+        ((accepted_Bm.sum(1) - new_B.double()) / judged_B).float(),
         (1 / shares_Bm.square().sum(1)).float(),
     )

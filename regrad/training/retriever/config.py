@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from regrad.data.question_sets import QuestionSetConfig
 from regrad.methods.artefact_files import artefact_places
@@ -20,6 +21,20 @@ from regrad.training.module_steps import ZeroStage
 
 _FOR_ANSWERS = ("demonstrations", "one_by_one", "index", "retrieval")
 """Settings of a method that say how it is asked, and not how one passage is read."""
+
+
+def lies_in(place: str, folder: str) -> bool:
+    """Whether this location is that one, or inside it, whatever they are written like."""
+    place, folder = same_place(place), same_place(folder)
+    return place == folder or place.startswith(f"{folder}/")
+
+
+def _repeated(key: str, place: str, other: str, where: str) -> PydanticCustomError:
+    return invalid(
+        "repeated",
+        f"{key} is {place:.200}, and {other} is {where:.200}: one would be written over the other, so give each result "
+        "its own place",
+    )
 
 
 class MarginalConfig(Settings):
@@ -200,25 +215,42 @@ class RetrieverTrainConfig(TrainConfig):
         return self
 
     def _has_places_apart(self) -> None:
-        """No result may take the place of another, or of what is read."""
-        others = list(enumerate(self.others))
-        read = [("index", self.index), ("model.path", self.model.path)]
-        read += [(f"others.{number}.index", other.index) for number, other in others]
-        read += [(f"method.{key}", place) for key, place in artefact_places(self.method.artefacts).items()]
-        made = [("output", self.output), *((f"others.{number}.output", other.output) for number, other in others)]
+        """No result may take the place of another, or of what is read, or have it inside: it would be removed."""
+        made = self._made()
+        for number, (key, place) in enumerate(made):
+            # Nor may it lie in one of these; beside files of questions and passages it may.
+            for other, where in [*made[:number], *self._read_directories()]:
+                if lies_in(place, where) or lies_in(where, place):
+                    raise _repeated(key, place, other, where)
+            for other, where in self._read_files():
+                if lies_in(where, place):
+                    raise _repeated(key, place, other, where)
+
+    def _made(self) -> list[tuple[str, str]]:
+        made = [("output", self.output)]
+        made += [(f"others.{number}.output", other.output) for number, other in enumerate(self.others)]
         if self.passages is not None:
             made.append(("passages.encoder", self.passages.encoder))
-            read.append(("passages.corpus", self.passages.corpus))
         if self.selector is not None:
             made.append(("selector.output", self.selector.output))
-            read.append(("selector.model", self.selector.model))
         if self.generator is not None:
             made.append(("generator.output", self.generator.output))
-            read.append(("generator.start_from", self.generator.start_from or ""))
-        taken = {same_place(place): key for key, place in read if place}
-        for key, place in made:
-            if (other := taken.setdefault(same_place(place), key)) != key:
-                raise invalid("repeated", f"{key} is {place:.200}, and so is {other}: give each result its own place")
+        return made
+
+    def _read_directories(self) -> list[tuple[str, str]]:
+        read: list[tuple[str, str | None]] = [("index", self.index), ("model.path", self.model.path)]
+        read += [(f"others.{number}.index", other.index) for number, other in enumerate(self.others)]
+        read += [(f"method.{key}", place) for key, place in artefact_places(self.method.artefacts).items()]
+        read.append(("selector.model", self.selector.model if self.selector else None))
+        read.append(("generator.start_from", self.generator.start_from if self.generator else None))
+        return [(key, place) for key, place in read if place]
+
+    def _read_files(self) -> list[tuple[str, str]]:
+        read = [("tasks", self.tasks), ("questions.path", self.questions.path if self.questions else None)]
+        read.append(("passages.corpus", self.passages.corpus if self.passages else None))
+        read += [(f"others.{number}.corpus", other.corpus) for number, other in enumerate(self.others)]
+        read.append(("checkpoints.location", self.checkpoints.location))
+        return [(key, place) for key, place in read if place]
 
     def _trains_generator(self, generator: GeneratorConfig) -> None:
         if not isinstance(self.method, PromptOnlyConfig | ReGradOnlineConfig):

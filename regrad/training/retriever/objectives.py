@@ -157,8 +157,8 @@ class Jsa:
         if not self._config.simplified:
             loss_B = loss_B - _mean_under(shares_BK, log_q_BK)
         numbers = {"effective_sample": float(chains.effective.mean())}
-        if self._config.proposals > 1 or self._config.keep_chain:  # what a new chain starts from is not judged
-            numbers = {"acceptance": float(chains.accepted.mean()), **numbers}
+        if not bool(chains.accepted.isnan().all()):  # with one proposal a new chain has nothing that is judged
+            numbers = {"acceptance": float(chains.accepted.nanmean()), **numbers}
         return Objected(loss_B, numbers, last_B)
 
 

@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,18 @@ from regrad.methods.artefact_files import artefact_digests
 from regrad.models.content import model_digest
 from regrad.models.loading import load_language_model
 from regrad.retrieval.base import CARD as INDEX_CARD
-from regrad.retrieval.base import Retriever, check_index, read_index_card
+from regrad.retrieval.base import IndexCard, Retriever, check_index, kind_of, read_index_card
 from regrad.retrieval.config import EncoderConfig
 from regrad.retrieval.dense import DenseRetriever, check_passages_encoder, passages_encoder, with_question_encoder
 from regrad.retrieval.encoder_card import FILE as ENCODER_FILE
 from regrad.retrieval.encoder_card import read_encoder_card
 from regrad.retrieval.reranked import rerank_index
-from regrad.storage import Storage, check_replaceable, directory_writer, same_place
+from regrad.storage import Storage, check_replaceable, directory_writer
 from regrad.training.callbacks import Listener, Silent
 from regrad.training.loop import train_on
 from regrad.training.lora.lora_artifact import ADAPTER_CARD
 from regrad.training.retriever.artefact import CARD, ENCODER, GENERATOR, PASSAGES, SELECTOR, Trained
-from regrad.training.retriever.config import RetrieverTrainConfig, SelectorConfig
+from regrad.training.retriever.config import RetrieverTrainConfig, SelectorConfig, lies_in
 from regrad.training.retriever.generator import generator_card, load_generator, make_generator
 from regrad.training.retriever.learner import NumberedQuestion, RetrieverLearner, open_trained_on
 from regrad.training.retriever.likelihood import Likelihood, MethodLikelihood
@@ -78,16 +78,32 @@ def _bare(question: Question) -> Question:
 
 def data_digests(config: RetrieverTrainConfig) -> dict[str, Any]:
     """Digests of what the settings name, which a resumed run must find again: the questions and the index, by its card;
-    the other indexes; and what the method, the generator and the selector begin with. Raises as reading those does."""
-    card = read_index_card(config.index).model_dump_json().encode()
+    the other indexes; and what the method, the generator and the selector begin with. An index that names others is
+    known by their cards, too. What is not used is None, so that a run that did not note it goes on. Raises as reading
+    those does."""
+    cards = [card.model_dump_json().encode() for _, card in _with_named(config.index)]
     start = config.generator.start_from if config.generator else None
     return {
-        "data": records_digest((item.question for item in read_asked(config)), card),
-        "others": [json_digest(read_index_card(other.index).model_dump(mode="json")) for other in config.others],
-        "method": artefact_digests(config.method),
+        "data": records_digest((item.question for item in read_asked(config)), b"".join(cards)),
+        "others": [_cards_digest(other.index) for other in config.others] or None,
+        "method": artefact_digests(config.method) or None,
         "start_from": directory_digest(start) if start else None,
         "selector": model_digest(config.selector.model) if config.selector else None,
     }
+
+
+def _cards_digest(index: str) -> str:
+    return json_digest([card.model_dump(mode="json") for _, card in _with_named(index)])
+
+
+def _with_named(index: str) -> Iterator[tuple[str, IndexCard]]:
+    """An index, those that it names, and those that these name, each with its card."""
+    waiting = [index]
+    while waiting:
+        place = waiting.pop(0)
+        card = read_index_card(place)
+        yield place, card
+        waiting += kind_of(card).named_indexes(place, card)
 
 
 MakeRefresher = Callable[[RetrieverTrainConfig, DenseRetriever, Workers], Refresher]
@@ -144,7 +160,7 @@ def check_indexes(config: RetrieverTrainConfig) -> None:
     questions: `TrainingError` if not; a step looks at its own. `CorpusError` or `TrainingError` if `passages.corpus`
     cannot be read, or is not the index's by its first 10,000 passages; a refresh compares all.
     """
-    _check_encoders(config)
+    _check_in_use(config)
     with open_trained_on(config, "cpu") as retriever:
         if config.passages is not None and isinstance(retriever, DenseRetriever):
             _check_corpus(config.passages.corpus, config.index, retriever)
@@ -157,22 +173,27 @@ def check_indexes(config: RetrieverTrainConfig) -> None:
                 check_index(other.index)
 
 
-def _check_encoders(config: RetrieverTrainConfig) -> None:
-    """Raise `TrainingError` if a result would take the place of an encoder that an index was made with."""
-    made = {same_place(uri): uri for uri, _ in results_of(config)}
+def _check_in_use(config: RetrieverTrainConfig) -> None:
+    """Raise `TrainingError` if a result would take the place of what an index needs: a model, or another index."""
+    made = [uri for uri, _ in results_of(config)]
     for index in (config.index, *(other.index for other in config.others)):
-        if not Storage(index).exists(ENCODER_FILE):
-            continue
-        encoder = read_encoder_card(Storage(index).read(ENCODER_FILE), index).encoder
-        for path in (encoder.path, encoder.question_path):
-            if path and same_place(path) in made:
-                raise TrainingError(
-                    f"{made[same_place(path)]} is to be a result of this run, and the index at {index} was made with "
-                    "the encoder there: give the result a place of its own",
-                    code="encoder_in_use",
-                    uri=path,
-                    index=index,
-                )
+        for needed in _needed_by(index):
+            for uri in made:
+                if lies_in(uri, needed) or lies_in(needed, uri):
+                    raise TrainingError(
+                        f"{uri} is to be a result of this run, and the index at {index} cannot be searched without "
+                        f"{needed}: give the result a place of its own",
+                        code="encoder_in_use",
+                        uri=uri,
+                        index=index,
+                    )
+
+
+def _needed_by(index: str) -> Iterator[str]:
+    """The models and indexes that an index names, and those that these name."""
+    for place, card in _with_named(index):
+        kind = kind_of(card)
+        yield from (*kind.named_models(place, card), *kind.named_indexes(place, card))
 
 
 def _check_found(config: RetrieverTrainConfig, retriever: Retriever) -> None:

@@ -7,10 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs.run_settings import FINISHED, is_finished, note_finished, run_storage
+from ray_jobs.run_settings import (
+    FINISHED,
+    UNFINISHED,
+    as_written,
+    check_made_by_training,
+    check_others,
+    is_finished,
+    note_finished,
+    run_storage,
+)
 from ray_jobs.train_runner import run_directory
-from regrad.errors import TrainingError
+from regrad.errors import StorageError, TrainingError
 from regrad.settings import builtin_config, load_settings
+from regrad.storage import Storage
 from regrad.training.config import TrainConfig
 from regrad.training.meta.config import MetaTrainConfig
 from regrad.training.retriever.config import RetrieverTrainConfig
@@ -72,6 +82,49 @@ def test_every_result_of_a_run_is_kept_from_a_run_with_other_settings(finished: 
     with refused(TrainingError, "finished_with_other_settings", uri=beside, keys=["seed"]):
         is_finished(other, DATA, others=[beside])
     assert not is_finished(config(finished, "checkpoints.resume=false", "seed=1"), DATA, others=[beside])
+
+
+def test_what_another_run_finished_while_one_was_interrupted_is_kept(finished: Path) -> None:
+    """Only `output` is locked by its run, and begun to be replaced."""
+    beside, interrupted = f"{finished}/beside", config(finished, f"output={finished}/other", "seed=1")
+    with run_directory(interrupted, DATA):
+        pass
+    assert not is_finished(interrupted, DATA, others=[beside])
+    note_finished(config(finished), DATA, [beside])
+    with refused(TrainingError, "finished_with_other_settings", uri=beside, keys=["seed"]):
+        is_finished(interrupted, DATA, others=[beside])
+    with refused(TrainingError, "finished_with_other_settings", uri=beside):
+        check_others(interrupted, DATA, [beside])
+    replacing = config(finished, f"output={finished}/other", "seed=1", "checkpoints.resume=false")
+    check_others(replacing, DATA, [beside])
+    note_finished(interrupted, DATA, [beside])
+    check_others(interrupted, DATA, [beside])
+
+
+def test_what_no_training_has_made_is_not_replaced_unasked(finished: Path) -> None:
+    """Such as a downloaded encoder, or an index of `regrad index`, where a result goes."""
+    made = [(f"{finished}/out", "card.json"), (f"{finished}/model", "config.json")]
+    check_made_by_training(config(finished), made)
+    Storage(f"{finished}/out").write("card.json", b"{}")
+    check_made_by_training(config(finished), made)
+    Storage(f"{finished}/model").write("config.json", b"{}")
+    with refused(StorageError, "occupied", uri=f"{finished}/model"):
+        check_made_by_training(config(finished), made)
+    check_made_by_training(config(finished, "checkpoints.resume=false"), made)
+    with run_directory(config(finished), DATA):  # which may have been interrupted between a result and its note
+        check_made_by_training(config(finished), made)
+
+
+def test_a_run_of_an_older_version_goes_on_unless_it_used_what_it_did_not_note(tmp_path: Path) -> None:
+    values = [f"output={tmp_path}/out"]
+    retriever = load_settings(RetrieverTrainConfig, builtin_config("jobs/retriever-lab.yaml"), values)
+    run_storage(retriever).write(UNFINISHED, as_written(retriever, {"data": "0123"}))
+    now = {"data": "0123", "others": None, "method": None}
+    with run_directory(retriever, now) as place:
+        assert place.resumed
+    used = {**now, "others": ["4567"]}
+    with refused(TrainingError, "run_of_other_settings", keys=["data.others"]), run_directory(retriever, used):
+        pass
 
 
 def test_a_setting_that_is_newer_than_the_run_counts_if_it_is_not_at_its_default(finished: Path) -> None:

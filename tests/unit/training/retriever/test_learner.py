@@ -375,13 +375,27 @@ def test_settings_that_do_not_hold_together_are_refused(place: Path) -> None:
         "method={{name: regrad-online, meta_init: {output}/}}",
         "generator={{output: {other}, start_from: {other}/../index-other-encoder}}",
         "selector={{model: {other}, output: {other}}}",
+        "selector={{model: {other}, output: {output}/selector}}",  # which writing the index would remove
+        "generator={{output: {index}/generator}}",
+        "generator={{output: {folder}}}",
+        "generator={{output: {folder}/link-to-index}}",
+        "output={folder}/questions.jsonl",
+        "others=[{{index: {other}, output: x/corpus, corpus: x/corpus/corpus.jsonl}}]",
+        "checkpoints.location={output}",
     ],
 )
 def test_a_result_in_the_place_of_another_or_of_what_is_read_is_refused(place: Path, extra: str) -> None:
     config = settings(place)
-    places = {"index": config.index, "output": config.output, "other": f"{place}/index-other-encoder"}
+    places = {"index": config.index, "output": config.output, "other": f"{place}/index-other-encoder", "folder": place}
+    if not (place / "link-to-index").exists():
+        (place / "link-to-index").symlink_to(config.index)
     with refused_settings("repeated"):
         settings(place, extra.format(**places), "objective={kind: dro}")
+
+
+def test_a_result_may_be_beside_what_is_read(place: Path) -> None:
+    """Files of questions and passages are in a folder, and so are the results of what was trained on them."""
+    assert settings(place, f"questions.path={place}", f"generator={{output: {place}/trained-generator}}").generator
 
 
 def test_the_encoder_that_an_index_was_made_with_is_never_replaced(place: Path) -> None:
@@ -407,6 +421,7 @@ def test_what_a_run_was_given_is_known_by_its_content(place: Path, tmp_path: Pat
     config = settings(place, f"method={{name: regrad-online, meta_init: {tmp_path}/start}}", others)
     before = run.data_digests(config)
     assert run.data_digests(config) == before
+    assert [key for key, value in run.data_digests(settings(place)).items() if value is not None] == ["data"]
     random_meta_init(lm, 2.0).save(tmp_path / "start")
     build_dense_index(corpus()[:5], f"{tmp_path}/other", *_encoder(place))
     after = run.data_digests(config)

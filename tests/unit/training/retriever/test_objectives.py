@@ -330,3 +330,13 @@ def test_a_single_list_would_always_weigh_one_and_is_refused() -> None:
 def test_what_a_new_chain_starts_from_counts_in_no_acceptance_rate(config: JsaConfig, judged: bool) -> None:
     numbers = make_objective(config)(scores(), draws()).numbers
     assert ("acceptance" in numbers) == judged and numbers["effective_sample"] >= 1
+
+
+def test_the_acceptance_rate_is_that_of_the_chains_in_which_something_was_judged() -> None:
+    """With one proposal a new chain has nothing that is, and a chain that goes on has one."""
+    config = JsaConfig(proposals=1, keep_chain=True)
+    new, going_on = torch.full((B,), NO_STATE), torch.zeros(B, dtype=torch.long)
+    assert "acceptance" not in make_objective(config)(replace(scores(), start=new), draws()).numbers
+    alike = replace(scores(), likelihood=torch.zeros(B, K).double(), posterior=scores().prior)  # all are accepted
+    for start in (going_on, torch.where(torch.arange(B) == 0, going_on, new)):
+        assert make_objective(config)(replace(alike, start=start), draws()).numbers["acceptance"] == 1

@@ -14,13 +14,15 @@ from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError, TrainingError
 from regrad.retrieval.base import RETRIEVERS, open_retriever
+from regrad.retrieval.config import RerankConfig
+from regrad.retrieval.reranked import rerank_index
 from regrad.settings import builtin_config, load_settings
 from regrad.training.checkpoint import TrainState
 from regrad.training.loop import train_on
 from regrad.training.retriever.config import RetrieverTrainConfig
 from regrad.training.retriever.learner import RetrieverLearner, open_trained_on
 from regrad.training.retriever.likelihood import Asked
-from regrad.training.retriever.run import check_indexes, read_asked, write_trained
+from regrad.training.retriever.run import check_indexes, data_digests, read_asked, write_trained
 from tests.tools.overlap import build_overlap_index
 from tests.tools.refusals import refused, refused_settings
 from tests.unit.retrieval.test_differentiable import observed
@@ -72,6 +74,28 @@ def train(
     retriever = open_trained_on(config, "cpu")
     learner = RetrieverLearner(config, retriever, FirstIs(), len(asked), torch.device("cpu"))
     return learner, train_on(learner, asked, config, Kept(folder), checkpoint=nullcontext(checkpoint))
+
+
+def test_what_an_index_names_is_not_replaced(place: Path, tmp_path: Path) -> None:
+    """The cross-encoder of a reranked index, and the index that it is over, are read with it."""
+    save_cross_encoder(tmp_path / "other", 0.1)
+    rerank_index(RerankConfig(index=f"{place}/index", model=f"{tmp_path}/other"), f"{tmp_path}/reranked")
+    over = f"index={tmp_path}/reranked"
+    for result in (f"selector.output={tmp_path}/./other", f"output={place}/index", f"output={place}/index/trained"):
+        with refused(TrainingError, "encoder_in_use", index=f"{tmp_path}/reranked"):
+            check_indexes(settings(place, over, result))
+    check_indexes(settings(place, over))
+
+
+def test_the_indexes_that_an_index_names_are_known_by_their_cards(place: Path, tmp_path: Path) -> None:
+    build_overlap_index(PASSAGES, f"{tmp_path}/inner")
+    rerank_index(RerankConfig(index=f"{tmp_path}/inner", model=f"{place}/cross-encoder"), f"{tmp_path}/reranked")
+    over = [f"index={tmp_path}/reranked", f"others=[{{index: {tmp_path}/reranked, output: {tmp_path}/other}}]"]
+    before = data_digests(settings(place, *over))
+    assert data_digests(settings(place, *over)) == before
+    build_overlap_index([*PASSAGES[1:], Passage("p0", "", "of something else")], f"{tmp_path}/inner")
+    after = data_digests(settings(place, *over))
+    assert {key for key, value in after.items() if value != before[key]} == {"data", "others"}
 
 
 def _no_index(corpus: str, encoder: object, output: str) -> str:
