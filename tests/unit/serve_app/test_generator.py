@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,18 @@ from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound, PromptTooLong
 from regrad.evaluation.config import EvalBatchConfig
 from regrad.evaluation.runner import Generator
+from regrad.inference.engine import DecodingLoop, Ticket
 from regrad.inference.rows import DecodingRequest
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
-from regrad.methods.base import BankNeed, Evidence, open_question
+from regrad.methods.base import BankNeed, Evidence, PassageUse, open_question
 from regrad.models.loading import LanguageModel
 from regrad.retrieval.hits import Hit
 from regrad.training.translator.artifact import Translator
 from serve_app.config import ServeConfig
 from serve_app.generator import GeneratorDeployment
 from serve_app.messages import Answered, Ask, Piece, Release, Retrieved, RoutedAsk, Sampling
-from serve_app.methods import offers_of
+from serve_app.methods import Prepared, RequestBuilder, offers_of
 from serve_app.rollout import ReleaseConfig, ReleaseList, write_releases
 from tests.tools.adapting import adapter_bank, generated_bank, untrained_translator
 from tests.tools.recording import Recorded
@@ -234,3 +236,36 @@ def test_a_bank_is_read_beside_the_decoding_and_only_what_it_lacks_is_generated_
         prompt = plan.prompt.text(tiny.config.prompts)
         (text,) = alone.answers([DecodingRequest(prompt, plan.updates, TOKENS.max_new_tokens)])
         assert answered.text == text.text
+
+
+@pytest.mark.parametrize("late", ["decoding", "contributions"])
+def test_one_deadline_holds_for_all_phases_of_a_request(
+    generator: GeneratorDeployment, release: Release, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """Two phases of a second each: either alone would be in time."""
+    prepare, contributions, submit = RequestBuilder.prepare, RequestBuilder.contributions, DecodingLoop.submit
+
+    def prepared(self: RequestBuilder, *given: Any) -> Prepared:
+        time.sleep(1.0)
+        return prepare(self, *given)
+
+    def measured(self: RequestBuilder, *given: Any) -> tuple[PassageUse, ...]:
+        time.sleep(1.0 if late == "contributions" else 0.0)
+        return contributions(self, *given)
+
+    def submitted(self: DecodingLoop, *given: Any) -> Ticket:
+        self.run(lambda: time.sleep(1.0 if late == "decoding" else 0.0))
+        return submit(self, *given)
+
+    monkeypatch.setattr(RequestBuilder, "needs_model", lambda *_: True)
+    monkeypatch.setattr(RequestBuilder, "prepare", prepared)
+    monkeypatch.setattr(RequestBuilder, "contributions", measured)
+    monkeypatch.setattr(DecodingLoop, "submit", submitted)
+
+    def asked(seconds: float) -> Answered | Exception:
+        ask = Ask("Who?", "direct", sampling=TOKENS, seconds=seconds, contributions="norms")
+        routed = RoutedAsk(ask, release, False, BankNeed.NOTHING)
+        return answers(generator, [routed], [None], None)[0]
+
+    assert isinstance(asked(60.0), Answered)
+    assert isinstance(asked(1.6), TimeoutError)
