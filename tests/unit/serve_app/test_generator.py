@@ -29,7 +29,7 @@ from regrad.retrieval.hits import Hit
 from regrad.training.translator.artifact import Translator
 from serve_app.config import ServeConfig
 from serve_app.generator import GeneratorDeployment
-from serve_app.messages import Answered, Ask, Piece, Release, Retrieved, RoutedAsk, Sampling
+from serve_app.messages import Answered, Ask, Piece, Release, Retrieved, RoutedAsk, Sampling, Turn
 from serve_app.methods import Prepared, RequestBuilder, offers_of
 from serve_app.rollout import ReleaseConfig, ReleaseList, write_releases
 from tests.tools.adapting import adapter_bank, generated_bank, untrained_translator
@@ -120,6 +120,28 @@ def test_each_request_has_the_solved_questions_that_are_nearest_to_its_own(
         answer = found[number]
         assert isinstance(answer, Answered), answer
         assert (answer.text, answer.prompt_tokens) == (expected.text, expected.prompt_tokens)
+
+
+def test_a_conversations_solved_questions_are_those_that_an_evaluation_finds(
+    tmp_path: Path, meta_init: MetaInit, tiny: LanguageModel, release: Release
+) -> None:
+    """By the question and what was said before it; instructions, which an evaluation's turns never are, stay out."""
+    meta_init.save(tmp_path / "meta-init")
+    asked = ["Which river passes Olm?", "Who taught the painter?"]
+    rows = [{"id": f"d{n}", "question": text, "answers": [f"a{n}"]} for n, text in enumerate(asked)]
+    (tmp_path / "solved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    method = {"name": "direct", "demonstrations": 1, "which_demonstrations": "nearest"}
+    places = {"meta_init": str(tmp_path / "meta-init"), "demonstrations": str(tmp_path / "solved.jsonl")}
+    served = GeneratorDeployment(config(**places, methods=[method]))
+    turns = (Turn("system", "Olm, river, Olm."), Turn("user", "Who was the painter?"), Turn("assistant", "Anna."))
+    ask = Ask("And then?", "direct", sampling=TOKENS, turns=turns)
+    answer = answers(served, [RoutedAsk(ask, release, False, BankNeed.NOTHING)], None, None)[0]
+    prompts = tiny.config.prompts
+    said = prompts.conversation([(turn.role, turn.content) for turn in turns])
+    prompt = f"{said}{prompts.prompt(asked[1])} a1\n{prompts.prompt(ask.question)}"
+    (expected,) = Generator(tiny, EvalBatchConfig(rows=1)).answers([DecodingRequest(prompt, (), 4)])
+    assert isinstance(answer, Answered), answer
+    assert (answer.text, answer.prompt_tokens) == (expected.text, expected.prompt_tokens)
 
 
 def test_what_questions_begin_with_is_kept_and_counted(
