@@ -204,6 +204,20 @@ def test_an_answer_that_was_decoded_can_be_read_however_little_room_is_left(lm: 
     assert found.shape == (1, 2) and bool(found.isfinite().all())
 
 
+def test_answers_are_read_the_same_in_passes_of_few_tokens(lm: LanguageModel) -> None:
+    """As a server does, whose other requests are decoded in between."""
+    passages = tuple(Passage(str(n), "", "Anna was born in Rome. " * (1 + n)) for n in range(5))
+    evidence = Evidence(Question("", "Where was Anna born?", ()), passages)
+    plans = PromptOnlyConfig(name="rag").open(lm).answer_plans(apart(evidence), NoAtoms())
+    (whole_K,) = ReplyReader(lm).likelihoods(OneByOneConfig(), plans, ["Rome"])
+    reader, found_K = ReplyReader(lm, batch_tokens=100), torch.empty(5)
+    passes = reader.batches(plans, "Rome")
+    for one in passes:
+        found_K[list(one.places)] = reader.read(OneByOneConfig(), one)
+    assert len(passes) > 1 and all(one.tokens.ids.numel() <= 100 or len(one.places) == 1 for one in passes)
+    torch.testing.assert_close(found_K, whole_K, atol=1e-4, rtol=1e-5)  # float32, padded to other lengths
+
+
 def test_a_raw_prompt_is_read_as_it_was_decoded(lm: LanguageModel) -> None:
     lm.tokenizer.chat_template = "{% for m in messages %}Question: {{ m['content'] }}\nAnswer:{% endfor %}"
     prompts = lm.config.prompts.model_copy(update={"chat": True})
