@@ -154,19 +154,20 @@ class GeneratorDeployment:
     ) -> AsyncGenerator[Piece | Answered]:
         ask = routed.ask
         arrived = time.perf_counter()
+        deadline = asyncio.get_running_loop().time() + ask.seconds  # one: what a phase has taken, the next ones lack
         if gradients is None and retrieved is not None and routed.bank is not BankNeed.NOTHING:
             gradients = GradientSum.unread(retrieved, routed.release, "the bank loader is gone")
         with self._watch.span("generate", ask.traceparent, method=ask.method):
             builder = await self._builder(routed.release)
-            shown = await self._demonstrations(builder, ask)
+            shown = await self._demonstrations(builder, ask, deadline)
             if builder.opened(ask).offer.settings.one_by_one is not None and retrieved is not None and retrieved.hits:
-                finished, plan, seconds = await self._one_by_one(builder, ask, retrieved, gradients, shown)
+                finished, plan, seconds = await self._one_by_one(builder, ask, retrieved, gradients, shown, deadline)
                 yield Piece(finished.text)
                 yield self._answered(finished, plan, gradients, routed.release, 1e3 * seconds)
                 return
-            prepared = await self._prepared(builder, ask, retrieved, gradients, shown)
+            prepared = await self._prepared(builder, ask, retrieved, gradients, shown, deadline)
             preparing_milliseconds = (time.perf_counter() - arrived) * 1e3
-            async with contextlib.aclosing(self._decode(prepared.request, ask.seconds)) as events:
+            async with contextlib.aclosing(self._decode(prepared.request, deadline)) as events:
                 async for event in events:
                     if isinstance(event, str):
                         yield Piece(event)
@@ -176,7 +177,8 @@ class GeneratorDeployment:
                     if ask.contributions:
                         # On the decoding thread, which alone may run the model.
                         measured = self._loop.run(partial(builder.contributions, ask, prepared, finished))
-                        plan = replace(plan, uses=await asyncio.wrap_future(measured))
+                        async with asyncio.timeout_at(deadline):
+                            plan = replace(plan, uses=await asyncio.wrap_future(measured))
                     yield self._answered(finished, plan, gradients, routed.release, preparing_milliseconds)
 
     def _answered(
@@ -200,16 +202,17 @@ class GeneratorDeployment:
         retrieved: Retrieved,
         gradients: GradientSum | None,
         shown: tuple[Question, ...],
+        deadline: float,
     ) -> tuple[Finished, Plan, float]:
         """An answer with each passage alone, all decoded at once, then the best; and the seconds before decoding."""
         began = time.perf_counter()
         parts = [replace(retrieved, hits=(hit,)) for hit in retrieved.hits]
         sums = [None] * len(parts) if gradients is None else gradients.apart()
         pairs = zip(parts, sums, strict=True)
-        async with asyncio.timeout(ask.seconds):
-            prepared = await _all(self._prepared(builder, ask, part, total, shown) for part, total in pairs)
+        async with asyncio.timeout_at(deadline):
+            prepared = await _all(self._prepared(builder, ask, part, total, shown, deadline) for part, total in pairs)
             seconds = time.perf_counter() - began
-            answers = await _all(self._whole(one.request, ask.seconds) for one in prepared)
+            answers = await _all(self._whole(one.request, deadline) for one in prepared)
             texts = builder.texts_to_read(ask, answers)
             read = [await self._read(builder, ask, prepared, text) for text in texts]
         return *builder.chosen(ask, retrieved, prepared, answers, read), seconds
@@ -223,14 +226,15 @@ class GeneratorDeployment:
             found_K[list(reading.places)] = likelihood_n
         return found_K
 
-    async def _whole(self, request: DecodingRequest, seconds: float) -> Finished:
-        async with contextlib.aclosing(self._decode(request, seconds)) as events:
+    async def _whole(self, request: DecodingRequest, deadline: float) -> Finished:
+        async with contextlib.aclosing(self._decode(request, deadline)) as events:
             return [event async for event in events if isinstance(event, Finished)][-1]
 
-    async def _demonstrations(self, builder: RequestBuilder, ask: Ask) -> tuple[Question, ...]:
+    async def _demonstrations(self, builder: RequestBuilder, ask: Ask, deadline: float) -> tuple[Question, ...]:
         if not builder.opened(ask).offer.settings.searches_demonstrations:
             return builder.demonstrations(ask)
-        return await asyncio.wait_for(asyncio.to_thread(builder.demonstrations, ask), ask.seconds)
+        async with asyncio.timeout_at(deadline):
+            return await asyncio.to_thread(builder.demonstrations, ask)
 
     async def _prepared(
         self,
@@ -239,22 +243,20 @@ class GeneratorDeployment:
         retrieved: Retrieved | None,
         gradients: GradientSum | None,
         shown: tuple[Question, ...],
+        deadline: float,
     ) -> Prepared:
         """The request, made where its plan can be made: between decoding steps, in a thread, or right here."""
-        read = None
-        if waits := builder.opened(ask).waits:  # for a bank: all who are decoded would wait with it
-            reading = asyncio.to_thread(builder.read_atoms, ask, retrieved)
-            read = await asyncio.wait_for(reading, ask.seconds)
-        prepare = partial(builder.prepare, ask, retrieved, gradients, shown, read)
-        if builder.needs_model(ask, gradients, read):
-            return await asyncio.wait_for(asyncio.wrap_future(self._loop.run(prepare)), ask.seconds)
-        if waits:
-            return await asyncio.wait_for(asyncio.to_thread(prepare), ask.seconds)
-        return prepare()
+        async with asyncio.timeout_at(deadline):
+            read = None
+            if waits := builder.opened(ask).waits:  # for a bank: all who are decoded would wait with it
+                read = await asyncio.to_thread(builder.read_atoms, ask, retrieved)
+            prepare = partial(builder.prepare, ask, retrieved, gradients, shown, read)
+            if builder.needs_model(ask, gradients, read):
+                return await asyncio.wrap_future(self._loop.run(prepare))
+            return await asyncio.to_thread(prepare) if waits else prepare()
 
-    async def _decode(self, request: DecodingRequest, seconds: float) -> AsyncGenerator[str | Finished]:
+    async def _decode(self, request: DecodingRequest, deadline: float) -> AsyncGenerator[str | Finished]:
         here = asyncio.get_running_loop()
-        deadline = here.time() + seconds
         heard: asyncio.Queue[DecodingEvent] = asyncio.Queue()
 
         def hear(event: DecodingEvent) -> None:  # called on the decoding thread

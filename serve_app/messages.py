@@ -47,8 +47,8 @@ class Ask:
     """One validated question, the same for every protocol: how to answer it, and no answers, unlike a `Question`.
 
     The prompt asks `question`; with `raw` it is the prompt itself, and passages, if the method puts any there, go in
-    front of it. `turns` came before it. `seconds` is what is left of its time,
-    `traceparent` the W3C trace context that it belongs to.
+    front of it. `turns` came before it. `seconds` is what is left of its time, `traceparent` the W3C trace context that
+    it belongs to.
     """
 
     question: str

@@ -207,9 +207,9 @@ class RequestBuilder:
     def demonstrations(self, ask: Ask) -> tuple[Question, ...]:
         """Those that the request's method gets; raises `MethodError` or `RetrievalError` if they cannot be found."""
         settings = self.opened(ask).offer.settings
-        return (
-            self._pool.chosen(settings, [replace(_question(ask), turns=ask.said)])[0] if settings.demonstrations else ()
-        )
+        if not settings.demonstrations:
+            return ()
+        return self._pool.chosen(settings, [replace(_question(ask), turns=ask.said)])[0]
 
     def prepare(
         self,

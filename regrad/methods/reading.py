@@ -107,7 +107,8 @@ class LikelihoodReader:
         """Prompt and answer, and where the answer begins."""
         prompts, prompt, raw = self._prompts, plan.prompt, plan.prompt.evidence.raw
         text = prompts.answer_text(answer) if raw else prompts.reply(answer)
-        ending = [*self._lm.encode(text), *self._lm.ending]
+        # Empty, and without its end where prompts have none, it would have no token to read, and be certain.
+        ending = [*self._lm.encode(text), *self._lm.ending] or self._lm.eos
         ids = [*prompt.virtual, *self._lm.encode_prompt(prompt.text(prompts), raw)]
         tokens = len(ids) + len(ending)
         if self._decoded:

@@ -204,6 +204,20 @@ def test_an_answer_that_was_decoded_can_be_read_however_little_room_is_left(lm: 
     assert found.shape == (1, 2) and bool(found.isfinite().all())
 
 
+def test_answers_are_read_the_same_in_passes_of_few_tokens(lm: LanguageModel) -> None:
+    """As a server does, whose other requests are decoded in between."""
+    passages = tuple(Passage(str(n), "", "Anna was born in Rome. " * (1 + n)) for n in range(5))
+    evidence = Evidence(Question("", "Where was Anna born?", ()), passages)
+    plans = PromptOnlyConfig(name="rag").open(lm).answer_plans(apart(evidence), NoAtoms())
+    (whole_K,) = ReplyReader(lm).likelihoods(OneByOneConfig(), plans, ["Rome"])
+    reader, found_K = ReplyReader(lm, batch_tokens=100), torch.empty(5)
+    passes = reader.batches(plans, "Rome")
+    for one in passes:
+        found_K[list(one.places)] = reader.read(OneByOneConfig(), one)
+    assert len(passes) > 1 and all(one.tokens.ids.numel() <= 100 or len(one.places) == 1 for one in passes)
+    torch.testing.assert_close(found_K, whole_K, atol=1e-4, rtol=1e-5)  # float32, padded to other lengths
+
+
 def test_a_raw_prompt_is_read_as_it_was_decoded(lm: LanguageModel) -> None:
     lm.tokenizer.chat_template = "{% for m in messages %}Question: {{ m['content'] }}\nAnswer:{% endfor %}"
     prompts = lm.config.prompts.model_copy(update={"chat": True})
@@ -216,3 +230,20 @@ def test_a_raw_prompt_is_read_as_it_was_decoded(lm: LanguageModel) -> None:
     assert batch.tokens.ids[0, :start].tolist() == list(fitted.ids)
     read = lm.tokenizer.decode(batch.tokens.ids[0, start:].tolist())
     assert read.strip().startswith("Rome"), read
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_an_empty_answer_is_as_likely_as_its_end(lm: LanguageModel, per_token: bool) -> None:
+    """Without an end token behind answers, as in the papers' prompts, it has no token of its own: it is not certain."""
+    lm.tokenizer.chat_template = "{% for m in messages %}Question: {{ m['content'] }}\nAnswer:{% endfor %}"
+    prompts = lm.config.prompts.model_copy(update={"chat": True, "end_token": False})
+    chat = replace(lm, config=lm.config.model_copy(update={"prompts": prompts}))
+    evidence = Evidence(Question("", "Where was Anna born?", ()), (Passage("1", "", "Anna was born in Rome."),))
+    plans = PromptOnlyConfig(name="rag").open(chat).answer_plans([evidence], NoAtoms())
+    ids = PromptFitter(chat, prompts, "drop").fitted(plans[0], 6).ids
+    with torch.no_grad():
+        logits_V = chat.model(input_ids=torch.tensor([ids])).logits[0, -1]
+    expected = logits_V.log_softmax(-1)[chat.eos[0]]
+    found = ReplyReader(chat).likelihoods(OneByOneConfig(per_token=per_token), plans, ["", "Rome"])
+    assert float(found[0, 0]) == pytest.approx(float(expected), abs=1e-4)
+    assert float(found[0, 0]) < -0.01

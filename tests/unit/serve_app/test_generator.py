@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,18 @@ from regrad.data.passages import Passage
 from regrad.errors import PassageNotFound, PromptTooLong
 from regrad.evaluation.config import EvalBatchConfig
 from regrad.evaluation.runner import Generator
+from regrad.inference.engine import DecodingLoop, Ticket
 from regrad.inference.rows import DecodingRequest
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit
-from regrad.methods.base import BankNeed, Evidence, open_question
+from regrad.methods.base import BankNeed, Evidence, PassageUse, open_question
 from regrad.models.loading import LanguageModel
 from regrad.retrieval.hits import Hit
 from regrad.training.translator.artifact import Translator
 from serve_app.config import ServeConfig
 from serve_app.generator import GeneratorDeployment
-from serve_app.messages import Answered, Ask, Piece, Release, Retrieved, RoutedAsk, Sampling
-from serve_app.methods import offers_of
+from serve_app.messages import Answered, Ask, Piece, Release, Retrieved, RoutedAsk, Sampling, Turn
+from serve_app.methods import Prepared, RequestBuilder, offers_of
 from serve_app.rollout import ReleaseConfig, ReleaseList, write_releases
 from tests.tools.adapting import adapter_bank, generated_bank, untrained_translator
 from tests.tools.recording import Recorded
@@ -118,6 +120,28 @@ def test_each_request_has_the_solved_questions_that_are_nearest_to_its_own(
         answer = found[number]
         assert isinstance(answer, Answered), answer
         assert (answer.text, answer.prompt_tokens) == (expected.text, expected.prompt_tokens)
+
+
+def test_a_conversations_solved_questions_are_those_that_an_evaluation_finds(
+    tmp_path: Path, meta_init: MetaInit, tiny: LanguageModel, release: Release
+) -> None:
+    """By the question and what was said before it; instructions, which an evaluation's turns never are, stay out."""
+    meta_init.save(tmp_path / "meta-init")
+    asked = ["Which river passes Olm?", "Who taught the painter?"]
+    rows = [{"id": f"d{n}", "question": text, "answers": [f"a{n}"]} for n, text in enumerate(asked)]
+    (tmp_path / "solved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    method = {"name": "direct", "demonstrations": 1, "which_demonstrations": "nearest"}
+    places = {"meta_init": str(tmp_path / "meta-init"), "demonstrations": str(tmp_path / "solved.jsonl")}
+    served = GeneratorDeployment(config(**places, methods=[method]))
+    turns = (Turn("system", "Olm, river, Olm."), Turn("user", "Who was the painter?"), Turn("assistant", "Anna."))
+    ask = Ask("And then?", "direct", sampling=TOKENS, turns=turns)
+    answer = answers(served, [RoutedAsk(ask, release, False, BankNeed.NOTHING)], None, None)[0]
+    prompts = tiny.config.prompts
+    said = prompts.conversation([(turn.role, turn.content) for turn in turns])
+    prompt = f"{said}{prompts.prompt(asked[1])} a1\n{prompts.prompt(ask.question)}"
+    (expected,) = Generator(tiny, EvalBatchConfig(rows=1)).answers([DecodingRequest(prompt, (), 4)])
+    assert isinstance(answer, Answered), answer
+    assert (answer.text, answer.prompt_tokens) == (expected.text, expected.prompt_tokens)
 
 
 def test_what_questions_begin_with_is_kept_and_counted(
@@ -234,3 +258,36 @@ def test_a_bank_is_read_beside_the_decoding_and_only_what_it_lacks_is_generated_
         prompt = plan.prompt.text(tiny.config.prompts)
         (text,) = alone.answers([DecodingRequest(prompt, plan.updates, TOKENS.max_new_tokens)])
         assert answered.text == text.text
+
+
+@pytest.mark.parametrize("late", ["decoding", "contributions"])
+def test_one_deadline_holds_for_all_phases_of_a_request(
+    generator: GeneratorDeployment, release: Release, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """Two phases of a second each: either alone would be in time."""
+    prepare, contributions, submit = RequestBuilder.prepare, RequestBuilder.contributions, DecodingLoop.submit
+
+    def prepared(self: RequestBuilder, *given: Any) -> Prepared:
+        time.sleep(1.0)
+        return prepare(self, *given)
+
+    def measured(self: RequestBuilder, *given: Any) -> tuple[PassageUse, ...]:
+        time.sleep(1.0 if late == "contributions" else 0.0)
+        return contributions(self, *given)
+
+    def submitted(self: DecodingLoop, *given: Any) -> Ticket:
+        self.run(lambda: time.sleep(1.0 if late == "decoding" else 0.0))
+        return submit(self, *given)
+
+    monkeypatch.setattr(RequestBuilder, "needs_model", lambda *_: True)
+    monkeypatch.setattr(RequestBuilder, "prepare", prepared)
+    monkeypatch.setattr(RequestBuilder, "contributions", measured)
+    monkeypatch.setattr(DecodingLoop, "submit", submitted)
+
+    def asked(seconds: float) -> Answered | Exception:
+        ask = Ask("Who?", "direct", sampling=TOKENS, seconds=seconds, contributions="norms")
+        routed = RoutedAsk(ask, release, False, BankNeed.NOTHING)
+        return answers(generator, [routed], [None], None)[0]
+
+    assert isinstance(asked(60.0), Answered)
+    assert isinstance(asked(1.6), TimeoutError)

@@ -16,6 +16,7 @@ import torch
 
 from regrad.bank.tiers import Tier
 from regrad.data.passages import Passage
+from regrad.errors import ModelError
 from regrad.evaluation.config import EvalBatchConfig
 from regrad.evaluation.one_by_one import OneByOne
 from regrad.evaluation.runner import Generator
@@ -32,6 +33,7 @@ from regrad.models.loading import LanguageModel
 from regrad.retrieval.config import OneByOneConfig
 from regrad.retrieval.hits import Hit
 from serve_app.generator import GeneratorDeployment
+from serve_app.http.errors import problem_of
 from serve_app.messages import Answered, Ask, GradientSum, Piece, Release, Retrieved, Sampling
 from serve_app.methods import LoadedAtoms, offers_of
 from tests.tools.adapting import adapter_bank
@@ -132,6 +134,10 @@ def test_a_passage_without_an_atom_is_one_that_its_policy_decides(
     assert isinstance(answered, Answered), answered
     assert [use.missing for use in answered.uses] == [False, True, False]
     assert [(note.policy, note.passage_ids) for note in answered.degraded] == [("fewer", (three[1].id,))]
+    measuring = replace(routed, ask=replace(routed.ask, contributions="leave_one_out"))
+    (measured,) = answers(generator, [measuring], [found], [gradients]).values()
+    assert isinstance(measured, Answered), measured
+    assert [use.contribution is None for use in measured.uses] == [False, True, False], "read without the passage"
 
     async def streamed() -> list[Piece | Answered]:
         return [event async for event in generator.stream([routed], [found], [gradients])]
@@ -197,6 +203,22 @@ def test_a_question_without_passages_is_answered_as_without_the_setting(
         assert isinstance(answered, Answered), answered
         texts.append((answered.text, answered.degraded))
     assert texts[0] == texts[1] and "no passage was found" in str(texts[0][1][0])
+
+
+def test_likelihoods_that_are_not_finite_are_an_error_of_their_request_alone(
+    tiny: LanguageModel, meta_init: MetaInit, passages: list[Passage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta_init.save(tmp_path / "meta-init")
+    methods: list[Any] = [{"name": "rag", **APART}, {"name": "together", "method": "rag"}]
+    served = config(meta_init=str(tmp_path / "meta-init"), methods=methods)
+    release = Release("main", served.meta_init, "b", 1, meta_init.fingerprint)
+    found = Retrieved(tuple(Hit(*pair) for pair in zip(passages[:3], SCORES, strict=True)), 0.0)
+    monkeypatch.setattr(ReplyReader, "read", lambda _, settings, batch: torch.full((len(batch.places),), math.nan))
+    routed = [offer.routed(Ask("Who?", name, sampling=TOKENS), release) for name, offer in offers_of(served).items()]
+    answered = answers(GeneratorDeployment(served), routed, [found, found], None)
+    assert isinstance(answered[0], ModelError) and isinstance(answered[1], Answered), answered
+    assert (answered[0].code, answered[0].fields) == ("model.likelihood_not_finite", {"question": "Who?"})
+    assert problem_of(answered[0]).status == 503
 
 
 def test_one_deadline_holds_for_all_of_it_and_a_late_request_reads_no_further(

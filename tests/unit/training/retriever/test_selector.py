@@ -13,8 +13,9 @@ from torch import Tensor
 from regrad.data.jsonl import encode_jsonl
 from regrad.data.passages import Passage
 from regrad.errors import RetrievalError, TrainingError
+from regrad.methods.one_by_one import log_prior
 from regrad.retrieval.base import RETRIEVERS, open_retriever
-from regrad.retrieval.config import RerankConfig
+from regrad.retrieval.config import OneByOneConfig, RerankConfig
 from regrad.retrieval.reranked import rerank_index
 from regrad.settings import builtin_config, load_settings
 from regrad.training.checkpoint import TrainState
@@ -129,6 +130,29 @@ def test_a_trained_selector_is_a_reranked_index_that_puts_first_what_answers(
     assert not all("fox" in text for texts in untrained for text in texts)
     if "dro" in objective:
         assert 1 <= learner.numbers()["effective_lists"] <= 8
+
+
+def test_a_trained_selectors_index_gives_the_probabilities_of_its_training(place: Path, tmp_path: Path) -> None:
+    """Its scores over its temperature, which are what passages that are read one by one are weighed by."""
+    output = [f"output={tmp_path}/trained", f"selector.output={tmp_path}/selector", "temperature=0.2"]
+    config = settings(place, *output, "objective={kind: marginal}", "optimizer.steps=1")
+    learner, state = train(config)
+    questions = [item.question for item in read_asked(config)]
+    with torch.no_grad():
+        found = learner._finder.find(questions, torch.empty(0))
+    rows_BU = found.union.rows.tolist()
+    texts = learner._finder.passages([row for rows in rows_BU for row in rows])
+    trained_BU = found.prior.softmax(1)
+    assert float(trained_BU.max()) > 2 * float(trained_BU.min()), "else a uniform one would do"
+    learner.product(state).save(tmp_path / "product")
+    write_trained(config, tmp_path / "product", _no_index)
+    with open_retriever(config.output) as retriever:
+        for question, rows, trained_U in zip(questions, rows_BU, trained_BU, strict=True):
+            (hits,) = retriever.search([question.query], config.k)
+            served_K = log_prior(OneByOneConfig(), [hit.score for hit in hits], retriever.temperature).exp()
+            served = dict(zip((hit.passage.id for hit in hits), served_K.tolist(), strict=True))
+            expected = dict(zip((texts[row].id for row in rows), trained_U.tolist(), strict=True))
+            assert served == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.slow
