@@ -20,7 +20,8 @@ from regrad.lab.files import augmented_passages, documents, lab_tasks
 from regrad.lab.world import World
 from regrad.meta_init import MetaInit, random_meta_init
 from regrad.models.config import ModelConfig
-from regrad.models.loading import LanguageModel, load_language_model, resolve_path
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.models.local_files import resolve_path
 from regrad.prompts import PromptFormat, PromptStyle
 from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.config import MetaTrainConfig

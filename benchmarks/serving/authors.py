@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteriaLi
 
 from regrad.bank.reader import BankReader
 from regrad.meta_init import MetaInit
-from regrad.models.loading import resolve_path
+from regrad.models.local_files import resolve_path
 from regrad.retrieval.base import open_retriever
 from serve_app.app import QUIET
 

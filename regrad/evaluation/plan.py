@@ -24,7 +24,7 @@ from regrad.evaluation.passages import PassageFinder, check_passages
 from regrad.methods.artefact_files import artefact_digests
 from regrad.methods.base import MethodSettings
 from regrad.models.config import ModelConfig
-from regrad.models.content import model_digest
+from regrad.models.local_files import model_digest
 from regrad.retrieval.base import check_index, read_index_card
 
 _RESULTS = 3  # raise it when the same settings come to give other records

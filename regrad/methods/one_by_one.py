@@ -102,10 +102,9 @@ class ReplyReader:
     def likelihoods(self, settings: OneByOneConfig, plans: Sequence[Plan], texts: Sequence[str]) -> Tensor:
         """log p(y|x, h) [N, K] of N texts under K plans with one passage each."""
         pairs = [(plan, text) for text in texts for plan in plans]
-        found = torch.empty(len(pairs))
-        for batch in self._reader.batches([plan for plan, _ in pairs], [text for _, text in pairs]):
-            found[list(batch.places)] = self.read(settings, batch)
-        return found.reshape(len(texts), len(plans))
+        reduction = _reduction(settings)
+        read = self._reader.log_likelihoods([plan for plan, _ in pairs], [text for _, text in pairs], reduction)
+        return read.reshape(len(texts), len(plans))
 
     def batches(self, plans: Sequence[Plan], text: str) -> list[AnswerBatch]:
         """What is read of a text with each of the passages, pass by pass; it does not run the model."""
@@ -113,6 +112,8 @@ class ReplyReader:
 
     def read(self, settings: OneByOneConfig, batch: AnswerBatch) -> Tensor:
         """log p(y|x, h) [n] of one pass, on the CPU."""
-        with torch.no_grad():
-            losses_n = self._reader.losses(batch, batch.updates(), "mean" if settings.per_token else "sum")
-        return -losses_n.float().cpu()
+        return self._reader.read(batch, _reduction(settings))
+
+
+def _reduction(settings: OneByOneConfig) -> str:
+    return "mean" if settings.per_token else "sum"

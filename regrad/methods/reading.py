@@ -92,11 +92,16 @@ class LikelihoodReader:
         The end of the answer is one of them. `beside` are updates [P] that all are read with. Raises as `batches`.
         """
         found_N = torch.empty(len(plans))
-        with torch.no_grad():
-            for batch in self.batches(plans, answers):
-                losses_n = self.losses(batch, {**batch.updates(), **(beside or {})}, reduction)
-                found_N[list(batch.places)] = -losses_n.float().cpu()
+        for batch in self.batches(plans, answers):
+            found_N[list(batch.places)] = self.read(batch, reduction, beside)
         return found_N
+
+    @torch.no_grad()
+    def read(
+        self, batch: AnswerBatch, reduction: str = "sum", beside: Mapping[Subspace, Tensor] | None = None
+    ) -> Tensor:
+        """The log-likelihoods [n] of one pass of `batches`, as `log_likelihoods`."""
+        return -self.losses(batch, {**batch.updates(), **(beside or {})}, reduction).float().cpu()
 
     def losses(self, batch: AnswerBatch, updates: Mapping[Subspace, Tensor], reduction: str) -> Tensor:
         """Minus the log-likelihoods [n] under these updates, differentiable with respect to them."""

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from regrad.errors import ModelError
 from regrad.models.checkpoint import load_without_weights
-from regrad.models.loading import resolve_path
+from regrad.models.local_files import resolve_path
 
 
 def load_fast_tokenizer(path: str) -> Tokenizer:

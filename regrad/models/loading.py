@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,17 +24,15 @@ from regrad.models.architectures import Architecture, architecture_of, context_l
 from regrad.models.blocks import Blocks
 from regrad.models.checkpoint import check_finite, load_checkpoint, stored_tensors
 from regrad.models.config import ModelConfig
-from regrad.models.gguf_file import dequantised, gguf_in
 from regrad.models.half_weights import HalfWeights
+from regrad.models.local_files import resolve_path
 from regrad.models.lora import BatchedLora
 from regrad.models.packing import reads_packed_rows
-from regrad.models.paths import place_of
 from regrad.models.placement import connect, fitting
 from regrad.models.precision import require_bf16
 from regrad.models.sharded import gather_in_passes, loading_sharded, whole, whole_shape
 from regrad.models.subspace import Subspace, find_subspace
 from regrad.models.tokens import check_known, has_chat, prompt_ids, token_ids
-from regrad.storage import local_directory
 from regrad.text import in_one_line
 
 logger = logging.getLogger(__name__)
@@ -240,17 +237,6 @@ def load_language_model(
             lm.subspace.modules[-1][0],
         )
     return lm
-
-
-def resolve_path(path: str) -> str:
-    """`package:NAME/PATH`, directory URIs and GGUF files become local directories; a hub name stays as it is.
-
-    Raises `ModelError` for a local path where there is no directory.
-    """
-    place = place_of(path)
-    local = str(local_directory(path)) if "://" in path else place
-    file = gguf_in(Path(local))
-    return local if file is None else str(dequantised(file))
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -14,7 +14,7 @@ from regrad.digests import SHORT, pieces_digest
 from regrad.errors import RebuildError, StorageError
 from regrad.meta_init import CARD as META_INIT_CARD
 from regrad.meta_init import read_card
-from regrad.models.content import model_digest
+from regrad.models.local_files import model_digest
 from regrad.rebuild.versions import OWN
 from regrad.retrieval.base import CARD as INDEX_CARD
 from regrad.retrieval.collection import card_digest

@@ -54,7 +54,7 @@ class CrossEncoder:
         from torch.nn import Identity
         from transformers import AutoConfig
 
-        from regrad.models.loading import resolve_path
+        from regrad.models.local_files import resolve_path
 
         path = resolve_path(settings.model)
         try:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, DPRContextEncoder, DPRQuestionEncoder
 
 from regrad.errors import RetrievalError
-from regrad.models.loading import resolve_path
+from regrad.models.local_files import resolve_path
 
 _DPR = {"DPRContextEncoder": DPRContextEncoder, "DPRQuestionEncoder": DPRQuestionEncoder}
 _NOT_OF_BERT = frozenset({"model_type", "architectures", "projection_dim", "transformers_version", "_name_or_path"})

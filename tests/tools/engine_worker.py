@@ -18,7 +18,8 @@ from regrad.lab.files import lab_tasks
 from regrad.lab.world import Split, World
 from regrad.models.checkpoint import load_checkpoint
 from regrad.models.config import ModelConfig
-from regrad.models.loading import LanguageModel, load_language_model, resolve_path
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.models.local_files import resolve_path
 from regrad.models.sharded import loading_sharded, whole_shape
 from regrad.settings import builtin_config, load_settings
 from regrad.training.meta.collate import collate

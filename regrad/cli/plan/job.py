@@ -23,7 +23,7 @@ from regrad.data.question_sets import read_questions
 from regrad.errors import PlanningError
 from regrad.meta_init import MetaInit, read_card
 from regrad.methods.base import MethodSettings
-from regrad.models.loading import resolve_path
+from regrad.models.local_files import resolve_path
 from regrad.planning.config import MachineConfig, PlanConfig
 from regrad.planning.prediction import Predictor
 from regrad.planning.profile import (

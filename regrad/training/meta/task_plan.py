@@ -22,7 +22,7 @@ from regrad.errors import CorpusError, TokenOutOfVocabulary
 from regrad.models.architectures import architecture_for, context_length
 from regrad.models.checkpoint import load_without_weights
 from regrad.models.config import ModelConfig
-from regrad.models.loading import resolve_path
+from regrad.models.local_files import resolve_path
 from regrad.models.tokens import check_known, prompt_ids_of, token_ids_of
 from regrad.text import counted
 from regrad.training.meta.config import MetaTrainConfig, ShapeConfig

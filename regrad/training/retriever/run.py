@@ -21,8 +21,8 @@ from regrad.data.tasks import read_tasks
 from regrad.digests import json_digest, records_digest
 from regrad.errors import TrainingError
 from regrad.methods.artefact_files import artefact_digests
-from regrad.models.content import model_digest
 from regrad.models.loading import load_language_model
+from regrad.models.local_files import model_digest
 from regrad.retrieval.base import CARD as INDEX_CARD
 from regrad.retrieval.base import IndexCard, Retriever, check_index, kind_of, read_index_card
 from regrad.retrieval.config import EncoderConfig

@@ -13,7 +13,8 @@ from regrad.errors import ModelError, PromptTooLong
 from regrad.inference.decoding import GenerationRequest, decode_all, draws, generate, outcomes, sample
 from regrad.inference.rows import DecodingListener, DecodingRequest, Finished
 from regrad.models.config import ModelConfig
-from regrad.models.loading import LanguageModel, load_language_model, resolve_path
+from regrad.models.loading import LanguageModel, load_language_model
+from regrad.models.local_files import resolve_path
 from tests.tools.reference_decoding import reference_generate
 from tests.tools.refusals import refused
 

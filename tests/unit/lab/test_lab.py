@@ -16,7 +16,8 @@ from regrad.lab.pretraining import measure
 from regrad.lab.sets import LabQuestion
 from regrad.lab.tokenizer import check_single_tokens
 from regrad.lab.world import World
-from regrad.models.loading import LanguageModel, resolve_path
+from regrad.models.loading import LanguageModel
+from regrad.models.local_files import resolve_path
 
 
 def test_the_same_seed_is_the_same_world(world: World) -> None:
